@@ -1,0 +1,364 @@
+//! The nouns: order ids, statuses, orders, and what was observed of their processes.
+//!
+//! Everything is parsed once, at the edge, and is valid from then on. No I/O and no clock live
+//! here. What to do about an order is decided next door, in `decide`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+/// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
+/// and an index entry still fits a database page many times.
+pub const ID_MAX_CHARS: usize = 128;
+
+/// The id of an order: 1 to [`ID_MAX_CHARS`] Unicode scalar values, none of them a control
+/// character, no white space at either end, neither `.` nor `..`. Compared exactly.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct OrderId(Box<str>);
+
+/// Why a text cannot be the id of an order. Its display says what would be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdError {
+    /// There is no character in it.
+    Empty,
+    /// It has more than [`ID_MAX_CHARS`] characters.
+    TooLong,
+    /// It has a control character (Unicode category Cc).
+    Control,
+    /// It begins or ends with white space (Unicode property White_Space).
+    Space,
+    /// It is `.` or `..`, which clients and proxies remove from a path.
+    Dots,
+}
+
+impl fmt::Display for IdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "is empty; it takes 1 to {ID_MAX_CHARS} characters"),
+            Self::TooLong => write!(f, "is longer than {ID_MAX_CHARS} characters"),
+            Self::Control => f.write_str("has a control character; any other character will do"),
+            Self::Space => f.write_str("begins or ends with white space"),
+            Self::Dots => f.write_str("is \".\" or \"..\", which cannot stand in a path"),
+        }
+    }
+}
+
+impl std::error::Error for IdError {}
+
+impl OrderId {
+    /// Checks a text and makes it an id.
+    ///
+    /// # Errors
+    /// The first rule that the text breaks.
+    pub fn new(text: impl Into<Box<str>>) -> Result<Self, IdError> {
+        let text = text.into();
+        if text.is_empty() {
+            return Err(IdError::Empty);
+        }
+        // A scalar value takes at most four bytes: most texts need no count.
+        if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
+            return Err(IdError::TooLong);
+        }
+        if text.chars().any(char::is_control) {
+            return Err(IdError::Control);
+        }
+        if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+            return Err(IdError::Space);
+        }
+        if matches!(&*text, "." | "..") {
+            return Err(IdError::Dots);
+        }
+        Ok(Self(text))
+    }
+
+    /// The id as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for OrderId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+/// A moment: milliseconds since 1970-01-01T00:00:00Z, without leap seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// This moment and a while. Saturates.
+    pub fn after(self, while_: Duration) -> Self {
+        Self(self.0.saturating_add(millis(while_)))
+    }
+
+    /// How long ago `earlier` was; nothing if it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
+    }
+}
+
+fn millis(while_: Duration) -> i64 {
+    i64::try_from(while_.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The status of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Status {
+    /// Accepted; no process is known to exist.
+    Created,
+    /// Its process exists, or existed when the order process service was last asked about it.
+    Processing,
+    /// Its process has succeeded.
+    Fulfilled,
+    /// Its process has failed.
+    Failed,
+}
+
+impl Status {
+    /// Every status, in the order in which an order can reach them.
+    pub const ALL: [Self; 4] = [
+        Self::Created,
+        Self::Processing,
+        Self::Fulfilled,
+        Self::Failed,
+    ];
+
+    /// The word that stands for it in JSON, in queries and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "CREATED",
+            Self::Processing => "PROCESSING",
+            Self::Fulfilled => "FULFILLED",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// Whether nothing more will happen to the order.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Fulfilled | Self::Failed)
+    }
+}
+
+/// A text that is none of the four statuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownStatus(pub String);
+
+impl fmt::Display for UnknownStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} is not a status; the statuses are CREATED, PROCESSING, FULFILLED and FAILED",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for UnknownStatus {}
+
+impl FromStr for Status {
+    type Err = UnknownStatus;
+
+    fn from_str(text: &str) -> Result<Self, UnknownStatus> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| UnknownStatus(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The order becomes FULFILLED.
+    Succeeded,
+    /// The order becomes FAILED.
+    Failed,
+}
+
+impl Outcome {
+    /// The status that it gives to the order.
+    pub const fn status(self) -> Status {
+        match self {
+            Self::Succeeded => Status::Fulfilled,
+            Self::Failed => Status::Failed,
+        }
+    }
+}
+
+/// What the order process service last told of an order's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Observed {
+    /// Nothing: it was not asked, did not answer, or its answer made no sense. Never the same as
+    /// [`Observed::Absent`].
+    Unknown,
+    /// A complete answer did not know the order.
+    Absent,
+    /// The process runs.
+    Running,
+    /// The process has ended well.
+    Succeeded,
+    /// The process has ended badly.
+    Failed,
+    /// The process exists, in a status that is none of the three.
+    Unrecognised,
+}
+
+impl Observed {
+    /// Every observation there is.
+    pub const ALL: [Self; 6] = [
+        Self::Unknown,
+        Self::Absent,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Unrecognised,
+    ];
+
+    /// What a process in the status of this name is observed as.
+    pub fn of_status(word: &str) -> Self {
+        match word {
+            "RUNNING" => Self::Running,
+            "SUCCEEDED" => Self::Succeeded,
+            "FAILED" => Self::Failed,
+            _ => Self::Unrecognised,
+        }
+    }
+}
+
+/// Why an order needs looking at. It stands beside the status and never replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The order process service refuses to start a process for it.
+    StartRefused,
+    /// The order process service gives no usable answer.
+    UpstreamUnreachable,
+    /// Its process has a status that this program does not know.
+    UnknownStatus,
+    /// The order process service has forgotten its process.
+    ProcessLost,
+    /// It was started as often as is allowed.
+    MaxStarts,
+}
+
+impl Reason {
+    /// Every reason there is.
+    pub const ALL: [Self; 5] = [
+        Self::StartRefused,
+        Self::UpstreamUnreachable,
+        Self::UnknownStatus,
+        Self::ProcessLost,
+        Self::MaxStarts,
+    ];
+
+    /// The word that stands for it in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::StartRefused => "start_refused",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UnknownStatus => "unknown_status",
+            Self::ProcessLost => "process_lost",
+            Self::MaxStarts => "max_starts",
+        }
+    }
+
+    /// The reason of this name, if there is one.
+    pub fn from_name(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
+/// That an order needs looking at, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attention {
+    /// Why.
+    pub reason: Reason,
+    /// Since when, without a break.
+    pub since: Timestamp,
+    /// What was seen, in words.
+    pub detail: String,
+    /// When the reconciler tries again, if it does so by itself.
+    pub next_attempt_at: Option<Timestamp>,
+}
+
+/// An order as its readers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Its place in the order of creation: greater than that of every order created before it.
+    pub seq: i64,
+    /// The caller's name for it.
+    pub id: OrderId,
+    /// Where it is.
+    pub status: Status,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When its status last changed.
+    pub updated_at: Timestamp,
+    /// How many starts of a process were sent for it that may have taken effect.
+    pub starts: u32,
+    /// Why it needs looking at; nothing while all is well.
+    pub attention: Option<Attention>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_any_printable_text_of_1_to_128_characters() {
+        let long = "é".repeat(ID_MAX_CHARS);
+        for good in [
+            "a1", "a b", "a/b", "a+b", "\"", "..a", "...", "日本", "🦀", "%2F", "a\u{a0}b", &long,
+        ] {
+            assert_eq!(OrderId::new(good).unwrap().as_str(), good);
+        }
+        for (bad, why) in [
+            ("", IdError::Empty),
+            (&*format!("{long}é"), IdError::TooLong),
+            ("a\0", IdError::Control),
+            ("a\u{85}b", IdError::Control),
+            ("\u{7f}", IdError::Control),
+            (" a", IdError::Space),
+            ("a\u{3000}", IdError::Space),
+            (".", IdError::Dots),
+            ("..", IdError::Dots),
+        ] {
+            assert_eq!(OrderId::new(bad).unwrap_err(), why, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_and_a_reason_are_read_back_from_their_words() {
+        for status in Status::ALL {
+            assert_eq!(status.as_str().parse(), Ok(status));
+        }
+        assert!("created".parse::<Status>().is_err());
+        assert!("".parse::<Status>().is_err());
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_name(reason.as_str()), Some(reason));
+        }
+    }
+}

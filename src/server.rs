@@ -1,0 +1,249 @@
+//! Serves a tower service over HTTP/1.1 so that no client can hold up another, or the shutdown.
+//!
+//! Owns connections and their limits, and nothing else: it does not know what it serves. What is
+//! served is in `api` and in `simulator`.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+/// How long a client may take for the head of a request. It is the idle limit of a kept-alive
+/// connection too, and therefore longer than most clients keep one in their pool.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// The same for a client that came when all places were taken.
+const CROWDED_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a client may leave the answer unread before the connection is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections served at once. Each costs a file descriptor and some 10 KiB.
+const CONNECTIONS_MAX: usize = 2048;
+
+/// Connections above [`CONNECTIONS_MAX`] that are answered once, quickly, and then closed.
+const CROWDED_MAX: usize = 256;
+
+/// The buffer of a connection, and with it the largest head of a request, in bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// The most header fields in a request.
+const HEADERS_MAX: usize = 64;
+
+/// How long requests in flight may take to finish once the program is told to stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Pause after a failed accept, which happens when file descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The situation of a connection, which the served program may answer differently to.
+/// It is in every request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Situation {
+    /// There is a place for it.
+    Normal,
+    /// All places are taken.
+    Crowded,
+    /// The program is about to end.
+    Draining,
+}
+
+/// Opens a listening socket.
+///
+/// # Errors
+/// The address is in use, not this machine's, or not permitted. The error names the address.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::Error::new(error).context(format!(
+            "cannot listen on {address}; --listen takes another address, or port 0 for a free one"
+        ))
+    })
+}
+
+/// Serves until `stop`, then lets requests in flight finish, for [`DRAIN_TIMEOUT`] at most. Until
+/// they have, new connections are answered too, as [`Situation::Draining`].
+pub async fn serve<S, B>(listener: TcpListener, service: S, stop: CancellationToken)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let graceful = GracefulShutdown::new();
+    let places = Places::new();
+    loop {
+        let Some((stream, permit, situation)) = ({
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                next = places.accept(&listener) => Some(next),
+            }
+        }) else {
+            break;
+        };
+        let connection = connection(stream, situation, service.clone());
+        let watched = graceful.watch(connection);
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = watched.await {
+                log::debug!("connection: {error}");
+            }
+        });
+    }
+    let drained = async {
+        tokio::select! {
+            () = graceful.shutdown() => {}
+            () = tokio::time::sleep(DRAIN_TIMEOUT) => {
+                log::warn!("requests were still open after {DRAIN_TIMEOUT:?} and are cut off");
+            }
+        }
+    };
+    tokio::pin!(drained);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut drained => return,
+            (stream, permit, _) = places.accept(&listener) => {
+                let connection = connection(stream, Situation::Draining, service.clone());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let _ = connection.await;
+                });
+            }
+        }
+    }
+}
+
+fn connection<S, B>(
+    stream: TcpStream,
+    situation: Situation,
+    service: S,
+) -> hyper::server::conn::http1::Connection<
+    TokioIo<std::pin::Pin<Box<TimeoutStream<TcpStream>>>>,
+    TowerToHyperService<Situated<S>>,
+>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // Answers are written whole: waiting to fill a segment would only delay them.
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let normal = situation == Situation::Normal;
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(if normal {
+            HEAD_TIMEOUT
+        } else {
+            CROWDED_HEAD_TIMEOUT
+        })
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .keep_alive(normal)
+        .serve_connection(
+            TokioIo::new(Box::pin(stream)),
+            TowerToHyperService::new(Situated {
+                situation,
+                inner: service,
+            }),
+        )
+}
+
+/// The places for connections.
+struct Places {
+    normal: Arc<Semaphore>,
+    crowded: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new() -> Self {
+        Self {
+            normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
+        }
+    }
+
+    /// Waits for a connection that there is a place for; one for which there is none is closed.
+    async fn accept(
+        &self,
+        listener: &TcpListener,
+    ) -> (TcpStream, OwnedSemaphorePermit, Situation) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log::debug!("accept: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            if let Ok(permit) = self.normal.clone().try_acquire_owned() {
+                return (stream, permit, Situation::Normal);
+            }
+            if let Ok(permit) = self.crowded.clone().try_acquire_owned() {
+                return (stream, permit, Situation::Crowded);
+            }
+        }
+    }
+}
+
+/// Puts the connection's situation into each request.
+#[derive(Clone)]
+struct Situated<S> {
+    situation: Situation,
+    inner: S,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Situated<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.situation);
+        self.inner.call(request)
+    }
+}
+
+/// Raises the limit of open files towards what [`CONNECTIONS_MAX`] needs, as far as the system
+/// allows without privileges.
+pub fn raise_file_limit() {
+    let wanted = (CONNECTIONS_MAX + CROWDED_MAX + 256) as u64;
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(limit) if limit < wanted => {
+            log::warn!("only {limit} files may be open at once; {wanted} would be enough for every connection");
+        }
+        Ok(_) => {}
+        Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
+    }
+}
+
+/// A future that never ends early: the type of a stop that is not wanted.
+pub fn never() -> impl Future<Output = ()> {
+    std::future::pending()
+}
