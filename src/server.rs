@@ -4,13 +4,14 @@
 //! served is in `api` and in `simulator`.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -130,14 +131,14 @@ where
     }
 }
 
+/// A client's stream, given up when it does not take its answer.
+type Io = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
+
 fn connection<S, B>(
     stream: TcpStream,
     situation: Situation,
     service: S,
-) -> hyper::server::conn::http1::Connection<
-    TokioIo<std::pin::Pin<Box<TimeoutStream<TcpStream>>>>,
-    TowerToHyperService<Situated<S>>,
->
+) -> http1::Connection<Io, TowerToHyperService<Situated<S>>>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body<Data = Bytes> + 'static,
@@ -148,7 +149,7 @@ where
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let normal = situation == Situation::Normal;
-    hyper::server::conn::http1::Builder::new()
+    http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(if normal {
             HEAD_TIMEOUT
@@ -241,9 +242,4 @@ pub fn raise_file_limit() {
         Ok(_) => {}
         Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
     }
-}
-
-/// A future that never ends early: the type of a stop that is not wanted.
-pub fn never() -> impl Future<Output = ()> {
-    std::future::pending()
 }

@@ -1,0 +1,605 @@
+//! Durable orders, their journal and the reconciler's heartbeat. The only place that knows SQL.
+//!
+//! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
+//! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
+//! reconciler records is in `store/record.rs`. The methods speak of orders, not of SQL.
+
+mod open;
+mod record;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+
+pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
+pub use self::record::{Change, Recorded, Step, Trouble};
+pub use self::writer::Mode;
+use self::writer::Writer;
+use crate::decide::{Intent, OpenOrder, Phase};
+use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
+use crate::pace::Reach;
+
+/// Why the store could not do what it was asked to. By the caller's next move: every one of them
+/// may be tried again, and only after [`StoreError::OutcomeUnknown`] must be looked first.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Too many writes are waiting. Nothing was done.
+    #[error("more writes are waiting than can be done soon")]
+    Overloaded,
+    /// Nothing can be written at present. Nothing was done.
+    #[error("the database cannot be written")]
+    Unwritable(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Nothing can be read at present.
+    #[error("the database cannot be read")]
+    Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The write was begun, and no one can say whether it will take effect.
+    #[error("the database did not answer in time; the write may still take effect")]
+    OutcomeUnknown,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Unreadable(Box::new(error))
+    }
+}
+
+impl From<r2d2::Error> for StoreError {
+    fn from(error: r2d2::Error) -> Self {
+        Self::Unreadable(Box::new(error))
+    }
+}
+
+/// What came of the creation of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Creation {
+    /// It is on disk.
+    Created(Order),
+    /// There was one with this id already.
+    Exists(Order),
+}
+
+/// Which orders to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Those with one of these statuses; nothing means any.
+    pub statuses: Vec<Status>,
+    /// Those that need looking at, or those that do not.
+    pub attention: Option<bool>,
+}
+
+/// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// When the present leader took over.
+    pub leader_since: Option<Timestamp>,
+    /// The end of the last completed pass.
+    pub last_pass_at: Option<Timestamp>,
+    /// When the next pass begins by the schedule.
+    pub next_pass_at: Option<Timestamp>,
+    /// When all open orders were last observed.
+    pub last_seen_at: Option<Timestamp>,
+    /// Whether the upstream answers.
+    pub reach: Reach,
+    /// The length of the upstream's list when it was last read.
+    pub list_entries: Option<u64>,
+}
+
+/// The orders on one file, shared by everything in this process.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    readers: r2d2::Pool<SqliteConnectionManager>,
+    writer: Writer,
+}
+
+/// The columns of an [`Order`], as [`order_of`] reads them.
+const ORDER: &str = "seq, id, status, created_at, updated_at, starts, \
+                     attention, attention_since, attention_detail, next_attempt_at";
+
+/// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
+const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
+                          confirmed_at, attempts, next_attempt_at, attention";
+
+impl Store {
+    /// Opens the database, creates and migrates it where needed, and checks that it is one that
+    /// this program can trust.
+    ///
+    /// # Errors
+    /// Every way in which a database can be unusable, each with one clear line.
+    pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
+        let file = open::prepare(path)?;
+        let readers = open::readers(&file)?;
+        let writer = Writer::start(open::writing_connection(&file)?, file.clone(), mode)
+            .map_err(|error| file.error(error))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path: file.path,
+                readers,
+                writer,
+            }),
+        })
+    }
+
+    /// The absolute path of the database.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Creates an order, durably.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn create(&self, id: OrderId, now: Timestamp) -> Result<Creation, StoreError> {
+        self.inner.writer.write(move |db| create(db, &id, now)).await
+    }
+
+    /// The order with this id.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
+        self.read(|db| order_by_id(db, id))
+    }
+
+    /// The place of the newest order in the order of creation; 0 if there is none.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn newest_seq(&self) -> Result<i64, StoreError> {
+        self.read(newest_seq)
+    }
+
+    /// At most `limit` orders after the place `after` and up to the place `last`, in the order of
+    /// creation.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn page(
+        &self,
+        filter: &Filter,
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<Order>, StoreError> {
+        self.read(|db| {
+            let unreachable = unreachable(db)?;
+            let Some(sql) = page_sql(filter, unreachable.is_some()) else {
+                return Ok(Vec::new());
+            };
+            db.prepare_cached(&sql)?
+                .query_map(params![after, last, limit as i64], |row| {
+                    order_of(row, unreachable.as_ref())
+                })?
+                .collect()
+        })
+    }
+
+    /// How many orders there are in each status.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
+        self.read(|db| {
+            let mut counts = Vec::new();
+            for status in Status::ALL {
+                let count = db
+                    .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
+                    .query_row([status.as_str()], |row| row.get::<_, i64>(0))?;
+                counts.push((status, count.unsigned_abs()));
+            }
+            Ok(counts)
+        })
+    }
+
+    /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
+    /// outcome. Oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn watched(&self) -> Result<Vec<OpenOrder>, StoreError> {
+        self.read(|db| {
+            let sql = format!(
+                "SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' \
+                 UNION ALL \
+                 SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
+                 WHERE intent_at IS NOT NULL \
+                 ORDER BY seq"
+            );
+            collect_open(db.prepare_cached(&sql)?, params![])
+        })
+    }
+
+    /// At most `limit` orders after the place `after` that have neither a process nor a start of
+    /// unknown outcome and may be started now. Oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn startable(
+        &self,
+        now: Timestamp,
+        max_starts: u32,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenOrder>, StoreError> {
+        self.read(|db| {
+            let sql = format!(
+                "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
+                 WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL AND starts < ?2 \
+                 AND (next_attempt_at IS NULL OR next_attempt_at <= ?3 OR next_attempt_at > ?4) \
+                 ORDER BY seq LIMIT ?5"
+            );
+            let clock_set_back = now.after(crate::pace::BACKOFF_MAX);
+            collect_open(
+                db.prepare_cached(&sql)?,
+                params![after, max_starts, now.0, clock_set_back.0, limit as i64],
+            )
+        })
+    }
+
+    /// Records what the reconciler did and saw, in one transaction. A change of an order that is
+    /// not any more as it was read changes nothing.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn record(
+        &self,
+        mut changes: Vec<Change>,
+        now: Timestamp,
+    ) -> Result<Recorded, StoreError> {
+        // Key order: neighbours share pages. Stable, so that an adoption stays before its outcome.
+        changes.sort_by_key(|change| change.seq);
+        self.inner
+            .writer
+            .write(move |db| record::record(db, &changes, now))
+            .await
+    }
+
+    /// What the reconciler last told of itself.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn heartbeat(&self) -> Result<Heartbeat, StoreError> {
+        self.read(heartbeat)
+    }
+
+    /// Replaces what the reconciler tells of itself.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn write_heartbeat(&self, heartbeat: Heartbeat) -> Result<(), StoreError> {
+        self.inner
+            .writer
+            .write(move |db| write_heartbeat(db, &heartbeat))
+            .await
+    }
+
+    /// Finds out whether orders can be written, by writing.
+    ///
+    /// # Errors
+    /// They cannot.
+    pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.inner
+            .writer
+            .write(move |db| {
+                db.prepare_cached("INSERT OR REPLACE INTO write_probe (id, at) VALUES (1, ?1)")?
+                    .execute([now.0])
+                    .map(drop)
+            })
+            .await
+    }
+
+    /// Something that notices orders created by any process.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn watch(&self) -> Result<Watch, StoreError> {
+        let db = self.inner.readers.get()?;
+        let mut watch = Watch {
+            db,
+            version: 0,
+            newest: 0,
+        };
+        watch.has_new_order()?;
+        Ok(watch)
+    }
+
+    fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let db = self.inner.readers.get()?;
+        Ok(query(&db)?)
+    }
+}
+
+/// Notices orders created by any process, at the cost of a glance at shared memory.
+pub struct Watch {
+    db: r2d2::PooledConnection<SqliteConnectionManager>,
+    version: i64,
+    newest: i64,
+}
+
+impl Watch {
+    /// Whether an order was created since this was last asked.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn has_new_order(&mut self) -> Result<bool, StoreError> {
+        let version = self
+            .db
+            .prepare_cached("PRAGMA data_version")?
+            .query_row([], |row| row.get(0))?;
+        if version == self.version {
+            return Ok(false);
+        }
+        self.version = version;
+        let newest = newest_seq(&self.db)?;
+        let is_new = newest > self.newest;
+        self.newest = newest;
+        Ok(is_new)
+    }
+}
+
+fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Creation> {
+    let created = db
+        .prepare_cached(
+            "INSERT INTO orders (id, status, created_at, updated_at) \
+             VALUES (?1, 'CREATED', ?2, ?2) ON CONFLICT (id) DO NOTHING",
+        )?
+        .execute(params![id.as_str(), now.0])?;
+    if created == 0 {
+        let order = order_by_id(db, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        return Ok(Creation::Exists(order));
+    }
+    let seq = db.last_insert_rowid();
+    record::journal(db, seq, "created", now)?;
+    Ok(Creation::Created(Order {
+        seq,
+        id: id.clone(),
+        status: Status::Created,
+        created_at: now,
+        updated_at: now,
+        starts: 0,
+        // A fact of all open orders; the next reader of this one will see it.
+        attention: None,
+    }))
+}
+
+fn order_by_id(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Order>> {
+    let unreachable = unreachable(db)?;
+    db.prepare_cached(&format!("SELECT {ORDER} FROM orders WHERE id = ?1"))?
+        .query_row([id.as_str()], |row| order_of(row, unreachable.as_ref()))
+        .optional()
+}
+
+fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached("SELECT coalesce(max(seq), 0) FROM orders")?
+        .query_row([], |row| row.get(0))
+}
+
+/// The query for a page; nothing if no order can be on it.
+fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
+    let mut statuses = if filter.statuses.is_empty() {
+        Status::ALL.to_vec()
+    } else {
+        filter.statuses.clone()
+    };
+    statuses.sort_unstable();
+    statuses.dedup();
+    let mut source = "orders";
+    let mut condition = "";
+    match filter.attention {
+        None => {}
+        // While the upstream is down, every open order needs looking at, and no other.
+        Some(attention) if upstream_is_down => {
+            statuses.retain(|status| status.is_settled() != attention);
+        }
+        Some(true) => {
+            source = "orders INDEXED BY orders_with_attention";
+            condition = " AND attention IS NOT NULL";
+        }
+        Some(false) => condition = " AND attention IS NULL",
+    }
+    let range = "seq > ?1 AND seq <= ?2";
+    if statuses.is_empty() {
+        return None;
+    }
+    if statuses.len() == Status::ALL.len() || filter.attention == Some(true) && !upstream_is_down {
+        let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
+        let of_status = if statuses.len() == Status::ALL.len() {
+            String::new()
+        } else {
+            format!(" AND status IN ({})", words.join(", "))
+        };
+        return Some(format!(
+            "SELECT {ORDER} FROM {source} WHERE {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
+        ));
+    }
+    // One range of the index for each status, merged as they are read.
+    let selects: Vec<_> = statuses
+        .iter()
+        .map(|status| {
+            format!(
+                "SELECT {ORDER} FROM orders INDEXED BY orders_by_status \
+                 WHERE status = '{status}' AND {range}{condition}"
+            )
+        })
+        .collect();
+    Some(format!(
+        "{} ORDER BY seq LIMIT ?3",
+        selects.join(" UNION ALL ")
+    ))
+}
+
+/// The upstream's absence as an order's readers see it.
+struct Unreachable {
+    since: Timestamp,
+    detail: String,
+    next_pass_at: Option<Timestamp>,
+}
+
+fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachable>> {
+    db.prepare_cached(
+        "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
+         WHERE upstream = 'down'",
+    )?
+    .query_row([], |row| {
+        Ok(Unreachable {
+            since: Timestamp(row.get(0)?),
+            detail: row.get(1)?,
+            next_pass_at: row.get::<_, Option<i64>>(2)?.map(Timestamp),
+        })
+    })
+    .optional()
+}
+
+fn order_of(row: &Row<'_>, unreachable: Option<&Unreachable>) -> rusqlite::Result<Order> {
+    let status = status_of(row, 2)?;
+    let created_at = Timestamp(row.get(3)?);
+    let attention = match reason_of(row, 6)? {
+        Some(reason) => Some(Attention {
+            reason,
+            since: Timestamp(row.get(7)?),
+            detail: row.get(8)?,
+            next_attempt_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
+        }),
+        None => unreachable
+            .filter(|_| !status.is_settled())
+            .map(|unreachable| Attention {
+                reason: Reason::UpstreamUnreachable,
+                since: unreachable.since.max(created_at),
+                detail: unreachable.detail.clone(),
+                next_attempt_at: unreachable.next_pass_at,
+            }),
+    };
+    Ok(Order {
+        seq: row.get(0)?,
+        id: id_of(row, 1)?,
+        status,
+        created_at,
+        updated_at: Timestamp(row.get(4)?),
+        starts: row.get(5)?,
+        attention,
+    })
+}
+
+fn collect_open(
+    mut query: CachedStatement<'_>,
+    params: impl rusqlite::Params,
+) -> rusqlite::Result<Vec<OpenOrder>> {
+    query.query_map(params, open_order_of)?.collect()
+}
+
+fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
+    let time = |column| -> rusqlite::Result<Option<Timestamp>> {
+        Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
+    };
+    let phase = match time(7)? {
+        Some(confirmed_at) => Phase::Processing { confirmed_at },
+        None => Phase::Created {
+            intent: match time(4)? {
+                None => None,
+                Some(written_at) => Some(Intent {
+                    written_at,
+                    given_up_at: time(5)?,
+                    answer: row.get(6)?,
+                }),
+            },
+        },
+    };
+    Ok(OpenOrder {
+        seq: row.get(0)?,
+        id: id_of(row, 1)?,
+        phase,
+        starts: row.get(3)?,
+        attempts: row.get(8)?,
+        next_attempt_at: time(9)?,
+        attention: reason_of(row, 10)?,
+    })
+}
+
+fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<OrderId> {
+    let text = row.get_ref(column)?.as_str()?;
+    OrderId::new(text).map_err(|error| impossible(column, error))
+}
+
+fn status_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Status> {
+    let word = row.get_ref(column)?.as_str()?;
+    word.parse().map_err(|error| impossible(column, error))
+}
+
+fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Reason>> {
+    Ok(row
+        .get_ref(column)?
+        .as_str_or_null()?
+        .and_then(Reason::from_name))
+}
+
+/// A value that the schema's CHECKs refuse, or that someone else wrote.
+fn impossible(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}
+
+fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
+    db.prepare_cached(
+        "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
+         upstream, upstream_since, upstream_detail, list_entries FROM heartbeat",
+    )?
+    .query_row([], |row| {
+        let time = |column| -> rusqlite::Result<Option<Timestamp>> {
+            Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
+        };
+        let reach = match (row.get_ref(4)?.as_str()?, time(5)?) {
+            ("up", Some(since)) => Reach::Up { since },
+            ("down", Some(since)) => Reach::Down {
+                since,
+                detail: row.get(6)?,
+            },
+            _ => Reach::Unknown,
+        };
+        Ok(Heartbeat {
+            leader_since: time(0)?,
+            last_pass_at: time(1)?,
+            next_pass_at: time(2)?,
+            last_seen_at: time(3)?,
+            reach,
+            list_entries: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
+        })
+    })
+}
+
+fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlite::Result<()> {
+    let (upstream, since, detail) = match &heartbeat.reach {
+        Reach::Unknown => ("unknown", None, None),
+        Reach::Up { since } => ("up", Some(since.0), None),
+        Reach::Down { since, detail } => ("down", Some(since.0), Some(detail)),
+    };
+    db.prepare_cached(
+        "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
+         last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
+         list_entries = ?8",
+    )?
+    .execute(params![
+        heartbeat.leader_since.map(|t| t.0),
+        heartbeat.last_pass_at.map(|t| t.0),
+        heartbeat.next_pass_at.map(|t| t.0),
+        heartbeat.last_seen_at.map(|t| t.0),
+        upstream,
+        since,
+        detail,
+        heartbeat
+            .list_entries
+            .map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
+    ])
+    .map(drop)
+}

@@ -1,0 +1,485 @@
+//! How a database file is named, created, migrated, checked and locked.
+//!
+//! Every way in which it can be unusable ends here in one line that says what to do. Reading and
+//! writing are elsewhere in `store`.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite_migration::{M, Migrations};
+
+/// The migrations, oldest first. One that was released is never changed.
+const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("../../sql/001_orders.sql"))];
+
+/// The `application_id` of our files: "OrdS".
+const APPLICATION_ID: i32 = 0x4f72_6453;
+
+/// How long another program may hold the database while this one starts.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a lock that is held is tried again while this program starts.
+const START_RETRY: Duration = Duration::from_millis(10);
+
+/// Page cache of the writing connection, in KiB: the inner pages of a million orders' indexes.
+const WRITER_CACHE_KIB: i64 = 64 * 1024;
+
+/// Page cache of a reading connection, in KiB. There are several of them.
+const READER_CACHE_KIB: i64 = 2 * 1024;
+
+/// Statements that a connection keeps prepared. More than there are different ones.
+const STATEMENTS_KEPT: usize = 64;
+
+/// Where the database is: `sqlite:FILE`, or a bare path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabasePath(PathBuf);
+
+/// A text that names no SQLite file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabasePathError {
+    /// There is nothing in it.
+    #[error("the path is empty; write sqlite:FILE or a path, such as sqlite:orders.db")]
+    Empty,
+    /// Nothing would be kept.
+    #[error("an in-memory database would lose every order; write the path of a file")]
+    Memory,
+    /// It has the scheme of something else.
+    #[error("{0:?} is not a database this program can use; write sqlite:FILE or a path")]
+    Scheme(String),
+    /// It has parameters.
+    #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
+    Parameters,
+}
+
+impl FromStr for DatabasePath {
+    type Err = DatabasePathError;
+
+    fn from_str(text: &str) -> Result<Self, DatabasePathError> {
+        let path = match text.split_once(':') {
+            Some(("sqlite", rest)) => {
+                if rest.contains('?') {
+                    return Err(DatabasePathError::Parameters);
+                }
+                // sqlite:///a/b is an absolute path, sqlite://a a relative one, as elsewhere.
+                rest.strip_prefix("//").unwrap_or(rest)
+            }
+            Some((scheme, _)) if is_scheme(scheme) => {
+                return Err(DatabasePathError::Scheme(format!("{scheme}:")));
+            }
+            _ => text,
+        };
+        match path {
+            "" => Err(DatabasePathError::Empty),
+            ":memory:" => Err(DatabasePathError::Memory),
+            path => Ok(Self(PathBuf::from(path))),
+        }
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+}
+
+impl From<PathBuf> for DatabasePath {
+    fn from(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
+/// Why a database cannot be used. One line, with the path and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder is not there, or is not one.
+    #[error("{path}: the folder {folder} cannot be used: {source}", path = .path.display(), folder = .folder.display())]
+    Folder {
+        /// The database.
+        path: PathBuf,
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path leads to something that is not a file.
+    #[error("{}: is not a file", .0.display())]
+    NotAFile(PathBuf),
+    /// A file beside the database that keeps its users apart cannot be made.
+    #[error("{path}: cannot be written: the lock file beside it cannot be used: {source}", path = .path.display())]
+    LockFile {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Someone has held it for too long.
+    #[error("{}: is locked by another program, for {START_TIMEOUT:?} at least; end that program, or wait for it, and start again", .0.display())]
+    Locked(PathBuf),
+    /// It is some other file.
+    #[error("{}: is not an SQLite database; name another file", .0.display())]
+    NotADatabase(PathBuf),
+    /// It belongs to some other program.
+    #[error("{}: is the SQLite database of another program; name another file", .0.display())]
+    Foreign(PathBuf),
+    /// A newer version of this program has migrated it.
+    #[error("{}: was written by a newer version of this program; use that one, or a backup from before", .0.display())]
+    Newer(PathBuf),
+    /// It may be read, but not written.
+    #[error("{}: cannot be written; check the permissions of the file and of its folder", .0.display())]
+    ReadOnly(PathBuf),
+    /// The disk is full.
+    #[error("{}: the disk is full", .0.display())]
+    Full(PathBuf),
+    /// A pragma did not take effect.
+    #[error("{path}: SQLite has {pragma} = {found} where {wanted} is needed; is the file system a network one?", path = .path.display())]
+    Pragma {
+        /// The database.
+        path: PathBuf,
+        /// The pragma.
+        pragma: &'static str,
+        /// What it reads back as.
+        found: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// Anything else that SQLite says.
+    #[error("{path}: cannot be used: {source}", path = .path.display())]
+    Other {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// An existing database file: its path, and which file that was when it was opened.
+#[derive(Clone, Debug)]
+pub(super) struct OpenedFile {
+    pub path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// The path of the database no longer leads to the file that was opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is no longer the file that was opened; put it back, or restart the program", .0.display())]
+pub(super) struct Moved(PathBuf);
+
+impl OpenedFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let metadata = fs::metadata(&path)?;
+        Ok(Self {
+            path,
+            identity: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Whether the path still leads to the file that was opened.
+    pub fn check(&self) -> Result<(), Moved> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
+            _ => Err(Moved(self.path.clone())),
+        }
+    }
+
+    /// The path of a file beside the database.
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        beside(&self.path, suffix)
+    }
+
+    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+        open_error(&self.path, error.into())
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Puts what SQLite says into an operator's words.
+fn open_error(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> OpenError {
+    let path = path.to_owned();
+    let code = source
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    match code {
+        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase(path),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked(path),
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            OpenError::ReadOnly(path)
+        }
+        Some(ErrorCode::DiskFull) => OpenError::Full(path),
+        _ => OpenError::Other { path, source },
+    }
+}
+
+/// Opens a lock file beside the database, and creates it if need be.
+pub(super) fn lock_file(path: &Path) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|source| OpenError::LockFile {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Finds the file, creates it if need be, and brings it up to date. Safe to do at the same moment
+/// in several processes.
+pub(super) fn prepare(path: &DatabasePath) -> Result<OpenedFile, OpenError> {
+    let path = absolute(&path.0)?;
+    if path.exists() && !path.is_file() {
+        return Err(OpenError::NotAFile(path));
+    }
+    // Neither the change to WAL mode nor the migration library waits for others.
+    let lock_path = beside(&path, WRITE_LOCK);
+    let lock = lock_file(&lock_path)?;
+    lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
+        TryLockError::WouldBlock => OpenError::Locked(path.clone()),
+        TryLockError::Error(source) => OpenError::LockFile {
+            path: lock_path,
+            source,
+        },
+    })?;
+    let is_new = !path.exists();
+    migrate(&path).map_err(|error| match error {
+        Unmigrated::Refused(error) => error,
+        Unmigrated::Sqlite(error) => open_error(&path, Box::new(error)),
+    })?;
+    if is_new {
+        log::warn!("created the database {}", path.display());
+    } else {
+        log::info!("using the database {}", path.display());
+    }
+    OpenedFile::new(path.clone()).map_err(|error| open_error(&path, Box::new(error)))
+}
+
+/// The lock that a process holds while it writes, and while it sets up the file.
+pub(super) const WRITE_LOCK: &str = "-write";
+
+fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+    // A symbolic link is followed, so that all its users meet at the same lock files.
+    if let Ok(path) = path.canonicalize() {
+        return Ok(path);
+    }
+    let Some(name) = path.file_name() else {
+        return Err(OpenError::NotAFile(path.to_owned()));
+    };
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match folder.canonicalize() {
+        Ok(folder) => Ok(folder.join(name)),
+        Err(source) => Err(OpenError::Folder {
+            path: path.to_owned(),
+            folder: folder.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(START_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+enum Unmigrated {
+    Refused(OpenError),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unmigrated {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn migrate(path: &Path) -> Result<(), Unmigrated> {
+    let mut db = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+    )?;
+    let application_id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application_id != APPLICATION_ID && (application_id != 0 || tables > 0) {
+        return Err(Unmigrated::Refused(OpenError::Foreign(path.to_owned())));
+    }
+    pragmas(&db, path)?;
+    let migrations = Migrations::from_slice(MIGRATIONS);
+    migrations.to_latest(&mut db).map_err(|error| match error {
+        rusqlite_migration::Error::MigrationDefinition(
+            rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead,
+        )
+        | rusqlite_migration::Error::InvalidUserVersion => {
+            Unmigrated::Refused(OpenError::Newer(path.to_owned()))
+        }
+        rusqlite_migration::Error::RusqliteError { err, .. } => Unmigrated::Sqlite(err),
+        other => Unmigrated::Refused(OpenError::Other {
+            path: path.to_owned(),
+            source: Box::new(other),
+        }),
+    })?;
+    // A file that may only be read is found out now and not by the first order.
+    db.execute_batch("BEGIN IMMEDIATE; DELETE FROM write_probe; COMMIT")?;
+    Ok(())
+}
+
+/// Sets the pragmas that durability rests on, and reads them back.
+fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
+    // A file that is held by someone who does not know our locks is waited for here.
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mode: String = loop {
+        match db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                std::thread::sleep(START_RETRY);
+            }
+            result => break result?,
+        }
+    };
+    let check = |pragma, found: String, wanted| {
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(Unmigrated::Refused(OpenError::Pragma {
+                path: path.to_owned(),
+                pragma,
+                found,
+                wanted,
+            }))
+        }
+    };
+    check("journal_mode", mode, "wal")?;
+    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
+    let read = |pragma| {
+        db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
+            .map(|value| value.to_string())
+    };
+    // 2 is FULL.
+    check("synchronous", read("synchronous")?, "2")?;
+    check("foreign_keys", read("foreign_keys")?, "1")
+}
+
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+/// A connection for the writer, on the file that was prepared.
+pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
+    let db = Connection::open_with_flags(&file.path, existing())
+        .map_err(|error| file.error(error))?;
+    pragmas(&db, &file.path).map_err(|error| match error {
+        Unmigrated::Refused(error) => error,
+        Unmigrated::Sqlite(error) => file.error(error),
+    })?;
+    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
+        .map_err(|error| file.error(error))?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    file.check().map_err(|error| file.error(error))?;
+    Ok(db)
+}
+
+/// The pool of reading connections. All are opened now and none is ever replaced, so that none
+/// can come to belong to another file.
+pub(super) fn readers(
+    file: &OpenedFile,
+) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
+    let manager = SqliteConnectionManager::file(&file.path)
+        .with_flags(existing())
+        .with_init(|db| {
+            db.pragma_update(None, "query_only", true)?;
+            db.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+            db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+            Ok(())
+        });
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    r2d2::Pool::builder()
+        .max_size(u32::try_from(2 * cores + 2).unwrap_or(u32::MAX))
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .test_on_check_out(false)
+        .connection_timeout(START_TIMEOUT)
+        .build(manager)
+        .map_err(|error| file.error(error))
+}
+
+/// To open a file, never to create one. A connection is used by one thread at a time.
+fn existing() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+/// The right to be the one reconciler on a database. The operating system takes it back when the
+/// process ends, however that happens.
+#[derive(Debug)]
+pub struct LeaderLock {
+    _file: File,
+}
+
+impl LeaderLock {
+    /// Takes the lead on the database at `path`, if no one else has it.
+    ///
+    /// # Errors
+    /// The lock file beside the database cannot be used.
+    pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
+        let lock_path = beside(path, "-leader");
+        let file = lock_file(&lock_path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(OpenError::LockFile {
+                path: lock_path,
+                source,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_by_a_url_or_a_path_and_anything_else_is_refused() {
+        for (text, path) in [
+            ("sqlite:orders.db", "orders.db"),
+            ("sqlite:/var/lib/o.db", "/var/lib/o.db"),
+            ("sqlite:///var/lib/o.db", "/var/lib/o.db"),
+            ("sqlite://o.db", "o.db"),
+            ("o.db", "o.db"),
+            ("./a:b.db", "./a:b.db"),
+            ("what?.db", "what?.db"),
+        ] {
+            assert_eq!(text.parse(), Ok(DatabasePath(path.into())), "{text}");
+        }
+        for text in [
+            "",
+            "sqlite:",
+            "sqlite::memory:",
+            ":memory:",
+            "postgres://localhost/orders",
+            "file:o.db",
+            "sqlite:o.db?mode=ro",
+        ] {
+            assert!(text.parse::<DatabasePath>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What the reconciler records about orders: each step one conditional change, with its journal
+//! entry in the same transaction.
+//!
+//! A change names the state that it was decided on; if the order has moved on since, nothing
+//! happens, and that is counted rather than an error.
+
+use rusqlite::{Connection, params};
+
+use crate::order::{Outcome, Reason, Timestamp};
+
+/// A step of one order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The order's place in the order of creation.
+    pub seq: i64,
+    /// What happened to it.
+    pub step: Step,
+}
+
+/// What happened to an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A start is about to be sent. It takes the place of an earlier one that is known to have
+    /// come to nothing, `previous`; if that one never got an answer, it counts as a start.
+    Intended {
+        /// When the earlier intent was written.
+        previous: Option<Timestamp>,
+    },
+    /// The intended start was accepted.
+    Started,
+    /// The intended start cannot have reached the upstream.
+    Withdrawn,
+    /// The answer to the intended start was given up, or told of trouble.
+    GivenUp {
+        /// The HTTP status of the answer, if there was one.
+        answer: Option<u16>,
+        /// What to show, and when to try again.
+        trouble: Trouble,
+    },
+    /// A process was seen.
+    Adopted,
+    /// A process was seen to have ended.
+    Settled(Outcome),
+    /// The order needs looking at. An intent, if it had one, is known to have come to nothing.
+    Flagged(Trouble),
+    /// A look at the order failed; all else about it stays as it is.
+    Delayed(Trouble),
+    /// All is well again.
+    Cleared,
+}
+
+/// Why an order needs looking at, and when it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Why.
+    pub reason: Reason,
+    /// What was seen, in words.
+    pub detail: String,
+    /// When to try again.
+    pub next_attempt_at: Timestamp,
+}
+
+/// How many changes took effect, and how many found that the order had moved on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Took effect.
+    pub changed: usize,
+    /// Found the order in another state.
+    pub overtaken: usize,
+}
+
+pub(super) fn record(
+    db: &Connection,
+    changes: &[Change],
+    now: Timestamp,
+) -> rusqlite::Result<Recorded> {
+    let mut recorded = Recorded::default();
+    for Change { seq, step } in changes {
+        let (changed, reason) = match step {
+            Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
+            Step::Started => (to_processing(db, *seq, now)?, Some("started")),
+            Step::Adopted => (to_processing(db, *seq, now)?, Some("adopted")),
+            Step::Withdrawn => (withdraw(db, *seq)?, None),
+            Step::GivenUp { answer, trouble } => (give_up(db, *seq, *answer, trouble, now)?, None),
+            Step::Settled(outcome) => {
+                let reason = match outcome {
+                    Outcome::Succeeded => "succeeded",
+                    Outcome::Failed => "failed",
+                };
+                (settle(db, *seq, *outcome, now)?, Some(reason))
+            }
+            Step::Flagged(trouble) => (flag(db, *seq, trouble, now)?, None),
+            Step::Delayed(trouble) => (delay(db, *seq, trouble, now)?, None),
+            Step::Cleared => (clear(db, *seq)?, None),
+        };
+        if changed {
+            recorded.changed += 1;
+            if let Some(reason) = reason {
+                journal(db, *seq, reason, now)?;
+            }
+        } else {
+            recorded.overtaken += 1;
+        }
+    }
+    Ok(recorded)
+}
+
+/// Appends to the journal.
+pub(super) fn journal(
+    db: &Connection,
+    order_seq: i64,
+    reason: &str,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)")?
+        .execute(params![order_seq, now.0, reason])
+        .map(drop)
+}
+
+fn intend(
+    db: &Connection,
+    seq: i64,
+    previous: Option<Timestamp>,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET \
+             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+             intent_at = ?2, given_up_at = NULL, start_answer = NULL \
+         WHERE seq = ?1 AND status = 'CREATED' AND intent_at IS ?3",
+        params![seq, now.0, previous.map(|at| at.0)],
+    )
+}
+
+/// A start of ours that has an intent counts as a start; a process that came from elsewhere does
+/// not.
+fn to_processing(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET status = 'PROCESSING', updated_at = max(updated_at, ?2), \
+             starts = starts + (intent_at IS NOT NULL), \
+             intent_at = NULL, given_up_at = NULL, start_answer = NULL, confirmed_at = ?2, \
+             attempts = 0, next_attempt_at = NULL, \
+             attention = NULL, attention_since = NULL, attention_detail = NULL \
+         WHERE seq = ?1 AND status = 'CREATED'",
+        params![seq, now.0],
+    )
+}
+
+fn settle(db: &Connection, seq: i64, outcome: Outcome, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), confirmed_at = NULL, \
+             attempts = 0, next_attempt_at = NULL, \
+             attention = NULL, attention_since = NULL, attention_detail = NULL \
+         WHERE seq = ?1 AND status = 'PROCESSING'",
+        params![seq, now.0, outcome.status().as_str()],
+    )
+}
+
+fn withdraw(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET intent_at = NULL \
+         WHERE seq = ?1 AND intent_at IS NOT NULL AND given_up_at IS NULL",
+        params![seq],
+    )
+}
+
+fn give_up(
+    db: &Connection,
+    seq: i64,
+    answer: Option<u16>,
+    trouble: &Trouble,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET given_up_at = ?2, start_answer = ?6, \
+             attempts = attempts + 1, next_attempt_at = ?3, \
+             attention_since = iif(attention IS ?4, attention_since, ?2), \
+             attention = ?4, attention_detail = ?5 \
+         WHERE seq = ?1 AND intent_at IS NOT NULL AND given_up_at IS NULL",
+        params![
+            seq,
+            now.0,
+            trouble.next_attempt_at.0,
+            trouble.reason.as_str(),
+            trouble.detail,
+            answer
+        ],
+    )
+}
+
+fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET \
+             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL AND ?4 <> 'start_refused'), \
+             intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
+             attempts = attempts + 1, next_attempt_at = ?3, \
+             attention_since = iif(attention IS ?4, attention_since, ?2), \
+             attention = ?4, attention_detail = ?5 \
+         WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')",
+        params![
+            seq,
+            now.0,
+            trouble.next_attempt_at.0,
+            trouble.reason.as_str(),
+            trouble.detail
+        ],
+    )
+}
+
+fn delay(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET attempts = attempts + 1, next_attempt_at = ?3, \
+             attention_since = iif(attention IS ?4, attention_since, ?2), \
+             attention = ?4, attention_detail = ?5 \
+         WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')",
+        params![
+            seq,
+            now.0,
+            trouble.next_attempt_at.0,
+            trouble.reason.as_str(),
+            trouble.detail
+        ],
+    )
+}
+
+fn clear(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET attempts = 0, next_attempt_at = NULL, \
+             attention = NULL, attention_since = NULL, attention_detail = NULL \
+         WHERE seq = ?1 AND status = 'PROCESSING'",
+        params![seq],
+    )
+}
+
+/// Whether the statement found its order as it expected it.
+fn change(db: &Connection, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<bool> {
+    Ok(db.prepare_cached(sql)?.execute(params)? > 0)
+}

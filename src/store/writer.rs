@@ -1,0 +1,349 @@
+//! The one writer of a process: a queue, a thread, and many writes in one commit.
+//!
+//! A commit costs a disk flush whatever is in it, so everything that waits goes into the next one.
+//! Processes take turns through two advisory locks beside the database, because SQLite's own
+//! busy handler sleeps and can starve one of them. What the writes do is their own business.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::StoreError;
+use super::open::{OpenedFile, WRITE_LOCK, lock_file};
+
+/// Writes that may wait. At the speed of a slow disk this is about a second of work.
+const QUEUE_MAX: usize = 4096;
+
+/// Writes that share a commit at most. More gains nothing and makes the first of them wait.
+const BATCH_MAX: usize = 256;
+
+/// How long a write may wait for its turn before it is taken back.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long a write that has begun may take before its outcome is called unknown.
+const COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// The write-ahead log is folded back into the database when it has grown to this many bytes.
+/// SQLite does so by itself from 4 MiB on, but not while readers keep overlapping.
+const WAL_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// How long the folding back may wait for readers. They are in the middle of a page.
+const FOLD_WAIT: Duration = Duration::from_millis(50);
+
+/// How long to wait for someone who writes without knowing our locks.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where writes are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// On a thread of their own, many in one commit.
+    Threaded,
+    /// At once, on the caller's thread, each in a commit of its own: for runs that must be
+    /// repeatable.
+    Inline,
+}
+
+pub(super) struct Writer(Place);
+
+enum Place {
+    Threaded(mpsc::Sender<Box<dyn Write>>),
+    Inline(Mutex<Connected>),
+}
+
+/// A write, with its caller waiting.
+trait Write: Send {
+    /// Whether the caller still waits. From then on it waits to the end.
+    fn claim(&self) -> bool;
+    /// Carries it out, inside a transaction. May be called again after a rollback.
+    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()>;
+    /// Tells the caller that it is on disk, or why it is not.
+    fn finish(self: Box<Self>, result: Result<(), StoreError>);
+}
+
+struct Pending<T, F> {
+    run: F,
+    result: Option<T>,
+    claimed: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pending<T, F> {
+    fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()> {
+        self.result = Some((self.run)(db)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, result: Result<(), StoreError>) {
+        let outcome = match (result, self.result) {
+            (Ok(()), Some(value)) => Ok(value),
+            (Ok(()), None) => Err(StoreError::OutcomeUnknown),
+            (Err(error), _) => Err(error),
+        };
+        // A caller that has gone away wants no answer.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+impl Writer {
+    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> std::io::Result<Self> {
+        let lock = |suffix| lock_file(&file.beside(suffix)).map_err(std::io::Error::other);
+        let mut connected = Connected {
+            turn: lock("-turn")?,
+            write: lock(WRITE_LOCK)?,
+            db,
+            file,
+            trouble: None,
+        };
+        if mode == Mode::Inline {
+            return Ok(Self(Place::Inline(Mutex::new(connected))));
+        }
+        let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || {
+                while let Some(first) = waiting.blocking_recv() {
+                    connected.commit(first, &mut waiting);
+                }
+            })?;
+        Ok(Self(Place::Threaded(queue)))
+    }
+
+    /// Has `run` carried out inside a transaction, and returns when that is on disk.
+    pub async fn write<T, F>(&self, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, mut answer) = oneshot::channel();
+        let claimed = Arc::new(AtomicBool::new(false));
+        let pending = Box::new(Pending {
+            run,
+            result: None,
+            claimed: claimed.clone(),
+            reply,
+        });
+        let queue = match &self.0 {
+            Place::Threaded(queue) => queue,
+            Place::Inline(connected) => {
+                let mut connected = connected.lock().unwrap_or_else(PoisonError::into_inner);
+                let (_, mut nothing) = mpsc::channel(1);
+                connected.commit(pending, &mut nothing);
+                return answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown));
+            }
+        };
+        queue
+            .try_send(pending)
+            .map_err(|_| StoreError::Overloaded)?;
+        if let Ok(result) = tokio::time::timeout(WAIT_MAX, &mut answer).await {
+            return result.unwrap_or(Err(StoreError::OutcomeUnknown));
+        }
+        if !claimed.swap(true, Ordering::AcqRel) {
+            // Taken back before it was begun: it will not happen any more.
+            return Err(StoreError::Unwritable(Arc::from(Box::<
+                dyn std::error::Error + Send + Sync,
+            >::from(
+                "no turn to write came in time"
+            ))));
+        }
+        match tokio::time::timeout(COMMIT_MAX, answer).await {
+            Ok(Ok(result)) => result,
+            _ => Err(StoreError::OutcomeUnknown),
+        }
+    }
+}
+
+/// The writing connection and its locks.
+struct Connected {
+    db: Connection,
+    file: OpenedFile,
+    turn: File,
+    write: File,
+    /// The last failure, to log each kind once.
+    trouble: Option<String>,
+}
+
+/// This process' turn to write.
+struct Turn<'a>(&'a File);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            log::error!("the write lock cannot be let go: {error}");
+        }
+    }
+}
+
+impl Connected {
+    /// Commits `first` together with all that waits by the time our turn has come.
+    fn commit(
+        &mut self,
+        first: Box<dyn Write>,
+        waiting: &mut mpsc::Receiver<Box<dyn Write>>,
+    ) {
+        let begun = self.begin();
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.push(next);
+        }
+        batch.retain(|write| write.claim());
+        match begun {
+            Ok(()) => {
+                let result = self.apply(&mut batch);
+                self.end();
+                self.finish(batch, result);
+            }
+            Err(error) => self.finish(batch, Err(error)),
+        }
+    }
+
+    /// Waits for our turn among the processes, and begins a transaction.
+    fn begin(&mut self) -> Result<(), Failure> {
+        self.file.check()?;
+        // Who waits for the write lock holds the turn, so that whoever has just written cannot
+        // overtake him.
+        self.turn.lock()?;
+        let turn = Turn(&self.turn);
+        self.write.lock()?;
+        drop(turn);
+        let result = self
+            .db
+            .busy_timeout(BUSY_TIMEOUT)
+            .and_then(|()| self.db.execute_batch("BEGIN IMMEDIATE"));
+        result.map_err(|error| {
+            drop(Turn(&self.write));
+            error.into()
+        })
+    }
+
+    /// Lets the others write.
+    fn end(&self) {
+        let _turn = Turn(&self.write);
+        self.fold_log_back();
+    }
+
+    /// Takes back what was written since the beginning. Some failures have done so already.
+    fn roll_back(&self) -> rusqlite::Result<()> {
+        if self.db.is_autocommit() {
+            Ok(())
+        } else {
+            self.db.execute_batch("ROLLBACK")
+        }
+    }
+
+    /// Applies the writes and commits. If one of them fails by its own fault, all the others are
+    /// carried out without it.
+    fn apply(&mut self, batch: &mut Vec<Box<dyn Write>>) -> Result<(), Failure> {
+        let mut index = 0;
+        while index < batch.len() {
+            match batch[index].apply(&self.db) {
+                Ok(()) => index += 1,
+                Err(error) => {
+                    self.roll_back()?;
+                    if !is_its_own_fault(&error) {
+                        return Err(error.into());
+                    }
+                    log::error!("a write was refused by the database: {error}");
+                    let failure = Failure::from(error);
+                    batch.remove(index).finish(Err(failure.to_store_error()));
+                    self.db.execute_batch("BEGIN IMMEDIATE")?;
+                    index = 0;
+                }
+            }
+        }
+        if let Err(error) = self.db.execute_batch("COMMIT") {
+            self.roll_back()?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Tells the callers, and the log when something has changed.
+    fn finish(&mut self, batch: Vec<Box<dyn Write>>, result: Result<(), Failure>) {
+        match &result {
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    log::info!("the database can be written again");
+                }
+            }
+            Err(failure) => {
+                let trouble = failure.0.to_string();
+                if self.trouble.as_ref() != Some(&trouble) {
+                    log::error!("the database cannot be written: {trouble}");
+                    self.trouble = Some(trouble);
+                }
+            }
+        }
+        for write in batch {
+            write.finish(
+                match &result {
+                    Ok(()) => Ok(()),
+                    Err(failure) => Err(failure.to_store_error()),
+                },
+            );
+        }
+    }
+
+    /// Folds the write-ahead log back into the database when it has grown large.
+    fn fold_log_back(&self) {
+        let log_bytes = std::fs::metadata(self.file.beside("-wal")).map_or(0, |meta| meta.len());
+        if log_bytes < WAL_BYTES_MAX {
+            return;
+        }
+        let folded = self.db.busy_timeout(FOLD_WAIT).and_then(|()| {
+            self.db
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                    row.get::<_, i64>(0)
+                })
+        });
+        match folded {
+            Ok(0) => log::debug!("folded back a write-ahead log of {log_bytes} bytes"),
+            Ok(_) => log::debug!("readers keep the write-ahead log from being folded back"),
+            Err(error) => log::debug!("the write-ahead log was not folded back: {error}"),
+        }
+    }
+}
+
+/// Why nothing was written.
+struct Failure(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Failure {
+    fn to_store_error(&self) -> StoreError {
+        StoreError::Unwritable(self.0.clone())
+    }
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+/// Whether a statement failed because of what it says, and not because of the database's state.
+fn is_its_own_fault(error: &rusqlite::Error) -> bool {
+    !matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::DiskFull
+                | ErrorCode::ReadOnly
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::OutOfMemory
+                | ErrorCode::NotADatabase
+                | ErrorCode::PermissionDenied
+                | ErrorCode::FileLockingProtocolFailed
+        )
+    )
+}

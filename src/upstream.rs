@@ -1,0 +1,472 @@
+//! The client of the order process service. The only place that knows its wire format.
+//!
+//! Nothing is believed that it did not say in a complete answer. What its answers mean for an
+//! order is decided in `decide`; the list is decoded in `upstream/list.rs`.
+
+mod list;
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
+use serde::Deserialize;
+
+pub use self::list::{Entry, ListDecoder, ListError};
+use crate::order::{Observed, OrderId};
+use crate::pace::Failure;
+
+/// The longest answer to a look-up or a start that is read, in bytes.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// How much of an unexpected answer is shown, in characters.
+const SHOWN_MAX: usize = 200;
+
+/// How long a list may take in all. A million processes are 72 MB.
+const LIST_MAX: Duration = Duration::from_secs(600);
+
+/// What the reconciler asks of the order process service.
+pub trait Upstream {
+    /// Starts a process. `Ok` means that it was accepted.
+    fn start(&self, id: &OrderId) -> impl Future<Output = Result<(), StartError>>;
+
+    /// Looks one order's process up; never [`Observed::Unknown`].
+    fn look_up(&self, id: &OrderId) -> impl Future<Output = Result<Observed, Failure>>;
+
+    /// Reads the list of all processes, and tells each entry as it comes. `Ok`, with the number
+    /// of entries, means that it was complete; after an error what was told holds, and what was
+    /// not told proves nothing.
+    fn list(&self, tell: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
+}
+
+/// Why a start was not accepted, by the caller's next move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// It cannot have reached the upstream: it may be repeated.
+    Unavailable(Failure),
+    /// It may have taken effect: the order must be observed before it is started again.
+    Ambiguous {
+        /// The HTTP status of the answer, if there was one.
+        answer: Option<u16>,
+        /// What was seen.
+        failure: Failure,
+    },
+    /// The upstream answered about this very order, and did not accept it. A process may exist.
+    Refused {
+        /// What was seen, in words.
+        detail: String,
+    },
+}
+
+/// Where the order process service is: an `http` or `https` URL, to which `/order_process` is
+/// appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl(Url);
+
+/// A text that cannot be the URL of the order process service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamUrlError {
+    /// It is not a URL.
+    #[error("is not a URL ({0}); write something like http://127.0.0.1:8000")]
+    Malformed(url::ParseError),
+    /// It has another scheme.
+    #[error("must begin with http:// or https://")]
+    Scheme,
+    /// It has a user name or a password.
+    #[error("must not hold a user name or password; put a token into ORDER_PROCESS_TOKEN")]
+    Credentials,
+    /// It has a query or a fragment.
+    #[error("must not have a query or a fragment; /order_process is appended to it")]
+    Query,
+}
+
+impl FromStr for UpstreamUrl {
+    type Err = UpstreamUrlError;
+
+    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
+        let mut url = Url::parse(text).map_err(UpstreamUrlError::Malformed)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(UpstreamUrlError::Scheme);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(UpstreamUrlError::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(UpstreamUrlError::Query);
+        }
+        let path = format!("{}/order_process", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+}
+
+impl std::fmt::Display for UpstreamUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl UpstreamUrl {
+    fn is_loopback(&self) -> bool {
+        let Some(host) = self.0.host_str() else {
+            return false;
+        };
+        host == "localhost"
+            || host
+                .trim_matches(['[', ']'])
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+}
+
+/// The order process service over HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpUpstream {
+    client: Client,
+    url: Url,
+    request_timeout: Duration,
+}
+
+impl HttpUpstream {
+    /// A client for the service at `url`. Requests take `request_timeout` at most; of the list it
+    /// is the longest silence. `token` is sent as a bearer token (RFC 6750, section 2.1).
+    ///
+    /// # Errors
+    /// The token cannot stand in a header, or the system's root certificates cannot be used.
+    pub fn new(
+        url: &UpstreamUrl,
+        token: Option<&str>,
+        request_timeout: Duration,
+    ) -> anyhow::Result<Self> {
+        // Fails only if there is a provider already, which then serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut client = Client::builder()
+            .user_agent(concat!("order-service/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .connect_timeout(request_timeout)
+            .read_timeout(request_timeout);
+        if url.is_loopback() {
+            client = client.no_proxy();
+        }
+        if let Some(token) = token {
+            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| anyhow::anyhow!("ORDER_PROCESS_TOKEN has a character that cannot stand in an HTTP header"))?;
+            value.set_sensitive(true);
+            client = client.default_headers([(AUTHORIZATION, value)].into_iter().collect());
+        }
+        Ok(Self {
+            client: client.build()?,
+            url: url.0.clone(),
+            request_timeout,
+        })
+    }
+
+    /// The URL of one order's process. Everything but letters and digits is escaped, so that no
+    /// character can end the parameter or be taken for another.
+    fn url_of(&self, id: &OrderId) -> Url {
+        let mut url = self.url.clone();
+        let id = utf8_percent_encode(id.as_str(), NON_ALPHANUMERIC);
+        url.set_query(Some(&format!("order_id={id}")));
+        url
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<(StatusCode, Answer), reqwest::Error> {
+        let response = request.timeout(self.request_timeout).send().await?;
+        let status = response.status();
+        let retry_after = retry_after(&response);
+        let body = read_at_most(response, ANSWER_MAX).await?;
+        Ok((status, Answer { body, retry_after }))
+    }
+}
+
+struct Answer {
+    body: Vec<u8>,
+    retry_after: Option<Duration>,
+}
+
+impl Upstream for HttpUpstream {
+    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
+        let body = serde_json::json!({ "order_id": id.as_str() }).to_string();
+        let request = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        let response = match request.timeout(self.request_timeout).send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => {
+                return Err(StartError::Unavailable(no_answer(&error)));
+            }
+            Err(error) => {
+                return Err(StartError::Ambiguous {
+                    answer: None,
+                    failure: no_answer(&error),
+                });
+            }
+        };
+        let status = response.status();
+        // Any 2xx accepts it, whatever the body says or however it breaks off.
+        if status.is_success() {
+            let _ = read_at_most(response, ANSWER_MAX).await;
+            return Ok(());
+        }
+        let retry_after = retry_after(&response);
+        let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
+        if is_trouble(status) {
+            return Err(StartError::Ambiguous {
+                answer: Some(status.as_u16()),
+                failure: trouble(status, &body, retry_after),
+            });
+        }
+        Err(StartError::Refused {
+            detail: format!("the start was answered {}", shown(status, &body)),
+        })
+    }
+
+    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
+        let (status, answer) = self
+            .send(self.client.get(self.url_of(id)))
+            .await
+            .map_err(|error| no_answer(&error))?;
+        if status != StatusCode::OK {
+            return Err(trouble(status, &answer.body, answer.retry_after));
+        }
+        observed_of(id, &answer.body).map_err(|what| Failure {
+            detail: format!("a look-up was answered with {what}"),
+            certain: false,
+            retry_after: None,
+        })
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        let request = self.client.get(self.url.clone()).timeout(LIST_MAX);
+        let mut response = request.send().await.map_err(|error| no_answer(&error))?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            let retry_after = retry_after(&response);
+            let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
+            return Err(trouble(status, &body, retry_after));
+        }
+        let mut decoder = ListDecoder::new();
+        let broken = |error: ListError| Failure {
+            detail: format!("the list cannot be used: {error}"),
+            certain: true,
+            retry_after: None,
+        };
+        while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
+            decoder.push(&chunk, &mut tell).map_err(broken)?;
+        }
+        decoder.finish().map_err(broken)
+    }
+}
+
+/// What a 200 to a look-up of `id` says.
+fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
+    #[derive(Deserialize)]
+    struct Process {
+        order_id: String,
+        status: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+
+    // An empty object and nothing else means that the order is not known.
+    if serde_json::from_slice::<Nothing>(body).is_ok() && body.trim_ascii().starts_with(b"{") {
+        return Ok(Observed::Absent);
+    }
+    if !body.trim_ascii().starts_with(b"{") {
+        return Err(format!("something that is no object: {}", excerpt(body)));
+    }
+    let process: Process = serde_json::from_slice(body)
+        .map_err(|error| format!("an object that is no process ({error}): {}", excerpt(body)))?;
+    if process.order_id != id.as_str() {
+        return Err("the process of another order".to_owned());
+    }
+    Ok(Observed::of_status(&process.status))
+}
+
+/// Answers that tell of the upstream's state, or of our access to it, and not of the order.
+fn is_trouble(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status.is_redirection()
+        || status.is_informational()
+        || matches!(
+            status,
+            StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+                | StatusCode::PROXY_AUTHENTICATION_REQUIRED
+                | StatusCode::REQUEST_TIMEOUT
+                | StatusCode::TOO_MANY_REQUESTS
+        )
+}
+
+fn trouble(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
+    let hint = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => " (is ORDER_PROCESS_TOKEN right?)",
+        status if status.is_redirection() => " (redirects are not followed)",
+        _ => "",
+    };
+    Failure {
+        detail: format!("the upstream answered {}{hint}", shown(status, body)),
+        certain: matches!(
+            status,
+            StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+                | StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::SERVICE_UNAVAILABLE
+        ) || status.is_redirection(),
+        retry_after,
+    }
+}
+
+/// A request that met no answer, or half of one.
+fn no_answer(error: &reqwest::Error) -> Failure {
+    let detail = if error.is_timeout() {
+        "the upstream did not answer in time".to_owned()
+    } else if error.is_connect() {
+        format!("the upstream cannot be reached: {}", root_cause(error))
+    } else {
+        format!("the upstream broke off: {}", root_cause(error))
+    };
+    Failure {
+        detail,
+        certain: error.is_connect(),
+        retry_after: None,
+    }
+}
+
+/// The innermost cause, which says what happened; the outer ones repeat the URL.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn StdError = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// `Retry-After` as a number of seconds (RFC 9110, section 10.2.3). A date is left to backoff.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    Some(Duration::from_secs(seconds.trim().parse().ok()?))
+}
+
+/// The body up to `max` bytes; what is longer is cut, and then is no valid JSON any more.
+async fn read_at_most(mut response: Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = max - body.len();
+        if chunk.len() > room {
+            body.extend_from_slice(&chunk[..room]);
+            break;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn shown(status: StatusCode, body: &[u8]) -> String {
+    if body.is_empty() {
+        status.as_u16().to_string()
+    } else {
+        format!("{}: {}", status.as_u16(), excerpt(body))
+    }
+}
+
+/// The beginning of a body, on one line.
+fn excerpt(body: &[u8]) -> String {
+    String::from_utf8_lossy(body)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(SHOWN_MAX)
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_checked_and_gets_the_path() {
+        for (text, url) in [
+            ("http://127.0.0.1:8000", "http://127.0.0.1:8000/order_process"),
+            ("https://a.example/", "https://a.example/order_process"),
+            ("https://a.example/x/", "https://a.example/x/order_process"),
+        ] {
+            assert_eq!(text.parse::<UpstreamUrl>().unwrap().to_string(), url);
+        }
+        for text in [
+            "",
+            "127.0.0.1:8000",
+            "ftp://a.example",
+            "http://",
+            "http://u:p@a.example",
+            "http://a.example?x=1",
+            "http://a.example#x",
+        ] {
+            assert!(text.parse::<UpstreamUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_an_empty_object_means_that_the_order_is_not_known() {
+        let id = OrderId::new("a1").unwrap();
+        assert_eq!(observed_of(&id, b"{}"), Ok(Observed::Absent));
+        assert_eq!(observed_of(&id, b" { }\n"), Ok(Observed::Absent));
+        for (body, observed) in [
+            (r#"{"order_id":"a1","status":"RUNNING"}"#, Observed::Running),
+            (
+                r#"{"status":"SUCCEEDED","order_id":"a1","more":[1]}"#,
+                Observed::Succeeded,
+            ),
+            (r#"{"order_id":"a1","status":"FAILED"}"#, Observed::Failed),
+            (
+                r#"{"order_id":"a1","status":"PAUSED"}"#,
+                Observed::Unrecognised,
+            ),
+        ] {
+            assert_eq!(observed_of(&id, body.as_bytes()), Ok(observed), "{body}");
+        }
+        for body in [
+            "",
+            "null",
+            "[]",
+            "[{}]",
+            r#"[{"order_id":"a1","status":"RUNNING"}]"#,
+            r#"["a1","RUNNING"]"#,
+            r#"{"message":"hello"}"#,
+            r#"{"order_id":"a1"}"#,
+            r#"{"status":"RUNNING"}"#,
+            r#"{"order_id":"a2","status":"RUNNING"}"#,
+            r#"{"order_id":"a1","status":"RUNNING","status":"FAILED"}"#,
+            r#"{"order_id":"a1","status":null}"#,
+            r#"{"order_id":"a1","status":"RUNNING"}{}"#,
+            "<html></html>",
+        ] {
+            assert!(observed_of(&id, body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn every_character_of_an_id_survives_in_the_url() {
+        let url = "http://127.0.0.1:8000".parse().unwrap();
+        let upstream = HttpUpstream::new(&url, None, Duration::from_secs(1)).unwrap();
+        let id = OrderId::new("a;b&c+d#e%f g/h=é\"").unwrap();
+        let url = upstream.url_of(&id);
+        let back: Vec<_> = url.query_pairs().collect();
+        assert_eq!(back, [("order_id".into(), id.as_str().into())]);
+        assert!(!url.query().unwrap().contains([';', '+', '#', ' ', '/']));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_sent_is_refused() {
+        let url = "http://127.0.0.1:8000".parse().unwrap();
+        assert!(HttpUpstream::new(&url, Some("a\nb"), Duration::from_secs(1)).is_err());
+    }
+}

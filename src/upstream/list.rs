@@ -1,0 +1,313 @@
+//! Decodes the list of all processes as it streams in, in constant memory.
+//!
+//! It cuts the array into its objects and leaves each object to serde. It is strict about the
+//! array itself, because a list that ends early must never look complete. What the entries mean
+//! is `upstream`'s business.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+/// The largest entry, in bytes. An id of ours is at most 512 bytes, escaped six times as long.
+const ENTRY_MAX: usize = 64 * 1024;
+
+/// A process in the list.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub struct Entry<'a> {
+    /// The order that it belongs to, which may be no order of ours.
+    #[serde(borrow)]
+    pub order_id: Cow<'a, str>,
+    /// Its status, as the upstream names it.
+    #[serde(borrow)]
+    pub status: Cow<'a, str>,
+}
+
+/// Why a list cannot be used to the end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    /// Something stands where something else belongs.
+    #[error("unexpected {found:?} where {wanted} belongs, after {entries} entries")]
+    Unexpected {
+        /// The byte, as a character.
+        found: char,
+        /// What belongs there.
+        wanted: &'static str,
+        /// How many entries came before.
+        entries: u64,
+    },
+    /// An entry is not a process.
+    #[error("an entry is not a process, after {entries} entries: {cause}")]
+    NotAProcess {
+        /// How many entries came before.
+        entries: u64,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// An entry is larger than any process can be.
+    #[error("an entry is longer than {ENTRY_MAX} bytes, after {entries} entries")]
+    TooLong {
+        /// How many entries came before.
+        entries: u64,
+    },
+    /// It stops in the middle.
+    #[error("it ends after {entries} entries without a closing bracket")]
+    Truncated {
+        /// How many entries came before.
+        entries: u64,
+    },
+}
+
+/// Decodes one list. Feed it with [`push`](Self::push), then ask [`finish`](Self::finish) whether
+/// it was complete.
+#[derive(Debug)]
+pub struct ListDecoder {
+    expects: Expects,
+    /// The beginning of an entry whose end is in a later chunk.
+    partial: Vec<u8>,
+    nesting: u32,
+    in_string: bool,
+    escaped: bool,
+    entries: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    OpeningBracket,
+    FirstEntryOrEnd,
+    Entry,
+    RestOfEntry,
+    CommaOrEnd,
+    Nothing,
+}
+
+impl Default for ListDecoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ListDecoder {
+    /// A decoder at the beginning of a list.
+    pub fn new() -> Self {
+        Self {
+            expects: Expects::OpeningBracket,
+            partial: Vec::new(),
+            nesting: 0,
+            in_string: false,
+            escaped: false,
+            entries: 0,
+        }
+    }
+
+    /// Takes the next piece of the body and tells the entries that end in it.
+    ///
+    /// # Errors
+    /// The list is malformed. What was told before holds.
+    pub fn push(
+        &mut self,
+        chunk: &[u8],
+        tell: &mut impl FnMut(Entry<'_>),
+    ) -> Result<(), ListError> {
+        let mut rest = chunk;
+        loop {
+            if self.expects == Expects::RestOfEntry {
+                let Some(end) = self.end_of_entry(rest) else {
+                    self.keep(rest)?;
+                    return Ok(());
+                };
+                let (last, after) = rest.split_at(end);
+                if self.partial.is_empty() {
+                    self.tell(last, tell)?;
+                } else {
+                    self.keep(last)?;
+                    let entry = std::mem::take(&mut self.partial);
+                    self.tell(&entry, tell)?;
+                    self.partial = entry;
+                    self.partial.clear();
+                }
+                self.expects = Expects::CommaOrEnd;
+                rest = after;
+            }
+            let Some(at) = rest.iter().position(|byte| !is_space(*byte)) else {
+                return Ok(());
+            };
+            let byte = rest[at];
+            // The brace that opens an entry is its first byte.
+            rest = &rest[at + usize::from(byte != b'{')..];
+            self.expects = self.between_entries(byte)?;
+        }
+    }
+
+    /// Ends the list, and returns how many entries were in it.
+    ///
+    /// # Errors
+    /// The closing bracket is missing.
+    pub fn finish(self) -> Result<u64, ListError> {
+        if self.expects == Expects::Nothing {
+            Ok(self.entries)
+        } else {
+            Err(ListError::Truncated {
+                entries: self.entries,
+            })
+        }
+    }
+
+    fn between_entries(&self, byte: u8) -> Result<Expects, ListError> {
+        let wanted = match (self.expects, byte) {
+            (Expects::OpeningBracket, b'[') => return Ok(Expects::FirstEntryOrEnd),
+            (Expects::FirstEntryOrEnd | Expects::Entry, b'{') => return Ok(Expects::RestOfEntry),
+            (Expects::FirstEntryOrEnd | Expects::CommaOrEnd, b']') => return Ok(Expects::Nothing),
+            (Expects::CommaOrEnd, b',') => return Ok(Expects::Entry),
+            (Expects::OpeningBracket, _) => "an array",
+            (Expects::FirstEntryOrEnd | Expects::Entry | Expects::RestOfEntry, _) => "a process",
+            (Expects::CommaOrEnd, _) => "a comma or the end of the array",
+            (Expects::Nothing, _) => "nothing more",
+        };
+        Err(ListError::Unexpected {
+            found: char::from(byte),
+            wanted,
+            entries: self.entries,
+        })
+    }
+
+    /// The place behind the brace that closes the present entry.
+    fn end_of_entry(&mut self, bytes: &[u8]) -> Option<usize> {
+        for (at, byte) in bytes.iter().enumerate() {
+            if self.in_string {
+                match byte {
+                    _ if self.escaped => self.escaped = false,
+                    b'\\' => self.escaped = true,
+                    b'"' => self.in_string = false,
+                    _ => {}
+                }
+                continue;
+            }
+            match byte {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => self.nesting += 1,
+                b'}' | b']' => {
+                    self.nesting -= 1;
+                    if self.nesting == 0 {
+                        return Some(at + 1);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), ListError> {
+        if self.partial.len() + bytes.len() > ENTRY_MAX {
+            return Err(ListError::TooLong {
+                entries: self.entries,
+            });
+        }
+        self.partial.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn tell(&mut self, entry: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> Result<(), ListError> {
+        let entry = serde_json::from_slice(entry).map_err(|error| ListError::NotAProcess {
+            entries: self.entries,
+            cause: error.to_string(),
+        })?;
+        self.entries += 1;
+        tell(entry);
+        Ok(())
+    }
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Told = Vec<(String, String)>;
+
+    /// Decodes `body` in chunks of `size` bytes.
+    fn decode(body: &[u8], size: usize) -> (Told, Result<u64, ListError>) {
+        let mut told = Vec::new();
+        let mut decoder = ListDecoder::new();
+        let mut tell =
+            |entry: Entry<'_>| told.push((entry.order_id.into_owned(), entry.status.into_owned()));
+        for chunk in body.chunks(size) {
+            if let Err(error) = decoder.push(chunk, &mut tell) {
+                return (told, Err(error));
+            }
+        }
+        (told, decoder.finish())
+    }
+
+    const LIST: &str = "[{\"order_id\":\"a]}\\\"\\\\\",\"status\":\"RUNNING\"} ,\n\
+                        {\"status\":\"FAILED\",\"order_id\":\"é{[\",\"x\":{\"y\":[{}]}}]\n";
+
+    fn list() -> Told {
+        vec![
+            ("a]}\"\\".to_owned(), "RUNNING".to_owned()),
+            ("é{[".to_owned(), "FAILED".to_owned()),
+        ]
+    }
+
+    #[test]
+    fn a_list_is_read_whatever_its_chunks() {
+        for size in 1..=LIST.len() {
+            assert_eq!(decode(LIST.as_bytes(), size), (list(), Ok(2)), "{size}");
+        }
+        assert_eq!(decode(b" [ ] ", 1), (vec![], Ok(0)));
+    }
+
+    #[test]
+    fn a_list_cut_at_any_byte_is_known_as_incomplete_and_what_it_said_holds() {
+        let end = LIST.trim_end().len();
+        for cut in 0..end {
+            for size in [1, 7, LIST.len()] {
+                let (told, result) = decode(&LIST.as_bytes()[..cut], size);
+                assert!(matches!(result, Err(ListError::Truncated { .. })), "{cut}");
+                assert!(list().starts_with(&told), "{cut}: {told:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_list_of_processes_is_malformed() {
+        for body in [
+            "{}",
+            "null",
+            "[null]",
+            "[1]",
+            "<html>",
+            "[{}]",
+            "[{\"order_id\":\"a\"}]",
+            "[{\"order_id\":1,\"status\":\"RUNNING\"}]",
+            "[{\"order_id\":\"a\",\"status\":\"RUNNING\"},]",
+            "[,{\"order_id\":\"a\",\"status\":\"RUNNING\"}]",
+            "[{\"order_id\":\"a\",\"status\":\"RUNNING\"}{}]",
+            "[{\"order_id\":\"a\",\"status\":\"RUNNING\"}}",
+            "[{\"order_id\":\"a\",\"status\":\"RUNNING\"]",
+            "[[]]",
+            "[]]",
+            "[] []",
+            "[]{}",
+        ] {
+            for size in [1, 3, 100] {
+                let (_, result) = decode(body.as_bytes(), size);
+                assert!(result.is_err(), "{body}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_without_end_does_not_fill_the_memory() {
+        let mut decoder = ListDecoder::new();
+        let mut ignore = |_: Entry<'_>| {};
+        decoder.push(b"[{\"order_id\":\"", &mut ignore).unwrap();
+        let chunk = [b'a'; 1024];
+        let error = (0..100).find_map(|_| decoder.push(&chunk, &mut ignore).err());
+        assert_eq!(error, Some(ListError::TooLong { entries: 0 }));
+        assert!(decoder.partial.capacity() <= 2 * ENTRY_MAX);
+    }
+}
