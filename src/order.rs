@@ -210,7 +210,7 @@ impl Outcome {
 }
 
 /// What the order process service last told of an order's process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Observed {
     /// Nothing: it was not asked, did not answer, or its answer made no sense. Never the same as
     /// [`Observed::Absent`].
@@ -223,28 +223,21 @@ pub enum Observed {
     Succeeded,
     /// The process has ended badly.
     Failed,
-    /// The process exists, in a status that is none of the three.
-    Unrecognised,
+    /// The process exists, in a status that is none of the three: this one.
+    Unrecognised(Box<str>),
 }
 
-impl Observed {
-    /// Every observation there is.
-    pub const ALL: [Self; 6] = [
-        Self::Unknown,
-        Self::Absent,
-        Self::Running,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Unrecognised,
-    ];
+/// How much of a status that is not known is kept, in characters.
+const STATUS_SHOWN_MAX: usize = 64;
 
+impl Observed {
     /// What a process in the status of this name is observed as.
     pub fn of_status(word: &str) -> Self {
         match word {
             "RUNNING" => Self::Running,
             "SUCCEEDED" => Self::Succeeded,
             "FAILED" => Self::Failed,
-            _ => Self::Unrecognised,
+            other => Self::Unrecognised(other.chars().take(STATUS_SHOWN_MAX).collect()),
         }
     }
 }

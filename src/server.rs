@@ -183,10 +183,7 @@ impl Places {
     }
 
     /// Waits for a connection that there is a place for; one for which there is none is closed.
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-    ) -> (TcpStream, OwnedSemaphorePermit, Situation) {
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, OwnedSemaphorePermit, Situation) {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -231,13 +228,15 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Situated<S> {
     }
 }
 
-/// Raises the limit of open files towards what [`CONNECTIONS_MAX`] needs, as far as the system
+/// Raises the limit of open files towards what all connections need together, as far as the system
 /// allows without privileges.
 pub fn raise_file_limit() {
     let wanted = (CONNECTIONS_MAX + CROWDED_MAX + 256) as u64;
     match rlimit::increase_nofile_limit(wanted) {
         Ok(limit) if limit < wanted => {
-            log::warn!("only {limit} files may be open at once; {wanted} would be enough for every connection");
+            log::warn!(
+                "only {limit} files may be open at once; {wanted} would be enough for every connection"
+            );
         }
         Ok(_) => {}
         Err(error) => log::warn!("cannot raise the limit of open files: {error}"),

@@ -137,7 +137,10 @@ impl Store {
     /// # Errors
     /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn create(&self, id: OrderId, now: Timestamp) -> Result<Creation, StoreError> {
-        self.inner.writer.write(move |db| create(db, &id, now)).await
+        self.inner
+            .writer
+            .write(move |db| create(db, &id, now))
+            .await
     }
 
     /// The order with this id.
@@ -243,6 +246,25 @@ impl Store {
         })
     }
 
+    /// The oldest open order after the place `after`.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
+        self.read(|db| {
+            db.prepare_cached(
+                "SELECT seq, id FROM orders INDEXED BY orders_by_status \
+                 WHERE status = 'CREATED' AND seq > ?1 \
+                 UNION ALL \
+                 SELECT seq, id FROM orders INDEXED BY orders_by_status \
+                 WHERE status = 'PROCESSING' AND seq > ?1 \
+                 ORDER BY seq LIMIT 1",
+            )?
+            .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
+            .optional()
+        })
+    }
+
     /// Records what the reconciler did and saw, in one transaction. A change of an order that is
     /// not any more as it was read changes nothing.
     ///
@@ -317,6 +339,14 @@ impl Store {
         let db = self.inner.readers.get()?;
         Ok(query(&db)?)
     }
+}
+
+/// What the reconciler on a database last told of itself, without touching the file otherwise.
+///
+/// # Errors
+/// There is no such database, or it cannot be read.
+pub fn read_heartbeat(path: &DatabasePath) -> Result<Heartbeat, OpenError> {
+    open::read_only(path, heartbeat)
 }
 
 /// Notices orders created by any process, at the cost of a glance at shared memory.

@@ -57,6 +57,8 @@ pub enum StartError {
     },
     /// The upstream answered about this very order, and did not accept it. A process may exist.
     Refused {
+        /// The HTTP status of the answer.
+        answer: u16,
         /// What was seen, in words.
         detail: String,
     },
@@ -153,8 +155,11 @@ impl HttpUpstream {
             client = client.no_proxy();
         }
         if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .map_err(|_| anyhow::anyhow!("ORDER_PROCESS_TOKEN has a character that cannot stand in an HTTP header"))?;
+            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
+                anyhow::anyhow!(
+                    "ORDER_PROCESS_TOKEN has a character that cannot stand in an HTTP header"
+                )
+            })?;
             value.set_sensitive(true);
             client = client.default_headers([(AUTHORIZATION, value)].into_iter().collect());
         }
@@ -223,6 +228,7 @@ impl Upstream for HttpUpstream {
             });
         }
         Err(StartError::Refused {
+            answer: status.as_u16(),
             detail: format!("the start was answered {}", shown(status, &body)),
         })
     }
@@ -254,7 +260,7 @@ impl Upstream for HttpUpstream {
         let mut decoder = ListDecoder::new();
         let broken = |error: ListError| Failure {
             detail: format!("the list cannot be used: {error}"),
-            certain: true,
+            certain: false,
             retry_after: None,
         };
         while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
@@ -395,7 +401,10 @@ mod tests {
     #[test]
     fn a_url_is_checked_and_gets_the_path() {
         for (text, url) in [
-            ("http://127.0.0.1:8000", "http://127.0.0.1:8000/order_process"),
+            (
+                "http://127.0.0.1:8000",
+                "http://127.0.0.1:8000/order_process",
+            ),
             ("https://a.example/", "https://a.example/order_process"),
             ("https://a.example/x/", "https://a.example/x/order_process"),
         ] {
@@ -428,7 +437,7 @@ mod tests {
             (r#"{"order_id":"a1","status":"FAILED"}"#, Observed::Failed),
             (
                 r#"{"order_id":"a1","status":"PAUSED"}"#,
-                Observed::Unrecognised,
+                Observed::Unrecognised("PAUSED".into()),
             ),
         ] {
             assert_eq!(observed_of(&id, body.as_bytes()), Ok(observed), "{body}");

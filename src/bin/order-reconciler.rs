@@ -1,1 +1,68 @@
-fn main(){}
+//! `order-reconciler`: carries orders through the order process service. Serves no HTTP.
+
+use std::process::ExitCode;
+
+use order_service::clock::SystemClock;
+use order_service::config::{self, LogFormat, ReconcilerArgs, ReconcilerCommand};
+use order_service::health;
+use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
+use order_service::reconciler::{self, Reconciler, Stop};
+use order_service::store::{LeaderLock, Mode, Store};
+use order_service::upstream::HttpUpstream;
+
+fn main() -> ExitCode {
+    let command = config::order_reconciler().command;
+    let format = match &command {
+        ReconcilerCommand::Run(args) => args.log.log_format,
+        ReconcilerCommand::Health(_) => LogFormat::Text,
+    };
+    program::log_to_stderr(format, LOG_DEFAULT);
+    program::run(async {
+        match command {
+            ReconcilerCommand::Run(args) => run(*args).await,
+            ReconcilerCommand::Health(args) => {
+                println!("{}", health::of_reconciler(&args.database.database_url)?);
+                Ok(Exit::Done)
+            }
+        }
+    })
+}
+
+async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
+    let stop = program::stop_on_signals()?;
+    let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
+    let upstream = HttpUpstream::new(
+        &args.upstream.order_process_url,
+        token.as_deref(),
+        args.reconcile.request_timeout,
+    )?;
+    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    log::info!("the upstream is {}", args.upstream.order_process_url);
+    let settings = args.reconcile.settings();
+    if args.once {
+        return once(store, upstream, settings, &stop).await;
+    }
+    let mut thread = ReconcilerThread::spawn(store, upstream, settings, stop.clone())?;
+    let mut outcome = Ok(());
+    program::drained(&stop, async { outcome = thread.ended().await }).await;
+    outcome.map(|()| Exit::Done)
+}
+
+async fn once(
+    store: Store,
+    upstream: HttpUpstream,
+    settings: reconciler::Settings,
+    stop: &Stop,
+) -> anyhow::Result<Exit> {
+    let Some(_lead) = LeaderLock::try_take(store.path())? else {
+        log::warn!("another reconciler leads; nothing was done");
+        return Ok(Exit::NotLeading);
+    };
+    let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+    if reconciler::run_once(reconciler, stop).await? {
+        Ok(Exit::Done)
+    } else {
+        log::warn!("the order process service gave no usable answer");
+        Ok(Exit::Upstream)
+    }
+}

@@ -107,6 +107,9 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// There is no file.
+    #[error("{}: there is no such database", .0.display())]
+    Missing(PathBuf),
     /// The path leads to something that is not a file.
     #[error("{}: is not a file", .0.display())]
     NotAFile(PathBuf),
@@ -385,8 +388,8 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 
 /// A connection for the writer, on the file that was prepared.
 pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
-    let db = Connection::open_with_flags(&file.path, existing())
-        .map_err(|error| file.error(error))?;
+    let db =
+        Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
     pragmas(&db, &file.path).map_err(|error| match error {
         Unmigrated::Refused(error) => error,
         Unmigrated::Sqlite(error) => file.error(error),
@@ -400,9 +403,7 @@ pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenEr
 
 /// The pool of reading connections. All are opened now and none is ever replaced, so that none
 /// can come to belong to another file.
-pub(super) fn readers(
-    file: &OpenedFile,
-) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
+pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
     let manager = SqliteConnectionManager::file(&file.path)
         .with_flags(existing())
         .with_init(|db| {
@@ -420,6 +421,20 @@ pub(super) fn readers(
         .connection_timeout(START_TIMEOUT)
         .build(manager)
         .map_err(|error| file.error(error))
+}
+
+/// Reads something from a database that must exist.
+pub(super) fn read_only<T>(
+    path: &DatabasePath,
+    query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, OpenError> {
+    let path = absolute(&path.0)?;
+    if !path.exists() {
+        return Err(OpenError::Missing(path));
+    }
+    Connection::open_with_flags(&path, existing())
+        .and_then(|db| query(&db))
+        .map_err(|error| open_error(&path, Box::new(error)))
 }
 
 /// To open a file, never to create one. A connection is used by one thread at a time.

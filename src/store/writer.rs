@@ -150,7 +150,7 @@ impl Writer {
             return Err(StoreError::Unwritable(Arc::from(Box::<
                 dyn std::error::Error + Send + Sync,
             >::from(
-                "no turn to write came in time"
+                "no turn to write came in time",
             ))));
         }
         match tokio::time::timeout(COMMIT_MAX, answer).await {
@@ -183,11 +183,7 @@ impl Drop for Turn<'_> {
 
 impl Connected {
     /// Commits `first` together with all that waits by the time our turn has come.
-    fn commit(
-        &mut self,
-        first: Box<dyn Write>,
-        waiting: &mut mpsc::Receiver<Box<dyn Write>>,
-    ) {
+    fn commit(&mut self, first: Box<dyn Write>, waiting: &mut mpsc::Receiver<Box<dyn Write>>) {
         let begun = self.begin();
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX
@@ -284,12 +280,10 @@ impl Connected {
             }
         }
         for write in batch {
-            write.finish(
-                match &result {
-                    Ok(()) => Ok(()),
-                    Err(failure) => Err(failure.to_store_error()),
-                },
-            );
+            write.finish(match &result {
+                Ok(()) => Ok(()),
+                Err(failure) => Err(failure.to_store_error()),
+            });
         }
     }
 

@@ -1,0 +1,202 @@
+//! Whether the program lives, whether it can do its work, and how all it depends on is.
+//!
+//! Ready means that orders can be created. That the upstream is down is told, and does not make
+//! the API unready: orders are kept until it is back.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use warp::http::StatusCode;
+use warp::reply::Response;
+
+use super::json;
+use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::order::Timestamp;
+use crate::reconciler::{is_overdue, reach_in_words};
+use crate::store::{Store, StoreError};
+
+/// How long the database is believed to be as it was found. Finding out costs a disk flush.
+const BELIEVED_FOR: Duration = Duration::from_secs(1);
+
+/// How long finding out may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) struct Health {
+    store: Store,
+    draining: CancellationToken,
+    started_at: Timestamp,
+    draining_since: Mutex<Option<Timestamp>>,
+    database: tokio::sync::Mutex<Option<Probed>>,
+}
+
+#[derive(Clone)]
+struct Probed {
+    at: Instant,
+    check: Check,
+}
+
+#[derive(Clone, Serialize)]
+struct Check {
+    name: &'static str,
+    status: &'static str,
+    since: Option<String>,
+    detail: String,
+}
+
+/// The answer of a health path.
+#[derive(Serialize)]
+pub(super) struct HealthReport {
+    status: &'static str,
+    checks: Vec<Check>,
+}
+
+const OK: &str = "ok";
+const FAILING: &str = "failing";
+const UNKNOWN: &str = "unknown";
+
+impl HealthReport {
+    /// Made of the checks that matter for its status, and of others.
+    fn new(checks: Vec<Check>, others: Vec<Check>) -> Self {
+        let status = if checks.iter().all(|check| check.status == OK) {
+            OK
+        } else {
+            FAILING
+        };
+        Self {
+            status,
+            checks: checks.into_iter().chain(others).collect(),
+        }
+    }
+
+    pub fn reply(&self) -> Response {
+        let status = if self.status == OK {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        json(status, serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+/// The process runs, or there would be no answer.
+pub(super) fn live() -> HealthReport {
+    HealthReport::new(Vec::new(), Vec::new())
+}
+
+impl Health {
+    pub fn new(store: Store, draining: CancellationToken) -> Self {
+        Self {
+            store,
+            draining,
+            started_at: SystemClock.now(),
+            draining_since: Mutex::new(None),
+            database: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Whether orders can be created.
+    pub async fn ready(&self) -> HealthReport {
+        HealthReport::new(vec![self.database().await, self.accepting()], Vec::new())
+    }
+
+    /// The same, and how the upstream and the reconciler are.
+    pub async fn all(&self) -> HealthReport {
+        HealthReport::new(vec![self.database().await, self.accepting()], self.others())
+    }
+
+    fn accepting(&self) -> Check {
+        let draining = self.draining.is_cancelled();
+        let since = if draining {
+            *self
+                .draining_since
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert_with(|| SystemClock.now())
+        } else {
+            self.started_at
+        };
+        Check {
+            name: "accepting",
+            status: if draining { FAILING } else { OK },
+            since: Some(rfc3339(since)),
+            detail: if draining {
+                "the program is about to end".to_owned()
+            } else {
+                "requests are accepted".to_owned()
+            },
+        }
+    }
+
+    /// Whether the database can be written: tried once for all who ask at the same time.
+    async fn database(&self) -> Check {
+        let mut known = self.database.lock().await;
+        if let Some(probed) = &*known
+            && probed.at.elapsed() < BELIEVED_FOR
+        {
+            return probed.check.clone();
+        }
+        let probe = self.store.probe(SystemClock.now());
+        let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
+            Ok(Ok(())) => (OK, "orders can be written"),
+            Ok(Err(StoreError::Overloaded)) => (FAILING, "too many writes are waiting"),
+            Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
+            Err(_) => (FAILING, "a write does not get its turn"),
+        };
+        let since = match &*known {
+            Some(probed) if probed.check.status == status => probed.check.since.clone(),
+            None if status == OK => Some(rfc3339(self.started_at)),
+            _ => Some(rfc3339(SystemClock.now())),
+        };
+        let check = Check {
+            name: "database",
+            status,
+            since,
+            detail: detail.to_owned(),
+        };
+        *known = Some(Probed {
+            at: Instant::now(),
+            check: check.clone(),
+        });
+        check
+    }
+
+    fn others(&self) -> Vec<Check> {
+        let Ok(heartbeat) = tokio::task::block_in_place(|| self.store.heartbeat()) else {
+            return Vec::new();
+        };
+        let (word, since, detail) = reach_in_words(&heartbeat.reach);
+        let upstream = Check {
+            name: "upstream",
+            status: match word {
+                "up" => OK,
+                "down" => FAILING,
+                _ => UNKNOWN,
+            },
+            since: since.map(rfc3339),
+            detail: detail.map_or_else(
+                || match word {
+                    "up" => "the order process service answers".to_owned(),
+                    _ => "the order process service was not asked yet".to_owned(),
+                },
+                str::to_owned,
+            ),
+        };
+        let (status, detail) = match heartbeat.last_pass_at {
+            None => (UNKNOWN, "no pass was completed yet".to_owned()),
+            Some(at) => {
+                let overdue = is_overdue(&heartbeat, SystemClock.now());
+                let status = if overdue { FAILING } else { OK };
+                (status, format!("the last pass ended at {}", rfc3339(at)))
+            }
+        };
+        let reconciler = Check {
+            name: "reconciler",
+            status,
+            since: heartbeat.leader_since.map(rfc3339),
+            detail,
+        };
+        vec![upstream, reconciler]
+    }
+}

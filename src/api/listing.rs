@@ -1,0 +1,195 @@
+//! Orders as JSON: one, a page, or all of them as a stream.
+//!
+//! A stream holds one page at a time and no read transaction: between two pages the database may
+//! be written, and each order is told as it was when its page was read.
+
+use bytes::Bytes;
+use serde::Serialize;
+use warp::Reply;
+use warp::http::StatusCode;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
+use warp::reply::Response;
+
+use super::request::{Form, ListQuery};
+use crate::clock::rfc3339;
+use crate::order::{Order, Status};
+use crate::store::{Store, StoreError};
+
+/// Orders read at once while streaming. As JSON they take some 80 KB, which is what a client that
+/// reads slowly costs.
+const STREAM_PAGE: usize = 500;
+
+/// What an order takes as JSON, about, in bytes.
+const ORDER_BYTES: usize = 180;
+
+/// An order as clients see it.
+#[derive(Serialize)]
+pub(super) struct OrderJson<'a> {
+    id: &'a str,
+    status: Status,
+    created_at: String,
+    updated_at: String,
+    starts: u32,
+    attention: Option<AttentionJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct AttentionJson<'a> {
+    reason: &'a str,
+    since: String,
+    detail: &'a str,
+    next_attempt_at: Option<String>,
+}
+
+impl<'a> OrderJson<'a> {
+    pub fn new(order: &'a Order) -> Self {
+        Self {
+            id: order.id.as_str(),
+            status: order.status,
+            created_at: rfc3339(order.created_at),
+            updated_at: rfc3339(order.updated_at),
+            starts: order.starts,
+            attention: order.attention.as_ref().map(|attention| AttentionJson {
+                reason: attention.reason.as_str(),
+                since: rfc3339(attention.since),
+                detail: &attention.detail,
+                next_attempt_at: attention.next_attempt_at.map(rfc3339),
+            }),
+        }
+    }
+}
+
+/// One order.
+pub(super) fn json(order: &Order) -> Vec<u8> {
+    let mut body = Vec::with_capacity(ORDER_BYTES);
+    write_order(&mut body, order);
+    body
+}
+
+fn write_order(body: &mut Vec<u8>, order: &Order) {
+    serde_json::to_writer(body, &OrderJson::new(order))
+        .expect("strings and numbers can be written to memory");
+}
+
+/// A list of orders on its way to a client.
+pub(super) struct Listing {
+    store: Store,
+    query: ListQuery,
+    form: Form,
+    /// The place of the newest order that existed when the request began.
+    last: i64,
+    /// The place of the last order that was read.
+    after: i64,
+    is_begun: bool,
+    is_done: bool,
+}
+
+impl Listing {
+    pub fn new(store: Store, query: ListQuery, form: Form) -> Result<Self, StoreError> {
+        let last = tokio::task::block_in_place(|| store.newest_seq())?;
+        Ok(Self {
+            after: query.after,
+            store,
+            query,
+            form,
+            last,
+            is_begun: false,
+            is_done: false,
+        })
+    }
+
+    /// The answer: whole if it fits one page, streamed otherwise.
+    pub fn reply(mut self) -> Result<Response, StoreError> {
+        let content_type = match self.form {
+            Form::Array => "application/json",
+            Form::Lines => "application/x-ndjson",
+        };
+        let mut link = None;
+        let mut response = if let Some(limit) = self.query.limit {
+            let mut orders = self.read(limit + 1)?;
+            if orders.len() > limit {
+                orders.truncate(limit);
+                link = orders.last().map(|order| self.query.next(order.seq));
+            }
+            self.is_done = true;
+            self.write(&orders).into_response()
+        } else {
+            let first = self.read_on()?;
+            if self.is_done {
+                first.into_response()
+            } else {
+                let pages = std::iter::once(Ok(Bytes::from(first))).chain(self);
+                warp::reply::stream(futures_util::stream::iter(pages)).into_response()
+            }
+        };
+        *response.status_mut() = StatusCode::OK;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        if let Some(link) = link
+            && let Ok(link) = HeaderValue::try_from(format!("</order?{link}>; rel=\"next\""))
+        {
+            headers.insert(LINK, link);
+        }
+        Ok(response)
+    }
+
+    fn read(&self, limit: usize) -> Result<Vec<Order>, StoreError> {
+        tokio::task::block_in_place(|| {
+            self.store
+                .page(&self.query.filter, self.after, self.last, limit)
+        })
+    }
+
+    /// The next piece of a stream.
+    fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
+        let orders = self.read(STREAM_PAGE)?;
+        self.is_done = orders.len() < STREAM_PAGE;
+        if let Some(order) = orders.last() {
+            self.after = order.seq;
+        }
+        Ok(self.write(&orders))
+    }
+
+    /// Some orders as they stand in the list, with what comes before the first and after the last.
+    fn write(&mut self, orders: &[Order]) -> Vec<u8> {
+        let mut body = Vec::with_capacity(2 + orders.len() * ORDER_BYTES);
+        let is_array = self.form == Form::Array;
+        if is_array && !self.is_begun {
+            body.push(b'[');
+        }
+        for (at, order) in orders.iter().enumerate() {
+            if is_array && (self.is_begun || at > 0) {
+                body.push(b',');
+            }
+            write_order(&mut body, order);
+            if !is_array {
+                body.push(b'\n');
+            }
+        }
+        if is_array && self.is_done {
+            body.push(b']');
+        }
+        self.is_begun = true;
+        body
+    }
+}
+
+/// The pieces of a stream. After an error there are no more, and the connection breaks: a list
+/// that is not whole must not look as if it were.
+impl Iterator for Listing {
+    type Item = Result<Bytes, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_done {
+            return None;
+        }
+        let piece = self.read_on();
+        if let Err(error) = &piece {
+            log::warn!("a list of orders broke off: {error}");
+            self.is_done = true;
+        }
+        Some(piece.map(Bytes::from))
+    }
+}

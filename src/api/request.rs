@@ -1,0 +1,551 @@
+//! What a request may look like. Everything that comes from a client is parsed here, once.
+//!
+//! Each refusal says what was wrong and what would be right.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Buf;
+use futures_util::{Stream, StreamExt};
+use mime::Mime;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use url::form_urlencoded;
+use warp::http::HeaderMap;
+use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+
+use super::problem::Problem;
+use crate::order::{OrderId, Status};
+use crate::store::Filter;
+
+/// The largest body, in bytes: an id takes some hundreds, the members that are ignored have room.
+const BODY_MAX: usize = 16 * 1024;
+
+/// How long a body may take. It fits a few packets.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest page.
+const LIMIT_MAX: usize = 1_000;
+
+/// What needs no escape in a path segment (RFC 3986, section 2.3).
+const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The path of an order, as a header.
+pub(super) fn location(id: &OrderId) -> HeaderValue {
+    let path = format!("/order/{}", utf8_percent_encode(id.as_str(), PATH_ESCAPES));
+    HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
+}
+
+/// The id in a path segment. A plus is a plus.
+pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
+    let bytes = segment.as_bytes();
+    for (at, _) in segment.match_indices('%') {
+        let escape = bytes.get(at + 1..at + 3);
+        if !escape.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
+            return Err(Problem::path(
+                "a % has to be followed by two hexadecimal digits; a % itself is written %25",
+            ));
+        }
+    }
+    let text = percent_decode_str(segment)
+        .decode_utf8()
+        .map_err(|_| Problem::path("the escapes in the id have to be UTF-8"))?;
+    // An id that cannot exist does not exist.
+    OrderId::new(&*text).map_err(|_| Problem::no_such_order(&text))
+}
+
+/// What to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListQuery {
+    pub filter: Filter,
+    pub after: i64,
+    pub limit: Option<usize>,
+}
+
+impl ListQuery {
+    pub fn parse(query: &str) -> Result<Self, Problem> {
+        let mut parsed = Self::default();
+        let mut seen = HashSet::new();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if name != "status" && !seen.insert(name.to_string()) {
+                return Err(Problem::parameter(
+                    &name,
+                    format!("{name:?} is given twice"),
+                ));
+            }
+            match &*name {
+                "status" => {
+                    for word in value.split(',') {
+                        let status: Status = word
+                            .parse()
+                            .map_err(|error| Problem::parameter("status", format!("{error}")))?;
+                        parsed.filter.statuses.push(status);
+                    }
+                }
+                "attention" => {
+                    parsed.filter.attention = Some(value.parse().map_err(|_| {
+                        Problem::parameter(
+                            "attention",
+                            format!("attention is true or false, not {value:?}"),
+                        )
+                    })?);
+                }
+                "limit" => {
+                    let limit = value.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n));
+                    parsed.limit = Some(limit.ok_or_else(|| {
+                        Problem::parameter(
+                            "limit",
+                            format!("limit is a number from 1 to {LIMIT_MAX}, not {value:?}"),
+                        )
+                    })?);
+                }
+                "after" => {
+                    parsed.after = from_cursor(&value).ok_or_else(|| {
+                        Problem::parameter(
+                            "after",
+                            format!(
+                                "{value:?} is no cursor; take it from the Link header of a page"
+                            ),
+                        )
+                    })?;
+                }
+                _ => {
+                    return Err(Problem::parameter(
+                        &name,
+                        format!(
+                            "there is no parameter {name:?}; there are status, attention, limit \
+                             and after"
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+
+    /// The same query for what comes after the place `seq`.
+    pub fn next(&self, seq: i64) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        for status in &self.filter.statuses {
+            query.append_pair("status", status.as_str());
+        }
+        if let Some(attention) = self.filter.attention {
+            query.append_pair("attention", if attention { "true" } else { "false" });
+        }
+        if let Some(limit) = self.limit {
+            query.append_pair("limit", &limit.to_string());
+        }
+        query.append_pair("after", &to_cursor(seq));
+        query.finish()
+    }
+}
+
+/// Bits of a cursor that hold the place; those above are a check.
+const PLACE_BITS: u32 = 48;
+
+/// A place as clients see it: with a check, so that a typo is an error and not another place.
+fn to_cursor(seq: i64) -> String {
+    let place = seq.unsigned_abs() & ((1 << PLACE_BITS) - 1);
+    format!("{:016x}", check_of(place) << PLACE_BITS | place)
+}
+
+fn from_cursor(cursor: &str) -> Option<i64> {
+    if cursor.len() != 16 || !cursor.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let bits = u64::from_str_radix(cursor, 16).ok()?;
+    let place = bits & ((1 << PLACE_BITS) - 1);
+    (check_of(place) == bits >> PLACE_BITS).then(|| place.cast_signed())
+}
+
+/// Sixteen bits that differ for neighbouring places (Fibonacci hashing).
+fn check_of(place: u64) -> u64 {
+    (place + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> PLACE_BITS
+}
+
+/// Refuses every parameter.
+pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
+    match form_urlencoded::parse(query.as_bytes()).next() {
+        None => Ok(()),
+        Some((name, _)) => Err(Problem::parameter(
+            &name,
+            format!("there is no parameter {name:?} here, nor any other"),
+        )),
+    }
+}
+
+/// Refuses what a browser sends for a page of another site (the Fetch Metadata headers).
+pub(super) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
+    match headers.get("sec-fetch-site") {
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"cross-site") => {
+            Err(Problem::cross_site())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Accepts `application/json` and any `+json`, with any parameter; no Content-Type at all is
+/// taken as JSON.
+pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
+    for value in headers.get_all(CONTENT_TYPE) {
+        let mime: Option<Mime> = value.to_str().ok().and_then(|text| text.parse().ok());
+        let is_json = mime.is_some_and(|mime| {
+            mime.suffix() == Some(mime::JSON)
+                || mime.type_() == mime::APPLICATION && mime.subtype() == mime::JSON
+        });
+        if !is_json {
+            return Err(Problem::unsupported_media_type(&String::from_utf8_lossy(
+                value.as_bytes(),
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// How a list of orders is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One JSON array.
+    Array,
+    /// One order per line.
+    Lines,
+}
+
+/// The form that a client prefers (RFC 9110, section 12.5.1). Anything that does not ask for
+/// lines gets an array.
+pub(super) fn form(headers: &HeaderMap) -> Form {
+    let (mut lines, mut array) = (0.0, 0.0);
+    for value in headers.get_all(ACCEPT) {
+        for range in value.to_str().unwrap_or_default().split(',') {
+            let Ok(range) = range.trim().parse::<Mime>() else {
+                continue;
+            };
+            let quality = range
+                .get_param("q")
+                .map_or(1.0, |q| q.as_str().parse().unwrap_or(0.0));
+            match range.essence_str() {
+                "application/x-ndjson" => lines = f64::max(lines, quality),
+                "application/json" => array = f64::max(array, quality),
+                _ => {}
+            }
+        }
+    }
+    if lines > 0.0 && lines >= array {
+        Form::Lines
+    } else {
+        Form::Array
+    }
+}
+
+/// Reads a body, within its limits of size and time.
+pub(super) async fn read_body<B: Buf>(
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> Result<Vec<u8>, Problem> {
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > BODY_MAX as u64) {
+        return Err(Problem::too_large(BODY_MAX));
+    }
+    let mut body = pin!(body);
+    let read = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.next().await {
+            let mut chunk =
+                chunk.map_err(|_| Problem::body("the body broke off before its end"))?;
+            while chunk.has_remaining() {
+                let piece = chunk.chunk();
+                if bytes.len() + piece.len() > BODY_MAX {
+                    return Err(Problem::too_large(BODY_MAX));
+                }
+                bytes.extend_from_slice(piece);
+                let length = piece.len();
+                chunk.advance(length);
+            }
+        }
+        Ok(bytes)
+    };
+    tokio::time::timeout(BODY_TIMEOUT, read)
+        .await
+        .unwrap_or_else(|_| Err(Problem::too_slow(BODY_TIMEOUT.as_secs())))
+}
+
+/// The id of the order that a body asks for.
+pub(super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
+    let text = std::str::from_utf8(body).map_err(|_| Problem::body("the body is not UTF-8"))?;
+    if text.trim_ascii().is_empty() {
+        return Err(Problem::body(
+            "the body is empty; send an object such as {\"id\":\"a1\"}",
+        ));
+    }
+    let members: Members = serde_json::from_str(text).map_err(|error| {
+        Problem::body(format!(
+            "the body is not a JSON object: {error}; send one such as {{\"id\":\"a1\"}}"
+        ))
+    })?;
+    if let Some(name) = members.twice {
+        let detail = format!("the member {name:?} stands there twice");
+        return Err(Problem::member(&name, detail));
+    }
+    let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
+    match members.id {
+        None => Err(wrong("is missing; send an object such as {\"id\":\"a1\"}")),
+        Some(Member::Other) => Err(wrong("has to be a string")),
+        Some(Member::Text(id)) => OrderId::new(id).map_err(|error| wrong(&error.to_string())),
+    }
+}
+
+/// The members of the body's object that matter.
+#[derive(Default)]
+struct Members {
+    id: Option<Member>,
+    /// The first member that stands there twice.
+    twice: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Member {
+    Text(String),
+    #[serde(deserialize_with = "ignore")]
+    Other,
+}
+
+fn ignore<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    IgnoredAny::deserialize(deserializer).map(drop)
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Members::default();
+                let mut names = HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "id" && members.id.is_none() {
+                        members.id = Some(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                    if members.twice.is_none() && names.contains(&name) {
+                        members.twice = Some(name);
+                    } else {
+                        names.insert(name);
+                    }
+                }
+                Ok(members)
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_decoded_from_a_path_and_a_plus_stays_a_plus() {
+        for (segment, id) in [
+            ("a1", "a1"),
+            ("a%2Fb", "a/b"),
+            ("a+b", "a+b"),
+            ("a%20b", "a b"),
+            ("%25", "%"),
+            ("c%C3%A9", "cé"),
+        ] {
+            assert_eq!(id_in_path(segment).unwrap().as_str(), id);
+        }
+        for segment in ["%", "a%2", "a%zz", "%%41", "%C3", "%ff%fe"] {
+            assert_eq!(id_in_path(segment).unwrap_err().reply().status(), 400);
+        }
+        for segment in ["%00", "%20a", "%2e", ".."] {
+            assert_eq!(id_in_path(segment).unwrap_err().reply().status(), 404);
+        }
+    }
+
+    #[test]
+    fn the_location_of_an_order_leads_back_to_it() {
+        for text in [
+            "a1",
+            "a/b c?d#e%f+g",
+            "日本",
+            "\"<>\\^`{|}",
+            "...",
+            "~a-b_c.d",
+        ] {
+            let id = OrderId::new(text).unwrap();
+            let location = location(&id);
+            let segment = location.to_str().unwrap().strip_prefix("/order/").unwrap();
+            assert_eq!(id_in_path(segment).unwrap(), id);
+        }
+    }
+
+    #[test]
+    fn a_cursor_leads_to_its_place_and_a_mistyped_one_nowhere() {
+        for seq in [0, 1, 2, 1_000_000, (1 << 40) + 7] {
+            let cursor = to_cursor(seq);
+            assert_eq!(from_cursor(&cursor), Some(seq));
+            for at in 0..16 {
+                let mut wrong = cursor.clone().into_bytes();
+                wrong[at] = if wrong[at] == b'0' { b'1' } else { b'0' };
+                assert_eq!(from_cursor(std::str::from_utf8(&wrong).unwrap()), None);
+            }
+        }
+        for cursor in ["", "0", "zzzzzzzzzzzzzzzz", "+000000000000000"] {
+            assert_eq!(from_cursor(cursor), None);
+        }
+    }
+
+    #[test]
+    fn a_body_is_an_object_with_an_id_and_anything_else_beside_it() {
+        for body in [
+            r#"{"id":"a1"}"#,
+            r#" {"more":[{"id":1}],"id":"a1","x":null} "#,
+            r#"{"\u0069d":"a1"}"#,
+        ] {
+            assert_eq!(new_order(body.as_bytes()).unwrap().as_str(), "a1");
+        }
+        let deep = format!(
+            "{{\"id\":\"a1\",\"x\":{}{}}}",
+            "[".repeat(5_000),
+            "]".repeat(5_000)
+        );
+        assert!(new_order(deep.as_bytes()).is_ok());
+        for body in [
+            "",
+            " ",
+            "null",
+            "[]",
+            "\"a1\"",
+            "1",
+            "{",
+            "{}",
+            "{\"id\"}",
+            "{'id':'a1'}",
+            r#"{"id":1}"#,
+            r#"{"id":null}"#,
+            r#"{"id":["a1"]}"#,
+            r#"{"id":""}"#,
+            r#"{"id":"a1","id":"a1"}"#,
+            r#"{"id":"a1","x":1,"x":1}"#,
+            r#"{"id":"a1"}{}"#,
+            r#"{"id":"a1",}"#,
+            r#"{"id":" a1"}"#,
+            r#"{"id":"\u0000"}"#,
+            r#"{"id":"\ud800"}"#,
+            r#"{"ID":"a1"}"#,
+            "\u{feff}{\"id\":\"a1\"}",
+        ] {
+            assert_eq!(
+                new_order(body.as_bytes()).unwrap_err().reply().status(),
+                400,
+                "{body}"
+            );
+        }
+        assert!(new_order(b"{\"id\":\"a1\",\"x\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn json_is_recognised_by_its_content_type() {
+        let check = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_str(value).unwrap());
+            is_json(&headers).is_ok()
+        };
+        for good in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/vnd.a+json",
+            "application/problem+JSON;x=1",
+        ] {
+            assert!(check(good), "{good}");
+        }
+        for bad in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "text/json",
+            "json",
+            "",
+            "application/jsonp",
+        ] {
+            assert!(!check(bad), "{bad}");
+        }
+        assert!(is_json(&HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn lines_are_sent_only_to_those_who_want_them() {
+        let check = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_str(value).unwrap());
+            form(&headers)
+        };
+        for lines in [
+            "application/x-ndjson",
+            "application/x-ndjson, application/json;q=0.5",
+            "text/html, Application/X-NDJSON;q=0.3",
+        ] {
+            assert_eq!(check(lines), Form::Lines, "{lines}");
+        }
+        for array in [
+            "*/*",
+            "application/json",
+            "application/x-ndjson;q=0",
+            "application/json, application/x-ndjson;q=0.5",
+            "garbage",
+            "",
+        ] {
+            assert_eq!(check(array), Form::Array, "{array}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_taken_whole_or_refused_with_the_name_of_what_is_wrong() {
+        let query = ListQuery::parse("status=CREATED,FAILED&status=CREATED&limit=10").unwrap();
+        assert_eq!(query.filter.statuses.len(), 3);
+        assert_eq!(query.limit, Some(10));
+        let again = ListQuery::parse(&query.next(7)).unwrap();
+        assert_eq!(again, ListQuery { after: 7, ..query });
+        for bad in [
+            "status=",
+            "status=created",
+            "status=CREATED,",
+            "status=CREATED+",
+            "limit=0",
+            "limit=1001",
+            "limit=",
+            "limit=ten",
+            "limit=1&limit=1",
+            "after=",
+            "after=1",
+            "attention=",
+            "attention=1",
+            "attention=true&attention=true",
+            "id=a1",
+            "=",
+            "Status=CREATED",
+        ] {
+            assert!(ListQuery::parse(bad).is_err(), "{bad}");
+        }
+        assert!(ListQuery::parse("").is_ok());
+    }
+}

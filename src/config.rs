@@ -1,0 +1,460 @@
+//! What the programs can be told: flags, each with an environment variable, checked before
+//! anything is begun.
+//!
+//! A variable that is set to nothing counts as unset. What the settings mean is explained where
+//! they are used.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::Resettable;
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::reconciler::{Schedule, Settings};
+use crate::store::DatabasePath;
+use crate::upstream::UpstreamUrl;
+
+/// The longest time a request may be given.
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// The most requests at once that anyone could mean.
+const IN_FLIGHT_MAX: i64 = 1_024;
+
+/// Orders over HTTP, kept in SQLite, each carried through an order process service by polling.
+///
+/// Without a command it does the same as `order-service serve`, and takes its flags.
+#[derive(Debug, Parser)]
+#[command(name = "order-service", version, max_term_width = 100)]
+pub struct OrderService {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ServiceCommand,
+}
+
+/// What `order-service` can do.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Run the API and the reconciler in one process: the smallest deployment
+    Serve(ServeArgs),
+    /// Run everything on this machine, with a simulator and a temporary database, to try it out
+    Dev(DevArgs),
+    /// Run the HTTP API alone
+    Api(ApiArgs),
+    /// Run the stand-in for the order process service
+    Simulator(SimulatorArgs),
+    /// Tell whether the program that listens is healthy: exit code 0 if it is, 1 if not
+    Health(ServiceHealthArgs),
+}
+
+/// The reconciler, as a program of its own that serves no HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "order-reconciler", version, max_term_width = 100)]
+pub struct OrderReconciler {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ReconcilerCommand,
+}
+
+/// What `order-reconciler` can do.
+#[derive(Debug, Subcommand)]
+pub enum ReconcilerCommand {
+    /// Start a process for every order and carry its outcome back, by polling alone
+    #[command(
+        name = "run",
+        after_help = "order-reconciler health tells whether the running reconciler is healthy: \
+                      exit code 0 if it is, 1 if not."
+    )]
+    Run(Box<ReconcilerArgs>),
+    /// Tell whether the running reconciler is healthy: exit code 0 if it is, 1 if not
+    Health(ReconcilerHealthArgs),
+}
+
+/// `order-service serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub listen: ListenArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub upstream: UpstreamArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub reconcile: ReconcileArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub listen: ListenArgs,
+    /// URL of an order process service to use instead of the simulator
+    #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL", value_parser = parse_url)]
+    pub order_process_url: Option<UpstreamUrl>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub reconcile: ReconcileArgs,
+    /// The simulator's processes run a random whole number of seconds below this
+    #[arg(
+        long,
+        env = "MAX_ORDER_PROCESS_DURATION",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
+    pub max_order_process_duration: u32,
+    /// Seed of the simulator's randomness, to repeat a run [default: drawn, and logged]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service api`.
+#[derive(Debug, Args)]
+pub struct ApiArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub listen: ListenArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service simulator`.
+#[derive(Debug, Args)]
+pub struct SimulatorArgs {
+    /// Address to listen on; port 0 takes a free one, which is printed
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8000",
+        value_parser = parse_address
+    )]
+    pub listen: SocketAddr,
+    /// Processes run a random whole number of seconds below this
+    #[arg(
+        long,
+        env = "MAX_ORDER_PROCESS_DURATION",
+        value_name = "SECONDS",
+        default_value_t = 600
+    )]
+    pub max_order_process_duration: u32,
+    /// Seed of the randomness, to repeat a run [default: drawn, and logged]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// File to record every request in, and what it did, as a JSON object a line [default: none]
+    #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service health`.
+#[derive(Debug, Args)]
+pub struct ServiceHealthArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub listen: ListenArgs,
+}
+
+/// `order-reconciler`.
+#[derive(Debug, Args)]
+pub struct ReconcilerArgs {
+    /// Observe and start until every order that is due was tried once, then exit
+    #[arg(long)]
+    pub once: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub upstream: UpstreamArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub reconcile: ReconcileArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-reconciler health`.
+#[derive(Debug, Args)]
+pub struct ReconcilerHealthArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+}
+
+/// Where the orders are.
+#[derive(Debug, Args)]
+pub struct DatabaseArgs {
+    /// SQLite database: sqlite:FILE or a path; created if it is not there
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        default_value = "sqlite:orders.db"
+    )]
+    pub database_url: DatabasePath,
+}
+
+/// Where to listen.
+#[derive(Debug, Args)]
+pub struct ListenArgs {
+    /// Address to listen on; port 0 takes a free one, which is printed
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8080",
+        value_parser = parse_address
+    )]
+    pub listen: SocketAddr,
+}
+
+/// Where the order process service is. Its token comes from `ORDER_PROCESS_TOKEN` alone: a flag
+/// could be read by every user of the machine.
+#[derive(Debug, Args)]
+pub struct UpstreamArgs {
+    /// URL of the order process service; ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
+    #[arg(
+        long,
+        env = "ORDER_PROCESS_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8000",
+        value_parser = parse_url
+    )]
+    pub order_process_url: UpstreamUrl,
+}
+
+/// How orders are carried through.
+#[derive(Debug, Args)]
+pub struct ReconcileArgs {
+    /// When to look at orders, besides at once for a new one: cron with seconds, in UTC
+    #[arg(
+        long,
+        env = "RECONCILE_SCHEDULE",
+        value_name = "CRON",
+        default_value = "* * * * * *"
+    )]
+    pub schedule: Schedule,
+    /// Starts per second at most; decimals are allowed, 0 means no ceiling
+    #[arg(
+        long,
+        env = "START_RATE",
+        value_name = "PER SECOND",
+        default_value = "50",
+        value_parser = parse_rate
+    )]
+    pub start_rate: f64,
+    /// Requests to the order process service at once, of all kinds
+    #[arg(
+        long,
+        env = "MAX_IN_FLIGHT",
+        value_name = "REQUESTS",
+        default_value = "8",
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX)
+    )]
+    pub max_in_flight: u32,
+    /// How long a start or a look-up may take; for the list the longest silence, with 10 min in
+    /// all. A number with a unit: ms, s, m
+    #[arg(
+        long,
+        env = "REQUEST_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "5s",
+        value_parser = parse_timeout
+    )]
+    pub request_timeout: Duration,
+    /// What to do with an order whose process the order process service has forgotten
+    #[arg(
+        long,
+        env = "LOST_PROCESS",
+        value_name = "POLICY",
+        default_value = "hold"
+    )]
+    pub lost_process: LostProcess,
+    /// An order that was started so often is held, not started again
+    #[arg(
+        long,
+        env = "MAX_STARTS",
+        value_name = "STARTS",
+        default_value = "5",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub max_starts: u32,
+}
+
+impl ReconcileArgs {
+    /// The same, as the reconciler takes it.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            schedule: self.schedule.clone(),
+            start_rate: self.start_rate,
+            max_in_flight: self.max_in_flight as usize,
+            request_timeout: self.request_timeout,
+            max_starts: self.max_starts,
+        }
+    }
+}
+
+/// What to do with an order whose process was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LostProcess {
+    /// Leave it PROCESSING, with attention process_lost
+    Hold,
+}
+
+/// How to log.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// Format of the log on standard error; levels through RUST_LOG
+    #[arg(
+        long,
+        env = "LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// The format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
+}
+
+/// The token for the order process service, if there is one.
+///
+/// # Errors
+/// It has a character that cannot stand in an HTTP header.
+pub fn order_process_token() -> Result<Option<String>, &'static str> {
+    const WRONG: &str = "ORDER_PROCESS_TOKEN may hold visible ASCII characters only";
+    match std::env::var("ORDER_PROCESS_TOKEN") {
+        Ok(token) if token.is_empty() => Ok(None),
+        Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(token)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        _ => Err(WRONG),
+    }
+}
+
+/// Parses the arguments of `order-service`; prints and exits on a wrong one, or when asked for
+/// help.
+pub fn order_service() -> OrderService {
+    parse(
+        |arguments| match arguments.get(1).and_then(|first| first.to_str()) {
+            None => Some("serve"),
+            Some("-h" | "--help" | "-V" | "--version") => None,
+            Some(first) => first.starts_with('-').then_some("serve"),
+        },
+    )
+}
+
+/// Parses the arguments of `order-reconciler`; prints and exits on a wrong one, or when asked for
+/// help.
+pub fn order_reconciler() -> OrderReconciler {
+    parse(
+        |arguments| match arguments.get(1).and_then(|first| first.to_str()) {
+            None => Some("run"),
+            Some("-V" | "--version") => None,
+            Some(first) => first.starts_with('-').then_some("run"),
+        },
+    )
+}
+
+/// Parses the arguments, after adding the command that is meant when none is given.
+fn parse<T: CommandFactory + FromArgMatches>(
+    meant: impl FnOnce(&[OsString]) -> Option<&'static str>,
+) -> T {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    if let Some(command) = meant(&arguments) {
+        arguments.insert(1.min(arguments.len()), command.into());
+    }
+    let matches = without_empty_variables(T::command()).get_matches_from(arguments);
+    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Forgets the variables that are set to nothing.
+fn without_empty_variables(command: Command) -> Command {
+    command
+        .mut_args(|argument| {
+            let is_empty = argument
+                .get_env()
+                .and_then(std::env::var_os)
+                .is_some_and(|value| value.is_empty());
+            if is_empty {
+                argument.env(Resettable::Reset)
+            } else {
+                argument
+            }
+        })
+        .mut_subcommands(without_empty_variables)
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080".to_owned())
+}
+
+fn parse_url(text: &str) -> Result<UpstreamUrl, crate::upstream::UpstreamUrlError> {
+    text.parse()
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate: &f64| rate.is_finite() && *rate >= 0.0)
+        .ok_or_else(|| {
+            "write a number of starts per second, such as 50 or 0.5; 0 for no ceiling".to_owned()
+        })
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
+    if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
+        return Err("it takes 1ms to 10m".to_owned());
+    }
+    Ok(timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        OrderService::command().debug_assert();
+        OrderReconciler::command().debug_assert();
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_refused() {
+        for rate in ["-1", "inf", "NaN", "fast", ""] {
+            assert!(parse_rate(rate).is_err(), "{rate}");
+        }
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        for timeout in ["0s", "5", "11m", "-1s", ""] {
+            assert!(parse_timeout(timeout).is_err(), "{timeout}");
+        }
+        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+    }
+}

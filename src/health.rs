@@ -1,0 +1,91 @@
+//! The `health` commands: for containers and units, without a shell or curl.
+//!
+//! The API is asked over HTTP; the reconciler serves none, so its heartbeat in the database is
+//! read. What the answers mean is decided in `api/health.rs` and in `reconciler`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::program::WrongSetting;
+use crate::reconciler::is_overdue;
+use crate::store::{DatabasePath, read_heartbeat};
+
+/// How long the program may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest answer, in bytes.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// Asks the API that listens at `address`. Returns its answer.
+///
+/// # Errors
+/// It is not healthy, or does not answer.
+pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
+    if address.port() == 0 {
+        return Err(
+            WrongSetting("--listen needs the port that the program listens on".into()).into(),
+        );
+    }
+    let address = SocketAddr::new(reachable(address.ip()), address.port());
+    tokio::time::timeout(TIMEOUT, ask(address))
+        .await
+        .with_context(|| format!("no answer from {address} within {TIMEOUT:?}"))?
+}
+
+async fn ask(address: SocketAddr) -> anyhow::Result<String> {
+    let stream = TcpStream::connect(address)
+        .await
+        .with_context(|| format!("nothing listens on {address}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/healthz")
+        .header(HOST, address.to_string())
+        .body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_MAX)
+        .collect()
+        .await
+        .map_err(|error| anyhow::anyhow!(error))?
+        .to_bytes();
+    let body = String::from_utf8_lossy(&body).into_owned();
+    if !status.is_success() {
+        bail!("the service is not healthy: {body}");
+    }
+    Ok(body)
+}
+
+/// An address that a program listening on `ip` can be reached at from here.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+/// Reads the heartbeat of the reconciler that leads on this database.
+///
+/// # Errors
+/// It is not healthy, or the database cannot be read.
+pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
+    let heartbeat = read_heartbeat(database)?;
+    let Some(last_pass_at) = heartbeat.last_pass_at else {
+        bail!("no reconciler has completed a pass on this database yet");
+    };
+    let last = format!("the last pass ended at {}", rfc3339(last_pass_at));
+    if is_overdue(&heartbeat, SystemClock.now()) {
+        bail!("the reconciler does not run, or is stuck: {last}");
+    }
+    Ok(last)
+}

@@ -1,0 +1,225 @@
+//! What both programs need around their work: logging, signals, exit codes, the reconciler's
+//! thread.
+//!
+//! Nothing here knows what an order is.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use log::LevelFilter;
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::config::LogFormat;
+use crate::reconciler::{self, ABANDON_AFTER, Reconciler, Settings, Stop};
+use crate::store::{OpenError, Store};
+use crate::upstream::HttpUpstream;
+
+/// How a program can end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It has done what it should, also if single orders had trouble.
+    Done = 0,
+    /// It failed while running, as when the port is in use; or it is not healthy.
+    Failed = 1,
+    /// It was used or configured wrongly.
+    Usage = 2,
+    /// The database cannot be used.
+    Database = 3,
+    /// The order process service gave no usable answer.
+    Upstream = 4,
+    /// Another reconciler leads.
+    NotLeading = 5,
+}
+
+/// A setting that is only found wrong when it is used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongSetting(pub String);
+
+/// All must be over by then, after a stop signal.
+const STOP_TIMEOUT: Duration = Duration::from_secs(24);
+
+/// Runs a program to its end: its exit code, and one line if it failed.
+pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("the program cannot be started: {error}");
+            return ExitCode::from(Exit::Failed as u8);
+        }
+    };
+    let exit = runtime.block_on(work).unwrap_or_else(|error| {
+        log::error!("{error:#}");
+        if error.is::<WrongSetting>() {
+            Exit::Usage
+        } else if error.is::<OpenError>() {
+            Exit::Database
+        } else {
+            Exit::Failed
+        }
+    });
+    runtime.shutdown_background();
+    ExitCode::from(exit as u8)
+}
+
+/// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that is not set.
+pub fn log_to_stderr(format: LogFormat, default: &str) {
+    let mut builder = env_logger::Builder::new();
+    match std::env::var("RUST_LOG") {
+        Ok(filters) if !filters.is_empty() => builder.parse_filters(&filters),
+        _ => builder
+            .filter_level(LevelFilter::Warn)
+            .parse_filters(default),
+    };
+    match format {
+        LogFormat::Text => builder.format(|out, record| {
+            writeln!(
+                out,
+                "{} {:5} {}: {}",
+                rfc3339(SystemClock.now()),
+                record.level(),
+                origin(record.target()),
+                record.args()
+            )
+        }),
+        LogFormat::Json => builder.format(|out, record| {
+            let line = JsonLine {
+                at: rfc3339(SystemClock.now()),
+                level: record.level().as_str().to_ascii_lowercase(),
+                origin: origin(record.target()),
+                message: record.args().to_string(),
+            };
+            let line = serde_json::to_string(&line).map_err(std::io::Error::other)?;
+            writeln!(out, "{line}")
+        }),
+    };
+    builder.init();
+}
+
+/// What is logged unless `RUST_LOG` says otherwise.
+pub const LOG_DEFAULT: &str = "warn,order_service=info";
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    at: String,
+    level: String,
+    origin: &'a str,
+    message: String,
+}
+
+/// The part of the program that a line comes from.
+fn origin(target: &str) -> &str {
+    let path = target.strip_prefix("order_service::").unwrap_or(target);
+    path.split("::").next().unwrap_or(path)
+}
+
+/// A stop that follows SIGTERM and Ctrl-C. A second signal ends the program at once.
+///
+/// # Errors
+/// The signals cannot be listened to.
+pub fn stop_on_signals() -> anyhow::Result<Stop> {
+    let listen = |kind| signal(kind).context("signals cannot be listened to");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let stop = Stop::default();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        either(&mut terminate, &mut interrupt).await;
+        log::info!("ending; a second signal ends at once");
+        stopped.begun.cancel();
+        tokio::select! {
+            () = tokio::time::sleep(ABANDON_AFTER) => stopped.abandon.cancel(),
+            () = either(&mut terminate, &mut interrupt) => std::process::exit(Exit::Failed as i32),
+        }
+        either(&mut terminate, &mut interrupt).await;
+        std::process::exit(Exit::Failed as i32);
+    });
+    Ok(stop)
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}
+
+/// Waits for `work` that ends by itself after the stop, but not for ever.
+pub async fn drained(stop: &Stop, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = async {
+            stop.begun.cancelled().await;
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        } => log::warn!("not everything had ended after {STOP_TIMEOUT:?}"),
+    }
+}
+
+/// The reconciler's thread. It has one of its own, so that a pass may read the database without
+/// holding up anyone.
+pub struct ReconcilerThread(oneshot::Receiver<anyhow::Result<()>>);
+
+impl ReconcilerThread {
+    /// Waits for the lead, and then reconciles until `stop`.
+    ///
+    /// # Errors
+    /// The thread cannot be made.
+    pub fn spawn(
+        store: Store,
+        upstream: HttpUpstream,
+        settings: Settings,
+        stop: Stop,
+    ) -> anyhow::Result<Self> {
+        let (done, result) = oneshot::channel();
+        let work = move || -> anyhow::Result<()> {
+            let runtime = reconciler_runtime()?;
+            let result = runtime.block_on(async {
+                let Some(_lead) = reconciler::lead(&store, &stop).await? else {
+                    return Ok(());
+                };
+                let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+                reconciler::run(reconciler, &stop).await
+            });
+            runtime.shutdown_background();
+            result
+        };
+        std::thread::Builder::new()
+            .name("reconciler".to_owned())
+            .spawn(move || {
+                // If no one waits any more, the program has ended.
+                let _ = done.send(work());
+            })
+            .context("the reconciler's thread cannot be made")?;
+        Ok(Self(result))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It ended before it was asked to.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        match (&mut self.0).await {
+            Ok(result) => result.context("the reconciler has ended"),
+            Err(_) => anyhow::bail!("the reconciler has panicked"),
+        }
+    }
+}
+
+/// A runtime for a reconciler: one thread, which the store may block.
+///
+/// # Errors
+/// The system gives none.
+pub fn reconciler_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the reconciler's runtime cannot be made")
+}

@@ -1,0 +1,267 @@
+//! The second half of a pass: starts what is due, oldest first, at the pace.
+//!
+//! Each start is written down before it leaves and its outcome after; in between anything may
+//! happen. What an outcome means is decided in `decide`.
+
+use std::collections::VecDeque;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::{Reconciler, Report, Stop, World, effects, log_start, note, trouble};
+use crate::clock::Clock;
+use crate::decide::{Action, OpenOrder, Phase, decide_refused};
+use crate::order::{Reason, Timestamp};
+use crate::pace::Failure;
+use crate::store::{Change, Step, Store};
+use crate::upstream::{StartError, Upstream};
+
+/// Orders read ahead. At a thousand starts a second this is one second's worth.
+const READ_AHEAD: usize = 1_000;
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Starts what is due until the next look is due, the upstream goes down, or nothing is left.
+    pub(super) async fn start_due(
+        &mut self,
+        again: Vec<OpenOrder>,
+        report: &mut Report,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let world = &self.world;
+        let until = self.next_look_at.unwrap_or(Timestamp(i64::MAX));
+        let mut due = Due::new(again);
+        let mut in_flight = FuturesUnordered::new();
+        let mut first_error = None;
+        let mut next = due.pop(world)?;
+        loop {
+            let now = world.clock.now();
+            let may_start = next.is_some()
+                && now < until
+                && first_error.is_none()
+                && !self.reachability.is_down()
+                && !stop.begun.is_cancelled();
+            let start_at = self.pace.next_at(now).min(until);
+            if may_start && start_at <= now && in_flight.len() < world.settings.max_in_flight {
+                if let Some(order) = next.take() {
+                    self.pace.started(now);
+                    in_flight.push(world.start(order, stop));
+                    next = due.pop(world)?;
+                }
+                continue;
+            }
+            let waits_for_pace = may_start && in_flight.len() < world.settings.max_in_flight;
+            if in_flight.is_empty() && !waits_for_pace {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some(tried) = in_flight.next() => {
+                    match tried {
+                        Ok(tried) => {
+                            note(&mut self.reachability, world.clock.now(), tried.failure.as_ref());
+                            tried.add_to(report);
+                        }
+                        Err(error) => first_error = first_error.or(Some(error)),
+                    }
+                }
+                () = world.clock.sleep_until(start_at), if waits_for_pace => {}
+                () = stop.begun.cancelled(), if waits_for_pace => {}
+            }
+        }
+        report.left = next.is_some() && !stop.begun.is_cancelled();
+        match first_error {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The orders that are due, oldest first, read as they are needed.
+struct Due {
+    again: VecDeque<OpenOrder>,
+    read: VecDeque<OpenOrder>,
+    after: i64,
+    is_all_read: bool,
+}
+
+impl Due {
+    fn new(again: Vec<OpenOrder>) -> Self {
+        Self {
+            again: again.into(),
+            read: VecDeque::new(),
+            after: 0,
+            is_all_read: false,
+        }
+    }
+
+    fn pop<U: Upstream, C: Clock>(
+        &mut self,
+        world: &World<U, C>,
+    ) -> anyhow::Result<Option<OpenOrder>> {
+        if self.read.is_empty() && !self.is_all_read {
+            self.read_on(&world.store, world.clock.now(), world.settings.max_starts)?;
+        }
+        let older = match (self.again.front(), self.read.front()) {
+            (Some(again), Some(read)) if again.seq < read.seq => &mut self.again,
+            (Some(_), None) => &mut self.again,
+            _ => &mut self.read,
+        };
+        Ok(older.pop_front())
+    }
+
+    fn read_on(&mut self, store: &Store, now: Timestamp, max_starts: u32) -> anyhow::Result<()> {
+        let read = store
+            .startable(now, max_starts, self.after, READ_AHEAD)
+            .context("the orders that are due could not be read")?;
+        self.is_all_read = read.len() < READ_AHEAD;
+        if let Some(last) = read.last() {
+            self.after = last.seq;
+        }
+        self.read = read.into();
+        Ok(())
+    }
+}
+
+/// What came of one start.
+#[derive(Default)]
+struct Tried {
+    report: Report,
+    /// Why the upstream gave no usable answer, if it did not.
+    failure: Option<Failure>,
+}
+
+impl Tried {
+    fn add_to(self, report: &mut Report) {
+        report.started += self.report.started;
+        report.adopted += self.report.adopted;
+        report.settled += self.report.settled;
+        report.refused += self.report.refused;
+        report.unanswered += self.report.unanswered;
+        report.flagged += self.report.flagged;
+        report.overtaken += self.report.overtaken;
+    }
+}
+
+impl<U: Upstream, C: Clock> World<U, C> {
+    /// Writes the intent, sends the start, and records what came of it.
+    async fn start(&self, order: OpenOrder, stop: &Stop) -> anyhow::Result<Tried> {
+        let mut tried = Tried::default();
+        let previous = match order.phase {
+            Phase::Created { intent } => intent.map(|intent| intent.written_at),
+            Phase::Processing { .. } => None,
+        };
+        let intended = self
+            .record(&order, vec![Step::Intended { previous }], &mut tried)
+            .await
+            .context("a start could not be written down and was not sent")?;
+        if !intended {
+            return Ok(tried);
+        }
+        let answer = tokio::select! {
+            biased;
+            answer = self.upstream.start(&order.id) => answer,
+            () = stop.abandon.cancelled() => Err(StartError::Ambiguous {
+                answer: None,
+                failure: Failure {
+                    detail: "the program ended before the answer came".to_owned(),
+                    certain: false,
+                    retry_after: None,
+                },
+            }),
+        };
+        let steps = match answer {
+            Ok(()) => {
+                tried.report.started = 1;
+                vec![Step::Started]
+            }
+            Err(StartError::Unavailable(failure)) => {
+                tried.report.unanswered = 1;
+                tried.failure = Some(failure);
+                vec![Step::Withdrawn]
+            }
+            Err(StartError::Ambiguous { answer, failure }) => {
+                tried.report.unanswered = 1;
+                let step = self.given_up(&order, answer, failure.detail.clone());
+                tried.failure = Some(failure);
+                vec![step]
+            }
+            Err(StartError::Refused { answer, detail }) => {
+                self.refused(&order, answer, detail, &mut tried).await
+            }
+        };
+        self.record(&order, steps, &mut tried)
+            .await
+            .context("the outcome of a start could not be recorded")?;
+        Ok(tried)
+    }
+
+    /// The upstream did not take the start, perhaps because there is a process: only a look-up
+    /// can tell.
+    async fn refused(
+        &self,
+        order: &OpenOrder,
+        answer: u16,
+        detail: String,
+        tried: &mut Tried,
+    ) -> Vec<Step> {
+        log_start(&order.id, &detail);
+        let observed = match self.upstream.look_up(&order.id).await {
+            Ok(observed) => observed,
+            Err(failure) => {
+                tried.report.unanswered = 1;
+                let step = self.given_up(order, Some(answer), failure.detail.clone());
+                tried.failure = Some(failure);
+                return vec![step];
+            }
+        };
+        let now = self.clock.now();
+        match decide_refused(&observed) {
+            Action::Flag(reason) => {
+                tried.report.refused = 1;
+                tried.report.flagged = 1;
+                vec![Step::Flagged(trouble(order, reason, detail, now))]
+            }
+            action => {
+                let mut changes = Vec::new();
+                effects(
+                    order,
+                    action,
+                    &observed,
+                    now,
+                    &mut tried.report,
+                    &mut changes,
+                );
+                changes.into_iter().map(|change| change.step).collect()
+            }
+        }
+    }
+
+    /// The step after a start whose outcome is not known. The order is left alone until an
+    /// absence would count.
+    fn given_up(&self, order: &OpenOrder, answer: Option<u16>, detail: String) -> Step {
+        log_start(&order.id, &detail);
+        let now = self.clock.now();
+        let mut trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
+        let counts_from = now.after(self.settings.request_timeout);
+        trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
+        Step::GivenUp { answer, trouble }
+    }
+
+    /// Records steps of one order. Tells whether they found it as it was read.
+    async fn record(
+        &self,
+        order: &OpenOrder,
+        steps: Vec<Step>,
+        tried: &mut Tried,
+    ) -> anyhow::Result<bool> {
+        let seq = order.seq;
+        let changes = steps
+            .into_iter()
+            .map(|step| Change { seq, step })
+            .collect::<Vec<_>>();
+        let recorded = self.store.record(changes, self.clock.now()).await?;
+        tried.report.overtaken += recorded.overtaken;
+        Ok(recorded.overtaken == 0)
+    }
+}

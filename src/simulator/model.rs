@@ -1,0 +1,587 @@
+//! What the simulator does: the order process service as a value, in memory, one request at a time.
+//!
+//! Pure. The time and the randomness come in, so that a simulation on one thread can call it
+//! directly and repeat itself exactly. HTTP is next door in `simulator`, the file in `record`.
+//!
+//! It gives the answers of the real service byte for byte, its mistakes included: a client has to
+//! live with them. Callbacks are accepted and never delivered, as for a client behind NAT.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::order::Timestamp;
+
+/// A source of randomness: draws a number below the one it is given, which is never 0.
+pub type Draw<'a> = dyn FnMut(u64) -> u64 + 'a;
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain";
+
+/// What a list takes at most for a process with an id of 36 characters, in bytes.
+const LISTED_BYTES: usize = 73;
+
+/// Every process since the life began. It only grows.
+#[derive(Debug, Default)]
+pub struct Model {
+    max_duration_secs: u32,
+    /// In the order of their start: a map's own order would not repeat itself.
+    processes: Vec<Process>,
+    places: HashMap<Arc<str>, usize>,
+}
+
+#[derive(Debug)]
+struct Process {
+    order_id: Arc<str>,
+    /// Nothing for one that runs for ever.
+    ends_at: Option<Timestamp>,
+    outcome: Status,
+}
+
+/// The status of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// It has not ended yet.
+    Running,
+    /// It has ended well.
+    Succeeded,
+    /// It has ended badly.
+    Failed,
+}
+
+impl Status {
+    /// The word that stands for it in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "RUNNING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+/// A request that the order process service knows.
+#[derive(Clone, Copy, Debug)]
+pub enum Request<'a> {
+    /// All processes.
+    List,
+    /// The process of one order.
+    LookUp {
+        /// Whose.
+        order_id: &'a str,
+    },
+    /// A new process.
+    Start {
+        /// The header of that name.
+        content_type: Option<&'a str>,
+        /// The order's id, in JSON.
+        body: &'a [u8],
+        /// The query's parameter of that name.
+        callback_url: Option<&'a str>,
+    },
+}
+
+impl<'a> Request<'a> {
+    /// The request that a GET makes: an empty `order_id` is the same as none.
+    pub fn of_get(order_id: Option<&'a str>) -> Self {
+        match order_id {
+            None | Some("") => Self::List,
+            Some(order_id) => Self::LookUp { order_id },
+        }
+    }
+}
+
+/// What is answered to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The header of that name.
+    pub content_type: Option<&'static str>,
+    /// Not always JSON, even where the content type says so.
+    pub body: Vec<u8>,
+    /// What happened.
+    pub did: Did,
+}
+
+impl Answer {
+    fn of(status: u16, content_type: &'static str, body: Vec<u8>, did: Did) -> Self {
+        Self {
+            status,
+            content_type: Some(content_type),
+            body,
+            did,
+        }
+    }
+
+    /// The message is put together by hand, as the real service does it: nothing is escaped.
+    fn refusal(content_type: &'static str, message: &str, did: Did) -> Self {
+        let body = format!("{{\"message\":\"{message}\"}}").into_bytes();
+        Self::of(400, content_type, body, did)
+    }
+}
+
+/// What the simulator did at a request, for the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "did", rename_all = "snake_case")]
+pub enum Did {
+    /// It began to run and knows no process.
+    BeganLife {
+        /// Where its randomness comes from.
+        seed: u64,
+        /// No process runs as long as this.
+        max_duration_secs: u32,
+    },
+    /// It told the status of every process.
+    Listed {
+        /// Their number.
+        entries: usize,
+    },
+    /// It told the status of a process.
+    Told {
+        /// Whose.
+        order_id: String,
+        /// What it told.
+        status: Status,
+    },
+    /// It told that there is no process.
+    Unknown {
+        /// For which order.
+        order_id: String,
+    },
+    /// It started a process.
+    Started {
+        /// For which order.
+        order_id: String,
+        /// When the process ends or has ended, in milliseconds since 1970.
+        #[serde(with = "Millis")]
+        ends_at: Timestamp,
+        /// How it ends.
+        outcome: Status,
+        /// Whether the client hopes for a callback.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        callback: bool,
+    },
+    /// It refused the callback, but has started a process that never ends.
+    StartedForEver {
+        /// For which order.
+        order_id: String,
+    },
+    /// It started nothing: there is a process already.
+    Exists {
+        /// For which order.
+        order_id: String,
+    },
+    /// It did nothing.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A moment as a bare number.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Timestamp")]
+pub(super) struct Millis(i64);
+
+impl Model {
+    /// A service that has just begun to run. Processes take whole seconds below
+    /// `max_duration_secs`; 0 is taken for 1, and they all end at once.
+    pub fn new(max_duration_secs: u32) -> Self {
+        Self {
+            max_duration_secs,
+            ..Self::default()
+        }
+    }
+
+    /// Does what a request asks for.
+    pub fn answer(&mut self, request: &Request<'_>, now: Timestamp, draw: &mut Draw) -> Answer {
+        match *request {
+            Request::List => self.answer_list(now, draw),
+            Request::LookUp { order_id } => self.answer_look_up(order_id, now),
+            Request::Start {
+                content_type,
+                body,
+                callback_url,
+            } => match order_id(content_type, body) {
+                Ok(order_id) => self.answer_start(order_id, callback_url, now, draw),
+                Err((content_type, reason)) => {
+                    let did = Did::Refused {
+                        reason: reason.into(),
+                    };
+                    Answer::refusal(content_type, reason, did)
+                }
+            },
+        }
+    }
+
+    fn answer_list(&self, now: Timestamp, draw: &mut Draw) -> Answer {
+        let mut body = Vec::with_capacity(2 + self.len() * LISTED_BYTES);
+        body.push(b'[');
+        for (i, process) in self.shuffled(draw).into_iter().enumerate() {
+            if i > 0 {
+                body.push(b',');
+            }
+            process.write_to(&mut body, now);
+        }
+        body.push(b']');
+        let entries = self.len();
+        Answer::of(200, JSON, body, Did::Listed { entries })
+    }
+
+    fn answer_look_up(&self, order_id: &str, now: Timestamp) -> Answer {
+        let process = self.process(order_id);
+        let order_id = order_id.to_owned();
+        let Some(process) = process else {
+            return Answer::of(200, JSON, b"{}".to_vec(), Did::Unknown { order_id });
+        };
+        let mut body = Vec::new();
+        process.write_to(&mut body, now);
+        let status = process.status(now);
+        Answer::of(200, JSON, body, Did::Told { order_id, status })
+    }
+
+    fn answer_start(
+        &mut self,
+        order_id: String,
+        callback_url: Option<&str>,
+        now: Timestamp,
+        draw: &mut Draw,
+    ) -> Answer {
+        let Some((ends_at, process)) = self.add(&order_id, now, draw) else {
+            let message = format!("order process for order {order_id} exists");
+            return Answer::refusal(JSON, &message, Did::Exists { order_id });
+        };
+        let callback_url = callback_url.filter(|url| !url.is_empty());
+        if callback_url.is_some_and(|url| !is_callback_url(url)) {
+            // The real service looks at the URL only after the process is in its map.
+            process.ends_at = None;
+            let did = Did::StartedForEver { order_id };
+            return Answer::refusal(JSON, "invalid callback url", did);
+        }
+        let callback = callback_url.is_some();
+        Answer {
+            status: if callback { 202 } else { 200 },
+            content_type: None,
+            body: Vec::new(),
+            did: Did::Started {
+                order_id,
+                ends_at,
+                outcome: process.outcome,
+                callback,
+            },
+        }
+    }
+
+    /// Starts a process unless the order has one; tells whether it did.
+    pub fn start(&mut self, order_id: &str, now: Timestamp, draw: &mut Draw) -> bool {
+        self.add(order_id, now, draw).is_some()
+    }
+
+    /// The status of an order's process, if there is one.
+    pub fn look_up(&self, order_id: &str, now: Timestamp) -> Option<&'static str> {
+        Some(self.process(order_id)?.status(now).as_str())
+    }
+
+    /// Every order id and the status of its process, in a new random order.
+    pub fn list(&self, now: Timestamp, draw: &mut Draw) -> Vec<(String, &'static str)> {
+        let listed = |process: &Process| {
+            let status = process.status(now).as_str();
+            (process.order_id.to_string(), status)
+        };
+        self.shuffled(draw).into_iter().map(listed).collect()
+    }
+
+    /// Ends this life and begins the next.
+    pub fn forget_everything(&mut self) {
+        *self = Self::new(self.max_duration_secs);
+    }
+
+    /// The number of processes.
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Whether there is no process.
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    fn process(&self, order_id: &str) -> Option<&Process> {
+        self.places.get(order_id).map(|&i| &self.processes[i])
+    }
+
+    /// Adds a process, and tells when it ends; nothing if there is one already.
+    fn add(
+        &mut self,
+        order_id: &str,
+        now: Timestamp,
+        draw: &mut Draw,
+    ) -> Option<(Timestamp, &mut Process)> {
+        if self.places.contains_key(order_id) {
+            return None;
+        }
+        let duration = Duration::from_secs(draw(self.max_duration_secs.max(1).into()));
+        let outcome = [Status::Succeeded, Status::Failed][draw(2) as usize];
+        let order_id: Arc<str> = order_id.into();
+        let ends_at = now.after(duration);
+        self.places.insert(order_id.clone(), self.processes.len());
+        let process = self.processes.push_mut(Process {
+            order_id,
+            ends_at: Some(ends_at),
+            outcome,
+        });
+        Some((ends_at, process))
+    }
+
+    /// All processes, shuffled as Fisher and Yates do it.
+    fn shuffled(&self, draw: &mut Draw) -> Vec<&Process> {
+        let mut processes: Vec<_> = self.processes.iter().collect();
+        for i in (1..processes.len()).rev() {
+            // Not above i, and therefore a usize.
+            processes.swap(i, draw(i as u64 + 1) as usize);
+        }
+        processes
+    }
+}
+
+impl Process {
+    fn status(&self, now: Timestamp) -> Status {
+        match self.ends_at {
+            Some(ends_at) if ends_at <= now => self.outcome,
+            _ => Status::Running,
+        }
+    }
+
+    /// Writes it as JSON, without a `Value` in between: a list can have a million.
+    fn write_to(&self, body: &mut Vec<u8>, now: Timestamp) {
+        body.extend_from_slice(b"{\"order_id\":");
+        // Neither a text nor the memory it is written to can refuse.
+        let _ = serde_json::to_writer(&mut *body, &*self.order_id);
+        body.extend_from_slice(b",\"status\":\"");
+        body.extend_from_slice(self.status(now).as_str().as_bytes());
+        body.extend_from_slice(b"\"}");
+    }
+}
+
+/// The order id in a start; or the content type and the text of the refusal.
+fn order_id(
+    content_type: Option<&str>,
+    body: &[u8],
+) -> Result<String, (&'static str, &'static str)> {
+    if content_type != Some(JSON) {
+        return Err((TEXT, "invalid content type. Valid: application/json"));
+    }
+    let order_id = match serde_json::from_slice(body) {
+        Ok(Value::Object(mut fields)) => fields.remove("order_id").unwrap_or_default(),
+        Ok(Value::Null) => Value::Null,
+        _ => return Err((JSON, "invalid request body")),
+    };
+    match order_id {
+        Value::String(order_id) if !order_id.is_empty() => Ok(order_id),
+        Value::String(_) | Value::Null => Err((JSON, "missing order id")),
+        _ => Err((JSON, "invalid request body")),
+    }
+}
+
+/// Whether there are a scheme and a host.
+fn is_callback_url(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return false;
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        && !host.is_empty()
+        && !url.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const LATER: Timestamp = Timestamp(i64::MAX);
+
+    /// The longest duration, FAILED, and the order of the starts in a list.
+    fn highest(n: u64) -> u64 {
+        n - 1
+    }
+
+    fn start(model: &mut Model, body: &str, callback_url: Option<&str>) -> Answer {
+        let (content_type, body) = (Some(JSON), body.as_bytes());
+        let request = Request::Start {
+            content_type,
+            body,
+            callback_url,
+        };
+        model.answer(&request, NOW, &mut highest)
+    }
+
+    /// What a GET is answered, which is 200 and JSON in any case.
+    fn get(model: &mut Model, order_id: Option<&str>) -> String {
+        let answer = model.answer(&Request::of_get(order_id), NOW, &mut highest);
+        assert_eq!(
+            (answer.status, answer.content_type),
+            (200, Some("application/json"))
+        );
+        String::from_utf8(answer.body).unwrap()
+    }
+
+    #[track_caller]
+    fn check_refused(answer: &Answer, content_type: &str, body: &str) {
+        assert_eq!(
+            (answer.status, answer.content_type),
+            (400, Some(content_type))
+        );
+        assert_eq!(String::from_utf8_lossy(&answer.body), body);
+    }
+
+    #[track_caller]
+    fn check_empty(answer: &Answer, status: u16) {
+        assert_eq!((answer.status, answer.content_type), (status, None));
+        assert!(answer.body.is_empty());
+    }
+
+    #[test]
+    fn a_list_is_a_bare_array_and_a_look_up_a_bare_object() {
+        let mut model = Model::new(10);
+        assert_eq!(get(&mut model, None), "[]");
+        assert_eq!(get(&mut model, Some("a1")), "{}");
+        check_empty(&start(&mut model, r#"{"order_id":"a1"}"#, None), 200);
+        check_empty(
+            &start(&mut model, r#"{"order_id":" \"\u0001/é"}"#, None),
+            200,
+        );
+        let a1 = r#"{"order_id":"a1","status":"RUNNING"}"#;
+        let other = r#"{"order_id":" \"\u0001/é","status":"RUNNING"}"#;
+        assert_eq!(get(&mut model, None), format!("[{a1},{other}]"));
+        assert_eq!(get(&mut model, Some("")), format!("[{a1},{other}]"));
+        assert_eq!(get(&mut model, Some("a1")), a1);
+        assert_eq!(get(&mut model, Some(" \"\u{1}/é")), other);
+        for unknown in ["A1", "a1 ", " \"\u{1}/e\u{301}"] {
+            assert_eq!(get(&mut model, Some(unknown)), "{}", "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_start_that_makes_no_sense_is_refused_and_starts_nothing() {
+        let mut model = Model::new(10);
+        let missing = r#"{"message":"missing order id"}"#;
+        let bodies = r#"{} null {"order_id":""} {"order_id":null} {"id":"a1"}"#;
+        for body in bodies.split(' ') {
+            check_refused(&start(&mut model, body, None), "application/json", missing);
+        }
+        let invalid = r#"{"message":"invalid request body"}"#;
+        let bodies = r#" { {"order_id":"a1 [] ["a1"] "a1" {"order_id":1} {"order_id":["a1"]}"#;
+        for body in bodies.split(' ') {
+            check_refused(&start(&mut model, body, None), "application/json", invalid);
+        }
+        let invalid = r#"{"message":"invalid content type. Valid: application/json"}"#;
+        for content_type in [
+            None,
+            Some("text/plain"),
+            Some("application/json; charset=utf-8"),
+        ] {
+            let (body, callback_url) = (b"[".as_slice(), None);
+            let request = Request::Start {
+                content_type,
+                body,
+                callback_url,
+            };
+            let answer = model.answer(&request, NOW, &mut highest);
+            check_refused(&answer, "text/plain", invalid);
+        }
+        assert!(model.is_empty());
+    }
+
+    #[test]
+    fn an_id_with_a_quote_makes_the_refusal_invalid_json() {
+        let mut model = Model::new(10);
+        for (body, id) in [
+            (r#"{"order_id":"a1"}"#, "a1"),
+            (r#"{"order_id":"a\"1"}"#, "a\"1"),
+        ] {
+            check_empty(&start(&mut model, body, None), 200);
+            let exists = format!(r#"{{"message":"order process for order {id} exists"}}"#);
+            let answer = start(&mut model, body, Some("nonsense"));
+            check_refused(&answer, "application/json", &exists);
+        }
+        assert_eq!(model.len(), 2);
+    }
+
+    #[test]
+    fn a_start_with_a_callback_is_accepted_and_runs_like_any_other() {
+        let mut model = Model::new(10);
+        let url = Some("http://client:8000/called?back");
+        check_empty(&start(&mut model, r#"{"order_id":"a1"}"#, url), 202);
+        assert_eq!(model.look_up("a1", LATER), Some("FAILED"));
+        check_empty(&start(&mut model, r#"{"order_id":"a2"}"#, Some("")), 200);
+    }
+
+    #[test]
+    fn a_start_with_an_invalid_callback_is_refused_but_its_process_runs_for_ever() {
+        let mut model = Model::new(1);
+        let invalid = r#"{"message":"invalid callback url"}"#;
+        for url in ["nonsense", "/a", "http://", "://a", "1a://b", "http://a b"] {
+            let answer = start(&mut model, &format!(r#"{{"order_id":"{url}"}}"#), Some(url));
+            check_refused(&answer, "application/json", invalid);
+            assert_eq!(model.look_up(url, LATER), Some("RUNNING"));
+        }
+    }
+
+    #[test]
+    fn a_process_runs_for_the_time_drawn_and_may_end_at_once() {
+        let mut model = Model::new(10);
+        assert!(model.start("a1", NOW, &mut highest));
+        assert!(!model.start("a1", NOW, &mut |_| 0));
+        let end = NOW.0 + 9_000;
+        assert_eq!(model.look_up("a1", Timestamp(end - 1)), Some("RUNNING"));
+        assert_eq!(model.look_up("a1", Timestamp(end)), Some("FAILED"));
+        assert!(model.start("a2", NOW, &mut |_| 0));
+        assert_eq!(model.look_up("a2", NOW), Some("SUCCEEDED"));
+        for max in [0, 1] {
+            let mut model = Model::new(max);
+            assert!(model.start("a1", NOW, &mut highest));
+            assert_eq!(model.look_up("a1", NOW), Some("FAILED"));
+        }
+    }
+
+    #[test]
+    fn every_list_has_its_own_order_and_a_seed_repeats_them() {
+        let run = |seed| {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut draw = |n| rng.u64(..n);
+            let mut model = Model::new(600);
+            assert!((0..100).all(|i| model.start(&i.to_string(), NOW, &mut draw)));
+            let then = NOW.after(Duration::from_secs(300));
+            [model.list(then, &mut draw), model.list(then, &mut draw)]
+        };
+        let mut lists = run(1);
+        assert_eq!(lists, run(1));
+        assert_ne!(lists, run(2));
+        assert_ne!(lists[0], lists[1]);
+        lists.iter_mut().for_each(|list| list.sort());
+        assert_eq!(lists[0], lists[1]);
+        for word in ["RUNNING", "SUCCEEDED", "FAILED"] {
+            assert!(lists[0].iter().any(|(_, status)| *status == word), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_restart_forgets_every_process() {
+        let mut model = Model::new(10);
+        assert!(model.start("a1", NOW, &mut highest));
+        model.forget_everything();
+        assert_eq!(model.list(NOW, &mut highest), []);
+        assert_eq!(model.look_up("a1", NOW), None);
+        assert!(model.start("a1", NOW, &mut highest));
+        assert_eq!(model.look_up("a1", NOW), Some("RUNNING"));
+    }
+}
