@@ -375,7 +375,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             if action == Action::Start {
                 due.push(order);
             } else {
-                effects(&order, action, &look.observed, now, report, &mut changes);
+                let mut steps = Vec::new();
+                effects(&order, action, &look.observed, now, report, &mut steps);
+                let seq = order.seq;
+                changes.extend(steps.into_iter().map(|step| Change { seq, step }));
             }
         }
         let mut changes = changes.into_iter();
@@ -474,41 +477,35 @@ fn note(reachability: &mut Reachability, now: Timestamp, failure: Option<&Failur
     }
 }
 
-/// What an action other than a start changes.
+/// The steps of an action other than a start.
 fn effects(
     order: &OpenOrder,
     action: Action,
     observed: &Observed,
     now: Timestamp,
     report: &mut Report,
-    changes: &mut Vec<Change>,
+    steps: &mut Vec<Step>,
 ) {
-    let mut push = |step| {
-        changes.push(Change {
-            seq: order.seq,
-            step,
-        });
-    };
     match action {
         Action::Wait | Action::Start => {}
         Action::Adopt => {
             report.adopted += 1;
-            push(Step::Adopted);
+            steps.push(Step::Adopted);
         }
         Action::Settle(outcome) => {
             report.settled += 1;
             if matches!(order.phase, Phase::Created { .. }) {
                 report.adopted += 1;
-                push(Step::Adopted);
+                steps.push(Step::Adopted);
             }
-            push(Step::Settled(outcome));
+            steps.push(Step::Settled(outcome));
         }
         Action::Flag(reason) => {
             report.flagged += 1;
             let detail = flag_detail(order, reason, observed);
-            push(Step::Flagged(trouble(order, reason, detail, now)));
+            steps.push(Step::Flagged(trouble(order, reason, detail, now)));
         }
-        Action::Clear => push(Step::Cleared),
+        Action::Clear => steps.push(Step::Cleared),
     }
 }
 

@@ -216,25 +216,20 @@ impl<U: Upstream, C: Clock> World<U, C> {
             }
         };
         let now = self.clock.now();
+        // Whatever process there is, this start did not make it.
+        let mut steps = vec![Step::Withdrawn];
         match decide_refused(&observed) {
             Action::Flag(reason) => {
                 tried.report.refused = 1;
                 tried.report.flagged = 1;
-                vec![Step::Flagged(trouble(order, reason, detail, now))]
+                steps.push(Step::Flagged(trouble(order, reason, detail, now)));
             }
             action => {
-                let mut changes = Vec::new();
-                effects(
-                    order,
-                    action,
-                    &observed,
-                    now,
-                    &mut tried.report,
-                    &mut changes,
-                );
-                changes.into_iter().map(|change| change.step).collect()
+                let report = &mut tried.report;
+                effects(order, action, &observed, now, report, &mut steps);
             }
         }
+        steps
     }
 
     /// The step after a start whose outcome is not known. The order is left alone until an

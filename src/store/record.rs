@@ -28,7 +28,7 @@ pub enum Step {
     },
     /// The intended start was accepted.
     Started,
-    /// The intended start cannot have reached the upstream.
+    /// The intended start came to nothing: it cannot have reached the upstream, or was refused.
     Withdrawn,
     /// The answer to the intended start was given up, or told of trouble.
     GivenUp {
@@ -197,7 +197,7 @@ fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlit
     change(
         db,
         "UPDATE orders SET \
-             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL AND ?4 <> 'start_refused'), \
+             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
              attempts = attempts + 1, next_attempt_at = ?3, \
              attention_since = iif(attention IS ?4, attention_since, ?2), \

@@ -1,2 +1,7 @@
-//! Tests.
-fn main() {}
+//! The built programs and the library, from outside. Each test is named by the promise it keeps.
+//!
+//! - `world`: builds what a test needs: a folder, programs, requests.
+//! - `life`: orders from creation to the end, through real programs, against the simulator's record.
+
+mod life;
+mod world;

@@ -1,0 +1,245 @@
+//! Orders from their creation to the end, through the real programs over real HTTP. What became
+//! of them is compared with the simulator's own record, never with our counters.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::world::{Client, World, assert_agree, assert_statuses_agree, is_settled};
+
+/// Creates orders, `width` at a time.
+async fn create_all(client: &Client, api: &str, ids: Vec<String>, width: usize) {
+    let mut tasks = tokio::task::JoinSet::new();
+    let ids = std::sync::Arc::new(std::sync::Mutex::new(ids));
+    for _ in 0..width {
+        let (client, api, ids) = (client.clone(), api.to_owned(), ids.clone());
+        tasks.spawn(async move {
+            loop {
+                let next = ids.lock().unwrap().pop();
+                let Some(id) = next else { break };
+                let answer = client.create(&api, &id).await;
+                assert_eq!(answer.status, 201, "{id:?}: {answer:?}");
+            }
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_orders_settle_as_the_upstream_says() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "3", "--seed", "1"]);
+    let api = world.api(&[]);
+    let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
+    let client = Client::new();
+    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
+    create_all(&client, &api.url, ids, 16).await;
+    let orders = client.settled(&api.url, 2_000).await;
+    assert_agree(&world, &orders);
+    assert_eq!(reconciler.stop(), Some(0));
+    assert_eq!(api.stop(), Some(0));
+    assert_eq!(simulator.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconciler_killed_at_any_moment_is_continued_by_the_next() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
+    let api = world.api(&[]);
+    // Above the ceiling this rate is for the test to be short, below it for the kills to hit.
+    let arguments = ["--start-rate", "700", "--request-timeout", "500ms"];
+    let client = Client::new();
+    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
+    create_all(&client, &api.url, ids, 16).await;
+    let mut reconciler = world.reconciler(&simulator.url, &arguments);
+    for _ in 0..5 {
+        let before = world.outcomes().len();
+        while world.outcomes().len() < (before + 200).min(2_000) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        reconciler.kill();
+        reconciler = world.reconciler(&simulator.url, &arguments);
+    }
+    let orders = client.settled(&api.url, 2_000).await;
+    // A start that was written down but perhaps not sent counts as one that may have happened.
+    assert_statuses_agree(&world, &orders);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_printable_id_reaches_the_upstream_and_comes_back() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let service = world.serve(&simulator.url, &[]);
+    let client = Client::new();
+    let ids: Vec<String> = [
+        "a/b",
+        "a b",
+        "a+b",
+        "a%2Fb",
+        "a;b",
+        "a&b=c",
+        "a#b",
+        "a?b",
+        "\"quoted\"",
+        "back\\slash",
+        "<script>",
+        "{}",
+        "[1]",
+        "null",
+        "é",
+        "e\u{301}",
+        "日本語",
+        "🦀",
+        "a\u{a0}b",
+        "\u{feff}x",
+        "...",
+        "~",
+        "*",
+        "'; DROP TABLE orders; --",
+        "%",
+        "%00",
+        "%zz",
+        "\u{202e}rtl",
+    ]
+    .into_iter()
+    .map(str::to_owned)
+    .chain([" ".replace(' ', "x").repeat(128), "é".repeat(128)])
+    .collect();
+    for id in &ids {
+        let created = client.create(&service.url, id).await;
+        assert_eq!(created.status, 201, "{id:?}: {created:?}");
+        let location = created.header("location").to_owned();
+        let read = client.get(format!("{}{location}", service.url)).await;
+        assert_eq!(read.status, 200, "{id:?} at {location}");
+        assert_eq!(read.json()["id"], **id);
+    }
+    let orders = client.settled(&service.url, ids.len()).await;
+    let listed: Vec<&str> = orders.iter().map(|o| o["id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids, "in the order of creation");
+    assert_agree(&world, &orders);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_exists_upstream_already_is_adopted_and_not_started() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let client = Client::new();
+    let request = client
+        .request("POST", format!("{}/order_process", simulator.url))
+        .header("content-type", "application/json")
+        .body(r#"{"order_id":"a\"1"}"#);
+    assert_eq!(client.send(request).await.status, 200);
+    let service = world.serve(&simulator.url, &[]);
+    client.create(&service.url, "a\"1").await;
+    let orders = client.settled(&service.url, 1).await;
+    assert_eq!(world.outcomes().len(), 1);
+    assert!(orders.iter().all(is_settled));
+    assert_eq!(orders[0]["starts"], 0, "no start of ours made it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_starts_what_is_due_and_ends_with_a_code_that_tells() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let once = |upstream: &str| {
+        let mut program = world.reconciler(upstream, &["--once"]);
+        let code = program.wait().code();
+        (code, program.logged())
+    };
+    // Nothing to do, and so nobody to ask.
+    assert_eq!(once("http://127.0.0.1:9").0, Some(0));
+    let ids = (0..60).map(|n| format!("order-{n}")).collect();
+    create_all(&client, &api.url, ids, 4).await;
+    let (code, log) = once("http://127.0.0.1:9");
+    assert_eq!(code, Some(4), "{log}");
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let (code, log) = once(&simulator.url);
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(world.outcomes().len(), 60);
+    assert_eq!(once(&simulator.url).0, Some(0));
+    let orders = client.settled(&api.url, 60).await;
+    assert_agree(&world, &orders);
+    let leader = world.reconciler(&simulator.url, &[]);
+    while !leader.logged().contains("this reconciler leads") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(once(&simulator.url).0, Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_takes_over_within_a_second_when_the_leader_dies() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let api = world.api(&[]);
+    let client = Client::new();
+    let leader = world.reconciler(&simulator.url, &[]);
+    client.create(&api.url, "a1").await;
+    client.settled(&api.url, 1).await;
+    let standby = world.reconciler(&simulator.url, &[]);
+    while !standby.logged().contains("stands by") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    leader.kill();
+    client.create(&api.url, "a2").await;
+    client.settled(&api.url, 2).await;
+    assert!(standby.logged().contains("this reconciler leads"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let url = simulator.url.clone();
+    let service = world.serve(&url, &[]);
+    let client = Client::new();
+    simulator.kill();
+    for n in 0..20 {
+        client.create(&service.url, &format!("a{n}")).await;
+    }
+    let waiting = |orders: &[Value]| {
+        orders
+            .iter()
+            .all(|order| order["attention"]["reason"] == "upstream_unreachable")
+    };
+    let orders = client.orders_when(&service.url, waiting).await;
+    assert!(orders.iter().all(|order| order["status"] == "CREATED"));
+    let need_attention = client
+        .get(format!("{}/order?attention=true", service.url))
+        .await;
+    assert_eq!(need_attention.json().as_array().map(Vec::len), Some(20));
+    let health = client.get(format!("{}/healthz", service.url)).await;
+    assert_eq!(health.status, 200, "the API is ready: {health:?}");
+    // A change of state is one line, however many passes have met it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let lines = service.logged().matches("the upstream is down").count();
+    assert_eq!(lines, 1, "{}", service.logged());
+    let address = url.strip_prefix("http://").unwrap();
+    let _simulator = world.simulator_at(address, &["--max-order-process-duration", "1"]);
+    let orders = client.settled(&service.url, 20).await;
+    assert_agree(&world, &orders);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
+    let service = world.serve(&simulator.url, &["--start-rate", "100"]);
+    let client = Client::new();
+    let ids = (0..200).map(|n| format!("order-{n}")).collect();
+    create_all(&client, &service.url, ids, 8).await;
+    assert_eq!(service.stop(), Some(0));
+    let started = world.outcomes().len();
+    assert!(started < 200, "the pace is kept");
+    let service = world.serve(&simulator.url, &["--start-rate", "0"]);
+    let orders = client.settled(&service.url, 200).await;
+    let by_starts = orders.iter().fold(HashMap::new(), |mut map, order| {
+        *map.entry(order["starts"].as_u64()).or_insert(0) += 1;
+        map
+    });
+    assert_eq!(by_starts, HashMap::from([(Some(1), 200)]));
+    assert_agree(&world, &orders);
+}

@@ -1,0 +1,359 @@
+//! What a test needs: a folder of its own, the built programs on free ports, and an HTTP client.
+//!
+//! Programs end with the test, whatever becomes of it. Their logs are shown when it fails.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use order_service::simulator::model::{Did, Status as ProcessStatus};
+use order_service::simulator::record::{Entry, read_record};
+use serde_json::Value;
+
+/// How long anything may take before a test gives up. Far longer than it takes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder with a database and the logs of the programs that use it.
+pub struct World {
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("there is room for a temporary folder"),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.path("orders.db")
+    }
+
+    pub fn simulator_log(&self) -> PathBuf {
+        self.path("simulator.log")
+    }
+
+    /// The simulator, with a record, on a free port.
+    pub fn simulator(&self, arguments: &[&str]) -> Program {
+        self.simulator_at("127.0.0.1:0", arguments)
+    }
+
+    /// The simulator, with a record, at this address.
+    pub fn simulator_at(&self, address: &str, arguments: &[&str]) -> Program {
+        let log = self.simulator_log();
+        let mut all = vec!["simulator", "--listen", address, "--log"];
+        all.push(log.to_str().expect("temporary folders have plain names"));
+        all.extend(arguments);
+        self.start("order-service", &all, true)
+    }
+
+    /// The API alone, on a free port.
+    pub fn api(&self, arguments: &[&str]) -> Program {
+        let database = self.database();
+        let mut all = vec!["api", "--listen", "127.0.0.1:0", "--database-url"];
+        all.push(
+            database
+                .to_str()
+                .expect("temporary folders have plain names"),
+        );
+        all.extend(arguments);
+        self.start("order-service", &all, true)
+    }
+
+    /// API and reconciler in one, on a free port.
+    pub fn serve(&self, upstream: &str, arguments: &[&str]) -> Program {
+        let database = self.database();
+        let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--database-url"];
+        all.push(
+            database
+                .to_str()
+                .expect("temporary folders have plain names"),
+        );
+        all.extend(["--order-process-url", upstream]);
+        all.extend(arguments);
+        self.start("order-service", &all, true)
+    }
+
+    /// The reconciler alone.
+    pub fn reconciler(&self, upstream: &str, arguments: &[&str]) -> Program {
+        let database = self.database();
+        let mut all = vec!["--database-url"];
+        all.push(
+            database
+                .to_str()
+                .expect("temporary folders have plain names"),
+        );
+        all.extend(["--order-process-url", upstream]);
+        all.extend(arguments);
+        self.start("order-reconciler", &all, false)
+    }
+
+    /// Any program, without the variables of whoever runs the tests.
+    pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
+        let path = match name {
+            "order-service" => env!("CARGO_BIN_EXE_order-service"),
+            "order-reconciler" => env!("CARGO_BIN_EXE_order-reconciler"),
+            other => panic!("{other} is no program of ours"),
+        };
+        let mut command = Command::new(path);
+        command
+            .args(arguments)
+            .env_clear()
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a program; if it `listens`, waits until it says where.
+    pub fn start(&self, name: &str, arguments: &[&str], listens: bool) -> Program {
+        let log = self.path(&format!("{name}-{}.log", fastrand::u32(..)));
+        let mut child = self
+            .command(name, arguments)
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).expect("a log can be written"))
+            .spawn()
+            .expect("the built program can be started");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut url = String::new();
+        if listens {
+            lines.read_line(&mut url).expect("stdout can be read");
+            url = url
+                .trim()
+                .strip_prefix("listening on ")
+                .unwrap_or_else(|| panic!("no address: {}", show(&log)))
+                .to_owned();
+        }
+        Program {
+            child,
+            url,
+            log,
+            _stdout: lines,
+        }
+    }
+
+    /// What the simulator did, by its own record.
+    pub fn record(&self) -> Vec<Entry> {
+        read_record(&self.simulator_log()).expect("the record can be read")
+    }
+
+    /// How each process ended or will end, by the simulator's record; and that none was started
+    /// twice in one life.
+    pub fn outcomes(&self) -> HashMap<String, ProcessStatus> {
+        let mut outcomes = HashMap::new();
+        for entry in self.record() {
+            match entry.did {
+                Did::BeganLife { .. } => outcomes.clear(),
+                Did::Started {
+                    order_id, outcome, ..
+                } => {
+                    let earlier = outcomes.insert(order_id.clone(), outcome);
+                    assert_eq!(earlier, None, "{order_id} was started twice in one life");
+                }
+                _ => {}
+            }
+        }
+        outcomes
+    }
+}
+
+/// A running program.
+pub struct Program {
+    child: Child,
+    pub url: String,
+    log: PathBuf,
+    /// Kept open: a program may write to it.
+    _stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Program {
+    pub fn address(&self) -> &str {
+        self.url
+            .strip_prefix("http://")
+            .expect("a program that listens has a URL")
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{signal}"), self.child.id().to_string()])
+            .status()
+            .expect("there is a kill command");
+        assert!(status.success(), "{signal} could not be sent");
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it can be waited for");
+    }
+
+    /// SIGTERM, and its exit code once it has ended.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.wait().code()
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it does not end: {}",
+                self.logged()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn logged(&self) -> String {
+        show(&self.log)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.logged());
+        }
+    }
+}
+
+fn show(log: &Path) -> String {
+    fs::read_to_string(log).unwrap_or_default()
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap_or("(not text)"))
+    }
+}
+
+/// A client that keeps connections and follows nothing.
+#[derive(Clone)]
+pub struct Client(reqwest::Client);
+
+impl Client {
+    pub fn new() -> Self {
+        // Fails only if there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(PATIENCE)
+            .build();
+        Self(client.expect("a client can be made"))
+    }
+
+    pub async fn get(&self, url: impl AsRef<str>) -> Answer {
+        self.send(self.0.get(url.as_ref())).await
+    }
+
+    /// `POST /order` with this id.
+    pub async fn create(&self, api: &str, id: &str) -> Answer {
+        let body = serde_json::json!({ "id": id }).to_string();
+        let request = self
+            .0
+            .post(format!("{api}/order"))
+            .header("content-type", "application/json")
+            .body(body);
+        self.send(request).await
+    }
+
+    pub fn request(&self, method: &str, url: impl AsRef<str>) -> reqwest::RequestBuilder {
+        let method = method.parse().expect("a method");
+        self.0.request(method, url.as_ref())
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.expect("there is an answer");
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.expect("the answer is whole"),
+        }
+    }
+
+    /// All orders, once `done` holds of them.
+    pub async fn orders_when(&self, api: &str, done: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(format!("{api}/order")).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let Value::Array(orders) = answer.json() else {
+                panic!("not an array: {answer:?}");
+            };
+            if done(&orders) {
+                return orders;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "it does not come to pass: {orders:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// All orders, once there are `count` of them and each is settled.
+    pub async fn settled(&self, api: &str, count: usize) -> Vec<Value> {
+        self.orders_when(api, |orders| {
+            orders.len() == count && orders.iter().all(is_settled)
+        })
+        .await
+    }
+}
+
+pub fn is_settled(order: &Value) -> bool {
+    matches!(order["status"].as_str(), Some("FULFILLED" | "FAILED"))
+}
+
+/// The status that an order must have in the end.
+pub fn status_after(outcome: ProcessStatus) -> &'static str {
+    match outcome {
+        ProcessStatus::Succeeded => "FULFILLED",
+        ProcessStatus::Failed => "FAILED",
+        ProcessStatus::Running => "PROCESSING",
+    }
+}
+
+/// Compares every order with the simulator's record, and expects that each was started once.
+pub fn assert_agree(world: &World, orders: &[Value]) {
+    assert_statuses_agree(world, orders);
+    for order in orders {
+        assert_eq!(order["starts"], 1, "{order}");
+    }
+}
+
+/// Compares every order's status with the simulator's record.
+pub fn assert_statuses_agree(world: &World, orders: &[Value]) {
+    let outcomes = world.outcomes();
+    assert_eq!(outcomes.len(), orders.len(), "processes and orders");
+    for order in orders {
+        let id = order["id"].as_str().expect("an order has an id");
+        assert_eq!(order["status"], status_after(outcomes[id]), "{order}");
+        assert_eq!(order["attention"], Value::Null, "{order}");
+    }
+}
