@@ -66,7 +66,8 @@ impl fmt::Display for Schedule {
 impl Schedule {
     /// The first moment of the schedule after `now`; the far future if there is none.
     pub fn next_after(&self, now: Timestamp) -> Timestamp {
-        DateTime::from_timestamp_millis(now.0)
+        // Fractions of a second would be carried over to the next moment.
+        DateTime::from_timestamp(now.0.div_euclid(1_000), 0)
             .and_then(|now| self.cron.find_next_occurrence(&now, false).ok())
             .map_or(Timestamp(i64::MAX), |next| {
                 Timestamp(next.timestamp_millis())
