@@ -1,4 +1,40 @@
-//! The order service.
+//! An order service: a small HTTP API writes orders into SQLite, and a reconciler carries each of
+//! them through an order process service by polling alone.
+//!
+//! ```text
+//!   callers                                            behind NAT, outbound only
+//!      │ HTTP                                                     │
+//!   ┌──▼──┐  create, read   ┌─────────┐  load, record   ┌─────────▼───┐  start, look up, list
+//!   │ api │ ──────────────▶ │  store  │ ◀────────────── │ reconciler  │ ─────────▶ upstream ──▶ the order
+//!   └─────┘                 │ (SQLite)│                 └─────┬───────┘           (or simulator)  process
+//!                           └─────────┘                 decide, pace: pure                         service
+//! ```
+//!
+//! The modules, in reading order:
+//!
+//! - [`order`]: the nouns. Ids, statuses, orders, observations; parsed at the edge.
+//! - [`decide`]: what to do about an order, given what was observed. One pure table.
+//! - [`pace`]: how fast to start, how to look, how long to back off. Pure.
+//! - [`reconciler`]: the pass: observe, decide, settle, start. And the loop around it.
+//! - [`upstream`]: the client of the order process service, and its wire format.
+//! - [`store`]: durable orders, their journal and the heartbeat; all SQL.
+//! - [`api`]: the HTTP routes.
+//! - [`simulator`]: a stand-in for the order process service.
+//! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
+//! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
+//!
+//! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
+//!
+//! - `order`, `decide`, `pace` and the simulator's model use std and serde alone: no clock, no
+//!   network, no database, no randomness of their own.
+//! - Only `store` names rusqlite, only `upstream` names reqwest, only `api` and `simulator` (and
+//!   the program that serves them) name warp.
+//! - The API never calls the upstream, and the reconciler never serves orders. They meet in the
+//!   database alone, so each can run without the other.
+//! - A pass takes upstream, store and clock from outside, and runs on one thread.
+//! - Nothing is believed about the upstream that it did not say in a complete answer.
+//! - No start leaves before its intent is on disk; none is repeated before the first was observed.
+
 pub mod api;
 pub mod clock;
 pub mod config;

@@ -633,3 +633,51 @@ fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlite::Result<(
     ])
     .map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(db: &Connection, sql: &str) -> String {
+        let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let lines = query.query_map([], |row| row.get::<_, String>(3)).unwrap();
+        lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
+    }
+
+    #[test]
+    fn a_page_is_found_through_an_index_and_never_sorted() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(include_str!("../sql/001_orders.sql"))
+            .unwrap();
+        let by_status = "orders_by_status (status=? AND seq>? AND seq<?)";
+        let by_attention = "orders_with_attention (seq>? AND seq<?)";
+        let by_seq = "INTEGER PRIMARY KEY (rowid>? AND rowid<?)";
+        let open = vec![Status::Created, Status::Processing];
+        for (statuses, attention, is_down, index) in [
+            (vec![], None, false, by_seq),
+            (Status::ALL.to_vec(), None, false, by_seq),
+            (vec![Status::Failed], None, false, by_status),
+            (open.clone(), None, false, by_status),
+            (vec![], Some(true), false, by_attention),
+            (open.clone(), Some(true), false, by_attention),
+            (vec![], Some(false), false, by_seq),
+            (open, Some(false), false, by_status),
+            (vec![], Some(true), true, by_status),
+            (vec![], Some(false), true, by_status),
+        ] {
+            let filter = Filter {
+                statuses,
+                attention,
+            };
+            let plan = plan(&db, &page_sql(&filter, is_down).unwrap());
+            assert!(plan.contains(index), "{filter:?}: {plan}");
+            assert!(!plan.contains("SCAN"), "{filter:?}: {plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{filter:?}: {plan}");
+        }
+        let settled = Filter {
+            statuses: vec![Status::Failed],
+            attention: Some(true),
+        };
+        assert_eq!(page_sql(&settled, true), None);
+    }
+}

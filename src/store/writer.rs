@@ -341,3 +341,128 @@ fn is_its_own_fault(error: &rusqlite::Error) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{OrderId, Status, Timestamp};
+    use crate::store::{Creation, DatabasePath, Store};
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        store: Store,
+        /// Another process' hand on the write lock.
+        other: File,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("orders.db");
+            let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+            let mut lock = path.into_os_string();
+            lock.push(WRITE_LOCK);
+            Self {
+                _folder: folder,
+                store,
+                other: lock_file(lock.as_ref()).unwrap(),
+            }
+        }
+
+        /// Commits in the write-ahead log: frames whose header gives the size of the database
+        /// (SQLite's file format, section 4.1).
+        fn commits(&self) -> usize {
+            let mut path = self.store.path().as_os_str().to_owned();
+            path.push("-wal");
+            let log = std::fs::read(path).unwrap();
+            let frames = log.get(32..).unwrap_or_default();
+            let frames = frames.chunks_exact(24 + 4096);
+            frames.filter(|frame| frame[4..8] != [0; 4]).count()
+        }
+
+        fn create(&self, id: &str) -> tokio::task::JoinHandle<Result<Creation, StoreError>> {
+            let (store, id) = (self.store.clone(), OrderId::new(id).unwrap());
+            tokio::spawn(async move { store.create(id, Timestamp(1)).await })
+        }
+    }
+
+    #[tokio::test]
+    async fn sixty_four_creations_at_once_share_a_commit() {
+        let bench = Bench::new();
+        bench.other.lock().unwrap();
+        let first = bench.create("first");
+        // The writer has the first one in its hands and waits for its turn.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let rest: Vec<_> = (0..63).map(|n| bench.create(&format!("a{n}"))).collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let before = bench.commits();
+        bench.other.unlock().unwrap();
+        for creation in rest.into_iter().chain([first]) {
+            assert!(matches!(creation.await, Ok(Ok(Creation::Created(_)))));
+        }
+        assert_eq!(bench.commits() - before, 1);
+    }
+
+    #[tokio::test]
+    async fn one_bad_row_does_not_fail_the_others_of_its_batch() {
+        let bench = Bench::new();
+        bench.other.lock().unwrap();
+        let good = bench.create("a1");
+        let store = bench.store.clone();
+        let bad = tokio::spawn(async move {
+            let insert = "INSERT INTO orders (id, status, created_at, updated_at) \
+                          VALUES ('bad', 'LOST', 0, 0)";
+            store
+                .inner
+                .writer
+                .write(move |db| db.execute(insert, []))
+                .await
+        });
+        let twice = [bench.create("a2"), bench.create("a2")];
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.other.unlock().unwrap();
+        assert!(matches!(good.await, Ok(Ok(Creation::Created(_)))));
+        assert!(matches!(bad.await, Ok(Err(StoreError::Unwritable(_)))));
+        let mut created = 0;
+        for creation in twice {
+            match creation.await.unwrap().unwrap() {
+                Creation::Created(_) => created += 1,
+                Creation::Exists(order) => assert_eq!(order.id.as_str(), "a2"),
+            }
+        }
+        assert_eq!(created, 1);
+        assert_eq!(bench.store.counts().unwrap()[0], (Status::Created, 2));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_too_long_is_taken_back_and_never_happens() {
+        let bench = Bench::new();
+        bench.other.lock().unwrap();
+        let late = bench.create("late").await.unwrap();
+        assert!(matches!(late, Err(StoreError::Unwritable(_))), "{late:?}");
+        bench.other.unlock().unwrap();
+        assert!(matches!(bench.create("next").await, Ok(Ok(_))));
+        assert_eq!(bench.store.newest_seq().unwrap(), 1);
+        let id = OrderId::new("late").unwrap();
+        assert_eq!(bench.store.order(&id).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn more_writes_than_may_wait_are_refused_at_once() {
+        let bench = Bench::new();
+        bench.other.lock().unwrap();
+        let writes: Vec<_> = (0..QUEUE_MAX + 10)
+            .map(|n| bench.create(&format!("a{n}")))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bench.other.unlock().unwrap();
+        let mut overloaded = 0;
+        for write in writes {
+            match write.await.unwrap() {
+                Err(StoreError::Overloaded) => overloaded += 1,
+                created => assert!(matches!(created, Ok(Creation::Created(_)))),
+            }
+        }
+        assert!((1..=10).contains(&overloaded), "{overloaded}");
+    }
+}

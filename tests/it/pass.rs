@@ -1,0 +1,493 @@
+//! The reconciler's pass on one thread: the simulator's model in memory for an upstream, a clock
+//! that is moved by hand, a real database underneath. No sleeps, no sockets.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use order_service::clock::Clock;
+use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
+use order_service::pace::Failure;
+use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::simulator::model::Model;
+use order_service::store::{Creation, DatabasePath, Filter, Mode, Store};
+use order_service::upstream::{Entry, StartError, Upstream};
+
+use crate::world::World;
+
+/// A clock that stands still unless it is moved, or slept on.
+#[derive(Clone)]
+struct HandClock(Rc<Cell<i64>>);
+
+impl Clock for HandClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.get())
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        self.0.set(self.0.get().max(moment.0));
+    }
+}
+
+/// What happens to a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Answered,
+    /// No connection can be made.
+    Refused,
+    /// It takes effect, and its answer is lost.
+    AnswerLost,
+    /// It is lost on its way.
+    Lost,
+    /// This HTTP status, and no effect.
+    Status(u16),
+}
+
+/// The simulator's model, and what becomes of requests to it.
+#[derive(Clone)]
+struct InMemory {
+    model: Rc<RefCell<Model>>,
+    clock: HandClock,
+    draws: Rc<Cell<u64>>,
+    start_fate: Rc<Cell<Fate>>,
+    look_fate: Rc<Cell<Fate>>,
+    /// Every request, as "start a1", "look a1" or "list".
+    requests: Rc<RefCell<Vec<String>>>,
+}
+
+impl InMemory {
+    fn new(clock: HandClock, max_duration_secs: u32) -> Self {
+        Self {
+            model: Rc::new(RefCell::new(Model::new(max_duration_secs))),
+            clock,
+            draws: Rc::new(Cell::new(1)),
+            start_fate: Rc::new(Cell::new(Fate::Answered)),
+            look_fate: Rc::new(Cell::new(Fate::Answered)),
+            requests: Rc::default(),
+        }
+    }
+
+    /// A linear congruential generator: the same draws in every run.
+    fn draw(&self, below: u64) -> u64 {
+        let next = self.draws.get().wrapping_mul(6_364_136_223_846_793_005);
+        self.draws.set(next.wrapping_add(1_442_695_040_888_963_407));
+        (self.draws.get() >> 33) % below
+    }
+
+    fn take_requests(&self) -> Vec<String> {
+        self.requests.take()
+    }
+}
+
+fn failure(detail: &str, certain: bool) -> Failure {
+    Failure {
+        detail: detail.to_owned(),
+        certain,
+        retry_after: None,
+    }
+}
+
+impl Upstream for InMemory {
+    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
+        self.requests.borrow_mut().push(format!("start {id}"));
+        let ambiguous = |answer| StartError::Ambiguous {
+            answer,
+            failure: failure("no answer", false),
+        };
+        let fate = self.start_fate.get();
+        match fate {
+            Fate::Refused => {
+                return Err(StartError::Unavailable(failure("connection refused", true)));
+            }
+            Fate::Lost => return Err(ambiguous(None)),
+            Fate::Status(400) => {
+                return Err(StartError::Refused {
+                    answer: 400,
+                    detail: "answered 400".to_owned(),
+                });
+            }
+            Fate::Status(status) => return Err(ambiguous(Some(status))),
+            Fate::Answered | Fate::AnswerLost => {}
+        }
+        let now = self.clock.now();
+        let draw = &mut |below| self.draw(below);
+        let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
+        match (fate, is_new) {
+            (Fate::AnswerLost, _) => Err(ambiguous(None)),
+            (_, true) => Ok(()),
+            (_, false) => Err(StartError::Refused {
+                answer: 400,
+                detail: "exists".to_owned(),
+            }),
+        }
+    }
+
+    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
+        self.requests.borrow_mut().push(format!("look {id}"));
+        if self.look_fate.get() != Fate::Answered {
+            return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
+        }
+        let model = self.model.borrow();
+        let status = model.look_up(id.as_str(), self.clock.now());
+        Ok(status.map_or(Observed::Absent, Observed::of_status))
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        self.requests.borrow_mut().push("list".to_owned());
+        let draw = &mut |below| self.draw(below);
+        let processes = self.model.borrow().list(self.clock.now(), draw);
+        let is_cut = self.look_fate.get() != Fate::Answered;
+        let told = if is_cut {
+            processes.len() / 2
+        } else {
+            processes.len()
+        };
+        for (order_id, status) in &processes[..told] {
+            tell(Entry {
+                order_id: order_id.into(),
+                status: (*status).into(),
+            });
+        }
+        if is_cut {
+            return Err(failure("cut off", false));
+        }
+        Ok(processes.len() as u64)
+    }
+}
+
+/// Everything a pass acts on.
+struct Stage {
+    _world: World,
+    store: Store,
+    clock: HandClock,
+    upstream: InMemory,
+    settings: Settings,
+}
+
+impl Stage {
+    fn new(max_duration_secs: u32) -> Self {
+        let world = World::in_memory();
+        let path = DatabasePath::from(world.database());
+        let store = Store::open(&path, Mode::Inline).unwrap();
+        let clock = HandClock(Rc::new(Cell::new(1_800_000_000_000)));
+        Self {
+            _world: world,
+            store,
+            upstream: InMemory::new(clock.clone(), max_duration_secs),
+            clock,
+            settings: Settings {
+                schedule: "* * * * * *".parse().unwrap(),
+                start_rate: 0.0,
+                max_in_flight: 1,
+                request_timeout: Duration::from_secs(5),
+                max_starts: 5,
+            },
+        }
+    }
+
+    fn reconciler(&self) -> Reconciler<InMemory, HandClock> {
+        let (store, upstream) = (self.store.clone(), self.upstream.clone());
+        Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
+    }
+
+    fn create(&self, id: &str) {
+        let id = OrderId::new(id).unwrap();
+        let creation = block_on(self.store.create(id, self.clock.now())).unwrap();
+        assert!(matches!(creation, Creation::Created(_)));
+    }
+
+    fn order(&self, id: &str) -> Order {
+        let id = OrderId::new(id).unwrap();
+        self.store.order(&id).unwrap().unwrap()
+    }
+
+    fn reason(&self, id: &str) -> Option<Reason> {
+        self.order(id).attention.map(|attention| attention.reason)
+    }
+
+    fn forward(&self, milliseconds: i64) {
+        self.clock.0.set(self.clock.0.get() + milliseconds);
+    }
+
+    fn count(&self, status: Status) -> usize {
+        let filter = Filter {
+            statuses: vec![status],
+            attention: None,
+        };
+        self.store
+            .page(&filter, 0, i64::MAX, 100_000)
+            .unwrap()
+            .len()
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn pass(reconciler: &mut Reconciler<InMemory, HandClock>) -> Report {
+    block_on(reconciler.pass(&Stop::default())).unwrap()
+}
+
+#[test]
+fn orders_go_through_all_statuses_and_agree_with_the_model() {
+    let mut stage = Stage::new(10);
+    stage.settings.max_in_flight = 8;
+    for n in 0..100 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).started, 100);
+    assert_eq!(stage.count(Status::Processing), 100);
+    for _ in 0..11 {
+        stage.forward(1_000);
+        pass(&mut reconciler);
+    }
+    let model = stage.upstream.model.borrow();
+    for n in 0..100 {
+        let id = format!("a{n}");
+        let expected = match model.look_up(&id, stage.clock.now()) {
+            Some("SUCCEEDED") => Status::Fulfilled,
+            Some("FAILED") => Status::Failed,
+            other => panic!("{id} is {other:?}"),
+        };
+        assert_eq!(stage.order(&id).status, expected);
+        assert_eq!(stage.order(&id).starts, 1);
+    }
+    let starts = stage.upstream.take_requests();
+    assert_eq!(
+        starts.iter().filter(|r| r.starts_with("start")).count(),
+        100
+    );
+}
+
+#[test]
+fn a_pass_over_settled_orders_asks_nobody_anything() {
+    let stage = Stage::new(1);
+    stage.create("a1");
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    pass(&mut reconciler);
+    assert!(stage.order("a1").status.is_settled());
+    stage.upstream.take_requests();
+    for _ in 0..10 {
+        stage.forward(1_000);
+        assert_eq!(pass(&mut reconciler), Report::default());
+    }
+    assert!(stage.upstream.take_requests().is_empty());
+}
+
+#[test]
+fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() {
+    for fate in [
+        Fate::AnswerLost,
+        Fate::Lost,
+        Fate::Status(503),
+        Fate::Status(500),
+    ] {
+        let stage = Stage::new(100);
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        stage.upstream.start_fate.set(fate);
+        assert_eq!(pass(&mut reconciler).unanswered, 1);
+        assert_eq!(stage.reason("a1"), Some(Reason::UpstreamUnreachable));
+        stage.upstream.start_fate.set(Fate::Answered);
+        let mut waited = 0;
+        while stage.order("a1").status == Status::Created {
+            stage.forward(1_000);
+            waited += 1_000;
+            // Even a reconciler that knows nothing of the one before.
+            pass(&mut stage.reconciler());
+            assert!(waited < 60_000, "it converges");
+        }
+        let requests = stage.upstream.take_requests();
+        assert_eq!(requests[..2], ["start a1", "look a1"]);
+        if fate == Fate::AnswerLost {
+            assert_eq!(requests.len(), 2, "it was adopted: {requests:?}");
+        } else {
+            assert!(
+                waited >= 5_000,
+                "an absence counts after the timeout: {waited}"
+            );
+            assert_eq!(requests.last().unwrap(), "start a1");
+        }
+        let order = stage.order("a1");
+        assert_eq!(order.attention, None);
+        // Silence may have been a start; an answer that tells of trouble was none.
+        assert_eq!(order.starts, if fate == Fate::Lost { 2 } else { 1 });
+    }
+}
+
+#[test]
+fn a_start_that_could_not_be_sent_is_simply_repeated() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    stage.create("a2");
+    let mut reconciler = stage.reconciler();
+    stage.upstream.start_fate.set(Fate::Refused);
+    stage.upstream.look_fate.set(Fate::Refused);
+    assert!(pass(&mut reconciler).unreachable);
+    assert_eq!(stage.upstream.take_requests(), ["start a1"]);
+    for probed in ["look a1", "look a2", "look a1"] {
+        stage.forward(1_000);
+        assert!(pass(&mut reconciler).unreachable);
+        assert_eq!(stage.upstream.take_requests(), [probed], "one probe a pass");
+    }
+    assert_eq!(stage.reason("a2"), Some(Reason::UpstreamUnreachable));
+    stage.upstream.start_fate.set(Fate::Answered);
+    stage.upstream.look_fate.set(Fate::Answered);
+    stage.forward(1_000);
+    assert_eq!(pass(&mut reconciler).started, 2);
+    assert_eq!(stage.order("a1").starts, 1);
+    assert_eq!(stage.reason("a1"), None);
+}
+
+#[test]
+fn a_refused_order_is_flagged_backed_off_and_delays_no_other() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    let mut reconciler = stage.reconciler();
+    stage.upstream.start_fate.set(Fate::Status(400));
+    pass(&mut reconciler);
+    assert_eq!(stage.upstream.take_requests(), ["start a1", "look a1"]);
+    let attention = stage.order("a1").attention.unwrap();
+    assert_eq!(attention.reason, Reason::StartRefused);
+    assert!(attention.next_attempt_at.unwrap() > stage.clock.now());
+    assert_eq!(stage.order("a1").starts, 0);
+    stage.upstream.start_fate.set(Fate::Answered);
+    stage.create("a2");
+    pass(&mut reconciler);
+    assert_eq!(stage.order("a2").status, Status::Processing);
+    assert_eq!(stage.order("a1").status, Status::Created);
+    stage.forward(1_000);
+    pass(&mut reconciler);
+    assert_eq!(stage.order("a1").status, Status::Processing);
+    assert_eq!(stage.reason("a1"), None);
+}
+
+#[test]
+fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    let mut reconciler = stage.reconciler();
+    stage.upstream.start_fate.set(Fate::Status(400));
+    for _ in 0..3_600 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    let requests = stage.upstream.take_requests();
+    let starts = requests.iter().filter(|r| *r == "start a1").count();
+    assert!((12..40).contains(&starts), "{starts} starts in an hour");
+    let since = stage.order("a1").attention.unwrap().since;
+    assert_eq!(
+        since,
+        Timestamp(1_800_000_000_000),
+        "since the first refusal"
+    );
+}
+
+#[test]
+fn a_forgotten_process_leaves_its_order_processing_with_attention() {
+    for orders in [3, 50] {
+        let stage = Stage::new(100);
+        for n in 0..orders {
+            stage.create(&format!("a{n}"));
+        }
+        let mut reconciler = stage.reconciler();
+        pass(&mut reconciler);
+        stage.upstream.model.borrow_mut().forget_everything();
+        stage.forward(1_000);
+        assert_eq!(pass(&mut reconciler).flagged, orders);
+        for n in 0..orders {
+            let id = format!("a{n}");
+            assert_eq!(stage.order(&id).status, Status::Processing);
+            assert_eq!(stage.reason(&id), Some(Reason::ProcessLost));
+        }
+        let requests = stage.upstream.take_requests();
+        let starts = requests.iter().filter(|r| r.starts_with("start")).count();
+        assert_eq!(starts, orders, "none is started again by itself");
+    }
+}
+
+#[test]
+fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
+    let stage = Stage::new(3);
+    for n in 0..2_000 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(5_000);
+    stage.upstream.look_fate.set(Fate::Lost);
+    let report = pass(&mut reconciler);
+    assert_eq!(report.settled, 1_000, "the half that was told");
+    assert_eq!(report.flagged, 0);
+    assert_eq!(stage.count(Status::Processing), 1_000);
+    stage.upstream.look_fate.set(Fate::Answered);
+    stage.forward(1_000);
+    while stage.count(Status::Processing) > 0 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+}
+
+#[test]
+fn starts_keep_to_the_pace_and_the_oldest_go_first() {
+    let mut stage = Stage::new(600);
+    stage.settings.start_rate = 50.0;
+    for n in 0..200 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    let begun = stage.clock.now();
+    let mut passes = 0;
+    while stage.count(Status::Created) > 0 {
+        pass(&mut reconciler);
+        passes += 1;
+    }
+    let took = stage.clock.now().since(begun);
+    assert!(took >= Duration::from_millis(3_900), "{took:?}");
+    assert!(took <= Duration::from_millis(4_200), "{took:?}");
+    assert!(
+        (4..=6).contains(&passes),
+        "a pass ends when a look is due: {passes}"
+    );
+    let starts: Vec<_> = stage
+        .upstream
+        .take_requests()
+        .into_iter()
+        .filter(|request| request.starts_with("start"))
+        .collect();
+    let expected: Vec<_> = (0..200).map(|n| format!("start a{n}")).collect();
+    assert_eq!(starts, expected);
+}
+
+#[test]
+fn a_clock_that_is_set_back_strands_nobody() {
+    let mut stage = Stage::new(2);
+    stage.settings.start_rate = 10.0;
+    for n in 0..10 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(-86_400_000);
+    for n in 10..20 {
+        stage.create(&format!("a{n}"));
+    }
+    for _ in 0..10 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    assert_eq!(stage.count(Status::Created), 0);
+    stage.forward(86_400_000);
+    for _ in 0..5 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    assert_eq!(stage.count(Status::Processing), 0);
+}

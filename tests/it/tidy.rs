@@ -1,0 +1,137 @@
+//! What the documentation claims about the code, read off the code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every Rust file of the library and the programs, with its path from the root.
+fn sources() -> Vec<(String, String)> {
+    let mut folders: Vec<PathBuf> = vec![root().join("src")];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                sources.push((name.clone(), read(&name)));
+            }
+        }
+    }
+    assert!(sources.len() > 15, "the sources were found");
+    sources
+}
+
+/// The code of a file without its tests and comments.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn the_pure_modules_use_nothing_that_acts() {
+    let pure = [
+        "src/order.rs",
+        "src/decide.rs",
+        "src/pace.rs",
+        "src/simulator/model.rs",
+    ];
+    let acts = [
+        "std::time::Instant",
+        "SystemTime",
+        "std::fs",
+        "std::net",
+        "std::thread",
+        "std::env",
+        "fastrand",
+        "tokio",
+        "rusqlite",
+        "reqwest",
+        "warp",
+        "hyper",
+        "log::",
+        "chrono",
+    ];
+    for path in pure {
+        let code = code(&read(path));
+        for word in acts {
+            assert!(!code.contains(word), "{path} names {word}");
+        }
+    }
+}
+
+#[test]
+fn each_large_library_is_named_in_its_own_module_only() {
+    let owners: [(&str, &[&str]); 3] = [
+        ("rusqlite", &["src/store"]),
+        ("reqwest", &["src/upstream"]),
+        ("warp::", &["src/api", "src/simulator.rs", "src/main.rs"]),
+    ];
+    for (path, text) in sources() {
+        let code = code(&text);
+        for (library, owners) in owners {
+            let is_owner = owners.iter().any(|owner| path.starts_with(owner));
+            assert!(
+                is_owner || !code.contains(library),
+                "{path} names {library}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_api_does_not_know_the_upstream_and_the_reconciler_does_not_know_the_api() {
+    for (path, text) in sources() {
+        let code = code(&text);
+        if path.starts_with("src/api") {
+            assert!(!code.contains("crate::upstream"), "{path}");
+        }
+        if path.starts_with("src/reconciler") {
+            assert!(!code.contains("crate::api"), "{path}");
+            assert!(!code.contains("crate::server"), "{path}");
+        }
+    }
+}
+
+#[test]
+fn the_map_in_lib_rs_names_every_module() {
+    let lib = read("src/lib.rs");
+    for line in lib.lines().filter_map(|line| line.strip_prefix("pub mod ")) {
+        let module = line.trim_end_matches(';');
+        assert!(
+            lib.contains(&format!("[`{module}`]")),
+            "{module} is not on the map"
+        );
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_it_owns() {
+    for (path, text) in sources() {
+        let opening = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .count();
+        assert!(opening >= 1, "{path} opens without a word about itself");
+    }
+}
+
+#[test]
+fn every_migration_is_run() {
+    let open = read("src/store/open.rs");
+    for entry in fs::read_dir(root().join("sql")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(open.contains(&name), "sql/{name} is not run");
+    }
+}
