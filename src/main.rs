@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 /// What `dev` logs: what happens to orders, and nothing that its banner says already.
 const DEV_LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
-                               order_service::simulator=warn";
+                               order_service::simulator=warn,rustls_platform_verifier=off";
 
 fn main() -> ExitCode {
     let command = config::order_service().command;

@@ -104,8 +104,9 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
     builder.init();
 }
 
-/// What is logged unless `RUST_LOG` says otherwise.
-pub const LOG_DEFAULT: &str = "warn,order_service=info";
+/// What is logged unless `RUST_LOG` says otherwise. The certificate verifier's errors come back to
+/// us and are told once.
+pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
 
 #[derive(Serialize)]
 struct JsonLine<'a> {

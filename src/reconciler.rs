@@ -193,11 +193,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
-    /// Whether it makes sense to ask anything: while the upstream is down, one look-up finds out,
-    /// of another order each time in case it is the order's fault.
+    /// Whether it makes sense to ask anything: while the upstream is down, one look-up finds out
+    /// whenever a look is due, of another order each time in case it is the order's fault.
     async fn is_answered(&mut self) -> anyhow::Result<bool> {
         if !self.reachability.is_down() {
             return Ok(true);
+        }
+        let now = self.world.clock.now();
+        if self.next_look_at.is_some_and(|at| at > now) {
+            return Ok(false);
         }
         let store = &self.world.store;
         let next = match store.next_open(self.probed)? {
@@ -210,6 +214,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.probed = seq;
         let result = self.world.upstream.look_up(&id).await;
         self.note(result.as_ref().err());
+        if result.is_err() {
+            self.next_look_at = Some(self.world.settings.schedule.next_after(now));
+        }
         Ok(result.is_ok())
     }
 

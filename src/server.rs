@@ -7,17 +7,18 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
@@ -46,6 +47,9 @@ const HEADERS_MAX: usize = 64;
 
 /// How long requests in flight may take to finish once the program is told to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long the last answers may take to leave, once all requests are answered.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pause after a failed accept, which happens when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -82,12 +86,13 @@ where
         + Clone
         + Send
         + 'static,
-    S::Future: Send,
-    B: Body<Data = Bytes> + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let graceful = GracefulShutdown::new();
     let places = Places::new();
+    let in_flight = InFlight::default();
     loop {
         let Some((stream, permit, situation)) = ({
             tokio::select! {
@@ -98,7 +103,7 @@ where
         }) else {
             break;
         };
-        let connection = connection(stream, situation, service.clone());
+        let connection = connection(stream, situation, &in_flight, service.clone());
         let watched = graceful.watch(connection);
         tokio::spawn(async move {
             let _permit = permit;
@@ -110,6 +115,8 @@ where
     let drained = async {
         tokio::select! {
             () = graceful.shutdown() => {}
+            // Who has sent half of a head has asked for nothing yet, and is not waited for.
+            () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
             () = tokio::time::sleep(DRAIN_TIMEOUT) => {
                 log::warn!("requests were still open after {DRAIN_TIMEOUT:?} and are cut off");
             }
@@ -121,7 +128,8 @@ where
             biased;
             () = &mut drained => return,
             (stream, permit, _) = places.accept(&listener) => {
-                let connection = connection(stream, Situation::Draining, service.clone());
+                let draining = Situation::Draining;
+                let connection = connection(stream, draining, &InFlight::default(), service.clone());
                 tokio::spawn(async move {
                     let _permit = permit;
                     let _ = connection.await;
@@ -137,11 +145,13 @@ type Io = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
 fn connection<S, B>(
     stream: TcpStream,
     situation: Situation,
+    in_flight: &InFlight,
     service: S,
 ) -> http1::Connection<Io, TowerToHyperService<Situated<S>>>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
-    B: Body<Data = Bytes> + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     // Answers are written whole: waiting to fill a segment would only delay them.
@@ -163,6 +173,7 @@ where
             TokioIo::new(Box::pin(stream)),
             TowerToHyperService::new(Situated {
                 situation,
+                in_flight: in_flight.clone(),
                 inner: service,
             }),
         )
@@ -203,28 +214,84 @@ impl Places {
     }
 }
 
-/// Puts the connection's situation into each request.
+/// The requests whose answers are not written yet.
+#[derive(Clone, Default)]
+struct InFlight(watch::Sender<usize>);
+
+impl InFlight {
+    fn begin(&self) -> Begun {
+        self.0.send_modify(|count| *count += 1);
+        Begun(self.0.clone())
+    }
+
+    /// Returns when there are none.
+    async fn none(&self) {
+        // The sender is ours: the channel cannot be closed.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// A request in flight; it is over when this is dropped.
+struct Begun(watch::Sender<usize>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// An answer's body, in flight until it is written or given up.
+struct Written<B> {
+    body: B,
+    _begun: Begun,
+}
+
+impl<B: Body + Unpin> Body for Written<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Puts the connection's situation into each request, and counts it until it is answered.
 #[derive(Clone)]
 struct Situated<S> {
     situation: Situation,
+    in_flight: InFlight,
     inner: S,
 }
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Situated<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
+impl<S, B> Service<Request<Incoming>> for Situated<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Written<B>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn poll_ready(
-        &mut self,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Self::Error>> {
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Incoming>) -> S::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let _begun = self.in_flight.begin();
         request.extensions_mut().insert(self.situation);
-        self.inner.call(request)
+        let answer = self.inner.call(request);
+        Box::pin(async move { Ok(answer.await?.map(|body| Written { body, _begun })) })
     }
 }
 

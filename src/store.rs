@@ -640,7 +640,9 @@ mod tests {
 
     fn plan(db: &Connection, sql: &str) -> String {
         let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let lines = query.query_map([0, 0, 0], |row| row.get::<_, String>(3)).unwrap();
+        let lines = query
+            .query_map([0, 0, 0], |row| row.get::<_, String>(3))
+            .unwrap();
         lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
     }
 
