@@ -84,7 +84,7 @@ pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
         bail!("no reconciler has completed a pass on this database yet");
     };
     let last = format!("the last pass ended at {}", rfc3339(last_pass_at));
-    if is_overdue(&heartbeat, SystemClock.now()) {
+    if is_overdue(heartbeat.next_pass_at, SystemClock.now()) {
         bail!("the reconciler does not run, or is stuck: {last}");
     }
     Ok(last)

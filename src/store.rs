@@ -2,24 +2,28 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`. The methods speak of orders, not of SQL.
+//! reconciler records is in `store/record.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
 
 mod open;
 mod record;
+mod rows;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::record::{Change, Recorded, Step, Trouble};
+use self::rows::{
+    OPEN_ORDER, ORDER, collect_open, heartbeat, id_of, order_of, unreachable, write_heartbeat,
+};
 pub use self::writer::Mode;
 use self::writer::Writer;
-use crate::decide::{Intent, OpenOrder, Phase};
-use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
+use crate::decide::OpenOrder;
+use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::pace::Reach;
 
 /// Why the store could not do what it was asked to. By the caller's next move: every one of them
@@ -98,14 +102,6 @@ struct Inner {
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
 }
-
-/// The columns of an [`Order`], as [`order_of`] reads them.
-const ORDER: &str = "seq, id, status, created_at, updated_at, starts, \
-                     attention, attention_since, attention_detail, next_attempt_at";
-
-/// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
-const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
-                          confirmed_at, attempts, next_attempt_at, attention";
 
 impl Store {
     /// Opens the database, creates and migrates it where needed, and checks that it is one that
@@ -466,172 +462,6 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
         "{} ORDER BY seq LIMIT ?3",
         selects.join(" UNION ALL ")
     ))
-}
-
-/// The upstream's absence as an order's readers see it.
-struct Unreachable {
-    since: Timestamp,
-    detail: String,
-    next_pass_at: Option<Timestamp>,
-}
-
-fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachable>> {
-    db.prepare_cached(
-        "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
-         WHERE upstream = 'down'",
-    )?
-    .query_row([], |row| {
-        Ok(Unreachable {
-            since: Timestamp(row.get(0)?),
-            detail: row.get(1)?,
-            next_pass_at: row.get::<_, Option<i64>>(2)?.map(Timestamp),
-        })
-    })
-    .optional()
-}
-
-fn order_of(row: &Row<'_>, unreachable: Option<&Unreachable>) -> rusqlite::Result<Order> {
-    let status = status_of(row, 2)?;
-    let created_at = Timestamp(row.get(3)?);
-    let attention = match reason_of(row, 6)? {
-        Some(reason) => Some(Attention {
-            reason,
-            since: Timestamp(row.get(7)?),
-            detail: row.get(8)?,
-            next_attempt_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
-        }),
-        None => unreachable
-            .filter(|_| !status.is_settled())
-            .map(|unreachable| Attention {
-                reason: Reason::UpstreamUnreachable,
-                since: unreachable.since.max(created_at),
-                detail: unreachable.detail.clone(),
-                next_attempt_at: unreachable.next_pass_at,
-            }),
-    };
-    Ok(Order {
-        seq: row.get(0)?,
-        id: id_of(row, 1)?,
-        status,
-        created_at,
-        updated_at: Timestamp(row.get(4)?),
-        starts: row.get(5)?,
-        attention,
-    })
-}
-
-fn collect_open(
-    mut query: CachedStatement<'_>,
-    params: impl rusqlite::Params,
-) -> rusqlite::Result<Vec<OpenOrder>> {
-    query.query_map(params, open_order_of)?.collect()
-}
-
-fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
-    let time = |column| -> rusqlite::Result<Option<Timestamp>> {
-        Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
-    };
-    let phase = match time(7)? {
-        Some(confirmed_at) => Phase::Processing { confirmed_at },
-        None => Phase::Created {
-            intent: match time(4)? {
-                None => None,
-                Some(written_at) => Some(Intent {
-                    written_at,
-                    given_up_at: time(5)?,
-                    answer: row.get(6)?,
-                }),
-            },
-        },
-    };
-    Ok(OpenOrder {
-        seq: row.get(0)?,
-        id: id_of(row, 1)?,
-        phase,
-        starts: row.get(3)?,
-        attempts: row.get(8)?,
-        next_attempt_at: time(9)?,
-        attention: reason_of(row, 10)?,
-    })
-}
-
-fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<OrderId> {
-    let text = row.get_ref(column)?.as_str()?;
-    OrderId::new(text).map_err(|error| impossible(column, error))
-}
-
-fn status_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Status> {
-    let word = row.get_ref(column)?.as_str()?;
-    word.parse().map_err(|error| impossible(column, error))
-}
-
-fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Reason>> {
-    Ok(row
-        .get_ref(column)?
-        .as_str_or_null()?
-        .and_then(Reason::from_name))
-}
-
-/// A value that the schema's CHECKs refuse, or that someone else wrote.
-fn impossible(
-    column: usize,
-    error: impl std::error::Error + Send + Sync + 'static,
-) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
-}
-
-fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
-    db.prepare_cached(
-        "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, list_entries FROM heartbeat",
-    )?
-    .query_row([], |row| {
-        let time = |column| -> rusqlite::Result<Option<Timestamp>> {
-            Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
-        };
-        let reach = match (row.get_ref(4)?.as_str()?, time(5)?) {
-            ("up", Some(since)) => Reach::Up { since },
-            ("down", Some(since)) => Reach::Down {
-                since,
-                detail: row.get(6)?,
-            },
-            _ => Reach::Unknown,
-        };
-        Ok(Heartbeat {
-            leader_since: time(0)?,
-            last_pass_at: time(1)?,
-            next_pass_at: time(2)?,
-            last_seen_at: time(3)?,
-            reach,
-            list_entries: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
-        })
-    })
-}
-
-fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlite::Result<()> {
-    let (upstream, since, detail) = match &heartbeat.reach {
-        Reach::Unknown => ("unknown", None, None),
-        Reach::Up { since } => ("up", Some(since.0), None),
-        Reach::Down { since, detail } => ("down", Some(since.0), Some(detail)),
-    };
-    db.prepare_cached(
-        "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
-         last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         list_entries = ?8",
-    )?
-    .execute(params![
-        heartbeat.leader_since.map(|t| t.0),
-        heartbeat.last_pass_at.map(|t| t.0),
-        heartbeat.next_pass_at.map(|t| t.0),
-        heartbeat.last_seen_at.map(|t| t.0),
-        upstream,
-        since,
-        detail,
-        heartbeat
-            .list_entries
-            .map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
-    ])
-    .map(drop)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use warp::reply::Response;
 use super::json;
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::order::Timestamp;
-use crate::reconciler::{is_overdue, reach_in_words};
+use crate::pace::Reach;
+use crate::reconciler::is_overdue;
 use crate::store::{Store, StoreError};
 
 /// How long the database is believed to be as it was found. Finding out costs a disk flush.
@@ -166,27 +167,21 @@ impl Health {
         let Ok(heartbeat) = tokio::task::block_in_place(|| self.store.heartbeat()) else {
             return Vec::new();
         };
-        let (word, since, detail) = reach_in_words(&heartbeat.reach);
+        let (status, since, detail) = match heartbeat.reach {
+            Reach::Unknown => (UNKNOWN, None, "it was not asked yet".to_owned()),
+            Reach::Up { since } => (OK, Some(since), "it answers".to_owned()),
+            Reach::Down { since, detail } => (FAILING, Some(since), detail),
+        };
         let upstream = Check {
             name: "upstream",
-            status: match word {
-                "up" => OK,
-                "down" => FAILING,
-                _ => UNKNOWN,
-            },
+            status,
             since: since.map(rfc3339),
-            detail: detail.map_or_else(
-                || match word {
-                    "up" => "the order process service answers".to_owned(),
-                    _ => "the order process service was not asked yet".to_owned(),
-                },
-                str::to_owned,
-            ),
+            detail,
         };
         let (status, detail) = match heartbeat.last_pass_at {
             None => (UNKNOWN, "no pass was completed yet".to_owned()),
             Some(at) => {
-                let overdue = is_overdue(&heartbeat, SystemClock.now());
+                let overdue = is_overdue(heartbeat.next_pass_at, SystemClock.now());
                 let status = if overdue { FAILING } else { OK };
                 (status, format!("the last pass ended at {}", rfc3339(at)))
             }

@@ -9,7 +9,8 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::{Reconciler, Report, Stop, World, effects, log_start, note, trouble};
+use super::observe::{effects, trouble};
+use super::{Reconciler, Report, Stop, World, note};
 use crate::clock::Clock;
 use crate::decide::{Action, OpenOrder, Phase, decide_refused};
 use crate::order::{Reason, Timestamp};
@@ -205,7 +206,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
         detail: String,
         tried: &mut Tried,
     ) -> Vec<Step> {
-        log_start(&order.id, &detail);
+        log::debug!("order {:?}: {detail}", order.id.as_str());
         let observed = match self.upstream.look_up(&order.id).await {
             Ok(observed) => observed,
             Err(failure) => {
@@ -235,7 +236,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// The step after a start whose outcome is not known. The order is left alone until an
     /// absence would count.
     fn given_up(&self, order: &OpenOrder, answer: Option<u16>, detail: String) -> Step {
-        log_start(&order.id, &detail);
+        log::debug!("order {:?}: {detail}", order.id.as_str());
         let now = self.clock.now();
         let mut trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);

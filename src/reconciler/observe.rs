@@ -1,0 +1,296 @@
+//! The first half of a pass: looks for the processes of open orders, decides, and records.
+//!
+//! What was seen is kept apart from what is done about it: the choice is `decide`'s. The second
+//! half, the starts, is in `start.rs`.
+
+use std::collections::HashMap;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::{Reconciler, Report, Stop, note};
+use crate::clock::Clock;
+use crate::decide::{Action, Look, OpenOrder, Phase, decide};
+use crate::order::{Observed, Reason, Timestamp};
+use crate::pace::{self, Failure, Observation, backoff};
+use crate::store::{Change, Step, Trouble};
+use crate::upstream::{Entry, Upstream};
+
+/// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
+/// wait.
+const BATCH_MAX: usize = 2_000;
+
+/// When the list cannot be used, this many orders are looked up one by one instead.
+const INSTEAD_OF_LIST_MAX: usize = 500;
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Looks for the processes of all orders that should have one, and records what was seen.
+    /// Returns the orders that are to be started again.
+    pub(super) async fn observe(
+        &mut self,
+        report: &mut Report,
+        stop: &Stop,
+    ) -> anyhow::Result<Vec<OpenOrder>> {
+        let began_at = self.world.clock.now();
+        let schedule = &self.world.settings.schedule;
+        self.next_look_at = Some(schedule.next_after(began_at));
+        let orders = self.world.store.watched()?;
+        if orders.is_empty() {
+            return Ok(Vec::new());
+        }
+        report.observed = orders.len();
+        let mut sight = Sight::new(orders);
+        let cost = match pace::how_to_look(sight.orders.len(), self.heartbeat.list_entries) {
+            Observation::LookUps => {
+                self.look_up_each(&mut sight, usize::MAX, stop).await;
+                pace::look_ups_cost(sight.orders.len())
+            }
+            Observation::List => {
+                self.read_list(&mut sight, stop).await;
+                pace::list_cost(self.heartbeat.list_entries.unwrap_or(0))
+            }
+        };
+        let rested = began_at.after(pace::pause_after(cost));
+        self.next_look_at = self.next_look_at.max(Some(rested));
+        if sight.is_complete {
+            self.heartbeat.last_seen_at = Some(began_at);
+        }
+        self.settle(sight, report).await
+    }
+
+    /// Asks for each order that is due, up to `limit` of them, unless the upstream goes down.
+    async fn look_up_each(&mut self, sight: &mut Sight, limit: usize, stop: &Stop) {
+        let now = self.world.clock.now();
+        let mut failures = Vec::new();
+        let mut waiting: Vec<usize> = (0..sight.orders.len())
+            .filter(|&at| sight.looks[at].is_none() && sight.orders[at].is_due(now))
+            .collect();
+        // Not always the same ones first when there are more than may be asked for.
+        if waiting.len() > limit {
+            let from = now.0.unsigned_abs() as usize % waiting.len();
+            waiting.rotate_left(from);
+            waiting.truncate(limit);
+            sight.is_complete = false;
+        }
+        let mut waiting = waiting.into_iter();
+        let world = &self.world;
+        let mut asked = FuturesUnordered::new();
+        loop {
+            while asked.len() < world.settings.max_in_flight
+                && !self.reachability.is_down()
+                && !stop.begun.is_cancelled()
+                && let Some(at) = waiting.next()
+            {
+                let id = sight.orders[at].id.clone();
+                asked.push(async move {
+                    let began_at = world.clock.now();
+                    let result = world.upstream.look_up(&id).await;
+                    (at, began_at, result)
+                });
+            }
+            let Some((at, began_at, result)) = asked.next().await else {
+                break;
+            };
+            note(
+                &mut self.reachability,
+                world.clock.now(),
+                result.as_ref().err(),
+            );
+            match result {
+                Ok(observed) => sight.looks[at] = Some(Look { observed, began_at }),
+                Err(failure) => failures.push((at, failure)),
+            }
+        }
+        if waiting.next().is_some() || !failures.is_empty() {
+            sight.is_complete = false;
+        }
+        // An upstream that is down is no order's fault, and stored once.
+        if !self.reachability.is_down() {
+            sight.failures = failures;
+        }
+    }
+
+    /// Reads the list of all processes. If it cannot be used, some orders are looked up instead,
+    /// so that a list that never works cannot strand anyone.
+    async fn read_list(&mut self, sight: &mut Sight, stop: &Stop) {
+        let began_at = self.world.clock.now();
+        let mut index: HashMap<&str, usize> = HashMap::with_capacity(sight.orders.len());
+        for (at, order) in sight.orders.iter().enumerate() {
+            index.insert(order.id.as_str(), at);
+        }
+        let mut told: Vec<Option<Observed>> = vec![None; sight.orders.len()];
+        let result = self
+            .world
+            .upstream
+            .list(|entry: Entry<'_>| {
+                let Some(&at) = index.get(&*entry.order_id) else {
+                    return;
+                };
+                let observed = Observed::of_status(&entry.status);
+                match &mut told[at] {
+                    // Named twice and differently: that says nothing.
+                    Some(earlier) if *earlier != observed => *earlier = Observed::Unknown,
+                    Some(_) => {}
+                    slot => *slot = Some(observed),
+                }
+            })
+            .await;
+        let not_told = if result.is_ok() {
+            Some(Observed::Absent)
+        } else {
+            None
+        };
+        for (at, told) in told.into_iter().enumerate() {
+            sight.looks[at] = told
+                .or_else(|| not_told.clone())
+                .map(|observed| Look { observed, began_at });
+        }
+        self.note(result.as_ref().err());
+        match result {
+            Ok(entries) => self.heartbeat.list_entries = Some(entries),
+            Err(failure) => {
+                sight.is_complete = false;
+                if !self.reachability.is_down() {
+                    log::warn!("{}; some orders are looked up instead", failure.detail);
+                    self.look_up_each(sight, INSTEAD_OF_LIST_MAX, stop).await;
+                }
+            }
+        }
+    }
+
+    /// Decides about each order and records the decisions, some thousands at a time.
+    async fn settle(
+        &mut self,
+        sight: Sight,
+        report: &mut Report,
+    ) -> anyhow::Result<Vec<OpenOrder>> {
+        let now = self.world.clock.now();
+        let policy = self.world.policy();
+        let mut changes = Vec::new();
+        for (at, failure) in &sight.failures {
+            let order = &sight.orders[*at];
+            let detail = failure.detail.clone();
+            let trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
+            changes.push(Change {
+                seq: order.seq,
+                step: Step::Delayed(trouble),
+            });
+        }
+        let mut due = Vec::new();
+        for (order, look) in sight.orders.into_iter().zip(sight.looks) {
+            let look = look.unwrap_or(Look {
+                observed: Observed::Unknown,
+                began_at: now,
+            });
+            let action = decide(&order, &look, &policy, now);
+            if action == Action::Start {
+                due.push(order);
+            } else {
+                let mut steps = Vec::new();
+                effects(&order, action, &look.observed, now, report, &mut steps);
+                let seq = order.seq;
+                changes.extend(steps.into_iter().map(|step| Change { seq, step }));
+            }
+        }
+        let mut changes = changes.into_iter();
+        loop {
+            let batch: Vec<Change> = changes.by_ref().take(BATCH_MAX).collect();
+            if batch.is_empty() {
+                break;
+            }
+            let recorded = self
+                .world
+                .store
+                .record(batch, now)
+                .await
+                .context("what was observed could not be recorded")?;
+            report.overtaken += recorded.overtaken;
+        }
+        Ok(due)
+    }
+}
+
+/// The watched orders, and what was seen of each.
+struct Sight {
+    orders: Vec<OpenOrder>,
+    looks: Vec<Option<Look>>,
+    /// The orders whose own look-up failed.
+    failures: Vec<(usize, Failure)>,
+    /// Whether every order was seen.
+    is_complete: bool,
+}
+
+impl Sight {
+    fn new(orders: Vec<OpenOrder>) -> Self {
+        Self {
+            looks: vec![None; orders.len()],
+            orders,
+            failures: Vec::new(),
+            is_complete: true,
+        }
+    }
+}
+
+/// The steps of an action other than a start.
+pub(super) fn effects(
+    order: &OpenOrder,
+    action: Action,
+    observed: &Observed,
+    now: Timestamp,
+    report: &mut Report,
+    steps: &mut Vec<Step>,
+) {
+    match action {
+        Action::Wait | Action::Start => {}
+        Action::Adopt => {
+            report.adopted += 1;
+            steps.push(Step::Adopted);
+        }
+        Action::Settle(outcome) => {
+            report.settled += 1;
+            if matches!(order.phase, Phase::Created { .. }) {
+                report.adopted += 1;
+                steps.push(Step::Adopted);
+            }
+            steps.push(Step::Settled(outcome));
+        }
+        Action::Flag(reason) => {
+            report.flagged += 1;
+            let detail = flag_detail(order, reason, observed);
+            steps.push(Step::Flagged(trouble(order, reason, detail, now)));
+        }
+        Action::Clear => steps.push(Step::Cleared),
+    }
+}
+
+fn flag_detail(order: &OpenOrder, reason: Reason, observed: &Observed) -> String {
+    match (reason, observed) {
+        (Reason::UnknownStatus, Observed::Unrecognised(word)) => {
+            format!("its process has the status {word:?}, which this program does not know")
+        }
+        (Reason::ProcessLost, _) => {
+            "the upstream does not know its process any more; it may or may not have done its work"
+                .to_owned()
+        }
+        (Reason::MaxStarts, _) => format!(
+            "it may have been started {} times and is not started again",
+            order.starts_so_far()
+        ),
+        (reason, _) => reason.as_str().replace('_', " "),
+    }
+}
+
+/// A trouble of this order, and when it is tried again.
+pub(super) fn trouble(
+    order: &OpenOrder,
+    reason: Reason,
+    detail: String,
+    now: Timestamp,
+) -> Trouble {
+    Trouble {
+        reason,
+        detail,
+        next_attempt_at: now.after(backoff(&order.id, order.attempts + 1)),
+    }
+}
