@@ -17,7 +17,7 @@ pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
 use crate::decide::Policy;
 use crate::order::Timestamp;
-use crate::pace::{Failure, Reach, Reachability, StartPace};
+use crate::pace::{Failure, Reachability, StartPace};
 use crate::store::{Heartbeat, LeaderLock, Store};
 use crate::upstream::Upstream;
 
