@@ -63,6 +63,7 @@ pub enum ReconcilerCommand {
     /// Start a process for every order and carry its outcome back, by polling alone
     #[command(
         name = "run",
+        override_usage = "order-reconciler [OPTIONS]\n       order-reconciler health [OPTIONS]",
         after_help = "order-reconciler health tells whether the running reconciler is healthy: \
                       exit code 0 if it is, 1 if not."
     )]
@@ -167,9 +168,15 @@ pub struct SimulatorArgs {
 /// `order-service health`.
 #[derive(Debug, Args)]
 pub struct ServiceHealthArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub listen: ListenArgs,
+    /// Address that the program listens on
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8080",
+        value_parser = parse_address
+    )]
+    pub listen: SocketAddr,
 }
 
 /// `order-reconciler`.

@@ -51,7 +51,8 @@ pub struct Intent {
     pub written_at: Timestamp,
     /// When its answer was given up. Nothing if this program died before.
     pub given_up_at: Option<Timestamp>,
-    /// The HTTP status of the answer, if there was one. It then told of trouble, not of the order.
+    /// The HTTP status of the upstream's own answer, if there was one. It told of trouble, not of
+    /// the order, and that the start was not accepted.
     pub answer: Option<u16>,
 }
 

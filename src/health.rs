@@ -15,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::clock::{Clock, SystemClock, rfc3339};
-use crate::program::WrongSetting;
 use crate::reconciler::is_overdue;
 use crate::store::{DatabasePath, read_heartbeat};
 
@@ -30,11 +29,6 @@ const ANSWER_MAX: usize = 64 * 1024;
 /// # Errors
 /// It is not healthy, or does not answer.
 pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
-    if address.port() == 0 {
-        return Err(
-            WrongSetting("--listen needs the port that the program listens on".into()).into(),
-        );
-    }
     let address = SocketAddr::new(reachable(address.ip()), address.port());
     tokio::time::timeout(TIMEOUT, ask(address))
         .await

@@ -13,6 +13,7 @@ use order_service::store::{DatabasePath, Mode, Store};
 use order_service::upstream::{HttpUpstream, UpstreamUrl};
 use order_service::{health, server, simulator};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 /// What `dev` logs: what happens to orders, and nothing that its banner says already.
 const DEV_LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
@@ -35,8 +36,11 @@ fn main() -> ExitCode {
             ServiceCommand::Api(args) => api(args).await,
             ServiceCommand::Simulator(args) => simulator(args).await,
             ServiceCommand::Health(args) => {
-                println!("{}", health::of_api(args.listen.listen).await?);
-                Ok(Exit::Done)
+                if args.listen.port() == 0 {
+                    let what = "--listen needs the port that the program listens on";
+                    return Err(WrongSetting(what.into()).into());
+                }
+                Ok(program::tell_health(health::of_api(args.listen).await))
             }
         }
     })
@@ -59,7 +63,8 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen).await?;
     tell_address(&listener)?;
-    program::drained(&stop, serve_api(listener, store, &stop)).await;
+    let served = serve_api(listener, store, &stop, std::future::ready(()));
+    program::drained(&stop, served).await;
     Ok(Exit::Done)
 }
 
@@ -127,23 +132,33 @@ async fn both(
     stop: &Stop,
 ) -> anyhow::Result<Exit> {
     let mut outcome = Ok(Exit::Done);
+    let ended = CancellationToken::new();
     let reconciled = async {
         if let Err(error) = reconciler.ended().await {
             outcome = Err(error);
             stop.begun.cancel();
         }
+        ended.cancel();
     };
+    // Until then it can be asked why the program has not ended yet.
+    let served = serve_api(listener, store, stop, ended.cancelled());
     program::drained(stop, async {
-        tokio::join!(serve_api(listener, store, stop), reconciled);
+        tokio::join!(served, reconciled);
     })
     .await;
     outcome
 }
 
-async fn serve_api(listener: TcpListener, store: Store, stop: &Stop) {
+async fn serve_api(
+    listener: TcpListener,
+    store: Store,
+    stop: &Stop,
+    others: impl Future<Output = ()>,
+) {
     server::raise_file_limit();
     let api = Api::new(store, stop.begun.clone());
-    server::serve(listener, warp::service(api.routes()), stop.begun.clone()).await;
+    let service = warp::service(api.routes());
+    server::serve(listener, service, stop.begun.clone(), others).await;
 }
 
 fn upstream(url: &UpstreamUrl, args: &config::ReconcileArgs) -> anyhow::Result<HttpUpstream> {

@@ -70,6 +70,20 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// Prints what a health command has found.
+pub fn tell_health(found: anyhow::Result<String>) -> Exit {
+    match found {
+        Ok(words) => {
+            println!("{words}");
+            Exit::Done
+        }
+        Err(error) => {
+            log::error!("{error:#}");
+            Exit::Failed
+        }
+    }
+}
+
 /// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that is not set.
 pub fn log_to_stderr(format: LogFormat, default: &str) {
     let mut builder = env_logger::Builder::new();

@@ -79,9 +79,14 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until `stop`, then lets requests in flight finish, for [`DRAIN_TIMEOUT`] at most. Until
-/// they have, new connections are answered too, as [`Situation::Draining`].
-pub async fn serve<S, B>(listener: TcpListener, service: S, stop: CancellationToken)
-where
+/// they have, and `others` have ended too, new connections are answered as
+/// [`Situation::Draining`].
+pub async fn serve<S, B>(
+    listener: TcpListener,
+    service: S,
+    stop: CancellationToken,
+    others: impl Future<Output = ()>,
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
@@ -113,14 +118,16 @@ where
         });
     }
     let drained = async {
-        tokio::select! {
-            () = graceful.shutdown() => {}
-            // Who has sent half of a head has asked for nothing yet, and is not waited for.
-            () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
-            () = tokio::time::sleep(DRAIN_TIMEOUT) => {
-                log::warn!("requests were still open after {DRAIN_TIMEOUT:?} and are cut off");
+        tokio::join!(others, async {
+            tokio::select! {
+                () = graceful.shutdown() => {}
+                // Who has sent half of a head has asked for nothing yet, and is not waited for.
+                () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
+                () = tokio::time::sleep(DRAIN_TIMEOUT) => {
+                    log::warn!("requests were still open after {DRAIN_TIMEOUT:?} and are cut off");
+                }
             }
-        }
+        });
     };
     tokio::pin!(drained);
     loop {

@@ -51,7 +51,8 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let simulator = Arc::new(Simulator::new(&options)?);
-    crate::server::serve(listener, warp::service(routes(simulator)), stop).await;
+    let others = std::future::ready(());
+    crate::server::serve(listener, warp::service(routes(simulator)), stop, others).await;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
@@ -50,7 +51,8 @@ pub enum StartError {
     Unavailable(Failure),
     /// It may have taken effect: the order must be observed before it is started again.
     Ambiguous {
-        /// The HTTP status of the answer, if there was one.
+        /// The HTTP status of the upstream's own answer, if there was one: it says that it did not
+        /// accept the start.
         answer: Option<u16>,
         /// What was seen.
         failure: Failure,
@@ -154,6 +156,10 @@ impl HttpUpstream {
         if url.is_loopback() {
             client = client.no_proxy();
         }
+        if url.0.scheme() == "http" {
+            // Certificates are not needed, and may not be there.
+            client = client.tls_certs_only([]);
+        }
         if let Some(token) = token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
                 anyhow::anyhow!(
@@ -164,7 +170,10 @@ impl HttpUpstream {
             client = client.default_headers([(AUTHORIZATION, value)].into_iter().collect());
         }
         Ok(Self {
-            client: client.build()?,
+            client: client.build().context(
+                "no HTTPS client can be made; the system's root certificates are needed: install \
+                 the package ca-certificates, or name a file in SSL_CERT_FILE",
+            )?,
             url: url.0.clone(),
             request_timeout,
         })
@@ -223,7 +232,7 @@ impl Upstream for HttpUpstream {
         let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
         if is_trouble(status) {
             return Err(StartError::Ambiguous {
-                answer: Some(status.as_u16()),
+                answer: (!is_relayed(status)).then(|| status.as_u16()),
                 failure: trouble(status, &body, retry_after),
             });
         }
@@ -309,6 +318,15 @@ fn is_trouble(status: StatusCode) -> bool {
                 | StatusCode::REQUEST_TIMEOUT
                 | StatusCode::TOO_MANY_REQUESTS
         )
+}
+
+/// Answers of something in between, which may have passed the request on: they say nothing about
+/// whether it took effect.
+fn is_relayed(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 fn trouble(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {

@@ -59,10 +59,11 @@ impl<'a> OrderJson<'a> {
     }
 }
 
-/// One order.
+/// One order, and the end of the line for those who read it in a terminal.
 pub(super) fn json(order: &Order) -> Vec<u8> {
     let mut body = Vec::with_capacity(ORDER_BYTES);
     write_order(&mut body, order);
+    body.push(b'\n');
     body
 }
 
@@ -169,7 +170,7 @@ impl Listing {
             }
         }
         if is_array && self.is_done {
-            body.push(b']');
+            body.extend_from_slice(b"]\n");
         }
         self.is_begun = true;
         body

@@ -20,10 +20,9 @@ fn main() -> ExitCode {
     program::run(async {
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
-            ReconcilerCommand::Health(args) => {
-                println!("{}", health::of_reconciler(&args.database.database_url)?);
-                Ok(Exit::Done)
-            }
+            ReconcilerCommand::Health(args) => Ok(program::tell_health(health::of_reconciler(
+                &args.database.database_url,
+            ))),
         }
     })
 }

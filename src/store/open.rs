@@ -98,7 +98,7 @@ impl From<PathBuf> for DatabasePath {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder is not there, or is not one.
-    #[error("{path}: the folder {folder} cannot be used: {source}", path = .path.display(), folder = .folder.display())]
+    #[error("{path}: the folder {folder} cannot be used", path = .path.display(), folder = .folder.display())]
     Folder {
         /// The database.
         path: PathBuf,
@@ -114,7 +114,7 @@ pub enum OpenError {
     #[error("{}: is not a file", .0.display())]
     NotAFile(PathBuf),
     /// A file beside the database that keeps its users apart cannot be made.
-    #[error("{path}: cannot be written: the lock file beside it cannot be used: {source}", path = .path.display())]
+    #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder", path = .path.display())]
     LockFile {
         /// The lock file.
         path: PathBuf,
@@ -152,7 +152,7 @@ pub enum OpenError {
         wanted: &'static str,
     },
     /// Anything else that SQLite says.
-    #[error("{path}: cannot be used: {source}", path = .path.display())]
+    #[error("{path}: cannot be used", path = .path.display())]
     Other {
         /// The database.
         path: PathBuf,

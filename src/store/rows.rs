@@ -8,7 +8,8 @@ use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
 use crate::pace::Reach;
 
 /// The columns of an [`Order`], as [`order_of`] reads them.
-pub(super) const ORDER: &str = "seq, id, status, created_at, updated_at, starts, \
+pub(super) const ORDER: &str = "seq, id, status, created_at, updated_at, \
+                     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
                      attention, attention_since, attention_detail, next_attempt_at";
 
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
