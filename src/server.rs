@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -297,6 +297,10 @@ where
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let _begun = self.in_flight.begin();
         request.extensions_mut().insert(self.situation);
+        // CONNECT names a host instead of a path, and warp expects a path.
+        if request.uri().path_and_query().is_none() {
+            *request.uri_mut() = Uri::from_static("/");
+        }
         let answer = self.inner.call(request);
         Box::pin(async move { Ok(answer.await?.map(|body| Written { body, _begun })) })
     }

@@ -52,7 +52,7 @@ impl Problem {
             status,
             kind,
             title,
-            detail: detail.into(),
+            detail: shortened(&detail.into()),
             member: None,
             order: None,
             headers: Vec::new(),
@@ -81,7 +81,7 @@ impl Problem {
     /// A member of the body is not what it should be.
     pub fn member(member: &str, detail: impl Into<String>) -> Self {
         Self {
-            member: Some(member.to_owned()),
+            member: Some(shortened(member)),
             ..Self::body(detail)
         }
     }
@@ -89,7 +89,7 @@ impl Problem {
     /// A parameter is not what it should be.
     pub fn parameter(name: &str, detail: impl Into<String>) -> Self {
         Self {
-            member: Some(name.to_owned()),
+            member: Some(shortened(name)),
             ..Self::new(
                 StatusCode::BAD_REQUEST,
                 "invalid-parameter",
@@ -114,7 +114,10 @@ impl Problem {
             StatusCode::NOT_FOUND,
             "no-such-path",
             "There is nothing at this path",
-            format!("{path} is not a path of this service; orders are at /order and /order/{{id}}"),
+            format!(
+                "{} is not a path of this service; orders are at /order and /order/{{id}}",
+                shortened(path)
+            ),
         )
     }
 
@@ -238,6 +241,16 @@ impl Problem {
             headers.insert(name, value);
         }
         response
+    }
+}
+
+/// The longest text of a client's that is sent back, in characters: an id and what is said of it.
+const ECHO_MAX: usize = 400;
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(ECHO_MAX) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use bytes::Buf;
 use futures_util::{Stream, StreamExt};
-use mime::Mime;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use url::form_urlencoded;
 use warp::http::HeaderMap;
 use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -98,7 +98,12 @@ impl ListQuery {
                     })?);
                 }
                 "limit" => {
-                    let limit = value.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n));
+                    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+                    let limit = value
+                        .parse()
+                        .ok()
+                        .filter(|_| digits)
+                        .filter(|n| (1..=LIMIT_MAX).contains(n));
                     parsed.limit = Some(limit.ok_or_else(|| {
                         Problem::parameter(
                             "limit",
@@ -195,11 +200,12 @@ pub(super) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
 /// taken as JSON.
 pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     for value in headers.get_all(CONTENT_TYPE) {
-        let mime: Option<Mime> = value.to_str().ok().and_then(|text| text.parse().ok());
-        let is_json = mime.is_some_and(|mime| {
-            mime.suffix() == Some(mime::JSON)
-                || mime.type_() == mime::APPLICATION && mime.subtype() == mime::JSON
-        });
+        let (media_type, _) = media_type(value.to_str().unwrap_or_default());
+        let is_json = match media_type.split_once('/') {
+            Some(("application", "json")) => true,
+            Some((kind, subtype)) => !kind.is_empty() && subtype.ends_with("+json"),
+            None => false,
+        };
         if !is_json {
             return Err(Problem::unsupported_media_type(&String::from_utf8_lossy(
                 value.as_bytes(),
@@ -207,6 +213,12 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// A media type in lower case, and its parameters (RFC 9110, section 8.3.1).
+fn media_type(text: &str) -> (String, &str) {
+    let (media_type, parameters) = text.split_once(';').unwrap_or((text, ""));
+    (media_type.trim().to_ascii_lowercase(), parameters)
 }
 
 /// How a list of orders is written.
@@ -221,27 +233,45 @@ pub(super) enum Form {
 /// The form that a client prefers (RFC 9110, section 12.5.1). Anything that does not ask for
 /// lines gets an array.
 pub(super) fn form(headers: &HeaderMap) -> Form {
-    let (mut lines, mut array) = (0.0, 0.0);
+    let mut lines = 0.0;
+    // The most specific range that takes JSON counts.
+    let mut array = (0, 0.0);
     for value in headers.get_all(ACCEPT) {
         for range in value.to_str().unwrap_or_default().split(',') {
-            let Ok(range) = range.trim().parse::<Mime>() else {
-                continue;
+            let (range, parameters) = media_type(range);
+            let quality = quality(parameters);
+            let precision = match range.as_str() {
+                "application/x-ndjson" => {
+                    lines = quality;
+                    continue;
+                }
+                "application/json" => 3,
+                "application/*" => 2,
+                "*/*" => 1,
+                _ => continue,
             };
-            let quality = range
-                .get_param("q")
-                .map_or(1.0, |q| q.as_str().parse().unwrap_or(0.0));
-            match range.essence_str() {
-                "application/x-ndjson" => lines = f64::max(lines, quality),
-                "application/json" => array = f64::max(array, quality),
-                _ => {}
+            if precision >= array.0 {
+                array = (precision, quality);
             }
         }
     }
-    if lines > 0.0 && lines >= array {
+    if lines > 0.0 && lines >= array.1 {
         Form::Lines
     } else {
         Form::Array
     }
+}
+
+/// The parameter `q` (RFC 9110, section 12.4.2): 1 if there is none.
+fn quality(parameters: &str) -> f32 {
+    for parameter in parameters.split(';') {
+        if let Some((name, value)) = parameter.split_once('=')
+            && name.trim().eq_ignore_ascii_case("q")
+        {
+            return value.trim().parse().unwrap_or(0.0);
+        }
+    }
+    1.0
 }
 
 /// Reads a body, within its limits of size and time.
@@ -296,45 +326,37 @@ pub(super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
         return Err(Problem::member(&name, detail));
     }
     let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
-    match members.id {
-        None => Err(wrong("is missing; send an object such as {\"id\":\"a1\"}")),
-        Some(Member::Other) => Err(wrong("has to be a string")),
-        Some(Member::Text(id)) => OrderId::new(id).map_err(|error| wrong(&error.to_string())),
+    let Some(id) = members.id else {
+        return Err(wrong("is missing; send an object such as {\"id\":\"a1\"}"));
+    };
+    if !id.get().starts_with('"') {
+        return Err(wrong("has to be a string"));
     }
+    let id: String = serde_json::from_str(id.get())
+        .map_err(|_| wrong("has an escape that stands for no character"))?;
+    OrderId::new(id).map_err(|error| wrong(&error.to_string()))
 }
 
 /// The members of the body's object that matter.
 #[derive(Default)]
-struct Members {
-    id: Option<Member>,
+struct Members<'a> {
+    id: Option<&'a RawValue>,
     /// The first member that stands there twice.
     twice: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Member {
-    Text(String),
-    #[serde(deserialize_with = "ignore")]
-    Other,
-}
-
-fn ignore<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-    IgnoredAny::deserialize(deserializer).map(drop)
-}
-
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
         impl<'de> Visitor<'de> for Object {
-            type Value = Members;
+            type Value = Members<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Members::default();
                 let mut names = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {

@@ -101,6 +101,7 @@ impl Writer {
             db,
             file,
             trouble: None,
+            fold_at: WAL_BYTES_MAX,
         };
         if mode == Mode::Inline {
             return Ok(Self(Place::Inline(Mutex::new(connected))));
@@ -168,6 +169,8 @@ struct Connected {
     write: File,
     /// The last failure, to log each kind once.
     trouble: Option<String>,
+    /// How large the write-ahead log may grow before it is folded back, in bytes.
+    fold_at: u64,
 }
 
 /// This process' turn to write.
@@ -222,9 +225,9 @@ impl Connected {
     }
 
     /// Lets the others write.
-    fn end(&self) {
-        let _turn = Turn(&self.write);
+    fn end(&mut self) {
         self.fold_log_back();
+        let _turn = Turn(&self.write);
     }
 
     /// Takes back what was written since the beginning. Some failures have done so already.
@@ -287,10 +290,11 @@ impl Connected {
         }
     }
 
-    /// Folds the write-ahead log back into the database when it has grown large.
-    fn fold_log_back(&self) {
+    /// Folds the write-ahead log back into the database when it has grown large. While someone
+    /// else's long read prevents that, it is tried only as often as the log has grown as much again.
+    fn fold_log_back(&mut self) {
         let log_bytes = std::fs::metadata(self.file.beside("-wal")).map_or(0, |meta| meta.len());
-        if log_bytes < WAL_BYTES_MAX {
+        if log_bytes < self.fold_at {
             return;
         }
         let folded = self.db.busy_timeout(FOLD_WAIT).and_then(|()| {
@@ -299,10 +303,13 @@ impl Connected {
                     row.get::<_, i64>(0)
                 })
         });
+        self.fold_at = WAL_BYTES_MAX;
         match folded {
             Ok(0) => log::debug!("folded back a write-ahead log of {log_bytes} bytes"),
-            Ok(_) => log::debug!("readers keep the write-ahead log from being folded back"),
-            Err(error) => log::debug!("the write-ahead log was not folded back: {error}"),
+            other => {
+                self.fold_at += log_bytes;
+                log::debug!("a write-ahead log of {log_bytes} bytes is being read: {other:?}");
+            }
         }
     }
 }

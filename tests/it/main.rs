@@ -1,15 +1,27 @@
 //! The built programs and the library, from outside. Each test is named by the promise it keeps.
 //!
 //! - `world`: builds what a test needs: a folder, programs, requests.
-//! - `store`: the database: its schema, its journal, its indexes.
-//! - `tidy`: what the documentation claims, read off the code.
-//! - `pass`: the reconciler on one thread, with everything around it in memory.
+//! - `wire`: a connection without a client library.
 //! - `life`: orders from creation to the end, through real programs, against the simulator's record.
+//! - `pass`: the reconciler on one thread, with everything around it in memory.
+//! - `upstreams`: the client and the reconciler against an order process service that misbehaves.
+//! - `create`, `http`, `lists`: the HTTP API, request by request.
+//! - `clients`: clients that misbehave, and the shutdown beside them.
+//! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
+//! - `store`: the database: its schema and its journal.
+//! - `tidy`: what the documentation claims, read off the code.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod clients;
+mod create;
+mod http;
 mod life;
+mod lists;
 mod pass;
+mod programs;
 mod store;
 mod tidy;
+mod upstreams;
+mod wire;
 mod world;

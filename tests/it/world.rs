@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::OrderId;
 use order_service::simulator::model::{Did, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
+use order_service::store::{Creation, DatabasePath, Mode, Store};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up. Far longer than it takes.
@@ -146,6 +149,12 @@ impl World {
         }
     }
 
+    /// The database itself, beside the programs that use it.
+    pub fn store(&self) -> Store {
+        let path = DatabasePath::from(self.database());
+        Store::open(&path, Mode::Threaded).expect("the database can be opened")
+    }
+
     /// What the simulator did, by its own record.
     pub fn record(&self) -> Vec<Entry> {
         read_record(&self.simulator_log()).expect("the record can be read")
@@ -258,6 +267,41 @@ impl Answer {
         self.headers
             .get(name)
             .map_or("", |value| value.to_str().unwrap_or("(not text)"))
+    }
+}
+
+/// Creates orders without a program, `width` at a time: their ids in the order of creation.
+pub async fn fill(store: &Store, ids: &[String], width: usize) -> Vec<String> {
+    let mut created = Vec::new();
+    for ids in ids.chunks(width) {
+        let creations = ids.iter().map(|id| {
+            let id = OrderId::new(id.as_str()).expect("an id");
+            store.create(id, SystemClock.now())
+        });
+        for creation in futures_util::future::join_all(creations).await {
+            let Ok(Creation::Created(order)) = creation else {
+                panic!("not created: {creation:?}");
+            };
+            created.push(order);
+        }
+    }
+    created.sort_by_key(|order| order.seq);
+    created.iter().map(|o| o.id.to_string()).collect()
+}
+
+/// Checks that an answer is an error in the one form that errors have.
+#[track_caller]
+pub fn assert_problem(answer: &Answer, status: u16) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["status"], status, "{answer:?}");
+    for member in ["type", "title", "detail"] {
+        let text = problem[member].as_str().unwrap_or_default();
+        assert!(!text.is_empty(), "{member}: {answer:?}");
+    }
+    for internal in ["sqlite", "orders.db", "src/", "panicked", "Error("] {
+        assert!(!answer.body.contains(internal), "{answer:?}");
     }
 }
 

@@ -1,0 +1,356 @@
+//! `POST /order`: what is taken, what is refused and how, and what the answer holds.
+
+use chrono::DateTime;
+use order_service::clock::{Clock, SystemClock, rfc3339};
+use order_service::order::Outcome;
+use order_service::store::{Change, Step};
+use serde_json::json;
+
+use crate::wire::{plain, statuses};
+use crate::world::{Answer, Client, Program, World, assert_problem};
+
+/// The largest body, in bytes.
+const BODY_MAX: usize = 16 * 1024;
+
+/// `POST /order` with this body and these headers.
+async fn post(
+    client: &Client,
+    api: &Program,
+    body: impl Into<Vec<u8>>,
+    headers: &[(&str, &str)],
+) -> Answer {
+    let mut request = client.request("POST", format!("{}/order", api.url));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.send(request.body(body.into())).await
+}
+
+/// A body of exactly this many bytes.
+fn body_of(id: &str, length: usize) -> Vec<u8> {
+    let mut body = format!("{{\"id\":\"{id}\",\"more\":\"").into_bytes();
+    body.resize(length - 2, b'x');
+    body.extend(b"\"}");
+    body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_created_order_is_answered_as_it_stands_and_with_its_place() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let before = rfc3339(SystemClock.now());
+    let created = client.create(&api.url, "a1").await;
+    let after = rfc3339(SystemClock.now());
+    assert_eq!(created.status, 201);
+    assert_eq!(created.header("location"), "/order/a1");
+    assert_eq!(created.header("content-type"), "application/json");
+    let order = created.json();
+    let time = order["created_at"].as_str().unwrap();
+    let form = |c: char| if c.is_ascii_digit() { '0' } else { c };
+    let form: String = time.chars().map(form).collect();
+    assert_eq!(form, "0000-00-00T00:00:00.000Z");
+    assert!(DateTime::parse_from_rfc3339(time).is_ok(), "{time}");
+    assert!(*before <= *time && *time <= *after, "{time}");
+    let whole = format!(
+        r#"{{"id":"a1","status":"CREATED","created_at":"{time}","updated_at":"{time}","starts":0,"attention":null}}"#
+    );
+    assert_eq!(created.body, whole);
+    let read = client.get(format!("{}/order/a1", api.url)).await;
+    assert_eq!((read.status, read.body), (200, whole));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_location_of_an_order_is_escaped_and_leads_back_to_it() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let (long, longer) = ("a".repeat(128), "🦀".repeat(128));
+    let long_location = format!("/order/{long}");
+    let longer_location = format!("/order/{}", "%F0%9F%A6%80".repeat(128));
+    for (id, location) in [
+        ("a/b", "/order/a%2Fb"),
+        ("/", "/order/%2F"),
+        ("a/", "/order/a%2F"),
+        ("a+b c", "/order/a%2Bb%20c"),
+        ("%2F", "/order/%252F"),
+        ("é", "/order/%C3%A9"),
+        ("a?b#c&d=e;f", "/order/a%3Fb%23c%26d%3De%3Bf"),
+        ("\"\\<>", "/order/%22%5C%3C%3E"),
+        ("a-b_c.d~e", "/order/a-b_c.d~e"),
+        ("...", "/order/..."),
+        (&long, &long_location),
+        (&longer, &longer_location),
+    ] {
+        let created = client.create(&api.url, id).await;
+        assert_eq!(created.status, 201, "{id:?}: {created:?}");
+        assert_eq!(created.header("location"), location);
+        let read = plain(&api, &format!("GET {location} HTTP/1.1"), b"");
+        assert!(read.ends_with(&created.body), "{location}: {read}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_members_than_the_id_are_ignored() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let deep = format!(
+        r#"{{"x":{}{},"id":"a4"}}"#,
+        "[".repeat(8_000),
+        "]".repeat(8_000)
+    );
+    for (id, body) in [
+        (
+            "a1",
+            r#"{"status":"FULFILLED","id":"a1","starts":9,"attention":{}}"#,
+        ),
+        (
+            "a2",
+            " {\"\\u0069d\" :\n\"\\u00612\", \"x\":{\"id\":1,\"id\":2}}\r\n",
+        ),
+        ("a3", r#"{"ID":"b","id":"a3","x":1e999,"":null}"#),
+        ("a4", &deep),
+    ] {
+        let created = post(&client, &api, body, &[]).await;
+        assert_eq!(created.status, 201, "{body:.80}: {created:?}");
+        let order = created.json();
+        assert_eq!(order["id"], id);
+        assert_eq!(order["status"], "CREATED");
+        assert_eq!(order["starts"], 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_taken_under_each_of_its_content_types_or_none() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let mut wrong = Vec::new();
+    for (at, content_type) in [
+        "application/json",
+        "Application/JSON",
+        "application/json;charset=utf-8",
+        "application/json; charset=\"utf-8\"",
+        "application/json; a=b; c=d",
+        "application/json;",
+        "application/json ; charset=utf-8",
+        "application/vnd.shop.order+json",
+        "application/x.a+b+JSON; v=1",
+        "text/x+json",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let body = json!({ "id": format!("a{at}") }).to_string();
+        let created = post(&client, &api, body, &[("content-type", content_type)]).await;
+        if created.status != 201 {
+            wrong.push((content_type, created.status));
+        }
+    }
+    assert_eq!(wrong, []);
+    let created = post(&client, &api, r#"{"id":"none"}"#, &[]).await;
+    assert_eq!(created.status, 201, "{created:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_other_content_type_is_415_and_told_the_header_to_send() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=json",
+        "text/json",
+        "application/jsonp",
+        "application/json5",
+        "application/json, text/plain",
+        "text/plain; a=application/json",
+        "json",
+        "*/*",
+        "",
+    ] {
+        let headers = [("content-type", content_type)];
+        let refused = post(&client, &api, r#"{"id":"a1"}"#, &headers).await;
+        assert_problem(&refused, 415);
+        let problem = refused.json();
+        let detail = problem["detail"].as_str().unwrap();
+        let shows = detail.contains("Content-Type: application/json");
+        assert!(shows, "{content_type:?}: {detail}");
+    }
+    let none = client.get(format!("{}/order", api.url)).await;
+    assert_eq!(none.body, "[]");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_exists_is_answered_with_itself_and_409() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let created = client.create(&api.url, "a/1").await;
+    let again = client.create(&api.url, "a/1").await;
+    assert_problem(&again, 409);
+    assert_eq!(again.json()["order"], created.json());
+    assert_eq!(again.header("location"), "/order/a%2F1");
+    let store = world.store();
+    for step in [Step::Adopted, Step::Settled(Outcome::Failed)] {
+        let change = Change { seq: 1, step };
+        store.record(vec![change], SystemClock.now()).await.unwrap();
+    }
+    let again = client.create(&api.url, "a/1").await;
+    assert_problem(&again, 409);
+    assert_eq!(again.json()["order"]["status"], "FAILED");
+    // Case matters, and nothing is normalised.
+    assert_eq!(client.create(&api.url, "A/1").await.status, 201);
+    assert_eq!(client.create(&api.url, "\u{e9}").await.status, 201);
+    assert_eq!(client.create(&api.url, "e\u{301}").await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_create_the_same_order_at_once_one_does() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let all = (0..40).map(|_| client.create(&api.url, "a1"));
+    let answers = futures_util::future::join_all(all).await;
+    let created: Vec<_> = answers.iter().filter(|a| a.status == 201).collect();
+    assert_eq!(created.len(), 1);
+    for other in answers.iter().filter(|a| a.status != 201) {
+        assert_problem(other, 409);
+        assert_eq!(other.json()["order"], created[0].json());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_no_order_is_refused_with_the_name_of_what_is_wrong() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let id = |id: &str| json!({ "id": id }).to_string();
+    let deep = format!(r#"{{"id":{}{}}}"#, "[".repeat(200), "]".repeat(200));
+    let mut wrong = Vec::new();
+    for (body, member) in [
+        // What is not an object has no member to name.
+        ("", None),
+        (" \r\n", None),
+        ("null", None),
+        ("[]", None),
+        (r#"["id"]"#, None),
+        (r#""a1""#, None),
+        ("1", None),
+        ("{", None),
+        (r#"{"id":"a1""#, None),
+        (r#"{"id":"a1",}"#, None),
+        (r#"{"id":"a1"}{}"#, None),
+        (r#"{"id":"a1"} x"#, None),
+        (r#"{id:"a1"}"#, None),
+        (r#"{'id':'a1'}"#, None),
+        ("\u{feff}{\"id\":\"a1\"}", None),
+        ("id=a1", None),
+        (&"[".repeat(BODY_MAX), None),
+        ("{}", Some("id")),
+        (r#"{"ID":"a1"}"#, Some("id")),
+        (r#"{"id":1}"#, Some("id")),
+        (r#"{"id":1e999}"#, Some("id")),
+        (r#"{"id":true}"#, Some("id")),
+        (r#"{"id":null}"#, Some("id")),
+        (r#"{"id":["a1"]}"#, Some("id")),
+        (r#"{"id":{"id":"a1"}}"#, Some("id")),
+        (&deep, Some("id")),
+        (r#"{"id":"\ud800"}"#, Some("id")),
+        (r#"{"id":"a1","id":"a1"}"#, Some("id")),
+        (r#"{"id":"a1","\u0069d":"a2"}"#, Some("id")),
+        (r#"{"id":"a1","x":1,"x":1}"#, Some("x")),
+        (r#"{"x":1,"x":1}"#, Some("x")),
+        (&id(""), Some("id")),
+        (&id(&"a".repeat(129)), Some("id")),
+        (&id(&"é".repeat(129)), Some("id")),
+        (&id("\0"), Some("id")),
+        (&id("a\nb"), Some("id")),
+        (&id("a\u{85}"), Some("id")),
+        (&id(" a"), Some("id")),
+        (&id("a\u{a0}"), Some("id")),
+        (&id("\u{2028}a"), Some("id")),
+        (&id("."), Some("id")),
+        (&id(".."), Some("id")),
+    ] {
+        let refused = post(&client, &api, body, &[]).await;
+        assert_problem(&refused, 400);
+        let problem = refused.json();
+        let named = problem["member"].as_str();
+        let detail = problem["detail"].as_str().unwrap();
+        if named != member || !member.is_none_or(|member| detail.contains(member)) {
+            wrong.push(format!("{body:.40}: {}", refused.body));
+        }
+    }
+    for body in [
+        &b"{\"id\":\"\xff\"}"[..],
+        b"\xff\xfe",
+        b"{\"id\":\"a1\"}\x80",
+    ] {
+        assert_problem(&post(&client, &api, body, &[]).await, 400);
+    }
+    let none = client.get(format!("{}/order", api.url)).await;
+    assert_eq!(none.body, "[]");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_16_kib_is_taken_and_one_byte_more_is_not() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let chunked = |body: &[u8]| {
+        let mut chunks = Vec::new();
+        for piece in body.chunks(1_000) {
+            chunks.extend(format!("{:x}\r\n", piece.len()).into_bytes());
+            chunks.extend(piece);
+            chunks.extend(b"\r\n");
+        }
+        chunks.extend(b"0\r\n\r\n");
+        let head = "POST /order HTTP/1.1\r\nTransfer-Encoding: chunked";
+        plain(&api, head, &chunks)
+    };
+    let announced = post(&client, &api, body_of("a1", BODY_MAX), &[]).await;
+    assert_eq!(announced.status, 201, "{announced:?}");
+    assert_eq!(statuses(&chunked(&body_of("a2", BODY_MAX))), [201]);
+    for length in [BODY_MAX + 1, BODY_MAX * 2, 1_000_000] {
+        let body = body_of("a3", length);
+        let head = format!("POST /order HTTP/1.1\r\nContent-Length: {length}");
+        let announced = plain(&api, &head, &body);
+        assert_eq!(statuses(&announced), [413], "{length}: {announced}");
+        let chunked = chunked(&body);
+        assert_eq!(statuses(&chunked), [413], "{length}: {chunked}");
+        assert!(chunked.contains("application/problem+json"), "{chunked}");
+    }
+    let announced = post(&client, &api, body_of("a3", BODY_MAX + 1), &[]).await;
+    assert_problem(&announced, 413);
+    // Announced, and never sent: no one waits for it.
+    let head = "POST /order HTTP/1.1\r\nContent-Length: 1000000000000";
+    assert_eq!(statuses(&plain(&api, head, b"")), [413]);
+    let all = client.get(format!("{}/order", api.url)).await.json();
+    assert_eq!(all.as_array().map(Vec::len), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_can_change_nothing() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for value in ["cross-site", "Cross-Site"] {
+        let headers = [("sec-fetch-site", value)];
+        let refused = post(&client, &api, r#"{"id":"a1"}"#, &headers).await;
+        assert_problem(&refused, 403);
+    }
+    let request = client
+        .request("GET", format!("{}/order", api.url))
+        .header("sec-fetch-site", "cross-site");
+    let read = client.send(request).await;
+    assert_eq!((read.status, &*read.body), (200, "[]"));
+    for (id, site) in [("a1", "same-origin"), ("a2", "same-site"), ("a3", "none")] {
+        let body = json!({ "id": id }).to_string();
+        let created = post(&client, &api, body, &[("sec-fetch-site", site)]).await;
+        assert_eq!(created.status, 201, "{site}");
+    }
+}

@@ -1,0 +1,281 @@
+//! Paths, methods and parameters of the API, single orders, and how it tells how it is. Creating is
+//! in `create`, lists are in `lists`, clients that misbehave in `clients`.
+
+use std::fs;
+use std::time::Instant;
+
+use chrono::DateTime;
+use serde_json::{Value, json};
+
+use crate::wire::{plain, statuses};
+use crate::world::{Answer, Client, PATIENCE, World, assert_problem};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_does_not_exist_is_refused_by_its_name() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "a1").await;
+    for (method, path, name) in [
+        ("POST", "/order?dry=1", "dry"),
+        ("POST", "/order?status=CREATED", "status"),
+        ("GET", "/order?id=a1", "id"),
+        ("GET", "/order?limit=1&Status=CREATED", "Status"),
+        ("GET", "/order/a1?x", "x"),
+        ("GET", "/order/a1?limit=1", "limit"),
+        ("GET", "/order/a1?%C3%A9=1", "é"),
+    ] {
+        let request = client
+            .request(method, format!("{}{path}", api.url))
+            .body(r#"{"id":"a2"}"#);
+        let refused = client.send(request).await;
+        assert_problem(&refused, 400);
+        let problem = refused.json();
+        assert_eq!(problem["member"], name, "{method} {path}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(name), "{detail}");
+    }
+    let read = client.get(format!("{}/order/a1?", api.url)).await;
+    assert_eq!(read.status, 200, "an empty query is none");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_found_under_every_way_to_write_its_path() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for id in ["a/b", "a+b", "a b", "é", "%", "a1", "..."] {
+        assert_eq!(client.create(&api.url, id).await.status, 201);
+    }
+    let get = |path: &str| plain(&api, &format!("GET /order/{path} HTTP/1.1"), b"");
+    for (path, id) in [
+        ("a%2Fb", "a/b"),
+        ("a%2fb", "a/b"),
+        ("a+b", "a+b"),
+        ("a%2Bb", "a+b"),
+        ("a%20b", "a b"),
+        ("%C3%A9", "é"),
+        ("%25", "%"),
+        ("%61%31", "a1"),
+        ("%2E%2E%2E", "..."),
+    ] {
+        let read = get(path);
+        assert_eq!(statuses(&read), [200], "{path}: {read}");
+        let (_, body) = read.split_once("\r\n\r\n").unwrap();
+        let order: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(order["id"], id, "{path}");
+    }
+    for (path, status) in [
+        ("%", 400),
+        ("a%2", 400),
+        ("a%zz", 400),
+        ("%+1", 400),
+        ("%C3", 400),
+        ("%FF%FE", 400),
+        ("%ED%A0%80", 400),
+        ("%00", 404),
+        ("%20a", 404),
+        (".", 404),
+        ("%2e%2E", 404),
+        ("A1", 404),
+        ("e%CC%81", 404),
+        ("a%252Fb", 404),
+        (&"a".repeat(129), 404),
+    ] {
+        let read = get(path);
+        assert_eq!(statuses(&read), [status], "{path}: {read}");
+        assert!(read.contains("application/problem+json"), "{read}");
+    }
+    assert_problem(&client.get(format!("{}/order/none", api.url)).await, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_does_not_exist_is_a_problem() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "a1").await;
+    for path in [
+        "/orders",
+        "/order/",
+        "/order/a1/",
+        "/order/a1/b",
+        "/order//a1",
+        "//order",
+        "/ORDER",
+        "/ordera1",
+        "/livez/",
+        "/livez/x",
+        "/readyz/",
+        "/healthz/",
+        "/order%2Fa1",
+        "/%6Frder/",
+    ] {
+        for method in ["GET", "POST", "DELETE"] {
+            let request = client.request(method, format!("{}{path}", api.url));
+            assert_problem(&client.send(request).await, 404);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_a_path_does_not_have_is_told_those_it_has() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for (path, allow, others) in [
+        ("/order", "GET, HEAD, POST", &[][..]),
+        ("/order/a1", "GET, HEAD", &["POST"]),
+        ("/order/%zz", "GET, HEAD", &["POST"]),
+        ("/livez", "GET, HEAD", &["POST"]),
+        ("/readyz", "GET, HEAD", &["POST"]),
+        ("/healthz", "GET, HEAD", &["POST"]),
+    ] {
+        let methods = ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW", "get"];
+        for method in methods.iter().chain(others) {
+            let request = client.request(method, format!("{}{path}", api.url));
+            let refused = client.send(request).await;
+            assert_problem(&refused, 405);
+            let mut allowed: Vec<_> = refused.header("allow").split(", ").collect();
+            allowed.sort_unstable();
+            assert_eq!(allowed.join(", "), allow, "{method} {path}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_is_get_without_the_body() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "a1").await;
+    client.create(&api.url, "a2").await;
+    for path in [
+        "/order",
+        "/order?limit=1",
+        "/order?limit=0",
+        "/order/a1",
+        "/order/none",
+        "/order/%zz",
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/none",
+    ] {
+        let url = format!("{}{path}", api.url);
+        let get = client.get(&url).await;
+        let head = client.send(client.request("HEAD", &url)).await;
+        assert_eq!(head.status, get.status, "{path}");
+        assert_eq!(head.body, "");
+        let length = head.header("content-length");
+        assert_eq!(length, get.body.len().to_string(), "{path}");
+        for name in ["content-type", "link"] {
+            assert_eq!(head.header(name), get.header(name), "{path}");
+        }
+    }
+}
+
+/// The status of the body of a health path and the names of its checks, each of the right shape.
+fn checks(health: &Answer) -> (String, Vec<String>) {
+    assert_eq!(health.header("content-type"), "application/json");
+    let body = health.json();
+    let members: Vec<_> = body.as_object().unwrap().keys().collect();
+    assert_eq!(members, ["checks", "status"], "{health:?}");
+    let mut names = Vec::new();
+    for check in body["checks"].as_array().unwrap() {
+        let mut members: Vec<_> = check.as_object().unwrap().keys().collect();
+        members.sort_unstable();
+        assert_eq!(members, ["detail", "name", "since", "status"]);
+        let since = &check["since"];
+        let time = since.as_str().map(DateTime::parse_from_rfc3339);
+        assert!(since.is_null() || time.unwrap().is_ok(), "{check}");
+        assert!(check["status"].is_string() && check["detail"].is_string());
+        names.push(check["name"].as_str().unwrap().to_owned());
+    }
+    (body["status"].as_str().unwrap().to_owned(), names)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_by_three_paths_in_one_form() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let health = async |path: &str| client.get(format!("{}{path}", api.url)).await;
+    for (path, names) in [
+        ("/livez", &[][..]),
+        ("/readyz", &["database"]),
+        ("/healthz", &["database", "upstream", "reconciler"]),
+    ] {
+        let answer = health(path).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let (status, found) = checks(&answer);
+        assert_eq!(status, "ok");
+        for name in names {
+            assert!(found.iter().any(|f| f == name), "{path}: {found:?}");
+        }
+    }
+    // That the upstream is down is told, and is no reason not to be ready.
+    let serve = world.serve("http://127.0.0.1:9", &[]);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.get(format!("{}/healthz", serve.url)).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let body = answer.json();
+        let mut all = body["checks"].as_array().unwrap().iter();
+        let upstream = all.find(|check| check["name"] == "upstream").unwrap();
+        if upstream["status"] != "ok" && upstream["since"].is_string() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
+        client.create(&serve.url, "a1").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_file_nothing_is_written_until_it_is_back() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let created = client.create(&api.url, "a1").await;
+    let ready = async |status: u16| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let ready = client.get(format!("{}/readyz", api.url)).await;
+            if ready.status == status {
+                return checks(&ready).0;
+            }
+            assert!(Instant::now() < deadline, "{ready:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(ready(200).await, "ok");
+    let away = world.path("away.db");
+    fs::rename(world.database(), &away).unwrap();
+    for id in ["a2", "a1"] {
+        let refused = client.create(&api.url, id).await;
+        assert_problem(&refused, 503);
+        let seconds: u64 = refused.header("retry-after").parse().unwrap();
+        assert!(seconds >= 1);
+    }
+    assert_ne!(ready(503).await, "ok");
+    let all = client.get(format!("{}/healthz", api.url)).await;
+    assert_eq!(all.status, 503, "the code of readyz: {all:?}");
+    let live = client.get(format!("{}/livez", api.url)).await;
+    assert_eq!(live.status, 200);
+    let read = client.get(format!("{}/order/a1", api.url)).await;
+    assert_eq!((read.status, &read.body), (200, &created.body));
+    let list = client.get(format!("{}/order", api.url)).await;
+    assert_eq!(list.json(), json!([created.json()]));
+    assert!(!world.database().exists(), "no file is created anew");
+    // Another file in its place is not the one that was opened.
+    fs::write(world.database(), "").unwrap();
+    assert_problem(&client.create(&api.url, "a2").await, 503);
+    assert_eq!(fs::read(world.database()).unwrap(), b"");
+    fs::rename(&away, world.database()).unwrap();
+    assert_eq!(ready(200).await, "ok");
+    assert_eq!(client.create(&api.url, "a2").await.status, 201);
+    let list = client.get(format!("{}/order", api.url)).await.json();
+    let ids: Vec<_> = list.as_array().unwrap().iter().map(|o| &o["id"]).collect();
+    assert_eq!(ids, [&Value::from("a1"), &Value::from("a2")]);
+    assert_eq!(api.stop(), Some(0));
+}
