@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -124,9 +124,21 @@ impl World {
 
     /// Starts a program; if it `listens`, waits until it says where.
     pub fn start(&self, name: &str, arguments: &[&str], listens: bool) -> Program {
+        self.start_with(name, arguments, &[], listens)
+    }
+
+    /// The same, with these environment variables.
+    pub fn start_with(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        listens: bool,
+    ) -> Program {
         let log = self.path(&format!("{name}-{}.log", fastrand::u32(..)));
         let mut child = self
             .command(name, arguments)
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log can be written"))
             .spawn()
@@ -145,7 +157,18 @@ impl World {
             child,
             url,
             log,
-            _stdout: lines,
+            stdout: lines,
+        }
+    }
+
+    /// Runs a program that ends by itself.
+    pub fn run(&self, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let mut program = self.start_with(name, arguments, variables, false);
+        let stdout = program.rest_of_stdout();
+        Ran {
+            code: program.wait().code(),
+            stdout,
+            stderr: program.logged(),
         }
     }
 
@@ -186,7 +209,15 @@ pub struct Program {
     pub url: String,
     log: PathBuf,
     /// Kept open: a program may write to it.
-    _stdout: BufReader<std::process::ChildStdout>,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+/// A program that has ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Program {
@@ -233,6 +264,45 @@ impl Program {
 
     pub fn logged(&self) -> String {
         show(&self.log)
+    }
+
+    /// Waits until the log says this.
+    pub fn logs(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.logged().contains(text) {
+            assert!(
+                Instant::now() < deadline,
+                "it never logs {text:?}: {}",
+                self.logged()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it prints, up to a line that contains `last`.
+    pub fn stdout_until(&mut self, last: &str) -> String {
+        let mut printed = String::new();
+        loop {
+            let from = printed.len();
+            let read = self.stdout.read_line(&mut printed);
+            assert!(
+                read.expect("stdout can be read") > 0,
+                "it ended before it printed {last:?}: {printed}{}",
+                self.logged()
+            );
+            if printed[from..].contains(last) {
+                return printed;
+            }
+        }
+    }
+
+    /// All that it prints until it ends.
+    pub fn rest_of_stdout(&mut self) -> String {
+        let mut printed = String::new();
+        self.stdout
+            .read_to_string(&mut printed)
+            .expect("stdout can be read");
+        printed
     }
 }
 
