@@ -5,11 +5,15 @@
 //! they are used.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::reconciler::{Schedule, Settings};
@@ -20,7 +24,7 @@ use crate::upstream::UpstreamUrl;
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// The most requests at once that anyone could mean.
-const IN_FLIGHT_MAX: i64 = 1_024;
+const IN_FLIGHT_MAX: u32 = 1_024;
 
 /// Orders over HTTP, kept in SQLite, each carried through an order process service by polling.
 ///
@@ -98,7 +102,8 @@ pub struct DevArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub listen: ListenArgs,
-    /// URL of an order process service to use instead of the simulator
+    /// URL of an order process service to use instead of the simulator; ORDER_PROCESS_TOKEN, if
+    /// set, is sent as a bearer token
     #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL", value_parser = parse_url)]
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]
@@ -109,11 +114,12 @@ pub struct DevArgs {
         long,
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
-        default_value_t = 10
+        default_value = "10",
+        value_parser = parse_seconds
     )]
     pub max_order_process_duration: u32,
     /// Seed of the simulator's randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER")]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
     pub seed: Option<u64>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -151,11 +157,12 @@ pub struct SimulatorArgs {
         long,
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
-        default_value_t = 600
+        default_value = "600",
+        value_parser = parse_seconds
     )]
     pub max_order_process_duration: u32,
     /// Seed of the randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER")]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
     pub seed: Option<u64>,
     /// File to record every request in, and what it did, as a JSON object a line [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
@@ -266,6 +273,7 @@ pub struct ReconcileArgs {
         env = "START_RATE",
         value_name = "PER SECOND",
         default_value = "50",
+        allow_negative_numbers = true,
         value_parser = parse_rate
     )]
     pub start_rate: f64,
@@ -275,7 +283,7 @@ pub struct ReconcileArgs {
         env = "MAX_IN_FLIGHT",
         value_name = "REQUESTS",
         default_value = "8",
-        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX)
+        value_parser = parse_in_flight
     )]
     pub max_in_flight: u32,
     /// How long a start or a look-up may take; for the list the longest silence, with 10 min in
@@ -302,7 +310,7 @@ pub struct ReconcileArgs {
         env = "MAX_STARTS",
         value_name = "STARTS",
         default_value = "5",
-        value_parser = clap::value_parser!(u32).range(1..)
+        value_parser = parse_starts
     )]
     pub max_starts: u32,
 }
@@ -395,8 +403,41 @@ fn parse<T: CommandFactory + FromArgMatches>(
     if let Some(command) = meant(&arguments) {
         arguments.insert(1.min(arguments.len()), command.into());
     }
-    let matches = without_empty_variables(T::command()).get_matches_from(arguments);
-    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let command = without_empty_variables(T::command());
+    command
+        .clone()
+        .try_get_matches_from(&arguments)
+        .and_then(|matches| T::from_arg_matches(&matches))
+        .unwrap_or_else(|error| {
+            let variable = variable_behind(&error, &command, &arguments);
+            // If standard error is closed, the exit code still tells.
+            let _ = error.print();
+            if let Some(variable) = variable {
+                eprintln!("\nThe value comes from the environment variable {variable}.");
+            }
+            std::process::exit(error.exit_code())
+        })
+}
+
+/// The variable that a wrong value came from, if it came from one.
+fn variable_behind(
+    error: &clap::Error,
+    command: &Command,
+    arguments: &[OsString],
+) -> Option<String> {
+    let ContextValue::String(named) = error.get(ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let flag = named.split_whitespace().next()?;
+    let is_given = arguments
+        .iter()
+        .any(|argument| argument.to_string_lossy().starts_with(flag));
+    let command = command.find_subcommand(arguments.get(1)?)?;
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == flag.strip_prefix("--"))?;
+    let variable = argument.get_env()?.to_string_lossy().into_owned();
+    (!is_given).then_some(variable)
 }
 
 /// Forgets the variables that are set to nothing.
@@ -423,6 +464,38 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 fn parse_url(text: &str) -> Result<UpstreamUrl, crate::upstream::UpstreamUrlError> {
     text.parse()
+}
+
+fn parse_in_flight(text: &str) -> Result<u32, String> {
+    parse_whole(text, 1..=IN_FLIGHT_MAX)
+}
+
+fn parse_starts(text: &str) -> Result<u32, String> {
+    parse_whole(text, 1..=u32::MAX)
+}
+
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    parse_whole(text, 0..=u32::MAX)
+}
+
+fn parse_seed(text: &str) -> Result<u64, String> {
+    parse_whole(text, 0..=u64::MAX)
+}
+
+fn parse_whole<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    text.parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            format!(
+                "write a whole number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {

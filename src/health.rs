@@ -74,10 +74,10 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// It is not healthy, or the database cannot be read.
 pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
     let heartbeat = read_heartbeat(database)?;
-    let Some(last_pass_at) = heartbeat.last_pass_at else {
-        bail!("no reconciler has completed a pass on this database yet");
+    let last = match heartbeat.last_pass_at {
+        Some(at) => format!("the last pass ended at {}", rfc3339(at)),
+        None => "no pass was completed on this database yet".to_owned(),
     };
-    let last = format!("the last pass ended at {}", rfc3339(last_pass_at));
     if is_overdue(heartbeat.next_pass_at, SystemClock.now()) {
         bail!("the reconciler does not run, or is stuck: {last}");
     }

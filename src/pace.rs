@@ -154,6 +154,17 @@ pub struct Reachability {
     failures_in_a_row: u32,
     first_failure_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
+    /// Whether a request met a usable answer, and whether one did not, since this was last asked.
+    met: Met,
+}
+
+/// What requests met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// A usable answer.
+    pub answer: bool,
+    /// None.
+    pub failure: bool,
 }
 
 impl Reachability {
@@ -164,7 +175,13 @@ impl Reachability {
             failures_in_a_row: 0,
             first_failure_at: None,
             not_before: None,
+            met: Met::default(),
         }
+    }
+
+    /// What requests have met since this was last asked.
+    pub fn take_met(&mut self) -> Met {
+        std::mem::take(&mut self.met)
     }
 
     /// What is known.
@@ -177,16 +194,23 @@ impl Reachability {
         matches!(self.reach, Reach::Down { .. })
     }
 
-    /// The moment before which the upstream asked to be left alone.
-    pub fn not_before(&self) -> Option<Timestamp> {
+    /// Whether the upstream has asked to be left alone for longer than until `now`. A longer wait
+    /// than any that is granted comes from a clock that was set back, and does not count.
+    pub fn is_resting(&self, now: Timestamp) -> bool {
         self.not_before
+            .is_some_and(|at| at > now && at <= now.after(BACKOFF_MAX))
+    }
+
+    /// Whether anything may be asked at `now`.
+    pub fn may_ask(&self, now: Timestamp) -> bool {
+        !self.is_down() && !self.is_resting(now)
     }
 
     /// Takes note of a usable answer. Tells whether this is a change.
     pub fn answered(&mut self, now: Timestamp) -> bool {
+        self.met.answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
-        self.not_before = None;
         if matches!(self.reach, Reach::Up { .. }) {
             return false;
         }
@@ -198,6 +222,7 @@ impl Reachability {
     /// what was asked, as when no connection can be made. Tells whether the upstream counts as
     /// down from now on and did not before.
     pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> bool {
+        self.met.failure = true;
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
         if let Some(wait) = failure.retry_after {

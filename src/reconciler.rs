@@ -34,6 +34,10 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// run into their timeouts, and than the heartbeat is old while nothing happens.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
+/// How long an upstream that is down is left alone between two probes, at the least. A little less
+/// than the usual schedule's second, so that a tick that comes early is not lost.
+const PROBE_INTERVAL: Duration = Duration::from_millis(900);
+
 /// How long after the stop signal the answer to a start is waited for.
 pub const ABANDON_AFTER: Duration = Duration::from_secs(20);
 
@@ -126,11 +130,11 @@ pub struct Reconciler<U, C> {
     world: World<U, C>,
     pace: StartPace,
     reachability: Reachability,
-    heartbeat: Heartbeat,
-    heartbeat_written_at: Option<Timestamp>,
+    pulse: Pulse,
     next_look_at: Option<Timestamp>,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
+    probed_at: Option<Timestamp>,
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
@@ -144,10 +148,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(Self {
             pace: StartPace::new(settings.start_rate),
             reachability: Reachability::new(heartbeat.reach.clone()),
-            heartbeat,
-            heartbeat_written_at: None,
+            pulse: Pulse {
+                heartbeat,
+                written_at: None,
+            },
             next_look_at: None,
             probed: 0,
+            probed_at: None,
             world: World {
                 store,
                 upstream,
@@ -164,33 +171,40 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let mut report = Report::default();
         let now = self.world.clock.now();
-        if self.reachability.not_before().is_some_and(|at| at > now) {
-            report.unreachable = true;
-        } else if self.is_answered().await? {
+        let is_resting = self.reachability.is_resting(now);
+        if !is_resting && self.is_answered().await? {
             let due = if self.next_look_at.is_none_or(|at| at <= now) {
                 self.observe(&mut report, stop).await?
             } else {
                 Vec::new()
             };
-            if !self.reachability.is_down() {
-                self.start_due(due, &mut report, stop).await?;
-            }
-            report.unreachable = self.reachability.is_down();
-        } else {
-            report.unreachable = true;
+            self.pulse.beat(&self.world, &self.reachability).await?;
+            self.start_due(due, &mut report, stop).await?;
         }
-        self.tell(&report).await?;
+        let met = self.reachability.take_met();
+        let is_unanswered = met.failure && !met.answer;
+        report.unreachable = is_resting || is_unanswered || self.reachability.is_down();
+        if report.is_eventful() {
+            log::info!("pass: {report}");
+        }
+        self.pulse.heartbeat.last_pass_at = Some(self.world.clock.now());
+        if report.is_eventful() {
+            self.pulse.written_at = None;
+        }
+        self.pulse.beat(&self.world, &self.reachability).await?;
         Ok(report)
     }
 
-    /// Whether it makes sense to ask anything: while the upstream is down, one look-up finds out
-    /// whenever a look is due, of another order each time in case it is the order's fault.
+    /// Whether it makes sense to ask anything: while the upstream is down, one look-up a pass finds
+    /// out, of another order each time in case it is the order's fault. Passes that new orders
+    /// bring do so no more often than every [`PROBE_INTERVAL`].
     async fn is_answered(&mut self) -> anyhow::Result<bool> {
         if !self.reachability.is_down() {
             return Ok(true);
         }
         let now = self.world.clock.now();
-        if self.next_look_at.is_some_and(|at| at > now) {
+        let is_soon = |at| now.since(at) < PROBE_INTERVAL && at <= now;
+        if self.probed_at.is_some_and(is_soon) {
             return Ok(false);
         }
         let store = &self.world.store;
@@ -202,11 +216,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             return Ok(true);
         };
         self.probed = seq;
+        self.probed_at = Some(now);
         let result = self.world.upstream.look_up(&id).await;
         self.note(result.as_ref().err());
-        if result.is_err() {
-            self.next_look_at = Some(self.world.settings.schedule.next_after(now));
-        }
         Ok(result.is_ok())
     }
 
@@ -214,25 +226,32 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     fn note(&mut self, failure: Option<&Failure>) {
         note(&mut self.reachability, self.world.clock.now(), failure);
     }
+}
 
-    /// Leaves a heartbeat and a log line, if there is anything to tell.
-    async fn tell(&mut self, report: &Report) -> anyhow::Result<()> {
-        if report.is_eventful() {
-            log::info!("pass: {report}");
-        }
-        let now = self.world.clock.now();
-        let is_news = report.is_eventful() || self.heartbeat.reach != *self.reachability.reach();
-        self.heartbeat.reach = self.reachability.reach().clone();
-        self.heartbeat.last_pass_at = Some(now);
-        let schedule = &self.world.settings.schedule;
-        self.heartbeat.next_pass_at = Some(schedule.next_after(now));
+/// The heartbeat, and when it was last written.
+struct Pulse {
+    heartbeat: Heartbeat,
+    written_at: Option<Timestamp>,
+}
+
+impl Pulse {
+    /// Writes the heartbeat if the upstream's reach has changed, or if it is old.
+    async fn beat<U, C: Clock>(
+        &mut self,
+        world: &World<U, C>,
+        reachability: &Reachability,
+    ) -> anyhow::Result<()> {
+        let now = world.clock.now();
+        let is_news = self.heartbeat.reach != *reachability.reach();
         let is_old = self
-            .heartbeat_written_at
+            .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL || at > now);
         if is_news || is_old {
+            self.heartbeat.reach = reachability.reach().clone();
+            self.heartbeat.next_pass_at = Some(world.settings.schedule.next_after(now));
             let heartbeat = self.heartbeat.clone();
-            self.world.store.write_heartbeat(heartbeat).await?;
-            self.heartbeat_written_at = Some(now);
+            world.store.write_heartbeat(heartbeat).await?;
+            self.written_at = Some(now);
         }
         Ok(())
     }

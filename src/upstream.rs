@@ -123,7 +123,7 @@ impl UpstreamUrl {
             || host
                 .trim_matches(['[', ']'])
                 .parse::<IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+                .is_ok_and(|address| address.to_canonical().is_loopback())
     }
 }
 

@@ -59,11 +59,10 @@ impl<'a> OrderJson<'a> {
     }
 }
 
-/// One order, and the end of the line for those who read it in a terminal.
+/// One order.
 pub(super) fn json(order: &Order) -> Vec<u8> {
     let mut body = Vec::with_capacity(ORDER_BYTES);
     write_order(&mut body, order);
-    body.push(b'\n');
     body
 }
 
@@ -170,7 +169,7 @@ impl Listing {
             }
         }
         if is_array && self.is_done {
-            body.extend_from_slice(b"]\n");
+            body.push(b']');
         }
         self.is_begun = true;
         body

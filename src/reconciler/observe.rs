@@ -41,20 +41,20 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         report.observed = orders.len();
         let mut sight = Sight::new(orders);
-        let cost = match pace::how_to_look(sight.orders.len(), self.heartbeat.list_entries) {
+        let cost = match pace::how_to_look(sight.orders.len(), self.pulse.heartbeat.list_entries) {
             Observation::LookUps => {
                 self.look_up_each(&mut sight, usize::MAX, stop).await;
                 pace::look_ups_cost(sight.orders.len())
             }
             Observation::List => {
                 self.read_list(&mut sight, stop).await;
-                pace::list_cost(self.heartbeat.list_entries.unwrap_or(0))
+                pace::list_cost(self.pulse.heartbeat.list_entries.unwrap_or(0))
             }
         };
         let rested = began_at.after(pace::pause_after(cost));
         self.next_look_at = self.next_look_at.max(Some(rested));
         if sight.is_complete {
-            self.heartbeat.last_seen_at = Some(began_at);
+            self.pulse.heartbeat.last_seen_at = Some(began_at);
         }
         self.settle(sight, report).await
     }
@@ -78,7 +78,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut asked = FuturesUnordered::new();
         loop {
             while asked.len() < world.settings.max_in_flight
-                && !self.reachability.is_down()
+                && self.reachability.may_ask(world.clock.now())
                 && !stop.begun.is_cancelled()
                 && let Some(at) = waiting.next()
             {
@@ -148,7 +148,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.note(result.as_ref().err());
         match result {
-            Ok(entries) => self.heartbeat.list_entries = Some(entries),
+            Ok(entries) => self.pulse.heartbeat.list_entries = Some(entries),
             Err(failure) => {
                 sight.is_complete = false;
                 if !self.reachability.is_down() {

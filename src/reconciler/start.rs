@@ -40,7 +40,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let may_start = next.is_some()
                 && now < until
                 && first_error.is_none()
-                && !self.reachability.is_down()
+                && self.reachability.may_ask(now)
                 && !stop.begun.is_cancelled();
             let start_at = self.pace.next_at(now).min(until);
             if may_start && start_at <= now && in_flight.len() < world.settings.max_in_flight {
@@ -65,6 +65,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                         }
                         Err(error) => first_error = first_error.or(Some(error)),
                     }
+                    // A long pass does not look like none, and readers hear of the upstream now.
+                    self.pulse.beat(world, &self.reachability).await?;
                 }
                 () = world.clock.sleep_until(start_at), if waits_for_pace => {}
                 () = stop.begun.cancelled(), if waits_for_pace => {}

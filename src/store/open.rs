@@ -282,7 +282,12 @@ fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
         _ => Path::new("."),
     };
     match folder.canonicalize() {
-        Ok(folder) => Ok(folder.join(name)),
+        Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
+        Ok(folder) => Err(OpenError::Folder {
+            path: path.to_owned(),
+            folder,
+            source: io::ErrorKind::NotADirectory.into(),
+        }),
         Err(source) => Err(OpenError::Folder {
             path: path.to_owned(),
             folder: folder.to_owned(),

@@ -182,13 +182,13 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (RECONCILE[0], "0 0 0 30 2 *", "*/5 * * * * *"),
     (RECONCILE[1], "fast", "0 for no ceiling"),
     (RECONCILE[1], "inf", "0 for no ceiling"),
-    (RECONCILE[2], "0", "1..=1024"),
-    (RECONCILE[2], "1025", "1..=1024"),
+    (RECONCILE[2], "0", "from 1 to 1024"),
+    (RECONCILE[2], "1025", "from 1 to 1024"),
     (RECONCILE[3], "5", "5s"),
     (RECONCILE[3], "0s", "1ms to 10m"),
     (RECONCILE[3], "11m", "1ms to 10m"),
     (RECONCILE[4], "pray", "hold"),
-    (RECONCILE[5], "0", "1.."),
+    (RECONCILE[5], "0", "from 1 to"),
     (LOG, "xml", "json"),
 ];
 
@@ -548,7 +548,7 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
     fs::create_dir(world.path("folder")).unwrap();
     check_unusable(&world, &path("folder"), "is not a file");
     fs::write(world.path("plain"), "hello").unwrap();
-    check_unusable(&world, &path("plain/orders.db"), "Not a directory");
+    check_unusable(&world, &path("plain/orders.db"), "not a directory");
     check_unusable(&world, &path("plain"), "is not an SQLite database");
     let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
         .take(9_000)

@@ -1087,7 +1087,7 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
             .await;
         assert_eq!(upstream.starts(), 0, "{shown}");
         let asked = upstream.asked();
-        assert!(asked[0].is_list(), "{shown}: {:?}", asked[0]);
+        assert!(asked.iter().any(Asked::is_list), "{shown}");
     })
     .await;
 }
