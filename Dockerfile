@@ -19,7 +19,7 @@ RUN --mount=type=cache,id=order-service-registry,target=/usr/local/cargo/registr
 
 # The same Debian release as above: the programs need its glibc or a newer one, and libgcc.
 FROM debian:bookworm-slim
-# The programs do not start without the system's root certificates.
+# An upstream with https:// is verified against the system's root certificates.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \

@@ -204,8 +204,8 @@ fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) ->
             .lines()
             .filter(|line| !line.is_empty() && !line.contains("--help"))
             .collect();
-        // Clap puts the values that are possible onto a line of their own.
-        let is_short = matches!(said.len(), 1 | 2);
+        // The values that are possible and the variable stand on lines of their own.
+        let is_short = matches!(said.len(), 1..=3);
         if ran.code != Some(2) || !ran.stderr.contains(hint) || !is_short {
             wrong.push(format!(
                 "{command:?}, {by} {value:?} without {hint:?}: {ran:?}"
