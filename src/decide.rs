@@ -17,8 +17,12 @@ pub struct OpenOrder {
     pub id: OrderId,
     /// How far it has come.
     pub phase: Phase,
+    /// The start that was about to be sent and whose outcome is not known.
+    pub intent: Option<Intent>,
     /// How many starts were sent that may have taken effect, without the present intent.
     pub starts: u32,
+    /// Whether an operator wants it started again, whatever the policy.
+    pub is_released: bool,
     /// Attempts that failed in a row.
     pub attempts: u32,
     /// Not to be tried again before this moment.
@@ -31,15 +35,14 @@ pub struct OpenOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// CREATED.
-    Created {
-        /// The start that was about to be sent and whose outcome is not known.
-        intent: Option<Intent>,
-    },
+    Created,
     /// PROCESSING.
     Processing {
         /// When its process was last known to exist: only looks that began later can say that it
         /// does not.
         confirmed_at: Timestamp,
+        /// When the look began that missed its process first, if the last one did.
+        missed_at: Option<Timestamp>,
     },
 }
 
@@ -51,8 +54,7 @@ pub struct Intent {
     pub written_at: Timestamp,
     /// When its answer was given up. Nothing if this program died before.
     pub given_up_at: Option<Timestamp>,
-    /// The HTTP status of the upstream's own answer, if there was one. It told of trouble, not of
-    /// the order, and that the start was not accepted.
+    /// The HTTP status of the answer, if there was one. It then told of trouble, not of the order.
     pub answer: Option<u16>,
 }
 
@@ -81,6 +83,30 @@ pub struct Policy {
     pub request_timeout: Duration,
     /// How often an order may be started.
     pub max_starts: u32,
+    /// What to do with an order whose process was forgotten.
+    pub lost_process: LostProcess,
+}
+
+/// What to do with an order whose process was forgotten. Nobody can know whether that process had
+/// done its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LostProcess {
+    /// Start it again, which may repeat the work.
+    Restart,
+    /// Leave it PROCESSING until an operator decides.
+    Hold,
+    /// Settle it as FAILED.
+    Fail,
+}
+
+/// What is so at the moment of the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Circumstances {
+    /// The present moment.
+    pub now: Timestamp,
+    /// Whether so many processes are missing that the upstream must have been restarted. One
+    /// absence is then enough.
+    pub restart_suspected: bool,
 }
 
 /// The one step to take.
@@ -88,12 +114,16 @@ pub struct Policy {
 pub enum Action {
     /// Nothing, for now.
     Wait,
-    /// Send a start.
+    /// Send a start. For an order that has been started before, look it up first.
     Start,
-    /// Record a process that already exists: the order is PROCESSING.
+    /// Record a process that exists: the order is PROCESSING.
     Adopt,
     /// Record how the process ended.
     Settle(Outcome),
+    /// Record that a process that existed was not found, and look again in the next pass.
+    Miss,
+    /// Settle the order as FAILED, because its process was forgotten and the policy says so.
+    Fail,
     /// Record that the order needs looking at, and leave it in peace for a while.
     Flag(Reason),
     /// Record that all is well again.
@@ -110,72 +140,108 @@ impl OpenOrder {
 
     /// Starts that may have taken effect, with the present intent if it never got an answer.
     pub fn starts_so_far(&self) -> u32 {
-        let silent = matches!(
+        let is_silent = self.intent.is_some_and(|intent| intent.answer.is_none());
+        self.starts + u32::from(is_silent)
+    }
+
+    /// Whether a process that was known to exist was missing when it was last looked for.
+    pub fn is_missed(&self) -> bool {
+        matches!(
             self.phase,
-            Phase::Created {
-                intent: Some(Intent { answer: None, .. })
+            Phase::Processing {
+                missed_at: Some(_),
+                ..
             }
-        );
-        self.starts + u32::from(silent)
+        )
+    }
+
+    /// Whether this look says that a process is gone that was known to exist before it began.
+    pub fn is_missing_in(&self, look: &Look) -> bool {
+        match self.phase {
+            Phase::Processing { confirmed_at, .. } => {
+                self.intent.is_none()
+                    && look.observed == Observed::Absent
+                    && look.began_at > confirmed_at
+            }
+            Phase::Created => false,
+        }
     }
 }
 
 /// The whole behaviour of the service towards one order.
-pub fn decide(order: &OpenOrder, look: &Look, policy: &Policy, now: Timestamp) -> Action {
+pub fn decide(order: &OpenOrder, look: &Look, policy: &Policy, at: Circumstances) -> Action {
     use Phase::{Created, Processing};
-    match (order.phase, &look.observed) {
+    match (order.phase, order.intent, &look.observed) {
         // An outcome is an outcome, whatever else is known.
-        (_, Observed::Succeeded) => Action::Settle(Outcome::Succeeded),
-        (_, Observed::Failed) => Action::Settle(Outcome::Failed),
+        (_, _, Observed::Succeeded) => Action::Settle(Outcome::Succeeded),
+        (_, _, Observed::Failed) => Action::Settle(Outcome::Failed),
 
-        // A process exists: after a crash, a lost answer, a restored backup, another client.
-        (Created { .. }, Observed::Running | Observed::Unrecognised(_)) => Action::Adopt,
+        // A process exists that was not known: after a crash, a lost answer, a restored backup,
+        // or by another client.
+        (Created, _, Observed::Running | Observed::Unrecognised(_)) => Action::Adopt,
+        (Processing { .. }, Some(_), Observed::Running | Observed::Unrecognised(_)) => {
+            Action::Adopt
+        }
 
         // The answer to an earlier start may still be on its way.
-        (Created { intent: Some(_) }, Observed::Unknown) => Action::Wait,
-        (
-            Created {
-                intent: Some(intent),
-            },
-            Observed::Absent,
-        ) if !intent.is_void(look.began_at, policy) => Action::Wait,
+        (_, Some(_), Observed::Unknown) => Action::Wait,
+        (_, Some(intent), Observed::Absent) if !intent.is_void(look.began_at, policy) => {
+            Action::Wait
+        }
 
         // Without an intent there is no start of ours to know about, so nothing needs to be seen
         // first: a start of a process that exists is refused.
-        (Created { .. }, Observed::Unknown | Observed::Absent) => {
-            if order.starts_so_far() >= policy.max_starts {
-                flag(order, Reason::MaxStarts, now)
-            } else if order.is_due(now) {
-                Action::Start
-            } else {
-                Action::Wait
-            }
-        }
+        (Created, _, Observed::Unknown | Observed::Absent) => start(order, policy, at),
 
-        (Processing { .. }, Observed::Unknown) => Action::Wait,
-        (Processing { .. }, Observed::Running) => {
-            if order.attention.is_some() || order.attempts > 0 {
+        (Processing { .. }, None, Observed::Unknown) => Action::Wait,
+        (Processing { .. }, None, Observed::Running) => {
+            if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
                 Action::Clear
             } else {
                 Action::Wait
             }
         }
-        (Processing { .. }, Observed::Unrecognised(_)) => flag(order, Reason::UnknownStatus, now),
-
-        // A look that began before the start was confirmed cannot have seen the process.
-        (Processing { confirmed_at }, Observed::Absent) => {
-            if look.began_at > confirmed_at {
-                flag(order, Reason::ProcessLost, now)
-            } else {
-                Action::Wait
-            }
+        (Processing { .. }, None, Observed::Unrecognised(_)) => {
+            flag(order, Reason::UnknownStatus, at.now)
         }
+
+        // A start that was sent after an earlier process was forgotten has come to nothing.
+        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
+        // A look that began before the start was confirmed cannot have seen the process.
+        (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look) => Action::Wait,
+        // One absence may be a lapse; two in two passes are not, nor one among many.
+        (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
+            None if !at.restart_suspected => Action::Miss,
+            Some(missed_at) if missed_at >= look.began_at => Action::Wait,
+            _ => lost(order, policy, at),
+        },
+    }
+}
+
+/// Starts an order unless it was started too often, or has to wait.
+fn start(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
+    if order.starts_so_far() >= policy.max_starts && !order.is_released {
+        flag(order, Reason::MaxStarts, at.now)
+    } else if order.is_due(at.now) {
+        Action::Start
+    } else {
+        Action::Wait
+    }
+}
+
+/// What the policy says about an order whose process was forgotten.
+fn lost(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
+    match policy.lost_process {
+        _ if order.is_released => start(order, policy, at),
+        LostProcess::Restart => start(order, policy, at),
+        LostProcess::Hold => flag(order, Reason::ProcessLost, at.now),
+        LostProcess::Fail => Action::Fail,
     }
 }
 
 /// Flags an order, again only when its backoff is over: a standing fact is not written every pass.
 fn flag(order: &OpenOrder, reason: Reason, now: Timestamp) -> Action {
-    if order.attention == Some(reason) && !order.is_due(now) {
+    if order.attention == Some(reason) && order.attempts > 0 && !order.is_due(now) {
         Action::Wait
     } else {
         Action::Flag(reason)
@@ -200,144 +266,177 @@ mod tests {
     const POLICY: Policy = Policy {
         request_timeout: Duration::from_millis(5_000),
         max_starts: 5,
+        lost_process: LostProcess::Restart,
     };
     const NOW: Timestamp = Timestamp(1_000_000);
 
-    fn order(phase: Phase) -> OpenOrder {
+    fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
         OpenOrder {
             seq: 1,
             id: OrderId::new("a1").unwrap(),
             phase,
+            intent,
             starts: 0,
+            is_released: false,
             attempts: 0,
             next_attempt_at: None,
             attention: None,
         }
     }
 
-    fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Phase {
-        Phase::Created {
-            intent: Some(Intent {
-                written_at: Timestamp(NOW.0 - 10_000),
-                given_up_at: given_up_at.map(Timestamp),
-                answer,
-            }),
-        }
+    fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
+        Some(Intent {
+            written_at: Timestamp(NOW.0 - 10_000),
+            given_up_at: given_up_at.map(Timestamp),
+            answer,
+        })
     }
 
-    const FRESH: Phase = Phase::Created { intent: None };
-    const PROCESSING: Phase = Phase::Processing {
-        confirmed_at: Timestamp(NOW.0 - 1),
-    };
+    fn processing(missed_at: Option<i64>) -> Phase {
+        Phase::Processing {
+            confirmed_at: Timestamp(NOW.0 - 100),
+            missed_at: missed_at.map(Timestamp),
+        }
+    }
 
     fn unrecognised() -> Observed {
         Observed::of_status("PAUSED")
     }
 
-    fn check(order: &OpenOrder, observed: Observed, expected: Action) {
+    fn choose(order: &OpenOrder, observed: Observed, policy: &Policy, suspected: bool) -> Action {
         let look = Look {
             observed,
             began_at: NOW,
         };
-        assert_eq!(
-            decide(order, &look, &POLICY, NOW),
-            expected,
-            "{order:?} {look:?}"
-        );
+        let at = Circumstances {
+            now: NOW,
+            restart_suspected: suspected,
+        };
+        decide(order, &look, policy, at)
+    }
+
+    fn check(order: &OpenOrder, observed: Observed, expected: Action) {
+        let action = choose(order, observed.clone(), &POLICY, false);
+        assert_eq!(action, expected, "{order:?} {observed:?}");
     }
 
     /// The table, cell by cell: every phase in its plain form, against every observation.
     #[test]
     fn every_cell_of_the_table_is_what_it_is_meant_to_be() {
-        use Action::{Adopt, Flag, Settle, Start, Wait};
-        use Observed::{Absent, Failed, Running, Succeeded, Unknown};
-        let settled = [
-            (Succeeded, Settle(Outcome::Succeeded)),
-            (Failed, Settle(Outcome::Failed)),
-        ];
-        let tables = [
+        use Action::{Adopt, Flag, Miss, Settle, Start, Wait};
+        let just_given_up = intent(Some(NOW.0), None);
+        let long_given_up = intent(Some(NOW.0 - 5_000), None);
+        let unknown_status = Flag(Reason::UnknownStatus);
+        // The columns are Unknown, Absent, Running, and a status that is not known.
+        let rows = [
+            (Phase::Created, None, [Start, Start, Adopt, Adopt]),
+            (Phase::Created, just_given_up, [Wait, Wait, Adopt, Adopt]),
+            (Phase::Created, long_given_up, [Wait, Start, Adopt, Adopt]),
+            (processing(None), None, [Wait, Miss, Wait, unknown_status]),
+            (processing(None), just_given_up, [Wait, Wait, Adopt, Adopt]),
+            (processing(None), long_given_up, [Wait, Start, Adopt, Adopt]),
             (
-                FRESH,
-                [
-                    (Unknown, Start),
-                    (Absent, Start),
-                    (Running, Adopt),
-                    (unrecognised(), Adopt),
-                ],
-            ),
-            // Just given up: its absence says nothing yet.
-            (
-                intent(Some(NOW.0), None),
-                [
-                    (Unknown, Wait),
-                    (Absent, Wait),
-                    (Running, Adopt),
-                    (unrecognised(), Adopt),
-                ],
-            ),
-            // Given up a request timeout ago.
-            (
-                intent(Some(NOW.0 - 5_000), None),
-                [
-                    (Unknown, Wait),
-                    (Absent, Start),
-                    (Running, Adopt),
-                    (unrecognised(), Adopt),
-                ],
+                processing(Some(NOW.0 - 50)),
+                None,
+                [Wait, Start, Action::Clear, unknown_status],
             ),
             (
-                PROCESSING,
-                [
-                    (Unknown, Wait),
-                    (Absent, Flag(Reason::ProcessLost)),
-                    (Running, Wait),
-                    (unrecognised(), Flag(Reason::UnknownStatus)),
-                ],
+                processing(Some(NOW.0 - 50)),
+                just_given_up,
+                [Wait, Wait, Adopt, Adopt],
+            ),
+            (
+                processing(Some(NOW.0 - 50)),
+                long_given_up,
+                [Wait, Start, Adopt, Adopt],
             ),
         ];
-        for (phase, cells) in tables {
-            for (observed, expected) in cells.into_iter().chain(settled.clone()) {
-                check(&order(phase), observed, expected);
-            }
+        for (phase, intent, [unknown, absent, running, odd]) in rows {
+            let order = order(phase, intent);
+            check(&order, Observed::Unknown, unknown);
+            check(&order, Observed::Absent, absent);
+            check(&order, Observed::Running, running);
+            check(&order, unrecognised(), odd);
+            check(&order, Observed::Succeeded, Settle(Outcome::Succeeded));
+            check(&order, Observed::Failed, Settle(Outcome::Failed));
         }
     }
 
     #[test]
     fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_before() {
-        check(
-            &order(intent(Some(NOW.0 - 4_999), None)),
-            Observed::Absent,
-            Action::Wait,
-        );
-        check(
-            &order(intent(Some(NOW.0 - 5_000), None)),
-            Observed::Absent,
-            Action::Start,
-        );
+        let early = order(Phase::Created, intent(Some(NOW.0 - 4_999), None));
+        check(&early, Observed::Absent, Action::Wait);
+        let in_time = order(Phase::Created, intent(Some(NOW.0 - 5_000), None));
+        check(&in_time, Observed::Absent, Action::Start);
     }
 
     #[test]
     fn after_our_own_crash_an_absence_counts_from_the_writing_of_the_intent() {
-        check(&order(intent(None, None)), Observed::Absent, Action::Start);
-        let late = Phase::Created {
-            intent: Some(Intent {
-                written_at: Timestamp(NOW.0 - 4_999),
-                given_up_at: None,
-                answer: None,
-            }),
-        };
-        check(&order(late), Observed::Absent, Action::Wait);
+        let long_ago = order(Phase::Created, intent(None, None));
+        check(&long_ago, Observed::Absent, Action::Start);
+        let mut just_now = long_ago;
+        just_now.intent = Some(Intent {
+            written_at: Timestamp(NOW.0 - 4_999),
+            given_up_at: None,
+            answer: None,
+        });
+        check(&just_now, Observed::Absent, Action::Wait);
     }
 
     #[test]
     fn a_look_that_began_before_the_start_was_confirmed_proves_no_loss() {
-        let order = order(Phase::Processing { confirmed_at: NOW });
+        let phase = Phase::Processing {
+            confirmed_at: NOW,
+            missed_at: None,
+        };
+        let order = order(phase, None);
         check(&order, Observed::Absent, Action::Wait);
+        let suspected = choose(&order, Observed::Absent, &POLICY, true);
+        assert_eq!(suspected, Action::Wait);
+    }
+
+    #[test]
+    fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
+        let once = order(processing(None), None);
+        assert_eq!(choose(&once, Observed::Absent, &POLICY, false), Action::Miss);
+        assert_eq!(choose(&once, Observed::Absent, &POLICY, true), Action::Start);
+        // The same look seen twice is one absence.
+        let same = order(processing(Some(NOW.0)), None);
+        assert_eq!(choose(&same, Observed::Absent, &POLICY, false), Action::Wait);
+        let twice = order(processing(Some(NOW.0 - 1)), None);
+        assert_eq!(choose(&twice, Observed::Absent, &POLICY, false), Action::Start);
+    }
+
+    #[test]
+    fn a_lost_process_is_treated_as_the_policy_says_unless_an_operator_has_decided() {
+        let mut lost = order(processing(Some(NOW.0 - 1)), None);
+        for (lost_process, action) in [
+            (LostProcess::Restart, Action::Start),
+            (LostProcess::Hold, Action::Flag(Reason::ProcessLost)),
+            (LostProcess::Fail, Action::Fail),
+        ] {
+            let policy = Policy {
+                lost_process,
+                ..POLICY
+            };
+            lost.is_released = false;
+            assert_eq!(choose(&lost, Observed::Absent, &policy, false), action);
+            lost.is_released = true;
+            assert_eq!(
+                choose(&lost, Observed::Absent, &policy, false),
+                Action::Start
+            );
+            // Only a forgotten one: a process that runs is left alone.
+            assert_eq!(
+                choose(&lost, Observed::Running, &policy, false),
+                Action::Clear
+            );
+        }
     }
 
     #[test]
     fn an_order_in_backoff_is_not_started_and_a_clock_set_back_does_not_strand_it() {
-        let mut order = order(FRESH);
+        let mut order = order(Phase::Created, None);
         order.next_attempt_at = Some(Timestamp(NOW.0 + 1));
         check(&order, Observed::Absent, Action::Wait);
         check(&order, Observed::Running, Action::Adopt);
@@ -349,26 +448,33 @@ mod tests {
 
     #[test]
     fn an_order_started_as_often_as_allowed_is_held_and_a_silent_intent_counts() {
-        let mut fresh = order(FRESH);
+        let held = Action::Flag(Reason::MaxStarts);
+        let mut fresh = order(Phase::Created, None);
         fresh.starts = 5;
-        check(&fresh, Observed::Absent, Action::Flag(Reason::MaxStarts));
-        let mut silent = order(intent(Some(0), None));
+        check(&fresh, Observed::Absent, held);
+        let mut lost = order(processing(Some(0)), None);
+        lost.starts = 5;
+        check(&lost, Observed::Absent, held);
+        lost.is_released = true;
+        check(&lost, Observed::Absent, Action::Start);
+        let mut silent = order(Phase::Created, intent(Some(0), None));
         silent.starts = 4;
-        check(&silent, Observed::Absent, Action::Flag(Reason::MaxStarts));
-        let mut answered = order(intent(Some(0), Some(503)));
+        check(&silent, Observed::Absent, held);
+        let mut answered = order(Phase::Created, intent(Some(0), Some(503)));
         answered.starts = 4;
         check(&answered, Observed::Absent, Action::Start);
     }
 
     #[test]
     fn a_standing_flag_is_renewed_only_when_its_backoff_is_over() {
-        let mut lost = order(PROCESSING);
-        lost.attention = Some(Reason::ProcessLost);
-        lost.next_attempt_at = Some(Timestamp(NOW.0 + 1));
-        check(&lost, Observed::Absent, Action::Wait);
-        check(&lost, Observed::Running, Action::Clear);
-        lost.next_attempt_at = Some(NOW);
-        check(&lost, Observed::Absent, Action::Flag(Reason::ProcessLost));
+        let mut odd = order(processing(None), None);
+        odd.attention = Some(Reason::UnknownStatus);
+        odd.attempts = 1;
+        odd.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+        check(&odd, unrecognised(), Action::Wait);
+        check(&odd, Observed::Running, Action::Clear);
+        odd.next_attempt_at = Some(NOW);
+        check(&odd, unrecognised(), Action::Flag(Reason::UnknownStatus));
     }
 
     #[test]
