@@ -21,6 +21,10 @@ CREATE TABLE orders (
     start_answer      INTEGER,
     -- When the process was last known to exist by an answer to a start or an adoption.
     confirmed_at      INTEGER,
+    -- When the look began that missed the process first, if the last one did.
+    missed_at         INTEGER,
+    -- When an operator asked for it to be started again, whatever the policy.
+    released_at       INTEGER,
     -- Failed attempts in a row, and when the next one may be made.
     attempts          INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     next_attempt_at   INTEGER,
@@ -28,7 +32,9 @@ CREATE TABLE orders (
     attention_since   INTEGER,
     attention_detail  TEXT,
 
-    CHECK (status = 'CREATED' OR intent_at IS NULL),
+    CHECK (status IN ('CREATED', 'PROCESSING') OR intent_at IS NULL),
+    CHECK (status IN ('CREATED', 'PROCESSING') OR released_at IS NULL),
+    CHECK (status = 'PROCESSING' OR missed_at IS NULL),
     CHECK (given_up_at IS NULL OR intent_at IS NOT NULL),
     CHECK (start_answer IS NULL OR given_up_at IS NOT NULL),
     CHECK ((status = 'PROCESSING') = (confirmed_at IS NOT NULL)),
@@ -84,6 +90,8 @@ CREATE TABLE heartbeat (
     upstream_detail  TEXT,
     -- The length of the upstream's list when it was last read.
     list_entries     INTEGER,
+    -- When the upstream was last found to have been restarted.
+    life_began_at    INTEGER,
     CHECK ((upstream = 'unknown') = (upstream_since IS NULL)),
     CHECK ((upstream = 'down') = (upstream_detail IS NOT NULL))
 ) STRICT;

@@ -16,6 +16,7 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::decide::LostProcess;
 use crate::reconciler::{Schedule, Settings};
 use crate::store::DatabasePath;
 use crate::upstream::UpstreamUrl;
@@ -301,9 +302,9 @@ pub struct ReconcileArgs {
         long,
         env = "LOST_PROCESS",
         value_name = "POLICY",
-        default_value = "hold"
+        default_value = "restart"
     )]
-    pub lost_process: LostProcess,
+    pub lost_process: LostProcessArg,
     /// An order that was started so often is held, not started again
     #[arg(
         long,
@@ -324,15 +325,24 @@ impl ReconcileArgs {
             max_in_flight: self.max_in_flight as usize,
             request_timeout: self.request_timeout,
             max_starts: self.max_starts,
+            lost_process: match self.lost_process {
+                LostProcessArg::Restart => LostProcess::Restart,
+                LostProcessArg::Hold => LostProcess::Hold,
+                LostProcessArg::Fail => LostProcess::Fail,
+            },
         }
     }
 }
 
 /// What to do with an order whose process was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LostProcess {
+pub enum LostProcessArg {
+    /// Start it again, which may repeat its work
+    Restart,
     /// Leave it PROCESSING, with attention process_lost
     Hold,
+    /// Settle it as FAILED
+    Fail,
 }
 
 /// How to log.

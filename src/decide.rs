@@ -398,13 +398,25 @@ mod tests {
     #[test]
     fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
         let once = order(processing(None), None);
-        assert_eq!(choose(&once, Observed::Absent, &POLICY, false), Action::Miss);
-        assert_eq!(choose(&once, Observed::Absent, &POLICY, true), Action::Start);
+        assert_eq!(
+            choose(&once, Observed::Absent, &POLICY, false),
+            Action::Miss
+        );
+        assert_eq!(
+            choose(&once, Observed::Absent, &POLICY, true),
+            Action::Start
+        );
         // The same look seen twice is one absence.
         let same = order(processing(Some(NOW.0)), None);
-        assert_eq!(choose(&same, Observed::Absent, &POLICY, false), Action::Wait);
+        assert_eq!(
+            choose(&same, Observed::Absent, &POLICY, false),
+            Action::Wait
+        );
         let twice = order(processing(Some(NOW.0 - 1)), None);
-        assert_eq!(choose(&twice, Observed::Absent, &POLICY, false), Action::Start);
+        assert_eq!(
+            choose(&twice, Observed::Absent, &POLICY, false),
+            Action::Start
+        );
     }
 
     #[test]

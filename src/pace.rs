@@ -32,6 +32,12 @@ const LOOK_UPS_UNSEEN: usize = 20;
 /// Looks may take one part in this many of the upstream's time.
 const LOOK_SHARE: u32 = 20;
 
+/// More processes than this must be missing for a restart of the upstream to be suspected.
+const MISSING_MIN: usize = 10;
+
+/// And more than one in this many of those that were known.
+const MISSING_SHARE: usize = 3;
+
 /// Failures in a row, over different orders, after which it is not the orders' fault.
 const FAILURES_TO_DOWN: u32 = 3;
 
@@ -126,6 +132,12 @@ pub fn look_ups_cost(orders: usize) -> Duration {
 /// What a list of this many entries costs the upstream.
 pub fn list_cost(entries: u64) -> Duration {
     LOOK_UP_COST + Duration::from_nanos(entries.saturating_mul(LIST_ENTRY_COST_NS))
+}
+
+/// Whether the upstream must have been restarted, given how many of the processes that were known
+/// are missing all at once.
+pub fn is_restart(missing: usize, known: usize) -> bool {
+    missing > MISSING_MIN && missing * MISSING_SHARE > known
 }
 
 /// Whether the upstream gives usable answers, and since when.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
-use crate::decide::Policy;
+use crate::decide::{LostProcess, Policy};
 use crate::order::Timestamp;
 use crate::pace::{Failure, Reachability, StartPace};
 use crate::store::{Heartbeat, LeaderLock, Store};
@@ -54,6 +54,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How often an order may be started.
     pub max_starts: u32,
+    /// What to do with an order whose process was forgotten.
+    pub lost_process: LostProcess,
 }
 
 /// Asks a reconciler to end.
@@ -74,6 +76,12 @@ pub struct Report {
     pub started: usize,
     /// Processes found to exist already.
     pub adopted: usize,
+    /// Processes started in the place of one that the upstream has forgotten.
+    pub restarted: usize,
+    /// Orders whose process was newly found to be missing.
+    pub missed: usize,
+    /// Orders settled as FAILED because their process was forgotten.
+    pub failed_by_policy: usize,
     /// Orders that reached FULFILLED or FAILED.
     pub settled: usize,
     /// Starts that the upstream refused.
@@ -92,8 +100,14 @@ pub struct Report {
 
 impl Report {
     fn is_eventful(&self) -> bool {
-        self.started + self.adopted + self.settled + self.refused + self.unanswered + self.flagged
-            > 0
+        let still = Self {
+            observed: self.observed,
+            overtaken: self.overtaken,
+            left: self.left,
+            unreachable: self.unreachable,
+            ..Self::default()
+        };
+        *self != still
     }
 }
 
@@ -103,6 +117,9 @@ impl std::fmt::Display for Report {
         for (name, count) in [
             ("started", self.started),
             ("adopted", self.adopted),
+            ("restarted", self.restarted),
+            ("missed", self.missed),
+            ("failed_by_policy", self.failed_by_policy),
             ("settled", self.settled),
             ("refused", self.refused),
             ("unanswered", self.unanswered),
@@ -262,6 +279,7 @@ impl<U, C> World<U, C> {
         Policy {
             request_timeout: self.settings.request_timeout,
             max_starts: self.settings.max_starts,
+            lost_process: self.settings.lost_process,
         }
     }
 }

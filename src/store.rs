@@ -89,6 +89,8 @@ pub struct Heartbeat {
     pub reach: Reach,
     /// The length of the upstream's list when it was last read.
     pub list_entries: Option<u64>,
+    /// When the upstream was last found to have been restarted.
+    pub life_began_at: Option<Timestamp>,
 }
 
 /// The orders on one file, shared by everything in this process.
@@ -208,7 +210,7 @@ impl Store {
                 "SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' \
                  UNION ALL \
                  SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
-                 WHERE intent_at IS NOT NULL \
+                 WHERE intent_at IS NOT NULL AND status = 'CREATED' \
                  ORDER BY seq"
             );
             collect_open(db.prepare_cached(&sql)?, params![])
@@ -230,7 +232,8 @@ impl Store {
         self.read(|db| {
             let sql = format!(
                 "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
-                 WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL AND starts < ?2 \
+                 WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL \
+                 AND (starts < ?2 OR released_at IS NOT NULL) \
                  AND (next_attempt_at IS NULL OR next_attempt_at <= ?3 OR next_attempt_at > ?4) \
                  ORDER BY seq LIMIT ?5"
             );

@@ -11,7 +11,8 @@ use futures_util::stream::FuturesUnordered;
 
 use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
-use crate::decide::{Action, Look, OpenOrder, Phase, decide};
+use crate::clock::rfc3339;
+use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::{self, Failure, Observation, backoff};
 use crate::store::{Change, Step, Trouble};
@@ -20,6 +21,10 @@ use crate::upstream::{Entry, Upstream};
 /// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
 /// wait.
 const BATCH_MAX: usize = 2_000;
+
+/// Orders that a list did not know are looked up before anything is done about them, this many in
+/// a pass. The others' turn comes in the next.
+const CONFIRMED_MAX: usize = 2_000;
 
 /// When the list cannot be used, this many orders are looked up one by one instead.
 const INSTEAD_OF_LIST_MAX: usize = 500;
@@ -43,7 +48,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut sight = Sight::new(orders);
         let cost = match pace::how_to_look(sight.orders.len(), self.pulse.heartbeat.list_entries) {
             Observation::LookUps => {
-                self.look_up_each(&mut sight, usize::MAX, stop).await;
+                let all = (0..sight.orders.len()).collect();
+                self.look_up_each(&mut sight, all, usize::MAX, stop).await;
                 pace::look_ups_cost(sight.orders.len())
             }
             Observation::List => {
@@ -56,16 +62,78 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if sight.is_complete {
             self.pulse.heartbeat.last_seen_at = Some(began_at);
         }
-        self.settle(sight, report).await
+        let restart_suspected = self.suspect_restart(&sight);
+        self.confirm(&mut sight, restart_suspected, stop).await;
+        self.settle(sight, restart_suspected, report).await
     }
 
-    /// Asks for each order that is due, up to `limit` of them, unless the upstream goes down.
-    async fn look_up_each(&mut self, sight: &mut Sight, limit: usize, stop: &Stop) {
+    /// Whether so many processes are newly missing that the upstream must have been restarted.
+    fn suspect_restart(&mut self, sight: &Sight) -> bool {
+        let (mut known, mut missing) = (0, 0);
+        for (order, look) in sight.orders.iter().zip(&sight.looks) {
+            let Some(look) = look else { continue };
+            let is_known = matches!(order.phase, Phase::Processing { .. })
+                && order.intent.is_none()
+                && !order.is_missed()
+                && look.observed != Observed::Unknown;
+            known += usize::from(is_known);
+            missing += usize::from(is_known && order.is_missing_in(look));
+        }
+        if !pace::is_restart(missing, known) {
+            return false;
+        }
+        let now = self.world.clock.now();
+        let before = match self.pulse.heartbeat.life_began_at.replace(now) {
+            Some(at) => format!("; the one before was found at {}", rfc3339(at)),
+            None => String::new(),
+        };
+        log::warn!(
+            "the upstream seems to have been restarted: it has forgotten {missing} of {known} \
+             processes{before}"
+        );
+        true
+    }
+
+    /// Looks up each order that the list did not know before anything is done about it. Those that
+    /// are to be started again are looked up just before their start.
+    async fn confirm(&mut self, sight: &mut Sight, restart_suspected: bool, stop: &Stop) {
+        if !sight.is_listed {
+            return;
+        }
+        let policy = self.world.policy();
+        let at = Circumstances {
+            now: self.world.clock.now(),
+            restart_suspected,
+        };
+        let mut doubtful = Vec::new();
+        for (place, (order, look)) in sight.orders.iter().zip(&mut sight.looks).enumerate() {
+            if look.as_ref().is_some_and(|look| {
+                order.is_missing_in(look)
+                    && matches!(
+                        decide(order, look, &policy, at),
+                        Action::Fail | Action::Flag(_)
+                    )
+            }) {
+                *look = None;
+                doubtful.push(place);
+            }
+        }
+        self.look_up_each(sight, doubtful, CONFIRMED_MAX, stop)
+            .await;
+    }
+
+    /// Asks for each of these orders that is due and was not seen, up to `limit` of them, unless
+    /// the upstream goes down.
+    async fn look_up_each(
+        &mut self,
+        sight: &mut Sight,
+        mut waiting: Vec<usize>,
+        limit: usize,
+        stop: &Stop,
+    ) {
         let now = self.world.clock.now();
         let mut failures = Vec::new();
-        let mut waiting: Vec<usize> = (0..sight.orders.len())
-            .filter(|&at| sight.looks[at].is_none() && sight.orders[at].is_due(now))
-            .collect();
+        waiting.retain(|&at| sight.looks[at].is_none() && sight.orders[at].is_due(now));
         // Not always the same ones first when there are more than may be asked for.
         if waiting.len() > limit {
             let from = now.0.unsigned_abs() as usize % waiting.len();
@@ -147,13 +215,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 .map(|observed| Look { observed, began_at });
         }
         self.note(result.as_ref().err());
+        sight.is_listed = true;
         match result {
             Ok(entries) => self.pulse.heartbeat.list_entries = Some(entries),
             Err(failure) => {
                 sight.is_complete = false;
                 if !self.reachability.is_down() {
                     log::warn!("{}; some orders are looked up instead", failure.detail);
-                    self.look_up_each(sight, INSTEAD_OF_LIST_MAX, stop).await;
+                    let all = (0..sight.orders.len()).collect();
+                    self.look_up_each(sight, all, INSTEAD_OF_LIST_MAX, stop)
+                        .await;
                 }
             }
         }
@@ -163,6 +234,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     async fn settle(
         &mut self,
         sight: Sight,
+        restart_suspected: bool,
         report: &mut Report,
     ) -> anyhow::Result<Vec<OpenOrder>> {
         let now = self.world.clock.now();
@@ -177,20 +249,28 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 step: Step::Delayed(trouble),
             });
         }
+        let at = Circumstances {
+            now,
+            restart_suspected,
+        };
         let mut due = Vec::new();
         for (order, look) in sight.orders.into_iter().zip(sight.looks) {
             let look = look.unwrap_or(Look {
                 observed: Observed::Unknown,
                 began_at: now,
             });
-            let action = decide(&order, &look, &policy, now);
+            let action = decide(&order, &look, &policy, at);
+            let mut steps = Vec::new();
+            if action == Action::Start && order.is_missing_in(&look) && !order.is_missed() {
+                // It may take more than this pass until it is started again.
+                effects(&order, Action::Miss, &look, now, report, &mut steps);
+            } else {
+                effects(&order, action, &look, now, report, &mut steps);
+            }
+            let seq = order.seq;
+            changes.extend(steps.into_iter().map(|step| Change { seq, step }));
             if action == Action::Start {
                 due.push(order);
-            } else {
-                let mut steps = Vec::new();
-                effects(&order, action, &look.observed, now, report, &mut steps);
-                let seq = order.seq;
-                changes.extend(steps.into_iter().map(|step| Change { seq, step }));
             }
         }
         let mut changes = changes.into_iter();
@@ -219,6 +299,8 @@ struct Sight {
     failures: Vec<(usize, Failure)>,
     /// Whether every order was seen.
     is_complete: bool,
+    /// Whether the list was read.
+    is_listed: bool,
 }
 
 impl Sight {
@@ -228,6 +310,7 @@ impl Sight {
             orders,
             failures: Vec::new(),
             is_complete: true,
+            is_listed: false,
         }
     }
 }
@@ -236,28 +319,44 @@ impl Sight {
 pub(super) fn effects(
     order: &OpenOrder,
     action: Action,
-    observed: &Observed,
+    look: &Look,
     now: Timestamp,
     report: &mut Report,
     steps: &mut Vec<Step>,
 ) {
     match action {
         Action::Wait | Action::Start => {}
-        Action::Adopt => {
+        Action::Adopt if order.phase == Phase::Created => {
             report.adopted += 1;
             steps.push(Step::Adopted);
         }
+        Action::Adopt => {
+            report.restarted += 1;
+            steps.push(Step::Restarted);
+        }
         Action::Settle(outcome) => {
             report.settled += 1;
-            if matches!(order.phase, Phase::Created { .. }) {
+            if order.phase == Phase::Created {
                 report.adopted += 1;
                 steps.push(Step::Adopted);
+            } else if order.intent.is_some() {
+                report.restarted += 1;
+                steps.push(Step::Restarted);
             }
             steps.push(Step::Settled(outcome));
         }
+        Action::Miss => {
+            report.missed += 1;
+            let began_at = look.began_at;
+            steps.push(Step::Missed { began_at });
+        }
+        Action::Fail => {
+            report.failed_by_policy += 1;
+            steps.push(Step::FailedByPolicy);
+        }
         Action::Flag(reason) => {
             report.flagged += 1;
-            let detail = flag_detail(order, reason, observed);
+            let detail = flag_detail(order, reason, &look.observed);
             steps.push(Step::Flagged(trouble(order, reason, detail, now)));
         }
         Action::Clear => steps.push(Step::Cleared),

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use super::observe::{effects, trouble};
 use super::{Reconciler, Report, Stop, World, note};
 use crate::clock::Clock;
-use crate::decide::{Action, OpenOrder, Phase, decide_refused};
+use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, decide_refused};
 use crate::order::{Reason, Timestamp};
 use crate::pace::Failure;
 use crate::store::{Change, Step, Store};
@@ -89,7 +89,8 @@ struct Due {
 }
 
 impl Due {
-    fn new(again: Vec<OpenOrder>) -> Self {
+    fn new(mut again: Vec<OpenOrder>) -> Self {
+        again.sort_by_key(|order| (order.phase == Phase::Created, order.seq));
         Self {
             again: again.into(),
             read: VecDeque::new(),
@@ -105,12 +106,14 @@ impl Due {
         if self.read.is_empty() && !self.is_all_read {
             self.read_on(&world.store, world.clock.now(), world.settings.max_starts)?;
         }
-        let older = match (self.again.front(), self.read.front()) {
+        // Orders that have been started before go first, then the oldest.
+        let first = match (self.again.front(), self.read.front()) {
+            (Some(again), _) if again.phase != Phase::Created => &mut self.again,
             (Some(again), Some(read)) if again.seq < read.seq => &mut self.again,
             (Some(_), None) => &mut self.again,
             _ => &mut self.read,
         };
-        Ok(older.pop_front())
+        Ok(first.pop_front())
     }
 
     fn read_on(&mut self, store: &Store, now: Timestamp, max_starts: u32) -> anyhow::Result<()> {
@@ -138,6 +141,8 @@ impl Tried {
     fn add_to(self, report: &mut Report) {
         report.started += self.report.started;
         report.adopted += self.report.adopted;
+        report.restarted += self.report.restarted;
+        report.failed_by_policy += self.report.failed_by_policy;
         report.settled += self.report.settled;
         report.refused += self.report.refused;
         report.unanswered += self.report.unanswered;
@@ -150,10 +155,10 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// Writes the intent, sends the start, and records what came of it.
     async fn start(&self, order: OpenOrder, stop: &Stop) -> anyhow::Result<Tried> {
         let mut tried = Tried::default();
-        let previous = match order.phase {
-            Phase::Created { intent } => intent.map(|intent| intent.written_at),
-            Phase::Processing { .. } => None,
-        };
+        if order.phase != Phase::Created && !self.is_still_lost(&order, &mut tried).await? {
+            return Ok(tried);
+        }
+        let previous = order.intent.map(|intent| intent.written_at);
         let intended = self
             .record(&order, vec![Step::Intended { previous }], &mut tried)
             .await
@@ -174,9 +179,13 @@ impl<U: Upstream, C: Clock> World<U, C> {
             }),
         };
         let steps = match answer {
-            Ok(()) => {
+            Ok(()) if order.phase == Phase::Created => {
                 tried.report.started = 1;
                 vec![Step::Started]
+            }
+            Ok(()) => {
+                tried.report.restarted = 1;
+                vec![Step::Restarted]
             }
             Err(StartError::Unavailable(failure)) => {
                 tried.report.unanswered = 1;
@@ -199,6 +208,29 @@ impl<U: Upstream, C: Clock> World<U, C> {
         Ok(tried)
     }
 
+    /// Looks an order up whose process was forgotten, just before it is started again.
+    async fn is_still_lost(&self, order: &OpenOrder, tried: &mut Tried) -> anyhow::Result<bool> {
+        let began_at = self.clock.now();
+        let observed = match self.upstream.look_up(&order.id).await {
+            Ok(observed) => observed,
+            Err(failure) => {
+                tried.report.unanswered = 1;
+                tried.failure = Some(failure);
+                return Ok(false);
+            }
+        };
+        let look = Look { observed, began_at };
+        let at = Circumstances {
+            now: self.clock.now(),
+            restart_suspected: true,
+        };
+        let action = decide(order, &look, &self.policy(), at);
+        let mut steps = Vec::new();
+        effects(order, action, &look, at.now, &mut tried.report, &mut steps);
+        self.record(order, steps, tried).await?;
+        Ok(action == Action::Start)
+    }
+
     /// The upstream did not take the start, perhaps because there is a process: only a look-up
     /// can tell.
     async fn refused(
@@ -209,6 +241,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
         tried: &mut Tried,
     ) -> Vec<Step> {
         log::debug!("order {:?}: {detail}", order.id.as_str());
+        let began_at = self.clock.now();
         let observed = match self.upstream.look_up(&order.id).await {
             Ok(observed) => observed,
             Err(failure) => {
@@ -221,15 +254,21 @@ impl<U: Upstream, C: Clock> World<U, C> {
         let now = self.clock.now();
         // Whatever process there is, this start did not make it.
         let mut steps = vec![Step::Withdrawn];
-        match decide_refused(&observed) {
+        let look = Look { observed, began_at };
+        match decide_refused(&look.observed) {
             Action::Flag(reason) => {
                 tried.report.refused = 1;
                 tried.report.flagged = 1;
                 steps.push(Step::Flagged(trouble(order, reason, detail, now)));
             }
+            // The process that was missing is there again.
+            Action::Adopt if order.phase != Phase::Created => steps.push(Step::Cleared),
             action => {
-                let report = &mut tried.report;
-                effects(order, action, &observed, now, report, &mut steps);
+                let order = OpenOrder {
+                    intent: None,
+                    ..order.clone()
+                };
+                effects(&order, action, &look, now, &mut tried.report, &mut steps);
             }
         }
         steps
@@ -253,6 +292,9 @@ impl<U: Upstream, C: Clock> World<U, C> {
         steps: Vec<Step>,
         tried: &mut Tried,
     ) -> anyhow::Result<bool> {
+        if steps.is_empty() {
+            return Ok(true);
+        }
         let seq = order.seq;
         let changes = steps
             .into_iter()

@@ -26,8 +26,10 @@ pub enum Step {
         /// When the earlier intent was written.
         previous: Option<Timestamp>,
     },
-    /// The intended start was accepted.
+    /// The intended start of a CREATED order was accepted.
     Started,
+    /// The intended start of an order whose earlier process was forgotten has taken effect.
+    Restarted,
     /// The intended start came to nothing: it cannot have reached the upstream, or was refused.
     Withdrawn,
     /// The answer to the intended start was given up, or told of trouble.
@@ -41,6 +43,13 @@ pub enum Step {
     Adopted,
     /// A process was seen to have ended.
     Settled(Outcome),
+    /// A process that was known to exist was missing in the look that began then.
+    Missed {
+        /// When the look began.
+        began_at: Timestamp,
+    },
+    /// The order's process was forgotten, and the policy is to call that a failure.
+    FailedByPolicy,
     /// The order needs looking at. An intent, if it had one, is known to have come to nothing.
     Flagged(Trouble),
     /// A look at the order failed; all else about it stays as it is.
@@ -80,6 +89,12 @@ pub(super) fn record(
             Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
             Step::Started => (to_processing(db, *seq, now)?, Some("started")),
             Step::Adopted => (to_processing(db, *seq, now)?, Some("adopted")),
+            Step::Restarted => (restart(db, *seq, now)?, Some("restarted")),
+            Step::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
+            Step::FailedByPolicy => (
+                settle(db, *seq, Outcome::Failed, now)?,
+                Some("failed_by_policy"),
+            ),
             Step::Withdrawn => (withdraw(db, *seq)?, None),
             Step::GivenUp { answer, trouble } => (give_up(db, *seq, *answer, trouble, now)?, None),
             Step::Settled(outcome) => {
@@ -128,7 +143,7 @@ fn intend(
         "UPDATE orders SET \
              starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
              intent_at = ?2, given_up_at = NULL, start_answer = NULL \
-         WHERE seq = ?1 AND status = 'CREATED' AND intent_at IS ?3",
+         WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING') AND intent_at IS ?3",
         params![seq, now.0, previous.map(|at| at.0)],
     )
 }
@@ -141,7 +156,7 @@ fn to_processing(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<
         "UPDATE orders SET status = 'PROCESSING', updated_at = max(updated_at, ?2), \
              starts = starts + (intent_at IS NOT NULL), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, confirmed_at = ?2, \
-             attempts = 0, next_attempt_at = NULL, \
+             released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'CREATED'",
         params![seq, now.0],
@@ -151,11 +166,42 @@ fn to_processing(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<
 fn settle(db: &Connection, seq: i64, outcome: Outcome, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), confirmed_at = NULL, \
+        "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), \
+             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+             intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
+             confirmed_at = NULL, missed_at = NULL, released_at = NULL, \
              attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING'",
         params![seq, now.0, outcome.status().as_str()],
+    )
+}
+
+/// The order stays PROCESSING, by another process.
+fn restart(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET starts = starts + 1, confirmed_at = ?2, missed_at = NULL, \
+             intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
+             released_at = NULL, attempts = 0, next_attempt_at = NULL, \
+             attention = NULL, attention_since = NULL, attention_detail = NULL \
+         WHERE seq = ?1 AND status = 'PROCESSING' AND intent_at IS NOT NULL",
+        params![seq, now.0],
+    )
+}
+
+/// What is shown of an order whose process is missing.
+const MISSED: &str =
+    "the upstream does not know its process any more; it may or may not have done its work";
+
+fn miss(db: &Connection, seq: i64, began_at: Timestamp, now: Timestamp) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET missed_at = ?2, \
+             attention_since = iif(attention IS ?4, attention_since, ?3), \
+             attention = ?4, attention_detail = ?5 \
+         WHERE seq = ?1 AND status = 'PROCESSING'",
+        params![seq, began_at.0, now.0, Reason::ProcessLost.as_str(), MISSED],
     )
 }
 
@@ -234,6 +280,7 @@ fn clear(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET attempts = 0, next_attempt_at = NULL, \
+             missed_at = NULL, released_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING'",
         params![seq],

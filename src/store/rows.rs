@@ -14,7 +14,8 @@ pub(super) const ORDER: &str = "seq, id, status, created_at, updated_at, \
 
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
-                          confirmed_at, attempts, next_attempt_at, attention";
+                          confirmed_at, attempts, next_attempt_at, attention, \
+                          missed_at, released_at";
 
 /// The upstream's absence as an order's readers see it.
 pub(super) struct Unreachable {
@@ -83,23 +84,27 @@ fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
         Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
     };
     let phase = match time(7)? {
-        Some(confirmed_at) => Phase::Processing { confirmed_at },
-        None => Phase::Created {
-            intent: match time(4)? {
-                None => None,
-                Some(written_at) => Some(Intent {
-                    written_at,
-                    given_up_at: time(5)?,
-                    answer: row.get(6)?,
-                }),
-            },
+        None => Phase::Created,
+        Some(confirmed_at) => Phase::Processing {
+            confirmed_at,
+            missed_at: time(11)?,
         },
+    };
+    let intent = match time(4)? {
+        None => None,
+        Some(written_at) => Some(Intent {
+            written_at,
+            given_up_at: time(5)?,
+            answer: row.get(6)?,
+        }),
     };
     Ok(OpenOrder {
         seq: row.get(0)?,
         id: id_of(row, 1)?,
         phase,
+        intent,
         starts: row.get(3)?,
+        is_released: time(12)?.is_some(),
         attempts: row.get(8)?,
         next_attempt_at: time(9)?,
         attention: reason_of(row, 10)?,
@@ -134,7 +139,7 @@ fn impossible(
 pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, list_entries FROM heartbeat",
+         upstream, upstream_since, upstream_detail, list_entries, life_began_at FROM heartbeat",
     )?
     .query_row([], |row| {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
@@ -155,6 +160,7 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             last_seen_at: time(3)?,
             reach,
             list_entries: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
+            life_began_at: time(8)?,
         })
     })
 }
@@ -168,7 +174,7 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         list_entries = ?8",
+         list_entries = ?8, life_began_at = ?9",
     )?
     .execute(params![
         heartbeat.leader_since.map(|t| t.0),
@@ -181,6 +187,7 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         heartbeat
             .list_entries
             .map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
+        heartbeat.life_began_at.map(|t| t.0),
     ])
     .map(drop)
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use order_service::clock::Clock;
+use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::Failure;
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
@@ -181,6 +182,7 @@ impl Stage {
                 max_in_flight: 1,
                 request_timeout: Duration::from_secs(5),
                 max_starts: 5,
+                lost_process: LostProcess::Hold,
             },
         }
     }
@@ -390,26 +392,153 @@ fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() 
     );
 }
 
+/// A stage on which the upstream has just forgotten the processes of this many orders.
+fn forgotten(orders: usize, lost_process: LostProcess) -> Stage {
+    let mut stage = Stage::new(100);
+    stage.settings.lost_process = lost_process;
+    for n in 0..orders {
+        stage.create(&format!("a{n}"));
+    }
+    assert_eq!(pass(&mut stage.reconciler()).started, orders);
+    stage.upstream.model.borrow_mut().forget_everything();
+    stage.forward(1_000);
+    stage.upstream.take_requests();
+    stage
+}
+
 #[test]
-fn a_forgotten_process_leaves_its_order_processing_with_attention() {
+fn forgotten_processes_are_held_if_the_policy_says_so() {
     for orders in [3, 50] {
-        let stage = Stage::new(100);
-        for n in 0..orders {
-            stage.create(&format!("a{n}"));
-        }
+        let stage = forgotten(orders, LostProcess::Hold);
         let mut reconciler = stage.reconciler();
-        pass(&mut reconciler);
-        stage.upstream.model.borrow_mut().forget_everything();
-        stage.forward(1_000);
-        assert_eq!(pass(&mut reconciler).flagged, orders);
+        for _ in 0..3 {
+            pass(&mut reconciler);
+            stage.forward(1_000);
+        }
         for n in 0..orders {
             let id = format!("a{n}");
             assert_eq!(stage.order(&id).status, Status::Processing);
             assert_eq!(stage.reason(&id), Some(Reason::ProcessLost));
         }
         let requests = stage.upstream.take_requests();
-        let starts = requests.iter().filter(|r| r.starts_with("start")).count();
-        assert_eq!(starts, orders, "none is started again by itself");
+        assert!(!requests.iter().any(|request| request.starts_with("start")));
+    }
+}
+
+#[test]
+fn forgotten_processes_settle_as_failed_if_the_policy_says_so() {
+    for orders in [3, 50] {
+        let stage = forgotten(orders, LostProcess::Fail);
+        let mut reconciler = stage.reconciler();
+        for _ in 0..2 {
+            pass(&mut reconciler);
+            stage.forward(1_000);
+        }
+        assert_eq!(stage.count(Status::Failed), orders);
+        let requests = stage.upstream.take_requests();
+        for n in 0..orders {
+            let look = format!("look a{n}");
+            assert!(requests.contains(&look), "each was looked up: {requests:?}");
+        }
+    }
+}
+
+#[test]
+fn many_missing_processes_are_started_again_at_once_before_new_orders_and_after_a_look_up() {
+    let stage = forgotten(50, LostProcess::Restart);
+    stage.create("new");
+    let report = pass(&mut stage.reconciler());
+    assert_eq!(
+        (report.missed, report.restarted, report.started),
+        (50, 50, 1)
+    );
+    let requests = stage.upstream.take_requests();
+    let expected: Vec<String> = std::iter::once("list".to_owned())
+        .chain((0..50).flat_map(|n| [format!("look a{n}"), format!("start a{n}")]))
+        .chain(["start new".to_owned()])
+        .collect();
+    assert_eq!(requests, expected);
+    for n in 0..50 {
+        let order = stage.order(&format!("a{n}"));
+        assert_eq!((order.starts, order.attention), (2, None));
+    }
+}
+
+#[test]
+fn few_missing_processes_are_started_again_after_two_absences_in_two_passes() {
+    let stage = forgotten(3, LostProcess::Restart);
+    let report = pass(&mut stage.reconciler());
+    assert_eq!((report.missed, report.restarted), (3, 0));
+    assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
+    stage.forward(1_000);
+    // Even by a reconciler that has just begun, as with --once.
+    assert_eq!(pass(&mut stage.reconciler()).restarted, 3);
+    assert_eq!(stage.reason("a0"), None);
+}
+
+#[test]
+fn a_process_that_was_missing_once_and_is_there_again_is_left_alone() {
+    let stage = forgotten(2, LostProcess::Restart);
+    pass(&mut stage.reconciler());
+    assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
+    let draw = &mut |below: u64| below - 1;
+    for id in ["a0", "a1"] {
+        let now = stage.clock.now();
+        assert!(stage.upstream.model.borrow_mut().start(id, now, draw));
+    }
+    for _ in 0..3 {
+        stage.forward(1_000);
+        assert_eq!(pass(&mut stage.reconciler()).restarted, 0);
+    }
+    assert_eq!(stage.order("a0").starts, 1);
+    assert_eq!(stage.reason("a0"), None);
+}
+
+#[test]
+fn an_order_is_not_started_more_often_than_allowed_however_often_it_is_forgotten() {
+    let mut stage = Stage::new(600);
+    stage.settings.lost_process = LostProcess::Restart;
+    stage.settings.max_starts = 3;
+    stage.create("a1");
+    for _ in 0..20 {
+        pass(&mut stage.reconciler());
+        stage.upstream.model.borrow_mut().forget_everything();
+        stage.forward(1_000);
+    }
+    assert_eq!(stage.order("a1").starts, 3);
+    assert_eq!(stage.reason("a1"), Some(Reason::MaxStarts));
+    let requests = stage.upstream.take_requests();
+    assert_eq!(requests.iter().filter(|r| *r == "start a1").count(), 3);
+}
+
+#[test]
+fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
+    let stage = forgotten(50, LostProcess::Restart);
+    stage.upstream.start_fate.set(Fate::AnswerLost);
+    pass(&mut stage.reconciler());
+    stage.upstream.start_fate.set(Fate::Answered);
+    let mut passes = 0;
+    while stage
+        .store
+        .watched()
+        .unwrap()
+        .iter()
+        .any(|order| order.intent.is_some() || order.is_missed())
+    {
+        stage.forward(1_000);
+        pass(&mut stage.reconciler());
+        passes += 1;
+        assert!(passes < 60, "it converges");
+    }
+    for n in 0..50 {
+        let id = format!("a{n}");
+        let requests = stage.upstream.requests.borrow();
+        let starts = requests
+            .iter()
+            .filter(|r| **r == format!("start {id}"))
+            .count();
+        assert_eq!(starts, 1, "{id}");
+        assert_eq!(stage.order(&id).starts, 2);
     }
 }
 

@@ -30,7 +30,7 @@ const RECONCILE: [Setting; 6] = [
     ("--start-rate", "START_RATE", "50"),
     ("--max-in-flight", "MAX_IN_FLIGHT", "8"),
     ("--request-timeout", "REQUEST_TIMEOUT", "5s"),
-    ("--lost-process", "LOST_PROCESS", "hold"),
+    ("--lost-process", "LOST_PROCESS", "restart"),
     ("--max-starts", "MAX_STARTS", "5"),
 ];
 

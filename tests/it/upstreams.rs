@@ -1304,6 +1304,8 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
         database.to_str().unwrap(),
         "--order-process-url",
         &upstream.url,
+        "--lost-process",
+        "hold",
     ];
     let variables = [("ORDER_PROCESS_TOKEN", "s3cret~+/=")];
     let reconciler = orders
