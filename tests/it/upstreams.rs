@@ -1292,8 +1292,10 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
     let upstream = Scripted::new(move |asked, before| match asked.is_start() {
         true if before.is_empty() => answer(200, ""),
         true => Reply::Answer(307, to, String::new()),
-        false if asked.is_list() => answer(200, "[]"),
-        false => answer(200, process("a0", "RUNNING")),
+        false => match asked.looked_up() {
+            Some(id) => answer(200, process(&id, "RUNNING")),
+            None => answer(200, "[]"),
+        },
     })
     .await;
     let orders = Orders::processing(&many()).await;
