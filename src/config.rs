@@ -17,6 +17,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::decide::LostProcess;
+use crate::order::OrderId;
 use crate::reconciler::{Schedule, Settings};
 use crate::store::DatabasePath;
 use crate::upstream::UpstreamUrl;
@@ -42,13 +43,19 @@ pub struct OrderService {
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
     /// Run the API and the reconciler in one process: the smallest deployment
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Run everything on this machine, with a simulator and a temporary database, to try it out
-    Dev(DevArgs),
+    Dev(Box<DevArgs>),
     /// Run the HTTP API alone
     Api(ApiArgs),
     /// Run the stand-in for the order process service
     Simulator(SimulatorArgs),
+    /// Hold the database against the order process service, as both are now
+    Account(AccountArgs),
+    /// Let orders be started again that are held or refused: this may repeat their work
+    Restart(RestartArgs),
+    /// Settle orders as FAILED whose process was forgotten
+    Fail(FailArgs),
     /// Tell whether the program that listens is healthy: exit code 0 if it is, 1 if not
     Health(ServiceHealthArgs),
 }
@@ -168,6 +175,54 @@ pub struct SimulatorArgs {
     /// File to record every request in, and what it did, as a JSON object a line [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service account`.
+#[derive(Debug, Args)]
+pub struct AccountArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub upstream: UpstreamArgs,
+    /// The simulator's record, which tells whether an order was started twice [default: none]
+    #[arg(long, env = "SIMULATOR_LOG", value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service restart`.
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// The orders
+    #[arg(value_name = "ID", required_unless_present = "all_lost")]
+    pub ids: Vec<OrderId>,
+    /// All orders whose process was forgotten, instead of some by id
+    #[arg(long, conflicts_with = "ids")]
+    pub all_lost: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
+
+/// `order-service fail`.
+#[derive(Debug, Args)]
+pub struct FailArgs {
+    /// The orders
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<OrderId>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogArgs,

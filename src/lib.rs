@@ -21,6 +21,7 @@
 //! - [`api`]: the HTTP routes.
 //! - [`simulator`]: a stand-in for the order process service.
 //! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
+//! - [`account`]: the database held against the upstream, and against the simulator's record.
 //! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
@@ -35,6 +36,7 @@
 //! - Nothing is believed about the upstream that it did not say in a complete answer.
 //! - No start leaves before its intent is on disk; none is repeated before the first was observed.
 
+pub mod account;
 pub mod api;
 pub mod clock;
 pub mod config;

@@ -1,23 +1,35 @@
 //! `order-service`: the API, the reconciler and the simulator, alone or together.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
+use order_service::account;
 use order_service::api::Api;
+use order_service::clock::{Clock, SystemClock};
 use order_service::config::{
-    self, ApiArgs, DevArgs, LogFormat, ServeArgs, ServiceCommand, SimulatorArgs,
+    self, AccountArgs, ApiArgs, DevArgs, FailArgs, LogFormat, RestartArgs, ServeArgs,
+    ServiceCommand, SimulatorArgs,
 };
+use order_service::order::OrderId;
 use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
 use order_service::reconciler::Stop;
-use order_service::store::{DatabasePath, Mode, Store};
+use order_service::simulator::record::read_record;
+use order_service::store::{DatabasePath, Decided, Mode, Store};
 use order_service::upstream::{HttpUpstream, UpstreamUrl};
 use order_service::{health, server, simulator};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+/// How long the upstream may be silent while the account is taken.
+const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What `dev` logs: what happens to orders, and nothing that its banner says already.
 const DEV_LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
                                order_service::simulator=warn,rustls_platform_verifier=off";
+
+/// What an operator's command logs: its own lines say the rest.
+const OPERATOR_LOG_DEFAULT: &str = "order_service=warn,rustls_platform_verifier=off";
 
 fn main() -> ExitCode {
     let command = config::order_service().command;
@@ -26,15 +38,21 @@ fn main() -> ExitCode {
         ServiceCommand::Api(args) => (args.log.log_format, LOG_DEFAULT),
         ServiceCommand::Simulator(args) => (args.log.log_format, LOG_DEFAULT),
         ServiceCommand::Dev(args) => (args.log.log_format, DEV_LOG_DEFAULT),
+        ServiceCommand::Account(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Restart(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Fail(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Health(_) => (LogFormat::Text, LOG_DEFAULT),
     };
     program::log_to_stderr(format, levels);
     program::run(async {
         match command {
-            ServiceCommand::Serve(args) => serve(args).await,
-            ServiceCommand::Dev(args) => dev(args).await,
+            ServiceCommand::Serve(args) => serve(*args).await,
+            ServiceCommand::Dev(args) => dev(*args).await,
             ServiceCommand::Api(args) => api(args).await,
             ServiceCommand::Simulator(args) => simulator(args).await,
+            ServiceCommand::Account(args) => account(args).await,
+            ServiceCommand::Restart(args) => restart(args).await,
+            ServiceCommand::Fail(args) => fail(args).await,
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {
                     let what = "--listen needs the port that the program listens on";
@@ -48,7 +66,10 @@ fn main() -> ExitCode {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
-    let upstream = upstream(&args.upstream.order_process_url, &args.reconcile)?;
+    let upstream = client(
+        &args.upstream.order_process_url,
+        args.reconcile.request_timeout,
+    )?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen).await?;
     tell_address(&listener)?;
@@ -98,19 +119,21 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
             (url, Some(simulator))
         }
     };
-    let upstream = upstream(&url, &args.reconcile)?;
+    let upstream = client(&url, args.reconcile.request_timeout)?;
     let database = folder.path().join("orders.db");
     let store = Store::open(&DatabasePath::from(database), Mode::Threaded)?;
     let has_simulator = simulator.is_some();
+    let simulator_stop = CancellationToken::new();
+    let record = folder.path().join("simulator.log");
     if let Some(listener) = simulator {
         let options = simulator::Options {
             max_duration_secs: args.max_order_process_duration,
             seed: args.seed,
-            log: Some(folder.path().join("simulator.log")),
+            log: Some(record.clone()),
         };
-        let stop = stop.begun.clone();
+        // It is still asked for the closing account.
+        let stop = simulator_stop.clone();
         tokio::spawn(async move {
-            // It outlives the reconciler's last look: the reconciler ends with the stop as well.
             if let Err(error) = simulator::serve(listener, options, stop).await {
                 log::error!("the simulator has ended: {error:#}");
             }
@@ -118,10 +141,79 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
     }
     print_banner(&args, &listener, &url, has_simulator, &store)?;
     let settings = args.reconcile.settings();
-    let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
+    let reconciler =
+        ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
     let exit = both(listener, store.clone(), reconciler, &stop).await?;
-    print_closing_account(&store)?;
+    let record = has_simulator.then(|| read_record(&record)).transpose()?;
+    println!(
+        "\n{}",
+        account::take(&store, &upstream, record.as_deref()).await?
+    );
+    simulator_stop.cancel();
     Ok(exit)
+}
+
+async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
+    let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
+    let store = Store::open_existing(&args.database.database_url)?;
+    let record = args.record.as_deref().map(read_record).transpose()?;
+    let account = account::take(&store, &upstream, record.as_deref()).await?;
+    print!("{account}");
+    Ok(match (account.is_right(), account.lost) {
+        (false, _) => Exit::Failed,
+        (true, None) => Exit::Upstream,
+        (true, Some(_)) => Exit::Done,
+    })
+}
+
+async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&args.database.database_url)?;
+    let ids = if args.all_lost {
+        store.lost()?
+    } else {
+        args.ids
+    };
+    let mut exit = Exit::Done;
+    for id in ids {
+        let decided = store.release(id.clone(), SystemClock.now()).await?;
+        let done = "will be started again in the next pass that does not find its process";
+        exit = tell_decided(&id, decided, done).unwrap_or(exit);
+    }
+    Ok(exit)
+}
+
+async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&args.database.database_url)?;
+    let mut exit = Exit::Done;
+    for id in args.ids {
+        let decided = store.fail(id.clone(), SystemClock.now()).await?;
+        exit = tell_decided(&id, decided, "is FAILED now").unwrap_or(exit);
+    }
+    Ok(exit)
+}
+
+/// Tells what came of a decision about an order; how to exit, if it could not be done.
+fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
+    let id = id.as_str();
+    let why_not = match decided {
+        Decided::Done => {
+            println!("{id}: {done}");
+            return None;
+        }
+        Decided::Missing => "there is no such order".to_owned(),
+        Decided::Settled(status) => format!("it is {status}, and that never changes"),
+        Decided::NotInTrouble(status, None) => {
+            format!("it is {status} and goes its way; only an order that is held can be helped")
+        }
+        Decided::NotInTrouble(status, Some(reason)) => {
+            format!(
+                "it is {status} with {}, which this does not mend",
+                reason.as_str()
+            )
+        }
+    };
+    log::error!("order {id:?}: {why_not}");
+    Some(Exit::Failed)
 }
 
 /// The API and the reconciler, until both have ended.
@@ -161,9 +253,9 @@ async fn serve_api(
     server::serve(listener, service, stop.begun.clone(), others).await;
 }
 
-fn upstream(url: &UpstreamUrl, args: &config::ReconcileArgs) -> anyhow::Result<HttpUpstream> {
+fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
     let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
-    HttpUpstream::new(url, token.as_deref(), args.request_timeout)
+    HttpUpstream::new(url, token.as_deref(), request_timeout)
 }
 
 /// Scripts read this line: it says which port was taken.
@@ -207,14 +299,5 @@ fn print_banner(
 ",
         data = store.path().display(),
     );
-    Ok(())
-}
-
-fn print_closing_account(store: &Store) -> anyhow::Result<()> {
-    println!("\n  orders");
-    for (status, count) in store.counts()? {
-        println!("  {:<12} {count:>6}", status.as_str());
-    }
-    println!();
     Ok(())
 }

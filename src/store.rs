@@ -2,9 +2,10 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
+//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
 
 mod open;
+mod operate;
 mod record;
 mod rows;
 mod writer;
@@ -16,6 +17,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
+pub use self::operate::Decided;
 pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{
     OPEN_ORDER, ORDER, collect_open, heartbeat, id_of, order_of, unreachable, write_heartbeat,
@@ -125,6 +127,15 @@ impl Store {
         })
     }
 
+    /// Opens a database that must be there already.
+    ///
+    /// # Errors
+    /// The same, and that it is not there.
+    pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
+        open::must_exist(path)?;
+        Self::open(path, Mode::Threaded)
+    }
+
     /// The absolute path of the database.
     pub fn path(&self) -> &Path {
         &self.inner.path
@@ -197,6 +208,45 @@ impl Store {
             }
             Ok(counts)
         })
+    }
+
+    /// How many processes were started in the place of a forgotten one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn restarts(&self) -> Result<u64, StoreError> {
+        self.read(|db| {
+            db.prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
+                .query_row([], |row| row.get::<_, i64>(0))
+                .map(i64::unsigned_abs)
+        })
+    }
+
+    /// The orders whose process was forgotten and that wait for an operator. Oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
+        self.read(operate::lost)
+    }
+
+    /// Lets an order that is held, or that the upstream refuses, be started again, whatever the
+    /// policy, as soon as its process is not found.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
+        let write = move |db: &Connection| operate::release(db, &id, now);
+        self.inner.writer.write(write).await
+    }
+
+    /// Settles an order as FAILED whose process was forgotten.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
+        let write = move |db: &Connection| operate::fail(db, &id, now);
+        self.inner.writer.write(write).await
     }
 
     /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown

@@ -428,15 +428,22 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         .map_err(|error| file.error(error))
 }
 
+/// The absolute path of a database that must be there.
+pub(super) fn must_exist(path: &DatabasePath) -> Result<PathBuf, OpenError> {
+    let path = absolute(&path.0)?;
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(OpenError::Missing(path))
+    }
+}
+
 /// Reads something from a database that must exist.
 pub(super) fn read_only<T>(
     path: &DatabasePath,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T, OpenError> {
-    let path = absolute(&path.0)?;
-    if !path.exists() {
-        return Err(OpenError::Missing(path));
-    }
+    let path = must_exist(path)?;
     Connection::open_with_flags(&path, existing())
         .and_then(|db| query(&db))
         .map_err(|error| open_error(&path, Box::new(error)))

@@ -163,7 +163,12 @@ fn to_processing(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<
     )
 }
 
-fn settle(db: &Connection, seq: i64, outcome: Outcome, now: Timestamp) -> rusqlite::Result<bool> {
+pub(super) fn settle(
+    db: &Connection,
+    seq: i64,
+    outcome: Outcome,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), \

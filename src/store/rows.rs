@@ -116,12 +116,12 @@ pub(super) fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<OrderId> {
     OrderId::new(text).map_err(|error| impossible(column, error))
 }
 
-fn status_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Status> {
+pub(super) fn status_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Status> {
     let word = row.get_ref(column)?.as_str()?;
     word.parse().map_err(|error| impossible(column, error))
 }
 
-fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Reason>> {
+pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Reason>> {
     Ok(row
         .get_ref(column)?
         .as_str_or_null()?

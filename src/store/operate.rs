@@ -1,0 +1,77 @@
+//! What an operator decides about single orders. There is no HTTP route to this: whoever may
+//! repeat a payment has access to the file.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::record::{journal, settle};
+use super::rows::{reason_of, status_of};
+use crate::order::{OrderId, Outcome, Reason, Status, Timestamp};
+
+/// What came of an operator's decision about one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// It will be, or was, done.
+    Done,
+    /// There is no such order.
+    Missing,
+    /// The order is settled, in this status; that never changes.
+    Settled(Status),
+    /// The order is in this status, and nothing is wrong that this would mend.
+    NotInTrouble(Status, Option<Reason>),
+}
+
+/// Lets an order be started again, whatever the policy, as soon as its process is not found.
+pub(super) fn release(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Decided> {
+    let changed = db
+        .prepare_cached(
+            "UPDATE orders SET released_at = ?2, attempts = 0, next_attempt_at = NULL \
+             WHERE id = ?1 AND attention IN ('process_lost', 'max_starts', 'start_refused')",
+        )?
+        .execute(params![id.as_str(), now.0])?;
+    if changed > 0 {
+        return Ok(Decided::Done);
+    }
+    why_not(db, id)
+}
+
+/// Settles an order as FAILED whose process was forgotten.
+pub(super) fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Decided> {
+    let seq: Option<i64> = db
+        .prepare_cached(
+            "SELECT seq FROM orders WHERE id = ?1 AND status = 'PROCESSING' \
+             AND attention IN ('process_lost', 'max_starts')",
+        )?
+        .query_row([id.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(seq) = seq else {
+        return why_not(db, id);
+    };
+    settle(db, seq, Outcome::Failed, now)?;
+    journal(db, seq, "failed_by_operator", now)?;
+    Ok(Decided::Done)
+}
+
+fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<Decided> {
+    let found = db
+        .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
+        .query_row([id.as_str()], |row| {
+            Ok((status_of(row, 0)?, reason_of(row, 1)?))
+        })
+        .optional()?;
+    Ok(match found {
+        None => Decided::Missing,
+        Some((status, _)) if status.is_settled() => Decided::Settled(status),
+        Some((status, reason)) => Decided::NotInTrouble(status, reason),
+    })
+}
+
+/// The orders whose process was forgotten and that wait for an operator.
+pub(super) fn lost(db: &Connection) -> rusqlite::Result<Vec<OrderId>> {
+    db.prepare_cached(
+        "SELECT id FROM orders INDEXED BY orders_with_attention \
+         WHERE attention IS NOT NULL AND status = 'PROCESSING' \
+         AND attention IN ('process_lost', 'max_starts') ORDER BY seq",
+    )?
+    .query_map([], |row| super::rows::id_of(row, 0))?
+    .collect()
+}
