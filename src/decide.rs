@@ -168,6 +168,19 @@ impl OpenOrder {
     }
 }
 
+/// The row of the table that an order is in, for those who count.
+pub fn row_of(order: &OpenOrder) -> &'static str {
+    match (order.phase, order.intent) {
+        (Phase::Created, None) => "created",
+        (Phase::Created, Some(_)) => "created, intent",
+        (Phase::Processing { .. }, Some(_)) => "processing, intent",
+        (Phase::Processing { missed_at, .. }, None) => match missed_at {
+            None => "processing",
+            Some(_) => "processing, missed",
+        },
+    }
+}
+
 /// The whole behaviour of the service towards one order.
 pub fn decide(order: &OpenOrder, look: &Look, policy: &Policy, at: Circumstances) -> Action {
     use Phase::{Created, Processing};

@@ -22,8 +22,8 @@ pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{
     OPEN_ORDER, ORDER, collect_open, heartbeat, id_of, order_of, unreachable, write_heartbeat,
 };
-pub use self::writer::Mode;
 use self::writer::Writer;
+pub use self::writer::{Gate, Mode, OpenGate, Passage};
 use crate::decide::OpenOrder;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::pace::Reach;

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::clock::rfc3339;
-use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide};
+use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, row_of};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::{self, Failure, Observation, backoff};
 use crate::store::{Change, Step, Trouble};
@@ -260,6 +260,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 began_at: now,
             });
             let action = decide(&order, &look, &policy, at);
+            trace(&order, &look, action);
             let mut steps = Vec::new();
             if action == Action::Start && order.is_missing_in(&look) && !order.is_missed() {
                 // It may take more than this pass until it is started again.
@@ -313,6 +314,17 @@ impl Sight {
             is_listed: false,
         }
     }
+}
+
+/// Tells the log what was decided, and on what.
+pub(super) fn trace(order: &OpenOrder, look: &Look, action: Action) {
+    log::trace!(
+        target: "order_service::decide",
+        "{}; {:?}; {action:?}; {}",
+        row_of(order),
+        look.observed,
+        order.id.as_str()
+    );
 }
 
 /// The steps of an action other than a start.

@@ -9,7 +9,7 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::observe::{effects, trouble};
+use super::observe::{effects, trace, trouble};
 use super::{Reconciler, Report, Stop, World, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, decide_refused};
@@ -225,6 +225,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
             restart_suspected: true,
         };
         let action = decide(order, &look, &self.policy(), at);
+        trace(order, &look, action);
         let mut steps = Vec::new();
         effects(order, action, &look, at.now, &mut tried.report, &mut steps);
         self.record(order, steps, tried).await?;

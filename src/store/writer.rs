@@ -38,20 +38,51 @@ const FOLD_WAIT: Duration = Duration::from_millis(50);
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where writes are carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Mode {
     /// On a thread of their own, many in one commit.
     Threaded,
-    /// At once, on the caller's thread, each in a commit of its own: for runs that must be
-    /// repeatable.
-    Inline,
+    /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
+    /// that must be repeatable.
+    Inline(Arc<dyn Gate>),
+}
+
+/// Decides what becomes of each write.
+pub trait Gate: Send + Sync {
+    /// What becomes of the next one.
+    fn next(&self) -> Passage;
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It is carried out.
+    Open,
+    /// It is refused, as by a full disk: nothing is done.
+    Refused,
+    /// It is carried out, and its caller does not hear of it.
+    Unheard,
+    /// The program dies before it: its caller waits for ever.
+    DeathBefore,
+    /// The program dies after it: its caller waits for ever.
+    DeathAfter,
+}
+
+/// Lets every write through.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenGate;
+
+impl Gate for OpenGate {
+    fn next(&self) -> Passage {
+        Passage::Open
+    }
 }
 
 pub(super) struct Writer(Place);
 
 enum Place {
     Threaded(mpsc::Sender<Box<dyn Write>>),
-    Inline(Mutex<Connected>),
+    Inline(Box<Mutex<Connected>>, Arc<dyn Gate>),
 }
 
 /// A write, with its caller waiting.
@@ -103,8 +134,9 @@ impl Writer {
             trouble: None,
             fold_at: WAL_BYTES_MAX,
         };
-        if mode == Mode::Inline {
-            return Ok(Self(Place::Inline(Mutex::new(connected))));
+        if let Mode::Inline(gate) = mode {
+            let connected = Box::new(Mutex::new(connected));
+            return Ok(Self(Place::Inline(connected, gate)));
         }
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
@@ -133,11 +165,23 @@ impl Writer {
         });
         let queue = match &self.0 {
             Place::Threaded(queue) => queue,
-            Place::Inline(connected) => {
-                let mut connected = connected.lock().unwrap_or_else(PoisonError::into_inner);
+            Place::Inline(connected, gate) => {
+                let passage = gate.next();
+                match passage {
+                    Passage::DeathBefore => return std::future::pending().await,
+                    Passage::Refused => return Err(unwritable("the gate is closed")),
+                    Passage::Open | Passage::Unheard | Passage::DeathAfter => {}
+                }
                 let (_, mut nothing) = mpsc::channel(1);
-                connected.commit(pending, &mut nothing);
-                return answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown));
+                connected
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .commit(pending, &mut nothing);
+                return match passage {
+                    Passage::DeathAfter => std::future::pending().await,
+                    Passage::Unheard => Err(StoreError::OutcomeUnknown),
+                    _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
+                };
             }
         };
         queue
@@ -148,17 +192,18 @@ impl Writer {
         }
         if !claimed.swap(true, Ordering::AcqRel) {
             // Taken back before it was begun: it will not happen any more.
-            return Err(StoreError::Unwritable(Arc::from(Box::<
-                dyn std::error::Error + Send + Sync,
-            >::from(
-                "no turn to write came in time",
-            ))));
+            return Err(unwritable("no turn to write came in time"));
         }
         match tokio::time::timeout(COMMIT_MAX, answer).await {
             Ok(Ok(result)) => result,
             _ => Err(StoreError::OutcomeUnknown),
         }
     }
+}
+
+fn unwritable(why: &'static str) -> StoreError {
+    let why: Box<dyn std::error::Error + Send + Sync> = why.into();
+    StoreError::Unwritable(why.into())
 }
 
 /// The writing connection and its locks.

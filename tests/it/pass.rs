@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use order_service::clock::Clock;
@@ -11,7 +12,7 @@ use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::Failure;
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
 use order_service::simulator::model::Model;
-use order_service::store::{Creation, DatabasePath, Filter, Mode, Store};
+use order_service::store::{Creation, DatabasePath, Filter, Mode, OpenGate, Store};
 use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
@@ -169,7 +170,7 @@ impl Stage {
     fn new(max_duration_secs: u32) -> Self {
         let world = World::in_memory();
         let path = DatabasePath::from(world.database());
-        let store = Store::open(&path, Mode::Inline).unwrap();
+        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
         let clock = HandClock(Rc::new(Cell::new(1_800_000_000_000)));
         Self {
             _world: world,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Order, OrderId, Outcome, Reason, Status};
-use order_service::store::{Change, Creation, Filter, Mode, Step, Store};
+use order_service::store::{Change, Creation, Filter, Mode, OpenGate, Step, Store};
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -235,7 +235,8 @@ impl Orders {
     /// CREATED orders.
     async fn created(ids: &[&str]) -> Self {
         let world = World::new();
-        let store = Store::open(&world.database().into(), Mode::Inline).unwrap();
+        let store =
+            Store::open(&world.database().into(), Mode::Inline(Arc::new(OpenGate))).unwrap();
         let orders = Self { world, store };
         for id in ids {
             orders.create(id).await;
