@@ -1,0 +1,112 @@
+//! The simulation: the reconciler's real pass on one thread, over a real database, against the
+//! simulator's model in memory; time, faults and crashes are drawn from one seed, which repeats
+//! the run exactly.
+//!
+//! - `world`: virtual time, and what happens at each point where the pass touches the world.
+//! - `oracle`: what must always hold, checked after every step.
+//! - `run`: one seed from the first order to the last.
+//!
+//! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and tells what happened.
+
+#![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
+
+mod oracle;
+mod run;
+mod world;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// What `scripts/test` runs.
+const SEEDS: u64 = 2_000;
+
+fn main() -> ExitCode {
+    let mut seeds = 1..=SEEDS;
+    let mut is_told = false;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
+        match argument.as_str() {
+            "--seeds" => match number(arguments.next()) {
+                Some(count) => seeds = 1..=count,
+                None => return usage(),
+            },
+            "--first" => match number(arguments.next()) {
+                Some(first) => seeds = first..=first + seeds.end() - seeds.start(),
+                None => return usage(),
+            },
+            "--seed" => match number(arguments.next()) {
+                Some(seed) => {
+                    seeds = seed..=seed;
+                    is_told = true;
+                }
+                None => return usage(),
+            },
+            _ => return usage(),
+        }
+    }
+    run::count_decisions();
+    let begun = Instant::now();
+    let mut total = run::Totals::default();
+    for seed in seeds {
+        let outcome = std::panic::catch_unwind(|| run::run(seed, is_told));
+        match outcome {
+            Ok(totals) => total.add(&totals),
+            Err(_) => {
+                println!(
+                    "\nseed {seed} failed; this repeats it:\n\n    scripts/simulate --seed {seed}\n"
+                );
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    report(&total, begun);
+    ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED");
+    ExitCode::from(2)
+}
+
+fn report(total: &run::Totals, begun: Instant) {
+    println!(
+        "{} seeds, {} passes, {} requests, {} writes, {} orders, {} deaths of ours, {} of the \
+         upstream, {:.0} s of virtual time each, in {:.1} s",
+        total.seeds,
+        total.passes,
+        total.requests,
+        total.writes,
+        total.orders,
+        total.deaths,
+        total.lives,
+        total.virtual_ms as f64 / 1e3 / total.seeds.max(1) as f64,
+        begun.elapsed().as_secs_f64(),
+    );
+    println!("\nfaults injected");
+    for (name, count) in &total.faults {
+        println!("  {name:<24} {count:>9}");
+    }
+    let decisions = run::decisions();
+    let mut rows: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    let mut columns = std::collections::BTreeSet::new();
+    for ((cell, fault), count) in &decisions {
+        *rows.entry(cell).or_default().entry(fault).or_default() += count;
+        columns.insert(fault.as_str());
+    }
+    println!("\ndecisions, by the kind of fault that was injected last");
+    print!("  {:<58}", "row; observed; action");
+    for column in &columns {
+        print!(" {:>9.9}", column);
+    }
+    println!();
+    for (cell, counts) in rows {
+        print!("  {cell:<58}");
+        for column in &columns {
+            print!(" {:>9}", counts.get(column).copied().unwrap_or(0));
+        }
+        println!();
+    }
+    println!("\n{} passed, 0 failed", total.seeds);
+}

@@ -1,0 +1,339 @@
+//! What must always hold. The oracle hears what was really sent, done and told, and reads the
+//! database as anyone can; it shares no code with what it judges.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use order_service::order::{Observed, Timestamp};
+use order_service::upstream::StartError;
+use rusqlite::Connection;
+
+/// What is known of one order.
+#[derive(Debug, Default)]
+struct Known {
+    status: String,
+    /// A start was sent, and its outcome was neither told nor observed: since when, and when it
+    /// was given up.
+    open_start: Option<OpenStart>,
+    /// Starts that the upstream has accepted, in all its lives.
+    accepted: u32,
+    /// Outcomes that an answer told.
+    told: BTreeSet<&'static str>,
+    /// When an answer last told that a process exists, or a start was accepted.
+    seen_at: Option<Timestamp>,
+    /// When the look began whose complete answer last told that there is no process.
+    absent_at: Option<Timestamp>,
+    /// The same by a look-up of this very order.
+    absent_by_look_up_at: Option<Timestamp>,
+    is_released: bool,
+    is_failed_by_operator: bool,
+}
+
+#[derive(Debug)]
+struct OpenStart {
+    sent_at: Timestamp,
+    given_up_at: Option<Timestamp>,
+}
+
+pub struct Oracle {
+    orders: BTreeMap<String, Known>,
+    request_timeout: Duration,
+    journal_seq: i64,
+    /// Where committed intents can be read.
+    db: Option<Connection>,
+    pub policy: &'static str,
+    pub max_starts: u32,
+    pub second_starts_in_a_life: u64,
+    alive: BTreeSet<String>,
+}
+
+impl Oracle {
+    pub fn new(request_timeout: Duration) -> Self {
+        Self {
+            orders: BTreeMap::new(),
+            request_timeout,
+            journal_seq: 0,
+            db: None,
+            policy: "restart",
+            max_starts: 5,
+            second_starts_in_a_life: 0,
+            alive: BTreeSet::new(),
+        }
+    }
+
+    pub fn read_from(&mut self, db: Connection) {
+        self.db = Some(db);
+    }
+
+    /// The creation of an order was acknowledged.
+    pub fn acknowledged(&mut self, id: &str) {
+        self.orders.entry(id.to_owned()).or_default();
+    }
+
+    pub fn released(&mut self, id: &str) {
+        self.orders.get_mut(id).unwrap().is_released = true;
+    }
+
+    pub fn failed_by_operator(&mut self, id: &str) {
+        self.orders.get_mut(id).unwrap().is_failed_by_operator = true;
+    }
+
+    pub fn life_ended(&mut self, _at: Timestamp) {
+        self.alive.clear();
+    }
+
+    pub fn accepted(&mut self, id: &str) {
+        if let Some(order) = self.orders.get_mut(id) {
+            order.accepted += 1;
+        }
+        if !self.alive.insert(id.to_owned()) {
+            self.second_starts_in_a_life += 1;
+        }
+    }
+
+    /// A start leaves: its intent is on disk, and no earlier one is in the dark.
+    pub fn start_sent(&mut self, id: &str, now: Timestamp) {
+        let intent: Option<i64> = self
+            .db
+            .as_ref()
+            .unwrap()
+            .query_row("SELECT intent_at FROM orders WHERE id = ?1", [id], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        assert!(intent.is_some(), "a start of {id} left without an intent");
+        let order = self.orders.entry(id.to_owned()).or_default();
+        assert!(
+            order.open_start.is_none(),
+            "a start of {id} left at {now:?} while an earlier one was in the dark: {order:?}"
+        );
+        order.open_start = Some(OpenStart {
+            sent_at: now,
+            given_up_at: None,
+        });
+    }
+
+    pub fn start_answered(&mut self, id: &str, result: &Result<(), StartError>, now: Timestamp) {
+        let order = self.orders.get_mut(id).unwrap();
+        match result {
+            Ok(()) => {
+                order.open_start = None;
+                order.seen_at = Some(now);
+                order.absent_at = None;
+                order.absent_by_look_up_at = None;
+            }
+            Err(StartError::Unavailable(_)) => order.open_start = None,
+            Err(StartError::Ambiguous { .. }) => {
+                if let Some(start) = &mut order.open_start {
+                    start.given_up_at = Some(now);
+                }
+            }
+            // It was answered: a look-up may follow at once.
+            Err(StartError::Refused { .. }) => order.open_start = None,
+        }
+    }
+
+    /// An answer told this about an order.
+    pub fn observed(
+        &mut self,
+        id: &str,
+        observed: &Observed,
+        began_at: Timestamp,
+        is_look_up: bool,
+    ) {
+        let timeout = self.request_timeout;
+        let Some(order) = self.orders.get_mut(id) else {
+            return;
+        };
+        match observed {
+            Observed::Unknown => return,
+            Observed::Absent => {
+                order.absent_at = Some(began_at);
+                if is_look_up {
+                    order.absent_by_look_up_at = Some(began_at);
+                }
+                // Only a look that began a whole timeout later has anything to say.
+                let start = order.open_start.as_ref();
+                let last = start.map(|start| start.given_up_at.unwrap_or(start.sent_at));
+                if last.is_some_and(|last| began_at < last.after(timeout)) {
+                    return;
+                }
+            }
+            Observed::Succeeded => drop(order.told.insert("FULFILLED")),
+            Observed::Failed => drop(order.told.insert("FAILED")),
+            Observed::Running | Observed::Unrecognised(_) => {}
+        }
+        if *observed != Observed::Absent {
+            order.seen_at = Some(began_at);
+        }
+        order.open_start = None;
+    }
+
+    /// A list was told, whole or not.
+    pub fn listed(
+        &mut self,
+        processes: &[(String, &'static str)],
+        is_complete: bool,
+        began_at: Timestamp,
+    ) {
+        let mut told: HashMap<&str, Observed> = HashMap::new();
+        for (id, status) in processes {
+            let observed = Observed::of_status(status);
+            told.entry(id)
+                .and_modify(|earlier| {
+                    if *earlier != observed {
+                        *earlier = Observed::Unknown;
+                    }
+                })
+                .or_insert(observed);
+        }
+        let ids: Vec<String> = self.orders.keys().cloned().collect();
+        for id in ids {
+            match told.get(id.as_str()) {
+                Some(observed) => self.observed(&id, observed, began_at, false),
+                None if is_complete => self.observed(&id, &Observed::Absent, began_at, false),
+                None => {}
+            }
+        }
+    }
+
+    /// Reads what the journal has added, and checks each change and the orders themselves.
+    pub fn check(&mut self) {
+        let db = self.db.take().unwrap();
+        let mut query = db
+            .prepare_cached(
+                "SELECT journal.seq, id, from_status, to_status, reason FROM journal \
+                 JOIN orders ON orders.seq = order_seq WHERE journal.seq > ?1 ORDER BY journal.seq",
+            )
+            .unwrap();
+        let entries: Vec<(i64, String, Option<String>, String, String)> = query
+            .query_map([self.journal_seq], |row| {
+                Ok((
+                    row.get(0)?,
+                    row.get(1)?,
+                    row.get(2)?,
+                    row.get(3)?,
+                    row.get(4)?,
+                ))
+            })
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        drop(query);
+        for (seq, id, from, to, reason) in entries {
+            assert_eq!(seq, self.journal_seq + 1, "the journal has a gap");
+            self.journal_seq = seq;
+            self.check_change(&id, from.as_deref(), &to, &reason);
+        }
+        self.check_orders(&db);
+        self.db = Some(db);
+    }
+
+    fn check_change(&mut self, id: &str, from: Option<&str>, to: &str, reason: &str) {
+        // An order whose creation was not acknowledged may exist all the same.
+        let policy = self.policy;
+        let order = self.orders.entry(id.to_owned()).or_default();
+        assert_eq!(
+            from.unwrap_or(""),
+            order.status,
+            "{id}: {reason} from another status"
+        );
+        let is_lost = || {
+            order
+                .absent_by_look_up_at
+                .is_some_and(|absent| order.seen_at.is_none_or(|seen| absent >= seen))
+        };
+        match reason {
+            "created" => assert_eq!(to, "CREATED"),
+            "started" | "adopted" => {
+                assert!(
+                    order.seen_at.is_some(),
+                    "{id}: {reason} without being seen: {order:?}"
+                );
+            }
+            "succeeded" | "failed" => {
+                assert!(
+                    order.told.contains(to),
+                    "{id} is {to}, and nobody said so: {order:?}"
+                );
+            }
+            "restarted" => {
+                assert!(
+                    policy == "restart" || order.is_released,
+                    "{id}: {reason} by {policy}"
+                );
+                assert!(order.accepted > 1, "{id} was not accepted again: {order:?}");
+            }
+            "failed_by_policy" => {
+                assert_eq!(policy, "fail", "{id}");
+                assert!(is_lost(), "{id} was not known to be lost: {order:?}");
+            }
+            "failed_by_operator" => assert!(order.is_failed_by_operator, "{id}"),
+            other => panic!("{id}: {other} is no reason"),
+        }
+        order.status = to.to_owned();
+    }
+
+    fn check_orders(&mut self, db: &Connection) {
+        let mut query = db
+            .prepare_cached("SELECT id, status, starts, attention FROM orders")
+            .unwrap();
+        let mut rows = query.query([]).unwrap();
+        let mut found = 0;
+        while let Some(row) = rows.next().unwrap() {
+            let id: String = row.get(0).unwrap();
+            let status: String = row.get(1).unwrap();
+            let attention: Option<String> = row.get(3).unwrap();
+            let order = self
+                .orders
+                .get(&id)
+                .unwrap_or_else(|| panic!("{id} came from nowhere"));
+            assert_eq!(order.status, status, "{id} changed without the journal");
+            if attention.as_deref() == Some("process_lost") {
+                let absent = order.absent_at.expect("an absence was told");
+                let seen = order.seen_at.expect("it was known");
+                assert!(
+                    absent >= seen,
+                    "{id} was seen after it was missed: {order:?}"
+                );
+            }
+            found += 1;
+        }
+        assert_eq!(found, self.orders.len(), "an acknowledged order is gone");
+    }
+
+    /// Checks what must hold once all is quiet: the orders that may be left open are held.
+    pub fn check_end(&mut self) {
+        let db = self.db.take().unwrap();
+        let mut query = db
+            .prepare("SELECT id, status, starts, attention FROM orders")
+            .unwrap();
+        let mut rows = query.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let id: String = row.get(0).unwrap();
+            let status: String = row.get(1).unwrap();
+            let starts: u32 = row.get(2).unwrap();
+            let attention: Option<String> = row.get(3).unwrap();
+            let order = &self.orders[&id];
+            assert!(
+                starts >= order.accepted,
+                "{id} counts too few starts: {starts}, {order:?}"
+            );
+            if !matches!(status.as_str(), "FULFILLED" | "FAILED") {
+                let is_held = match attention.as_deref() {
+                    Some("max_starts") => starts >= self.max_starts,
+                    Some("process_lost") => self.policy == "hold",
+                    _ => false,
+                };
+                assert!(
+                    is_held,
+                    "{id} is {status} for ever, {attention:?}: {order:?}"
+                );
+            }
+        }
+        assert_eq!(self.second_starts_in_a_life, 0);
+        drop(rows);
+        drop(query);
+        self.db = Some(db);
+    }
+}

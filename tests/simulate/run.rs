@@ -1,0 +1,367 @@
+//! One seed: orders are created, passes run, everything goes wrong; then the weather clears, and
+//! every order has to settle within a stated number of passes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use order_service::decide::LostProcess;
+use order_service::order::{OrderId, Status};
+use order_service::reconciler::{Reconciler, Settings, Stop};
+use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
+use rusqlite::Connection;
+
+use crate::world::{Fault, Handle, Weather, World, WriteWeather};
+
+/// Once nothing goes wrong any more, every order settles within this many passes, one a second:
+/// the longest backoff, two absences, and the longest process.
+const PASSES_TO_SETTLE: u32 = 700;
+
+/// What a run, or many, came to.
+#[derive(Default)]
+pub struct Totals {
+    pub seeds: u64,
+    pub passes: u64,
+    pub requests: u64,
+    pub writes: u64,
+    pub orders: u64,
+    pub deaths: u64,
+    pub lives: u64,
+    pub virtual_ms: u64,
+    pub faults: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    pub fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.passes += other.passes;
+        self.requests += other.requests;
+        self.writes += other.writes;
+        self.orders += other.orders;
+        self.deaths += other.deaths;
+        self.lives += other.lives;
+        self.virtual_ms += other.virtual_ms;
+        for (name, count) in &other.faults {
+            *self.faults.entry(name.clone()).or_default() += count;
+        }
+    }
+}
+
+/// Decisions by cell of the table and fault.
+type Decisions = BTreeMap<(String, String), u64>;
+
+static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
+static LAST_FAULT: Mutex<Fault> = Mutex::new(Fault::None);
+static LOGGER: DecisionCounter = DecisionCounter;
+
+struct DecisionCounter;
+
+impl log::Log for DecisionCounter {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "order_service::decide"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = record.args().to_string();
+        let cell = line
+            .rsplit_once("; ")
+            .map_or(line.as_str(), |(cell, _)| cell);
+        let fault = LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        *decisions
+            .entry((cell.to_owned(), format!("{fault:?}")))
+            .or_default() += 1;
+    }
+
+    fn flush(&self) {}
+}
+
+/// Counts what is decided from now on.
+pub fn count_decisions() {
+    log::set_logger(&LOGGER).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+}
+
+pub fn decisions() -> Decisions {
+    DECISIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+struct Run {
+    world: Rc<World>,
+    gate: Arc<WriteWeather>,
+    store: Store,
+    settings: Settings,
+    totals: Totals,
+    created: u64,
+    _folder: tempfile::TempDir,
+}
+
+pub fn run(seed: u64, is_told: bool) -> Totals {
+    let mut run = Run::new(seed, is_told);
+    run.storm();
+    run.clear();
+    run.totals.seeds = 1;
+    run.totals.orders = run.created;
+    run.totals.requests = run.world.requests.get();
+    run.totals.lives = run.world.lives.get();
+    run.totals.writes = run.gate.writes.load(Ordering::Relaxed);
+    run.totals.faults = run.world.faults.borrow().clone();
+    run.totals.virtual_ms = (run.world.time().0 - 1_800_000_000_000).unsigned_abs();
+    run.totals
+}
+
+impl Run {
+    fn new(seed: u64, is_told: bool) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let draws = crate::world::Draws::new(seed ^ 0x5eed);
+        let timeout = Duration::from_millis(500 + draws.below(5) * 500);
+        let duration = [0, 1, 5, 30][draws.below(4) as usize];
+        let world = World::new(seed, duration, timeout, is_told);
+        let gate = Arc::new(WriteWeather {
+            draws: world.draws.clone(),
+            is_dead: world.is_dead.clone(),
+            death: 0.into(),
+            fault: 0.into(),
+            writes: 0.into(),
+        });
+        let path = folder.path().join("orders.db");
+        let store = Store::open(
+            &DatabasePath::from(path.clone()),
+            Mode::Inline(gate.clone()),
+        )
+        .unwrap();
+        let (lost_process, policy) = [
+            (LostProcess::Restart, "restart"),
+            (LostProcess::Restart, "restart"),
+            (LostProcess::Hold, "hold"),
+            (LostProcess::Fail, "fail"),
+        ][draws.below(4) as usize];
+        let settings = Settings {
+            schedule: "* * * * * *".parse().unwrap(),
+            start_rate: [0.0, 5.0, 50.0][draws.below(3) as usize],
+            max_in_flight: [1, 2, 8][draws.below(3) as usize],
+            request_timeout: timeout,
+            max_starts: [1, 3, 5, 1_000][draws.below(4) as usize],
+            lost_process,
+        };
+        {
+            let mut oracle = world.oracle.borrow_mut();
+            oracle.read_from(Connection::open(path).unwrap());
+            oracle.policy = policy;
+            oracle.max_starts = settings.max_starts;
+        }
+        world.tell(|| format!("{settings:?}, processes below {duration} s"));
+        Self {
+            world,
+            gate,
+            store,
+            settings,
+            totals: Totals::default(),
+            created: 0,
+            _folder: folder,
+        }
+    }
+
+    /// Draws what goes wrong from now on: one kind of fault above all, and a little of each.
+    fn draw_weather(&self) -> Weather {
+        let draws = &self.world.draws;
+        let main = Fault::ALL[draws.below(Fault::ALL.len() as u64) as usize];
+        let faults = Fault::ALL
+            .into_iter()
+            .filter(|fault| *fault != Fault::None)
+            .map(|fault| {
+                let share = if fault == main {
+                    100 + draws.below(300)
+                } else {
+                    draws.below(12)
+                };
+                (fault, share)
+            })
+            .collect();
+        Weather {
+            faults,
+            death: [0, 0, 3, 15][draws.below(4) as usize],
+            write_fault: [0, 0, 10][draws.below(3) as usize],
+        }
+    }
+
+    fn set_weather(&self, weather: Weather) {
+        self.world.tell(|| format!("{weather:?}"));
+        self.gate.death.store(weather.death, Ordering::Relaxed);
+        self.gate
+            .fault
+            .store(weather.write_fault, Ordering::Relaxed);
+        *self.world.weather.borrow_mut() = weather;
+    }
+
+    /// Everything goes wrong for a while.
+    fn storm(&mut self) {
+        let world = self.world.clone();
+        let passes = 10 + world.draws.below(50);
+        let most = [3, 12, 40][world.draws.below(3) as usize];
+        let mut reconciler = self.reconciler();
+        for pass in 0..passes {
+            if pass % 10 == 0 {
+                self.set_weather(self.draw_weather());
+            }
+            for _ in 0..world.draws.below(6) {
+                if self.created < most {
+                    self.create();
+                }
+            }
+            if world.draws.permille(40) {
+                world.end_life();
+            }
+            if world.draws.permille(60) {
+                self.operate();
+            }
+            reconciler = self.pass(reconciler);
+            self.step_time();
+        }
+    }
+
+    /// Nothing goes wrong any more.
+    fn clear(&mut self) {
+        self.set_weather(Weather::default());
+        self.world.last_fault.set(Fault::None);
+        let mut reconciler = self.reconciler();
+        for _ in 0..PASSES_TO_SETTLE {
+            reconciler = self.pass(reconciler);
+            if self.is_quiet() {
+                break;
+            }
+            self.step_time();
+        }
+        self.world.oracle.borrow_mut().check_end();
+    }
+
+    /// Whether every order is settled, or held until someone decides.
+    fn is_quiet(&self) -> bool {
+        let counts = self.store.counts().unwrap();
+        let open: u64 = counts
+            .iter()
+            .filter(|(status, _)| !status.is_settled())
+            .map(|(_, count)| count)
+            .sum();
+        let is_held = |reason: Option<order_service::order::Reason>| {
+            use order_service::order::Reason::{MaxStarts, ProcessLost};
+            match reason {
+                Some(MaxStarts) => true,
+                Some(ProcessLost) => self.settings.lost_process == LostProcess::Hold,
+                _ => false,
+            }
+        };
+        let filter = order_service::store::Filter {
+            statuses: vec![Status::Created, Status::Processing],
+            attention: None,
+        };
+        open == 0
+            || self
+                .store
+                .page(&filter, 0, i64::MAX, 1_000)
+                .unwrap()
+                .iter()
+                .all(|order| is_held(order.attention.as_ref().map(|a| a.reason)))
+    }
+
+    fn step_time(&self) {
+        let world = &self.world;
+        world.move_to(world.time().0 + 900 + world.draws.below(200) as i64);
+    }
+
+    fn reconciler(&self) -> Reconciler<Handle, Handle> {
+        let handle = Handle(self.world.clone());
+        let settings = self.settings.clone();
+        Reconciler::new(self.store.clone(), handle.clone(), handle, settings).unwrap()
+    }
+
+    /// A pass; if the program dies in it, the next one takes its place.
+    fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
+        self.totals.passes += 1;
+        *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) = self.world.last_fault.get();
+        let stop = Stop::default();
+        let outcome = self.drive(reconciler.pass(&stop));
+        match &outcome {
+            Some(result) => self.world.tell(|| format!("pass: {result:?}")),
+            None => self.world.tell(|| "the program dies".to_owned()),
+        }
+        self.world.oracle.borrow_mut().check();
+        if outcome.is_some() {
+            return reconciler;
+        }
+        self.totals.deaths += 1;
+        self.reconciler()
+    }
+
+    /// Polls until it is done, letting time pass; nothing if the program dies.
+    fn drive<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return Some(value);
+            }
+            if self.world.is_dead.swap(false, Ordering::Relaxed) {
+                return None;
+            }
+            *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) =
+                self.world.last_fault.get();
+            self.world
+                .advance()
+                .expect("whoever waits waits for something");
+        }
+    }
+
+    /// A caller creates an order; only what is acknowledged has to be kept.
+    fn create(&mut self) {
+        let id = OrderId::new(format!("o{}", self.created)).unwrap();
+        self.created += 1;
+        let creation = self.drive(self.store.create(id.clone(), self.world.time()));
+        match creation {
+            Some(Ok(Creation::Created(_))) => {
+                self.world.oracle.borrow_mut().acknowledged(id.as_str());
+            }
+            Some(Ok(Creation::Exists(order))) => panic!("{order:?} exists"),
+            Some(Err(_)) | None => {}
+        }
+        self.world.forget_timers();
+        self.world.oracle.borrow_mut().check();
+    }
+
+    /// An operator decides about an order that is held.
+    fn operate(&self) {
+        let Some(id) = self.store.lost().unwrap().into_iter().next() else {
+            return;
+        };
+        let now = self.world.time();
+        // Noted before: the decision may take effect without being heard of.
+        if self.world.draws.below(2) == 0 {
+            self.world.oracle.borrow_mut().released(id.as_str());
+            let decided = self.drive(self.store.release(id.clone(), now));
+            assert!(!matches!(decided, Some(Ok(Decided::Missing))));
+        } else {
+            self.world
+                .oracle
+                .borrow_mut()
+                .failed_by_operator(id.as_str());
+            let decided = self.drive(self.store.fail(id.clone(), now));
+            assert!(!matches!(decided, Some(Ok(Decided::Missing))));
+        }
+        self.world
+            .tell(|| format!("an operator decides about {id}"));
+        self.world.oracle.borrow_mut().check();
+    }
+}

@@ -1,0 +1,523 @@
+//! Virtual time, and the points where the pass touches the world: each request to the upstream and
+//! each write may go wrong in every way there is, as the seed draws it.
+//!
+//! Nothing here knows what is right; what was really told and done is noted for `oracle`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use order_service::clock::Clock;
+use order_service::order::{Observed, OrderId, Timestamp};
+use order_service::pace::Failure;
+use order_service::simulator::model::Model;
+use order_service::store::{Gate, Passage};
+use order_service::upstream::{Entry, StartError, Upstream};
+
+use crate::oracle::Oracle;
+
+/// Numbers from a seed (SplitMix64; Steele, Lea and Flood, 2014).
+#[derive(Debug)]
+pub struct Draws(AtomicU64);
+
+impl Draws {
+    pub fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
+
+    pub fn next(&self) -> u64 {
+        let state = self
+            .0
+            .load(Ordering::Relaxed)
+            .wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.store(state, Ordering::Relaxed);
+        let mut bits = state;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    pub fn below(&self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    /// True in so many of a thousand cases.
+    pub fn permille(&self, share: u64) -> bool {
+        self.below(1_000) < share
+    }
+}
+
+/// What goes wrong with a request. The order is that of the coverage table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    None,
+    /// No connection.
+    Unreachable,
+    /// It never arrives, and nobody says so.
+    Lost,
+    /// It takes effect only after its answer was given up.
+    Late,
+    /// It takes effect, and the answer is lost.
+    AnswerLost,
+    /// The upstream's own error, without effect.
+    Error,
+    /// A refusal, without effect.
+    Refused,
+    /// The list is cut, or names entries twice or not at all.
+    BadList,
+    /// A status that nobody knows.
+    OddStatus,
+    /// The upstream dies right after it.
+    Death,
+}
+
+impl Fault {
+    pub const ALL: [Self; 10] = [
+        Self::None,
+        Self::Unreachable,
+        Self::Lost,
+        Self::Late,
+        Self::AnswerLost,
+        Self::Error,
+        Self::Refused,
+        Self::BadList,
+        Self::OddStatus,
+        Self::Death,
+    ];
+}
+
+/// How often what goes wrong, in a thousand.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    pub faults: Vec<(Fault, u64)>,
+    /// The program dies at a touch of the world.
+    pub death: u64,
+    /// A write is refused, or not heard of.
+    pub write_fault: u64,
+}
+
+/// Everything outside the pass.
+pub struct World {
+    now: Cell<i64>,
+    timers: RefCell<BTreeMap<(i64, u64), Waker>>,
+    timer_count: Cell<u64>,
+    pub draws: Arc<Draws>,
+    pub weather: RefCell<Weather>,
+    pub model: RefCell<Model>,
+    pub oracle: RefCell<Oracle>,
+    /// Starts that are still on their way although nobody waits for them.
+    late: RefCell<Vec<(i64, String)>>,
+    /// Set when the program has died at a touch of the world.
+    pub is_dead: Arc<AtomicBool>,
+    pub request_timeout: Duration,
+    pub last_fault: Cell<Fault>,
+    pub faults: RefCell<BTreeMap<String, u64>>,
+    pub requests: Cell<u64>,
+    pub lives: Cell<u64>,
+    pub is_told: bool,
+}
+
+impl World {
+    pub fn new(
+        seed: u64,
+        max_duration_secs: u32,
+        request_timeout: Duration,
+        is_told: bool,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            now: Cell::new(1_800_000_000_000),
+            timers: RefCell::default(),
+            timer_count: Cell::new(0),
+            draws: Arc::new(Draws::new(seed)),
+            weather: RefCell::default(),
+            model: RefCell::new(Model::new(max_duration_secs)),
+            oracle: RefCell::new(Oracle::new(request_timeout)),
+            late: RefCell::default(),
+            is_dead: Arc::default(),
+            request_timeout,
+            last_fault: Cell::new(Fault::None),
+            faults: RefCell::default(),
+            requests: Cell::new(0),
+            lives: Cell::new(0),
+            is_told,
+        })
+    }
+
+    pub fn time(&self) -> Timestamp {
+        Timestamp(self.now.get())
+    }
+
+    pub fn tell(&self, what: impl FnOnce() -> String) {
+        if self.is_told {
+            println!("{:>9} {}", self.now.get() - 1_800_000_000_000, what());
+        }
+    }
+
+    /// Moves on to the next timer and wakes it. Nothing if there is none.
+    pub fn advance(&self) -> Option<()> {
+        let ((at, _), waker) = self.timers.borrow_mut().pop_first()?;
+        self.move_to(at);
+        waker.wake();
+        Some(())
+    }
+
+    /// Lets time pass; what was on its way arrives.
+    pub fn move_to(&self, at: i64) {
+        self.now.set(self.now.get().max(at));
+        let now = self.now.get();
+        let arrived: Vec<_> = {
+            let mut late = self.late.borrow_mut();
+            let (arrived, rest) = late.drain(..).partition(|(at, _)| *at <= now);
+            *late = rest;
+            arrived
+        };
+        for (_, id) in arrived {
+            self.take_effect(&id);
+        }
+    }
+
+    /// What a dead program was waiting for does not matter any more.
+    pub fn forget_timers(&self) {
+        self.timers.borrow_mut().clear();
+    }
+
+    /// The upstream dies, and forgets.
+    pub fn end_life(&self) {
+        self.tell(|| "the upstream dies".to_owned());
+        self.model.borrow_mut().forget_everything();
+        self.oracle.borrow_mut().life_ended(self.time());
+        self.lives.set(self.lives.get() + 1);
+    }
+
+    fn take_effect(&self, id: &str) -> bool {
+        let draws = self.draws.clone();
+        let draw = &mut |below| draws.below(below);
+        let is_new = self.model.borrow_mut().start(id, self.time(), draw);
+        self.tell(|| {
+            format!(
+                "the upstream: start {id}: {}",
+                if is_new { "accepted" } else { "exists" }
+            )
+        });
+        if is_new {
+            self.oracle.borrow_mut().accepted(id);
+        }
+        is_new
+    }
+
+    fn draw_fault(&self) -> Fault {
+        let mut drawn = self.draws.below(1_000);
+        let mut fault = Fault::None;
+        for (candidate, share) in &self.weather.borrow().faults {
+            if drawn < *share {
+                fault = *candidate;
+                break;
+            }
+            drawn -= share;
+        }
+        self.requests.set(self.requests.get() + 1);
+        if fault != Fault::None {
+            self.last_fault.set(fault);
+            *self
+                .faults
+                .borrow_mut()
+                .entry(format!("{fault:?}"))
+                .or_default() += 1;
+        }
+        fault
+    }
+
+    /// A point at which the program may die.
+    async fn touch(&self) {
+        if self.draws.permille(self.weather.borrow().death) {
+            *self
+                .faults
+                .borrow_mut()
+                .entry("death of ours".to_owned())
+                .or_default() += 1;
+            self.is_dead.store(true, Ordering::Relaxed);
+            std::future::pending().await
+        }
+    }
+
+    fn sleep(self: &Rc<Self>, while_: Duration) -> Sleep {
+        let millis = i64::try_from(while_.as_millis()).unwrap();
+        Sleep {
+            world: self.clone(),
+            until: self.now.get() + millis,
+            key: None,
+        }
+    }
+
+    /// Some time on the way, there or back.
+    fn travel(self: &Rc<Self>) -> Sleep {
+        self.sleep(Duration::from_millis(self.draws.below(30)))
+    }
+}
+
+/// Returns at its moment.
+pub struct Sleep {
+    world: Rc<World>,
+    until: i64,
+    key: Option<(i64, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.world.now.get() >= self.until {
+            return Poll::Ready(());
+        }
+        let key = self.key.unwrap_or_else(|| {
+            let count = self.world.timer_count.get();
+            self.world.timer_count.set(count + 1);
+            (self.until, count)
+        });
+        self.key = Some(key);
+        self.world
+            .timers
+            .borrow_mut()
+            .insert(key, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.world.timers.borrow_mut().remove(&key);
+        }
+    }
+}
+
+/// The world as the pass knows it.
+#[derive(Clone)]
+pub struct Handle(pub Rc<World>);
+
+impl Clock for Handle {
+    fn now(&self) -> Timestamp {
+        self.0.time()
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        self.0.touch().await;
+        self.0.sleep(moment.since(self.0.time())).await;
+    }
+}
+
+fn failure(detail: &str, certain: bool) -> Failure {
+    Failure {
+        detail: detail.to_owned(),
+        certain,
+        retry_after: None,
+    }
+}
+
+impl Upstream for Handle {
+    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
+        let world = &self.0;
+        world.touch().await;
+        world
+            .oracle
+            .borrow_mut()
+            .start_sent(id.as_str(), world.time());
+        let fault = world.draw_fault();
+        world.tell(|| format!("start {id} ({fault:?})"));
+        let silent = |answer| StartError::Ambiguous {
+            answer,
+            failure: failure("no answer", false),
+        };
+        world.travel().await;
+        let result = match fault {
+            Fault::Unreachable => Err(StartError::Unavailable(failure("no connection", true))),
+            Fault::Lost => {
+                world.sleep(world.request_timeout).await;
+                Err(silent(None))
+            }
+            Fault::Late => {
+                world.sleep(world.request_timeout).await;
+                let timeout = u64::try_from(world.request_timeout.as_millis()).unwrap();
+                let delay = i64::try_from(world.draws.below(timeout)).unwrap();
+                let arrival = (world.time().0 + delay, id.as_str().to_owned());
+                world.late.borrow_mut().push(arrival);
+                Err(silent(None))
+            }
+            Fault::Error => Err(silent(Some(503))),
+            Fault::Refused => Err(StartError::Refused {
+                answer: 400,
+                detail: "answered 400".to_owned(),
+            }),
+            fault => {
+                let is_new = world.take_effect(id.as_str());
+                match fault {
+                    Fault::AnswerLost => {
+                        world.sleep(world.request_timeout).await;
+                        Err(silent(None))
+                    }
+                    Fault::Death => {
+                        world.end_life();
+                        Err(silent(None))
+                    }
+                    _ => {
+                        world.travel().await;
+                        if is_new {
+                            Ok(())
+                        } else {
+                            Err(StartError::Refused {
+                                answer: 400,
+                                detail: "exists".to_owned(),
+                            })
+                        }
+                    }
+                }
+            }
+        };
+        world.touch().await;
+        world.tell(|| format!("start {id} answered {result:?}"));
+        world
+            .oracle
+            .borrow_mut()
+            .start_answered(id.as_str(), &result, world.time());
+        result
+    }
+
+    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
+        let world = &self.0;
+        world.touch().await;
+        let began_at = world.time();
+        let fault = world.draw_fault();
+        world.travel().await;
+        let result = match fault {
+            Fault::Unreachable => Err(failure("no connection", true)),
+            Fault::Lost | Fault::Late | Fault::AnswerLost => {
+                world.sleep(world.request_timeout).await;
+                Err(failure("no answer", false))
+            }
+            Fault::Error | Fault::Refused | Fault::BadList => Err(failure("answered 500", false)),
+            Fault::Death => {
+                world.end_life();
+                Err(failure("broke off", false))
+            }
+            Fault::None | Fault::OddStatus => {
+                let status = world.model.borrow().look_up(id.as_str(), world.time());
+                Ok(match status {
+                    None => Observed::Absent,
+                    Some("RUNNING") if fault == Fault::OddStatus => Observed::of_status("PAUSED"),
+                    Some(status) => Observed::of_status(status),
+                })
+            }
+        };
+        world.travel().await;
+        world.touch().await;
+        world.tell(|| format!("look-up {id} ({fault:?}) answered {result:?}"));
+        if let Ok(observed) = &result {
+            let mut oracle = world.oracle.borrow_mut();
+            oracle.observed(id.as_str(), observed, began_at, true);
+        }
+        result
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        let world = &self.0;
+        world.touch().await;
+        let began_at = world.time();
+        let fault = world.draw_fault();
+        world.travel().await;
+        match fault {
+            Fault::Unreachable => return Err(failure("no connection", true)),
+            Fault::Lost | Fault::Late | Fault::AnswerLost => {
+                world.sleep(world.request_timeout).await;
+                return Err(failure("no answer", false));
+            }
+            Fault::Error | Fault::Refused => return Err(failure("answered 500", false)),
+            Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death => {}
+        }
+        let draws = world.draws.clone();
+        let draw = &mut |below| draws.below(below);
+        let mut processes = world.model.borrow().list(world.time(), draw);
+        let mut is_whole = true;
+        let mut is_complete = true;
+        if fault == Fault::BadList {
+            // Cut somewhere; or, as whole as it looks, with an entry that contradicts another.
+            if world.draws.below(2) == 0 {
+                let told = world.draws.below(processes.len() as u64 + 1) as usize;
+                processes.truncate(told);
+                (is_whole, is_complete) = (false, false);
+            } else if let Some((id, status)) = processes.first().cloned() {
+                let other = if status == "FAILED" {
+                    "SUCCEEDED"
+                } else {
+                    "FAILED"
+                };
+                processes.push((id, other));
+            }
+        }
+        if fault == Fault::Death {
+            world.end_life();
+            processes.truncate(processes.len() / 2);
+            (is_whole, is_complete) = (false, false);
+        }
+        if fault == Fault::OddStatus {
+            for (_, status) in processes
+                .iter_mut()
+                .filter(|(_, status)| *status == "RUNNING")
+            {
+                *status = "PAUSED";
+            }
+        }
+        world.travel().await;
+        world.touch().await;
+        world.tell(|| format!("list ({fault:?}) of {}", processes.len()));
+        world
+            .oracle
+            .borrow_mut()
+            .listed(&processes, is_complete, began_at);
+        for (id, status) in &processes {
+            tell(Entry {
+                order_id: id.into(),
+                status: (*status).into(),
+            });
+        }
+        if is_whole {
+            Ok(processes.len() as u64)
+        } else {
+            Err(failure("cut off", false))
+        }
+    }
+}
+
+/// What becomes of writes.
+pub struct WriteWeather {
+    pub draws: Arc<Draws>,
+    pub is_dead: Arc<AtomicBool>,
+    /// In a thousand: deaths, and refused or unheard writes.
+    pub death: AtomicU64,
+    pub fault: AtomicU64,
+    pub writes: AtomicU64,
+}
+
+impl Gate for WriteWeather {
+    fn next(&self) -> Passage {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if self.draws.permille(self.death.load(Ordering::Relaxed)) {
+            self.is_dead.store(true, Ordering::Relaxed);
+            return match self.draws.below(2) {
+                0 => Passage::DeathBefore,
+                _ => Passage::DeathAfter,
+            };
+        }
+        if self.draws.permille(self.fault.load(Ordering::Relaxed)) {
+            return match self.draws.below(2) {
+                0 => Passage::Refused,
+                _ => Passage::Unheard,
+            };
+        }
+        Passage::Open
+    }
+}
