@@ -60,10 +60,12 @@ pub struct Intent {
 
 impl Intent {
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
-    /// one request timeout after it was given up it has either arrived or never will.
+    /// one request timeout after it was given up it has either arrived or never will. If nobody
+    /// could write down that it was given up, that was one timeout after the intent at the latest.
     fn is_void(&self, began_at: Timestamp, policy: &Policy) -> bool {
-        let last_seen = self.given_up_at.unwrap_or(self.written_at);
-        began_at >= last_seen.after(policy.request_timeout)
+        let timeout = policy.request_timeout;
+        let given_up_at = self.given_up_at.unwrap_or(self.written_at.after(timeout));
+        began_at >= given_up_at.after(timeout)
     }
 }
 
@@ -384,12 +386,12 @@ mod tests {
     }
 
     #[test]
-    fn after_our_own_crash_an_absence_counts_from_the_writing_of_the_intent() {
+    fn after_our_own_crash_the_start_counts_as_given_up_as_late_as_it_can_have_been() {
         let long_ago = order(Phase::Created, intent(None, None));
         check(&long_ago, Observed::Absent, Action::Start);
         let mut just_now = long_ago;
         just_now.intent = Some(Intent {
-            written_at: Timestamp(NOW.0 - 4_999),
+            written_at: Timestamp(NOW.0 - 9_999),
             given_up_at: None,
             answer: None,
         });

@@ -21,9 +21,9 @@ struct Known {
     told: BTreeSet<&'static str>,
     /// When an answer last told that a process exists, or a start was accepted.
     seen_at: Option<Timestamp>,
-    /// When the look began whose complete answer last told that there is no process.
-    absent_at: Option<Timestamp>,
-    /// The same by a look-up of this very order.
+    /// Whether a complete answer has missed a process that was known before.
+    was_absent: bool,
+    /// When a look-up of this very order began that last told that there is no process.
     absent_by_look_up_at: Option<Timestamp>,
     is_released: bool,
     is_failed_by_operator: bool,
@@ -119,7 +119,6 @@ impl Oracle {
             Ok(()) => {
                 order.open_start = None;
                 order.seen_at = Some(now);
-                order.absent_at = None;
                 order.absent_by_look_up_at = None;
             }
             Err(StartError::Unavailable(_)) => order.open_start = None,
@@ -148,7 +147,7 @@ impl Oracle {
         match observed {
             Observed::Unknown => return,
             Observed::Absent => {
-                order.absent_at = Some(began_at);
+                order.was_absent |= order.seen_at.is_some_and(|seen| began_at >= seen);
                 if is_look_up {
                     order.absent_by_look_up_at = Some(began_at);
                 }
@@ -290,11 +289,9 @@ impl Oracle {
                 .unwrap_or_else(|| panic!("{id} came from nowhere"));
             assert_eq!(order.status, status, "{id} changed without the journal");
             if attention.as_deref() == Some("process_lost") {
-                let absent = order.absent_at.expect("an absence was told");
-                let seen = order.seen_at.expect("it was known");
                 assert!(
-                    absent >= seen,
-                    "{id} was seen after it was missed: {order:?}"
+                    order.was_absent,
+                    "{id}: no answer ever missed it: {order:?}"
                 );
             }
             found += 1;
