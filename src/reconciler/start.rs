@@ -13,7 +13,7 @@ use super::observe::{effects, trace, trouble};
 use super::{Reconciler, Report, Stop, World, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, decide_refused};
-use crate::order::{Reason, Timestamp};
+use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Failure;
 use crate::store::{Change, Step, Store};
 use crate::upstream::{StartError, Upstream};
@@ -155,7 +155,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// Writes the intent, sends the start, and records what came of it.
     async fn start(&self, order: OpenOrder, stop: &Stop) -> anyhow::Result<Tried> {
         let mut tried = Tried::default();
-        if order.phase != Phase::Created && !self.is_still_lost(&order, &mut tried).await? {
+        if !self.is_to_start(&order, &mut tried).await? {
             return Ok(tried);
         }
         let previous = order.intent.map(|intent| intent.written_at);
@@ -208,20 +208,26 @@ impl<U: Upstream, C: Clock> World<U, C> {
         Ok(tried)
     }
 
-    /// Looks an order up whose process was forgotten, just before it is started again.
-    async fn is_still_lost(&self, order: &OpenOrder, tried: &mut Tried) -> anyhow::Result<bool> {
+    /// Decides once more, now that the order's turn has come. One whose process was forgotten is
+    /// looked up for this; about one with an intent the look of this pass has decided.
+    async fn is_to_start(&self, order: &OpenOrder, tried: &mut Tried) -> anyhow::Result<bool> {
         let began_at = self.clock.now();
-        let observed = match self.upstream.look_up(&order.id).await {
-            Ok(observed) => observed,
-            Err(failure) => {
-                tried.report.unanswered = 1;
-                tried.failure = Some(failure);
-                return Ok(false);
-            }
+        let observed = match (order.phase, order.intent) {
+            (Phase::Created, Some(_)) => return Ok(true),
+            (Phase::Created, None) => Observed::Unknown,
+            (Phase::Processing { .. }, _) => match self.upstream.look_up(&order.id).await {
+                Ok(observed) => observed,
+                Err(failure) => {
+                    tried.report.unanswered = 1;
+                    tried.failure = Some(failure);
+                    return Ok(false);
+                }
+            },
         };
         let look = Look { observed, began_at };
         let at = Circumstances {
             now: self.clock.now(),
+            // Otherwise it would not be its turn.
             restart_suspected: true,
         };
         let action = decide(order, &look, &self.policy(), at);
