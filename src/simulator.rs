@@ -4,6 +4,7 @@
 //! requests and answers, the time, the randomness, and the order in which things happen; the
 //! file that tells of them is in `record`.
 
+pub mod crash;
 pub mod model;
 pub mod record;
 

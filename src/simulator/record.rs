@@ -11,7 +11,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Did, Millis, Request};
+pub use super::model::Asked;
+use super::model::{Did, Millis};
 use crate::order::Timestamp;
 
 /// A line of the record.
@@ -33,30 +34,6 @@ pub struct Entry {
     /// What happened. Its word is in `did`, its fields stand beside it.
     #[serde(flatten)]
     pub did: Did,
-}
-
-/// What a request asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Asked {
-    /// All processes.
-    List,
-    /// The process of one order.
-    LookUp,
-    /// A new process.
-    Start,
-    /// Something that the order process service does not have.
-    Other,
-}
-
-impl From<&Request<'_>> for Asked {
-    fn from(request: &Request<'_>) -> Self {
-        match request {
-            Request::List => Self::List,
-            Request::LookUp { .. } => Self::LookUp,
-            Request::Start { .. } => Self::Start,
-        }
-    }
 }
 
 /// The file of the record, open at its end.

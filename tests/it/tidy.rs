@@ -46,6 +46,7 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/decide.rs",
         "src/pace.rs",
         "src/simulator/model.rs",
+        "src/simulator/crash.rs",
     ];
     let acts = [
         "std::time::Instant",
