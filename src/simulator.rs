@@ -5,6 +5,7 @@
 //! file that tells of them is in `record`.
 
 pub mod crash;
+pub mod faults;
 pub mod model;
 pub mod record;
 

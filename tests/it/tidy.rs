@@ -47,6 +47,7 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/pace.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
+        "src/simulator/faults.rs",
     ];
     let acts = [
         "std::time::Instant",
