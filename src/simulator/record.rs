@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::faults::Fault;
 pub use super::model::Asked;
 use super::model::{Did, Millis};
 use crate::order::Timestamp;
@@ -25,12 +26,15 @@ pub struct Entry {
     /// When it happened, in milliseconds since 1970.
     #[serde(with = "Millis")]
     pub at: Timestamp,
-    /// What was asked for; nothing where a life begins.
+    /// What was asked for; nothing where a life begins, or ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Asked>,
-    /// The HTTP status that was answered; nothing where a life begins.
+    /// The HTTP status that was answered; nothing where nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<u16>,
+    /// The failure that was injected, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
     /// What happened. Its word is in `did`, its fields stand beside it.
     #[serde(flatten)]
     pub did: Did,
@@ -139,6 +143,11 @@ mod tests {
 {"at":7,"request":"start","answer":400,"did":"exists","order_id":"a1"}
 {"at":7,"request":"start","answer":400,"did":"refused","reason":"missing order id"}
 {"at":7,"request":"other","answer":404,"did":"refused","reason":"404 page not found"}
+{"at":7,"request":"list","answer":200,"fault":"cut_ended","did":"listed","entries":12}
+{"at":7,"request":"start","answer":502,"fault":"502","did":"refused","reason":"502"}
+{"at":7,"request":"start","fault":"answer_lost","did":"started","order_id":"a1","ends_at":1007,"outcome":"FAILED"}
+{"at":7,"request":"look_up","fault":"crash","did":"crashed"}
+{"at":7,"fault":"crash","did":"crashed"}
 "#;
 
     #[test]
