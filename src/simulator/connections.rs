@@ -133,25 +133,31 @@ async fn serve_a_life(
             _ = tick.tick() => simulator.tick(),
             Some((stream, permit)) = accept(listener, &places) => {
                 let line = life.child_token();
-                let connection = graceful.watch(connection(stream, line.clone(), simulator.clone()));
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    tokio::select! {
-                        biased;
-                        () = line.cancelled() => {}
-                        result = connection => {
-                            if let Err(error) = result {
-                                log::debug!("connection: {error}");
-                            }
-                        }
-                    }
-                });
+                let connection = connection(stream, line.clone(), simulator.clone());
+                tokio::spawn(carry(graceful.watch(connection), line, permit));
             }
         }
     }
     tokio::select! {
         () = graceful.shutdown() => {}
         () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
+    }
+}
+
+/// Serves a connection until it ends or is torn off.
+async fn carry(
+    connection: impl Future<Output = hyper::Result<()>>,
+    line: CancellationToken,
+    _place: OwnedSemaphorePermit,
+) {
+    tokio::select! {
+        biased;
+        () = line.cancelled() => {}
+        result = connection => {
+            if let Err(error) = result {
+                log::debug!("connection: {error}");
+            }
+        }
     }
 }
 
