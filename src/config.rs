@@ -12,13 +12,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::Resettable;
+use clap::builder::{PossibleValuesParser, Resettable};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::{Schedule, Settings};
+use crate::simulator::faults::Faults;
 use crate::store::DatabasePath;
 use crate::upstream::UpstreamUrl;
 
@@ -131,6 +132,9 @@ pub struct DevArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub faults: FaultArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -175,6 +179,9 @@ pub struct SimulatorArgs {
     /// File to record every request in, and what it did, as a JSON object a line [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub faults: FaultArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogArgs,
@@ -226,6 +233,37 @@ pub struct FailArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub log: LogArgs,
+}
+
+/// What goes wrong in the simulator.
+#[derive(Debug, Args)]
+pub struct FaultArgs {
+    /// What goes wrong in the simulator: nothing, requests, everything at times, or it crashes
+    #[arg(
+        long,
+        env = "SIMULATOR_PRESET",
+        value_name = "NAME",
+        default_value = "calm",
+        value_parser = PossibleValuesParser::new(Faults::PRESETS)
+    )]
+    pub preset: String,
+    /// Address to break and mend the simulator at while it runs: GET and PUT /faults, POST /crash;
+    /// port 0 takes a free one, which is printed [default: none]
+    #[arg(
+        long,
+        env = "SIMULATOR_CONTROL",
+        value_name = "ADDRESS:PORT",
+        value_parser = parse_address
+    )]
+    pub control: Option<SocketAddr>,
+}
+
+impl FaultArgs {
+    /// The same, as the simulator takes it.
+    pub fn faults(&self) -> Faults {
+        // The flag takes no other names.
+        Faults::preset(&self.preset).unwrap_or_default()
+    }
 }
 
 /// `order-service health`.

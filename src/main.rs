@@ -8,7 +8,7 @@ use order_service::account;
 use order_service::api::Api;
 use order_service::clock::{Clock, SystemClock};
 use order_service::config::{
-    self, AccountArgs, ApiArgs, DevArgs, FailArgs, LogFormat, RestartArgs, ServeArgs,
+    self, AccountArgs, ApiArgs, DevArgs, FailArgs, FaultArgs, LogFormat, RestartArgs, ServeArgs,
     ServiceCommand, SimulatorArgs,
 };
 use order_service::order::OrderId;
@@ -92,15 +92,33 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let listener = server::listen(args.listen).await?;
+    let control = listen_for_control(&args.faults).await?;
     let options = simulator::Options {
         max_duration_secs: args.max_order_process_duration,
         seed: args.seed,
         log: args.record,
+        faults: args.faults.faults(),
     };
     server::raise_file_limit();
     tell_address(&listener)?;
-    simulator::serve(listener, options, stop.begun).await?;
+    if let Some(control) = &control {
+        println!("control on http://{}", control.local_addr()?);
+    }
+    simulator::serve(listener, control, options, stop.begun).await?;
     Ok(Exit::Done)
+}
+
+/// The address at which the simulator is broken and mended, if there is to be one.
+async fn listen_for_control(args: &FaultArgs) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = args.control else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address}; --control takes another address, or port 0 for a free one"
+        )
+    })?;
+    Ok(Some(listener))
 }
 
 async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
@@ -125,21 +143,29 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
     let has_simulator = simulator.is_some();
     let simulator_stop = CancellationToken::new();
     let record = folder.path().join("simulator.log");
+    let mut control_url = None;
     if let Some(listener) = simulator {
+        let control = listen_for_control(&args.faults).await?;
+        control_url = match &control {
+            Some(control) => Some(format!("http://{}", control.local_addr()?)),
+            None => None,
+        };
         let options = simulator::Options {
             max_duration_secs: args.max_order_process_duration,
             seed: args.seed,
             log: Some(record.clone()),
+            faults: args.faults.faults(),
         };
         // It is still asked for the closing account.
         let stop = simulator_stop.clone();
         tokio::spawn(async move {
-            if let Err(error) = simulator::serve(listener, options, stop).await {
+            if let Err(error) = simulator::serve(listener, control, options, stop).await {
                 log::error!("the simulator has ended: {error:#}");
             }
         });
     }
-    print_banner(&args, &listener, &url, has_simulator, &store)?;
+    let simulated = simulated(&args, has_simulator, control_url.as_deref());
+    print_banner(&args, &listener, &url, &simulated, &store)?;
     let settings = args.reconcile.settings();
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
@@ -264,11 +290,38 @@ fn tell_address(listener: &TcpListener) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the banner of `dev` tells of the upstream.
+struct Simulated {
+    name: &'static str,
+    traits: String,
+    control: String,
+}
+
+fn simulated(args: &DevArgs, has_simulator: bool, control_url: Option<&str>) -> Simulated {
+    if !has_simulator {
+        return Simulated {
+            name: "upstream",
+            traits: String::new(),
+            control: String::new(),
+        };
+    }
+    let longest = args.max_order_process_duration.saturating_sub(1);
+    let preset = match args.faults.preset.as_str() {
+        "calm" => String::new(),
+        preset => format!(", {preset}"),
+    };
+    Simulated {
+        name: "simulator",
+        traits: format!(", processes of 0 to {longest} s{preset}"),
+        control: control_url.map_or(String::new(), |url| format!("\n  {:<12} {url}", "control")),
+    }
+}
+
 fn print_banner(
     args: &DevArgs,
     listener: &TcpListener,
     upstream: &UpstreamUrl,
-    has_simulator: bool,
+    simulated: &Simulated,
     store: &Store,
 ) -> anyhow::Result<()> {
     let api = format!("http://{}", listener.local_addr()?);
@@ -276,18 +329,17 @@ fn print_banner(
         0.0 => "no ceiling".to_owned(),
         rate => format!("{rate} starts/s at most"),
     };
-    let (upstream_name, processes) = if has_simulator {
-        let longest = args.max_order_process_duration.saturating_sub(1);
-        ("simulator", format!(", processes of 0 to {longest} s"))
-    } else {
-        ("upstream", String::new())
-    };
+    let Simulated {
+        name,
+        traits,
+        control,
+    } = simulated;
     println!(
         "
   order-service dev: everything on this machine, nothing is kept
 
   API          {api}
-  {upstream_name:<12} {upstream}{processes}
+  {name:<12} {upstream}{traits}{control}
   data         {data}, deleted at the end
   pace         {pace}
 

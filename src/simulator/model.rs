@@ -6,7 +6,8 @@
 //! It gives the answers of the real service byte for byte, its mistakes included: a client has to
 //! live with them. Callbacks are accepted and never delivered, as for a client behind NAT.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Model {
     /// In the order of their start: a map's own order would not repeat itself.
     processes: Vec<Process>,
     places: HashMap<Arc<str>, usize>,
+    /// When the processes end whose completion was not taken yet, the next one on top.
+    endings: BinaryHeap<Reverse<Timestamp>>,
 }
 
 #[derive(Debug)]
@@ -91,6 +94,30 @@ impl<'a> Request<'a> {
         match order_id {
             None | Some("") => Self::List,
             Some(order_id) => Self::LookUp { order_id },
+        }
+    }
+}
+
+/// What a request asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// All processes.
+    List,
+    /// The process of one order.
+    LookUp,
+    /// A new process.
+    Start,
+    /// Something that the order process service does not have.
+    Other,
+}
+
+impl From<&Request<'_>> for Asked {
+    fn from(request: &Request<'_>) -> Self {
+        match request {
+            Request::List => Self::List,
+            Request::LookUp { .. } => Self::LookUp,
+            Request::Start { .. } => Self::Start,
         }
     }
 }
@@ -176,6 +203,8 @@ pub enum Did {
         /// For which order.
         order_id: String,
     },
+    /// It ended, and everything it knew is gone.
+    Crashed,
     /// It did nothing.
     Refused {
         /// Why.
@@ -264,6 +293,8 @@ impl Model {
             return Answer::refusal(JSON, "invalid callback url", did);
         }
         let callback = callback_url.is_some();
+        let outcome = process.outcome;
+        self.endings.push(Reverse(ends_at));
         Answer {
             status: if callback { 202 } else { 200 },
             content_type: None,
@@ -271,7 +302,7 @@ impl Model {
             did: Did::Started {
                 order_id,
                 ends_at,
-                outcome: process.outcome,
+                outcome,
                 callback,
             },
         }
@@ -279,7 +310,20 @@ impl Model {
 
     /// Starts a process unless the order has one; tells whether it did.
     pub fn start(&mut self, order_id: &str, now: Timestamp, draw: &mut Draw) -> bool {
-        self.add(order_id, now, draw).is_some()
+        let ends_at = self.add(order_id, now, draw).map(|(ends_at, _)| ends_at);
+        self.endings.extend(ends_at.map(Reverse));
+        ends_at.is_some()
+    }
+
+    /// Takes the earliest completion up to `now` that was not taken yet: its moment. Each process
+    /// completes once, unless it runs for ever. Takes logarithmic time.
+    pub fn next_completion(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let Reverse(ends_at) = *self.endings.peek()?;
+        if ends_at > now {
+            return None;
+        }
+        self.endings.pop();
+        Some(ends_at)
     }
 
     /// The status of an order's process, if there is one.
@@ -575,10 +619,27 @@ mod tests {
     }
 
     #[test]
+    fn each_completion_is_taken_once_and_in_the_order_of_their_moments() {
+        let mut model = Model::new(600);
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut draw = |n| rng.u64(..n);
+        assert!((0..100).all(|i| model.start(&i.to_string(), NOW, &mut draw)));
+        assert!(!model.start("0", NOW, &mut draw));
+        start(&mut model, r#"{"order_id":"for ever"}"#, Some("nonsense"));
+        let middle = NOW.after(Duration::from_secs(300));
+        let early: Vec<_> = std::iter::from_fn(|| model.next_completion(middle)).collect();
+        let late: Vec<_> = std::iter::from_fn(|| model.next_completion(LATER)).collect();
+        assert_eq!(early.len() + late.len(), 100);
+        assert!(early.is_sorted() && late.is_sorted());
+        assert!(*early.last().unwrap() <= middle && middle < late[0]);
+    }
+
+    #[test]
     fn a_restart_forgets_every_process() {
         let mut model = Model::new(10);
         assert!(model.start("a1", NOW, &mut highest));
         model.forget_everything();
+        assert_eq!(model.next_completion(LATER), None);
         assert_eq!(model.list(NOW, &mut highest), []);
         assert_eq!(model.look_up("a1", NOW), None);
         assert!(model.start("a1", NOW, &mut highest));

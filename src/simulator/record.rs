@@ -11,7 +11,9 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Did, Millis, Request};
+use super::faults::Fault;
+pub use super::model::Asked;
+use super::model::{Did, Millis};
 use crate::order::Timestamp;
 
 /// A line of the record.
@@ -24,39 +26,18 @@ pub struct Entry {
     /// When it happened, in milliseconds since 1970.
     #[serde(with = "Millis")]
     pub at: Timestamp,
-    /// What was asked for; nothing where a life begins.
+    /// What was asked for; nothing where a life begins, or ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Asked>,
-    /// The HTTP status that was answered; nothing where a life begins.
+    /// The HTTP status that was answered; nothing where nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<u16>,
+    /// The failure that was injected, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
     /// What happened. Its word is in `did`, its fields stand beside it.
     #[serde(flatten)]
     pub did: Did,
-}
-
-/// What a request asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Asked {
-    /// All processes.
-    List,
-    /// The process of one order.
-    LookUp,
-    /// A new process.
-    Start,
-    /// Something that the order process service does not have.
-    Other,
-}
-
-impl From<&Request<'_>> for Asked {
-    fn from(request: &Request<'_>) -> Self {
-        match request {
-            Request::List => Self::List,
-            Request::LookUp { .. } => Self::LookUp,
-            Request::Start { .. } => Self::Start,
-        }
-    }
 }
 
 /// The file of the record, open at its end.
@@ -162,6 +143,11 @@ mod tests {
 {"at":7,"request":"start","answer":400,"did":"exists","order_id":"a1"}
 {"at":7,"request":"start","answer":400,"did":"refused","reason":"missing order id"}
 {"at":7,"request":"other","answer":404,"did":"refused","reason":"404 page not found"}
+{"at":7,"request":"list","answer":200,"fault":"cut_ended","did":"listed","entries":12}
+{"at":7,"request":"start","answer":502,"fault":"502","did":"refused","reason":"502"}
+{"at":7,"request":"start","fault":"answer_lost","did":"started","order_id":"a1","ends_at":1007,"outcome":"FAILED"}
+{"at":7,"request":"look_up","fault":"crash","did":"crashed"}
+{"at":7,"fault":"crash","did":"crashed"}
 "#;
 
     #[test]

@@ -45,6 +45,8 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
             ),
             // Not a value but words: it is drawn.
             ("--seed", "SIMULATOR_SEED", ""),
+            ("--preset", "SIMULATOR_PRESET", "calm"),
+            ("--control", "SIMULATOR_CONTROL", ""),
         ]
     };
     let with = |settings: &[Setting]| [settings, &RECONCILE].concat();
@@ -355,11 +357,15 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("MAX_ORDER_PROCESS_DURATION", "7"),
         ("SIMULATOR_SEED", "77"),
         ("SIMULATOR_LOG", "record.log"),
+        ("SIMULATOR_PRESET", "outage"),
+        ("SIMULATOR_CONTROL", "127.0.0.1:0"),
     ];
-    let program = world.start_with("order-service", &["simulator"], &variables, true);
+    let mut program = world.start_with("order-service", &["simulator"], &variables, true);
     program.logs("seed 77, processes of less than 7 s");
     assert!(world.path("record.log").exists());
-    assert_eq!(program.stop(), Some(0));
+    program.signal("TERM");
+    let said = program.rest_of_stdout();
+    assert!(said.starts_with("control on http://127.0.0.1:"), "{said}");
 }
 
 #[test]
@@ -383,6 +389,8 @@ fn a_variable_that_is_set_to_nothing_counts_as_unset() {
         ("MAX_ORDER_PROCESS_DURATION", ""),
         ("SIMULATOR_SEED", ""),
         ("SIMULATOR_LOG", ""),
+        ("SIMULATOR_PRESET", ""),
+        ("SIMULATOR_CONTROL", ""),
         ("LOG_FORMAT", ""),
     ];
     let arguments = ["simulator", "--listen", "127.0.0.1:0"];

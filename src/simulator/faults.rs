@@ -1,0 +1,709 @@
+//! What goes wrong on purpose: how often, of which kind, and what it does to an answer.
+//!
+//! Pure: the time and the randomness come in. `simulator` does to connections what a fault says;
+//! how the real service dies is in `crash`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::crash::happens;
+use super::model::{Answer, Asked, Did, Draw};
+use crate::order::Timestamp;
+
+/// A failure that is injected into one request. Its word in JSON is in [`Fault::as_str`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// It has its effect; then the connection is reset instead of an answer.
+    AnswerLost,
+    /// The connection is reset before the request has any effect.
+    Reset,
+    /// It has its effect, and is never answered.
+    NeverAnswered,
+    /// It has no effect, and is never answered.
+    Ignored,
+    /// The answer is right but late.
+    SlowHeaders,
+    /// The answer's body is right but comes in pieces, slowly.
+    Trickled,
+    /// Internal server error. The request may have had its effect.
+    #[serde(rename = "500")]
+    InternalError,
+    /// Bad gateway. The request may have had its effect.
+    #[serde(rename = "502")]
+    BadGateway,
+    /// Service unavailable, with Retry-After. The request may have had its effect.
+    #[serde(rename = "503")]
+    Unavailable,
+    /// Too many requests, with Retry-After.
+    #[serde(rename = "429")]
+    TooMany,
+    /// Unauthorized.
+    #[serde(rename = "401")]
+    Unauthorized,
+    /// Found, with a Location elsewhere.
+    #[serde(rename = "302")]
+    Elsewhere,
+    /// A web page with status 200. The request may have had its effect.
+    Html,
+    /// The body breaks off at any byte, and so does the connection.
+    Cut,
+    /// The body breaks off at any byte, but ends as if it were whole.
+    CutEnded,
+    /// The list lacks entries.
+    Omitted,
+    /// The list has entries twice, some of them with another status the second time.
+    Repeated,
+    /// The list is in another order: sorted.
+    Reordered,
+    /// A status that nobody has heard of.
+    UnknownStatus,
+    /// The service ends, and forgets everything.
+    Crash,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 20] = [
+        Self::AnswerLost,
+        Self::Reset,
+        Self::NeverAnswered,
+        Self::Ignored,
+        Self::SlowHeaders,
+        Self::Trickled,
+        Self::InternalError,
+        Self::BadGateway,
+        Self::Unavailable,
+        Self::TooMany,
+        Self::Unauthorized,
+        Self::Elsewhere,
+        Self::Html,
+        Self::Cut,
+        Self::CutEnded,
+        Self::Omitted,
+        Self::Repeated,
+        Self::Reordered,
+        Self::UnknownStatus,
+        Self::Crash,
+    ];
+
+    /// Its word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AnswerLost => "answer_lost",
+            Self::Reset => "reset",
+            Self::NeverAnswered => "never_answered",
+            Self::Ignored => "ignored",
+            Self::SlowHeaders => "slow_headers",
+            Self::Trickled => "trickled",
+            Self::InternalError => "500",
+            Self::BadGateway => "502",
+            Self::Unavailable => "503",
+            Self::TooMany => "429",
+            Self::Unauthorized => "401",
+            Self::Elsewhere => "302",
+            Self::Html => "html",
+            Self::Cut => "cut",
+            Self::CutEnded => "cut_ended",
+            Self::Omitted => "omitted",
+            Self::Repeated => "repeated",
+            Self::Reordered => "reordered",
+            Self::UnknownStatus => "unknown_status",
+            Self::Crash => "crash",
+        }
+    }
+
+    /// Whether it can befall such a request: the answer to a start has no body, and only a list
+    /// has entries.
+    pub const fn befalls(self, asked: Asked) -> bool {
+        match self {
+            Self::Omitted | Self::Repeated | Self::Reordered => matches!(asked, Asked::List),
+            Self::Trickled | Self::Cut | Self::CutEnded | Self::UnknownStatus => {
+                matches!(asked, Asked::List | Asked::LookUp)
+            }
+            _ => !matches!(asked, Asked::Other),
+        }
+    }
+
+    /// Whether the request has its effect all the same. Behind a gateway both is possible, and the
+    /// client cannot tell.
+    pub fn lets_it_happen(self, draw: &mut Draw) -> bool {
+        match self {
+            Self::Reset
+            | Self::Ignored
+            | Self::TooMany
+            | Self::Unauthorized
+            | Self::Elsewhere
+            | Self::Crash => false,
+            Self::InternalError | Self::BadGateway | Self::Unavailable | Self::Html => draw(2) == 1,
+            _ => true,
+        }
+    }
+
+    /// Whether the client gets any answer.
+    pub const fn is_answered(self) -> bool {
+        !matches!(
+            self,
+            Self::AnswerLost | Self::Reset | Self::NeverAnswered | Self::Ignored | Self::Crash
+        )
+    }
+
+    /// Does to a right answer what the fault does; nothing if it is not a matter of the answer.
+    pub fn spoil(self, answer: &mut Answer, draw: &mut Draw) {
+        match self {
+            Self::InternalError => replace(answer, 500, TEXT, "internal server error\n"),
+            Self::BadGateway => replace(answer, 502, HTML, BAD_GATEWAY),
+            Self::Unavailable => replace(answer, 503, TEXT, "service unavailable\n"),
+            Self::TooMany => replace(answer, 429, TEXT, "too many requests\n"),
+            Self::Unauthorized => replace(answer, 401, TEXT, "unauthorized\n"),
+            Self::Elsewhere => replace(answer, 302, TEXT, "found\n"),
+            Self::Html => replace(answer, 200, HTML, PORTAL),
+            Self::Cut | Self::CutEnded => {
+                // At least the last byte is missing.
+                let length = draw((answer.body.len() as u64).max(1)) as usize;
+                answer.body.truncate(length);
+            }
+            Self::Omitted | Self::Repeated | Self::Reordered | Self::UnknownStatus => {
+                self.respell(answer, draw);
+            }
+            _ => {}
+        }
+    }
+
+    /// Does to the entries of a list, as `(order id, status)`, what the fault does.
+    pub fn rearrange(self, entries: &mut Vec<(String, String)>, draw: &mut Draw) {
+        if entries.is_empty() {
+            return;
+        }
+        // From a single one to all of them.
+        let share = 1 << draw(11);
+        let some = draw(entries.len() as u64) as usize;
+        let mut places = 0..;
+        let mut chosen = |draw: &mut Draw| places.next() == Some(some) || draw(1_024) < share;
+        match self {
+            Self::Omitted => entries.retain(|_| !chosen(draw)),
+            Self::Repeated => {
+                let mut again: Vec<_> = Vec::new();
+                for (order_id, status) in &*entries {
+                    if chosen(draw) {
+                        let status =
+                            [status.as_str(), "RUNNING", "SUCCEEDED", "FAILED"][draw(4) as usize];
+                        again.push((order_id.clone(), status.to_owned()));
+                    }
+                }
+                for entry in again {
+                    entries.insert(draw(entries.len() as u64 + 1) as usize, entry);
+                }
+            }
+            Self::Reordered => entries.sort(),
+            Self::UnknownStatus => {
+                for (_, status) in entries {
+                    if chosen(draw) {
+                        *status = UNHEARD_OF[draw(UNHEARD_OF.len() as u64) as usize].to_owned();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The same with an answer in JSON: a list, or a single process.
+    fn respell(self, answer: &mut Answer, draw: &mut Draw) {
+        #[derive(Serialize, Deserialize)]
+        struct Entry {
+            order_id: String,
+            status: String,
+        }
+        let of_pair = |(order_id, status)| Entry { order_id, status };
+        let is_list = matches!(answer.did, Did::Listed { .. });
+        let read = if is_list {
+            serde_json::from_slice(&answer.body)
+        } else {
+            serde_json::from_slice(&answer.body).map(|entry: Entry| vec![entry])
+        };
+        // There is no process in `{}`, and nothing to spoil.
+        let Ok(read) = read else { return };
+        let mut entries = read.into_iter().map(|e| (e.order_id, e.status)).collect();
+        self.rearrange(&mut entries, draw);
+        let mut entries = entries.into_iter().map(of_pair);
+        let written = if is_list {
+            serde_json::to_vec(&entries.collect::<Vec<_>>())
+        } else {
+            serde_json::to_vec(&entries.next())
+        };
+        answer.body = written.unwrap_or_default();
+    }
+}
+
+const TEXT: &str = "text/plain";
+const HTML: &str = "text/html";
+const BAD_GATEWAY: &str = "<html><body><h1>502 Bad Gateway</h1></body></html>\n";
+const PORTAL: &str = "<!doctype html>\n<html><body><h1>Please sign in</h1></body></html>\n";
+
+/// Statuses that the contract does not have, in ways that a lenient client could take for one.
+const UNHEARD_OF: [&str; 5] = ["PAUSED", "CANCELLED", "running", "SUCCEEDED ", ""];
+
+fn replace(answer: &mut Answer, status: u16, content_type: &'static str, body: &str) {
+    answer.status = status;
+    answer.content_type = Some(content_type);
+    answer.body = body.as_bytes().to_vec();
+}
+
+/// What goes wrong, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Of starts.
+    pub start: Chances,
+    /// Of look-ups.
+    pub look_up: Chances,
+    /// Of lists.
+    pub list: Chances,
+    /// How long the slow faults take.
+    pub timings: Timings,
+    /// Times in which nothing works.
+    pub outage: Outage,
+    /// How the service dies, besides by a fault of a request.
+    pub crash: Crash,
+}
+
+/// How often each fault befalls a request, from 0 to 1. What is not named does not happen.
+pub type Chances = BTreeMap<Fault, f64>;
+
+/// How long the slow faults take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timings {
+    /// Before the headers of a [`Fault::SlowHeaders`], in milliseconds.
+    pub slow_headers_ms: u64,
+    /// The pieces of a [`Fault::Trickled`] body.
+    pub trickle_pieces: u32,
+    /// Between two of them, in milliseconds.
+    pub trickle_pause_ms: u64,
+    /// What Retry-After says with a 503 and a 429, in seconds.
+    pub retry_after_secs: u32,
+}
+
+impl Default for Timings {
+    /// Slow enough to be noticed, and within the five seconds that a client usually waits.
+    fn default() -> Self {
+        Self {
+            slow_headers_ms: 1_000,
+            trickle_pieces: 20,
+            trickle_pause_ms: 100,
+            retry_after_secs: 2,
+        }
+    }
+}
+
+/// A time in which nothing works, again and again. Every request is answered 503, reset or never
+/// answered, and has no effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Outage {
+    /// From the beginning of one to that of the next, in milliseconds; 0 for none. They are counted
+    /// from the beginning of 1970, so that they depend on nothing but the clock.
+    pub every_ms: u64,
+    /// How long each lasts, in milliseconds.
+    pub lasts_ms: u64,
+}
+
+impl Outage {
+    fn is_on(&self, now: Timestamp) -> bool {
+        self.every_ms > 0 && now.0.unsigned_abs() % self.every_ms < self.lasts_ms
+    }
+}
+
+/// How the service dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Crash {
+    /// So long after it began to run, or after this was set, in milliseconds.
+    pub after_ms: Option<u64>,
+    /// At random: within twice this after it began to run, in milliseconds.
+    pub mean_life_ms: Option<u64>,
+    /// As the real one does: when a process completes while another request is served, and most
+    /// often while the map of processes grows.
+    pub like_the_real_one: bool,
+    /// How long connections are refused until it runs again, in milliseconds.
+    pub restart_after_ms: u64,
+}
+
+impl Default for Crash {
+    /// It does not die; if it is made to, a container is up again after a second.
+    fn default() -> Self {
+        Self {
+            after_ms: None,
+            mean_life_ms: None,
+            like_the_real_one: false,
+            restart_after_ms: 1_000,
+        }
+    }
+}
+
+impl Crash {
+    /// When a life that began at `began` ends, if that is known beforehand.
+    pub fn end_of_life(&self, began: Timestamp, draw: &mut Draw) -> Option<Timestamp> {
+        let at_random = self
+            .mean_life_ms
+            .map(|mean| draw(mean.max(1).saturating_mul(2)));
+        let after = self.after_ms.into_iter().chain(at_random).min()?;
+        Some(began.after(Duration::from_millis(after)))
+    }
+}
+
+impl Faults {
+    /// The names of the presets.
+    pub const PRESETS: [&str; 4] = ["calm", "flaky", "crashing", "outage"];
+
+    /// A configuration by its name.
+    ///
+    /// - `calm`: nothing goes wrong.
+    /// - `flaky`: a network and a gateway on a bad day. Nothing is forgotten.
+    /// - `crashing`: it dies as the real one does, and at random every half minute.
+    /// - `outage`: nothing works for 20 seconds of each minute.
+    pub fn preset(name: &str) -> Option<Self> {
+        match name {
+            "calm" => Some(Self::default()),
+            "flaky" => Some(Self::flaky()),
+            "crashing" => Some(Self {
+                crash: Crash {
+                    mean_life_ms: Some(30_000),
+                    like_the_real_one: true,
+                    ..Crash::default()
+                },
+                ..Self::default()
+            }),
+            "outage" => Some(Self {
+                outage: Outage {
+                    every_ms: 60_000,
+                    lasts_ms: 20_000,
+                },
+                ..Self::default()
+            }),
+            _ => None,
+        }
+    }
+
+    /// One request in four to five fails, each in a way that a client can survive.
+    fn flaky() -> Self {
+        let common = [
+            (Fault::AnswerLost, 0.03),
+            (Fault::Reset, 0.03),
+            (Fault::NeverAnswered, 0.005),
+            (Fault::Ignored, 0.005),
+            (Fault::SlowHeaders, 0.03),
+            (Fault::InternalError, 0.02),
+            (Fault::BadGateway, 0.02),
+            (Fault::Unavailable, 0.02),
+            (Fault::TooMany, 0.01),
+            (Fault::Unauthorized, 0.005),
+            (Fault::Elsewhere, 0.005),
+        ];
+        let of_bodies = [
+            (Fault::Trickled, 0.02),
+            (Fault::Html, 0.01),
+            (Fault::Cut, 0.02),
+            (Fault::CutEnded, 0.01),
+            (Fault::UnknownStatus, 0.01),
+        ];
+        let of_lists = [
+            (Fault::Omitted, 0.02),
+            (Fault::Repeated, 0.02),
+            (Fault::Reordered, 0.02),
+        ];
+        let start = Chances::from(common);
+        let mut look_up = start.clone();
+        look_up.extend(of_bodies);
+        let mut list = look_up.clone();
+        list.extend(of_lists);
+        Self {
+            start,
+            look_up,
+            list,
+            ..Self::default()
+        }
+    }
+
+    /// What befalls a request; nothing, most of the time.
+    pub fn choose(&self, asked: Asked, now: Timestamp, draw: &mut Draw) -> Option<Fault> {
+        let chances = match asked {
+            Asked::Start => &self.start,
+            Asked::LookUp => &self.look_up,
+            Asked::List => &self.list,
+            Asked::Other => return None,
+        };
+        if self.outage.is_on(now) {
+            let dead = [Fault::Unavailable, Fault::Reset, Fault::Ignored];
+            return Some(dead[draw(3) as usize]);
+        }
+        // They exclude each other: each is weighed against what the ones before it have left.
+        let mut left = 1.0;
+        for (&fault, &chance) in chances {
+            if chance > 0.0 && happens(chance / left, draw) {
+                return Some(fault);
+            }
+            left -= chance;
+        }
+        None
+    }
+
+    /// The same with changes in JSON: members that are not named stay, `null` sets one back, and
+    /// `preset` begins from a preset.
+    ///
+    /// # Errors
+    /// What is wrong with the changes, in words.
+    pub fn changed(&self, changes: &[u8]) -> Result<Self, String> {
+        let changes: Value = serde_json::from_slice(changes).map_err(|e| e.to_string())?;
+        let Value::Object(mut changes) = changes else {
+            return Err("not a JSON object".to_owned());
+        };
+        let base = match changes.remove("preset") {
+            None => self.clone(),
+            Some(name) => name.as_str().and_then(Self::preset).ok_or_else(|| {
+                let names = Self::PRESETS.join(", ");
+                format!("there is no preset {name}; there are: {names}")
+            })?,
+        };
+        let mut whole = serde_json::to_value(base).map_err(|e| e.to_string())?;
+        merge(&mut whole, Value::Object(changes));
+        let changed: Self = serde_json::from_value(whole).map_err(|e| e.to_string())?;
+        changed.check()?;
+        Ok(changed)
+    }
+
+    /// Refuses what cannot happen.
+    fn check(&self) -> Result<(), String> {
+        let kinds = [
+            ("start", Asked::Start, &self.start),
+            ("look_up", Asked::LookUp, &self.look_up),
+            ("list", Asked::List, &self.list),
+        ];
+        for (name, asked, chances) in kinds {
+            for (fault, chance) in chances {
+                let fault_name = fault.as_str();
+                if !fault.befalls(asked) {
+                    return Err(format!("{name} cannot have {fault_name}"));
+                }
+                if !(0.0..=1.0).contains(chance) {
+                    return Err(format!("{name}.{fault_name} takes 0 to 1, not {chance}"));
+                }
+            }
+            // A little more than 1 is a matter of rounding.
+            if chances.values().sum::<f64>() > 1.000_001 {
+                return Err(format!("the chances of {name} are above 1 together"));
+            }
+        }
+        if self.timings.trickle_pieces == 0 {
+            return Err("timings.trickle_pieces takes 1 or more".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Merges changes into a JSON value, as RFC 7396 says.
+fn merge(whole: &mut Value, changes: Value) {
+    match (whole, changes) {
+        (Value::Object(whole), Value::Object(changes)) => {
+            for (name, change) in changes {
+                if change.is_null() {
+                    whole.remove(&name);
+                } else {
+                    merge(whole.entry(name).or_insert(Value::Null), change);
+                }
+            }
+        }
+        (whole, changes) => *whole = changes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::model::{Model, Request};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn listed(count: usize) -> Answer {
+        let mut model = Model::new(600);
+        for i in 0..count {
+            assert!(model.start(&format!("a{i:03}"), NOW, &mut |n| n - 1));
+        }
+        model.answer(&Request::List, NOW, &mut |n| n / 2)
+    }
+
+    fn entries(answer: &Answer) -> Vec<(String, String)> {
+        let entries: Vec<BTreeMap<String, String>> = serde_json::from_slice(&answer.body).unwrap();
+        entries
+            .into_iter()
+            .map(|mut e| (e.remove("order_id").unwrap(), e.remove("status").unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn every_fault_has_the_word_that_json_has_for_it() {
+        for fault in Fault::ALL {
+            let word = format!("\"{}\"", fault.as_str());
+            assert_eq!(serde_json::to_string(&fault).unwrap(), word);
+        }
+    }
+
+    #[test]
+    fn every_preset_can_be_told_and_set_again() {
+        for name in Faults::PRESETS {
+            let faults = Faults::preset(name).unwrap();
+            assert_eq!(faults.check(), Ok(()), "{name}");
+            let told = serde_json::to_vec(&faults).unwrap();
+            assert_eq!(serde_json::from_slice::<Faults>(&told).unwrap(), faults);
+            let by_name = format!("{{\"preset\":\"{name}\"}}");
+            assert_eq!(Faults::default().changed(by_name.as_bytes()), Ok(faults));
+        }
+        assert_eq!(Faults::preset("calm"), Some(Faults::default()));
+        assert_eq!(Faults::preset("stormy"), None);
+    }
+
+    #[test]
+    fn a_change_leaves_what_it_does_not_name() {
+        let first = br#"{"start":{"answer_lost":0.5},"crash":{"mean_life_ms":5000}}"#;
+        let first = Faults::default().changed(first).unwrap();
+        let second = br#"{"start":{"reset":0.25},"crash":{"restart_after_ms":10}}"#;
+        let second = first.changed(second).unwrap();
+        let chances = [(Fault::AnswerLost, 0.5), (Fault::Reset, 0.25)];
+        assert_eq!(second.start, Chances::from(chances));
+        assert_eq!(second.crash.mean_life_ms, Some(5_000));
+        assert_eq!(second.crash.restart_after_ms, 10);
+        let third = br#"{"start":{"reset":null},"crash":{"mean_life_ms":null}}"#;
+        let third = second.changed(third).unwrap();
+        assert_eq!(third.start, first.start);
+        assert_eq!(third.crash.mean_life_ms, None);
+    }
+
+    #[test]
+    fn a_change_that_makes_no_sense_is_refused_and_says_why() {
+        for (changes, why) in [
+            ("", "EOF"),
+            ("[]", "not a JSON object"),
+            (r#"{"stop":{}}"#, "unknown field `stop`"),
+            (r#"{"start":{"lost":1}}"#, "unknown variant `lost`"),
+            (r#"{"crash":{"now":true}}"#, "unknown field `now`"),
+            (
+                r#"{"preset":"stormy"}"#,
+                "there are: calm, flaky, crashing, outage",
+            ),
+            (r#"{"preset":1}"#, "there is no preset 1"),
+            (
+                r#"{"start":{"reset":1.5}}"#,
+                "start.reset takes 0 to 1, not 1.5",
+            ),
+            (r#"{"start":{"cut":0.1}}"#, "start cannot have cut"),
+            (
+                r#"{"look_up":{"omitted":1}}"#,
+                "look_up cannot have omitted",
+            ),
+            (r#"{"list":{"cut":0.6,"500":0.6}}"#, "above 1"),
+            (r#"{"timings":{"trickle_pieces":0}}"#, "1 or more"),
+        ] {
+            let error = Faults::default().changed(changes.as_bytes()).unwrap_err();
+            assert!(error.contains(why), "{changes}: {error}");
+        }
+    }
+
+    #[test]
+    fn each_fault_comes_as_often_as_it_should() {
+        let chances = br#"{"start":{"answer_lost":0.25,"reset":0.5,"500":0.125}}"#;
+        let faults = Faults::default().changed(chances).unwrap();
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut seen = BTreeMap::new();
+        for _ in 0..80_000 {
+            let fault = faults.choose(Asked::Start, NOW, &mut |n| rng.u64(..n));
+            *seen.entry(fault).or_insert(0_u32) += 1;
+        }
+        for (fault, expected) in [
+            (None, 10_000),
+            (Some(Fault::InternalError), 10_000),
+            (Some(Fault::AnswerLost), 20_000),
+            (Some(Fault::Reset), 40_000),
+        ] {
+            assert!(seen[&fault].abs_diff(expected) < 500, "{seen:?}");
+        }
+        for asked in [Asked::List, Asked::LookUp, Asked::Other] {
+            assert_eq!(faults.choose(asked, NOW, &mut |_| 0), None);
+        }
+    }
+
+    #[test]
+    fn an_outage_ends_and_comes_again() {
+        let faults = Faults::preset("outage").unwrap();
+        for (ms, is_on) in [(0, true), (19_999, true), (20_000, false), (60_000, true)] {
+            let fault = faults.choose(Asked::Start, Timestamp(ms), &mut |_| 0);
+            assert_eq!(fault, is_on.then_some(Fault::Unavailable), "{ms}");
+        }
+    }
+
+    #[test]
+    fn a_cut_can_be_at_every_byte_and_never_leaves_the_whole() {
+        let whole = listed(2);
+        for length in 0..whole.body.len() {
+            let mut answer = whole.clone();
+            Fault::Cut.spoil(&mut answer, &mut |n| (length as u64).min(n - 1));
+            assert_eq!(answer.body, whole.body[..length]);
+        }
+        let mut answer = whole.clone();
+        Fault::CutEnded.spoil(&mut answer, &mut |n| n - 1);
+        assert_eq!(answer.body.len(), whole.body.len() - 1);
+    }
+
+    #[test]
+    fn a_spoilt_list_is_still_json_but_not_the_same() {
+        let whole = listed(100);
+        let all = entries(&whole);
+        for seed in 0..200 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut spoilt = |fault: Fault| {
+                let mut answer = whole.clone();
+                fault.spoil(&mut answer, &mut |n| rng.u64(..n));
+                entries(&answer)
+            };
+            let omitted = spoilt(Fault::Omitted);
+            assert!(omitted.len() < all.len() && omitted.iter().all(|e| all.contains(e)));
+            let repeated = spoilt(Fault::Repeated);
+            assert!(repeated.len() > all.len() && all.iter().all(|e| repeated.contains(e)));
+            let reordered = spoilt(Fault::Reordered);
+            assert!(reordered != all && reordered.is_sorted());
+            let unheard = spoilt(Fault::UnknownStatus);
+            assert_eq!(unheard.len(), all.len());
+            assert!(unheard.iter().any(|(_, status)| status != "RUNNING"));
+        }
+    }
+
+    #[test]
+    fn a_look_up_can_tell_an_unheard_of_status_too() {
+        let mut model = Model::new(600);
+        assert!(model.start("a1", NOW, &mut |n| n - 1));
+        let mut told = |order_id| {
+            let mut answer = model.answer(&Request::LookUp { order_id }, NOW, &mut |_| 0);
+            Fault::UnknownStatus.spoil(&mut answer, &mut |_| 0);
+            String::from_utf8(answer.body).unwrap()
+        };
+        assert_eq!(told("a1"), r#"{"order_id":"a1","status":"PAUSED"}"#);
+        assert_eq!(told("a2"), "{}");
+    }
+
+    #[test]
+    fn a_life_ends_at_the_moment_given_or_at_random_whichever_is_first() {
+        let crash = |after_ms, mean_life_ms| Crash {
+            after_ms,
+            mean_life_ms,
+            ..Crash::default()
+        };
+        let end = |crash: Crash| crash.end_of_life(NOW, &mut |n| n - 1);
+        assert_eq!(end(Crash::default()), None);
+        assert_eq!(end(crash(Some(5), None)), Some(Timestamp(NOW.0 + 5)));
+        assert_eq!(end(crash(Some(50), Some(10))), Some(Timestamp(NOW.0 + 19)));
+        assert_eq!(end(crash(Some(5), Some(10))), Some(Timestamp(NOW.0 + 5)));
+        assert_eq!(end(crash(None, Some(0))), Some(Timestamp(NOW.0 + 1)));
+    }
+}
