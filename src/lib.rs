@@ -26,7 +26,7 @@
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
 //!
-//! - `order`, `decide`, `pace` and the simulator's model use std and serde alone: no clock, no
+//! - `order`, `decide`, `pace` and the simulator's model, crashes and faults use std and serde alone: no clock, no
 //!   network, no database, no randomness of their own.
 //! - Only `store` names rusqlite, only `upstream` names reqwest, only `api` and `simulator` (and
 //!   the program that serves them) name warp.

@@ -337,13 +337,9 @@ fn trouble(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Fa
     };
     Failure {
         detail: format!("the upstream answered {}{hint}", shown(status, body)),
-        certain: matches!(
-            status,
-            StatusCode::UNAUTHORIZED
-                | StatusCode::FORBIDDEN
-                | StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::SERVICE_UNAVAILABLE
-        ) || status.is_redirection(),
+        // These will be answered to whatever is asked next, too.
+        certain: matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            || status.is_redirection(),
         retry_after,
     }
 }
