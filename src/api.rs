@@ -1,10 +1,12 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
 //! It records intent and tells what is so; it never calls the order process service. What a
-//! request may look like is in `api/request.rs`, how orders are written in `api/listing.rs`, what
+//! request may look like is in `api/request.rs`, how orders are written in `api/json.rs` and
+//! `api/listing.rs`, what
 //! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`.
 
 mod health;
+mod json;
 mod listing;
 mod problem;
 mod request;
@@ -185,17 +187,17 @@ impl Api {
 
 /// A single order as an answer.
 fn one(status: StatusCode, order: &Order, with_location: bool) -> Response {
-    let mut response = json(status, listing::json(order));
+    let mut response = json_answer(status, json::order(order));
     if with_location {
         response
             .headers_mut()
-            .insert(LOCATION, request::location(&order.id));
+            .insert(LOCATION, json::location(&order.id));
     }
     response
 }
 
 /// A JSON answer, which no one may keep: what is so now may not be so soon.
-fn json(status: StatusCode, body: Vec<u8>) -> Response {
+fn json_answer(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = body.into_response();
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -4,6 +4,12 @@
 //! A variable that is set to nothing counts as unset. What the settings mean is explained where
 //! they are used.
 
+// The documentation of a flattened group would become the help of the whole command.
+#![allow(
+    missing_docs,
+    reason = "groups of flags are documented where they are defined"
+)]
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -89,19 +95,14 @@ pub enum ReconcilerCommand {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub listen: ListenArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub upstream: UpstreamArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub reconcile: ReconcileArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -109,14 +110,12 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct DevArgs {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub listen: ListenArgs,
     /// URL of an order process service to use instead of the simulator; ORDER_PROCESS_TOKEN, if
     /// set, is sent as a bearer token
     #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL", value_parser = parse_url)]
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub reconcile: ReconcileArgs,
     /// The simulator's processes run a random whole number of seconds below this
     #[arg(
@@ -131,10 +130,8 @@ pub struct DevArgs {
     #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
     pub seed: Option<u64>,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub faults: FaultArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -142,13 +139,10 @@ pub struct DevArgs {
 #[derive(Debug, Args)]
 pub struct ApiArgs {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub listen: ListenArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -180,10 +174,8 @@ pub struct SimulatorArgs {
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub faults: FaultArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -191,16 +183,13 @@ pub struct SimulatorArgs {
 #[derive(Debug, Args)]
 pub struct AccountArgs {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub upstream: UpstreamArgs,
     /// The simulator's record, which tells whether an order was started twice [default: none]
     #[arg(long, env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -214,10 +203,8 @@ pub struct RestartArgs {
     #[arg(long, conflicts_with = "ids")]
     pub all_lost: bool,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -228,10 +215,8 @@ pub struct FailArgs {
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<OrderId>,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -287,16 +272,12 @@ pub struct ReconcilerArgs {
     #[arg(long)]
     pub once: bool,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub upstream: UpstreamArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub reconcile: ReconcileArgs,
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub log: LogArgs,
 }
 
@@ -304,7 +285,6 @@ pub struct ReconcilerArgs {
 #[derive(Debug, Args)]
 pub struct ReconcilerHealthArgs {
     #[command(flatten)]
-    #[allow(missing_docs)]
     pub database: DatabaseArgs,
 }
 

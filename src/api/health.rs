@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
-use super::json;
+use super::json_answer;
 use crate::clock::{Clock, SystemClock, rfc3339};
 use crate::order::Timestamp;
 use crate::pace::Reach;
@@ -77,7 +77,7 @@ impl HealthReport {
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         };
-        json(status, serde_json::to_vec(self).unwrap_or_default())
+        json_answer(status, serde_json::to_vec(self).unwrap_or_default())
     }
 }
 

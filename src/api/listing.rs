@@ -1,75 +1,22 @@
-//! Orders as JSON: one, a page, or all of them as a stream.
+//! Lists of orders: a page, or all of them as a stream.
 //!
 //! A stream holds one page at a time and no read transaction: between two pages the database may
 //! be written, and each order is told as it was when its page was read.
 
 use bytes::Bytes;
-use serde::Serialize;
 use warp::Reply;
 use warp::http::StatusCode;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::reply::Response;
 
+use super::json::{ORDER_BYTES, write_order};
 use super::request::{Form, ListQuery};
-use crate::clock::rfc3339;
-use crate::order::{Order, Status};
+use crate::order::Order;
 use crate::store::{Store, StoreError};
 
 /// Orders read at once while streaming. As JSON they take some 80 KB, which is what a client that
 /// reads slowly costs.
 const STREAM_PAGE: usize = 500;
-
-/// What an order takes as JSON, about, in bytes.
-const ORDER_BYTES: usize = 180;
-
-/// An order as clients see it.
-#[derive(Serialize)]
-pub(super) struct OrderJson<'a> {
-    id: &'a str,
-    status: Status,
-    created_at: String,
-    updated_at: String,
-    starts: u32,
-    attention: Option<AttentionJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct AttentionJson<'a> {
-    reason: &'a str,
-    since: String,
-    detail: &'a str,
-    next_attempt_at: Option<String>,
-}
-
-impl<'a> OrderJson<'a> {
-    pub fn new(order: &'a Order) -> Self {
-        Self {
-            id: order.id.as_str(),
-            status: order.status,
-            created_at: rfc3339(order.created_at),
-            updated_at: rfc3339(order.updated_at),
-            starts: order.starts,
-            attention: order.attention.as_ref().map(|attention| AttentionJson {
-                reason: attention.reason.as_str(),
-                since: rfc3339(attention.since),
-                detail: &attention.detail,
-                next_attempt_at: attention.next_attempt_at.map(rfc3339),
-            }),
-        }
-    }
-}
-
-/// One order.
-pub(super) fn json(order: &Order) -> Vec<u8> {
-    let mut body = Vec::with_capacity(ORDER_BYTES);
-    write_order(&mut body, order);
-    body
-}
-
-fn write_order(body: &mut Vec<u8>, order: &Order) {
-    serde_json::to_writer(body, &OrderJson::new(order))
-        .expect("strings and numbers can be written to memory");
-}
 
 /// A list of orders on its way to a client.
 pub(super) struct Listing {

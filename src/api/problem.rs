@@ -8,7 +8,7 @@ use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
-use super::{listing, request};
+use super::json::{OrderJson, location};
 use crate::order::Order;
 use crate::store::StoreError;
 
@@ -38,7 +38,7 @@ struct Body<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     member: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    order: Option<listing::OrderJson<'a>>,
+    order: Option<OrderJson<'a>>,
 }
 
 impl Problem {
@@ -140,7 +140,7 @@ impl Problem {
                 order.id.as_str()
             ),
         )
-        .with_header(LOCATION, request::location(&order.id));
+        .with_header(LOCATION, location(&order.id));
         Self {
             order: Some(Box::new(order)),
             ..problem
@@ -227,7 +227,7 @@ impl Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             member: self.member.as_deref(),
-            order: self.order.as_deref().map(listing::OrderJson::new),
+            order: self.order.as_deref().map(OrderJson::new),
         };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = body.into_response();

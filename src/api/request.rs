@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use bytes::Buf;
 use futures_util::{Stream, StreamExt};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 use warp::http::HeaderMap;
-use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 
 use super::problem::Problem;
 use crate::order::{OrderId, Status};
@@ -29,19 +29,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest page.
 const LIMIT_MAX: usize = 1_000;
-
-/// What needs no escape in a path segment (RFC 3986, section 2.3).
-const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
-/// The path of an order, as a header.
-pub(super) fn location(id: &OrderId) -> HeaderValue {
-    let path = format!("/order/{}", utf8_percent_encode(id.as_str(), PATH_ESCAPES));
-    HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
-}
 
 /// The id in a path segment. A plus is a plus.
 pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
@@ -381,6 +368,9 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
 #[cfg(test)]
 mod tests {
+    use warp::http::header::HeaderValue;
+
+    use super::super::json::location;
     use super::*;
 
     #[test]

@@ -247,21 +247,12 @@ fn give_up(
 fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET \
-             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
-             intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
-             attempts = attempts + 1, next_attempt_at = ?3, \
-             attention_since = iif(attention IS ?4, attention_since, ?2), \
-             attention = ?4, attention_detail = ?5 \
-         WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')",
-        params![
-            seq,
-            now.0,
-            trouble.next_attempt_at.0,
-            trouble.reason.as_str(),
-            trouble.detail
-        ],
-    )
+        "UPDATE orders SET starts = starts + (start_answer IS NULL), \
+             intent_at = NULL, given_up_at = NULL, start_answer = NULL \
+         WHERE seq = ?1 AND intent_at IS NOT NULL",
+        params![seq],
+    )?;
+    delay(db, seq, trouble, now)
 }
 
 fn delay(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {

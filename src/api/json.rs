@@ -1,0 +1,74 @@
+//! An order as its readers see it: the JSON object, and the path that leads to it.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use warp::http::header::HeaderValue;
+
+use crate::clock::rfc3339;
+use crate::order::{Order, OrderId, Status};
+
+/// What an order takes as JSON, about, in bytes.
+pub(super) const ORDER_BYTES: usize = 180;
+
+/// An order as clients see it.
+#[derive(Serialize)]
+pub(super) struct OrderJson<'a> {
+    id: &'a str,
+    status: Status,
+    created_at: String,
+    updated_at: String,
+    starts: u32,
+    attention: Option<AttentionJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct AttentionJson<'a> {
+    reason: &'a str,
+    since: String,
+    detail: &'a str,
+    next_attempt_at: Option<String>,
+}
+
+impl<'a> OrderJson<'a> {
+    pub fn new(order: &'a Order) -> Self {
+        Self {
+            id: order.id.as_str(),
+            status: order.status,
+            created_at: rfc3339(order.created_at),
+            updated_at: rfc3339(order.updated_at),
+            starts: order.starts,
+            attention: order.attention.as_ref().map(|attention| AttentionJson {
+                reason: attention.reason.as_str(),
+                since: rfc3339(attention.since),
+                detail: &attention.detail,
+                next_attempt_at: attention.next_attempt_at.map(rfc3339),
+            }),
+        }
+    }
+}
+
+/// One order.
+pub(super) fn order(order: &Order) -> Vec<u8> {
+    let mut body = Vec::with_capacity(ORDER_BYTES);
+    write_order(&mut body, order);
+    body
+}
+
+/// Appends an order.
+pub(super) fn write_order(body: &mut Vec<u8>, order: &Order) {
+    serde_json::to_writer(body, &OrderJson::new(order))
+        .expect("strings and numbers can be written to memory");
+}
+
+/// What needs no escape in a path segment (RFC 3986, section 2.3).
+const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The path of an order, as a header.
+pub(super) fn location(id: &OrderId) -> HeaderValue {
+    let path = format!("/order/{}", utf8_percent_encode(id.as_str(), PATH_ESCAPES));
+    HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
+}

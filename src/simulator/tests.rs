@@ -1,0 +1,488 @@
+//! The simulator over real connections: what a client gets, and what the record says of it.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::record::read_record;
+use super::*;
+
+/// Asks over a line of its own.
+fn ask(simulator: &Simulator, request: Result<Request<'_>, Astray>) -> Sent {
+    simulator.answer(&CancellationToken::new(), request)
+}
+
+fn options(log: &Path) -> Options {
+    Options {
+        max_duration_secs: 600,
+        seed: Some(1),
+        log: Some(log.to_owned()),
+        faults: Faults::default(),
+    }
+}
+
+/// Sends the bytes of a request; the answer's status, content type and body.
+async fn exchange(address: SocketAddr, request: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let content_type = head
+        .split("\r\n")
+        .find_map(|line| line.strip_prefix("content-type: "));
+    let status = head["HTTP/1.1 ".len()..][..3].parse().unwrap();
+    (
+        status,
+        content_type.unwrap_or_default().to_owned(),
+        body.to_owned(),
+    )
+}
+
+#[tokio::test]
+async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("record");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, None, options(&log), stop.clone()));
+    let start = "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
+        Content-Length: 19\r\nHost: s\r\nConnection: close\r\n\r\n{\"order_id\":\"a/ 1\"}";
+    let of = |line| format!("{line} HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n");
+    let told = r#"{"order_id":"a/ 1","status":"RUNNING"}"#;
+    let (json, text) = ("application/json", "text/plain");
+    let (list, other) = (Some(Asked::List), Some(Asked::Other));
+    let (none, nowhere) = ("method not allowed\n", "404 page not found\n");
+    for (request, status, content_type, body, asked) in [
+        (start.to_owned(), 200, "", "", Some(Asked::Start)),
+        (
+            of("GET /order_process?order_id=a%2F+1"),
+            200,
+            json,
+            told,
+            Some(Asked::LookUp),
+        ),
+        (
+            of("GET /order_process?order_id="),
+            200,
+            json,
+            &*format!("[{told}]"),
+            list,
+        ),
+        (of("HEAD /order_process"), 200, json, "", list),
+        (of("GET /order_process/"), 404, text, nowhere, other),
+        (of("PUT /order_process"), 405, text, none, other),
+    ] {
+        let expected = (status, content_type.to_owned(), body.to_owned());
+        assert_eq!(exchange(address, &request).await, expected, "{request}");
+        let entry = read_record(&log).unwrap().pop().unwrap();
+        assert_eq!(
+            (entry.request, entry.answer),
+            (asked, Some(status)),
+            "{request}"
+        );
+    }
+    let first = read_record(&log).unwrap().swap_remove(0).did;
+    assert_eq!(
+        first,
+        Did::BeganLife {
+            seed: 1,
+            max_duration_secs: 600
+        }
+    );
+    stop.cancel();
+    served.await.unwrap().unwrap();
+}
+
+#[test]
+fn a_seed_repeats_what_was_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name| {
+        let simulator = Simulator::new(&options(&folder.path().join(name))).unwrap();
+        let started = (0..20).map(|i| {
+            let answer = ask(
+                &simulator,
+                Ok(Request::Start {
+                    content_type: Some("application/json"),
+                    body: format!("{{\"order_id\":\"{i}\"}}").as_bytes(),
+                    callback_url: None,
+                }),
+            );
+            match answer.answer.did {
+                Did::Started { outcome, .. } => outcome,
+                other => panic!("{other:?}"),
+            }
+        });
+        started.collect::<Vec<_>>()
+    };
+    assert_eq!(run("one"), run("other"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_answer_that_cannot_be_recorded_is_a_500() {
+    // Opens like any file; every write to it fails.
+    let simulator = Simulator::new(&options(Path::new("/dev/full"))).unwrap();
+    assert_eq!(ask(&simulator, Ok(Request::List)).answer.status, 500);
+}
+
+#[test]
+fn a_record_that_cannot_be_opened_is_named() {
+    let Err(error) = Simulator::new(&options(Path::new("/nowhere/record"))) else {
+        panic!("it was opened");
+    };
+    assert!(error.to_string().contains("/nowhere/record"), "{error}");
+}
+
+/// A simulator that runs, with a control address and a record.
+struct Running {
+    address: SocketAddr,
+    control: SocketAddr,
+    folder: tempfile::TempDir,
+    stop: CancellationToken,
+    served: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    /// Serves with these faults, given as changes in JSON.
+    async fn with(faults: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            faults: Faults::default().changed(faults.as_bytes()).unwrap(),
+            ..options(&folder.path().join("record"))
+        };
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let (listener, control) = (listen().await.unwrap(), listen().await.unwrap());
+        let stop = CancellationToken::new();
+        Self {
+            address: listener.local_addr().unwrap(),
+            control: control.local_addr().unwrap(),
+            served: tokio::spawn(serve(listener, Some(control), options, stop.clone())),
+            stop,
+            folder,
+        }
+    }
+
+    async fn start(&self, order_id: &str) -> (Vec<u8>, Option<ErrorKind>) {
+        let body = format!("{{\"order_id\":\"{order_id}\"}}");
+        let length = body.len();
+        raw(
+            self.address,
+            &format!(
+                "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
+                 Content-Length: {length}\r\nHost: s\r\nConnection: close\r\n\r\n{body}"
+            ),
+        )
+        .await
+    }
+
+    async fn get(&self, query: &str) -> (Vec<u8>, Option<ErrorKind>) {
+        raw(self.address, &get(&format!("/order_process{query}"))).await
+    }
+
+    /// The status and the body of an answer of the control address.
+    async fn control(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\nHost: s\r\n\
+             Connection: close\r\n\r\n{body}"
+        );
+        let (status, _, body) = exchange(self.control, &request).await;
+        (status, body)
+    }
+
+    fn record(&self) -> Vec<Entry> {
+        read_record(&self.folder.path().join("record")).unwrap()
+    }
+
+    fn last(&self) -> Entry {
+        self.record().pop().unwrap()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.served.await.unwrap().unwrap();
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n")
+}
+
+/// Sends the bytes of a request; all that comes back, and the error that it ends with.
+async fn raw(address: SocketAddr, request: &str) -> (Vec<u8>, Option<ErrorKind>) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut answer = Vec::new();
+    if let Err(error) = stream.write_all(request.as_bytes()).await {
+        return (answer, Some(error.kind()));
+    }
+    let end = stream.read_to_end(&mut answer).await;
+    (answer, end.err().map(|error| error.kind()))
+}
+
+/// Nothing came but a reset.
+const RESET: (Vec<u8>, Option<ErrorKind>) = (Vec::new(), Some(ErrorKind::ConnectionReset));
+
+#[tokio::test]
+async fn an_answer_that_is_lost_had_its_effect_and_a_request_that_is_reset_had_none() {
+    let running = Running::with(r#"{"start":{"answer_lost":1}}"#).await;
+    assert_eq!(running.start("a1").await, RESET);
+    let entry = running.last();
+    assert_eq!((entry.fault, entry.answer), (Some(Fault::AnswerLost), None));
+    assert!(matches!(entry.did, Did::Started { .. }));
+    running
+        .control("PUT", "/faults", r#"{"start":{"answer_lost":0,"reset":1}}"#)
+        .await;
+    assert_eq!(running.start("a2").await, RESET);
+    let entry = running.last();
+    assert_eq!((entry.fault, entry.answer), (Some(Fault::Reset), None));
+    let (list, _) = running.get("").await;
+    let list = String::from_utf8(list).unwrap();
+    assert!(list.contains("a1") && !list.contains("a2"), "{list}");
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_answered_keeps_its_connection() {
+    let running = Running::with(r#"{"look_up":{"ignored":0.5,"never_answered":0.5}}"#).await;
+    let asked = running.get("?order_id=a1");
+    let waited = tokio::time::timeout(Duration::from_millis(200), asked).await;
+    assert!(waited.is_err(), "{waited:?}");
+    assert_eq!(running.last().answer, None);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn each_status_comes_with_what_belongs_to_it() {
+    let running = Running::with("{}").await;
+    for (fault, status_line, header) in [
+        ("500", "HTTP/1.1 500", "text/plain"),
+        ("502", "HTTP/1.1 502", "text/html"),
+        ("503", "HTTP/1.1 503", "retry-after: 7\r\n"),
+        ("429", "HTTP/1.1 429", "retry-after: 7\r\n"),
+        ("401", "HTTP/1.1 401", "text/plain"),
+        ("302", "HTTP/1.1 302", "location: http://elsewhere.invalid/"),
+        ("html", "HTTP/1.1 200", "text/html"),
+    ] {
+        let only = format!(
+            r#"{{"preset":"calm","list":{{"{fault}":1}},"timings":{{"retry_after_secs":7}}}}"#
+        );
+        assert_eq!(running.control("PUT", "/faults", &only).await.0, 200);
+        let (answer, end) = running.get("").await;
+        let answer = String::from_utf8(answer).unwrap();
+        assert_eq!(end, None, "{fault}");
+        assert!(answer.starts_with(status_line), "{answer}");
+        assert!(answer.contains(header), "{answer}");
+        assert_eq!(running.last().fault.map(Fault::as_str), Some(fault));
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_cut_body_ends_properly_or_not_in_both_framings() {
+    let running = Running::with("{}").await;
+    for i in 0..20 {
+        running.start(&format!("a{i}")).await;
+    }
+    for is_ended in [true, false] {
+        let fault = if is_ended { "cut_ended" } else { "cut" };
+        let only = format!(r#"{{"preset":"calm","list":{{"{fault}":1}}}}"#);
+        running.control("PUT", "/faults", &only).await;
+        let mut framings = std::collections::HashSet::new();
+        for _ in 0..20 {
+            let (answer, _) = running.get("").await;
+            let answer = String::from_utf8(answer).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            let length = head
+                .split("\r\n")
+                .find_map(|line| line.strip_prefix("content-length: "));
+            framings.insert(length.is_some());
+            let ended_properly = match length {
+                Some(length) => body.len() == length.parse::<usize>().unwrap(),
+                None => body.ends_with("0\r\n\r\n"),
+            };
+            assert_eq!(ended_properly, is_ended, "{answer}");
+            assert!(!body.contains(']'), "{answer}");
+        }
+        assert_eq!(framings.len(), 2, "{fault} comes in both framings");
+    }
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_the_right_one() {
+    let faults = r#"{"list":{"trickled":1},"look_up":{"slow_headers":1},
+        "timings":{"slow_headers_ms":60,"trickle_pieces":4,"trickle_pause_ms":20}}"#;
+    let running = Running::with(faults).await;
+    running.start("a1").await;
+    let told = r#"{"order_id":"a1","status":"RUNNING"}"#;
+    let begun = std::time::Instant::now();
+    let (answer, _) = running.get("?order_id=a1").await;
+    assert!(begun.elapsed() >= Duration::from_millis(60));
+    assert!(String::from_utf8(answer).unwrap().ends_with(told));
+    let begun = std::time::Instant::now();
+    let (answer, _) = running.get("").await;
+    assert!(begun.elapsed() >= Duration::from_millis(60));
+    let answer = String::from_utf8(answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let lines: Vec<_> = body.split("\r\n").collect();
+    let pieces: Vec<_> = lines.chunks(2).filter_map(|c| c.get(1).copied()).collect();
+    assert_eq!(pieces.concat(), format!("[{told}]"));
+    assert_eq!(pieces.iter().filter(|piece| !piece.is_empty()).count(), 4);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_crash_tears_every_connection_forgets_everything_and_refuses_until_it_runs_again() {
+    let running = Running::with(r#"{"look_up":{"ignored":1}}"#).await;
+    running.start("a1").await;
+    let mut idle = TcpStream::connect(running.address).await.unwrap();
+    let address = running.address;
+    let waits = tokio::spawn(async move { raw(address, &get("/order_process?order_id=a1")).await });
+    // Both are known to the simulator once the look-up is in the record.
+    while running.record().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let begun = std::time::Instant::now();
+    let body = r#"{"restart_after_ms":300}"#;
+    assert_eq!(running.control("POST", "/crash", body).await.0, 200);
+    assert_eq!(waits.await.unwrap(), RESET);
+    let end = idle.read(&mut [0]).await.map_err(|error| error.kind());
+    assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    let mut refusals = 0;
+    while let Err(error) = TcpStream::connect(address).await {
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        refusals += 1;
+        if refusals == 1 {
+            assert_eq!(running.control("POST", "/crash", "").await.0, 409);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(refusals > 0 && begun.elapsed() >= Duration::from_millis(300));
+    let (list, _) = running.get("").await;
+    assert!(list.ends_with(b"[]"));
+    let mut did = running.record().into_iter().map(|entry| entry.did);
+    assert!(did.any(|did| did == Did::Crashed));
+    assert!(matches!(did.next(), Some(Did::BeganLife { .. })));
+    running.end().await;
+}
+
+#[tokio::test]
+async fn it_dies_by_a_request_at_a_moment_and_at_random() {
+    for faults in [
+        r#"{"list":{"crash":1},"crash":{"restart_after_ms":0}}"#,
+        r#"{"crash":{"after_ms":50,"restart_after_ms":0}}"#,
+        r#"{"crash":{"mean_life_ms":50,"restart_after_ms":0}}"#,
+    ] {
+        let running = Running::with(faults).await;
+        let lives = |record: &[Entry]| {
+            let began = |entry: &&Entry| matches!(entry.did, Did::BeganLife { .. });
+            record.iter().filter(began).count()
+        };
+        loop {
+            // Refused, reset or answered: it is only to go on.
+            if let Ok(mut stream) = TcpStream::connect(running.address).await {
+                let _ = stream.write_all(get("/order_process").as_bytes()).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+            if lives(&running.record()) >= 3 {
+                break;
+            }
+        }
+        running.end().await;
+    }
+}
+
+#[test]
+fn it_dies_as_the_real_one_does() {
+    let simulator = Simulator::new(&Options {
+        max_duration_secs: 1,
+        seed: Some(1),
+        faults: Faults::default()
+            .changed(br#"{"crash":{"like_the_real_one":true}}"#)
+            .unwrap(),
+        ..Options::default()
+    })
+    .unwrap();
+    // As fast as possible, with processes that end at once: the real one lives for seconds.
+    let mut starts = 0;
+    while !simulator.life().is_cancelled() {
+        starts += 1;
+        assert!(starts < 100_000, "it does not die");
+        let body = format!("{{\"order_id\":\"{starts}\"}}");
+        ask(
+            &simulator,
+            Ok(Request::Start {
+                content_type: Some("application/json"),
+                body: body.as_bytes(),
+                callback_url: None,
+            }),
+        );
+    }
+    let sent = ask(&simulator, Ok(Request::List));
+    assert_eq!(sent.fault, Some(Fault::Crash));
+    let torn = simulator.life().child_token();
+    simulator.begin_life();
+    let sent = simulator.answer(&torn, Ok(Request::List));
+    assert_eq!(sent.fault, Some(Fault::Crash));
+    let sent = ask(&simulator, Ok(Request::List));
+    assert_eq!(sent.answer.body, b"[]");
+}
+
+#[test]
+fn processes_end_as_the_seed_says_whatever_goes_wrong() {
+    let outcomes = |faults: &str| {
+        let faults = Faults::default().changed(faults.as_bytes()).unwrap();
+        let simulator = Simulator::new(&Options {
+            max_duration_secs: 600,
+            seed: Some(1),
+            faults,
+            ..Options::default()
+        })
+        .unwrap();
+        let ends = (0..50).map(|i| {
+            let sent = ask(
+                &simulator,
+                Ok(Request::Start {
+                    content_type: Some("application/json"),
+                    body: format!("{{\"order_id\":\"{i}\"}}").as_bytes(),
+                    callback_url: None,
+                }),
+            );
+            match sent.answer.did {
+                Did::Started { outcome, .. } => outcome,
+                other => panic!("{other:?}"),
+            }
+        });
+        ends.collect::<Vec<_>>()
+    };
+    let calm = outcomes("{}");
+    assert_eq!(
+        calm,
+        outcomes(r#"{"start":{"answer_lost":0.5,"slow_headers":0.5}}"#)
+    );
+}
+
+#[tokio::test]
+async fn the_control_address_tells_and_changes_the_faults_and_refuses_nonsense() {
+    let running = Running::with("{}").await;
+    let (status, told) = running.control("GET", "/faults", "").await;
+    let told: Faults = serde_json::from_str(&told).unwrap();
+    assert_eq!((status, told), (200, Faults::default()));
+    let flaky = r#"{"preset":"flaky"}"#;
+    assert_eq!(running.control("PUT", "/faults", flaky).await.0, 200);
+    let nonsense = r#"{"start":{"lost":1}}"#;
+    let (status, why) = running.control("PUT", "/faults", nonsense).await;
+    assert_eq!(status, 400);
+    assert!(why.contains("unknown variant `lost`"), "{why}");
+    let nonsense = r#"{"soon":true}"#;
+    assert_eq!(running.control("POST", "/crash", nonsense).await.0, 400);
+    let (_, told) = running.control("GET", "/faults", "").await;
+    let told: Faults = serde_json::from_str(&told).unwrap();
+    assert_eq!(Some(told), Faults::preset("flaky"));
+    running.end().await;
+}
