@@ -175,7 +175,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         // An upstream that is down is no order's fault, and stored once.
         if !self.reachability.is_down() {
-            sight.failures = failures;
+            sight.failures.extend(failures);
         }
     }
 
