@@ -92,6 +92,11 @@ CREATE TABLE heartbeat (
     list_entries     INTEGER,
     -- When the upstream was last found to have been restarted.
     life_began_at    INTEGER,
+    -- What was learned of how fast the upstream may be driven, in starts per second, and when.
+    rate             REAL CHECK (rate > 0),
+    rate_threshold   REAL CHECK (rate_threshold > 0),
+    rate_changed_at  INTEGER,
+    CHECK ((rate IS NULL) = (rate_threshold IS NULL) AND (rate IS NULL) = (rate_changed_at IS NULL)),
     CHECK ((upstream = 'unknown') = (upstream_since IS NULL)),
     CHECK ((upstream = 'down') = (upstream_detail IS NOT NULL))
 ) STRICT;

@@ -64,12 +64,17 @@ pub struct StartPace {
 }
 
 impl StartPace {
-    /// A pace of at most `rate` starts per second; zero means no ceiling.
+    /// A pace of at most `rate` starts per second.
     pub fn new(rate: f64) -> Self {
         Self {
-            interval: if rate > 0.0 { 1_000.0 / rate } else { 0.0 },
+            interval: 1_000.0 / rate,
             next: 0.0,
         }
+    }
+
+    /// Changes the pace from now on, in starts per second.
+    pub fn set_rate(&mut self, rate: f64) {
+        self.interval = 1_000.0 / rate;
     }
 
     /// When the next start may leave: `now` or later.
@@ -92,6 +97,109 @@ impl StartPace {
             self.next.max(now_ms - LATENESS_MADE_UP_MS)
         };
         self.next = from + self.interval;
+    }
+}
+
+/// The pace after a restart of the upstream, in starts per second: slow enough that a service that
+/// has just come up is not knocked over by those that it has forgotten.
+const RATE_AFTER_RESTART: f64 = 3.0;
+
+/// The slowest pace that overload can lead to, in starts per second.
+const RATE_MIN: f64 = 0.5;
+
+/// Without a ceiling, the pace that counts as none, in starts per second: more than the fastest
+/// upstream takes.
+const RATE_UNLIMITED: f64 = 20_000.0;
+
+/// Below the threshold the pace doubles in this time.
+const RATE_DOUBLES_IN: Duration = Duration::from_secs(5);
+
+/// Above the threshold it takes this long from nothing to the ceiling.
+const RATE_FULL_IN: Duration = Duration::from_secs(120);
+
+/// One overload is told by several answers: the pace is cut once in this time.
+const RATE_CUT_EVERY: Duration = Duration::from_secs(2);
+
+/// How fast this upstream may be driven, as far as is known: halved by overload, back to a few
+/// starts per second when it was restarted, and raised while all is quiet; quickly up to half of
+/// the pace that brought the trouble, slowly above. (TCP's slow start and congestion avoidance,
+/// RFC 5681, with starts per second for a window.)
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearnedRate {
+    /// Starts per second.
+    rate: f64,
+    threshold: f64,
+    ceiling: f64,
+    changed_at: Timestamp,
+}
+
+impl LearnedRate {
+    /// A pace below `ceiling` starts per second, of which 0 means none. `known` is what an earlier
+    /// run had learned: the pace, the threshold, and when.
+    pub fn new(ceiling: f64, known: Option<(f64, f64, Timestamp)>, now: Timestamp) -> Self {
+        let ceiling = if ceiling > 0.0 {
+            ceiling
+        } else {
+            RATE_UNLIMITED
+        };
+        let (rate, threshold, changed_at) = known.unwrap_or((ceiling, ceiling, now));
+        let slowest = RATE_MIN.min(ceiling);
+        Self {
+            rate: rate.clamp(slowest, ceiling),
+            threshold: threshold.clamp(slowest, ceiling),
+            ceiling,
+            changed_at: changed_at.min(now),
+        }
+    }
+
+    /// Starts per second.
+    pub fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// What to keep for a later run.
+    pub fn known(&self) -> (f64, f64, Timestamp) {
+        (self.rate, self.threshold, self.changed_at)
+    }
+
+    /// Whether nothing holds it below its ceiling.
+    pub fn is_full(&self) -> bool {
+        self.rate >= self.ceiling
+    }
+
+    /// Raises the pace by the time since it was last changed.
+    pub fn quiet(&mut self, now: Timestamp) {
+        let passed = now.since(self.changed_at).as_secs_f64();
+        self.changed_at = now;
+        if self.rate < self.threshold {
+            let doublings = passed / RATE_DOUBLES_IN.as_secs_f64();
+            self.rate = (self.rate * doublings.exp2()).min(self.threshold);
+        } else {
+            let step = self.ceiling * passed / RATE_FULL_IN.as_secs_f64();
+            self.rate = (self.rate + step).min(self.ceiling);
+        }
+    }
+
+    /// The upstream has said that it is overloaded, or has not answered in time. Tells whether
+    /// that changes the pace.
+    pub fn overloaded(&mut self, now: Timestamp) -> bool {
+        if !self.is_full() && now.since(self.changed_at) < RATE_CUT_EVERY {
+            return false;
+        }
+        self.cut_to(self.rate / 2.0, now);
+        true
+    }
+
+    /// The upstream was restarted: a new life begins.
+    pub fn restarted(&mut self, now: Timestamp) {
+        self.cut_to(RATE_AFTER_RESTART.min(self.rate), now);
+    }
+
+    fn cut_to(&mut self, rate: f64, now: Timestamp) {
+        let slowest = RATE_MIN.min(self.ceiling);
+        self.threshold = (self.rate / 2.0).max(slowest);
+        self.rate = rate.max(slowest);
+        self.changed_at = now;
     }
 }
 
@@ -264,8 +372,22 @@ pub struct Failure {
     pub detail: String,
     /// Whether it cannot be due to what was asked.
     pub certain: bool,
+    /// Whether it tells that the upstream has too much to do.
+    pub is_overload: bool,
     /// How long the upstream asked to be left alone.
     pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure that tells nothing else.
+    pub fn new(detail: impl Into<String>, certain: bool) -> Self {
+        Self {
+            detail: detail.into(),
+            certain,
+            is_overload: false,
+            retry_after: None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -331,11 +453,72 @@ mod tests {
 
     #[test]
     fn without_a_ceiling_every_start_may_leave_at_once() {
-        let mut pace = StartPace::new(0.0);
-        for _ in 0..1_000 {
+        let rate = LearnedRate::new(0.0, None, Timestamp(7)).rate();
+        let mut pace = StartPace::new(rate);
+        for _ in 0..200 {
             pace.started(Timestamp(7));
         }
         assert_eq!(pace.next_at(Timestamp(7)), Timestamp(7));
+    }
+
+    /// The pace after each of these seconds without trouble.
+    fn after_quiet(rate: &mut LearnedRate, from: Timestamp, seconds: i64) -> f64 {
+        for second in 1..=seconds {
+            rate.quiet(Timestamp(from.0 + second * 1_000));
+        }
+        rate.rate()
+    }
+
+    #[test]
+    fn without_trouble_the_pace_is_at_its_ceiling_from_the_first_start() {
+        let mut rate = LearnedRate::new(50.0, None, Timestamp(0));
+        assert_eq!(rate.rate(), 50.0);
+        assert_eq!(after_quiet(&mut rate, Timestamp(0), 100), 50.0);
+    }
+
+    #[test]
+    fn a_restart_of_the_upstream_leads_to_a_few_starts_per_second_which_rise_again() {
+        let mut rate = LearnedRate::new(50.0, None, Timestamp(0));
+        rate.restarted(Timestamp(0));
+        assert_eq!(rate.rate(), 3.0);
+        let soon = after_quiet(&mut rate, Timestamp(0), 5);
+        assert!((5.9..6.1).contains(&soon), "doubled: {soon}");
+        let half = after_quiet(&mut rate, Timestamp(5_000), 11);
+        assert!((25.0..26.0).contains(&half), "slower from here: {half}");
+        let later = after_quiet(&mut rate, Timestamp(16_000), 30);
+        assert!((36.0..39.0).contains(&later), "{later}");
+        assert_eq!(after_quiet(&mut rate, Timestamp(46_000), 60), 50.0);
+        assert!(rate.is_full());
+        // A second one soon after counts from where the pace was.
+        rate.restarted(Timestamp(106_000));
+        rate.restarted(Timestamp(107_000));
+        assert_eq!(rate.rate(), 3.0);
+        assert!(after_quiet(&mut rate, Timestamp(107_000), 4) < 5.0);
+    }
+
+    #[test]
+    fn overload_halves_the_pace_once_for_each_burst_of_answers() {
+        let mut rate = LearnedRate::new(40.0, None, Timestamp(0));
+        assert!(rate.overloaded(Timestamp(0)));
+        assert!(!rate.overloaded(Timestamp(1)));
+        assert_eq!(rate.rate(), 20.0);
+        assert!(rate.overloaded(Timestamp(2_000)));
+        assert_eq!(rate.rate(), 10.0);
+        for second in 2..100 {
+            rate.overloaded(Timestamp(second * 2_000));
+        }
+        assert_eq!(rate.rate(), 0.5);
+    }
+
+    #[test]
+    fn what_was_learned_survives_a_restart_of_ours_and_a_clock_set_back() {
+        let mut rate = LearnedRate::new(50.0, None, Timestamp(0));
+        rate.restarted(Timestamp(9_000));
+        let again = LearnedRate::new(50.0, Some(rate.known()), Timestamp(9_000));
+        assert_eq!(again, rate);
+        let mut lower = LearnedRate::new(2.0, Some(rate.known()), Timestamp(5_000));
+        assert_eq!(lower.rate(), 2.0);
+        assert_eq!(after_quiet(&mut lower, Timestamp(5_000), 10), 2.0);
     }
 
     #[test]
@@ -351,11 +534,7 @@ mod tests {
     #[test]
     fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
         let mut reachability = Reachability::new(Reach::Unknown);
-        let failure = |certain| Failure {
-            detail: "answered 500".to_owned(),
-            certain,
-            retry_after: None,
-        };
+        let failure = |certain| Failure::new("answered 500", certain);
         assert!(reachability.answered(Timestamp(1)));
         for now in 2..10 {
             assert!(!reachability.failed(Timestamp(now), &failure(false)));

@@ -17,7 +17,7 @@ pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
 use crate::decide::{LostProcess, Policy};
 use crate::order::Timestamp;
-use crate::pace::{Failure, Reachability, StartPace};
+use crate::pace::{Failure, LearnedRate, Reachability, StartPace};
 use crate::store::{Heartbeat, LeaderLock, Store};
 use crate::upstream::Upstream;
 
@@ -150,6 +150,7 @@ struct World<U, C> {
 pub struct Reconciler<U, C> {
     world: World<U, C>,
     pace: StartPace,
+    rate: LearnedRate,
     reachability: Reachability,
     pulse: Pulse,
     next_look_at: Option<Timestamp>,
@@ -167,8 +168,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub fn new(store: Store, upstream: U, clock: C, settings: Settings) -> anyhow::Result<Self> {
         let mut heartbeat = store.heartbeat()?;
         heartbeat.leader_since = Some(clock.now());
+        let rate = LearnedRate::new(settings.start_rate, heartbeat.rate, clock.now());
         Ok(Self {
-            pace: StartPace::new(settings.start_rate),
+            pace: StartPace::new(rate.rate()),
+            rate,
             reachability: Reachability::new(heartbeat.reach.clone()),
             pulse: Pulse {
                 heartbeat,
@@ -201,7 +204,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             } else {
                 Vec::new()
             };
-            self.pulse.beat(&self.world, &self.reachability).await?;
+            self.beat().await?;
             self.start_due(due, &mut report, stop).await?;
         }
         let met = self.reachability.take_met();
@@ -214,8 +217,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if report.is_eventful() {
             self.pulse.written_at = None;
         }
-        self.pulse.beat(&self.world, &self.reachability).await?;
+        self.beat().await?;
         Ok(report)
+    }
+
+    async fn beat(&mut self) -> anyhow::Result<()> {
+        self.pulse
+            .beat(&self.world, &self.reachability, &self.rate)
+            .await
     }
 
     /// Whether it makes sense to ask anything: while the upstream is down, one look-up a pass finds
@@ -251,7 +260,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Takes note of an answer, or of why there was none.
     fn note(&mut self, failure: Option<&Failure>) {
-        note(&mut self.reachability, self.world.clock.now(), failure);
+        let now = self.world.clock.now();
+        note(&mut self.reachability, &mut self.rate, now, failure);
     }
 }
 
@@ -267,6 +277,7 @@ impl Pulse {
         &mut self,
         world: &World<U, C>,
         reachability: &Reachability,
+        rate: &LearnedRate,
     ) -> anyhow::Result<()> {
         let now = world.clock.now();
         let is_news = self.heartbeat.reach != *reachability.reach();
@@ -275,6 +286,7 @@ impl Pulse {
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL || at > now);
         if is_news || is_old {
             self.heartbeat.reach = reachability.reach().clone();
+            self.heartbeat.rate = Some(rate.known());
             self.heartbeat.next_pass_at = Some(world.settings.schedule.next_after(now));
             let heartbeat = self.heartbeat.clone();
             world.store.write_heartbeat(heartbeat).await?;
@@ -294,8 +306,23 @@ impl<U, C> World<U, C> {
     }
 }
 
-/// Keeps the upstream's reach, and tells the log when it changes.
-fn note(reachability: &mut Reachability, now: Timestamp, failure: Option<&Failure>) {
+/// Keeps the upstream's reach and the pace, and tells the log when they change.
+fn note(
+    reachability: &mut Reachability,
+    rate: &mut LearnedRate,
+    now: Timestamp,
+    failure: Option<&Failure>,
+) {
+    if let Some(failure) = failure
+        && failure.is_overload
+        && rate.overloaded(now)
+    {
+        log::info!(
+            "the pace falls to {:.1} starts/s: {}",
+            rate.rate(),
+            failure.detail
+        );
+    }
     match failure {
         None => {
             let was_down = reachability.is_down();

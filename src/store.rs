@@ -77,7 +77,7 @@ pub struct Filter {
 }
 
 /// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Heartbeat {
     /// When the present leader took over.
     pub leader_since: Option<Timestamp>,
@@ -93,6 +93,9 @@ pub struct Heartbeat {
     pub list_entries: Option<u64>,
     /// When the upstream was last found to have been restarted.
     pub life_began_at: Option<Timestamp>,
+    /// What was learned of how fast the upstream may be driven: see
+    /// [`LearnedRate::known`](crate::pace::LearnedRate::known).
+    pub rate: Option<(f64, f64, Timestamp)>,
 }
 
 /// The orders on one file, shared by everything in this process.

@@ -250,11 +250,8 @@ impl Upstream for HttpUpstream {
         if status != StatusCode::OK {
             return Err(trouble(status, &answer.body, answer.retry_after));
         }
-        observed_of(id, &answer.body).map_err(|what| Failure {
-            detail: format!("a look-up was answered with {what}"),
-            certain: false,
-            retry_after: None,
-        })
+        observed_of(id, &answer.body)
+            .map_err(|what| Failure::new(format!("a look-up was answered with {what}"), false))
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
@@ -267,11 +264,8 @@ impl Upstream for HttpUpstream {
             return Err(trouble(status, &body, retry_after));
         }
         let mut decoder = ListDecoder::new();
-        let broken = |error: ListError| Failure {
-            detail: format!("the list cannot be used: {error}"),
-            certain: false,
-            retry_after: None,
-        };
+        let broken =
+            |error: ListError| Failure::new(format!("the list cannot be used: {error}"), false);
         while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
             decoder.push(&chunk, &mut tell).map_err(broken)?;
         }
@@ -340,6 +334,10 @@ fn trouble(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Fa
         // These will be answered to whatever is asked next, too.
         certain: matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             || status.is_redirection(),
+        is_overload: matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ),
         retry_after,
     }
 }
@@ -356,6 +354,7 @@ fn no_answer(error: &reqwest::Error) -> Failure {
     Failure {
         detail,
         certain: error.is_connect(),
+        is_overload: error.is_timeout() && !error.is_connect(),
         retry_after: None,
     }
 }

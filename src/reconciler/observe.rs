@@ -87,9 +87,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             Some(at) => format!("; the one before was found at {}", rfc3339(at)),
             None => String::new(),
         };
+        self.rate.restarted(now);
         log::warn!(
             "the upstream seems to have been restarted: it has forgotten {missing} of {known} \
-             processes{before}"
+             processes{before}; the pace falls to {:.1} starts/s",
+            self.rate.rate()
         );
         true
     }
@@ -160,10 +162,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let Some((at, began_at, result)) = asked.next().await else {
                 break;
             };
+            let failure = result.as_ref().err();
             note(
                 &mut self.reachability,
+                &mut self.rate,
                 world.clock.now(),
-                result.as_ref().err(),
+                failure,
             );
             match result {
                 Ok(observed) => sight.looks[at] = Some(Look { observed, began_at }),

@@ -29,6 +29,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         report: &mut Report,
         stop: &Stop,
     ) -> anyhow::Result<()> {
+        self.rate.quiet(self.world.clock.now());
+        self.pace.set_rate(self.rate.rate());
         let world = &self.world;
         let until = self.next_look_at.unwrap_or(Timestamp(i64::MAX));
         let mut due = Due::new(again);
@@ -60,13 +62,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 Some(tried) = in_flight.next() => {
                     match tried {
                         Ok(tried) => {
-                            note(&mut self.reachability, world.clock.now(), tried.failure.as_ref());
+                            let now = world.clock.now();
+                            let failure = tried.failure.as_ref();
+                            note(&mut self.reachability, &mut self.rate, now, failure);
+                            self.pace.set_rate(self.rate.rate());
                             tried.add_to(report);
                         }
                         Err(error) => first_error = first_error.or(Some(error)),
                     }
                     // A long pass does not look like none, and readers hear of the upstream now.
-                    self.pulse.beat(world, &self.reachability).await?;
+                    self.pulse.beat(world, &self.reachability, &self.rate).await?;
                 }
                 () = world.clock.sleep_until(start_at), if waits_for_pace => {}
                 () = stop.begun.cancelled(), if waits_for_pace => {}
@@ -171,11 +176,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
             answer = self.upstream.start(&order.id) => answer,
             () = stop.abandon.cancelled() => Err(StartError::Ambiguous {
                 answer: None,
-                failure: Failure {
-                    detail: "the program ended before the answer came".to_owned(),
-                    certain: false,
-                    retry_after: None,
-                },
+                failure: Failure::new("the program ended before the answer came", false),
             }),
         };
         let steps = match answer {

@@ -139,7 +139,8 @@ fn impossible(
 pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, list_entries, life_began_at FROM heartbeat",
+         upstream, upstream_since, upstream_detail, list_entries, life_began_at, \
+         rate, rate_threshold, rate_changed_at FROM heartbeat",
     )?
     .query_row([], |row| {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
@@ -161,6 +162,10 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             reach,
             list_entries: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
             life_began_at: time(8)?,
+            rate: match time(11)? {
+                None => None,
+                Some(changed_at) => Some((row.get(9)?, row.get(10)?, changed_at)),
+            },
         })
     })
 }
@@ -174,7 +179,8 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         list_entries = ?8, life_began_at = ?9",
+         list_entries = ?8, life_began_at = ?9, \
+         rate = ?10, rate_threshold = ?11, rate_changed_at = ?12",
     )?
     .execute(params![
         heartbeat.leader_since.map(|t| t.0),
@@ -188,6 +194,9 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
             .list_entries
             .map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
         heartbeat.life_began_at.map(|t| t.0),
+        heartbeat.rate.map(|(rate, _, _)| rate),
+        heartbeat.rate.map(|(_, threshold, _)| threshold),
+        heartbeat.rate.map(|(_, _, changed_at)| changed_at.0),
     ])
     .map(drop)
 }

@@ -313,9 +313,8 @@ impl Clock for Handle {
 
 fn failure(detail: &str, certain: bool) -> Failure {
     Failure {
-        detail: detail.to_owned(),
-        certain,
-        retry_after: None,
+        is_overload: detail == "no answer",
+        ..Failure::new(detail, certain)
     }
 }
 
