@@ -471,6 +471,38 @@ mod tests {
         check(&order, Observed::Unknown, Action::Start);
         order.next_attempt_at = Some(NOW.after(BACKOFF_MAX * 2));
         check(&order, Observed::Unknown, Action::Start);
+        order.next_attempt_at = Some(NOW.after(BACKOFF_MAX));
+        check(&order, Observed::Unknown, Action::Wait);
+    }
+
+    #[test]
+    fn whatever_was_wrong_is_cleared_when_the_process_is_seen_to_run() {
+        let well = order(processing(None), None);
+        check(&well, Observed::Running, Action::Wait);
+        let mut flagged = well.clone();
+        flagged.attention = Some(Reason::UnknownStatus);
+        check(&flagged, Observed::Running, Action::Clear);
+        let mut tried = well.clone();
+        tried.attempts = 1;
+        check(&tried, Observed::Running, Action::Clear);
+        let missed = order(processing(Some(1)), None);
+        check(&missed, Observed::Running, Action::Clear);
+    }
+
+    #[test]
+    fn every_row_has_a_name_of_its_own() {
+        let some = intent(None, None);
+        let rows = [
+            (Phase::Created, None, "created"),
+            (Phase::Created, some, "created, intent"),
+            (processing(None), None, "processing"),
+            (processing(Some(1)), None, "processing, missed"),
+            (processing(None), some, "processing, intent"),
+            (processing(Some(1)), some, "processing, intent"),
+        ];
+        for (phase, intent, name) in rows {
+            assert_eq!(row_of(&order(phase, intent)), name);
+        }
     }
 
     #[test]
