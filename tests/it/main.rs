@@ -8,6 +8,7 @@
 //! - `create`, `http`, `lists`: the HTTP API, request by request.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
+//! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
 
@@ -22,6 +23,7 @@ mod pass;
 mod programs;
 mod store;
 mod tidy;
+mod trouble;
 mod upstreams;
 mod wire;
 mod world;

@@ -135,10 +135,15 @@ impl World {
         variables: &[(&str, &str)],
         listens: bool,
     ) -> Program {
+        let mut command = self.command(name, arguments);
+        command.envs(variables.iter().copied());
+        self.spawn(name, command, listens)
+    }
+
+    /// The same, however it is started.
+    pub fn spawn(&self, name: &str, mut command: Command, listens: bool) -> Program {
         let log = self.path(&format!("{name}-{}.log", fastrand::u32(..)));
-        let mut child = self
-            .command(name, arguments)
-            .envs(variables.iter().copied())
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log can be written"))
             .spawn()
@@ -225,6 +230,10 @@ impl Program {
         self.url
             .strip_prefix("http://")
             .expect("a program that listens has a URL")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, signal: &str) {

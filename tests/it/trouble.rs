@@ -1,0 +1,728 @@
+//! Trouble that is no one's wrong request: a full disk, a lock that nobody lets go, more load than
+//! can be taken, programs killed at any moment, and crowds of connections. What was acknowledged
+//! stays, what was refused never happens, and all goes on by itself when the cause is gone.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::wire::{Wire, statuses};
+use crate::world::{
+    Answer, Client, PATIENCE, Program, World, assert_problem, assert_statuses_agree,
+};
+
+/// How soon a refusal has to come: a write waits 5 s for its turn. The rest is for a busy machine.
+const REFUSAL_MAX: Duration = Duration::from_secs(10);
+
+/// How long a program may take to end.
+const END_MAX: Duration = Duration::from_secs(25);
+
+/// Open files that the tests here need together.
+const FILES: u64 = 8192;
+
+/// Checks that an answer says that nothing was done now, and when to try again.
+#[track_caller]
+fn assert_refused(answer: &Answer) {
+    assert_problem(answer, 503);
+    assert!(answer.body.contains("nothing was done"), "{answer:?}");
+    let retry_after = answer.header("retry-after").parse::<u64>();
+    assert!(retry_after.is_ok_and(|seconds| seconds >= 1), "{answer:?}");
+}
+
+/// The last part of a problem's type.
+fn kind(answer: &Answer) -> String {
+    let kind = answer.json()["type"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    kind.rsplit('#').next().unwrap_or_default().to_owned()
+}
+
+/// Waits until a path answers with this status.
+async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = client.get(format!("{}{path}", program.url)).await;
+        if answer.status == status {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{path}: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// All ids, in the order of creation.
+async fn ids(client: &Client, api: &Program) -> Vec<String> {
+    let answer = client.get(format!("{}/order", api.url)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let Value::Array(orders) = answer.json() else {
+        panic!("not an array: {answer:?}");
+    };
+    let id = |order: &Value| order["id"].as_str().unwrap().to_owned();
+    orders.iter().map(id).collect()
+}
+
+/// What the clients were told of the orders they wanted to create.
+#[derive(Debug, Default)]
+struct Told {
+    created: BTreeSet<String>,
+    /// Nothing was done.
+    refused: BTreeSet<String>,
+    /// No answer, or one that leaves it open.
+    unknown: BTreeSet<String>,
+}
+
+impl Told {
+    fn add(&mut self, other: Self) {
+        self.created.extend(other.created);
+        self.refused.extend(other.refused);
+        self.unknown.extend(other.unknown);
+    }
+
+    fn note(&mut self, id: String, answer: &Answer) {
+        match answer.status {
+            201 => self.created.insert(id),
+            503 if kind(answer) == "outcome-unknown" => self.unknown.insert(id),
+            503 => {
+                assert_refused(answer);
+                self.refused.insert(id)
+            }
+            _ => panic!("{answer:?}"),
+        };
+    }
+
+    /// Holds it against the orders that are there.
+    #[track_caller]
+    fn check(&self, there: &[String]) {
+        let set: BTreeSet<String> = there.iter().cloned().collect();
+        assert_eq!(set.len(), there.len(), "an order is there twice");
+        let lost: Vec<_> = self.created.difference(&set).collect();
+        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        let done: Vec<_> = self.refused.intersection(&set).collect();
+        assert!(done.is_empty(), "refused and yet done: {done:?}");
+        let known = |id: &&String| self.created.contains(*id) || self.unknown.contains(*id);
+        let strange: Vec<_> = set.iter().filter(|id| !known(id)).collect();
+        assert!(strange.is_empty(), "nobody asked for: {strange:?}");
+    }
+}
+
+/// Clients that create orders until they are told to end, or the API is gone.
+struct Load {
+    end: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<Told>>,
+}
+
+impl Load {
+    fn begin(api: &Program, name: &str, width: usize, pause: Duration) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let clients = (0..width)
+            .map(|n| {
+                let (end, url) = (end.clone(), api.url.clone());
+                let name = format!("{name}-{n}");
+                tokio::spawn(async move { create_until(&end, &url, &name, pause).await })
+            })
+            .collect();
+        Self { end, clients }
+    }
+
+    async fn end(self) -> Told {
+        self.end.store(true, Ordering::Relaxed);
+        let mut told = Told::default();
+        for client in self.clients {
+            told.add(client.await.unwrap());
+        }
+        told
+    }
+}
+
+async fn create_until(end: &AtomicBool, url: &str, name: &str, pause: Duration) -> Told {
+    let client = Client::new();
+    let mut told = Told::default();
+    for n in 0.. {
+        if end.load(Ordering::Relaxed) {
+            break;
+        }
+        let id = format!("{name}-{n}");
+        match try_create(&client, url, &id).await {
+            Some(answer) => told.note(id, &answer),
+            None => {
+                told.unknown.insert(id);
+                break;
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+    told
+}
+
+/// `POST /order`, by a client that knows that the answer may not come.
+async fn try_create(client: &Client, url: &str, id: &str) -> Option<Answer> {
+    let request = client
+        .request("POST", format!("{url}/order"))
+        .header("content-type", "application/json")
+        .body(serde_json::json!({ "id": id }).to_string());
+    let response = request.send().await.ok()?;
+    Some(Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: response.text().await.ok()?,
+    })
+}
+
+/// A small disk that only the programs started on it see. It goes with this value, or with the
+/// tests, however they end.
+struct Disk {
+    holder: Child,
+    folder: PathBuf,
+    /// How to get there.
+    enter: Vec<String>,
+}
+
+impl Disk {
+    /// Mounts it, or says why that is not possible here.
+    fn mount(world: &World, size: &str) -> Result<Self, String> {
+        let folder = world.path("disk");
+        fs::create_dir(&folder).unwrap();
+        let mut why = String::new();
+        for (namespaces, enter) in [
+            (&["--mount"][..], &["--mount"][..]),
+            (
+                &["--map-root-user", "--mount"],
+                &["--user", "--preserve-credentials", "--mount"],
+            ),
+        ] {
+            let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$0" && echo mounted && exec cat"#;
+            let mut holder = Command::new("unshare")
+                .args(namespaces)
+                .args(["sh", "-c", script])
+                .arg(&folder)
+                .arg(size)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .map_err(|error| format!("unshare: {error}"))?;
+            let mut said = String::new();
+            let mut stdout = BufReader::new(holder.stdout.take().unwrap());
+            stdout.read_line(&mut said).unwrap();
+            if said.trim() == "mounted" {
+                let target = format!("--target={}", holder.id());
+                let enter = std::iter::once(target)
+                    .chain(enter.iter().map(|&flag| flag.to_owned()))
+                    .collect();
+                return Ok(Self {
+                    holder,
+                    folder,
+                    enter,
+                });
+            }
+            let mut stderr = holder.stderr.take().unwrap();
+            let _ = stderr.read_to_string(&mut why);
+            let _ = holder.wait();
+        }
+        Err(why)
+    }
+
+    /// API and reconciler with their database on the disk.
+    fn serve(&self, world: &World, upstream: &str) -> Program {
+        let database = self.folder.join("orders.db");
+        let plain = world.command(
+            "order-service",
+            &[
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--database-url",
+                database.to_str().unwrap(),
+                "--order-process-url",
+                upstream,
+                "--start-rate",
+                "0",
+            ],
+        );
+        let mut command = Command::new("nsenter");
+        command
+            .env_clear()
+            .args(&self.enter)
+            .arg("--")
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .stdin(Stdio::null());
+        world.spawn("order-service", command, true)
+    }
+
+    /// The file that takes all the room there is, seen from outside.
+    fn ballast(&self) -> PathBuf {
+        let folder = self.folder.strip_prefix("/").unwrap();
+        Path::new("/proc")
+            .join(self.holder.id().to_string())
+            .join("root")
+            .join(folder)
+            .join("ballast")
+    }
+
+    fn fill(&self) {
+        let path = self.ballast();
+        let mut ballast = File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        let block = [0; 4096];
+        while ballast.write_all(&block).is_ok() {}
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_room() {
+    let world = World::new();
+    let disk = match Disk::mount(&world, "48m") {
+        Ok(disk) => disk,
+        Err(why) => {
+            println!("skipped: no disk can be mounted here: {why}");
+            return;
+        }
+    };
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let client = Client::new();
+    let mut told = Told::default();
+    for round in 0..3 {
+        // Each round with a program that was killed when the disk was full, or is new.
+        let service = disk.serve(&world, &simulator.url);
+        answers(&client, &service, "/readyz", 200).await;
+        let first = format!("first-{round}");
+        told.note(first.clone(), &client.create(&service.url, &first).await);
+        let load = Load::begin(&service, &format!("a{round}"), 4, Duration::from_millis(10));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let deadline = Instant::now() + PATIENCE;
+        for n in 0.. {
+            disk.fill();
+            let id = format!("full-{round}-{n}");
+            let answer = client.create(&service.url, &id).await;
+            told.note(id, &answer);
+            if answer.status == 503 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the disk does not get full");
+        }
+        answers(&client, &service, "/readyz", 503).await;
+        answers(&client, &service, "/livez", 200).await;
+        answers(&client, &service, &format!("/order/{first}"), 200).await;
+        assert!(ids(&client, &service).await.contains(&first));
+        if round == 1 {
+            told.add(load.end().await);
+            service.kill();
+            disk.empty();
+            continue;
+        }
+        disk.empty();
+        answers(&client, &service, "/readyz", 200).await;
+        let id = format!("after-{round}");
+        let answer = client.create(&service.url, &id).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        told.note(id, &answer);
+        told.add(load.end().await);
+        told.check(&ids(&client, &service).await);
+        let log = service.logged();
+        assert!(log.contains("the database cannot be written: "), "{log}");
+        assert!(log.contains("the database can be written again"), "{log}");
+        assert!(!log.contains("panicked"), "{log}");
+        if round == 2 {
+            let count = ids(&client, &service).await.len();
+            let orders = client.settled(&service.url, count).await;
+            // None was started twice. A start that a kill prevented counts all the same.
+            assert_statuses_agree(&world, &orders);
+            assert_eq!(service.stop(), Some(0));
+        }
+    }
+}
+
+/// Someone else who writes and does not come to an end.
+enum Held {
+    /// The lock among our own programs.
+    Ours(File),
+    /// SQLite's, by a program that does not know ours.
+    Sqlites(Connection),
+}
+
+impl Held {
+    fn ours(world: &World, name: &str) -> Self {
+        let lock = File::options().write(true).open(world.path(name)).unwrap();
+        lock.lock().unwrap();
+        Self::Ours(lock)
+    }
+
+    fn sqlites(world: &World) -> Self {
+        let db = Connection::open(world.database()).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        Self::Sqlites(db)
+    }
+
+    fn let_go(self) {
+        match self {
+            Self::Ours(lock) => lock.unlock().unwrap(),
+            Self::Sqlites(db) => db.execute_batch("ROLLBACK").unwrap(),
+        }
+    }
+}
+
+/// What has to be so while nothing can be written.
+async fn assert_only_reads(client: &Client, api: &Program, told: &mut Told) {
+    let begun = Instant::now();
+    let late = async {
+        let creations = (0..20).map(|n| async move {
+            let id = format!("late-{n}");
+            let answer = client.create(&api.url, &id).await;
+            assert_refused(&answer);
+            assert!(begun.elapsed() < REFUSAL_MAX, "{:?}", begun.elapsed());
+            (id, answer)
+        });
+        futures_util::future::join_all(creations).await
+    };
+    let meanwhile = async {
+        // Nothing here waits for the writer: it is over long before the first refusal.
+        for id in &told.created {
+            let order = client.get(format!("{}/order/{id}", api.url)).await;
+            assert_eq!(order.status, 200, "{order:?}");
+        }
+        let live = client.get(format!("{}/livez", api.url)).await;
+        assert_eq!(live.status, 200, "{live:?}");
+        let listed = ids(client, api).await;
+        let reads = begun.elapsed();
+        answers(client, api, "/readyz", 503).await;
+        (listed, reads)
+    };
+    let (late, (listed, reads)) = tokio::join!(late, meanwhile);
+    let refused = begun.elapsed();
+    assert!(
+        reads < refused,
+        "reading took {reads:?}, a refusal {refused:?}"
+    );
+    told.check(&listed);
+    for (id, answer) in late {
+        told.note(id, &answer);
+    }
+}
+
+/// What has to be so once it can be written again.
+async fn assert_recovered(client: &Client, api: &Program, told: &mut Told) {
+    answers(client, api, "/readyz", 200).await;
+    let next = client.create(&api.url, "next").await;
+    assert_eq!(next.status, 201, "{next:?}");
+    told.note("next".to_owned(), &next);
+    told.check(&ids(client, api).await);
+    let log = api.logged();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+async fn check_held(hold: impl Fn(&World) -> Held) {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let mut told = Told::default();
+    for n in 0..20 {
+        let id = format!("a{n}");
+        told.note(id.clone(), &client.create(&api.url, &id).await);
+    }
+    assert_eq!(told.created.len(), 20, "{told:?}");
+    let held = hold(&world);
+    assert_only_reads(&client, &api, &mut told).await;
+    held.let_go();
+    assert_recovered(&client, &api, &mut told).await;
+    assert_eq!(api.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_lock_that_is_not_let_go_stops_writes_alone_and_what_was_refused_never_happens() {
+    tokio::join!(
+        check_held(|world| Held::ours(world, "orders.db-write")),
+        check_held(|world| Held::ours(world, "orders.db-turn")),
+        check_held(Held::sqlites),
+    );
+}
+
+/// How a stopped process comes to an end.
+#[derive(PartialEq)]
+enum Ending {
+    GoesOn,
+    Dies,
+}
+
+async fn check_stopped(ending: Ending) {
+    let world = World::new();
+    let api = world.api(&[]);
+    let other = world.api(&[]);
+    let client = Client::new();
+    let mut told = Told::default();
+    let load = Load::begin(&other, "b", 4, Duration::ZERO);
+    let lock = world.path("orders.db-write");
+    let lock = File::options().write(true).open(lock).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..30))).await;
+        other.signal("STOP");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if lock.try_lock().is_err() {
+            break;
+        }
+        lock.unlock().unwrap();
+        other.signal("CONT");
+        assert!(
+            Instant::now() < deadline,
+            "it is never caught while it writes"
+        );
+    }
+    let before = ids(&client, &api).await;
+    // What the other one was told is not known yet.
+    let mut here = Told {
+        unknown: before.into_iter().collect(),
+        ..Told::default()
+    };
+    assert_only_reads(&client, &api, &mut here).await;
+    if ending == Ending::GoesOn {
+        other.signal("CONT");
+        told.add(load.end().await);
+        assert!(!told.created.is_empty());
+    } else {
+        other.kill();
+        told.add(load.end().await);
+    }
+    told.add(Told {
+        unknown: BTreeSet::new(),
+        ..here
+    });
+    assert_recovered(&client, &api, &mut told).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_stopped_while_it_writes_stops_writes_alone_until_it_goes_on_or_dies() {
+    tokio::join!(check_stopped(Ending::GoesOn), check_stopped(Ending::Dies));
+}
+
+/// Memory that a program has in use, in KiB.
+fn resident(program: &Program) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
+    const WIDTH: usize = 1_800;
+    const OVERLOADS: usize = 3_000;
+    let files = rlimit::increase_nofile_limit(FILES).unwrap_or(0);
+    if files < FILES / 2 {
+        println!("skipped: only {files} files may be open at once");
+        return;
+    }
+    let world = World::in_memory();
+    let api = world.api(&[]);
+    let client = Client::new();
+    assert_eq!(client.create(&api.url, "first").await.status, 201);
+    let held = Held::ours(&world, "orders.db-write");
+    // Each client tries again until it is over; what was taken back leaves no room in the queue.
+    let overloads = Arc::new(AtomicUsize::new(0));
+    let end = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..WIDTH)
+        .map(|n| {
+            let (client, url) = (client.clone(), api.url.clone());
+            let (overloads, end) = (overloads.clone(), end.clone());
+            tokio::spawn(async move {
+                let mut told = Told::default();
+                for m in 0.. {
+                    let id = format!("a{n}-{m}");
+                    let answer = client.create(&url, &id).await;
+                    if answer.status == 503 && kind(&answer) == "overloaded" {
+                        overloads.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    told.note(id, &answer);
+                    if end.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+                let id = format!("z{n}");
+                let answer = client.create(&url, &id).await;
+                told.note(id, &answer);
+                told
+            })
+        })
+        .collect();
+    let deadline = Instant::now() + PATIENCE;
+    let reach = async |count| {
+        while overloads.load(Ordering::Relaxed) < count {
+            assert!(Instant::now() < deadline, "it takes ever more in");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    reach(1).await;
+    let mut told = Told::default();
+    let mut soonest = PATIENCE;
+    for n in 0..5 {
+        let begun = Instant::now();
+        let id = format!("beyond{n}");
+        let answer = client.create(&api.url, &id).await;
+        soonest = soonest.min(begun.elapsed());
+        assert_refused(&answer);
+        assert_eq!(kind(&answer), "overloaded");
+        told.note(id, &answer);
+    }
+    // "At once" is long before the 5 s that a write may wait.
+    assert!(soonest < Duration::from_secs(4), "{soonest:?}");
+    let order = client.get(format!("{}/order/first", api.url)).await;
+    assert_eq!(order.status, 200, "{order:?}");
+    let before = resident(&api);
+    reach(OVERLOADS).await;
+    let after = resident(&api);
+    println!("{before} KiB when the queue was full, {after} KiB after {OVERLOADS} refusals");
+    assert!(after < 256 * 1024, "{after} KiB");
+    assert!(after < before + 32 * 1024, "{before} KiB, then {after} KiB");
+    end.store(true, Ordering::Relaxed);
+    held.let_go();
+    for client in clients {
+        told.add(client.await.unwrap());
+    }
+    assert!(
+        !told.created.is_empty(),
+        "{} were refused",
+        told.refused.len()
+    );
+    told.created.insert("first".to_owned());
+    assert!(told.unknown.is_empty(), "{:?}", told.unknown);
+    told.check(&ids(&client, &api).await);
+    answers(&client, &api, "/readyz", 200).await;
+    assert_eq!(client.create(&api.url, "last").await.status, 201);
+    let log = api.logged();
+    assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
+    assert_eq!(api.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturbs_no_other() {
+    let world = World::new();
+    let client = Client::new();
+    let mut told = Told::default();
+    let mut steady = world.api(&[]);
+    for round in 0..12 {
+        let doomed = world.api(&[]);
+        let pause = Duration::from_millis(1);
+        let here = Load::begin(&steady, &format!("s{round}"), 4, pause);
+        let there = Load::begin(&doomed, &format!("d{round}"), 8, pause);
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(20..300))).await;
+        doomed.kill();
+        told.add(there.end().await);
+        let undisturbed = here.end().await;
+        assert!(!undisturbed.created.is_empty());
+        assert!(undisturbed.refused.is_empty(), "{undisturbed:?}");
+        assert!(undisturbed.unknown.is_empty(), "{undisturbed:?}");
+        told.add(undisturbed);
+        told.check(&ids(&client, &steady).await);
+        if round % 4 == 3 {
+            // Nobody is left who could have kept anything in memory.
+            steady.kill();
+            steady = world.api(&[]);
+            told.check(&ids(&client, &steady).await);
+        }
+    }
+    assert!(told.refused.is_empty(), "{:?}", told.refused);
+    assert!(!steady.logged().contains("ERROR"), "{}", steady.logged());
+}
+
+/// A request on a connection of its own, until it is answered: who finds no place at all is
+/// closed without a word, and comes again.
+async fn ask(api: &Program, request: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut wire = Wire::open(api);
+        wire.send(request);
+        let answer = tokio::task::block_in_place(|| wire.rest());
+        if !answer.is_empty() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{request} is never answered");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Connections that say nothing. Those that are refused are part of it.
+fn crowd(api: &Program, count: usize) -> Vec<TcpStream> {
+    let connect = |_| TcpStream::connect(api.address()).unwrap();
+    tokio::task::block_in_place(|| (0..count).map(connect).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_from_the_end() {
+    let files = rlimit::increase_nofile_limit(FILES).unwrap_or(0);
+    if files < FILES / 2 {
+        println!("skipped: only {files} files may be open at once");
+        return;
+    }
+    let world = World::new();
+    let api = world.api(&[]);
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let post = "POST /order HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
+    let silent = crowd(&api, 3_000);
+    for _ in 0..5 {
+        for path in ["/livez", "/readyz", "/healthz"] {
+            let answer = ask(&api, &get(path)).await;
+            assert_eq!(statuses(&answer), [200], "{path}: {answer}");
+        }
+        for request in [post.to_owned(), get("/order"), get("/order/a1")] {
+            let answer = ask(&api, &request).await;
+            assert_eq!(statuses(&answer), [503], "{answer}");
+            assert!(answer.contains("application/problem+json"), "{answer}");
+            assert!(answer.contains("retry-after: "), "{answer}");
+            assert!(answer.contains("nothing was done"), "{answer}");
+        }
+    }
+    let ran = world.run("order-service", &["health", "--listen", api.address()], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    drop(silent);
+    let deadline = Instant::now() + PATIENCE;
+    let client = loop {
+        // The places are free as soon as it has noticed that the crowd is gone.
+        let client = Client::new();
+        let answer = try_create(&client, &api.url, "a1").await;
+        if answer.is_some_and(|answer| answer.status == 201) {
+            break client;
+        }
+        assert!(Instant::now() < deadline, "the places stay taken");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(ids(&client, &api).await, ["a1"]);
+    let silent = crowd(&api, 3_000);
+    let begun = Instant::now();
+    let mut api = api;
+    api.signal("TERM");
+    let status = api.wait();
+    assert_eq!(status.code(), Some(0), "{}", api.logged());
+    assert!(begun.elapsed() < END_MAX, "{:?}", begun.elapsed());
+    let log = api.logged();
+    assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
+    drop(silent);
+}
