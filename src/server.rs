@@ -3,10 +3,12 @@
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
 //! served is in `api` and in `simulator`.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -99,23 +101,13 @@ pub async fn serve<S, B>(
     let places = Places::new();
     let in_flight = InFlight::default();
     loop {
-        let Some((stream, permit, situation)) = ({
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => None,
-                next = places.accept(&listener) => Some(next),
-            }
-        }) else {
-            break;
+        let (stream, place) = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            next = places.accept(&listener) => next,
         };
-        let connection = connection(stream, situation, &in_flight, service.clone());
-        let watched = graceful.watch(connection);
-        tokio::spawn(async move {
-            let _permit = permit;
-            if let Err(error) = watched.await {
-                log::debug!("connection: {error}");
-            }
-        });
+        let connection = connection(stream, place.situation, &in_flight, service.clone());
+        tokio::spawn(place.hold(graceful.watch(connection)));
     }
     let drained = async {
         tokio::join!(others, async {
@@ -134,13 +126,10 @@ pub async fn serve<S, B>(
         tokio::select! {
             biased;
             () = &mut drained => return,
-            (stream, permit, _) = places.accept(&listener) => {
+            (stream, place) = places.accept(&listener) => {
                 let draining = Situation::Draining;
                 let connection = connection(stream, draining, &InFlight::default(), service.clone());
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    let _ = connection.await;
-                });
+                tokio::spawn(place.hold(connection));
             }
         }
     }
@@ -190,6 +179,29 @@ where
 struct Places {
     normal: Arc<Semaphore>,
     crowded: Arc<Semaphore>,
+    /// Those in the crowd, oldest first: each with the means to send it away.
+    crowd: Mutex<VecDeque<CancellationToken>>,
+}
+
+/// A connection's place.
+struct Place {
+    situation: Situation,
+    sent_away: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Serves a connection until its end, or until it is sent away.
+    async fn hold<E: Display>(self, connection: impl Future<Output = Result<(), E>>) {
+        tokio::select! {
+            result = connection => {
+                if let Err(error) = result {
+                    log::debug!("connection: {error}");
+                }
+            }
+            () = self.sent_away.cancelled() => {}
+        }
+    }
 }
 
 impl Places {
@@ -197,27 +209,57 @@ impl Places {
         Self {
             normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
+            crowd: Mutex::default(),
         }
     }
 
-    /// Waits for a connection that there is a place for; one for which there is none is closed.
-    async fn accept(&self, listener: &TcpListener) -> (TcpStream, OwnedSemaphorePermit, Situation) {
-        loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+    /// Waits for a connection, and finds a place for it: one of the normal ones, or one in the
+    /// crowd, from which the oldest is sent away if need be. Whoever asks at once is answered
+    /// before that happens to him.
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
                 Err(error) => {
                     log::debug!("accept: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
+            }
+        };
+        let sent_away = CancellationToken::new();
+        if let Ok(permit) = self.normal.clone().try_acquire_owned() {
+            let place = Place {
+                situation: Situation::Normal,
+                sent_away,
+                _permit: permit,
             };
-            if let Ok(permit) = self.normal.clone().try_acquire_owned() {
-                return (stream, permit, Situation::Normal);
-            }
-            if let Ok(permit) = self.crowded.clone().try_acquire_owned() {
-                return (stream, permit, Situation::Crowded);
-            }
+            return (stream, place);
         }
+        let permit = loop {
+            if let Ok(permit) = self.crowded.clone().try_acquire_owned() {
+                break permit;
+            }
+            if let Some(oldest) = self.crowd().pop_front() {
+                oldest.cancel();
+            }
+            tokio::task::yield_now().await;
+        };
+        let mut crowd = self.crowd();
+        crowd.push_back(sent_away.clone());
+        // Some of those that are remembered have left by themselves.
+        if crowd.len() > 2 * CROWDED_MAX {
+            crowd.drain(..CROWDED_MAX);
+        }
+        let place = Place {
+            situation: Situation::Crowded,
+            sent_away,
+            _permit: permit,
+        };
+        (stream, place)
+    }
+
+    fn crowd(&self) -> MutexGuard<'_, VecDeque<CancellationToken>> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

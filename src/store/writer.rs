@@ -78,7 +78,11 @@ impl Gate for OpenGate {
     }
 }
 
-pub(super) struct Writer(Place);
+pub(super) struct Writer {
+    place: Place,
+    /// Whether a write was taken back because no turn came, and none has come since.
+    is_stuck: Arc<AtomicBool>,
+}
 
 enum Place {
     Threaded(mpsc::Sender<Box<dyn Write>>),
@@ -126,17 +130,24 @@ impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pen
 impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> std::io::Result<Self> {
         let lock = |suffix| lock_file(&file.beside(suffix)).map_err(std::io::Error::other);
+        let is_stuck = Arc::new(AtomicBool::new(false));
+        let stuck = is_stuck.clone();
+        let writer = |place| Self {
+            place,
+            is_stuck: stuck,
+        };
         let mut connected = Connected {
             turn: lock("-turn")?,
             write: lock(WRITE_LOCK)?,
             db,
             file,
             trouble: None,
+            is_stuck: is_stuck.clone(),
             fold_at: WAL_BYTES_MAX,
         };
         if let Mode::Inline(gate) = mode {
             let connected = Box::new(Mutex::new(connected));
-            return Ok(Self(Place::Inline(connected, gate)));
+            return Ok(writer(Place::Inline(connected, gate)));
         }
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
@@ -146,7 +157,7 @@ impl Writer {
                     connected.commit(first, &mut waiting);
                 }
             })?;
-        Ok(Self(Place::Threaded(queue)))
+        Ok(writer(Place::Threaded(queue)))
     }
 
     /// Has `run` carried out inside a transaction, and returns when that is on disk.
@@ -163,7 +174,7 @@ impl Writer {
             claimed: claimed.clone(),
             reply,
         });
-        let queue = match &self.0 {
+        let queue = match &self.place {
             Place::Threaded(queue) => queue,
             Place::Inline(connected, gate) => {
                 let passage = gate.next();
@@ -192,6 +203,11 @@ impl Writer {
         }
         if !claimed.swap(true, Ordering::AcqRel) {
             // Taken back before it was begun: it will not happen any more.
+            if !self.is_stuck.swap(true, Ordering::AcqRel) {
+                log::error!(
+                    "the database cannot be written: another program holds the turn to write"
+                );
+            }
             return Err(unwritable("no turn to write came in time"));
         }
         match tokio::time::timeout(COMMIT_MAX, answer).await {
@@ -214,6 +230,7 @@ struct Connected {
     write: File,
     /// The last failure, to log each kind once.
     trouble: Option<String>,
+    is_stuck: Arc<AtomicBool>,
     /// How large the write-ahead log may grow before it is folded back, in bytes.
     fold_at: u64,
 }
@@ -315,7 +332,8 @@ impl Connected {
     fn finish(&mut self, batch: Vec<Box<dyn Write>>, result: Result<(), Failure>) {
         match &result {
             Ok(()) => {
-                if self.trouble.take().is_some() {
+                let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
+                if self.trouble.take().is_some() || was_stuck {
                     log::info!("the database can be written again");
                 }
             }
