@@ -217,10 +217,9 @@ impl<'w> Storm<'w> {
 
     /// Nobody ends but by our hand.
     fn all_run(&mut self) {
-        for which in 0..NAMES.len() {
+        for (which, name) in NAMES.iter().enumerate() {
             let ended = self.programs[which].as_mut().and_then(Program::ended);
             if let Some(status) = ended {
-                let name = NAMES[which];
                 self.failures
                     .push(format!("{name} ended by itself: {status}"));
                 self.start(which);

@@ -42,17 +42,30 @@ struct Recorded {
     /// How the last process of each order ended, and in which life it was started.
     last: HashMap<String, (&'static str, u64)>,
     twice: Vec<String>,
+    /// How often each order was started without the client being told, in words that it believes,
+    /// that nothing was started.
+    to_count: HashMap<String, u64>,
 }
+
+/// Answers to a start that are believed. A failure on purpose may lie: the process exists.
+const BELIEVED: [u16; 5] = [302, 401, 429, 500, 503];
 
 impl Recorded {
     fn read(world: &World) -> Self {
         let mut recorded = Self::default();
         for entry in world.record() {
+            let is_believed = entry
+                .answer
+                .is_some_and(|status| BELIEVED.contains(&status));
             match entry.did {
                 Did::BeganLife { .. } => recorded.lives += 1,
                 Did::Started {
                     order_id, outcome, ..
-                } => recorded.started(order_id, status_after(outcome)),
+                } => {
+                    let to_count = recorded.to_count.entry(order_id.clone()).or_default();
+                    *to_count += u64::from(!is_believed);
+                    recorded.started(order_id, status_after(outcome));
+                }
                 Did::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
                 _ => {}
             }
@@ -105,6 +118,10 @@ pub fn verdict(
             }
             Some(_) => {}
         }
+        let counted = order["starts"].as_u64().unwrap_or(0);
+        if recorded.to_count.get(id).is_some_and(|n| *n > counted) {
+            failures.add("started more often than counted", order);
+        }
         if answers
             .told
             .get(id)
@@ -132,7 +149,7 @@ pub fn verdict(
         failures.add("no orders", "");
     }
 
-    print_summary(storm, answers, &orders, &recorded, seed, took);
+    print_summary(world, storm, answers, &orders, &recorded, seed, took);
     let (database, record) = (world.database(), world.simulator_log());
     let account = world.run(
         "order-service",
@@ -166,6 +183,7 @@ async fn all_orders(api: &str) -> Vec<Value> {
 }
 
 fn print_summary(
+    world: &World,
     storm: &Storm<'_>,
     answers: &Answers,
     orders: &[Value],
@@ -183,6 +201,9 @@ fn print_summary(
     let starts = orders.iter().filter_map(|order| order["starts"].as_u64());
     let most = starts.clone().max().unwrap_or(0);
     let mean = starts.sum::<u64>() as f64 / orders.len().max(1) as f64;
+    let logs = logs(world);
+    let lines = || logs.iter().flat_map(|(_, text)| text.lines());
+    let leads = lines().filter(|l| l.ends_with("this reconciler leads"));
     let accepted = recorded.starts as f64 / orders.len().max(1) as f64;
     println!();
     for (name, what) in [
@@ -214,6 +235,7 @@ fn print_summary(
         ("SIGKILL", by_program(&blows.kills)),
         ("SIGTERM", by_program(&blows.terms)),
         ("SIGSTOP", format!("{} of a reconciler", blows.stops)),
+        ("leaders", format!("{}, one after the other", leads.count())),
         (
             "faults",
             format!("{} crashes, {} other presets", blows.crashes, blows.presets),
@@ -231,24 +253,38 @@ fn print_summary(
 /// Lines in the programs' logs that no program may write, whoever is killed beside it.
 pub fn error_lines(world: &World, storm: &Storm<'_>) -> Vec<String> {
     let mut failures = Failures::default();
-    let files = fs::read_dir(world.path("")).expect("the folder can be read");
-    for file in files {
-        let path = file.expect("the folder can be read").path();
-        let is_log = path.extension().is_some_and(|extension| extension == "log");
-        if !is_log || path == world.simulator_log() {
-            continue;
-        }
-        let text = fs::read_to_string(&path).expect("a log can be read");
+    let mut explained = 0;
+    for (name, text) in logs(world) {
         for line in text.lines() {
-            let is_explained = storm.blows.stops > 0 && line.contains(WHILE_STOPPED);
-            if (line.contains(" ERROR ") || line.contains("panicked")) && !is_explained {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !line.contains(" ERROR ") && !line.contains("panicked") {
+                continue;
+            }
+            if storm.blows.stops > 0 && line.contains(WHILE_STOPPED) {
+                explained += 1;
+            } else {
                 failures.add("lines in the logs", format!("{name}: {line}"));
             }
         }
     }
+    println!("\n  {explained} errors in the logs, explained by a stopped writer");
     failures.into_lines()
 }
 
 /// A reconciler that is stopped in the middle of a write keeps everyone else from writing.
 const WHILE_STOPPED: &str = "the database cannot be written";
+
+/// What the programs logged, with the names of the files.
+fn logs(world: &World) -> Vec<(String, String)> {
+    let files = fs::read_dir(world.path("")).expect("the folder can be read");
+    let mut logs = Vec::new();
+    for file in files {
+        let path = file.expect("the folder can be read").path();
+        let is_log = path.extension().is_some_and(|extension| extension == "log");
+        if is_log && path != world.simulator_log() {
+            let name = path.file_name().unwrap_or_default();
+            let text = fs::read_to_string(&path).expect("a log can be read");
+            logs.push((name.to_string_lossy().into_owned(), text));
+        }
+    }
+    logs
+}
