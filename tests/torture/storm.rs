@@ -25,6 +25,9 @@ const OPEN_MAX: u64 = 3_000;
 /// An outage short enough to be met while it is set.
 const SHORT_OUTAGE: &str = r#"{"preset":"outage","outage":{"every_ms":3000,"lasts_ms":2000}}"#;
 
+/// What a reconciler logs when it begins to lead.
+pub const LEADS: &str = "this reconciler leads";
+
 /// What was done.
 #[derive(Default)]
 pub struct Blows {
@@ -150,8 +153,16 @@ impl<'w> Storm<'w> {
         }
     }
 
+    /// Mostly the one that leads: the other has nothing in its hands.
     fn a_reconciler(&mut self) -> usize {
-        RECONCILERS[self.rng.usize(..RECONCILERS.len())]
+        let any = RECONCILERS[self.rng.usize(..RECONCILERS.len())];
+        let is_to_lead = self.rng.u32(..4) > 0;
+        let leads = |which: &usize| {
+            let program = self.programs[*which].as_ref();
+            program.is_some_and(|program| program.logged().contains(LEADS))
+        };
+        let leader = RECONCILERS.into_iter().find(leads);
+        leader.filter(|_| is_to_lead).unwrap_or(any)
     }
 
     fn kill(&mut self, which: usize) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::load::{Answers, Known};
-use crate::storm::{NAMES, Storm};
+use crate::storm::{LEADS, NAMES, Storm};
 use crate::world::{Client, World, is_settled, status_after};
 
 /// Of each kind of failure, so many are told.
@@ -203,7 +203,7 @@ fn print_summary(
     let mean = starts.sum::<u64>() as f64 / orders.len().max(1) as f64;
     let logs = logs(world);
     let lines = || logs.iter().flat_map(|(_, text)| text.lines());
-    let leads = lines().filter(|l| l.ends_with("this reconciler leads"));
+    let leads = lines().filter(|l| l.ends_with(LEADS));
     let accepted = recorded.starts as f64 / orders.len().max(1) as f64;
     println!();
     for (name, what) in [
