@@ -178,7 +178,7 @@ impl<'w> Storm<'w> {
         self.blows.terms[which] += 1;
         self.go_on(which);
         if let Some(program) = self.programs[which].take() {
-            let code = program.stop();
+            let code = self.meanwhile(|| program.stop());
             if code != Some(0) {
                 let name = NAMES[which];
                 self.failures
@@ -210,16 +210,34 @@ impl<'w> Storm<'w> {
     fn start(&mut self, which: usize) {
         self.goes_on_at[which] = None;
         let seed = self.rng.u64(..);
-        self.programs[which] = Some(start(self.world, which, &self.ports, seed));
+        let (world, ports) = (self.world, self.ports);
+        let program = self.meanwhile(|| start(world, which, &ports, seed));
+        self.programs[which] = Some(program);
     }
 
-    /// Ends what was for a while only.
-    fn undo(&mut self, now: Instant) {
+    /// Does what may wait for a stopped program, which goes on in its time all the same.
+    fn meanwhile<T: Send>(&mut self, act: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let acting = scope.spawn(act);
+            while !acting.is_finished() {
+                self.go_on_in_time(Instant::now());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            acting.join().expect("it could be done")
+        })
+    }
+
+    fn go_on_in_time(&mut self, now: Instant) {
         for which in RECONCILERS {
             if self.goes_on_at[which].is_some_and(|at| at <= now) {
                 self.go_on(which);
             }
         }
+    }
+
+    /// Ends what was for a while only.
+    fn undo(&mut self, now: Instant) {
+        self.go_on_in_time(now);
         if self.usual_at.is_some_and(|at| at <= now) {
             self.usual_at = None;
             self.control("PUT", "faults", r#"{"preset":"crashing"}"#);
