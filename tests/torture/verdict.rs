@@ -1,0 +1,290 @@
+//! The verdict: what was acknowledged, what the API tells, and what the simulator did, side by side.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::time::Duration;
+
+use order_service::simulator::model::Did;
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::load::{Answers, Known};
+use crate::storm::{LEADS, NAMES, Storm};
+use crate::world::{Client, World, is_settled, status_after};
+
+/// Of each kind of failure, so many are told.
+const TOLD: usize = 5;
+
+/// Failures, with the first few of each kind in full.
+#[derive(Default)]
+struct Failures(BTreeMap<&'static str, Vec<String>>);
+
+impl Failures {
+    fn add(&mut self, kind: &'static str, what: impl ToString) {
+        self.0.entry(kind).or_default().push(what.to_string());
+    }
+
+    fn into_lines(self) -> Vec<String> {
+        let line = |(kind, all): (&str, Vec<String>)| {
+            let some = all.iter().take(TOLD).map(String::as_str);
+            let some = some.collect::<Vec<_>>().join("; ");
+            format!("{kind} ({}): {some}", all.len())
+        };
+        self.0.into_iter().map(line).collect()
+    }
+}
+
+/// What the simulator did, by its record.
+#[derive(Default)]
+struct Recorded {
+    lives: u64,
+    starts: u64,
+    /// How the last process of each order ended, and in which life it was started.
+    last: HashMap<String, (&'static str, u64)>,
+    twice: Vec<String>,
+    /// How often each order was started without the client being told, in words that it believes,
+    /// that nothing was started.
+    to_count: HashMap<String, u64>,
+}
+
+/// Answers to a start that are believed. A failure on purpose may lie: the process exists.
+const BELIEVED: [u16; 5] = [302, 401, 429, 500, 503];
+
+impl Recorded {
+    fn read(world: &World) -> Self {
+        let mut recorded = Self::default();
+        for entry in world.record() {
+            let is_believed = entry
+                .answer
+                .is_some_and(|status| BELIEVED.contains(&status));
+            match entry.did {
+                Did::BeganLife { .. } => recorded.lives += 1,
+                Did::Started {
+                    order_id, outcome, ..
+                } => {
+                    let to_count = recorded.to_count.entry(order_id.clone()).or_default();
+                    *to_count += u64::from(!is_believed);
+                    recorded.started(order_id, status_after(outcome));
+                }
+                Did::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
+                _ => {}
+            }
+        }
+        recorded
+    }
+
+    fn started(&mut self, order_id: String, ends_as: &'static str) {
+        self.starts += 1;
+        let before = self.last.insert(order_id.clone(), (ends_as, self.lives));
+        if before.is_some_and(|(_, life)| life == self.lives) {
+            self.twice.push(order_id);
+        }
+    }
+}
+
+/// Prints the summary and the account, and tells what must not be.
+pub fn verdict(
+    runtime: &Runtime,
+    world: &World,
+    storm: &Storm<'_>,
+    answers: &Answers,
+    seed: u64,
+    took: Duration,
+) -> Vec<String> {
+    let mut failures = Failures::default();
+    let orders = runtime.block_on(all_orders(&storm.api_url()));
+    let recorded = Recorded::read(world);
+    for what in &answers.wrong {
+        failures.add("wrong answers", what);
+    }
+    let mut there = HashSet::new();
+    for order in &orders {
+        let id = order["id"].as_str().unwrap_or_default();
+        if !there.insert(id) {
+            failures.add("told twice", order);
+        }
+        if !is_settled(order) || !order["attention"].is_null() {
+            failures.add("not settled, or with a complaint", order);
+        }
+        match answers.known.get(id) {
+            None => failures.add("nobody asked for", order),
+            Some(Known::Not) => failures.add("exists, though nothing was done", order),
+            Some(Known::Acknowledged | Known::Maybe) => {}
+        }
+        match recorded.last.get(id) {
+            None => failures.add("settled without a process", order),
+            Some((ends_as, _)) if order["status"] != *ends_as => {
+                failures.add("not as its last process ended", order);
+            }
+            Some(_) => {}
+        }
+        let counted = order["starts"].as_u64().unwrap_or(0);
+        if recorded.to_count.get(id).is_some_and(|n| *n > counted) {
+            failures.add("started more often than counted", order);
+        }
+        if answers
+            .told
+            .get(id)
+            .is_some_and(|told| order["status"] != **told)
+        {
+            failures.add("settled otherwise before", order);
+        }
+    }
+    for (id, known) in &answers.known {
+        if *known == Known::Acknowledged && !there.contains(id.as_str()) {
+            failures.add("acknowledged and lost", id);
+        }
+    }
+    for id in recorded
+        .last
+        .keys()
+        .filter(|id| !there.contains(id.as_str()))
+    {
+        failures.add("a process without an order", id);
+    }
+    for id in &recorded.twice {
+        failures.add("started twice in one life", id);
+    }
+    if orders.is_empty() {
+        failures.add("no orders", "");
+    }
+
+    print_summary(world, storm, answers, &orders, &recorded, seed, took);
+    let (database, record) = (world.database(), world.simulator_log());
+    let account = world.run(
+        "order-service",
+        &[
+            "account",
+            "--database-url",
+            database
+                .to_str()
+                .expect("temporary folders have plain names"),
+            "--order-process-url",
+            &storm.simulator_url(),
+            "--record",
+            record.to_str().expect("temporary folders have plain names"),
+        ],
+        &[],
+    );
+    println!("\n{}", account.stdout.trim_end());
+    if account.code != Some(0) {
+        failures.add("the account", format!("{account:?}"));
+    }
+    failures.into_lines()
+}
+
+async fn all_orders(api: &str) -> Vec<Value> {
+    let answer = Client::new().get(format!("{api}/order")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    match answer.json() {
+        Value::Array(orders) => orders,
+        other => panic!("not an array: {other}"),
+    }
+}
+
+fn print_summary(
+    world: &World,
+    storm: &Storm<'_>,
+    answers: &Answers,
+    orders: &[Value],
+    recorded: &Recorded,
+    seed: u64,
+    took: Duration,
+) {
+    let count = |known| answers.known.values().filter(|k| **k == known).count();
+    let blows = &storm.blows;
+    let by_program = |counts: &[u64; 4]| {
+        let one = |(name, count): (&&str, &u64)| format!("{name} {count}");
+        let all = NAMES.iter().zip(counts).map(one).collect::<Vec<_>>();
+        all.join(", ")
+    };
+    let starts = orders.iter().filter_map(|order| order["starts"].as_u64());
+    let most = starts.clone().max().unwrap_or(0);
+    let mean = starts.sum::<u64>() as f64 / orders.len().max(1) as f64;
+    let logs = logs(world);
+    let lines = || logs.iter().flat_map(|(_, text)| text.lines());
+    let leads = lines().filter(|l| l.ends_with(LEADS));
+    let accepted = recorded.starts as f64 / orders.len().max(1) as f64;
+    println!();
+    for (name, what) in [
+        ("seed", seed.to_string()),
+        (
+            "orders",
+            format!(
+                "{}; {} acknowledged, {} perhaps, {} not created; {} open at most",
+                orders.len(),
+                count(Known::Acknowledged),
+                count(Known::Maybe),
+                count(Known::Not),
+                storm.most_open
+            ),
+        ),
+        (
+            "answers",
+            format!(
+                "201 {}, 409 {}, nothing done {}, nobody there {}, unknown {}; {} reads",
+                answers.created,
+                answers.existed,
+                answers.refused,
+                answers.unreachable,
+                answers.unknown,
+                answers.reads
+            ),
+        ),
+        ("lives", format!("{} of the simulator", recorded.lives)),
+        ("SIGKILL", by_program(&blows.kills)),
+        ("SIGTERM", by_program(&blows.terms)),
+        ("SIGSTOP", format!("{} of a reconciler", blows.stops)),
+        ("leaders", format!("{}, one after the other", leads.count())),
+        (
+            "faults",
+            format!("{} crashes, {} other presets", blows.crashes, blows.presets),
+        ),
+        (
+            "starts",
+            format!("{mean:.2} per order, {accepted:.2} accepted, {most} at most"),
+        ),
+        ("settled after", format!("{:.1} s", took.as_secs_f64())),
+    ] {
+        println!("  {name:<14} {what}");
+    }
+}
+
+/// Lines in the programs' logs that no program may write, whoever is killed beside it.
+pub fn error_lines(world: &World, storm: &Storm<'_>) -> Vec<String> {
+    let mut failures = Failures::default();
+    let mut explained = 0;
+    for (name, text) in logs(world) {
+        for line in text.lines() {
+            if !line.contains(" ERROR ") && !line.contains("panicked") {
+                continue;
+            }
+            if storm.blows.stops > 0 && line.contains(WHILE_STOPPED) {
+                explained += 1;
+            } else {
+                failures.add("lines in the logs", format!("{name}: {line}"));
+            }
+        }
+    }
+    println!("\n  {explained} errors in the logs, explained by a stopped writer");
+    failures.into_lines()
+}
+
+/// A reconciler that is stopped in the middle of a write keeps everyone else from writing.
+const WHILE_STOPPED: &str = "the database cannot be written";
+
+/// What the programs logged, with the names of the files.
+fn logs(world: &World) -> Vec<(String, String)> {
+    let files = fs::read_dir(world.path("")).expect("the folder can be read");
+    let mut logs = Vec::new();
+    for file in files {
+        let path = file.expect("the folder can be read").path();
+        let is_log = path.extension().is_some_and(|extension| extension == "log");
+        if is_log && path != world.simulator_log() {
+            let name = path.file_name().unwrap_or_default();
+            let text = fs::read_to_string(&path).expect("a log can be read");
+            logs.push((name.to_string_lossy().into_owned(), text));
+        }
+    }
+    logs
+}
