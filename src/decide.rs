@@ -256,7 +256,7 @@ fn lost(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
 
 /// Flags an order, again only when its backoff is over: a standing fact is not written every pass.
 fn flag(order: &OpenOrder, reason: Reason, now: Timestamp) -> Action {
-    if order.attention == Some(reason) && order.attempts > 0 && !order.is_due(now) {
+    if order.attention == Some(reason) && !order.is_due(now) {
         Action::Wait
     } else {
         Action::Flag(reason)
