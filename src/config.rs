@@ -491,7 +491,14 @@ fn parse<T: CommandFactory + FromArgMatches>(
         .clone()
         .try_get_matches_from(&arguments)
         .and_then(|matches| T::from_arg_matches(&matches))
-        .unwrap_or_else(|error| {
+        .unwrap_or_else(|mut error| {
+            // A URL may hold a password, and standard error is often kept.
+            if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+                && value.contains('@')
+            {
+                let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
+                error.insert(ContextKind::InvalidValue, hidden);
+            }
             let variable = variable_behind(&error, &command, &arguments);
             // If standard error is closed, the exit code still tells.
             let _ = error.print();

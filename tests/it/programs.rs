@@ -1058,3 +1058,17 @@ fn a_second_signal_ends_a_program_at_once() {
     );
     assert!(code.is_some_and(|code| code != 0), "{code:?}");
 }
+
+#[test]
+fn a_password_in_a_url_is_refused_and_never_shown() {
+    let world = World::new();
+    for (flag, value) in [
+        ("--order-process-url", "http://user:hunter2@127.0.0.1:8000"),
+        ("--database-url", "postgres://user:hunter2@127.0.0.1/orders"),
+    ] {
+        let ran = run(&world, &["order-reconciler"], &[flag, value], &[]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+        assert!(ran.stderr.contains(flag), "{ran:?}");
+    }
+}
