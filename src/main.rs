@@ -84,8 +84,12 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen).await?;
     tell_address(&listener)?;
-    let served = serve_api(listener, store, &stop, std::future::ready(()));
-    program::drained(&stop, served).await;
+    let served = serve_api(listener, store.clone(), &stop, std::future::ready(()));
+    program::drained(&stop, async {
+        served.await;
+        store.fold().await;
+    })
+    .await;
     Ok(Exit::Done)
 }
 
@@ -259,9 +263,10 @@ async fn both(
         ended.cancel();
     };
     // Until then it can be asked why the program has not ended yet.
-    let served = serve_api(listener, store, stop, ended.cancelled());
+    let served = serve_api(listener, store.clone(), stop, ended.cancelled());
     program::drained(stop, async {
         tokio::join!(served, reconciled);
+        store.fold().await;
     })
     .await;
     outcome

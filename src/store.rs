@@ -369,6 +369,14 @@ impl Store {
             .await
     }
 
+    /// Puts everything into the database file itself, for a program that is about to end. If that
+    /// cannot be done, the next one to open the file does it.
+    pub async fn fold(&self) {
+        if let Err(error) = self.inner.writer.fold().await {
+            log::debug!("the write-ahead log was not folded back: {error}");
+        }
+    }
+
     /// Something that notices orders created by any process.
     ///
     /// # Errors

@@ -41,9 +41,13 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }
-    let mut thread = ReconcilerThread::spawn(store, upstream, settings, stop.clone())?;
+    let mut thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let mut outcome = Ok(());
-    program::drained(&stop, async { outcome = thread.ended().await }).await;
+    program::drained(&stop, async {
+        outcome = thread.ended().await;
+        store.fold().await;
+    })
+    .await;
     outcome.map(|()| Exit::Done)
 }
 

@@ -82,6 +82,8 @@ pub(super) struct Writer {
     place: Place,
     /// Whether a write was taken back because no turn came, and none has come since.
     is_stuck: Arc<AtomicBool>,
+    /// Whether the write-ahead log is to be folded back after the next write, however small it is.
+    folds_next: Arc<AtomicBool>,
 }
 
 enum Place {
@@ -131,10 +133,12 @@ impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> std::io::Result<Self> {
         let lock = |suffix| lock_file(&file.beside(suffix)).map_err(std::io::Error::other);
         let is_stuck = Arc::new(AtomicBool::new(false));
-        let stuck = is_stuck.clone();
+        let folds_next = Arc::new(AtomicBool::new(false));
+        let flags = (is_stuck.clone(), folds_next.clone());
         let writer = |place| Self {
             place,
-            is_stuck: stuck,
+            is_stuck: flags.0,
+            folds_next: flags.1,
         };
         let mut connected = Connected {
             turn: lock("-turn")?,
@@ -142,7 +146,8 @@ impl Writer {
             db,
             file,
             trouble: None,
-            is_stuck: is_stuck.clone(),
+            is_stuck,
+            folds_next,
             fold_at: WAL_BYTES_MAX,
         };
         if let Mode::Inline(gate) = mode {
@@ -158,6 +163,12 @@ impl Writer {
                 }
             })?;
         Ok(writer(Place::Threaded(queue)))
+    }
+
+    /// Folds the write-ahead log back into the database, as far as readers allow.
+    pub async fn fold(&self) -> Result<(), StoreError> {
+        self.folds_next.store(true, Ordering::Release);
+        self.write(|_| Ok(())).await
     }
 
     /// Has `run` carried out inside a transaction, and returns when that is on disk.
@@ -231,6 +242,7 @@ struct Connected {
     /// The last failure, to log each kind once.
     trouble: Option<String>,
     is_stuck: Arc<AtomicBool>,
+    folds_next: Arc<AtomicBool>,
     /// How large the write-ahead log may grow before it is folded back, in bytes.
     fold_at: u64,
 }
@@ -357,7 +369,7 @@ impl Connected {
     /// else's long read prevents that, it is tried only as often as the log has grown as much again.
     fn fold_log_back(&mut self) {
         let log_bytes = std::fs::metadata(self.file.beside("-wal")).map_or(0, |meta| meta.len());
-        if log_bytes < self.fold_at {
+        if log_bytes < self.fold_at && !self.folds_next.swap(false, Ordering::AcqRel) {
             return;
         }
         let folded = self.db.busy_timeout(FOLD_WAIT).and_then(|()| {
@@ -471,6 +483,17 @@ mod tests {
             assert!(matches!(creation.await, Ok(Ok(Creation::Created(_)))));
         }
         assert_eq!(bench.commits() - before, 1);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_ends_leaves_everything_in_the_file_itself() {
+        let bench = Bench::new();
+        assert!(matches!(bench.create("a1").await, Ok(Ok(_))));
+        let mut log = bench.store.path().as_os_str().to_owned();
+        log.push("-wal");
+        assert!(std::fs::metadata(&log).unwrap().len() > 0);
+        bench.store.fold().await;
+        assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
     }
 
     #[tokio::test]
