@@ -368,6 +368,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use warp::http::header::HeaderValue;
 
     use super::super::json::location;
@@ -559,5 +560,28 @@ mod tests {
             assert!(ListQuery::parse(bad).is_err(), "{bad}");
         }
         assert!(ListQuery::parse("").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_id_is_found_under_its_location_and_in_a_body(text in any::<String>()) {
+            let body = serde_json::json!({ "id": text }).to_string();
+            match OrderId::new(&*text) {
+                Ok(id) => {
+                    prop_assert_eq!(&new_order(body.as_bytes()).unwrap(), &id);
+                    let location = location(&id);
+                    let path = location.to_str().unwrap();
+                    prop_assert_eq!(id_in_path(path.strip_prefix("/order/").unwrap()).unwrap(), id);
+                }
+                Err(_) => prop_assert!(new_order(body.as_bytes()).is_err()),
+            }
+        }
+
+        #[test]
+        fn any_path_and_any_body_are_answered(segment in any::<String>(), body in any::<Vec<u8>>()) {
+            let _ = id_in_path(&segment);
+            let _ = new_order(&body);
+            let _ = ListQuery::parse(&segment);
+        }
     }
 }

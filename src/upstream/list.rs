@@ -224,6 +224,8 @@ fn is_space(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Told = Vec<(String, String)>;
@@ -309,5 +311,84 @@ mod tests {
         let error = (0..100).find_map(|_| decoder.push(&chunk, &mut ignore).err());
         assert_eq!(error, Some(ListError::TooLong { entries: 0 }));
         assert!(decoder.partial.capacity() <= 2 * ENTRY_MAX);
+    }
+
+    /// A list as the upstream could write it, and what is in it.
+    fn any_list() -> impl Strategy<Value = (Vec<u8>, Told)> {
+        let status = prop_oneof![
+            Just("RUNNING"),
+            Just("SUCCEEDED"),
+            Just("FAILED"),
+            Just("\\\"]}")
+        ];
+        let entry = (any::<String>(), status, 0..4u8);
+        proptest::collection::vec(entry, 0..6).prop_map(|entries| {
+            let mut body = b"[".to_vec();
+            let mut told = Vec::new();
+            for (at, (id, status, form)) in entries.into_iter().enumerate() {
+                if at > 0 {
+                    body.extend_from_slice(if form == 0 { b"," } else { b" ,\n\t" });
+                }
+                let entry = match form {
+                    0 => serde_json::json!({ "order_id": id, "status": status }),
+                    1 => serde_json::json!({ "status": status, "order_id": id }),
+                    2 => serde_json::json!({ "order_id": id, "status": status, "x": [{"y": "]"}] }),
+                    _ => serde_json::json!({ "a": null, "order_id": id, "status": status }),
+                };
+                body.extend_from_slice(entry.to_string().as_bytes());
+                told.push((id, status.to_owned()));
+            }
+            body.push(b']');
+            (body, told)
+        })
+    }
+
+    /// What a decoder that holds the whole body says of it.
+    fn oracle(body: &[u8]) -> Option<Told> {
+        let entries: Vec<Entry<'_>> = serde_json::from_slice(body).ok()?;
+        // Arrays stand for structs there, and nowhere in a list of processes.
+        let told = entries
+            .into_iter()
+            .map(|entry| (entry.order_id.into_owned(), entry.status.into_owned()));
+        Some(told.collect())
+    }
+
+    proptest! {
+        #[test]
+        fn any_list_is_read_in_any_pieces((body, told) in any_list(), size in 1..40usize) {
+            let entries = told.len() as u64;
+            prop_assert_eq!(decode(&body, size), (told, Ok(entries)));
+        }
+
+        #[test]
+        fn any_list_cut_anywhere_is_incomplete_and_what_it_said_holds(
+            (body, told) in any_list(),
+            cut in any::<prop::sample::Index>(),
+            size in 1..40usize,
+        ) {
+            let (said, result) = decode(&body[..cut.index(body.len())], size);
+            prop_assert!(result.is_err());
+            prop_assert!(told.starts_with(&said));
+        }
+
+        #[test]
+        fn a_spoilt_list_is_whole_only_if_a_decoder_of_the_whole_agrees(
+            (mut body, _) in any_list(),
+            spoilt in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..3),
+            size in 1..40usize,
+        ) {
+            for (at, byte) in spoilt {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            let (said, result) = decode(&body, size);
+            prop_assert_eq!(result.ok().map(|_| said), oracle(&body));
+        }
+
+        #[test]
+        fn garbage_is_no_list(body in proptest::collection::vec(any::<u8>(), 0..200), size in 1..40usize) {
+            let (said, result) = decode(&body, size);
+            prop_assert_eq!(result.ok().map(|_| said), oracle(&body));
+        }
     }
 }
