@@ -45,6 +45,23 @@ async fn two_thousand_orders_settle_as_the_upstream_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let api = world.api(&[]);
+    let arguments = ["--start-rate", "0", "--max-in-flight", "64"];
+    let reconciler = world.reconciler(&simulator.url, &arguments);
+    let client = Client::new();
+    let ids = (0..4_000).map(|n| format!("order-{n}")).collect();
+    create_all(&client, &api.url, ids, 64).await;
+    let orders = client.settled(&api.url, 4_000).await;
+    assert_agree(&world, &orders);
+    for log in [api.logged(), reconciler.logged()] {
+        assert!(!log.contains("ERROR"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_killed_at_any_moment_is_continued_by_the_next() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
