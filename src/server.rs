@@ -186,6 +186,7 @@ struct Places {
 /// A connection's place.
 struct Place {
     situation: Situation,
+    /// Cancelled to end the connection, and once it has ended.
     sent_away: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
@@ -204,6 +205,12 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.sent_away.cancel();
+    }
+}
+
 impl Places {
     fn new() -> Self {
         Self {
@@ -214,8 +221,8 @@ impl Places {
     }
 
     /// Waits for a connection, and finds a place for it: one of the normal ones, or one in the
-    /// crowd, from which the oldest is sent away if need be. Whoever asks at once is answered
-    /// before that happens to him.
+    /// crowd, from which the oldest is sent away if need be: most likely one that has not asked
+    /// for anything yet.
     async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
         let stream = loop {
             match listener.accept().await {
@@ -248,7 +255,7 @@ impl Places {
         crowd.push_back(sent_away.clone());
         // Some of those that are remembered have left by themselves.
         if crowd.len() > 2 * CROWDED_MAX {
-            crowd.drain(..CROWDED_MAX);
+            crowd.retain(|sent_away| !sent_away.is_cancelled());
         }
         let place = Place {
             situation: Situation::Crowded,

@@ -49,7 +49,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 if let Some(order) = next.take() {
                     self.pace.started(now);
                     in_flight.push(world.start(order, stop));
-                    next = due.pop(world)?;
+                    // Whatever fails, the starts in flight are waited for.
+                    match due.pop(world) {
+                        Ok(following) => next = following,
+                        Err(error) => first_error = first_error.or(Some(error)),
+                    }
                 }
                 continue;
             }
@@ -71,7 +75,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                         Err(error) => first_error = first_error.or(Some(error)),
                     }
                     // A long pass does not look like none, and readers hear of the upstream now.
-                    self.pulse.beat(world, &self.reachability, &self.rate).await?;
+                    let told = self.pulse.beat(world, &self.reachability, &self.rate).await;
+                    if let Err(error) = told {
+                        first_error = first_error.or(Some(error));
+                    }
                 }
                 () = world.clock.sleep_until(start_at), if waits_for_pace => {}
                 () = stop.begun.cancelled(), if waits_for_pace => {}
