@@ -9,15 +9,16 @@ mod observe;
 mod schedule;
 mod start;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
-use crate::decide::{LostProcess, Policy};
+use crate::decide::{LostProcess, OpenOrder, Policy};
 use crate::order::Timestamp;
-use crate::pace::{Failure, LearnedRate, Reachability, StartPace};
+use crate::pace::{Failure, Pace};
 use crate::store::{Heartbeat, LeaderLock, Store};
 use crate::upstream::Upstream;
 
@@ -149,11 +150,12 @@ struct World<U, C> {
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
     world: World<U, C>,
-    pace: StartPace,
-    rate: LearnedRate,
-    reachability: Reachability,
+    pace: Pace,
     pulse: Pulse,
-    next_look_at: Option<Timestamp>,
+    looked_at: Option<Timestamp>,
+    /// Orders that are to be started again, as the last look has found them; first those whose
+    /// process was forgotten, then the oldest.
+    again: VecDeque<OpenOrder>,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
     probed_at: Option<Timestamp>,
@@ -167,17 +169,23 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// The database cannot be read.
     pub fn new(store: Store, upstream: U, clock: C, settings: Settings) -> anyhow::Result<Self> {
         let mut heartbeat = store.heartbeat()?;
-        heartbeat.leader_since = Some(clock.now());
-        let rate = LearnedRate::new(settings.start_rate, heartbeat.rate, clock.now());
+        let now = clock.now();
+        heartbeat.leader_since = Some(now);
+        let pace = Pace::new(
+            settings.start_rate,
+            settings.max_in_flight,
+            heartbeat.learned.clone(),
+            heartbeat.reach.clone(),
+            now,
+        );
         Ok(Self {
-            pace: StartPace::new(rate.rate()),
-            rate,
-            reachability: Reachability::new(heartbeat.reach.clone()),
+            pace,
             pulse: Pulse {
                 heartbeat,
                 written_at: None,
             },
-            next_look_at: None,
+            looked_at: None,
+            again: VecDeque::new(),
             probed: 0,
             probed_at: None,
             probes: 0,
@@ -197,19 +205,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let mut report = Report::default();
         let now = self.world.clock.now();
-        let is_resting = self.reachability.is_resting(now);
+        let is_resting = self.pace.reach().is_resting(now);
         if !is_resting && self.is_answered().await? {
-            let due = if self.next_look_at.is_none_or(|at| at <= now) {
-                self.observe(&mut report, stop).await?
-            } else {
-                Vec::new()
-            };
+            if self.is_look_due() {
+                self.observe(&mut report, stop).await?;
+            }
             self.beat().await?;
-            self.start_due(due, &mut report, stop).await?;
+            self.start_due(&mut report, stop).await?;
         }
-        let met = self.reachability.take_met();
+        let met = self.pace.take_met();
         let is_unanswered = met.failure && !met.answer;
-        report.unreachable = is_resting || is_unanswered || self.reachability.is_down();
+        report.unreachable = is_resting || is_unanswered || self.pace.reach().is_down();
         if report.is_eventful() {
             log::info!("pass: {report}");
         }
@@ -222,16 +228,24 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     async fn beat(&mut self) -> anyhow::Result<()> {
-        self.pulse
-            .beat(&self.world, &self.reachability, &self.rate)
-            .await
+        self.pulse.beat(&self.world, &self.pace).await
+    }
+
+    /// Looks are made on schedule, not in passes that new orders bring, and only as often as is
+    /// good for the upstream.
+    fn is_look_due(&self) -> bool {
+        let now = self.world.clock.now();
+        let is_on_schedule = self
+            .looked_at
+            .is_none_or(|at| self.world.settings.schedule.next_after(at) <= now || at > now);
+        is_on_schedule && self.pace.are_looks_due(now)
     }
 
     /// Whether it makes sense to ask anything: while the upstream is down, one look-up a pass finds
     /// out, of another order each time in case it is the order's fault. Passes that new orders
     /// bring do so no more often than every [`PROBE_INTERVAL`].
     async fn is_answered(&mut self) -> anyhow::Result<bool> {
-        if !self.reachability.is_down() {
+        if !self.pace.reach().is_down() {
             return Ok(true);
         }
         let now = self.world.clock.now();
@@ -261,7 +275,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Takes note of an answer, or of why there was none.
     fn note(&mut self, failure: Option<&Failure>) {
         let now = self.world.clock.now();
-        note(&mut self.reachability, &mut self.rate, now, failure);
+        note(&mut self.pace, now, failure);
     }
 }
 
@@ -273,21 +287,18 @@ struct Pulse {
 
 impl Pulse {
     /// Writes the heartbeat if the upstream's reach has changed, or if it is old.
-    async fn beat<U, C: Clock>(
-        &mut self,
-        world: &World<U, C>,
-        reachability: &Reachability,
-        rate: &LearnedRate,
-    ) -> anyhow::Result<()> {
+    async fn beat<U, C: Clock>(&mut self, world: &World<U, C>, pace: &Pace) -> anyhow::Result<()> {
         let now = world.clock.now();
-        let is_news = self.heartbeat.reach != *reachability.reach();
+        let is_news = self.heartbeat.reach != *pace.reach().reach();
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL || at > now);
         if is_news || is_old {
-            self.heartbeat.reach = reachability.reach().clone();
-            self.heartbeat.rate = Some(rate.known());
-            self.heartbeat.next_pass_at = Some(world.settings.schedule.next_after(now));
+            self.heartbeat.reach = pace.reach().reach().clone();
+            self.heartbeat.learned = pace.learned();
+            let next_pass_at = world.settings.schedule.next_after(now);
+            self.heartbeat.next_pass_at = Some(next_pass_at);
+            self.heartbeat.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
             let heartbeat = self.heartbeat.clone();
             world.store.write_heartbeat(heartbeat).await?;
             self.written_at = Some(now);
@@ -306,39 +317,29 @@ impl<U, C> World<U, C> {
     }
 }
 
-/// Keeps the upstream's reach and the pace, and tells the log when they change.
-fn note(
-    reachability: &mut Reachability,
-    rate: &mut LearnedRate,
-    now: Timestamp,
-    failure: Option<&Failure>,
-) {
-    if let Some(failure) = failure
-        && failure.is_overload
-        && rate.overloaded(now)
-    {
+/// Takes note of an answer, or of why there was none, and tells the log what that changes.
+fn note(pace: &mut Pace, now: Timestamp, failure: Option<&Failure>) {
+    let Some(failure) = failure else {
+        let was_down = pace.reach().is_down();
+        if pace.answered(now) {
+            let again = if was_down { " again" } else { "" };
+            log::info!("the upstream answers{again}");
+        }
+        return;
+    };
+    let (is_slower, is_down) = pace.failed(now, failure);
+    if is_slower {
         log::info!(
             "the pace falls to {:.1} starts/s: {}",
-            rate.rate(),
+            pace.rate().rate(),
             failure.detail
         );
     }
-    match failure {
-        None => {
-            let was_down = reachability.is_down();
-            if reachability.answered(now) {
-                let again = if was_down { " again" } else { "" };
-                log::info!("the upstream answers{again}");
-            }
-        }
-        Some(failure) => {
-            if reachability.failed(now, failure) {
-                log::warn!(
-                    "the upstream is down, and is asked once a pass until it answers: {}",
-                    failure.detail
-                );
-            }
-        }
+    if is_down {
+        log::warn!(
+            "the upstream is down, and is asked once a pass until it answers: {}",
+            failure.detail
+        );
     }
 }
 

@@ -26,7 +26,7 @@ use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 use crate::decide::OpenOrder;
 use crate::order::{Order, OrderId, Status, Timestamp};
-use crate::pace::Reach;
+use crate::pace::{Learned, Reach};
 
 /// Why the store could not do what it was asked to. By the caller's next move: every one of them
 /// may be tried again, and only after [`StoreError::OutcomeUnknown`] must be looked first.
@@ -89,13 +89,10 @@ pub struct Heartbeat {
     pub last_seen_at: Option<Timestamp>,
     /// Whether the upstream answers.
     pub reach: Reach,
-    /// The length of the upstream's list when it was last read.
-    pub list_entries: Option<u64>,
-    /// When the upstream was last found to have been restarted.
-    pub life_began_at: Option<Timestamp>,
-    /// What was learned of how fast the upstream may be driven: see
-    /// [`LearnedRate::known`](crate::pace::LearnedRate::known).
-    pub rate: Option<(f64, f64, Timestamp)>,
+    /// When orders that are PROCESSING are looked at next, at the earliest.
+    pub next_look_at: Option<Timestamp>,
+    /// What was learned of how the upstream may be driven.
+    pub learned: Learned,
 }
 
 /// The orders on one file, shared by everything in this process.

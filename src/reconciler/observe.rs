@@ -4,6 +4,7 @@
 //! half, the starts, is in `start.rs`.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
@@ -11,10 +12,9 @@ use futures_util::stream::FuturesUnordered;
 
 use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
-use crate::clock::rfc3339;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, row_of};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::{self, Failure, Observation, backoff};
+use crate::pace::{self, Failure, Pace, Plan, Watched, backoff};
 use crate::store::{Change, Step, Trouble};
 use crate::upstream::{Entry, Upstream};
 
@@ -30,41 +30,43 @@ const CONFIRMED_MAX: usize = 2_000;
 const INSTEAD_OF_LIST_MAX: usize = 500;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Looks for the processes of all orders that should have one, and records what was seen.
-    /// Returns the orders that are to be started again.
-    pub(super) async fn observe(
-        &mut self,
-        report: &mut Report,
-        stop: &Stop,
-    ) -> anyhow::Result<Vec<OpenOrder>> {
+    /// Looks for the processes of the orders that should have one, as far as that is due, and
+    /// records what was seen. Keeps those that are to be started again.
+    pub(super) async fn observe(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
         let began_at = self.world.clock.now();
-        let schedule = &self.world.settings.schedule;
-        self.next_look_at = Some(schedule.next_after(began_at));
-        let orders = self.world.store.watched()?;
-        if orders.is_empty() {
-            return Ok(Vec::new());
+        self.looked_at = Some(began_at);
+        let mut orders = self.world.store.watched()?;
+        let mut watched: Vec<Watched> = orders.iter().map(watched).collect();
+        let plan = self.pace.plan(&watched, began_at);
+        let mut in_flight = 0;
+        if let Plan::LookUps(places) = &plan {
+            let rest = count_in_flight(&self.pace, &orders, &[], began_at);
+            orders = chosen(orders, places);
+            watched = chosen(watched, places);
+            in_flight = rest - count_in_flight(&self.pace, &orders, &[], began_at);
         }
         report.observed = orders.len();
-        let mut sight = Sight::new(orders);
-        let cost = match pace::how_to_look(sight.orders.len(), self.pulse.heartbeat.list_entries) {
-            Observation::LookUps => {
+        let mut sight = Sight::new(orders, watched);
+        match plan {
+            Plan::LookUps(_) => {
                 let all = (0..sight.orders.len()).collect();
                 self.look_up_each(&mut sight, all, usize::MAX, stop).await;
-                pace::look_ups_cost(sight.orders.len())
             }
-            Observation::List => {
-                self.read_list(&mut sight, stop).await;
-                pace::list_cost(self.pulse.heartbeat.list_entries.unwrap_or(0))
-            }
-        };
-        let rested = began_at.after(pace::pause_after(cost));
-        self.next_look_at = self.next_look_at.max(Some(rested));
+            Plan::List => self.read_list(&mut sight, stop).await,
+        }
         if sight.is_complete {
             self.pulse.heartbeat.last_seen_at = Some(began_at);
         }
         let restart_suspected = self.suspect_restart(&sight);
         self.confirm(&mut sight, restart_suspected, stop).await;
-        self.settle(sight, restart_suspected, report).await
+        self.learn(&sight, began_at);
+        in_flight += count_in_flight(&self.pace, &sight.orders, &sight.looks, began_at);
+        self.pace.looked(began_at, sight.cost(), in_flight);
+        self.settle(sight, restart_suspected, report).await?;
+        if report.missed > 0 && !restart_suspected {
+            self.pace.look_again(self.world.clock.now());
+        }
+        Ok(())
     }
 
     /// Whether so many processes are newly missing that the upstream must have been restarted.
@@ -79,21 +81,47 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             known += usize::from(is_known);
             missing += usize::from(is_known && order.is_missing_in(look));
         }
+        let now = self.world.clock.now();
         if !pace::is_restart(missing, known) {
+            if let Some(entries) = sight.entries {
+                self.pace.listed(entries, now);
+            }
             return false;
         }
-        let now = self.world.clock.now();
-        let before = match self.pulse.heartbeat.life_began_at.replace(now) {
-            Some(at) => format!("; the one before was found at {}", rfc3339(at)),
-            None => String::new(),
+        let lives = self.pace.lives();
+        let before = match (lives.processes(), lives.began_at()) {
+            (Some(processes), Some(at)) => format!(
+                ", after {processes} processes and {} s",
+                now.since(at).as_secs()
+            ),
+            _ => String::new(),
         };
-        self.rate.restarted(now);
+        let left = sight.entries.unwrap_or((known - missing) as u64);
+        self.pace.restarted(left, now);
+        let lives = self.pace.lives();
+        let window = lives.window().unwrap_or(0);
+        let life = lives.expected(now).map_or(0.0, |(processes, _)| processes);
         log::warn!(
-            "the upstream seems to have been restarted: it has forgotten {missing} of {known} \
-             processes{before}; the pace falls to {:.1} starts/s",
-            self.rate.rate()
+            "the upstream seems to have been restarted{before}: it has forgotten {missing} of \
+             {known} processes. A life lasts about {life:.0} processes, so at most {window} run \
+             at once; the pace falls to {:.1} starts/s",
+            self.pace.rate().rate()
         );
         true
+    }
+
+    /// Learns from what was seen how long processes take.
+    fn learn(&mut self, sight: &Sight, began_at: Timestamp) {
+        for (order, look) in sight.watched.iter().zip(&sight.looks) {
+            let Some(look) = look else { continue };
+            self.pace.learn(order, &look.observed, look.began_at);
+            if !sight.is_listed {
+                self.pace.saw(order.seq, look.began_at);
+            }
+        }
+        if sight.is_listed && sight.is_complete {
+            self.pace.saw_all(began_at);
+        }
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -147,12 +175,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let world = &self.world;
         let mut asked = FuturesUnordered::new();
         loop {
-            while asked.len() < world.settings.max_in_flight
-                && self.reachability.may_ask(world.clock.now())
+            while self.pace.may_ask(world.clock.now(), asked.len())
                 && !stop.begun.is_cancelled()
                 && let Some(at) = waiting.next()
             {
                 let id = sight.orders[at].id.clone();
+                sight.look_ups += 1;
                 asked.push(async move {
                     let began_at = world.clock.now();
                     let result = world.upstream.look_up(&id).await;
@@ -163,12 +191,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 break;
             };
             let failure = result.as_ref().err();
-            note(
-                &mut self.reachability,
-                &mut self.rate,
-                world.clock.now(),
-                failure,
-            );
+            note(&mut self.pace, world.clock.now(), failure);
             match result {
                 Ok(observed) => sight.looks[at] = Some(Look { observed, began_at }),
                 Err(failure) => failures.push((at, failure)),
@@ -178,7 +201,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             sight.is_complete = false;
         }
         // An upstream that is down is no order's fault, and stored once.
-        if !self.reachability.is_down() {
+        if !self.pace.reach().is_down() {
             sight.failures.extend(failures);
         }
     }
@@ -221,10 +244,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.note(result.as_ref().err());
         sight.is_listed = true;
         match result {
-            Ok(entries) => self.pulse.heartbeat.list_entries = Some(entries),
+            Ok(entries) => sight.entries = Some(entries),
             Err(failure) => {
                 sight.is_complete = false;
-                if !self.reachability.is_down() {
+                if !self.pace.reach().is_down() {
                     log::warn!("{}; some orders are looked up instead", failure.detail);
                     let all = (0..sight.orders.len()).collect();
                     self.look_up_each(sight, all, INSTEAD_OF_LIST_MAX, stop)
@@ -240,7 +263,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         sight: Sight,
         restart_suspected: bool,
         report: &mut Report,
-    ) -> anyhow::Result<Vec<OpenOrder>> {
+    ) -> anyhow::Result<()> {
         let now = self.world.clock.now();
         let policy = self.world.policy();
         let mut changes = Vec::new();
@@ -257,7 +280,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
             restart_suspected,
         };
-        let mut due = Vec::new();
+        let looked_at: Vec<i64> = sight.orders.iter().map(|order| order.seq).collect();
+        let mut again = Vec::new();
         for (order, look) in sight.orders.into_iter().zip(sight.looks) {
             let look = look.unwrap_or(Look {
                 observed: Observed::Unknown,
@@ -275,7 +299,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let seq = order.seq;
             changes.extend(steps.into_iter().map(|step| Change { seq, step }));
             if action == Action::Start {
-                due.push(order);
+                again.push(order);
             }
         }
         let mut changes = changes.into_iter();
@@ -292,32 +316,109 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 .context("what was observed could not be recorded")?;
             report.overtaken += recorded.overtaken;
         }
-        Ok(due)
+        // Those that were not looked at are still to be started again.
+        self.again
+            .retain(|order| looked_at.binary_search(&order.seq).is_err());
+        self.again.extend(again);
+        self.again
+            .make_contiguous()
+            .sort_by_key(|order| (order.phase == Phase::Created, order.seq));
+        Ok(())
     }
 }
 
-/// The watched orders, and what was seen of each.
+/// The orders that are looked at, and what was seen of each.
 struct Sight {
     orders: Vec<OpenOrder>,
+    watched: Vec<Watched>,
     looks: Vec<Option<Look>>,
     /// The orders whose own look-up failed.
     failures: Vec<(usize, Failure)>,
     /// Whether every order was seen.
     is_complete: bool,
-    /// Whether the list was read.
+    /// Whether the list was read, and its length if it was whole.
     is_listed: bool,
+    entries: Option<u64>,
+    /// Look-ups that were made.
+    look_ups: usize,
 }
 
 impl Sight {
-    fn new(orders: Vec<OpenOrder>) -> Self {
+    fn new(orders: Vec<OpenOrder>, watched: Vec<Watched>) -> Self {
         Self {
             looks: vec![None; orders.len()],
             orders,
+            watched,
             failures: Vec::new(),
             is_complete: true,
             is_listed: false,
+            entries: None,
+            look_ups: 0,
         }
     }
+
+    /// What it has cost the upstream.
+    fn cost(&self) -> Duration {
+        let list = match (self.is_listed, self.entries) {
+            (true, entries) => pace::list_cost(entries.unwrap_or(0)),
+            (false, _) => Duration::ZERO,
+        };
+        list + pace::look_ups_cost(self.look_ups)
+    }
+}
+
+/// What the pace has to know about an order. One about which something is not known is looked at
+/// whenever others are.
+fn watched(order: &OpenOrder) -> Watched {
+    let running_since = match order.phase {
+        Phase::Processing {
+            confirmed_at,
+            missed_at: None,
+        } if order.intent.is_none() && order.attention.is_none() => Some(confirmed_at),
+        _ => None,
+    };
+    Watched {
+        seq: order.seq,
+        running_since,
+    }
+}
+
+/// Those at these places, which are in ascending order.
+fn chosen<T>(all: Vec<T>, places: &[usize]) -> Vec<T> {
+    let mut places = places.iter().copied().peekable();
+    let is_chosen = |(place, _): &(usize, T)| places.next_if_eq(place).is_some();
+    all.into_iter()
+        .enumerate()
+        .filter(is_chosen)
+        .map(|(_, one)| one)
+        .collect()
+}
+
+/// How many of these orders have a process that runs, as far as is known, and is not stuck.
+fn count_in_flight(
+    pace: &Pace,
+    orders: &[OpenOrder],
+    looks: &[Option<Look>],
+    now: Timestamp,
+) -> u64 {
+    let runs = |(place, order): &(usize, &OpenOrder)| {
+        let Phase::Processing {
+            confirmed_at,
+            missed_at: None,
+        } = order.phase
+        else {
+            return false;
+        };
+        let is_over = looks
+            .get(*place)
+            .and_then(Option::as_ref)
+            .is_some_and(|look| {
+                matches!(look.observed, Observed::Succeeded | Observed::Failed)
+                    || order.is_missing_in(look)
+            });
+        !is_over && !pace.is_stuck(confirmed_at, now)
+    };
+    orders.iter().enumerate().filter(runs).count() as u64
 }
 
 /// Tells the log what was decided, and on what.

@@ -22,18 +22,19 @@ use crate::upstream::{StartError, Upstream};
 const READ_AHEAD: usize = 1_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Starts what is due until the next look is due, the upstream goes down, or nothing is left.
+    /// Starts what is due until the next pass is due, the upstream goes down, or nothing is left.
     pub(super) async fn start_due(
         &mut self,
-        again: Vec<OpenOrder>,
         report: &mut Report,
         stop: &Stop,
     ) -> anyhow::Result<()> {
-        self.rate.quiet(self.world.clock.now());
-        self.pace.set_rate(self.rate.rate());
         let world = &self.world;
-        let until = self.next_look_at.unwrap_or(Timestamp(i64::MAX));
-        let mut due = Due::new(again);
+        let now = world.clock.now();
+        if self.pace.quiet(now) {
+            log::info!("the pace is at its ceiling again");
+        }
+        let until = world.settings.schedule.next_after(now);
+        let mut due = Due::new(&mut self.again);
         let mut in_flight = FuturesUnordered::new();
         let mut first_error = None;
         let mut next = due.pop(world)?;
@@ -42,12 +43,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let may_start = next.is_some()
                 && now < until
                 && first_error.is_none()
-                && self.reachability.may_ask(now)
+                && self.pace.reach().may_ask(now)
                 && !stop.begun.is_cancelled();
-            let start_at = self.pace.next_at(now).min(until);
-            if may_start && start_at <= now && in_flight.len() < world.settings.max_in_flight {
+            let has_place = self.pace.may_ask(now, in_flight.len());
+            let start_at = self.pace.next_start_at(now, in_flight.len());
+            if may_start && has_place && start_at.is_some_and(|at| at <= now) {
                 if let Some(order) = next.take() {
-                    self.pace.started(now);
+                    self.pace.starts(now);
                     in_flight.push(world.start(order, stop));
                     // Whatever fails, the starts in flight are waited for.
                     match due.pop(world) {
@@ -57,34 +59,35 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 }
                 continue;
             }
-            let waits_for_pace = may_start && in_flight.len() < world.settings.max_in_flight;
+            let waits_for_pace = may_start && has_place;
             if in_flight.is_empty() && !waits_for_pace {
                 break;
             }
+            let wake_at = start_at.unwrap_or(until).min(until);
             tokio::select! {
                 biased;
                 Some(tried) = in_flight.next() => {
                     match tried {
                         Ok(tried) => {
-                            let now = world.clock.now();
-                            let failure = tried.failure.as_ref();
-                            note(&mut self.reachability, &mut self.rate, now, failure);
-                            self.pace.set_rate(self.rate.rate());
+                            note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
+                            if tried.report.started + tried.report.restarted > 0 {
+                                self.pace.started();
+                            }
                             tried.add_to(report);
                         }
                         Err(error) => first_error = first_error.or(Some(error)),
                     }
                     // A long pass does not look like none, and readers hear of the upstream now.
-                    let told = self.pulse.beat(world, &self.reachability, &self.rate).await;
-                    if let Err(error) = told {
+                    if let Err(error) = self.pulse.beat(world, &self.pace).await {
                         first_error = first_error.or(Some(error));
                     }
                 }
-                () = world.clock.sleep_until(start_at), if waits_for_pace => {}
+                () = world.clock.sleep_until(wake_at), if waits_for_pace => {}
                 () = stop.begun.cancelled(), if waits_for_pace => {}
             }
         }
-        report.left = next.is_some() && !stop.begun.is_cancelled();
+        due.put_back(next);
+        report.left = !due.is_empty() && !stop.begun.is_cancelled();
         match first_error {
             Some(error) => Err(error),
             None => Ok(()),
@@ -93,18 +96,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 }
 
 /// The orders that are due, oldest first, read as they are needed.
-struct Due {
-    again: VecDeque<OpenOrder>,
+struct Due<'a> {
+    again: &'a mut VecDeque<OpenOrder>,
     read: VecDeque<OpenOrder>,
     after: i64,
     is_all_read: bool,
 }
 
-impl Due {
-    fn new(mut again: Vec<OpenOrder>) -> Self {
-        again.sort_by_key(|order| (order.phase == Phase::Created, order.seq));
+impl<'a> Due<'a> {
+    fn new(again: &'a mut VecDeque<OpenOrder>) -> Self {
         Self {
-            again: again.into(),
+            again,
             read: VecDeque::new(),
             after: 0,
             is_all_read: false,
@@ -119,13 +121,32 @@ impl Due {
             self.read_on(&world.store, world.clock.now(), world.settings.max_starts)?;
         }
         // Orders that have been started before go first, then the oldest.
-        let first = match (self.again.front(), self.read.front()) {
-            (Some(again), _) if again.phase != Phase::Created => &mut self.again,
-            (Some(again), Some(read)) if again.seq < read.seq => &mut self.again,
-            (Some(_), None) => &mut self.again,
-            _ => &mut self.read,
+        let again_is_first = match (self.again.front(), self.read.front()) {
+            (Some(again), Some(read)) => again.phase != Phase::Created || again.seq < read.seq,
+            (again, _) => again.is_some(),
         };
-        Ok(first.pop_front())
+        Ok(if again_is_first {
+            self.again.pop_front()
+        } else {
+            self.read.pop_front()
+        })
+    }
+
+    /// Gives back an order whose turn has not come.
+    fn put_back(&mut self, order: Option<OpenOrder>) {
+        if let Some(order) = order {
+            let is_new = order.phase == Phase::Created && order.intent.is_none();
+            let place = if is_new {
+                &mut self.read
+            } else {
+                &mut *self.again
+            };
+            place.push_front(order);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.again.is_empty() && self.read.is_empty()
     }
 
     fn read_on(&mut self, store: &Store, now: Timestamp, max_starts: u32) -> anyhow::Result<()> {

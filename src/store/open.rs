@@ -15,7 +15,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 
 /// The migrations, oldest first. One that was released is never changed.
-const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("../../sql/001_orders.sql"))];
+const MIGRATIONS: &[M<'_>] = &[
+    M::up(include_str!("../../sql/001_orders.sql")),
+    M::up(include_str!("../../sql/002_learned.sql")),
+];
 
 /// The `application_id` of our files: "OrdS".
 const APPLICATION_ID: i32 = 0x4f72_6453;

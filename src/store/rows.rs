@@ -139,8 +139,7 @@ fn impossible(
 pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, list_entries, life_began_at, \
-         rate, rate_threshold, rate_changed_at FROM heartbeat",
+         upstream, upstream_since, upstream_detail, next_look_at, learned FROM heartbeat",
     )?
     .query_row([], |row| {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
@@ -160,12 +159,13 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             next_pass_at: time(2)?,
             last_seen_at: time(3)?,
             reach,
-            list_entries: row.get::<_, Option<i64>>(7)?.map(i64::unsigned_abs),
-            life_began_at: time(8)?,
-            rate: match time(11)? {
-                None => None,
-                Some(changed_at) => Some((row.get(9)?, row.get(10)?, changed_at)),
-            },
+            next_look_at: time(7)?,
+            // What another version has learned is learned again.
+            learned: row
+                .get_ref(8)?
+                .as_str_or_null()?
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default(),
         })
     })
 }
@@ -176,11 +176,12 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         Reach::Up { since } => ("up", Some(since.0), None),
         Reach::Down { since, detail } => ("down", Some(since.0), Some(detail)),
     };
+    let learned = serde_json::to_string(&heartbeat.learned)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         list_entries = ?8, life_began_at = ?9, \
-         rate = ?10, rate_threshold = ?11, rate_changed_at = ?12",
+         next_look_at = ?8, learned = ?9",
     )?
     .execute(params![
         heartbeat.leader_since.map(|t| t.0),
@@ -190,13 +191,8 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         upstream,
         since,
         detail,
-        heartbeat
-            .list_entries
-            .map(|n| i64::try_from(n).unwrap_or(i64::MAX)),
-        heartbeat.life_began_at.map(|t| t.0),
-        heartbeat.rate.map(|(rate, _, _)| rate),
-        heartbeat.rate.map(|(_, threshold, _)| threshold),
-        heartbeat.rate.map(|(_, _, changed_at)| changed_at.0),
+        heartbeat.next_look_at.map(|t| t.0),
+        learned,
     ])
     .map(drop)
 }

@@ -1,0 +1,251 @@
+//! How long processes take, learned from those that were looked at: a life table.
+//!
+//! Ages are counted by the time since a start was confirmed. For each span of age it is known how
+//! many processes ended in it and how many outlived it; the ones still running count as far as
+//! they have come. (The actuarial estimator; Cutler and Ederer, 1958.)
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The first span ends at this age, in milliseconds.
+const FIRST_MS: f64 = 250.0;
+
+/// Spans in which the age doubles.
+const SPANS_PER_DOUBLING: u32 = 4;
+
+/// Up to twelve days. What is older counts as that old.
+const SPANS: usize = 22 * SPANS_PER_DOUBLING as usize;
+
+/// Before anything is known, one process in this many ends in each span.
+const ENDED_ASSUMED: f64 = 1.0;
+const SEEN_ASSUMED: f64 = 4.0;
+
+/// So many processes are remembered for each span: beyond, the old ones count half.
+const SEEN_MAX: u32 = 1_024;
+
+/// While no process was seen to end, one of this age is not expected to end soon.
+const LONGEST_ASSUMED: Duration = Duration::from_secs(600);
+
+/// What was learned of how long processes take.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Durations {
+    /// By span: processes that ended in it, and processes that outlived it. Trailing zeros are
+    /// left out.
+    ended: Vec<u32>,
+    outlived: Vec<u32>,
+}
+
+impl Durations {
+    /// A process was seen to have ended between two ages.
+    pub fn ended(&mut self, from: Duration, to: Duration) {
+        let middle = from + to.saturating_sub(from) / 2;
+        self.outlived(from, middle);
+        self.count(span_of(middle), true);
+    }
+
+    /// A process was seen to have run from one age to another.
+    pub fn outlived(&mut self, from: Duration, to: Duration) {
+        for span in span_of(from)..span_of(to) {
+            self.count(span, false);
+        }
+    }
+
+    fn count(&mut self, span: usize, has_ended: bool) {
+        if self.ended.len() <= span {
+            self.ended.resize(span + 1, 0);
+            self.outlived.resize(span + 1, 0);
+        }
+        let counts = if has_ended {
+            &mut self.ended
+        } else {
+            &mut self.outlived
+        };
+        counts[span] += 1;
+        if self.ended[span] + self.outlived[span] >= SEEN_MAX {
+            self.ended[span] /= 2;
+            self.outlived[span] /= 2;
+        }
+    }
+
+    /// The share of processes that end in a span, of those that are as old as that.
+    fn hazard(&self, span: usize) -> f64 {
+        let of = |counts: &[u32]| f64::from(counts.get(span).copied().unwrap_or(0));
+        let (ended, outlived) = (of(&self.ended), of(&self.outlived));
+        (ended + ENDED_ASSUMED) / (ended + outlived + SEEN_ASSUMED)
+    }
+
+    /// How likely a process is to end, by its age.
+    pub fn hazards(&self) -> Hazards {
+        let mut sums = Vec::with_capacity(SPANS + 1);
+        let mut sum = 0.0;
+        sums.push(sum);
+        for span in 0..SPANS {
+            sum += self.hazard(span);
+            sums.push(sum);
+        }
+        Hazards { sums }
+    }
+
+    /// How long a process takes on average.
+    pub fn mean(&self) -> Duration {
+        let (mut alive, mut mean_ms) = (1.0, 0.0);
+        for span in 0..SPANS {
+            let hazard = self.hazard(span);
+            let width = end_of(span) - beginning_of(span);
+            mean_ms += alive * width * (1.0 - hazard / 2.0);
+            alive *= 1.0 - hazard;
+        }
+        Duration::from_millis(mean_ms as u64)
+    }
+
+    /// The age by which all have ended that were seen to end lately.
+    pub fn longest(&self) -> Duration {
+        match self.ended.iter().rposition(|ended| *ended > 0) {
+            Some(span) => Duration::from_millis(end_of(span) as u64),
+            None => LONGEST_ASSUMED,
+        }
+    }
+}
+
+/// How likely processes are to end, by their age: the cumulative hazard (Nelson, 1969; Aalen, 1978).
+#[derive(Clone, Debug)]
+pub struct Hazards {
+    /// At the beginning of each span.
+    sums: Vec<f64>,
+}
+
+impl Hazards {
+    /// How likely it is that a process that ran at one age has ended at another: small numbers are
+    /// a probability.
+    pub fn between(&self, from: Duration, to: Duration) -> f64 {
+        self.at(to) - self.at(from)
+    }
+
+    fn at(&self, age: Duration) -> f64 {
+        let span = span_of(age);
+        let age_ms = (age.as_millis() as f64).min(end_of(span));
+        let part = (age_ms - beginning_of(span)) / (end_of(span) - beginning_of(span));
+        self.sums[span] + (self.sums[span + 1] - self.sums[span]) * part
+    }
+}
+
+fn span_of(age: Duration) -> usize {
+    let age_ms = age.as_millis() as f64;
+    if age_ms <= FIRST_MS {
+        return 0;
+    }
+    let span = ((age_ms / FIRST_MS).log2() * f64::from(SPANS_PER_DOUBLING)).ceil() as usize;
+    span.min(SPANS - 1)
+}
+
+/// In milliseconds.
+fn beginning_of(span: usize) -> f64 {
+    if span == 0 { 0.0 } else { end_of(span - 1) }
+}
+
+/// In milliseconds.
+fn end_of(span: usize) -> f64 {
+    FIRST_MS * (span as f64 / f64::from(SPANS_PER_DOUBLING)).exp2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Processes of 0 to `max` seconds, each looked at every `every` seconds until it has ended or
+    /// is `age` seconds old.
+    fn learned(max: u64, every: u64, age: u64) -> Durations {
+        let mut durations = Durations::default();
+        for duration in 0..max {
+            let mut looked = 0;
+            while looked < age {
+                let next = looked + every;
+                if duration <= next {
+                    durations.ended(s(looked), s(next));
+                    break;
+                }
+                durations.outlived(s(looked), s(next));
+                looked = next;
+            }
+        }
+        durations
+    }
+
+    #[test]
+    fn spans_follow_each_other_without_a_gap() {
+        for span in 0..SPANS - 1 {
+            let end = Duration::from_millis(end_of(span) as u64);
+            assert_eq!(span_of(end), span);
+            assert_eq!(span_of(end + Duration::from_millis(2)), span + 1);
+        }
+        assert_eq!(span_of(Duration::ZERO), 0);
+        assert_eq!(span_of(Duration::MAX), SPANS - 1);
+    }
+
+    #[test]
+    fn the_mean_is_learned_also_from_those_that_still_run() {
+        let all = learned(600, 10, 1_000).mean();
+        assert!((s(260)..s(340)).contains(&all), "{all:?}");
+        // After two minutes a fifth has ended: the others tell that most take longer.
+        let early = learned(600, 10, 120).mean();
+        assert!((s(120)..s(900)).contains(&early), "{early:?}");
+        let mut short = Durations::default();
+        for second in (0..9).cycle().take(900) {
+            short.outlived(s(0), s(second));
+            short.ended(s(second), s(second));
+        }
+        let short = short.mean();
+        assert!((s(3)..s(7)).contains(&short), "{short:?}");
+    }
+
+    #[test]
+    fn a_process_as_old_as_most_that_ended_is_likelier_to_end_than_one_just_started() {
+        let hazards = learned(600, 10, 1_000).hazards();
+        let (young, old) = (
+            hazards.between(s(1), s(11)),
+            hazards.between(s(540), s(550)),
+        );
+        assert!(young < 0.05 && old > 0.08, "{young} {old}");
+        // Nothing is known: what has run for a second may end in the next, an old one may not.
+        let unknown = Durations::default().hazards();
+        assert!(unknown.between(s(1), s(2)) > 0.5);
+        assert!(unknown.between(s(500), s(501)) < 0.05);
+    }
+
+    #[test]
+    fn hazards_add_up_and_never_fall() {
+        let hazards = learned(600, 10, 1_000).hazards();
+        for age in 0..1_000 {
+            assert!(hazards.between(s(age), s(age + 1)) > 0.0, "{age}");
+        }
+        let whole = hazards.between(s(3), s(97));
+        let parts = hazards.between(s(3), s(40)) + hazards.between(s(40), s(97));
+        assert!((whole - parts).abs() < 1e-9);
+        assert_eq!(hazards.between(Duration::MAX, Duration::MAX), 0.0);
+    }
+
+    #[test]
+    fn the_past_is_forgotten_when_processes_become_shorter() {
+        let mut durations = learned(600, 10, 1_000);
+        for _ in 0..1_000 {
+            for second in 0..9 {
+                durations.ended(s(second), s(second + 1));
+            }
+        }
+        assert!(durations.mean() < s(9), "{:?}", durations.mean());
+    }
+
+    #[test]
+    fn the_longest_is_assumed_until_one_was_seen_to_end() {
+        let mut durations = Durations::default();
+        assert_eq!(durations.longest(), s(600));
+        durations.ended(s(9), s(11));
+        let longest = durations.longest();
+        assert!((s(10)..s(12)).contains(&longest), "{longest:?}");
+    }
+}

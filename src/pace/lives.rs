@@ -1,0 +1,167 @@
+//! How long the upstream lives, and how many processes may therefore be in flight at once.
+//!
+//! A life is counted in processes, not in seconds: what kills the upstream is its work.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::order::Timestamp;
+
+/// How long a life counts as before any was seen to end, in processes: a little less than the real
+/// service lives when it is driven by this program (`scripts/simulate pace` tells). A first restart
+/// may be anybody's deployment, and must not bring the work nearly to a halt.
+const LIFE_ASSUMED: f64 = 20_000.0;
+
+/// How much the last life counts against all before it. Lives differ by a factor of four.
+const LIFE_WEIGHT: f64 = 0.25;
+
+/// The window is one part in this many of a life.
+///
+/// A crash costs all that is in flight. With `W` in flight and lives of `L` processes, one start in
+/// `L/W` is lost, and what is left of the throughput is in proportion to `W (1 - W/L)`: most at
+/// `W = L/2`, where every other start is lost, and one order in 32 five times in a row, when it
+/// would be held. A third still has nine tenths of that throughput, and loses one in three.
+const WINDOW_SHARE: f64 = 3.0;
+
+/// The smallest window. With fewer processes than may be missing without a restart being suspected,
+/// the end of a life would not be seen.
+const WINDOW_MIN: u64 = 16;
+
+/// The lives of the upstream, as far as this service has seen them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lives {
+    /// Processes in the present life; nothing while that is not known.
+    processes: Option<u64>,
+    /// When the present life was found to have begun, or was first seen.
+    began_at: Option<Timestamp>,
+    /// How many were seen to end.
+    ended: u64,
+    /// A moving average of those, in processes.
+    mean: f64,
+    /// The same in seconds.
+    mean_seconds: f64,
+}
+
+impl Lives {
+    /// Processes in the present life, if that is known.
+    pub fn processes(&self) -> Option<u64> {
+        self.processes
+    }
+
+    /// Lives that were seen to end.
+    pub fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// When the present life was found to have begun, or was first seen.
+    pub fn began_at(&self) -> Option<Timestamp> {
+        self.began_at
+    }
+
+    /// How long a life lasts, in processes and in time; nothing while none was seen to end. One
+    /// that lasts longer than that already counts as far as it has come.
+    pub fn expected(&self, now: Timestamp) -> Option<(f64, Duration)> {
+        if self.ended == 0 {
+            return None;
+        }
+        let so_far = self.processes.unwrap_or(0) as f64;
+        let age = self.began_at.map_or(Duration::ZERO, |at| now.since(at));
+        let mean = Duration::try_from_secs_f64(self.mean_seconds).unwrap_or_default();
+        Some((self.mean.max(so_far), mean.max(age)))
+    }
+
+    /// How many processes may be in flight; nothing while no life was seen to end.
+    pub fn window(&self) -> Option<u64> {
+        if self.ended == 0 {
+            return None;
+        }
+        let life = self.mean.max(self.processes.unwrap_or(0) as f64);
+        Some(((life / WINDOW_SHARE) as u64).max(WINDOW_MIN))
+    }
+
+    /// A process was started by this service.
+    pub fn started(&mut self) {
+        if let Some(processes) = &mut self.processes {
+            *processes += 1;
+        }
+    }
+
+    /// A complete list told how many processes there are.
+    pub fn listed(&mut self, entries: u64, now: Timestamp) {
+        self.processes = Some(entries);
+        self.began_at.get_or_insert(now);
+    }
+
+    /// The upstream was found to have been restarted: what it had begun is over.
+    pub fn restarted(&mut self, processes: u64, now: Timestamp) {
+        let age = self.began_at.map_or(0.0, |at| now.since(at).as_secs_f64());
+        if self.ended == 0 {
+            self.mean = LIFE_ASSUMED;
+            self.mean_seconds = age;
+        }
+        self.mean += (processes as f64 - self.mean) * LIFE_WEIGHT;
+        self.mean_seconds += (age - self.mean_seconds) * LIFE_WEIGHT;
+        self.ended += 1;
+        self.began_at = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The window after lives of so many processes each.
+    fn window_after(lives: &[u64]) -> Option<u64> {
+        let mut known = Lives::default();
+        for (place, processes) in lives.iter().enumerate() {
+            known.restarted(*processes, Timestamp(place as i64 * 600_000));
+            known.listed(0, Timestamp(place as i64 * 600_000));
+        }
+        known.window()
+    }
+
+    #[test]
+    fn while_no_life_has_ended_nothing_limits_the_processes_in_flight() {
+        let mut lives = Lives::default();
+        assert_eq!(lives.window(), None);
+        lives.listed(1_000_000, Timestamp(0));
+        assert_eq!((lives.window(), lives.expected(Timestamp(1))), (None, None));
+    }
+
+    #[test]
+    fn the_window_shrinks_with_each_short_life_and_never_to_nothing() {
+        assert_eq!(window_after(&[40]), Some(5_003));
+        assert_eq!(window_after(&[40, 40]), Some(3_755));
+        assert_eq!(window_after(&[40; 30]), Some(16));
+        let long = window_after(&[30_000; 20]).unwrap();
+        assert!((9_900..10_000).contains(&long), "{long}");
+    }
+
+    #[test]
+    fn the_window_grows_while_a_life_is_longer_than_those_before() {
+        let mut lives = Lives::default();
+        lives.restarted(6_700, Timestamp(0));
+        lives.listed(0, Timestamp(0));
+        assert_eq!(lives.window(), Some(5_558));
+        for _ in 0..30_000 {
+            lives.started();
+        }
+        assert_eq!(lives.window(), Some(10_000));
+    }
+
+    #[test]
+    fn a_life_is_told_in_processes_and_in_time() {
+        let mut lives = Lives::default();
+        lives.listed(10, Timestamp(0));
+        lives.restarted(20_000, Timestamp(600_000));
+        lives.listed(0, Timestamp(601_000));
+        let (processes, time) = lives.expected(Timestamp(601_000)).unwrap();
+        assert_eq!((processes, time.as_secs()), (20_000.0, 600));
+        lives.restarted(20_000, Timestamp(800_000));
+        let (_, time) = lives.expected(Timestamp(800_000)).unwrap();
+        assert_eq!((time.as_secs(), lives.ended()), (500, 2));
+        let (_, time) = lives.expected(Timestamp(1_800_000)).unwrap();
+        assert_eq!(time.as_secs(), 1_000, "this one is older than most");
+    }
+}

@@ -1,0 +1,180 @@
+//! Whether the upstream answers: kept from what single requests met.
+//!
+//! Pure. An upstream that is down is asked by one look-up a pass, and one that has asked for rest
+//! gets it; both are told by `Pace`, which every request passes.
+
+use std::time::Duration;
+
+use super::BACKOFF_MAX;
+use crate::order::Timestamp;
+
+/// Failures in a row, over different orders, after which it is not the orders' fault.
+const FAILURES_TO_DOWN: u32 = 3;
+
+/// Whether the upstream gives usable answers, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It was not asked yet.
+    Unknown,
+    /// It answers.
+    Up {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It does not.
+    Down {
+        /// Since when.
+        since: Timestamp,
+        /// What was seen instead of an answer.
+        detail: String,
+    },
+}
+
+/// Keeps the upstream's reach from what single requests met.
+#[derive(Clone, Debug)]
+pub struct Reachability {
+    reach: Reach,
+    failures_in_a_row: u32,
+    first_failure_at: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+    /// Whether a request met a usable answer, and whether one did not, since this was last asked.
+    met: Met,
+}
+
+/// What requests met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// A usable answer.
+    pub answer: bool,
+    /// None.
+    pub failure: bool,
+}
+
+impl Reachability {
+    /// Goes on from what an earlier run knew.
+    pub fn new(reach: Reach) -> Self {
+        Self {
+            reach,
+            failures_in_a_row: 0,
+            first_failure_at: None,
+            not_before: None,
+            met: Met::default(),
+        }
+    }
+
+    /// What requests have met since this was last asked.
+    pub fn take_met(&mut self) -> Met {
+        std::mem::take(&mut self.met)
+    }
+
+    /// What is known.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// Whether it is known to be down.
+    pub fn is_down(&self) -> bool {
+        matches!(self.reach, Reach::Down { .. })
+    }
+
+    /// Whether the upstream has asked to be left alone for longer than until `now`. A longer wait
+    /// than any that is granted comes from a clock that was set back, and does not count.
+    pub fn is_resting(&self, now: Timestamp) -> bool {
+        self.not_before
+            .is_some_and(|at| at > now && at <= now.after(BACKOFF_MAX))
+    }
+
+    /// Whether anything may be asked at `now`.
+    pub fn may_ask(&self, now: Timestamp) -> bool {
+        !self.is_down() && !self.is_resting(now)
+    }
+
+    /// Takes note of a usable answer. Tells whether this is a change.
+    pub fn answered(&mut self, now: Timestamp) -> bool {
+        self.met.answer = true;
+        self.failures_in_a_row = 0;
+        self.first_failure_at = None;
+        if matches!(self.reach, Reach::Up { .. }) {
+            return false;
+        }
+        self.reach = Reach::Up { since: now };
+        true
+    }
+
+    /// Takes note of a request without a usable answer. `certain` says that it cannot be due to
+    /// what was asked, as when no connection can be made. Tells whether the upstream counts as
+    /// down from now on and did not before.
+    pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> bool {
+        self.met.failure = true;
+        self.failures_in_a_row += 1;
+        let since = *self.first_failure_at.get_or_insert(now);
+        if let Some(wait) = failure.retry_after {
+            self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
+        }
+        match &mut self.reach {
+            Reach::Down { detail, .. } => {
+                detail.clone_from(&failure.detail);
+                false
+            }
+            _ if failure.certain || self.failures_in_a_row >= FAILURES_TO_DOWN => {
+                self.reach = Reach::Down {
+                    since,
+                    detail: failure.detail.clone(),
+                };
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A request without a usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was seen, in words.
+    pub detail: String,
+    /// Whether it cannot be due to what was asked.
+    pub certain: bool,
+    /// Whether it tells that the upstream has too much to do.
+    pub is_overload: bool,
+    /// How long the upstream asked to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure that tells nothing else.
+    pub fn new(detail: impl Into<String>, certain: bool) -> Self {
+        Self {
+            detail: detail.into(),
+            certain,
+            is_overload: false,
+            retry_after: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
+        let mut reachability = Reachability::new(Reach::Unknown);
+        let failure = |certain| Failure::new("answered 500", certain);
+        assert!(reachability.answered(Timestamp(1)));
+        for now in 2..10 {
+            assert!(!reachability.failed(Timestamp(now), &failure(false)));
+            assert!(!reachability.answered(Timestamp(now)));
+        }
+        assert!(!reachability.failed(Timestamp(11), &failure(false)));
+        assert!(!reachability.failed(Timestamp(12), &failure(false)));
+        assert!(reachability.failed(Timestamp(13), &failure(false)));
+        assert!(!reachability.failed(Timestamp(14), &failure(false)));
+        let Reach::Down { since, .. } = reachability.reach() else {
+            panic!("it counts as down");
+        };
+        assert_eq!(*since, Timestamp(11));
+        assert!(reachability.answered(Timestamp(15)));
+        assert!(reachability.failed(Timestamp(16), &failure(true)));
+    }
+}
