@@ -5,12 +5,18 @@
 //! - `world`: virtual time, and what happens at each point where the pass touches the world.
 //! - `oracle`: what must always hold, checked after every step.
 //! - `run`: one seed from the first order to the last.
+//! - `pace`: how soon many orders settle, beside clients with a `fixed` pace.
+//! - `fit`: the model of the upstream's crashes beside what was measured.
 //!
-//! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and tells what happened.
+//! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and tells what happened;
+//! `scripts/simulate pace` compares paces.
 
 #![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
 
+mod fit;
+mod fixed;
 mod oracle;
+mod pace;
 mod run;
 mod world;
 
@@ -21,12 +27,26 @@ use std::time::Instant;
 /// What `scripts/test` runs.
 const SEEDS: u64 = 2_000;
 
+/// Of the comparison with what was measured, in `scripts/test`.
+const FIT_SEEDS: u64 = 3;
+
+/// What `scripts/simulate pace` runs.
+const PACE: pace::Scale = pace::Scale {
+    orders: 10_000,
+    seeds: 100,
+    fixed_seeds: 60,
+};
+
 fn main() -> ExitCode {
     let mut seeds = 1..=SEEDS;
     let mut is_told = false;
-    let mut arguments = std::env::args().skip(1);
+    let mut is_all = true;
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if(|argument| argument == "pace").is_some() {
+        return compare_paces(arguments);
+    }
     while let Some(argument) = arguments.next() {
-        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
+        is_all = false;
         match argument.as_str() {
             "--seeds" => match number(arguments.next()) {
                 Some(count) => seeds = 1..=count,
@@ -51,6 +71,10 @@ fn main() -> ExitCode {
             _ => return usage(),
         }
     }
+    if is_all && fit::fit(FIT_SEEDS).is_none() {
+        println!("the crash model does not fit what was measured");
+        return ExitCode::FAILURE;
+    }
     run::count_decisions();
     let begun = Instant::now();
     let mut total = run::Totals::default();
@@ -70,8 +94,33 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn number(text: Option<String>) -> Option<u64> {
+    text.and_then(|text| text.parse().ok())
+}
+
+fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let mut scale = PACE;
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), number(arguments.next())) {
+            ("--orders", Some(orders)) => scale.orders = orders as usize,
+            ("--seeds", Some(seeds)) if seeds > 0 => {
+                (scale.seeds, scale.fixed_seeds) = (seeds, seeds);
+            }
+            _ => return usage(),
+        }
+    }
+    let fits = fit::fit(scale.fixed_seeds);
+    pace::compare(scale);
+    match fits {
+        Some(()) => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
+    }
+}
+
 fn usage() -> ExitCode {
-    eprintln!("usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED");
+    eprintln!(
+        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--orders N] [--seeds N]"
+    );
     ExitCode::from(2)
 }
 

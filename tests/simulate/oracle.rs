@@ -91,6 +91,11 @@ impl Oracle {
         }
     }
 
+    /// How often each order was accepted.
+    pub fn starts(&self) -> Vec<u32> {
+        self.orders.values().map(|order| order.accepted).collect()
+    }
+
     /// A start leaves: its intent is on disk, and no earlier one is in the dark.
     pub fn start_sent(&mut self, id: &str, now: Timestamp) {
         let intent: Option<i64> = self

@@ -130,13 +130,7 @@ impl Run {
         let timeout = Duration::from_millis(500 + draws.below(5) * 500);
         let duration = [0, 1, 5, 30][draws.below(4) as usize];
         let world = World::new(seed, duration, timeout, is_told);
-        let gate = Arc::new(WriteWeather {
-            draws: world.draws.clone(),
-            is_dead: world.is_dead.clone(),
-            death: 0.into(),
-            fault: 0.into(),
-            writes: 0.into(),
-        });
+        let gate = WriteWeather::calm(&world);
         let path = folder.path().join("orders.db");
         let store = Store::open(
             &DatabasePath::from(path.clone()),
@@ -293,7 +287,7 @@ impl Run {
         self.totals.passes += 1;
         *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) = self.world.last_fault.get();
         let stop = Stop::default();
-        let outcome = self.drive(reconciler.pass(&stop));
+        let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {
             Some(result) => self.world.tell(|| format!("pass: {result:?}")),
             None => self.world.tell(|| "the program dies".to_owned()),
@@ -306,30 +300,14 @@ impl Run {
         self.reconciler()
     }
 
-    /// Polls until it is done, letting time pass; nothing if the program dies.
-    fn drive<T>(&self, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = pin!(future);
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-                return Some(value);
-            }
-            if self.world.is_dead.swap(false, Ordering::Relaxed) {
-                return None;
-            }
-            *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) =
-                self.world.last_fault.get();
-            self.world
-                .advance()
-                .expect("whoever waits waits for something");
-        }
-    }
-
     /// A caller creates an order; only what is acknowledged has to be kept.
     fn create(&mut self) {
         let id = OrderId::new(format!("o{}", self.created)).unwrap();
         self.created += 1;
-        let creation = self.drive(self.store.create(id.clone(), self.world.time()));
+        let creation = drive(
+            &self.world,
+            self.store.create(id.clone(), self.world.time()),
+        );
         match creation {
             Some(Ok(Creation::Created(_))) => {
                 self.world.oracle.borrow_mut().acknowledged(id.as_str());
@@ -350,18 +328,34 @@ impl Run {
         // Noted before: the decision may take effect without being heard of.
         if self.world.draws.below(2) == 0 {
             self.world.oracle.borrow_mut().released(id.as_str());
-            let decided = self.drive(self.store.release(id.clone(), now));
+            let decided = drive(&self.world, self.store.release(id.clone(), now));
             assert!(!matches!(decided, Some(Ok(Decided::Missing))));
         } else {
             self.world
                 .oracle
                 .borrow_mut()
                 .failed_by_operator(id.as_str());
-            let decided = self.drive(self.store.fail(id.clone(), now));
+            let decided = drive(&self.world, self.store.fail(id.clone(), now));
             assert!(!matches!(decided, Some(Ok(Decided::Missing))));
         }
         self.world
             .tell(|| format!("an operator decides about {id}"));
         self.world.oracle.borrow_mut().check();
+    }
+}
+
+/// Polls until it is done, letting time pass; nothing if the program dies.
+pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return Some(value);
+        }
+        if world.is_dead.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) = world.last_fault.get();
+        world.advance().expect("whoever waits waits for something");
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use order_service::clock::Clock;
 use order_service::order::{Observed, OrderId, Timestamp};
 use order_service::pace::Failure;
+use order_service::simulator::crash::{CrashModel, Touch};
 use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
 use order_service::upstream::{Entry, StartError, Upstream};
@@ -101,6 +102,12 @@ pub struct Weather {
     pub write_fault: u64,
 }
 
+/// An upstream that dies of its work.
+pub struct Fragile {
+    crash: CrashModel,
+    down_until: Timestamp,
+}
+
 /// Everything outside the pass.
 pub struct World {
     now: Cell<i64>,
@@ -110,6 +117,10 @@ pub struct World {
     pub weather: RefCell<Weather>,
     pub model: RefCell<Model>,
     pub oracle: RefCell<Oracle>,
+    /// Dies by itself, as the real service does, and is down for a while.
+    fragile: RefCell<Option<Fragile>>,
+    /// Requests take no longer than this on their way, in milliseconds.
+    travel_ms: Cell<u64>,
     /// Starts that are still on their way although nobody waits for them.
     late: RefCell<Vec<(i64, String)>>,
     /// Set when the program has died at a touch of the world.
@@ -137,6 +148,8 @@ impl World {
             weather: RefCell::default(),
             model: RefCell::new(Model::new(max_duration_secs)),
             oracle: RefCell::new(Oracle::new(request_timeout)),
+            fragile: RefCell::default(),
+            travel_ms: Cell::new(30),
             late: RefCell::default(),
             is_dead: Arc::default(),
             request_timeout,
@@ -192,6 +205,51 @@ impl World {
         self.model.borrow_mut().forget_everything();
         self.oracle.borrow_mut().life_ended(self.time());
         self.lives.set(self.lives.get() + 1);
+    }
+
+    /// From now on nothing but its work kills the upstream, and requests are quick.
+    pub fn make_fragile(&self, crash: Option<CrashModel>) {
+        self.travel_ms.set(3);
+        *self.fragile.borrow_mut() = crash.map(|crash| Fragile {
+            crash,
+            down_until: self.time(),
+        });
+    }
+
+    /// Whether the upstream is there: it may have died of a completion since the last request.
+    fn is_up(&self) -> bool {
+        let mut fragile = self.fragile.borrow_mut();
+        let Some(fragile) = fragile.as_mut() else {
+            return true;
+        };
+        let draw = &mut |below| self.draws.below(below);
+        let died_at = fragile
+            .crash
+            .catch_up(&mut self.model.borrow_mut(), self.time(), draw);
+        if let Some(at) = died_at {
+            self.die(fragile, at);
+        }
+        self.time() >= fragile.down_until
+    }
+
+    /// Whether the upstream survives what was asked of it.
+    fn survives(&self, touch: Touch) -> bool {
+        let mut fragile = self.fragile.borrow_mut();
+        let Some(fragile) = fragile.as_mut() else {
+            return true;
+        };
+        let draw = &mut |below| self.draws.below(below);
+        let dies = fragile.crash.dies(touch, self.time(), draw);
+        if dies {
+            self.die(fragile, self.time());
+        }
+        !dies
+    }
+
+    fn die(&self, fragile: &mut Fragile, at: Timestamp) {
+        fragile.crash.forget_everything();
+        fragile.down_until = at.after(crate::fixed::RESTART);
+        self.end_life();
     }
 
     fn take_effect(&self, id: &str) -> bool {
@@ -256,7 +314,9 @@ impl World {
 
     /// Some time on the way, there or back.
     fn travel(self: &Rc<Self>) -> Sleep {
-        self.sleep(Duration::from_millis(self.draws.below(30)))
+        self.sleep(Duration::from_millis(
+            self.draws.below(self.travel_ms.get()),
+        ))
     }
 }
 
@@ -334,6 +394,7 @@ impl Upstream for Handle {
         };
         world.travel().await;
         let result = match fault {
+            _ if !world.is_up() => Err(StartError::Unavailable(failure("no connection", true))),
             Fault::Unreachable => Err(StartError::Unavailable(failure("no connection", true))),
             Fault::Lost => {
                 world.sleep(world.request_timeout).await;
@@ -354,7 +415,14 @@ impl Upstream for Handle {
             }),
             fault => {
                 let is_new = world.take_effect(id.as_str());
+                let processes = world.model.borrow().len();
+                let touch = if is_new {
+                    Touch::Start { processes }
+                } else {
+                    Touch::LookUp
+                };
                 match fault {
+                    _ if !world.survives(touch) => Err(silent(None)),
                     Fault::AnswerLost => {
                         world.sleep(world.request_timeout).await;
                         Err(silent(None))
@@ -403,6 +471,8 @@ impl Upstream for Handle {
                 world.end_life();
                 Err(failure("broke off", false))
             }
+            _ if !world.is_up() => Err(failure("no connection", true)),
+            _ if !world.survives(Touch::LookUp) => Err(failure("broke off", false)),
             Fault::None | Fault::OddStatus => {
                 let status = world.model.borrow().look_up(id.as_str(), world.time());
                 Ok(match status {
@@ -436,6 +506,13 @@ impl Upstream for Handle {
             }
             Fault::Error | Fault::Refused => return Err(failure("answered 500", false)),
             Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death => {}
+        }
+        if !world.is_up() {
+            return Err(failure("no connection", true));
+        }
+        let entries = world.model.borrow().len();
+        if !world.survives(Touch::List { entries }) {
+            return Err(failure("broke off", false));
         }
         let draws = world.draws.clone();
         let draw = &mut |below| draws.below(below);
@@ -499,6 +576,19 @@ pub struct WriteWeather {
     pub death: AtomicU64,
     pub fault: AtomicU64,
     pub writes: AtomicU64,
+}
+
+impl WriteWeather {
+    /// Nothing happens to them for now.
+    pub fn calm(world: &World) -> Arc<Self> {
+        Arc::new(Self {
+            draws: world.draws.clone(),
+            is_dead: world.is_dead.clone(),
+            death: 0.into(),
+            fault: 0.into(),
+            writes: 0.into(),
+        })
+    }
 }
 
 impl Gate for WriteWeather {
