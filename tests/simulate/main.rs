@@ -20,7 +20,6 @@ mod pace;
 mod run;
 mod world;
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -142,25 +141,29 @@ fn report(total: &run::Totals, begun: Instant) {
     for (name, count) in &total.faults {
         println!("  {name:<24} {count:>9}");
     }
-    let decisions = run::decisions();
-    let mut rows: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
-    let mut columns = std::collections::BTreeSet::new();
-    for ((cell, fault), count) in &decisions {
-        *rows.entry(cell).or_default().entry(fault).or_default() += count;
-        columns.insert(fault.as_str());
-    }
-    println!("\ndecisions, by the kind of fault that was injected last");
-    print!("  {:<58}", "row; observed; action");
-    for column in &columns {
-        print!(" {:>9.9}", column);
+    println!(
+        "\ndecisions, by the kinds of fault that were injected in that pass or the one before"
+    );
+    print!("  {:<50}", "row; observed; action");
+    for fault in world::Fault::ALL {
+        print!(" {:>8.8}", format!("{fault:?}"));
     }
     println!();
-    for (cell, counts) in rows {
-        print!("  {cell:<58}");
-        for column in &columns {
-            print!(" {:>9}", counts.get(column).copied().unwrap_or(0));
+    let mut unreached = Vec::new();
+    for (cell, counts) in run::decisions() {
+        print!("  {cell:<50}");
+        for fault in world::Fault::ALL {
+            let count = counts.get(&fault).copied().unwrap_or(0);
+            print!(" {count:>8}");
+            if count == 0 {
+                unreached.push(format!("{cell} with {fault:?}"));
+            }
         }
         println!();
+    }
+    println!("\nnever met: {}", unreached.len());
+    for pair in unreached {
+        println!("  {pair}");
     }
     println!("\n{} passed, 0 failed", total.seeds);
 }

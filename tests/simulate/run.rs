@@ -16,7 +16,7 @@ use order_service::reconciler::{Reconciler, Settings, Stop};
 use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
 use rusqlite::Connection;
 
-use crate::world::{Fault, Handle, Weather, World, WriteWeather};
+use crate::world::{Fault, Handle, RECENT, Weather, World, WriteWeather};
 
 /// Once nothing goes wrong any more, every order settles within this many passes, one a second:
 /// the longest backoff, two absences, and the longest process.
@@ -52,11 +52,10 @@ impl Totals {
     }
 }
 
-/// Decisions by cell of the table and fault.
-type Decisions = BTreeMap<(String, String), u64>;
+/// Decisions by cell of the table and kind of fault.
+type Decisions = BTreeMap<String, BTreeMap<Fault, u64>>;
 
 static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
-static LAST_FAULT: Mutex<Fault> = Mutex::new(Fault::None);
 static LOGGER: DecisionCounter = DecisionCounter;
 
 struct DecisionCounter;
@@ -74,11 +73,11 @@ impl log::Log for DecisionCounter {
         let cell = line
             .rsplit_once("; ")
             .map_or(line.as_str(), |(cell, _)| cell);
-        let fault = LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner);
         let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        *decisions
-            .entry((cell.to_owned(), format!("{fault:?}")))
-            .or_default() += 1;
+        for fault in RECENT.faults() {
+            let faults = decisions.entry(cell.to_owned()).or_default();
+            *faults.entry(fault).or_default() += 1;
+        }
     }
 
     fn flush(&self) {}
@@ -169,16 +168,17 @@ impl Run {
         }
     }
 
-    /// Draws what goes wrong from now on: one kind of fault above all, and a little of each.
+    /// Draws what goes wrong from now on: two kinds of fault above all, and a little of each.
     fn draw_weather(&self) -> Weather {
         let draws = &self.world.draws;
-        let main = Fault::ALL[draws.below(Fault::ALL.len() as u64) as usize];
+        let any = || Fault::ALL[draws.below(Fault::ALL.len() as u64) as usize];
+        let main = [any(), any()];
         let faults = Fault::ALL
             .into_iter()
             .filter(|fault| *fault != Fault::None)
             .map(|fault| {
-                let share = if fault == main {
-                    100 + draws.below(300)
+                let share = if main.contains(&fault) {
+                    60 + draws.below(240)
                 } else {
                     draws.below(12)
                 };
@@ -230,7 +230,6 @@ impl Run {
     /// Nothing goes wrong any more.
     fn clear(&mut self) {
         self.set_weather(Weather::default());
-        self.world.last_fault.set(Fault::None);
         let mut reconciler = self.reconciler();
         for _ in 0..PASSES_TO_SETTLE {
             reconciler = self.pass(reconciler);
@@ -285,7 +284,7 @@ impl Run {
     /// A pass; if the program dies in it, the next one takes its place.
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
-        *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) = self.world.last_fault.get();
+        RECENT.begin_pass();
         let stop = Stop::default();
         let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {
@@ -355,7 +354,6 @@ pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
         if world.is_dead.swap(false, Ordering::Relaxed) {
             return None;
         }
-        *LAST_FAULT.lock().unwrap_or_else(PoisonError::into_inner) = world.last_fault.get();
         world.advance().expect("whoever waits waits for something");
     }
 }

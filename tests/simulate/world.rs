@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -92,6 +92,40 @@ impl Fault {
     ];
 }
 
+/// The kinds of fault that were injected in this pass and in the one before.
+pub static RECENT: Recent = Recent {
+    this_pass: AtomicU16::new(0),
+    last_pass: AtomicU16::new(0),
+};
+
+/// One bit for each kind of fault.
+pub struct Recent {
+    this_pass: AtomicU16,
+    last_pass: AtomicU16,
+}
+
+impl Recent {
+    pub fn begin_pass(&self) {
+        let bits = self.this_pass.swap(0, Ordering::Relaxed);
+        self.last_pass.store(bits, Ordering::Relaxed);
+    }
+
+    fn add(&self, fault: Fault) {
+        self.this_pass
+            .fetch_or(1 << fault as u16, Ordering::Relaxed);
+    }
+
+    /// `None` stands for none at all.
+    pub fn faults(&self) -> impl Iterator<Item = Fault> {
+        let bits = self.this_pass.load(Ordering::Relaxed) | self.last_pass.load(Ordering::Relaxed);
+        let is_recent = move |fault: &Fault| match fault {
+            Fault::None => bits == 0,
+            fault => bits & (1 << *fault as u16) != 0,
+        };
+        Fault::ALL.into_iter().filter(is_recent)
+    }
+}
+
 /// How often what goes wrong, in a thousand.
 #[derive(Clone, Debug, Default)]
 pub struct Weather {
@@ -126,7 +160,6 @@ pub struct World {
     /// Set when the program has died at a touch of the world.
     pub is_dead: Arc<AtomicBool>,
     pub request_timeout: Duration,
-    pub last_fault: Cell<Fault>,
     pub faults: RefCell<BTreeMap<String, u64>>,
     pub requests: Cell<u64>,
     pub lives: Cell<u64>,
@@ -153,7 +186,6 @@ impl World {
             late: RefCell::default(),
             is_dead: Arc::default(),
             request_timeout,
-            last_fault: Cell::new(Fault::None),
             faults: RefCell::default(),
             requests: Cell::new(0),
             lives: Cell::new(0),
@@ -280,7 +312,7 @@ impl World {
         }
         self.requests.set(self.requests.get() + 1);
         if fault != Fault::None {
-            self.last_fault.set(fault);
+            RECENT.add(fault);
             *self
                 .faults
                 .borrow_mut()
