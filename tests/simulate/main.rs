@@ -110,6 +110,7 @@ fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     }
     let fits = fit::fit(scale.fixed_seeds);
     pace::compare(scale);
+    pace::recover(scale.orders);
     match fits {
         Some(()) => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,

@@ -22,6 +22,9 @@ const CEILING: f64 = 50.0;
 /// The default of `MAX_ORDER_PROCESS_DURATION`, in seconds.
 const MAX_SECS: u32 = 600;
 
+/// The default of `--request-timeout`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// So many of the best clients are run once more.
 const RUN_AGAIN: usize = 15;
 
@@ -196,58 +199,132 @@ fn learned(scale: Scale, ceiling: f64, crashes: bool) -> Figures {
 
 /// The real reconciler, from the first order to the last.
 fn reconcile(orders: usize, ceiling: f64, crashes: bool, seed: u64) -> Figures {
-    let folder = tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap();
-    let timeout = Duration::from_secs(5);
-    let world = World::new(seed, MAX_SECS, timeout, false);
-    let gate = WriteWeather::calm(&world);
-    let path = DatabasePath::from(folder.path().join("orders.db"));
-    let store = Store::open(&path, Mode::Inline(gate)).unwrap();
-    let db = Connection::open(folder.path().join("orders.db")).unwrap();
-    world.oracle.borrow_mut().read_from(db);
-    let began_at = world.time();
-    for order in 0..orders {
-        let id = OrderId::new(format!("order-{order}")).unwrap();
-        world.oracle.borrow_mut().acknowledged(id.as_str());
-        let created = drive(&world, store.create(id, began_at));
-        assert!(matches!(created, Some(Ok(Creation::Created(_)))));
-    }
-    world.make_fragile(crashes.then(|| CrashModel::new(Hazard::default())));
-    let settings = Settings {
-        schedule: "* * * * * *".parse().unwrap(),
-        start_rate: ceiling,
-        max_in_flight: 8,
-        request_timeout: timeout,
-        max_starts: 1_000,
-        lost_process: LostProcess::Restart,
-    };
-    let handle = Handle(world.clone());
-    let mut reconciler = Reconciler::new(store.clone(), handle.clone(), handle, settings).unwrap();
-    let stop = Stop::default();
-    let mut settled_at = Timestamp(0);
-    while open(&store) > 0 {
-        let report = drive(&world, reconciler.pass(&stop)).unwrap().unwrap();
-        settled_at = world.time();
-        if !report.left {
-            next_second(&world);
-        }
-    }
-    world.oracle.borrow_mut().check_end();
-    let starts = world.oracle.borrow().starts();
+    let crash = crashes.then(|| CrashModel::new(Hazard::default()));
+    let mut one = One::new(orders, ceiling, crash, seed);
+    let began_at = one.world.time();
+    let settled_at = one.pass_while(|one| open(&one.store) > 0);
+    one.world.oracle.borrow_mut().check_end();
+    let starts = one.world.oracle.borrow().starts();
     Figures {
         seconds: settled_at.since(began_at).as_secs_f64(),
-        starts_per_order: starts.iter().sum::<u32>() as f64 / orders as f64,
-        lost: (starts.iter().sum::<u32>() as usize - orders) as f64,
-        deaths: world.lives.get() as f64,
+        starts_per_order: f64::from(starts.iter().sum::<u32>()) / orders as f64,
+        lost: f64::from(starts.iter().sum::<u32>()) - orders as f64,
+        deaths: one.world.lives.get() as f64,
         worn_out: starts.iter().filter(|starts| **starts > 5).count() as f64,
     }
 }
 
+/// Prints how long it takes until all is well again when the upstream has been away, or has
+/// forgotten everything, while many orders were open.
+pub fn recover(orders: usize) {
+    println!("\n{orders} open orders, at most {CEILING} starts/s");
+    let mut one = One::with_open_orders(orders);
+    let outage = Duration::from_secs(MAX_SECS.into());
+    one.world.cut_off(outage);
+    let over_at = one.world.time().after(outage);
+    one.pass_while(|one| one.world.time() < over_at);
+    let left = open(&one.store);
+    let settled_at = one.pass_while(|one| open(&one.store) > 0);
+    println!(
+        "  after an outage of {MAX_SECS} s in which all processes ended: {left} settled within {:.1} s",
+        settled_at.since(over_at).as_secs_f64()
+    );
+    let mut one = One::with_open_orders(orders);
+    let forgotten_at = one.world.time();
+    one.world.end_life();
+    let left = open(&one.store);
+    let processes = |one: &One| one.world.model.borrow().len() as u64;
+    let restarted_at = one.pass_while(|one| processes(one) < left);
+    let settled_at = one.pass_while(|one| open(&one.store) > 0);
+    println!(
+        "  after amnesia: {left} started again within {:.0} s, settled within {:.0} s",
+        restarted_at.since(forgotten_at).as_secs_f64(),
+        settled_at.since(forgotten_at).as_secs_f64()
+    );
+}
+
+/// One reconciler and its world.
+struct One {
+    world: Rc<World>,
+    store: Store,
+    reconciler: Reconciler<Handle, Handle>,
+    _folder: tempfile::TempDir,
+}
+
+impl One {
+    fn new(orders: usize, ceiling: f64, crash: Option<CrashModel>, seed: u64) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        let path = folder.path().join("orders.db");
+        let world = World::new(seed, MAX_SECS, REQUEST_TIMEOUT, false);
+        let gate = WriteWeather::calm(&world);
+        let store = Store::open(&DatabasePath::from(path.clone()), Mode::Inline(gate)).unwrap();
+        let db = Connection::open(path).unwrap();
+        world.oracle.borrow_mut().read_from(db);
+        for order in 0..orders {
+            let id = OrderId::new(format!("order-{order}")).unwrap();
+            world.oracle.borrow_mut().acknowledged(id.as_str());
+            let created = drive(&world, store.create(id, world.time()));
+            assert!(matches!(created, Some(Ok(Creation::Created(_)))));
+        }
+        world.make_fragile(crash);
+        Self {
+            reconciler: reconciler(&world, &store, ceiling),
+            world,
+            store,
+            _folder: folder,
+        }
+    }
+
+    /// All orders are PROCESSING, or have settled already.
+    fn with_open_orders(orders: usize) -> Self {
+        let mut one = Self::new(orders, 0.0, None, 1);
+        one.pass_while(|one| count(&one.store, |status| status == Status::Created) > 0);
+        one.reconciler = reconciler(&one.world, &one.store, CEILING);
+        one
+    }
+
+    /// Passes, one a second or without a pause when something is left to start. Tells when the
+    /// last one ended.
+    fn pass_while(&mut self, is_to_go_on: impl Fn(&Self) -> bool) -> Timestamp {
+        let stop = Stop::default();
+        let mut ended_at = self.world.time();
+        while is_to_go_on(self) {
+            let report = drive(&self.world, self.reconciler.pass(&stop));
+            ended_at = self.world.time();
+            if !report.unwrap().unwrap().left {
+                next_second(&self.world);
+            }
+        }
+        ended_at
+    }
+}
+
+fn reconciler(world: &Rc<World>, store: &Store, ceiling: f64) -> Reconciler<Handle, Handle> {
+    let settings = Settings {
+        schedule: "* * * * * *".parse().unwrap(),
+        start_rate: ceiling,
+        max_in_flight: 8,
+        request_timeout: REQUEST_TIMEOUT,
+        max_starts: 1_000,
+        lost_process: LostProcess::Restart,
+    };
+    let handle = Handle(world.clone());
+    Reconciler::new(store.clone(), handle.clone(), handle, settings).unwrap()
+}
 fn open(store: &Store) -> u64 {
+    count(store, |status| !status.is_settled())
+}
+
+fn count(store: &Store, is_counted: impl Fn(Status) -> bool) -> u64 {
     let counts = store.counts().unwrap();
-    let is_open = |(status, _): &&(Status, u64)| !status.is_settled();
-    counts.iter().filter(is_open).map(|(_, count)| count).sum()
+    let is_counted = |(status, _): &&(Status, u64)| is_counted(*status);
+    counts
+        .iter()
+        .filter(is_counted)
+        .map(|(_, count)| count)
+        .sum()
 }
 
 fn next_second(world: &Rc<World>) {

@@ -136,9 +136,9 @@ pub struct Weather {
     pub write_fault: u64,
 }
 
-/// An upstream that dies of its work.
-pub struct Fragile {
-    crash: CrashModel,
+/// An upstream that may die of its work, and is down for a while then.
+struct Fragile {
+    crash: Option<CrashModel>,
     down_until: Timestamp,
 }
 
@@ -151,8 +151,7 @@ pub struct World {
     pub weather: RefCell<Weather>,
     pub model: RefCell<Model>,
     pub oracle: RefCell<Oracle>,
-    /// Dies by itself, as the real service does, and is down for a while.
-    fragile: RefCell<Option<Fragile>>,
+    fragile: RefCell<Fragile>,
     /// Requests take no longer than this on their way, in milliseconds.
     travel_ms: Cell<u64>,
     /// Starts that are still on their way although nobody waits for them.
@@ -181,7 +180,10 @@ impl World {
             weather: RefCell::default(),
             model: RefCell::new(Model::new(max_duration_secs)),
             oracle: RefCell::new(Oracle::new(request_timeout)),
-            fragile: RefCell::default(),
+            fragile: RefCell::new(Fragile {
+                crash: None,
+                down_until: Timestamp(0),
+            }),
             travel_ms: Cell::new(30),
             late: RefCell::default(),
             is_dead: Arc::default(),
@@ -239,47 +241,49 @@ impl World {
         self.lives.set(self.lives.get() + 1);
     }
 
-    /// From now on nothing but its work kills the upstream, and requests are quick.
+    /// From now on requests are quick, and the upstream dies of its work, or of nothing.
     pub fn make_fragile(&self, crash: Option<CrashModel>) {
         self.travel_ms.set(3);
-        *self.fragile.borrow_mut() = crash.map(|crash| Fragile {
-            crash,
-            down_until: self.time(),
-        });
+        self.fragile.borrow_mut().crash = crash;
+    }
+
+    /// Nobody can reach the upstream for a while.
+    pub fn cut_off(&self, while_: Duration) {
+        self.fragile.borrow_mut().down_until = self.time().after(while_);
     }
 
     /// Whether the upstream is there: it may have died of a completion since the last request.
     fn is_up(&self) -> bool {
         let mut fragile = self.fragile.borrow_mut();
-        let Some(fragile) = fragile.as_mut() else {
-            return true;
-        };
         let draw = &mut |below| self.draws.below(below);
+        let now = self.time();
         let died_at = fragile
             .crash
-            .catch_up(&mut self.model.borrow_mut(), self.time(), draw);
+            .as_mut()
+            .and_then(|crash| crash.catch_up(&mut self.model.borrow_mut(), now, draw));
         if let Some(at) = died_at {
-            self.die(fragile, at);
+            self.die(&mut fragile, at);
         }
-        self.time() >= fragile.down_until
+        now >= fragile.down_until
     }
 
     /// Whether the upstream survives what was asked of it.
     fn survives(&self, touch: Touch) -> bool {
         let mut fragile = self.fragile.borrow_mut();
-        let Some(fragile) = fragile.as_mut() else {
-            return true;
-        };
         let draw = &mut |below| self.draws.below(below);
-        let dies = fragile.crash.dies(touch, self.time(), draw);
+        let now = self.time();
+        let crash = fragile.crash.as_mut();
+        let dies = crash.is_some_and(|crash| crash.dies(touch, now, draw));
         if dies {
-            self.die(fragile, self.time());
+            self.die(&mut fragile, now);
         }
         !dies
     }
 
     fn die(&self, fragile: &mut Fragile, at: Timestamp) {
-        fragile.crash.forget_everything();
+        if let Some(crash) = &mut fragile.crash {
+            crash.forget_everything();
+        }
         fragile.down_until = at.after(crate::fixed::RESTART);
         self.end_life();
     }
