@@ -93,7 +93,8 @@ impl FromStr for OrderId {
     }
 }
 
-/// A moment: milliseconds since 1970-01-01T00:00:00Z, without leap seconds.
+/// A moment: milliseconds since 1970-01-01T00:00:00Z, without leap seconds; as a value of serde, that
+/// number.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]

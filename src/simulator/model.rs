@@ -185,7 +185,6 @@ pub enum Did {
         /// For which order.
         order_id: String,
         /// When the process ends or has ended, in milliseconds since 1970.
-        #[serde(with = "Millis")]
         ends_at: Timestamp,
         /// How it ends.
         outcome: Status,
@@ -211,11 +210,6 @@ pub enum Did {
         reason: String,
     },
 }
-
-/// A moment as a bare number.
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Timestamp")]
-pub(super) struct Millis(i64);
 
 impl Model {
     /// A service that has just begun to run. Processes take whole seconds below

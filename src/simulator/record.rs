@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::faults::Fault;
 pub use super::model::Asked;
-use super::model::{Did, Millis};
+use super::model::Did;
 use crate::order::Timestamp;
 
 /// A line of the record.
@@ -24,7 +24,6 @@ use crate::order::Timestamp;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// When it happened, in milliseconds since 1970.
-    #[serde(with = "Millis")]
     pub at: Timestamp,
     /// What was asked for; nothing where a life begins, or ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
