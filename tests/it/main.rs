@@ -8,6 +8,7 @@
 //! - `create`, `http`, `lists`: the HTTP API, request by request.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
+//! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
@@ -19,6 +20,7 @@ mod create;
 mod http;
 mod life;
 mod lists;
+mod operator;
 mod pass;
 mod programs;
 mod store;

@@ -1,0 +1,125 @@
+//! A look at a database file from beside: nothing is created, migrated or written, whatever runs
+//! on it meanwhile.
+//!
+//! For the operator's commands. What is checked is in `store/check.rs`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use rusqlite::backup::{Backup, StepResult};
+
+use super::check::{self, Finding};
+use super::{DatabasePath, OpenError, StoreError, counts, open};
+use crate::order::Status;
+
+/// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
+/// indexes, and not much more.
+const CACHE_KIB: i64 = 16 * 1024;
+
+/// How long to wait for someone who holds the file without knowing our locks.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A database, opened for reading only.
+pub struct Inspection {
+    db: Connection,
+    path: PathBuf,
+}
+
+/// How much there is in a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Orders in each status.
+    pub orders: Vec<(Status, u64)>,
+    /// The newest entry of the journal; 0 if there is none.
+    pub newest_seq: i64,
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let orders: Vec<_> = self
+            .orders
+            .iter()
+            .map(|(status, count)| format!("{count} {status}"))
+            .collect();
+        writeln!(f, "  {:<8} {}", "orders", orders.join(", "))?;
+        writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)
+    }
+}
+
+impl Inspection {
+    /// Opens a database that must be there.
+    ///
+    /// # Errors
+    /// It is not there, not one of ours, from a newer version, or cannot be read.
+    pub fn open(path: &DatabasePath) -> Result<Self, OpenError> {
+        let (db, path) = open::for_reading(path)?;
+        db.busy_timeout(BUSY_TIMEOUT)
+            .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
+            .map_err(|error| open::open_error(&path, Box::new(error)))?;
+        Ok(Self { db, path })
+    }
+
+    /// The absolute path of the database.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How much there is in it, at one moment.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn contents(&self) -> Result<Contents, StoreError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let newest = "SELECT coalesce(max(seq), 0) FROM journal";
+        Ok(Contents {
+            orders: counts(&snapshot)?,
+            newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
+        })
+    }
+
+    /// Checks all that is promised of a database, and tells what is not so. Safe beside programs
+    /// that write: each check is one statement, and sees one moment.
+    pub fn check(&self, mut tell: impl FnMut(Finding)) {
+        check::check(&self.db, &mut tell);
+    }
+
+    /// Copies the whole database, as it is at one moment, into the file at `to`, which then needs
+    /// no other file beside it. It is not flushed to disk yet.
+    ///
+    /// All pages go in one step, under one read transaction: in several steps the copy would
+    /// begin again whenever another process has written, and never end beside one that writes all
+    /// the time. `VACUUM INTO` sees one moment as well, but holds on to it many times longer,
+    /// because it builds every index anew, and for so long the write-ahead log can only grow.
+    ///
+    /// # Errors
+    /// The database cannot be read, or the copy cannot be written.
+    pub fn copy_to(&self, to: &Path) -> Result<(), CopyError> {
+        let mut copy = Connection::open(to)?;
+        // It is worth nothing until it is whole and flushed, so none of it is journalled.
+        copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+        // Waits as long as the connection does.
+        let step = Backup::new(&self.db, &mut copy)?.step(-1)?;
+        if step != StepResult::Done {
+            return Err(CopyError::Locked);
+        }
+        copy.close().map_err(|(_, error)| error)?;
+        // The pages say that there is a write-ahead log beside them.
+        let copy = Connection::open(to)?;
+        copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+        copy.close().map_err(|(_, error)| error)?;
+        Ok(())
+    }
+}
+
+/// Why a copy could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// Someone has held the database for too long.
+    #[error("the database is locked by another program")]
+    Locked,
+    /// What SQLite says: the disk is full, the database is damaged, ….
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
