@@ -63,6 +63,8 @@ pub enum ServiceCommand {
     Restart(RestartArgs),
     /// Settle orders as FAILED whose process was forgotten
     Fail(FailArgs),
+    /// Tell in plain words what happened to an order, why it is where it is, and what comes next
+    Explain(ExplainArgs),
     /// Copy the database into one checked file, while all is running
     Backup(BackupArgs),
     /// Check that a database is sound: exit code 0 if it is, 1 if not
@@ -220,6 +222,18 @@ pub struct FailArgs {
     pub ids: Vec<OrderId>,
     #[command(flatten)]
     pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// `order-service explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The order
+    #[arg(value_name = "ID")]
+    pub id: OrderId,
+    #[command(flatten)]
+    pub database: ExistingDatabaseArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }

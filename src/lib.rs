@@ -23,6 +23,7 @@
 //! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
 //! - [`account`]: the database held against the upstream, and against the simulator's record.
 //! - [`backup`]: a whole copy of the database in one file, taken while all is running.
+//! - [`explain`]: one order in plain words. Pure.
 //! - [`operator`]: the operator's commands, which open the database.
 //! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
 //!
@@ -44,6 +45,7 @@ pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod decide;
+pub mod explain;
 pub mod health;
 pub mod operator;
 pub mod order;

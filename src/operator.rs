@@ -12,7 +12,7 @@ use anyhow::bail;
 use crate::account;
 use crate::backup::{self, BackupError};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, AccountArgs, BackupArgs, CheckArgs, FailArgs, RestartArgs};
+use crate::config::{self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, RestartArgs};
 use crate::order::OrderId;
 use crate::program::{self, Exit, WrongSetting};
 use crate::simulator::record::read_record;
@@ -68,6 +68,31 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     let contents = database.contents()?;
     write!(out, "ok: {}\n{contents}", database.path().display())?;
     Ok(Exit::Done)
+}
+
+/// `explain`: tells about one order in plain words.
+///
+/// # Errors
+/// The database cannot be used.
+pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
+    let database = Inspection::open(&args.database.database_url)?;
+    let now = SystemClock.now();
+    if let Some(case) = database.case(&args.id, now)? {
+        write!(std::io::stdout().lock(), "{}", case.explain(now))?;
+        return Ok(Exit::Done);
+    }
+    let id = args.id.as_str();
+    let similar: Vec<_> = database
+        .similar_ids(&args.id)?
+        .iter()
+        .map(|id| format!("{id:?}"))
+        .collect();
+    let hint = match similar[..] {
+        [] => "ids are compared exactly, case and all".to_owned(),
+        _ => format!("is one of these meant: {}?", similar.join(", ")),
+    };
+    log::error!("there is no order {id:?}; {hint}");
+    Ok(Exit::Failed)
 }
 
 /// `account`: holds the database against the upstream, and prints what was found.

@@ -7,12 +7,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, params};
 
 use super::check::{self, Finding};
-use super::{DatabasePath, OpenError, StoreError, counts, open};
-use crate::order::Status;
+use super::rows::{heartbeat, open_order};
+use super::{DatabasePath, OpenError, StoreError, counts, open, order_by_id};
+use crate::explain::Case;
+use crate::order::{OrderId, Status, Timestamp};
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
 /// indexes, and not much more.
@@ -85,6 +87,51 @@ impl Inspection {
         check::check(&self.db, &mut tell);
     }
 
+    /// All that is known of one order, at one moment. Nothing if there is no such order.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn case(&self, id: &OrderId, now: Timestamp) -> Result<Option<Case>, StoreError> {
+        let db = self.db.unchecked_transaction()?;
+        let Some(order) = order_by_id(&db, id)? else {
+            return Ok(None);
+        };
+        Ok(Some(Case {
+            open: open_order(&db, order.seq)?,
+            journal: journal_of(&db, order.seq)?,
+            ahead: ahead(&db, order.seq, now)?,
+            heartbeat: heartbeat(&db)?,
+            order,
+        }))
+    }
+
+    /// Ids that may have been meant by one that does not exist: the same in other letters, and
+    /// its neighbours in the order of ids that begin like it.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        let id = id.as_str();
+        let begins = id.chars().count().div_ceil(2);
+        let begins: String = id.chars().take(begins).collect();
+        let mut similar: Vec<String> = Vec::new();
+        for sql in [
+            "SELECT id FROM orders WHERE id = ?1 COLLATE NOCASE ORDER BY id LIMIT 3",
+            "SELECT id FROM orders WHERE id > ?1 ORDER BY id LIMIT 2",
+            "SELECT id FROM orders WHERE id < ?1 ORDER BY id DESC LIMIT 2",
+        ] {
+            let mut query = self.db.prepare(sql)?;
+            for other in query.query_map([id], |row| row.get::<_, String>(0))? {
+                let other = other?;
+                let is_alike = other.starts_with(&begins) || other.eq_ignore_ascii_case(id);
+                if is_alike && !similar.contains(&other) {
+                    similar.push(other);
+                }
+            }
+        }
+        Ok(similar)
+    }
+
     /// Copies the whole database, as it is at one moment, into the file at `to`, which then needs
     /// no other file beside it. It is not flushed to disk yet.
     ///
@@ -111,6 +158,29 @@ impl Inspection {
         copy.close().map_err(|(_, error)| error)?;
         Ok(())
     }
+}
+
+/// An order's part of the journal, oldest first.
+fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestamp, String)>> {
+    db.prepare("SELECT at, reason FROM journal WHERE order_seq = ?1 ORDER BY seq")?
+        .query_map([order_seq], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?
+        .collect()
+}
+
+/// Orders that are started before the one at this place: the CREATED ones before it that may be
+/// started now, and those whose process was forgotten, which come first. One that waits for an
+/// operator, or for the end of its backoff, is in nobody's way.
+fn ahead(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<u64> {
+    const SQL: &str = "\
+        SELECT (SELECT count(*) FROM orders INDEXED BY orders_by_status \
+                WHERE status = 'CREATED' AND seq < ?1 AND intent_at IS NULL \
+                AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL) \
+                AND (next_attempt_at IS NULL OR next_attempt_at <= ?2)) \
+             + (SELECT count(*) FROM orders INDEXED BY orders_with_attention \
+                WHERE attention IS NOT NULL AND attention = 'process_lost' AND seq <> ?1 \
+                AND (next_attempt_at IS NULL OR released_at IS NOT NULL))";
+    db.query_row(SQL, params![seq, now.0], |row| row.get::<_, i64>(0))
+        .map(i64::unsigned_abs)
 }
 
 /// Why a copy could not be made.

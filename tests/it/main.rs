@@ -6,6 +6,7 @@
 //! - `pass`: the reconciler on one thread, with everything around it in memory.
 //! - `upstreams`: the client and the reconciler against an order process service that misbehaves.
 //! - `create`, `http`, `lists`: the HTTP API, request by request.
+//! - `attention`: orders that need looking at, as the API and `explain` tell of them.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `operator`: backups and their restoration, the check of a database.
@@ -15,6 +16,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod attention;
 mod clients;
 mod create;
 mod http;

@@ -81,6 +81,7 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
             vec![DATABASE, LOG, ("--replace", "", "")],
         ),
         (vec!["order-service", "check"], vec![DATABASE, LOG]),
+        (vec!["order-service", "explain"], vec![DATABASE, LOG]),
         (vec!["order-service", "health"], vec![LISTEN]),
         (
             vec!["order-reconciler"],
