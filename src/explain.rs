@@ -5,9 +5,13 @@
 //! one, for other readers than a terminal. What will be done is decided in `decide` and is only
 //! told here.
 
+mod words;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use self::words::{clean, quoted};
+pub use self::words::{future, past, span};
 use crate::clock::rfc3339;
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, Reason, Status, Timestamp};
@@ -274,8 +278,8 @@ impl Case {
         lines
     }
 
-    /// What becomes of an order whose process was forgotten. The policy is the reconciler's, and
-    /// can be told by what it did: only one that holds leaves the order for a while.
+    /// What becomes of an order whose process was forgotten. The policy is the reconciler's and not
+    /// stored; what it did tells which one it mostly is: one that holds leaves the order for a while.
     fn after_loss(&self, open: &OpenOrder, reason: Option<Reason>, now: Timestamp) -> Vec<String> {
         if open.is_released {
             return vec![format!(
@@ -284,11 +288,19 @@ impl Case {
                 self.pass_time(now)
             )];
         }
-        if reason == Some(Reason::MaxStarts) || open.next_attempt_at.is_some() {
+        let held = "Nothing, until someone decides. Should its process be seen again, it goes on by \
+                    itself.";
+        if reason == Some(Reason::MaxStarts) {
+            return vec![held.to_owned()];
+        }
+        if let Some(at) = open.next_attempt_at {
             return vec![
-                "Nothing, until someone decides. Should its process be seen again, it goes on by \
-                 itself."
-                    .to_owned(),
+                held.to_owned(),
+                format!(
+                    "(That is so under --lost-process hold, to which this looks. Under another \
+                     policy it goes on {}.)",
+                    future(at, now)
+                ),
             ];
         }
         vec![format!(
@@ -415,53 +427,6 @@ fn orders_are(count: u64) -> String {
     match count {
         1 => "1 order is".to_owned(),
         n => format!("{n} orders are"),
-    }
-}
-
-/// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`.
-pub fn past(at: Timestamp, now: Timestamp) -> String {
-    if at > now {
-        // The clocks of two programs differ, or one was set back.
-        return future(at, now);
-    }
-    format!("{} ago ({})", span(now.since(at)), rfc3339(at))
-}
-
-/// A moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
-pub fn future(at: Timestamp, now: Timestamp) -> String {
-    format!("in {} ({})", span(at.since(now)), rfc3339(at))
-}
-
-/// A length of time as people say it: the two digits that matter.
-pub fn span(length: Duration) -> String {
-    const MINUTE: u64 = 60;
-    const HOUR: u64 = 60 * MINUTE;
-    const DAY: u64 = 24 * HOUR;
-    let seconds = length.as_secs();
-    // Two of the larger unit at least, so that 90 s is not one minute.
-    match seconds {
-        0..10 => format!("{:.1} s", length.as_secs_f64()),
-        10..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / MINUTE),
-        7_200..172_800 => format!("{} h", seconds / HOUR),
-        _ => format!("{} days", seconds / DAY),
-    }
-}
-
-/// A text from elsewhere, without what would move a terminal's cursor, and without its full stop.
-fn clean(text: &str) -> String {
-    let text = text.trim_end_matches('.');
-    text.replace(char::is_control, "\u{fffd}")
-}
-
-/// An id as a shell takes it.
-fn quoted(id: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
-    let dashes = if id.starts_with('-') { "-- " } else { "" };
-    if id.chars().all(is_plain) {
-        format!("{dashes}{id}")
-    } else {
-        format!("{dashes}'{}'", id.replace('\'', r"'\''"))
     }
 }
 

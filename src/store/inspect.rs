@@ -189,7 +189,14 @@ pub enum CopyError {
     /// Someone has held the database for too long.
     #[error("the database is locked by another program")]
     Locked,
-    /// What SQLite says: the disk is full, the database is damaged, ….
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    /// What SQLite says: the disk is full, the database is damaged, …. Its own cause says the same
+    /// once more.
+    #[error("{0}")]
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for CopyError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
 }
