@@ -242,7 +242,8 @@ fn is_own(database: &Path, path: &Path) -> bool {
 
 /// Checks a copy, and tells what is in it.
 fn verify(copy: &Path) -> Result<Contents, BackupError> {
-    let copy = Inspection::open(&DatabasePath::from(copy.to_owned()))?;
+    let copy = Inspection::open(&DatabasePath::from(copy.to_owned()))
+        .map_err(|error| BackupError::ReadBack(error.into()))?;
     let mut count = 0;
     let mut first = None;
     copy.check(|finding| {

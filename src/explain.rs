@@ -35,8 +35,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Everything, as a text of several paragraphs.
-    pub fn explain(&self, now: Timestamp) -> String {
+    /// Everything, as a text of several paragraphs. `options` are those that a command needs to
+    /// find the same database.
+    pub fn explain(&self, now: Timestamp, options: &[&str]) -> String {
         let mut text = self.headline(now);
         text.push('\n');
         let mut part = |title: &str, lines: Vec<String>| {
@@ -54,7 +55,7 @@ impl Case {
             part("Why it is where it is", self.why(now));
         }
         part("What happens next", self.next(now));
-        part("What you can do", self.to_do());
+        part("What you can do", self.to_do(options));
         text
     }
 
@@ -311,11 +312,19 @@ impl Case {
         )]
     }
 
-    /// What a person can do about it, with the commands to type.
-    pub fn to_do(&self) -> Vec<String> {
-        let id = quoted(self.order.id.as_str());
-        let restart = format!("order-service restart {id}");
-        let fail = format!("order-service fail {id}");
+    /// What a person can do about it, with the commands to type, which take `options` to find the
+    /// database.
+    pub fn to_do(&self, options: &[&str]) -> Vec<String> {
+        let command = |name: &str, effect: &str| {
+            let mut words = vec!["order-service".to_owned(), name.to_owned()];
+            words.extend(options.iter().map(|word| quoted(word)));
+            let id = self.order.id.as_str();
+            if id.starts_with('-') {
+                words.push("--".to_owned());
+            }
+            words.push(quoted(id));
+            format!("{}   # {effect}", words.join(" "))
+        };
         let reason = match &self.order.attention {
             Some(attention) => attention.reason,
             None => return Vec::new(),
@@ -336,7 +345,7 @@ impl Case {
                 "Find out in the upstream's log why it refuses, and mend it there; the order is \
                  tried again by itself."
                     .to_owned(),
-                format!("{restart:<40}  tries again in the next pass"),
+                command("restart", "tries again in the next pass"),
             ],
             Reason::UnknownStatus => vec![
                 "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
@@ -346,16 +355,16 @@ impl Case {
             Reason::ProcessLost => vec![
                 "Find out, at the payment provider or the warehouse, whether the work was done. Then"
                     .to_owned(),
-                format!("{restart:<40}  starts it again, which repeats the work if it was done"),
-                format!("{fail:<40}  settles it as FAILED, for ever"),
+                command("restart", "starts it again, which repeats the work if it was done"),
+                command("fail", "settles it as FAILED, for ever"),
             ],
             Reason::MaxStarts => {
                 let mut lines = vec![
                     "Find out why the upstream does not bring it to an end. Then".to_owned(),
-                    format!("{restart:<40}  starts it once more, whatever the limit"),
+                    command("restart", "starts it once more, whatever the limit"),
                 ];
                 if is_processing {
-                    lines.push(format!("{fail:<40}  settles it as FAILED, for ever"));
+                    lines.push(command("fail", "settles it as FAILED, for ever"));
                 }
                 lines.push("or raise the reconciler's --max-starts.".to_owned());
                 lines

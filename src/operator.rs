@@ -78,7 +78,10 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let now = SystemClock.now();
     if let Some(case) = database.case(&args.id, now)? {
-        write!(std::io::stdout().lock(), "{}", case.explain(now))?;
+        let path = database.path().to_string_lossy();
+        let options = ["--database-url", &path];
+        let text = case.explain(now, &options);
+        write!(std::io::stdout().lock(), "{text}")?;
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();

@@ -82,7 +82,7 @@ fn troubled(mut case: Case, reason: Reason, detail: &str, attempts: u32) -> Case
 
 #[track_caller]
 fn check(case: &Case, says: &[&str]) {
-    let text = case.explain(NOW);
+    let text = case.explain(NOW, &[]);
     for words in says {
         assert!(text.contains(words), "{words:?} in:\n{text}");
     }
@@ -161,7 +161,7 @@ fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
             "Nothing: it is settled",
         ],
     );
-    let text = case.explain(NOW);
+    let text = case.explain(NOW, &[]);
     assert!(
         !text.contains("Why") && !text.contains("you can do"),
         "{text}"
@@ -258,7 +258,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     let created = troubled(created(), MaxStarts, "started 5 times", 1);
     check(&created, &["It is held", "until someone decides", restart]);
     assert!(
-        !created.explain(NOW).contains(fail),
+        !created.explain(NOW, &[]).contains(fail),
         "only PROCESSING can be failed"
     );
 }
@@ -303,13 +303,17 @@ fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
 fn a_command_can_be_pasted_whatever_the_id() {
     for (id, word) in [
         ("a1", "a1"),
-        ("-x", "-- -x"),
+        ("/var/lib/o.db", "/var/lib/o.db"),
         ("a b", "'a b'"),
         ("it's", r"'it'\''s'"),
         ("$(reboot)", "'$(reboot)'"),
     ] {
         assert_eq!(quoted(id), word);
     }
-    let case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
-    assert!(!case.explain(NOW).contains('\u{1b}'));
+    let mut case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
+    assert!(!case.explain(NOW, &[]).contains('\u{1b}'));
+    case.order.id = OrderId::new("-x").unwrap();
+    let text = case.explain(NOW, &["--database-url", "/a b/o.db"]);
+    let command = "\n  order-service restart --database-url '/a b/o.db' -- -x   # ";
+    assert!(text.contains(command), "{text}");
 }

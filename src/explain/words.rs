@@ -41,13 +41,12 @@ pub(super) fn clean(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// An id as a shell takes it.
-pub(super) fn quoted(id: &str) -> String {
+/// A word as a shell takes it.
+pub(super) fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
-    let dashes = if id.starts_with('-') { "-- " } else { "" };
-    if id.chars().all(is_plain) {
-        format!("{dashes}{id}")
+    if word.chars().all(is_plain) {
+        word.to_owned()
     } else {
-        format!("{dashes}'{}'", id.replace('\'', r"'\''"))
+        format!("'{}'", word.replace('\'', r"'\''"))
     }
 }

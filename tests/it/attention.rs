@@ -2,9 +2,11 @@
 //! tells it. How an order comes to each is tested in `pass` and `upstreams`.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
 use order_service::clock::{Clock, SystemClock, rfc3339};
-use order_service::order::{OrderId, Outcome, Reason, Timestamp};
+use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
 use order_service::pace::Reach;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use serde_json::{Value, json};
@@ -220,4 +222,42 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     let says = "3 orders are ahead of it. At the present pace of 0.5 starts/s its turn comes in \
                 about 6.0 s.";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
+    let world = World::new();
+    let store = world.store();
+    let lost = || vec![Step::Adopted, flagged(Reason::ProcessLost)];
+    let program = Path::new(env!("CARGO_BIN_EXE_order-service"));
+    for id in ["p1", "it's lost", "--all-lost"] {
+        order(&store, id, lost()).await;
+        let ran = world.run("order-service", &["explain", "--", id], &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let commands = ran.stdout.lines().map(str::trim);
+        let commands: Vec<_> = commands
+            .filter(|line| line.starts_with("order-service "))
+            .collect();
+        assert_eq!(commands.len(), 2, "{ran:?}");
+        for (command, says) in commands
+            .iter()
+            .zip(["will be started again", "is FAILED now"])
+        {
+            let output = Command::new("/bin/sh")
+                .args(["-c", command])
+                .env_clear()
+                .env("PATH", program.parent().unwrap())
+                .current_dir("/")
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                said.contains(says),
+                "{command}: {said:?} {:?}",
+                output.stderr
+            );
+        }
+        let order = store.order(&OrderId::new(id).unwrap()).unwrap().unwrap();
+        assert_eq!(order.status, Status::Failed, "{id}");
+    }
 }
