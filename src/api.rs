@@ -2,12 +2,13 @@
 //!
 //! It records intent and tells what is so; it never calls the order process service. What a
 //! request may look like is in `api/request.rs`, how orders are written in `api/json.rs` and
-//! `api/listing.rs`, what
-//! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`.
+//! `api/listing.rs`, what an error looks like in `api/problem.rs`, the health of the program in
+//! `api/health.rs`, pages for people in `api/pages.rs`.
 
 mod health;
 mod json;
 mod listing;
+mod pages;
 mod problem;
 mod request;
 
@@ -59,6 +60,8 @@ impl Api {
             .or(self.orders())
             .unify()
             .or(self.order())
+            .unify()
+            .or(pages::pages())
             .unify()
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))

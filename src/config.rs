@@ -63,6 +63,12 @@ pub enum ServiceCommand {
     Restart(RestartArgs),
     /// Settle orders as FAILED whose process was forgotten
     Fail(FailArgs),
+    /// Tell in plain words what happened to an order, why it is where it is, and what comes next
+    Explain(ExplainArgs),
+    /// Copy the database into one checked file, while all is running
+    Backup(BackupArgs),
+    /// Check that a database is sound: exit code 0 if it is, 1 if not
+    Check(CheckArgs),
     /// Tell whether the program that listens is healthy: exit code 0 if it is, 1 if not
     Health(ServiceHealthArgs),
 }
@@ -220,6 +226,42 @@ pub struct FailArgs {
     pub log: LogArgs,
 }
 
+/// `order-service explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The order
+    #[arg(value_name = "ID")]
+    pub id: OrderId,
+    #[command(flatten)]
+    pub database: ExistingDatabaseArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// `order-service backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The file to write
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Put it in the place of a file that exists
+    #[arg(long)]
+    pub replace: bool,
+    #[command(flatten)]
+    pub database: ExistingDatabaseArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// `order-service check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub database: ExistingDatabaseArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
 /// What goes wrong in the simulator.
 #[derive(Debug, Args)]
 pub struct FaultArgs {
@@ -292,6 +334,19 @@ pub struct ReconcilerHealthArgs {
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; created if it is not there
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        default_value = "sqlite:orders.db"
+    )]
+    pub database_url: DatabasePath,
+}
+
+/// Where the orders are, for those who only read them.
+#[derive(Debug, Args)]
+pub struct ExistingDatabaseArgs {
+    /// SQLite database: sqlite:FILE or a path; it is only read
     #[arg(
         long,
         env = "DATABASE_URL",

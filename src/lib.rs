@@ -22,6 +22,9 @@
 //! - [`simulator`]: a stand-in for the order process service.
 //! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
 //! - [`account`]: the database held against the upstream, and against the simulator's record.
+//! - [`backup`]: a whole copy of the database in one file, taken while all is running.
+//! - [`explain`]: one order in plain words. Pure.
+//! - [`operator`]: the operator's commands, which open the database.
 //! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
@@ -38,10 +41,13 @@
 
 pub mod account;
 pub mod api;
+pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod decide;
+pub mod explain;
 pub mod health;
+pub mod operator;
 pub mod order;
 pub mod pace;
 pub mod program;

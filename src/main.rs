@@ -1,28 +1,22 @@
 //! `order-service`: the API, the reconciler and the simulator, alone or together.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use order_service::account;
 use order_service::api::Api;
-use order_service::clock::{Clock, SystemClock};
 use order_service::config::{
-    self, AccountArgs, ApiArgs, DevArgs, FailArgs, FaultArgs, LogFormat, RestartArgs, ServeArgs,
-    ServiceCommand, SimulatorArgs,
+    self, ApiArgs, DevArgs, FaultArgs, LogFormat, ServeArgs, ServiceCommand, SimulatorArgs,
 };
-use order_service::order::OrderId;
+use order_service::operator::{self, client};
 use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
 use order_service::reconciler::Stop;
 use order_service::simulator::record::read_record;
-use order_service::store::{DatabasePath, Decided, Mode, Store};
-use order_service::upstream::{HttpUpstream, UpstreamUrl};
+use order_service::store::{DatabasePath, Mode, Store};
+use order_service::upstream::UpstreamUrl;
 use order_service::{health, server, simulator};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-/// How long the upstream may be silent while the account is taken.
-const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What `dev` logs: what happens to orders, and nothing that its banner says already.
 const DEV_LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
@@ -41,6 +35,9 @@ fn main() -> ExitCode {
         ServiceCommand::Account(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Restart(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Fail(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Backup(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Check(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Explain(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Health(_) => (LogFormat::Text, LOG_DEFAULT),
     };
     program::log_to_stderr(format, levels);
@@ -50,9 +47,12 @@ fn main() -> ExitCode {
             ServiceCommand::Dev(args) => dev(*args).await,
             ServiceCommand::Api(args) => api(args).await,
             ServiceCommand::Simulator(args) => simulator(args).await,
-            ServiceCommand::Account(args) => account(args).await,
-            ServiceCommand::Restart(args) => restart(args).await,
-            ServiceCommand::Fail(args) => fail(args).await,
+            ServiceCommand::Account(args) => operator::account(args).await,
+            ServiceCommand::Restart(args) => operator::restart(args).await,
+            ServiceCommand::Fail(args) => operator::fail(args).await,
+            ServiceCommand::Backup(args) => operator::backup(args).await,
+            ServiceCommand::Check(args) => operator::check(&args),
+            ServiceCommand::Explain(args) => operator::explain(&args),
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {
                     let what = "--listen needs the port that the program listens on";
@@ -183,69 +183,6 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
-    let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
-    let store = Store::open_existing(&args.database.database_url)?;
-    let record = args.record.as_deref().map(read_record).transpose()?;
-    let account = account::take(&store, &upstream, record.as_deref()).await?;
-    print!("{account}");
-    Ok(match (account.is_right(), account.lost) {
-        (false, _) => Exit::Failed,
-        (true, None) => Exit::Upstream,
-        (true, Some(_)) => Exit::Done,
-    })
-}
-
-async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&args.database.database_url)?;
-    let ids = if args.all_lost {
-        store.lost()?
-    } else {
-        args.ids
-    };
-    let mut exit = Exit::Done;
-    for id in ids {
-        let decided = store.release(id.clone(), SystemClock.now()).await?;
-        let done = "will be started again in the next pass that does not find its process";
-        exit = tell_decided(&id, decided, done).unwrap_or(exit);
-    }
-    Ok(exit)
-}
-
-async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&args.database.database_url)?;
-    let mut exit = Exit::Done;
-    for id in args.ids {
-        let decided = store.fail(id.clone(), SystemClock.now()).await?;
-        exit = tell_decided(&id, decided, "is FAILED now").unwrap_or(exit);
-    }
-    Ok(exit)
-}
-
-/// Tells what came of a decision about an order; how to exit, if it could not be done.
-fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
-    let id = id.as_str();
-    let why_not = match decided {
-        Decided::Done => {
-            println!("{id}: {done}");
-            return None;
-        }
-        Decided::Missing => "there is no such order".to_owned(),
-        Decided::Settled(status) => format!("it is {status}, and that never changes"),
-        Decided::NotInTrouble(status, None) => {
-            format!("it is {status} and goes its way; only an order that is held can be helped")
-        }
-        Decided::NotInTrouble(status, Some(reason)) => {
-            format!(
-                "it is {status} with {}, which this does not mend",
-                reason.as_str()
-            )
-        }
-    };
-    log::error!("order {id:?}: {why_not}");
-    Some(Exit::Failed)
-}
-
 /// The API and the reconciler, until both have ended.
 async fn both(
     listener: TcpListener,
@@ -282,11 +219,6 @@ async fn serve_api(
     let api = Api::new(store, stop.begun.clone());
     let service = warp::service(api.routes());
     server::serve(listener, service, stop.begun.clone(), others).await;
-}
-
-fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
-    let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
-    HttpUpstream::new(url, token.as_deref(), request_timeout)
 }
 
 /// Scripts read this line: it says which port was taken.

@@ -2,8 +2,12 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
+//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, how
+//! rows are read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
+//! `store/inspect.rs`. The methods speak of orders, not of SQL.
 
+mod check;
+mod inspect;
 mod open;
 mod operate;
 mod record;
@@ -16,6 +20,8 @@ use std::sync::Arc;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
+pub use self::check::Finding;
+pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::record::{Change, Recorded, Step, Trouble};
@@ -198,16 +204,7 @@ impl Store {
     /// # Errors
     /// The database cannot be read.
     pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
-        self.read(|db| {
-            let mut counts = Vec::new();
-            for status in Status::ALL {
-                let count = db
-                    .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
-                    .query_row([status.as_str()], |row| row.get::<_, i64>(0))?;
-                counts.push((status, count.unsigned_abs()));
-            }
-            Ok(counts)
-        })
+        self.read(counts)
     }
 
     /// How many processes were started in the place of a forgotten one.
@@ -464,6 +461,17 @@ fn order_by_id(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Order>>
     db.prepare_cached(&format!("SELECT {ORDER} FROM orders WHERE id = ?1"))?
         .query_row([id.as_str()], |row| order_of(row, unreachable.as_ref()))
         .optional()
+}
+
+fn counts(db: &Connection) -> rusqlite::Result<Vec<(Status, u64)>> {
+    let mut counts = Vec::new();
+    for status in Status::ALL {
+        let count = db
+            .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
+            .query_row([status.as_str()], |row| row.get::<_, i64>(0))?;
+        counts.push((status, count.unsigned_abs()));
+    }
+    Ok(counts)
 }
 
 fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {

@@ -210,7 +210,10 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Puts what SQLite says into an operator's words.
-fn open_error(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> OpenError {
+pub(super) fn open_error(
+    path: &Path,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> OpenError {
     let path = path.to_owned();
     let code = source
         .downcast_ref::<rusqlite::Error>()
@@ -450,6 +453,40 @@ pub(super) fn read_only<T>(
     Connection::open_with_flags(&path, existing())
         .and_then(|db| query(&db))
         .map_err(|error| open_error(&path, Box::new(error)))
+}
+
+/// A connection that can only read, on a database that must exist and be one that this program
+/// knows. Nothing is migrated: whoever runs on it may be older.
+pub(super) fn for_reading(path: &DatabasePath) -> Result<(Connection, PathBuf), OpenError> {
+    let path = must_exist(path)?;
+    if !path.is_file() {
+        return Err(OpenError::NotAFile(path));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = Connection::open_with_flags(&path, flags).and_then(|db| {
+        let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+        let (id, version) = (read("application_id")?, read("user_version")?);
+        Ok((db, id, version))
+    });
+    match opened {
+        Err(error) => Err(open_error(&path, Box::new(error))),
+        Ok((_, id, version)) if id != i64::from(APPLICATION_ID) || version < 1 => {
+            Err(OpenError::Foreign(path))
+        }
+        Ok((_, _, version)) if version > MIGRATIONS.len() as i64 => Err(OpenError::Newer(path)),
+        Ok((db, _, _)) => Ok((db, path)),
+    }
+}
+
+/// An empty database in memory, as the migrations make it.
+pub(super) fn empty() -> rusqlite::Result<Connection> {
+    let mut db = Connection::open_in_memory()?;
+    match Migrations::from_slice(MIGRATIONS).to_latest(&mut db) {
+        Ok(()) => Ok(db),
+        Err(rusqlite_migration::Error::RusqliteError { err, .. }) => Err(err),
+        // They are a constant, and every program runs them when it opens a file.
+        Err(_) => Err(rusqlite::Error::InvalidQuery),
+    }
 }
 
 /// To open a file, never to create one. A connection is used by one thread at a time.

@@ -79,6 +79,15 @@ pub(super) fn collect_open(
     query.query_map(params, open_order_of)?.collect()
 }
 
+/// An order that is open, if it is.
+pub(super) fn open_order(db: &Connection, seq: i64) -> rusqlite::Result<Option<OpenOrder>> {
+    db.prepare(&format!(
+        "SELECT {OPEN_ORDER} FROM orders WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')"
+    ))?
+    .query_row([seq], open_order_of)
+    .optional()
+}
+
 fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
     let time = |column| -> rusqlite::Result<Option<Timestamp>> {
         Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))

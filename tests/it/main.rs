@@ -6,19 +6,26 @@
 //! - `pass`: the reconciler on one thread, with everything around it in memory.
 //! - `upstreams`: the client and the reconciler against an order process service that misbehaves.
 //! - `create`, `http`, `lists`: the HTTP API, request by request.
+//! - `attention`: orders that need looking at, as the API and `explain` tell of them.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
+//! - `pages`, `openapi`: the pages for people, and the description of the API, held to the code.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
+//! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod attention;
 mod clients;
 mod create;
 mod http;
 mod life;
 mod lists;
+mod openapi;
+mod operator;
+mod pages;
 mod pass;
 mod programs;
 mod store;

@@ -76,6 +76,12 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
             ]
             .concat(),
         ),
+        (
+            vec!["order-service", "backup"],
+            vec![DATABASE, LOG, ("--replace", "", "")],
+        ),
+        (vec!["order-service", "check"], vec![DATABASE, LOG]),
+        (vec!["order-service", "explain"], vec![DATABASE, LOG]),
         (vec!["order-service", "health"], vec![LISTEN]),
         (
             vec!["order-reconciler"],
@@ -147,7 +153,15 @@ fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
     let help = |arguments: &[&str]| world.run("order-reconciler", arguments, &[]).stdout;
     assert_eq!(help(&["--help"]), help(&["run", "--help"]));
     let help = world.run("order-service", &["--help"], &[]).stdout;
-    for command in ["serve", "dev", "api", "simulator", "health"] {
+    for command in [
+        "serve",
+        "dev",
+        "api",
+        "simulator",
+        "backup",
+        "check",
+        "health",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
     }
 }

@@ -47,6 +47,8 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/order.rs",
         "src/decide.rs",
         "src/pace.rs",
+        "src/explain.rs",
+        "src/explain/words.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
         "src/simulator/faults.rs",
@@ -132,11 +134,17 @@ fn every_file_opens_with_what_it_owns() {
 }
 
 #[test]
-fn every_migration_is_run() {
+fn every_migration_is_run_and_every_query_is_used() {
     let open = read("src/store/open.rs");
+    let sources = sources();
     for entry in fs::read_dir(root().join("sql")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(open.contains(&name), "sql/{name} is not run");
+        if name.starts_with(|first: char| first.is_ascii_digit()) {
+            assert!(open.contains(&name), "sql/{name} is not run");
+        } else {
+            let is_used = sources.iter().any(|(_, text)| code(text).contains(&name));
+            assert!(is_used, "sql/{name} is not used");
+        }
     }
 }
 

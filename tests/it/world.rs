@@ -384,6 +384,8 @@ pub fn assert_problem(answer: &Answer, status: u16) {
         let text = problem[member].as_str().unwrap_or_default();
         assert!(!text.is_empty(), "{member}: {answer:?}");
     }
+    let kind = problem["type"].as_str().unwrap_or_default();
+    assert!(kind.starts_with("/problems#"), "{answer:?}");
     for internal in ["sqlite", "orders.db", "src/", "panicked", "Error("] {
         assert!(!answer.body.contains(internal), "{answer:?}");
     }

@@ -1,0 +1,13 @@
+-- Changes that do not begin where the one before has ended. The first change of an order is its
+-- creation, from nothing; nothing begins at a settled status.
+SELECT id, CASE
+    WHEN before IS NULL THEN 'its journal begins with "' || reason || '" and not with its creation'
+    ELSE 'entry ' || number || ' of the journal says "' || reason || '" of it when it was ' || before
+    END
+FROM (SELECT order_seq, seq AS number, reason, from_status,
+             (SELECT to_status FROM journal AS earlier INDEXED BY journal_by_order
+              WHERE earlier.order_seq = entry.order_seq AND earlier.seq < entry.seq
+              ORDER BY earlier.seq DESC LIMIT 1) AS before
+      FROM journal AS entry INDEXED BY journal_by_order)
+CROSS JOIN orders ON orders.seq = order_seq
+WHERE from_status IS NOT before

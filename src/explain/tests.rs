@@ -1,0 +1,319 @@
+//! What is said in each case.
+
+use super::*;
+use crate::order::OrderId;
+
+const NOW: Timestamp = Timestamp(1_795_341_600_000);
+
+fn ago(seconds: i64) -> Timestamp {
+    Timestamp(NOW.0 - seconds * 1_000)
+}
+
+/// A CREATED order of 30 s ago, beside a reconciler and an upstream that are well.
+fn created() -> Case {
+    let id = OrderId::new("a1").unwrap();
+    Case {
+        order: Order {
+            seq: 7,
+            id: id.clone(),
+            status: Status::Created,
+            created_at: ago(30),
+            updated_at: ago(30),
+            starts: 0,
+            attention: None,
+        },
+        open: Some(OpenOrder {
+            seq: 7,
+            id,
+            phase: Phase::Created,
+            intent: None,
+            starts: 0,
+            is_released: false,
+            attempts: 0,
+            next_attempt_at: None,
+            attention: None,
+        }),
+        journal: vec![(ago(30), "created".to_owned())],
+        ahead: 0,
+        heartbeat: Heartbeat {
+            leader_since: Some(ago(600)),
+            last_pass_at: Some(ago(1)),
+            next_pass_at: Some(Timestamp(NOW.0 + 400)),
+            last_seen_at: Some(ago(2)),
+            reach: Reach::Up { since: ago(600) },
+            list_entries: None,
+            life_began_at: None,
+            rate: Some((12.5, 25.0, ago(3))),
+        },
+    }
+}
+
+fn processing() -> Case {
+    let mut case = created();
+    case.order.status = Status::Processing;
+    case.order.updated_at = ago(20);
+    case.order.starts = 1;
+    case.journal.push((ago(20), "started".to_owned()));
+    open(&mut case).phase = Phase::Processing {
+        confirmed_at: ago(20),
+        missed_at: None,
+    };
+    case
+}
+
+fn open(case: &mut Case) -> &mut OpenOrder {
+    case.open.as_mut().unwrap()
+}
+
+fn troubled(mut case: Case, reason: Reason, detail: &str, attempts: u32) -> Case {
+    let next_attempt_at = (attempts > 0).then_some(Timestamp(NOW.0 + 40_000));
+    case.order.attention = Some(Attention {
+        reason,
+        since: ago(12),
+        detail: detail.to_owned(),
+        next_attempt_at,
+    });
+    let order = open(&mut case);
+    order.attention = Some(reason);
+    order.attempts = attempts;
+    order.next_attempt_at = next_attempt_at;
+    case
+}
+
+#[track_caller]
+fn check(case: &Case, says: &[&str]) {
+    let text = case.explain(NOW, &[]);
+    for words in says {
+        assert!(text.contains(words), "{words:?} in:\n{text}");
+    }
+    for line in text.lines() {
+        assert!(!line.contains("  ,") && !line.contains(".."), "{line:?}");
+    }
+}
+
+#[test]
+fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that_takes() {
+    let mut case = created();
+    check(
+        &case,
+        &[
+            "Order \"a1\" is CREATED, for 30 s. Nothing is wrong with it.",
+            "created",
+            "It was never started from here",
+            "Its process has not been started yet.",
+            "It is the next to be started, at once or in the next pass, in 0.4 s (",
+            "The upstream answers, since 10 min ago",
+        ],
+    );
+    case.ahead = 500;
+    check(
+        &case,
+        &[
+            "500 orders are ahead of it. At the present pace of 12.5 starts/s its turn comes in about 40 s.",
+        ],
+    );
+    case.ahead = 1;
+    case.heartbeat.rate = None;
+    check(
+        &case,
+        &["1 order is ahead of it. The pace is not known yet."],
+    );
+}
+
+#[test]
+fn a_time_is_told_as_how_long_ago_and_as_a_moment() {
+    check(
+        &processing(),
+        &[
+            "Its process was known to exist 20 s ago (2026-11-22T09:59:40.000Z)",
+            "2026-11-22T09:59:40.000Z      20 s ago  its process was started: PROCESSING",
+            "One start was sent",
+            "Its process is looked at in the next pass, in 0.4 s (2026-11-22T10:00:00.400Z)",
+        ],
+    );
+    for (length, words) in [
+        (0, "0.0 s"),
+        (9_940, "9.9 s"),
+        (10_000, "10 s"),
+        (119_999, "119 s"),
+        (120_000, "2 min"),
+        (7_199_000, "119 min"),
+        (7_200_000, "2 h"),
+        (172_800_000, "2 days"),
+    ] {
+        assert_eq!(span(Duration::from_millis(length)), words);
+    }
+}
+
+#[test]
+fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
+    let mut case = processing();
+    case.order.status = Status::Fulfilled;
+    case.open = None;
+    case.journal.push((ago(5), "restarted".to_owned()));
+    case.journal.push((ago(1), "succeeded".to_owned()));
+    check(
+        &case,
+        &[
+            "Order \"a1\" is FULFILLED, for 20 s.",
+            "it was started again",
+            "its process has succeeded: FULFILLED",
+            "Nothing: it is settled",
+        ],
+    );
+    let text = case.explain(NOW, &[]);
+    assert!(
+        !text.contains("Why") && !text.contains("you can do"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_start_without_an_outcome_is_told_with_what_has_to_be_seen_before_another_one() {
+    for (given_up_at, answer, says) in [
+        (None, None, "its outcome is not recorded"),
+        (Some(ago(4)), None, "no answer had come 4.0 s ago"),
+        (Some(ago(4)), Some(503), "answered with 503 4.0 s ago"),
+    ] {
+        let mut case = created();
+        open(&mut case).intent = Some(Intent {
+            written_at: ago(9),
+            given_up_at,
+            answer,
+        });
+        check(
+            &case,
+            &[
+                says,
+                "There may be a process.",
+                "is started again only when",
+            ],
+        );
+    }
+}
+
+#[test]
+fn each_attention_has_its_own_sentences_and_says_what_to_do() {
+    use Reason::{MaxStarts, ProcessLost, StartRefused, UnknownStatus, UpstreamUnreachable};
+    let restart = "order-service restart a1";
+    let fail = "order-service fail a1";
+    check(
+        &troubled(created(), StartRefused, "it answered 422.", 3),
+        &[
+            "needs looking at: start_refused, for 12 s",
+            "refuses to start a process for it",
+            "it answered 422.",
+            "3 attempts in a row have failed.",
+            "It is tried again in 40 s",
+            restart,
+        ],
+    );
+    check(
+        &troubled(processing(), UpstreamUnreachable, "HTTP 500", 1),
+        &[
+            "gave no usable answer about this order",
+            "One attempt has failed.",
+            "It is looked at again by itself, in 40 s",
+            "in the upstream's log",
+        ],
+    );
+    check(
+        &troubled(
+            processing(),
+            UnknownStatus,
+            "its process has the status \"PAUSED\"",
+            1,
+        ),
+        &["PAUSED", "RUNNING, SUCCEEDED and FAILED"],
+    );
+    let held = troubled(processing(), ProcessLost, "forgotten", 1);
+    check(
+        &held,
+        &[
+            "does not know it any more",
+            "Nobody can know",
+            "Nothing, until someone decides",
+            restart,
+            fail,
+        ],
+    );
+    let missed = troubled(processing(), ProcessLost, "forgotten", 0);
+    check(
+        &missed,
+        &["It is looked for again in the next pass", "--lost-process"],
+    );
+    let mut released = held;
+    open(&mut released).is_released = true;
+    check(&released, &["An operator has asked", "before new orders"]);
+    check(
+        &troubled(processing(), MaxStarts, "started 5 times", 1),
+        &[
+            "It is held",
+            "until someone decides",
+            restart,
+            fail,
+            "--max-starts",
+        ],
+    );
+    let created = troubled(created(), MaxStarts, "started 5 times", 1);
+    check(&created, &["It is held", "until someone decides", restart]);
+    assert!(
+        !created.explain(NOW, &[]).contains(fail),
+        "only PROCESSING can be failed"
+    );
+}
+
+#[test]
+fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
+    let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
+    case.heartbeat.reach = Reach::Down {
+        since: ago(40),
+        detail: "connection refused".to_owned(),
+    };
+    check(
+        &case,
+        &[
+            "The upstream gives no usable answer, since 40 s ago",
+            "connection refused",
+            "nothing can be asked about any order",
+            "silence says nothing",
+            "--order-process-url",
+        ],
+    );
+}
+
+#[test]
+fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
+    let mut case = created();
+    case.heartbeat.last_pass_at = None;
+    case.heartbeat.next_pass_at = None;
+    check(
+        &case,
+        &["Nothing, until a reconciler runs on this database."],
+    );
+    case.heartbeat.last_pass_at = Some(ago(600));
+    case.heartbeat.next_pass_at = Some(ago(599));
+    check(
+        &case,
+        &["no reconciler runs, or it is stuck. Its last pass ended 10 min ago"],
+    );
+}
+
+#[test]
+fn a_command_can_be_pasted_whatever_the_id() {
+    for (id, word) in [
+        ("a1", "a1"),
+        ("/var/lib/o.db", "/var/lib/o.db"),
+        ("a b", "'a b'"),
+        ("it's", r"'it'\''s'"),
+        ("$(reboot)", "'$(reboot)'"),
+    ] {
+        assert_eq!(quoted(id), word);
+    }
+    let mut case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
+    assert!(!case.explain(NOW, &[]).contains('\u{1b}'));
+    case.order.id = OrderId::new("-x").unwrap();
+    let text = case.explain(NOW, &["--database-url", "/a b/o.db"]);
+    let command = "\n  order-service restart --database-url '/a b/o.db' -- -x   # ";
+    assert!(text.contains(command), "{text}");
+}

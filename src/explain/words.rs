@@ -1,0 +1,52 @@
+//! How times, texts from elsewhere and ids are written for people.
+
+use std::time::Duration;
+
+use crate::clock::rfc3339;
+use crate::order::Timestamp;
+
+/// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`.
+pub fn past(at: Timestamp, now: Timestamp) -> String {
+    if at > now {
+        // The clocks of two programs differ, or one was set back.
+        return future(at, now);
+    }
+    format!("{} ago ({})", span(now.since(at)), rfc3339(at))
+}
+
+/// A moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
+pub fn future(at: Timestamp, now: Timestamp) -> String {
+    format!("in {} ({})", span(at.since(now)), rfc3339(at))
+}
+
+/// A length of time as people say it: the two digits that matter.
+pub fn span(length: Duration) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    let seconds = length.as_secs();
+    // Two of the larger unit at least, so that 90 s is not one minute.
+    match seconds {
+        0..10 => format!("{:.1} s", length.as_secs_f64()),
+        10..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / MINUTE),
+        7_200..172_800 => format!("{} h", seconds / HOUR),
+        _ => format!("{} days", seconds / DAY),
+    }
+}
+
+/// A text from elsewhere, without what would move a terminal's cursor, and without its full stop.
+pub(super) fn clean(text: &str) -> String {
+    let text = text.trim_end_matches('.');
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+/// A word as a shell takes it.
+pub(super) fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
+    if word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}

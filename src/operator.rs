@@ -1,0 +1,183 @@
+//! The operator's commands that run beside the programs: each opens the database, so that no HTTP
+//! route can do what they do.
+//!
+//! What they print goes to standard output, what went wrong to the log. What a backup, an account
+//! or a check is, is said in modules of their own.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::account;
+use crate::backup::{self, BackupError};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, RestartArgs};
+use crate::order::OrderId;
+use crate::program::{self, Exit, WrongSetting};
+use crate::simulator::record::read_record;
+use crate::store::{Decided, Inspection, Store};
+use crate::upstream::{HttpUpstream, UpstreamUrl};
+
+/// How long the upstream may be silent while the account is taken.
+const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `backup`: copies the database while all is running, and prints what is in the copy.
+///
+/// # Errors
+/// There is no backup, and why.
+pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
+    let stop = program::stop_on_signals()?;
+    let taken = tokio::select! {
+        taken = backup::take(&args.database.database_url, &args.file, args.replace) => taken,
+        // What was written so far is removed.
+        () = stop.begun.cancelled() => bail!("the backup was broken off; there is none"),
+    };
+    match taken {
+        Ok(backup) => {
+            print!("{backup}");
+            Ok(Exit::Done)
+        }
+        Err(BackupError::Open(error)) => Err(error.into()),
+        Err(error @ (BackupError::OwnFile(_) | BackupError::Exists(_))) => {
+            Err(WrongSetting(error.to_string()).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `check`: prints what is not as it must be in a database, or that all is well.
+///
+/// # Errors
+/// The database cannot be used.
+pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
+    let database = Inspection::open(&args.database.database_url)?;
+    let mut out = std::io::stdout().lock();
+    let mut count = 0;
+    let mut printed = Ok(());
+    database.check(|finding| {
+        count += 1;
+        if printed.is_ok() {
+            printed = writeln!(out, "{finding}");
+        }
+    });
+    printed?;
+    if count > 0 {
+        return Ok(Exit::Failed);
+    }
+    let contents = database.contents()?;
+    write!(out, "ok: {}\n{contents}", database.path().display())?;
+    Ok(Exit::Done)
+}
+
+/// `explain`: tells about one order in plain words.
+///
+/// # Errors
+/// The database cannot be used.
+pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
+    let database = Inspection::open(&args.database.database_url)?;
+    let now = SystemClock.now();
+    if let Some(case) = database.case(&args.id, now)? {
+        let path = database.path().to_string_lossy();
+        let options = ["--database-url", &path];
+        let text = case.explain(now, &options);
+        write!(std::io::stdout().lock(), "{text}")?;
+        return Ok(Exit::Done);
+    }
+    let id = args.id.as_str();
+    let similar: Vec<_> = database
+        .similar_ids(&args.id)?
+        .iter()
+        .map(|id| format!("{id:?}"))
+        .collect();
+    let hint = match similar[..] {
+        [] => "ids are compared exactly, case and all".to_owned(),
+        _ => format!("is one of these meant: {}?", similar.join(", ")),
+    };
+    log::error!("there is no order {id:?}; {hint}");
+    Ok(Exit::Failed)
+}
+
+/// `account`: holds the database against the upstream, and prints what was found.
+///
+/// # Errors
+/// The database cannot be used, or a setting is wrong.
+pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
+    let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
+    let store = Store::open_existing(&args.database.database_url)?;
+    let record = args.record.as_deref().map(read_record).transpose()?;
+    let account = account::take(&store, &upstream, record.as_deref()).await?;
+    print!("{account}");
+    Ok(match (account.is_right(), account.lost) {
+        (false, _) => Exit::Failed,
+        (true, None) => Exit::Upstream,
+        (true, Some(_)) => Exit::Done,
+    })
+}
+
+/// `restart`: lets orders be started again that are held or refused.
+///
+/// # Errors
+/// The database cannot be used.
+pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&args.database.database_url)?;
+    let ids = if args.all_lost {
+        store.lost()?
+    } else {
+        args.ids
+    };
+    let mut exit = Exit::Done;
+    for id in ids {
+        let decided = store.release(id.clone(), SystemClock.now()).await?;
+        let done = "will be started again in the next pass that does not find its process";
+        exit = tell_decided(&id, decided, done).unwrap_or(exit);
+    }
+    Ok(exit)
+}
+
+/// `fail`: settles orders as FAILED whose process was forgotten.
+///
+/// # Errors
+/// The database cannot be used.
+pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&args.database.database_url)?;
+    let mut exit = Exit::Done;
+    for id in args.ids {
+        let decided = store.fail(id.clone(), SystemClock.now()).await?;
+        exit = tell_decided(&id, decided, "is FAILED now").unwrap_or(exit);
+    }
+    Ok(exit)
+}
+
+/// Tells what came of a decision about an order; how to exit, if it could not be done.
+fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
+    let id = id.as_str();
+    let why_not = match decided {
+        Decided::Done => {
+            println!("{id}: {done}");
+            return None;
+        }
+        Decided::Missing => "there is no such order".to_owned(),
+        Decided::Settled(status) => format!("it is {status}, and that never changes"),
+        Decided::NotInTrouble(status, None) => {
+            format!("it is {status} and goes its way; only an order that is held can be helped")
+        }
+        Decided::NotInTrouble(status, Some(reason)) => {
+            format!(
+                "it is {status} with {}, which this does not mend",
+                reason.as_str()
+            )
+        }
+    };
+    log::error!("order {id:?}: {why_not}");
+    Some(Exit::Failed)
+}
+
+/// The upstream at this URL, with the token from the environment.
+///
+/// # Errors
+/// The token cannot be sent.
+pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
+    let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
+    HttpUpstream::new(url, token.as_deref(), request_timeout)
+}

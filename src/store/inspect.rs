@@ -1,0 +1,202 @@
+//! A look at a database file from beside: nothing is created, migrated or written, whatever runs
+//! on it meanwhile.
+//!
+//! For the operator's commands. What is checked is in `store/check.rs`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, params};
+
+use super::check::{self, Finding};
+use super::rows::{heartbeat, open_order};
+use super::{DatabasePath, OpenError, StoreError, counts, open, order_by_id};
+use crate::explain::Case;
+use crate::order::{OrderId, Status, Timestamp};
+
+/// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
+/// indexes, and not much more.
+const CACHE_KIB: i64 = 16 * 1024;
+
+/// How long to wait for someone who holds the file without knowing our locks.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A database, opened for reading only.
+pub struct Inspection {
+    db: Connection,
+    path: PathBuf,
+}
+
+/// How much there is in a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Orders in each status.
+    pub orders: Vec<(Status, u64)>,
+    /// The newest entry of the journal; 0 if there is none.
+    pub newest_seq: i64,
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let orders: Vec<_> = self
+            .orders
+            .iter()
+            .map(|(status, count)| format!("{count} {status}"))
+            .collect();
+        writeln!(f, "  {:<8} {}", "orders", orders.join(", "))?;
+        writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)
+    }
+}
+
+impl Inspection {
+    /// Opens a database that must be there.
+    ///
+    /// # Errors
+    /// It is not there, not one of ours, from a newer version, or cannot be read.
+    pub fn open(path: &DatabasePath) -> Result<Self, OpenError> {
+        let (db, path) = open::for_reading(path)?;
+        db.busy_timeout(BUSY_TIMEOUT)
+            .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
+            .map_err(|error| open::open_error(&path, Box::new(error)))?;
+        Ok(Self { db, path })
+    }
+
+    /// The absolute path of the database.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How much there is in it, at one moment.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn contents(&self) -> Result<Contents, StoreError> {
+        let snapshot = self.db.unchecked_transaction()?;
+        let newest = "SELECT coalesce(max(seq), 0) FROM journal";
+        Ok(Contents {
+            orders: counts(&snapshot)?,
+            newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
+        })
+    }
+
+    /// Checks all that is promised of a database, and tells what is not so. Safe beside programs
+    /// that write: each check is one statement, and sees one moment.
+    pub fn check(&self, mut tell: impl FnMut(Finding)) {
+        check::check(&self.db, &mut tell);
+    }
+
+    /// All that is known of one order, at one moment. Nothing if there is no such order.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn case(&self, id: &OrderId, now: Timestamp) -> Result<Option<Case>, StoreError> {
+        let db = self.db.unchecked_transaction()?;
+        let Some(order) = order_by_id(&db, id)? else {
+            return Ok(None);
+        };
+        Ok(Some(Case {
+            open: open_order(&db, order.seq)?,
+            journal: journal_of(&db, order.seq)?,
+            ahead: ahead(&db, order.seq, now)?,
+            heartbeat: heartbeat(&db)?,
+            order,
+        }))
+    }
+
+    /// Ids that may have been meant by one that does not exist: the same in other letters, and
+    /// its neighbours in the order of ids that begin like it.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        let id = id.as_str();
+        let begins = id.chars().count().div_ceil(2);
+        let begins: String = id.chars().take(begins).collect();
+        let mut similar: Vec<String> = Vec::new();
+        for sql in [
+            "SELECT id FROM orders WHERE id = ?1 COLLATE NOCASE ORDER BY id LIMIT 3",
+            "SELECT id FROM orders WHERE id > ?1 ORDER BY id LIMIT 2",
+            "SELECT id FROM orders WHERE id < ?1 ORDER BY id DESC LIMIT 2",
+        ] {
+            let mut query = self.db.prepare(sql)?;
+            for other in query.query_map([id], |row| row.get::<_, String>(0))? {
+                let other = other?;
+                let is_alike = other.starts_with(&begins) || other.eq_ignore_ascii_case(id);
+                if is_alike && !similar.contains(&other) {
+                    similar.push(other);
+                }
+            }
+        }
+        Ok(similar)
+    }
+
+    /// Copies the whole database, as it is at one moment, into the file at `to`, which then needs
+    /// no other file beside it. It is not flushed to disk yet.
+    ///
+    /// All pages go in one step, under one read transaction: in several steps the copy would
+    /// begin again whenever another process has written, and never end beside one that writes all
+    /// the time. `VACUUM INTO` sees one moment as well, but holds on to it many times longer,
+    /// because it builds every index anew, and for so long the write-ahead log can only grow.
+    ///
+    /// # Errors
+    /// The database cannot be read, or the copy cannot be written.
+    pub fn copy_to(&self, to: &Path) -> Result<(), CopyError> {
+        let mut copy = Connection::open(to)?;
+        // It is worth nothing until it is whole and flushed, so none of it is journalled.
+        copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+        // Waits as long as the connection does.
+        let step = Backup::new(&self.db, &mut copy)?.step(-1)?;
+        if step != StepResult::Done {
+            return Err(CopyError::Locked);
+        }
+        copy.close().map_err(|(_, error)| error)?;
+        // The pages say that there is a write-ahead log beside them.
+        let copy = Connection::open(to)?;
+        copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+        copy.close().map_err(|(_, error)| error)?;
+        Ok(())
+    }
+}
+
+/// An order's part of the journal, oldest first.
+fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestamp, String)>> {
+    db.prepare("SELECT at, reason FROM journal WHERE order_seq = ?1 ORDER BY seq")?
+        .query_map([order_seq], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?
+        .collect()
+}
+
+/// Orders that are started before the one at this place: the CREATED ones before it that may be
+/// started now, and those whose process was forgotten, which come first. One that waits for an
+/// operator, or for the end of its backoff, is in nobody's way.
+fn ahead(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<u64> {
+    const SQL: &str = "\
+        SELECT (SELECT count(*) FROM orders INDEXED BY orders_by_status \
+                WHERE status = 'CREATED' AND seq < ?1 AND intent_at IS NULL \
+                AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL) \
+                AND (next_attempt_at IS NULL OR next_attempt_at <= ?2)) \
+             + (SELECT count(*) FROM orders INDEXED BY orders_with_attention \
+                WHERE attention IS NOT NULL AND attention = 'process_lost' AND seq <> ?1 \
+                AND (next_attempt_at IS NULL OR released_at IS NOT NULL))";
+    db.query_row(SQL, params![seq, now.0], |row| row.get::<_, i64>(0))
+        .map(i64::unsigned_abs)
+}
+
+/// Why a copy could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// Someone has held the database for too long.
+    #[error("the database is locked by another program")]
+    Locked,
+    /// What SQLite says: the disk is full, the database is damaged, …. Its own cause says the same
+    /// once more.
+    #[error("{0}")]
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for CopyError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}

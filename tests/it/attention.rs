@@ -1,0 +1,263 @@
+//! Orders that need looking at: every reason, as the API shows and filters it and as `explain`
+//! tells it. How an order comes to each is tested in `pass` and `upstreams`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use order_service::clock::{Clock, SystemClock, rfc3339};
+use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
+use order_service::pace::Reach;
+use order_service::store::{Change, Creation, Step, Store, Trouble};
+use serde_json::{Value, json};
+
+use crate::world::{Client, World};
+
+/// When everything in these tests began to need looking at.
+const SINCE: Timestamp = Timestamp(1_700_000_000_000);
+
+/// An order with these steps behind it.
+async fn order(store: &Store, id: &str, steps: Vec<Step>) {
+    let id = OrderId::new(id).unwrap();
+    let Ok(Creation::Created(order)) = store.create(id, Timestamp(SINCE.0 - 1_000)).await else {
+        panic!("not created");
+    };
+    let count = steps.len();
+    let seq = order.seq;
+    let changes = steps.into_iter().map(|step| Change { seq, step }).collect();
+    let recorded = store.record(changes, SINCE).await.unwrap();
+    assert_eq!(recorded.changed, count, "{recorded:?}");
+}
+
+fn flagged(reason: Reason) -> Step {
+    Step::Flagged(Trouble {
+        reason,
+        detail: format!("seen: {}", reason.as_str()),
+        next_attempt_at: Timestamp(SINCE.0 + 5_000),
+    })
+}
+
+/// Orders in every status, without and with each reason that they can have.
+async fn one_of_each(store: &Store) {
+    use Reason::{MaxStarts, ProcessLost, StartRefused, UnknownStatus, UpstreamUnreachable};
+    order(store, "c", vec![]).await;
+    order(store, "p", vec![Step::Adopted]).await;
+    for (id, outcome) in [("f", Outcome::Succeeded), ("x", Outcome::Failed)] {
+        order(store, id, vec![Step::Adopted, Step::Settled(outcome)]).await;
+    }
+    for reason in [StartRefused, UpstreamUnreachable, MaxStarts] {
+        let id = format!("c {}", reason.as_str());
+        order(store, &id, vec![flagged(reason)]).await;
+    }
+    for reason in [
+        StartRefused,
+        UpstreamUnreachable,
+        UnknownStatus,
+        ProcessLost,
+        MaxStarts,
+    ] {
+        let id = format!("p {}", reason.as_str());
+        order(store, &id, vec![Step::Adopted, flagged(reason)]).await;
+    }
+}
+
+async fn list(client: &Client, api: &str, query: &str) -> Vec<Value> {
+    let answer = client.get(format!("{api}/order?{query}")).await;
+    assert_eq!(answer.status, 200, "{query}: {answer:?}");
+    answer.json().as_array().unwrap().clone()
+}
+
+/// Checks that the filter takes those orders of which each alone says that it needs looking at.
+async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
+    let mut attended = BTreeSet::new();
+    let mut others = BTreeSet::new();
+    for order in list(client, api, "").await {
+        let id = order["id"].as_str().unwrap().to_owned();
+        let path = id.replace(' ', "%20");
+        let alone = client.get(format!("{api}/order/{path}")).await.json();
+        assert_eq!(alone, order, "alone and in the list");
+        match order["attention"] {
+            Value::Null => others.insert(id),
+            _ => attended.insert(id),
+        };
+    }
+    for (value, expected) in [("true", &attended), ("false", &others)] {
+        let mut found = BTreeSet::new();
+        for status in ["CREATED", "PROCESSING", "FULFILLED", "FAILED"] {
+            let query = format!("attention={value}&status={status}");
+            for order in list(client, api, &query).await {
+                assert_eq!(order["status"], status);
+                found.insert(order["id"].as_str().unwrap().to_owned());
+            }
+        }
+        assert_eq!(&found, expected, "attention={value}, status by status");
+        let mut all = list(client, api, &format!("attention={value}")).await;
+        let page = list(client, api, &format!("attention={value}&limit=1000")).await;
+        assert_eq!(all, page);
+        let all: BTreeSet<_> = all
+            .drain(..)
+            .map(|order| order["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(&all, expected, "attention={value}");
+    }
+    attended.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
+    let world = World::new();
+    let store = world.store();
+    one_of_each(&store).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    for reason in Reason::ALL {
+        let path = format!("{}/order/p%20{}", api.url, reason.as_str());
+        let order = client.get(path).await.json();
+        let expected = json!({
+            "reason": reason.as_str(),
+            "since": rfc3339(SINCE),
+            "detail": format!("seen: {}", reason.as_str()),
+            "next_attempt_at": rfc3339(Timestamp(SINCE.0 + 5_000)),
+        });
+        assert_eq!(order["attention"], expected);
+        assert_eq!(order["status"], "PROCESSING", "it never replaces a status");
+    }
+    assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_settled_one() {
+    let world = World::new();
+    let store = world.store();
+    one_of_each(&store).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let mut heartbeat = store.heartbeat().unwrap();
+    let down_since = SystemClock.now();
+    heartbeat.reach = Reach::Down {
+        since: down_since,
+        detail: "no route".to_owned(),
+    };
+    heartbeat.next_pass_at = Some(Timestamp(down_since.0 + 1_000));
+    store.write_heartbeat(heartbeat.clone()).await.unwrap();
+    for id in ["c", "p"] {
+        let order = client.get(format!("{}/order/{id}", api.url)).await.json();
+        let expected = json!({
+            "reason": "upstream_unreachable",
+            "since": rfc3339(down_since),
+            "detail": "no route",
+            "next_attempt_at": rfc3339(Timestamp(down_since.0 + 1_000)),
+        });
+        assert_eq!(order["attention"], expected);
+    }
+    // What is known of an order itself is told before what is true of all.
+    let path = format!("{}/order/p%20process_lost", api.url);
+    let lost = client.get(path).await.json();
+    assert_eq!(lost["attention"]["reason"], "process_lost");
+    assert_eq!(assert_filter_agrees(&client, &api.url).await, 10);
+    // An order that is younger than the outage needs looking at since it exists.
+    let young = client.create(&api.url, "young").await.json();
+    let order = client.get(format!("{}/order/young", api.url)).await.json();
+    assert_eq!(order["attention"]["since"], young["created_at"]);
+    heartbeat.reach = Reach::Up { since: down_since };
+    store.write_heartbeat(heartbeat).await.unwrap();
+    assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_not() {
+    let world = World::new();
+    let store = world.store();
+    one_of_each(&store).await;
+    let explain = |id: &str| world.run("order-service", &["explain", id], &[]);
+    for order in store.page(&Default::default(), 0, i64::MAX, 100).unwrap() {
+        let ran = explain(order.id.as_str());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert_eq!(ran.stderr, "");
+        let begin = format!("Order {:?} is {}", order.id.as_str(), order.status);
+        assert!(ran.stdout.starts_with(&begin), "{ran:?}");
+        let created = rfc3339(order.created_at);
+        assert!(ran.stdout.contains(&created), "{ran:?}");
+        if let Some(attention) = order.attention {
+            assert!(ran.stdout.contains(attention.reason.as_str()), "{ran:?}");
+            assert!(ran.stdout.contains("What you can do"), "{ran:?}");
+        }
+    }
+    for (id, says) in [
+        ("C", "is one of these meant: \"c\""),
+        ("p process_l0st", "\"p process_lost\""),
+        ("nothing like it", "ids are compared exactly"),
+    ] {
+        let ran = explain(id);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert_eq!(ran.stdout, "");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+        assert!(ran.stderr.contains(says), "{ran:?}");
+    }
+    let ran = world.run("order-service", &["explain", " a"], &[]);
+    assert_eq!(ran.code, Some(2), "no order can have that id: {ran:?}");
+    let elsewhere = ["explain", "c", "--database-url", "none.db"];
+    let ran = world.run("order-service", &elsewhere, &[]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(!world.path("none.db").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() {
+    let world = World::new();
+    let store = world.store();
+    let api = world.api(&[]);
+    one_of_each(&store).await;
+    let client = Client::new();
+    client.create(&api.url, "last").await;
+    let now = SystemClock.now();
+    let mut heartbeat = store.heartbeat().unwrap();
+    heartbeat.reach = Reach::Up { since: now };
+    heartbeat.last_pass_at = Some(now);
+    heartbeat.next_pass_at = Some(now);
+    heartbeat.rate = Some((0.5, 0.5, now));
+    store.write_heartbeat(heartbeat).await.unwrap();
+    // "c" itself and the two whose backoff is over; not the one that is held.
+    let ran = world.run("order-service", &["explain", "last"], &[]);
+    let says = "3 orders are ahead of it. At the present pace of 0.5 starts/s its turn comes in \
+                about 6.0 s.";
+    assert!(ran.stdout.contains(says), "{}", ran.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
+    let world = World::new();
+    let store = world.store();
+    let lost = || vec![Step::Adopted, flagged(Reason::ProcessLost)];
+    let program = Path::new(env!("CARGO_BIN_EXE_order-service"));
+    for id in ["p1", "it's lost", "--all-lost"] {
+        order(&store, id, lost()).await;
+        let ran = world.run("order-service", &["explain", "--", id], &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let commands = ran.stdout.lines().map(str::trim);
+        let commands: Vec<_> = commands
+            .filter(|line| line.starts_with("order-service "))
+            .collect();
+        assert_eq!(commands.len(), 2, "{ran:?}");
+        for (command, says) in commands
+            .iter()
+            .zip(["will be started again", "is FAILED now"])
+        {
+            let output = Command::new("/bin/sh")
+                .args(["-c", command])
+                .env_clear()
+                .env("PATH", program.parent().unwrap())
+                .current_dir("/")
+                .output()
+                .unwrap();
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                said.contains(says),
+                "{command}: {said:?} {:?}",
+                output.stderr
+            );
+        }
+        let order = store.order(&OrderId::new(id).unwrap()).unwrap().unwrap();
+        assert_eq!(order.status, Status::Failed, "{id}");
+    }
+}

@@ -1,0 +1,356 @@
+//! `/openapi.json` held to the routes, both ways: what it promises is answered as it says, and
+//! what is answered is in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{Answer, Client, World};
+
+/// The description, as it is served.
+struct Document(Value);
+
+impl Document {
+    async fn of(client: &Client, api: &str) -> Self {
+        let answer = client.get(format!("{api}/openapi.json")).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), "application/json");
+        Self(answer.json())
+    }
+
+    /// What a reference stands for.
+    fn resolve<'a>(&'a self, part: &'a Value) -> &'a Value {
+        match part["$ref"].as_str() {
+            None => part,
+            Some(reference) => {
+                let path = reference.strip_prefix('#').unwrap();
+                let target = self.0.pointer(path);
+                self.resolve(target.unwrap_or_else(|| panic!("{reference} leads nowhere")))
+            }
+        }
+    }
+
+    /// Every path with every method, in upper case.
+    fn operations(&self) -> Vec<(String, String, &Value)> {
+        let mut operations = Vec::new();
+        for (path, item) in self.0["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                if method != "parameters" {
+                    operations.push((path.clone(), method.to_uppercase(), operation));
+                }
+            }
+        }
+        operations
+    }
+
+    /// Checks that an answer is one that the document promises for this path and method.
+    fn check(&self, path: &str, method: &str, answer: &Answer) {
+        let status = answer.status.to_string();
+        let what = format!("{method} {path} {status}");
+        let component = match answer.status {
+            405 => "MethodNotAllowed",
+            404 if self.0["paths"][path].is_null() => "NotFound",
+            _ => "",
+        };
+        let operation = &self.0["paths"][path][method.to_lowercase()];
+        let response = if component.is_empty() {
+            &operation["responses"][status.as_str()]
+        } else {
+            &self.0["components"]["responses"][component]
+        };
+        assert!(response.is_object(), "{what} is not in the document");
+        let response = self.resolve(response);
+        for (name, header) in response["headers"].as_object().into_iter().flatten() {
+            let header = self.resolve(header);
+            if header["required"] == true {
+                assert_ne!(answer.header(name), "", "{what} without {name}");
+            }
+            if let Some(constant) = header["schema"]["const"].as_str() {
+                assert_eq!(answer.header(name), constant, "{what}: {name}");
+            }
+        }
+        let found = answer.header("content-type");
+        let (found, _) = found.split_once(';').unwrap_or((found, ""));
+        let media = &response["content"][found];
+        assert!(media.is_object(), "{what}: {found} is not in the document");
+        if found.ends_with("json") && !found.contains("ndjson") && !media["schema"].is_null() {
+            self.check_value(&what, &media["schema"], &answer.json());
+        }
+    }
+
+    /// As much of JSON Schema as the document uses for answers.
+    fn check_value(&self, what: &str, schema: &Value, value: &Value) {
+        let schema = self.resolve(schema);
+        if let Some(choices) = schema["oneOf"].as_array() {
+            let is_null = |schema: &&Value| schema["type"] == "null";
+            match choices
+                .iter()
+                .find(|schema| is_null(schema) == value.is_null())
+            {
+                Some(choice) => return self.check_value(what, choice, value),
+                None => panic!("{what}: {value} is none of {choices:?}"),
+            }
+        }
+        let is_right = match schema["type"].as_str().unwrap_or_default() {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "integer" => value.is_i64(),
+            "null" => value.is_null(),
+            other => panic!("{what}: the type {other:?} is not known to this test"),
+        };
+        assert!(is_right, "{what}: {value} is not {schema}");
+        if let Some(words) = schema["enum"].as_array() {
+            assert!(words.contains(value), "{what}: {value} is not in {words:?}");
+        }
+        for item in value.as_array().into_iter().flatten() {
+            self.check_value(what, &schema["items"], item);
+        }
+        for (name, member) in value.as_object().into_iter().flatten() {
+            let of = &schema["properties"][name];
+            assert!(of.is_object(), "{what}: the member {name} is not in it");
+            self.check_value(&format!("{what} {name}"), of, member);
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            let member = &value[name.as_str().unwrap()];
+            let is_there = value
+                .as_object()
+                .unwrap()
+                .contains_key(name.as_str().unwrap());
+            assert!(is_there, "{what}: {name} is missing: {member}");
+        }
+    }
+}
+
+/// The paths in the code: those of the routes, as warp's macro has them, and those of the pages.
+fn routes() -> BTreeSet<String> {
+    let mut routes = BTreeSet::new();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut files = vec![format!("{root}/src/api.rs")];
+    for entry in fs::read_dir(format!("{root}/src/api")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path.display().to_string());
+        }
+    }
+    for file in files {
+        let code = fs::read_to_string(file).unwrap();
+        for rest in code.split("warp::path!(").skip(1) {
+            let (segments, _) = rest.split_once(')').unwrap();
+            let segments = segments
+                .split('/')
+                .map(str::trim)
+                .map(|segment| match segment {
+                    "String" => "{id}",
+                    literal => literal.trim_matches('"'),
+                });
+            routes.insert(format!("/{}", segments.collect::<Vec<_>>().join("/")));
+        }
+        for rest in code.split("path: \"").skip(1) {
+            routes.insert(rest.split_once('"').unwrap().0.to_owned());
+        }
+    }
+    routes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_route() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let document = Document::of(&client, &api.url).await;
+    let paths: Vec<_> = document.0["paths"].as_object().unwrap().keys().collect();
+    let told: BTreeSet<_> = paths.iter().map(|path| path.to_string()).collect();
+    assert_eq!(told, routes());
+    for path in paths {
+        let url = format!("{}{}", api.url, path.replace("{id}", "a1"));
+        // What a path allows is what the document has of it, and HEAD beside GET.
+        let mut allowed: BTreeSet<String> = BTreeSet::new();
+        for (other, method, _) in document.operations() {
+            if &other == path {
+                if method == "GET" {
+                    allowed.insert("HEAD".to_owned());
+                }
+                allowed.insert(method);
+            }
+        }
+        let refused = client.send(client.request("DELETE", &url)).await;
+        assert_eq!(refused.status, 405, "{path}");
+        document.check(path, "DELETE", &refused);
+        let told = refused.header("allow").split(", ");
+        let told: BTreeSet<_> = told.map(str::to_owned).collect();
+        assert_eq!(told, allowed, "{path}");
+    }
+    let nowhere = client.get(format!("{}/nowhere", api.url)).await;
+    document.check("/nowhere", "GET", &nowhere);
+}
+
+/// Method, path in the document, query, headers, body.
+type Request<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_is_answered_as_the_document_says() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let document = Document::of(&client, &api.url).await;
+    let mut answered = BTreeSet::new();
+    let json = [("content-type", "application/json")];
+    let large = format!("{{\"id\":\"{}\"}}", "a".repeat(20_000));
+    let requests: &[Request<'_>] = &[
+        ("POST", "/order", "", &json, r#"{"id":"a1"}"#),
+        ("POST", "/order", "", &json, r#"{"id":"a1"}"#),
+        ("POST", "/order", "", &json, r#"{"id":7}"#),
+        ("POST", "/order", "?x=1", &json, r#"{"id":"a2"}"#),
+        ("POST", "/order", "", &json, &large),
+        (
+            "POST",
+            "/order",
+            "",
+            &[("content-type", "text/plain")],
+            "a1",
+        ),
+        (
+            "POST",
+            "/order",
+            "",
+            &[("sec-fetch-site", "cross-site")],
+            "{}",
+        ),
+        ("GET", "/order", "", &[], ""),
+        (
+            "GET",
+            "/order",
+            "?limit=1&status=CREATED&attention=false",
+            &[],
+            "",
+        ),
+        (
+            "GET",
+            "/order",
+            "",
+            &[("accept", "application/x-ndjson")],
+            "",
+        ),
+        ("GET", "/order", "?limit=0", &[], ""),
+        ("GET", "/order/{id}", "", &[], ""),
+        ("GET", "/order/{id}", "?x", &[], ""),
+        ("GET", "/livez", "", &[], ""),
+        ("GET", "/readyz", "", &[], ""),
+        ("GET", "/healthz", "", &[], ""),
+        ("GET", "/openapi.json", "", &[], ""),
+        ("GET", "/docs", "", &[], ""),
+        ("GET", "/docs/docs.js", "", &[], ""),
+        ("GET", "/docs/style.css", "", &[], ""),
+        ("GET", "/problems", "", &[], ""),
+    ];
+    for (method, path, query, headers, body) in requests {
+        let url = format!("{}{}{query}", api.url, path.replace("{id}", "a1"));
+        let mut request = client.request(method, url).body((*body).to_owned());
+        for (name, value) in *headers {
+            request = request.header(*name, *value);
+        }
+        let answer = client.send(request).await;
+        document.check(path, method, &answer);
+        answered.insert((path.to_string(), method.to_string(), answer.status));
+    }
+    for segment in ["none", "%zz"] {
+        // The client would mend the path.
+        let request = format!("GET /order/{segment} HTTP/1.1");
+        let answer = crate::wire::plain(&api, &request, b"");
+        let status = crate::wire::statuses(&answer)[0];
+        let operation = &document.0["paths"]["/order/{id}"]["get"];
+        assert!(
+            operation["responses"][status.to_string()].is_object(),
+            "{answer}"
+        );
+        answered.insert(("/order/{id}".to_owned(), "GET".to_owned(), status));
+    }
+    // While nothing can be written or read.
+    fs::rename(world.database(), world.path("away.db")).unwrap();
+    let request = client.request("POST", format!("{}/order", api.url));
+    let answer = client.send(request.body(r#"{"id":"a3"}"#)).await;
+    assert_eq!(answer.status, 503);
+    document.check("/order", "POST", &answer);
+    answered.insert(("/order".to_owned(), "POST".to_owned(), 503));
+    // All that the document has was seen here, but for what is tested where it can be brought about.
+    for (path, method, operation) in document.operations() {
+        for status in operation["responses"].as_object().unwrap().keys() {
+            let status: u16 = status.parse().unwrap();
+            let key = (path.clone(), method.clone(), status);
+            let is_elsewhere = matches!(status, 408 | 503);
+            assert!(
+                answered.contains(&key) || is_elsewhere,
+                "{key:?} was not seen"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_is_whole_and_its_examples_are_what_it_says() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let document = Document::of(&Client::new(), &api.url).await;
+    assert_eq!(document.0["openapi"], "3.1.0");
+    assert_eq!(document.0["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let mut ids = BTreeSet::new();
+    for (path, method, operation) in document.operations() {
+        let what = format!("{method} {path}");
+        let id = operation["operationId"].as_str().expect(&what);
+        assert!(ids.insert(id), "{what}: {id} twice");
+        assert!(operation["summary"].is_string(), "{what}");
+        let tags = document.0["tags"].as_array().unwrap();
+        let tag = &operation["tags"][0];
+        assert!(
+            tags.iter().any(|known| &known["name"] == tag),
+            "{what}: {tag}"
+        );
+        let shared = &document.0["paths"][&path]["parameters"];
+        let own = &operation["parameters"];
+        for parameter in [shared, own]
+            .iter()
+            .flat_map(|list| list.as_array())
+            .flatten()
+        {
+            let parameter = document.resolve(parameter);
+            for member in ["name", "in", "description"] {
+                assert!(parameter[member].is_string(), "{what}: {parameter}");
+            }
+            document.resolve(&parameter["schema"]);
+        }
+        let body = &operation["requestBody"]["content"]["application/json"];
+        if body.is_object() {
+            document.check_value(&what, &body["schema"], &body["example"]);
+        }
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            let response = document.resolve(response);
+            assert!(response["description"].is_string(), "{what} {status}");
+            check_examples(&document, &format!("{what} {status}"), response);
+        }
+    }
+    for (name, response) in document.0["components"]["responses"].as_object().unwrap() {
+        check_examples(&document, name, response);
+    }
+}
+
+fn check_examples(document: &Document, what: &str, response: &Value) {
+    for media in response["content"].as_object().unwrap().values() {
+        if media["schema"].is_null() {
+            continue;
+        }
+        let named = media["examples"].as_object().into_iter().flatten();
+        let named = named.map(|(name, example)| {
+            let kind = format!("/problems#{name}");
+            assert_eq!(example["value"]["type"], kind, "{what}");
+            &example["value"]
+        });
+        let alone = (!media["example"].is_null()).then_some(&media["example"]);
+        let examples: Vec<_> = named.chain(alone).collect();
+        assert!(!examples.is_empty(), "{what} has no example");
+        for example in examples {
+            document.check_value(what, &media["schema"], example);
+        }
+    }
+}

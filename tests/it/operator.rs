@@ -1,0 +1,407 @@
+//! The operator's commands that only read: backups and their restoration, the check of a database.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{OrderId, Outcome, Status, Timestamp};
+use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
+use rusqlite::Connection;
+
+use crate::world::{Client, Ran, World, assert_agree, fill};
+
+fn run(world: &World, arguments: &[&str]) -> Ran {
+    world.run("order-service", arguments, &[])
+}
+
+/// The names in the world's folder, without the logs of what was run.
+fn files(world: &World) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(world.path("."))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".log"))
+        .collect();
+    names.sort();
+    names
+}
+
+fn ids(path: &Path) -> Vec<String> {
+    let db = Connection::open(path).unwrap();
+    let mut query = db.prepare("SELECT id FROM orders ORDER BY seq").unwrap();
+    let ids = query.query_map([], |row| row.get(0)).unwrap();
+    ids.collect::<Result<_, _>>().unwrap()
+}
+
+/// Creates orders as fast as it goes beside `work`; tells how many.
+async fn beside_a_writer(store: &Store, work: impl FnOnce()) -> usize {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, store) = (stop.clone(), store.clone());
+    let writer = tokio::spawn(async move {
+        let mut count = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            let batch: Vec<_> = (count..count + 200).map(|n| format!("w{n}")).collect();
+            fill(&store, &batch, 200).await;
+            count += batch.len();
+        }
+        count
+    });
+    tokio::task::block_in_place(work);
+    stop.store(true, Ordering::Relaxed);
+    writer.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_beside_a_program_that_writes_all_the_time_is_whole_and_of_one_moment() {
+    let world = World::new();
+    let store = world.store();
+    let before: Vec<_> = (0..5_000).map(|n| format!("o{n}")).collect();
+    fill(&store, &before, 500).await;
+    let written = beside_a_writer(&store, || {
+        for name in ["one.db", "two.db"] {
+            let known = ids(&world.database()).len();
+            let ran = run(&world, &["backup", name]);
+            assert_eq!(ran.code, Some(0), "{ran:?}");
+            assert_eq!(ran.stderr, "");
+            let copied = ids(&world.path(name));
+            assert!(
+                copied.len() >= known,
+                "what was acknowledged before is in it"
+            );
+            let told = format!("{} CREATED", copied.len());
+            assert!(ran.stdout.contains(&told), "{told}: {ran:?}");
+            let journal = format!("up to entry {}", copied.len());
+            assert!(ran.stdout.contains(&journal), "{journal}: {ran:?}");
+            // The first of them, without a gap.
+            assert_eq!(ids(&world.database())[..copied.len()], copied[..]);
+            let mode: String = Connection::open(world.path(name))
+                .unwrap()
+                .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(mode, "delete", "it needs no other file");
+        }
+    })
+    .await;
+    assert!(written > 0, "it was written meanwhile");
+    let left: Vec<_> = files(&world)
+        .into_iter()
+        .filter(|name| !name.starts_with("orders.db"))
+        .collect();
+    assert_eq!(left, ["one.db", "two.db"], "nothing else is left");
+}
+
+#[tokio::test]
+async fn a_backup_never_takes_the_place_of_a_file_unless_that_is_asked_for() {
+    let world = World::new();
+    fill(&world.store(), &["a1".into()], 1).await;
+    fs::write(world.path("copy.db"), "precious").unwrap();
+    let ran = run(&world, &["backup", "copy.db"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("copy.db: exists"), "{ran:?}");
+    assert_eq!(fs::read(world.path("copy.db")).unwrap(), b"precious");
+    let ran = run(&world, &["backup", "--replace", "copy.db"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ids(&world.path("copy.db")), ["a1"]);
+    // A log of an earlier file of this name would be read into the new one.
+    fs::write(world.path("other.db-wal"), "old").unwrap();
+    let ran = run(&world, &["backup", "other.db"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("other.db-wal: exists"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_backup_into_the_database_itself_is_refused_whatever_it_is_called() {
+    let world = World::new();
+    let store = world.store();
+    fill(&store, &["a1".into()], 1).await;
+    std::os::unix::fs::symlink("orders.db", world.path("link.db")).unwrap();
+    fs::hard_link(world.database(), world.path("hard.db")).unwrap();
+    for name in [
+        "orders.db",
+        "./orders.db",
+        "link.db",
+        "hard.db",
+        "orders.db-wal",
+        "orders.db-shm",
+        "orders.db-leader",
+    ] {
+        let ran = run(&world, &["backup", "--replace", name]);
+        assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
+        assert!(ran.stderr.contains("the database itself"), "{ran:?}");
+    }
+    assert_eq!(store.newest_seq().unwrap(), 1);
+    fill(&store, &["a2".into()], 1).await;
+    assert_eq!(ids(&world.database()), ["a1", "a2"]);
+}
+
+#[tokio::test]
+async fn where_no_backup_can_be_taken_the_reason_is_one_line_and_nothing_is_left() {
+    let world = World::new();
+    let ran = run(&world, &["backup", "copy.db"]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
+    fill(&world.store(), &["a1".into()], 1).await;
+    let before = files(&world);
+    for (file, says) in [
+        ("missing/copy.db", "missing: cannot be written"),
+        (".", "cannot be written"),
+        ("orders.db/copy.db", "cannot be written"),
+    ] {
+        let ran = run(&world, &["backup", file]);
+        assert_eq!(ran.code, Some(1), "{file}: {ran:?}");
+        assert!(ran.stderr.contains(says), "{says}: {ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    }
+    assert_eq!(run(&world, &["backup"]).code, Some(2));
+    // What is not sound is no backup.
+    let db = Connection::open(world.database()).unwrap();
+    db.execute_batch("DELETE FROM journal").unwrap();
+    drop(db);
+    let ran = run(&world, &["backup", "copy.db"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("order \"a1\""), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    assert_eq!(files(&world), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let client = Client::new();
+    let api = world.api(&[]);
+    for id in ["a1", "a2", "a3"] {
+        client.create(&api.url, id).await;
+    }
+    let ran = run(&world, &["backup", "copy.db"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    // After the backup, the orders are started and settled, and the machine dies.
+    let reconciler = world.reconciler(&simulator.url, &[]);
+    client.settled(&api.url, 3).await;
+    reconciler.kill();
+    api.kill();
+    // As README says: what is there is put away with all that belongs to it.
+    fs::create_dir(world.path("old")).unwrap();
+    for name in files(&world) {
+        if name.starts_with("orders.db") {
+            fs::rename(world.path(&name), world.path("old").join(&name)).unwrap();
+        }
+    }
+    fs::copy(world.path("copy.db"), world.database()).unwrap();
+    let service = world.serve(&simulator.url, &[]);
+    let orders = client.settled(&service.url, 3).await;
+    // Each process was started once, before the restoration, and is taken over.
+    assert_eq!(world.outcomes().len(), 3);
+    for order in &orders {
+        assert_eq!(order["starts"], 0, "the backup knows of no start: {order}");
+    }
+    let mut orders = orders;
+    for order in &mut orders {
+        order["starts"] = 1.into();
+    }
+    assert_agree(&world, &orders);
+    let ran = run(&world, &["check"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(service.stop(), Some(0));
+}
+
+/// A database with an order in each status, and one whose clock was set back.
+async fn one_of_each(world: &World) {
+    let store = world.store();
+    for (id, at, steps) in [
+        ("c", 10, vec![]),
+        ("p", 20, vec![(21, Step::Adopted)]),
+        (
+            "f",
+            30,
+            vec![(31, Step::Adopted), (32, Step::Settled(Outcome::Succeeded))],
+        ),
+        (
+            "x",
+            50,
+            vec![(41, Step::Adopted), (40, Step::Settled(Outcome::Failed))],
+        ),
+    ] {
+        let id = OrderId::new(id).unwrap();
+        let Ok(Creation::Created(order)) = store.create(id, Timestamp(at)).await else {
+            panic!("not created");
+        };
+        for (at, step) in steps {
+            let seq = order.seq;
+            let changes = vec![Change { seq, step }];
+            let recorded = store.record(changes, Timestamp(at)).await.unwrap();
+            assert_eq!(recorded.changed, 1);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sound_database_is_ok_with_its_counts_also_beside_a_program_that_writes() {
+    let world = World::new();
+    one_of_each(&world).await;
+    let ran = run(&world, &["check"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.starts_with("ok"), "{ran:?}");
+    assert!(
+        ran.stdout
+            .contains("1 CREATED, 1 PROCESSING, 1 FULFILLED, 1 FAILED"),
+        "{ran:?}"
+    );
+    assert!(ran.stdout.contains("up to entry 9"), "{ran:?}");
+    let store = world.store();
+    let written = beside_a_writer(&store, || {
+        for _ in 0..3 {
+            let ran = run(&world, &["check"]);
+            assert_eq!(ran.code, Some(0), "{ran:?}");
+        }
+    })
+    .await;
+    assert!(written > 0, "it was written meanwhile");
+}
+
+#[tokio::test]
+async fn a_check_needs_a_database_of_ours_and_makes_none() {
+    let world = World::new();
+    let ran = run(&world, &["check"]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(!world.database().exists());
+    fs::write(world.path("noise.db"), "noise".repeat(2_000)).unwrap();
+    let foreign = Connection::open(world.path("foreign.db")).unwrap();
+    foreign.execute_batch("CREATE TABLE t (x)").unwrap();
+    Store::open(&DatabasePath::from(world.path("newer.db")), Mode::Threaded).unwrap();
+    let newer = Connection::open(world.path("newer.db")).unwrap();
+    newer.pragma_update(None, "user_version", 99).unwrap();
+    for (name, says) in [
+        ("noise.db", "is not an SQLite database"),
+        ("foreign.db", "of another program"),
+        ("newer.db", "newer version"),
+    ] {
+        let ran = run(&world, &["check", "--database-url", name]);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.contains(says), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
+    for (change, says) in [
+        (
+            "UPDATE orders SET status = 'FAILED', confirmed_at = NULL WHERE id = 'p'",
+            "order \"p\": it is FAILED, and its journal ends with PROCESSING",
+        ),
+        (
+            "UPDATE orders SET updated_at = updated_at + 1 WHERE id = 'f'",
+            "order \"f\": its updated_at",
+        ),
+        (
+            "UPDATE orders SET created_at = created_at - 1 WHERE id = 'c'",
+            "order \"c\": its created_at",
+        ),
+        (
+            "DELETE FROM journal WHERE order_seq = 1",
+            "order \"c\": the journal does not know it",
+        ),
+        (
+            "DELETE FROM journal WHERE seq = 2",
+            "the journal leaves out 1 entries before number 3",
+        ),
+        (
+            "DELETE FROM journal WHERE seq = 2",
+            "order \"p\": its journal begins with \"adopted\"",
+        ),
+        (
+            "INSERT INTO journal (order_seq, at, reason) VALUES (3, 99, 'failed')",
+            "order \"f\": entry 10 of the journal says \"failed\" of it when it was FULFILLED",
+        ),
+        (
+            "INSERT INTO journal (order_seq, at, reason) VALUES (2, 22, 'restarted')",
+            "order \"p\": it has 0 starts, and its journal has 1",
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON;
+          UPDATE orders SET attention = 'process_lost' WHERE id = 'p'",
+            "order \"p\": its attention",
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON;
+          UPDATE orders SET attempts = 1 WHERE id = 'f'",
+            "order \"f\": it is settled and has notes",
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON; UPDATE orders SET status = 'LOST' WHERE id = 'c'",
+            "order \"c\": it is LOST",
+        ),
+        (
+            "UPDATE orders SET id = ' c' WHERE id = 'c'",
+            "order \" c\": its id begins or ends with white space",
+        ),
+        (
+            "PRAGMA foreign_keys = OFF; DELETE FROM orders WHERE id = 'c'",
+            "belongs to a row of orders that is not there",
+        ),
+        ("DELETE FROM heartbeat", "there are 0 heartbeats"),
+        (
+            "DROP INDEX orders_with_attention",
+            "index orders_with_attention is missing",
+        ),
+        (
+            "DROP INDEX journal_by_order; CREATE INDEX journal_by_order ON journal (order_seq)",
+            "index journal_by_order is not as it was made",
+        ),
+        (
+            "CREATE TRIGGER t AFTER INSERT ON orders BEGIN DELETE FROM orders; END",
+            "trigger t is not ours",
+        ),
+    ] {
+        let world = World::new();
+        one_of_each(&world).await;
+        let db = Connection::open(world.database()).unwrap();
+        db.execute_batch(change).unwrap();
+        drop(db);
+        let ran = run(&world, &["check"]);
+        assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
+        let line = ran.stdout.lines().find(|line| line.contains(says));
+        let line = line.unwrap_or_else(|| panic!("{change}: {says}: {ran:?}"));
+        assert!(line.contains("; "), "what to do: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_found() {
+    let world = World::new();
+    let store = world.store();
+    let many: Vec<_> = (0..2_000).map(|n| format!("o{n}")).collect();
+    fill(&store, &many, 500).await;
+    store.fold().await;
+    drop(store);
+    let mut bytes = fs::read(world.database()).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 2_000].fill(0xff);
+    fs::write(world.database(), bytes).unwrap();
+    let ran = run(&world, &["check"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.contains("the file is damaged"), "{ran:?}");
+    assert_eq!(run(&world, &["backup", "copy.db"]).code, Some(1));
+    assert!(!world.path("copy.db").exists());
+}
+
+#[tokio::test]
+async fn of_many_findings_of_one_kind_the_number_is_told() {
+    let world = World::new();
+    let store = world.store();
+    let many: Vec<_> = (0..120).map(|n| format!("o{n}")).collect();
+    fill(&store, &many, 60).await;
+    let all = store.page(&Filter::default(), 0, i64::MAX, 200).unwrap();
+    assert!(all.iter().all(|order| order.status == Status::Created));
+    assert!(
+        all.iter()
+            .all(|order| order.created_at <= SystemClock.now())
+    );
+    let db = Connection::open(world.database()).unwrap();
+    db.execute_batch("UPDATE orders SET updated_at = updated_at + 1")
+        .unwrap();
+    let ran = run(&world, &["check"]);
+    assert_eq!(ran.stdout.lines().count(), 51, "{ran:?}");
+    assert!(ran.stdout.contains("and 70 more of this kind"), "{ran:?}");
+}

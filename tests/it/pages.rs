@@ -1,0 +1,176 @@
+//! The pages for people, held to the code: what a page tells of is there, and what is there is
+//! told. The description of the API is in `openapi`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use serde_json::Value;
+
+use crate::world::{Answer, Client, World};
+
+/// The largest a page may be with all that it uses, in bytes: it opens at once on a poor line.
+const PAGE_BYTES_MAX: usize = 100 * 1024;
+
+fn source(path: &str) -> String {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The texts between two others.
+fn between<'a>(text: &'a str, opening: &str, closing: &str) -> Vec<&'a str> {
+    text.split(opening)
+        .skip(1)
+        .filter_map(|rest| rest.split_once(closing))
+        .map(|(found, _)| found)
+        .collect()
+}
+
+/// Checks that a page can neither do nor fetch anything that does not come from this program, and
+/// that all it refers to is there. Returns how much it weighs with all that it uses.
+async fn check_page(client: &Client, api: &str, path: &str) -> usize {
+    let page = client.get(format!("{api}{path}")).await;
+    assert_eq!(page.status, 200, "{path}");
+    check_headers(&page);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let html = &page.body;
+    for forbidden in [
+        "<style",
+        "style=",
+        "onclick",
+        "javascript:",
+        "@import",
+        "url(",
+    ] {
+        assert!(!html.contains(forbidden), "{path} has {forbidden}");
+    }
+    assert_eq!(
+        html.matches("<script").count(),
+        html.matches("<script src=\"/").count(),
+        "{path}: scripts are files"
+    );
+    let mut weight = html.len();
+    let mut references = between(html, "href=\"", "\"");
+    references.extend(between(html, "src=\"", "\""));
+    for reference in references {
+        if let Some(anchor) = reference.strip_prefix('#') {
+            assert!(html.contains(&format!("id=\"{anchor}\"")), "{reference}");
+        } else if reference != "data:," {
+            assert!(reference.starts_with('/'), "{path}: {reference}");
+            let found = client.get(format!("{api}{reference}")).await;
+            assert_eq!(found.status, 200, "{path}: {reference}");
+            if [".css", ".js", ".json"]
+                .iter()
+                .any(|end| reference.ends_with(end))
+            {
+                check_headers(&found);
+                assert!(!found.body.contains("://"), "{reference} leads elsewhere");
+                weight += found.body.len();
+            }
+        }
+    }
+    assert!(weight < PAGE_BYTES_MAX, "{path}: {weight} bytes");
+    weight
+}
+
+fn check_headers(page: &Answer) {
+    let policy = page.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    for forbidden in ["unsafe", "*", "http:", "https:"] {
+        assert!(!policy.contains(forbidden), "{policy}");
+    }
+    assert_eq!(page.header("x-content-type-options"), "nosniff");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_small_and_leads_nowhere_else() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for path in ["/problems", "/docs"] {
+        check_page(&client, &api.url, path).await;
+    }
+}
+
+/// The kinds of problems in the code: each stands before its title.
+fn kinds() -> BTreeSet<String> {
+    let code = source("src/api/problem.rs");
+    let parts: Vec<&str> = code.split('"').collect();
+    let is_kind = |word: &str| word.chars().all(|c| c == '-' || c.is_ascii_lowercase());
+    let mut kinds = BTreeSet::new();
+    for window in parts.windows(3) {
+        let [word, between, title] = window else {
+            continue;
+        };
+        if !word.is_empty()
+            && is_kind(word)
+            && between.trim() == ","
+            && title.starts_with(char::is_uppercase)
+        {
+            kinds.insert((*word).to_owned());
+        }
+    }
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_problem_has_its_section_and_every_section_its_kind() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let page = Client::new().get(format!("{}/problems", api.url)).await;
+    let code = source("src/api/problem.rs");
+    let mut sections = BTreeMap::new();
+    for section in between(&page.body, "<section ", "</section>") {
+        let id = between(section, "id=\"", "\"")[0];
+        sections.insert(id.to_owned(), section);
+        for part in ["What happened", "What to do", "Example"] {
+            assert!(
+                section.contains(&format!("<dt>{part}</dt>")),
+                "{id}: {part}"
+            );
+        }
+        let title = between(section, "<h2>", "</h2>")[0];
+        assert!(code.contains(&format!("\"{title}\"")), "{id}: {title}");
+        let example = between(section, "<pre tabindex=\"0\">", "</pre>")[0];
+        let example: Value = serde_json::from_str(example).expect(example);
+        assert_eq!(example["type"], format!("/problems#{id}"));
+        assert_eq!(example["title"], title);
+        assert!(example["detail"].is_string());
+        let told = format!("<dd>{}, <code>/problems#{id}</code>", example["status"]);
+        assert!(section.contains(&told), "{told}: {section}");
+    }
+    let told: BTreeSet<_> = sections.into_keys().collect();
+    assert_eq!(told, kinds());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_problem_leads_to_the_section_that_tells_of_it() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "a1").await;
+    let page = client.get(format!("{}/problems", api.url)).await.body;
+    for (method, path, body) in [
+        ("GET", "/none", ""),
+        ("GET", "/order/none", ""),
+        ("GET", "/order/%", ""),
+        ("GET", "/order?x=1", ""),
+        ("PUT", "/order", ""),
+        ("POST", "/order", "{}"),
+        ("POST", "/order", r#"{"id":"a1"}"#),
+        ("POST", "/problems", ""),
+    ] {
+        let request = client.request(method, format!("{}{path}", api.url));
+        let problem = client.send(request.body(body)).await.json();
+        let kind = problem["type"].as_str().unwrap();
+        let anchor = kind.strip_prefix("/problems#").unwrap();
+        let sections = between(&page, "<section ", "</section>");
+        let section = sections
+            .iter()
+            .find(|section| section.starts_with(&format!("id=\"{anchor}\"")))
+            .unwrap_or_else(|| panic!("{kind}"));
+        let title = problem["title"].as_str().unwrap();
+        assert!(section.contains(&format!("<h2>{title}</h2>")), "{problem}");
+        let status = format!("<dd>{},", problem["status"]);
+        assert!(section.contains(&status), "{problem}");
+    }
+}
