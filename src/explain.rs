@@ -15,7 +15,7 @@ pub use self::words::{future, past, span};
 use crate::clock::rfc3339;
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, Reason, Status, Timestamp};
-use crate::pace::Reach;
+use crate::pace::{LearnedRate, Reach};
 use crate::reconciler::is_overdue;
 use crate::store::Heartbeat;
 
@@ -111,9 +111,13 @@ impl Case {
                 past(at, now)
             ));
         }
-        if let Some(at) = heartbeat.life_began_at {
+        let lives = &heartbeat.learned.lives;
+        if let Some(at) = lives.began_at()
+            && let Some((processes, _)) = lives.expected(now)
+        {
             lines.push(format!(
-                "The upstream was last found to have forgotten everything {}.",
+                "The upstream was last found to have forgotten everything {}. It lives for about \
+                 {processes:.0} processes.",
                 past(at, now)
             ));
         }
@@ -238,9 +242,9 @@ impl Case {
                 }
             )],
             (Phase::Processing { .. }, None, None) => vec![format!(
-                "Its process is looked at in the next pass{}. When it has ended, the order is \
-                 FULFILLED or FAILED.",
-                self.pass_time(now)
+                "Its process is looked at again{}, and later the less likely it is to have ended. \
+                 When it has, the order is FULFILLED or FAILED.",
+                self.look_time(now)
             )],
         }
     }
@@ -254,8 +258,8 @@ impl Case {
                 future(at, now)
             ));
         }
-        let pace = self.heartbeat.rate.map(|(rate, _, _)| rate);
-        lines.push(match (self.ahead, pace) {
+        let rate = self.heartbeat.learned.rate.as_ref();
+        lines.push(match (self.ahead, rate.map(LearnedRate::rate)) {
             (0, _) if lines.is_empty() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
@@ -374,6 +378,14 @@ impl Case {
 
     fn is_upstream_down(&self) -> bool {
         matches!(self.heartbeat.reach, Reach::Down { .. })
+    }
+
+    /// When the next look may begin, at the earliest.
+    fn look_time(&self, now: Timestamp) -> String {
+        match self.heartbeat.next_look_at {
+            Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
+            _ => " in the next pass".to_owned() + &self.pass_time(now),
+        }
     }
 
     /// When the next pass is, as a part of a sentence. It is not told when it is about to be.

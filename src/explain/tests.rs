@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::order::OrderId;
+use crate::pace::{Learned, LearnedRate};
 
 const NOW: Timestamp = Timestamp(1_795_341_600_000);
 
@@ -41,9 +42,11 @@ fn created() -> Case {
             next_pass_at: Some(Timestamp(NOW.0 + 400)),
             last_seen_at: Some(ago(2)),
             reach: Reach::Up { since: ago(600) },
-            list_entries: None,
-            life_began_at: None,
-            rate: Some((12.5, 25.0, ago(3))),
+            next_look_at: Some(Timestamp(NOW.0 + 12_000)),
+            learned: Learned {
+                rate: Some(LearnedRate::new(12.5, ago(3))),
+                ..Learned::default()
+            },
         },
     }
 }
@@ -113,7 +116,7 @@ fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that
         ],
     );
     case.ahead = 1;
-    case.heartbeat.rate = None;
+    case.heartbeat.learned.rate = None;
     check(
         &case,
         &["1 order is ahead of it. The pace is not known yet."],
@@ -128,7 +131,7 @@ fn a_time_is_told_as_how_long_ago_and_as_a_moment() {
             "Its process was known to exist 20 s ago (2026-11-22T09:59:40.000Z)",
             "2026-11-22T09:59:40.000Z      20 s ago  its process was started: PROCESSING",
             "One start was sent",
-            "Its process is looked at in the next pass, in 0.4 s (2026-11-22T10:00:00.400Z)",
+            "Its process is looked at again, in 12 s (2026-11-22T10:00:12.000Z) at the earliest",
         ],
     );
     for (length, words) in [

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use order_service::clock::{Clock, SystemClock, rfc3339};
 use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
+use order_service::pace::LearnedRate;
 use order_service::pace::Reach;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use serde_json::{Value, json};
@@ -215,7 +216,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     heartbeat.reach = Reach::Up { since: now };
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);
-    heartbeat.rate = Some((0.5, 0.5, now));
+    heartbeat.learned.rate = Some(LearnedRate::new(0.5, now));
     store.write_heartbeat(heartbeat).await.unwrap();
     // "c" itself and the two whose backoff is over; not the one that is held.
     let ran = world.run("order-service", &["explain", "last"], &[]);
