@@ -25,11 +25,13 @@ const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that are read at once. With the longest ids they take 300 KB, once in a process.
 const BATCH_MAX: usize = 500;
 
-/// Requests that may wait for an order at once. Each holds a connection, and some 25 KB with it.
+/// Requests that may wait for an order at once: a thousand, and some that are about to leave. Each
+/// takes some 20 KiB, most of which is its connection's.
 pub(super) const WAITING_MAX: usize = 1024;
 
-/// Streams of events that may be open at once. Each holds a connection, and some 25 KB with it;
-/// one that is read slowly, 200 KB at most.
+/// Streams of events that may be open at once: two hundred, and some that are about to leave. Each
+/// takes some 20 KiB, most of which is its connection's; one whose client does not read takes
+/// a page and the connection's buffer more.
 pub(super) const STREAMS_MAX: usize = 256;
 
 /// Connections that are always left for those who do not wait: health, creations, lists.
@@ -299,5 +301,143 @@ impl Shared {
             }
         }
         self.latest.send_replace(Arc::new(batch));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{Outcome, Timestamp};
+    use crate::store::{Change, Creation, DatabasePath, Mode, Step};
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        /// As of another process.
+        other: Store,
+        watcher: Watcher,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = DatabasePath::from(folder.path().join("orders.db"));
+            Self {
+                other: Store::open(&path, Mode::Threaded).unwrap(),
+                watcher: Watcher::new(Store::open(&path, Mode::Threaded).unwrap()),
+                _folder: folder,
+            }
+        }
+
+        async fn create(&self, id: &str) -> i64 {
+            let id = OrderId::new(id).unwrap();
+            match self.other.create(id, Timestamp(1)).await.unwrap() {
+                Creation::Created(order) => order.seq,
+                Creation::Exists(order) => panic!("{order:?}"),
+            }
+        }
+
+        /// Two events: it is PROCESSING, and then settled.
+        async fn settle(&self, seq: i64) {
+            let steps = [Step::Adopted, Step::Settled(Outcome::Failed)];
+            let changes = steps.map(|step| Change { seq, step });
+            self.other
+                .record(changes.into(), Timestamp(2))
+                .await
+                .unwrap();
+        }
+
+        fn begin(&self, order_seq: i64, newest_event: i64) -> Waiter {
+            match self.watcher.wait_for(order_seq, newest_event) {
+                Waiting::Begun(waiter) => waiter,
+                Waiting::Missed => panic!("missed"),
+                Waiting::Full => panic!("full"),
+            }
+        }
+
+        fn is_awake(&self) -> bool {
+            self.watcher.0.state().is_awake
+        }
+
+        async fn until_asleep(&self) {
+            while self.is_awake() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_one_looks_while_no_one_waits() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        assert!(!bench.is_awake());
+        let waiter = bench.begin(seq, 1);
+        assert!(bench.is_awake());
+        drop(waiter);
+        bench.until_asleep().await;
+        let subscription = bench.watcher.subscribe(1);
+        assert!(bench.is_awake());
+        drop(subscription);
+        bench.until_asleep().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_happened_between_the_look_at_an_order_and_the_wait_wakes_too() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        let other = bench.create("a2").await;
+        bench.settle(seq).await;
+        // No one has looked: the first to wait has the events read from where it stands.
+        let mut waiter = bench.begin(seq, 2);
+        let mut stays = bench.begin(other, 2);
+        waiter.settled().await;
+        assert!(stays.woken.try_recv().is_err());
+        // Someone has: who stands before that has to look again.
+        let missed = bench.watcher.wait_for(seq, 2);
+        assert!(matches!(missed, Waiting::Missed));
+        bench.settle(other).await;
+        stays.settled().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn all_who_wait_for_an_order_are_woken_and_leave_nothing_behind() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        let mut waiters: Vec<_> = (0..WAITING_MAX).map(|_| bench.begin(seq, 1)).collect();
+        assert!(matches!(bench.watcher.wait_for(seq, 1), Waiting::Full));
+        drop(waiters.pop());
+        waiters.push(bench.begin(seq, 1));
+        bench.settle(seq).await;
+        for waiter in &mut waiters {
+            waiter.settled().await;
+        }
+        drop(waiters);
+        assert!(bench.watcher.0.state().waiting.is_empty());
+        bench.until_asleep().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn batches_follow_each_other_without_a_gap() {
+        let bench = Bench::new();
+        let mut subscription = bench.watcher.subscribe(0).unwrap();
+        let mut seen = 0;
+        for n in 0..40 {
+            let seq = bench.create(&format!("a{n}")).await;
+            bench.settle(seq).await;
+            while seen < 3 * (n + 1) {
+                let batch = subscription.latest();
+                // What was overwritten in the meantime is read from the database.
+                let gap = bench
+                    .other
+                    .events(None, seen, (batch.after - seen).max(0) as usize);
+                let gap = gap.unwrap();
+                for event in gap.iter().chain(&batch.events) {
+                    assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);
+                    seen = seen.max(event.seq);
+                }
+                if seen < 3 * (n + 1) {
+                    subscription.news().await;
+                }
+            }
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! - `life`: orders from creation to the end, through real programs, against the simulator's record.
 //! - `pass`: the reconciler on one thread, with everything around it in memory.
 //! - `upstreams`: the client and the reconciler against an order process service that misbehaves.
-//! - `create`, `http`, `lists`: the HTTP API, request by request.
+//! - `create`, `http`, `lists`, `events`: the HTTP API, request by request.
+//! - `waiting`: answers that are held until an order is settled.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
@@ -16,6 +17,7 @@
 
 mod clients;
 mod create;
+mod events;
 mod http;
 mod life;
 mod lists;
@@ -25,5 +27,6 @@ mod store;
 mod tidy;
 mod trouble;
 mod upstreams;
+mod waiting;
 mod wire;
 mod world;
