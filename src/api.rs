@@ -1,26 +1,29 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
 //! It records intent and tells what is so; it never calls the order process service. What a
-//! request may look like is in `api/request.rs`, how orders are written in `api/json.rs` and
-//! `api/listing.rs`, what an error looks like in `api/problem.rs`, the health of the program in
-//! `api/health.rs`, pages for people in `api/pages.rs`.
+//! request may look like is in `api/request.rs`; single orders are in `api/single.rs`, lists in
+//! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
+//! `api/watcher.rs`. How orders are written is in `api/json.rs`, what an error looks like in
+//! `api/problem.rs`, the health of the program in `api/health.rs`, pages for people in
+//! `api/pages.rs`.
 
+mod events;
 mod health;
 mod json;
 mod listing;
 mod pages;
 mod problem;
 mod request;
+mod single;
+mod watcher;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use bytes::Buf;
-use futures_util::Stream;
 use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
-use warp::http::{HeaderMap, StatusCode};
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Reply};
@@ -28,22 +31,26 @@ use warp::{Filter, Reply};
 use self::health::Health;
 use self::listing::Listing;
 use self::problem::{Problem, store_problem};
-use crate::clock::{Clock, SystemClock};
-use crate::order::Order;
+use self::watcher::Watcher;
 use crate::server::Situation;
-use crate::store::{Creation, Store};
+use crate::store::Store;
 
 /// What the handlers share.
 pub struct Api {
     store: Store,
     health: Health,
+    watcher: Arc<Watcher>,
+    draining: CancellationToken,
 }
 
 impl Api {
-    /// An API on a database. From `draining` on it tells that it is not ready.
+    /// An API on a database. From `draining` on it tells that it is not ready, and no one waits
+    /// for a change any more.
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
-            health: Health::new(store.clone(), draining),
+            health: Health::new(store.clone(), draining.clone()),
+            watcher: Arc::new(Watcher::new(store.clone())),
+            draining,
             store,
         })
     }
@@ -60,6 +67,8 @@ impl Api {
             .or(self.orders())
             .unify()
             .or(self.order())
+            .unify()
+            .or(self.event())
             .unify()
             .or(pages::pages())
             .unify()
@@ -103,15 +112,32 @@ impl Api {
             .and(get_or_head())
             .and(self.shared())
             .and(query())
+            .and(warp::header::headers_cloned())
             .then(
-                |segment: String, api: Arc<Self>, query: String| async move {
-                    answer(api.get(&segment, &query))
+                |segment: String, api: Arc<Self>, query: String, headers: HeaderMap| async move {
+                    answer(api.get(&segment, &query, &headers).await)
                 },
             );
         let otherwise = warp::path!("order" / String)
             .and(not_allowed("GET, HEAD"))
             .map(|_, response| response);
         get.or(otherwise).unify().boxed()
+    }
+
+    fn event(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
+        let get = get_or_head()
+            .and(warp::method())
+            .and(self.shared())
+            .and(query())
+            .and(warp::header::headers_cloned())
+            .then(
+                |method: Method, api: Arc<Self>, query: String, headers: HeaderMap| async move {
+                    answer(api.events(&method, &query, &headers).await)
+                },
+            );
+        warp::path!("event")
+            .and(get.or(not_allowed("GET, HEAD")).unify())
+            .boxed()
     }
 
     /// The health paths, which are answered whatever the situation.
@@ -156,47 +182,6 @@ impl Api {
         let listing = Listing::new(self.store.clone(), query, form).map_err(store_problem)?;
         listing.reply().map_err(store_problem)
     }
-
-    /// `POST /order`: creates an order.
-    async fn create<B: Buf>(
-        &self,
-        query: &str,
-        headers: &HeaderMap,
-        body: impl Stream<Item = Result<B, warp::Error>>,
-    ) -> Result<Response, Problem> {
-        request::no_parameters(query)?;
-        request::same_site(headers)?;
-        request::is_json(headers)?;
-        let body = request::read_body(headers, body).await?;
-        let id = request::new_order(&body)?;
-        match self.store.create(id, SystemClock.now()).await {
-            Ok(Creation::Created(order)) => Ok(one(StatusCode::CREATED, &order, true)),
-            Ok(Creation::Exists(order)) => Err(Problem::order_exists(order)),
-            Err(error) => Err(store_problem(error)),
-        }
-    }
-
-    /// `GET /order/{id}`.
-    fn get(&self, segment: &str, query: &str) -> Result<Response, Problem> {
-        request::no_parameters(query)?;
-        let id = request::id_in_path(segment)?;
-        let order = tokio::task::block_in_place(|| self.store.order(&id)).map_err(store_problem)?;
-        match order {
-            Some(order) => Ok(one(StatusCode::OK, &order, false)),
-            None => Err(Problem::no_such_order(id.as_str())),
-        }
-    }
-}
-
-/// A single order as an answer.
-fn one(status: StatusCode, order: &Order, with_location: bool) -> Response {
-    let mut response = json_answer(status, json::order(order));
-    if with_location {
-        response
-            .headers_mut()
-            .insert(LOCATION, json::location(&order.id));
-    }
-    response
 }
 
 /// A JSON answer, which no one may keep: what is so now may not be so soon.
@@ -226,8 +211,7 @@ fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
 fn not_allowed(
     allow: &'static str,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy {
-    warp::method()
-        .map(move |method: warp::http::Method| Problem::not_allowed(&method, allow).reply())
+    warp::method().map(move |method: Method| Problem::not_allowed(&method, allow).reply())
 }
 
 /// A path that ends in a slash names nothing, although warp would overlook it.

@@ -1,13 +1,18 @@
-//! The nouns: order ids, statuses, orders, and what was observed of their processes.
+//! The nouns: order ids, statuses, orders, their events (in `order/event.rs`), and what was observed
+//! of their processes.
 //!
 //! Everything is parsed once, at the edge, and is valid from then on. No I/O and no clock live
 //! here. What to do about an order is decided next door, in `decide`.
+
+mod event;
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+
+pub use self::event::{Event, EventReason};
 
 /// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
 /// and an index entry still fits a database page many times.

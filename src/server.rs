@@ -36,7 +36,7 @@ const CROWDED_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections served at once. Each costs a file descriptor and some 10 KiB.
-const CONNECTIONS_MAX: usize = 2048;
+pub const CONNECTIONS_MAX: usize = 2048;
 
 /// Connections above [`CONNECTIONS_MAX`] that are answered once, quickly, and then closed.
 const CROWDED_MAX: usize = 256;

@@ -2,12 +2,14 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, how
-//! rows are read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
-//! `store/inspect.rs`. The methods speak of orders, not of SQL.
+//! reconciler records is in `store/record.rs`, how the journal is read in `store/journal.rs`, what an
+//! operator decides in `store/operate.rs`, how rows are read in `store/rows.rs`. What looks at a file
+//! from beside, to copy or check it, is in `store/inspect.rs`. The methods speak of orders, not of
+//! SQL.
 
 mod check;
 mod inspect;
+mod journal;
 mod open;
 mod operate;
 mod record;
@@ -22,6 +24,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::check::Finding;
 pub use self::inspect::{Contents, CopyError, Inspection};
+pub use self::journal::{EventWatch, Found};
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::record::{Change, Recorded, Step, Trouble};
@@ -31,7 +34,7 @@ use self::rows::{
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 use crate::decide::OpenOrder;
-use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 
 /// Why the store could not do what it was asked to. By the caller's next move: every one of them
@@ -443,7 +446,7 @@ fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Cre
         return Ok(Creation::Exists(order));
     }
     let seq = db.last_insert_rowid();
-    record::journal(db, seq, "created", now)?;
+    record::journal(db, seq, EventReason::Created, now)?;
     Ok(Creation::Created(Order {
         seq,
         id: id.clone(),

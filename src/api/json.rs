@@ -1,11 +1,12 @@
-//! An order as its readers see it: the JSON object, and the path that leads to it.
+//! An order and an event as their readers see them: the JSON objects, and the path that leads to
+//! an order.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use warp::http::header::HeaderValue;
 
 use crate::clock::rfc3339;
-use crate::order::{Order, OrderId, Status};
+use crate::order::{Event, Order, OrderId, Status};
 
 /// What an order takes as JSON, about, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
@@ -58,6 +59,33 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
 pub(super) fn write_order(body: &mut Vec<u8>, order: &Order) {
     serde_json::to_writer(body, &OrderJson::new(order))
         .expect("strings and numbers can be written to memory");
+}
+
+/// What an event takes as JSON, about, in bytes.
+pub(super) const EVENT_BYTES: usize = 140;
+
+/// A change of an order's status as clients see it.
+#[derive(Serialize)]
+struct EventJson<'a> {
+    seq: i64,
+    order_id: &'a str,
+    from: Option<Status>,
+    to: Status,
+    at: String,
+    reason: &'a str,
+}
+
+/// Appends an event.
+pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
+    let event = EventJson {
+        seq: event.seq,
+        order_id: event.order_id.as_str(),
+        from: event.from,
+        to: event.to,
+        at: rfc3339(event.at),
+        reason: event.reason.as_str(),
+    };
+    serde_json::to_writer(body, &event).expect("strings and numbers can be written to memory");
 }
 
 /// What needs no escape in a path segment (RFC 3986, section 2.3).

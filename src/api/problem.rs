@@ -115,7 +115,7 @@ impl Problem {
             "no-such-path",
             "There is nothing at this path",
             format!(
-                "{} is not a path of this service; orders are at /order and /order/{{id}}",
+                "{} is not a path of this service; orders are at /order and /order/{{id}}, events at /event",
                 shortened(path)
             ),
         )
@@ -210,6 +210,27 @@ impl Problem {
         .retry_soon()
     }
 
+    pub fn too_many_waiting() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too-many-waiting",
+            "Too many requests wait already",
+            "the order is not settled, and all places for waiting are taken; ask again without \
+             the header Prefer, or later",
+        )
+        .retry_soon()
+    }
+
+    pub fn too_many_streams() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too-many-streams",
+            "Too many streams are open already",
+            "all places for streams of events are taken; read pages instead, or try again later",
+        )
+        .retry_soon()
+    }
+
     pub fn draining() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -218,6 +239,12 @@ impl Problem {
             "the service is about to end; nothing was done",
         )
         .retry_soon()
+    }
+
+    /// The member of the body, or the parameter, that is wrong.
+    #[cfg(test)]
+    pub fn wrong_member(&self) -> Option<&str> {
+        self.member.as_deref()
     }
 
     pub fn reply(self) -> Response {

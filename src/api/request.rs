@@ -1,6 +1,10 @@
 //! What a request may look like. Everything that comes from a client is parsed here, once.
 //!
-//! Each refusal says what was wrong and what would be right.
+//! Each refusal says what was wrong and what would be right. What is asked about events is in
+//! `api/request/event.rs`, how long an answer may be held in `api/request/prefer.rs`.
+
+mod event;
+mod prefer;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -17,6 +21,8 @@ use url::form_urlencoded;
 use warp::http::HeaderMap;
 use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 
+pub(super) use self::event::{After, EventQuery, next_page};
+pub(super) use self::prefer::Wait;
 use super::problem::Problem;
 use crate::order::{OrderId, Status};
 use crate::store::Filter;
@@ -85,18 +91,7 @@ impl ListQuery {
                     })?);
                 }
                 "limit" => {
-                    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
-                    let limit = value
-                        .parse()
-                        .ok()
-                        .filter(|_| digits)
-                        .filter(|n| (1..=LIMIT_MAX).contains(n));
-                    parsed.limit = Some(limit.ok_or_else(|| {
-                        Problem::parameter(
-                            "limit",
-                            format!("limit is a number from 1 to {LIMIT_MAX}, not {value:?}"),
-                        )
-                    })?);
+                    parsed.limit = Some(limit(&value)?);
                 }
                 "after" => {
                     parsed.after = from_cursor(&value).ok_or_else(|| {
@@ -137,6 +132,20 @@ impl ListQuery {
         query.append_pair("after", &to_cursor(seq));
         query.finish()
     }
+}
+
+/// The length of a page.
+fn limit(value: &str) -> Result<usize, Problem> {
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let limit = value.parse().ok().filter(|_| digits);
+    limit
+        .filter(|n| (1..=LIMIT_MAX).contains(n))
+        .ok_or_else(|| {
+            Problem::parameter(
+                "limit",
+                format!("limit is a number from 1 to {LIMIT_MAX}, not {value:?}"),
+            )
+        })
 }
 
 /// Bits of a cursor that hold the place; those above are a check.
@@ -217,19 +226,28 @@ pub(super) enum Form {
     Lines,
 }
 
-/// The form that a client prefers (RFC 9110, section 12.5.1). Anything that does not ask for
-/// lines gets an array.
+/// The form that a client prefers. Anything that does not ask for lines gets an array.
 pub(super) fn form(headers: &HeaderMap) -> Form {
-    let mut lines = 0.0;
+    if prefers(headers, "application/x-ndjson") {
+        Form::Lines
+    } else {
+        Form::Array
+    }
+}
+
+/// Whether a client asks for this media type, and likes nothing better that it could get as JSON
+/// (RFC 9110, section 12.5.1).
+fn prefers(headers: &HeaderMap, special: &str) -> bool {
+    let mut wanted = 0.0;
     // The most specific range that takes JSON counts.
-    let mut array = (0, 0.0);
+    let mut json = (0, 0.0);
     for value in headers.get_all(ACCEPT) {
         for range in value.to_str().unwrap_or_default().split(',') {
             let (range, parameters) = media_type(range);
             let quality = quality(parameters);
             let precision = match range.as_str() {
-                "application/x-ndjson" => {
-                    lines = quality;
+                range if range == special => {
+                    wanted = quality;
                     continue;
                 }
                 "application/json" => 3,
@@ -237,16 +255,12 @@ pub(super) fn form(headers: &HeaderMap) -> Form {
                 "*/*" => 1,
                 _ => continue,
             };
-            if precision >= array.0 {
-                array = (precision, quality);
+            if precision >= json.0 {
+                json = (precision, quality);
             }
         }
     }
-    if lines > 0.0 && lines >= array.1 {
-        Form::Lines
-    } else {
-        Form::Array
-    }
+    wanted > 0.0 && wanted >= json.1
 }
 
 /// The parameter `q` (RFC 9110, section 12.4.2): 1 if there is none.

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::record::{journal, settle};
 use super::rows::{reason_of, status_of};
-use crate::order::{OrderId, Outcome, Reason, Status, Timestamp};
+use crate::order::{EventReason, OrderId, Outcome, Reason, Status, Timestamp};
 
 /// What came of an operator's decision about one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(super) fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::R
         return why_not(db, id);
     };
     settle(db, seq, Outcome::Failed, now)?;
-    journal(db, seq, "failed_by_operator", now)?;
+    journal(db, seq, EventReason::FailedByOperator, now)?;
     Ok(Decided::Done)
 }
 

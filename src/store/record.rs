@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, params};
 
-use crate::order::{Outcome, Reason, Timestamp};
+use crate::order::{EventReason, Outcome, Reason, Timestamp};
 
 /// A step of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,20 +87,20 @@ pub(super) fn record(
     for Change { seq, step } in changes {
         let (changed, reason) = match step {
             Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
-            Step::Started => (to_processing(db, *seq, now)?, Some("started")),
-            Step::Adopted => (to_processing(db, *seq, now)?, Some("adopted")),
-            Step::Restarted => (restart(db, *seq, now)?, Some("restarted")),
+            Step::Started => (to_processing(db, *seq, now)?, Some(EventReason::Started)),
+            Step::Adopted => (to_processing(db, *seq, now)?, Some(EventReason::Adopted)),
+            Step::Restarted => (restart(db, *seq, now)?, Some(EventReason::Restarted)),
             Step::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
             Step::FailedByPolicy => (
                 settle(db, *seq, Outcome::Failed, now)?,
-                Some("failed_by_policy"),
+                Some(EventReason::FailedByPolicy),
             ),
             Step::Withdrawn => (withdraw(db, *seq)?, None),
             Step::GivenUp { answer, trouble } => (give_up(db, *seq, *answer, trouble, now)?, None),
             Step::Settled(outcome) => {
                 let reason = match outcome {
-                    Outcome::Succeeded => "succeeded",
-                    Outcome::Failed => "failed",
+                    Outcome::Succeeded => EventReason::Succeeded,
+                    Outcome::Failed => EventReason::Failed,
                 };
                 (settle(db, *seq, *outcome, now)?, Some(reason))
             }
@@ -124,11 +124,11 @@ pub(super) fn record(
 pub(super) fn journal(
     db: &Connection,
     order_seq: i64,
-    reason: &str,
+    reason: EventReason,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)")?
-        .execute(params![order_seq, now.0, reason])
+        .execute(params![order_seq, now.0, reason.as_str()])
         .map(drop)
 }
 

@@ -24,6 +24,7 @@ async fn a_parameter_that_does_not_exist_is_refused_by_its_name() {
         ("GET", "/order/a1?x", "x"),
         ("GET", "/order/a1?limit=1", "limit"),
         ("GET", "/order/a1?%C3%A9=1", "é"),
+        ("GET", "/event?status=CREATED", "status"),
     ] {
         let request = client
             .request(method, format!("{}{path}", api.url))
@@ -104,6 +105,8 @@ async fn a_path_that_does_not_exist_is_a_problem() {
         "//order",
         "/ORDER",
         "/ordera1",
+        "/event/",
+        "/event/1",
         "/livez/",
         "/livez/x",
         "/readyz/",
@@ -127,6 +130,7 @@ async fn a_method_that_a_path_does_not_have_is_told_those_it_has() {
         ("/order", "GET, HEAD, POST", &[][..]),
         ("/order/a1", "GET, HEAD", &["POST"]),
         ("/order/%zz", "GET, HEAD", &["POST"]),
+        ("/event", "GET, HEAD", &["POST"]),
         ("/livez", "GET, HEAD", &["POST"]),
         ("/readyz", "GET, HEAD", &["POST"]),
         ("/healthz", "GET, HEAD", &["POST"]),
@@ -157,6 +161,9 @@ async fn head_is_get_without_the_body() {
         "/order/a1",
         "/order/none",
         "/order/%zz",
+        "/event",
+        "/event?limit=1",
+        "/event?limit=0",
         "/livez",
         "/readyz",
         "/healthz",

@@ -34,7 +34,7 @@ async fn list(client: &Client, api: &Program, query: &str) -> Value {
 }
 
 /// The target of `Link: <…>; rel="next"`, if there is one.
-fn next(link: &str) -> Option<&str> {
+pub fn next(link: &str) -> Option<&str> {
     let target = link.strip_suffix(">; rel=\"next\"")?;
     target.strip_prefix('<')
 }

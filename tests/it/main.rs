@@ -5,7 +5,8 @@
 //! - `life`: orders from creation to the end, through real programs, against the simulator's record.
 //! - `pass`: the reconciler on one thread, with everything around it in memory.
 //! - `upstreams`: the client and the reconciler against an order process service that misbehaves.
-//! - `create`, `http`, `lists`: the HTTP API, request by request.
+//! - `create`, `http`, `lists`, `events`: the HTTP API, request by request.
+//! - `waiting`: answers that are held until an order is settled.
 //! - `attention`: orders that need looking at, as the API and `explain` tell of them.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `pages`, `openapi`: the pages for people, and the description of the API, held to the code.
@@ -20,6 +21,7 @@
 mod attention;
 mod clients;
 mod create;
+mod events;
 mod http;
 mod life;
 mod lists;
@@ -32,5 +34,6 @@ mod store;
 mod tidy;
 mod trouble;
 mod upstreams;
+mod waiting;
 mod wire;
 mod world;

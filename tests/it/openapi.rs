@@ -236,6 +236,8 @@ async fn every_request_is_answered_as_the_document_says() {
         ("GET", "/order", "?limit=0", &[], ""),
         ("GET", "/order/{id}", "", &[], ""),
         ("GET", "/order/{id}", "?x", &[], ""),
+        ("GET", "/event", "?limit=1&order_id=a1", &[], ""),
+        ("GET", "/event", "?x=1", &[], ""),
         ("GET", "/livez", "", &[], ""),
         ("GET", "/readyz", "", &[], ""),
         ("GET", "/healthz", "", &[], ""),

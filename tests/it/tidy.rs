@@ -45,6 +45,7 @@ fn code(text: &str) -> String {
 fn the_pure_modules_use_nothing_that_acts() {
     let pure = [
         "src/order.rs",
+        "src/order/event.rs",
         "src/decide.rs",
         "src/pace.rs",
         "src/explain.rs",

@@ -1,0 +1,240 @@
+//! The journal: a page of events, or all of them and those to come as server-sent events.
+//!
+//! A stream takes what is new from the watcher, which reads it once for all streams; one that is
+//! behind reads for itself, a page at a time, and only when its client has taken the page before.
+//! It ends when its client goes, or when the program is about to end: its client connects again
+//! with the number of the last event that it got.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use warp::Reply;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
+use warp::http::{HeaderMap, Method, StatusCode};
+use warp::reply::Response;
+
+use super::Api;
+use super::json::{EVENT_BYTES, write_event};
+use super::json_answer;
+use super::problem::{Problem, store_problem};
+use super::request::{After, EventQuery, next_page};
+use super::watcher::{Subscription, Watcher};
+use crate::order::{Event, OrderId};
+use crate::store::{Store, StoreError};
+
+/// How often a comment is sent, so that neither a proxy nor the client takes a stream for dead, and
+/// that a client that has gone without a word is noticed.
+const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A comment: a line that clients overlook.
+const COMMENT: &[u8] = b":\n\n";
+
+/// Events that a stream reads at once while it is behind: some 30 KB, or 130 KB with the longest
+/// ids, which is what a client that reads slowly costs, besides what the connection buffers.
+const STREAM_PAGE: usize = 200;
+
+impl Api {
+    /// `GET /event`: a page, or a stream.
+    pub(super) async fn events(
+        &self,
+        method: &Method,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Problem> {
+        let mut response = match EventQuery::parse(query, headers)? {
+            EventQuery::Page {
+                after,
+                limit,
+                order,
+            } => self.event_page(after, limit, order)?,
+            EventQuery::Stream { .. } if method == Method::HEAD => {
+                stream_answer(futures_util::stream::empty())
+            }
+            EventQuery::Stream { after, order } => self.event_stream(after, order).await?,
+        };
+        response
+            .headers_mut()
+            .insert(VARY, HeaderValue::from_static("accept"));
+        Ok(response)
+    }
+
+    fn event_page(
+        &self,
+        after: i64,
+        limit: usize,
+        order: Option<OrderId>,
+    ) -> Result<Response, Problem> {
+        let mut events =
+            tokio::task::block_in_place(|| self.store.events(order.as_ref(), after, limit + 1))
+                .map_err(store_problem)?;
+        let is_last = events.len() <= limit;
+        events.truncate(limit);
+        let mut response = json_answer(StatusCode::OK, array(&events));
+        if !is_last
+            && let Some(last) = events.last()
+            && let Ok(link) = HeaderValue::try_from(format!(
+                "</event?{}>; rel=\"next\"",
+                next_page(last.seq, limit, order.as_ref())
+            ))
+        {
+            response.headers_mut().insert(LINK, link);
+        }
+        Ok(response)
+    }
+
+    async fn event_stream(
+        &self,
+        after: After,
+        order: Option<OrderId>,
+    ) -> Result<Response, Problem> {
+        let newest = self.watcher.read(|store| store.newest_event()).await;
+        let newest = newest.map_err(store_problem)?;
+        let Some(subscription) = self.watcher.subscribe(newest) else {
+            return Err(Problem::too_many_streams());
+        };
+        let mut comments = tokio::time::interval(COMMENT_INTERVAL);
+        comments.reset();
+        comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (after, beginning) = match after {
+            After::Event(seq) => (seq, None),
+            After::Latest => (newest, Some(beginning(newest))),
+        };
+        let stream = EventStream {
+            watcher: self.watcher.clone(),
+            subscription,
+            beginning,
+            after,
+            order,
+            comments,
+            draining: self.draining.clone(),
+            is_broken: false,
+        };
+        Ok(stream_answer(stream.pieces()))
+    }
+}
+
+fn array(events: &[Event]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(2 + events.len() * EVENT_BYTES);
+    body.push(b'[');
+    for (at, event) in events.iter().enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        write_event(&mut body, event);
+    }
+    body.push(b']');
+    body
+}
+
+fn stream_answer(
+    pieces: impl Stream<Item = Result<Bytes, StoreError>> + Send + Sync + 'static,
+) -> Response {
+    let mut response = warp::reply::stream(pieces).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Asks nginx, and those who imitate it, not to hold events back until there are many.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Events as a stream sends them (the HTML standard, section 9.2.6).
+fn sent<'a>(events: impl Iterator<Item = &'a Event>) -> Bytes {
+    let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 20));
+    for event in events {
+        text.extend_from_slice(format!("id: {}\ndata: ", event.seq).as_bytes());
+        write_event(&mut text, event);
+        text.extend_from_slice(b"\n\n");
+    }
+    Bytes::from(text)
+}
+
+/// Where a stream of what is to come begins: an id without an event, which no client shows. One that
+/// loses the connection before the first event knows by it where to go on.
+fn beginning(newest: i64) -> Bytes {
+    Bytes::from(format!("id: {newest}\n\n"))
+}
+
+/// A stream of events on its way to a client.
+struct EventStream {
+    watcher: Arc<Watcher>,
+    subscription: Subscription,
+    /// What is sent before any event.
+    beginning: Option<Bytes>,
+    /// The last event that was sent, or that is not for this stream.
+    after: i64,
+    order: Option<OrderId>,
+    comments: Interval,
+    draining: CancellationToken,
+    is_broken: bool,
+}
+
+impl EventStream {
+    /// The pieces of the body. None is made before the one before it was taken. After an error
+    /// there are no more, and the connection breaks: the client connects again.
+    fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
+        futures_util::stream::unfold(self, |mut stream| async {
+            let piece = stream.next().await.transpose()?;
+            if let Err(error) = &piece {
+                log::warn!("a stream of events broke off: {error}");
+                stream.is_broken = true;
+            }
+            Some((piece, stream))
+        })
+    }
+
+    /// The next piece; nothing at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
+        if let Some(beginning) = self.beginning.take() {
+            return Ok(Some(beginning));
+        }
+        while !self.is_broken && !self.draining.is_cancelled() {
+            let latest = self.subscription.latest();
+            if self.after < latest.last {
+                let text = if self.after < latest.after {
+                    self.read_on(latest.last).await?
+                } else {
+                    let (after, order) = (self.after, self.order.as_ref());
+                    self.after = latest.last;
+                    latest.text(after, order, |events| sent(events))
+                };
+                if !text.is_empty() {
+                    return Ok(Some(text));
+                }
+                continue;
+            }
+            drop(latest);
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => {}
+                _ = self.comments.tick() => return Ok(Some(Bytes::from_static(COMMENT))),
+                () = self.subscription.news() => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// A page from the database, which has all events up to `known`.
+    async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
+        let (order, after) = (self.order.clone(), self.after);
+        let page = move |store: &Store| {
+            let events = store.events(order.as_ref(), after, STREAM_PAGE)?;
+            Ok((
+                sent(events.iter()),
+                events.len(),
+                events.last().map(|e| e.seq),
+            ))
+        };
+        let (text, length, last) = self.watcher.read(page).await?;
+        self.after = last.unwrap_or(after);
+        if length < STREAM_PAGE {
+            // There is nothing else for this stream up to there.
+            self.after = self.after.max(known);
+        }
+        Ok(text)
+    }
+}

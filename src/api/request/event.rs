@@ -1,0 +1,222 @@
+//! What a request for events may look like: its parameters, and where a stream is to begin.
+
+use std::collections::HashSet;
+
+use url::form_urlencoded;
+use warp::http::HeaderMap;
+
+use super::super::problem::Problem;
+use super::{limit, prefers};
+use crate::order::OrderId;
+
+/// Events on a page, unless it is said.
+const LIMIT_DEFAULT: usize = 100;
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum After {
+    /// After the event of this number; 0 is the beginning.
+    Event(i64),
+    /// After the newest one that there is.
+    Latest,
+}
+
+/// Which events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) enum EventQuery {
+    /// A page of them.
+    Page {
+        after: i64,
+        limit: usize,
+        order: Option<OrderId>,
+    },
+    /// All, and those to come.
+    Stream {
+        after: After,
+        order: Option<OrderId>,
+    },
+}
+
+impl EventQuery {
+    pub fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+        let mut after = None;
+        let mut limit_given = None;
+        let mut order = None;
+        let mut seen = HashSet::new();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if !seen.insert(name.to_string()) {
+                return Err(Problem::parameter(
+                    &name,
+                    format!("{name:?} is given twice"),
+                ));
+            }
+            match &*name {
+                "after" if value == "latest" => after = Some(After::Latest),
+                "after" => match number(&value) {
+                    Some(seq) => after = Some(After::Event(seq)),
+                    None => {
+                        return Err(Problem::parameter(
+                            "after",
+                            format!(
+                                "after is the \"seq\" of an event, or latest for a stream, not \
+                                 {value:?}"
+                            ),
+                        ));
+                    }
+                },
+                "limit" => limit_given = Some(limit(&value)?),
+                "order_id" => {
+                    order = Some(OrderId::new(&*value).map_err(|error| {
+                        Problem::parameter("order_id", format!("order_id {error}"))
+                    })?);
+                }
+                _ => {
+                    return Err(Problem::parameter(
+                        &name,
+                        format!(
+                            "there is no parameter {name:?}; there are after, limit and order_id"
+                        ),
+                    ));
+                }
+            }
+        }
+        if !prefers(headers, "text/event-stream") {
+            return match after {
+                Some(After::Latest) => Err(Problem::parameter(
+                    "after",
+                    "after=latest is for a stream (Accept: text/event-stream); after the newest \
+                     event there is no page",
+                )),
+                Some(After::Event(after)) => Ok(Self::page(after, limit_given, order)),
+                None => Ok(Self::page(0, limit_given, order)),
+            };
+        }
+        if limit_given.is_some() {
+            return Err(Problem::parameter(
+                "limit",
+                "a stream has no limit: it goes on until its reader closes it",
+            ));
+        }
+        // A client that connects again sends the same URL: where it was is newer.
+        let after = last_event_id(headers)?
+            .map(After::Event)
+            .or(after)
+            .unwrap_or(After::Event(0));
+        Ok(Self::Stream { after, order })
+    }
+
+    fn page(after: i64, limit: Option<usize>, order: Option<OrderId>) -> Self {
+        Self::Page {
+            after,
+            limit: limit.unwrap_or(LIMIT_DEFAULT),
+            order,
+        }
+    }
+}
+
+/// The query for the page that begins after the event `after`.
+pub(in super::super) fn next_page(after: i64, limit: usize, order: Option<&OrderId>) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    if let Some(order) = order {
+        query.append_pair("order_id", order.as_str());
+    }
+    query.append_pair("limit", &limit.to_string());
+    query.append_pair("after", &after.to_string());
+    query.finish()
+}
+
+/// The number in `Last-Event-ID`, which a client sends when it connects again (the HTML standard,
+/// section 9.2.4). An empty one is none.
+fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+    let Some(value) = headers.get("last-event-id") else {
+        return Ok(None);
+    };
+    match value.to_str().map(str::trim) {
+        Ok("") => Ok(None),
+        Ok(text) if let Some(seq) = number(text) => Ok(Some(seq)),
+        _ => Err(Problem::parameter(
+            "Last-Event-ID",
+            "the header Last-Event-ID has to be the id of an event that this service has sent",
+        )),
+    }
+}
+
+/// Digits alone, which [`str::parse`] does not insist on.
+fn number(text: &str) -> Option<i64> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use warp::http::header::{ACCEPT, HeaderValue};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| {
+                let name = name.parse().unwrap();
+                (name, HeaderValue::from_static(value))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_query_for_events_is_taken_whole_or_refused_with_the_name_of_what_is_wrong() {
+        let stream =
+            HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("text/event-stream"))]);
+        for (query, member) in [
+            ("after=", "after"),
+            ("after=-1", "after"),
+            ("after=+1", "after"),
+            ("after=1.0", "after"),
+            ("after=Latest", "after"),
+            ("after=99999999999999999999", "after"),
+            ("after=1&after=1", "after"),
+            ("after=latest", "after"),
+            ("limit=0", "limit"),
+            ("limit=1001", "limit"),
+            ("order_id=", "order_id"),
+            ("order_id=%00", "order_id"),
+            ("order_id=a&order_id=a", "order_id"),
+            ("status=CREATED", "status"),
+            ("After=1", "After"),
+        ] {
+            let refused = EventQuery::parse(query, &HeaderMap::new()).unwrap_err();
+            assert_eq!(refused.wrong_member(), Some(member), "{query}");
+        }
+        let refused = EventQuery::parse("limit=5", &stream).unwrap_err();
+        assert_eq!(refused.wrong_member(), Some("limit"));
+        let query = EventQuery::parse("order_id=a%2Fb&after=7", &HeaderMap::new());
+        let order = OrderId::new("a/b").ok();
+        let next = next_page(7, LIMIT_DEFAULT, order.as_ref());
+        assert_eq!(
+            query.unwrap(),
+            EventQuery::parse(&next, &HeaderMap::new()).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_stream_that_connects_again_goes_on_where_it_was() {
+        let accept = ("accept", "text/event-stream");
+        for (query, last, begins) in [
+            ("", None, Some(After::Event(0))),
+            ("after=latest", None, Some(After::Latest)),
+            ("after=7", None, Some(After::Event(7))),
+            ("", Some("9"), Some(After::Event(9))),
+            ("after=7", Some("9"), Some(After::Event(9))),
+            ("after=latest", Some("9"), Some(After::Event(9))),
+            ("after=7", Some(""), Some(After::Event(7))),
+            ("", Some("x"), None),
+            ("", Some("-1"), None),
+        ] {
+            let mut all = vec![accept];
+            all.extend(last.map(|last| ("last-event-id", last)));
+            let parsed = EventQuery::parse(query, &headers(&all)).ok();
+            let expected = begins.map(|after| EventQuery::Stream { after, order: None });
+            assert_eq!(parsed, expected, "{query} {last:?}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The preference `wait` (RFC 7240): how long an answer may be held.
+//!
+//! A preference that is not valid is ignored, as is one that is not known: it is a wish.
+
+use std::time::Duration;
+
+use warp::http::HeaderMap;
+use warp::http::header::HeaderValue;
+
+/// The longest time that an answer is held, in seconds: shorter than the idle time after which
+/// common proxies give a request up.
+const WAIT_MAX_SECS: u64 = 60;
+
+/// A valid preference `wait`, as it is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Wait {
+    seconds: u64,
+}
+
+impl Wait {
+    /// What the headers ask for (RFC 7240, section 4.3).
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        // "If any preference is specified more than once, only the first instance is to be
+        // considered" (section 2).
+        let value = headers
+            .get_all("prefer")
+            .into_iter()
+            .filter_map(|line| line.to_str().ok())
+            .flat_map(|line| split(line, ','))
+            .find_map(wait)?;
+        let is_plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+        is_plain.then(|| Self {
+            // More digits than fit are longer than the longest time too.
+            seconds: value.parse().unwrap_or(u64::MAX).min(WAIT_MAX_SECS),
+        })
+    }
+
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
+    /// The value of `Preference-Applied` (RFC 7240, section 3).
+    pub fn applied(self) -> HeaderValue {
+        HeaderValue::try_from(format!("wait={}", self.seconds))
+            .unwrap_or_else(|_| HeaderValue::from_static("wait"))
+    }
+}
+
+/// The value of a preference, if it is the one that is meant; its own parameters do not matter.
+fn wait(preference: &str) -> Option<&str> {
+    let preference = split(preference, ';').next()?;
+    let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
+    let value = value.trim();
+    // A quoted value means the same as a plain one (section 2).
+    let value = value
+        .strip_prefix('"')
+        .and_then(|value| value.strip_suffix('"'))
+        .unwrap_or(value);
+    name.trim().eq_ignore_ascii_case("wait").then_some(value)
+}
+
+/// The parts of a text between separators that do not stand in a quoted string.
+fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    let mut is_escaped = false;
+    text.split(move |c| {
+        let is_literal = is_quoted || c != separator;
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        !is_literal
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_wait_counts_if_it_is_valid_and_is_cut_to_a_minute() {
+        for (lines, seconds) in [
+            (&["wait=10"][..], Some(10)),
+            (&["WAIT=10"], Some(10)),
+            (&["wait = 10"], Some(10)),
+            (&["wait=\"10\""], Some(10)),
+            (&["respond-async, wait=10"], Some(10)),
+            (&["respond-async", "wait=10"], Some(10)),
+            (&["wait=10; x=1, wait=20"], Some(10)),
+            (&["x=\"a, wait=1; \\\", wait=2\", wait=3"], Some(3)),
+            (&[" , ,wait=10,"], Some(10)),
+            (&["wait=0"], Some(0)),
+            (&["wait=007"], Some(7)),
+            (&["wait=60"], Some(60)),
+            (&["wait=61"], Some(60)),
+            (&["wait=99999999999999999999999"], Some(60)),
+            (&["wait=x, wait=10"], None),
+            (&["wait"], None),
+            (&["wait="], None),
+            (&["wait=-1"], None),
+            (&["wait=+1"], None),
+            (&["wait=1.5"], None),
+            (&["wait=10s"], None),
+            (&["wait=1 0"], None),
+            (&["waits=10"], None),
+            (&["x; wait=10"], None),
+            (&["x=\"wait=10"], None),
+            (&[""], None),
+            (&[], None),
+        ] {
+            let headers: HeaderMap = lines
+                .iter()
+                .map(|line| ("prefer".parse().unwrap(), HeaderValue::from_static(line)))
+                .collect();
+            let expected = seconds.map(|seconds| Wait { seconds });
+            assert_eq!(Wait::of(&headers), expected, "{lines:?}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Single orders: creating one, telling one, and waiting until one is settled.
+//!
+//! Who waits holds a place at the watcher and a connection; it reads the order when it is woken,
+//! when its time is over, or when the program is about to end, whichever comes first.
+
+use std::time::Duration;
+
+use bytes::Buf;
+use futures_util::Stream;
+use tokio::time::Instant;
+use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use warp::http::{HeaderMap, StatusCode};
+use warp::reply::Response;
+
+use super::problem::{Problem, store_problem};
+use super::request::{self, Wait};
+use super::watcher::Waiting;
+use super::{Api, json, json_answer};
+use crate::clock::{Clock, SystemClock};
+use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::store::{Creation, Found, StoreError};
+
+/// Says how long an answer was allowed to take (RFC 7240, section 3).
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// Why an answer was not held.
+enum NotHeld {
+    /// All places for waiting are taken. The order as it is now.
+    Full,
+    /// The database cannot be read.
+    Store(StoreError),
+}
+
+impl From<StoreError> for NotHeld {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Api {
+    /// `POST /order`: creates an order, and may wait until it is settled.
+    pub(super) async fn create<B: Buf>(
+        &self,
+        query: &str,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Result<Response, Problem> {
+        request::no_parameters(query)?;
+        request::same_site(headers)?;
+        request::is_json(headers)?;
+        let body = request::read_body(headers, body).await?;
+        let id = request::new_order(&body)?;
+        let created = match self.store.create(id, SystemClock.now()).await {
+            Ok(Creation::Created(order)) => order,
+            Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
+            Err(error) => return Err(store_problem(error)),
+        };
+        // The order exists: whatever becomes of the waiting, the answer is 201. Without a place to
+        // wait, the wish is not granted, and the answer says nothing of it.
+        let mut answer = match Wait::of(headers) {
+            None => one(StatusCode::CREATED, &created, None),
+            Some(wait) => match self.settled_within(&created.id, wait).await {
+                Ok(Some(found)) => held(StatusCode::CREATED, &found, wait),
+                Ok(None) | Err(_) => one(StatusCode::CREATED, &created, None),
+            },
+        };
+        answer
+            .headers_mut()
+            .insert(LOCATION, json::location(&created.id));
+        Ok(answer)
+    }
+
+    /// `GET /order/{id}`: an order, which may be waited for until it is settled.
+    pub(super) async fn get(
+        &self,
+        segment: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Problem> {
+        request::no_parameters(query)?;
+        let id = request::id_in_path(segment)?;
+        let Some(wait) = Wait::of(headers) else {
+            let found = tokio::task::block_in_place(|| self.store.find(&id));
+            let found = found.map_err(store_problem)?;
+            let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
+            return Ok(one(StatusCode::OK, &found.order, found.next_look_at));
+        };
+        match self.settled_within(&id, wait).await {
+            Ok(Some(found)) => Ok(held(StatusCode::OK, &found, wait)),
+            Ok(None) => Err(Problem::no_such_order(id.as_str())),
+            Err(NotHeld::Full) => Err(Problem::too_many_waiting()),
+            Err(NotHeld::Store(error)) => Err(store_problem(error)),
+        }
+    }
+
+    /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
+    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<Found>, NotHeld> {
+        let until = Instant::now() + wait.duration();
+        let mut waiter = loop {
+            let Some(found) = self.watcher.read(|store| store.find(id)).await? else {
+                return Ok(None);
+            };
+            let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
+            if found.order.status.is_settled() || is_over {
+                return Ok(Some(found));
+            }
+            match self.watcher.wait_for(found.order.seq, found.newest_event) {
+                Waiting::Begun(waiter) => break waiter,
+                Waiting::Missed => {}
+                Waiting::Full => return Err(NotHeld::Full),
+            }
+        };
+        tokio::select! {
+            () = waiter.settled() => {}
+            () = self.draining.cancelled() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+        Ok(self.watcher.read(|store| store.find(id)).await?)
+    }
+}
+
+/// An order whose settling was waited for.
+fn held(status: StatusCode, found: &Found, wait: Wait) -> Response {
+    let mut response = one(status, &found.order, found.next_look_at);
+    response
+        .headers_mut()
+        .insert(PREFERENCE_APPLIED, wait.applied());
+    response
+}
+
+/// A single order as an answer.
+fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Response {
+    let mut response = json_answer(status, json::order(order));
+    if let Some(seconds) = retry_after(order, next_look_at, SystemClock.now()) {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// In how many seconds, at least one, it makes sense to ask for an order again: when the
+/// reconciler will have looked at it. Nothing once it is settled.
+fn retry_after(order: &Order, next_look_at: Option<Timestamp>, now: Timestamp) -> Option<u64> {
+    let own = order.attention.as_ref().map(|a| a.next_attempt_at);
+    let at = match (order.status, own) {
+        (status, _) if status.is_settled() => return None,
+        // One that waits for its start is not waiting for the schedule: it is started as soon as
+        // the pace allows.
+        (Status::Created, None) => None,
+        // Whatever its own delay, it is only looked at in a pass.
+        (_, own) => next_look_at.max(own.flatten()),
+    };
+    let wait = at.map_or(Duration::ZERO, |at| at.since(now));
+    Some((wait.as_millis().div_ceil(1_000) as u64).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{Attention, Reason};
+
+    #[test]
+    fn an_open_order_is_asked_for_again_after_the_next_look_at_it() {
+        let order = |status, next_attempt_at: Option<Option<i64>>| Order {
+            seq: 1,
+            id: OrderId::new("a1").unwrap(),
+            status,
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+            starts: 0,
+            attention: next_attempt_at.map(|at| Attention {
+                reason: Reason::StartRefused,
+                since: Timestamp(0),
+                detail: String::new(),
+                next_attempt_at: at.map(Timestamp),
+            }),
+        };
+        let now = 1_000_000;
+        for (status, own, next_look_at, seconds) in [
+            // Started at once, whatever the schedule.
+            (Status::Created, None, Some(now + 60_000), Some(1)),
+            (Status::Created, None, None, Some(1)),
+            // Looked at in the next pass, which may be overdue.
+            (Status::Processing, None, Some(now + 60_000), Some(60)),
+            (Status::Processing, None, Some(now + 1), Some(1)),
+            (Status::Processing, None, Some(now + 1_001), Some(2)),
+            (Status::Processing, None, Some(now - 5_000), Some(1)),
+            (Status::Processing, None, None, Some(1)),
+            // Its own delay counts if it is longer.
+            (
+                Status::Created,
+                Some(now + 90_000),
+                Some(now + 60_000),
+                Some(90),
+            ),
+            (
+                Status::Created,
+                Some(now + 5_000),
+                Some(now + 60_000),
+                Some(60),
+            ),
+            (Status::Processing, Some(now + 90_000), None, Some(90)),
+            (Status::Fulfilled, None, Some(now + 60_000), None),
+            (Status::Failed, None, None, None),
+        ] {
+            let order = order(status, own.map(Some));
+            let found = retry_after(&order, next_look_at.map(Timestamp), Timestamp(now));
+            assert_eq!(found, seconds, "{order:?} {next_look_at:?}");
+        }
+        let held = order(Status::Created, Some(None));
+        let found = retry_after(&held, Some(Timestamp(now + 60_000)), Timestamp(now));
+        assert_eq!(found, Some(60), "an operator may restart it at any time");
+    }
+}

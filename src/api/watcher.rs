@@ -1,0 +1,443 @@
+//! Notices what happens to orders, whichever process wrote it, and wakes those who wait for it.
+//!
+//! There is one of these in a process, and it looks at the database only while someone waits. It
+//! reads each event once; who waits for one order is woken by it, and streams share what was read.
+//! What is waited for and what is said then is in `api/single.rs` and `api/events.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::order::{Event, OrderId};
+use crate::server::CONNECTIONS_MAX;
+use crate::store::{EventWatch, Store, StoreError};
+
+/// How often to look for new events while someone waits: a change is told this much later at
+/// most. One look costs some microseconds.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The same while the database cannot be read.
+const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Events that are read at once. With the longest ids they take 300 KB, once in a process.
+const BATCH_MAX: usize = 500;
+
+/// Requests that may wait for an order at once: a thousand, and some that are about to leave. Each
+/// takes some 20 KiB, most of which is its connection's.
+pub(super) const WAITING_MAX: usize = 1024;
+
+/// Streams of events that may be open at once: two hundred, and some that are about to leave. Each
+/// takes some 20 KiB, most of which is its connection's; one whose client does not read takes
+/// a page and the connection's buffer more.
+pub(super) const STREAMS_MAX: usize = 256;
+
+/// Connections that are always left for those who do not wait: health, creations, lists.
+const OTHERS_MIN: usize = 512;
+
+const _: () = assert!(WAITING_MAX + STREAMS_MAX + OTHERS_MIN <= CONNECTIONS_MAX);
+
+/// Those who have waited, and streams, that may read the database at once. A thousand who are
+/// woken together take turns, and leave the other connections to the database to everyone else.
+const READS_MAX: usize = 2;
+
+/// Wakes those who wait for changes of orders.
+pub(super) struct Watcher(Arc<Shared>);
+
+struct Shared {
+    store: Store,
+    state: Mutex<State>,
+    latest: watch::Sender<Arc<Batch>>,
+    reads: Semaphore,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether someone looks.
+    is_awake: bool,
+    /// The event up to which all were told, while someone looks.
+    told: i64,
+    /// Those who wait, by the order's place; the second number tells them apart.
+    waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
+    next_number: u64,
+    streams: usize,
+}
+
+/// Successive events of all orders.
+pub(super) struct Batch {
+    /// The event before the first of them.
+    pub after: i64,
+    /// The last of them: equal to `after` if there is none.
+    pub last: i64,
+    events: Vec<Event>,
+    /// All of them as a stream sends them: written once, by the first stream that needs it.
+    text: OnceLock<Bytes>,
+}
+
+impl Batch {
+    fn new(after: i64, events: Vec<Event>) -> Self {
+        Self {
+            after,
+            last: events.last().map_or(after, |event| event.seq),
+            events,
+            text: OnceLock::new(),
+        }
+    }
+
+    /// Those that come after the event `after`, of all orders or of one, as `write` writes them.
+    pub fn text(
+        &self,
+        after: i64,
+        order: Option<&OrderId>,
+        write: impl Fn(&mut dyn Iterator<Item = &Event>) -> Bytes,
+    ) -> Bytes {
+        if order.is_none() && after <= self.after {
+            return self
+                .text
+                .get_or_init(|| write(&mut self.events.iter()))
+                .clone();
+        }
+        let is_meant =
+            |event: &&Event| event.seq > after && order.is_none_or(|id| *id == event.order_id);
+        write(&mut self.events.iter().filter(is_meant))
+    }
+}
+
+/// What came of the wish to wait.
+pub(super) enum Waiting {
+    /// It will be woken.
+    Begun(Waiter),
+    /// Something may have happened to the order since it was read.
+    Missed,
+    /// There is no place.
+    Full,
+}
+
+/// Someone who waits until an order is settled; from the drop on no one does.
+pub(super) struct Waiter {
+    shared: Arc<Shared>,
+    key: (i64, u64),
+    woken: oneshot::Receiver<()>,
+}
+
+impl Waiter {
+    /// Returns once the order is settled.
+    pub async fn settled(&mut self) {
+        // The other end is dropped to wake this one.
+        let _ = (&mut self.woken).await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.shared.state().waiting.remove(&self.key);
+    }
+}
+
+/// A stream's place, and what it is told.
+pub(super) struct Subscription {
+    shared: Arc<Shared>,
+    latest: watch::Receiver<Arc<Batch>>,
+}
+
+impl Subscription {
+    /// The newest events that were read. All up to the last of them can be read from the
+    /// database too.
+    pub fn latest(&mut self) -> Arc<Batch> {
+        self.latest.borrow_and_update().clone()
+    }
+
+    /// Returns when there are others than [`Subscription::latest`] has last told.
+    pub async fn news(&mut self) {
+        // The sender is in `shared`: the channel cannot be closed.
+        let _ = self.latest.changed().await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.state().streams -= 1;
+    }
+}
+
+impl Watcher {
+    pub fn new(store: Store) -> Self {
+        Self(Arc::new(Shared {
+            store,
+            state: Mutex::default(),
+            latest: watch::Sender::new(Arc::new(Batch::new(0, Vec::new()))),
+            reads: Semaphore::new(READS_MAX),
+        }))
+    }
+
+    /// Waits until the order at this place is settled, which it was not after the event
+    /// `newest_event`.
+    pub fn wait_for(&self, order_seq: i64, newest_event: i64) -> Waiting {
+        let mut state = self.0.state();
+        if state.waiting.len() >= WAITING_MAX {
+            return Waiting::Full;
+        }
+        if state.is_awake && newest_event < state.told {
+            return Waiting::Missed;
+        }
+        let (wake, woken) = oneshot::channel();
+        let key = (order_seq, state.next_number);
+        state.next_number += 1;
+        state.waiting.insert(key, wake);
+        self.awake(&mut state, newest_event);
+        Waiting::Begun(Waiter {
+            shared: self.0.clone(),
+            key,
+            woken,
+        })
+    }
+
+    /// A place for a stream, if there is one. It is told what comes after the event
+    /// `newest_event`, and perhaps some of what was before.
+    pub fn subscribe(&self, newest_event: i64) -> Option<Subscription> {
+        let mut state = self.0.state();
+        if state.streams >= STREAMS_MAX {
+            return None;
+        }
+        state.streams += 1;
+        self.awake(&mut state, newest_event);
+        Some(Subscription {
+            shared: self.0.clone(),
+            latest: self.0.latest.subscribe(),
+        })
+    }
+
+    /// Has someone look for what comes after the event `newest_event`, unless someone looks.
+    fn awake(&self, state: &mut State, newest_event: i64) {
+        if state.is_awake {
+            return;
+        }
+        state.is_awake = true;
+        state.told = newest_event;
+        // What happened while no one looked is not told: who needs it reads it.
+        let nothing = Batch::new(newest_event, Vec::new());
+        self.0.latest.send_replace(Arc::new(nothing));
+        tokio::spawn(self.0.clone().look());
+    }
+
+    /// Reads from the database when it is this reader's turn.
+    pub async fn read<T>(
+        &self,
+        read: impl FnOnce(&Store) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        // The semaphore is never closed.
+        let _turn = self.0.reads.acquire().await;
+        tokio::task::block_in_place(|| read(&self.0.store))
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for events until no one waits for any.
+    async fn look(self: Arc<Self>) {
+        let mut eyes = None;
+        let mut is_blind = false;
+        while let Some(told) = self.told_if_awaited() {
+            match tokio::task::block_in_place(|| self.look_once(&mut eyes, told)) {
+                Ok(events) => {
+                    is_blind = false;
+                    let may_be_more = events.len() == BATCH_MAX;
+                    if !events.is_empty() {
+                        self.tell(told, events);
+                    }
+                    if !may_be_more {
+                        tokio::time::sleep(LOOK_INTERVAL).await;
+                    }
+                }
+                Err(error) => {
+                    if !is_blind {
+                        log::warn!("changes of orders cannot be noticed: {error}");
+                    }
+                    is_blind = true;
+                    eyes = None;
+                    tokio::time::sleep(BLIND_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    fn look_once(
+        &self,
+        eyes: &mut Option<EventWatch>,
+        told: i64,
+    ) -> Result<Vec<Event>, StoreError> {
+        let eyes = match eyes {
+            Some(eyes) => eyes,
+            None => eyes.insert(self.store.watch_events()?),
+        };
+        eyes.look(told, BATCH_MAX)
+    }
+
+    /// The last event that was told; nothing if no one waits for another one, from when on no one
+    /// looks either.
+    fn told_if_awaited(&self) -> Option<i64> {
+        let mut state = self.state();
+        state.is_awake = !state.waiting.is_empty() || state.streams > 0;
+        state.is_awake.then_some(state.told)
+    }
+
+    /// Wakes those who wait for the orders that were settled, and then the streams.
+    fn tell(&self, told: i64, events: Vec<Event>) {
+        let batch = Batch::new(told, events);
+        {
+            let mut state = self.state();
+            state.told = batch.last;
+            let settled = batch.events.iter().filter(|event| event.to.is_settled());
+            for Event { order_seq, .. } in settled {
+                state
+                    .waiting
+                    .extract_if((*order_seq, 0)..=(*order_seq, u64::MAX), |_, _| true)
+                    .for_each(drop);
+            }
+        }
+        self.latest.send_replace(Arc::new(batch));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{Outcome, Timestamp};
+    use crate::store::{Change, Creation, DatabasePath, Mode, Step};
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        /// As of another process.
+        other: Store,
+        watcher: Watcher,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let path = DatabasePath::from(folder.path().join("orders.db"));
+            Self {
+                other: Store::open(&path, Mode::Threaded).unwrap(),
+                watcher: Watcher::new(Store::open(&path, Mode::Threaded).unwrap()),
+                _folder: folder,
+            }
+        }
+
+        async fn create(&self, id: &str) -> i64 {
+            let id = OrderId::new(id).unwrap();
+            match self.other.create(id, Timestamp(1)).await.unwrap() {
+                Creation::Created(order) => order.seq,
+                Creation::Exists(order) => panic!("{order:?}"),
+            }
+        }
+
+        /// Two events: it is PROCESSING, and then settled.
+        async fn settle(&self, seq: i64) {
+            let steps = [Step::Adopted, Step::Settled(Outcome::Failed)];
+            let changes = steps.map(|step| Change { seq, step });
+            self.other
+                .record(changes.into(), Timestamp(2))
+                .await
+                .unwrap();
+        }
+
+        fn begin(&self, order_seq: i64, newest_event: i64) -> Waiter {
+            match self.watcher.wait_for(order_seq, newest_event) {
+                Waiting::Begun(waiter) => waiter,
+                Waiting::Missed => panic!("missed"),
+                Waiting::Full => panic!("full"),
+            }
+        }
+
+        fn is_awake(&self) -> bool {
+            self.watcher.0.state().is_awake
+        }
+
+        async fn until_asleep(&self) {
+            while self.is_awake() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_one_looks_while_no_one_waits() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        assert!(!bench.is_awake());
+        let waiter = bench.begin(seq, 1);
+        assert!(bench.is_awake());
+        drop(waiter);
+        bench.until_asleep().await;
+        let subscription = bench.watcher.subscribe(1);
+        assert!(bench.is_awake());
+        drop(subscription);
+        bench.until_asleep().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_happened_between_the_look_at_an_order_and_the_wait_wakes_too() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        let other = bench.create("a2").await;
+        bench.settle(seq).await;
+        // No one has looked: the first to wait has the events read from where it stands.
+        let mut waiter = bench.begin(seq, 2);
+        let mut stays = bench.begin(other, 2);
+        waiter.settled().await;
+        assert!(stays.woken.try_recv().is_err());
+        // Someone has: who stands before that has to look again.
+        let missed = bench.watcher.wait_for(seq, 2);
+        assert!(matches!(missed, Waiting::Missed));
+        bench.settle(other).await;
+        stays.settled().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn all_who_wait_for_an_order_are_woken_and_leave_nothing_behind() {
+        let bench = Bench::new();
+        let seq = bench.create("a1").await;
+        let mut waiters: Vec<_> = (0..WAITING_MAX).map(|_| bench.begin(seq, 1)).collect();
+        assert!(matches!(bench.watcher.wait_for(seq, 1), Waiting::Full));
+        drop(waiters.pop());
+        waiters.push(bench.begin(seq, 1));
+        bench.settle(seq).await;
+        for waiter in &mut waiters {
+            waiter.settled().await;
+        }
+        drop(waiters);
+        assert!(bench.watcher.0.state().waiting.is_empty());
+        bench.until_asleep().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn batches_follow_each_other_without_a_gap() {
+        let bench = Bench::new();
+        let mut subscription = bench.watcher.subscribe(0).unwrap();
+        let mut seen = 0;
+        for n in 0..40 {
+            let seq = bench.create(&format!("a{n}")).await;
+            bench.settle(seq).await;
+            while seen < 3 * (n + 1) {
+                let batch = subscription.latest();
+                // What was overwritten in the meantime is read from the database.
+                let gap = bench
+                    .other
+                    .events(None, seen, (batch.after - seen).max(0) as usize);
+                let gap = gap.unwrap();
+                for event in gap.iter().chain(&batch.events) {
+                    assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);
+                    seen = seen.max(event.seq);
+                }
+                if seen < 3 * (n + 1) {
+                    subscription.news().await;
+                }
+            }
+        }
+    }
+}

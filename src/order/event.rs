@@ -1,0 +1,90 @@
+//! An event: one entry of the journal, the change of one order's status. What statuses there are
+//! is told in `order`.
+
+use super::{OrderId, Status, Timestamp};
+
+/// Why the status of an order changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventReason {
+    /// It was created.
+    Created,
+    /// A process was started for it.
+    Started,
+    /// A process was found to exist already.
+    Adopted,
+    /// Its process has succeeded.
+    Succeeded,
+    /// Its process has failed.
+    Failed,
+    /// A process was started in the place of a forgotten one. The status stays.
+    Restarted,
+    /// Its process was forgotten, and the policy is to call that a failure.
+    FailedByPolicy,
+    /// An operator has settled it as failed.
+    FailedByOperator,
+}
+
+impl EventReason {
+    /// Every reason there is.
+    pub const ALL: [Self; 8] = [
+        Self::Created,
+        Self::Started,
+        Self::Adopted,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Restarted,
+        Self::FailedByPolicy,
+        Self::FailedByOperator,
+    ];
+
+    /// The word that stands for it in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Started => "started",
+            Self::Adopted => "adopted",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Restarted => "restarted",
+            Self::FailedByPolicy => "failed_by_policy",
+            Self::FailedByOperator => "failed_by_operator",
+        }
+    }
+
+    /// The reason of this name, if there is one.
+    pub fn from_name(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
+/// One change of one order's status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place in the order of events: 1 for the first, and one more for each that follows.
+    pub seq: i64,
+    /// The order's place in the order of creation.
+    pub order_seq: i64,
+    /// The order's id.
+    pub order_id: OrderId,
+    /// The status before; nothing for a creation.
+    pub from: Option<Status>,
+    /// The status after.
+    pub to: Status,
+    /// When it was recorded.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: EventReason,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_read_back_from_its_word() {
+        for reason in EventReason::ALL {
+            assert_eq!(EventReason::from_name(reason.as_str()), Some(reason));
+        }
+        assert_eq!(EventReason::from_name("lost"), None);
+    }
+}

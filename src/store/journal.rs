@@ -1,0 +1,195 @@
+//! The journal as its readers see it: pages of events, and a watch that notices new ones.
+//!
+//! Events are numbered without gaps in the order in which they are committed: each number is
+//! the greatest so far and one more, taken inside a transaction that no other can overlap, and no
+//! event is ever removed. Who has seen all events up to one misses none by reading on from there.
+//! They are written in `store/record.rs`.
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, Row, params};
+
+use super::rows::{heartbeat, id_of, impossible, status_of};
+use super::{Store, StoreError, order_by_id};
+use crate::order::{Event, EventReason, Order, OrderId, Status, Timestamp};
+
+/// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
+/// SQLite's planner thinks of it: it is read in its own order, and the ids are added.
+const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
+                     journal.from_status, journal.to_status, journal.at, journal.reason \
+                     FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
+
+/// An order, and what one has to know to wait for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The order.
+    pub order: Order,
+    /// The number of an event: this one and all before it have had their effect on the order as
+    /// it is told here.
+    pub newest_event: i64,
+    /// When the reconciler looks at processes next, at the earliest, if it ever did.
+    pub next_look_at: Option<Timestamp>,
+}
+
+impl Store {
+    /// The order with this id, as it is after a certain event.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+        self.read(|db| {
+            // The event first: what is read after it is at least as new.
+            let newest_event = newest_event(db)?;
+            let Some(order) = order_by_id(db, id)? else {
+                return Ok(None);
+            };
+            Ok(Some(Found {
+                order,
+                newest_event,
+                next_look_at: heartbeat(db)?.next_look_at,
+            }))
+        })
+    }
+
+    /// The number of the newest event; 0 if there is none.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn newest_event(&self) -> Result<i64, StoreError> {
+        self.read(newest_event)
+    }
+
+    /// At most `limit` events after the event `after`, in their order: of all orders, or of one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn events(
+        &self,
+        order: Option<&OrderId>,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read(|db| events(db, order, after, limit))
+    }
+
+    /// Something that notices events of all orders, whichever process wrote them.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn watch_events(&self) -> Result<EventWatch, StoreError> {
+        Ok(EventWatch {
+            db: self.inner.readers.get()?,
+            version: None,
+        })
+    }
+}
+
+/// Notices events, at the cost of a glance at shared memory while there are none.
+pub struct EventWatch {
+    db: r2d2::PooledConnection<SqliteConnectionManager>,
+    /// The version of the database in which all events were read.
+    version: Option<i64>,
+}
+
+impl EventWatch {
+    /// At most `limit` events after the event `after`. If the database is as it was when there
+    /// were fewer than that, it is not read.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn look(&mut self, after: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let version = self
+            .db
+            .prepare_cached("PRAGMA data_version")?
+            .query_row([], |row| row.get(0))?;
+        if self.version == Some(version) {
+            return Ok(Vec::new());
+        }
+        let events = events(&self.db, None, after, limit)?;
+        // What is committed since the version was read has another version: it is seen next time.
+        self.version = (events.len() < limit).then_some(version);
+        Ok(events)
+    }
+}
+
+fn newest_event(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached("SELECT coalesce(max(seq), 0) FROM journal")?
+        .query_row([], |row| row.get(0))
+}
+
+fn events(
+    db: &Connection,
+    order: Option<&OrderId>,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Event>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut query = db.prepare_cached(&events_sql(order.is_some()))?;
+    match order {
+        None => query.query_map(params![after, limit], event_of)?.collect(),
+        Some(id) => query
+            .query_map(params![after, limit, id.as_str()], event_of)?
+            .collect(),
+    }
+}
+
+fn events_sql(of_one_order: bool) -> String {
+    let of_order = if of_one_order {
+        "journal.order_seq = (SELECT seq FROM orders WHERE id = ?3) AND "
+    } else {
+        ""
+    };
+    format!("{EVENT} WHERE {of_order}journal.seq > ?1 ORDER BY journal.seq LIMIT ?2")
+}
+
+fn event_of(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let from = match row.get_ref(3)?.as_str_or_null()? {
+        None => None,
+        Some(word) => Some(word.parse::<Status>().map_err(|e| impossible(3, e))?),
+    };
+    let word = row.get_ref(6)?.as_str()?;
+    let reason = EventReason::from_name(word)
+        .ok_or_else(|| impossible(6, UnknownReason(word.to_owned())))?;
+    Ok(Event {
+        seq: row.get(0)?,
+        order_seq: row.get(1)?,
+        order_id: id_of(row, 2)?,
+        from,
+        to: status_of(row, 4)?,
+        at: Timestamp(row.get(5)?),
+        reason,
+    })
+}
+
+/// A reason that the schema's CHECK refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no reason of an event")]
+struct UnknownReason(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_found_through_an_index_and_never_sorted() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(include_str!("../../sql/001_orders.sql"))
+            .unwrap();
+        for (of_one_order, index) in [
+            (false, "journal USING INTEGER PRIMARY KEY (rowid>?)"),
+            (true, "journal_by_order (order_seq=? AND seq>?)"),
+        ] {
+            let sql = format!("EXPLAIN QUERY PLAN {}", events_sql(of_one_order));
+            let mut query = db.prepare(&sql).unwrap();
+            let given = if of_one_order { 3 } else { 2 };
+            let lines = query
+                .query_map(rusqlite::params_from_iter(vec![0; given]), |row| {
+                    row.get::<_, String>(3)
+                })
+                .unwrap();
+            let plan = lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
+            assert!(plan.contains(index), "{plan}");
+            assert!(!plan.contains("SCAN"), "{plan}");
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        }
+    }
+}

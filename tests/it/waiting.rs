@@ -1,0 +1,335 @@
+//! Answers that are held until an order is settled, and what becomes of everyone else meanwhile.
+//! Streams of events by themselves are in `events`.
+
+use std::time::{Duration, Instant};
+
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::Reason;
+use order_service::store::{Change, Step, Trouble};
+use serde_json::json;
+
+use crate::events::{Events, settle};
+use crate::wire::{Wire, statuses};
+use crate::world::{
+    Answer, Client, PATIENCE, Program, World, assert_agree, assert_problem, is_settled,
+};
+
+/// Requests that may wait, and streams that may be open, at once.
+const WAITING_MAX: usize = 1_024;
+const STREAMS_MAX: usize = 256;
+
+async fn wait(client: &Client, api: &Program, id: &str, prefer: &str) -> Answer {
+    let request = client
+        .request("GET", format!("{}/order/{id}", api.url))
+        .header("prefer", prefer);
+    client.send(request).await
+}
+
+async fn create_and_wait(client: &Client, api: &Program, id: &str, prefer: &str) -> Answer {
+    let request = client
+        .request("POST", format!("{}/order", api.url))
+        .header("content-type", "application/json")
+        .header("prefer", prefer)
+        .body(format!("{{\"id\":\"{id}\"}}"));
+    client.send(request).await
+}
+
+fn waiting(id: &str, seconds: u32) -> String {
+    format!("GET /order/{id} HTTP/1.1\r\nHost: x\r\nPrefer: wait={seconds}\r\n\r\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiter_is_woken_by_another_process_change() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let store = world.store();
+    for n in 1..=40 {
+        assert_eq!(client.create(&api.url, &format!("a{n}")).await.status, 201);
+    }
+    // Their time is longer than the client's patience: only a change can answer them.
+    let waiters: Vec<_> = (1..=40)
+        .map(|n| {
+            let (client, url) = (client.clone(), format!("{}/order/a{n}", api.url));
+            tokio::spawn(async move {
+                let request = client.request("GET", url).header("prefer", "wait=60");
+                client.send(request).await
+            })
+        })
+        .collect();
+    for (n, waiter) in (1..).zip(waiters) {
+        settle(&store, [n]).await;
+        let answer = waiter.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.json()["status"], "FAILED", "{answer:?}");
+        assert_eq!(answer.header("preference-applied"), "wait=60");
+        assert_eq!(answer.header("retry-after"), "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_waits_is_answered_with_what_came_of_it() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
+    let api = world.api(&[]);
+    let _reconciler = world.reconciler(&simulator.url, &[]);
+    let client = Client::new();
+    let ids: Vec<_> = (0..10).map(|n| format!("a{n}")).collect();
+    let creations = ids
+        .iter()
+        .map(|id| create_and_wait(&client, &api, id, "wait=50"));
+    let answers = futures_util::future::join_all(creations).await;
+    let mut orders = Vec::new();
+    for (answer, id) in answers.iter().zip(&ids) {
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert_eq!(answer.header("location"), format!("/order/{id}"));
+        assert_eq!(answer.header("preference-applied"), "wait=50");
+        assert!(is_settled(&answer.json()), "{answer:?}");
+        orders.push(answer.json());
+    }
+    assert_agree(&world, &orders);
+    let again = create_and_wait(&client, &api, "a0", "wait=50").await;
+    assert_problem(&again, 409);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_time_is_over_the_order_is_told_as_it_is() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let begun = Instant::now();
+    let created = create_and_wait(&client, &api, "a1", "wait=1").await;
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(created.status, 201, "{created:?}");
+    assert_eq!(created.header("location"), "/order/a1");
+    let begun = Instant::now();
+    let read = wait(&client, &api, "a1", "wait=1").await;
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(read.status, 200, "{read:?}");
+    let head = client
+        .request("HEAD", format!("{}/order/a1", api.url))
+        .header("prefer", "wait=1");
+    let head = client.send(head).await;
+    assert_eq!(head.header("content-length"), read.body.len().to_string());
+    for answer in [&created, &read, &head] {
+        assert_eq!(answer.header("preference-applied"), "wait=1");
+        assert_eq!(answer.header("retry-after"), "1");
+    }
+    assert_eq!(read.json(), created.json());
+    assert_eq!(read.json()["status"], "CREATED");
+    assert_problem(&wait(&client, &api, "none", "wait=60").await, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preference_is_cut_to_a_minute_and_ignored_if_it_is_none() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "open").await;
+    client.create(&api.url, "done").await;
+    settle(&world.store(), [2]).await;
+    for (prefer, applied) in [
+        ("wait=60", "wait=60"),
+        ("wait=3600", "wait=60"),
+        ("respond-async, Wait=\"7\"", "wait=7"),
+        ("wait=0", "wait=0"),
+        ("wait=-1", ""),
+        ("wait=1.5", ""),
+        ("wait", ""),
+        ("wait=ten, wait=10", ""),
+        ("return=minimal", ""),
+    ] {
+        let answer = wait(&client, &api, "done", prefer).await;
+        assert_eq!(answer.status, 200, "{prefer}");
+        assert_eq!(answer.header("preference-applied"), applied, "{prefer}");
+    }
+    for prefer in ["wait=0", "wait=-1", "wait=x", ""] {
+        let answer = wait(&client, &api, "open", prefer).await;
+        assert_eq!(answer.json()["status"], "CREATED", "{prefer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_order_says_when_to_ask_again() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let created = client.create(&api.url, "a1").await;
+    assert_eq!(created.header("retry-after"), "1");
+    let store = world.store();
+    let now = SystemClock.now();
+    // By the schedule the next pass is in 40 s; the order's own delay is longer.
+    let mut heartbeat = store.heartbeat().unwrap();
+    heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
+    store.write_heartbeat(heartbeat).await.unwrap();
+    let path = format!("{}/order/a1", api.url);
+    let seconds = async || -> u64 {
+        let answer = client.get(&path).await;
+        answer.header("retry-after").parse().unwrap()
+    };
+    assert_eq!(seconds().await, 1, "it is started as soon as it can be");
+    let refused = Trouble {
+        reason: Reason::StartRefused,
+        detail: "it said no".to_owned(),
+        next_attempt_at: now.after(Duration::from_secs(2_000)),
+    };
+    let step = Step::Flagged(refused);
+    store
+        .record(vec![Change { seq: 1, step }], now)
+        .await
+        .unwrap();
+    assert!((1_900..=2_000).contains(&seconds().await));
+    let step = Step::Adopted;
+    store
+        .record(vec![Change { seq: 1, step }], now)
+        .await
+        .unwrap();
+    assert!((1..=40).contains(&seconds().await));
+    let step = Step::Settled(order_service::order::Outcome::Failed);
+    store
+        .record(vec![Change { seq: 1, step }], now)
+        .await
+        .unwrap();
+    assert_eq!(client.get(&path).await.header("retry-after"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_those_who_wait_with_what_is_so() {
+    let world = World::new();
+    let mut api = world.api(&[]);
+    let client = Client::new();
+    client.create(&api.url, "a1").await;
+    let mut wires: Vec<_> = (0..20).map(|_| Wire::open(&api)).collect();
+    for (n, wire) in wires.iter_mut().enumerate() {
+        if n % 2 == 0 {
+            wire.send(waiting("a1", 60));
+        } else {
+            // It is known to wait once it exists.
+            let body = format!("{{\"id\":\"b{n}\"}}");
+            let length = body.len();
+            wire.send(format!(
+                "POST /order HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\
+                 Content-Length: {length}\r\n\r\n{body}"
+            ));
+        }
+    }
+    client
+        .orders_when(&api.url, |orders| orders.len() == 11)
+        .await;
+    api.signal("TERM");
+    for (n, wire) in wires.iter_mut().enumerate() {
+        let answer = wire.rest();
+        let status = if n % 2 == 0 { 200 } else { 201 };
+        assert_eq!(statuses(&answer), [status], "{answer}");
+        assert!(answer.contains("preference-applied: wait=60"), "{answer}");
+        assert!(answer.contains("\"status\":\"CREATED\""), "{answer}");
+    }
+    assert_eq!(api.wait().code(), Some(0), "{}", api.logged());
+    assert!(!api.logged().contains("cut off"), "{}", api.logged());
+}
+
+/// Sends requests on connections of their own, and returns them unanswered.
+async fn crowd(api: &Program, requests: impl IntoIterator<Item = String>) -> Vec<Wire> {
+    let mut wires = Vec::new();
+    for request in requests {
+        let mut wire = Wire::open(api);
+        wire.send(request);
+        wires.push(wire);
+    }
+    wires
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
+    let files = rlimit::increase_nofile_limit(4_096).unwrap_or(0);
+    if files < 2_000 {
+        println!("skipped: only {files} files may be open at once");
+        return;
+    }
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let store = world.store();
+    for id in ["done", "open", "shared"] {
+        client.create(&api.url, id).await;
+    }
+    settle(&store, [1]).await;
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS_MAX {
+        streams.push(Events::open(&client, &api, "", None).await);
+    }
+    let mut waiters = crowd(&api, (0..WAITING_MAX).map(|_| waiting("shared", 60))).await;
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        let answer = wait(&client, &api, "open", "wait=1").await;
+        if answer.status == 503 {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "they do not wait: {answer:?}");
+        // It may have had the place of one that came too late.
+        waiters.extend(crowd(&api, [waiting("shared", 60)]).await);
+    };
+    assert_problem(&refused, 503);
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+    let stream = client
+        .request("GET", format!("{}/event", api.url))
+        .header("accept", "text/event-stream");
+    let refused = client.send(stream).await;
+    assert_problem(&refused, 503);
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
+    // Everything else goes on.
+    for path in [
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/order",
+        "/event",
+        "/order/open",
+    ] {
+        let answer = Client::new().get(format!("{}{path}", api.url)).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    assert_eq!(wait(&client, &api, "done", "wait=60").await.status, 200);
+    // The wish is not granted; the order is created all the same.
+    let created = create_and_wait(&client, &api, "a1", "wait=60").await;
+    assert_eq!(created.status, 201, "{created:?}");
+    assert_eq!(created.header("preference-applied"), "");
+    // Who goes away leaves its place, and the order that it has created.
+    drop((waiters.remove(0), streams.pop()));
+    let deadline = Instant::now() + PATIENCE;
+    while wait(&client, &api, "open", "wait=1").await.status == 503 {
+        assert!(Instant::now() < deadline, "the place stays taken");
+    }
+    let mut wire = Wire::open(&api);
+    let head = "POST /order HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n";
+    wire.send(format!(
+        "{head}Content-Length: 12\r\n\r\n{{\"id\":\"bye\"}}"
+    ));
+    client
+        .orders_when(&api.url, |orders| orders.len() == 5)
+        .await;
+    drop(wire);
+    while wait(&client, &api, "open", "wait=1").await.status == 503 {
+        assert!(Instant::now() < deadline, "the place stays taken");
+    }
+    // One change wakes all who wait for it.
+    settle(&store, [3]).await;
+    let mut woken = 0;
+    for wire in &mut waiters {
+        let answer = wire.read_until("}");
+        if statuses(&answer) == [200] {
+            assert!(answer.contains("\"status\":\"FAILED\""), "{answer}");
+            woken += 1;
+        } else {
+            assert_eq!(statuses(&answer), [503], "{answer}");
+        }
+    }
+    assert!(woken >= WAITING_MAX - 1, "{woken} were woken");
+    for stream in &mut streams {
+        let mut event = stream.next().await;
+        while (&event["order_id"], &event["to"]) != (&json!("shared"), &json!("FAILED")) {
+            event = stream.next().await;
+        }
+    }
+    assert_eq!(api.stop(), Some(0));
+}
