@@ -28,7 +28,7 @@ const LARGEST_SHARE: u32 = 20;
 
 /// An outcome is seen later by one part in this many of the time that a process takes, at most, if
 /// the share allows.
-const DELAY_SHARE: u32 = 10;
+const DELAY_SHARE: u32 = 5;
 
 /// A process is looked at when it has ended since the last look with this probability.
 const NEWS_MIN: f64 = 0.05;

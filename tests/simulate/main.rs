@@ -102,13 +102,12 @@ fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     while let Some(argument) = arguments.next() {
         match (argument.as_str(), number(arguments.next())) {
             ("--orders", Some(orders)) => scale.orders = orders as usize,
-            ("--seeds", Some(seeds)) if seeds > 0 => {
-                (scale.seeds, scale.fixed_seeds) = (seeds, seeds);
-            }
+            ("--seeds", Some(seeds)) if seeds > 0 => scale.seeds = seeds,
+            ("--fixed-seeds", Some(seeds)) => scale.fixed_seeds = seeds,
             _ => return usage(),
         }
     }
-    let fits = fit::fit(scale.fixed_seeds);
+    let fits = fit::fit(FIT_SEEDS.max(scale.fixed_seeds));
     pace::compare(scale);
     pace::recover(scale.orders);
     match fits {
@@ -119,7 +118,7 @@ fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--orders N] [--seeds N]"
+        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--orders N] [--seeds N] [--fixed-seeds N]"
     );
     ExitCode::from(2)
 }
