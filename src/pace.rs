@@ -317,9 +317,11 @@ mod tests {
         let now = Timestamp(1_000);
         let mut limiter = pace(Learned::default(), now);
         limiter.listed(100, now);
+        assert_eq!(limiter.lives().processes(), Some(100));
         limiter.restarted(0, now);
         let mut limiter = pace(limiter.learned(), now);
         assert_eq!((limiter.rate().rate(), limiter.lives().ended()), (3.0, 1));
+        assert_eq!(limiter.lives().processes(), Some(0));
         let window = limiter.lives().window().unwrap();
         for _ in 0..window - 1 {
             limiter.started();

@@ -478,6 +478,25 @@ fn many_missing_processes_are_started_again_slowly_before_new_orders_and_after_a
 }
 
 #[test]
+fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
+    let stage = forgotten(50, LostProcess::Hold);
+    // The look that counted them, and another that finds them gone.
+    let mut reconciler = stage.reconciler();
+    let draw = &mut |below: u64| below - 1;
+    for n in 0..4_000 {
+        let (id, now) = (format!("a{n}"), stage.clock.now());
+        assert!(stage.upstream.model.borrow_mut().start(&id, now, draw));
+    }
+    pass(&mut reconciler);
+    stage.upstream.model.borrow_mut().forget_everything();
+    stage.forward(10_000);
+    pass(&mut reconciler);
+    let lives = stage.store.heartbeat().unwrap().learned.lives;
+    let (processes, time) = lives.expected(stage.clock.now()).unwrap();
+    assert_eq!((processes, time.as_secs()), (16_000.0, 10));
+}
+
+#[test]
 fn few_missing_processes_are_started_again_after_two_absences_in_two_passes() {
     let stage = forgotten(3, LostProcess::Restart);
     let report = pass(&mut stage.reconciler());
