@@ -347,13 +347,53 @@ mod tests {
     }
 
     #[test]
+    fn every_start_takes_its_turn_at_a_rate_that_rises_while_all_is_quiet() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        limiter.restarted(0, Timestamp(0));
+        assert_eq!(limiter.next_start_at(Timestamp(0), 0), Some(Timestamp(0)));
+        let mut starts = 0;
+        let mut reached = 0;
+        for now in (0..180_000).map(Timestamp) {
+            reached += usize::from(now.0 % 1_000 == 0 && limiter.quiet(now));
+            if limiter.next_start_at(now, 0) == Some(now) {
+                limiter.starts(now);
+                starts += 1;
+            }
+        }
+        // 3/s at first, 50/s at the ceiling, which it is told once to have reached.
+        assert!((4_000..8_000).contains(&starts), "{starts}");
+        assert_eq!((limiter.rate().rate(), reached), (50.0, 1));
+    }
+
+    #[test]
+    fn what_requests_met_is_told_once() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        let (answer, failure) = (true, true);
+        limiter.answered(Timestamp(1));
+        let met = |answer, failure| Met { answer, failure };
+        assert_eq!(limiter.take_met(), met(answer, false));
+        limiter.failed(Timestamp(2), &Failure::new("answered 500", false));
+        assert_eq!(limiter.take_met(), met(false, failure));
+        assert_eq!(limiter.take_met(), met(false, false));
+    }
+
+    #[test]
+    fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        limiter.looked(Timestamp(0), Duration::from_millis(10), 0);
+        assert!(!limiter.are_looks_due(Timestamp(10)));
+        limiter.look_again(Timestamp(10));
+        assert!(limiter.are_looks_due(Timestamp(10)));
+    }
+
+    #[test]
     fn it_is_learned_from_looks_how_long_processes_take_and_which_are_stuck() {
         let mut limiter = pace(Learned::default(), Timestamp(0));
         let order = Watched {
             seq: 1,
             running_since: Some(Timestamp(1_000)),
         };
-        assert!(!limiter.is_stuck(Timestamp(0), Timestamp(600_000)));
+        assert!(!limiter.is_stuck(Timestamp(0), Timestamp(1_200_000)));
         assert!(limiter.is_stuck(Timestamp(0), Timestamp(1_200_001)));
         let before = limiter.learned().durations;
         limiter.learn(&order, &Observed::Unknown, Timestamp(5_000));

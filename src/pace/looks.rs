@@ -219,7 +219,8 @@ mod tests {
         let looks = Looks::new(s(0));
         let how = |orders, entries| plan(&looks, &running(vec![-1; orders]), entries, s(0));
         assert_eq!(how(1, None), Plan::LookUps(vec![0]));
-        assert_eq!(how(1_000, None), Plan::List);
+        assert_eq!(how(20, None), Plan::LookUps((0..20).collect()));
+        assert_eq!(how(21, None), Plan::List);
         assert_eq!(how(1_000, Some(1_000)), Plan::List);
         assert_eq!(
             how(1_000, Some(1_000_000)),
@@ -319,7 +320,7 @@ mod tests {
             Duration::from_millis(10),
             Duration::from_secs(300),
         );
-        assert!(!looks.are_due(s(1_001)));
+        assert!(!looks.are_due(s(1_000)) && !looks.are_due(s(1_001)));
         assert!(looks.are_due(s(999)));
     }
 
