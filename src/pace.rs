@@ -205,7 +205,8 @@ impl Pace {
 
     /// Learns from a look at one of the watched that began at `began_at`.
     pub fn learn(&mut self, order: &Watched, observed: &Observed, began_at: Timestamp) {
-        let Some(running_since) = order.running_since else {
+        // By a clock that was set back since, nobody can tell how old it is.
+        let Some(running_since) = order.running_since.filter(|at| *at <= began_at) else {
             return;
         };
         let Some(known_at) = self.looks.last_known(order.seq, running_since) else {
@@ -406,6 +407,9 @@ mod tests {
         expected.ended(Duration::from_secs(4), Duration::from_secs(6));
         assert_eq!(limiter.learned().durations, expected);
         assert!(limiter.is_stuck(Timestamp(0), Timestamp(20_000)));
+        // Nor is anything learned by a clock that was set back.
+        limiter.learn(&order, &Observed::Failed, Timestamp(500));
+        assert_eq!(limiter.learned().durations, expected);
         // One that ran before this program did may have ended at any time before.
         let old = Watched {
             seq: 2,
