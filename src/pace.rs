@@ -205,7 +205,8 @@ impl Pace {
 
     /// Learns from a look at one of the watched that began at `began_at`.
     pub fn learn(&mut self, order: &Watched, observed: &Observed, began_at: Timestamp) {
-        let Some(running_since) = order.running_since else {
+        // By a clock that was set back since, nobody can tell how old it is.
+        let Some(running_since) = order.running_since.filter(|at| *at <= began_at) else {
             return;
         };
         let Some(known_at) = self.looks.last_known(order.seq, running_since) else {
@@ -317,9 +318,11 @@ mod tests {
         let now = Timestamp(1_000);
         let mut limiter = pace(Learned::default(), now);
         limiter.listed(100, now);
+        assert_eq!(limiter.lives().processes(), Some(100));
         limiter.restarted(0, now);
         let mut limiter = pace(limiter.learned(), now);
         assert_eq!((limiter.rate().rate(), limiter.lives().ended()), (3.0, 1));
+        assert_eq!(limiter.lives().processes(), Some(0));
         let window = limiter.lives().window().unwrap();
         for _ in 0..window - 1 {
             limiter.started();
@@ -345,13 +348,53 @@ mod tests {
     }
 
     #[test]
+    fn every_start_takes_its_turn_at_a_rate_that_rises_while_all_is_quiet() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        limiter.restarted(0, Timestamp(0));
+        assert_eq!(limiter.next_start_at(Timestamp(0), 0), Some(Timestamp(0)));
+        let mut starts = 0;
+        let mut reached = 0;
+        for now in (0..180_000).map(Timestamp) {
+            reached += usize::from(now.0 % 1_000 == 0 && limiter.quiet(now));
+            if limiter.next_start_at(now, 0) == Some(now) {
+                limiter.starts(now);
+                starts += 1;
+            }
+        }
+        // 3/s at first, 50/s at the ceiling, which it is told once to have reached.
+        assert!((4_000..8_000).contains(&starts), "{starts}");
+        assert_eq!((limiter.rate().rate(), reached), (50.0, 1));
+    }
+
+    #[test]
+    fn what_requests_met_is_told_once() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        let (answer, failure) = (true, true);
+        limiter.answered(Timestamp(1));
+        let met = |answer, failure| Met { answer, failure };
+        assert_eq!(limiter.take_met(), met(answer, false));
+        limiter.failed(Timestamp(2), &Failure::new("answered 500", false));
+        assert_eq!(limiter.take_met(), met(false, failure));
+        assert_eq!(limiter.take_met(), met(false, false));
+    }
+
+    #[test]
+    fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
+        let mut limiter = pace(Learned::default(), Timestamp(0));
+        limiter.looked(Timestamp(0), Duration::from_millis(10), 0);
+        assert!(!limiter.are_looks_due(Timestamp(10)));
+        limiter.look_again(Timestamp(10));
+        assert!(limiter.are_looks_due(Timestamp(10)));
+    }
+
+    #[test]
     fn it_is_learned_from_looks_how_long_processes_take_and_which_are_stuck() {
         let mut limiter = pace(Learned::default(), Timestamp(0));
         let order = Watched {
             seq: 1,
             running_since: Some(Timestamp(1_000)),
         };
-        assert!(!limiter.is_stuck(Timestamp(0), Timestamp(600_000)));
+        assert!(!limiter.is_stuck(Timestamp(0), Timestamp(1_200_000)));
         assert!(limiter.is_stuck(Timestamp(0), Timestamp(1_200_001)));
         let before = limiter.learned().durations;
         limiter.learn(&order, &Observed::Unknown, Timestamp(5_000));
@@ -364,6 +407,9 @@ mod tests {
         expected.ended(Duration::from_secs(4), Duration::from_secs(6));
         assert_eq!(limiter.learned().durations, expected);
         assert!(limiter.is_stuck(Timestamp(0), Timestamp(20_000)));
+        // Nor is anything learned by a clock that was set back.
+        limiter.learn(&order, &Observed::Failed, Timestamp(500));
+        assert_eq!(limiter.learned().durations, expected);
         // One that ran before this program did may have ended at any time before.
         let old = Watched {
             seq: 2,

@@ -204,6 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn the_mean_of_processes_that_all_take_as_long_is_that_within_half_a_span() {
+        for seconds in [1, 3, 7, 13, 40, 110, 300, 590] {
+            let mut durations = Durations::default();
+            for _ in 0..1_000 {
+                durations.outlived(s(0), s(seconds));
+                durations.ended(s(seconds), s(seconds));
+            }
+            let ratio = durations.mean().as_secs_f64() / seconds as f64;
+            assert!((0.88..1.12).contains(&ratio), "{seconds} s: {ratio}");
+        }
+    }
+
+    #[test]
     fn a_process_as_old_as_most_that_ended_is_likelier_to_end_than_one_just_started() {
         let hazards = learned(600, 10, 1_000).hazards();
         let (young, old) = (
@@ -241,11 +254,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_forgotten_of_the_past_changes_its_weight_and_not_what_it_tells() {
+        let mut durations = Durations::default();
+        let first = Duration::from_millis(250);
+        for count in 0..10_000 {
+            if count % 8 == 0 {
+                durations.ended(first, first);
+            } else {
+                durations.outlived(first, first * 11 / 10);
+            }
+            let likely = durations.hazards().between(Duration::ZERO, first);
+            assert!(
+                count < 500 || (0.11..0.14).contains(&likely),
+                "one in eight: {likely}"
+            );
+        }
+    }
+
+    #[test]
     fn the_longest_is_assumed_until_one_was_seen_to_end() {
         let mut durations = Durations::default();
         assert_eq!(durations.longest(), s(600));
         durations.ended(s(9), s(11));
         let longest = durations.longest();
         assert!((s(10)..s(12)).contains(&longest), "{longest:?}");
+        // One that is stuck has not ended, however old it becomes.
+        durations.outlived(s(11), s(5_000));
+        assert_eq!(durations.longest(), longest);
     }
 }

@@ -93,15 +93,20 @@ impl Lives {
         self.began_at.get_or_insert(now);
     }
 
-    /// The upstream was found to have been restarted: what it had begun is over.
+    /// The upstream was found to have been restarted: what it had begun is over, and it has so
+    /// many processes in its new life. A life whose length was not known tells nothing of others.
     pub fn restarted(&mut self, processes: u64, now: Timestamp) {
         let age = self.began_at.map_or(0.0, |at| now.since(at).as_secs_f64());
         if self.ended == 0 {
             self.mean = LIFE_ASSUMED;
             self.mean_seconds = age;
         }
-        self.mean += (processes as f64 - self.mean) * LIFE_WEIGHT;
-        self.mean_seconds += (age - self.mean_seconds) * LIFE_WEIGHT;
+        if let Some(counted) = self.processes.replace(processes) {
+            // What was started before the restart was noticed is of the new life.
+            let lived = counted.saturating_sub(processes) as f64;
+            self.mean += (lived - self.mean) * LIFE_WEIGHT;
+            self.mean_seconds += (age - self.mean_seconds) * LIFE_WEIGHT;
+        }
         self.ended += 1;
         self.began_at = Some(now);
     }
@@ -115,8 +120,8 @@ mod tests {
     fn window_after(lives: &[u64]) -> Option<u64> {
         let mut known = Lives::default();
         for (place, processes) in lives.iter().enumerate() {
-            known.restarted(*processes, Timestamp(place as i64 * 600_000));
-            known.listed(0, Timestamp(place as i64 * 600_000));
+            known.listed(*processes, Timestamp(place as i64 * 600_000));
+            known.restarted(0, Timestamp(place as i64 * 600_000));
         }
         known.window()
     }
@@ -141,27 +146,46 @@ mod tests {
     #[test]
     fn the_window_grows_while_a_life_is_longer_than_those_before() {
         let mut lives = Lives::default();
-        lives.restarted(6_700, Timestamp(0));
-        lives.listed(0, Timestamp(0));
+        lives.listed(6_700, Timestamp(0));
+        lives.restarted(0, Timestamp(0));
         assert_eq!(lives.window(), Some(5_558));
         for _ in 0..30_000 {
             lives.started();
         }
         assert_eq!(lives.window(), Some(10_000));
+        assert_eq!(lives.processes(), Some(30_000));
     }
 
     #[test]
     fn a_life_is_told_in_processes_and_in_time() {
         let mut lives = Lives::default();
         lives.listed(10, Timestamp(0));
-        lives.restarted(20_000, Timestamp(600_000));
-        lives.listed(0, Timestamp(601_000));
+        lives.listed(20_000, Timestamp(599_000));
+        lives.restarted(0, Timestamp(600_000));
+        lives.listed(20_000, Timestamp(601_000));
         let (processes, time) = lives.expected(Timestamp(601_000)).unwrap();
         assert_eq!((processes, time.as_secs()), (20_000.0, 600));
-        lives.restarted(20_000, Timestamp(800_000));
+        lives.restarted(0, Timestamp(800_000));
         let (_, time) = lives.expected(Timestamp(800_000)).unwrap();
         assert_eq!((time.as_secs(), lives.ended()), (500, 2));
+        assert_eq!(lives.began_at(), Some(Timestamp(800_000)));
         let (_, time) = lives.expected(Timestamp(1_800_000)).unwrap();
         assert_eq!(time.as_secs(), 1_000, "this one is older than most");
+    }
+
+    #[test]
+    fn a_life_counts_what_was_started_in_it_and_not_what_the_next_one_has() {
+        let mut lives = Lives::default();
+        lives.restarted(30, Timestamp(0));
+        let expected = |lives: &Lives| lives.expected(Timestamp(0)).unwrap().0;
+        assert_eq!(expected(&lives), LIFE_ASSUMED, "nothing is known of it");
+        assert_eq!(lives.processes(), Some(30));
+        for _ in 30..4_020 {
+            lives.started();
+        }
+        // Twenty of them were started before the restart was noticed.
+        lives.restarted(20, Timestamp(0));
+        assert_eq!(expected(&lives), 16_000.0);
+        assert_eq!(lives.processes(), Some(20));
     }
 }

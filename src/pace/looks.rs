@@ -93,8 +93,11 @@ impl Looks {
 
     /// Whether anything may be looked at.
     pub fn are_due(&self, now: Timestamp) -> bool {
-        let is_clock_set_back = self.last_at.is_some_and(|at| at > now);
-        now >= self.next_at || is_clock_set_back
+        now >= self.next_at || self.is_clock_set_back(now)
+    }
+
+    fn is_clock_set_back(&self, now: Timestamp) -> bool {
+        self.last_at.is_some_and(|at| at > now)
     }
 
     /// When anything may be looked at again.
@@ -118,6 +121,9 @@ impl Looks {
         entries: Option<u64>,
         now: Timestamp,
     ) -> Plan {
+        if self.is_clock_set_back(now) {
+            self.forget(now);
+        }
         if self.each_at.len() > watched.len() {
             self.each_at
                 .retain(|seq, _| watched.binary_search_by_key(seq, |order| order.seq).is_ok());
@@ -128,7 +134,8 @@ impl Looks {
         } else {
             let hazards = durations.hazards();
             let is_due = |order: &Watched| {
-                let Some(running_since) = order.running_since else {
+                // By a clock that was set back, its age is not known until the clock has caught up.
+                let Some(running_since) = order.running_since.filter(|at| *at <= now) else {
                     return true;
                 };
                 let Some(known_at) = self.last_known(order.seq, running_since) else {
@@ -219,7 +226,8 @@ mod tests {
         let looks = Looks::new(s(0));
         let how = |orders, entries| plan(&looks, &running(vec![-1; orders]), entries, s(0));
         assert_eq!(how(1, None), Plan::LookUps(vec![0]));
-        assert_eq!(how(1_000, None), Plan::List);
+        assert_eq!(how(20, None), Plan::LookUps((0..20).collect()));
+        assert_eq!(how(21, None), Plan::List);
         assert_eq!(how(1_000, Some(1_000)), Plan::List);
         assert_eq!(
             how(1_000, Some(1_000_000)),
@@ -319,8 +327,17 @@ mod tests {
             Duration::from_millis(10),
             Duration::from_secs(300),
         );
-        assert!(!looks.are_due(s(1_001)));
+        assert!(!looks.are_due(s(1_000)) && !looks.are_due(s(1_001)));
         assert!(looks.are_due(s(999)));
+        let watched = running(vec![1_000; 100]);
+        looks.saw_all(s(1_000));
+        let all = Plan::LookUps((0..100).collect());
+        for now in 990..999 {
+            let durations = ten_minutes();
+            assert_eq!(looks.plan(&watched, &durations, Some(9_999), s(now)), all);
+            looks.saw_all(s(now));
+            looks.looked(s(now), look_ups_cost(100), Duration::from_secs(300));
+        }
     }
 
     #[test]

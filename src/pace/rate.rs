@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn the_rate_rises_with_the_time_that_passes_however_many_passes_are_made_in_it() {
+        let mut often = LearnedRate::new(50.0, Timestamp(0));
+        often.restarted(Timestamp(0));
+        let mut seldom = often.clone();
+        // It doubles up to 16 s, and rises by the second from there.
+        for (from, to) in [(0, 10), (10, 16), (16, 46)] {
+            after_quiet(&mut often, Timestamp(from * 1_000), to - from);
+            seldom.quiet(Timestamp(to * 1_000));
+            let ratio = often.rate() / seldom.rate();
+            assert!((0.95..1.05).contains(&ratio), "{often:?} {seldom:?}");
+        }
+    }
+
+    #[test]
     fn it_is_told_once_when_the_rate_has_reached_its_ceiling_again() {
         let mut rate = LearnedRate::new(50.0, Timestamp(0));
         rate.restarted(Timestamp(0));

@@ -17,6 +17,9 @@ use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
 
+mod told;
+mod trouble;
+
 /// A clock that stands still unless it is moved, or slept on.
 #[derive(Clone)]
 struct HandClock(Rc<Cell<i64>>);
@@ -43,6 +46,8 @@ enum Fate {
     Lost,
     /// This HTTP status, and no effect.
     Status(u16),
+    /// No effect, and the wish to be left alone for so many seconds.
+    Rest(u64),
 }
 
 /// The simulator's model, and what becomes of requests to it.
@@ -53,6 +58,8 @@ struct InMemory {
     draws: Rc<Cell<u64>>,
     start_fate: Rc<Cell<Fate>>,
     look_fate: Rc<Cell<Fate>>,
+    /// If it is another than that of look-ups.
+    list_fate: Rc<Cell<Option<Fate>>>,
     /// Every request, as "start a1", "look a1" or "list".
     requests: Rc<RefCell<Vec<String>>>,
 }
@@ -65,6 +72,7 @@ impl InMemory {
             draws: Rc::new(Cell::new(1)),
             start_fate: Rc::new(Cell::new(Fate::Answered)),
             look_fate: Rc::new(Cell::new(Fate::Answered)),
+            list_fate: Rc::default(),
             requests: Rc::default(),
         }
     }
@@ -101,6 +109,16 @@ impl Upstream for InMemory {
                 return Err(StartError::Unavailable(failure("connection refused", true)));
             }
             Fate::Lost => return Err(ambiguous(None)),
+            Fate::Rest(seconds) => {
+                let failure = Failure {
+                    retry_after: Some(Duration::from_secs(seconds)),
+                    ..failure("answered 503", false)
+                };
+                return Err(StartError::Ambiguous {
+                    answer: Some(503),
+                    failure,
+                });
+            }
             Fate::Status(400) => {
                 return Err(StartError::Refused {
                     answer: 400,
@@ -137,7 +155,8 @@ impl Upstream for InMemory {
         self.requests.borrow_mut().push("list".to_owned());
         let draw = &mut |below| self.draw(below);
         let processes = self.model.borrow().list(self.clock.now(), draw);
-        let is_cut = self.look_fate.get() != Fate::Answered;
+        let fate = self.list_fate.get().unwrap_or(self.look_fate.get());
+        let is_cut = fate != Fate::Answered;
         let told = if is_cut {
             processes.len() / 2
         } else {
@@ -475,6 +494,25 @@ fn many_missing_processes_are_started_again_slowly_before_new_orders_and_after_a
         let order = stage.order(&format!("a{n}"));
         assert_eq!((order.starts, order.attention), (2, None));
     }
+}
+
+#[test]
+fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
+    let stage = forgotten(50, LostProcess::Hold);
+    // The look that counted them, and another that finds them gone.
+    let mut reconciler = stage.reconciler();
+    let draw = &mut |below: u64| below - 1;
+    for n in 0..4_000 {
+        let (id, now) = (format!("a{n}"), stage.clock.now());
+        assert!(stage.upstream.model.borrow_mut().start(&id, now, draw));
+    }
+    pass(&mut reconciler);
+    stage.upstream.model.borrow_mut().forget_everything();
+    stage.forward(10_000);
+    pass(&mut reconciler);
+    let lives = stage.store.heartbeat().unwrap().learned.lives;
+    let (processes, time) = lives.expected(stage.clock.now()).unwrap();
+    assert_eq!((processes, time.as_secs()), (16_000.0, 10));
 }
 
 #[test]

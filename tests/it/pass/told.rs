@@ -1,0 +1,78 @@
+//! What a pass tells: its report, and the heartbeat, which every writing costs a disk flush.
+
+use super::*;
+
+fn written_at(stage: &Stage) -> Timestamp {
+    stage.store.heartbeat().unwrap().last_pass_at.unwrap()
+}
+
+/// Passes, one a second from the next on, until the heartbeat is written: after so many seconds.
+fn seconds_until_written(stage: &Stage, reconciler: &mut Reconciler<InMemory, HandClock>) -> i64 {
+    let before = written_at(stage);
+    let begun = stage.clock.now();
+    while written_at(stage) == before {
+        stage.forward(1_000);
+        pass(reconciler);
+        assert!(stage.clock.now().since(begun) < Duration::from_secs(60));
+    }
+    stage.clock.now().since(begun).as_secs() as i64
+}
+
+#[test]
+fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_seconds() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    assert_eq!(written_at(&stage), stage.clock.now());
+    stage.forward(1_000);
+    assert_eq!(
+        pass(&mut reconciler).observed,
+        1,
+        "it looks, and that is all"
+    );
+    assert_eq!(seconds_until_written(&stage, &mut reconciler), 4);
+    // What happens is told at once.
+    stage.forward(1_000);
+    stage.create("a2");
+    pass(&mut reconciler);
+    assert_eq!(written_at(&stage), stage.clock.now());
+}
+
+#[test]
+fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
+    let mut stage = Stage::new(100);
+    stage.settings.start_rate = 0.1;
+    for id in ["a1", "a2", "a3"] {
+        stage.create(id);
+    }
+    let mut reconciler = stage.reconciler();
+    assert!(pass(&mut reconciler).left);
+    let before = written_at(&stage);
+    stage.forward(1_000);
+    assert!(pass(&mut reconciler).left, "its turn has not come");
+    assert_eq!(written_at(&stage), before);
+    stage.upstream.look_fate.set(Fate::Refused);
+    stage.forward(1_000);
+    assert!(pass(&mut reconciler).unreachable);
+    let down_since = written_at(&stage);
+    assert!(down_since > before, "that it is down is news");
+    stage.forward(1_000);
+    assert!(pass(&mut reconciler).unreachable);
+    assert_eq!(written_at(&stage), down_since);
+}
+
+#[test]
+fn the_upstream_counts_as_unreachable_when_nothing_that_was_asked_got_an_answer() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    stage.upstream.look_fate.set(Fate::Lost);
+    assert!(pass(&mut reconciler).unreachable, "it did not answer");
+    stage.create("a2");
+    stage.forward(1_000);
+    assert!(!pass(&mut reconciler).unreachable, "it took the start");
+    assert_eq!(stage.order("a2").status, Status::Processing);
+}
