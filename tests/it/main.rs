@@ -11,6 +11,7 @@
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `pages`, `openapi`: the pages for people, and the description of the API, held to the code.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
+//! - `deploy`: the systemd units.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `store`: the database: its schema and its journal.
@@ -21,6 +22,7 @@
 mod attention;
 mod clients;
 mod create;
+mod deploy;
 mod events;
 mod http;
 mod life;
