@@ -137,19 +137,19 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let mut doubtful = Vec::new();
         for (place, (order, look)) in sight.orders.iter().zip(&mut sight.looks).enumerate() {
-            if look.as_ref().is_some_and(|look| {
+            let missing = look.take_if(|look| {
                 order.is_missing_in(look)
                     && matches!(
                         decide(order, look, &policy, at),
                         Action::Fail | Action::Flag(_)
                     )
-            }) {
-                *look = None;
-                doubtful.push(place);
-            }
+            });
+            doubtful.extend(missing.map(|look| (place, look.began_at)));
         }
-        self.look_up_each(sight, doubtful, CONFIRMED_MAX, stop)
-            .await;
+        let places = doubtful.iter().map(|(place, _)| *place).collect();
+        self.look_up_each(sight, places, CONFIRMED_MAX, stop).await;
+        doubtful.retain(|(place, _)| sight.looks[*place].is_none());
+        sight.unconfirmed = doubtful;
     }
 
     /// Asks for each of these orders that is due and was not seen, up to `limit` of them, unless
@@ -276,6 +276,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 step: Step::Delayed(trouble),
             });
         }
+        for (at, began_at) in &sight.unconfirmed {
+            let order = &sight.orders[*at];
+            if !order.is_missed() {
+                report.missed += 1;
+                let (seq, began_at) = (order.seq, *began_at);
+                let step = Step::Missed { began_at };
+                changes.push(Change { seq, step });
+            }
+        }
         let at = Circumstances {
             now,
             restart_suspected,
@@ -290,12 +299,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let action = decide(&order, &look, &policy, at);
             trace(&order, &look, action);
             let mut steps = Vec::new();
-            if action == Action::Start && order.is_missing_in(&look) && !order.is_missed() {
-                // It may take more than this pass until it is started again.
+            let stays_missing = matches!(action, Action::Start | Action::Flag(_));
+            if stays_missing && order.is_missing_in(&look) && !order.is_missed() {
+                // It is news once: the next look must not take it for another restart.
                 effects(&order, Action::Miss, &look, now, report, &mut steps);
-            } else {
-                effects(&order, action, &look, now, report, &mut steps);
             }
+            effects(&order, action, &look, now, report, &mut steps);
             let seq = order.seq;
             changes.extend(steps.into_iter().map(|step| Change { seq, step }));
             if action == Action::Start {
@@ -339,6 +348,9 @@ struct Sight {
     /// Whether the list was read, and its length if it was whole.
     is_listed: bool,
     entries: Option<u64>,
+    /// The orders that the list did not know and no look-up has told of, and when the list was
+    /// asked for.
+    unconfirmed: Vec<(usize, Timestamp)>,
     /// Look-ups that were made.
     look_ups: usize,
 }
@@ -350,6 +362,7 @@ impl Sight {
             orders,
             watched,
             failures: Vec::new(),
+            unconfirmed: Vec::new(),
             is_complete: true,
             is_listed: false,
             entries: None,

@@ -9,16 +9,17 @@ use std::time::Duration;
 use order_service::clock::Clock;
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
-use order_service::pace::Failure;
+use order_service::pace::{Failure, Learned};
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
 use order_service::simulator::model::Model;
-use order_service::store::{Creation, DatabasePath, Filter, Mode, OpenGate, Store};
+use order_service::store::{Creation, DatabasePath, Filter, Heartbeat, Mode, OpenGate, Store};
 use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
 
 mod told;
 mod trouble;
+mod window;
 
 /// A clock that stands still unless it is moved, or slept on.
 #[derive(Clone)]
@@ -35,7 +36,7 @@ impl Clock for HandClock {
 }
 
 /// What happens to a request.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Answered,
     /// No connection can be made.
@@ -209,6 +210,15 @@ impl Stage {
     fn reconciler(&self) -> Reconciler<InMemory, HandClock> {
         let (store, upstream) = (self.store.clone(), self.upstream.clone());
         Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
+    }
+
+    /// An earlier run has left this.
+    fn has_learned(&self, learned: Learned) {
+        let heartbeat = Heartbeat {
+            learned,
+            ..self.store.heartbeat().unwrap()
+        };
+        block_on(self.store.write_heartbeat(heartbeat)).unwrap();
     }
 
     fn create(&self, id: &str) {

@@ -37,6 +37,11 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     stage.create("a2");
     pass(&mut reconciler);
     assert_eq!(written_at(&stage), stage.clock.now());
+    // A clock that was set back does not silence it either.
+    stage.forward(-3_600_000);
+    pass(&mut reconciler);
+    let next_pass_at = stage.store.heartbeat().unwrap().next_pass_at.unwrap();
+    assert!(next_pass_at < stage.clock.now().after(Duration::from_secs(2)));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Passes while the upstream is down, rests, or answers only some of what it is asked.
 
+use order_service::pace::Durations;
+
 use super::*;
 
 #[test]
@@ -97,4 +99,71 @@ fn looks_are_made_on_schedule_and_not_because_orders_come_in() {
     // Nor do they wait until a clock that was set back has caught up.
     stage.forward(-3_600_000);
     assert_eq!(pass(&mut reconciler).observed, 10);
+}
+
+#[test]
+fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing() {
+    let stage = Stage::new(1_000);
+    let mut durations = Durations::default();
+    for _ in 0..1_000 {
+        durations.outlived(Duration::ZERO, Duration::from_secs(600));
+    }
+    stage.has_learned(Learned {
+        durations,
+        ..Learned::default()
+    });
+    for n in 0..2_000 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.upstream.take_requests();
+    let mut passes_with_looks = 0;
+    for _ in 0..150 {
+        stage.forward(1_000);
+        passes_with_looks += usize::from(pass(&mut reconciler).observed > 0);
+    }
+    assert!((1..=4).contains(&passes_with_looks), "{passes_with_looks}");
+    let ids: Vec<String> = (0..2_000).map(|n| format!("a{n}")).collect();
+    let runs = |id: &&String| stage.order(id).status == Status::Processing;
+    let missing = ids.iter().find(runs).unwrap();
+    let mut model = stage.upstream.model.borrow_mut();
+    model.forget_everything();
+    for id in ids.iter().filter(|id| *id != missing) {
+        model.start(id, stage.clock.now(), &mut |below| below - 1);
+    }
+    drop(model);
+    let mut passes = 0;
+    while pass(&mut reconciler).missed == 0 {
+        stage.forward(1_000);
+        passes += 1;
+        assert!(passes < 200, "it is looked at");
+    }
+    stage.forward(1_000);
+    assert!(pass(&mut reconciler).observed > 0, "again, at once");
+    assert_eq!(stage.reason(missing), Some(Reason::ProcessLost));
+}
+
+#[test]
+fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() {
+    use LostProcess::{Fail, Hold, Restart};
+    for (policy, look_fate) in [
+        (Hold, Fate::Answered),
+        (Restart, Fate::Answered),
+        (Fail, Fate::Answered),
+        // None can be confirmed to be missing.
+        (Fail, Fate::Lost),
+        (Hold, Fate::Lost),
+    ] {
+        let stage = forgotten(50, policy);
+        stage.upstream.list_fate.set(Some(Fate::Answered));
+        stage.upstream.look_fate.set(look_fate);
+        let mut reconciler = stage.reconciler();
+        for _ in 0..30 {
+            pass(&mut reconciler);
+            stage.forward(1_000);
+        }
+        let lives = stage.store.heartbeat().unwrap().learned.lives;
+        assert_eq!(lives.ended(), 1, "{policy:?}, {look_fate:?}");
+    }
 }

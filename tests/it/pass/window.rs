@@ -1,0 +1,82 @@
+//! How many processes are in flight once the upstream was seen to live for a short time only.
+
+use order_service::pace::{Durations, Lives};
+
+use super::*;
+
+/// The window after many lives that were as short as can be.
+const WINDOW: usize = 16;
+
+/// A stage on which so short lives were learned, with so many orders.
+fn short_lived(orders: usize, max_duration_secs: u32) -> Stage {
+    let mut stage = Stage::new(max_duration_secs);
+    stage.settings.max_in_flight = 8;
+    let mut lives = Lives::default();
+    for _ in 0..30 {
+        lives.listed(1, stage.clock.now());
+        lives.restarted(0, stage.clock.now());
+    }
+    assert_eq!(lives.window(), Some(WINDOW as u64));
+    let mut durations = Durations::default();
+    let longest = Duration::from_secs(max_duration_secs.into());
+    durations.ended(longest, longest);
+    stage.has_learned(Learned {
+        lives,
+        durations,
+        rate: None,
+    });
+    for n in 0..orders {
+        stage.create(&format!("a{n}"));
+    }
+    stage
+}
+
+/// Processes that run at this moment.
+fn running(stage: &Stage) -> usize {
+    let model = stage.upstream.model.borrow();
+    let runs = |n: &usize| model.look_up(&format!("a{n}"), stage.clock.now()) == Some("RUNNING");
+    (0..200).filter(runs).count()
+}
+
+#[test]
+fn no_more_processes_run_at_once_than_the_window_has_places_and_each_end_frees_one() {
+    // Three windows of processes: with more, a life this long would widen it.
+    let stage = short_lived(45, 20);
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).started, WINDOW);
+    let mut passes = 0;
+    while stage.count(Status::Created) > 0 {
+        stage.forward(1_000);
+        let report = pass(&mut reconciler);
+        assert!(running(&stage) <= WINDOW, "{report}");
+        assert!(report.started <= report.settled, "{report}");
+        passes += 1;
+        assert!(passes < 200, "it goes on");
+    }
+}
+
+#[test]
+fn a_reconciler_that_has_just_begun_counts_the_processes_that_run_already() {
+    let stage = short_lived(40, 1_000);
+    assert_eq!(pass(&mut stage.reconciler()).started, WINDOW);
+    stage.forward(1_000);
+    let begun = running(&stage);
+    let mut reconciler = stage.reconciler();
+    let report = pass(&mut reconciler);
+    assert_eq!(report.started, WINDOW - begun, "{report}");
+}
+
+#[test]
+fn forgotten_processes_take_no_place_in_the_window() {
+    let mut stage = short_lived(40, 1_000);
+    stage.settings.lost_process = LostProcess::Hold;
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.upstream.model.borrow_mut().forget_everything();
+    let mut started = 0;
+    for _ in 0..10 {
+        stage.forward(1_000);
+        started += pass(&mut reconciler).started;
+    }
+    assert_eq!(started, WINDOW);
+}
