@@ -3,13 +3,16 @@
 //! It records intent and tells what is so; it never calls the order process service. What a
 //! request may look like is in `api/request.rs`, how orders are written in `api/json.rs` and
 //! `api/listing.rs`, what
-//! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`.
+//! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what is
+//! told of all orders together in `api/overview.rs` and `api/stats.rs`.
 
 mod health;
 mod json;
 mod listing;
+mod overview;
 mod problem;
 mod request;
+mod stats;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use warp::{Filter, Reply};
 
 use self::health::Health;
 use self::listing::Listing;
+use self::overview::Overview;
 use self::problem::{Problem, store_problem};
 use crate::clock::{Clock, SystemClock};
 use crate::order::Order;
@@ -36,6 +40,7 @@ use crate::store::{Creation, Store};
 pub struct Api {
     store: Store,
     health: Health,
+    overview: Overview,
 }
 
 impl Api {
@@ -43,6 +48,7 @@ impl Api {
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining),
+            overview: Overview::default(),
             store,
         })
     }
@@ -59,6 +65,8 @@ impl Api {
             .or(self.orders())
             .unify()
             .or(self.order())
+            .unify()
+            .or(self.stats())
             .unify()
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))

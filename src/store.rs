@@ -2,8 +2,10 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
+//! reconciler records is in `store/record.rs`, what an operator decides in `store/operate.rs`, what is told of the whole in
+//! `store/history.rs`, how rows are read in `store/rows.rs`. The methods speak of orders, not of SQL.
 
+mod history;
 mod open;
 mod operate;
 mod record;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
+pub use self::history::{Glance, Sizes};
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::record::{Change, Recorded, Step, Trouble};
@@ -25,6 +28,7 @@ use self::rows::{
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 use crate::decide::OpenOrder;
+use crate::history::Entry;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 
@@ -300,18 +304,28 @@ impl Store {
     /// # Errors
     /// The database cannot be read.
     pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
-        self.read(|db| {
-            db.prepare_cached(
-                "SELECT seq, id FROM orders INDEXED BY orders_by_status \
-                 WHERE status = 'CREATED' AND seq > ?1 \
-                 UNION ALL \
-                 SELECT seq, id FROM orders INDEXED BY orders_by_status \
-                 WHERE status = 'PROCESSING' AND seq > ?1 \
-                 ORDER BY seq LIMIT 1",
-            )?
-            .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
-            .optional()
-        })
+        self.read(|db| next_open(db, after))
+    }
+
+    /// At most `limit` entries of the journal after the place `after`.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn entries(&self, after: i64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.read(|db| history::entries(db, after, limit))
+    }
+
+    /// The same, and all else that is told of the whole, as of one moment.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn glance(&self, after: i64, limit: usize) -> Result<Glance, StoreError> {
+        self.read(|db| history::glance(db, after, limit))
+    }
+
+    /// What the database takes on disk.
+    pub fn sizes(&self) -> Sizes {
+        history::sizes(&self.inner.path)
     }
 
     /// Records what the reconciler did and saw, in one transaction. A change of an order that is
@@ -464,6 +478,19 @@ fn order_by_id(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Order>>
     db.prepare_cached(&format!("SELECT {ORDER} FROM orders WHERE id = ?1"))?
         .query_row([id.as_str()], |row| order_of(row, unreachable.as_ref()))
         .optional()
+}
+
+fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, OrderId)>> {
+    db.prepare_cached(
+        "SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'CREATED' AND seq > ?1 \
+         UNION ALL \
+         SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'PROCESSING' AND seq > ?1 \
+         ORDER BY seq LIMIT 1",
+    )?
+    .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
+    .optional()
 }
 
 fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {

@@ -129,7 +129,7 @@ pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option
 }
 
 /// A value that the schema's CHECKs refuse, or that someone else wrote.
-fn impossible(
+pub(super) fn impossible(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> rusqlite::Error {

@@ -9,6 +9,7 @@
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
+//! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
 
@@ -21,6 +22,7 @@ mod life;
 mod lists;
 mod pass;
 mod programs;
+mod stats;
 mod store;
 mod tidy;
 mod trouble;

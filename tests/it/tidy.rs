@@ -47,6 +47,8 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/order.rs",
         "src/decide.rs",
         "src/pace.rs",
+        "src/history.rs",
+        "src/spread.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
         "src/simulator/faults.rs",
