@@ -13,6 +13,7 @@
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
+//! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
 
@@ -30,6 +31,7 @@ mod operator;
 mod pages;
 mod pass;
 mod programs;
+mod stats;
 mod store;
 mod tidy;
 mod trouble;
