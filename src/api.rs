@@ -4,17 +4,19 @@
 //! request may look like is in `api/request.rs`; single orders are in `api/single.rs`, lists in
 //! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, what an error looks like in
-//! `api/problem.rs`, the health of the program in `api/health.rs`, pages for people in
-//! `api/pages.rs`.
+//! `api/problem.rs`, the health of the program in `api/health.rs`, what is told of all orders
+//! together in `api/overview.rs` and `api/stats.rs`, pages for people in `api/pages.rs`.
 
 mod events;
 mod health;
 mod json;
 mod listing;
+mod overview;
 mod pages;
 mod problem;
 mod request;
 mod single;
+mod stats;
 mod watcher;
 
 use std::convert::Infallible;
@@ -30,6 +32,7 @@ use warp::{Filter, Reply};
 
 use self::health::Health;
 use self::listing::Listing;
+use self::overview::Overview;
 use self::problem::{Problem, store_problem};
 use self::watcher::Watcher;
 use crate::server::Situation;
@@ -39,6 +42,7 @@ use crate::store::Store;
 pub struct Api {
     store: Store,
     health: Health,
+    overview: Overview,
     watcher: Arc<Watcher>,
     draining: CancellationToken,
 }
@@ -49,6 +53,7 @@ impl Api {
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
+            overview: Overview::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             draining,
             store,
@@ -69,6 +74,8 @@ impl Api {
             .or(self.order())
             .unify()
             .or(self.event())
+            .unify()
+            .or(self.stats())
             .unify()
             .or(pages::pages())
             .unify()

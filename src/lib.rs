@@ -15,6 +15,7 @@
 //! - [`order`]: the nouns. Ids, statuses, orders, observations; parsed at the edge.
 //! - [`decide`]: what to do about an order, given what was observed. One pure table.
 //! - [`pace`]: how fast to start, how to look, how long to back off. Pure.
+//! - [`history`]: what the journal adds up to; [`spread`]: durations, counted. Pure.
 //! - [`reconciler`]: the pass: observe, decide, settle, start. And the loop around it.
 //! - [`upstream`]: the client of the order process service, and its wire format.
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL.
@@ -29,8 +30,8 @@
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
 //!
-//! - `order`, `decide`, `pace` and the simulator's model, crashes and faults use std and serde alone: no clock, no
-//!   network, no database, no randomness of their own.
+//! - `order`, `decide`, `pace`, `history`, `spread` and the simulator's model, crashes and faults use
+//!   std and serde alone: no clock, no network, no database, no randomness of their own.
 //! - Only `store` names rusqlite, only `upstream` names reqwest, only `api` and `simulator` (and
 //!   the program that serves them) name warp.
 //! - The API never calls the upstream, and the reconciler never serves orders. They meet in the
@@ -47,6 +48,7 @@ pub mod config;
 pub mod decide;
 pub mod explain;
 pub mod health;
+pub mod history;
 pub mod operator;
 pub mod order;
 pub mod pace;
@@ -54,5 +56,6 @@ pub mod program;
 pub mod reconciler;
 pub mod server;
 pub mod simulator;
+pub mod spread;
 pub mod store;
 pub mod upstream;

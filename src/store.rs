@@ -3,11 +3,12 @@
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once. How a file is opened and checked is in `store/open.rs`, what the
 //! reconciler records is in `store/record.rs`, how the journal is read in `store/journal.rs`, what an
-//! operator decides in `store/operate.rs`, how rows are read in `store/rows.rs`. What looks at a file
-//! from beside, to copy or check it, is in `store/inspect.rs`. The methods speak of orders, not of
-//! SQL.
+//! operator decides in `store/operate.rs`, what is told of the whole in `store/history.rs`, how rows
+//! are read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
+//! `store/inspect.rs`. The methods speak of orders, not of SQL.
 
 mod check;
+mod history;
 mod inspect;
 mod journal;
 mod open;
@@ -23,6 +24,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::check::Finding;
+pub use self::history::{Glance, Sizes};
 pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::{EventWatch, Found};
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
@@ -34,6 +36,7 @@ use self::rows::{
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 use crate::decide::OpenOrder;
+use crate::history::Entry;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 
@@ -300,18 +303,28 @@ impl Store {
     /// # Errors
     /// The database cannot be read.
     pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
-        self.read(|db| {
-            db.prepare_cached(
-                "SELECT seq, id FROM orders INDEXED BY orders_by_status \
-                 WHERE status = 'CREATED' AND seq > ?1 \
-                 UNION ALL \
-                 SELECT seq, id FROM orders INDEXED BY orders_by_status \
-                 WHERE status = 'PROCESSING' AND seq > ?1 \
-                 ORDER BY seq LIMIT 1",
-            )?
-            .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
-            .optional()
-        })
+        self.read(|db| next_open(db, after))
+    }
+
+    /// At most `limit` entries of the journal after the place `after`.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn entries(&self, after: i64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        self.read(|db| history::entries(db, after, limit))
+    }
+
+    /// The same, and all else that is told of the whole, as of one moment.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn glance(&self, after: i64, limit: usize) -> Result<Glance, StoreError> {
+        self.read(|db| history::glance(db, after, limit))
+    }
+
+    /// What the database takes on disk.
+    pub fn sizes(&self) -> Sizes {
+        history::sizes(&self.inner.path)
     }
 
     /// Records what the reconciler did and saw, in one transaction. A change of an order that is
@@ -475,6 +488,19 @@ fn counts(db: &Connection) -> rusqlite::Result<Vec<(Status, u64)>> {
         counts.push((status, count.unsigned_abs()));
     }
     Ok(counts)
+}
+
+fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, OrderId)>> {
+    db.prepare_cached(
+        "SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'CREATED' AND seq > ?1 \
+         UNION ALL \
+         SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'PROCESSING' AND seq > ?1 \
+         ORDER BY seq LIMIT 1",
+    )?
+    .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
+    .optional()
 }
 
 fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {

@@ -39,11 +39,11 @@ struct Probed {
 }
 
 #[derive(Clone, Serialize)]
-struct Check {
+pub(super) struct Check {
     name: &'static str,
-    status: &'static str,
-    since: Option<String>,
-    detail: String,
+    pub status: &'static str,
+    pub since: Option<String>,
+    pub detail: String,
 }
 
 /// The answer of a health path.
@@ -53,7 +53,7 @@ pub(super) struct HealthReport {
     checks: Vec<Check>,
 }
 
-const OK: &str = "ok";
+pub(super) const OK: &str = "ok";
 const FAILING: &str = "failing";
 const UNKNOWN: &str = "unknown";
 
@@ -131,7 +131,7 @@ impl Health {
     }
 
     /// Whether the database can be written: tried once for all who ask at the same time.
-    async fn database(&self) -> Check {
+    pub async fn database(&self) -> Check {
         let mut known = self.database.lock().await;
         if let Some(probed) = &*known
             && probed.at.elapsed() < BELIEVED_FOR

@@ -99,6 +99,12 @@ impl Durations {
         Duration::from_millis(mean_ms as u64)
     }
 
+    /// The same, but nothing while no process was seen to end.
+    pub fn known_mean(&self) -> Option<Duration> {
+        let is_known = self.ended.iter().any(|ended| *ended > 0);
+        is_known.then(|| self.mean())
+    }
+
     /// The age by which all have ended that were seen to end lately.
     pub fn longest(&self) -> Duration {
         match self.ended.iter().rposition(|ended| *ended > 0) {

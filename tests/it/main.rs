@@ -14,6 +14,7 @@
 //! - `deploy`: the systemd units.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
+//! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
 
@@ -32,6 +33,7 @@ mod operator;
 mod pages;
 mod pass;
 mod programs;
+mod stats;
 mod store;
 mod tidy;
 mod trouble;

@@ -50,6 +50,8 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/pace.rs",
         "src/explain.rs",
         "src/explain/words.rs",
+        "src/history.rs",
+        "src/spread.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
         "src/simulator/faults.rs",

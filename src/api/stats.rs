@@ -1,0 +1,270 @@
+//! `GET /stats`: how many orders there are, how fast they go, and how all they depend on is. One
+//! JSON object, which the dashboard draws.
+//!
+//! What is not known is null. Where its history comes from is in `overview`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::http::StatusCode;
+use warp::reply::Response;
+
+use super::health::{Check, OK};
+use super::overview::Seen;
+use super::problem::{Problem, store_problem};
+use super::{Api, answer, get_or_head, json_answer, not_allowed, query, request};
+use crate::clock::rfc3339;
+use crate::history::{Cause, History};
+use crate::order::{Reason, Status, Timestamp};
+use crate::pace::{Learned, LearnedRate, Reach};
+use crate::reconciler::is_overdue;
+use crate::store::{Heartbeat, Sizes};
+
+impl Api {
+    pub(super) fn stats(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
+        let get = get_or_head().and(self.shared()).and(query()).then(
+            |api: Arc<Self>, query: String| async move { answer(api.tell_stats(&query).await) },
+        );
+        warp::path!("stats")
+            .and(get.or(not_allowed("GET, HEAD")).unify())
+            .boxed()
+    }
+
+    async fn tell_stats(&self, query: &str) -> Result<Response, Problem> {
+        request::no_parameters(query)?;
+        // First: while it is asked, the history need not be held.
+        let database = self.health.database().await;
+        let seen = self
+            .overview
+            .look(&self.store)
+            .await
+            .map_err(store_problem)?;
+        let stats = Stats::new(&seen, database, self.store.sizes());
+        let body =
+            serde_json::to_vec(&stats).expect("strings and numbers can be written to memory");
+        Ok(json_answer(StatusCode::OK, body))
+    }
+}
+
+#[derive(Serialize)]
+struct Stats {
+    at: String,
+    orders: BTreeMap<Status, u64>,
+    attention: BTreeMap<&'static str, u64>,
+    oldest_open: Option<OldestOpen>,
+    per_minute: Vec<Minute>,
+    time_to_settle: TimeToSettle,
+    restarts: Restarts,
+    database: Database,
+    upstream: Upstream,
+    reconciler: Reconciler,
+    pace: Pace,
+}
+
+#[derive(Serialize)]
+struct OldestOpen {
+    id: String,
+    status: Status,
+    created_at: String,
+}
+
+#[derive(Serialize)]
+struct Minute {
+    at: String,
+    created: u64,
+    settled: u64,
+}
+
+/// Of the orders that were settled in the minutes that are told.
+#[derive(Serialize)]
+struct TimeToSettle {
+    orders: u64,
+    p50_seconds: Option<f64>,
+    p95_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Restarts {
+    last_hour: u64,
+    total: u64,
+}
+
+#[derive(Serialize)]
+struct Database {
+    status: &'static str,
+    since: Option<String>,
+    detail: Option<String>,
+    bytes: u64,
+    wal_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Upstream {
+    status: &'static str,
+    since: Option<String>,
+    detail: Option<String>,
+    /// When the open orders that were due for it were last observed.
+    last_seen_at: Option<String>,
+    life: Life,
+    /// How long a process takes on average.
+    process_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Life {
+    /// Processes in the present life.
+    processes: Option<u64>,
+    began_at: Option<String>,
+    /// Lives that were seen to end.
+    ended: u64,
+    expected_processes: Option<u64>,
+    expected_seconds: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Reconciler {
+    status: &'static str,
+    since: Option<String>,
+    detail: Option<String>,
+    last_pass_at: Option<String>,
+    next_pass_at: Option<String>,
+    next_look_at: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Pace {
+    /// Null while it is not known, and where nothing limits it.
+    starts_per_second: Option<f64>,
+    ceiling: Option<f64>,
+    /// What brought it below its ceiling.
+    reason: Option<String>,
+    in_flight: u64,
+    /// How many may be in flight.
+    window: Option<u64>,
+}
+
+impl Stats {
+    fn new(seen: &Seen<'_>, database: Check, sizes: Sizes) -> Self {
+        let (now, history) = (seen.now, &*seen.history);
+        let heartbeat = &seen.glance.heartbeat;
+        let orders = Status::ALL.map(|status| (status, history.orders(status)));
+        let attention = Reason::ALL.map(|reason| (reason.as_str(), seen.attention(reason)));
+        let oldest_open = seen.glance.oldest_open.as_ref();
+        Self {
+            at: rfc3339(now),
+            orders: orders.into(),
+            attention: attention.into(),
+            oldest_open: oldest_open.map(|order| OldestOpen {
+                id: order.id.to_string(),
+                status: order.status,
+                created_at: rfc3339(order.created_at),
+            }),
+            per_minute: per_minute(history, now),
+            time_to_settle: time_to_settle(history, now),
+            restarts: Restarts {
+                last_hour: history.restarted_lately(now),
+                total: history.caused(Cause::Restarted),
+            },
+            database: Database {
+                status: database.status,
+                since: database.since,
+                detail: (database.status != OK).then_some(database.detail),
+                bytes: sizes.database,
+                wal_bytes: sizes.log,
+            },
+            upstream: upstream(heartbeat, now),
+            reconciler: reconciler(heartbeat, now),
+            pace: pace(&heartbeat.learned, history.orders(Status::Processing)),
+        }
+    }
+}
+
+fn per_minute(history: &History, now: Timestamp) -> Vec<Minute> {
+    let told = history.per_minute(now).into_iter();
+    told.map(|minute| Minute {
+        at: rfc3339(minute.at),
+        created: minute.created,
+        settled: minute.settled,
+    })
+    .collect()
+}
+
+fn time_to_settle(history: &History, now: Timestamp) -> TimeToSettle {
+    let times = history.time_to_settle(now);
+    TimeToSettle {
+        orders: times.len(),
+        p50_seconds: times.quantile(0.5).map(seconds),
+        p95_seconds: times.quantile(0.95).map(seconds),
+    }
+}
+
+/// In milliseconds at the finest, as all times are.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1_000.0
+}
+
+fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
+    let (status, since, detail) = match &heartbeat.reach {
+        Reach::Unknown => ("unknown", None, None),
+        Reach::Up { since } => ("up", Some(*since), None),
+        Reach::Down { since, detail } => ("down", Some(*since), Some(detail.clone())),
+    };
+    let lives = &heartbeat.learned.lives;
+    let expected = lives.expected(now);
+    Upstream {
+        status,
+        since: since.map(rfc3339),
+        detail,
+        last_seen_at: heartbeat.last_seen_at.map(rfc3339),
+        life: Life {
+            processes: lives.processes(),
+            began_at: lives.began_at().map(rfc3339),
+            ended: lives.ended(),
+            expected_processes: expected.map(|(processes, _)| processes.round() as u64),
+            expected_seconds: expected.map(|(_, time)| seconds(time)),
+        },
+        process_seconds: heartbeat.learned.durations.known_mean().map(seconds),
+    }
+}
+
+/// One that is overdue is so since its pass was due. Nothing is known of one that has ended until
+/// its next pass is late.
+fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
+    let (status, since, detail) = match heartbeat.leader_since {
+        None => (
+            "none",
+            None,
+            Some("no reconciler has led on this database yet".to_owned()),
+        ),
+        Some(_) if is_overdue(heartbeat.next_pass_at, now) => (
+            "overdue",
+            heartbeat.next_pass_at,
+            Some("it has ended, or is stuck: its next pass is more than a minute late".to_owned()),
+        ),
+        since => ("leading", since, None),
+    };
+    Reconciler {
+        status,
+        since: since.map(rfc3339),
+        detail,
+        last_pass_at: heartbeat.last_pass_at.map(rfc3339),
+        next_pass_at: heartbeat.next_pass_at.map(rfc3339),
+        next_look_at: heartbeat.next_look_at.map(rfc3339),
+    }
+}
+
+fn pace(learned: &Learned, in_flight: u64) -> Pace {
+    let rate = learned.rate.as_ref();
+    let is_limited = |rate: &&LearnedRate| rate.ceiling().is_some() || !rate.is_full();
+    Pace {
+        starts_per_second: rate.filter(is_limited).map(|rate| rate.rate()),
+        ceiling: rate.and_then(|rate| rate.ceiling()),
+        reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
+        in_flight,
+        window: learned.lives.window(),
+    }
+}

@@ -1,0 +1,142 @@
+//! The history held against the same journal counted in the plainest way.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Ten days after the epoch, in the middle of a minute.
+const NOW: Timestamp = Timestamp(10 * 86_400_000 + 30_000);
+
+fn entry(cause: Cause, at: Timestamp, age: Duration) -> Entry {
+    Entry {
+        seq: 0,
+        at,
+        cause,
+        created_at: cause
+            .to_status()
+            .is_settled()
+            .then(|| Timestamp(at.0 - age.as_millis() as i64)),
+    }
+}
+
+fn folded(entries: &[Entry], now: Timestamp) -> History {
+    let mut history = History::default();
+    for entry in entries {
+        history.fold(entry, now);
+    }
+    history
+}
+
+prop_compose! {
+    /// Entries of up to three hours around now.
+    fn journal()(entries in prop::collection::vec(
+        (0..Cause::ALL.len(), -7_200_000..3_600_000i64, 0..1_000_000u64),
+        0..200,
+    )) -> Vec<Entry> {
+        entries
+            .into_iter()
+            .enumerate()
+            .map(|(place, (cause, at, age))| Entry {
+                seq: place as i64 + 1,
+                ..entry(
+                    Cause::ALL[cause],
+                    Timestamp(NOW.0 + at),
+                    Duration::from_millis(age),
+                )
+            })
+            .collect()
+    }
+}
+
+proptest! {
+    #[test]
+    fn it_does_not_matter_in_how_many_parts_a_journal_is_folded(
+        journal in journal(),
+        cut in 0usize..200,
+    ) {
+        let (first, second) = journal.split_at(cut.min(journal.len()));
+        let mut history = folded(first, NOW);
+        history.forget(NOW);
+        for entry in second {
+            history.fold(entry, NOW);
+        }
+        prop_assert_eq!(history, folded(&journal, NOW));
+    }
+
+    #[test]
+    fn what_is_told_is_what_counting_the_journal_gives(journal in journal()) {
+        let history = folded(&journal, NOW);
+        let count = |matches: &dyn Fn(&Entry) -> bool| {
+            journal.iter().filter(|entry| matches(entry)).count() as u64
+        };
+        for cause in Cause::ALL {
+            prop_assert_eq!(history.caused(cause), count(&|entry| entry.cause == cause));
+        }
+        let is_settled = |entry: &Entry| entry.cause.to_status().is_settled();
+        let mut settled_lately = 0;
+        for told in history.per_minute(NOW) {
+            let within = |entry: &Entry| (told.at.0..told.at.0 + 60_000).contains(&entry.at.0);
+            let created = count(&|entry| entry.cause == Cause::Created && within(entry));
+            let settled = count(&|entry| is_settled(entry) && within(entry));
+            prop_assert_eq!((told.created, told.settled), (created, settled));
+            settled_lately += settled;
+        }
+        prop_assert_eq!(history.time_to_settle(NOW).len(), settled_lately);
+        prop_assert_eq!(history.settled_within().len(), count(&is_settled));
+    }
+}
+
+#[test]
+fn orders_are_counted_in_the_status_that_they_have_now() {
+    use Cause::*;
+    let causes = [
+        Created,
+        Created,
+        Created,
+        Created,
+        Created,
+        Created,
+        Created,
+        Started,
+        Adopted,
+        Started,
+        Started,
+        Started,
+        Restarted,
+        Restarted,
+        Succeeded,
+        Failed,
+        FailedByPolicy,
+        FailedByOperator,
+    ];
+    let entries = causes.map(|cause| entry(cause, NOW, Duration::ZERO));
+    let history = folded(&entries, NOW);
+    let counts = Status::ALL.map(|status| history.orders(status));
+    assert_eq!((counts, history.open()), ([2, 1, 1, 3], 3));
+}
+
+#[test]
+fn the_last_of_sixty_minutes_is_the_present_one() {
+    let at = |minutes: i64| Timestamp(NOW.0 - minutes * 60_000);
+    let entries = [0, 59, 60].map(|age| entry(Cause::Created, at(age), Duration::ZERO));
+    let history = folded(&entries, NOW);
+    let told = history.per_minute(NOW);
+    assert_eq!(told.len(), MINUTES);
+    assert_eq!((told[0].created, told[59].created), (1, 1));
+    assert_eq!(told[59].at, Timestamp(10 * 86_400_000));
+    assert_eq!(history.caused(Cause::Created), 3);
+}
+
+#[test]
+fn minutes_are_forgotten_when_they_are_not_told_any_more() {
+    let mut history = folded(&[entry(Cause::Restarted, NOW, Duration::ZERO)], NOW);
+    let later = NOW.after(Duration::from_secs(59 * 60));
+    history.forget(later);
+    assert_eq!(history.restarted_lately(later), 1);
+    let later = NOW.after(Duration::from_secs(60 * 60));
+    history.forget(later);
+    assert!(history.minutes.is_empty());
+    assert_eq!(history.caused(Cause::Restarted), 1);
+}

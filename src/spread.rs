@@ -1,0 +1,196 @@
+//! Durations, counted: into spans so narrow that any quantile can be told, and into the few wide
+//! ones of a histogram.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Below this many milliseconds each is told apart; above, each doubling is divided into half as
+/// many spans, so that a quantile is off by one part in 128 at most.
+const SPANS: u64 = 128;
+
+/// How many durations of about what length there were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// By span; see [`span_of`].
+    counts: BTreeMap<u64, u64>,
+    count: u64,
+}
+
+impl Spread {
+    /// Counts a duration.
+    pub fn count(&mut self, duration: Duration) {
+        *self.counts.entry(span_of(millis(duration))).or_default() += 1;
+        self.count += 1;
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        for (span, count) in &other.counts {
+            *self.counts.entry(*span).or_default() += count;
+        }
+        self.count += other.count;
+    }
+
+    /// How many were counted.
+    pub fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The duration that `share` of them, from 0 to 1, did not exceed; nothing if there is none.
+    /// (The nearest rank.)
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        let rank = ((share * self.count as f64).ceil() as u64).max(1);
+        let mut so_far = 0;
+        for (span, count) in &self.counts {
+            so_far += count;
+            if so_far >= rank {
+                return Some(Duration::from_millis(middle_of(*span)));
+            }
+        }
+        None
+    }
+}
+
+/// The span of a duration in milliseconds: itself while it is short, then the doubling that it is
+/// in and its first bits (as in HdrHistogram).
+fn span_of(ms: u64) -> u64 {
+    let doubling = (ms / SPANS).checked_ilog2().map_or(0, |log| log + 1);
+    u64::from(doubling) * SPANS + (ms >> doubling)
+}
+
+/// The middle of a span, in milliseconds.
+fn middle_of(span: u64) -> u64 {
+    let doubling = span / SPANS;
+    let first = (span % SPANS) << doubling;
+    first + ((1 << doubling) - 1) / 2
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How many durations there were up to each of some bounds, and their sum: a histogram as
+/// Prometheus has them. The bounds, in seconds and rising, are its owner's and never change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Histogram {
+    /// Durations above the bound before and up to this one; last those above every bound. Trailing
+    /// zeros are left out.
+    counts: Vec<u64>,
+    sum_us: u64,
+}
+
+impl Histogram {
+    /// Counts a duration.
+    pub fn count(&mut self, bounds: &[f64], duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let place = bounds.partition_point(|bound| *bound < seconds);
+        if self.counts.len() <= place {
+            self.counts.resize(place + 1, 0);
+        }
+        self.counts[place] += 1;
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    /// Each bound and how many lie between the one before and it; those above every bound come
+    /// with infinity.
+    pub fn buckets(&self, bounds: &[f64]) -> Vec<(f64, u64)> {
+        let counts = self.counts.iter().copied().chain(std::iter::repeat(0));
+        bounds
+            .iter()
+            .copied()
+            .chain([f64::INFINITY])
+            .zip(counts)
+            .collect()
+    }
+
+    /// How many were counted.
+    pub fn len(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sum of all, in seconds.
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_us as f64 / 1e6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_up_to_and_including_each_bound() {
+        let mut histogram = Histogram::default();
+        for ms in [0, 100, 101, 999, 1_000, 5_000] {
+            histogram.count(&[0.1, 1.0], Duration::from_millis(ms));
+        }
+        let counted = [(0.1, 2), (1.0, 3), (f64::INFINITY, 1)];
+        assert_eq!(histogram.buckets(&[0.1, 1.0]), counted);
+        assert_eq!((histogram.len(), histogram.sum_seconds()), (6, 7.2));
+    }
+
+    #[test]
+    fn spans_follow_each_other_and_hold_their_middle() {
+        let mut last = 0;
+        for ms in 0..1_000_000 {
+            let span = span_of(ms);
+            assert!(
+                span == last || span == last + 1 || (span % SPANS == SPANS / 2),
+                "{ms}"
+            );
+            assert!(span >= last);
+            last = span;
+            assert_eq!(span_of(middle_of(span)), span);
+        }
+        assert_eq!(span_of(middle_of(span_of(u64::MAX))), span_of(u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_that_of_the_sorted_durations_within_one_part_in_a_hundred(
+            mut times in prop::collection::vec(0u64..100_000_000, 1..200),
+            share in 0.0..=1.0f64,
+        ) {
+            let mut spread = Spread::default();
+            for ms in &times {
+                spread.count(Duration::from_millis(*ms));
+            }
+            times.sort_unstable();
+            let rank = ((share * times.len() as f64).ceil() as usize).max(1);
+            let exact = times[rank - 1] as f64;
+            let told = spread.quantile(share).unwrap().as_millis() as f64;
+            prop_assert!((told - exact).abs() <= exact / 100.0, "{} {}", told, exact);
+        }
+
+        #[test]
+        fn spreads_that_are_added_are_one_of_all(
+            first in prop::collection::vec(0u64..1_000_000, 0..50),
+            second in prop::collection::vec(0u64..1_000_000, 0..50),
+        ) {
+            let of = |times: &[u64]| {
+                let mut spread = Spread::default();
+                times.iter().for_each(|ms| spread.count(Duration::from_millis(*ms)));
+                spread
+            };
+            let mut sum = of(&first);
+            sum.add(&of(&second));
+            prop_assert_eq!(sum, of(&[first, second].concat()));
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What is told of all orders together: held against the orders, and against plain counting in the
+//! database.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use chrono::DateTime;
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{Reason, Timestamp};
+use order_service::pace::Reach;
+use order_service::store::{Change, Step, Trouble};
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use crate::world::{Client, PATIENCE, World, fill};
+
+async fn stats(client: &Client, api: &str) -> Value {
+    let answer = client.get(format!("{api}/stats")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    answer.json()
+}
+
+/// The same, once `done` holds of it.
+async fn stats_when(client: &Client, api: &str, done: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let told = stats(client, api).await;
+        if done(&told) {
+            return told;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "it does not come to pass: {told}"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+fn sum(per_minute: &Value, name: &str) -> u64 {
+    let minutes = per_minute.as_array().unwrap();
+    assert_eq!(minutes.len(), 60);
+    minutes
+        .iter()
+        .map(|minute| minute[name].as_u64().unwrap())
+        .sum()
+}
+
+fn ids(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("order-{n}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_of_a_run_is_what_the_database_counts() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
+    let service = world.serve(&simulator.url, &["--start-rate", "0"]);
+    let client = Client::new();
+    // Asked before there is anything, it has to go on from there.
+    let empty = stats(&client, &service.url).await;
+    assert_eq!(empty["oldest_open"], Value::Null);
+    let none = json!({"orders": 0, "p50_seconds": null, "p95_seconds": null});
+    assert_eq!(empty["time_to_settle"], none);
+    for id in ids(200) {
+        client.create(&service.url, &id).await;
+        if id.ends_with("00") {
+            stats(&client, &service.url).await;
+        }
+    }
+    let orders = client.settled(&service.url, 200).await;
+    let told = stats(&client, &service.url).await;
+
+    let mut counts =
+        BTreeMap::from(["CREATED", "PROCESSING", "FULFILLED", "FAILED"].map(|s| (s, 0)));
+    for order in &orders {
+        *counts.get_mut(order["status"].as_str().unwrap()).unwrap() += 1;
+    }
+    assert_eq!(told["orders"], json!(counts));
+    assert_eq!(told["oldest_open"], Value::Null);
+    assert_eq!(sum(&told["per_minute"], "created"), 200);
+    assert_eq!(sum(&told["per_minute"], "settled"), 200);
+    let db = Connection::open(world.database()).unwrap();
+    for minute in told["per_minute"].as_array().unwrap() {
+        let at = DateTime::parse_from_rfc3339(minute["at"].as_str().unwrap()).unwrap();
+        let count = |reasons: &str| {
+            let sql = format!(
+                "SELECT count(*) FROM journal WHERE at / 60000 * 60000 = ?1 AND reason IN ({reasons})"
+            );
+            db.query_row(&sql, [at.timestamp_millis()], |row| row.get::<_, i64>(0))
+                .unwrap()
+        };
+        assert_eq!(minute["created"], count("'created'"));
+        assert_eq!(minute["settled"], count("'succeeded', 'failed'"));
+    }
+    let times = &told["time_to_settle"];
+    let taken = |sql: &str| db.query_row(sql, [], |row| row.get::<_, f64>(0)).unwrap();
+    let (least, most) = (
+        taken("SELECT min(updated_at - created_at) / 1000.0 FROM orders"),
+        taken("SELECT max(updated_at - created_at) / 1000.0 FROM orders"),
+    );
+    let p50 = times["p50_seconds"].as_f64().unwrap();
+    let p95 = times["p95_seconds"].as_f64().unwrap();
+    assert_eq!(times["orders"], 200);
+    assert!(
+        least * 0.99 <= p50 && p50 <= p95 && p95 <= most * 1.01,
+        "{times}"
+    );
+
+    assert_eq!(told["restarts"], json!({"last_hour": 0, "total": 0}));
+    assert_eq!(told["database"]["status"], "ok");
+    assert!(told["database"]["bytes"].as_u64().unwrap() > 0);
+    let told = stats_when(&client, &service.url, |told| {
+        !told["upstream"]["process_seconds"].is_null()
+    })
+    .await;
+    assert_eq!(told["upstream"]["status"], "up");
+    assert_eq!(told["upstream"]["detail"], Value::Null);
+    assert_eq!(told["upstream"]["life"]["ended"], 0);
+    assert_eq!(told["reconciler"]["status"], "leading");
+    let pace = json!({"starts_per_second": null, "ceiling": null, "reason": null, "in_flight": 0, "window": null});
+    assert_eq!(told["pace"], pace, "without a ceiling nothing limits it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attention_is_counted_as_each_order_tells_it() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let store = world.store();
+    fill(&store, &ids(10), 10).await;
+    let flag = async |seq: i64, reason: Reason| {
+        let now = SystemClock.now();
+        let trouble = Trouble {
+            reason,
+            detail: "for a test".to_owned(),
+            next_attempt_at: now,
+        };
+        let step = Step::Flagged(trouble);
+        store.record(vec![Change { seq, step }], now).await.unwrap();
+    };
+    flag(2, Reason::StartRefused).await;
+    flag(3, Reason::StartRefused).await;
+    flag(4, Reason::UpstreamUnreachable).await;
+    flag(5, Reason::MaxStarts).await;
+    let mut settled = Vec::new();
+    for seq in [6, 7] {
+        settled.extend(
+            [
+                Step::Adopted,
+                Step::Settled(order_service::order::Outcome::Failed),
+            ]
+            .map(|step| Change { seq, step }),
+        );
+    }
+    store.record(settled, SystemClock.now()).await.unwrap();
+    let mut heartbeat = store.heartbeat().unwrap();
+    let since = Timestamp(SystemClock.now().0 - 5_000);
+    for reach in [
+        Reach::Up { since },
+        Reach::Down {
+            since,
+            detail: "no connection".to_owned(),
+        },
+    ] {
+        heartbeat.reach = reach;
+        store.write_heartbeat(heartbeat.clone()).await.unwrap();
+        let told = stats(&client, &api.url).await;
+        let mut counts = BTreeMap::from(Reason::ALL.map(|reason| (reason.as_str(), 0)));
+        let flagged = client
+            .get(format!("{}/order?attention=true", api.url))
+            .await;
+        for order in flagged.json().as_array().unwrap() {
+            let reason = order["attention"]["reason"].as_str().unwrap();
+            *counts.get_mut(reason).unwrap() += 1;
+        }
+        assert_eq!(told["attention"], json!(counts));
+        let list = client
+            .get(format!("{}/order?limit=1", api.url))
+            .await
+            .json();
+        for member in ["id", "status", "created_at"] {
+            assert_eq!(told["oldest_open"][member], list[0][member]);
+        }
+    }
+    let told = stats(&client, &api.url).await;
+    assert_eq!(
+        told["attention"]["upstream_unreachable"], 5,
+        "1 of its own, and 4"
+    );
+    assert_eq!(told["upstream"]["status"], "down");
+    assert_eq!(told["upstream"]["detail"], "no connection");
+    let health = client.get(format!("{}/healthz", api.url)).await.json();
+    for check in health["checks"].as_array().unwrap() {
+        let name = check["name"].as_str().unwrap();
+        if ["database", "upstream"].contains(&name) {
+            assert_eq!(told[name]["since"], check["since"], "{name}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_of_several_pieces_is_told_whole_and_what_another_program_adds_too() {
+    let world = World::in_memory();
+    let store = world.store();
+    fill(&store, &ids(12_345), 2_000).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    // Some at once: all have to wait for the same history.
+    let url = &api.url;
+    let asked = (0..4).map(|_| stats(&client, url));
+    for told in futures_util::future::join_all(asked).await {
+        assert_eq!(told["orders"]["CREATED"], 12_345);
+        assert_eq!(told["oldest_open"]["id"], "order-0");
+        assert_eq!(told["reconciler"]["status"], "none");
+        assert_eq!(told["reconciler"]["since"], Value::Null);
+    }
+    let more: Vec<_> = (0..10_001).map(|n| format!("more-{n}")).collect();
+    fill(&store, &more, 2_000).await;
+    let told = stats(&client, url).await;
+    assert_eq!(told["orders"]["CREATED"], 22_346);
+    assert_eq!(sum(&told["per_minute"], "created"), 22_346);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let store = world.store();
+    let mut heartbeat = store.heartbeat().unwrap();
+    let now = SystemClock.now();
+    heartbeat.leader_since = Some(Timestamp(now.0 - 500_000));
+    heartbeat.last_pass_at = Some(Timestamp(now.0 - 101_000));
+    heartbeat.next_pass_at = Some(Timestamp(now.0 - 100_000));
+    store.write_heartbeat(heartbeat).await.unwrap();
+    let reconciler = &stats(&client, &api.url).await["reconciler"];
+    assert_eq!(reconciler["status"], "overdue");
+    assert_eq!(reconciler["since"], reconciler["next_pass_at"]);
+    assert!(reconciler["detail"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_of_the_stats_has_no_body() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let url = format!("{}/stats", api.url);
+    let head = client.send(client.request("HEAD", url)).await;
+    assert_eq!((head.status, &*head.body), (200, ""));
+    assert_eq!(head.header("content-type"), "application/json");
+}
