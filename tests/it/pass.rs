@@ -18,6 +18,7 @@ use order_service::upstream::{Entry, StartError, Upstream};
 use crate::world::World;
 
 mod looks;
+mod starts;
 mod told;
 mod trouble;
 mod window;
@@ -48,6 +49,8 @@ enum Fate {
     Lost,
     /// This HTTP status, and no effect.
     Status(u16),
+    /// It is refused because there is a process, which there is by then.
+    Exists,
     /// No effect, and the wish to be left alone for so many seconds.
     Rest(u64),
 }
@@ -131,10 +134,13 @@ impl Upstream for InMemory {
                 });
             }
             Fate::Status(status) => return Err(ambiguous(Some(status))),
-            Fate::Answered | Fate::AnswerLost => {}
+            Fate::Answered | Fate::AnswerLost | Fate::Exists => {}
         }
         let now = self.clock.now();
         let draw = &mut |below| self.draw(below);
+        if fate == Fate::Exists {
+            self.model.borrow_mut().start(id.as_str(), now, draw);
+        }
         let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
         match (fate, is_new) {
             (Fate::AnswerLost, _) => Err(ambiguous(None)),
