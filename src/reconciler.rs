@@ -435,3 +435,17 @@ pub async fn run_once<U: Upstream, C: Clock>(
 pub fn is_overdue(next_pass_at: Option<Timestamp>, now: Timestamp) -> bool {
     next_pass_at.is_none_or(|at| now > at.after(OVERDUE_AFTER))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_overdue_a_minute_after_the_moment_that_was_told() {
+        let next_pass_at = Some(Timestamp(1_000));
+        for (now, expected) in [(0, false), (1_000, false), (61_000, false), (61_001, true)] {
+            assert_eq!(is_overdue(next_pass_at, Timestamp(now)), expected, "{now}");
+        }
+        assert!(is_overdue(None, Timestamp(0)), "there was none");
+    }
+}

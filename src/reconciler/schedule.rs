@@ -136,4 +136,16 @@ mod tests {
             assert!(text.parse::<Schedule>().is_err(), "{text}");
         }
     }
+
+    #[tokio::test]
+    async fn a_moment_that_has_not_come_is_waited_for() {
+        let leap_day: Schedule = "0 0 0 29 2 *".parse().unwrap();
+        let mut ticks = leap_day.ticks().await.unwrap();
+        tokio::select! {
+            biased;
+            () = ticks.next() => panic!("it is not that day"),
+            () = tokio::task::yield_now() => {}
+        }
+        ticks.end().await;
+    }
 }

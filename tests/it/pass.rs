@@ -17,6 +17,8 @@ use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
 
+mod looks;
+mod starts;
 mod told;
 mod trouble;
 mod window;
@@ -47,6 +49,8 @@ enum Fate {
     Lost,
     /// This HTTP status, and no effect.
     Status(u16),
+    /// It is refused because there is a process, which there is by then.
+    Exists,
     /// No effect, and the wish to be left alone for so many seconds.
     Rest(u64),
 }
@@ -61,6 +65,8 @@ struct InMemory {
     look_fate: Rc<Cell<Fate>>,
     /// If it is another than that of look-ups.
     list_fate: Rc<Cell<Option<Fate>>>,
+    /// Orders whose look-ups are lost on their way.
+    lost: Rc<RefCell<Vec<String>>>,
     /// Every request, as "start a1", "look a1" or "list".
     requests: Rc<RefCell<Vec<String>>>,
 }
@@ -74,6 +80,7 @@ impl InMemory {
             start_fate: Rc::new(Cell::new(Fate::Answered)),
             look_fate: Rc::new(Cell::new(Fate::Answered)),
             list_fate: Rc::default(),
+            lost: Rc::default(),
             requests: Rc::default(),
         }
     }
@@ -127,10 +134,13 @@ impl Upstream for InMemory {
                 });
             }
             Fate::Status(status) => return Err(ambiguous(Some(status))),
-            Fate::Answered | Fate::AnswerLost => {}
+            Fate::Answered | Fate::AnswerLost | Fate::Exists => {}
         }
         let now = self.clock.now();
         let draw = &mut |below| self.draw(below);
+        if fate == Fate::Exists {
+            self.model.borrow_mut().start(id.as_str(), now, draw);
+        }
         let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
         match (fate, is_new) {
             (Fate::AnswerLost, _) => Err(ambiguous(None)),
@@ -146,6 +156,9 @@ impl Upstream for InMemory {
         self.requests.borrow_mut().push(format!("look {id}"));
         if self.look_fate.get() != Fate::Answered {
             return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
+        }
+        if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
+            return Err(failure("no answer", false));
         }
         let model = self.model.borrow();
         let status = model.look_up(id.as_str(), self.clock.now());
@@ -526,6 +539,31 @@ fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
 }
 
 #[test]
+fn what_was_forgotten_is_started_again_before_what_may_not_have_been_started() {
+    let stage = Stage::new(100);
+    stage.upstream.start_fate.set(Fate::Lost);
+    stage.create("old");
+    pass(&mut stage.reconciler());
+    stage.upstream.start_fate.set(Fate::Answered);
+    let mut stage = stage;
+    stage.settings.lost_process = LostProcess::Restart;
+    for id in ["a0", "a1"] {
+        stage.create(id);
+    }
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).started, 2);
+    stage.upstream.model.borrow_mut().forget_everything();
+    stage.forward(4_000);
+    assert_eq!(pass(&mut reconciler).missed, 2);
+    stage.forward(4_000);
+    stage.upstream.take_requests();
+    pass(&mut reconciler);
+    let mut requests = stage.upstream.take_requests();
+    requests.retain(|request| request.starts_with("start"));
+    assert_eq!(requests, ["start a0", "start a1", "start old"]);
+}
+
+#[test]
 fn few_missing_processes_are_started_again_after_two_absences_in_two_passes() {
     let stage = forgotten(3, LostProcess::Restart);
     let report = pass(&mut stage.reconciler());
@@ -567,7 +605,9 @@ fn an_order_is_not_started_more_often_than_allowed_however_often_it_is_forgotten
         stage.forward(1_000);
     }
     assert_eq!(stage.order("a1").starts, 3);
-    assert_eq!(stage.reason("a1"), Some(Reason::MaxStarts));
+    let attention = stage.order("a1").attention.unwrap();
+    assert_eq!(attention.reason, Reason::MaxStarts);
+    assert!(attention.detail.contains("3 times"), "{attention:?}");
     let requests = stage.upstream.take_requests();
     assert_eq!(requests.iter().filter(|r| *r == "start a1").count(), 3);
 }

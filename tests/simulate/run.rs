@@ -239,6 +239,12 @@ impl Run {
             self.step_time();
         }
         self.world.oracle.borrow_mut().check_end();
+        let ended = self.store.heartbeat().unwrap().learned.lives.ended();
+        let lives = self.world.lives.get();
+        assert!(
+            ended <= lives,
+            "{ended} restarts of the upstream were told, and there were {lives}"
+        );
     }
 
     /// Whether every order is settled, or held until someone decides.

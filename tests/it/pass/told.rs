@@ -81,3 +81,62 @@ fn the_upstream_counts_as_unreachable_when_nothing_that_was_asked_got_an_answer(
     assert!(!pass(&mut reconciler).unreachable, "it took the start");
     assert_eq!(stage.order("a2").status, Status::Processing);
 }
+
+#[test]
+fn a_report_counts_what_was_found_and_what_was_done() {
+    let one = |count: Report| Report {
+        observed: 1,
+        ..count
+    };
+    // A start whose answer was lost has led to a process that runs, or has ended.
+    for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
+        let stage = Stage::new(max_duration_secs);
+        stage.create("a1");
+        stage.upstream.start_fate.set(Fate::AnswerLost);
+        let mut reconciler = stage.reconciler();
+        assert_eq!(pass(&mut reconciler).unanswered, 1);
+        stage.forward(6_000);
+        let expected = one(Report {
+            adopted: 1,
+            settled,
+            ..Report::default()
+        });
+        assert_eq!(pass(&mut reconciler), expected);
+    }
+    let stage = forgotten(1, LostProcess::Fail);
+    let mut reconciler = stage.reconciler();
+    let missed = one(Report {
+        missed: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), missed);
+    stage.forward(1_000);
+    let failed = one(Report {
+        failed_by_policy: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), failed);
+    let stage = forgotten(1, LostProcess::Hold);
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    let flagged = one(Report {
+        flagged: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), flagged);
+}
+
+#[test]
+fn a_second_start_whose_answer_was_lost_counts_as_a_restart_when_its_end_is_seen() {
+    let stage = forgotten(1, LostProcess::Restart);
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    stage.upstream.start_fate.set(Fate::AnswerLost);
+    assert_eq!(pass(&mut reconciler).unanswered, 1);
+    stage.forward(100_000);
+    let report = pass(&mut reconciler);
+    assert_eq!((report.restarted, report.settled), (1, 1), "{report}");
+    assert_eq!(stage.order("a0").starts, 2);
+}

@@ -1,7 +1,5 @@
 //! Passes while the upstream is down, rests, or answers only some of what it is asked.
 
-use order_service::pace::Durations;
-
 use super::*;
 
 #[test]
@@ -80,71 +78,6 @@ fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
 }
 
 #[test]
-fn looks_are_made_on_schedule_and_not_because_orders_come_in() {
-    let mut stage = Stage::new(100);
-    stage.settings.schedule = "*/10 * * * * *".parse().unwrap();
-    stage.create("a0");
-    let mut reconciler = stage.reconciler();
-    pass(&mut reconciler);
-    stage.upstream.take_requests();
-    for n in 1..10 {
-        stage.forward(1_000);
-        let id = format!("a{n}");
-        stage.create(&id);
-        pass(&mut reconciler);
-        assert_eq!(stage.upstream.take_requests(), [format!("start {id}")]);
-    }
-    stage.forward(1_000);
-    assert_eq!(pass(&mut reconciler).observed, 10);
-    // Nor do they wait until a clock that was set back has caught up.
-    stage.forward(-3_600_000);
-    assert_eq!(pass(&mut reconciler).observed, 10);
-}
-
-#[test]
-fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing() {
-    let stage = Stage::new(1_000);
-    let mut durations = Durations::default();
-    for _ in 0..1_000 {
-        durations.outlived(Duration::ZERO, Duration::from_secs(600));
-    }
-    stage.has_learned(Learned {
-        durations,
-        ..Learned::default()
-    });
-    for n in 0..2_000 {
-        stage.create(&format!("a{n}"));
-    }
-    let mut reconciler = stage.reconciler();
-    pass(&mut reconciler);
-    stage.upstream.take_requests();
-    let mut passes_with_looks = 0;
-    for _ in 0..150 {
-        stage.forward(1_000);
-        passes_with_looks += usize::from(pass(&mut reconciler).observed > 0);
-    }
-    assert!((1..=4).contains(&passes_with_looks), "{passes_with_looks}");
-    let ids: Vec<String> = (0..2_000).map(|n| format!("a{n}")).collect();
-    let runs = |id: &&String| stage.order(id).status == Status::Processing;
-    let missing = ids.iter().find(runs).unwrap();
-    let mut model = stage.upstream.model.borrow_mut();
-    model.forget_everything();
-    for id in ids.iter().filter(|id| *id != missing) {
-        model.start(id, stage.clock.now(), &mut |below| below - 1);
-    }
-    drop(model);
-    let mut passes = 0;
-    while pass(&mut reconciler).missed == 0 {
-        stage.forward(1_000);
-        passes += 1;
-        assert!(passes < 200, "it is looked at");
-    }
-    stage.forward(1_000);
-    assert!(pass(&mut reconciler).observed > 0, "again, at once");
-    assert_eq!(stage.reason(missing), Some(Reason::ProcessLost));
-}
-
-#[test]
 fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() {
     use LostProcess::{Fail, Hold, Restart};
     for (policy, look_fate) in [
@@ -165,5 +98,54 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
         }
         let lives = stage.store.heartbeat().unwrap().learned.lives;
         assert_eq!(lives.ended(), 1, "{policy:?}, {look_fate:?}");
+    }
+}
+
+#[test]
+fn an_upstream_that_is_down_is_no_fault_of_an_order_and_a_silent_look_up_is() {
+    let stage = Stage::new(100);
+    for id in ["a0", "a1"] {
+        stage.create(id);
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    stage.upstream.look_fate.set(Fate::Refused);
+    pass(&mut reconciler);
+    let delayed = || {
+        let open = stage.store.watched().unwrap();
+        let delayed = open.iter().filter(|order| order.attempts > 0);
+        delayed.count()
+    };
+    assert_eq!(delayed(), 0, "it is down");
+    stage.upstream.look_fate.set(Fate::Answered);
+    stage.upstream.lost.borrow_mut().push("a1".to_owned());
+    stage.forward(1_000);
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    pass(&mut reconciler);
+    assert_eq!(delayed(), 1);
+    assert_eq!(stage.reason("a1"), Some(Reason::UpstreamUnreachable));
+    assert_eq!(stage.reason("a0"), None);
+}
+
+#[test]
+fn each_refusal_in_a_row_doubles_the_wait() {
+    let stage = Stage::new(100);
+    stage.create("a1");
+    stage.upstream.start_fate.set(Fate::Status(400));
+    let mut reconciler = stage.reconciler();
+    for full in [1, 2, 4, 8, 16] {
+        pass(&mut reconciler);
+        let next_attempt_at = stage
+            .order("a1")
+            .attention
+            .unwrap()
+            .next_attempt_at
+            .unwrap();
+        let wait = next_attempt_at.since(stage.clock.now());
+        let range = Duration::from_secs(full) / 2..=Duration::from_secs(full);
+        assert!(range.contains(&wait), "{full} s: {wait:?}");
+        stage.clock.0.set(next_attempt_at.0);
     }
 }

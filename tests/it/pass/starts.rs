@@ -1,0 +1,113 @@
+//! Which orders a pass starts, in which order, and what becomes of those that are refused.
+
+use super::*;
+
+#[test]
+fn the_oldest_order_is_started_first_whatever_became_of_its_first_start() {
+    let stage = Stage::new(100);
+    let mut reconciler = stage.reconciler();
+    for (id, fate) in [
+        ("a1", Fate::Lost),
+        ("a2", Fate::Status(400)),
+        ("a3", Fate::Lost),
+    ] {
+        stage.create(id);
+        stage.upstream.start_fate.set(fate);
+        pass(&mut reconciler);
+    }
+    stage.upstream.start_fate.set(Fate::Answered);
+    stage.upstream.take_requests();
+    stage.forward(10_000);
+    stage.create("a4");
+    assert_eq!(pass(&mut reconciler).started, 4);
+    let mut requests = stage.upstream.take_requests();
+    requests.retain(|request| request.starts_with("start"));
+    assert_eq!(requests, ["start a1", "start a2", "start a3", "start a4"]);
+}
+
+#[test]
+fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() {
+    let mut stage = forgotten(3, LostProcess::Restart);
+    stage.settings.start_rate = 0.5;
+    for id in ["b0", "b1", "b2"] {
+        stage.create(id);
+    }
+    let mut reconciler = stage.reconciler();
+    for _ in 0..40 {
+        // The clock is moved by waiting for the pace alone.
+        pass(&mut reconciler);
+    }
+    assert_eq!(stage.count(Status::Created), 0);
+    let requests = stage.upstream.take_requests();
+    for id in ["a0", "a1", "a2", "b0", "b1", "b2"] {
+        let start = format!("start {id}");
+        let starts = requests.iter().filter(|request| **request == start);
+        assert_eq!(starts.count(), 1, "{requests:?}");
+    }
+}
+
+#[test]
+fn a_start_that_is_refused_because_there_is_a_process_adopts_it() {
+    for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
+        let stage = Stage::new(max_duration_secs);
+        let draw = &mut |below: u64| below - 1;
+        let now = stage.clock.now();
+        stage.upstream.model.borrow_mut().start("a1", now, draw);
+        stage.create("a1");
+        let expected = Report {
+            adopted: 1,
+            settled,
+            ..Report::default()
+        };
+        assert_eq!(pass(&mut stage.reconciler()), expected);
+        let order = stage.order("a1");
+        assert_eq!((order.starts, order.attention), (0, None));
+    }
+}
+
+#[test]
+fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
+    let stage = forgotten(1, LostProcess::Restart);
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    stage.upstream.start_fate.set(Fate::Status(400));
+    let report = pass(&mut reconciler);
+    assert_eq!((report.refused, report.flagged), (1, 1), "{report}");
+    assert_eq!(stage.reason("a0"), Some(Reason::StartRefused));
+    // It comes back between the look-up and the start.
+    stage.upstream.start_fate.set(Fate::Exists);
+    stage.forward(2_000);
+    let report = pass(&mut reconciler);
+    assert_eq!((report.restarted, report.adopted), (0, 0), "{report}");
+    let order = stage.order("a0");
+    assert_eq!((order.starts, order.attention), (1, None));
+}
+
+#[test]
+fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_comes() {
+    let stage = forgotten(50, LostProcess::Restart);
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    let waiting: Vec<String> = (0..50)
+        .map(|n| format!("a{n}"))
+        .filter(|id| stage.order(id).starts == 1)
+        .collect();
+    assert!(waiting.len() > 40, "the pace is slow");
+    let draw = &mut |_: u64| 1;
+    for id in &waiting {
+        let now = stage.clock.now();
+        assert!(stage.upstream.model.borrow_mut().start(id, now, draw));
+    }
+    stage.upstream.take_requests();
+    let mut settled = 0;
+    for _ in 0..10 {
+        stage.forward(1_000);
+        let report = pass(&mut reconciler);
+        assert_eq!(report.restarted, 0, "{report}");
+        settled += report.settled;
+    }
+    assert!(settled >= waiting.len(), "{settled}");
+    let requests = stage.upstream.take_requests();
+    assert!(!requests.iter().any(|request| request.starts_with("start")));
+}
