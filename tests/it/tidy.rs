@@ -49,6 +49,7 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/pace.rs",
         "src/history.rs",
         "src/spread.rs",
+        "src/tally.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
         "src/simulator/faults.rs",
