@@ -4,15 +4,18 @@
 //! request may look like is in `api/request.rs`, how orders are written in `api/json.rs` and
 //! `api/listing.rs`, what
 //! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what is
-//! told of all orders together in `api/overview.rs` and `api/stats.rs`.
+//! told of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how requests
+//! are counted in `api/traffic.rs`.
 
 mod health;
 mod json;
 mod listing;
+mod metrics;
 mod overview;
 mod problem;
 mod request;
 mod stats;
+mod traffic;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use self::health::Health;
 use self::listing::Listing;
 use self::overview::Overview;
 use self::problem::{Problem, store_problem};
+use self::traffic::Traffic;
 use crate::clock::{Clock, SystemClock};
 use crate::order::Order;
 use crate::server::Situation;
@@ -41,6 +45,7 @@ pub struct Api {
     store: Store,
     health: Health,
     overview: Overview,
+    traffic: Traffic,
 }
 
 impl Api {
@@ -49,6 +54,7 @@ impl Api {
         Arc::new(Self {
             health: Health::new(store.clone(), draining),
             overview: Overview::default(),
+            traffic: Traffic::default(),
             store,
         })
     }
@@ -57,8 +63,11 @@ impl Api {
     pub fn routes(
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
+        let api = self.clone();
         odd_path()
             .or(self.health())
+            .unify()
+            .or(self.metrics())
             .unify()
             .or(crowded_or_draining())
             .unify()
@@ -71,6 +80,8 @@ impl Api {
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))
             .unify()
+            .with(warp::log::custom(move |info| api.traffic.count(&info)))
+            .map(Reply::into_response)
     }
 
     fn orders(self: &Arc<Self>) -> BoxedFilter<(Response,)> {

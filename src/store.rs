@@ -11,6 +11,7 @@ mod operate;
 mod record;
 mod rows;
 mod writer;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use self::rows::{
 };
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
+pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
 use crate::decide::OpenOrder;
 use crate::history::Entry;
 use crate::order::{Order, OrderId, Status, Timestamp};
@@ -324,6 +326,11 @@ impl Store {
     /// The database cannot be read.
     pub fn glance(&self, after: i64, limit: usize) -> Result<Glance, StoreError> {
         self.read(|db| history::glance(db, after, limit))
+    }
+
+    /// What this process has written, and what waits to be.
+    pub fn writing(&self) -> Writing {
+        self.inner.writer.told()
     }
 
     /// What the database takes on disk.

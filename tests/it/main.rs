@@ -9,6 +9,7 @@
 //! - `clients`: clients that misbehave, and the shutdown beside them.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
+//! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
@@ -20,6 +21,7 @@ mod create;
 mod http;
 mod life;
 mod lists;
+mod metrics;
 mod pass;
 mod programs;
 mod stats;
