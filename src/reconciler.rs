@@ -230,6 +230,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
+    /// Tells a last time how things are, so that nothing is lost of what was counted.
+    pub async fn end(mut self) {
+        self.pulse.written_at = None;
+        if let Err(error) = self.beat().await {
+            log::debug!("the last heartbeat was not written: {error:#}");
+        }
+    }
+
     async fn turn(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
         let now = self.world.clock.now();
         let is_resting = self.pace.reach().is_resting(now);
@@ -428,6 +436,9 @@ pub async fn run<U: Upstream, C: Clock>(
         }
     }
     ticks.end().await;
+    if !stop.abandon.is_cancelled() {
+        reconciler.end().await;
+    }
     Ok(())
 }
 
@@ -439,15 +450,17 @@ pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
-    loop {
+    let is_usable = loop {
         let report = reconciler.pass(stop).await?;
         if report.unreachable {
-            return Ok(false);
+            break false;
         }
         if !report.left || stop.begun.is_cancelled() {
-            return Ok(true);
+            break true;
         }
-    }
+    };
+    reconciler.end().await;
+    Ok(is_usable)
 }
 
 /// Whether the next pass should have been completed by now: the program that leads is stuck, or
