@@ -262,7 +262,7 @@ fn pace(learned: &Learned, in_flight: u64) -> Pace {
     Pace {
         starts_per_second: rate
             .filter(|rate| rate.is_limited())
-            .map(|rate| rate.rate()),
+            .map(|rate| (rate.rate() * 1e3).round() / 1e3),
         ceiling: rate.and_then(|rate| rate.ceiling()),
         reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
         in_flight,

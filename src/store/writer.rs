@@ -564,6 +564,7 @@ mod tests {
         bench.other.lock().unwrap();
         let late = bench.create("late").await.unwrap();
         assert!(matches!(late, Err(StoreError::Unwritable(_))), "{late:?}");
+        assert_eq!(bench.store.writing().unwritable, 1);
         bench.other.unlock().unwrap();
         assert!(matches!(bench.create("next").await, Ok(Ok(_))));
         assert_eq!(bench.store.newest_seq().unwrap(), 1);
@@ -588,5 +589,12 @@ mod tests {
             }
         }
         assert!((1..=10).contains(&overloaded), "{overloaded}");
+        let told = bench.store.writing();
+        assert_eq!((told.overloaded, told.unwritable), (overloaded, 0));
+        assert_eq!((told.waiting, told.waiting_max), (0, QUEUE_MAX));
+        let created = (QUEUE_MAX + 10) as u64 - overloaded;
+        assert_eq!(told.at_once.sum(), created);
+        assert!(told.at_once.len() < created, "they share commits");
+        assert_eq!(told.took.len(), told.at_once.len());
     }
 }
