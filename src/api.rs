@@ -5,18 +5,21 @@
 //! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, what an error looks like in
 //! `api/problem.rs`, the health of the program in `api/health.rs`, what is told of all orders
-//! together in `api/overview.rs` and `api/stats.rs`, pages for people in `api/pages.rs`.
+//! together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how requests are counted in
+//! `api/traffic.rs`, pages for people in `api/pages.rs`.
 
 mod events;
 mod health;
 mod json;
 mod listing;
+mod metrics;
 mod overview;
 mod pages;
 mod problem;
 mod request;
 mod single;
 mod stats;
+mod traffic;
 mod watcher;
 
 use std::convert::Infallible;
@@ -34,6 +37,7 @@ use self::health::Health;
 use self::listing::Listing;
 use self::overview::Overview;
 use self::problem::{Problem, store_problem};
+use self::traffic::Traffic;
 use self::watcher::Watcher;
 use crate::server::Situation;
 use crate::store::Store;
@@ -43,6 +47,7 @@ pub struct Api {
     store: Store,
     health: Health,
     overview: Overview,
+    traffic: Traffic,
     watcher: Arc<Watcher>,
     draining: CancellationToken,
 }
@@ -54,6 +59,7 @@ impl Api {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
+            traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             draining,
             store,
@@ -64,8 +70,11 @@ impl Api {
     pub fn routes(
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
+        let api = self.clone();
         odd_path()
             .or(self.health())
+            .unify()
+            .or(self.metrics())
             .unify()
             .or(crowded_or_draining())
             .unify()
@@ -82,6 +91,8 @@ impl Api {
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))
             .unify()
+            .with(warp::log::custom(move |info| api.traffic.count(&info)))
+            .map(Reply::into_response)
     }
 
     fn orders(self: &Arc<Self>) -> BoxedFilter<(Response,)> {

@@ -15,11 +15,11 @@ pub const MINUTES: usize = 60;
 /// A minute, in milliseconds.
 const MINUTE_MS: i64 = 60_000;
 
-/// Upper bounds of the time from an order's creation to its end, in seconds: from an upstream that
-/// answers at once to one that was down for days.
-pub const SETTLED_WITHIN: [f64; 16] = [
-    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0,
-    21_600.0, 86_400.0,
+/// Upper bounds of the time from an order's creation to its end, in milliseconds: from an upstream
+/// that answers at once to one that was down for a day.
+pub const SETTLED_WITHIN_MS: [u64; 16] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000,
+    1_800_000, 3_600_000, 21_600_000, 86_400_000,
 ];
 
 /// Why a journal entry was written. The statuses follow from it.
@@ -145,7 +145,7 @@ impl History {
             .created_at
             .map(|created_at| entry.at.since(created_at));
         if let Some(time) = time_to_settle {
-            self.settled_within.count(&SETTLED_WITHIN, time);
+            self.settled_within.count_ms(&SETTLED_WITHIN_MS, time);
         }
         let minute = minute_of(entry.at);
         let hour = MINUTES as i64;
@@ -227,8 +227,8 @@ impl History {
         all
     }
 
-    /// The times from creation to end of all orders that were ever settled, within
-    /// [`SETTLED_WITHIN`].
+    /// The times from creation to end of all orders that were ever settled, in milliseconds, by
+    /// [`SETTLED_WITHIN_MS`].
     pub fn settled_within(&self) -> &Histogram {
         &self.settled_within
     }

@@ -15,7 +15,8 @@
 //! - [`order`]: the nouns. Ids, statuses, orders, observations; parsed at the edge.
 //! - [`decide`]: what to do about an order, given what was observed. One pure table.
 //! - [`pace`]: how fast to start, how to look, how long to back off. Pure.
-//! - [`history`]: what the journal adds up to; [`spread`]: durations, counted. Pure.
+//! - [`history`], [`tally`]: what the journal adds up to, and what the reconciler counts; both
+//!   [`spread`] durations. Pure.
 //! - [`reconciler`]: the pass: observe, decide, settle, start. And the loop around it.
 //! - [`upstream`]: the client of the order process service, and its wire format.
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL.
@@ -30,7 +31,7 @@
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
 //!
-//! - `order`, `decide`, `pace`, `history`, `spread` and the simulator's model, crashes and faults use
+//! - `order`, `decide`, `pace`, `history`, `tally`, `spread` and the simulator's model, crashes and faults use
 //!   std and serde alone: no clock, no network, no database, no randomness of their own.
 //! - Only `store` names rusqlite, only `upstream` names reqwest, only `api` and `simulator` (and
 //!   the program that serves them) name warp.
@@ -58,4 +59,5 @@ pub mod server;
 pub mod simulator;
 pub mod spread;
 pub mod store;
+pub mod tally;
 pub mod upstream;

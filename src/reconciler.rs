@@ -5,6 +5,7 @@
 //! it: it may have died at any point. Orders are never served from here, and the API is not
 //! known: the two meet in the database alone.
 
+mod asking;
 mod observe;
 mod schedule;
 mod start;
@@ -14,12 +15,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::asking::Asking;
 pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
 use crate::decide::{LostProcess, OpenOrder, Policy};
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
 use crate::store::{Heartbeat, LeaderLock, Store};
+use crate::tally::Ended;
 use crate::upstream::Upstream;
 
 /// How often to look for orders that were created by another process.
@@ -142,7 +145,7 @@ impl std::fmt::Display for Report {
 /// What the reconciler acts on.
 struct World<U, C> {
     store: Store,
-    upstream: U,
+    upstream: Asking<U>,
     clock: C,
     settings: Settings,
 }
@@ -171,6 +174,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut heartbeat = store.heartbeat()?;
         let now = clock.now();
         heartbeat.leader_since = Some(now);
+        heartbeat.tally.led();
         let pace = Pace::new(
             settings.start_rate,
             settings.max_in_flight,
@@ -178,6 +182,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             heartbeat.reach.clone(),
             now,
         );
+        let tally = heartbeat.tally.clone();
         Ok(Self {
             pace,
             pulse: Pulse {
@@ -191,7 +196,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             probes: 0,
             world: World {
                 store,
-                upstream,
+                upstream: Asking::new(upstream, tally),
                 clock,
                 settings,
             },
@@ -203,19 +208,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        let began_at = self.world.clock.now();
         let mut report = Report::default();
-        let now = self.world.clock.now();
-        let is_resting = self.pace.reach().is_resting(now);
-        if !is_resting && self.is_answered().await? {
-            if self.is_look_due() {
-                self.observe(&mut report, stop).await?;
-            }
-            self.beat().await?;
-            self.start_due(&mut report, stop).await?;
-        }
-        let met = self.pace.take_met();
-        let is_unanswered = met.failure && !met.answer;
-        report.unreachable = is_resting || is_unanswered || self.pace.reach().is_down();
+        let done = self.turn(&mut report, stop).await;
+        let ended = match &done {
+            Ok(()) if report.unreachable => Ended::Unreachable,
+            Ok(()) => Ended::Ok,
+            Err(_) => Ended::Failed,
+        };
+        let took = self.world.clock.now().since(began_at);
+        self.world.upstream.tally().passed(ended, took);
+        done?;
         if report.is_eventful() {
             log::info!("pass: {report}");
         }
@@ -225,6 +228,30 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.beat().await?;
         Ok(report)
+    }
+
+    /// Tells a last time how things are, so that nothing is lost of what was counted.
+    pub async fn end(mut self) {
+        self.pulse.written_at = None;
+        if let Err(error) = self.beat().await {
+            log::debug!("the last heartbeat was not written: {error:#}");
+        }
+    }
+
+    async fn turn(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
+        let now = self.world.clock.now();
+        let is_resting = self.pace.reach().is_resting(now);
+        if !is_resting && self.is_answered().await? {
+            if self.is_look_due() {
+                self.observe(report, stop).await?;
+            }
+            self.beat().await?;
+            self.start_due(report, stop).await?;
+        }
+        let met = self.pace.take_met();
+        let is_unanswered = met.failure && !met.answer;
+        report.unreachable = is_resting || is_unanswered || self.pace.reach().is_down();
+        Ok(())
     }
 
     async fn beat(&mut self) -> anyhow::Result<()> {
@@ -267,7 +294,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probes.is_multiple_of(LOOK_INSTEAD_EVERY) {
             return Ok(true);
         }
-        let result = self.world.upstream.look_up(&id).await;
+        let result = self.world.upstream.look_up(&self.world.clock, &id).await;
         self.note(result.as_ref().err());
         Ok(result.is_ok())
     }
@@ -296,6 +323,7 @@ impl Pulse {
         if is_news || is_old {
             self.heartbeat.reach = pace.reach().reach().clone();
             self.heartbeat.learned = pace.learned();
+            self.heartbeat.tally = world.upstream.tally().clone();
             let next_pass_at = world.settings.schedule.next_after(now);
             self.heartbeat.next_pass_at = Some(next_pass_at);
             self.heartbeat.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
@@ -408,6 +436,9 @@ pub async fn run<U: Upstream, C: Clock>(
         }
     }
     ticks.end().await;
+    if !stop.abandon.is_cancelled() {
+        reconciler.end().await;
+    }
     Ok(())
 }
 
@@ -419,15 +450,17 @@ pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
-    loop {
+    let is_usable = loop {
         let report = reconciler.pass(stop).await?;
         if report.unreachable {
-            return Ok(false);
+            break false;
         }
         if !report.left || stop.begun.is_cancelled() {
-            return Ok(true);
+            break true;
         }
-    }
+    };
+    reconciler.end().await;
+    Ok(is_usable)
 }
 
 /// Whether the next pass should have been completed by now: the program that leads is stuck, or

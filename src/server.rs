@@ -68,6 +68,35 @@ pub enum Situation {
     Draining,
 }
 
+/// How many places for connections are taken. It is in every request's extensions.
+#[derive(Clone)]
+pub struct Occupancy {
+    normal: Arc<Semaphore>,
+    crowded: Arc<Semaphore>,
+    in_flight: InFlight,
+}
+
+impl Occupancy {
+    /// Connections that are served, and how many may be.
+    pub fn connections(&self) -> (usize, usize) {
+        (taken(&self.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
+    }
+
+    /// Connections above that, which are only told that there is no place, and how many may be.
+    pub fn crowd(&self) -> (usize, usize) {
+        (taken(&self.crowded, CROWDED_MAX), CROWDED_MAX)
+    }
+
+    /// Requests whose answers are not written yet.
+    pub fn requests(&self) -> usize {
+        *self.in_flight.0.borrow()
+    }
+}
+
+fn taken(places: &Semaphore, max: usize) -> usize {
+    max.saturating_sub(places.available_permits())
+}
+
 /// Opens a listening socket.
 ///
 /// # Errors
@@ -100,13 +129,24 @@ pub async fn serve<S, B>(
     let graceful = GracefulShutdown::new();
     let places = Places::new();
     let in_flight = InFlight::default();
+    let occupancy = Occupancy {
+        normal: places.normal.clone(),
+        crowded: places.crowded.clone(),
+        in_flight: in_flight.clone(),
+    };
     loop {
         let (stream, place) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             next = places.accept(&listener) => next,
         };
-        let connection = connection(stream, place.situation, &in_flight, service.clone());
+        let connection = connection(
+            stream,
+            place.situation,
+            &in_flight,
+            &occupancy,
+            service.clone(),
+        );
         tokio::spawn(place.hold(graceful.watch(connection)));
     }
     let drained = async {
@@ -128,7 +168,7 @@ pub async fn serve<S, B>(
             () = &mut drained => return,
             (stream, place) = places.accept(&listener) => {
                 let draining = Situation::Draining;
-                let connection = connection(stream, draining, &InFlight::default(), service.clone());
+                let connection = connection(stream, draining, &InFlight::default(), &occupancy, service.clone());
                 tokio::spawn(place.hold(connection));
             }
         }
@@ -142,6 +182,7 @@ fn connection<S, B>(
     stream: TcpStream,
     situation: Situation,
     in_flight: &InFlight,
+    occupancy: &Occupancy,
     service: S,
 ) -> http1::Connection<Io, TowerToHyperService<Situated<S>>>
 where
@@ -170,6 +211,7 @@ where
             TowerToHyperService::new(Situated {
                 situation,
                 in_flight: in_flight.clone(),
+                occupancy: occupancy.clone(),
                 inner: service,
             }),
         )
@@ -322,11 +364,12 @@ impl<B: Body + Unpin> Body for Written<B> {
     }
 }
 
-/// Puts the connection's situation into each request, and counts it until it is answered.
+/// Puts the connection's situation and the occupancy into each request, and counts it until it is answered.
 #[derive(Clone)]
 struct Situated<S> {
     situation: Situation,
     in_flight: InFlight,
+    occupancy: Occupancy,
     inner: S,
 }
 
@@ -346,6 +389,7 @@ where
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let _begun = self.in_flight.begin();
         request.extensions_mut().insert(self.situation);
+        request.extensions_mut().insert(self.occupancy.clone());
         // CONNECT names a host instead of a path, and warp expects a path.
         if request.uri().path_and_query().is_none() {
             *request.uri_mut() = Uri::from_static("/");

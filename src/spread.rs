@@ -1,5 +1,7 @@
 //! Durations, counted: into spans so narrow that any quantile can be told, and into the few wide
 //! ones of a histogram.
+//!
+//! Pure. Whose durations they are, its owner knows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -76,40 +78,44 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How many durations there were up to each of some bounds, and their sum: a histogram as
-/// Prometheus has them. The bounds, in seconds and rising, are its owner's and never change.
+/// How many values there were up to each of some bounds, and their sum: a histogram as Prometheus
+/// has them. Values are whole numbers in a unit that is its owner's, as are the bounds, which rise
+/// and never change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Histogram {
-    /// Durations above the bound before and up to this one; last those above every bound. Trailing
+    /// Values above the bound before and up to this one; last those above every bound. Trailing
     /// zeros are left out.
     counts: Vec<u64>,
-    sum_us: u64,
+    sum: u64,
 }
 
 impl Histogram {
-    /// Counts a duration.
-    pub fn count(&mut self, bounds: &[f64], duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let place = bounds.partition_point(|bound| *bound < seconds);
+    /// Counts a value.
+    pub fn count(&mut self, bounds: &[u64], value: u64) {
+        let place = bounds.partition_point(|bound| *bound < value);
         if self.counts.len() <= place {
             self.counts.resize(place + 1, 0);
         }
         self.counts[place] += 1;
-        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.sum_us = self.sum_us.saturating_add(us);
+        self.sum = self.sum.saturating_add(value);
     }
 
-    /// Each bound and how many lie between the one before and it; those above every bound come
-    /// with infinity.
-    pub fn buckets(&self, bounds: &[f64]) -> Vec<(f64, u64)> {
-        let counts = self.counts.iter().copied().chain(std::iter::repeat(0));
-        bounds
-            .iter()
-            .copied()
-            .chain([f64::INFINITY])
-            .zip(counts)
-            .collect()
+    /// Counts a duration, in milliseconds.
+    pub fn count_ms(&mut self, bounds: &[u64], duration: Duration) {
+        self.count(bounds, millis(duration));
+    }
+
+    /// Counts a duration, in microseconds.
+    pub fn count_us(&mut self, bounds: &[u64], duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.count(bounds, us);
+    }
+
+    /// How many lie above the bound before and up to each of them; last, how many lie above all.
+    pub fn counts(&self, bounds: &[u64]) -> impl Iterator<Item = u64> {
+        let counts = self.counts.iter().copied();
+        counts.chain(std::iter::repeat(0)).take(bounds.len() + 1)
     }
 
     /// How many were counted.
@@ -122,9 +128,9 @@ impl Histogram {
         self.len() == 0
     }
 
-    /// The sum of all, in seconds.
-    pub fn sum_seconds(&self) -> f64 {
-        self.sum_us as f64 / 1e6
+    /// The sum of all values.
+    pub fn sum(&self) -> u64 {
+        self.sum
     }
 }
 
@@ -136,13 +142,15 @@ mod tests {
 
     #[test]
     fn a_histogram_counts_up_to_and_including_each_bound() {
+        let bounds = [100, 1_000];
         let mut histogram = Histogram::default();
         for ms in [0, 100, 101, 999, 1_000, 5_000] {
-            histogram.count(&[0.1, 1.0], Duration::from_millis(ms));
+            histogram.count_ms(&bounds, Duration::from_millis(ms));
         }
-        let counted = [(0.1, 2), (1.0, 3), (f64::INFINITY, 1)];
-        assert_eq!(histogram.buckets(&[0.1, 1.0]), counted);
-        assert_eq!((histogram.len(), histogram.sum_seconds()), (6, 7.2));
+        assert_eq!(histogram.counts(&bounds).collect::<Vec<_>>(), [2, 3, 1]);
+        assert_eq!((histogram.len(), histogram.sum()), (6, 7_200));
+        let none = Histogram::default();
+        assert_eq!(none.counts(&bounds).collect::<Vec<_>>(), [0, 0, 0]);
     }
 
     #[test]

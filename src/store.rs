@@ -16,6 +16,7 @@ mod operate;
 mod record;
 mod rows;
 mod writer;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,10 +36,12 @@ use self::rows::{
 };
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
+pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
 use crate::decide::OpenOrder;
 use crate::history::Entry;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
+use crate::tally::Tally;
 
 /// Why the store could not do what it was asked to. By the caller's next move: every one of them
 /// may be tried again, and only after [`StoreError::OutcomeUnknown`] must be looked first.
@@ -105,6 +108,8 @@ pub struct Heartbeat {
     pub next_look_at: Option<Timestamp>,
     /// What was learned of how the upstream may be driven.
     pub learned: Learned,
+    /// What the reconcilers on this database have counted.
+    pub tally: Tally,
 }
 
 /// The orders on one file, shared by everything in this process.
@@ -320,6 +325,11 @@ impl Store {
     /// The database cannot be read.
     pub fn glance(&self, after: i64, limit: usize) -> Result<Glance, StoreError> {
         self.read(|db| history::glance(db, after, limit))
+    }
+
+    /// What this process has written, and what waits to be.
+    pub fn writing(&self) -> Writing {
+        self.inner.writer.told()
     }
 
     /// What the database takes on disk.
@@ -577,8 +587,13 @@ mod tests {
     #[test]
     fn a_page_is_found_through_an_index_and_never_sorted() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(include_str!("../sql/001_orders.sql"))
-            .unwrap();
+        for migration in [
+            include_str!("../sql/001_orders.sql"),
+            include_str!("../sql/002_learned.sql"),
+            include_str!("../sql/003_tally.sql"),
+        ] {
+            db.execute_batch(migration).unwrap();
+        }
         let by_status = "orders_by_status (status=? AND seq>? AND seq<?)";
         let by_attention = "orders_with_attention (seq>? AND seq<?)";
         let by_seq = "INTEGER PRIMARY KEY (rowid>? AND rowid<?)";

@@ -20,7 +20,7 @@ use super::{Api, answer, get_or_head, json_answer, not_allowed, query, request};
 use crate::clock::rfc3339;
 use crate::history::{Cause, History};
 use crate::order::{Reason, Status, Timestamp};
-use crate::pace::{Learned, LearnedRate, Reach};
+use crate::pace::{Learned, Reach};
 use crate::reconciler::is_overdue;
 use crate::store::{Heartbeat, Sizes};
 
@@ -259,9 +259,10 @@ fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
 
 fn pace(learned: &Learned, in_flight: u64) -> Pace {
     let rate = learned.rate.as_ref();
-    let is_limited = |rate: &&LearnedRate| rate.ceiling().is_some() || !rate.is_full();
     Pace {
-        starts_per_second: rate.filter(is_limited).map(|rate| rate.rate()),
+        starts_per_second: rate
+            .filter(|rate| rate.is_limited())
+            .map(|rate| (rate.rate() * 1e3).round() / 1e3),
         ceiling: rate.and_then(|rate| rate.ceiling()),
         reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
         in_flight,

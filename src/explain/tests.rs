@@ -3,6 +3,7 @@
 use super::*;
 use crate::order::OrderId;
 use crate::pace::{Learned, LearnedRate};
+use crate::tally::Tally;
 
 const NOW: Timestamp = Timestamp(1_795_341_600_000);
 
@@ -43,6 +44,7 @@ fn created() -> Case {
             last_seen_at: Some(ago(2)),
             reach: Reach::Up { since: ago(600) },
             next_look_at: Some(Timestamp(NOW.0 + 12_000)),
+            tally: Tally::default(),
             learned: Learned {
                 rate: Some(LearnedRate::new(12.5, ago(3))),
                 ..Learned::default()

@@ -156,6 +156,11 @@ impl LearnedRate {
         self.rate >= self.ceiling
     }
 
+    /// Whether there is a ceiling, or something else that holds it down.
+    pub fn is_limited(&self) -> bool {
+        self.rate < RATE_UNLIMITED
+    }
+
     /// Raises the rate by the time since it was last changed. Tells whether it has reached its
     /// ceiling again.
     pub fn quiet(&mut self, now: Timestamp) -> bool {

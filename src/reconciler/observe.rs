@@ -183,7 +183,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 sight.look_ups += 1;
                 asked.push(async move {
                     let began_at = world.clock.now();
-                    let result = world.upstream.look_up(&id).await;
+                    let result = world.upstream.look_up(&world.clock, &id).await;
                     (at, began_at, result)
                 });
             }
@@ -218,7 +218,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let result = self
             .world
             .upstream
-            .list(|entry: Entry<'_>| {
+            .list(&self.world.clock, |entry: Entry<'_>| {
                 let Some(&at) = index.get(&*entry.order_id) else {
                     return;
                 };

@@ -199,14 +199,15 @@ impl<U: Upstream, C: Clock> World<U, C> {
         if !intended {
             return Ok(tried);
         }
-        let answer = tokio::select! {
-            biased;
-            answer = self.upstream.start(&order.id) => answer,
-            () = stop.abandon.cancelled() => Err(StartError::Ambiguous {
+        self.upstream.tally().starts(order.starts_so_far() > 0);
+        let given_up = async {
+            stop.abandon.cancelled().await;
+            StartError::Ambiguous {
                 answer: None,
                 failure: Failure::new("the program ended before the answer came", false),
-            }),
+            }
         };
+        let answer = self.upstream.start(&self.clock, &order.id, given_up).await;
         let steps = match answer {
             Ok(()) if order.phase == Phase::Created => {
                 tried.report.started = 1;
@@ -244,14 +245,16 @@ impl<U: Upstream, C: Clock> World<U, C> {
         let observed = match (order.phase, order.intent) {
             (Phase::Created, Some(_)) => return Ok(true),
             (Phase::Created, None) => Observed::Unknown,
-            (Phase::Processing { .. }, _) => match self.upstream.look_up(&order.id).await {
-                Ok(observed) => observed,
-                Err(failure) => {
-                    tried.report.unanswered = 1;
-                    tried.failure = Some(failure);
-                    return Ok(false);
+            (Phase::Processing { .. }, _) => {
+                match self.upstream.look_up(&self.clock, &order.id).await {
+                    Ok(observed) => observed,
+                    Err(failure) => {
+                        tried.report.unanswered = 1;
+                        tried.failure = Some(failure);
+                        return Ok(false);
+                    }
                 }
-            },
+            }
         };
         let look = Look { observed, began_at };
         let at = Circumstances {
@@ -278,7 +281,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     ) -> Vec<Step> {
         log::debug!("order {:?}: {detail}", order.id.as_str());
         let began_at = self.clock.now();
-        let observed = match self.upstream.look_up(&order.id).await {
+        let observed = match self.upstream.look_up(&self.clock, &order.id).await {
             Ok(observed) => observed,
             Err(failure) => {
                 tried.report.unanswered = 1;

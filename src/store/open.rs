@@ -18,6 +18,7 @@ use rusqlite_migration::{M, Migrations};
 const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../../sql/001_orders.sql")),
     M::up(include_str!("../../sql/002_learned.sql")),
+    M::up(include_str!("../../sql/003_tally.sql")),
 ];
 
 /// The `application_id` of our files: "OrdS".

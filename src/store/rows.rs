@@ -1,6 +1,8 @@
 //! Rows as orders, and as the heartbeat. A row that the schema would refuse is an error here.
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::Heartbeat;
 use crate::decide::{Intent, OpenOrder, Phase};
@@ -148,7 +150,7 @@ pub(super) fn impossible(
 pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, next_look_at, learned FROM heartbeat",
+         upstream, upstream_since, upstream_detail, next_look_at, learned, tally FROM heartbeat",
     )?
     .query_row([], |row| {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
@@ -169,14 +171,22 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             last_seen_at: time(3)?,
             reach,
             next_look_at: time(7)?,
-            // What another version has learned is learned again.
-            learned: row
-                .get_ref(8)?
-                .as_str_or_null()?
-                .and_then(|text| serde_json::from_str(text).ok())
-                .unwrap_or_default(),
+            // What another version has learned is learned again; what it has counted is lost.
+            learned: from_json(row, 8)?,
+            tally: from_json(row, 9)?,
         })
     })
+}
+
+fn from_json<T: DeserializeOwned + Default>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str_or_null()?;
+    let value = text.and_then(|text| serde_json::from_str(text).ok());
+    Ok(value.unwrap_or_default())
+}
+
+fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
 pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlite::Result<()> {
@@ -185,12 +195,10 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         Reach::Up { since } => ("up", Some(since.0), None),
         Reach::Down { since, detail } => ("down", Some(since.0), Some(detail)),
     };
-    let learned = serde_json::to_string(&heartbeat.learned)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         next_look_at = ?8, learned = ?9",
+         next_look_at = ?8, learned = ?9, tally = ?10",
     )?
     .execute(params![
         heartbeat.leader_since.map(|t| t.0),
@@ -201,7 +209,8 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         since,
         detail,
         heartbeat.next_look_at.map(|t| t.0),
-        learned,
+        to_json(&heartbeat.learned)?,
+        to_json(&heartbeat.tally)?,
     ])
     .map(drop)
 }

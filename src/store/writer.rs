@@ -7,13 +7,14 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
 use super::open::{OpenedFile, WRITE_LOCK, lock_file};
+use super::writing::{Counts, Writing};
 
 /// Writes that may wait. At the speed of a slow disk this is about a second of work.
 const QUEUE_MAX: usize = 4096;
@@ -84,6 +85,7 @@ pub(super) struct Writer {
     is_stuck: Arc<AtomicBool>,
     /// Whether the write-ahead log is to be folded back after the next write, however small it is.
     folds_next: Arc<AtomicBool>,
+    counts: Counts,
 }
 
 enum Place {
@@ -134,11 +136,13 @@ impl Writer {
         let lock = |suffix| lock_file(&file.beside(suffix)).map_err(std::io::Error::other);
         let is_stuck = Arc::new(AtomicBool::new(false));
         let folds_next = Arc::new(AtomicBool::new(false));
-        let flags = (is_stuck.clone(), folds_next.clone());
+        let counts = Counts::default();
+        let shared = (is_stuck.clone(), folds_next.clone(), counts.clone());
         let writer = |place| Self {
             place,
-            is_stuck: flags.0,
-            folds_next: flags.1,
+            is_stuck: shared.0,
+            folds_next: shared.1,
+            counts: shared.2,
         };
         let mut connected = Connected {
             turn: lock("-turn")?,
@@ -148,6 +152,7 @@ impl Writer {
             trouble: None,
             is_stuck,
             folds_next,
+            counts,
             fold_at: WAL_BYTES_MAX,
         };
         if let Mode::Inline(gate) = mode {
@@ -171,8 +176,29 @@ impl Writer {
         self.write(|_| Ok(())).await
     }
 
+    /// What was done, and what waits.
+    pub fn told(&self) -> Writing {
+        let waiting = match &self.place {
+            Place::Threaded(queue) => queue.max_capacity() - queue.capacity(),
+            Place::Inline(..) => 0,
+        };
+        self.counts.told(waiting, QUEUE_MAX)
+    }
+
     /// Has `run` carried out inside a transaction, and returns when that is on disk.
     pub async fn write<T, F>(&self, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let result = self.try_write(run).await;
+        if let Err(error) = &result {
+            self.counts.refused(error);
+        }
+        result
+    }
+
+    async fn try_write<T, F>(&self, run: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -243,6 +269,7 @@ struct Connected {
     trouble: Option<String>,
     is_stuck: Arc<AtomicBool>,
     folds_next: Arc<AtomicBool>,
+    counts: Counts,
     /// How large the write-ahead log may grow before it is folded back, in bytes.
     fold_at: u64,
 }
@@ -261,6 +288,7 @@ impl Drop for Turn<'_> {
 impl Connected {
     /// Commits `first` together with all that waits by the time our turn has come.
     fn commit(&mut self, first: Box<dyn Write>, waiting: &mut mpsc::Receiver<Box<dyn Write>>) {
+        let wanted_at = Instant::now();
         let begun = self.begin();
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX
@@ -272,6 +300,9 @@ impl Connected {
         match begun {
             Ok(()) => {
                 let result = self.apply(&mut batch);
+                if result.is_ok() {
+                    self.counts.committed(batch.len(), wanted_at.elapsed());
+                }
                 self.end();
                 self.finish(batch, result);
             }
@@ -533,6 +564,7 @@ mod tests {
         bench.other.lock().unwrap();
         let late = bench.create("late").await.unwrap();
         assert!(matches!(late, Err(StoreError::Unwritable(_))), "{late:?}");
+        assert_eq!(bench.store.writing().unwritable, 1);
         bench.other.unlock().unwrap();
         assert!(matches!(bench.create("next").await, Ok(Ok(_))));
         assert_eq!(bench.store.newest_seq().unwrap(), 1);
@@ -557,5 +589,12 @@ mod tests {
             }
         }
         assert!((1..=10).contains(&overloaded), "{overloaded}");
+        let told = bench.store.writing();
+        assert_eq!((told.overloaded, told.unwritable), (overloaded, 0));
+        assert_eq!((told.waiting, told.waiting_max), (0, QUEUE_MAX));
+        let created = (QUEUE_MAX + 10) as u64 - overloaded;
+        assert_eq!(told.at_once.sum(), created);
+        assert!(told.at_once.len() < created, "they share commits");
+        assert_eq!(told.took.len(), told.at_once.len());
     }
 }

@@ -23,6 +23,7 @@ async fn a_parameter_that_does_not_exist_is_refused_by_its_name() {
         ("GET", "/order?limit=1&Status=CREATED", "Status"),
         ("GET", "/order/a1?x", "x"),
         ("GET", "/stats?since=1", "since"),
+        ("GET", "/metrics?since=1", "since"),
         ("GET", "/order/a1?limit=1", "limit"),
         ("GET", "/order/a1?%C3%A9=1", "é"),
         ("GET", "/event?status=CREATED", "status"),
@@ -109,6 +110,7 @@ async fn a_path_that_does_not_exist_is_a_problem() {
         "/event/",
         "/event/1",
         "/stats/",
+        "/metrics/",
         "/livez/",
         "/livez/x",
         "/readyz/",
@@ -137,6 +139,7 @@ async fn a_method_that_a_path_does_not_have_is_told_those_it_has() {
         ("/readyz", "GET, HEAD", &["POST"]),
         ("/healthz", "GET, HEAD", &["POST"]),
         ("/stats", "GET, HEAD", &["POST"]),
+        ("/metrics", "GET, HEAD", &["POST"]),
     ] {
         let methods = ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW", "get"];
         for method in methods.iter().chain(others) {

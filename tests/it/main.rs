@@ -14,6 +14,7 @@
 //! - `deploy`: the systemd units.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
+//! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
@@ -28,6 +29,7 @@ mod events;
 mod http;
 mod life;
 mod lists;
+mod metrics;
 mod openapi;
 mod operator;
 mod pages;

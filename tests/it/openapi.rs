@@ -97,6 +97,7 @@ impl Document {
             "array" => value.is_array(),
             "string" => value.is_string(),
             "integer" => value.is_i64(),
+            "number" => value.is_number(),
             "null" => value.is_null(),
             other => panic!("{what}: the type {other:?} is not known to this test"),
         };
@@ -238,6 +239,10 @@ async fn every_request_is_answered_as_the_document_says() {
         ("GET", "/order/{id}", "?x", &[], ""),
         ("GET", "/event", "?limit=1&order_id=a1", &[], ""),
         ("GET", "/event", "?x=1", &[], ""),
+        ("GET", "/stats", "", &[], ""),
+        ("GET", "/stats", "?x=1", &[], ""),
+        ("GET", "/metrics", "", &[], ""),
+        ("GET", "/metrics", "?x=1", &[], ""),
         ("GET", "/livez", "", &[], ""),
         ("GET", "/readyz", "", &[], ""),
         ("GET", "/healthz", "", &[], ""),

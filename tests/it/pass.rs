@@ -2,6 +2,7 @@
 //! that is moved by hand, a real database underneath. No sleeps, no sockets.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -720,4 +721,56 @@ fn a_clock_that_is_set_back_strands_nobody() {
         stage.forward(1_000);
     }
     assert_eq!(stage.count(Status::Processing), 0);
+}
+
+#[test]
+fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
+    let stage = Stage::new(100);
+    let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
+    let fates = [
+        Fate::Answered,
+        Fate::Status(400),
+        Fate::Status(500),
+        Fate::Lost,
+        Fate::AnswerLost,
+        Fate::Refused,
+    ];
+    for (n, fate) in fates.into_iter().enumerate() {
+        // Each run is another reconciler, which counts on.
+        let mut reconciler = stage.reconciler();
+        stage.create(&format!("a{n}"));
+        stage.upstream.start_fate.set(fate);
+        for _ in 0..8 {
+            pass(&mut reconciler);
+            stage.forward(1_000);
+        }
+        stage.upstream.start_fate.set(Fate::Answered);
+        pass(&mut reconciler);
+        stage.forward(60_000);
+        block_on(reconciler.end());
+    }
+    for request in stage.upstream.take_requests() {
+        let kind = match request.split(' ').next() {
+            Some("start") => "start",
+            Some("look") => "look_up",
+            _ => "list",
+        };
+        *asked.entry(kind).or_default() += 1;
+    }
+    let tally = stage.store.heartbeat().unwrap().tally;
+    let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut answers = BTreeSet::new();
+    for (kind, answer, took) in tally.requests() {
+        *counted.entry(kind.as_str()).or_default() += took.len();
+        answers.insert((kind.as_str(), answer.as_str()));
+    }
+    assert_eq!(counted, asked);
+    for answer in ["ok", "refused", "overload", "unavailable"] {
+        assert!(answers.contains(&("start", answer)), "{answers:?}");
+    }
+    assert_eq!(tally.sent_starts(), asked["start"]);
+    assert!(tally.sent_repeated_starts() > 0);
+    assert_eq!(tally.leaderships(), fates.len() as u64);
+    let passes: u64 = tally.passes().map(|(_, took)| took.len()).sum();
+    assert_eq!(passes, 9 * fates.len() as u64);
 }

@@ -1,7 +1,8 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
-use order_service::order::{OrderId, Outcome, Timestamp};
+use order_service::order::{OrderId, Outcome, Reason, Timestamp};
 use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
+use order_service::tally::Tally;
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -169,4 +170,36 @@ fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
             }
         });
     }
+}
+
+#[test]
+fn a_database_from_before_there_were_metrics_keeps_its_orders_and_what_was_learned() {
+    let world = World::new();
+    let db = Connection::open(world.database()).unwrap();
+    for migration in [
+        include_str!("../../sql/001_orders.sql"),
+        include_str!("../../sql/002_learned.sql"),
+    ] {
+        db.execute_batch(migration).unwrap();
+    }
+    db.execute_batch(
+        r#"INSERT INTO orders (id, status, created_at, updated_at,
+                              attention, attention_since, attention_detail)
+           VALUES ('a1', 'CREATED', 5, 5, 'start_refused', 5, 'refused');
+           INSERT INTO journal (order_seq, at, reason) VALUES (1, 5, 'created');
+           UPDATE heartbeat SET last_pass_at = 7, learned = '{"lives":{"processes":3,
+               "began_at":6,"ended":2,"mean":10.0,"mean_seconds":1.0}}';
+           PRAGMA user_version = 2;"#,
+    )
+    .unwrap();
+    drop(db);
+    let store = store(&world);
+    let heartbeat = store.heartbeat().unwrap();
+    assert_eq!(heartbeat.last_pass_at, Some(Timestamp(7)));
+    assert_eq!(heartbeat.learned.lives.ended(), 2);
+    assert_eq!(heartbeat.tally, Tally::default());
+    let glance = store.glance(0, 10).unwrap();
+    assert_eq!(glance.attention, [(Reason::StartRefused, 1)]);
+    assert_eq!(glance.entries.len(), 1);
+    assert_eq!(glance.oldest_open.unwrap().id.as_str(), "a1");
 }

@@ -1,5 +1,6 @@
 //! What the documentation claims about the code, read off the code.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,7 @@ fn the_pure_modules_use_nothing_that_acts() {
         "src/explain/words.rs",
         "src/history.rs",
         "src/spread.rs",
+        "src/tally.rs",
         "src/simulator/model.rs",
         "src/simulator/crash.rs",
         "src/simulator/faults.rs",
@@ -147,6 +149,43 @@ fn every_migration_is_run_and_every_query_is_used() {
         } else {
             let is_used = sources.iter().any(|(_, text)| code(text).contains(&name));
             assert!(is_used, "sql/{name} is not used");
+        }
+    }
+}
+
+#[test]
+fn readme_names_every_metric_and_no_other() {
+    let readme = read("README.md");
+    let code = code(&read("src/api/metrics.rs"));
+    let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    // A metric's name is the first thing on its line.
+    let lines = code.lines().map(str::trim);
+    let told: BTreeSet<&str> = lines
+        .filter_map(|line| {
+            let line = line.strip_prefix("metrics.gauge(").unwrap_or(line);
+            line.strip_prefix('"')?
+                .split_once("\",")
+                .map(|(name, _)| name)
+        })
+        .filter(|name| is_name(name))
+        .collect();
+    assert!(told.len() > 30, "the metrics were found: {told:?}");
+    for name in &told {
+        let named = [format!("`{name}`"), format!("`{name}{{")];
+        assert!(
+            named.iter().any(|named| readme.contains(named)),
+            "{name} is not in README"
+        );
+    }
+    let table = readme.split("| metric (").nth(1).unwrap();
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    for first in rows.filter_map(|row| row.split('|').nth(1)) {
+        for name in first.split('`').skip(1).step_by(2) {
+            let name = name.split('{').next().unwrap_or_default();
+            assert!(told.contains(name), "there is no metric {name}");
         }
     }
 }
