@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::order::{Status, Timestamp};
+use crate::order::{EventReason, Status, Timestamp};
 use crate::spread::{Histogram, Spread};
 
 /// Minutes that are told apart. What is older counts in the totals only.
@@ -22,70 +22,6 @@ pub const SETTLED_WITHIN_MS: [u64; 16] = [
     1_800_000, 3_600_000, 21_600_000, 86_400_000,
 ];
 
-/// Why a journal entry was written. The statuses follow from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The order was created.
-    Created,
-    /// Its process was started.
-    Started,
-    /// A process was found to exist already.
-    Adopted,
-    /// A process was started in the place of a forgotten one.
-    Restarted,
-    /// The process has succeeded.
-    Succeeded,
-    /// The process has failed.
-    Failed,
-    /// The process was forgotten, and the policy calls that a failure.
-    FailedByPolicy,
-    /// The process was forgotten, and the operator calls that a failure.
-    FailedByOperator,
-}
-
-impl Cause {
-    /// Every cause.
-    pub const ALL: [Self; 8] = [
-        Self::Created,
-        Self::Started,
-        Self::Adopted,
-        Self::Restarted,
-        Self::Succeeded,
-        Self::Failed,
-        Self::FailedByPolicy,
-        Self::FailedByOperator,
-    ];
-
-    /// The word that stands for it in the journal.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Started => "started",
-            Self::Adopted => "adopted",
-            Self::Restarted => "restarted",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::FailedByPolicy => "failed_by_policy",
-            Self::FailedByOperator => "failed_by_operator",
-        }
-    }
-
-    /// The cause that a word stands for.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
-    }
-
-    /// The status that the order is in afterwards.
-    pub const fn to_status(self) -> Status {
-        match self {
-            Self::Created => Status::Created,
-            Self::Started | Self::Adopted | Self::Restarted => Status::Processing,
-            Self::Succeeded => Status::Fulfilled,
-            Self::Failed | Self::FailedByPolicy | Self::FailedByOperator => Status::Failed,
-        }
-    }
-}
-
 /// An entry of the journal, as far as it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -94,7 +30,7 @@ pub struct Entry {
     /// When it was written.
     pub at: Timestamp,
     /// Why.
-    pub cause: Cause,
+    pub reason: EventReason,
     /// When its order was created, if the entry settles it.
     pub created_at: Option<Timestamp>,
 }
@@ -103,8 +39,8 @@ pub struct Entry {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
     last_seq: i64,
-    /// Entries by cause, in the order of [`Cause::ALL`].
-    entries: [u64; Cause::ALL.len()],
+    /// Entries by reason, in the order of [`EventReason::ALL`].
+    entries: [u64; EventReason::ALL.len()],
     settled_within: Histogram,
     /// By minutes since the epoch. A minute in which nothing happened may be missing.
     minutes: BTreeMap<i64, Minute>,
@@ -140,7 +76,7 @@ impl History {
     /// `now` counts in the totals only.
     pub fn fold(&mut self, entry: &Entry, now: Timestamp) {
         self.last_seq = entry.seq;
-        self.entries[entry.cause as usize] += 1;
+        self.entries[entry.reason as usize] += 1;
         let time_to_settle = entry
             .created_at
             .map(|created_at| entry.at.since(created_at));
@@ -154,11 +90,11 @@ impl History {
             return;
         }
         let minute = self.minutes.entry(minute).or_default();
-        match entry.cause {
-            Cause::Created => minute.created += 1,
-            Cause::Restarted => minute.restarted += 1,
-            Cause::Started | Cause::Adopted => {}
-            cause if cause.to_status().is_settled() => minute.settled += 1,
+        match entry.reason {
+            EventReason::Created => minute.created += 1,
+            EventReason::Restarted => minute.restarted += 1,
+            EventReason::Started | EventReason::Adopted => {}
+            reason if reason.to_status().is_settled() => minute.settled += 1,
             _ => {}
         }
         if let Some(time) = time_to_settle {
@@ -171,19 +107,19 @@ impl History {
         self.minutes = self.minutes.split_off(&oldest(now));
     }
 
-    /// Entries with this cause.
-    pub fn caused(&self, cause: Cause) -> u64 {
-        self.entries[cause as usize]
+    /// Entries with this reason.
+    pub fn entries_with(&self, reason: EventReason) -> u64 {
+        self.entries[reason as usize]
     }
 
     /// How many orders are in this status.
     pub fn orders(&self, status: Status) -> u64 {
         let reached = |status: Status| {
-            let causes = Cause::ALL.into_iter();
-            causes
+            let reasons = EventReason::ALL.into_iter();
+            reasons
                 // An order that is started again was PROCESSING already.
-                .filter(|cause| cause.to_status() == status && *cause != Cause::Restarted)
-                .map(|cause| self.caused(cause))
+                .filter(|reason| reason.to_status() == status && *reason != EventReason::Restarted)
+                .map(|reason| self.entries_with(reason))
                 .sum::<u64>()
         };
         let left = match status {

@@ -19,7 +19,8 @@ use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::traffic::ANSWERED_WITHIN_US;
 use super::{Api, answer, get_or_head, not_allowed, query, request};
-use crate::history::{Cause, SETTLED_WITHIN_MS};
+use crate::history::SETTLED_WITHIN_MS;
+use crate::order::EventReason;
 use crate::order::{Reason, Status};
 use crate::pace::Reach;
 use crate::reconciler::is_overdue;
@@ -101,6 +102,17 @@ impl Api {
                 (labels, scaled(times, &ANSWERED_WITHIN_US, US_PER_SECOND))
             }),
         );
+        let (waiting, streams) = self.watcher.taken();
+        metrics.one(
+            "http_requests_waiting",
+            "Requests whose answers are held until an order is settled.",
+            Some(waiting as f64),
+        );
+        metrics.one(
+            "http_streams",
+            "Streams of events that are open.",
+            Some(streams as f64),
+        );
         let Some(occupancy) = occupancy else { return };
         let (open, max) = occupancy.connections();
         let (crowd, crowd_max) = occupancy.crowd();
@@ -147,15 +159,20 @@ fn orders(metrics: &mut Metrics, seen: &Seen<'_>) {
     metrics.counter(
         "orders_created_total",
         "Orders created.",
-        [(Labels::new(), history.caused(Cause::Created))],
+        [(Labels::new(), history.entries_with(EventReason::Created))],
     );
-    let transitions = Cause::ALL
+    let transitions = EventReason::ALL
         .into_iter()
-        .filter(|cause| *cause != Cause::Created);
+        .filter(|reason| *reason != EventReason::Created);
     metrics.counter(
         "order_transitions_total",
         "Changes of orders after their creation, by the journal's reason.",
-        transitions.map(|cause| (label("reason", cause.as_str()), history.caused(cause))),
+        transitions.map(|reason| {
+            (
+                label("reason", reason.as_str()),
+                history.entries_with(reason),
+            )
+        }),
     );
     let within = scaled(history.settled_within(), &SETTLED_WITHIN_MS, MS_PER_SECOND);
     metrics.histogram(

@@ -18,7 +18,8 @@ use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::{Api, answer, get_or_head, json_answer, not_allowed, query, request};
 use crate::clock::rfc3339;
-use crate::history::{Cause, History};
+use crate::history::History;
+use crate::order::EventReason;
 use crate::order::{Reason, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 use crate::reconciler::is_overdue;
@@ -167,7 +168,7 @@ impl Stats {
             time_to_settle: time_to_settle(history, now),
             restarts: Restarts {
                 last_hour: history.restarted_lately(now),
-                total: history.caused(Cause::Restarted),
+                total: history.entries_with(EventReason::Restarted),
             },
             database: Database {
                 status: database.status,

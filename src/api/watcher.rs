@@ -194,6 +194,12 @@ impl Watcher {
         })
     }
 
+    /// How many requests wait, and how many streams are open.
+    pub fn taken(&self) -> (usize, usize) {
+        let state = self.0.state();
+        (state.waiting.len(), state.streams)
+    }
+
     /// A place for a stream, if there is one. It is told what comes after the event
     /// `newest_event`, and perhaps some of what was before.
     pub fn subscribe(&self, newest_event: i64) -> Option<Subscription> {

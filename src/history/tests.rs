@@ -9,12 +9,12 @@ use super::*;
 /// Ten days after the epoch, in the middle of a minute.
 const NOW: Timestamp = Timestamp(10 * 86_400_000 + 30_000);
 
-fn entry(cause: Cause, at: Timestamp, age: Duration) -> Entry {
+fn entry(reason: EventReason, at: Timestamp, age: Duration) -> Entry {
     Entry {
         seq: 0,
         at,
-        cause,
-        created_at: cause
+        reason,
+        created_at: reason
             .to_status()
             .is_settled()
             .then(|| Timestamp(at.0 - age.as_millis() as i64)),
@@ -32,16 +32,16 @@ fn folded(entries: &[Entry], now: Timestamp) -> History {
 prop_compose! {
     /// Entries of up to three hours around now.
     fn journal()(entries in prop::collection::vec(
-        (0..Cause::ALL.len(), -7_200_000..3_600_000i64, 0..1_000_000u64),
+        (0..EventReason::ALL.len(), -7_200_000..3_600_000i64, 0..1_000_000u64),
         0..200,
     )) -> Vec<Entry> {
         entries
             .into_iter()
             .enumerate()
-            .map(|(place, (cause, at, age))| Entry {
+            .map(|(place, (reason, at, age))| Entry {
                 seq: place as i64 + 1,
                 ..entry(
-                    Cause::ALL[cause],
+                    EventReason::ALL[reason],
                     Timestamp(NOW.0 + at),
                     Duration::from_millis(age),
                 )
@@ -71,14 +71,14 @@ proptest! {
         let count = |matches: &dyn Fn(&Entry) -> bool| {
             journal.iter().filter(|entry| matches(entry)).count() as u64
         };
-        for cause in Cause::ALL {
-            prop_assert_eq!(history.caused(cause), count(&|entry| entry.cause == cause));
+        for reason in EventReason::ALL {
+            prop_assert_eq!(history.entries_with(reason), count(&|entry| entry.reason == reason));
         }
-        let is_settled = |entry: &Entry| entry.cause.to_status().is_settled();
+        let is_settled = |entry: &Entry| entry.reason.to_status().is_settled();
         let mut settled_lately = 0;
         for told in history.per_minute(NOW) {
             let within = |entry: &Entry| (told.at.0..told.at.0 + 60_000).contains(&entry.at.0);
-            let created = count(&|entry| entry.cause == Cause::Created && within(entry));
+            let created = count(&|entry| entry.reason == EventReason::Created && within(entry));
             let settled = count(&|entry| is_settled(entry) && within(entry));
             prop_assert_eq!((told.created, told.settled), (created, settled));
             settled_lately += settled;
@@ -90,8 +90,8 @@ proptest! {
 
 #[test]
 fn orders_are_counted_in_the_status_that_they_have_now() {
-    use Cause::*;
-    let causes = [
+    use EventReason::*;
+    let reasons = [
         Created,
         Created,
         Created,
@@ -111,7 +111,7 @@ fn orders_are_counted_in_the_status_that_they_have_now() {
         FailedByPolicy,
         FailedByOperator,
     ];
-    let entries = causes.map(|cause| entry(cause, NOW, Duration::ZERO));
+    let entries = reasons.map(|reason| entry(reason, NOW, Duration::ZERO));
     let history = folded(&entries, NOW);
     let counts = Status::ALL.map(|status| history.orders(status));
     assert_eq!((counts, history.open()), ([2, 1, 1, 3], 3));
@@ -120,23 +120,23 @@ fn orders_are_counted_in_the_status_that_they_have_now() {
 #[test]
 fn the_last_of_sixty_minutes_is_the_present_one() {
     let at = |minutes: i64| Timestamp(NOW.0 - minutes * 60_000);
-    let entries = [0, 59, 60].map(|age| entry(Cause::Created, at(age), Duration::ZERO));
+    let entries = [0, 59, 60].map(|age| entry(EventReason::Created, at(age), Duration::ZERO));
     let history = folded(&entries, NOW);
     let told = history.per_minute(NOW);
     assert_eq!(told.len(), MINUTES);
     assert_eq!((told[0].created, told[59].created), (1, 1));
     assert_eq!(told[59].at, Timestamp(10 * 86_400_000));
-    assert_eq!(history.caused(Cause::Created), 3);
+    assert_eq!(history.entries_with(EventReason::Created), 3);
 }
 
 #[test]
 fn minutes_are_forgotten_when_they_are_not_told_any_more() {
-    let mut history = folded(&[entry(Cause::Restarted, NOW, Duration::ZERO)], NOW);
+    let mut history = folded(&[entry(EventReason::Restarted, NOW, Duration::ZERO)], NOW);
     let later = NOW.after(Duration::from_secs(59 * 60));
     history.forget(later);
     assert_eq!(history.restarted_lately(later), 1);
     let later = NOW.after(Duration::from_secs(60 * 60));
     history.forget(later);
     assert!(history.minutes.is_empty());
-    assert_eq!(history.caused(Cause::Restarted), 1);
+    assert_eq!(history.entries_with(EventReason::Restarted), 1);
 }

@@ -51,6 +51,16 @@ impl EventReason {
         }
     }
 
+    /// The status that the order is in afterwards.
+    pub const fn to_status(self) -> Status {
+        match self {
+            Self::Created => Status::Created,
+            Self::Started | Self::Adopted | Self::Restarted => Status::Processing,
+            Self::Succeeded => Status::Fulfilled,
+            Self::Failed | Self::FailedByPolicy | Self::FailedByOperator => Status::Failed,
+        }
+    }
+
     /// The reason of this name, if there is one.
     pub fn from_name(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)

@@ -313,8 +313,8 @@ mod tests {
             (1..).find(|ms| looks.are_due(Timestamp(*ms))).unwrap_or(0)
         };
         assert_eq!(pause(3, 300), 12_000, "gentle");
-        assert_eq!(pause(3, 5), 500, "outcomes would be seen late");
-        assert_eq!(pause(500, 300), 30_000, "they still would");
+        assert_eq!(pause(3, 5), 1_000, "outcomes would be seen late");
+        assert_eq!(pause(500, 200), 40_000, "they still would");
         assert_eq!(pause(500, 5), 10_000, "the share is bounded");
         assert_eq!(pause(500, 100_000), 60_000, "at least every minute");
     }

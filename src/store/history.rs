@@ -9,7 +9,8 @@ use rusqlite::{Connection, Row, params};
 use super::open::beside;
 use super::rows::{heartbeat, impossible, reason_of};
 use super::{Heartbeat, next_open, order_by_id};
-use crate::history::{Cause, Entry};
+use crate::history::Entry;
+use crate::order::EventReason;
 use crate::order::{Order, Reason, Timestamp};
 
 /// Everything that is told of the whole, as of one moment.
@@ -68,14 +69,15 @@ fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
         seq: row.get(0)?,
         at: Timestamp(row.get(1)?),
-        cause: Cause::from_name(word).ok_or_else(|| impossible(2, UnknownCause(word.into())))?,
+        reason: EventReason::from_name(word)
+            .ok_or_else(|| impossible(2, UnknownReason(word.into())))?,
         created_at: row.get::<_, Option<i64>>(3)?.map(Timestamp),
     })
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is no reason for a journal entry")]
-struct UnknownCause(String);
+struct UnknownReason(String);
 
 /// Read off the index alone.
 const ATTENTION: &str = "SELECT attention, count(*) FROM orders INDEXED BY orders_with_attention \
