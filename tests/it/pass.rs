@@ -50,6 +50,11 @@ enum Fate {
     Lost,
     /// This HTTP status, and no effect.
     Status(u16),
+    /// What is told of a process that runs is a status that nobody knows.
+    Odd,
+    /// A list that tells of each process twice, in the same words, or in others.
+    Twice,
+    Contradictory,
     /// It is refused because there is a process, which there is by then.
     Exists,
     /// No effect, and the wish to be left alone for so many seconds.
@@ -135,7 +140,7 @@ impl Upstream for InMemory {
                 });
             }
             Fate::Status(status) => return Err(ambiguous(Some(status))),
-            Fate::Answered | Fate::AnswerLost | Fate::Exists => {}
+            _ => {}
         }
         let now = self.clock.now();
         let draw = &mut |below| self.draw(below);
@@ -155,23 +160,37 @@ impl Upstream for InMemory {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         self.requests.borrow_mut().push(format!("look {id}"));
-        if self.look_fate.get() != Fate::Answered {
+        if !matches!(self.look_fate.get(), Fate::Answered | Fate::Odd) {
             return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
         }
         if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
             return Err(failure("no answer", false));
         }
         let model = self.model.borrow();
-        let status = model.look_up(id.as_str(), self.clock.now());
+        let mut status = model.look_up(id.as_str(), self.clock.now());
+        if self.look_fate.get() == Fate::Odd {
+            status = status.map(|_| "PAUSED");
+        }
         Ok(status.map_or(Observed::Absent, Observed::of_status))
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         self.requests.borrow_mut().push("list".to_owned());
         let draw = &mut |below| self.draw(below);
-        let processes = self.model.borrow().list(self.clock.now(), draw);
+        let mut processes = self.model.borrow().list(self.clock.now(), draw);
         let fate = self.list_fate.get().unwrap_or(self.look_fate.get());
-        let is_cut = fate != Fate::Answered;
+        let again = |other: Option<&'static str>| {
+            let told = processes.iter();
+            let again = told.map(|(id, status)| (id.clone(), other.unwrap_or(status)));
+            again.collect::<Vec<_>>()
+        };
+        let again = match fate {
+            Fate::Twice => again(None),
+            Fate::Contradictory => again(Some("PAUSED")),
+            _ => Vec::new(),
+        };
+        let is_cut = fate != Fate::Answered && again.is_empty();
+        processes.extend(again);
         let told = if is_cut {
             processes.len() / 2
         } else {

@@ -5,7 +5,7 @@ use order_service::pace::Durations;
 use super::*;
 
 /// What is learned from processes that lasted so long.
-fn lasting(processes: impl IntoIterator<Item = Duration>) -> Learned {
+pub(super) fn lasting(processes: impl IntoIterator<Item = Duration>) -> Learned {
     let mut durations = Durations::default();
     for lasted in processes {
         durations.outlived(Duration::ZERO, lasted);
@@ -107,18 +107,49 @@ fn an_order_just_looked_up_is_left_alone_until_its_process_may_have_ended() {
 #[test]
 fn an_order_that_needs_looking_at_is_looked_at_whenever_looks_are_made() {
     let (stage, mut reconciler) = twenty_seconds(20);
-    stage.upstream.lost.borrow_mut().push("a7".to_owned());
-    let report = pass(&mut reconciler);
-    assert_eq!(report.observed, 20);
-    assert_eq!(stage.reason("a7"), Some(Reason::UpstreamUnreachable));
-    stage.upstream.lost.borrow_mut().clear();
-    stage.upstream.take_requests();
+    stage.upstream.look_fate.set(Fate::Odd);
+    assert_eq!(pass(&mut reconciler).flagged, 20);
+    assert_eq!(stage.reason("a7"), Some(Reason::UnknownStatus));
+    stage.upstream.look_fate.set(Fate::Answered);
     for _ in 0..3 {
         stage.forward(1_000);
         pass(&mut reconciler);
     }
-    assert_eq!(stage.upstream.take_requests(), ["look a7"]);
     assert_eq!(stage.reason("a7"), None);
+}
+
+#[test]
+fn it_is_told_when_the_upstream_is_looked_at_next() {
+    let (stage, mut reconciler) = twenty_seconds(20);
+    pass(&mut reconciler);
+    let next_look_at = stage.store.heartbeat().unwrap().next_look_at.unwrap();
+    let pause = next_look_at.since(stage.clock.now());
+    let range = Duration::from_millis(1_500)..Duration::from_millis(2_500);
+    assert!(
+        range.contains(&pause),
+        "a tenth of what they take: {pause:?}"
+    );
+}
+
+#[test]
+fn a_list_that_contradicts_itself_tells_nothing_and_one_that_repeats_itself_all() {
+    let stage = Stage::new(1);
+    for n in 0..50 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.upstream.list_fate.set(Some(Fate::Contradictory));
+    stage.forward(1_000);
+    let report = pass(&mut reconciler);
+    assert_eq!((report.observed, report.settled, report.missed), (50, 0, 0));
+    assert_eq!(report.flagged, 0, "{report}");
+    stage.upstream.list_fate.set(Some(Fate::Twice));
+    while stage.count(Status::Processing) > 0 {
+        stage.forward(1_000);
+        pass(&mut reconciler);
+        assert!(stage.clock.now() < Timestamp(1_800_000_070_000));
+    }
 }
 
 #[test]
@@ -156,6 +187,18 @@ fn orders_were_all_seen_only_when_every_one_was() {
     stage.forward(5_000);
     pass(&mut reconciler);
     assert!(seen_at() >= Some(looked_at));
+}
+
+#[test]
+fn a_look_up_without_an_answer_leaves_not_all_seen() {
+    for lost in [None, Some("a3".to_owned())] {
+        let (stage, mut reconciler) = twenty_seconds(5);
+        let is_seen = lost.is_none();
+        stage.upstream.lost.borrow_mut().extend(lost);
+        pass(&mut reconciler);
+        let seen_at = stage.store.heartbeat().unwrap().last_seen_at;
+        assert_eq!(seen_at == Some(stage.clock.now()), is_seen, "{seen_at:?}");
+    }
 }
 
 #[test]

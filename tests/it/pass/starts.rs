@@ -1,5 +1,6 @@
 //! Which orders a pass starts, in which order, and what becomes of those that are refused.
 
+use super::looks::lasting;
 use super::*;
 
 #[test]
@@ -110,4 +111,44 @@ fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_com
     assert!(settled >= waiting.len(), "{settled}");
     let requests = stage.upstream.take_requests();
     assert!(!requests.iter().any(|request| request.starts_with("start")));
+}
+
+#[test]
+fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made() {
+    let stage = forgotten(200, LostProcess::Restart);
+    stage.has_learned(lasting((0..600).map(Duration::from_secs)));
+    // A list so long that it is read seldom.
+    for n in 0..10_000 {
+        let (id, now) = (format!("other{n}"), stage.clock.now());
+        let draw = &mut |below: u64| below - 1;
+        stage.upstream.model.borrow_mut().start(&id, now, draw);
+    }
+    let mut reconciler = stage.reconciler();
+    assert!(pass(&mut reconciler).observed > 0);
+    for _ in 0..3 {
+        assert_eq!(pass(&mut reconciler).observed, 0);
+    }
+    let mut requests = stage.upstream.take_requests();
+    requests.retain(|request| request.starts_with("start"));
+    let expected: Vec<_> = (0..requests.len()).map(|n| format!("start a{n}")).collect();
+    assert!(requests.len() > 8);
+    assert_eq!(requests, expected);
+}
+
+#[test]
+fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
+    let stage = forgotten(50, LostProcess::Restart);
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    let id = OrderId::new("a49").unwrap();
+    block_on(stage.store.fail(id, stage.clock.now())).unwrap();
+    let mut overtaken = 0;
+    for _ in 0..30 {
+        overtaken += pass(&mut reconciler).overtaken;
+    }
+    assert_eq!(overtaken, 1);
+    assert_eq!(stage.order("a49").status, Status::Failed);
+    let requests = stage.upstream.take_requests();
+    assert!(requests.contains(&"start a48".to_owned()));
+    assert!(!requests.contains(&"start a49".to_owned()));
 }

@@ -48,7 +48,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
 fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
     let mut stage = Stage::new(100);
     stage.settings.start_rate = 0.1;
-    for id in ["a1", "a2", "a3"] {
+    for id in ["a1", "a2"] {
         stage.create(id);
     }
     let mut reconciler = stage.reconciler();

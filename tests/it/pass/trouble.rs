@@ -92,10 +92,13 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
         stage.upstream.list_fate.set(Some(Fate::Answered));
         stage.upstream.look_fate.set(look_fate);
         let mut reconciler = stage.reconciler();
+        let mut missed = 0;
         for _ in 0..30 {
-            pass(&mut reconciler);
+            missed += pass(&mut reconciler).missed;
             stage.forward(1_000);
         }
+        let is_settled = stage.count(Status::Failed) == 50;
+        assert_eq!(missed, if is_settled { 0 } else { 50 }, "each once");
         let lives = stage.store.heartbeat().unwrap().learned.lives;
         assert_eq!(lives.ended(), 1, "{policy:?}, {look_fate:?}");
     }

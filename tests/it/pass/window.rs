@@ -80,3 +80,17 @@ fn forgotten_processes_take_no_place_in_the_window() {
     }
     assert_eq!(started, WINDOW);
 }
+
+#[test]
+fn processes_that_are_not_looked_at_keep_their_places() {
+    let stage = short_lived(1, 1_000);
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).started, 1);
+    for n in 1..40 {
+        stage.create(&format!("a{n}"));
+    }
+    stage.forward(1_000);
+    let report = pass(&mut reconciler);
+    assert_eq!(report.started, WINDOW - running(&stage).min(1), "{report}");
+    assert_eq!(stage.upstream.take_requests()[1], "look a0", "and no list");
+}
