@@ -78,6 +78,9 @@ pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
         Some(at) => format!("the last pass ended at {}", rfc3339(at)),
         None => "no pass was completed on this database yet".to_owned(),
     };
+    if heartbeat.leader_since.is_none() {
+        bail!("no reconciler runs: {last}");
+    }
     if is_overdue(heartbeat.next_pass_at, SystemClock.now()) {
         bail!("the reconciler does not run, or is stuck: {last}");
     }

@@ -230,9 +230,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
-    /// Tells a last time how things are, so that nothing is lost of what was counted.
+    /// Tells a last time how things are, so that nothing is lost of what was counted, and that it
+    /// leads no longer.
     pub async fn end(mut self) {
         self.pulse.written_at = None;
+        self.pulse.heartbeat.leader_since = None;
         if let Err(error) = self.beat().await {
             log::debug!("the last heartbeat was not written: {error:#}");
         }

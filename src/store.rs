@@ -94,7 +94,7 @@ pub struct Filter {
 /// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Heartbeat {
-    /// When the present leader took over.
+    /// When the present leader took over; nothing once it has ended, unless it was killed.
     pub leader_since: Option<Timestamp>,
     /// The end of the last completed pass.
     pub last_pass_at: Option<Timestamp>,

@@ -181,8 +181,9 @@ impl Health {
         let (status, detail) = match heartbeat.last_pass_at {
             None => (UNKNOWN, "no pass was completed yet".to_owned()),
             Some(at) => {
-                let overdue = is_overdue(heartbeat.next_pass_at, SystemClock.now());
-                let status = if overdue { FAILING } else { OK };
+                let is_well = heartbeat.leader_since.is_some()
+                    && !is_overdue(heartbeat.next_pass_at, SystemClock.now());
+                let status = if is_well { OK } else { FAILING };
                 (status, format!("the last pass ended at {}", rfc3339(at)))
             }
         };

@@ -232,19 +232,21 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
     }
 }
 
-/// One that is overdue is so since its pass was due. Nothing is known of one that has ended until
+/// One that is overdue is so since its pass was due. One that was killed is known to have ended when
 /// its next pass is late.
 fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
     let (status, since, detail) = match heartbeat.leader_since {
-        None => (
-            "none",
-            None,
-            Some("no reconciler has led on this database yet".to_owned()),
-        ),
+        None => {
+            let detail = match heartbeat.last_pass_at {
+                None => "no reconciler has led on this database yet",
+                Some(_) => "the last one was ended",
+            };
+            ("none", heartbeat.last_pass_at, Some(detail.to_owned()))
+        }
         Some(_) if is_overdue(heartbeat.next_pass_at, now) => (
             "overdue",
             heartbeat.next_pass_at,
-            Some("it has ended, or is stuck: its next pass is more than a minute late".to_owned()),
+            Some("it was killed, or is stuck: its next pass is more than a minute late".to_owned()),
         ),
         since => ("leading", since, None),
     };
