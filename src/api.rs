@@ -5,8 +5,10 @@
 //! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, what an error looks like in
 //! `api/problem.rs`, the health of the program in `api/health.rs`, what is told of all orders
-//! together in `api/overview.rs` and `api/stats.rs`, pages for people in `api/pages.rs`.
+//! together in `api/overview.rs` and `api/stats.rs`, pages for people in `api/pages.rs`, what only
+//! `order-service dev` serves in `api/dev.rs`.
 
+mod dev;
 mod events;
 mod health;
 mod json;
@@ -30,12 +32,14 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
+use self::dev::Dev;
 use self::health::Health;
 use self::listing::Listing;
 use self::overview::Overview;
 use self::problem::{Problem, store_problem};
 use self::watcher::Watcher;
 use crate::server::Situation;
+use crate::simulator::Simulator;
 use crate::store::Store;
 
 /// What the handlers share.
@@ -45,17 +49,33 @@ pub struct Api {
     overview: Overview,
     watcher: Arc<Watcher>,
     draining: CancellationToken,
+    dev: Option<Dev>,
 }
 
 impl Api {
     /// An API on a database. From `draining` on it tells that it is not ready, and no one waits
     /// for a change any more.
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
+        Self::with(store, draining, None)
+    }
+
+    /// The same for someone who tries it out on their own machine: the dashboard creates orders, and
+    /// breaks and mends the simulator, if there is one.
+    pub fn for_dev(
+        store: Store,
+        draining: CancellationToken,
+        simulator: Option<Arc<Simulator>>,
+    ) -> Arc<Self> {
+        Self::with(store, draining, Some(Dev { simulator }))
+    }
+
+    fn with(store: Store, draining: CancellationToken, dev: Option<Dev>) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             draining,
+            dev,
             store,
         })
     }
@@ -77,7 +97,9 @@ impl Api {
             .unify()
             .or(self.stats())
             .unify()
-            .or(pages::pages())
+            .or(self.dev_routes())
+            .unify()
+            .or(pages::pages(self.dev.as_ref().map(Dev::told)))
             .unify()
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))
