@@ -63,6 +63,7 @@ const PAGES: &[Page] = &[
 /// What the dashboard is made of, by name, under [`PARTS_PATH`]. No one else is to rely on them, so
 /// they are not in the description of the API.
 const PARTS: &[(&str, &str, &str)] = &[
+    ("licences.txt", "text/plain; charset=utf-8", LICENCES),
     (
         "dashboard.css",
         STYLE,
@@ -108,6 +109,16 @@ const PARTS: &[(&str, &str, &str)] = &[
     ("uplot.js", SCRIPT, include_str!("pages/vendor/uplot.js")),
     ("uplot.css", STYLE, include_str!("pages/vendor/uplot.css")),
 ];
+
+/// What those who made the vendored files want to be passed on with them.
+const LICENCES: &str = concat!(
+    "Preact\n\n",
+    include_str!("pages/vendor/LICENSE-preact"),
+    "\n\nuPlot\n\n",
+    include_str!("pages/vendor/LICENSE-uplot"),
+    "\n\nhtm\n\n",
+    include_str!("pages/vendor/LICENSE-htm"),
+);
 
 const PARTS_PATH: &str = "/dashboard/";
 

@@ -5,25 +5,19 @@ import { html, useEffect, useRef, useState } from "./preact-htm.js";
 import { local, minute } from "./time.js";
 import { counted, number, span } from "./words.js";
 
-const HEIGHT = 170;
+const HEIGHT = 130;
 
 export function Charts({ known }) {
   const { stats, trouble } = known;
   if (!stats) return null;
   const { per_minute: minutes, time_to_settle: time } = stats;
+  const settled = html`<b>${counted(time.orders, "order")}</b> settled`;
   return html`<section class=${`charts ${trouble ? "stale" : ""}`} aria-labelledby="pace-title">
     <h2 id="pace-title">The last hour</h2>
     <${Minutes} minutes=${minutes} />
-    <div class="times">
-      <h3>From creation to the end</h3>
-      ${time.orders === 0
-        ? html`<p class="faint">No order was settled in the last hour.</p>`
-        : html`<dl>
-          <div><dt>half of them within</dt><dd>${span(time.p50_seconds)}</dd></div>
-          <div><dt>95 of 100 within</dt><dd>${span(time.p95_seconds)}</dd></div>
-          <div><dt>orders settled</dt><dd>${number(time.orders)}</dd></div>
-        </dl>`}
-    </div>
+    <p class="times">${time.orders === 0
+      ? "No order was settled."
+      : html`${settled}: half of them within <b>${span(time.p50_seconds)}</b> of their creation, 95 of 100 within <b>${span(time.p95_seconds)}</b>.`}</p>
   </section>`;
 }
 
@@ -37,7 +31,7 @@ function Minutes({ minutes }) {
     <figcaption>
       <span class="legend"><i class="swatch created"></i>created <b>${number(shown.created)}</b></span>
       <span class="legend"><i class="swatch settled"></i>settled <b>${number(shown.settled)}</b></span>
-      <span class="faint">${hovered === null ? "in this minute" : `in the minute from ${minute(shown.at)}`}</span>
+      <span class="faint">${shown === minutes.at(-1) ? "in this minute so far" : `in the minute from ${minute(shown.at)}`}</span>
     </figcaption>
     <${Plot} minutes=${minutes} summary=${summary} hover=${setHovered} />
     <details>
@@ -75,7 +69,7 @@ function options(element, width, hover) {
     padding: [8, 8, 0, 0],
     legend: { show: false },
     cursor: { y: false, drag: { setScale: false }, points: { size: 7 } },
-    scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high, 4)] } },
+    scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high * 1.05, 4)] } },
     axes: [
       { ...axis, space: 70, size: 28, values: (_, ticks) => ticks.map((at) => minute(at * 1000)) },
       { ...axis, space: 32, size: 44, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] },
@@ -89,10 +83,12 @@ function Plot({ minutes, summary, hover }) {
   const place = useRef();
   const plot = useRef();
   const values = useRef();
+  // A minute is drawn from its beginning to that of the next: the last one has a next one too.
+  const drawn = [...minutes, { ...minutes.at(-1), at: new Date(Date.parse(minutes.at(-1).at) + 60_000) }];
   values.current = [
-    minutes.map(({ at }) => Date.parse(at) / 1000),
-    minutes.map(({ created }) => created),
-    minutes.map(({ settled }) => settled),
+    drawn.map(({ at }) => new Date(at).getTime() / 1000),
+    drawn.map(({ created }) => created),
+    drawn.map(({ settled }) => settled),
   ];
   useEffect(() => {
     const draw = () => {

@@ -22,10 +22,9 @@ const CHOICES = {
 export function Dev() {
   const [said, setSaid] = useState("");
   return html`<section class="dev" aria-labelledby="dev-title">
-    <h2 id="dev-title">Try it out</h2>
+    <div class="row"><h2 id="dev-title">Try it out</h2><span class="said" role="status">${said}</span></div>
     <${Create} say=${setSaid} />
     ${DEV === "simulator" && html`<${Simulator} say=${setSaid} />`}
-    <p class="said" role="status">${said}</p>
   </section>`;
 }
 

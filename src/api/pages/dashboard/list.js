@@ -6,27 +6,31 @@ import { askPage } from "./server.js";
 import { Status } from "./state.js";
 import { feed } from "./stream.js";
 import { local, useNow } from "./time.js";
-import { ATTENTION, EVENTS, ago, counted } from "./words.js";
+import { ATTENTION, EVENTS, REMARKABLE, ago, attentionTotal, counted } from "./words.js";
 
 const PAGE = 50;
-// Events that are read for the latest changes: an order has three, mostly.
-const EVENTS_READ = 3 * PAGE;
+// Orders among the latest changes, and the events that are read for them: an order has three, mostly.
+const LATEST = 30;
+const EVENTS_READ = 3 * LATEST;
+const NEEDY_READ = 200;
+
+const STILL_OPEN = ["CREATED", "PROCESSING"];
 // A list that is shown is read again at most so often, however much happens.
 const PAUSE_MS = 1000;
 
-export function List({ view, known }) {
+export function List({ view, known, mode }) {
   return html`<section class="list" aria-labelledby="list-title">
     <div class="list-head">
       <h2 id="list-title" tabindex="-1">${title(view)}</h2>
       <${Search} view=${view} />
     </div>
-    ${view.list === "latest" ? html`<${Latest} view=${view} />` : html`<${Page} key=${title(view)} view=${view} known=${known} />`}
+    ${view.list === "latest" ? html`<${Latest} view=${view} known=${known} mode=${mode} />` : html`<${Page} key=${title(view)} view=${view} known=${known} mode=${mode} />`}
   </section>`;
 }
 
 function title({ list, statuses, attention }) {
   if (list === "latest") return "Latest changes";
-  const isOpen = statuses.join() === "CREATED,PROCESSING";
+  const isOpen = statuses.join() === STILL_OPEN.join();
   const words = isOpen ? "Open orders" : statuses.length ? `Orders that are ${statuses.join(" or ")}` : "All orders";
   return attention ? (statuses.length ? `${words} and need looking at` : "Orders that need looking at") : words;
 }
@@ -48,17 +52,18 @@ function Search({ view }) {
 
 // The orders that changed last, each with its last event. It is kept from the feed alone, and shown
 // in the order of change, unless someone points at it: then nothing moves away.
-function Latest({ view }) {
+function Latest({ view, known, mode }) {
   const [rows, setRows] = useState(null);
   const [trouble, setTrouble] = useState(null);
   const [held, setHeld] = useState(null);
+  const needy = useNeedy(known);
   useEffect(() => {
     let last = new Map();
     let frame = null;
     const show = () => {
       frame ??= setTimeout(() => {
         frame = null;
-        const newest = [...last.values()].sort((one, other) => other.seq - one.seq).slice(0, PAGE);
+        const newest = [...last.values()].sort((one, other) => other.seq - one.seq).slice(0, LATEST);
         last = new Map(newest.map((event) => [event.order_id, event]));
         setRows(newest);
       }, 100);
@@ -92,17 +97,48 @@ function Latest({ view }) {
   const kept = held ? held.filter((id) => byId.has(id)) : [...byId.keys()];
   const newer = rows.length - kept.length;
   return html`
-    <p class="note">Each order with its last change, newest first.${newer > 0 && html` <b>${counted(newer, "order")} more</b>, shown when you leave the list.`}</p>
+    <p class="note">Each order with its last change, newest first. <${Mode} of=${mode} />${newer > 0 && html` <b>${counted(newer, "order")} more</b>, shown when you leave the list.`}</p>
     <${Table} columns=${["Order", "Status", "Changed"]} label="Latest changes" hold=${hold}>
       ${kept.map((id) => {
         const event = byId.get(id);
-        return html`<${Row} key=${id} id=${id} view=${view} status=${event.to} at=${event.at} note=${EVENTS[event.reason]} />`;
+        const attention = STILL_OPEN.includes(event.to) ? needy.get(id) : null;
+        const note = attention ? noteOf({ attention }) : REMARKABLE.includes(event.reason) ? EVENTS[event.reason] : null;
+        return html`<${Row} key=${id} id=${id} view=${view} status=${event.to} at=${event.at} note=${note} isNeedy=${Boolean(attention)} />`;
       })}
     <//>`;
 }
 
+const NONE = new Map();
+
+// The attention of the orders that need looking at, by id: of the oldest ones, if there are many. It is
+// not in the journal, and the statistics tell when it has changed.
+function useNeedy({ stats }) {
+  const [needy, setNeedy] = useState(NONE);
+  const attention = JSON.stringify(stats?.attention);
+  const count = stats ? attentionTotal(stats) : 0;
+  useEffect(() => {
+    if (!count) return setNeedy(NONE);
+    const gone = new AbortController();
+    askPage(`/order?attention=true&limit=${NEEDY_READ}`, { signal: gone.signal })
+      .then(({ items }) => setNeedy(new Map(items.map((order) => [order.id, order.attention]))))
+      .catch(() => {});
+    return () => gone.abort();
+  }, [attention]);
+  return needy;
+}
+
+const MODES = {
+  live: "Changes appear as they happen.",
+  polling: "Too many streams are open: changes appear within seconds.",
+  off: "Connecting: changes do not appear now.",
+};
+
+function Mode({ of }) {
+  return html`<span class=${`mode ${of}`}>${MODES[of]}</span>`;
+}
+
 // One page of a list, as the API pages it. It is read again when something has happened.
-function Page({ view, known }) {
+function Page({ view, known, mode }) {
   const [page, setPage] = useState({ items: null, next: null, trouble: null, of: null });
   const again = useRef(() => {});
   const query = new URLSearchParams();
@@ -142,13 +178,13 @@ function Page({ view, known }) {
       ${view.after && html`<p><${Link} to=${{ ...view, after: null }}>From the first page<//></p>`}`;
   }
   if (!items) return html`<p class="faint">Reading …</p>`;
-  const pages = html`<nav class="pages" aria-label="Pages">
+  const pages = html`<nav class="pages" aria-label="Pages of the list">
     ${view.after ? html`<${Link} to=${{ ...view, after: null }}>First page<//>` : html`<span class="faint">First page</span>`}
     ${next ? html`<${Link} to=${{ ...view, after: next }} rel="next">Next page<//>` : html`<span class="faint">No more</span>`}
   </nav>`;
   if (!items.length) return html`<p class="empty">There is none${view.after ? " on this page" : ""} now.</p>${view.after && pages}`;
   return html`
-    <p class="note">In the order of creation.${trouble && html` <b class="bad">Not up to date: ${trouble}.</b>`}</p>
+    <p class="note">In the order of creation. <${Mode} of=${mode} />${trouble && html` <b class="bad">Not up to date: ${trouble}.</b>`}</p>
     <div aria-busy=${page.of !== path} class=${page.of === path ? "" : "stale"}>
       <${Table} columns=${["Order", "Status", "Changed"]} label=${title(view)}>
         ${items.map((order) => html`<${Row} key=${order.id} id=${order.id} view=${view} status=${order.status}
@@ -178,10 +214,10 @@ function Table({ columns, label, hold, children }) {
 
 function Row({ id, view, status, at, note, isNeedy }) {
   const moment = useNow();
-  const isOpen = view.order === id;
-  return html`<tr class=${isOpen ? "open" : ""}>
+  const isShown = view.order === id;
+  return html`<tr class=${isShown ? "open" : ""}>
     <td>
-      <${Link} to=${{ ...view, order: id }} data-id=${id} aria-current=${isOpen ? "true" : null}><bdi>${id}</bdi><//>
+      <${Link} to=${{ ...view, order: id }} data-id=${id} aria-current=${isShown ? "true" : null}><bdi>${id}</bdi><//>
       ${note && html`<span class=${`row-note ${isNeedy ? "needy" : ""}`}>${note}</span>`}
     </td>
     <td><${Status} of=${status} /></td>

@@ -13,6 +13,7 @@ import { heard, now } from "./time.js";
 import { verdict } from "./words.js";
 
 const POLL_MS = 2000;
+const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 // The statistics: what was last read, and if they cannot be read now, why and since when.
 function useStats() {
@@ -22,7 +23,7 @@ function useStats() {
     let isGone = false;
     const read = async () => {
       clearTimeout(timer);
-      const begun = now();
+      const begun = new Date(now()).toISOString();
       try {
         const stats = await ask("/stats");
         heard(stats.at);
@@ -65,17 +66,13 @@ function useMode() {
   return mode;
 }
 
-const MODES = {
-  live: "Changes appear here as they happen.",
-  polling: "Too many streams are open: changes appear here within seconds.",
-  off: "Connecting: changes do not appear here now.",
-};
-
 function Dashboard() {
   const view = useView();
   const known = useStats();
   const words = useVerdict(known);
-  const mode = useMode();
+  // A stream can be silent for a while before it is taken for dead.
+  const streaming = useMode();
+  const mode = known.trouble ? "off" : streaming;
   // Whoever closes an order goes on where they were: at its row, or at the list.
   const opened = useRef(null);
   useEffect(() => {
@@ -87,15 +84,19 @@ function Dashboard() {
   }, [view.order]);
   return html`
     <p class="unseen" role="status">${words}</p>
-    <${State} known=${known} />
+    <div class="top">
+      <${State} known=${known} />
+      <${Charts} known=${known} />
+    </div>
     ${IS_DEV && html`<${Dev} />`}
     <${Counts} known=${known} view=${view} />
     <div class=${`work ${view.order === null ? "" : "has-order"}`} id="orders">
-      <${List} view=${view} known=${known} />
-      ${view.order !== null && html`<${Order} key=${view.order} view=${view} stats=${known.trouble ? null : known.stats} />`}
+      <${List} view=${view} known=${known} mode=${mode} />
+      ${view.order === null
+        ? html`<p class="hint">Open an order to see what has happened to it, and what happens next.</p>`
+        : html`<${Order} key=${view.order} view=${view} stats=${known.trouble ? null : known.stats} />`}
     </div>
-    <${Charts} known=${known} />
-    <p class=${`mode ${mode}`}>${MODES[mode]}</p>
+    <p class="zone faint">${ZONE === "UTC" ? "Times are UTC." : `Times are those of ${ZONE}. Logs and the API have UTC.`}</p>
   `;
 }
 

@@ -11,9 +11,10 @@ export function isSettled(order) {
 // How it is, in a sentence.
 export function situation(order, moment) {
   const took = span(secondsSince(order.created_at, Date.parse(order.updated_at)));
-  const starts = order.starts === 0 ? "It was not started from here" : `It was started ${order.starts === 1 ? "once" : `${order.starts} times`}`;
-  if (isSettled(order)) return `It took ${took} from its creation to its end. ${starts}.`;
-  return `It is open, for ${wholeSpan(secondsSince(order.created_at, moment))}. ${starts}${order.starts === 0 ? " yet" : ""}.`;
+  const times = order.starts === 1 ? "once" : `${order.starts} times`;
+  if (isSettled(order)) return `It took ${took} from its creation to its end. ${order.starts ? `It was started ${times}.` : "It was not started from here."}`;
+  const starts = order.status === "CREATED" ? `A start was sent ${times}, and it is not known whether it had any effect.` : `It was started ${times}.`;
+  return `It is open, for ${wholeSpan(secondsSince(order.created_at, moment))}. ${order.starts ? starts : "It was not started yet."}`;
 }
 
 export function trouble({ reason, detail }) {
@@ -30,7 +31,7 @@ export function next(order, look, stats, moment) {
   }
   if (stats?.upstream.status === "down") {
     return [
-      `The upstream is asked again ${stats.reconciler.next_pass_at ? until(stats.reconciler.next_pass_at, moment) : "by itself"}, about one order for all. When it answers, this order goes on by itself.`,
+      `The upstream is asked again ${stats.reconciler.next_pass_at ? until(stats.reconciler.next_pass_at, moment).replace(/^now$/, "within seconds") : "by itself"}, about one order for all. When it answers, this order goes on by itself.`,
       "Its status does not change before that: silence says nothing about its process.",
     ];
   }

@@ -5,7 +5,7 @@ import { commands, isSettled, next, situation, trouble as troubleOf } from "./or
 import { askPage, orderPath, request } from "./server.js";
 import { Status } from "./state.js";
 import { feed } from "./stream.js";
-import { local, now, secondsSince, useNow } from "./time.js";
+import { exact, local, now, secondsSince, useNow } from "./time.js";
 import { EVENTS, ago, span } from "./words.js";
 
 // It is read again at most so often, however much happens to it.
@@ -104,7 +104,7 @@ function Content({ found, stats }) {
 function Timeline({ events }) {
   return html`<ol class="timeline">
     ${events.map((event, at) => html`<li key=${event.seq} class=${event.to}>
-      <time datetime=${event.at}>${local(event.at)}</time>
+      <time datetime=${event.at} title=${event.at}>${exact(event.at)}</time>
       <span>${EVENTS[event.reason] ?? event.reason}${event.to !== event.from && html` <${Status} of=${event.to} />`}</span>
       ${at > 0 && html`<span class="faint">after ${span(secondsSince(events[at - 1].at, Date.parse(event.at)))}</span>`}
     </li>`)}

@@ -20,7 +20,7 @@ export async function request(path, { signal, ...options } = {}) {
     answer = await fetch(path, { ...options, signal: signal ? AbortSignal.any([signal, patience]) : patience });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Trouble(patience.aborted ? "the program has not answered for 5 s" : "the program does not answer");
+    throw new Trouble(patience.aborted ? "the program does not answer in time" : "the program does not answer");
   }
   if (answer.ok) return answer;
   throw await trouble(answer);

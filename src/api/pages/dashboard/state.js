@@ -1,8 +1,8 @@
 // Is it alive: the verdict, what it depends on, and the counts, which lead to the lists.
 import { ALL, Link, START, STATUSES, filtered, sameList } from "./address.js";
 import { html } from "./preact-htm.js";
-import { local, useNow } from "./time.js";
-import { ATTENTION, ago, attentionTotal, number, openOrders, signs, verdict } from "./words.js";
+import { local, secondsSince, useNow } from "./time.js";
+import { ATTENTION, attentionTotal, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
 
 export function State({ known }) {
   const moment = useNow();
@@ -17,8 +17,8 @@ export function State({ known }) {
   return html`<section class=${`state ${trouble ? "stale" : ""}`} aria-labelledby="verdict">
     ${trouble
       ? html`<h2 id="verdict" class="bad">The state cannot be read</h2>
-        <p class="unread"><strong>${capital(trouble)}</strong>, since ${local(since, moment)} (${ago(since, moment)}).
-          What stands here is what was so then. It is tried again every two seconds.</p>`
+        <p class="unread"><strong>${capital(trouble)}</strong>, since ${local(since, moment)}, for ${wholeSpan(secondsSince(since, moment))}.
+          What is grey was so before. It is tried again every two seconds.</p>`
       : html`<h2 id="verdict" class=${level}>${words}</h2>`}
     <dl class="signs">
       ${signs(stats, trouble ? Date.parse(stats.at) : moment).map((sign) => html`<div key=${sign.name} class=${sign.level}>
@@ -68,7 +68,7 @@ export function Counts({ known, view }) {
         <//>
       </li>`)}
     </ul>
-    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${number(orders)} ${ATTENTION[reason].brief}`).join(", ")}.</p>`}
+    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${ATTENTION[reason].brief}: ${number(orders)}`).join(", ")}</p>`}
   </nav>`;
 }
 

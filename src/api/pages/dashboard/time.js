@@ -45,6 +45,11 @@ export function local(at, moment = now()) {
   return day.format(date) === day.format(moment) ? time : `${day.format(date)}, ${time}`;
 }
 
+// To the millisecond, to be found in a log.
+export function exact(at) {
+  return `${local(at)}.${at.slice(20, 23)}`;
+}
+
 // Hours and minutes alone.
 export function minute(at) {
   return clock.format(new Date(at)).slice(0, 5);

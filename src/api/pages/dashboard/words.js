@@ -87,19 +87,21 @@ export function signs(stats, moment) {
 }
 
 function database({ database: { status, since, detail, bytes: size, wal_bytes: log } }, moment) {
-  const time = since ? `, for ${lasting(since, moment)}` : "";
-  if (status !== "ok") return { level: "bad", words: [`Orders cannot be written${time}: ${detail}. None is acknowledged, and none is lost.`] };
+  const time = since ? ` for ${lasting(since, moment)}` : "";
+  if (status !== "ok") return { level: "bad", words: [`Orders cannot be written${time && `,${time}`}: ${detail}. No order is acknowledged, and none is lost.`] };
   const room = log > 64e6 ? `, and ${bytes(log)} more in its log` : "";
-  return { level: "good", words: [`It takes orders${time}. It has ${bytes(size)} on disk${room}.`] };
+  return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size)} on disk${room}.`] };
 }
 
 function upstream(stats, moment) {
   const { status, since, detail, life } = stats.upstream;
   if (status === "unknown") return { level: "quiet", words: ["It was not asked for anything yet."] };
   if (status === "down") {
-    return { level: "bad", words: [`The upstream has not answered for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
+    // An error is an answer, and no use.
+    const silence = /\banswered\b/.test(detail) ? "has given no usable answer" : "has not answered";
+    return { level: "bad", words: [`The upstream ${silence} for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
   }
-  const words = [`It answers, for ${lasting(since, moment)}. `];
+  const words = [`It has answered for ${lasting(since, moment)}. `];
   const { starts_per_second: pace, ceiling, reason } = stats.pace;
   if (life.expected_seconds !== null) {
     words.push(`It lives about ${wholeSpan(life.expected_seconds)}${pace === null ? "" : ` at ${rate(pace)} starts/s`}; `);
@@ -134,8 +136,9 @@ function waiting(stats, moment) {
 const DENSE_SECONDS = 3;
 
 function reconciler(stats, moment) {
-  const { status, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
+  const { status, since, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
   if (status === "none") return { level: "bad", words: ["None has run on this database yet: orders are kept, and nothing else happens to them."] };
+  const leads = since ? `It has led for ${lasting(since, moment)}` : "It leads";
   const lastly = last ? `It looked at orders ${ago(last, moment)}` : "It has not looked at any order yet";
   if (status === "overdue") {
     const late = next ? `, and the next look was due ${ago(next, moment)}` : "";
@@ -143,9 +146,12 @@ function reconciler(stats, moment) {
   }
   const words = [];
   const isDense = last && next && secondsSince(last, Date.parse(next)) <= DENSE_SECONDS && secondsSince(last, moment) <= DENSE_SECONDS;
-  words.push(isDense ? "It looks at what is due every second or so. " : `${lastly}${next ? `; the next look is ${until(next, moment)}` : ""}. `);
+  const isAtIt = next && secondsSince(next, moment) > 1;
+  if (isDense) words.push(`${leads}, and looks at what is due every second or so. `);
+  else if (isAtIt) words.push(`${lastly}, and is looking at them now. `);
+  else words.push(`${lastly}${next ? `; the next look is ${until(next, moment)}` : ""}. `);
   const { PROCESSING } = stats.orders;
-  if (PROCESSING) {
+  if (PROCESSING && stats.upstream.status === "up") {
     const when = look && secondsSince(look, moment) < -1 ? ` The processes that run are asked for ${until(look, moment)}.` : "";
     words.push(`${counted(PROCESSING, "process runs", "processes run")}${stats.pace.window === null ? "" : ` of ${number(stats.pace.window)} at most`}.${when}`);
   }
@@ -157,7 +163,9 @@ export function sentence(text) {
   return /[.!?…]$/.test(text) ? text : `${text}.`;
 }
 
-// What an event of the journal means.
+// What an event of the journal means. Those in REMARKABLE say more than the status that they led to.
+export const REMARKABLE = ["adopted", "restarted", "failed_by_policy", "failed_by_operator"];
+
 export const EVENTS = {
   created: "was created",
   started: "its process was started",
