@@ -6,8 +6,10 @@
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, what an error looks like in
 //! `api/problem.rs`, the health of the program in `api/health.rs`, what is told of all orders
 //! together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how requests are counted in
-//! `api/traffic.rs`, pages for people in `api/pages.rs`.
+//! `api/traffic.rs`, pages for people in `api/pages.rs`, what only `order-service dev` serves in
+//! `api/dev.rs`.
 
+mod dev;
 mod events;
 mod health;
 mod json;
@@ -33,6 +35,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
+use self::dev::Dev;
 use self::health::Health;
 use self::listing::Listing;
 use self::overview::Overview;
@@ -40,6 +43,7 @@ use self::problem::{Problem, store_problem};
 use self::traffic::Traffic;
 use self::watcher::Watcher;
 use crate::server::Situation;
+use crate::simulator::Simulator;
 use crate::store::Store;
 
 /// What the handlers share.
@@ -50,18 +54,34 @@ pub struct Api {
     traffic: Traffic,
     watcher: Arc<Watcher>,
     draining: CancellationToken,
+    dev: Option<Dev>,
 }
 
 impl Api {
     /// An API on a database. From `draining` on it tells that it is not ready, and no one waits
     /// for a change any more.
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
+        Self::with(store, draining, None)
+    }
+
+    /// The same for someone who tries it out on their own machine: the dashboard creates orders, and
+    /// breaks and mends the simulator, if there is one.
+    pub fn for_dev(
+        store: Store,
+        draining: CancellationToken,
+        simulator: Option<Arc<Simulator>>,
+    ) -> Arc<Self> {
+        Self::with(store, draining, Some(Dev { simulator }))
+    }
+
+    fn with(store: Store, draining: CancellationToken, dev: Option<Dev>) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             draining,
+            dev,
             store,
         })
     }
@@ -86,7 +106,9 @@ impl Api {
             .unify()
             .or(self.stats())
             .unify()
-            .or(pages::pages())
+            .or(self.dev_routes())
+            .unify()
+            .or(pages::pages(self.dev.as_ref().map(Dev::told)))
             .unify()
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))

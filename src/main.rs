@@ -1,6 +1,7 @@
 //! `order-service`: the API, the reconciler and the simulator, alone or together.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use order_service::account;
@@ -11,6 +12,7 @@ use order_service::config::{
 use order_service::operator::{self, client};
 use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
 use order_service::reconciler::Stop;
+use order_service::simulator::Simulator;
 use order_service::simulator::record::read_record;
 use order_service::store::{DatabasePath, Mode, Store};
 use order_service::upstream::UpstreamUrl;
@@ -76,7 +78,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     log::info!("the upstream is {}", args.upstream.order_process_url);
     let settings = args.reconcile.settings();
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    both(listener, store, reconciler, &stop).await
+    let api = Api::new(store.clone(), stop.begun.clone());
+    both(listener, api, store, reconciler, &stop).await
 }
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
@@ -84,7 +87,8 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen).await?;
     tell_address(&listener)?;
-    let served = serve_api(listener, store.clone(), &stop, std::future::ready(()));
+    let api = Api::new(store.clone(), stop.begun.clone());
+    let served = serve_api(listener, api, &stop, std::future::ready(()));
     program::drained(&stop, async {
         served.await;
         store.fold().await;
@@ -103,12 +107,13 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
         log: args.record,
         faults: args.faults.faults(),
     };
+    let simulator = Arc::new(Simulator::new(&options)?);
     server::raise_file_limit();
     tell_address(&listener)?;
     if let Some(control) = &control {
         println!("control on http://{}", control.local_addr()?);
     }
-    simulator::serve(listener, control, options, stop.begun).await?;
+    simulator::serve(listener, control, simulator, stop.begun).await?;
     Ok(Exit::Done)
 }
 
@@ -132,23 +137,23 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
         .tempdir()
         .context("no temporary folder can be made")?;
     let listener = server::listen(args.listen.listen).await?;
-    let (url, simulator) = match &args.order_process_url {
+    let (url, simulator_listener) = match &args.order_process_url {
         Some(url) => (url.clone(), None),
         None => {
-            let simulator = server::listen(([127, 0, 0, 1], 0).into()).await?;
-            let url = format!("http://{}", simulator.local_addr()?);
+            let listener = server::listen(([127, 0, 0, 1], 0).into()).await?;
+            let url = format!("http://{}", listener.local_addr()?);
             let url: UpstreamUrl = url.parse().context("the simulator has an odd address")?;
-            (url, Some(simulator))
+            (url, Some(listener))
         }
     };
     let upstream = client(&url, args.reconcile.request_timeout)?;
     let database = folder.path().join("orders.db");
     let store = Store::open(&DatabasePath::from(database), Mode::Threaded)?;
-    let has_simulator = simulator.is_some();
+    let mut simulator = None;
     let simulator_stop = CancellationToken::new();
     let record = folder.path().join("simulator.log");
     let mut control_url = None;
-    if let Some(listener) = simulator {
+    if let Some(listener) = simulator_listener {
         let control = listen_for_control(&args.faults).await?;
         control_url = match &control {
             Some(control) => Some(format!("http://{}", control.local_addr()?)),
@@ -160,20 +165,24 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
             log: Some(record.clone()),
             faults: args.faults.faults(),
         };
+        let served = Arc::new(Simulator::new(&options)?);
+        simulator = Some(served.clone());
         // It is still asked for the closing account.
         let stop = simulator_stop.clone();
         tokio::spawn(async move {
-            if let Err(error) = simulator::serve(listener, control, options, stop).await {
+            if let Err(error) = simulator::serve(listener, control, served, stop).await {
                 log::error!("the simulator has ended: {error:#}");
             }
         });
     }
+    let has_simulator = simulator.is_some();
     let simulated = simulated(&args, has_simulator, control_url.as_deref());
     print_banner(&args, &listener, &url, &simulated, &store)?;
     let settings = args.reconcile.settings();
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
-    let exit = both(listener, store.clone(), reconciler, &stop).await?;
+    let api = Api::for_dev(store.clone(), stop.begun.clone(), simulator);
+    let exit = both(listener, api, store.clone(), reconciler, &stop).await?;
     let record = has_simulator.then(|| read_record(&record)).transpose()?;
     println!(
         "\n{}",
@@ -186,6 +195,7 @@ async fn dev(args: DevArgs) -> anyhow::Result<Exit> {
 /// The API and the reconciler, until both have ended.
 async fn both(
     listener: TcpListener,
+    api: Arc<Api>,
     store: Store,
     mut reconciler: ReconcilerThread,
     stop: &Stop,
@@ -200,7 +210,7 @@ async fn both(
         ended.cancel();
     };
     // Until then it can be asked why the program has not ended yet.
-    let served = serve_api(listener, store.clone(), stop, ended.cancelled());
+    let served = serve_api(listener, api, stop, ended.cancelled());
     program::drained(stop, async {
         tokio::join!(served, reconciled);
         store.fold().await;
@@ -211,12 +221,11 @@ async fn both(
 
 async fn serve_api(
     listener: TcpListener,
-    store: Store,
+    api: Arc<Api>,
     stop: &Stop,
     others: impl Future<Output = ()>,
 ) {
     server::raise_file_limit();
-    let api = Api::new(store, stop.begun.clone());
     let service = warp::service(api.routes());
     server::serve(listener, service, stop.begun.clone(), others).await;
 }
@@ -275,6 +284,7 @@ fn print_banner(
         "
   order-service dev: everything on this machine, nothing is kept
 
+  dashboard    {api}/
   API          {api}
   {name:<12} {upstream}{traits}{control}
   data         {data}, deleted at the end

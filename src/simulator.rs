@@ -55,18 +55,17 @@ pub struct Options {
     pub faults: Faults,
 }
 
-/// Serves the simulator until `stop`. It begins without any process. At `control`, if there is
-/// such a listener, it can be broken and mended while it runs.
+/// Serves the simulator until `stop`. At `control`, if there is such a listener, it can be broken
+/// and mended while it runs.
 ///
 /// # Errors
-/// The record cannot be opened.
+/// The connections cannot be served.
 pub async fn serve(
     listener: TcpListener,
     control: Option<TcpListener>,
-    options: Options,
+    simulator: Arc<Simulator>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let simulator = Arc::new(Simulator::new(&options)?);
     let controlled = control::serve(control, simulator.clone(), stop.clone());
     let (served, ()) = tokio::join!(
         connections::serve(listener, simulator, stop.clone()),
@@ -75,7 +74,8 @@ pub async fn serve(
     served
 }
 
-struct Simulator(Mutex<State>);
+/// A simulator, which can be broken and mended while it is served.
+pub struct Simulator(Mutex<State>);
 
 /// What must change together for the record to have the order in which things happened.
 struct State {
@@ -100,7 +100,11 @@ struct State {
 type Astray = (StatusCode, &'static str);
 
 impl Simulator {
-    fn new(options: &Options) -> anyhow::Result<Self> {
+    /// One that runs, without any process.
+    ///
+    /// # Errors
+    /// The record cannot be opened.
+    pub fn new(options: &Options) -> anyhow::Result<Self> {
         let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
         let max_duration_secs = options.max_duration_secs;
         let mut state = State {
@@ -144,8 +148,9 @@ impl Simulator {
         self.lock().catch_up(SystemClock.now());
     }
 
-    /// Ends the life now, for so long; nothing if it has ended already.
-    fn crash(&self, restart_after: Option<Duration>) -> bool {
+    /// Ends the life now, for so long, or for as long as the faults say; nothing if it has ended
+    /// already.
+    pub fn crash(&self, restart_after: Option<Duration>) -> bool {
         let mut state = self.lock();
         let is_alive = !state.life.is_cancelled();
         if is_alive {
@@ -155,11 +160,24 @@ impl Simulator {
         is_alive
     }
 
-    fn faults(&self) -> Faults {
+    /// Whether it runs, and has not crashed.
+    pub fn is_alive(&self) -> bool {
+        !self.life().is_cancelled()
+    }
+
+    /// What goes wrong.
+    pub fn faults(&self) -> Faults {
         self.lock().faults.clone()
     }
 
-    /// Changes what goes wrong; what is known of the end of this life is drawn again.
+    /// Sets what goes wrong; what is known of the end of this life is drawn again.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = self.lock();
+        state.faults = faults;
+        state.plan_end(SystemClock.now());
+    }
+
+    /// The same with changes in JSON, as [`Faults::changed`] takes them.
     fn change_faults(&self, changes: &[u8]) -> Result<Faults, String> {
         let mut state = self.lock();
         state.faults = state.faults.changed(changes)?;

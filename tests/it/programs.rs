@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::world::{Client, PATIENCE, Program, Ran, World, is_settled};
 
@@ -984,6 +984,79 @@ async fn dev_is_ready_at_once_and_its_commands_work_when_pasted() {
         0,
         "{data}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_simulator_of_dev_is_broken_and_mended_from_its_own_pages() {
+    let world = World::new();
+    let (program, banner) = dev(&world, &[]);
+    let api = told(&banner, "API").to_owned();
+    assert_eq!(told(&banner, "dashboard"), format!("{api}/"));
+    let client = Client::new();
+    let page = client.get(format!("{api}/")).await;
+    assert!(
+        page.body
+            .contains(r#"<meta name="dev" content="simulator">"#)
+    );
+    let url = format!("{api}/dev/simulator");
+    let state = client.get(&url).await.json();
+    assert_eq!(
+        (&state["now"], &state["is_alive"]),
+        (&json!("calm"), &json!(true))
+    );
+    for choice in state["choices"].as_array().unwrap() {
+        let name = choice.as_str().unwrap();
+        let chosen = client.request("POST", format!("{url}/{name}"));
+        let chosen = client.send(chosen).await;
+        assert_eq!((chosen.status, &chosen.json()["now"]), (200, choice));
+        assert_eq!(client.get(&url).await.json()["now"], *choice);
+    }
+    for (method, path, site, status) in [
+        ("POST", "/calm", "cross-site", 403),
+        ("POST", "/crash", "cross-site", 403),
+        ("POST", "/none", "same-origin", 404),
+        ("PUT", "/calm", "same-origin", 405),
+        ("POST", "", "same-origin", 405),
+    ] {
+        let request = client.request(method, format!("{url}{path}"));
+        let refused = client.send(request.header("sec-fetch-site", site)).await;
+        assert_eq!(refused.status, status, "{method} {path}");
+        assert_eq!(refused.header("content-type"), "application/problem+json");
+    }
+    let state = client.get(&url).await.json();
+    assert_eq!(
+        (&state["now"], &state["is_alive"]),
+        (&json!("down"), &json!(true))
+    );
+    let crash = client.request("POST", format!("{url}/crash"));
+    assert_eq!(client.send(crash).await.json()["is_alive"], false);
+    assert_eq!(program.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_can_be_broken_where_there_is_no_simulator() {
+    let world = World::new();
+    let simulator = world.simulator(&[]);
+    let api = world.api(&[]);
+    let (tried, banner) = dev(&world, &["--order-process-url", &simulator.url]);
+    let client = Client::new();
+    for (url, dev) in [
+        (api.url.as_str(), "none"),
+        (told(&banner, "API"), "upstream"),
+    ] {
+        let page = client.get(format!("{url}/")).await.body;
+        assert!(page.contains(&format!(r#"<meta name="dev" content="{dev}">"#)));
+        for (method, path) in [
+            ("GET", ""),
+            ("POST", "/calm"),
+            ("POST", "/crash"),
+            ("PUT", "/calm"),
+        ] {
+            let request = client.request(method, format!("{url}/dev/simulator{path}"));
+            assert_eq!(client.send(request).await.status, 404, "{method} {path}");
+        }
+    }
+    assert_eq!(tried.stop(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

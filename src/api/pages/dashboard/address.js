@@ -1,0 +1,83 @@
+// What is shown, as the address has it: back, forward, reload and a link that is shared all lead to
+// the same. The names are those of the API's own parameters.
+import { html, useEffect, useState } from "./preact-htm.js";
+
+export const STATUSES = ["CREATED", "PROCESSING", "FULFILLED", "FAILED"];
+
+// The latest changes, no order open: what is shown at first.
+export const START = { list: "latest", statuses: [], attention: false, after: null, order: null };
+
+// A list of its own for everything: without a filter, the latest changes are shown.
+export const ALL = { ...START, list: "orders" };
+
+export function filtered(filter) {
+  return { ...ALL, ...filter };
+}
+
+export function read(search) {
+  const query = new URLSearchParams(search);
+  const wanted = query.getAll("status").flatMap((words) => words.split(","));
+  const statuses = STATUSES.filter((status) => wanted.includes(status));
+  const attention = query.get("attention") === "true";
+  const isFiltered = statuses.length > 0 || attention || query.get("list") === "all";
+  return {
+    list: isFiltered ? "orders" : "latest",
+    statuses,
+    attention,
+    after: isFiltered ? query.get("after") : null,
+    order: query.get("order"),
+  };
+}
+
+export function address(view) {
+  const query = new URLSearchParams();
+  if (view.list === "orders") {
+    for (const status of view.statuses) query.append("status", status);
+    if (view.attention) query.set("attention", "true");
+    if (!view.statuses.length && !view.attention) query.set("list", "all");
+    if (view.after) query.set("after", view.after);
+  }
+  if (view.order !== null) query.set("order", view.order);
+  const text = query.toString();
+  return text ? `/?${text}` : "/";
+}
+
+// Whether two views show the same list, whatever its page and whichever order is open.
+export function sameList(one, other) {
+  const list = (view) => address({ ...view, after: null, order: null });
+  return list(one) === list(other);
+}
+
+const watchers = new Set();
+
+export function go(view) {
+  if (address(view) !== location.pathname + location.search) {
+    history.pushState(null, "", address(view));
+  }
+  for (const watcher of watchers) watcher();
+}
+
+export function useView() {
+  const [view, setView] = useState(() => read(location.search));
+  useEffect(() => {
+    const follow = () => setView(read(location.search));
+    watchers.add(follow);
+    addEventListener("popstate", follow);
+    return () => {
+      watchers.delete(follow);
+      removeEventListener("popstate", follow);
+    };
+  }, []);
+  return view;
+}
+
+// A link that the page follows by itself, unless it is to be opened elsewhere.
+export function Link({ to, children, ...attributes }) {
+  const follow = (event) => {
+    const isPlain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
+    if (!isPlain) return;
+    event.preventDefault();
+    go(to);
+  };
+  return html`<a href=${address(to)} onClick=${follow} ...${attributes}>${children}</a>`;
+}

@@ -1,0 +1,84 @@
+// For trying it out: creates orders, and breaks and mends the simulator. It is shown if the program
+// is `order-service dev`, which says so in the page.
+import { html, useEffect, useState } from "./preact-htm.js";
+import { ask, post } from "./server.js";
+import { counted } from "./words.js";
+
+const DEV = document.querySelector("meta[name=dev]").content;
+export const IS_DEV = DEV !== "none";
+
+const POLL_MS = 2000;
+// A browser makes six requests at once; the stream and the statistics need some of them.
+const AT_ONCE = 3;
+
+const CHOICES = {
+  calm: "nothing goes wrong",
+  flaky: "one request in four or five fails",
+  crashing: "it dies every half minute, or when it is driven hard, and forgets all",
+  outage: "nothing works for 20 s of each minute",
+  down: "nothing works, until you choose something else",
+};
+
+export function Dev() {
+  const [said, setSaid] = useState("");
+  return html`<section class="dev" aria-labelledby="dev-title">
+    <div class="row"><h2 id="dev-title">Try it out</h2><span class="said" role="status">${said}</span></div>
+    <${Create} say=${setSaid} />
+    ${DEV === "simulator" && html`<${Simulator} say=${setSaid} />`}
+  </section>`;
+}
+
+function Create({ say }) {
+  const [isBusy, setBusy] = useState(false);
+  const create = async (count) => {
+    setBusy(true);
+    const run = Date.now().toString(36).slice(-5);
+    const ids = Array.from({ length: count }, (_, at) => (count === 1 ? `try-${run}` : `try-${run}-${at + 1}`));
+    let created = 0;
+    try {
+      const some = async () => {
+        for (let id = ids.pop(); id !== undefined; id = ids.pop()) {
+          await post("/order", { id });
+          created += 1;
+        }
+      };
+      await Promise.all(Array.from({ length: AT_ONCE }, some));
+      say(count === 1 ? `Created the order try-${run}.` : `Created ${created} orders.`);
+    } catch (error) {
+      say(`Created ${counted(created, "order")}, and then no more: ${error.message}.`);
+    }
+    setBusy(false);
+  };
+  return html`<div class="row"><span class="what" id="create-label">Create</span>
+    <div class="buttons" role="group" aria-labelledby="create-label">
+      ${[1, 10, 100].map((count) => html`<button type="button" key=${count} aria-disabled=${isBusy}
+        onClick=${() => isBusy || create(count)}>${counted(count, "order")}</button>`)}
+    </div></div>`;
+}
+
+function Simulator({ say }) {
+  const [state, setState] = useState(null);
+  useEffect(() => {
+    const look = () => document.hidden || ask("/dev/simulator").then(setState, () => {});
+    look();
+    const timer = setInterval(look, POLL_MS);
+    return () => clearInterval(timer);
+  }, []);
+  if (!state) return null;
+  const change = async (choice, words) => {
+    try {
+      setState(await post(`/dev/simulator/${choice}`));
+      say(words);
+    } catch (error) {
+      say(`That was not possible: ${error.message}.`);
+    }
+  };
+  return html`<div class="row"><span class="what" id="break-label">Upstream</span>
+    <div class="buttons" role="group" aria-labelledby="break-label">
+      ${state.choices.map((choice) => html`<button type="button" key=${choice} aria-pressed=${state.now === choice}
+        aria-describedby="break-now" onClick=${() => change(choice, `The upstream is ${choice} from now on.`)}>${choice}</button>`)}
+      <button type="button" onClick=${() => change("crash", "The upstream has crashed, and forgotten everything.")}>crash now</button>
+    </div>
+    <p class="faint" id="break-now">${CHOICES[state.now] ?? "something else goes wrong, as its control address was told"}${state.is_alive ? "" : "; it has crashed and is not back yet"}</p>
+  </div>`;
+}

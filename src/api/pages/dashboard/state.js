@@ -1,0 +1,89 @@
+// Is it alive: the verdict, what it depends on, and the counts, which lead to the lists.
+import { ALL, Link, START, STATUSES, filtered, sameList } from "./address.js";
+import { html } from "./preact-htm.js";
+import { local, secondsSince, useNow } from "./time.js";
+import { ATTENTION, attentionTotal, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
+
+export function State({ known }) {
+  const moment = useNow();
+  const { stats, trouble, since } = known;
+  if (!stats) {
+    return html`<section class="state" aria-labelledby="verdict">
+      <h2 id="verdict" class=${trouble ? "bad" : "quiet"}>${trouble ? "The state cannot be read" : "Looking …"}</h2>
+      ${trouble && html`<p>${capital(trouble)}, since ${local(since, moment)}. It is tried again every two seconds.</p>`}
+    </section>`;
+  }
+  const { level, words } = verdict(stats);
+  return html`<section class=${`state ${trouble ? "stale" : ""}`} aria-labelledby="verdict">
+    ${trouble
+      ? html`<h2 id="verdict" class="bad">The state cannot be read</h2>
+        <p class="unread"><strong>${capital(trouble)}</strong>, since ${local(since, moment)}, for ${wholeSpan(secondsSince(since, moment))}.
+          What is grey was so before. It is tried again every two seconds.</p>`
+      : html`<h2 id="verdict" class=${level}>${words}</h2>`}
+    <dl class="signs">
+      ${signs(stats, trouble ? Date.parse(stats.at) : moment).map((sign) => html`<div key=${sign.name} class=${sign.level}>
+        <dt><${Mark} level=${sign.level} />${sign.name}</dt>
+        <dd>${sign.words.map((part) => (part.to ? html`<${Link} to=${part.to}>${part.text}<//>` : part))}</dd>
+      </div>`)}
+    </dl>
+  </section>`;
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
+}
+
+// A shape for each level, so that it is told without its colour.
+function Mark({ level }) {
+  const shapes = {
+    good: html`<circle cx="8" cy="8" r="5" />`,
+    warn: html`<path d="M8 2 15 14H1Z" />`,
+    bad: html`<path d="M3 3H13V13H3Z" />`,
+    quiet: html`<circle cx="8" cy="8" r="4" class="hollow" />`,
+  };
+  return html`<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">${shapes[level]}</svg>`;
+}
+
+// How many orders there are of each kind. Each count leads to its list.
+export function Counts({ known, view }) {
+  const { stats, trouble } = known;
+  if (!stats) return null;
+  const count = (orders) => number(orders);
+  const all = Object.values(stats.orders).reduce((sum, orders) => sum + orders, 0);
+  const needy = attentionTotal(stats);
+  const reasons = Object.entries(stats.attention).filter(([, orders]) => orders > 0);
+  const tiles = [
+    { label: "Latest changes", value: null, to: START },
+    { label: "All", value: count(all), to: ALL },
+    { label: "Open", value: count(openOrders(stats)), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
+    ...STATUSES.map((status) => ({ label: status, value: count(stats.orders[status]), to: filtered({ statuses: [status] }), status })),
+    { label: "Need looking at", value: count(needy), to: filtered({ attention: true }), needy: needy > 0 },
+  ];
+  return html`<nav class=${`counts ${trouble ? "stale" : ""}`} aria-label="Orders by status">
+    <ul>
+      ${tiles.map(({ label, value, to, status, needy: isNeedy }) => html`<li key=${label}>
+        <${Link} to=${to} class=${isNeedy ? "needy" : ""} aria-current=${sameList(to, view) ? "page" : null}>
+          <span class="value">${value ?? html`<${Newest} />`}</span>
+          <span class="label">${status && html`<${Status} of=${status} bare />`}${label}</span>
+        <//>
+      </li>`)}
+    </ul>
+    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${ATTENTION[reason].brief}: ${number(orders)}`).join(", ")}</p>`}
+  </nav>`;
+}
+
+function Newest() {
+  return html`<svg class="newest" viewBox="0 0 24 16" aria-hidden="true"><path d="M2 3H22M2 8H16M2 13H10" /></svg>`;
+}
+
+// A status: its word and a shape of its own, or the shape alone beside a word.
+export function Status({ of, bare }) {
+  const shapes = {
+    CREATED: html`<circle cx="8" cy="8" r="5" class="hollow" />`,
+    PROCESSING: html`<circle cx="8" cy="8" r="5" class="hollow" /><path d="M8 3A5 5 0 0 1 8 13Z" />`,
+    FULFILLED: html`<circle cx="8" cy="8" r="6" />`,
+    FAILED: html`<path class="hollow" d="M3.5 3.5 12.5 12.5M12.5 3.5 3.5 12.5" />`,
+  };
+  const mark = html`<svg class=${`mark ${of}`} viewBox="0 0 16 16" aria-hidden="true">${shapes[of]}</svg>`;
+  return bare ? mark : html`<span class="status">${mark}${of}</span>`;
+}

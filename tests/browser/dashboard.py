@@ -1,0 +1,250 @@
+"""The dashboard, driven as a person would. Each test is named by the promise it keeps.
+
+    dashboard.py PROGRAM SCREENSHOTS
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import urllib.parse
+
+from page import Page, Program
+from selenium.webdriver.common.keys import Keys
+
+SETTLED = ("FULFILLED", "FAILED")
+ODD = "a/b \"c\" 'd' <i>&?#%41 \u00e9"
+
+
+def status_of(page, id):
+    return next((status for found, status, _ in page.rows() if found == id), None)
+
+
+def count(page, label):
+    """What stands above a label among the counts."""
+    return page.run(
+        "return [...document.querySelectorAll('.counts a')].find(a => a.innerText.includes(arguments[0]))"
+        ".querySelector('.value').textContent",
+        label,
+    )
+
+
+def an_order_created_on_the_page_is_seen_to_settle_without_a_reload(program, page):
+    page.open()
+    page.run("window.isTheSame = true")
+    page.click(".dev button", "^1 order$")
+    id = page.until("the order is in the list", lambda: page.rows())[0][0]
+    page.until("it is settled", lambda: status_of(page, id) in SETTLED)
+    page.until("it is counted", lambda: count(page, "All") == "1" and count(page, "Open") == "0")
+    assert page.run("return window.isTheSame"), "the page was loaded again"
+    told = page.run("return performance.getEntriesByType('navigation')[0].name + performance.getEntriesByType('navigation').length")
+    assert told == f"{program.url}/1", told
+
+
+def a_count_leads_to_its_orders_and_the_filter_is_in_the_address(program, page):
+    page.open()
+    page.click(".dev button", "^100 orders$")
+    page.until("all are created", lambda: "Created 100 orders" in page.text(".dev"))
+    page.until("all are settled", lambda: count(page, "All") == "101" and count(page, "Open") == "0")
+    for status in SETTLED:
+        page.click(".counts a", status)
+        assert page.address() == f"/?status={status}"
+        page.until("they are listed", lambda: {row[1] for row in page.rows()} == {status})
+    page.browser.back()
+    page.until("back leads back", lambda: {row[1] for row in page.rows()} == {"FULFILLED"})
+    page.click(".counts a", "Latest changes")
+    page.until("the latest are listed", lambda: page.address() == "/" and len(page.rows()) == 30)
+
+
+def a_list_is_read_page_by_page_and_each_page_has_an_address(program, page):
+    page.open("/?list=all")
+    first = page.until("a page is there", lambda: page.rows())
+    assert len(first) == 50, len(first)
+    page.click(".pages a", "Next page")
+    second = page.until("the next page is there", lambda: page.rows() != first and page.rows())
+    assert "after=" in page.address()
+    assert not {row[0] for row in first} & {row[0] for row in second}
+    page.open(page.address())
+    page.until("its address leads to it", lambda: page.rows() == second)
+    page.click(".pages a", "First page")
+    page.until("the first page is there", lambda: page.rows() == first)
+
+
+def an_open_order_tells_its_story_and_has_a_command_that_works(program, page):
+    page.open("/?status=FULFILLED")
+    page.click(".orders a")
+    page.until("its journal is there", lambda: len(page.all(".timeline li")) == 3)
+    for words in ("was created", "its process was started", "its process has succeeded", "Nothing: it is settled"):
+        assert words in page.text(".order"), words
+    command = page.text(".command code")
+    ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert page.text("#order-title bdi") in ran.stdout and "FULFILLED" in ran.stdout
+    page.check_everywhere("order")
+
+
+def a_link_leads_to_the_same_order_in_the_same_list_and_back_leads_back(program, page):
+    id = program.ask("/order?status=FAILED&limit=1")[0]["id"]
+    page.open(f"/?status=FAILED&order={id}")
+    page.until("the order is open", lambda: page.text("#order-title bdi") == id and page.all(".timeline li"))
+    page.until("the list is there", lambda: {row[1] for row in page.rows()} == {"FAILED"})
+    page.click(".close")
+    page.until("it is closed", lambda: not page.all("#order-title") and page.address() == "/?status=FAILED")
+    page.browser.back()
+    page.until("back opens it again", lambda: page.text("#order-title bdi") == id)
+    page.browser.forward()
+    page.until("forward closes it again", lambda: not page.all("#order-title"))
+
+
+def an_order_is_found_by_its_id_whatever_is_in_it(program, page):
+    program.create(ODD)
+    page.open()
+    page.one("#find").send_keys(ODD, Keys.ENTER)
+    page.until("it is found", lambda: page.text("#order-title bdi") == ODD and page.all(".timeline li"))
+    assert urllib.parse.parse_qs(page.address()[2:])["order"] == [ODD]
+    ran = subprocess.run(["sh", "-c", page.text(".command code")], capture_output=True, text=True, check=True)
+    assert '"status"' in ran.stdout and "problems" not in ran.stdout, ran.stdout
+    page.one("#find").clear()
+    # What has no order is asked for, and answered with 404, which the browser tells of.
+    page.one("#find").send_keys("none", Keys.ENTER)
+    page.until("it is told", lambda: "There is no order with this id" in page.text(".order"))
+    expected = [words for words in page.complaints() if "/order/none" not in words]
+    assert not expected, expected
+
+
+def it_works_by_keyboard(program, page):
+    page.open()
+    page.press(Keys.TAB)
+    assert page.run("return document.activeElement.textContent") == "To the orders"
+    page.tab_to(".orders a")
+    id = page.run("return document.activeElement.textContent")
+    outline = page.run("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none", "the focus can be seen"
+    page.press(Keys.ENTER)
+    page.until("it is open", lambda: page.text("#order-title bdi") == id)
+    assert page.run("return document.activeElement.id") == "order-title"
+    page.tab_to(".close")
+    page.press(Keys.ENTER)
+    page.until("it is closed", lambda: not page.all("#order-title"))
+    assert page.run("return document.activeElement.textContent") == id, "the focus is where it was"
+
+
+def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
+    page.open()
+    page.check_everywhere("well")
+    page.click(".dev button", "^down$")
+    page.click(".dev button", "^10 orders$")
+    page.until("it is told", lambda: page.text("#verdict") == "The upstream does not answer")
+    page.until(
+        "the sentence says how many wait",
+        lambda: "The upstream has" in page.text(".signs") and "10 orders wait, the oldest for" in page.text(".signs"),
+    )
+    assert page.browser.title.startswith("The upstream does not answer")
+    page.until("they are marked", lambda: [note for _, _, note in page.rows()].count("no answer") == 10)
+    page.click(".counts a", "Need looking at")
+    page.until("they are listed", lambda: page.address() == "/?attention=true" and len(page.rows()) == 10)
+    page.click(".orders a")
+    page.until("it is told why", lambda: "Why it needs looking at" in page.text(".order"))
+    assert "When it answers, this order goes on by itself" in page.text(".order")
+    page.check_everywhere("broken")
+    page.click(".dev button", "^calm$")
+    page.until("all is well", lambda: page.text("#verdict") == "All is well")
+    page.until("the open order has settled", lambda: "Nothing: it is settled" in page.text(".order"))
+    page.until("the list is empty", lambda: "There is none now" in page.text(".list"))
+
+
+def what_a_crash_has_cost_is_told(program, page):
+    page.open()
+    page.click(".dev button", "^10 orders$")
+    page.until("processes run", lambda: [status for _, status, _ in page.rows()].count("PROCESSING") > 2)
+    page.click(".dev button", "crash now")
+    page.until("it is told", lambda: "started again in the last hour" in page.text(".signs"))
+    page.until("all are settled", lambda: count(page, "Open") == "0" and count(page, "Need looking at") == "0")
+
+
+def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(program, page):
+    requests = page.requests()
+    assert len(requests) > 100, "the requests were recorded"
+    elsewhere = {url for url in requests if not url.startswith((f"{program.url}/", "data:"))}
+    assert not elsewhere, elsewhere
+    complaints = page.complaints()
+    assert not complaints, complaints
+
+
+def changes_appear_when_there_is_no_place_for_a_stream(program, page):
+    page.browser.get("about:blank")
+    address = urllib.parse.urlsplit(program.url)
+    ask = f"GET /event HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    streams = []
+    for _ in range(256):
+        stream = socket.create_connection((address.hostname, address.port))
+        stream.sendall(ask)
+        streams.append(stream)
+    # The stream of the page that was left may take a moment to end.
+    for stream in streams:
+        assert stream.recv(12).startswith(b"HTTP/1.1")
+    page.open()
+    page.until("it is told", lambda: "Too many streams are open" in page.text(".list"))
+    program.create("late")
+    page.until("the order appears", lambda: status_of(page, "late") in SETTLED)
+    for stream in streams:
+        stream.close()
+
+
+def a_program_that_does_not_answer_is_told_and_what_is_old_looks_old(program, page):
+    page.open()
+    program.signal(signal.SIGSTOP)
+    page.until("it is told", lambda: page.text("#verdict") == "The state cannot be read")
+    assert "The program does not answer in time, since" in page.text(".state")
+    assert "changes do not appear now" in page.text(".list")
+    assert page.all(".state.stale") and page.all(".counts.stale") and page.all(".charts.stale")
+    page.check_everywhere("silent")
+    program.signal(signal.SIGCONT)
+    page.until("it is read again", lambda: page.text("#verdict") == "All is well" and not page.all(".stale"))
+
+
+TESTS = [
+    an_order_created_on_the_page_is_seen_to_settle_without_a_reload,
+    a_count_leads_to_its_orders_and_the_filter_is_in_the_address,
+    a_list_is_read_page_by_page_and_each_page_has_an_address,
+    an_open_order_tells_its_story_and_has_a_command_that_works,
+    a_link_leads_to_the_same_order_in_the_same_list_and_back_leads_back,
+    an_order_is_found_by_its_id_whatever_is_in_it,
+    it_works_by_keyboard,
+    a_broken_upstream_is_told_in_a_sentence_until_it_is_mended,
+    what_a_crash_has_cost_is_told,
+    # Before those in which requests fail on purpose.
+    nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about,
+    changes_appear_when_there_is_no_place_for_a_stream,
+    a_program_that_does_not_answer_is_told_and_what_is_old_looks_old,
+]
+
+
+def main():
+    program_path, screenshots = sys.argv[1:]
+    failed = 0
+    program = Program(program_path)
+    try:
+        page = Page(program.url, screenshots)
+        try:
+            for test in TESTS:
+                begun = time.monotonic()
+                try:
+                    test(program, page)
+                    told = "ok"
+                except Exception:  # noqa: BLE001 -- the others are run all the same
+                    traceback.print_exc()
+                    failed += 1
+                    told = "FAILED"
+                print(f"{told:6} {time.monotonic() - begun:5.1f} s  {test.__name__}", flush=True)
+        finally:
+            page.close()
+    finally:
+        program.signal(signal.SIGCONT)
+        program.stop()
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""What the tests of the dashboard need: the program on a free port, Chromium, and conditions to wait for."""
+
+import base64
+import importlib.util
+import json
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.keys import Keys
+
+# How long anything may take before a test gives up. Far longer than it takes.
+PATIENCE = 20
+
+SIZES = {"wide": (1280, 900), "narrow": (375, 812)}
+
+
+class Program:
+    """`order-service dev` on a free port."""
+
+    def __init__(self, path):
+        self.folder = tempfile.mkdtemp()
+        arguments = ["dev", "--listen", "127.0.0.1:0", "--max-order-process-duration", "3", "--request-timeout", "1s"]
+        self.process = subprocess.Popen(
+            [path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=self.folder
+        )
+        self.url = None
+        for line in self.process.stdout:
+            if found := re.match(r"\s*API\s+(http\S+)", line):
+                self.url = found[1]
+                break
+        assert self.url, "the program does not say where it listens"
+
+    def ask(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers)) as answer:
+            return json.load(answer)
+
+    def create(self, id):
+        self.ask("/order", {"id": id})
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.communicate(timeout=PATIENCE)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Page:
+    """The dashboard in a browser of its own, which keeps what it asks for and complains about."""
+
+    def __init__(self, origin, screenshots):
+        self.origin = origin
+        self.screenshots = Path(screenshots)
+        shutil.rmtree(self.screenshots, ignore_errors=True)
+        self.screenshots.mkdir(parents=True)
+        self.profile = tempfile.mkdtemp()
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium")
+        for argument in [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            f"--user-data-dir={self.profile}",
+        ]:
+            options.add_argument(argument)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        self.browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        # What the browser asks for before it is told where to go is its own business.
+        self.browser.get("about:blank")
+        self.requests()
+        self.look("wide", "light")
+        # The package that it comes in is for another library: only this file of it is used.
+        package = importlib.util.find_spec("axe_playwright_python").submodule_search_locations[0]
+        self.axe = (Path(package) / "axe.min.js").read_text()
+
+    def look(self, size, scheme):
+        width, height = SIZES[size]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def open(self, path="/"):
+        self.browser.get(self.origin + path)
+        self.until("the page is there", lambda: self.all(".counts a") and self.all("#list-title"))
+
+    def run(self, script, *arguments):
+        return self.browser.execute_script(script, *arguments)
+
+    def all(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector):
+        found = self.all(selector)
+        assert len(found) == 1, f"{len(found)} of {selector}"
+        return found[0]
+
+    def text(self, selector="main"):
+        """All of it that can be seen, read at one moment: the page may replace it at any time."""
+        return self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
+
+    def click(self, selector, words=None):
+        """Clicks on what has these words, as soon as it is there."""
+
+        def found():
+            for element in self.all(selector):
+                if words is None or re.search(words, element.text):
+                    return element
+            return None
+
+        self.until(f"{words or selector} can be clicked", found).click()
+
+    def rows(self):
+        """The list: for each order its id, its status and what is noted."""
+        return self.run(
+            "return [...document.querySelectorAll('.orders tbody tr')].map(row => "
+            "[row.querySelector('bdi').textContent, row.cells[1].innerText.trim(),"
+            " row.querySelector('.row-note')?.textContent ?? ''])"
+        )
+
+    def press(self, *keys):
+        webdriver.ActionChains(self.browser).send_keys(*keys).perform()
+
+    def tab_to(self, selector):
+        """Goes on with Tab until such an element has the focus."""
+        for _ in range(60):
+            if self.run("return document.activeElement.matches(arguments[0])", selector):
+                return
+            self.press(Keys.TAB)
+        raise AssertionError(f"Tab does not lead to {selector}")
+
+    def address(self):
+        url = urllib.parse.urlsplit(self.browser.current_url)
+        return url.path + (f"?{url.query}" if url.query else "")
+
+    def until(self, what, condition):
+        """What the condition returns, once that is something. Between two tries others get their turn."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except Exception as error:  # noqa: BLE001 -- the page may be replaced while it is read
+                if type(error).__name__ not in ("StaleElementReferenceException", "ElementClickInterceptedException"):
+                    raise
+            if time.monotonic() > deadline:
+                self.screenshot("failed")
+                raise AssertionError(f"{what}: that does not come to pass. {self.text()}")
+            time.sleep(0.05)
+
+    def screenshot(self, name):
+        taken = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        (self.screenshots / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
+
+    def check_everywhere(self, name):
+        """Holds what is shown against axe, in both schemes and widths, and takes its picture."""
+        self.run(self.axe)
+        for size in SIZES:
+            for scheme in ("light", "dark"):
+                self.look(size, scheme)
+                found = self.browser.execute_async_script("axe.run(document).then(arguments[0])")
+                broken = [
+                    (rule["id"], node["target"], node["failureSummary"])
+                    for rule in found["violations"]
+                    for node in rule["nodes"]
+                ]
+                assert not broken, f"{name}, {size}, {scheme}: {broken}"
+                assert len(found["passes"]) > 20, "axe has looked at the page"
+                width = self.run("return document.documentElement.scrollWidth")
+                wrong = [word for word in ("NaN", "undefined", "null", "[object") if word in self.text("body")]
+                assert not wrong, f"{name}: {wrong}"
+                assert width <= SIZES[size][0], f"{name}, {size}: it is {width} wide"
+                self.screenshot(f"{name}-{size}-{scheme}")
+        self.look("wide", "light")
+
+    def complaints(self):
+        """What the browser has complained about since this was asked last."""
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] != "INFO"]
+
+    def requests(self):
+        """The URL of every request since this was asked last."""
+        messages = (json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance"))
+        return [of["params"]["request"]["url"] for of in messages if of["method"] == "Network.requestWillBeSent"]
+
+    def close(self):
+        self.browser.quit()
+        shutil.rmtree(self.profile, ignore_errors=True)
