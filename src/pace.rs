@@ -417,6 +417,11 @@ mod tests {
         };
         limiter.learn(&old, &Observed::Failed, Timestamp(7_000));
         assert_eq!(limiter.learned().durations, expected);
+        // A look at all of them is one at this one.
+        limiter.saw_all(Timestamp(9_000));
+        limiter.learn(&order, &Observed::Running, Timestamp(21_000));
+        expected.outlived(Duration::from_secs(8), Duration::from_secs(20));
+        assert_eq!(limiter.learned().durations, expected);
     }
 
     #[test]

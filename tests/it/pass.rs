@@ -638,7 +638,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     stage.upstream.start_fate.set(Fate::AnswerLost);
     pass(&mut stage.reconciler());
     stage.upstream.start_fate.set(Fate::Answered);
-    let mut passes = 0;
+    let (mut passes, mut restarted) = (0, 0);
     while stage
         .store
         .watched()
@@ -647,10 +647,11 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
         .any(|order| order.intent.is_some() || order.is_missed())
     {
         stage.forward(1_000);
-        pass(&mut stage.reconciler());
+        restarted += pass(&mut stage.reconciler()).restarted;
         passes += 1;
         assert!(passes < 60, "it converges");
     }
+    assert_eq!(restarted, 50, "each is counted when it is seen");
     for n in 0..50 {
         let id = format!("a{n}");
         let requests = stage.upstream.requests.borrow();
