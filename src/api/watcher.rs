@@ -394,7 +394,7 @@ mod tests {
         bench.settle(seq).await;
         // No one has looked: the first to wait has the events read from where it stands.
         let mut waiter = bench.begin(seq, 2);
-        let mut stays = bench.begin(other, 2);
+        let mut stays = bench.begin(other, 4);
         waiter.settled().await;
         assert!(stays.woken.try_recv().is_err());
         // Someone has: who stands before that has to look again.
