@@ -71,24 +71,36 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Whether so many processes are newly missing that the upstream must have been restarted.
     fn suspect_restart(&mut self, sight: &Sight) -> bool {
+        let lives = self.pace.lives();
+        // What was confirmed before the last restart was found may have been forgotten in it: no
+        // second one is needed to explain that.
+        let is_of_this_life = |confirmed_at| {
+            let restarted_at = lives.began_at().filter(|_| lives.ended() > 0);
+            restarted_at.is_none_or(|at| confirmed_at >= at)
+        };
         let (mut known, mut missing) = (0, 0);
+        let (mut known_now, mut missing_now) = (0, 0);
         for (order, look) in sight.orders.iter().zip(&sight.looks) {
-            let Some(look) = look else { continue };
-            let is_known = matches!(order.phase, Phase::Processing { .. })
-                && order.intent.is_none()
-                && !order.is_missed()
-                && look.observed != Observed::Unknown;
-            known += usize::from(is_known);
-            missing += usize::from(is_known && order.is_missing_in(look));
+            let (Phase::Processing { confirmed_at, .. }, Some(look)) = (order.phase, look) else {
+                continue;
+            };
+            if order.intent.is_some() || order.is_missed() || look.observed == Observed::Unknown {
+                continue;
+            }
+            let (is_missing, is_of_this_life) =
+                (order.is_missing_in(look), is_of_this_life(confirmed_at));
+            known += 1;
+            missing += usize::from(is_missing);
+            known_now += usize::from(is_of_this_life);
+            missing_now += usize::from(is_of_this_life && is_missing);
         }
         let now = self.world.clock.now();
-        if !pace::is_restart(missing, known) {
+        if !pace::is_restart(missing_now, known_now) {
             if let Some(entries) = sight.entries {
                 self.pace.listed(entries, now);
             }
-            return false;
+            return pace::is_restart(missing, known);
         }
-        let lives = self.pace.lives();
         let before = match (lives.processes(), lives.began_at()) {
             (Some(processes), Some(at)) => format!(
                 ", after {processes} processes and {} s",

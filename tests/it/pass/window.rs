@@ -94,3 +94,23 @@ fn processes_that_are_not_looked_at_keep_their_places() {
     assert_eq!(report.started, WINDOW - running(&stage).min(1), "{report}");
     assert_eq!(stage.upstream.take_requests()[1], "look a0", "and no list");
 }
+
+#[test]
+fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
+    let stage = forgotten(40, LostProcess::Hold);
+    let odd = (0..40).filter(|n| n % 2 == 1).map(|n| format!("a{n}"));
+    stage.upstream.lost.borrow_mut().extend(odd);
+    stage.upstream.list_fate.set(Some(Fate::Lost));
+    let ended = || stage.store.heartbeat().unwrap().learned.lives.ended();
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).missed, 20);
+    assert_eq!(ended(), 1);
+    stage.upstream.lost.borrow_mut().clear();
+    stage.upstream.list_fate.set(None);
+    let mut missed = 0;
+    for _ in 0..10 {
+        stage.forward(1_000);
+        missed += pass(&mut reconciler).missed;
+    }
+    assert_eq!((missed, ended()), (20, 1));
+}
