@@ -49,7 +49,8 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let served = tokio::spawn(serve(listener, None, options(&log), stop.clone()));
+    let simulator = Arc::new(Simulator::new(&options(&log)).unwrap());
+    let served = tokio::spawn(serve(listener, None, simulator, stop.clone()));
     let start = "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
         Content-Length: 19\r\nHost: s\r\nConnection: close\r\n\r\n{\"order_id\":\"a/ 1\"}";
     let of = |line| format!("{line} HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n");
@@ -155,13 +156,14 @@ impl Running {
             faults: Faults::default().changed(faults.as_bytes()).unwrap(),
             ..options(&folder.path().join("record"))
         };
+        let simulator = Arc::new(Simulator::new(&options).unwrap());
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (listener, control) = (listen().await.unwrap(), listen().await.unwrap());
         let stop = CancellationToken::new();
         Self {
             address: listener.local_addr().unwrap(),
             control: control.local_addr().unwrap(),
-            served: tokio::spawn(serve(listener, Some(control), options, stop.clone())),
+            served: tokio::spawn(serve(listener, Some(control), simulator, stop.clone())),
             stop,
             folder,
         }
