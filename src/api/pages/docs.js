@@ -151,7 +151,8 @@ function page(api) {
     el("h1", {}, api.info.title, " ", el("span", { class: "faint" }, api.info.version)),
     prose(api.info.description),
     el("p", {}, "For machines: ", el("a", { href: "/openapi.json" }, "openapi.json"),
-      ". What errors mean: ", el("a", { href: "/problems" }, "problems"), "."),
+      ". What errors mean: ", el("a", { href: "/problems" }, "problems"),
+      ". How all is now: ", el("a", { href: "/" }, "dashboard"), "."),
     el("nav", { "aria-label": "Requests" }, el("ul", {}, operations.map(link))),
     api.tags.flatMap(({ name, description }) => [
       el("h2", {}, description),

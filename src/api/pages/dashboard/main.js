@@ -13,6 +13,8 @@ import { heard, now } from "./time.js";
 import { verdict } from "./words.js";
 
 const POLL_MS = 2000;
+// The program reads its whole journal before it first answers, which takes seconds if that is long.
+const FIRST_PATIENCE_MS = 30_000;
 const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 // The statistics: what was last read, and if they cannot be read now, why and since when.
@@ -21,11 +23,13 @@ function useStats() {
   useEffect(() => {
     let timer = null;
     let isGone = false;
+    let options = { patience: FIRST_PATIENCE_MS };
     const read = async () => {
       clearTimeout(timer);
       const begun = new Date(now()).toISOString();
       try {
-        const stats = await ask("/stats");
+        const stats = await ask("/stats", options);
+        options = {};
         heard(stats.at);
         setKnown({ stats, trouble: null, since: null });
       } catch (error) {

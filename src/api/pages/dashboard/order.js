@@ -27,6 +27,8 @@ function useOrder(id) {
     };
     async function read() {
       clearTimeout(timer);
+      // The feed begins anew when someone looks again.
+      if (document.hidden) return;
       isReading = true;
       isOld = false;
       let wait = 5000;
@@ -122,7 +124,7 @@ function Command({ does, line }) {
   };
   return html`<div class="command">
     <p>${does}</p>
-    <div><code tabindex="0">${line}</code>
-      ${navigator.clipboard && html`<button type="button" onClick=${copy} aria-label=${`Copy: ${line}`}>${isCopied ? "Copied" : "Copy"}</button>`}</div>
+    <div><code>${line}</code>
+      ${navigator.clipboard && html`<button type="button" onClick=${copy} aria-label=${isCopied ? "Copied" : `Copy: ${line}`}>${isCopied ? "Copied" : "Copy"}</button>`}</div>
   </div>`;
 }

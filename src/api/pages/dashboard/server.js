@@ -13,8 +13,8 @@ export class Trouble extends Error {
 }
 
 // The answer, if it is a good one.
-export async function request(path, { signal, ...options } = {}) {
-  const patience = AbortSignal.timeout(PATIENCE_MS);
+export async function request(path, { signal, patience: ms = PATIENCE_MS, ...options } = {}) {
+  const patience = AbortSignal.timeout(ms);
   let answer;
   try {
     answer = await fetch(path, { ...options, signal: signal ? AbortSignal.any([signal, patience]) : patience });

@@ -10,7 +10,9 @@ export function State({ known }) {
   if (!stats) {
     return html`<section class="state" aria-labelledby="verdict">
       <h2 id="verdict" class=${trouble ? "bad" : "quiet"}>${trouble ? "The state cannot be read" : "Looking …"}</h2>
-      ${trouble && html`<p>${capital(trouble)}, since ${local(since, moment)}. It is tried again every two seconds.</p>`}
+      ${trouble
+        ? html`<p>${capital(trouble)}, since ${local(since, moment)}. It is tried again every two seconds.</p>`
+        : html`<p class="faint">The first time, the program reads its whole journal.</p>`}
     </section>`;
   }
   const { level, words } = verdict(stats);
