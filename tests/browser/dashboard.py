@@ -154,6 +154,84 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
     page.until("the list is empty", lambda: "There is none now" in page.text(".list"))
 
 
+# Whatever the statistics may say, as changes of what they say when all is well, the verdict, and a part
+# of what is said besides.
+STATISTICS = [
+    ({}, "All is well", "It has answered for 3 min. It looked at orders 2 s ago; the next look is in 9 s."),
+    (
+        {"upstream.life.expected_seconds": 420, "pace.starts_per_second": 12, "restarts.last_hour": 3},
+        "All is well",
+        "It lives about 7 min at 12 starts/s; 3 orders were started again in the last hour.",
+    ),
+    (
+        {"pace.starts_per_second": 12.5, "pace.reason": "the upstream did not answer in time"},
+        "All is well",
+        "The pace of 13 starts/s is below its ceiling of 50: the upstream did not answer in time.",
+    ),
+    (
+        {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "no route to it", "orders.CREATED": 37},
+        "The upstream does not answer",
+        "The upstream has not answered for 40 s: no route to it. 37 orders wait, the oldest for 2 min.",
+    ),
+    (
+        {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "it answered 503"},
+        "The upstream does not answer",
+        "The upstream has given no usable answer for 40 s: it answered 503. No order waits for it.",
+    ),
+    (
+        {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80},
+        "The reconciler has stopped",
+        "It looked at orders 3 min ago, and the next look was due 80 s ago.",
+    ),
+    ({"reconciler.status": "none", "reconciler.since": None}, "No reconciler runs", "None has run on this database yet"),
+    (
+        {"database.status": "failing", "database.since": -5, "database.detail": "orders cannot be written; the log says why"},
+        "Orders cannot be written",
+        "Orders cannot be written, for 5 s: the log says why. No order is acknowledged, and none is lost.",
+    ),
+    ({"attention.process_lost": 1, "orders.PROCESSING": 1}, "1 order needs looking at", "1 process runs."),
+    ({"attention.upstream_unreachable": 2}, "The upstream answers for some orders only", ""),
+]
+
+
+def the_sentences_say_what_the_statistics_say(program, page):
+    page.open()
+    told = page.browser.execute_async_script(
+        """
+        const [changes, done] = arguments;
+        const moment = Date.parse("2026-11-22T10:00:00Z");
+        const at = (seconds) => new Date(moment + seconds * 1000).toISOString();
+        const well = () => ({
+          orders: { CREATED: 0, PROCESSING: 0, FULFILLED: 100, FAILED: 90 },
+          attention: { start_refused: 0, upstream_unreachable: 0, unknown_status: 0, process_lost: 0, max_starts: 0 },
+          oldest_open: { id: "a1", status: "CREATED", created_at: at(-130) },
+          restarts: { last_hour: 0, total: 0 },
+          database: { status: "ok", since: at(-700), detail: null, bytes: 123, wal_bytes: 0 },
+          upstream: { status: "up", since: at(-180), detail: null, last_seen_at: at(-2), process_seconds: null,
+            life: { processes: null, began_at: null, ended: 0, expected_processes: null, expected_seconds: null } },
+          reconciler: { status: "leading", since: at(-700), detail: null, last_pass_at: at(-2), next_pass_at: at(9), next_look_at: null },
+          pace: { starts_per_second: 50, ceiling: 50, reason: null, in_flight: 0, window: null },
+        });
+        import("/dashboard/words.js").then(({ signs, verdict }) => done(changes.map((change) => {
+          const stats = well();
+          for (const [path, value] of Object.entries(change)) {
+            const names = path.split(".");
+            const last = names.pop();
+            const isTime = last === "since" || last.endsWith("_at");
+            names.reduce((part, name) => part[name], stats)[last] = isTime && value !== null ? at(value) : value;
+          }
+          const sentences = signs(stats, moment).map(({ words }) => words.map((part) => part.text ?? part).join("").trim());
+          return [verdict(stats).words, sentences.slice(1).join(" ") + " " + sentences[0]];
+        })), (error) => done([String(error)]));
+        """,
+        [change for change, _, _ in STATISTICS],
+    )
+    assert len(told) == len(STATISTICS), told
+    for (change, verdict, part), (found, sentences) in zip(STATISTICS, told):
+        assert found == verdict, (change, found)
+        assert part in sentences, (change, sentences)
+
+
 def what_a_crash_has_cost_is_told(program, page):
     page.open()
     page.click(".dev button", "^10 orders$")
@@ -212,6 +290,7 @@ TESTS = [
     a_link_leads_to_the_same_order_in_the_same_list_and_back_leads_back,
     an_order_is_found_by_its_id_whatever_is_in_it,
     it_works_by_keyboard,
+    the_sentences_say_what_the_statistics_say,
     a_broken_upstream_is_told_in_a_sentence_until_it_is_mended,
     what_a_crash_has_cost_is_told,
     # Before those in which requests fail on purpose.

@@ -102,7 +102,7 @@ class Page:
 
     def open(self, path="/"):
         self.browser.get(self.origin + path)
-        self.until("the page is there", lambda: self.all(".counts a") and self.all("#list-title"))
+        self.until("the page is there", lambda: self.all(".signs") and self.all("#list-title"))
 
     def run(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)

@@ -9,7 +9,7 @@ const HEIGHT = 130;
 
 export function Charts({ known }) {
   const { stats, trouble } = known;
-  if (!stats) return null;
+  if (!stats) return html`<section class="charts"><h2>The last hour</h2></section>`;
   const { per_minute: minutes, time_to_settle: time } = stats;
   const settled = html`<b>${counted(time.orders, "order")}</b> settled`;
   return html`<section class=${`charts ${trouble ? "stale" : ""}`} aria-labelledby="pace-title">

@@ -35,12 +35,13 @@ export function next(order, look, stats, moment) {
       "Its status does not change before that: silence says nothing about its process.",
     ];
   }
-  if (attention && !attention.next_attempt_at && (attention.reason === "max_starts" || attention.reason === "process_lost")) {
-    return ["Nothing by itself, until someone decides."];
-  }
   if (attention?.reason === "max_starts") return ["Nothing by itself, until someone decides, or --max-starts is raised."];
+  if (attention?.reason === "process_lost" && !attention.next_attempt_at) {
+    return ["It is looked for again in the next pass. If it is missing still, it goes as the reconciler's --lost-process says: it is started again, held, or made FAILED."];
+  }
+  // The policy is the reconciler's alone.
   if (attention?.reason === "process_lost") {
-    return [`It is decided upon ${until(attention.next_attempt_at, moment)}, as --lost-process says: it is started again, held, or made FAILED.`];
+    return [`Under --lost-process hold: nothing by itself, until someone decides. Otherwise it goes on ${until(attention.next_attempt_at, moment).replace(/^now$/, "in the next pass")}.`];
   }
   if (attention?.next_attempt_at) return [`It is tried again by itself ${until(attention.next_attempt_at, moment)}.`];
   const when = look ? until(new Date(look).toISOString(), moment) : "soon";

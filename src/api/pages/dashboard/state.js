@@ -49,17 +49,17 @@ function Mark({ level }) {
 // How many orders there are of each kind. Each count leads to its list.
 export function Counts({ known, view }) {
   const { stats, trouble } = known;
-  if (!stats) return null;
-  const count = (orders) => number(orders);
-  const all = Object.values(stats.orders).reduce((sum, orders) => sum + orders, 0);
-  const needy = attentionTotal(stats);
-  const reasons = Object.entries(stats.attention).filter(([, orders]) => orders > 0);
+  // The links are there before their counts: nothing moves when those come.
+  const count = (orders) => (stats ? number(orders(stats)) : "–");
+  const all = ({ orders }) => Object.values(orders).reduce((sum, of) => sum + of, 0);
+  const needy = stats ? attentionTotal(stats) : 0;
+  const reasons = Object.entries(stats?.attention ?? {}).filter(([, orders]) => orders > 0);
   const tiles = [
     { label: "Latest changes", value: null, to: START },
     { label: "All", value: count(all), to: ALL },
-    { label: "Open", value: count(openOrders(stats)), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
-    ...STATUSES.map((status) => ({ label: status, value: count(stats.orders[status]), to: filtered({ statuses: [status] }), status })),
-    { label: "Need looking at", value: count(needy), to: filtered({ attention: true }), needy: needy > 0 },
+    { label: "Open", value: count(openOrders), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
+    ...STATUSES.map((status) => ({ label: status, value: count(({ orders }) => orders[status]), to: filtered({ statuses: [status] }), status })),
+    { label: "Need looking at", value: count(attentionTotal), to: filtered({ attention: true }), needy: needy > 0 },
   ];
   return html`<nav class=${`counts ${trouble ? "stale" : ""}`} aria-label="Orders by status">
     <ul>

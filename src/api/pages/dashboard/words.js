@@ -88,7 +88,8 @@ export function signs(stats, moment) {
 
 function database({ database: { status, since, detail, bytes: size, wal_bytes: log } }, moment) {
   const time = since ? ` for ${lasting(since, moment)}` : "";
-  if (status !== "ok") return { level: "bad", words: [`Orders cannot be written${time && `,${time}`}: ${detail}. No order is acknowledged, and none is lost.`] };
+  const why = detail?.replace(/^orders cannot be written; /, "");
+  if (status !== "ok") return { level: "bad", words: [`Orders cannot be written${time && `,${time}`}: ${why}. No order is acknowledged, and none is lost.`] };
   const room = log > 64e6 ? `, and ${bytes(log)} more in its log` : "";
   return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size)} on disk${room}.`] };
 }
@@ -110,7 +111,8 @@ function upstream(stats, moment) {
     words.push(`It has forgotten processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
   }
   if (pace !== null && ceiling !== null && pace < ceiling) {
-    words.push(`The pace is ${rate(pace)} starts/s and not ${rate(ceiling)}${reason ? `: ${sentence(reason)}` : "."}`);
+    const told = life.expected_seconds === null ? `The pace of ${rate(pace)} starts/s is` : "The pace is";
+    words.push(`${told} below its ceiling of ${rate(ceiling)}${reason ? `: ${sentence(reason)}` : "."}`);
   }
   const isTroubled = stats.attention.upstream_unreachable > 0;
   return { level: isTroubled ? "warn" : "good", words };
