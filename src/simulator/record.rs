@@ -109,19 +109,31 @@ fn ends_within_a_line(path: &Path) -> io::Result<bool> {
     Ok(last != *b"\n")
 }
 
-/// Reads a record. Lines that were cut short are left out: their answers never left.
+/// Reads a record, also while it is written. Lines that were cut short are left out: their answers
+/// never left.
 ///
 /// # Errors
 /// The file cannot be read, or a line of it is no entry.
 pub fn read_record(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    let place = |number: usize| format!("{}, line {number}", path.display());
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut file = BufReader::new(file);
     let mut entries = Vec::new();
-    for (i, line) in BufReader::new(file).split(b'\n').enumerate() {
-        let place = || format!("{}, line {}", path.display(), i + 1);
-        match serde_json::from_slice(&line.with_context(place)?) {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if file
+            .read_until(b'\n', &mut line)
+            .with_context(|| place(number))?
+            == 0
+        {
+            break;
+        }
+        let is_whole = line.pop_if(|last| *last == b'\n').is_some();
+        match serde_json::from_slice(&line) {
             Ok(entry) => entries.push(entry),
-            Err(error) if error.is_eof() => {}
-            Err(error) => return Err(error).with_context(place),
+            Err(error) if error.is_eof() || !is_whole => {}
+            Err(error) => return Err(error).with_context(|| place(number)),
         }
     }
     Ok(entries)
