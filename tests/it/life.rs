@@ -260,3 +260,17 @@ async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
     assert_eq!(by_starts, HashMap::from([(Some(1), 200)]));
     assert_agree(&world, &orders);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconciler_with_nothing_to_do_passes_on_schedule_and_no_oftener() {
+    let world = World::new();
+    let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(reconciler.stop(), Some(0));
+    let tally = world.store().heartbeat().unwrap().tally;
+    let passes: u64 = tally.passes().map(|(_, took)| took.len()).sum();
+    assert!(
+        (1..20).contains(&passes),
+        "{passes} passes in about two seconds"
+    );
+}
