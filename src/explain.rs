@@ -107,7 +107,7 @@ impl Case {
         }];
         if let Some(at) = heartbeat.last_seen_at {
             lines.push(format!(
-                "All processes that were waited for were last seen {}.",
+                "The processes that were due to be looked at were last seen {}.",
                 past(at, now)
             ));
         }

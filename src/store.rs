@@ -100,7 +100,7 @@ pub struct Heartbeat {
     pub last_pass_at: Option<Timestamp>,
     /// When the next pass begins by the schedule.
     pub next_pass_at: Option<Timestamp>,
-    /// When all open orders were last observed.
+    /// When the open orders that were due for it were last observed.
     pub last_seen_at: Option<Timestamp>,
     /// Whether the upstream answers.
     pub reach: Reach,

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::Timestamp;
 
-/// How long a life counts as before any was seen to end, in processes: a little less than the real
-/// service lives when it is driven by this program (`scripts/simulate pace` tells). A first restart
-/// may be anybody's deployment, and must not bring the work nearly to a halt.
+/// How long a life counts as before any was seen to end, in processes: half of what the modelled
+/// service lives when this program drives it (`scripts/simulate pace`: starts by deaths). A first
+/// restart may be anybody's deployment, and must not bring the work nearly to a halt.
 const LIFE_ASSUMED: f64 = 20_000.0;
 
 /// How much the last life counts against all before it. Lives differ by a factor of four.

@@ -19,8 +19,8 @@ const LIST_ENTRY_COST_NS: u64 = 500;
 const LOOK_UPS_UNSEEN: usize = 20;
 
 /// Looks take one part in this many of the upstream's time as long as that delays no outcome by
-/// much. A list that lasts while a process ends can kill it; in `scripts/simulate pace` lives are
-/// longest, and orders settle soonest, from about here on.
+/// much. A process that ends while a list is read can kill it, so that each list costs some of a
+/// life; far fewer of them, and outcomes are seen late.
 const GENTLE_SHARE: u32 = 4_000;
 
 /// Where that would delay outcomes, looks may take one part in this many of its time, and no more.

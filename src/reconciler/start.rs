@@ -239,7 +239,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     }
 
     /// Decides once more, now that the order's turn has come. One whose process was forgotten is
-    /// looked up for this; about one with an intent the look of this pass has decided.
+    /// looked up for this; about one with an intent the last look at it has decided.
     async fn is_to_start(&self, order: &OpenOrder, tried: &mut Tried) -> anyhow::Result<bool> {
         let began_at = self.clock.now();
         let observed = match (order.phase, order.intent) {
