@@ -27,6 +27,8 @@ mod watcher;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -53,6 +55,8 @@ pub struct Api {
     overview: Overview,
     traffic: Traffic,
     watcher: Arc<Watcher>,
+    /// Looks at single orders that may be made on the threads that serve everyone.
+    looks: Semaphore,
     draining: CancellationToken,
     dev: Option<Dev>,
 }
@@ -60,6 +64,9 @@ pub struct Api {
 impl Api {
     /// An API on a database. From `draining` on it tells that it is not ready, and no one waits
     /// for a change any more.
+    ///
+    /// # Panics
+    /// Outside of the tokio runtime that is to serve it.
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
         Self::with(store, draining, None)
     }
@@ -80,6 +87,8 @@ impl Api {
             overview: Overview::default(),
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
+            // One of the threads is always left.
+            looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
             dev,
             store,

@@ -44,9 +44,15 @@ pub struct WrongSetting(pub String);
 /// All must be over by then, after a stop signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(24);
 
+/// Threads that serve, beyond one for each core: as many as cores may be in the middle of a look at the
+/// database, and there is still one that answers.
+const SPARE_WORKERS: usize = 1;
+
 /// Runs a program to its end: its exit code, and one line if it failed.
 pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores + SPARE_WORKERS)
         .enable_all()
         .build()
     {

@@ -18,7 +18,7 @@ use super::watcher::Waiting;
 use super::{Api, json, json_answer};
 use crate::clock::{Clock, SystemClock};
 use crate::order::{Order, OrderId, Status, Timestamp};
-use crate::store::{Creation, Found, StoreError};
+use crate::store::{Creation, Found, Store, StoreError};
 
 /// Says how long an answer was allowed to take (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -80,8 +80,7 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let Some(wait) = Wait::of(headers) else {
-            let found = tokio::task::block_in_place(|| self.store.find(&id));
-            let found = found.map_err(store_problem)?;
+            let found = self.look(&id).map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
             return Ok(one(StatusCode::OK, &found.order, found.next_look_at));
         };
@@ -93,18 +92,30 @@ impl Api {
         }
     }
 
+    /// The order as it is now.
+    fn look(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+        // Handing this thread's other work to another one costs more than the look itself. It is
+        // done all the same when so many look at once that a disk which hangs would stop everyone.
+        match self.looks.try_acquire() {
+            Ok(_place) => self.store.find(id),
+            Err(_) => tokio::task::block_in_place(|| self.store.find(id)),
+        }
+    }
+
     /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
     async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<Found>, NotHeld> {
         let until = Instant::now() + wait.duration();
         let mut waiter = loop {
-            let Some(found) = self.watcher.read(|store| store.find(id)).await? else {
+            // The event first: what is read after it is at least as new.
+            let read = |store: &Store| Ok((store.newest_event()?, store.find(id)?));
+            let (newest_event, Some(found)) = self.watcher.read(read).await? else {
                 return Ok(None);
             };
             let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
             if found.order.status.is_settled() || is_over {
                 return Ok(Some(found));
             }
-            match self.watcher.wait_for(found.order.seq, found.newest_event) {
+            match self.watcher.wait_for(found.order.seq, newest_event) {
                 Waiting::Begun(waiter) => break waiter,
                 Waiting::Missed => {}
                 Waiting::Full => return Err(NotHeld::Full),

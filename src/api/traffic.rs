@@ -13,8 +13,11 @@ pub(super) const ANSWERED_WITHIN_US: [u64; 13] = [
     15_000_000, 60_000_000,
 ];
 
-/// The paths that are told apart, with a name in braces where anything may stand.
-const ROUTES: [&str; 12] = [
+/// The path of any order.
+const ORDER: &str = "/order/{id}";
+
+/// The other paths that are told apart.
+const ROUTES: [&str; 11] = [
     "/",
     "/docs",
     "/event",
@@ -23,7 +26,6 @@ const ROUTES: [&str; 12] = [
     "/metrics",
     "/openapi.json",
     "/order",
-    "/order/{id}",
     "/problems",
     "/readyz",
     "/stats",
@@ -71,16 +73,13 @@ impl Traffic {
 
 /// The route that a path belongs to.
 fn route(path: &str) -> &'static str {
-    let is_of = |route: &&&str| {
-        let mut segments = path.split('/');
-        let fits = route.split('/').all(|expected| {
-            segments.next().is_some_and(|segment| {
-                segment == expected || expected.starts_with('{') && !segment.is_empty()
-            })
-        });
-        fits && segments.next().is_none()
-    };
-    ROUTES.iter().find(is_of).copied().unwrap_or(OTHER)
+    match path.strip_prefix("/order/") {
+        Some(id) if !id.is_empty() && !id.contains('/') => ORDER,
+        _ => {
+            let known = ROUTES.into_iter().find(|route| *route == path);
+            known.unwrap_or(OTHER)
+        }
+    }
 }
 
 fn method(method: &str) -> &'static str {

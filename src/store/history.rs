@@ -8,7 +8,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::open::beside;
 use super::rows::{heartbeat, impossible, reason_of};
-use super::{Heartbeat, next_open, order_by_id};
+use super::{Heartbeat, find, next_open};
 use crate::history::Entry;
 use crate::order::EventReason;
 use crate::order::{Order, Reason, Timestamp};
@@ -40,7 +40,7 @@ pub(super) fn glance(db: &Connection, after: i64, limit: usize) -> rusqlite::Res
     // One moment for all of it; ends by itself when it is dropped.
     let db = db.unchecked_transaction()?;
     let oldest_open = match next_open(&db, 0)? {
-        Some((_, id)) => order_by_id(&db, &id)?,
+        Some((_, id)) => find(&db, &id)?.map(|found| found.order),
         None => None,
     };
     Ok(Glance {

@@ -12,7 +12,7 @@ use rusqlite::{Connection, params};
 
 use super::check::{self, Finding};
 use super::rows::{heartbeat, open_order};
-use super::{DatabasePath, OpenError, StoreError, counts, open, order_by_id};
+use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
 use crate::explain::Case;
 use crate::order::{OrderId, Status, Timestamp};
 
@@ -93,7 +93,7 @@ impl Inspection {
     /// It cannot be read.
     pub fn case(&self, id: &OrderId, now: Timestamp) -> Result<Option<Case>, StoreError> {
         let db = self.db.unchecked_transaction()?;
-        let Some(order) = order_by_id(&db, id)? else {
+        let Some(Found { order, .. }) = find(&db, id)? else {
             return Ok(None);
         };
         Ok(Some(Case {

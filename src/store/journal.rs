@@ -8,9 +8,9 @@
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, Row, params};
 
-use super::rows::{heartbeat, id_of, impossible, status_of};
-use super::{Store, StoreError, order_by_id};
-use crate::order::{Event, EventReason, Order, OrderId, Status, Timestamp};
+use super::rows::{id_of, impossible, status_of};
+use super::{Store, StoreError};
+use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
 
 /// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
 /// SQLite's planner thinks of it: it is read in its own order, and the ids are added.
@@ -18,38 +18,7 @@ const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
                      journal.from_status, journal.to_status, journal.at, journal.reason \
                      FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
 
-/// An order, and what one has to know to wait for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The order.
-    pub order: Order,
-    /// The number of an event: this one and all before it have had their effect on the order as
-    /// it is told here.
-    pub newest_event: i64,
-    /// When the reconciler looks at processes next, at the earliest, if it ever did.
-    pub next_look_at: Option<Timestamp>,
-}
-
 impl Store {
-    /// The order with this id, as it is after a certain event.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
-        self.read(|db| {
-            // The event first: what is read after it is at least as new.
-            let newest_event = newest_event(db)?;
-            let Some(order) = order_by_id(db, id)? else {
-                return Ok(None);
-            };
-            Ok(Some(Found {
-                order,
-                newest_event,
-                next_look_at: heartbeat(db)?.next_look_at,
-            }))
-        })
-    }
-
     /// The number of the newest event; 0 if there is none.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../../sql/001_orders.sql")),
     M::up(include_str!("../../sql/002_learned.sql")),
     M::up(include_str!("../../sql/003_tally.sql")),
+    M::up(include_str!("../../sql/004_checks.sql")),
 ];
 
 /// The `application_id` of our files: "OrdS".
@@ -381,7 +382,10 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
         }
     };
     check("journal_mode", mode, "wal")?;
-    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")?;
+    // The log is folded back by `store/fold.rs`.
+    db.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0;",
+    )?;
     let read = |pragma| {
         db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
             .map(|value| value.to_string())

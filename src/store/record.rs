@@ -120,6 +120,10 @@ pub(super) fn record(
     Ok(recorded)
 }
 
+/// A new entry of the journal.
+pub(super) const INSERT_ENTRY: &str =
+    "INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)";
+
 /// Appends to the journal.
 pub(super) fn journal(
     db: &Connection,
@@ -127,7 +131,7 @@ pub(super) fn journal(
     reason: EventReason,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)")?
+    db.prepare_cached(INSERT_ENTRY)?
         .execute(params![order_seq, now.0, reason.as_str()])
         .map(drop)
 }

@@ -4,7 +4,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Heartbeat;
+use super::{Found, Heartbeat};
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
 use crate::pace::Reach;
@@ -13,6 +13,14 @@ use crate::pace::Reach;
 pub(super) const ORDER: &str = "seq, id, status, created_at, updated_at, \
                      starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
                      attention, attention_since, attention_detail, next_attempt_at";
+
+/// An order by its id, with what the heartbeat tells its readers, as [`found_of`] reads it: one
+/// statement, because nothing is asked for more often.
+pub(super) const FOUND: &str = "SELECT seq, orders.id, status, created_at, updated_at, \
+                     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+                     attention, attention_since, attention_detail, next_attempt_at, \
+                     upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at \
+                     FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1";
 
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
@@ -31,14 +39,29 @@ pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachabl
         "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
          WHERE upstream = 'down'",
     )?
-    .query_row([], |row| {
-        Ok(Unreachable {
-            since: Timestamp(row.get(0)?),
-            detail: row.get(1)?,
-            next_pass_at: row.get::<_, Option<i64>>(2)?.map(Timestamp),
-        })
-    })
+    .query_row([], |row| unreachable_of(row, 0))
     .optional()
+}
+
+/// An order and the next look, as [`FOUND`] tells them.
+pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<Found> {
+    let is_down: bool = row.get(10)?;
+    let unreachable = match is_down {
+        true => Some(unreachable_of(row, 11)?),
+        false => None,
+    };
+    Ok(Found {
+        order: order_of(row, unreachable.as_ref())?,
+        next_look_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
+    })
+}
+
+fn unreachable_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Unreachable> {
+    Ok(Unreachable {
+        since: Timestamp(row.get(from)?),
+        detail: row.get(from + 1)?,
+        next_pass_at: row.get::<_, Option<i64>>(from + 2)?.map(Timestamp),
+    })
 }
 
 pub(super) fn order_of(

@@ -13,7 +13,8 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
-use super::open::{OpenedFile, WRITE_LOCK, lock_file};
+use super::fold::Fold;
+use super::open::{OpenError, OpenedFile, WRITE_LOCK, lock_file};
 use super::writing::{Counts, Writing};
 
 /// Writes that may wait. At the speed of a slow disk this is about a second of work.
@@ -28,13 +29,6 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a write that has begun may take before its outcome is called unknown.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 
-/// The write-ahead log is folded back into the database when it has grown to this many bytes.
-/// SQLite does so by itself from 4 MiB on, but not while readers keep overlapping.
-const WAL_BYTES_MAX: u64 = 32 * 1024 * 1024;
-
-/// How long the folding back may wait for readers. They are in the middle of a page.
-const FOLD_WAIT: Duration = Duration::from_millis(50);
-
 /// How long to wait for someone who writes without knowing our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -43,6 +37,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Mode {
     /// On a thread of their own, many in one commit.
     Threaded,
+    /// The same, each in a commit of its own: to measure what sharing one is worth.
+    Unshared,
+    /// Orders are not stored at all: to measure what serving costs without a database. Creations
+    /// are acknowledged, and every order is found; all other writes are done as usual.
+    Nowhere,
     /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
     /// that must be repeatable.
     Inline(Arc<dyn Gate>),
@@ -83,7 +82,6 @@ pub(super) struct Writer {
     place: Place,
     /// Whether a write was taken back because no turn came, and none has come since.
     is_stuck: Arc<AtomicBool>,
-    /// Whether the write-ahead log is to be folded back after the next write, however small it is.
     folds_next: Arc<AtomicBool>,
     counts: Counts,
 }
@@ -132,12 +130,12 @@ impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pen
 }
 
 impl Writer {
-    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> std::io::Result<Self> {
-        let lock = |suffix| lock_file(&file.beside(suffix)).map_err(std::io::Error::other);
+    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
+        let lock = |suffix| lock_file(&file.beside(suffix));
         let is_stuck = Arc::new(AtomicBool::new(false));
-        let folds_next = Arc::new(AtomicBool::new(false));
+        let fold = Fold::new(&file);
         let counts = Counts::default();
-        let shared = (is_stuck.clone(), folds_next.clone(), counts.clone());
+        let shared = (is_stuck.clone(), fold.next(), counts.clone());
         let writer = |place| Self {
             place,
             is_stuck: shared.0,
@@ -151,14 +149,19 @@ impl Writer {
             file,
             trouble: None,
             is_stuck,
-            folds_next,
+            fold,
             counts,
-            fold_at: WAL_BYTES_MAX,
+            batch_max: match mode {
+                Mode::Unshared => 1,
+                _ => BATCH_MAX,
+            },
         };
         if let Mode::Inline(gate) = mode {
             let connected = Box::new(Mutex::new(connected));
             return Ok(writer(Place::Inline(connected, gate)));
         }
+        connected.fold.start_beside(&connected.file)?;
+        let file = connected.file.clone();
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("writer".to_owned())
@@ -166,7 +169,8 @@ impl Writer {
                 while let Some(first) = waiting.blocking_recv() {
                     connected.commit(first, &mut waiting);
                 }
-            })?;
+            })
+            .map_err(|error| file.error(error))?;
         Ok(writer(Place::Threaded(queue)))
     }
 
@@ -268,10 +272,9 @@ struct Connected {
     /// The last failure, to log each kind once.
     trouble: Option<String>,
     is_stuck: Arc<AtomicBool>,
-    folds_next: Arc<AtomicBool>,
+    fold: Fold,
     counts: Counts,
-    /// How large the write-ahead log may grow before it is folded back, in bytes.
-    fold_at: u64,
+    batch_max: usize,
 }
 
 /// This process' turn to write.
@@ -291,7 +294,7 @@ impl Connected {
         let wanted_at = Instant::now();
         let begun = self.begin();
         let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
+        while batch.len() < self.batch_max
             && let Ok(next) = waiting.try_recv()
         {
             batch.push(next);
@@ -331,7 +334,7 @@ impl Connected {
 
     /// Lets the others write.
     fn end(&mut self) {
-        self.fold_log_back();
+        self.fold.after_commit(&self.db);
         let _turn = Turn(&self.write);
     }
 
@@ -393,29 +396,6 @@ impl Connected {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(failure.to_store_error()),
             });
-        }
-    }
-
-    /// Folds the write-ahead log back into the database when it has grown large. While someone
-    /// else's long read prevents that, it is tried only as often as the log has grown as much again.
-    fn fold_log_back(&mut self) {
-        let log_bytes = std::fs::metadata(self.file.beside("-wal")).map_or(0, |meta| meta.len());
-        if log_bytes < self.fold_at && !self.folds_next.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        let folded = self.db.busy_timeout(FOLD_WAIT).and_then(|()| {
-            self.db
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-                    row.get::<_, i64>(0)
-                })
-        });
-        self.fold_at = WAL_BYTES_MAX;
-        match folded {
-            Ok(0) => log::debug!("folded back a write-ahead log of {log_bytes} bytes"),
-            other => {
-                self.fold_at += log_bytes;
-                log::debug!("a write-ahead log of {log_bytes} bytes is being read: {other:?}");
-            }
         }
     }
 }
