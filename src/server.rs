@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
@@ -89,7 +90,7 @@ impl Occupancy {
 
     /// Requests whose answers are not written yet.
     pub fn requests(&self) -> usize {
-        *self.in_flight.0.borrow()
+        self.in_flight.count()
     }
 }
 
@@ -314,27 +315,45 @@ impl Places {
 
 /// The requests whose answers are not written yet.
 #[derive(Clone, Default)]
-struct InFlight(watch::Sender<usize>);
+struct InFlight(Arc<InFlightCount>);
+
+#[derive(Default)]
+struct InFlightCount {
+    count: AtomicUsize,
+    none: Notify,
+}
 
 impl InFlight {
     fn begin(&self) -> Begun {
-        self.0.send_modify(|count| *count += 1);
+        self.0.count.fetch_add(1, Ordering::AcqRel);
         Begun(self.0.clone())
+    }
+
+    fn count(&self) -> usize {
+        self.0.count.load(Ordering::Acquire)
     }
 
     /// Returns when there are none.
     async fn none(&self) {
-        // The sender is ours: the channel cannot be closed.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+        loop {
+            // Before the count is read: it may fall in between.
+            let none = self.0.none.notified();
+            if self.count() == 0 {
+                return;
+            }
+            none.await;
+        }
     }
 }
 
 /// A request in flight; it is over when this is dropped.
-struct Begun(watch::Sender<usize>);
+struct Begun(Arc<InFlightCount>);
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.none.notify_waiters();
+        }
     }
 }
 
