@@ -26,6 +26,8 @@ pub struct Account {
     pub disagreeing: u64,
     /// PROCESSING orders that the upstream does not know. Nothing if it could not be asked.
     pub lost: Option<u64>,
+    /// Settled orders that `prune` has removed; no one can say any more how they went.
+    pub pruned: u64,
     /// Starts in the place of a process that the upstream had forgotten.
     pub started_again: u64,
     /// Second starts in one life of the upstream, by the simulator's record. Nothing without one.
@@ -52,6 +54,7 @@ impl fmt::Display for Account {
             ),
             ("open", self.open.to_string(), "CREATED or PROCESSING"),
             ("settled", self.settled.to_string(), "FULFILLED or FAILED"),
+            ("pruned", self.pruned.to_string(), "of these, removed since"),
             (
                 "disagreeing",
                 self.disagreeing.to_string(),
@@ -89,10 +92,13 @@ pub async fn take(
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
     let mut account = Account {
+        pruned: store.pruned()?.removed.orders(),
         started_again: store.restarts()?,
         started_twice: record.map(second_starts),
         ..Account::default()
     };
+    account.acknowledged = account.pruned;
+    account.settled = account.pruned;
     let mut processing = 0;
     for (status, count) in store.counts()? {
         account.acknowledged += count;

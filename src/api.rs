@@ -41,7 +41,7 @@ use self::dev::Dev;
 use self::health::Health;
 use self::listing::Listing;
 use self::overview::Overview;
-use self::problem::{Problem, store_problem};
+use self::problem::Problem;
 use self::traffic::Traffic;
 use self::watcher::Watcher;
 use crate::server::Situation;
@@ -228,8 +228,7 @@ impl Api {
     fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         let query = request::ListQuery::parse(query)?;
         let form = request::form(headers);
-        let listing = Listing::new(self.store.clone(), query, form).map_err(store_problem)?;
-        listing.reply().map_err(store_problem)
+        Listing::new(self.store.clone(), query, form)?.reply()
     }
 }
 

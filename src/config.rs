@@ -69,6 +69,13 @@ pub enum ServiceCommand {
     Backup(BackupArgs),
     /// Check that a database is sound: exit code 0 if it is, 1 if not
     Check(CheckArgs),
+    /// Remove orders that settled long ago, with their part of the journal, while all is running
+    #[command(
+        after_help = "Open orders are never removed, nor what the numbering of orders and \
+                            events needs: the newest order and that of the newest event. The file \
+                            does not get smaller: what becomes free in it is used for new orders."
+    )]
+    Prune(PruneArgs),
     /// Tell whether the program that listens is healthy: exit code 0 if it is, 1 if not
     Health(ServiceHealthArgs),
 }
@@ -258,6 +265,27 @@ pub struct BackupArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub database: ExistingDatabaseArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// `order-service prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// How long ago an order has to have been FULFILLED or FAILED: a number with a unit, such as
+    /// 90d or 12h
+    #[arg(
+        long,
+        value_name = "DURATION",
+        allow_hyphen_values = true,
+        value_parser = parse_age
+    )]
+    pub settled_before: Duration,
+    /// Say what would be removed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -661,6 +689,15 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     Ok(timeout)
 }
 
+fn parse_age(text: &str) -> Result<Duration, String> {
+    const RIGHT: &str = "write a number with a unit, such as 90d or 12h";
+    let age = humantime::parse_duration(text).map_err(|error| format!("{error}; {RIGHT}"))?;
+    if age.is_zero() {
+        return Err(format!("it has to be some time ago; {RIGHT}"));
+    }
+    Ok(age)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -681,5 +718,11 @@ mod tests {
             assert!(parse_timeout(timeout).is_err(), "{timeout}");
         }
         assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+        for age in ["0s", "0d", "90", "-90d", "d", "90 parsecs", "forever", ""] {
+            assert!(parse_age(age).is_err(), "{age}");
+        }
+        let day = Duration::from_secs(86_400);
+        assert_eq!(parse_age("90d"), Ok(90 * day));
+        assert_eq!(parse_age("1d 12h"), Ok(36 * day / 24));
     }
 }

@@ -2,9 +2,12 @@
 //! minute of the last hour, and how long orders took to settle.
 //!
 //! Pure. Entries are folded in one by one, each once, so that what was told before need never be
-//! read again. Where they come from is `store`'s business, who hears of it `api`'s.
+//! read again. The history of entries that were removed is kept in the place of these, and what is
+//! left is folded into that. Where they come from is `store`'s business, who hears of it `api`'s.
 
 use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use crate::order::{EventReason, Status, Timestamp};
 use crate::spread::{Histogram, Spread};
@@ -36,18 +39,22 @@ pub struct Entry {
 }
 
 /// What the journal adds up to.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct History {
+    /// Not kept: what is left of the journal begins anywhere.
+    #[serde(skip)]
     last_seq: i64,
-    /// Entries by reason, in the order of [`EventReason::ALL`].
-    entries: [u64; EventReason::ALL.len()],
+    /// Entries by reason. One that has none may be missing.
+    entries: BTreeMap<EventReason, u64>,
     settled_within: Histogram,
     /// By minutes since the epoch. A minute in which nothing happened may be missing.
     minutes: BTreeMap<i64, Minute>,
 }
 
 /// What happened in a minute.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Minute {
     created: u64,
     settled: u64,
@@ -67,16 +74,16 @@ pub struct Told {
 }
 
 impl History {
-    /// The place of the last entry that was folded in; 0 before the first.
+    /// The place of the last entry that was folded in; 0 before the first of those that are left.
     pub fn last_seq(&self) -> i64 {
         self.last_seq
     }
 
-    /// Folds in the entry that follows the last one. One that was written more than an hour from
+    /// Folds in an entry. One that was written more than an hour from
     /// `now` counts in the totals only.
     pub fn fold(&mut self, entry: &Entry, now: Timestamp) {
         self.last_seq = entry.seq;
-        self.entries[entry.reason as usize] += 1;
+        *self.entries.entry(entry.reason).or_default() += 1;
         let time_to_settle = entry
             .created_at
             .map(|created_at| entry.at.since(created_at));
@@ -109,10 +116,10 @@ impl History {
 
     /// Entries with this reason.
     pub fn entries_with(&self, reason: EventReason) -> u64 {
-        self.entries[reason as usize]
+        self.entries.get(&reason).copied().unwrap_or_default()
     }
 
-    /// How many orders are in this status.
+    /// How many orders are in this status, with those of which the entries were removed.
     pub fn orders(&self, status: Status) -> u64 {
         let reached = |status: Status| {
             let reasons = EventReason::ALL.into_iter();

@@ -25,6 +25,7 @@
 //! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
 //! - [`account`]: the database held against the upstream, and against the simulator's record.
 //! - [`backup`]: a whole copy of the database in one file, taken while all is running.
+//! - [`prune`]: the removal of orders that settled long ago.
 //! - [`explain`]: one order in plain words. Pure.
 //! - [`operator`]: the operator's commands, which open the database.
 //! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
@@ -54,6 +55,7 @@ pub mod operator;
 pub mod order;
 pub mod pace;
 pub mod program;
+pub mod prune;
 pub mod reconciler;
 pub mod server;
 pub mod simulator;

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         ServiceCommand::Backup(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Check(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Explain(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
+        ServiceCommand::Prune(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
         ServiceCommand::Health(_) => (LogFormat::Text, LOG_DEFAULT),
     };
     program::log_to_stderr(format, levels);
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
             ServiceCommand::Backup(args) => operator::backup(args).await,
             ServiceCommand::Check(args) => operator::check(&args),
             ServiceCommand::Explain(args) => operator::explain(&args),
+            ServiceCommand::Prune(args) => operator::prune(args).await,
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {
                     let what = "--listen needs the port that the program listens on";

@@ -1,8 +1,8 @@
 //! The operator's commands that run beside the programs: each opens the database, so that no HTTP
 //! route can do what they do.
 //!
-//! What they print goes to standard output, what went wrong to the log. What a backup, an account
-//! or a check is, is said in modules of their own.
+//! What they print goes to standard output, what went wrong to the log. What a backup, an account,
+//! a check or a removal is, is said in modules of their own.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -12,11 +12,14 @@ use anyhow::bail;
 use crate::account;
 use crate::backup::{self, BackupError};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, RestartArgs};
+use crate::config::{
+    self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, PruneArgs, RestartArgs,
+};
 use crate::order::OrderId;
 use crate::program::{self, Exit, WrongSetting};
+use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
-use crate::store::{Decided, Inspection, Store};
+use crate::store::{Decided, Inspection, Removed, Store};
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
 /// How long the upstream may be silent while the account is taken.
@@ -147,6 +150,42 @@ pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
         exit = tell_decided(&id, decided, "is FAILED now").unwrap_or(exit);
     }
     Ok(exit)
+}
+
+/// `prune`: removes orders that settled long ago, or says what would be removed.
+///
+/// # Errors
+/// The database cannot be used, or the removal was broken off; what was removed until then is
+/// printed all the same.
+pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
+    let settled_before = prune::ago(args.settled_before, SystemClock.now());
+    let mut pruning = Pruning {
+        settled_before,
+        removed: Removed::default(),
+        free_bytes: None,
+    };
+    if args.dry_run {
+        // Only read: not even its format is changed.
+        let database = Inspection::open(&args.database.database_url)?;
+        pruning.removed = database.prunable(settled_before)?;
+        print!("{pruning}");
+        return Ok(Exit::Done);
+    }
+    let stop = program::stop_on_signals()?;
+    let store = Store::open_existing(&args.database.database_url)?;
+    let tell = |removed: &Removed| println!("  {:<8} {} orders so far", "pruned", removed.orders());
+    let removed = &mut pruning.removed;
+    let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
+    store.fold().await;
+    pruning.free_bytes = Some(store.free_bytes()?);
+    print!("{pruning}");
+    match end {
+        End::Done => Ok(Exit::Done),
+        End::BrokenOff => {
+            bail!("the removal was broken off; what is left goes when it is run again")
+        }
+        End::Failed(error) => Err(error.into()),
+    }
 }
 
 /// Tells what came of a decision about an order; how to exit, if it could not be done.

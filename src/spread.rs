@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 const SPANS: u64 = 128;
 
 /// How many durations of about what length there were.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Spread {
     /// By span; see [`span_of`].
     counts: BTreeMap<u64, u64>,

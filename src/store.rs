@@ -3,8 +3,9 @@
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once, and whose log is folded back in `store/fold.rs`. How a file is opened and checked is in `store/open.rs`, what the
 //! reconciler records is in `store/record.rs`, how the journal is read in `store/journal.rs`, what an
-//! operator decides in `store/operate.rs`, what is told of the whole in `store/history.rs`, how rows
-//! are read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
+//! operator decides in `store/operate.rs`, what is told of the whole in `store/history.rs`, what is
+//! removed in `store/prune.rs`, and who may not read on after that in `store/place.rs`, how rows are
+//! read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
 //! `store/inspect.rs`; what is answered where nothing is stored, to measure the rest, in
 //! `store/nowhere.rs`. The methods speak of orders, not of SQL.
 
@@ -16,6 +17,8 @@ mod journal;
 mod nowhere;
 mod open;
 mod operate;
+mod place;
+mod prune;
 mod record;
 mod rows;
 mod writer;
@@ -33,6 +36,8 @@ pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::EventWatch;
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
+pub use self::place::{Gaps, Place};
+pub use self::prune::{Pruned, Removed};
 pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{
     FOUND, OPEN_ORDER, ORDER, collect_open, found_of, heartbeat, id_of, order_of, unreachable,
@@ -42,13 +47,14 @@ use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
 use crate::decide::OpenOrder;
-use crate::history::Entry;
+use crate::history::History;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 use crate::tally::Tally;
 
-/// Why the store could not do what it was asked to. By the caller's next move: every one of them
-/// may be tried again, and only after [`StoreError::OutcomeUnknown`] must be looked first.
+/// Why the store could not do what it was asked to. By the caller's next move: it may try again, but
+/// after [`StoreError::OutcomeUnknown`] it must look first, and after [`StoreError::Gone`] it has to
+/// begin anew.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Too many writes are waiting. Nothing was done.
@@ -63,7 +69,14 @@ pub enum StoreError {
     /// The write was begun, and no one can say whether it will take effect.
     #[error("the database did not answer in time; the write may still take effect")]
     OutcomeUnknown,
+    /// What comes next may have been removed in part before its reader has seen it. Who wants what
+    /// is left all the same reads on from the place that is given.
+    #[error("some of what comes next was removed")]
+    Gone(Place),
 }
+
+/// What was read, or the place to read on from for someone who has missed something.
+type Unbroken<T> = Result<T, Place>;
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -102,6 +115,16 @@ pub struct Filter {
     pub statuses: Vec<Status>,
     /// Those that need looking at, or those that do not.
     pub attention: Option<bool>,
+}
+
+impl Filter {
+    /// Whether settled orders can be among them, and so some that are removed one day. One that
+    /// needs looking at is never settled.
+    fn takes_settled(&self) -> bool {
+        let mut statuses = self.statuses.iter();
+        self.attention != Some(true)
+            && (self.statuses.is_empty() || statuses.any(|status| status.is_settled()))
+    }
 }
 
 /// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
@@ -215,8 +238,8 @@ impl Store {
         self.read(newest_seq)
     }
 
-    /// At most `limit` orders after the place `after` and up to the place `last`, in the order of
-    /// creation.
+    /// At most `limit` orders after the number `after` and up to the number `last`, in the order of
+    /// creation, whatever was removed from among them.
     ///
     /// # Errors
     /// The database cannot be read.
@@ -227,16 +250,27 @@ impl Store {
         last: i64,
         limit: usize,
     ) -> Result<Vec<Order>, StoreError> {
-        self.read(|db| {
-            let unreachable = unreachable(db)?;
-            let Some(sql) = page_sql(filter, unreachable.is_some()) else {
-                return Ok(Vec::new());
-            };
-            db.prepare_cached(&sql)?
-                .query_map(params![after, last, limit as i64], |row| {
-                    order_of(row, unreachable.as_ref())
-                })?
-                .collect()
+        self.read(|db| page(db, filter, after, last, limit))
+    }
+
+    /// The same after a place, for someone who must not miss any, and the gaps that give the place
+    /// to go on from.
+    ///
+    /// # Errors
+    /// The database cannot be read, or some may have been missed.
+    pub fn page_after(
+        &self,
+        filter: &Filter,
+        after: Place,
+        last: i64,
+        limit: usize,
+    ) -> Result<(Vec<Order>, Gaps), StoreError> {
+        self.read_on(|db| {
+            let gaps = prune::pruned(db)?.orders;
+            if gaps.hide_from(after) && filter.takes_settled() {
+                return Ok(Err(gaps.place(after.seq)));
+            }
+            Ok(Ok((page(db, filter, after.seq, last, limit)?, gaps)))
         })
     }
 
@@ -248,15 +282,19 @@ impl Store {
         self.read(counts)
     }
 
-    /// How many processes were started in the place of a forgotten one.
+    /// How many processes were started in the place of a forgotten one, those of removed orders
+    /// included.
     ///
     /// # Errors
     /// The database cannot be read.
     pub fn restarts(&self) -> Result<u64, StoreError> {
         self.read(|db| {
-            db.prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
-                .query_row([], |row| row.get::<_, i64>(0))
-                .map(i64::unsigned_abs)
+            let db = db.unchecked_transaction()?;
+            let left: i64 = db
+                .prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
+                .query_row([], |row| row.get(0))?;
+            let removed = prune::base(&db)?.entries_with(EventReason::Restarted);
+            Ok(removed + left.unsigned_abs())
         })
     }
 
@@ -341,20 +379,58 @@ impl Store {
         self.read(|db| next_open(db, after))
     }
 
-    /// At most `limit` entries of the journal after the place `after`.
+    /// Brings a history up to date with the journal, and tells all else that is told of the whole,
+    /// as of one moment.
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn entries(&self, after: i64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        self.read(|db| history::entries(db, after, limit))
+    pub fn glance(&self, history: &mut History, now: Timestamp) -> Result<Glance, StoreError> {
+        self.read(|db| history::glance(db, history, now))
     }
 
-    /// The same, and all else that is told of the whole, as of one moment.
+    /// What was removed up to now.
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn glance(&self, after: i64, limit: usize) -> Result<Glance, StoreError> {
-        self.read(|db| history::glance(db, after, limit))
+    pub fn pruned(&self) -> Result<Pruned, StoreError> {
+        self.read(prune::pruned)
+    }
+
+    /// The places of the first `limit` orders after the place `after` that settled before a moment
+    /// and may be removed.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn next_prunable(
+        &self,
+        settled_before: Timestamp,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.read(|db| prune::next_prunable(db, settled_before, after, limit))
+    }
+
+    /// Removes the orders at these places that settled before a moment, with their entries of the
+    /// journal, in one transaction. Nothing else is ever removed, nor what numbering needs.
+    ///
+    /// # Errors
+    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
+    pub async fn prune(
+        &self,
+        seqs: Vec<i64>,
+        settled_before: Timestamp,
+        now: Timestamp,
+    ) -> Result<Removed, StoreError> {
+        let write = move |db: &Connection| prune::prune(db, &seqs, settled_before, now);
+        self.inner.writer.write(write).await
+    }
+
+    /// Bytes in the database file that are free for what is to come.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.read(prune::free_bytes)
     }
 
     /// What this process has written, and what waits to be.
@@ -449,6 +525,15 @@ impl Store {
         let db = self.inner.readers.get()?;
         Ok(query(&db)?)
     }
+
+    /// Reads as of one moment.
+    fn read_on<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<Unbroken<T>>,
+    ) -> Result<T, StoreError> {
+        let read = self.read(|db| query(&*db.unchecked_transaction()?))?;
+        read.map_err(StoreError::Gone)
+    }
 }
 
 /// What the reconciler on a database last told of itself, without touching the file otherwise.
@@ -541,6 +626,24 @@ fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, Order
     )?
     .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
     .optional()
+}
+
+fn page(
+    db: &Connection,
+    filter: &Filter,
+    after: i64,
+    last: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<Order>> {
+    let unreachable = unreachable(db)?;
+    let Some(sql) = page_sql(filter, unreachable.is_some()) else {
+        return Ok(Vec::new());
+    };
+    db.prepare_cached(&sql)?
+        .query_map(params![after, last, limit as i64], |row| {
+            order_of(row, unreachable.as_ref())
+        })?
+        .collect()
 }
 
 fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {

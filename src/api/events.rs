@@ -2,8 +2,9 @@
 //!
 //! A stream takes what is new from the watcher, which reads it once for all streams; one that is
 //! behind reads for itself, a page at a time, and only when its client has taken the page before.
-//! It ends when its client goes, or when the program is about to end: its client connects again
-//! with the number of the last event that it got.
+//! It ends when its client goes, when the program is about to end, or when events were removed that
+//! it had not told yet: its client connects again with the id of the last event that it got, and is
+//! told then what of this it has missed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,11 @@ use warp::reply::Response;
 use super::Api;
 use super::json::{EVENT_BYTES, write_event};
 use super::json_answer;
-use super::problem::{Problem, store_problem};
-use super::request::{After, EventQuery, next_page};
+use super::problem::{Problem, next_link, reading_problem, store_problem};
+use super::request::{After, EventQuery, next_page, written_place};
 use super::watcher::{Subscription, Watcher};
 use crate::order::{Event, OrderId};
-use crate::store::{Store, StoreError};
+use crate::store::{Gaps, Place, Store, StoreError};
 
 /// How often a comment is sent, so that neither a proxy nor the client takes a stream for dead, and
 /// that a client that has gone without a word is noticed.
@@ -51,10 +52,7 @@ impl Api {
                 limit,
                 order,
             } => self.event_page(after, limit, order)?,
-            EventQuery::Stream { .. } if method == Method::HEAD => {
-                stream_answer(futures_util::stream::empty())
-            }
-            EventQuery::Stream { after, order } => self.event_stream(after, order).await?,
+            EventQuery::Stream { after, order } => self.event_stream(method, after, order).await?,
         };
         response
             .headers_mut()
@@ -64,22 +62,20 @@ impl Api {
 
     fn event_page(
         &self,
-        after: i64,
+        after: Place,
         limit: usize,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
-        let mut events =
+        let path = |place| format!("/event?{}", next_page(place, Some(limit), order.as_ref()));
+        let (mut events, gaps) =
             tokio::task::block_in_place(|| self.store.events(order.as_ref(), after, limit + 1))
-                .map_err(store_problem)?;
+                .map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
         let mut response = json_answer(StatusCode::OK, array(&events));
         if !is_last
             && let Some(last) = events.last()
-            && let Ok(link) = HeaderValue::try_from(format!(
-                "</event?{}>; rel=\"next\"",
-                next_page(last.seq, limit, order.as_ref())
-            ))
+            && let Some(link) = next_link(&path(gaps.place(last.seq)))
         {
             response.headers_mut().insert(LINK, link);
         }
@@ -88,11 +84,22 @@ impl Api {
 
     async fn event_stream(
         &self,
+        method: &Method,
         after: After,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
         let newest = self.watcher.read(|store| store.newest_event()).await;
         let newest = newest.map_err(store_problem)?;
+        if let After::Event(place) = after {
+            // Whether it can be read on from there, which cannot be told any more once it has begun.
+            let order = order.as_ref();
+            let read = self.watcher.read(|store| store.events(order, place, 0));
+            let path = |place| format!("/event?{}", next_page(place, None, order));
+            read.await.map_err(|error| reading_problem(error, path))?;
+        }
+        if method == Method::HEAD {
+            return Ok(stream_answer(futures_util::stream::empty()));
+        }
         let Some(subscription) = self.watcher.subscribe(newest) else {
             return Err(Problem::too_many_streams());
         };
@@ -100,8 +107,8 @@ impl Api {
         comments.reset();
         comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (after, beginning) = match after {
-            After::Event(seq) => (seq, None),
-            After::Latest => (newest, Some(beginning(newest))),
+            After::Event(place) => (place, None),
+            After::Latest => (Place::after(newest), Some(beginning(newest))),
         };
         let stream = EventStream {
             watcher: self.watcher.clone(),
@@ -142,11 +149,13 @@ fn stream_answer(
     response
 }
 
-/// Events as a stream sends them (the HTML standard, section 9.2.6).
-fn sent<'a>(events: impl Iterator<Item = &'a Event>) -> Bytes {
+/// Events as a stream sends them (the HTML standard, section 9.2.6). The id of each is the place to
+/// go on from.
+fn sent<'a>(events: impl Iterator<Item = &'a Event>, gaps: Gaps) -> Bytes {
     let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 20));
     for event in events {
-        text.extend_from_slice(format!("id: {}\ndata: ", event.seq).as_bytes());
+        let id = written_place(gaps.place(event.seq));
+        text.extend_from_slice(format!("id: {id}\ndata: ").as_bytes());
         write_event(&mut text, event);
         text.extend_from_slice(b"\n\n");
     }
@@ -165,8 +174,8 @@ struct EventStream {
     subscription: Subscription,
     /// What is sent before any event.
     beginning: Option<Bytes>,
-    /// The last event that was sent, or that is not for this stream.
-    after: i64,
+    /// The place of the last event that was sent, or that is not for this stream.
+    after: Place,
     order: Option<OrderId>,
     comments: Interval,
     draining: CancellationToken,
@@ -179,6 +188,13 @@ impl EventStream {
     fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut stream| async {
             let piece = stream.next().await.transpose()?;
+            if let Err(StoreError::Gone(place)) = &piece {
+                log::info!(
+                    "a stream ends after event {}: what follows was removed",
+                    place.seq
+                );
+                return None;
+            }
             if let Err(error) = &piece {
                 log::warn!("a stream of events broke off: {error}");
                 stream.is_broken = true;
@@ -194,13 +210,14 @@ impl EventStream {
         }
         while !self.is_broken && !self.draining.is_cancelled() {
             let latest = self.subscription.latest();
-            if self.after < latest.last {
-                let text = if self.after < latest.after {
+            if self.after.seq < latest.last {
+                let text = if self.after.seq < latest.after {
                     self.read_on(latest.last).await?
                 } else {
-                    let (after, order) = (self.after, self.order.as_ref());
-                    self.after = latest.last;
-                    latest.text(after, order, |events| sent(events))
+                    let (after, order) = (self.after.seq, self.order.as_ref());
+                    // Nothing beyond was removed when these were read.
+                    self.after = Place::after(latest.last);
+                    latest.text(after, order, |events| sent(events, Gaps::default()))
                 };
                 if !text.is_empty() {
                     return Ok(Some(text));
@@ -221,20 +238,14 @@ impl EventStream {
     /// A page from the database, which has all events up to `known`.
     async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.clone(), self.after);
-        let page = move |store: &Store| {
-            let events = store.events(order.as_ref(), after, STREAM_PAGE)?;
-            Ok((
-                sent(events.iter()),
-                events.len(),
-                events.last().map(|e| e.seq),
-            ))
-        };
-        let (text, length, last) = self.watcher.read(page).await?;
-        self.after = last.unwrap_or(after);
-        if length < STREAM_PAGE {
+        let page = move |store: &Store| store.events(order.as_ref(), after, STREAM_PAGE);
+        let (events, gaps) = self.watcher.read(page).await?;
+        let mut seq = events.last().map_or(after.seq, |event| event.seq);
+        if events.len() < STREAM_PAGE {
             // There is nothing else for this stream up to there.
-            self.after = self.after.max(known);
+            seq = seq.max(known);
         }
-        Ok(text)
+        self.after = gaps.place(seq);
+        Ok(sent(events.iter(), gaps))
     }
 }

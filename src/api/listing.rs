@@ -1,7 +1,8 @@
 //! Lists of orders: a page, or all of them as a stream.
 //!
 //! A stream holds one page at a time and no read transaction: between two pages the database may
-//! be written, and each order is told as it was when its page was read.
+//! be written, and each order is told as it was when its page was read. If orders are removed that
+//! it would have come to, it breaks off; who reads in pages is told so and may read what is left.
 
 use bytes::Bytes;
 use warp::Reply;
@@ -10,9 +11,10 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::reply::Response;
 
 use super::json::{ORDER_BYTES, write_order};
+use super::problem::{Problem, next_link, reading_problem, store_problem};
 use super::request::{Form, ListQuery};
 use crate::order::Order;
-use crate::store::{Store, StoreError};
+use crate::store::{Gaps, Place, Store, StoreError};
 
 /// Orders read at once while streaming. As JSON they take some 80 KB, which is what a client that
 /// reads slowly costs.
@@ -25,15 +27,15 @@ pub(super) struct Listing {
     form: Form,
     /// The place of the newest order that existed when the request began.
     last: i64,
-    /// The place of the last order that was read.
-    after: i64,
+    /// The place to read on from.
+    after: Place,
     is_begun: bool,
     is_done: bool,
 }
 
 impl Listing {
-    pub fn new(store: Store, query: ListQuery, form: Form) -> Result<Self, StoreError> {
-        let last = tokio::task::block_in_place(|| store.newest_seq())?;
+    pub fn new(store: Store, query: ListQuery, form: Form) -> Result<Self, Problem> {
+        let last = tokio::task::block_in_place(|| store.newest_seq()).map_err(store_problem)?;
         Ok(Self {
             after: query.after,
             store,
@@ -46,22 +48,24 @@ impl Listing {
     }
 
     /// The answer: whole if it fits one page, streamed otherwise.
-    pub fn reply(mut self) -> Result<Response, StoreError> {
+    pub fn reply(mut self) -> Result<Response, Problem> {
         let content_type = match self.form {
             Form::Array => "application/json",
             Form::Lines => "application/x-ndjson",
         };
         let mut link = None;
         let mut response = if let Some(limit) = self.query.limit {
-            let mut orders = self.read(limit + 1)?;
+            let read = self.read(limit + 1);
+            let (mut orders, gaps) = read.map_err(|error| self.problem(error))?;
             if orders.len() > limit {
                 orders.truncate(limit);
-                link = orders.last().map(|order| self.query.next(order.seq));
+                let last = orders.last();
+                link = last.and_then(|order| next_link(&self.path(gaps.place(order.seq))));
             }
             self.is_done = true;
             self.write(&orders).into_response()
         } else {
-            let first = self.read_on()?;
+            let first = self.read_on().map_err(|error| self.problem(error))?;
             if self.is_done {
                 first.into_response()
             } else {
@@ -74,27 +78,34 @@ impl Listing {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(VARY, HeaderValue::from_static("accept"));
-        if let Some(link) = link
-            && let Ok(link) = HeaderValue::try_from(format!("</order?{link}>; rel=\"next\""))
-        {
+        if let Some(link) = link {
             headers.insert(LINK, link);
         }
         Ok(response)
     }
 
-    fn read(&self, limit: usize) -> Result<Vec<Order>, StoreError> {
+    fn read(&self, limit: usize) -> Result<(Vec<Order>, Gaps), StoreError> {
         tokio::task::block_in_place(|| {
             self.store
-                .page(&self.query.filter, self.after, self.last, limit)
+                .page_after(&self.query.filter, self.after, self.last, limit)
         })
+    }
+
+    /// The path of what comes after a place.
+    fn path(&self, place: Place) -> String {
+        format!("/order?{}", self.query.next(place))
+    }
+
+    fn problem(&self, error: StoreError) -> Problem {
+        reading_problem(error, |place| self.path(place))
     }
 
     /// The next piece of a stream.
     fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
-        let orders = self.read(STREAM_PAGE)?;
+        let (orders, gaps) = self.read(STREAM_PAGE)?;
         self.is_done = orders.len() < STREAM_PAGE;
         if let Some(order) = orders.last() {
-            self.after = order.seq;
+            self.after = gaps.place(order.seq);
         }
         Ok(self.write(&orders))
     }

@@ -136,12 +136,12 @@ impl Api {
 }
 
 /// What the journal tells, and what needs looking at.
-fn orders(metrics: &mut Metrics, seen: &Seen<'_>) {
+fn orders(metrics: &mut Metrics, seen: &Seen) {
     let history = &seen.history;
     metrics.gauge(
         "orders",
         "Orders by status.",
-        Status::ALL.map(|s| (label("status", s.as_str()), history.orders(s) as f64)),
+        Status::ALL.map(|s| (label("status", s.as_str()), seen.orders(s) as f64)),
     );
     metrics.gauge(
         "orders_needing_attention",
@@ -160,6 +160,14 @@ fn orders(metrics: &mut Metrics, seen: &Seen<'_>) {
         "orders_created_total",
         "Orders created.",
         [(Labels::new(), history.entries_with(EventReason::Created))],
+    );
+    metrics.counter(
+        "orders_pruned_total",
+        "Settled orders removed by prune, by status.",
+        [Status::Fulfilled, Status::Failed].map(|status| {
+            let removed = seen.glance.pruned.removed.in_status(status);
+            (label("status", status.as_str()), removed)
+        }),
     );
     let transitions = EventReason::ALL
         .into_iter()
@@ -286,7 +294,7 @@ fn reconciler(metrics: &mut Metrics, heartbeat: &Heartbeat, is_late: bool) {
 }
 
 /// What the reconciler tells of the upstream.
-fn upstream(metrics: &mut Metrics, seen: &Seen<'_>) {
+fn upstream(metrics: &mut Metrics, seen: &Seen) {
     let heartbeat = &seen.glance.heartbeat;
     let learned = &heartbeat.learned;
     let (is_up, since) = match heartbeat.reach {

@@ -1,82 +1,61 @@
 //! What is told of all orders together, kept in memory: the history that the journal adds up to,
 //! brought up to date by what is new whenever it is asked for.
 //!
-//! Reading the whole journal happens once, at the first request, and in pieces, so that nothing
-//! else has to wait for it. `stats` and `metrics` tell what is found here.
+//! Reading the whole journal happens once, at the first request. `stats` and `metrics` tell what is
+//! found here.
 
-use tokio::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::{Clock, SystemClock};
-use crate::history::{Entry, History};
-use crate::order::{Reason, Timestamp};
+use crate::history::History;
+use crate::order::{Reason, Status, Timestamp};
 use crate::pace::Reach;
 use crate::store::{Glance, Store, StoreError};
-
-/// Entries of the journal that are read at once. It takes about ten milliseconds.
-const ENTRIES_MAX: usize = 10_000;
 
 /// The history, shared by all who ask.
 #[derive(Default)]
 pub(super) struct Overview {
-    history: Mutex<History>,
+    history: Arc<Mutex<History>>,
 }
 
 /// Everything as of one moment. Others who ask wait until it is dropped.
-pub(super) struct Seen<'a> {
+pub(super) struct Seen {
     pub now: Timestamp,
-    pub history: MutexGuard<'a, History>,
+    pub history: OwnedMutexGuard<History>,
     pub glance: Glance,
 }
 
 impl Overview {
-    /// Brings the history up to date. If the caller goes away meanwhile, what was read so far is
-    /// kept for the next one.
-    pub async fn look(&self, store: &Store) -> Result<Seen<'_>, StoreError> {
-        let mut history = self.history.lock().await;
-        loop {
-            let after = history.last_seq();
-            let entries = read(store, move |store| store.entries(after, ENTRIES_MAX)).await?;
-            fold(&mut history, &entries, SystemClock.now());
-            if entries.len() < ENTRIES_MAX {
-                break;
-            }
-        }
-        loop {
-            let after = history.last_seq();
-            let glance = read(store, move |store| store.glance(after, ENTRIES_MAX)).await?;
+    /// Brings the history up to date, where waiting holds up no one else. If the caller goes away
+    /// meanwhile, that is done for the next one.
+    pub async fn look(&self, store: &Store) -> Result<Seen, StoreError> {
+        let mut history = self.history.clone().lock_owned().await;
+        let store = store.clone();
+        let look = move || {
+            let glance = store.glance(&mut history, SystemClock.now())?;
             let now = SystemClock.now();
-            fold(&mut history, &glance.entries, now);
-            // Otherwise the glance is later than the history.
-            if glance.entries.len() < ENTRIES_MAX {
-                history.forget(now);
-                return Ok(Seen {
-                    now,
-                    history,
-                    glance,
-                });
-            }
-        }
+            history.forget(now);
+            Ok(Seen {
+                now,
+                history,
+                glance,
+            })
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .unwrap_or_else(|panic| Err(StoreError::Unreadable(panic.into())))
     }
 }
 
-/// Reads where waiting holds up no one else.
-async fn read<T: Send + 'static>(
-    store: &Store,
-    query: impl FnOnce(Store) -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let store = store.clone();
-    tokio::task::spawn_blocking(move || query(store))
-        .await
-        .unwrap_or_else(|panic| Err(StoreError::Unreadable(panic.into())))
-}
-
-fn fold(history: &mut History, entries: &[Entry], now: Timestamp) {
-    for entry in entries {
-        history.fold(entry, now);
+impl Seen {
+    /// How many orders there are in this status. The history knows of those that were removed, too.
+    pub fn orders(&self, status: Status) -> u64 {
+        let removed = self.glance.pruned.removed.in_status(status);
+        self.history.orders(status).saturating_sub(removed)
     }
-}
 
-impl Seen<'_> {
     /// How many orders need looking at for this reason, as they themselves say: while the upstream
     /// is down, all open orders do that have no other reason.
     pub fn attention(&self, reason: Reason) -> u64 {

@@ -4,13 +4,15 @@
 
 use serde::Serialize;
 use warp::Reply;
-use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use warp::http::header::{
+    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
+};
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
 use super::json::{OrderJson, location};
 use crate::order::Order;
-use crate::store::StoreError;
+use crate::store::{Place, StoreError};
 
 /// Seconds after which a client may try again what could not be done now.
 const RETRY_AFTER_SECS: u64 = 1;
@@ -231,6 +233,16 @@ impl Problem {
         .retry_soon()
     }
 
+    pub fn removed() -> Self {
+        Self::new(
+            StatusCode::GONE,
+            "removed",
+            "Some of what comes next was removed",
+            "some of what follows was removed after its reader was there, because it had settled \
+             long ago; begin anew, or follow the header Link to what is left",
+        )
+    }
+
     pub fn draining() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -285,6 +297,7 @@ fn shortened(text: &str) -> String {
 /// the store has told it when it began.
 pub(super) fn store_problem(error: StoreError) -> Problem {
     let (kind, title, detail) = match error {
+        StoreError::Gone(_) => return Problem::removed(),
         StoreError::Overloaded => (
             "overloaded",
             "There is more to do than can be done now",
@@ -310,4 +323,20 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
         ),
     };
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, detail).retry_soon()
+}
+
+/// The same where a client reads on: `next` is the path of what is left after a place.
+pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Place) -> String) -> Problem {
+    match error {
+        StoreError::Gone(place) => match next_link(&next(place)) {
+            Some(link) => Problem::removed().with_header(LINK, link),
+            None => Problem::removed(),
+        },
+        other => store_problem(other),
+    }
+}
+
+/// The header `Link` that leads to this path.
+pub(super) fn next_link(path: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("<{path}>; rel=\"next\"")).ok()
 }

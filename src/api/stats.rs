@@ -149,10 +149,10 @@ struct Pace {
 }
 
 impl Stats {
-    fn new(seen: &Seen<'_>, database: Check, sizes: Sizes) -> Self {
+    fn new(seen: &Seen, database: Check, sizes: Sizes) -> Self {
         let (now, history) = (seen.now, &*seen.history);
         let heartbeat = &seen.glance.heartbeat;
-        let orders = Status::ALL.map(|status| (status, history.orders(status)));
+        let orders = Status::ALL.map(|status| (status, seen.orders(status)));
         let attention = Reason::ALL.map(|reason| (reason.as_str(), seen.attention(reason)));
         let oldest_open = seen.glance.oldest_open.as_ref();
         Self {
@@ -179,7 +179,7 @@ impl Stats {
             },
             upstream: upstream(heartbeat, now),
             reconciler: reconciler(heartbeat, now),
-            pace: pace(&heartbeat.learned, history.orders(Status::Processing)),
+            pace: pace(&heartbeat.learned, seen.orders(Status::Processing)),
         }
     }
 }

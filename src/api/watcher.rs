@@ -260,6 +260,7 @@ impl Shared {
                         tokio::time::sleep(LOOK_INTERVAL).await;
                     }
                 }
+                Err(StoreError::Gone(_)) => self.skip(),
                 Err(error) => {
                     if !is_blind {
                         log::warn!("changes of orders cannot be noticed: {error}");
@@ -292,6 +293,23 @@ impl Shared {
         state.is_awake.then_some(state.told)
     }
 
+    /// Goes on with what comes next, because some of what was not told yet was removed. It may have
+    /// been about any order, so all who wait look for themselves, and so do the streams.
+    fn skip(&self) {
+        match self.store.newest_event() {
+            Ok(newest) => {
+                let mut state = self.state();
+                state.told = newest;
+                state.waiting.clear();
+                drop(state);
+                let nothing = Batch::new(newest, Vec::new());
+                self.latest.send_replace(Arc::new(nothing));
+            }
+            // The next look will tell.
+            Err(error) => log::debug!("the newest event cannot be read: {error}"),
+        }
+    }
+
     /// Wakes those who wait for the orders that were settled, and then the streams.
     fn tell(&self, told: i64, events: Vec<Event>) {
         let batch = Batch::new(told, events);
@@ -314,7 +332,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::order::{Outcome, Timestamp};
-    use crate::store::{Change, Creation, DatabasePath, Mode, Step};
+    use crate::store::{Change, Creation, DatabasePath, Mode, Place, Step};
 
     struct Bench {
         _folder: tempfile::TempDir,
@@ -422,6 +440,25 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_removed_before_it_was_told_wakes_all_who_may_have_waited_for_it() {
+        let bench = Bench::new();
+        let [seq, other] = [bench.create("a1").await, bench.create("a2").await];
+        bench.settle(seq).await;
+        bench.create("last").await;
+        let removed = bench.other.prune(vec![seq], Timestamp(9), Timestamp(9));
+        assert_eq!(removed.await.unwrap().orders(), 1);
+        // As if it had been read before it was settled.
+        let mut waiters = [bench.begin(seq, 2), bench.begin(other, 2)];
+        for waiter in &mut waiters {
+            waiter.settled().await;
+        }
+        // From then on it goes on as ever.
+        let mut again = bench.begin(other, 5);
+        bench.settle(other).await;
+        again.settled().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn batches_follow_each_other_without_a_gap() {
         let bench = Bench::new();
         let mut subscription = bench.watcher.subscribe(0).unwrap();
@@ -432,10 +469,9 @@ mod tests {
             while seen < 3 * (n + 1) {
                 let batch = subscription.latest();
                 // What was overwritten in the meantime is read from the database.
-                let gap = bench
-                    .other
-                    .events(None, seen, (batch.after - seen).max(0) as usize);
-                let gap = gap.unwrap();
+                let missing = (batch.after - seen).max(0) as usize;
+                let gap = bench.other.events(None, Place::after(seen), missing);
+                let (gap, _) = gap.unwrap();
                 for event in gap.iter().chain(&batch.events) {
                     assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);
                     seen = seen.max(event.seq);

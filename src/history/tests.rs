@@ -140,3 +140,28 @@ fn minutes_are_forgotten_when_they_are_not_told_any_more() {
     assert!(history.minutes.is_empty());
     assert_eq!(history.entries_with(EventReason::Restarted), 1);
 }
+
+proptest! {
+    #[test]
+    fn the_history_of_what_was_removed_and_of_what_is_left_is_that_of_all(
+        journal in journal(),
+        removed in prop::collection::vec(any::<bool>(), 200),
+    ) {
+        let is_removed = |entry: &&Entry| {
+            // The newest entry is never removed.
+            removed[entry.seq as usize - 1] && entry.seq < journal.len() as i64
+        };
+        let (gone, left): (Vec<&Entry>, Vec<&Entry>) = journal.iter().partition(is_removed);
+        let mut base = History::default();
+        for entry in gone {
+            base.fold(entry, NOW);
+        }
+        let kept = serde_json::to_string(&base).unwrap();
+        let mut history: History = serde_json::from_str(&kept).unwrap();
+        prop_assert_eq!(history.last_seq(), 0, "all that is left is still to be folded in");
+        for entry in left {
+            history.fold(entry, NOW);
+        }
+        prop_assert_eq!(history, folded(&journal, NOW));
+    }
+}

@@ -1,10 +1,13 @@
 //! An event: one entry of the journal, the change of one order's status. What statuses there are
 //! is told in `order`.
 
+use serde::{Deserialize, Serialize};
+
 use super::{OrderId, Status, Timestamp};
 
 /// Why the status of an order changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EventReason {
     /// It was created.
     Created,
@@ -94,6 +97,8 @@ mod tests {
     fn a_reason_is_read_back_from_its_word() {
         for reason in EventReason::ALL {
             assert_eq!(EventReason::from_name(reason.as_str()), Some(reason));
+            let kept = serde_json::to_value(reason).unwrap();
+            assert_eq!(kept, reason.as_str());
         }
         assert_eq!(EventReason::from_name("lost"), None);
     }

@@ -46,11 +46,15 @@ const SCHEMA: &str = "someone has changed the schema by hand: give it the form t
 
 /// What must hold beyond the schema: names, and queries that find what does not hold. Their
 /// columns are the order's id, or NULL, and what is wrong.
-const RULES: [(&str, &str); 6] = [
+const RULES: [(&str, &str); 7] = [
     ("notes", include_str!("../../sql/check_orders.sql")),
     (
         "gaps in the journal",
         include_str!("../../sql/check_gaps.sql"),
+    ),
+    (
+        "what was pruned",
+        include_str!("../../sql/check_pruned.sql"),
     ),
     ("changes", include_str!("../../sql/check_changes.sql")),
     (

@@ -4,20 +4,21 @@
 use std::fs;
 use std::path::Path;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row};
 
 use super::open::beside;
+use super::prune::{Pruned, base, pruned};
 use super::rows::{heartbeat, impossible, reason_of};
 use super::{Heartbeat, find, next_open};
-use crate::history::Entry;
+use crate::history::{Entry, History};
 use crate::order::EventReason;
 use crate::order::{Order, Reason, Timestamp};
 
 /// Everything that is told of the whole, as of one moment.
 #[derive(Clone, Debug)]
 pub struct Glance {
-    /// The entries of the journal after a place, or the first of them.
-    pub entries: Vec<Entry>,
+    /// What was removed.
+    pub pruned: Pruned,
     /// How many orders need looking at, by the reason that is stored with each.
     pub attention: Vec<(Reason, u64)>,
     /// The oldest order that is open.
@@ -35,36 +36,54 @@ pub struct Sizes {
     pub log: u64,
 }
 
-/// The first `limit` entries after the place `after`, and the rest of the glance.
-pub(super) fn glance(db: &Connection, after: i64, limit: usize) -> rusqlite::Result<Glance> {
+/// Brings a history up to date, and tells the rest.
+///
+/// All in one transaction, also where it is the whole journal, which takes about a second for each
+/// million entries: read in pieces, entries could be removed between two of them, and no one could
+/// say whether these had been counted.
+pub(super) fn glance(
+    db: &Connection,
+    history: &mut History,
+    now: Timestamp,
+) -> rusqlite::Result<Glance> {
     // One moment for all of it; ends by itself when it is dropped.
     let db = db.unchecked_transaction()?;
+    let pruned = pruned(&db)?;
+    // What was removed up to the last entry that was folded in is in the history already. If more
+    // was, the history begins anew with all of it, as does one that has nothing in it yet.
+    if pruned.entries.last > history.last_seq() {
+        *history = base(&db)?;
+    }
+    fold(&db, history, now)?;
     let oldest_open = match next_open(&db, 0)? {
         Some((_, id)) => find(&db, &id)?.map(|found| found.order),
         None => None,
     };
     Ok(Glance {
-        entries: entries(&db, after, limit)?,
+        pruned,
         attention: attention(&db)?,
         oldest_open,
         heartbeat: heartbeat(&db)?,
     })
 }
 
-/// At most `limit` entries of the journal after the place `after`.
-pub(super) fn entries(db: &Connection, after: i64, limit: usize) -> rusqlite::Result<Vec<Entry>> {
-    // An order is looked up only where it is settled.
-    db.prepare_cached(
-        "SELECT seq, at, reason, \
-         CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
-         THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END \
-         FROM journal WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-    )?
-    .query_map(params![after, limit as i64], entry_of)?
-    .collect()
+/// The columns of an [`Entry`], as [`entry_of`] reads them. An order is looked up only where it is
+/// settled.
+pub(super) const ENTRY: &str = "seq, at, reason, \
+     CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
+     THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
+
+/// Folds in the entries after the last one.
+fn fold(db: &Connection, history: &mut History, now: Timestamp) -> rusqlite::Result<()> {
+    let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
+    let mut query = db.prepare_cached(&sql)?;
+    for entry in query.query_map([history.last_seq()], entry_of)? {
+        history.fold(&entry?, now);
+    }
+    Ok(())
 }
 
-fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
+pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
     let word = row.get_ref(2)?.as_str()?;
     Ok(Entry {
         seq: row.get(0)?,

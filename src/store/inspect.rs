@@ -11,6 +11,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
 use super::check::{self, Finding};
+use super::prune::{Removed, prunable, pruned};
 use super::rows::{heartbeat, open_order};
 use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
 use crate::explain::Case;
@@ -36,6 +37,8 @@ pub struct Contents {
     pub orders: Vec<(Status, u64)>,
     /// The newest entry of the journal; 0 if there is none.
     pub newest_seq: i64,
+    /// What was removed from it.
+    pub pruned: Removed,
 }
 
 impl fmt::Display for Contents {
@@ -46,7 +49,15 @@ impl fmt::Display for Contents {
             .map(|(status, count)| format!("{count} {status}"))
             .collect();
         writeln!(f, "  {:<8} {}", "orders", orders.join(", "))?;
-        writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)
+        writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)?;
+        match self.pruned.orders() {
+            0 => Ok(()),
+            orders => writeln!(
+                f,
+                "  {:<8} {orders} orders and {} entries, before",
+                "pruned", self.pruned.entries
+            ),
+        }
     }
 }
 
@@ -78,7 +89,16 @@ impl Inspection {
         Ok(Contents {
             orders: counts(&snapshot)?,
             newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
+            pruned: pruned(&snapshot)?.removed,
         })
+    }
+
+    /// How much would be removed of what settled before a moment.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn prunable(&self, settled_before: Timestamp) -> Result<Removed, StoreError> {
+        Ok(prunable(&self.db, settled_before)?)
     }
 
     /// Checks all that is promised of a database, and tells what is not so. Safe beside programs

@@ -1,15 +1,17 @@
 //! The journal as its readers see it: pages of events, and a watch that notices new ones.
 //!
 //! Events are numbered without gaps in the order in which they are committed: each number is
-//! the greatest so far and one more, taken inside a transaction that no other can overlap, and no
-//! event is ever removed. Who has seen all events up to one misses none by reading on from there.
-//! They are written in `store/record.rs`.
+//! the greatest so far and one more, taken inside a transaction that no other can overlap. Who has
+//! seen all events up to one misses none by reading on from there; where some of what follows was
+//! removed meanwhile (`store/prune.rs`), that is told and not skipped. They are written in
+//! `store/record.rs`.
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, Row, params};
 
+use super::prune::pruned;
 use super::rows::{id_of, impossible, status_of};
-use super::{Store, StoreError};
+use super::{Gaps, Place, Store, StoreError, Unbroken};
 use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
 
 /// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
@@ -27,17 +29,18 @@ impl Store {
         self.read(newest_event)
     }
 
-    /// At most `limit` events after the event `after`, in their order: of all orders, or of one.
+    /// At most `limit` events after a place, in their order: of all orders, or of one. And the gaps
+    /// that give the place to go on from.
     ///
     /// # Errors
-    /// The database cannot be read.
+    /// The database cannot be read, or some may have been missed.
     pub fn events(
         &self,
         order: Option<&OrderId>,
-        after: i64,
+        after: Place,
         limit: usize,
-    ) -> Result<Vec<Event>, StoreError> {
-        self.read(|db| events(db, order, after, limit))
+    ) -> Result<(Vec<Event>, Gaps), StoreError> {
+        self.read_on(|db| events(db, order, after, limit))
     }
 
     /// Something that notices events of all orders, whichever process wrote them.
@@ -64,7 +67,7 @@ impl EventWatch {
     /// were fewer than that, it is not read.
     ///
     /// # Errors
-    /// The database cannot be read.
+    /// The database cannot be read, or some may have been missed.
     pub fn look(&mut self, after: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
         let version = self
             .db
@@ -73,7 +76,10 @@ impl EventWatch {
         if self.version == Some(version) {
             return Ok(Vec::new());
         }
-        let events = events(&self.db, None, after, limit)?;
+        let db = self.db.unchecked_transaction()?;
+        let read = events(&db, None, Place::after(after), limit)?;
+        drop(db);
+        let (events, _) = read.map_err(StoreError::Gone)?;
         // What is committed since the version was read has another version: it is seen next time.
         self.version = (events.len() < limit).then_some(version);
         Ok(events)
@@ -88,17 +94,30 @@ fn newest_event(db: &Connection) -> rusqlite::Result<i64> {
 fn events(
     db: &Connection,
     order: Option<&OrderId>,
-    after: i64,
+    after: Place,
     limit: usize,
-) -> rusqlite::Result<Vec<Event>> {
+) -> rusqlite::Result<Unbroken<(Vec<Event>, Gaps)>> {
+    let gaps = pruned(db)?.entries;
+    if gaps.hide_from(after) && !is_whole(db, order)? {
+        return Ok(Err(gaps.place(after.seq)));
+    }
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut query = db.prepare_cached(&events_sql(order.is_some()))?;
-    match order {
-        None => query.query_map(params![after, limit], event_of)?.collect(),
-        Some(id) => query
-            .query_map(params![after, limit, id.as_str()], event_of)?
-            .collect(),
-    }
+    let events = match order {
+        None => query.query_map(params![after.seq, limit], event_of)?,
+        Some(id) => query.query_map(params![after.seq, limit, id.as_str()], event_of)?,
+    };
+    Ok(Ok((events.collect::<rusqlite::Result<_>>()?, gaps)))
+}
+
+/// Whether only the events of one order are asked for, and it is there: then so are all of them, for
+/// they are removed together with it.
+fn is_whole(db: &Connection, order: Option<&OrderId>) -> rusqlite::Result<bool> {
+    let Some(id) = order else {
+        return Ok(false);
+    };
+    db.prepare_cached("SELECT 1 FROM orders WHERE id = ?1")?
+        .exists([id.as_str()])
 }
 
 fn events_sql(of_one_order: bool) -> String {

@@ -20,6 +20,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../../sql/002_learned.sql")),
     M::up(include_str!("../../sql/003_tally.sql")),
     M::up(include_str!("../../sql/004_checks.sql")),
+    M::up(include_str!("../../sql/005_pruned.sql")),
 ];
 
 /// The `application_id` of our files: "OrdS".

@@ -66,7 +66,7 @@ impl Events {
     }
 
     /// The next id, and what came with it; nothing at a proper end.
-    async fn next_block(&mut self) -> Option<(String, String)> {
+    pub async fn next_block(&mut self) -> Option<(String, String)> {
         while self.come.is_empty() {
             self.read_on().await?;
         }

@@ -13,6 +13,7 @@
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `deploy`: the systemd units.
 //! - `operator`: backups and their restoration, the check of a database.
+//! - `prune`, `removed`: the removal of what settled long ago, and readers whom it overtakes.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
@@ -35,6 +36,8 @@ mod operator;
 mod pages;
 mod pass;
 mod programs;
+mod prune;
+mod removed;
 mod stats;
 mod store;
 mod tidy;

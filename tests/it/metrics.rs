@@ -9,11 +9,11 @@ use order_service::tally::{Answer, Kind};
 use crate::world::{Client, PATIENCE, World, fill};
 
 /// A sample's name and labels, as they are written.
-type Samples = BTreeMap<String, f64>;
+pub type Samples = BTreeMap<String, f64>;
 
 /// The metrics, checked by the rules of the text format, version 0.0.4, and Prometheus' naming
 /// conventions.
-async fn metrics(client: &Client, api: &str) -> Samples {
+pub async fn metrics(client: &Client, api: &str) -> Samples {
     let answer = client.get(format!("{api}/metrics")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     let media_type = "text/plain; version=0.0.4; charset=utf-8";

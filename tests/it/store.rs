@@ -1,6 +1,7 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
-use order_service::order::{OrderId, Outcome, Reason, Timestamp};
+use order_service::history::History;
+use order_service::order::{EventReason, OrderId, Outcome, Reason, Timestamp};
 use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
 use order_service::tally::Tally;
 use rusqlite::Connection;
@@ -198,8 +199,9 @@ fn a_database_from_before_there_were_metrics_keeps_its_orders_and_what_was_learn
     assert_eq!(heartbeat.last_pass_at, Some(Timestamp(7)));
     assert_eq!(heartbeat.learned.lives.ended(), 2);
     assert_eq!(heartbeat.tally, Tally::default());
-    let glance = store.glance(0, 10).unwrap();
+    let mut history = History::default();
+    let glance = store.glance(&mut history, Timestamp(9)).unwrap();
     assert_eq!(glance.attention, [(Reason::StartRefused, 1)]);
-    assert_eq!(glance.entries.len(), 1);
+    assert_eq!(history.entries_with(EventReason::Created), 1);
     assert_eq!(glance.oldest_open.unwrap().id.as_str(), "a1");
 }

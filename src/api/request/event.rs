@@ -8,6 +8,7 @@ use warp::http::HeaderMap;
 use super::super::problem::Problem;
 use super::{limit, prefers};
 use crate::order::OrderId;
+use crate::store::Place;
 
 /// Events on a page, unless it is said.
 const LIMIT_DEFAULT: usize = 100;
@@ -15,8 +16,8 @@ const LIMIT_DEFAULT: usize = 100;
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum After {
-    /// After the event of this number; 0 is the beginning.
-    Event(i64),
+    /// After this place.
+    Event(Place),
     /// After the newest one that there is.
     Latest,
 }
@@ -26,7 +27,7 @@ pub(in super::super) enum After {
 pub(in super::super) enum EventQuery {
     /// A page of them.
     Page {
-        after: i64,
+        after: Place,
         limit: usize,
         order: Option<OrderId>,
     },
@@ -52,8 +53,8 @@ impl EventQuery {
             }
             match &*name {
                 "after" if value == "latest" => after = Some(After::Latest),
-                "after" => match number(&value) {
-                    Some(seq) => after = Some(After::Event(seq)),
+                "after" => match place(&value) {
+                    Some(place) => after = Some(After::Event(place)),
                     None => {
                         return Err(Problem::parameter(
                             "after",
@@ -88,7 +89,7 @@ impl EventQuery {
                      event there is no page",
                 )),
                 Some(After::Event(after)) => Ok(Self::page(after, limit_given, order)),
-                None => Ok(Self::page(0, limit_given, order)),
+                None => Ok(Self::page(Place::default(), limit_given, order)),
             };
         }
         if limit_given.is_some() {
@@ -101,11 +102,11 @@ impl EventQuery {
         let after = last_event_id(headers)?
             .map(After::Event)
             .or(after)
-            .unwrap_or(After::Event(0));
+            .unwrap_or(After::Event(Place::default()));
         Ok(Self::Stream { after, order })
     }
 
-    fn page(after: i64, limit: Option<usize>, order: Option<OrderId>) -> Self {
+    fn page(after: Place, limit: Option<usize>, order: Option<OrderId>) -> Self {
         Self::Page {
             after,
             limit: limit.unwrap_or(LIMIT_DEFAULT),
@@ -114,31 +115,57 @@ impl EventQuery {
     }
 }
 
-/// The query for the page that begins after the event `after`.
-pub(in super::super) fn next_page(after: i64, limit: usize, order: Option<&OrderId>) -> String {
+/// The query for the page that begins after a place.
+pub(in super::super) fn next_page(
+    after: Place,
+    limit: Option<usize>,
+    order: Option<&OrderId>,
+) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     if let Some(order) = order {
         query.append_pair("order_id", order.as_str());
     }
-    query.append_pair("limit", &limit.to_string());
-    query.append_pair("after", &after.to_string());
+    if let Some(limit) = limit {
+        query.append_pair("limit", &limit.to_string());
+    }
+    query.append_pair("after", &written_place(after));
     query.finish()
 }
 
 /// The number in `Last-Event-ID`, which a client sends when it connects again (the HTML standard,
 /// section 9.2.4). An empty one is none.
-fn last_event_id(headers: &HeaderMap) -> Result<Option<i64>, Problem> {
+fn last_event_id(headers: &HeaderMap) -> Result<Option<Place>, Problem> {
     let Some(value) = headers.get("last-event-id") else {
         return Ok(None);
     };
     match value.to_str().map(str::trim) {
         Ok("") => Ok(None),
-        Ok(text) if let Some(seq) = number(text) => Ok(Some(seq)),
+        Ok(text) if let Some(place) = place(text) => Ok(Some(place)),
         _ => Err(Problem::parameter(
             "Last-Event-ID",
             "the header Last-Event-ID has to be the id of an event that this service has sent",
         )),
     }
+}
+
+/// A place in the journal as clients see it: the number of an event, and a mark if it has one.
+pub(in super::super) fn written_place(place: Place) -> String {
+    match place.mark {
+        0 => place.seq.to_string(),
+        mark => format!("{}-{mark}", place.seq),
+    }
+}
+
+/// The same, read back.
+fn place(text: &str) -> Option<Place> {
+    let (seq, mark) = match text.split_once('-') {
+        None => (text, 0),
+        Some((seq, mark)) => (seq, number(mark)?.unsigned_abs()),
+    };
+    Some(Place {
+        seq: number(seq)?,
+        mark,
+    })
 }
 
 /// Digits alone, which [`str::parse`] does not insist on.
@@ -172,6 +199,9 @@ mod tests {
             ("after=-1", "after"),
             ("after=+1", "after"),
             ("after=1.0", "after"),
+            ("after=1-", "after"),
+            ("after=1--1", "after"),
+            ("after=1-2-3", "after"),
             ("after=Latest", "after"),
             ("after=99999999999999999999", "after"),
             ("after=1&after=1", "after"),
@@ -189,26 +219,37 @@ mod tests {
         }
         let refused = EventQuery::parse("limit=5", &stream).unwrap_err();
         assert_eq!(refused.wrong_member(), Some("limit"));
-        let query = EventQuery::parse("order_id=a%2Fb&after=7", &HeaderMap::new());
         let order = OrderId::new("a/b").ok();
-        let next = next_page(7, LIMIT_DEFAULT, order.as_ref());
-        assert_eq!(
-            query.unwrap(),
-            EventQuery::parse(&next, &HeaderMap::new()).unwrap()
-        );
+        for (query, mark) in [
+            ("order_id=a%2Fb&after=7", 0),
+            ("order_id=a%2Fb&after=7-30", 30),
+        ] {
+            let query = EventQuery::parse(query, &HeaderMap::new());
+            let next = next_page(Place { seq: 7, mark }, Some(LIMIT_DEFAULT), order.as_ref());
+            assert_eq!(
+                query.unwrap(),
+                EventQuery::parse(&next, &HeaderMap::new()).unwrap()
+            );
+        }
     }
 
     #[test]
     fn a_stream_that_connects_again_goes_on_where_it_was() {
         let accept = ("accept", "text/event-stream");
+        let after = |seq| After::Event(Place::after(seq));
         for (query, last, begins) in [
-            ("", None, Some(After::Event(0))),
+            ("", None, Some(after(0))),
             ("after=latest", None, Some(After::Latest)),
-            ("after=7", None, Some(After::Event(7))),
-            ("", Some("9"), Some(After::Event(9))),
-            ("after=7", Some("9"), Some(After::Event(9))),
-            ("after=latest", Some("9"), Some(After::Event(9))),
-            ("after=7", Some(""), Some(After::Event(7))),
+            ("after=7", None, Some(after(7))),
+            ("", Some("9"), Some(after(9))),
+            ("after=7", Some("9"), Some(after(9))),
+            (
+                "after=7",
+                Some("9-30"),
+                Some(After::Event(Place { seq: 9, mark: 30 })),
+            ),
+            ("after=latest", Some("9"), Some(after(9))),
+            ("after=7", Some(""), Some(after(7))),
             ("", Some("x"), None),
             ("", Some("-1"), None),
         ] {

@@ -9,6 +9,7 @@ export class Trouble extends Error {
     super(words);
     this.status = answer?.status ?? null;
     this.kind = problem?.type?.split("#")[1] ?? null;
+    this.next = answer && linked(answer);
   }
 }
 
@@ -41,12 +42,20 @@ export async function ask(path, options) {
   return (await request(path, options)).json();
 }
 
-// A page of a list, and where the next one begins, if there is one.
-export async function askPage(path, options) {
-  const answer = await request(path, options);
+// Where the answer's header Link leads, if it has one.
+function linked(answer) {
   const link = answer.headers.get("link");
-  const next = link && new URL(link.slice(1, link.indexOf(">")), location.origin);
-  return { items: await answer.json(), next: next ? next.searchParams.get("after") : null };
+  return link && new URL(link.slice(1, link.indexOf(">")), location.origin);
+}
+
+// A page of a list, and where the next one begins, if there is one. Where some of it was removed
+// long after it had settled, what is left is all that is to be shown.
+export async function askPage(path, options) {
+  const answer = await request(path, options).catch((error) => {
+    if (error.kind !== "removed" || !error.next) throw error;
+    return request(error.next, options);
+  });
+  return { items: await answer.json(), next: linked(answer)?.searchParams.get("after") ?? null };
 }
 
 export function post(path, body) {

@@ -1,0 +1,16 @@
+-- What is remembered of removed orders: one row, of which the parts do not contradict each other or
+-- what is left. The newest order and the newest entry are never removed.
+SELECT NULL, CASE
+    WHEN count(*) <> 1
+        THEN 'there are ' || count(*) || ' records of what was pruned where there must be one'
+    WHEN coalesce(max(history ->> '$.entries.created'), 0) <> max(fulfilled + failed)
+        THEN 'it was counted otherwise how many orders were pruned than what was in their journal'
+    WHEN max(last_order_seq) > 0
+         AND max(last_order_seq) >= (SELECT coalesce(max(seq), 0) FROM orders)
+        THEN 'the newest order was removed: its place in the order of creation may be given out again'
+    WHEN max(last_entry_seq) > 0
+         AND max(last_entry_seq) >= (SELECT coalesce(max(seq), 0) FROM journal)
+        THEN 'the newest entry of the journal was removed: its number may be given out again'
+    END AS what
+FROM pruned
+HAVING what IS NOT NULL

@@ -1,0 +1,498 @@
+//! Retention: what `prune` removes and what it leaves, and that all that was counted stays so. How
+//! readers fare whom it overtakes is in `removed`.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{OrderId, Outcome, Reason, Timestamp};
+use order_service::prune::BATCH;
+use order_service::store::{Change, Creation, Filter, Step, Store, Trouble};
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::metrics::{Samples, metrics};
+use crate::world::{Client, Program, Ran, World};
+
+pub const DAY: Duration = Duration::from_secs(86_400);
+
+/// The moment so many days ago.
+pub fn days_ago(days: u32) -> Timestamp {
+    let now = SystemClock.now();
+    Timestamp(now.0 - i64::try_from((DAY * days).as_millis()).unwrap())
+}
+
+/// Creates orders at a moment, as fast as it goes: their places.
+pub async fn created(store: &Store, ids: &[String], at: Timestamp) -> Vec<i64> {
+    let mut seqs = Vec::new();
+    for ids in ids.chunks(500) {
+        let creations = ids
+            .iter()
+            .map(|id| store.create(OrderId::new(id.as_str()).unwrap(), at));
+        for creation in futures_util::future::join_all(creations).await {
+            let Ok(Creation::Created(order)) = creation else {
+                panic!("not created: {creation:?}");
+            };
+            seqs.push(order.seq);
+        }
+    }
+    seqs
+}
+
+pub async fn record(store: &Store, changes: Vec<Change>, at: Timestamp) {
+    let count = changes.len();
+    let recorded = store.record(changes, at).await.unwrap();
+    assert_eq!(recorded.changed, count);
+}
+
+/// Settles orders at a moment, every other one as FAILED.
+pub async fn settle(store: &Store, seqs: &[i64], at: Timestamp) {
+    for seqs in seqs.chunks(1_000) {
+        let changes = seqs.iter().flat_map(|&seq| {
+            let outcome = match seq % 2 {
+                0 => Outcome::Succeeded,
+                _ => Outcome::Failed,
+            };
+            [Step::Adopted, Step::Settled(outcome)].map(|step| Change { seq, step })
+        });
+        record(store, changes.collect(), at).await;
+    }
+}
+
+/// Orders with these ids, created and settled that long ago: their places.
+pub async fn settled(store: &Store, ids: &[String], days: u32) -> Vec<i64> {
+    let seqs = created(store, ids, days_ago(days + 1)).await;
+    settle(store, &seqs, days_ago(days)).await;
+    seqs
+}
+
+pub fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{prefix}{n}")).collect()
+}
+
+pub fn prune(world: &World, arguments: &[&str]) -> Ran {
+    let mut all = vec!["prune"];
+    all.extend(arguments);
+    world.run("order-service", &all, &[])
+}
+
+/// Removes what settled more than 90 days ago, and expects that so many orders were.
+#[track_caller]
+pub fn pruned(world: &World, orders: u64) {
+    let before = world.store().pruned().unwrap().removed.orders();
+    let ran = prune(world, &["--settled-before", "90d"]);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    let after = world.store().pruned().unwrap().removed.orders();
+    assert_eq!(after - before, orders, "{ran:?}");
+}
+
+#[track_caller]
+pub fn is_sound(world: &World) {
+    let ran = world.run("order-service", &["check"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+fn ids(store: &Store) -> Vec<String> {
+    let all = store.page(&Filter::default(), 0, i64::MAX, 100_000);
+    all.unwrap().iter().map(|o| o.id.to_string()).collect()
+}
+
+fn database(world: &World) -> Connection {
+    Connection::open(world.database()).unwrap()
+}
+
+/// A world in which all but the last line of orders may stay: open ones as old as can be, and some
+/// that settled lately. Twelve may go.
+async fn old_and_new(world: &World) -> Store {
+    let store = world.store();
+    settled(&store, &names("old", 10), 91).await;
+    let old = days_ago(400);
+    let open = created(&store, &names("open", 6), old).await;
+    let trouble = |reason| Trouble {
+        reason,
+        detail: "trouble".into(),
+        next_attempt_at: old,
+    };
+    let steps = [
+        vec![],
+        vec![Step::Intended { previous: None }],
+        vec![Step::Flagged(trouble(Reason::StartRefused))],
+        vec![Step::Adopted],
+        vec![Step::Adopted, Step::Missed { began_at: old }],
+        vec![Step::Adopted, Step::Intended { previous: None }],
+    ];
+    for (seq, steps) in open.into_iter().zip(steps) {
+        let changes = steps.into_iter().map(|step| Change { seq, step });
+        record(&store, changes.collect(), old).await;
+    }
+    // Settled lately, and created long ago or lately.
+    let late = created(&store, &names("late", 3), old).await;
+    settle(&store, &late, days_ago(89)).await;
+    settled(&store, &names("older", 2), 300).await;
+    settled(&store, &names("new", 3), 1).await;
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_settled_long_ago_goes_and_nothing_open_and_nothing_settled_lately() {
+    let world = World::new();
+    let store = old_and_new(&world).await;
+    let all = ids(&store);
+    let ran = prune(&world, &["--settled-before", "90d", "--dry-run"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.stdout.contains("to prune 6 FULFILLED, 6 FAILED"),
+        "{ran:?}"
+    );
+    assert!(ran.stdout.contains("36 entries"), "{ran:?}");
+    assert_eq!(ids(&store), all, "nothing was changed");
+    let ran = prune(&world, &["--settled-before", "90d"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(
+        ran.stdout.contains("pruned   6 FULFILLED, 6 FAILED"),
+        "{ran:?}"
+    );
+    assert!(ran.stdout.contains("36 entries"), "{ran:?}");
+    let left: Vec<_> = all
+        .into_iter()
+        .filter(|id| !id.starts_with("old"))
+        .collect();
+    assert_eq!(ids(&store), left);
+    is_sound(&world);
+    // What is gone is gone, and a second time finds nothing.
+    pruned(&world, 0);
+    let id = OrderId::new("old1").unwrap();
+    let again = store.create(id, SystemClock.now()).await;
+    assert!(matches!(again, Ok(Creation::Created(_))), "{again:?}");
+    let ran = world.run("order-service", &["check"], &[]);
+    assert!(
+        ran.stdout.contains("pruned   12 orders and 36 entries"),
+        "{ran:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
+    let world = World::new();
+    let store = world.store();
+    // The newest event is not that of the newest order.
+    let seqs = created(&store, &names("a", 20), days_ago(200)).await;
+    let others: Vec<_> = seqs.iter().copied().filter(|seq| *seq != 7).collect();
+    settle(&store, &others, days_ago(200)).await;
+    settle(&store, &[7], days_ago(200)).await;
+    pruned(&world, 18);
+    let left = store.page(&Filter::default(), 0, i64::MAX, 10).unwrap();
+    let left: Vec<_> = left.iter().map(|order| order.seq).collect();
+    assert_eq!(left, [7, 20]);
+    assert_eq!(store.newest_event().unwrap(), 60);
+    assert_eq!(created(&store, &["b".into()], days_ago(150)).await, [21]);
+    assert_eq!(store.newest_event().unwrap(), 61);
+    // Now there is a newer one of each, until that is old as well.
+    pruned(&world, 2);
+    settle(&store, &[21], days_ago(150)).await;
+    pruned(&world, 0);
+    assert_eq!(created(&store, &["c".into()], days_ago(0)).await, [22]);
+    assert_eq!(store.newest_event().unwrap(), 64);
+    is_sound(&world);
+}
+
+/// What must never fall.
+fn totals(samples: &Samples) -> Vec<(&String, f64)> {
+    let is_total = |series: &str| {
+        series.contains("_total") && !series.contains("writes_refused")
+            || series.contains("order_time_to_settle_seconds")
+    };
+    let samples = samples.iter();
+    let totals = samples.filter(|(series, _)| is_total(series) && !series.contains("pruned"));
+    totals.map(|(series, value)| (series, *value)).collect()
+}
+
+async fn told(client: &Client, api: &Program) -> (Samples, Value) {
+    let stats = client.get(format!("{}/stats", api.url)).await;
+    (metrics(client, &api.url).await, stats.json())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
+    let world = World::new();
+    let client = Client::new();
+    // This one reads the journal before most of it is there, and again when it is gone.
+    let early = world.api(&[]);
+    let store = world.store();
+    settled(&store, &names("first", 30), 100).await;
+    told(&client, &early).await;
+    settled(&store, &names("second", 300), 95).await;
+    let open = created(&store, &names("open", 4), days_ago(99)).await;
+    let lost = settled(&store, &names("lately", 8), 0).await;
+    let restart = |step| vec![Change { seq: open[0], step }];
+    for step in [
+        Step::Adopted,
+        Step::Intended { previous: None },
+        Step::Restarted,
+    ] {
+        record(&store, restart(step), days_ago(98)).await;
+    }
+    settle(&store, &open[1..2], days_ago(97)).await;
+    record(
+        &store,
+        restart(Step::Settled(Outcome::Failed)),
+        days_ago(97),
+    )
+    .await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    // And this one all of it.
+    let all = world.api(&[]);
+    let (before, stats_before) = told(&client, &all).await;
+    pruned(&world, 332);
+    let late = world.api(&[]);
+    for api in [&all, &early, &late] {
+        let (after, stats) = told(&client, api).await;
+        assert_eq!(totals(&after), totals(&before));
+        for (status, count) in [("FULFILLED", 4.0), ("FAILED", 4.0), ("CREATED", 3.0)] {
+            let series = format!("order_service_orders{{status=\"{status}\"}}");
+            assert_eq!(after[&series], count, "{series}: only what is there");
+            assert_eq!(stats["orders"][status], count as u64);
+        }
+        let gone =
+            |status| after[&format!("order_service_orders_pruned_total{{status=\"{status}\"}}")];
+        assert_eq!(gone("FULFILLED") + gone("FAILED"), 332.0);
+        assert_eq!(stats["restarts"]["total"], 1);
+        for member in ["per_minute", "time_to_settle"] {
+            let settled = |stats: &Value| {
+                let minutes = stats["per_minute"].as_array().unwrap().iter();
+                minutes
+                    .map(|minute| minute["settled"].as_u64().unwrap())
+                    .sum::<u64>()
+            };
+            assert_eq!(settled(&stats), settled(&stats_before), "{member}");
+            assert_eq!(stats["time_to_settle"], stats_before["time_to_settle"]);
+        }
+    }
+    assert_eq!(lost.len(), 8);
+    let ran = world.run("order-service", &["account"], &[]);
+    for line in [
+        "acknowledged         343",
+        "pruned               332",
+        "settled              340",
+    ] {
+        assert!(ran.stdout.contains(line), "{line}: {ran:?}");
+    }
+    assert!(ran.stdout.contains("started again          1"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_hour_is_told_whole_even_if_some_of_it_was_removed() {
+    let world = World::new();
+    let client = Client::new();
+    let store = world.store();
+    let now = SystemClock.now();
+    let before = Timestamp(now.0 - 120_000);
+    let seqs = created(&store, &names("a", 40), before).await;
+    settle(&store, &seqs, Timestamp(before.0 + 1_000)).await;
+    created(&store, &["last".into()], now).await;
+    let ran = prune(&world, &["--settled-before", "1m"]);
+    assert!(ran.stdout.contains("20 FULFILLED, 20 FAILED"), "{ran:?}");
+    let api = world.api(&[]);
+    let (_, stats) = told(&client, &api).await;
+    assert_eq!(stats["time_to_settle"]["orders"], 40, "{stats}");
+    let half = stats["time_to_settle"]["p50_seconds"].as_f64().unwrap();
+    assert!((half - 1.0).abs() < 0.01, "{stats}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_created_and_settled_while_a_removal_runs_and_none_waits_for_long() {
+    let world = World::new();
+    let store = world.store();
+    settled(&store, &names("old", 12_000), 91).await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let api = world.api(&[]);
+    let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
+    let client = Client::new();
+    let mut removal = world.start(
+        "order-service",
+        &["prune", "--settled-before", "90d"],
+        false,
+    );
+    let mut meanwhile = 0;
+    let mut longest = Duration::ZERO;
+    while removal.ended().is_none() {
+        let began = Instant::now();
+        let answer = client.create(&api.url, &format!("new{meanwhile}")).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        longest = longest.max(began.elapsed());
+        meanwhile += 1;
+    }
+    assert_eq!(removal.wait().code(), Some(0));
+    // Between any two batches someone else had a turn.
+    assert!(meanwhile > 12_000 / BATCH, "{meanwhile} were created");
+    assert!(
+        longest < Duration::from_secs(3),
+        "one waited for {longest:?}"
+    );
+    assert_eq!(store.pruned().unwrap().removed.orders(), 12_000);
+    client.settled(&api.url, meanwhile + 1).await;
+    is_sound(&world);
+    assert_eq!(reconciler.stop(), Some(0));
+}
+
+/// The orders that are there and those that were removed, by the database's own account.
+fn there_and_removed(world: &World) -> (u64, u64) {
+    let count = "SELECT count(*), (SELECT fulfilled + failed FROM pruned) FROM orders";
+    let db = database(world);
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?));
+    let (there, removed) = db.query_row(count, [], read).unwrap();
+    (there.into(), removed.into())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_or_not_at_all() {
+    let world = World::new();
+    let store = world.store();
+    settled(&store, &names("old", 20_000), 91).await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    let mut totals = BTreeSet::new();
+    for signal in ["KILL", "KILL", "TERM", "INT"] {
+        let before = there_and_removed(&world).1;
+        let mut removal = world.start(
+            "order-service",
+            &["prune", "--settled-before", "90d"],
+            false,
+        );
+        while there_and_removed(&world).1 == before {
+            assert!(removal.ended().is_none(), "{}", removal.logged());
+        }
+        removal.signal(signal);
+        let printed = removal.rest_of_stdout();
+        let code = removal.wait().code();
+        let (there, gone) = there_and_removed(&world);
+        assert_eq!(there + gone, 20_001, "{signal}");
+        assert_eq!(gone % BATCH as u64, 0, "{signal}: a batch is whole");
+        assert!(gone > before && gone < 20_000, "{signal}: {gone}");
+        totals.insert(gone);
+        is_sound(&world);
+        if signal != "KILL" {
+            assert_eq!(code, Some(1), "{}", removal.logged());
+            assert!(
+                removal.logged().contains("broken off"),
+                "{}",
+                removal.logged()
+            );
+            assert!(
+                printed.contains("pruned   "),
+                "what was done is told: {printed}"
+            );
+        }
+    }
+    assert_eq!(totals.len(), 4);
+    let gone = there_and_removed(&world).1;
+    pruned(&world, 20_000 - gone);
+    is_sound(&world);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_removals_at_once_remove_each_order_once() {
+    let world = World::new();
+    let store = world.store();
+    settled(&store, &names("old", 5_000), 91).await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    let arguments = ["prune", "--settled-before", "90d"];
+    let mut both = [0, 1].map(|_| world.start("order-service", &arguments, false));
+    for removal in &mut both {
+        assert_eq!(removal.wait().code(), Some(0), "{}", removal.logged());
+    }
+    assert_eq!(there_and_removed(&world), (1, 5_000));
+    is_sound(&world);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_finds_what_is_missing_besides_what_was_removed() {
+    for (change, says) in [
+        (
+            "DELETE FROM journal WHERE order_seq = 12; DELETE FROM orders WHERE seq = 12",
+            "leaves out 1 entries besides those that were pruned",
+        ),
+        (
+            "DELETE FROM journal WHERE seq = (SELECT max(seq) - 1 FROM journal)",
+            "leaves out 1 entries besides those that were pruned",
+        ),
+        (
+            "UPDATE pruned SET failed = failed + 1",
+            "counted otherwise how many orders were pruned",
+        ),
+        (
+            "UPDATE pruned SET last_order_seq = 1000",
+            "the newest order was removed",
+        ),
+        (
+            "UPDATE pruned SET last_entry_seq = 1000",
+            "the newest entry of the journal was removed",
+        ),
+        (
+            "DELETE FROM pruned",
+            "there are 0 records of what was pruned",
+        ),
+    ] {
+        let world = World::new();
+        let store = old_and_new(&world).await;
+        pruned(&world, 12);
+        drop(store);
+        is_sound(&world);
+        database(&world).execute_batch(change).unwrap();
+        let ran = world.run("order-service", &["check"], &[]);
+        assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
+        assert!(ran.stdout.contains(says), "{change}: {ran:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_pruned_database_is_one_as_well() {
+    let world = World::new();
+    old_and_new(&world).await;
+    pruned(&world, 12);
+    let ran = world.run("order-service", &["backup", "copy.db"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = prune(
+        &world,
+        &["--settled-before", "1h", "--database-url", "copy.db"],
+    );
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = world.run(
+        "order-service",
+        &["check", "--database-url", "copy.db"],
+        &[],
+    );
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+#[test]
+fn an_age_that_is_none_is_refused_with_what_would_be_right() {
+    let world = World::new();
+    for (age, says) in [
+        ("90", "time unit needed"),
+        ("0s", "some time ago"),
+        ("-90d", "write a number with a unit, such as 90d"),
+        ("soon", "write a number with a unit, such as 90d"),
+        ("", "write a number with a unit, such as 90d"),
+    ] {
+        let ran = prune(&world, &["--settled-before", age]);
+        assert_eq!(ran.code, Some(2), "{age}: {ran:?}");
+        assert!(ran.stderr.contains(says), "{age}: {ran:?}");
+        assert!(ran.stderr.contains("90d or 12h"), "{age}: {ran:?}");
+    }
+    let ran = prune(&world, &["--dry-run"]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(
+        ran.stderr.contains("--settled-before <DURATION>"),
+        "{ran:?}"
+    );
+    for arguments in [
+        &["--settled-before", "90d"][..],
+        &["--settled-before", "90d", "--dry-run"],
+    ] {
+        let ran = prune(&world, arguments);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
+        assert!(!world.database().exists());
+    }
+}

@@ -1,0 +1,273 @@
+//! Readers of lists and of the journal whom a removal overtakes: they are told, and never skip
+//! anything without knowing; and those who begin after it are in nobody's way.
+
+use order_service::order::Timestamp;
+use order_service::store::Store;
+use serde_json::Value;
+
+use crate::events::Events;
+use crate::lists::next;
+use crate::prune::{created, days_ago, names, prune, pruned, settle, settled};
+use crate::world::{Answer, Client, Program, World, assert_problem};
+
+/// A hundred orders that settled long ago, but for every tenth, which did lately: events 1 to 100
+/// are creations, and the others follow in pairs.
+async fn hundred(world: &World) -> Store {
+    let store = world.store();
+    let seqs = created(&store, &names("a", 100), days_ago(200)).await;
+    let (late, old): (Vec<i64>, Vec<i64>) = seqs.iter().partition(|seq| *seq % 10 == 0);
+    settle(&store, &old, days_ago(100)).await;
+    settle(&store, &late, days_ago(1)).await;
+    store
+}
+
+async fn get(client: &Client, api: &Program, path: &str) -> Answer {
+    client.get(format!("{}{path}", api.url)).await
+}
+
+/// The path of the next page of what is left, from the answer to someone who has missed something.
+#[track_caller]
+fn refused(answer: &Answer) -> String {
+    assert_problem(answer, 410);
+    assert_eq!(answer.json()["type"], "/problems#removed");
+    next(answer.header("link")).expect("a way on").to_owned()
+}
+
+#[track_caller]
+fn linked(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{answer:?}");
+    next(answer.header("link"))
+        .expect("there is more")
+        .to_owned()
+}
+
+/// A number of each member of the pages from this path on: `seq`s, or what follows `a` in ids.
+async fn walk(client: &Client, api: &Program, path: &str) -> Vec<i64> {
+    let mut path = Some(path.to_owned());
+    let mut numbers = Vec::new();
+    while let Some(this) = path {
+        let page = get(client, api, &this).await;
+        assert_eq!(page.status, 200, "{this}: {page:?}");
+        numbers.extend(page.json().as_array().unwrap().iter().map(number));
+        path = next(page.header("link")).map(str::to_owned);
+    }
+    numbers
+}
+
+fn number(member: &Value) -> i64 {
+    match member["id"].as_str() {
+        Some(id) => id[1..].parse::<i64>().unwrap() + 1,
+        None => member["seq"].as_i64().unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walk_through_orders_that_is_overtaken_is_told_and_one_that_begins_later_is_not() {
+    let world = World::new();
+    hundred(&world).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let second = linked(&get(&client, &api, "/order?limit=5").await);
+    let last = linked(&get(&client, &api, "/order?limit=99").await);
+    let failed = linked(&get(&client, &api, "/order?limit=2&status=FAILED").await);
+    let open = "/order?limit=2&status=CREATED,PROCESSING&after=";
+    let cursor = second.rsplit_once("after=").unwrap().1.to_owned();
+    pruned(&world, 90);
+    for path in [&second, &failed] {
+        let on = refused(&get(&client, &api, path).await);
+        // Who does not mind goes on from where it was.
+        let left = walk(&client, &api, &on).await;
+        let all: &[i64] = &[10, 20, 30, 40, 50, 60, 70, 80, 90, 100];
+        assert_eq!(left, if path == &second { all } else { &[] });
+        // The one that was given first is as bad as before.
+        refused(&get(&client, &api, path).await);
+    }
+    // The greatest that was removed is the 99th.
+    assert_eq!(walk(&client, &api, &last).await, [100]);
+    // No open order is ever removed: who asks for those misses nothing.
+    assert_eq!(
+        walk(&client, &api, &format!("{open}{cursor}")).await,
+        [0; 0]
+    );
+    assert_eq!(
+        walk(&client, &api, "/order?limit=1").await,
+        [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    );
+    // One that began between two removals is told again after the second.
+    let third = linked(&get(&client, &api, "/order?limit=3").await);
+    assert_eq!(walk(&client, &api, &third).await.len(), 7);
+    created(&world.store(), &["last".into()], days_ago(0)).await;
+    let ran = prune(&world, &["--settled-before", "1h"]);
+    assert!(ran.stdout.contains("10 FULFILLED, 0 FAILED"), "{ran:?}");
+    refused(&get(&client, &api, &third).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_events_that_is_overtaken_is_told_and_one_that_begins_later_is_not() {
+    let world = World::new();
+    hundred(&world).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let second = linked(&get(&client, &api, "/event?limit=5").await);
+    pruned(&world, 90);
+    let left: Vec<i64> = (1..=10).map(|n| 10 * n).chain(281..=300).collect();
+    // The greatest that was removed is the 280th.
+    for path in [&*second, "/event?after=5", "/event?after=279&limit=7"] {
+        let on = refused(&get(&client, &api, path).await);
+        let after = if path.contains("279") { 279 } else { 5 };
+        let expected = left.iter().copied().filter(|seq| *seq > after);
+        assert_eq!(walk(&client, &api, &on).await, expected.collect::<Vec<_>>());
+    }
+    for (path, expected) in [
+        ("/event", &left[..]),
+        ("/event?limit=1", &left),
+        ("/event?after=0&limit=7", &left),
+        ("/event?after=280", &left[10..]),
+        ("/event?after=295&limit=2", &left[25..]),
+    ] {
+        assert_eq!(walk(&client, &api, path).await, expected, "{path}");
+    }
+    // The events of an order that is there are all there.
+    let path = "/event?order_id=a9&after=10";
+    assert_eq!(walk(&client, &api, path).await.len(), 2);
+    assert_eq!(walk(&client, &api, "/event?order_id=a1").await, [0; 0]);
+    refused(&get(&client, &api, "/event?order_id=a1&after=2").await);
+    // A place between two removals is good until the second.
+    let third = linked(&get(&client, &api, "/event?limit=3").await);
+    assert_eq!(walk(&client, &api, &third).await, left[3..]);
+    created(&world.store(), &["last".into()], days_ago(0)).await;
+    let ran = prune(&world, &["--settled-before", "1h"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    refused(&get(&client, &api, &third).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps() {
+    let world = World::new();
+    hundred(&world).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    pruned(&world, 90);
+    for (method, query, last) in [
+        ("GET", "", Some("5")),
+        ("HEAD", "", Some("5")),
+        ("GET", "?after=5", None),
+        ("GET", "?order_id=a1", Some("5")),
+    ] {
+        let mut request = client
+            .request(method, format!("{}/event{query}", api.url))
+            .header("accept", "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let answer = client.send(request).await;
+        assert_eq!(answer.status, 410, "{method} {query}");
+        if method == "GET" {
+            let on = refused(&answer);
+            assert!(!on.contains("limit"), "a stream takes none: {on}");
+        }
+    }
+    // From the beginning, one event for each connection.
+    let mut last: Option<String> = None;
+    let mut seqs = Vec::new();
+    for _ in 0..30 {
+        let mut events = Events::open(&client, &api, "", last.as_deref()).await;
+        let (id, data) = events.next_block().await.expect("the stream goes on");
+        let seq = number(&serde_json::from_str(&data).unwrap());
+        // Beyond all that was removed it is the number alone.
+        assert_eq!(id == seq.to_string(), seq >= 280, "{id} {seq}");
+        seqs.push(seq);
+        last = Some(id);
+    }
+    let left: Vec<i64> = (1..=10).map(|n| 10 * n).chain(281..=300).collect();
+    assert_eq!(seqs, left);
+    let mut latest = Events::open(&client, &api, "?after=latest", None).await;
+    let begins = latest.next_block().await;
+    assert_eq!(begins, Some(("300".to_owned(), String::new())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
+    let world = World::new();
+    let store = world.store();
+    // So many, and so long, that the connection cannot hold them.
+    settled(&store, &names(&"x".repeat(120), 20_000), 100).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let mut stream = Events::open(&client, &api, "", None).await;
+    assert_eq!(stream.next().await["seq"], 1);
+    created(&store, &["last".into()], days_ago(0)).await;
+    pruned(&world, 20_000);
+    let mut last = (String::new(), 1);
+    while let Some((id, data)) = stream.next_block().await {
+        let seq = number(&serde_json::from_str(&data).unwrap());
+        assert_eq!(seq, last.1 + 1, "it goes on, or ends");
+        last = (id, seq);
+    }
+    assert!(last.1 < 60_000, "the end was removed: {}", last.1);
+    assert!(api.logged().contains("a stream ends"), "{}", api.logged());
+    let request = client
+        .request("GET", format!("{}/event", api.url))
+        .header("accept", "text/event-stream")
+        .header("last-event-id", last.0);
+    refused(&client.send(request).await);
+    // One that is not behind goes on.
+    let mut latest = Events::open(&client, &api, "?after=latest", None).await;
+    latest.next_block().await;
+    let seqs = created(&store, &["next".into()], days_ago(0)).await;
+    assert_eq!(latest.next().await["order_id"], "next");
+    assert_eq!(seqs, [20_002]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_and_well_formed() {
+    let world = World::new();
+    let store = world.store();
+    let ids: Vec<_> = (0..20_000).map(crate::lists::long_name).collect();
+    settled(&store, &ids, 100).await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    let api = world.api(&[]);
+    let mut slow = crate::wire::Wire::narrow(&api).await;
+    slow.send("GET /order HTTP/1.1\r\nHost: x\r\n\r\n");
+    slow.read_until("\"id\":");
+    pruned(&world, 20_000);
+    let rest = slow.rest();
+    assert!(
+        !rest.contains("\"id\":\"last\""),
+        "it does not reach the end"
+    );
+    assert!(
+        !rest.ends_with("0\r\n\r\n"),
+        "nor does it look as if it had"
+    );
+    let client = Client::new();
+    let all = get(&client, &api, "/order").await.json();
+    assert_eq!(all.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_order_that_is_removed_at_once_is_told_that_it_is_gone() {
+    let world = World::new();
+    let store = world.store();
+    let seqs = created(&store, &names("a", 2), days_ago(200)).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let request = client
+        .request("GET", format!("{}/order/a0", api.url))
+        .header("prefer", "wait=30");
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let at = Timestamp(days_ago(100).0);
+    settle(&store, &seqs[..1], at).await;
+    created(&store, &["last".into()], days_ago(0)).await;
+    store
+        .prune(vec![seqs[0]], days_ago(90), days_ago(0))
+        .await
+        .unwrap();
+    let answer = waiting.await.unwrap();
+    // Settled if it was seen before it went.
+    assert!(matches!(answer.status, 200 | 404), "{answer:?}");
+}
