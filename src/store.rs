@@ -1,13 +1,13 @@
 //! Durable orders, their journal and the reconciler's heartbeat. The only place that knows SQL.
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
-//! that commits many at once, and whose log is folded back in `store/fold.rs`. How a file is opened and checked is in `store/open.rs`, what the
-//! reconciler records is in `store/record.rs`, how the journal is read in `store/journal.rs`, what an
-//! operator decides in `store/operate.rs`, what is told of the whole in `store/history.rs`, what is
-//! removed in `store/prune.rs`, and who may not read on after that in `store/place.rs`, how rows are
-//! read in `store/rows.rs`. What looks at a file from beside, to copy or check it, is in
-//! `store/inspect.rs`; what is answered where nothing is stored, to measure the rest, in
-//! `store/nowhere.rs`. The methods speak of orders, not of SQL.
+//! that commits many at once, and whose log is folded back in `store/fold.rs`. How a file is opened
+//! and checked is in `store/open.rs`, what the reconciler records is in `store/record.rs`, how the
+//! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
+//! told of the whole in `store/history.rs`, what is removed in `store/prune.rs`, and who may not
+//! read on after that in `store/place.rs`, how rows are read in `store/rows.rs`. What looks at a
+//! file from beside, to copy or check it, is in `store/inspect.rs`; what is answered where nothing
+//! is stored, to measure the rest, in `store/nowhere.rs`. The methods speak of orders, not of SQL.
 
 mod check;
 mod fold;

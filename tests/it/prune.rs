@@ -316,12 +316,27 @@ async fn orders_are_created_and_settled_while_a_removal_runs_and_none_waits_for_
     );
     let mut meanwhile = 0;
     let mut longest = Duration::ZERO;
+    let (mut counted, _) = told(&client, &api).await;
     while removal.ended().is_none() {
         let began = Instant::now();
         let answer = client.create(&api.url, &format!("new{meanwhile}")).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         longest = longest.max(began.elapsed());
         meanwhile += 1;
+        if meanwhile % 50 == 0 {
+            let (now, stats) = told(&client, &api).await;
+            for (series, value) in totals(&counted) {
+                assert!(now[series] >= value, "{series} has fallen");
+            }
+            let there = stats["orders"].as_object().unwrap().values();
+            let there: u64 = there.map(|count| count.as_u64().unwrap()).sum();
+            let removed = store.pruned().unwrap().removed.orders();
+            assert!(
+                there + removed >= meanwhile as u64 + 12_001,
+                "{there} {removed}"
+            );
+            counted = now;
+        }
     }
     assert_eq!(removal.wait().code(), Some(0));
     // Between any two batches someone else had a turn.
