@@ -32,8 +32,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a lock that is held is tried again while this program starts.
 const START_RETRY: Duration = Duration::from_millis(10);
 
-/// Page cache of the writing connection, in KiB: the inner pages of a million orders' indexes.
-const WRITER_CACHE_KIB: i64 = 64 * 1024;
+/// Page cache of the writing connection, in KiB: the inner pages of ten million orders' indexes. No
+/// larger, because SQLite looks through all of it after a commit that has split a page.
+const WRITER_CACHE_KIB: i64 = 8 * 1024;
 
 /// Page cache of a reading connection, in KiB. There are several of them.
 const READER_CACHE_KIB: i64 = 2 * 1024;
