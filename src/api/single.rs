@@ -23,6 +23,9 @@ use crate::store::{Creation, Found, Store, StoreError};
 /// Says how long an answer was allowed to take (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
+/// How long a look may wait for others to end, which take some microseconds unless the disk hangs.
+const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// Why an answer was not held.
 enum NotHeld {
     /// All places for waiting are taken. The order as it is now.
@@ -80,7 +83,7 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let Some(wait) = Wait::of(headers) else {
-            let found = self.look(&id).map_err(store_problem)?;
+            let found = self.look(&id).await.map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
             return Ok(one(StatusCode::OK, &found.order, found.next_look_at));
         };
@@ -93,13 +96,18 @@ impl Api {
     }
 
     /// The order as it is now.
-    fn look(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
-        // Handing this thread's other work to another one costs more than the look itself. It is
-        // done all the same when so many look at once that a disk which hangs would stop everyone.
-        match self.looks.try_acquire() {
-            Ok(_place) => self.store.find(id),
-            Err(_) => tokio::task::block_in_place(|| self.store.find(id)),
-        }
+    async fn look(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+        // Handing this thread's other work to another one costs more than the look itself, so the
+        // look is made here, by so many at once that a thread is left if the disk hangs.
+        let _place = match self.looks.try_acquire() {
+            Ok(place) => place,
+            Err(_) => tokio::time::timeout(LOOK_WAIT_MAX, self.looks.acquire())
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| StoreError::Unreadable("looks before this one do not end".into()))?,
+        };
+        self.store.find(id)
     }
 
     /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
