@@ -7,9 +7,11 @@
 //! told of the whole in `store/history.rs`, what is removed in `store/prune.rs`, and who may not
 //! read on after that in `store/place.rs`, how rows are read in `store/rows.rs`. What looks at a
 //! file from beside, to copy or check it, is in `store/inspect.rs`; what is answered where nothing
-//! is stored, to measure the rest, in `store/nowhere.rs`. The methods speak of orders, not of SQL.
+//! is stored, to measure the rest, in `store/nowhere.rs`, and what it is measured on in
+//! `store/engine.rs`. The methods speak of orders, not of SQL.
 
 mod check;
+mod engine;
 mod fold;
 mod history;
 mod inspect;
@@ -436,6 +438,14 @@ impl Store {
     /// What this process has written, and what waits to be.
     pub fn writing(&self) -> Writing {
         self.inner.writer.told()
+    }
+
+    /// What the database engine is and how the writing connection is set: names and values.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn engine(&self) -> Result<Vec<(&'static str, String)>, StoreError> {
+        self.inner.writer.write(engine::engine).await
     }
 
     /// What the database takes on disk.

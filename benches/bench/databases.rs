@@ -1,0 +1,245 @@
+//! Databases full of orders: made once through the store, as the programs would have filled them,
+//! checked, and then copied for each row that needs one.
+//!
+//! They stay in `target/bench` for the next run. Their names say what is in them and by which format
+//! of the database they were made.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures_util::future::try_join_all;
+use order_service::order::{OrderId, Outcome, Timestamp};
+use order_service::store::{Change, Creation, DatabasePath, Mode, Step, Store};
+
+use crate::Bench;
+use crate::programs::order_service;
+
+/// Orders that are carried one step further at once: as many as may wait for the writer, and as can
+/// be told apart by the twelve bits of a UUID that follow its time.
+const WAVE: u64 = 4_000;
+
+/// When the first order was created: 2026-01-01T00:00:00Z.
+const FIRST_AT: i64 = 1_767_225_600_000;
+
+/// What the ids of orders are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids {
+    /// UUIDs of version 4.
+    Random,
+    /// UUIDs of version 7: each greater than those before.
+    Ordered,
+}
+
+impl Ids {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Ordered => "ordered",
+        }
+    }
+
+    /// The id of the order with this number, created at this moment.
+    fn id(self, number: u64, at: Timestamp, rng: &mut fastrand::Rng) -> String {
+        let variant = 0x8000 | rng.u64(..0x4000);
+        let tail = rng.u64(..1 << 48);
+        match self {
+            Self::Random => {
+                let (head, middle) = (rng.u64(..1 << 48), rng.u64(..0x1000));
+                uuid(head, 0x4000 | middle, variant, tail)
+            }
+            Self::Ordered => uuid(at.0.unsigned_abs(), 0x7000 | number % WAVE, variant, tail),
+        }
+    }
+}
+
+fn uuid(head: u64, version: u64, variant: u64, tail: u64) -> String {
+    format!(
+        "{:08x}-{:04x}-{version:04x}-{variant:04x}-{tail:012x}",
+        head >> 16,
+        head & 0xffff
+    )
+}
+
+/// How far the orders of a database have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// None was started.
+    Created,
+    /// All were started.
+    Processing,
+    /// All are settled, half of them FAILED.
+    Settled,
+}
+
+/// A database full of orders.
+#[derive(Clone, Copy, Debug)]
+pub struct Template {
+    /// How many.
+    pub orders: u64,
+    /// How they are named.
+    pub ids: Ids,
+    /// Where they are.
+    pub reached: Reached,
+}
+
+/// A million settled orders with random ids.
+pub const MILLION: Template = Template {
+    orders: 1_000_000,
+    ids: Ids::Random,
+    reached: Reached::Settled,
+};
+
+impl Template {
+    /// The database itself, made if it is not there yet. It is never written again.
+    pub fn database(&self, bench: &Bench) -> anyhow::Result<PathBuf> {
+        let path = bench.folder.join(format!("{}.db", self.name(bench)?));
+        if !path.exists() {
+            eprintln!("          making {}", path.display());
+            self.make(bench, &path)
+                .with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        Ok(path)
+    }
+
+    /// The ids of its orders in the order of creation: 36 characters a line.
+    pub fn ids(&self, bench: &Bench) -> anyhow::Result<PathBuf> {
+        Ok(self.database(bench)?.with_extension("ids"))
+    }
+
+    /// A copy of it, flushed, so that nothing of the copying is left for the measurement.
+    pub fn copy(&self, bench: &Bench, to: &Path) -> anyhow::Result<()> {
+        fs::copy(self.database(bench)?, to)?;
+        Ok(File::open(to)?.sync_all()?)
+    }
+
+    fn name(&self, bench: &Bench) -> anyhow::Result<String> {
+        let reached = match self.reached {
+            Reached::Created => "created",
+            Reached::Processing => "processing",
+            Reached::Settled => "settled",
+        };
+        let (orders, ids) = (self.orders, self.ids.word());
+        let format = format_version(bench)?;
+        Ok(format!("{orders}-{reached}-{ids}-v{format}"))
+    }
+
+    fn make(&self, bench: &Bench, path: &Path) -> anyhow::Result<()> {
+        let scratch = bench.scratch()?;
+        let made = scratch.path().join("orders.db");
+        let ids = scratch.path().join("orders.ids");
+        {
+            let store = Store::open(&DatabasePath::from(made.clone()), Mode::Threaded)?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(self.fill(&store, &ids))?;
+        }
+        until_folded(&made)?;
+        let url = made.to_str().context("an odd path")?;
+        order_service(&["check", "--database-url", url])?;
+        fs::rename(&ids, path.with_extension("ids"))?;
+        Ok(fs::rename(&made, path)?)
+    }
+
+    /// Fills a database wave by wave: while one is created, the one before it is started and the
+    /// one before that is settled, so that pages and indexes are filled as in real life.
+    async fn fill(&self, store: &Store, ids: &Path) -> anyhow::Result<()> {
+        let mut rng = fastrand::Rng::with_seed(self.orders);
+        let mut ids = BufWriter::new(File::create(ids)?);
+        let (mut created, mut started) = (Vec::new(), Vec::new());
+        let mut now = Timestamp(FIRST_AT);
+        let mut number = 0;
+        while number < self.orders || !created.is_empty() || !started.is_empty() {
+            if self.reached == Reached::Settled {
+                settle(store, &started, now, &mut rng).await?;
+            }
+            started = std::mem::take(&mut created);
+            if self.reached != Reached::Created {
+                start(store, &started, now).await?;
+            }
+            let wave = number..self.orders.min(number + WAVE);
+            let names: Vec<String> = wave
+                .clone()
+                .map(|number| self.ids.id(number, now, &mut rng))
+                .collect();
+            for name in &names {
+                writeln!(ids, "{name}")?;
+            }
+            created = create(store, names, now).await?;
+            number = wave.end;
+            now = now.after(Duration::from_secs(1));
+        }
+        store.fold().await;
+        Ok(ids.flush()?)
+    }
+}
+
+/// Creates orders, many at once; their places.
+pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::Result<Vec<i64>> {
+    let creations = ids.into_iter().map(|id| async move {
+        match store.create(OrderId::new(id)?, now).await? {
+            Creation::Created(order) => anyhow::Ok(order.seq),
+            Creation::Exists(order) => anyhow::bail!("{} exists", order.id),
+        }
+    });
+    try_join_all(creations).await
+}
+
+/// Records of CREATED orders that they were started.
+pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Result<()> {
+    let steps = [Step::Intended { previous: None }, Step::Started];
+    let changes = seqs
+        .iter()
+        .flat_map(|seq| steps.clone().map(|step| Change { seq: *seq, step }));
+    record(store, changes.collect(), now).await
+}
+
+/// Records of PROCESSING orders that they are settled, one way or the other.
+pub async fn settle(
+    store: &Store,
+    seqs: &[i64],
+    now: Timestamp,
+    rng: &mut fastrand::Rng,
+) -> anyhow::Result<()> {
+    let mut toss = || match rng.bool() {
+        true => Outcome::Succeeded,
+        false => Outcome::Failed,
+    };
+    let changes = seqs.iter().map(|seq| Change {
+        seq: *seq,
+        step: Step::Settled(toss()),
+    });
+    record(store, changes.collect(), now).await
+}
+
+async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<()> {
+    let recorded = store.record(changes, now).await?;
+    anyhow::ensure!(recorded.overtaken == 0, "an order was not where it was put");
+    Ok(())
+}
+
+/// How many migrations there are: what is in a database may look different after another one.
+fn format_version(bench: &Bench) -> anyhow::Result<i64> {
+    let scratch = bench.scratch()?;
+    let path = scratch.path().join("orders.db");
+    drop(Store::open(
+        &DatabasePath::from(path.clone()),
+        Mode::Threaded,
+    )?);
+    let db = rusqlite::Connection::open(path)?;
+    Ok(db.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// Waits until the last connection has put everything into the file itself.
+fn until_folded(path: &Path) -> anyhow::Result<()> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        anyhow::ensure!(Instant::now() < deadline, "the database stays open");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}

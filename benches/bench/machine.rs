@@ -1,0 +1,97 @@
+//! What was measured on: the machine, its disk, the database engine as our programs set it.
+//!
+//! The disk is asked the question that a commit asks it: how long until a small write is durable.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use order_service::store::{DatabasePath, Mode, Store};
+
+use crate::Bench;
+use crate::table::percentile;
+
+/// What one flush writes, in bytes: a page of a file system.
+const BLOCK: usize = 4096;
+
+/// The file that is flushed, in blocks: what a write-ahead log grows to between two folds.
+const BLOCKS: u64 = 4096;
+
+/// How long the disk is measured for the head of the table.
+const MEASURED: Duration = Duration::from_secs(1);
+
+/// Some lines about the machine.
+pub fn describe(bench: &Bench) -> anyhow::Result<String> {
+    let mut told = String::new();
+    let cores = std::thread::available_parallelism()?;
+    let _ = writeln!(told, "cores       {cores}, {}", processor());
+    let _ = writeln!(told, "file system {}", file_system(&bench.folder)?);
+    let scratch = bench.scratch()?;
+    let flushes = flushes(scratch.path(), MEASURED)?;
+    let _ = writeln!(
+        told,
+        "fdatasync   p50 {:.2} ms, p99 {:.2} ms, of {BLOCK} bytes",
+        percentile(&flushes, 0.5),
+        percentile(&flushes, 0.99)
+    );
+    let store = Store::open(
+        &DatabasePath::from(scratch.path().join("orders.db")),
+        Mode::Threaded,
+    )?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    for (name, value) in runtime.block_on(store.engine())? {
+        let _ = writeln!(told, "{name:<11} {value}");
+    }
+    Ok(told)
+}
+
+fn processor() -> String {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = all.lines().find_map(|line| line.strip_prefix("model name"));
+    name.map_or("unknown", |name| name.trim_start_matches([' ', '\t', ':']))
+        .to_owned()
+}
+
+/// The type of the file system that a folder is on, and the device below it.
+fn file_system(folder: &Path) -> anyhow::Result<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mut found = ("", "unknown", "");
+    for mount in mounts.lines() {
+        let mut fields = mount.split(' ');
+        if let (Some(device), Some(at), Some(kind)) = (fields.next(), fields.next(), fields.next())
+            && folder.starts_with(at)
+            && at.len() >= found.0.len()
+        {
+            found = (at, kind, device);
+        }
+    }
+    Ok(format!("{} on {}", found.1, found.2))
+}
+
+/// How long each of many small writes takes until it is durable: milliseconds, sorted. The file is
+/// as large as it gets beforehand, as a write-ahead log that is used again.
+pub fn flushes(folder: &Path, during: Duration) -> anyhow::Result<Vec<f64>> {
+    let path = folder.join("flushes");
+    let file = File::create(&path)?;
+    let block = [0x5a; BLOCK];
+    for at in 0..BLOCKS {
+        file.write_all_at(&block, at * BLOCK as u64)?;
+    }
+    file.sync_all()?;
+    let mut taken = Vec::new();
+    let begun = Instant::now();
+    for at in (0..BLOCKS).cycle() {
+        if begun.elapsed() >= during {
+            break;
+        }
+        let written_at = Instant::now();
+        file.write_all_at(&block, at * BLOCK as u64)?;
+        file.sync_data()?;
+        taken.push(written_at.elapsed().as_secs_f64() * 1e3);
+    }
+    fs::remove_file(&path)?;
+    taken.sort_by(f64::total_cmp);
+    Ok(taken)
+}

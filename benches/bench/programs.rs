@@ -1,0 +1,154 @@
+//! The built programs as children that end with their row, and what they take of the machine.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+/// How long a program may take to begin or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ticks of the kernel's clock in a second, as `/proc` counts a process' time.
+const TICKS: f64 = 100.0;
+
+/// A program that runs. It is killed when dropped.
+pub struct Program {
+    child: Child,
+    /// Where it listens, if it does.
+    pub url: String,
+    log: PathBuf,
+    /// Kept open: a program may write to it.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Program {
+    /// The API alone, on a free port.
+    pub fn api(database: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
+        command.args(["api", "--listen", "127.0.0.1:0", "--database-url"]);
+        command.arg(database);
+        Self::listening(command, &database.with_extension("api.log"))
+    }
+
+    /// The reconciler alone.
+    pub fn reconciler(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_order-reconciler"));
+        command.arg("--database-url").arg(database);
+        command.args(["--order-process-url", upstream]);
+        command.args(arguments);
+        Self::spawn(command, &database.with_extension("reconciler.log"))
+    }
+
+    /// The order process service's stand-in, on a free port.
+    pub fn simulator(folder: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
+        command.args(["simulator", "--listen", "127.0.0.1:0"]);
+        command.args(arguments);
+        Self::listening(command, &folder.join("simulator.log"))
+    }
+
+    /// This program itself, as a server that ours are held against.
+    pub fn reference(arguments: &[&str], folder: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments);
+        Self::listening(command, &folder.join("reference.log"))
+    }
+
+    fn listening(command: Command, log: &Path) -> anyhow::Result<Self> {
+        let mut program = Self::spawn(command, log)?;
+        let mut line = String::new();
+        program._stdout.read_line(&mut line)?;
+        match line.trim().strip_prefix("listening on ") {
+            Some(url) => program.url = url.to_owned(),
+            None => bail!("a program did not begin: {}", program.logged()),
+        }
+        Ok(program)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        let mut child = command
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(log)?)
+            .spawn()?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        Ok(Self {
+            child,
+            url: String::new(),
+            log: log.to_owned(),
+            _stdout: BufReader::new(stdout),
+        })
+    }
+
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Memory that is its own and not a file's, in MiB.
+    pub fn anonymous_mib(&self) -> anyhow::Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .context("the kernel does not tell")?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib / 1024.0)
+    }
+
+    /// The time of processors that it has taken, in seconds.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name of the program, which comes first, may hold anything.
+        let (_, fields) = stat.rsplit_once(')').context("the kernel does not tell")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = |at: usize| -> anyhow::Result<f64> {
+            Ok(fields.get(at).context("a field is missing")?.parse()?)
+        };
+        Ok((ticks(11)? + ticks(12)?) / TICKS)
+    }
+
+    /// Ends it with SIGTERM, as an operator would.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status()?;
+        ensure!(sent.success(), "a signal could not be sent");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("a program ended with {status}: {}", self.logged()),
+                None => ensure!(Instant::now() < deadline, "a program does not end"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command of `order-service` to its end; what it printed.
+pub fn order_service(arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_order-service"))
+        .args(arguments)
+        .env_clear()
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "order-service {}: {told}{}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(told)
+}
