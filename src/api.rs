@@ -39,6 +39,7 @@ use warp::{Filter, Reply};
 
 use self::dev::Dev;
 use self::health::Health;
+pub use self::json::write_order;
 use self::listing::Listing;
 use self::overview::Overview;
 use self::problem::Problem;

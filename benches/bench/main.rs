@@ -6,13 +6,18 @@
 //! - `machine`: what it was measured on.
 //! - `databases`: databases full of orders, made once and copied.
 //! - `programs`: the built programs, and what they take of the machine.
+//! - `servers`: the servers that they are held against.
+//! - `load`, `http`: how they are asked.
 //!
 //! `scripts/bench` runs all of it, `scripts/bench NAME…` some rows, `scripts/bench --list` names them.
 
 mod databases;
+mod http;
+mod load;
 mod machine;
 mod programs;
 mod rows;
+mod servers;
 mod table;
 
 use std::path::PathBuf;
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
             list();
             Ok(())
         }
+        ["serve", ref server @ ..] => return servers::serve(server),
         _ => named(&words).map_or_else(usage, |rows| run(&rows)),
     };
     match result {

@@ -4,12 +4,8 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-
-/// How long a program may take to begin or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ticks of the kernel's clock in a second, as `/proc` counts a process' time.
 const TICKS: f64 = 100.0;
@@ -110,22 +106,6 @@ impl Program {
             Ok(fields.get(at).context("a field is missing")?.parse()?)
         };
         Ok((ticks(11)? + ticks(12)?) / TICKS)
-    }
-
-    /// Ends it with SIGTERM, as an operator would.
-    pub fn stop(mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status()?;
-        ensure!(sent.success(), "a signal could not be sent");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.child.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("a program ended with {status}: {}", self.logged()),
-                None => ensure!(Instant::now() < deadline, "a program does not end"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 }
 

@@ -2,7 +2,14 @@
 //!
 //! Each says in its own file what is measured against what, and why that is a fair reference.
 
+mod clone;
+mod create;
 mod disk;
+mod held;
+mod idle;
+mod list;
+mod read;
+mod wait;
 
 use crate::Bench;
 use crate::table::Line;
@@ -18,8 +25,65 @@ pub struct Row {
 }
 
 /// All there are.
-pub const ROWS: &[Row] = &[Row {
-    name: "disk",
-    what: "bytes on disk per settled order with its journal",
-    run: disk::run,
-}];
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "caller",
+        what: "what one caller feels who creates orders",
+        run: wait::caller,
+    },
+    Row {
+        name: "processing",
+        what: "from POST /order to PROCESSING, both programs idle",
+        run: wait::processing,
+    },
+    Row {
+        name: "held",
+        what: "1,000 creations/s for three minutes, while a million orders settle",
+        run: held::run,
+    },
+    Row {
+        name: "server",
+        what: "our routes without a store, against a bare route",
+        run: create::server,
+    },
+    Row {
+        name: "create",
+        what: "durable creations, a million orders in place",
+        run: create::create,
+    },
+    Row {
+        name: "shared",
+        what: "what sharing a commit is worth",
+        run: create::shared,
+    },
+    Row {
+        name: "get",
+        what: "one order, at random among a million",
+        run: read::get,
+    },
+    Row {
+        name: "list",
+        what: "all of a million orders",
+        run: list::run,
+    },
+    Row {
+        name: "page",
+        what: "a page of a million orders, against one of ten thousand",
+        run: read::page,
+    },
+    Row {
+        name: "idle",
+        what: "both programs at rest, and how soon they are ready",
+        run: idle::run,
+    },
+    Row {
+        name: "disk",
+        what: "bytes on disk per settled order with its journal",
+        run: disk::run,
+    },
+    Row {
+        name: "clone",
+        what: "from a clean clone to the first settled order",
+        run: clone::run,
+    },
+];

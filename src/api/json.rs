@@ -56,7 +56,10 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
 }
 
 /// Appends an order.
-pub(super) fn write_order(body: &mut Vec<u8>, order: &Order) {
+///
+/// # Panics
+/// Never: strings and numbers can be written to memory.
+pub fn write_order(body: &mut Vec<u8>, order: &Order) {
     serde_json::to_writer(body, &OrderJson::new(order))
         .expect("strings and numbers can be written to memory");
 }

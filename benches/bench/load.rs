@@ -1,0 +1,140 @@
+//! Load: as much as a server takes, from wrk, and a rate that is held whatever the server does.
+//!
+//! wrk asks again when it was answered, so it tells what a server can do and hides how long a caller
+//! waits who cannot wait for others. Therefore latency at a rate is measured by a generator of our
+//! own: each request is due at a moment that was fixed beforehand, on a connection that is free, and
+//! its time counts from that moment, also when it could not be sent yet.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::databases::Ids;
+use crate::http::Connection;
+
+/// Connections of wrk, kept busy by one thread.
+pub const CONNECTIONS: u64 = 64;
+
+/// What is asked of a server.
+#[derive(Clone, Copy)]
+pub enum Script<'a> {
+    /// New orders with such ids.
+    Create(Ids),
+    /// Orders from a file of ids, drawn at random.
+    Get(&'a Path),
+}
+
+/// What wrk found.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Requests that were answered.
+    pub requests: u64,
+    /// The same in a second.
+    pub per_second: f64,
+}
+
+/// Asks a server as fast as it answers. An error if anything was refused or broke.
+pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Load> {
+    let mut command = Command::new("wrk");
+    command.args(["--threads", "1", "--connections"]);
+    command.arg(CONNECTIONS.to_string());
+    command.args(["--duration", &format!("{}s", during.as_secs()), "--script"]);
+    match script {
+        Script::Create(ids) => {
+            command.arg("benches/bench/load/create.lua");
+            command.env("IDS", ids.word());
+            let now = std::time::UNIX_EPOCH.elapsed()?.as_millis();
+            command.env("NOW", now.to_string());
+        }
+        Script::Get(ids) => {
+            command.arg("benches/bench/load/get.lua");
+            command.env("IDS", ids);
+        }
+    }
+    let seed = fastrand::u32(..).to_string();
+    let output = command.arg(url).env("SEED", seed).output()?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    read_wrk(&told).with_context(|| {
+        format!(
+            "wrk told: {told}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+fn read_wrk(told: &str) -> anyhow::Result<Load> {
+    let mut lines = told.lines();
+    let line = lines.find_map(|line| line.strip_prefix("told: "));
+    let numbers: Vec<u64> = line
+        .context("no result")?
+        .split(' ')
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let [requests, micros, refused, broken] = numbers[..] else {
+        anyhow::bail!("an odd result");
+    };
+    ensure!(refused == 0, "{refused} requests were refused");
+    ensure!(broken == 0, "{broken} requests broke");
+    Ok(Load {
+        requests,
+        per_second: requests as f64 / (micros as f64 / 1e6),
+    })
+}
+
+/// A rate of creations that is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Creations in a second.
+    pub rate: u64,
+    /// How long.
+    pub during: Duration,
+    /// Connections that share them. More than are ever waiting at once.
+    pub connections: u64,
+}
+
+impl Held {
+    /// Creates orders at this rate; how long each one's caller waited, in milliseconds, sorted. An
+    /// error if one is not answered with 201.
+    pub fn create(self, url: &str) -> anyhow::Result<Vec<f64>> {
+        let total = self.rate * self.during.as_secs();
+        let next = AtomicU64::new(0);
+        let waits = Mutex::new(Vec::new());
+        let begun = Instant::now();
+        let prefix = fastrand::u64(..);
+        let caller = || -> anyhow::Result<()> {
+            let mut connection = Connection::open(url)?;
+            let mut own = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= total {
+                    break;
+                }
+                let due = begun + Duration::from_secs_f64(number as f64 / self.rate as f64);
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                connection.create(&format!("held-{prefix:016x}-{number}"))?;
+                own.push(due.elapsed().as_secs_f64() * 1e3);
+            }
+            let mut waits = waits
+                .lock()
+                .map_err(|_| anyhow::anyhow!("a caller panicked"))?;
+            waits.extend(own);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..self.connections).map(|_| scope.spawn(caller)).collect();
+            callers
+                .into_iter()
+                .try_for_each(|caller| match caller.join() {
+                    Ok(result) => result,
+                    Err(_) => anyhow::bail!("a caller panicked"),
+                })
+        })?;
+        let mut waits = waits.into_inner()?;
+        waits.sort_by(f64::total_cmp);
+        Ok(waits)
+    }
+}

@@ -1,0 +1,127 @@
+//! A thousand creations a second, held for three minutes, while a million orders settle beside them,
+//! the write-ahead log is folded back and two backups are taken.
+//!
+//! The million is PROCESSING when it begins, and its processes end one after the other during the
+//! first two minutes; API and reconciler are two programs. None may be lost, none refused.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::create::count;
+use crate::Bench;
+use crate::databases::{MILLION, Reached, Template};
+use crate::load::Held;
+use crate::programs::{Program, order_service};
+use crate::table::{Goal, Line, Unit, percentile};
+
+const LOAD: Held = Held {
+    rate: 1_000,
+    during: Duration::from_secs(180),
+    connections: 64,
+};
+
+/// The last of the million processes ends after so many seconds.
+const ENDED_AFTER: &str = "120";
+
+/// When a backup is begun.
+const BACKUPS_AT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(100)];
+
+pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    let template = Template {
+        reached: Reached::Processing,
+        ..MILLION
+    };
+    template.copy(bench, &database)?;
+    let ids = template.ids(bench)?;
+    let ids = ids.to_str().context("an odd path")?;
+    let upstream = Program::reference(&["upstream", ids, ENDED_AFTER], scratch.path())?;
+    let api = Program::api(&database)?;
+    let _reconciler = Program::reconciler(&database, &upstream.url, &[])?;
+    let is_over = AtomicBool::new(false);
+    let (waits, beside) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| beside(&database, scratch.path(), &is_over));
+        let waits = LOAD.create(&api.url);
+        is_over.store(true, Ordering::Relaxed);
+        let beside = beside
+            .join()
+            .unwrap_or_else(|_| anyhow::bail!("it panicked"));
+        anyhow::Ok((waits?, beside?))
+    })?;
+    let acknowledged = waits.len() as u64;
+    let found = count(&database)? - template.orders;
+    ensure!(
+        found == acknowledged,
+        "{acknowledged} were acknowledged, {found} are there"
+    );
+    let settled = settled(&database)?;
+    let line = |what: &str, unit, value| Line::new(what, unit, vec![value]);
+    Ok(vec![
+        line(
+            "1,000 creations/s held, p50",
+            Unit::Millis,
+            percentile(&waits, 0.5),
+        ),
+        line("the same, p99", Unit::Millis, percentile(&waits, 0.99)),
+        line("the same, worst", Unit::Millis, percentile(&waits, 1.0)).goal(Goal::Below(250.0)),
+        line(
+            "the same, orders settled beside",
+            Unit::Count,
+            settled as f64,
+        ),
+        line(
+            "the same, longest log",
+            Unit::MiB,
+            beside.longest_log as f64 / 1_048_576.0,
+        ),
+    ])
+}
+
+/// What happened beside the creations.
+#[derive(Default)]
+struct Beside {
+    longest_log: u64,
+}
+
+/// Takes the backups, and watches the log, until it is over.
+fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<Beside> {
+    let log = database.with_extension("db-wal");
+    let url = database.to_str().context("an odd path")?;
+    let mut beside = Beside::default();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let backups: Vec<_> = BACKUPS_AT
+            .iter()
+            .enumerate()
+            .map(|(number, at)| {
+                let file = folder.join(format!("backup-{number}.db"));
+                scope.spawn(move || {
+                    std::thread::sleep(at.saturating_sub(begun.elapsed()));
+                    let file = file.to_str().context("an odd path")?;
+                    order_service(&["backup", file, "--database-url", url])
+                })
+            })
+            .collect();
+        while !is_over.load(Ordering::Relaxed) {
+            let length = std::fs::metadata(&log).map_or(0, |log| log.len());
+            beside.longest_log = beside.longest_log.max(length);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for backup in backups {
+            backup
+                .join()
+                .unwrap_or_else(|_| anyhow::bail!("it panicked"))?;
+        }
+        anyhow::Ok(beside)
+    })
+}
+
+fn settled(database: &Path) -> anyhow::Result<i64> {
+    let db = rusqlite::Connection::open(database)?;
+    let sql = "SELECT count(*) FROM orders WHERE status IN ('FULFILLED', 'FAILED')";
+    Ok(db.query_row(sql, [], |row| row.get(0))?)
+}

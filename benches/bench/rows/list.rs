@@ -1,0 +1,174 @@
+//! `GET /order` with a million orders, against one prepared scan and the same serialiser into a
+//! buffer of 64 KiB, in this process.
+//!
+//! And what it costs others: memory while one reads, and while sixteen read slowly; and how far the
+//! write-ahead log grows when these are overtaken by creations.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use order_service::api::write_order;
+use order_service::order::{Order, OrderId, Timestamp};
+
+use crate::Bench;
+use crate::databases::{Ids, MILLION};
+use crate::http::{Connection, Drained};
+use crate::load::{Script, wrk};
+use crate::programs::Program;
+use crate::table::{Goal, Line, Unit, in_turns};
+
+const ROUNDS: usize = 3;
+
+/// Of the reference.
+const BUFFER: usize = 64 * 1024;
+
+/// Those who read slowly, at the same time.
+const SLOW_READERS: usize = 16;
+
+/// How long each of them waits after a piece of at most 64 KiB: the whole list takes it a minute.
+const SLOW_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long their memory is watched, and then the log.
+const WATCHED: Duration = Duration::from_secs(5);
+
+pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    MILLION.copy(bench, &database)?;
+    let program = Program::api(&database)?;
+    let at_rest = program.anonymous_mib()?;
+    let mut first_bytes = Vec::new();
+    let mut grown = Vec::new();
+    let (ours, reference) = in_turns(
+        ROUNDS,
+        |_| {
+            let (drained, peak) = watched(&program, || listed(&program))?;
+            first_bytes.push(drained.first_byte.as_secs_f64() * 1e3);
+            grown.push(peak - at_rest);
+            Ok(MILLION.orders as f64 / drained.whole.as_secs_f64())
+        },
+        |_| scanned(&database),
+    )?;
+    let (slow, log) = slowly(&program, &database)?;
+    Ok(vec![
+        Line::new(
+            "GET /order, orders; a scan in process",
+            Unit::PerSecond,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtLeast(0.5)),
+        Line::new("GET /order, first byte", Unit::Millis, first_bytes).goal(Goal::Below(20.0)),
+        Line::new("GET /order, memory grown", Unit::MiB, grown).goal(Goal::Below(16.0)),
+        Line::new("the same, 16 slow readers", Unit::MiB, vec![slow - at_rest])
+            .goal(Goal::Below(16.0)),
+        Line::new("log, 16 slow readers and creations", Unit::MiB, vec![log])
+            .goal(Goal::Below(64.0)),
+    ])
+}
+
+fn listed(program: &Program) -> anyhow::Result<Drained> {
+    let mut connection = Connection::open(&program.url)?;
+    connection.ask("/order")?;
+    connection.drain(|| {})
+}
+
+/// Does something, and tells the most memory that the program had meanwhile.
+fn watched<T: Send>(
+    program: &Program,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<(T, f64)> {
+    let mut peak: f64 = 0.0;
+    let done = std::thread::scope(|scope| {
+        let work = scope.spawn(work);
+        while !work.is_finished() {
+            peak = peak.max(program.anonymous_mib()?);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        match work.join() {
+            Ok(done) => done,
+            Err(_) => anyhow::bail!("the work panicked"),
+        }
+    })?;
+    Ok((done, peak))
+}
+
+/// Orders in a second that are read and serialised without a server.
+fn scanned(database: &Path) -> anyhow::Result<f64> {
+    let db = rusqlite::Connection::open(database)?;
+    let mut scan = db.prepare(
+        "SELECT seq, id, status, created_at, updated_at, \
+         starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+         attention, attention_since, attention_detail, next_attempt_at FROM orders ORDER BY seq",
+    )?;
+    let begun = Instant::now();
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut count = 0;
+    let mut rows = scan.query([])?;
+    while let Some(row) = rows.next()? {
+        let order = Order {
+            seq: row.get(0)?,
+            id: OrderId::new(row.get_ref(1)?.as_str()?)?,
+            status: row.get_ref(2)?.as_str()?.parse()?,
+            created_at: Timestamp(row.get(3)?),
+            updated_at: Timestamp(row.get(4)?),
+            starts: row.get(5)?,
+            // These are settled.
+            attention: None,
+        };
+        write_order(&mut buffer, &order);
+        count += 1;
+        if buffer.len() >= BUFFER {
+            std::hint::black_box(&buffer);
+            buffer.clear();
+        }
+    }
+    ensure!(count >= MILLION.orders, "{count} orders were read");
+    Ok(count as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// The most memory with slow readers alone, and the longest log when orders are created beside
+/// them, both in MiB.
+fn slowly(program: &Program, database: &Path) -> anyhow::Result<(f64, f64)> {
+    let is_over = AtomicBool::new(false);
+    let log = database.with_extension("db-wal");
+    let pause = || match is_over.load(Ordering::Relaxed) {
+        true => {}
+        false => std::thread::sleep(SLOW_PAUSE),
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..SLOW_READERS)
+            .map(|_| {
+                scope.spawn(move || {
+                    let mut connection = Connection::open(&program.url)?;
+                    connection.ask("/order")?;
+                    connection.drain(pause)
+                })
+            })
+            .collect();
+        let measured = (|| {
+            let ((), memory) = watched(program, || {
+                std::thread::sleep(WATCHED);
+                Ok(())
+            })?;
+            let load = scope.spawn(|| wrk(&program.url, Script::Create(Ids::Random), WATCHED));
+            let mut longest = 0;
+            while !load.is_finished() {
+                longest = longest.max(fs::metadata(&log)?.len());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            anyhow::Ok((memory, longest as f64 / (1024.0 * 1024.0)))
+        })();
+        is_over.store(true, Ordering::Relaxed);
+        for reader in readers {
+            match reader.join() {
+                Ok(drained) => ensure!(drained?.bytes > 0, "a list is empty"),
+                Err(_) => anyhow::bail!("a reader panicked"),
+            }
+        }
+        measured
+    })
+}

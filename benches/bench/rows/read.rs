@@ -1,0 +1,106 @@
+//! Reading among a million orders.
+//!
+//! `get`: one order, drawn at random, against our own routes over a store that finds every order
+//! without looking. `page`: a hundred FAILED orders at the beginning, in the middle and at the end,
+//! against the same among ten thousand.
+
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+
+use super::create::{nowhere, rates};
+use crate::Bench;
+use crate::databases::{MILLION, Template};
+use crate::http::Connection;
+use crate::load::Script;
+use crate::programs::Program;
+use crate::table::{Goal, Line, Unit, in_turns, median};
+
+pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    MILLION.copy(bench, &database)?;
+    let ours = Program::api(&database)?;
+    let nowhere = nowhere(scratch.path())?;
+    let ids = MILLION.ids(bench)?;
+    let (ours, reference) = rates(&ours.url, &nowhere.url, Script::Get(&ids))?;
+    Ok(vec![
+        Line::new("GET /order/{id}; nothing looked up", Unit::PerSecond, ours)
+            .against(reference)
+            .goal(Goal::RatioAtLeast(0.75)),
+    ])
+}
+
+/// Pages of each kind in one round.
+const PAGES: usize = 200;
+
+const ROUNDS: usize = 3;
+
+pub fn page(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let mut many = Pages::begin(bench, MILLION)?;
+    let few = Template {
+        orders: 10_000,
+        ..MILLION
+    };
+    let mut few = Pages::begin(bench, few)?;
+    let mut lines = Vec::new();
+    for (at, word) in ["first", "middle", "last"].iter().enumerate() {
+        let (ours, reference) = in_turns(ROUNDS, |_| many.time(at), |_| few.time(at))?;
+        let what = format!("{word} page of FAILED, of a million; of ten thousand");
+        lines.push(
+            Line::new(what, Unit::Millis, ours)
+                .against(reference)
+                .goal(Goal::RatioAtMost(1.5)),
+        );
+    }
+    Ok(lines)
+}
+
+/// A server, and the paths of three of its pages.
+struct Pages {
+    _folder: tempfile::TempDir,
+    _program: Program,
+    connection: Connection,
+    paths: [String; 3],
+}
+
+impl Pages {
+    fn begin(bench: &Bench, template: Template) -> anyhow::Result<Self> {
+        let folder = bench.scratch()?;
+        let database = folder.path().join("orders.db");
+        template.copy(bench, &database)?;
+        let program = Program::api(&database)?;
+        let mut connection = Connection::open(&program.url)?;
+        let mut paths = vec!["/order?status=FAILED&limit=1000".to_owned()];
+        while let Some(path) = paths.last() {
+            match connection.get(path)?.next {
+                Some(next) => paths.push(next),
+                None => break,
+            }
+        }
+        // The last one may hold less than a hundred.
+        paths.pop();
+        let path = |at: usize| -> anyhow::Result<String> {
+            let path = paths.get(at).context("there are too few pages")?;
+            Ok(path.replace("limit=1000", "limit=100"))
+        };
+        Ok(Self {
+            paths: [path(0)?, path(paths.len() / 2)?, path(paths.len() - 1)?],
+            _folder: folder,
+            _program: program,
+            connection,
+        })
+    }
+
+    /// How long one of the pages takes, in milliseconds: the median of many.
+    fn time(&mut self, at: usize) -> anyhow::Result<f64> {
+        let mut taken = Vec::with_capacity(PAGES);
+        for _ in 0..PAGES {
+            let asked_at = Instant::now();
+            let answer = self.connection.get(&self.paths[at])?;
+            taken.push(asked_at.elapsed().as_secs_f64() * 1e3);
+            ensure!(answer.status == 200, "{answer:?}");
+        }
+        Ok(median(&taken))
+    }
+}

@@ -1,0 +1,111 @@
+//! What callers wait for.
+//!
+//! `caller`: one connection that creates orders one after the other, a million in place, against the
+//! disk's own flush in the same rounds. `processing`: from a creation until the order is seen as
+//! PROCESSING, with API and reconciler as two programs that have nothing else to do.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::Bench;
+use crate::databases::MILLION;
+use crate::http::Connection;
+use crate::machine::flushes;
+use crate::programs::Program;
+use crate::table::{Goal, Line, Unit, in_turns, percentile};
+
+const ROUNDS: usize = 3;
+
+/// Of one round of creations.
+const MEASURED: Duration = Duration::from_secs(5);
+
+/// Of one round of flushes.
+const FLUSHED: Duration = Duration::from_secs(3);
+
+pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    MILLION.copy(bench, &database)?;
+    let program = Program::api(&database)?;
+    let mut connection = Connection::open(&program.url)?;
+    let mut rng = fastrand::Rng::new();
+    let (ours, reference) = in_turns(
+        ROUNDS,
+        |_| creations(&mut connection, &mut rng),
+        |_| flushes(scratch.path(), FLUSHED),
+    )?;
+    let line = |word: &str, share: f64, goal: f64| {
+        let of = |rounds: &[Vec<f64>]| rounds.iter().map(|all| percentile(all, share)).collect();
+        let what = format!("one caller creates, {word}; fdatasync");
+        Line::new(what, Unit::Millis, of(&ours))
+            .against(of(&reference))
+            .goal(Goal::RatioAtMost(goal))
+    };
+    Ok(vec![line("p50", 0.5, 2.0), line("p99", 0.99, 6.0)])
+}
+
+/// How long each creation of one round takes, in milliseconds, sorted.
+fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Result<Vec<f64>> {
+    let mut taken = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < MEASURED {
+        let id = format!("{:032x}", rng.u128(..));
+        let asked_at = Instant::now();
+        connection.create(&id)?;
+        taken.push(asked_at.elapsed().as_secs_f64() * 1e3);
+    }
+    taken.sort_by(f64::total_cmp);
+    Ok(taken)
+}
+
+/// Orders that are followed until they are PROCESSING.
+const FOLLOWED: usize = 200;
+
+/// Between two of them, at most: long enough for the system to have come to rest.
+const REST_MAX_MS: u64 = 240;
+
+/// How often an order is asked for until it is.
+const ASKED_EVERY: Duration = Duration::from_millis(1);
+
+/// How long any of them may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    let simulator = Program::simulator(scratch.path(), &["--max-order-process-duration", "1"])?;
+    let api = Program::api(&database)?;
+    let _reconciler = Program::reconciler(&database, &simulator.url, &[])?;
+    let mut connection = Connection::open(&api.url)?;
+    let mut taken = Vec::new();
+    for number in 0..FOLLOWED {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(60..REST_MAX_MS)));
+        taken.push(until_processing(&mut connection, &format!("o{number}"))?);
+    }
+    taken.sort_by(f64::total_cmp);
+    let line = |word: &str, share| {
+        let what = format!("POST /order to PROCESSING, {word}");
+        Line::new(what, Unit::Millis, vec![percentile(&taken, share)])
+    };
+    Ok(vec![
+        line("p50", 0.5),
+        line("p99", 0.99).goal(Goal::Below(50.0)),
+    ])
+}
+
+/// How long it takes from the request to the first answer that tells of it, in milliseconds.
+fn until_processing(connection: &mut Connection, id: &str) -> anyhow::Result<f64> {
+    let asked_at = Instant::now();
+    connection.create(id)?;
+    loop {
+        let answer = connection.get(&format!("/order/{id}"))?;
+        let body = String::from_utf8_lossy(&answer.body);
+        if !body.contains("\"CREATED\"") {
+            ensure!(answer.status == 200, "{answer:?}");
+            return Ok(asked_at.elapsed().as_secs_f64() * 1e3);
+        }
+        ensure!(asked_at.elapsed() < PATIENCE, "{id} was not started");
+        std::thread::sleep(ASKED_EVERY);
+    }
+}
