@@ -49,7 +49,7 @@ impl Program {
     /// This program itself, as a server that ours are held against.
     pub fn reference(arguments: &[&str], folder: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(arguments);
+        command.arg("serve").args(arguments);
         Self::listening(command, &folder.join("reference.log"))
     }
 

@@ -23,6 +23,9 @@ const MEASURED: Duration = Duration::from_secs(4);
 /// Before the first round, so that no side's first requests are measured.
 const WARM: Duration = Duration::from_secs(1);
 
+/// How long a creation may be on its way that wrk did not wait for.
+const IN_FLIGHT_MAX: Duration = Duration::from_millis(200);
+
 pub fn server(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let ours = nowhere(scratch.path())?;
@@ -130,6 +133,7 @@ impl Counted {
 
     fn load(&mut self, during: Duration) -> anyhow::Result<Load> {
         let load = wrk(&self.program.url, Script::Create(self.ids), during)?;
+        std::thread::sleep(IN_FLIGHT_MAX);
         let orders = count(&self.database)?;
         let new = orders - self.orders;
         self.orders = orders;
