@@ -96,10 +96,19 @@ pub struct Held {
     pub connections: u64,
 }
 
+/// What became of one request of a held rate.
+#[derive(Clone, Copy, Debug)]
+pub struct Waited {
+    /// When it was due, from the beginning.
+    pub due: Duration,
+    /// How long its caller waited from then on.
+    pub waited: Duration,
+}
+
 impl Held {
-    /// Creates orders at this rate; how long each one's caller waited, in milliseconds, sorted. An
-    /// error if one is not answered with 201.
-    pub fn create(self, url: &str) -> anyhow::Result<Vec<f64>> {
+    /// Creates orders at this rate; the longest waits come last. An error if one is not answered with
+    /// 201.
+    pub fn create(self, url: &str) -> anyhow::Result<Vec<Waited>> {
         let total = self.rate * self.during.as_secs();
         let next = AtomicU64::new(0);
         let waits = Mutex::new(Vec::new());
@@ -113,10 +122,11 @@ impl Held {
                 if number >= total {
                     break;
                 }
-                let due = begun + Duration::from_secs_f64(number as f64 / self.rate as f64);
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                let due = Duration::from_secs_f64(number as f64 / self.rate as f64);
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
                 connection.create(&format!("held-{prefix:016x}-{number}"))?;
-                own.push(due.elapsed().as_secs_f64() * 1e3);
+                let waited = begun.elapsed().saturating_sub(due);
+                own.push(Waited { due, waited });
             }
             let mut waits = waits
                 .lock()
@@ -134,7 +144,7 @@ impl Held {
                 })
         })?;
         let mut waits = waits.into_inner()?;
-        waits.sort_by(f64::total_cmp);
+        waits.sort_by_key(|wait| wait.waited);
         Ok(waits)
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use super::create::count;
 use crate::Bench;
 use crate::databases::{MILLION, Reached, Template};
-use crate::load::Held;
+use crate::load::{Held, Waited};
 use crate::programs::{Program, order_service};
 use crate::table::{Goal, Line, Unit, percentile};
 
@@ -28,6 +28,9 @@ const ENDED_AFTER: &str = "120";
 
 /// When a backup is begun.
 const BACKUPS_AT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(100)];
+
+/// Seconds with slow answers that are told.
+const SLOWEST_TOLD: usize = 8;
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
@@ -59,6 +62,11 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         "{acknowledged} were acknowledged, {found} are there"
     );
     let settled = settled(&database)?;
+    tell_slowest(&waits);
+    let waits: Vec<f64> = waits
+        .iter()
+        .map(|wait| wait.waited.as_secs_f64() * 1e3)
+        .collect();
     let line = |what: &str, unit, value| Line::new(what, unit, vec![value]);
     Ok(vec![
         line(
@@ -79,6 +87,22 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             beside.longest_log as f64 / 1_048_576.0,
         ),
     ])
+}
+
+/// Says when the slowest answers were due, one for each second that had one: what was done then is
+/// known from the times above and from the programs' logs.
+fn tell_slowest(waits: &[Waited]) {
+    let mut seconds = Vec::new();
+    for wait in waits.iter().rev() {
+        let second = wait.due.as_secs();
+        if !seconds.contains(&second) {
+            seconds.push(second);
+            eprintln!("          {:.0?} at {second} s", wait.waited);
+        }
+        if seconds.len() == SLOWEST_TOLD {
+            return;
+        }
+    }
 }
 
 /// What happened beside the creations.
