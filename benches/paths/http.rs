@@ -1,0 +1,58 @@
+//! Requests to the API, from the head that hyper has parsed to the answer; the sockets are left
+//! out.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use tower_service::Service;
+use warp::http::{Request, StatusCode};
+
+use super::Turn;
+use super::world::{World, ids};
+
+/// Orders that are there already.
+const STORED: usize = 10_000;
+
+type Sent = Request<Full<Bytes>>;
+
+pub(super) fn create(turns: usize) -> Turn {
+    let requests = ids().skip(STORED).take(turns).map(|id| {
+        let body = format!("{{\"id\":\"{id}\"}}");
+        Request::post("/order")
+            .header("content-type", "application/json")
+            .header("content-length", body.len())
+            .body(Full::from(body))
+    });
+    turns_of(requests, StatusCode::CREATED)
+}
+
+pub(super) fn look_up(turns: usize) -> Turn {
+    // Scattered over the whole, as the ids are in their index.
+    let requests = ids().take(turns).map(|id| {
+        Request::get(format!("/order/{id}"))
+            .header("accept", "*/*")
+            .body(Full::default())
+    });
+    turns_of(requests, StatusCode::OK)
+}
+
+pub(super) fn page(turns: usize) -> Turn {
+    let request = || Request::get("/order?limit=100").body(Full::default());
+    let requests = std::iter::repeat_with(request).take(turns);
+    turns_of(requests, StatusCode::OK)
+}
+
+/// Each turn sends the next request to an API on some orders.
+fn turns_of(
+    requests: impl Iterator<Item = Result<Sent, warp::http::Error>>,
+    status: StatusCode,
+) -> Turn {
+    let requests: Result<Vec<_>, _> = requests.collect();
+    let mut requests = requests.expect("they are well-formed").into_iter();
+    let world = World::new(STORED);
+    let mut service = warp::service(world.api().routes());
+    Box::new(move || {
+        let request = requests.next().expect("no more turns than were prepared");
+        let Ok(answer) = world.wait_for(service.call(request));
+        assert_eq!(answer.status(), status);
+    })
+}

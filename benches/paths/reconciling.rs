@@ -1,0 +1,229 @@
+//! What the reconciler does for each order, from the bytes of the upstream's list to the rows that
+//! change.
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::rc::Rc;
+use std::time::Duration;
+
+use order_service::clock::Clock;
+use order_service::decide::{
+    Circumstances, Intent, Look, LostProcess, OpenOrder, Phase, Policy, decide,
+};
+use order_service::order::{Observed, OrderId, Outcome, Timestamp};
+use order_service::pace::Failure;
+use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::store::{Change, Step};
+use order_service::upstream::{Entry, ListDecoder, StartError, Upstream};
+
+use super::Turn;
+use super::world::{NOW, World, ids};
+
+/// Processes in the list that is decoded.
+pub(super) const LIST: u64 = 1_000;
+
+/// The list comes in pieces of this size, about as TCP brings them.
+const CHUNK: usize = 16 * 1024;
+
+/// Choices in a turn: each order with each look, so many times.
+pub(super) const CHOICES: u64 = (PHASES * INTENTS * LOOKS * ROUNDS) as u64;
+const PHASES: usize = 3;
+const INTENTS: usize = 2;
+const LOOKS: usize = 6;
+const ROUNDS: usize = 100;
+
+/// Open orders in the pass.
+pub(super) const OPEN: u64 = 1_000;
+
+/// Orders that are settled in one transaction.
+pub(super) const SETTLED: u64 = 100;
+
+/// The usual settings.
+const POLICY: Policy = Policy {
+    request_timeout: Duration::from_secs(5),
+    max_starts: 5,
+    lost_process: LostProcess::Restart,
+};
+
+/// How far apart the passes are, so that each of them looks at everything.
+const PASS_INTERVAL: Duration = Duration::from_secs(600);
+
+pub(super) fn decode(_turns: usize) -> Turn {
+    let list = list(LIST as usize, "SUCCEEDED");
+    let mut tell = |entry: Entry<'_>| {
+        black_box(entry);
+    };
+    Box::new(move || assert_eq!(decoded(&list, &mut tell), LIST))
+}
+
+/// Tells the entries of a list, and returns how many there were.
+fn decoded(list: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> u64 {
+    let mut decoder = ListDecoder::new();
+    for chunk in list.chunks(CHUNK) {
+        decoder.push(chunk, tell).expect("it is well-formed");
+    }
+    decoder.finish().expect("it is complete")
+}
+
+/// The upstream's list of the processes of the first orders.
+fn list(length: usize, status: &str) -> Vec<u8> {
+    let entries: Vec<String> = ids()
+        .take(length)
+        .map(|id| format!("{{\"order_id\":\"{id}\",\"status\":\"{status}\"}}"))
+        .collect();
+    format!("[{}]", entries.join(",")).into_bytes()
+}
+
+pub(super) fn decide_all(_turns: usize) -> Turn {
+    let (orders, looks) = (orders(), looks());
+    let at = Circumstances {
+        now: NOW,
+        restart_suspected: false,
+    };
+    Box::new(move || {
+        for _ in 0..ROUNDS {
+            for order in &orders {
+                for look in &looks {
+                    black_box(decide(black_box(order), black_box(look), &POLICY, at));
+                }
+            }
+        }
+    })
+}
+
+/// One order for each row of the table.
+fn orders() -> Vec<OpenOrder> {
+    let confirmed_at = Timestamp(NOW.0 - 60_000);
+    let intent = Intent {
+        written_at: confirmed_at,
+        given_up_at: None,
+        answer: None,
+    };
+    let phases: [Phase; PHASES] = [
+        Phase::Created,
+        Phase::Processing {
+            confirmed_at,
+            missed_at: None,
+        },
+        Phase::Processing {
+            confirmed_at,
+            missed_at: Some(confirmed_at),
+        },
+    ];
+    let intents: [Option<Intent>; INTENTS] = [None, Some(intent)];
+    let order = |phase, intent| OpenOrder {
+        seq: 1,
+        id: OrderId::new("a1").expect("a plain id"),
+        phase,
+        intent,
+        starts: 0,
+        is_released: false,
+        attempts: 0,
+        next_attempt_at: None,
+        attention: None,
+    };
+    let each = phases.into_iter().zip(std::iter::repeat(intents));
+    each.flat_map(|(phase, intents)| intents.map(|intent| order(phase, intent)))
+        .collect()
+}
+
+fn looks() -> [Look; LOOKS] {
+    [
+        Observed::Absent,
+        Observed::Running,
+        Observed::Succeeded,
+        Observed::Failed,
+        Observed::Unknown,
+        Observed::of_status("PAUSED"),
+    ]
+    .map(|observed| Look {
+        observed,
+        began_at: NOW,
+    })
+}
+
+pub(super) fn pass(_turns: usize) -> Turn {
+    let world = World::new(OPEN as usize);
+    for changes in batches(OPEN as usize, &[Step::Adopted]) {
+        world.record(changes);
+    }
+    let settings = Settings {
+        schedule: "* * * * * *".parse().expect("it is the usual one"),
+        start_rate: 50.0,
+        max_in_flight: 8,
+        request_timeout: POLICY.request_timeout,
+        max_starts: POLICY.max_starts,
+        lost_process: POLICY.lost_process,
+    };
+    let clock = SetClock(Rc::new(Cell::new(NOW)));
+    let upstream = Listed(list(OPEN as usize, "RUNNING"));
+    let mut reconciler = Reconciler::new(world.store.clone(), upstream, clock.clone(), settings)
+        .expect("the database can be read");
+    let stop = Stop::default();
+    Box::new(move || {
+        clock.0.set(clock.0.get().after(PASS_INTERVAL));
+        let report = world.wait_for(reconciler.pass(&stop));
+        let report = report.expect("nothing stands in its way");
+        let nothing_new = Report {
+            observed: OPEN as usize,
+            ..Report::default()
+        };
+        assert_eq!(report, nothing_new);
+    })
+}
+
+pub(super) fn settle(turns: usize) -> Turn {
+    let orders = turns * SETTLED as usize;
+    let world = World::new(orders);
+    let steps = [Step::Adopted, Step::Settled(Outcome::Succeeded)];
+    let mut batches = batches(orders, &steps);
+    Box::new(move || {
+        let changes = batches.next().expect("no more turns than were prepared");
+        world.record(changes);
+    })
+}
+
+/// These steps of each of the first orders, as many orders at once as are settled together.
+fn batches(orders: usize, steps: &[Step]) -> impl Iterator<Item = Vec<Change>> + use<> {
+    let all: Vec<i64> = (1..=orders as i64).collect();
+    let of_some = |seqs: &[i64]| {
+        let of_one = |seq: &i64| {
+            let seq = *seq;
+            steps.iter().cloned().map(move |step| Change { seq, step })
+        };
+        seqs.iter().flat_map(of_one).collect()
+    };
+    let batches: Vec<Vec<Change>> = all.chunks(SETTLED as usize).map(of_some).collect();
+    batches.into_iter()
+}
+
+/// A clock that stands still until it is set.
+#[derive(Clone)]
+struct SetClock(Rc<Cell<Timestamp>>);
+
+impl Clock for SetClock {
+    fn now(&self) -> Timestamp {
+        self.0.get()
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        self.0.set(self.0.get().max(moment));
+    }
+}
+
+/// An upstream that answers with this list, and is asked for nothing else.
+struct Listed(Vec<u8>);
+
+impl Upstream for Listed {
+    async fn start(&self, _id: &OrderId) -> Result<(), StartError> {
+        panic!("nothing is to be started")
+    }
+
+    async fn look_up(&self, _id: &OrderId) -> Result<Observed, Failure> {
+        panic!("so many orders are not looked up one by one")
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        Ok(decoded(&self.0, &mut tell))
+    }
+}

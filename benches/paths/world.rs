@@ -1,0 +1,97 @@
+//! What a path runs in: a database of its own, and a runtime. The same orders each time.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use order_service::api::Api;
+use order_service::order::{OrderId, Timestamp};
+use order_service::store::{Change, DatabasePath, Mode, OpenGate, Store};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+/// When everything happens.
+pub(super) const NOW: Timestamp = Timestamp(1_795_341_600_000);
+
+/// Creations that are asked for at once while a database is filled. More would be refused.
+const AT_ONCE: usize = 2_000;
+
+/// A database and a runtime.
+pub(super) struct World {
+    runtime: Runtime,
+    /// Writes at once, on the calling thread.
+    pub store: Store,
+    // Last: removed when nothing is open any more.
+    _folder: TempDir,
+}
+
+impl World {
+    /// With so many orders, all CREATED.
+    pub fn new(orders: usize) -> Self {
+        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let open = |mode| Store::open(&path, mode).expect("it is a database of ours");
+        // The threads of a small machine. With one alone, looks would not be made on it.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("threads can be started");
+        runtime.block_on(fill(open(Mode::Threaded), orders));
+        Self {
+            runtime,
+            store: open(Mode::Inline(Arc::new(OpenGate))),
+            _folder: folder,
+        }
+    }
+
+    /// An API on this database.
+    pub fn api(&self) -> Arc<Api> {
+        let _entered = self.runtime.enter();
+        Api::new(self.store.clone(), CancellationToken::new())
+    }
+
+    /// Waits for something that happens in it.
+    pub fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Records changes of orders that are as the changes expect.
+    pub fn record(&self, changes: Vec<Change>) {
+        let all = changes.len();
+        let recorded = self.wait_for(self.store.record(changes, NOW));
+        let recorded = recorded.expect("the database can be written");
+        assert_eq!(recorded.changed, all);
+    }
+}
+
+/// Creates orders, many in one commit, in the same order each time.
+async fn fill(store: Store, orders: usize) {
+    let ids: Vec<_> = ids().take(orders).collect();
+    for some in ids.chunks(AT_ONCE) {
+        let creations = some.iter().map(|id| {
+            let id = OrderId::new(id.as_str()).expect("a UUID is an id");
+            store.create(id, NOW)
+        });
+        for creation in join_all(creations).await {
+            creation.expect("the database can be written");
+        }
+    }
+    store.fold().await;
+}
+
+/// Ids as callers make them: random UUIDs, the same ones in each run.
+pub(super) fn ids() -> impl Iterator<Item = String> {
+    let mut draws = fastrand::Rng::with_seed(5);
+    std::iter::repeat_with(move || {
+        let bits = draws.u128(..);
+        format!(
+            "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+            bits >> 96,
+            bits >> 80 & 0xffff,
+            bits >> 64 & 0xfff,
+            bits >> 48 & 0xfff,
+            bits & 0xffff_ffff_ffff
+        )
+    })
+}
