@@ -8,10 +8,12 @@
 //! - `programs`: the built programs, and what they take of the machine.
 //! - `servers`: the servers that they are held against.
 //! - `load`, `http`: how they are asked.
+//! - `growth`: the same costs among more and more orders.
 //!
 //! `scripts/bench` runs all of it, `scripts/bench NAME…` some rows, `scripts/bench --list` names them.
 
 mod databases;
+mod growth;
 mod http;
 mod load;
 mod machine;
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
             list();
             Ok(())
         }
+        ["growth"] => Bench::new().and_then(|bench| growth::run(&bench, false)),
+        ["growth", "--ten-million"] => Bench::new().and_then(|bench| growth::run(&bench, true)),
         ["serve", ref server @ ..] => return servers::serve(server),
         _ => named(&words).map_or_else(usage, |rows| run(&rows)),
     };
@@ -96,7 +100,7 @@ fn named(names: &[&str]) -> Option<Vec<&'static Row>> {
 
 fn usage() -> anyhow::Result<()> {
     list();
-    anyhow::bail!("usage: scripts/bench [NAME…] | --list")
+    anyhow::bail!("usage: scripts/bench [NAME…] | --list | check [--keep] | growth [--ten-million]")
 }
 
 /// Measures these rows and prints the table. A missed goal is told and is no failure; an answer
