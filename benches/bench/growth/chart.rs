@@ -128,18 +128,22 @@ fn write_names(all: &Area<'_>, mut names: Vec<((i32, i32), &str, RGBColor)>) -> 
     Ok(())
 }
 
-/// The whole decades around some values.
+/// The whole decades around some values, and a little more: a label at the very end would be lost.
 fn decades(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let low = values.clone().fold(f64::INFINITY, f64::min);
     let high = values.fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = (low.log10().floor(), high.log10().ceil());
-    (10_f64.powf(low), 10_f64.powf(high))
+    (10_f64.powf(low) * 0.999, 10_f64.powf(high) * 1.001)
 }
 
 /// A power of ten without needless digits.
 fn plain(value: f64) -> String {
-    if value >= 1.0 {
-        return number(value.round()).trim_end_matches(".00").to_owned();
+    if value >= 100.0 {
+        return number(value);
     }
-    format!("{value:.3}").trim_end_matches('0').to_owned()
+    let digits = format!("{value:.3}");
+    digits
+        .trim_end_matches('0')
+        .trim_end_matches('.')
+        .to_owned()
 }

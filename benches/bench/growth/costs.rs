@@ -62,7 +62,7 @@ pub const COSTS: [Cost; 12] = [
 pub type Figures = [f64; COSTS.len()];
 
 /// How often a single request is made.
-const REQUESTS: usize = 300;
+const REQUESTS: usize = 1_000;
 
 /// How often the API is started.
 const STARTS: usize = 5;
