@@ -2,9 +2,10 @@
 //!
 //! SQLite would do so itself in the middle of a commit, in small portions that write the same pages
 //! again and again, and never to the end while readers overlap. Here a thread of its own copies
-//! most of the log while commits go on; the writer copies what has come meanwhile and empties it.
+//! most of the log while commits go on; the writer copies what has come meanwhile and begins the log
+//! anew. The file keeps its size, because a disk flushes what is written over in half the time that
+//! it takes for what is appended.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,16 +15,20 @@ use rusqlite::Connection;
 
 use super::open::{OpenError, OpenedFile, writing_connection};
 
-/// The log is folded back beside the writer when it has grown to this many bytes. Larger ones save
-/// writing: pages that change often are copied once.
-const BESIDE_FROM: u64 = 16 * 1024 * 1024;
+/// The log is folded back beside the writer when it has grown to this many frames, some 16 MB.
+/// Larger ones save writing: pages that change often are copied once.
+const BESIDE_FROM: i64 = 4_000;
 
-/// The writer folds it back itself at this size, which is reached only if the thread beside it
-/// cannot keep up.
-const BYTES_MAX: u64 = 48 * 1024 * 1024;
+/// The writer folds it back itself at this many frames, some 48 MB, which is reached only if the
+/// thread beside it cannot keep up.
+const FRAMES_MAX: i64 = 3 * BESIDE_FROM;
 
-/// What the writer may be left to copy, in bytes: some milliseconds' work.
-const LEFT_MAX: u64 = 2 * 1024 * 1024;
+/// What the file may keep once the log has begun anew, in bytes: a little more than the largest
+/// that is usual.
+const KEPT_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
+
+/// Frames that the writer may be left to copy: some milliseconds' work.
+const LEFT_MAX: i64 = 500;
 
 /// How often the thread beside tries to leave less than that.
 const ROUNDS_MAX: usize = 4;
@@ -31,31 +36,64 @@ const ROUNDS_MAX: usize = 4;
 /// How long the writer may wait for readers. They are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
 
+/// Copies what it can without waiting for anyone.
+const COPY: &str = "PRAGMA wal_checkpoint(PASSIVE)";
+
+/// Copies everything, so that the log begins anew in its file.
+const BEGIN_ANEW: &str = "PRAGMA wal_checkpoint(RESTART)";
+
+/// Copies everything, and leaves nothing in the log's file.
+const EMPTY: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
+
+/// Only tells how things are.
+const LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
+
+/// What the writer is to do after its next write, however small the log is.
+#[derive(Default)]
+pub(super) struct Next {
+    begin_anew: AtomicBool,
+    empty: AtomicBool,
+}
+
+impl Next {
+    /// The log's file is to be emptied.
+    pub fn empty(&self) {
+        self.empty.store(true, Ordering::Release);
+    }
+
+    fn take(&self) -> Option<&'static str> {
+        let taken = |wish: &AtomicBool| wish.swap(false, Ordering::AcqRel);
+        let begin_anew = taken(&self.begin_anew).then_some(BEGIN_ANEW);
+        taken(&self.empty).then_some(EMPTY).or(begin_anew)
+    }
+}
+
 /// When the log is folded back, and by whom.
 pub(super) struct Fold {
-    log: PathBuf,
-    /// Whether the writer is to empty the log after the next write, however small it is.
-    next: Arc<AtomicBool>,
+    next: Arc<Next>,
     beside: Option<SyncSender<()>>,
-    /// The size at which the thread beside is asked, and the size at which the writer does it all.
-    beside_at: u64,
-    at: u64,
+    /// The frames at which the thread beside is asked, and those at which the writer does it all.
+    beside_at: i64,
+    at: i64,
 }
 
 impl Fold {
     /// Everything is left to the writer, until there is a thread beside it.
-    pub fn new(file: &OpenedFile) -> Self {
-        Self {
-            log: file.beside("-wal"),
+    ///
+    /// # Errors
+    /// The size of the log's file cannot be limited.
+    pub fn new(db: &Connection) -> rusqlite::Result<Self> {
+        db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
+        Ok(Self {
             next: Arc::default(),
             beside: None,
             beside_at: BESIDE_FROM,
-            at: BYTES_MAX,
-        }
+            at: FRAMES_MAX,
+        })
     }
 
-    /// Setting this has the log emptied after the next write.
-    pub fn next(&self) -> Arc<AtomicBool> {
+    /// For wishes about what comes after the next write.
+    pub fn next(&self) -> Arc<Next> {
         self.next.clone()
     }
 
@@ -63,10 +101,10 @@ impl Fold {
     pub fn start_beside(&mut self, file: &OpenedFile) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (ask, asked) = sync_channel(1);
-        let (log, next) = (self.log.clone(), self.next.clone());
+        let next = self.next.clone();
         std::thread::Builder::new()
             .name("fold".to_owned())
-            .spawn(move || fold_beside(&db, &log, &next, &asked))
+            .spawn(move || fold_beside(&db, &next, &asked))
             .map_err(|error| file.error(error))?;
         self.beside = Some(ask);
         Ok(())
@@ -75,52 +113,71 @@ impl Fold {
     /// Does what the size of the log asks for. No transaction is open on `db`, and no one else
     /// writes.
     pub fn after_commit(&mut self, db: &Connection) {
-        let bytes = size(&self.log);
-        if self.next.swap(false, Ordering::AcqRel) || bytes >= self.at {
-            self.empty(db, bytes);
-        } else if bytes >= self.beside_at
+        let frames = Log::after(db, LOOK).map_or(0, |log| log.frames);
+        if let Some(how) = self.next.take() {
+            self.end(db, how, frames);
+        } else if frames >= self.at {
+            self.end(db, BEGIN_ANEW, frames);
+        } else if frames >= self.beside_at
             && let Some(beside) = &self.beside
         {
             // Once: what comes of it is that `next` is set. A full channel is being seen to.
             let _ = beside.try_send(());
-            self.beside_at = u64::MAX;
+            self.beside_at = i64::MAX;
         }
     }
 
-    /// Copies what is left in the log and empties it. While someone else's long read prevents
-    /// that, it is tried only as often as the log has grown as much again.
-    fn empty(&mut self, db: &Connection, bytes: u64) {
-        let emptied = db
+    /// Copies what is left in the log, and ends it. While someone else's long read prevents that,
+    /// it is tried only as often as the log has grown as much again.
+    fn end(&mut self, db: &Connection, how: &str, frames: i64) {
+        let ended = db
             .busy_timeout(READERS_WAIT)
-            .and_then(|()| checkpoint(db, "PRAGMA wal_checkpoint(TRUNCATE)"));
-        let grown = if emptied == Ok(0) { 0 } else { bytes };
+            .and_then(|()| Log::after(db, how));
+        let is_ended = ended.as_ref().is_ok_and(|log| !log.was_busy);
+        let grown = if is_ended { 0 } else { frames };
         self.beside_at = BESIDE_FROM + grown;
-        self.at = BYTES_MAX + grown;
-        log::debug!("emptying a write-ahead log of {bytes} bytes: {emptied:?}");
+        self.at = FRAMES_MAX + grown;
+        log::debug!("ending a write-ahead log of {frames} frames: {ended:?}");
     }
 }
 
-/// Copies what is in the log whenever it is asked to, and has the writer empty it.
-fn fold_beside(db: &Connection, log: &Path, next: &AtomicBool, asked: &Receiver<()>) {
+/// Copies what is in the log whenever it is asked to, and has the writer begin it anew.
+fn fold_beside(db: &Connection, next: &Next, asked: &Receiver<()>) {
     while asked.recv().is_ok() {
         for _ in 0..ROUNDS_MAX {
-            let before = size(log);
-            let copied = checkpoint(db, "PRAGMA wal_checkpoint(PASSIVE)");
-            if copied != Ok(0) || size(log).saturating_sub(before) <= LEFT_MAX {
+            let Ok(Log { copied, .. }) = Log::after(db, COPY) else {
+                break;
+            };
+            let left = Log::after(db, LOOK).map_or(0, |log| log.frames - copied);
+            if left <= LEFT_MAX {
                 break;
             }
         }
-        next.store(true, Ordering::Release);
+        next.begin_anew.store(true, Ordering::Release);
     }
 }
 
-/// Whether something prevented a checkpoint: 0 or 1.
-fn checkpoint(db: &Connection, pragma: &str) -> rusqlite::Result<i64> {
-    db.query_row(pragma, [], |row| row.get(0))
+/// How the log is.
+#[derive(Debug)]
+struct Log {
+    /// Whether something prevented a checkpoint.
+    was_busy: bool,
+    /// Frames in the log, each with a page of the database.
+    frames: i64,
+    /// Those of them that are in the database too.
+    copied: i64,
 }
 
-fn size(log: &Path) -> u64 {
-    std::fs::metadata(log).map_or(0, |meta| meta.len())
+impl Log {
+    fn after(db: &Connection, checkpoint: &str) -> rusqlite::Result<Self> {
+        db.prepare_cached(checkpoint)?.query_row([], |row| {
+            Ok(Self {
+                was_busy: row.get(0)?,
+                frames: row.get(1)?,
+                copied: row.get(2)?,
+            })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -128,47 +185,57 @@ mod tests {
     use super::super::{DatabasePath, Mode, Store};
     use super::*;
 
-    /// What one commit puts into the log, in bytes, at the least.
-    const WRITTEN: i64 = 1024 * 1024;
+    /// Pages that one commit puts into the log, at the least.
+    const WRITTEN: i64 = 256;
 
-    async fn write(store: &Store) {
+    /// Writes, and tells how many frames there are in the log afterwards.
+    async fn write(store: &Store, reader: &Connection) -> i64 {
         store
             .inner
             .writer
             .write(|db| {
                 db.execute_batch("CREATE TABLE IF NOT EXISTS much (what BLOB)")?;
-                db.execute("INSERT INTO much VALUES (zeroblob(?1))", [WRITTEN])
+                db.execute("INSERT INTO much VALUES (zeroblob(?1))", [WRITTEN * 4096])
             })
             .await
             .unwrap();
+        Log::after(reader, LOOK).unwrap().frames
     }
 
     #[tokio::test]
-    async fn the_log_is_emptied_while_commits_go_on_and_later_when_someone_reads_for_long() {
+    async fn the_log_begins_anew_while_commits_go_on_and_later_when_someone_reads_for_long() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("orders.db");
         let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
-        let log = folder.path().join("orders.db-wal");
-        let reach_empty = async || {
+        let file = folder.path().join("orders.db-wal");
+        let bytes = || i64::try_from(file.metadata().unwrap().len()).unwrap();
+        let looker = Connection::open(&path).unwrap();
+        let reach_the_end = async || {
             let mut largest = 0;
-            while size(&log) >= largest {
-                largest = size(&log);
-                assert!(largest <= 3 * BYTES_MAX, "it is never emptied");
-                write(&store).await;
+            loop {
+                let frames = write(&store, &looker).await;
+                if frames < largest {
+                    break largest;
+                }
+                largest = frames;
+                assert!(largest <= 3 * FRAMES_MAX, "it never ends");
             }
-            largest
         };
-        let largest = reach_empty().await;
-        assert!((BESIDE_FROM..=BYTES_MAX).contains(&largest), "{largest}");
+        let largest = reach_the_end().await;
+        assert!(
+            (BESIDE_FROM..=FRAMES_MAX + 2 * WRITTEN).contains(&largest),
+            "{largest}"
+        );
+        assert!(bytes() >= BESIDE_FROM * 4096, "it is written over");
 
         let reader = Connection::open(&path).unwrap();
         reader
             .execute_batch("BEGIN; SELECT max(rowid) FROM much")
             .unwrap();
-        while size(&log) <= BYTES_MAX {
-            write(&store).await;
-        }
+        while write(&store, &looker).await <= 2 * FRAMES_MAX {}
+        assert!(bytes() > KEPT_BYTES_MAX);
         reader.execute_batch("COMMIT").unwrap();
-        reach_empty().await;
+        reach_the_end().await;
+        assert!(bytes() <= KEPT_BYTES_MAX, "the disk is given back");
     }
 }

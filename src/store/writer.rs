@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
-use super::fold::Fold;
+use super::fold::{Fold, Next};
 use super::open::{OpenError, OpenedFile, WRITE_LOCK, lock_file};
 use super::writing::{Counts, Writing};
 
@@ -82,7 +82,7 @@ pub(super) struct Writer {
     place: Place,
     /// Whether a write was taken back because no turn came, and none has come since.
     is_stuck: Arc<AtomicBool>,
-    folds_next: Arc<AtomicBool>,
+    next: Arc<Next>,
     counts: Counts,
 }
 
@@ -133,13 +133,13 @@ impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
         let lock = |suffix| lock_file(&file.beside(suffix));
         let is_stuck = Arc::new(AtomicBool::new(false));
-        let fold = Fold::new(&file);
+        let fold = Fold::new(&db).map_err(|error| file.error(error))?;
         let counts = Counts::default();
         let shared = (is_stuck.clone(), fold.next(), counts.clone());
         let writer = |place| Self {
             place,
             is_stuck: shared.0,
-            folds_next: shared.1,
+            next: shared.1,
             counts: shared.2,
         };
         let mut connected = Connected {
@@ -174,9 +174,9 @@ impl Writer {
         Ok(writer(Place::Threaded(queue)))
     }
 
-    /// Folds the write-ahead log back into the database, as far as readers allow.
+    /// Folds the write-ahead log back into the database and empties it, as far as readers allow.
     pub async fn fold(&self) -> Result<(), StoreError> {
-        self.folds_next.store(true, Ordering::Release);
+        self.next.empty();
         self.write(|_| Ok(())).await
     }
 
