@@ -51,7 +51,7 @@ impl Ids {
                 let (head, middle) = (rng.u64(..1 << 48), rng.u64(..0x1000));
                 uuid(head, 0x4000 | middle, variant, tail)
             }
-            Self::Ordered => uuid(at.0.unsigned_abs(), 0x7000 | number % WAVE, variant, tail),
+            Self::Ordered => uuid(at.0.unsigned_abs(), 0x7000 | (number % WAVE), variant, tail),
         }
     }
 }
