@@ -65,10 +65,15 @@ fn created(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
 }
 
 pub fn shared(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let rows = [Ids::Random, Ids::Ordered].map(|ids| against_alone(bench, ids));
+    rows.into_iter().collect()
+}
+
+fn against_alone(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
     let scratch = bench.scratch()?;
     let path = |name| scratch.path().join(name);
-    let mut ours = Counted::begin(bench, Ids::Random, &path("orders.db"), Program::api)?;
-    let mut alone = Counted::begin(bench, Ids::Random, &path("unshared.db"), |database| {
+    let mut ours = Counted::begin(bench, ids, &path("orders.db"), Program::api)?;
+    let mut alone = Counted::begin(bench, ids, &path("unshared.db"), |database| {
         let database = database.to_str().context("an odd path")?;
         Program::reference(&["unshared", database], scratch.path())
     })?;
@@ -77,11 +82,10 @@ pub fn shared(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         |_| Ok(ours.load(MEASURED)?.per_second),
         |_| Ok(alone.load(MEASURED)?.per_second),
     )?;
-    Ok(vec![
-        Line::new("POST /order; one a commit", Unit::PerSecond, ours)
-            .against(alone)
-            .goal(Goal::RatioAtLeast(7.0)),
-    ])
+    let what = format!("POST /order, {} ids; one a commit", ids.word());
+    Ok(Line::new(what, Unit::PerSecond, ours)
+        .against(alone)
+        .goal(Goal::RatioAtLeast(7.0)))
 }
 
 /// Our routes over a store that stores nothing.

@@ -62,7 +62,8 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         "{acknowledged} were acknowledged, {found} are there"
     );
     let settled = settled(&database)?;
-    tell_slowest(&waits);
+    tell_slowest(&waits, &beside);
+    let longest_log = beside.logs.iter().copied().max().unwrap_or(0);
     let waits: Vec<f64> = waits
         .iter()
         .map(|wait| wait.waited.as_secs_f64() * 1e3)
@@ -81,23 +82,23 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             Unit::Count,
             settled as f64,
         ),
-        line(
-            "the same, longest log",
-            Unit::MiB,
-            beside.longest_log as f64 / 1_048_576.0,
-        ),
+        line("the same, longest log", Unit::MiB, mib(longest_log)),
     ])
 }
 
-/// Says when the slowest answers were due, one for each second that had one: what was done then is
-/// known from the times above and from the programs' logs.
-fn tell_slowest(waits: &[Waited]) {
+/// Says when the slowest answers were due, one for each second that had one, and how long the log
+/// became in that second.
+fn tell_slowest(waits: &[Waited], beside: &Beside) {
     let mut seconds = Vec::new();
     for wait in waits.iter().rev() {
         let second = wait.due.as_secs();
         if !seconds.contains(&second) {
             seconds.push(second);
-            eprintln!("          {:.0?} at {second} s", wait.waited);
+            let log = mib(beside.log_in(second));
+            eprintln!(
+                "          {:.0?} at {second} s, the log at {log:.0} MiB",
+                wait.waited
+            );
         }
         if seconds.len() == SLOWEST_TOLD {
             return;
@@ -105,10 +106,29 @@ fn tell_slowest(waits: &[Waited]) {
     }
 }
 
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1024.0 * 1024.0)
+}
+
 /// What happened beside the creations.
 #[derive(Default)]
 struct Beside {
-    longest_log: u64,
+    /// The longest log of each second, in bytes.
+    logs: Vec<u64>,
+}
+
+impl Beside {
+    fn log_in(&self, second: u64) -> u64 {
+        let at = usize::try_from(second).unwrap_or(usize::MAX);
+        self.logs.get(at).copied().unwrap_or(0)
+    }
+
+    fn watch(&mut self, since: Duration, log: &Path) {
+        let second = since.as_secs() as usize;
+        self.logs.resize(self.logs.len().max(second + 1), 0);
+        let length = std::fs::metadata(log).map_or(0, |log| log.len());
+        self.logs[second] = self.logs[second].max(length);
+    }
 }
 
 /// Takes the backups, and watches the log, until it is over.
@@ -131,8 +151,7 @@ fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Resul
             })
             .collect();
         while !is_over.load(Ordering::Relaxed) {
-            let length = std::fs::metadata(&log).map_or(0, |log| log.len());
-            beside.longest_log = beside.longest_log.max(length);
+            beside.watch(begun.elapsed(), &log);
             std::thread::sleep(Duration::from_millis(5));
         }
         for backup in backups {
