@@ -18,13 +18,14 @@ const NAMES: u32 = 190;
 const NAME_HEIGHT: i32 = 16;
 
 /// Colours that also those tell apart who see few (Okabe and Ito, 2008).
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
-    RGBColor(100, 100, 100),
+    RGBColor(90, 90, 90),
+    RGBColor(190, 190, 190),
 ];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
@@ -14,8 +14,9 @@ use super::still;
 use crate::Bench;
 use crate::databases::{MILLION, Template};
 use crate::http::Connection;
+use crate::machine::flushes;
 use crate::programs::{Program, order_service};
-use crate::table::median;
+use crate::table::{median, percentile};
 
 /// What a cost is compared with in the chart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +44,14 @@ const fn cost(what: &'static str, unit: &'static str, kind: Kind) -> Cost {
 }
 
 /// All there are, in the order of [`Figures`].
-pub const COSTS: [Cost; 12] = [
+pub const COSTS: [Cost; 13] = [
     cost("create an order", "ms", Kind::Single),
     cost("GET an order", "ms", Kind::Single),
     cost("first page of 100", "ms", Kind::Single),
     cost("last page of 100 FAILED", "ms", Kind::Single),
     cost("pass over 1,000 open orders", "ms", Kind::Single),
     cost("start of the API", "ms", Kind::Single),
+    cost("one fdatasync, beside", "ms", Kind::Single),
     cost("list of all orders", "s", Kind::Whole),
     cost("check", "s", Kind::Whole),
     cost("backup, with its check", "s", Kind::Whole),
@@ -63,6 +65,9 @@ pub type Figures = [f64; COSTS.len()];
 
 /// How often a single request is made.
 const REQUESTS: usize = 1_000;
+
+/// How long the disk is measured.
+const FLUSHES_DURING: Duration = Duration::from_millis(500);
 
 /// How often the API is started.
 const STARTS: usize = 5;
@@ -95,6 +100,8 @@ pub fn measure(bench: &Bench, orders: u64) -> anyhow::Result<Figures> {
     let first_page = repeated(REQUESTS, |_| found(&mut caller, "/order?limit=100"))?;
     let last = last_page(&mut caller)?;
     let last_page = repeated(REQUESTS, |_| found(&mut caller, &last))?;
+    // The disk's mood, which a creation and a pass share.
+    let flush = percentile(&flushes(scratch.path(), FLUSHES_DURING)?, 0.5);
     let create = repeated(REQUESTS, |n| {
         let id = format!("{:08x}-{n}", draws.u32(..));
         caller.create(&id)
@@ -112,6 +119,7 @@ pub fn measure(bench: &Bench, orders: u64) -> anyhow::Result<Figures> {
         last_page,
         pass,
         start,
+        flush,
         list,
         check,
         backup,
