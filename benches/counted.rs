@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use self::paths::{Path, Turn};
 
@@ -30,18 +30,21 @@ const WARM_UP: usize = 10;
 const COUNTED: usize = 20;
 
 fn main() -> anyhow::Result<ExitCode> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        // Cargo adds this to what it was given.
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [] => check(),
+        ["--keep"] => keep(),
         ["run", name] => {
-            run(paths::ALL
-                .iter()
-                .find(|path| path.name == name)
-                .context("no such path")?);
+            let path = paths::ALL.iter().find(|path| path.name == name);
+            run(path.context("there is no such path")?);
             Ok(ExitCode::SUCCESS)
         }
-        _ if arguments.contains(&"--keep") => keep(),
-        _ => check(),
+        _ => bail!("usage: scripts/bench check [--keep]"),
     }
 }
 

@@ -10,7 +10,7 @@ use super::Turn;
 use super::world::{World, ids};
 
 /// Orders that are there already.
-const STORED: usize = 10_000;
+const STORED: usize = 3_000;
 
 type Sent = Request<Full<Bytes>>;
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
 use order_service::api::Api;
 use order_service::order::{OrderId, Timestamp};
 use order_service::store::{Change, DatabasePath, Mode, OpenGate, Store};
@@ -12,9 +11,6 @@ use tokio_util::sync::CancellationToken;
 
 /// When everything happens.
 pub(super) const NOW: Timestamp = Timestamp(1_795_341_600_000);
-
-/// Creations that are asked for at once while a database is filled. More would be refused.
-const AT_ONCE: usize = 2_000;
 
 /// A database and a runtime.
 pub(super) struct World {
@@ -28,21 +24,28 @@ pub(super) struct World {
 impl World {
     /// With so many orders, all CREATED.
     pub fn new(orders: usize) -> Self {
-        let folder = tempfile::tempdir().expect("there is room for a temporary folder");
+        // Preferably in memory: flushing takes no time there.
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let folder = folder.expect("there is room for a temporary folder");
         let path = DatabasePath::from(folder.path().join("orders.db"));
-        let open = |mode| Store::open(&path, mode).expect("it is a database of ours");
+        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate)));
         // The threads of a small machine. With one alone, looks would not be made on it.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .expect("threads can be started");
-        runtime.block_on(fill(open(Mode::Threaded), orders));
-        Self {
+        let world = Self {
             runtime,
-            store: open(Mode::Inline(Arc::new(OpenGate))),
+            store: store.expect("an empty folder takes a database"),
             _folder: folder,
+        };
+        for id in ids().take(orders) {
+            let id = OrderId::new(id).expect("a UUID is an id");
+            let created = world.wait_for(world.store.create(id, NOW));
+            created.expect("the database can be written");
         }
+        world
     }
 
     /// An API on this database.
@@ -63,21 +66,6 @@ impl World {
         let recorded = recorded.expect("the database can be written");
         assert_eq!(recorded.changed, all);
     }
-}
-
-/// Creates orders, many in one commit, in the same order each time.
-async fn fill(store: Store, orders: usize) {
-    let ids: Vec<_> = ids().take(orders).collect();
-    for some in ids.chunks(AT_ONCE) {
-        let creations = some.iter().map(|id| {
-            let id = OrderId::new(id.as_str()).expect("a UUID is an id");
-            store.create(id, NOW)
-        });
-        for creation in join_all(creations).await {
-            creation.expect("the database can be written");
-        }
-    }
-    store.fold().await;
 }
 
 /// Ids as callers make them: random UUIDs, the same ones in each run.
