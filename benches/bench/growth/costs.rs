@@ -5,10 +5,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use tempfile::TempDir;
 
 use super::still;
 use crate::Bench;
@@ -72,18 +73,67 @@ const FLUSHES_DURING: Duration = Duration::from_millis(500);
 /// How often the API is started.
 const STARTS: usize = 5;
 
-/// Measures every cost on a copy of a database with so many settled orders.
+/// Measures every cost among so many settled orders. Each copy of the database is removed as soon as
+/// it was measured: of ten million orders it takes three gigabytes.
 pub fn measure(bench: &Bench, orders: u64) -> anyhow::Result<Figures> {
     let template = Template { orders, ..MILLION };
-    let scratch = bench.scratch()?;
+    let [check, backup] = commands(bench, template)?;
+    let pass = {
+        let scratch = bench.scratch()?;
+        still::pass(&copied(bench, template, &scratch)?)?
+    };
+    let bytes = fs::metadata(template.database(bench)?)?.len();
+    let served = served(bench, template)?;
+    Ok([
+        served.create,
+        served.get,
+        served.first_page,
+        served.last_page,
+        pass,
+        served.start,
+        served.flush,
+        served.list,
+        check,
+        backup,
+        served.list / orders as f64 * 1e6,
+        bytes as f64 / orders as f64,
+        served.memory,
+    ])
+}
+
+fn copied(bench: &Bench, template: Template, scratch: &TempDir) -> anyhow::Result<PathBuf> {
     let database = scratch.path().join("orders.db");
     template.copy(bench, &database)?;
-    let each = orders as f64;
-    let bytes = fs::metadata(&database)?.len() as f64 / each;
-    let check = seconds(|| order_service(&["check", "--database-url", text(&database)?]))?;
-    let copy = scratch.path().join("backup.db");
-    let backup =
-        seconds(|| order_service(&["backup", text(&copy)?, "--database-url", text(&database)?]))?;
+    Ok(database)
+}
+
+/// How long the commands take that go over all orders: `check`, `backup`.
+fn commands(bench: &Bench, template: Template) -> anyhow::Result<[f64; 2]> {
+    let scratch = bench.scratch()?;
+    let database = copied(bench, template, &scratch)?;
+    let (database, to) = (text(&database)?, scratch.path().join("backup.db"));
+    let check = seconds(|| order_service(&["check", "--database-url", database]))?;
+    let backup = ["backup", text(&to)?, "--database-url", database];
+    let backup = seconds(|| order_service(&backup))?;
+    Ok([check, backup])
+}
+
+/// What the API was measured to take.
+struct Served {
+    create: f64,
+    get: f64,
+    first_page: f64,
+    last_page: f64,
+    start: f64,
+    /// The disk's mood, which a creation and a pass share.
+    flush: f64,
+    list: f64,
+    memory: f64,
+}
+
+fn served(bench: &Bench, template: Template) -> anyhow::Result<Served> {
+    let scratch = bench.scratch()?;
+    let database = copied(bench, template, &scratch)?;
     let start = repeated(STARTS, |_| ready(&database).map(drop))?;
     let api = ready(&database)?;
     let mut caller = Connection::open(&api.url)?;
@@ -92,41 +142,29 @@ pub fn measure(bench: &Bench, orders: u64) -> anyhow::Result<Figures> {
         caller.drain(|| ())
     })?;
     let ids = File::open(template.ids(bench)?)?;
-    let mut draws = fastrand::Rng::with_seed(orders);
+    let mut draws = fastrand::Rng::with_seed(template.orders);
     let get = repeated(REQUESTS, |_| {
-        let id = id_at(&ids, draws.u64(..orders))?;
+        let id = id_at(&ids, draws.u64(..template.orders))?;
         found(&mut caller, &format!("/order/{id}"))
     })?;
     let first_page = repeated(REQUESTS, |_| found(&mut caller, "/order?limit=100"))?;
     let last = last_page(&mut caller)?;
     let last_page = repeated(REQUESTS, |_| found(&mut caller, &last))?;
-    // The disk's mood, which a creation and a pass share.
     let flush = percentile(&flushes(scratch.path(), FLUSHES_DURING)?, 0.5);
     let create = repeated(REQUESTS, |n| {
         let id = format!("{:08x}-{n}", draws.u32(..));
         caller.create(&id)
     })?;
-    let memory = api.anonymous_mib()?;
-    drop(api);
-    // Without the orders that were created meanwhile.
-    let again = scratch.path().join("again.db");
-    template.copy(bench, &again)?;
-    let pass = still::pass(&again)?;
-    Ok([
+    Ok(Served {
         create,
         get,
         first_page,
         last_page,
-        pass,
         start,
         flush,
         list,
-        check,
-        backup,
-        list / each * 1e6,
-        bytes,
-        memory,
-    ])
+        memory: api.anonymous_mib()?,
+    })
 }
 
 fn seconds<T>(run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<f64> {
