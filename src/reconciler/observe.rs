@@ -335,7 +335,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 .record(batch, now)
                 .await
                 .context("what was observed could not be recorded")?;
-            report.overtaken += recorded.overtaken;
+            report.overtaken += recorded.overtaken.len();
         }
         // Those that were not looked at are still to be started again.
         self.again

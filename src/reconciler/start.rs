@@ -1,7 +1,8 @@
 //! The second half of a pass: starts what is due, oldest first, at the pace.
 //!
 //! Each start is written down before it leaves and its outcome after; in between anything may
-//! happen. What an outcome means is decided in `decide`.
+//! happen. Many share a commit, and none waits for another's answer. What an outcome means is
+//! decided in `decide`.
 
 use std::collections::VecDeque;
 
@@ -35,23 +36,31 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let until = world.settings.schedule.next_after(now);
         let mut due = Due::new(&mut self.again);
-        let mut in_flight = FuturesUnordered::new();
+        let mut requests = FuturesUnordered::new();
+        // One commit at a time: all that comes meanwhile shares the next.
+        let mut recording = FuturesUnordered::new();
+        let mut notes = Notes::default();
+        let mut intending = 0;
         let mut first_error = None;
         let mut next = due.pop(world)?;
         loop {
             let now = world.clock.now();
+            let starting = requests.len() + intending + notes.intended.len();
             let may_start = next.is_some()
                 && now < until
                 && first_error.is_none()
                 && self.pace.reach().may_ask(now)
                 && !stop.begun.is_cancelled();
-            let has_place = self.pace.may_ask(now, in_flight.len());
-            let start_at = self.pace.next_start_at(now, in_flight.len());
+            let has_place = self.pace.may_ask(now, starting);
+            let start_at = self.pace.next_start_at(now, starting);
             if may_start && has_place && start_at.is_some_and(|at| at <= now) {
                 if let Some(order) = next.take() {
                     self.pace.starts(now);
-                    in_flight.push(world.start(order, stop));
-                    // Whatever fails, the starts in flight are waited for.
+                    match world.choose_unseen(order) {
+                        Ok(tried) => notes.add(tried, report),
+                        Err(order) => requests.push(world.ask(Ask::LookUp, order, stop)),
+                    }
+                    // Whatever fails, the starts that are under way are waited for.
                     match due.pop(world) {
                         Ok(following) => next = following,
                         Err(error) => first_error = first_error.or(Some(error)),
@@ -59,27 +68,37 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 }
                 continue;
             }
+            if recording.is_empty() && !notes.is_empty() {
+                intending = notes.intended.len();
+                recording.push(world.record(std::mem::take(&mut notes)));
+            }
             let waits_for_pace = may_start && has_place;
-            if in_flight.is_empty() && !waits_for_pace {
+            if requests.is_empty() && recording.is_empty() && !waits_for_pace {
                 break;
             }
             let wake_at = start_at.unwrap_or(until).min(until);
             tokio::select! {
                 biased;
-                Some(tried) = in_flight.next() => {
-                    match tried {
-                        Ok(tried) => {
-                            note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
-                            if tried.report.started + tried.report.restarted > 0 {
-                                self.pace.started();
-                            }
-                            tried.add_to(report);
-                        }
-                        Err(error) => first_error = first_error.or(Some(error)),
+                Some(tried) = requests.next() => {
+                    note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
+                    if tried.report.started + tried.report.restarted > 0 {
+                        self.pace.started();
                     }
+                    notes.add(tried, report);
                     // A long pass does not look like none, and readers hear of the upstream now.
                     if let Err(error) = self.pulse.beat(world, &self.pace).await {
                         first_error = first_error.or(Some(error));
+                    }
+                }
+                Some(recorded) = recording.next() => {
+                    intending = 0;
+                    match recorded {
+                        Ok(Noted { overtaken, intended }) => {
+                            report.overtaken += overtaken;
+                            let starts = intended.into_iter();
+                            requests.extend(starts.map(|order| world.ask(Ask::Start, order, stop)));
+                        }
+                        Err(error) => first_error = first_error.or(Some(error)),
                     }
                 }
                 () = world.clock.sleep_until(wake_at), if waits_for_pace => {}
@@ -162,43 +181,143 @@ impl<'a> Due<'a> {
     }
 }
 
-/// What came of one start.
-#[derive(Default)]
+/// What is asked of the upstream for an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    /// Whether its process is still missing, before it is started again.
+    LookUp,
+    /// To start a process. The intent is on disk.
+    Start,
+}
+
+/// An order whose turn has come, and what came of that.
 struct Tried {
+    order: OpenOrder,
     report: Report,
+    /// What is to be recorded.
+    steps: Vec<Step>,
+    /// Whether it is to be started now.
+    is_to_start: bool,
     /// Why the upstream gave no usable answer, if it did not.
     failure: Option<Failure>,
 }
 
 impl Tried {
-    fn add_to(self, report: &mut Report) {
-        report.started += self.report.started;
-        report.adopted += self.report.adopted;
-        report.restarted += self.report.restarted;
-        report.failed_by_policy += self.report.failed_by_policy;
-        report.settled += self.report.settled;
-        report.refused += self.report.refused;
-        report.unanswered += self.report.unanswered;
-        report.flagged += self.report.flagged;
-        report.overtaken += self.report.overtaken;
+    fn new(order: OpenOrder) -> Self {
+        Self {
+            order,
+            report: Report::default(),
+            steps: Vec::new(),
+            is_to_start: false,
+            failure: None,
+        }
+    }
+
+    /// Records that a request was not answered.
+    fn unanswered(&mut self, failure: Failure) {
+        self.report.unanswered = 1;
+        self.failure = Some(failure);
     }
 }
 
+/// What is recorded with the next commit: the outcomes that have come in since the last one, and the
+/// intents of those to be started next.
+#[derive(Default)]
+struct Notes {
+    changes: Vec<Change>,
+    intended: Vec<OpenOrder>,
+}
+
+impl Notes {
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    fn add(&mut self, tried: Tried, report: &mut Report) {
+        report.started += tried.report.started;
+        report.adopted += tried.report.adopted;
+        report.restarted += tried.report.restarted;
+        report.failed_by_policy += tried.report.failed_by_policy;
+        report.settled += tried.report.settled;
+        report.refused += tried.report.refused;
+        report.unanswered += tried.report.unanswered;
+        report.flagged += tried.report.flagged;
+        let seq = tried.order.seq;
+        let steps = tried.steps.into_iter();
+        self.changes.extend(steps.map(|step| Change { seq, step }));
+        if tried.is_to_start {
+            let previous = tried.order.intent.map(|intent| intent.written_at);
+            let step = Step::Intended { previous };
+            self.changes.push(Change { seq, step });
+            self.intended.push(tried.order);
+        }
+    }
+}
+
+/// What was recorded: how many orders had moved on meanwhile, and those whose intent is on disk.
+struct Noted {
+    overtaken: usize,
+    intended: Vec<OpenOrder>,
+}
+
 impl<U: Upstream, C: Clock> World<U, C> {
-    /// Writes the intent, sends the start, and records what came of it.
-    async fn start(&self, order: OpenOrder, stop: &Stop) -> anyhow::Result<Tried> {
-        let mut tried = Tried::default();
-        if !self.is_to_start(&order, &mut tried).await? {
-            return Ok(tried);
+    /// Decides once more, now that the order's turn has come. One whose process was forgotten is
+    /// given back: it has to be looked up for this. About one with an intent the last look at it
+    /// has decided.
+    fn choose_unseen(&self, order: OpenOrder) -> Result<Tried, OpenOrder> {
+        match (order.phase, order.intent) {
+            (Phase::Processing { .. }, _) => Err(order),
+            (Phase::Created, Some(_)) => Ok(Tried {
+                is_to_start: true,
+                ..Tried::new(order)
+            }),
+            (Phase::Created, None) => {
+                let look = Look {
+                    observed: Observed::Unknown,
+                    began_at: self.clock.now(),
+                };
+                let mut tried = Tried::new(order);
+                self.choose(&look, &mut tried);
+                Ok(tried)
+            }
         }
-        let previous = order.intent.map(|intent| intent.written_at);
-        let intended = self
-            .record(&order, vec![Step::Intended { previous }], &mut tried)
-            .await
-            .context("a start could not be written down and was not sent")?;
-        if !intended {
-            return Ok(tried);
+    }
+
+    fn choose(&self, look: &Look, tried: &mut Tried) {
+        let at = Circumstances {
+            now: self.clock.now(),
+            // Otherwise it would not be its turn.
+            restart_suspected: true,
+        };
+        let (order, report) = (&tried.order, &mut tried.report);
+        let action = decide(order, look, &self.policy(), at);
+        trace(order, look, action);
+        effects(order, action, look, at.now, report, &mut tried.steps);
+        tried.is_to_start = action == Action::Start;
+    }
+
+    /// Asks the upstream, and decides what the answer means.
+    async fn ask(&self, ask: Ask, order: OpenOrder, stop: &Stop) -> Tried {
+        let mut tried = Tried::new(order);
+        match ask {
+            Ask::LookUp => self.look_again(&mut tried).await,
+            Ask::Start => self.start(&mut tried, stop).await,
         }
+        tried
+    }
+
+    /// Looks an order up whose process was forgotten.
+    async fn look_again(&self, tried: &mut Tried) {
+        let began_at = self.clock.now();
+        match self.upstream.look_up(&self.clock, &tried.order.id).await {
+            Ok(observed) => self.choose(&Look { observed, began_at }, tried),
+            Err(failure) => tried.unanswered(failure),
+        }
+    }
+
+    /// Sends a start whose intent is on disk.
+    async fn start(&self, tried: &mut Tried, stop: &Stop) {
+        let order = &tried.order;
         self.upstream.tally().starts(order.starts_so_far() > 0);
         let given_up = async {
             stop.abandon.cancelled().await;
@@ -207,140 +326,87 @@ impl<U: Upstream, C: Clock> World<U, C> {
                 failure: Failure::new("the program ended before the answer came", false),
             }
         };
-        let answer = self.upstream.start(&self.clock, &order.id, given_up).await;
-        let steps = match answer {
+        match self.upstream.start(&self.clock, &order.id, given_up).await {
             Ok(()) if order.phase == Phase::Created => {
                 tried.report.started = 1;
-                vec![Step::Started]
+                tried.steps.push(Step::Started);
             }
             Ok(()) => {
                 tried.report.restarted = 1;
-                vec![Step::Restarted]
+                tried.steps.push(Step::Restarted);
             }
             Err(StartError::Unavailable(failure)) => {
-                tried.report.unanswered = 1;
-                tried.failure = Some(failure);
-                vec![Step::Withdrawn]
+                tried.steps.push(Step::Withdrawn);
+                tried.unanswered(failure);
             }
-            Err(StartError::Ambiguous { answer, failure }) => {
-                tried.report.unanswered = 1;
-                let step = self.given_up(&order, answer, failure.detail.clone());
-                tried.failure = Some(failure);
-                vec![step]
-            }
+            Err(StartError::Ambiguous { answer, failure }) => self.give_up(answer, failure, tried),
             Err(StartError::Refused { answer, detail }) => {
-                self.refused(&order, answer, detail, &mut tried).await
+                self.refused(answer, detail, tried).await;
             }
-        };
-        self.record(&order, steps, &mut tried)
-            .await
-            .context("the outcome of a start could not be recorded")?;
-        Ok(tried)
-    }
-
-    /// Decides once more, now that the order's turn has come. One whose process was forgotten is
-    /// looked up for this; about one with an intent the last look at it has decided.
-    async fn is_to_start(&self, order: &OpenOrder, tried: &mut Tried) -> anyhow::Result<bool> {
-        let began_at = self.clock.now();
-        let observed = match (order.phase, order.intent) {
-            (Phase::Created, Some(_)) => return Ok(true),
-            (Phase::Created, None) => Observed::Unknown,
-            (Phase::Processing { .. }, _) => {
-                match self.upstream.look_up(&self.clock, &order.id).await {
-                    Ok(observed) => observed,
-                    Err(failure) => {
-                        tried.report.unanswered = 1;
-                        tried.failure = Some(failure);
-                        return Ok(false);
-                    }
-                }
-            }
-        };
-        let look = Look { observed, began_at };
-        let at = Circumstances {
-            now: self.clock.now(),
-            // Otherwise it would not be its turn.
-            restart_suspected: true,
-        };
-        let action = decide(order, &look, &self.policy(), at);
-        trace(order, &look, action);
-        let mut steps = Vec::new();
-        effects(order, action, &look, at.now, &mut tried.report, &mut steps);
-        self.record(order, steps, tried).await?;
-        Ok(action == Action::Start)
+        }
     }
 
     /// The upstream did not take the start, perhaps because there is a process: only a look-up
     /// can tell.
-    async fn refused(
-        &self,
-        order: &OpenOrder,
-        answer: u16,
-        detail: String,
-        tried: &mut Tried,
-    ) -> Vec<Step> {
+    async fn refused(&self, answer: u16, detail: String, tried: &mut Tried) {
+        let order = &tried.order;
         log::debug!("order {:?}: {detail}", order.id.as_str());
         let began_at = self.clock.now();
         let observed = match self.upstream.look_up(&self.clock, &order.id).await {
             Ok(observed) => observed,
-            Err(failure) => {
-                tried.report.unanswered = 1;
-                let step = self.given_up(order, Some(answer), failure.detail.clone());
-                tried.failure = Some(failure);
-                return vec![step];
-            }
+            Err(failure) => return self.give_up(Some(answer), failure, tried),
         };
         let now = self.clock.now();
         // Whatever process there is, this start did not make it.
-        let mut steps = vec![Step::Withdrawn];
+        tried.steps.push(Step::Withdrawn);
         let look = Look { observed, began_at };
         match decide_refused(&look.observed) {
             Action::Flag(reason) => {
                 tried.report.refused = 1;
                 tried.report.flagged = 1;
-                steps.push(Step::Flagged(trouble(order, reason, detail, now)));
+                let trouble = trouble(order, reason, detail, now);
+                tried.steps.push(Step::Flagged(trouble));
             }
             // The process that was missing is there again.
-            Action::Adopt if order.phase != Phase::Created => steps.push(Step::Cleared),
+            Action::Adopt if order.phase != Phase::Created => tried.steps.push(Step::Cleared),
             action => {
                 let order = OpenOrder {
                     intent: None,
                     ..order.clone()
                 };
-                effects(&order, action, &look, now, &mut tried.report, &mut steps);
+                let (report, steps) = (&mut tried.report, &mut tried.steps);
+                effects(&order, action, &look, now, report, steps);
             }
         }
-        steps
     }
 
-    /// The step after a start whose outcome is not known. The order is left alone until an
-    /// absence would count.
-    fn given_up(&self, order: &OpenOrder, answer: Option<u16>, detail: String) -> Step {
+    /// The outcome of a start is not known. The order is left alone until an absence would count.
+    fn give_up(&self, answer: Option<u16>, failure: Failure, tried: &mut Tried) {
+        let (order, detail) = (&tried.order, failure.detail.clone());
         log::debug!("order {:?}: {detail}", order.id.as_str());
         let now = self.clock.now();
         let mut trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
         trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
-        Step::GivenUp { answer, trouble }
+        tried.steps.push(Step::GivenUp { answer, trouble });
+        tried.unanswered(failure);
     }
 
-    /// Records steps of one order. Tells whether they found it as it was read.
-    async fn record(
-        &self,
-        order: &OpenOrder,
-        steps: Vec<Step>,
-        tried: &mut Tried,
-    ) -> anyhow::Result<bool> {
-        if steps.is_empty() {
-            return Ok(true);
+    /// Records all of it in one transaction.
+    async fn record(&self, notes: Notes) -> anyhow::Result<Noted> {
+        let recorded = self
+            .store
+            .record(notes.changes, self.clock.now())
+            .await
+            .context("starts could not be recorded; none was sent that was not written down")?;
+        let mut intended = notes.intended;
+        // What has moved on meanwhile is not what was decided about.
+        if !recorded.overtaken.is_empty() {
+            intended.retain(|order| !recorded.overtaken.contains(&order.seq));
         }
-        let seq = order.seq;
-        let changes = steps
-            .into_iter()
-            .map(|step| Change { seq, step })
-            .collect::<Vec<_>>();
-        let recorded = self.store.record(changes, self.clock.now()).await?;
-        tried.report.overtaken += recorded.overtaken;
-        Ok(recorded.overtaken == 0)
+        Ok(Noted {
+            overtaken: recorded.overtaken.len(),
+            intended,
+        })
     }
 }

@@ -69,13 +69,13 @@ pub struct Trouble {
     pub next_attempt_at: Timestamp,
 }
 
-/// How many changes took effect, and how many found that the order had moved on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What became of changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
-    /// Took effect.
+    /// How many took effect.
     pub changed: usize,
-    /// Found the order in another state.
-    pub overtaken: usize,
+    /// The places of the orders that had moved on, one for each change that found one so.
+    pub overtaken: Vec<i64>,
 }
 
 pub(super) fn record(
@@ -114,7 +114,7 @@ pub(super) fn record(
                 journal(db, *seq, reason, now)?;
             }
         } else {
-            recorded.overtaken += 1;
+            recorded.overtaken.push(*seq);
         }
     }
     Ok(recorded)

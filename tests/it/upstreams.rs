@@ -260,7 +260,7 @@ impl Orders {
             });
         }
         let recorded = orders.store.record(changes, SystemClock.now()).await;
-        assert_eq!(recorded.unwrap().overtaken, 0);
+        assert!(recorded.unwrap().overtaken.is_empty());
         orders
     }
 
