@@ -5,16 +5,15 @@
 
 use std::time::Duration;
 
-use crate::order::{Observed, OrderId, Outcome, Reason, Timestamp};
+use crate::order::{Observed, Outcome, Reason, Timestamp};
 use crate::pace::BACKOFF_MAX;
 
-/// An order that is not settled, as the reconciler knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An order that is not settled, as the reconciler knows it. Its id is kept beside it: nothing is
+/// decided by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenOrder {
     /// Its place in the order of creation.
     pub seq: i64,
-    /// Its id.
-    pub id: OrderId,
     /// How far it has come.
     pub phase: Phase,
     /// The start that was about to be sent and whose outcome is not known.
@@ -288,7 +287,6 @@ mod tests {
     fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
         OpenOrder {
             seq: 1,
-            id: OrderId::new("a1").unwrap(),
             phase,
             intent,
             starts: 0,
@@ -479,10 +477,10 @@ mod tests {
     fn whatever_was_wrong_is_cleared_when_the_process_is_seen_to_run() {
         let well = order(processing(None), None);
         check(&well, Observed::Running, Action::Wait);
-        let mut flagged = well.clone();
+        let mut flagged = well;
         flagged.attention = Some(Reason::UnknownStatus);
         check(&flagged, Observed::Running, Action::Clear);
-        let mut tried = well.clone();
+        let mut tried = well;
         tried.attempts = 1;
         check(&tried, Observed::Running, Action::Clear);
         let missed = order(processing(Some(1)), None);

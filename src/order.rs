@@ -1,10 +1,11 @@
-//! The nouns: order ids, statuses, orders, their events (in `order/event.rs`), and what was observed
-//! of their processes.
+//! The nouns: order ids (many of them in `order/ids.rs`), statuses, orders, their events (in
+//! `order/event.rs`), and what was observed of their processes.
 //!
 //! Everything is parsed once, at the edge, and is valid from then on. No I/O and no clock live
 //! here. What to do about an order is decided next door, in `decide`.
 
 mod event;
+mod ids;
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 pub use self::event::{Event, EventReason};
+pub use self::ids::{IdIndex, Ids};
 
 /// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
 /// and an index entry still fits a database page many times.
@@ -59,22 +61,7 @@ impl OrderId {
     /// The first rule that the text breaks.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, IdError> {
         let text = text.into();
-        if text.is_empty() {
-            return Err(IdError::Empty);
-        }
-        // A scalar value takes at most four bytes: most texts need no count.
-        if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
-            return Err(IdError::TooLong);
-        }
-        if text.chars().any(char::is_control) {
-            return Err(IdError::Control);
-        }
-        if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
-            return Err(IdError::Space);
-        }
-        if matches!(&*text, "." | "..") {
-            return Err(IdError::Dots);
-        }
+        check(&text)?;
         Ok(Self(text))
     }
 
@@ -82,6 +69,27 @@ impl OrderId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a text can be an id; if not, the first rule that it breaks.
+fn check(text: &str) -> Result<(), IdError> {
+    if text.is_empty() {
+        return Err(IdError::Empty);
+    }
+    // A scalar value takes at most four bytes: most texts need no count.
+    if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
+        return Err(IdError::TooLong);
+    }
+    if text.chars().any(char::is_control) {
+        return Err(IdError::Control);
+    }
+    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+        return Err(IdError::Space);
+    }
+    if matches!(text, "." | "..") {
+        return Err(IdError::Dots);
+    }
+    Ok(())
 }
 
 impl fmt::Display for OrderId {

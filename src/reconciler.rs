@@ -5,9 +5,11 @@
 //! it: it may have died at any point. Orders are never served from here, and the API is not
 //! known: the two meet in the database alone.
 
+mod arrivals;
 mod asking;
 mod observe;
 mod schedule;
+mod sight;
 mod start;
 
 use std::collections::VecDeque;
@@ -15,18 +17,16 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use self::arrivals::Arrivals;
 use self::asking::Asking;
 pub use self::schedule::{Schedule, ScheduleError};
 use crate::clock::Clock;
-use crate::decide::{LostProcess, OpenOrder, Policy};
+use crate::decide::{LostProcess, Policy};
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
-use crate::store::{Heartbeat, LeaderLock, Store};
+use crate::store::{Heartbeat, LeaderLock, Startable, Store};
 use crate::tally::Ended;
 use crate::upstream::Upstream;
-
-/// How often to look for orders that were created by another process.
-const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How often a standby tries to take the lead.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
@@ -158,7 +158,7 @@ pub struct Reconciler<U, C> {
     looked_at: Option<Timestamp>,
     /// Orders that are to be started again, as the last look has found them; first those whose
     /// process was forgotten, then the oldest.
-    again: VecDeque<OpenOrder>,
+    again: VecDeque<Startable>,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
     probed_at: Option<Timestamp>,
@@ -404,7 +404,7 @@ pub async fn run<U: Upstream, C: Clock>(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let mut ticks = reconciler.world.settings.schedule.ticks().await?;
-    let mut watch = reconciler.world.store.watch()?;
+    let arrivals = Arrivals::watch(&reconciler.world.store)?;
     let mut trouble = None;
     while !stop.begun.is_cancelled() {
         match reconciler.pass(stop).await {
@@ -424,17 +424,10 @@ pub async fn run<U: Upstream, C: Clock>(
                 }
             }
         }
-        loop {
-            tokio::select! {
-                () = stop.begun.cancelled() => break,
-                () = ticks.next() => break,
-                () = tokio::time::sleep(WATCH_INTERVAL) => {
-                    // While the database cannot be read, the schedule is enough.
-                    if watch.has_new_order().unwrap_or(false) {
-                        break;
-                    }
-                }
-            }
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = ticks.next() => {}
+            () = arrivals.next() => {}
         }
     }
     ticks.end().await;

@@ -23,6 +23,7 @@ mod place;
 mod prune;
 mod record;
 mod rows;
+mod watched;
 mod writer;
 mod writing;
 
@@ -42,9 +43,10 @@ pub use self::place::{Gaps, Place};
 pub use self::prune::{Pruned, Removed};
 pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{
-    FOUND, OPEN_ORDER, ORDER, collect_open, found_of, heartbeat, id_of, order_of, unreachable,
+    FOUND, OPEN_ORDER, ORDER, found_of, heartbeat, id_of, order_of, startable_of, unreachable,
     write_heartbeat,
 };
+pub use self::watched::Watchlist;
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
@@ -108,6 +110,15 @@ pub struct Found {
     pub order: Order,
     /// When the reconciler looks at processes next, at the earliest, if it ever did.
     pub next_look_at: Option<Timestamp>,
+}
+
+/// An order that may be started, or started again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Startable {
+    /// Its id.
+    pub id: OrderId,
+    /// All else about it.
+    pub order: OpenOrder,
 }
 
 /// Which orders to read.
@@ -332,17 +343,8 @@ impl Store {
     ///
     /// # Errors
     /// The database cannot be read.
-    pub fn watched(&self) -> Result<Vec<OpenOrder>, StoreError> {
-        self.read(|db| {
-            let sql = format!(
-                "SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' \
-                 UNION ALL \
-                 SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
-                 WHERE intent_at IS NOT NULL AND status = 'CREATED' \
-                 ORDER BY seq"
-            );
-            collect_open(db.prepare_cached(&sql)?, params![])
-        })
+    pub fn watched(&self) -> Result<Watchlist, StoreError> {
+        self.read(watched::read)
     }
 
     /// At most `limit` orders after the place `after` that have neither a process nor a start of
@@ -356,7 +358,7 @@ impl Store {
         max_starts: u32,
         after: i64,
         limit: usize,
-    ) -> Result<Vec<OpenOrder>, StoreError> {
+    ) -> Result<Vec<Startable>, StoreError> {
         self.read(|db| {
             let sql = format!(
                 "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
@@ -366,10 +368,12 @@ impl Store {
                  ORDER BY seq LIMIT ?5"
             );
             let clock_set_back = now.after(crate::pace::BACKOFF_MAX);
-            collect_open(
-                db.prepare_cached(&sql)?,
-                params![after, max_starts, now.0, clock_set_back.0, limit as i64],
-            )
+            db.prepare_cached(&sql)?
+                .query_map(
+                    params![after, max_starts, now.0, clock_set_back.0, limit as i64],
+                    startable_of,
+                )?
+                .collect()
         })
     }
 

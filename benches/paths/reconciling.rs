@@ -113,7 +113,6 @@ fn orders() -> Vec<OpenOrder> {
     let intents: [Option<Intent>; INTENTS] = [None, Some(intent)];
     let order = |phase, intent| OpenOrder {
         seq: 1,
-        id: OrderId::new("a1").expect("a plain id"),
         phase,
         intent,
         starts: 0,

@@ -17,7 +17,7 @@ fn created() -> Case {
     Case {
         order: Order {
             seq: 7,
-            id: id.clone(),
+            id,
             status: Status::Created,
             created_at: ago(30),
             updated_at: ago(30),
@@ -26,7 +26,6 @@ fn created() -> Case {
         },
         open: Some(OpenOrder {
             seq: 7,
-            id,
             phase: Phase::Created,
             intent: None,
             starts: 0,

@@ -65,6 +65,15 @@ pub fn list_cost(entries: u64) -> Duration {
     LOOK_UP_COST + Duration::from_nanos(entries.saturating_mul(LIST_ENTRY_COST_NS))
 }
 
+/// How many look-ups cost the upstream no more than the list.
+fn look_ups_max(entries: Option<u64>) -> usize {
+    let Some(entries) = entries else {
+        return LOOK_UPS_UNSEEN;
+    };
+    let look_ups = list_cost(entries).as_nanos() / LOOK_UP_COST.as_nanos();
+    usize::try_from(look_ups).unwrap_or(usize::MAX - 1)
+}
+
 /// When which order was last looked at.
 #[derive(Clone, Debug)]
 pub struct Looks {
@@ -128,6 +137,7 @@ impl Looks {
             self.each_at
                 .retain(|seq, _| watched.binary_search_by_key(seq, |order| order.seq).is_ok());
         }
+        let most = look_ups_max(entries);
         let passed = self.last_at.map_or(Duration::MAX, |at| now.since(at));
         let places: Vec<usize> = if look_ups_cost(watched.len()) * GENTLE_SHARE <= passed {
             (0..watched.len()).collect()
@@ -148,13 +158,10 @@ impl Looks {
                 .iter()
                 .enumerate()
                 .filter(|(_, order)| is_due(order));
-            due.map(|(place, _)| place).collect()
+            // One more than can be looked up is enough to know.
+            due.map(|(place, _)| place).take(most + 1).collect()
         };
-        let by_list = match entries {
-            None => places.len() > LOOK_UPS_UNSEEN,
-            Some(entries) => look_ups_cost(places.len()) > list_cost(entries),
-        };
-        if by_list {
+        if places.len() > most {
             Plan::List
         } else {
             Plan::LookUps(places)

@@ -1,21 +1,19 @@
 //! The first half of a pass: looks for the processes of open orders, decides, and records.
 //!
-//! What was seen is kept apart from what is done about it: the choice is `decide`'s. The second
-//! half, the starts, is in `start.rs`.
-
-use std::collections::HashMap;
-use std::time::Duration;
+//! What was seen is kept in `sight.rs`, apart from what is done about it: the choice is `decide`'s.
+//! The second half, the starts, is in `start.rs`.
 
 use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use super::sight::{Listed, Sight};
 use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, row_of};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::{self, Failure, Pace, Plan, Watched, backoff};
-use crate::store::{Change, Step, Trouble};
+use crate::pace::{self, Pace, Plan, backoff};
+use crate::store::{Change, Startable, Step, Trouble};
 use crate::upstream::{Entry, Upstream};
 
 /// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
@@ -36,17 +34,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let began_at = self.world.clock.now();
         self.looked_at = Some(began_at);
         let mut orders = self.world.store.watched()?;
-        let mut watched: Vec<Watched> = orders.iter().map(watched).collect();
-        let plan = self.pace.plan(&watched, began_at);
+        let plan = self.pace.plan(orders.watched(), began_at);
         let mut in_flight = 0;
-        if let Plan::LookUps(places) = &plan {
-            let rest = count_in_flight(&self.pace, &orders, &[], began_at);
-            orders = chosen(orders, places);
-            watched = chosen(watched, places);
-            in_flight = rest - count_in_flight(&self.pace, &orders, &[], began_at);
+        if let Plan::LookUps(places) = &plan
+            && places.len() < orders.len()
+        {
+            let rest = count_in_flight(&self.pace, orders.orders(), began_at);
+            orders = orders.chosen(places);
+            in_flight = rest - count_in_flight(&self.pace, orders.orders(), began_at);
         }
         report.observed = orders.len();
-        let mut sight = Sight::new(orders, watched);
+        let mut sight = Sight::new(orders);
         match plan {
             Plan::LookUps(_) => {
                 let all = (0..sight.orders.len()).collect();
@@ -60,7 +58,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let restart_suspected = self.suspect_restart(&sight);
         self.confirm(&mut sight, restart_suspected, stop).await;
         self.learn(&sight, began_at);
-        in_flight += count_in_flight(&self.pace, &sight.orders, &sight.looks, began_at);
+        let seen = sight.orders.orders().enumerate();
+        let still = seen.filter(|(place, order)| !is_over(order, sight.look(*place).as_ref()));
+        in_flight += count_in_flight(&self.pace, still.map(|(_, order)| order), began_at);
         self.pace.looked(began_at, sight.cost(), in_flight);
         self.settle(sight, restart_suspected, report).await?;
         if report.missed > 0 && !restart_suspected {
@@ -80,15 +80,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let (mut known, mut missing) = (0, 0);
         let (mut known_now, mut missing_now) = (0, 0);
-        for (order, look) in sight.orders.iter().zip(&sight.looks) {
-            let (Phase::Processing { confirmed_at, .. }, Some(look)) = (order.phase, look) else {
+        for (place, order) in sight.orders.orders().enumerate() {
+            let (Phase::Processing { confirmed_at, .. }, Some(look)) =
+                (order.phase, sight.look(place))
+            else {
                 continue;
             };
             if order.intent.is_some() || order.is_missed() || look.observed == Observed::Unknown {
                 continue;
             }
             let (is_missing, is_of_this_life) =
-                (order.is_missing_in(look), is_of_this_life(confirmed_at));
+                (order.is_missing_in(&look), is_of_this_life(confirmed_at));
             known += 1;
             missing += usize::from(is_missing);
             known_now += usize::from(is_of_this_life);
@@ -124,8 +126,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Learns from what was seen how long processes take.
     fn learn(&mut self, sight: &Sight, began_at: Timestamp) {
-        for (order, look) in sight.watched.iter().zip(&sight.looks) {
-            let Some(look) = look else { continue };
+        for (place, order) in sight.orders.watched().iter().enumerate() {
+            let Some(look) = sight.look(place) else {
+                continue;
+            };
             self.pace.learn(order, &look.observed, look.began_at);
             if !sight.is_listed {
                 self.pace.saw(order.seq, look.began_at);
@@ -148,19 +152,23 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             restart_suspected,
         };
         let mut doubtful = Vec::new();
-        for (place, (order, look)) in sight.orders.iter().zip(&mut sight.looks).enumerate() {
-            let missing = look.take_if(|look| {
-                order.is_missing_in(look)
-                    && matches!(
-                        decide(order, look, &policy, at),
-                        Action::Fail | Action::Flag(_)
-                    )
-            });
-            doubtful.extend(missing.map(|look| (place, look.began_at)));
+        for (place, order) in sight.orders.orders().enumerate() {
+            if let Some(look) = sight.look(place)
+                && order.is_missing_in(&look)
+                && matches!(
+                    decide(&order, &look, &policy, at),
+                    Action::Fail | Action::Flag(_)
+                )
+            {
+                doubtful.push((place, look.began_at));
+            }
         }
-        let places = doubtful.iter().map(|(place, _)| *place).collect();
+        let places: Vec<usize> = doubtful.iter().map(|(place, _)| *place).collect();
+        for place in &places {
+            sight.forget(*place);
+        }
         self.look_up_each(sight, places, CONFIRMED_MAX, stop).await;
-        doubtful.retain(|(place, _)| sight.looks[*place].is_none());
+        doubtful.retain(|(place, _)| sight.look(*place).is_none());
         sight.unconfirmed = doubtful;
     }
 
@@ -175,7 +183,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ) {
         let now = self.world.clock.now();
         let mut failures = Vec::new();
-        waiting.retain(|&at| sight.looks[at].is_none() && sight.orders[at].is_due(now));
+        waiting.retain(|&at| sight.look(at).is_none() && sight.orders.order(at).is_due(now));
         // Not always the same ones first when there are more than may be asked for.
         if waiting.len() > limit {
             let from = now.0.unsigned_abs() as usize % waiting.len();
@@ -191,7 +199,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 && !stop.begun.is_cancelled()
                 && let Some(at) = waiting.next()
             {
-                let id = sight.orders[at].id.clone();
+                let id = sight.orders.ids().order_id(at);
                 sight.look_ups += 1;
                 asked.push(async move {
                     let began_at = world.clock.now();
@@ -205,7 +213,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let failure = result.as_ref().err();
             note(&mut self.pace, world.clock.now(), failure);
             match result {
-                Ok(observed) => sight.looks[at] = Some(Look { observed, began_at }),
+                Ok(observed) => sight.saw(at, Look { observed, began_at }),
                 Err(failure) => failures.push((at, failure)),
             }
         }
@@ -222,50 +230,19 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// so that a list that never works cannot strand anyone.
     async fn read_list(&mut self, sight: &mut Sight, stop: &Stop) {
         let began_at = self.world.clock.now();
-        let mut index: HashMap<&str, usize> = HashMap::with_capacity(sight.orders.len());
-        for (at, order) in sight.orders.iter().enumerate() {
-            index.insert(order.id.as_str(), at);
-        }
-        let mut told: Vec<Option<Observed>> = vec![None; sight.orders.len()];
-        let result = self
-            .world
-            .upstream
-            .list(&self.world.clock, |entry: Entry<'_>| {
-                let Some(&at) = index.get(&*entry.order_id) else {
-                    return;
-                };
-                let observed = Observed::of_status(&entry.status);
-                match &mut told[at] {
-                    // Named twice and differently: that says nothing.
-                    Some(earlier) if *earlier != observed => *earlier = Observed::Unknown,
-                    Some(_) => {}
-                    slot => *slot = Some(observed),
-                }
-            })
-            .await;
-        let not_told = if result.is_ok() {
-            Some(Observed::Absent)
-        } else {
-            None
-        };
-        for (at, told) in told.into_iter().enumerate() {
-            sight.looks[at] = told
-                .or_else(|| not_told.clone())
-                .map(|observed| Look { observed, began_at });
-        }
+        let index = sight.orders.ids().index();
+        let mut listed = Listed::new(sight.orders.len(), began_at);
+        let tell = |entry: Entry<'_>| listed.tell(&index, &entry);
+        let result = self.world.upstream.list(&self.world.clock, tell).await;
         self.note(result.as_ref().err());
-        sight.is_listed = true;
-        match result {
-            Ok(entries) => sight.entries = Some(entries),
-            Err(failure) => {
-                sight.is_complete = false;
-                if !self.pace.reach().is_down() {
-                    log::warn!("{}; some orders are looked up instead", failure.detail);
-                    let all = (0..sight.orders.len()).collect();
-                    self.look_up_each(sight, all, INSTEAD_OF_LIST_MAX, stop)
-                        .await;
-                }
-            }
+        sight.read(listed, result.as_ref().ok().copied());
+        if let Err(failure) = result
+            && !self.pace.reach().is_down()
+        {
+            log::warn!("{}; some orders are looked up instead", failure.detail);
+            let all = (0..sight.orders.len()).collect();
+            self.look_up_each(sight, all, INSTEAD_OF_LIST_MAX, stop)
+                .await;
         }
     }
 
@@ -278,18 +255,68 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ) -> anyhow::Result<()> {
         let now = self.world.clock.now();
         let policy = self.world.policy();
-        let mut changes = Vec::new();
-        for (at, failure) in &sight.failures {
-            let order = &sight.orders[*at];
+        let at = Circumstances {
+            now,
+            restart_suspected,
+        };
+        let mut changes = self.unseen(&sight, now, report);
+        let mut steps = Vec::new();
+        let mut again = Vec::new();
+        for (place, order) in sight.orders.orders().enumerate() {
+            let look = sight.look(place).unwrap_or(Look {
+                observed: Observed::Unknown,
+                began_at: now,
+            });
+            let id = sight.orders.ids().get(place);
+            let action = decide(&order, &look, &policy, at);
+            trace(&order, id, &look, action);
+            let stays_missing = matches!(action, Action::Start | Action::Flag(_));
+            if stays_missing && order.is_missing_in(&look) && !order.is_missed() {
+                // It is news once: the next look must not take it for another restart.
+                effects(&order, id, Action::Miss, &look, now, report, &mut steps);
+            }
+            effects(&order, id, action, &look, now, report, &mut steps);
+            let seq = order.seq;
+            changes.extend(steps.drain(..).map(|step| Change { seq, step }));
+            if action == Action::Start {
+                let id = sight.orders.ids().order_id(place);
+                again.push(Startable { id, order });
+            }
+            if changes.len() >= BATCH_MAX {
+                self.record(std::mem::take(&mut changes), now, report)
+                    .await?;
+            }
+        }
+        self.record(changes, now, report).await?;
+        // Those that were not looked at are still to be started again.
+        let looked_at = sight.orders.watched();
+        let was_looked_at = |seq: &i64| {
+            looked_at
+                .binary_search_by_key(seq, |order| order.seq)
+                .is_ok()
+        };
+        self.again.retain(|next| !was_looked_at(&next.order.seq));
+        self.again.extend(again);
+        self.again
+            .make_contiguous()
+            .sort_by_key(|next| (next.order.phase == Phase::Created, next.order.seq));
+        Ok(())
+    }
+
+    /// What is to be recorded of the orders that were looked for in vain.
+    fn unseen(&self, sight: &Sight, now: Timestamp, report: &mut Report) -> Vec<Change> {
+        let failed = sight.failures.iter().map(|(place, failure)| {
+            let (order, id) = (sight.orders.order(*place), sight.orders.ids().get(*place));
             let detail = failure.detail.clone();
-            let trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
-            changes.push(Change {
+            let trouble = trouble(&order, id, Reason::UpstreamUnreachable, detail, now);
+            Change {
                 seq: order.seq,
                 step: Step::Delayed(trouble),
-            });
-        }
-        for (at, began_at) in &sight.unconfirmed {
-            let order = &sight.orders[*at];
+            }
+        });
+        let mut changes: Vec<Change> = failed.collect();
+        for (place, began_at) in &sight.unconfirmed {
+            let order = sight.orders.order(*place);
             if !order.is_missed() {
                 report.missed += 1;
                 let (seq, began_at) = (order.seq, *began_at);
@@ -297,169 +324,58 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 changes.push(Change { seq, step });
             }
         }
-        let at = Circumstances {
-            now,
-            restart_suspected,
-        };
-        let looked_at: Vec<i64> = sight.orders.iter().map(|order| order.seq).collect();
-        let mut again = Vec::new();
-        for (order, look) in sight.orders.into_iter().zip(sight.looks) {
-            let look = look.unwrap_or(Look {
-                observed: Observed::Unknown,
-                began_at: now,
-            });
-            let action = decide(&order, &look, &policy, at);
-            trace(&order, &look, action);
-            let mut steps = Vec::new();
-            let stays_missing = matches!(action, Action::Start | Action::Flag(_));
-            if stays_missing && order.is_missing_in(&look) && !order.is_missed() {
-                // It is news once: the next look must not take it for another restart.
-                effects(&order, Action::Miss, &look, now, report, &mut steps);
-            }
-            effects(&order, action, &look, now, report, &mut steps);
-            let seq = order.seq;
-            changes.extend(steps.into_iter().map(|step| Change { seq, step }));
-            if action == Action::Start {
-                again.push(order);
-            }
-        }
-        let mut changes = changes.into_iter();
-        loop {
-            let batch: Vec<Change> = changes.by_ref().take(BATCH_MAX).collect();
-            if batch.is_empty() {
-                break;
-            }
-            let recorded = self
-                .world
-                .store
-                .record(batch, now)
-                .await
-                .context("what was observed could not be recorded")?;
+        changes
+    }
+
+    /// Records changes, if there are any.
+    async fn record(
+        &self,
+        changes: Vec<Change>,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        if !changes.is_empty() {
+            let recorded = self.world.store.record(changes, now).await;
+            let recorded = recorded.context("what was observed could not be recorded")?;
             report.overtaken += recorded.overtaken.len();
         }
-        // Those that were not looked at are still to be started again.
-        self.again
-            .retain(|order| looked_at.binary_search(&order.seq).is_err());
-        self.again.extend(again);
-        self.again
-            .make_contiguous()
-            .sort_by_key(|order| (order.phase == Phase::Created, order.seq));
         Ok(())
     }
 }
 
-/// The orders that are looked at, and what was seen of each.
-struct Sight {
-    orders: Vec<OpenOrder>,
-    watched: Vec<Watched>,
-    looks: Vec<Option<Look>>,
-    /// The orders whose own look-up failed.
-    failures: Vec<(usize, Failure)>,
-    /// Whether every order was seen.
-    is_complete: bool,
-    /// Whether the list was read, and its length if it was whole.
-    is_listed: bool,
-    entries: Option<u64>,
-    /// The orders that the list did not know and no look-up has told of, and when the list was
-    /// asked for.
-    unconfirmed: Vec<(usize, Timestamp)>,
-    /// Look-ups that were made.
-    look_ups: usize,
-}
-
-impl Sight {
-    fn new(orders: Vec<OpenOrder>, watched: Vec<Watched>) -> Self {
-        Self {
-            looks: vec![None; orders.len()],
-            orders,
-            watched,
-            failures: Vec::new(),
-            unconfirmed: Vec::new(),
-            is_complete: true,
-            is_listed: false,
-            entries: None,
-            look_ups: 0,
-        }
-    }
-
-    /// What it has cost the upstream.
-    fn cost(&self) -> Duration {
-        let list = match (self.is_listed, self.entries) {
-            (true, entries) => pace::list_cost(entries.unwrap_or(0)),
-            (false, _) => Duration::ZERO,
-        };
-        list + pace::look_ups_cost(self.look_ups)
-    }
-}
-
-/// What the pace has to know about an order. One about which something is not known is looked at
-/// whenever others are.
-fn watched(order: &OpenOrder) -> Watched {
-    let running_since = match order.phase {
+/// How many of these orders have a process that runs, as far as is known, and is not stuck.
+fn count_in_flight(pace: &Pace, orders: impl Iterator<Item = OpenOrder>, now: Timestamp) -> u64 {
+    let runs = |order: &OpenOrder| match order.phase {
         Phase::Processing {
             confirmed_at,
             missed_at: None,
-        } if order.intent.is_none() && order.attention.is_none() => Some(confirmed_at),
-        _ => None,
+        } => !pace.is_stuck(confirmed_at, now),
+        _ => false,
     };
-    Watched {
-        seq: order.seq,
-        running_since,
-    }
+    orders.filter(runs).count() as u64
 }
 
-/// Those at these places, which are in ascending order.
-fn chosen<T>(all: Vec<T>, places: &[usize]) -> Vec<T> {
-    let mut places = places.iter().copied().peekable();
-    let is_chosen = |(place, _): &(usize, T)| places.next_if_eq(place).is_some();
-    all.into_iter()
-        .enumerate()
-        .filter(is_chosen)
-        .map(|(_, one)| one)
-        .collect()
-}
-
-/// How many of these orders have a process that runs, as far as is known, and is not stuck.
-fn count_in_flight(
-    pace: &Pace,
-    orders: &[OpenOrder],
-    looks: &[Option<Look>],
-    now: Timestamp,
-) -> u64 {
-    let runs = |(place, order): &(usize, &OpenOrder)| {
-        let Phase::Processing {
-            confirmed_at,
-            missed_at: None,
-        } = order.phase
-        else {
-            return false;
-        };
-        let is_over = looks
-            .get(*place)
-            .and_then(Option::as_ref)
-            .is_some_and(|look| {
-                matches!(look.observed, Observed::Succeeded | Observed::Failed)
-                    || order.is_missing_in(look)
-            });
-        !is_over && !pace.is_stuck(confirmed_at, now)
-    };
-    orders.iter().enumerate().filter(runs).count() as u64
+/// Whether this look says that the order's process does not run any more.
+fn is_over(order: &OpenOrder, look: Option<&Look>) -> bool {
+    look.is_some_and(|look| {
+        matches!(look.observed, Observed::Succeeded | Observed::Failed) || order.is_missing_in(look)
+    })
 }
 
 /// Tells the log what was decided, and on what.
-pub(super) fn trace(order: &OpenOrder, look: &Look, action: Action) {
+pub(super) fn trace(order: &OpenOrder, id: &str, look: &Look, action: Action) {
     log::trace!(
         target: "order_service::decide",
-        "{}; {:?}; {action:?}; {}",
+        "{}; {:?}; {action:?}; {id}",
         row_of(order),
-        look.observed,
-        order.id.as_str()
+        look.observed
     );
 }
 
 /// The steps of an action other than a start.
 pub(super) fn effects(
     order: &OpenOrder,
+    id: &str,
     action: Action,
     look: &Look,
     now: Timestamp,
@@ -499,7 +415,7 @@ pub(super) fn effects(
         Action::Flag(reason) => {
             report.flagged += 1;
             let detail = flag_detail(order, reason, &look.observed);
-            steps.push(Step::Flagged(trouble(order, reason, detail, now)));
+            steps.push(Step::Flagged(trouble(order, id, reason, detail, now)));
         }
         Action::Clear => steps.push(Step::Cleared),
     }
@@ -525,6 +441,7 @@ fn flag_detail(order: &OpenOrder, reason: Reason, observed: &Observed) -> String
 /// A trouble of this order, and when it is tried again.
 pub(super) fn trouble(
     order: &OpenOrder,
+    id: &str,
     reason: Reason,
     detail: String,
     now: Timestamp,
@@ -532,6 +449,6 @@ pub(super) fn trouble(
     Trouble {
         reason,
         detail,
-        next_attempt_at: now.after(backoff(&order.id, order.attempts + 1)),
+        next_attempt_at: now.after(backoff(id, order.attempts + 1)),
     }
 }

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, decide_refused};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Failure;
-use crate::store::{Change, Step, Store};
+use crate::store::{Change, Startable, Step, Store};
 use crate::upstream::{StartError, Upstream};
 
 /// Orders read ahead. At a thousand starts a second this is one second's worth.
@@ -58,7 +58,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                     self.pace.starts(now);
                     match world.choose_unseen(order) {
                         Ok(tried) => notes.add(tried, report),
-                        Err(order) => requests.push(world.ask(Ask::LookUp, order, stop)),
+                        Err(unseen) => requests.push(world.ask(Ask::LookUp, unseen, stop)),
                     }
                     // Whatever fails, the starts that are under way are waited for.
                     match due.pop(world) {
@@ -116,14 +116,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
 /// The orders that are due, oldest first, read as they are needed.
 struct Due<'a> {
-    again: &'a mut VecDeque<OpenOrder>,
-    read: VecDeque<OpenOrder>,
+    again: &'a mut VecDeque<Startable>,
+    read: VecDeque<Startable>,
     after: i64,
     is_all_read: bool,
 }
 
 impl<'a> Due<'a> {
-    fn new(again: &'a mut VecDeque<OpenOrder>) -> Self {
+    fn new(again: &'a mut VecDeque<Startable>) -> Self {
         Self {
             again,
             read: VecDeque::new(),
@@ -135,13 +135,15 @@ impl<'a> Due<'a> {
     fn pop<U: Upstream, C: Clock>(
         &mut self,
         world: &World<U, C>,
-    ) -> anyhow::Result<Option<OpenOrder>> {
+    ) -> anyhow::Result<Option<Startable>> {
         if self.read.is_empty() && !self.is_all_read {
             self.read_on(&world.store, world.clock.now(), world.settings.max_starts)?;
         }
         // Orders that have been started before go first, then the oldest.
         let again_is_first = match (self.again.front(), self.read.front()) {
-            (Some(again), Some(read)) => again.phase != Phase::Created || again.seq < read.seq,
+            (Some(again), Some(read)) => {
+                again.order.phase != Phase::Created || again.order.seq < read.order.seq
+            }
             (again, _) => again.is_some(),
         };
         Ok(if again_is_first {
@@ -152,15 +154,16 @@ impl<'a> Due<'a> {
     }
 
     /// Gives back an order whose turn has not come.
-    fn put_back(&mut self, order: Option<OpenOrder>) {
-        if let Some(order) = order {
+    fn put_back(&mut self, next: Option<Startable>) {
+        if let Some(next) = next {
+            let order = &next.order;
             let is_new = order.phase == Phase::Created && order.intent.is_none();
             let place = if is_new {
                 &mut self.read
             } else {
                 &mut *self.again
             };
-            place.push_front(order);
+            place.push_front(next);
         }
     }
 
@@ -174,7 +177,7 @@ impl<'a> Due<'a> {
             .context("the orders that are due could not be read")?;
         self.is_all_read = read.len() < READ_AHEAD;
         if let Some(last) = read.last() {
-            self.after = last.seq;
+            self.after = last.order.seq;
         }
         self.read = read.into();
         Ok(())
@@ -192,7 +195,7 @@ enum Ask {
 
 /// An order whose turn has come, and what came of that.
 struct Tried {
-    order: OpenOrder,
+    next: Startable,
     report: Report,
     /// What is to be recorded.
     steps: Vec<Step>,
@@ -203,9 +206,9 @@ struct Tried {
 }
 
 impl Tried {
-    fn new(order: OpenOrder) -> Self {
+    fn new(next: Startable) -> Self {
         Self {
-            order,
+            next,
             report: Report::default(),
             steps: Vec::new(),
             is_to_start: false,
@@ -225,7 +228,7 @@ impl Tried {
 #[derive(Default)]
 struct Notes {
     changes: Vec<Change>,
-    intended: Vec<OpenOrder>,
+    intended: Vec<Startable>,
 }
 
 impl Notes {
@@ -242,14 +245,14 @@ impl Notes {
         report.refused += tried.report.refused;
         report.unanswered += tried.report.unanswered;
         report.flagged += tried.report.flagged;
-        let seq = tried.order.seq;
+        let seq = tried.next.order.seq;
         let steps = tried.steps.into_iter();
         self.changes.extend(steps.map(|step| Change { seq, step }));
         if tried.is_to_start {
-            let previous = tried.order.intent.map(|intent| intent.written_at);
+            let previous = tried.next.order.intent.map(|intent| intent.written_at);
             let step = Step::Intended { previous };
             self.changes.push(Change { seq, step });
-            self.intended.push(tried.order);
+            self.intended.push(tried.next);
         }
     }
 }
@@ -257,26 +260,26 @@ impl Notes {
 /// What was recorded: how many orders had moved on meanwhile, and those whose intent is on disk.
 struct Noted {
     overtaken: usize,
-    intended: Vec<OpenOrder>,
+    intended: Vec<Startable>,
 }
 
 impl<U: Upstream, C: Clock> World<U, C> {
     /// Decides once more, now that the order's turn has come. One whose process was forgotten is
     /// given back: it has to be looked up for this. About one with an intent the last look at it
     /// has decided.
-    fn choose_unseen(&self, order: OpenOrder) -> Result<Tried, OpenOrder> {
-        match (order.phase, order.intent) {
-            (Phase::Processing { .. }, _) => Err(order),
+    fn choose_unseen(&self, next: Startable) -> Result<Tried, Startable> {
+        match (next.order.phase, next.order.intent) {
+            (Phase::Processing { .. }, _) => Err(next),
             (Phase::Created, Some(_)) => Ok(Tried {
                 is_to_start: true,
-                ..Tried::new(order)
+                ..Tried::new(next)
             }),
             (Phase::Created, None) => {
                 let look = Look {
                     observed: Observed::Unknown,
                     began_at: self.clock.now(),
                 };
-                let mut tried = Tried::new(order);
+                let mut tried = Tried::new(next);
                 self.choose(&look, &mut tried);
                 Ok(tried)
             }
@@ -289,16 +292,17 @@ impl<U: Upstream, C: Clock> World<U, C> {
             // Otherwise it would not be its turn.
             restart_suspected: true,
         };
-        let (order, report) = (&tried.order, &mut tried.report);
+        let Startable { id, order } = &tried.next;
         let action = decide(order, look, &self.policy(), at);
-        trace(order, look, action);
-        effects(order, action, look, at.now, report, &mut tried.steps);
+        trace(order, id.as_str(), look, action);
+        let (report, steps) = (&mut tried.report, &mut tried.steps);
+        effects(order, id.as_str(), action, look, at.now, report, steps);
         tried.is_to_start = action == Action::Start;
     }
 
     /// Asks the upstream, and decides what the answer means.
-    async fn ask(&self, ask: Ask, order: OpenOrder, stop: &Stop) -> Tried {
-        let mut tried = Tried::new(order);
+    async fn ask(&self, ask: Ask, next: Startable, stop: &Stop) -> Tried {
+        let mut tried = Tried::new(next);
         match ask {
             Ask::LookUp => self.look_again(&mut tried).await,
             Ask::Start => self.start(&mut tried, stop).await,
@@ -309,7 +313,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// Looks an order up whose process was forgotten.
     async fn look_again(&self, tried: &mut Tried) {
         let began_at = self.clock.now();
-        match self.upstream.look_up(&self.clock, &tried.order.id).await {
+        match self.upstream.look_up(&self.clock, &tried.next.id).await {
             Ok(observed) => self.choose(&Look { observed, began_at }, tried),
             Err(failure) => tried.unanswered(failure),
         }
@@ -317,7 +321,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
 
     /// Sends a start whose intent is on disk.
     async fn start(&self, tried: &mut Tried, stop: &Stop) {
-        let order = &tried.order;
+        let Startable { id, order } = &tried.next;
         self.upstream.tally().starts(order.starts_so_far() > 0);
         let given_up = async {
             stop.abandon.cancelled().await;
@@ -326,7 +330,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
                 failure: Failure::new("the program ended before the answer came", false),
             }
         };
-        match self.upstream.start(&self.clock, &order.id, given_up).await {
+        match self.upstream.start(&self.clock, id, given_up).await {
             Ok(()) if order.phase == Phase::Created => {
                 tried.report.started = 1;
                 tried.steps.push(Step::Started);
@@ -349,10 +353,10 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// The upstream did not take the start, perhaps because there is a process: only a look-up
     /// can tell.
     async fn refused(&self, answer: u16, detail: String, tried: &mut Tried) {
-        let order = &tried.order;
-        log::debug!("order {:?}: {detail}", order.id.as_str());
+        let Startable { id, order } = &tried.next;
+        log::debug!("order {:?}: {detail}", id.as_str());
         let began_at = self.clock.now();
-        let observed = match self.upstream.look_up(&self.clock, &order.id).await {
+        let observed = match self.upstream.look_up(&self.clock, id).await {
             Ok(observed) => observed,
             Err(failure) => return self.give_up(Some(answer), failure, tried),
         };
@@ -364,7 +368,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
             Action::Flag(reason) => {
                 tried.report.refused = 1;
                 tried.report.flagged = 1;
-                let trouble = trouble(order, reason, detail, now);
+                let trouble = trouble(order, id.as_str(), reason, detail, now);
                 tried.steps.push(Step::Flagged(trouble));
             }
             // The process that was missing is there again.
@@ -372,20 +376,21 @@ impl<U: Upstream, C: Clock> World<U, C> {
             action => {
                 let order = OpenOrder {
                     intent: None,
-                    ..order.clone()
+                    ..*order
                 };
                 let (report, steps) = (&mut tried.report, &mut tried.steps);
-                effects(&order, action, &look, now, report, steps);
+                effects(&order, id.as_str(), action, &look, now, report, steps);
             }
         }
     }
 
     /// The outcome of a start is not known. The order is left alone until an absence would count.
     fn give_up(&self, answer: Option<u16>, failure: Failure, tried: &mut Tried) {
-        let (order, detail) = (&tried.order, failure.detail.clone());
-        log::debug!("order {:?}: {detail}", order.id.as_str());
+        let Startable { id, order } = &tried.next;
+        let detail = failure.detail.clone();
+        log::debug!("order {:?}: {detail}", id.as_str());
         let now = self.clock.now();
-        let mut trouble = trouble(order, Reason::UpstreamUnreachable, detail, now);
+        let mut trouble = trouble(order, id.as_str(), Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
         trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
         tried.steps.push(Step::GivenUp { answer, trouble });
@@ -402,7 +407,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
         let mut intended = notes.intended;
         // What has moved on meanwhile is not what was decided about.
         if !recorded.overtaken.is_empty() {
-            intended.retain(|order| !recorded.overtaken.contains(&order.seq));
+            intended.retain(|next| !recorded.overtaken.contains(&next.order.seq));
         }
         Ok(Noted {
             overtaken: recorded.overtaken.len(),

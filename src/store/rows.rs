@@ -1,10 +1,10 @@
 //! Rows as orders, and as the heartbeat. A row that the schema would refuse is an error here.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Found, Heartbeat};
+use super::{Found, Heartbeat, Startable};
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
 use crate::pace::Reach;
@@ -22,7 +22,7 @@ pub(super) const FOUND: &str = "SELECT seq, orders.id, status, created_at, updat
                      upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at \
                      FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1";
 
-/// The columns of an [`OpenOrder`], as [`open_order_of`] reads them.
+/// The columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
                           confirmed_at, attempts, next_attempt_at, attention, \
                           missed_at, released_at";
@@ -97,11 +97,11 @@ pub(super) fn order_of(
     })
 }
 
-pub(super) fn collect_open(
-    mut query: CachedStatement<'_>,
-    params: impl rusqlite::Params,
-) -> rusqlite::Result<Vec<OpenOrder>> {
-    query.query_map(params, open_order_of)?.collect()
+pub(super) fn startable_of(row: &Row<'_>) -> rusqlite::Result<Startable> {
+    Ok(Startable {
+        id: id_of(row, 1)?,
+        order: open_order_of(row)?,
+    })
 }
 
 /// An order that is open, if it is.
@@ -113,7 +113,7 @@ pub(super) fn open_order(db: &Connection, seq: i64) -> rusqlite::Result<Option<O
     .optional()
 }
 
-fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
+pub(super) fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
     let time = |column| -> rusqlite::Result<Option<Timestamp>> {
         Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
     };
@@ -134,7 +134,6 @@ fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
     };
     Ok(OpenOrder {
         seq: row.get(0)?,
-        id: id_of(row, 1)?,
         phase,
         intent,
         starts: row.get(3)?,

@@ -643,7 +643,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
         .store
         .watched()
         .unwrap()
-        .iter()
+        .orders()
         .any(|order| order.intent.is_some() || order.is_missed())
     {
         stage.forward(1_000);

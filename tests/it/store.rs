@@ -112,7 +112,7 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     assert_eq!(record(&store, seq, intend(Some(4)), 7).await, (0, 1));
     assert_eq!(record(&store, seq, intend(Some(5)), 8).await, (1, 0));
     assert_eq!(
-        store.watched().unwrap()[0].starts,
+        store.watched().unwrap().order(0).starts,
         1,
         "the silent one counts"
     );

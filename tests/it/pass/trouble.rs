@@ -117,7 +117,7 @@ fn an_upstream_that_is_down_is_no_fault_of_an_order_and_a_silent_look_up_is() {
     pass(&mut reconciler);
     let delayed = || {
         let open = stage.store.watched().unwrap();
-        let delayed = open.iter().filter(|order| order.attempts > 0);
+        let delayed = open.orders().filter(|order| order.attempts > 0);
         delayed.count()
     };
     assert_eq!(delayed(), 0, "it is down");

@@ -1,0 +1,214 @@
+//! What a pass has seen of the orders that it looks at.
+//!
+//! A list tells of a million orders, so what it said of each takes a byte; what a look-up said of
+//! one comes before that. What to do about it is decided elsewhere.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::decide::Look;
+use crate::order::{IdIndex, Observed, Timestamp};
+use crate::pace::{self, Failure};
+use crate::store::Watchlist;
+use crate::upstream::Entry;
+
+/// The orders that are looked at, and what was seen of each.
+pub(super) struct Sight {
+    pub orders: Watchlist,
+    listed: Listed,
+    looked_up: HashMap<usize, Look>,
+    /// The orders whose own look-up failed.
+    pub failures: Vec<(usize, Failure)>,
+    /// Whether every order was seen.
+    pub is_complete: bool,
+    /// Whether the list was read, and its length if it was whole.
+    pub is_listed: bool,
+    pub entries: Option<u64>,
+    /// The orders that the list did not know and no look-up has told of, and when the list was
+    /// asked for.
+    pub unconfirmed: Vec<(usize, Timestamp)>,
+    /// Look-ups that were made.
+    pub look_ups: usize,
+}
+
+impl Sight {
+    pub fn new(orders: Watchlist) -> Self {
+        Self {
+            orders,
+            listed: Listed::nothing(),
+            looked_up: HashMap::new(),
+            failures: Vec::new(),
+            unconfirmed: Vec::new(),
+            is_complete: true,
+            is_listed: false,
+            entries: None,
+            look_ups: 0,
+        }
+    }
+
+    /// What was seen of the order at this place, if anything was.
+    pub fn look(&self, place: usize) -> Option<Look> {
+        match self.looked_up.get(&place) {
+            Some(look) => Some(look.clone()),
+            None => self.listed.look(place),
+        }
+    }
+
+    /// An order was looked up.
+    pub fn saw(&mut self, place: usize, look: Look) {
+        self.looked_up.insert(place, look);
+    }
+
+    /// What was seen of an order does not count.
+    pub fn forget(&mut self, place: usize) {
+        self.looked_up.remove(&place);
+        if let Some(said) = self.listed.said.get_mut(place) {
+            *said = Said::Nothing;
+        }
+    }
+
+    /// A list was read, to the end if it had so many entries.
+    pub fn read(&mut self, mut listed: Listed, entries: Option<u64>) {
+        self.is_listed = true;
+        self.entries = entries;
+        if entries.is_some() {
+            listed.end();
+        } else {
+            self.is_complete = false;
+        }
+        self.listed = listed;
+    }
+
+    /// What it has cost the upstream.
+    pub fn cost(&self) -> Duration {
+        let list = if self.is_listed {
+            pace::list_cost(self.entries.unwrap_or(0))
+        } else {
+            Duration::ZERO
+        };
+        list + pace::look_ups_cost(self.look_ups)
+    }
+}
+
+/// What a list says, as it is read.
+pub(super) struct Listed {
+    began_at: Timestamp,
+    said: Vec<Said>,
+    /// The statuses that are not known.
+    odd: HashMap<usize, Box<str>>,
+}
+
+/// What a list says of one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    Absent,
+    Running,
+    Succeeded,
+    Failed,
+    /// A status that is not known.
+    Odd,
+    /// It was named twice and differently: that says nothing.
+    Contradiction,
+}
+
+impl Listed {
+    fn nothing() -> Self {
+        Self::new(0, Timestamp(0))
+    }
+
+    /// A list that was asked for at `began_at`, and has said nothing of so many orders yet.
+    pub fn new(orders: usize, began_at: Timestamp) -> Self {
+        Self {
+            began_at,
+            said: vec![Said::Nothing; orders],
+            odd: HashMap::new(),
+        }
+    }
+
+    /// Takes note of an entry, if it is of one of the orders.
+    pub fn tell(&mut self, index: &IdIndex<'_>, entry: &Entry<'_>) {
+        let Some(place) = index.find(&entry.order_id) else {
+            return;
+        };
+        let (said, word) = match Observed::of_status(&entry.status) {
+            Observed::Running => (Said::Running, None),
+            Observed::Succeeded => (Said::Succeeded, None),
+            Observed::Failed => (Said::Failed, None),
+            Observed::Unrecognised(word) => (Said::Odd, Some(word)),
+            Observed::Unknown | Observed::Absent => (Said::Contradiction, None),
+        };
+        let is_first = self.said[place] == Said::Nothing;
+        if is_first {
+            self.said[place] = said;
+            self.odd.extend(word.map(|word| (place, word)));
+        } else if self.said[place] != said || self.odd.get(&place) != word.as_ref() {
+            self.said[place] = Said::Contradiction;
+        }
+    }
+
+    /// It was whole: what it has not named is absent.
+    fn end(&mut self) {
+        for said in &mut self.said {
+            if *said == Said::Nothing {
+                *said = Said::Absent;
+            }
+        }
+    }
+
+    fn look(&self, place: usize) -> Option<Look> {
+        let observed = match self.said.get(place)? {
+            Said::Nothing => return None,
+            Said::Absent => Observed::Absent,
+            Said::Running => Observed::Running,
+            Said::Succeeded => Observed::Succeeded,
+            Said::Failed => Observed::Failed,
+            Said::Odd => Observed::Unrecognised(self.odd.get(&place)?.clone()),
+            Said::Contradiction => Observed::Unknown,
+        };
+        let began_at = self.began_at;
+        Some(Look { observed, began_at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::Ids;
+
+    #[test]
+    fn a_list_says_of_each_order_what_it_says_of_it_alone() {
+        let mut ids = Ids::default();
+        for id in ["a0", "a1", "a2", "a3", "a4", "a5"] {
+            ids.push(id).unwrap();
+        }
+        let index = ids.index();
+        let mut listed = Listed::new(ids.len(), Timestamp(7));
+        for (order_id, status) in [
+            ("a0", "RUNNING"),
+            ("a1", "FAILED"),
+            ("b1", "FAILED"),
+            ("a2", "PAUSED"),
+            ("a3", "PAUSED"),
+            ("a0", "RUNNING"),
+            ("a1", "SUCCEEDED"),
+            ("a1", "FAILED"),
+            ("a2", "PAUSED"),
+            ("a3", "HALTED"),
+            ("a4", "SUCCEEDED"),
+        ] {
+            let (order_id, status) = (order_id.into(), status.into());
+            listed.tell(&index, &Entry { order_id, status });
+        }
+        let told = |listed: &Listed, place| listed.look(place).map(|look| look.observed);
+        let paused = Observed::of_status("PAUSED");
+        assert_eq!(told(&listed, 0), Some(Observed::Running));
+        assert_eq!(told(&listed, 1), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 2), Some(paused));
+        assert_eq!(told(&listed, 3), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 4), Some(Observed::Succeeded));
+        assert_eq!(told(&listed, 5), None);
+        listed.end();
+        assert_eq!(told(&listed, 5), Some(Observed::Absent));
+    }
+}

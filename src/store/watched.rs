@@ -1,0 +1,201 @@
+//! The orders whose process has to be observed, packed: a pass holds all of them, and there may be
+//! a million.
+//!
+//! Of an order that merely runs, a few words are kept and no allocation of its own; what is more
+//! than that is kept whole. What to do about them is decided elsewhere.
+
+use rusqlite::Connection;
+
+use super::rows::{OPEN_ORDER, impossible, open_order_of};
+use crate::decide::{OpenOrder, Phase};
+use crate::order::{Ids, Timestamp};
+use crate::pace::Watched;
+
+/// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
+/// oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Watchlist {
+    ids: Ids,
+    watched: Vec<Watched>,
+    starts: Vec<u8>,
+    /// Those of which more is known than this, with their places.
+    others: Vec<(usize, OpenOrder)>,
+}
+
+impl Watchlist {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.watched.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.watched.is_empty()
+    }
+
+    /// What the pace has to know about them.
+    pub fn watched(&self) -> &[Watched] {
+        &self.watched
+    }
+
+    /// Their ids.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// The order at this place.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn order(&self, place: usize) -> OpenOrder {
+        match self.others.binary_search_by_key(&place, |other| other.0) {
+            Ok(at) => self.others[at].1,
+            Err(_) => plain(self.watched[place], self.starts[place]),
+        }
+    }
+
+    /// All of them.
+    pub fn orders(&self) -> impl Iterator<Item = OpenOrder> {
+        (0..self.len()).map(|place| self.order(place))
+    }
+
+    /// Those at these places, in ascending order.
+    #[must_use]
+    pub fn chosen(&self, places: &[usize]) -> Self {
+        let mut chosen = Self::default();
+        for &place in places {
+            // What is an id here is one there, too.
+            if chosen.ids.push(self.ids.get(place)).is_ok() {
+                chosen.push(self.order(place));
+            }
+        }
+        chosen
+    }
+
+    fn push(&mut self, order: OpenOrder) {
+        let watched = Watched {
+            seq: order.seq,
+            running_since: running_since(&order),
+        };
+        let starts = u8::try_from(order.starts).unwrap_or(u8::MAX);
+        if plain(watched, starts) != order {
+            self.others.push((self.watched.len(), order));
+        }
+        self.watched.push(watched);
+        self.starts.push(starts);
+    }
+}
+
+/// An order of which nothing more is known than this.
+fn plain(watched: Watched, starts: u8) -> OpenOrder {
+    let missed_at = None;
+    OpenOrder {
+        seq: watched.seq,
+        phase: match watched.running_since {
+            None => Phase::Created,
+            Some(confirmed_at) => Phase::Processing {
+                confirmed_at,
+                missed_at,
+            },
+        },
+        intent: None,
+        starts: u32::from(starts),
+        is_released: false,
+        attempts: 0,
+        next_attempt_at: None,
+        attention: None,
+    }
+}
+
+/// Since when its process is known to run. Nothing if something is in doubt: the order is then
+/// looked at whenever others are.
+fn running_since(order: &OpenOrder) -> Option<Timestamp> {
+    match order.phase {
+        Phase::Processing {
+            confirmed_at,
+            missed_at: None,
+        } if order.intent.is_none() && order.attention.is_none() => Some(confirmed_at),
+        _ => None,
+    }
+}
+
+pub(super) fn read(db: &Connection) -> rusqlite::Result<Watchlist> {
+    let sql = format!(
+        "SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' \
+         UNION ALL \
+         SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
+         WHERE intent_at IS NOT NULL AND status = 'CREATED' \
+         ORDER BY seq"
+    );
+    let mut list = Watchlist::default();
+    let mut query = db.prepare_cached(&sql)?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(1)?.as_str()?;
+        list.ids.push(id).map_err(|error| impossible(1, error))?;
+        list.push(open_order_of(row)?);
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::Intent;
+    use crate::order::Reason;
+
+    #[test]
+    fn an_order_is_given_back_as_it_was_read_whatever_is_known_of_it() {
+        let runs = |seq| {
+            let running_since = Some(Timestamp(seq * 10));
+            plain(Watched { seq, running_since }, 1)
+        };
+        let intent = Some(Intent {
+            written_at: Timestamp(5),
+            given_up_at: None,
+            answer: None,
+        });
+        let orders = [
+            runs(1),
+            OpenOrder { intent, ..runs(2) },
+            OpenOrder {
+                intent,
+                phase: Phase::Created,
+                ..runs(3)
+            },
+            runs(4),
+            OpenOrder {
+                starts: 1_000,
+                ..runs(5)
+            },
+            OpenOrder {
+                is_released: true,
+                ..runs(6)
+            },
+            OpenOrder {
+                attempts: 1,
+                ..runs(7)
+            },
+            OpenOrder {
+                attention: Some(Reason::ProcessLost),
+                ..runs(8)
+            },
+            runs(9),
+        ];
+        let mut list = Watchlist::default();
+        for order in orders {
+            list.ids.push(&format!("a{}", order.seq)).unwrap();
+            list.push(order);
+        }
+        assert!(list.orders().eq(orders));
+        assert_eq!(list.others.len(), 6);
+        let chosen = list.chosen(&[0, 4, 8]);
+        assert!(chosen.orders().eq([orders[0], orders[4], orders[8]]));
+        assert_eq!(chosen.ids().get(2), "a9");
+        let in_doubt = list
+            .watched()
+            .iter()
+            .filter(|order| order.running_since.is_none());
+        assert_eq!(in_doubt.count(), 3);
+    }
+}
