@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::sight::{Listed, Sight};
+use super::sight::{Reading, Sight};
 use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, row_of};
@@ -230,10 +230,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// so that a list that never works cannot strand anyone.
     async fn read_list(&mut self, sight: &mut Sight, stop: &Stop) {
         let began_at = self.world.clock.now();
-        let index = sight.orders.ids().index();
-        let mut listed = Listed::new(sight.orders.len(), began_at);
-        let tell = |entry: Entry<'_>| listed.tell(&index, &entry);
+        let mut reading = Reading::new(&sight.orders, began_at);
+        let tell = |entry: Entry<'_>| reading.tell(&entry);
         let result = self.world.upstream.list(&self.world.clock, tell).await;
+        let listed = reading.end();
         self.note(result.as_ref().err());
         sight.read(listed, result.as_ref().ok().copied());
         if let Err(failure) = result

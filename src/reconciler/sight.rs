@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::decide::Look;
-use crate::order::{IdIndex, Observed, Timestamp};
+use crate::order::{IdIndex, Ids, Observed, Timestamp};
 use crate::pace::{self, Failure};
 use crate::store::Watchlist;
 use crate::upstream::Entry;
@@ -90,7 +90,60 @@ impl Sight {
     }
 }
 
-/// What a list says, as it is read.
+/// A list that is read. Its entries are gathered, and their orders found many at a time.
+pub(super) struct Reading<'a> {
+    index: IdIndex<'a>,
+    listed: Listed,
+    ids: Ids,
+    said: Vec<(Said, Option<Box<str>>)>,
+}
+
+/// How many entries are gathered. What is fetched for them fits the processor's nearest memory.
+const GATHERED_MAX: usize = 128;
+
+impl<'a> Reading<'a> {
+    /// A list that was asked for at `began_at`.
+    pub fn new(orders: &'a Watchlist, began_at: Timestamp) -> Self {
+        Self {
+            index: orders.ids().index(),
+            listed: Listed {
+                began_at,
+                said: vec![Said::Nothing; orders.len()],
+                odd: HashMap::new(),
+            },
+            ids: Ids::default(),
+            said: Vec::with_capacity(GATHERED_MAX),
+        }
+    }
+
+    /// Takes note of an entry.
+    pub fn tell(&mut self, entry: &Entry<'_>) {
+        // What can be no id of ours is no order of ours.
+        if self.ids.push(&entry.order_id).is_ok() {
+            self.said.push(Said::of(&entry.status));
+        }
+        if self.ids.len() == GATHERED_MAX {
+            self.find();
+        }
+    }
+
+    /// What the list has said.
+    pub fn end(mut self) -> Listed {
+        self.find();
+        self.listed
+    }
+
+    fn find(&mut self) {
+        self.index.find_each(&self.ids, |at, place| {
+            let (said, word) = &mut self.said[at];
+            self.listed.tell(place, *said, word.take());
+        });
+        self.ids.clear();
+        self.said.clear();
+    }
+}
+
+/// What a list says.
 pub(super) struct Listed {
     began_at: Timestamp,
     said: Vec<Said>,
@@ -112,34 +165,31 @@ enum Said {
     Contradiction,
 }
 
+impl Said {
+    /// What an entry with this status says, and the status if it is not known.
+    fn of(status: &str) -> (Self, Option<Box<str>>) {
+        match Observed::of_status(status) {
+            Observed::Running => (Self::Running, None),
+            Observed::Succeeded => (Self::Succeeded, None),
+            Observed::Failed => (Self::Failed, None),
+            Observed::Unrecognised(word) => (Self::Odd, Some(word)),
+            Observed::Unknown | Observed::Absent => (Self::Contradiction, None),
+        }
+    }
+}
+
 impl Listed {
     fn nothing() -> Self {
-        Self::new(0, Timestamp(0))
-    }
-
-    /// A list that was asked for at `began_at`, and has said nothing of so many orders yet.
-    pub fn new(orders: usize, began_at: Timestamp) -> Self {
         Self {
-            began_at,
-            said: vec![Said::Nothing; orders],
+            began_at: Timestamp(0),
+            said: Vec::new(),
             odd: HashMap::new(),
         }
     }
 
-    /// Takes note of an entry, if it is of one of the orders.
-    pub fn tell(&mut self, index: &IdIndex<'_>, entry: &Entry<'_>) {
-        let Some(place) = index.find(&entry.order_id) else {
-            return;
-        };
-        let (said, word) = match Observed::of_status(&entry.status) {
-            Observed::Running => (Said::Running, None),
-            Observed::Succeeded => (Said::Succeeded, None),
-            Observed::Failed => (Said::Failed, None),
-            Observed::Unrecognised(word) => (Said::Odd, Some(word)),
-            Observed::Unknown | Observed::Absent => (Said::Contradiction, None),
-        };
-        let is_first = self.said[place] == Said::Nothing;
-        if is_first {
+    /// An entry is of the order at this place.
+    fn tell(&mut self, place: usize, said: Said, word: Option<Box<str>>) {
+        if self.said[place] == Said::Nothing {
             self.said[place] = said;
             self.odd.extend(word.map(|word| (place, word)));
         } else if self.said[place] != said || self.odd.get(&place) != word.as_ref() {
@@ -174,20 +224,38 @@ impl Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::Ids;
+    use std::sync::Arc;
+
+    use crate::order::OrderId;
+    use crate::store::{Change, DatabasePath, Mode, OpenGate, Step, Store};
 
     #[test]
     fn a_list_says_of_each_order_what_it_says_of_it_alone() {
-        let mut ids = Ids::default();
-        for id in ["a0", "a1", "a2", "a3", "a4", "a5"] {
-            ids.push(id).unwrap();
-        }
-        let index = ids.index();
-        let mut listed = Listed::new(ids.len(), Timestamp(7));
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            for n in 0..6 {
+                let id = OrderId::new(format!("a{n}")).unwrap();
+                store.create(id, Timestamp(0)).await.unwrap();
+            }
+            let step = Step::Adopted;
+            let changes = (1..=6).map(|seq| Change {
+                seq,
+                step: step.clone(),
+            });
+            store.record(changes.collect(), Timestamp(1)).await.unwrap();
+        });
+        let orders = store.watched().unwrap();
+        let mut reading = Reading::new(&orders, Timestamp(7));
         for (order_id, status) in [
             ("a0", "RUNNING"),
             ("a1", "FAILED"),
             ("b1", "FAILED"),
+            (" not an id", "FAILED"),
             ("a2", "PAUSED"),
             ("a3", "PAUSED"),
             ("a0", "RUNNING"),
@@ -198,8 +266,9 @@ mod tests {
             ("a4", "SUCCEEDED"),
         ] {
             let (order_id, status) = (order_id.into(), status.into());
-            listed.tell(&index, &Entry { order_id, status });
+            reading.tell(&Entry { order_id, status });
         }
+        let mut listed = reading.end();
         let told = |listed: &Listed, place| listed.look(place).map(|look| look.observed);
         let paused = Observed::of_status("PAUSED");
         assert_eq!(told(&listed, 0), Some(Observed::Running));
