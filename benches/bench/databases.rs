@@ -218,7 +218,10 @@ pub async fn settle(
 
 async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<()> {
     let recorded = store.record(changes, now).await?;
-    anyhow::ensure!(recorded.overtaken == 0, "an order was not where it was put");
+    anyhow::ensure!(
+        recorded.overtaken.is_empty(),
+        "an order was not where it was put"
+    );
     Ok(())
 }
 

@@ -80,6 +80,17 @@ impl Program {
         })
     }
 
+    /// Whether it has ended; it must have ended well.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        match self.child.try_wait()? {
+            None => Ok(false),
+            Some(status) => {
+                ensure!(status.success(), "{status}: {}", self.logged());
+                Ok(true)
+            }
+        }
+    }
+
     /// What it has logged.
     pub fn logged(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

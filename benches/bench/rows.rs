@@ -8,6 +8,7 @@ mod disk;
 mod held;
 mod idle;
 mod list;
+mod passes;
 mod read;
 mod wait;
 
@@ -70,6 +71,26 @@ pub const ROWS: &[Row] = &[
         name: "page",
         what: "a page of a million orders, against one of ten thousand",
         run: read::page,
+    },
+    Row {
+        name: "starts",
+        what: "starts without a ceiling, 100,000 due",
+        run: passes::starts,
+    },
+    Row {
+        name: "settle",
+        what: "a pass that settles a million orders through the list",
+        run: passes::settle,
+    },
+    Row {
+        name: "unchanged",
+        what: "a pass with nothing changed, 100,000 open",
+        run: passes::unchanged,
+    },
+    Row {
+        name: "few",
+        what: "a pass with 1,000 open, a million settled",
+        run: passes::few,
     },
     Row {
         name: "idle",

@@ -1,0 +1,364 @@
+//! Passes of the reconciler, each against what it cannot do without, measured alone: the same
+//! requests by the same client, the same reading, the same changes in the same chunks.
+//!
+//! Lists are told in no order, as the real service tells them.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use futures_util::StreamExt;
+use order_service::clock::{Clock, SystemClock};
+use order_service::decide::LostProcess;
+use order_service::order::{Observed, OrderId, Status, Timestamp};
+use order_service::program::reconciler_runtime;
+use order_service::reconciler::{Reconciler, Settings, Stop};
+use order_service::store::{DatabasePath, Mode, Store};
+use order_service::upstream::{HttpUpstream, Upstream};
+
+use crate::Bench;
+use crate::databases::{self, Ids, MILLION, Reached, Template};
+use crate::programs::Program;
+use crate::table::{Goal, Line, Unit, in_turns};
+
+const ROUNDS: usize = 3;
+
+/// A million orders to settle take twelve seconds.
+const SETTLING_ROUNDS: usize = 2;
+
+/// Changes that the reconciler puts into one transaction.
+const CHUNK: usize = 2_000;
+
+/// Requests at once, unless starts are measured.
+const REQUESTS: usize = 8;
+
+/// Starts at once.
+const STARTS: usize = 64;
+
+/// Orders that few are.
+const FEW: u64 = 1_000;
+
+/// Far longer than anything is measured, in seconds.
+const FOR_EVER: &str = "1000000000";
+
+/// After this time every order is looked at again.
+const UNTIL_NEXT_LOOK: Duration = Duration::from_secs(61);
+
+const TO_START: Template = Template {
+    orders: 100_000,
+    ids: Ids::Random,
+    reached: Reached::Created,
+};
+
+const RUNNING: Template = Template {
+    orders: 100_000,
+    ids: Ids::Random,
+    reached: Reached::Processing,
+};
+
+const TO_SETTLE: Template = Template {
+    orders: 1_000_000,
+    ids: Ids::Random,
+    reached: Reached::Processing,
+};
+
+/// Starts without a ceiling, by the program itself, from its beginning to its end.
+pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let ids = ids_of(&fs::read_to_string(TO_START.ids(bench)?)?)?;
+    let simulator =
+        |scratch: &Path| Program::simulator(scratch, &["--max-order-process-duration", "100000"]);
+    let per_second = |took: Duration| TO_START.orders as f64 / took.as_secs_f64();
+    let (ours, reference) = in_turns(
+        ROUNDS,
+        |_| {
+            let scratch = bench.scratch()?;
+            let database = scratch.path().join("orders.db");
+            TO_START.copy(bench, &database)?;
+            let simulator = simulator(scratch.path())?;
+            let unlimited = ["--start-rate", "0", "--max-in-flight", "64", "--once"];
+            let (took, _) = once(&database, &simulator.url, &unlimited)?;
+            expect(&database, Status::Processing, TO_START.orders)?;
+            Ok(per_second(took))
+        },
+        |_| {
+            let scratch = bench.scratch()?;
+            let simulator = simulator(scratch.path())?;
+            let upstream = client(&simulator.url)?;
+            let took = asked(&ids, STARTS, async |id| upstream.start(id).await.is_ok())?;
+            Ok(per_second(took))
+        },
+    )?;
+    Ok(vec![
+        Line::new(
+            "starts, 64 at once; the same client alone",
+            Unit::PerSecond,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtLeast(0.7)),
+    ])
+}
+
+/// A million outcomes from the list, by the program itself.
+pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let listed = shuffled(bench, &TO_SETTLE, scratch.path(), &[])?;
+    let ended = Program::reference(&["upstream", &listed, "0"], scratch.path())?;
+    let mut memory = Vec::new();
+    let (ours, reference) = in_turns(
+        SETTLING_ROUNDS,
+        |_| {
+            let scratch = bench.scratch()?;
+            let database = scratch.path().join("orders.db");
+            TO_SETTLE.copy(bench, &database)?;
+            let (took, peak) = once(&database, &ended.url, &["--once"])?;
+            expect(&database, Status::Processing, 0)?;
+            memory.push(peak);
+            Ok(took.as_secs_f64())
+        },
+        |_| {
+            let scratch = bench.scratch()?;
+            let database = scratch.path().join("orders.db");
+            TO_SETTLE.copy(bench, &database)?;
+            let took = list_alone(&ended.url)? + record_alone(&database)?;
+            Ok(took.as_secs_f64())
+        },
+    )?;
+    Ok(vec![
+        Line::new(
+            "a million settled by a list; list and changes alone",
+            Unit::Seconds,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtMost(1.3)),
+        Line::new("the same, memory", Unit::MiB, memory).goal(Goal::Below(200.0)),
+    ])
+}
+
+/// Nothing has changed.
+pub fn unchanged(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    RUNNING.copy(bench, &database)?;
+    let listed = shuffled(bench, &RUNNING, scratch.path(), &[])?;
+    let running = Program::reference(&["upstream", &listed, FOR_EVER], scratch.path())?;
+    let store = open(&database)?;
+    let mut passes = Passes::new(store.clone(), &running.url)?;
+    passes.next(RUNNING.orders)?;
+    let before = store.watched()?;
+    let (ours, reference) = in_turns(
+        2 * ROUNDS,
+        |_| Ok(millis(passes.next(RUNNING.orders)?)),
+        |_| {
+            let list = list_alone(&running.url)?;
+            let begun = Instant::now();
+            ensure!(store.watched()?.len() as u64 == RUNNING.orders);
+            Ok(millis(list + begun.elapsed()))
+        },
+    )?;
+    let after = store.watched()?;
+    ensure!(before.orders().eq(after.orders()), "orders were written");
+    Ok(vec![
+        Line::new(
+            "a pass without news, 100,000 open; list and reading alone",
+            Unit::Millis,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtMost(1.2)),
+    ])
+}
+
+/// Few are open, and a million are settled, here and in the list.
+pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let scratch = bench.scratch()?;
+    let database = scratch.path().join("orders.db");
+    MILLION.copy(bench, &database)?;
+    let store = open(&database)?;
+    let names: Vec<String> = (0..FEW).map(|n| format!("open-{n}")).collect();
+    let runtime = reconciler_runtime()?;
+    runtime.block_on(async {
+        let now = SystemClock.now();
+        let seqs = databases::create(&store, names.clone(), now).await?;
+        databases::start(&store, &seqs, now).await
+    })?;
+    let listed = shuffled(bench, &MILLION, scratch.path(), &names)?;
+    let running = Program::reference(&["upstream", &listed, FOR_EVER], scratch.path())?;
+    let mut passes = Passes::new(store, &running.url)?;
+    // The first pass finds out how long the list is.
+    passes.next(FEW)?;
+    let upstream = client(&running.url)?;
+    let ids = ids_of(&names.join("\n"))?;
+    let (ours, reference) = in_turns(
+        3 * ROUNDS,
+        |_| Ok(millis(passes.next(FEW)?)),
+        |_| {
+            let look_up = async |id: &OrderId| upstream.look_up(id).await == Ok(Observed::Running);
+            Ok(millis(asked(&ids, REQUESTS, look_up)?))
+        },
+    )?;
+    Ok(vec![
+        Line::new(
+            "a pass, 1,000 open, a million settled; look-ups alone",
+            Unit::Millis,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtMost(1.2)),
+    ])
+}
+
+/// Runs the reconciler's program to its end: the time, and the most memory of its own.
+fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
+    let begun = Instant::now();
+    let mut program = Program::reconciler(database, upstream, arguments)?;
+    let mut peak: f64 = 0.0;
+    while !program.has_ended()? {
+        peak = peak.max(program.anonymous_mib().unwrap_or(0.0));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok((begun.elapsed(), peak))
+}
+
+/// Passes in this process, on a clock that is moved on before each.
+struct Passes {
+    reconciler: Reconciler<HttpUpstream, MovedClock>,
+    clock: MovedClock,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Passes {
+    fn new(store: Store, url: &str) -> anyhow::Result<Self> {
+        let clock = MovedClock(Rc::default());
+        let settings = Settings {
+            schedule: "* * * * * *".parse()?,
+            start_rate: 50.0,
+            max_in_flight: REQUESTS,
+            request_timeout: Duration::from_secs(5),
+            max_starts: 5,
+            lost_process: LostProcess::Restart,
+        };
+        Ok(Self {
+            reconciler: Reconciler::new(store, client(url)?, clock.clone(), settings)?,
+            clock,
+            runtime: reconciler_runtime()?,
+        })
+    }
+
+    /// The time of a pass that looks at so many orders and finds nothing to do.
+    fn next(&mut self, orders: u64) -> anyhow::Result<Duration> {
+        self.clock.0.set(self.clock.0.get() + UNTIL_NEXT_LOOK);
+        let stop = Stop::default();
+        let begun = Instant::now();
+        let report = self.runtime.block_on(self.reconciler.pass(&stop))?;
+        let took = begun.elapsed();
+        ensure!(report.observed as u64 == orders, "not all were looked at");
+        ensure!(
+            report.to_string() == format!("observed={orders}"),
+            "{report}"
+        );
+        Ok(took)
+    }
+}
+
+/// The machine's clock, so much later.
+#[derive(Clone)]
+struct MovedClock(Rc<Cell<Duration>>);
+
+impl Clock for MovedClock {
+    fn now(&self) -> Timestamp {
+        SystemClock.now().after(self.0.get())
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        tokio::time::sleep(moment.since(self.now())).await;
+    }
+}
+
+/// The time for so many requests, so many at once, on a runtime like the reconciler's.
+fn asked(
+    ids: &[OrderId],
+    at_once: usize,
+    ask: impl AsyncFn(&OrderId) -> bool,
+) -> anyhow::Result<Duration> {
+    let ask = &ask;
+    let begun = Instant::now();
+    let mut answers = futures_util::stream::iter(ids)
+        .map(|id| async move { ask(id).await })
+        .buffer_unordered(at_once);
+    let all = reconciler_runtime()?.block_on(async {
+        while let Some(is_as_it_should_be) = answers.next().await {
+            ensure!(is_as_it_should_be, "the upstream gave another answer");
+        }
+        Ok(())
+    });
+    all.map(|()| begun.elapsed())
+}
+
+fn list_alone(url: &str) -> anyhow::Result<Duration> {
+    let upstream = client(url)?;
+    let begun = Instant::now();
+    let mut told = 0u64;
+    let list = upstream.list(|entry| told += u64::from(!entry.order_id.is_empty()));
+    let listed = reconciler_runtime()?.block_on(list);
+    ensure!(listed == Ok(told), "the list was not whole");
+    Ok(begun.elapsed())
+}
+
+fn record_alone(database: &Path) -> anyhow::Result<Duration> {
+    let store = open(database)?;
+    let seqs: Vec<i64> = store.watched()?.orders().map(|order| order.seq).collect();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let begun = Instant::now();
+    reconciler_runtime()?.block_on(async {
+        for chunk in seqs.chunks(CHUNK) {
+            databases::settle(&store, chunk, SystemClock.now(), &mut rng).await?;
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(begun.elapsed())
+}
+
+/// A file with the ids of a template and some others in no order, for the server that lists them.
+fn shuffled(
+    bench: &Bench,
+    template: &Template,
+    folder: &Path,
+    others: &[String],
+) -> anyhow::Result<String> {
+    let text = fs::read_to_string(template.ids(bench)?)?;
+    let mut ids: Vec<&str> = text.lines().collect();
+    ids.extend(others.iter().map(String::as_str));
+    fastrand::Rng::with_seed(1).shuffle(&mut ids);
+    let path: PathBuf = folder.join("listed.ids");
+    fs::write(&path, ids.join("\n"))?;
+    Ok(path.to_str().context("an odd path")?.to_owned())
+}
+
+fn ids_of(text: &str) -> anyhow::Result<Vec<OrderId>> {
+    let ids = text.lines().map(|line| Ok(OrderId::new(line)?));
+    ids.collect()
+}
+
+fn expect(database: &Path, status: Status, orders: u64) -> anyhow::Result<()> {
+    let counts = open(database)?.counts()?;
+    ensure!(counts.contains(&(status, orders)), "{counts:?}");
+    Ok(())
+}
+
+fn open(database: &Path) -> anyhow::Result<Store> {
+    let path = DatabasePath::from(database.to_owned());
+    Ok(Store::open(&path, Mode::Threaded)?)
+}
+
+fn client(url: &str) -> anyhow::Result<HttpUpstream> {
+    HttpUpstream::new(&url.parse()?, None, Duration::from_secs(5))
+}
+
+fn millis(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
