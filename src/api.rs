@@ -101,16 +101,16 @@ impl Api {
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
         let api = self.clone();
-        odd_path()
+        // What is asked for most comes first: each path that does not fit costs something.
+        usual()
+            .and(self.orders().or(self.order()).unify())
+            .or(odd_path())
+            .unify()
             .or(self.health())
             .unify()
             .or(self.metrics())
             .unify()
             .or(crowded_or_draining())
-            .unify()
-            .or(self.orders())
-            .unify()
-            .or(self.order())
             .unify()
             .or(self.event())
             .unify()
@@ -149,7 +149,8 @@ impl Api {
             );
         warp::path!("order")
             .and(
-                list.or(create)
+                create
+                    .or(list)
                     .unify()
                     .or(not_allowed("GET, HEAD, POST"))
                     .unify(),
@@ -263,11 +264,28 @@ fn not_allowed(
     warp::method().map(move |method: Method| Problem::not_allowed(&method, allow).reply())
 }
 
+/// Lets requests through that come at a usual time, and to a path as it should be.
+fn usual() -> impl Filter<Extract = (), Error = warp::Rejection> + Clone {
+    let is_usual = |situation: Option<Situation>, path: FullPath| {
+        let is_usual = matches!(situation, None | Some(Situation::Normal)) && !is_odd(&path);
+        std::future::ready(is_usual.then_some(()).ok_or_else(warp::reject))
+    };
+    warp::ext::optional::<Situation>()
+        .and(warp::path::full())
+        .and_then(is_usual)
+        .untuple_one()
+}
+
 /// A path that ends in a slash names nothing, although warp would overlook it.
+fn is_odd(path: &FullPath) -> bool {
+    path.as_str().len() > 1 && path.as_str().ends_with('/')
+}
+
+/// The answer to a path that [`is_odd`].
 fn odd_path() -> BoxedFilter<(Response,)> {
     warp::path::full()
         .and_then(|path: FullPath| async move {
-            if path.as_str().len() > 1 && path.as_str().ends_with('/') {
+            if is_odd(&path) {
                 Ok(Problem::no_such_path(path.as_str()).reply())
             } else {
                 Err(warp::reject())

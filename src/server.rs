@@ -45,9 +45,6 @@ const CROWDED_MAX: usize = 256;
 /// The buffer of a connection, and with it the largest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// The most header fields in a request.
-const HEADERS_MAX: usize = 64;
-
 /// How long requests in flight may take to finish once the program is told to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -205,7 +202,6 @@ where
             CROWDED_HEAD_TIMEOUT
         })
         .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
         .keep_alive(normal)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),

@@ -5,7 +5,8 @@
 //! and checked is in `store/open.rs`, what the reconciler records is in `store/record.rs`, how the
 //! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
 //! told of the whole in `store/history.rs`, what is removed in `store/prune.rs`, and who may not
-//! read on after that in `store/place.rs`, how rows are read in `store/rows.rs`. What looks at a
+//! read on after that in `store/place.rs`, how rows are read in `store/rows.rs`, how new ones are
+//! noticed in `store/watch.rs`, and which the reconciler watches in `store/watched.rs`. What looks at a
 //! file from beside, to copy or check it, is in `store/inspect.rs`; what is answered where nothing
 //! is stored, to measure the rest, in `store/nowhere.rs`, and what it is measured on in
 //! `store/engine.rs`. The methods speak of orders, not of SQL.
@@ -23,6 +24,7 @@ mod place;
 mod prune;
 mod record;
 mod rows;
+mod watch;
 mod watched;
 mod writer;
 mod writing;
@@ -46,6 +48,7 @@ use self::rows::{
     FOUND, OPEN_ORDER, ORDER, found_of, heartbeat, id_of, order_of, startable_of, unreachable,
     write_heartbeat,
 };
+pub use self::watch::Watch;
 pub use self::watched::Watchlist;
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
@@ -517,21 +520,6 @@ impl Store {
         }
     }
 
-    /// Something that notices orders created by any process.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn watch(&self) -> Result<Watch, StoreError> {
-        let db = self.inner.readers.get()?;
-        let mut watch = Watch {
-            db,
-            version: 0,
-            newest: 0,
-        };
-        watch.has_new_order()?;
-        Ok(watch)
-    }
-
     fn read<T>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -556,34 +544,6 @@ impl Store {
 /// There is no such database, or it cannot be read.
 pub fn read_heartbeat(path: &DatabasePath) -> Result<Heartbeat, OpenError> {
     open::read_only(path, heartbeat)
-}
-
-/// Notices orders created by any process, at the cost of a glance at shared memory.
-pub struct Watch {
-    db: r2d2::PooledConnection<SqliteConnectionManager>,
-    version: i64,
-    newest: i64,
-}
-
-impl Watch {
-    /// Whether an order was created since this was last asked.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn has_new_order(&mut self) -> Result<bool, StoreError> {
-        let version = self
-            .db
-            .prepare_cached("PRAGMA data_version")?
-            .query_row([], |row| row.get(0))?;
-        if version == self.version {
-            return Ok(false);
-        }
-        self.version = version;
-        let newest = newest_seq(&self.db)?;
-        let is_new = newest > self.newest;
-        self.newest = newest;
-        Ok(is_new)
-    }
 }
 
 /// Creates an order, if there is none with this id.

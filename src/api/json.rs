@@ -100,6 +100,7 @@ const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
 
 /// The path of an order, as a header.
 pub(super) fn location(id: &OrderId) -> HeaderValue {
-    let path = format!("/order/{}", utf8_percent_encode(id.as_str(), PATH_ESCAPES));
+    let mut path = "/order/".to_owned();
+    path.extend(utf8_percent_encode(id.as_str(), PATH_ESCAPES));
     HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
 }

@@ -16,9 +16,9 @@ use super::request::{Form, ListQuery};
 use crate::order::Order;
 use crate::store::{Gaps, Place, Store, StoreError};
 
-/// Orders read at once while streaming. As JSON they take some 80 KB, which is what a client that
+/// Orders read at once while streaming. As JSON they take some 40 KB, which is what a client that
 /// reads slowly costs.
-const STREAM_PAGE: usize = 500;
+const STREAM_PAGE: usize = 250;
 
 /// A list of orders on its way to a client.
 pub(super) struct Listing {

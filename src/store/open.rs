@@ -37,7 +37,7 @@ const START_RETRY: Duration = Duration::from_millis(10);
 const WRITER_CACHE_KIB: i64 = 8 * 1024;
 
 /// Page cache of a reading connection, in KiB. There are several of them.
-const READER_CACHE_KIB: i64 = 2 * 1024;
+const READER_CACHE_KIB: i64 = 1024;
 
 /// Statements that a connection keeps prepared. More than there are different ones.
 const STATEMENTS_KEPT: usize = 64;

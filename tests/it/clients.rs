@@ -39,7 +39,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
     let client = Client::new();
     let create =
         |fields: &str, body: &str| format!("POST /order HTTP/1.1\r\n{HOST}{fields}\r\n{body}");
-    let fields: String = (0..100).map(|n| format!("X-{n}: x\r\n")).collect();
+    let fields: String = (0..101).map(|n| format!("X-{n}: x\r\n")).collect();
     let mut wrong = Vec::new();
     for (what, request, status) in [
         ("not HTTP", "hello there\r\n\r\n".to_owned(), 400),
@@ -66,7 +66,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             431,
         ),
         (
-            "100 fields",
+            "101 fields",
             format!("GET /order HTTP/1.1\r\n{fields}\r\n"),
             431,
         ),
