@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::store::Store;
 
 /// How often to look.
-const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+const WATCH_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The creations of orders, as they come.
 pub(super) struct Arrivals(Arc<Notify>);

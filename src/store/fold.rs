@@ -2,8 +2,8 @@
 //!
 //! SQLite would do so itself in the middle of a commit, in small portions that write the same pages
 //! again and again, and never to the end while readers overlap. Here a thread of its own copies
-//! most of the log while commits go on; the writer copies what has come meanwhile and begins the log
-//! anew. The file keeps its size, because a disk flushes what is written over in half the time that
+//! most of the log while commits go on; the writer copies what has come meanwhile, once that is
+//! little, and begins the log anew. The file keeps its size, because a disk flushes what is written over in half the time that
 //! it takes for what is appended.
 
 use std::sync::Arc;
@@ -30,8 +30,9 @@ const KEPT_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
 /// Frames that the writer may be left to copy: some milliseconds' work.
 const LEFT_MAX: i64 = 500;
 
-/// How often the thread beside tries to leave less than that.
-const ROUNDS_MAX: usize = 4;
+/// While readers are in the way, the writer tries again each time that the log has grown by this
+/// many frames.
+const AGAIN_AFTER: i64 = 1_000;
 
 /// How long the writer may wait for readers. They are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
@@ -48,33 +49,17 @@ const EMPTY: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 /// Only tells how things are.
 const LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
 
-/// What the writer is to do after its next write, however small the log is.
-#[derive(Default)]
-pub(super) struct Next {
-    begin_anew: AtomicBool,
-    empty: AtomicBool,
-}
-
-impl Next {
-    /// The log's file is to be emptied.
-    pub fn empty(&self) {
-        self.empty.store(true, Ordering::Release);
-    }
-
-    fn take(&self) -> Option<&'static str> {
-        let taken = |wish: &AtomicBool| wish.swap(false, Ordering::AcqRel);
-        let begin_anew = taken(&self.begin_anew).then_some(BEGIN_ANEW);
-        taken(&self.empty).then_some(EMPTY).or(begin_anew)
-    }
-}
-
 /// When the log is folded back, and by whom.
 pub(super) struct Fold {
-    next: Arc<Next>,
+    /// Whether the writer is to empty the log's file after the next write, however small it is.
+    empties_next: Arc<AtomicBool>,
     beside: Option<SyncSender<()>>,
-    /// The frames at which the thread beside is asked, and those at which the writer does it all.
-    beside_at: i64,
-    at: i64,
+    /// The frames at which the thread beside is asked to copy,
+    copy_at: i64,
+    /// those at which the log may begin anew if little is left to copy,
+    end_at: i64,
+    /// and those at which the writer copies whatever is left.
+    copy_all_at: i64,
 }
 
 impl Fold {
@@ -85,26 +70,26 @@ impl Fold {
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
         db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
         Ok(Self {
-            next: Arc::default(),
+            empties_next: Arc::default(),
             beside: None,
-            beside_at: BESIDE_FROM,
-            at: FRAMES_MAX,
+            copy_at: BESIDE_FROM,
+            end_at: BESIDE_FROM,
+            copy_all_at: FRAMES_MAX,
         })
     }
 
-    /// For wishes about what comes after the next write.
-    pub fn next(&self) -> Arc<Next> {
-        self.next.clone()
+    /// Setting this has the log's file emptied after the next write.
+    pub fn empties_next(&self) -> Arc<AtomicBool> {
+        self.empties_next.clone()
     }
 
     /// Starts the thread that does most of the work. It ends with this.
     pub fn start_beside(&mut self, file: &OpenedFile) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (ask, asked) = sync_channel(1);
-        let next = self.next.clone();
         std::thread::Builder::new()
             .name("fold".to_owned())
-            .spawn(move || fold_beside(&db, &next, &asked))
+            .spawn(move || copy_beside(&db, &asked))
             .map_err(|error| file.error(error))?;
         self.beside = Some(ask);
         Ok(())
@@ -113,52 +98,46 @@ impl Fold {
     /// Does what the size of the log asks for. No transaction is open on `db`, and no one else
     /// writes.
     pub fn after_commit(&mut self, db: &Connection) {
-        let frames = Log::after(db, LOOK).map_or(0, |log| log.frames);
-        if let Some(how) = self.next.take() {
-            self.end(db, how, frames);
-        } else if frames >= self.at {
-            self.end(db, BEGIN_ANEW, frames);
-        } else if frames >= self.beside_at
+        let log = Log::after(db, LOOK).unwrap_or_default();
+        let is_little_left = log.frames - log.copied <= LEFT_MAX;
+        if self.empties_next.swap(false, Ordering::AcqRel) {
+            self.end(db, EMPTY, log.frames);
+        } else if log.frames >= self.copy_all_at || log.frames >= self.end_at && is_little_left {
+            self.end(db, BEGIN_ANEW, log.frames);
+        } else if log.frames >= self.copy_at
             && let Some(beside) = &self.beside
         {
-            // Once: what comes of it is that `next` is set. A full channel is being seen to.
+            // A full channel is being seen to.
             let _ = beside.try_send(());
-            self.beside_at = i64::MAX;
+            self.copy_at = log.frames + LEFT_MAX;
         }
     }
 
-    /// Copies what is left in the log, and ends it. While someone else's long read prevents that,
-    /// it is tried only as often as the log has grown as much again.
+    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that.
     fn end(&mut self, db: &Connection, how: &str, frames: i64) {
         let ended = db
             .busy_timeout(READERS_WAIT)
             .and_then(|()| Log::after(db, how));
         let is_ended = ended.as_ref().is_ok_and(|log| !log.was_busy);
         let grown = if is_ended { 0 } else { frames };
-        self.beside_at = BESIDE_FROM + grown;
-        self.at = FRAMES_MAX + grown;
+        self.copy_at = BESIDE_FROM.max(grown + LEFT_MAX);
+        self.end_at = BESIDE_FROM.max(grown + AGAIN_AFTER);
+        self.copy_all_at = FRAMES_MAX + grown;
         log::debug!("ending a write-ahead log of {frames} frames: {ended:?}");
     }
 }
 
-/// Copies what is in the log whenever it is asked to, and has the writer begin it anew.
-fn fold_beside(db: &Connection, next: &Next, asked: &Receiver<()>) {
+/// Copies what is in the log whenever it is asked to.
+fn copy_beside(db: &Connection, asked: &Receiver<()>) {
     while asked.recv().is_ok() {
-        for _ in 0..ROUNDS_MAX {
-            let Ok(Log { copied, .. }) = Log::after(db, COPY) else {
-                break;
-            };
-            let left = Log::after(db, LOOK).map_or(0, |log| log.frames - copied);
-            if left <= LEFT_MAX {
-                break;
-            }
+        if let Err(error) = Log::after(db, COPY) {
+            log::debug!("copying the write-ahead log: {error}");
         }
-        next.begin_anew.store(true, Ordering::Release);
     }
 }
 
 /// How the log is.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Log {
     /// Whether something prevented a checkpoint.
     was_busy: bool,

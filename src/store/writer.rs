@@ -13,7 +13,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
-use super::fold::{Fold, Next};
+use super::fold::Fold;
 use super::open::{OpenError, OpenedFile, WRITE_LOCK, lock_file};
 use super::writing::{Counts, Writing};
 
@@ -82,7 +82,7 @@ pub(super) struct Writer {
     place: Place,
     /// Whether a write was taken back because no turn came, and none has come since.
     is_stuck: Arc<AtomicBool>,
-    next: Arc<Next>,
+    empties_next: Arc<AtomicBool>,
     counts: Counts,
 }
 
@@ -135,11 +135,11 @@ impl Writer {
         let is_stuck = Arc::new(AtomicBool::new(false));
         let fold = Fold::new(&db).map_err(|error| file.error(error))?;
         let counts = Counts::default();
-        let shared = (is_stuck.clone(), fold.next(), counts.clone());
+        let shared = (is_stuck.clone(), fold.empties_next(), counts.clone());
         let writer = |place| Self {
             place,
             is_stuck: shared.0,
-            next: shared.1,
+            empties_next: shared.1,
             counts: shared.2,
         };
         let mut connected = Connected {
@@ -176,7 +176,7 @@ impl Writer {
 
     /// Folds the write-ahead log back into the database and empties it, as far as readers allow.
     pub async fn fold(&self) -> Result<(), StoreError> {
-        self.next.empty();
+        self.empties_next.store(true, Ordering::Release);
         self.write(|_| Ok(())).await
     }
 
