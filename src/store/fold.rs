@@ -3,8 +3,8 @@
 //! SQLite would do so itself in the middle of a commit, in small portions that write the same pages
 //! again and again, and never to the end while readers overlap. Here a thread of its own copies
 //! most of the log while commits go on; the writer copies what has come meanwhile, once that is
-//! little, and begins the log anew. The file keeps its size, because a disk flushes what is written over in half the time that
-//! it takes for what is appended.
+//! little, and begins the log anew. The file keeps its size, because a disk flushes what is written
+//! over in half the time that it takes for what is appended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use super::open::{OpenError, OpenedFile, writing_connection};
 const BESIDE_FROM: i64 = 4_000;
 
 /// The writer folds it back itself at this many frames, some 48 MB, which is reached only if the
-/// thread beside it cannot keep up.
+/// thread beside it cannot keep up, or behind a long read.
 const FRAMES_MAX: i64 = 3 * BESIDE_FROM;
 
 /// What the file may keep once the log has begun anew, in bytes: a little more than the largest
