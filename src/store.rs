@@ -342,12 +342,15 @@ impl Store {
     }
 
     /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
-    /// outcome. Oldest first.
+    /// outcome. Oldest first. They are read some thousands at a time: what another process changes
+    /// meanwhile may be seen of one and not of the next.
     ///
     /// # Errors
     /// The database cannot be read.
     pub fn watched(&self) -> Result<Watchlist, StoreError> {
-        self.read(watched::read)
+        let mut list = Watchlist::default();
+        while self.read(|db| watched::read_on(db, &mut list))? == watched::READ_AT_ONCE {}
+        Ok(list)
     }
 
     /// At most `limit` orders after the place `after` that have neither a process nor a start of

@@ -4,12 +4,16 @@
 //! Of an order that merely runs, a few words are kept and no allocation of its own; what is more
 //! than that is kept whole. What to do about them is decided elsewhere.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 
 use super::rows::{OPEN_ORDER, impossible, open_order_of};
 use crate::decide::{OpenOrder, Phase};
 use crate::order::{Ids, Timestamp};
 use crate::pace::Watched;
+
+/// Orders that are read as of one moment: some ten milliseconds' work. While anyone reads, the
+/// write-ahead log cannot begin anew.
+pub(super) const READ_AT_ONCE: usize = 10_000;
 
 /// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
 /// oldest first.
@@ -119,23 +123,27 @@ fn running_since(order: &OpenOrder) -> Option<Timestamp> {
     }
 }
 
-pub(super) fn read(db: &Connection) -> rusqlite::Result<Watchlist> {
+/// Adds the orders that come next to the list; the last are among them if they are fewer than
+/// [`READ_AT_ONCE`].
+pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result<usize> {
     let sql = format!(
-        "SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' \
+        "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'PROCESSING' AND seq > ?1 \
          UNION ALL \
          SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
-         WHERE intent_at IS NOT NULL AND status = 'CREATED' \
-         ORDER BY seq"
+         WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
+         ORDER BY seq LIMIT ?2"
     );
-    let mut list = Watchlist::default();
+    let before = list.len();
+    let after = list.watched.last().map_or(0, |order| order.seq);
     let mut query = db.prepare_cached(&sql)?;
-    let mut rows = query.query([])?;
+    let mut rows = query.query(params![after, READ_AT_ONCE as i64])?;
     while let Some(row) = rows.next()? {
         let id = row.get_ref(1)?.as_str()?;
         list.ids.push(id).map_err(|error| impossible(1, error))?;
         list.push(open_order_of(row)?);
     }
-    Ok(list)
+    Ok(list.len() - before)
 }
 
 #[cfg(test)]
@@ -143,6 +151,31 @@ mod tests {
     use super::*;
     use crate::decide::Intent;
     use crate::order::Reason;
+    use crate::store::{DatabasePath, Mode, Store};
+
+    #[tokio::test]
+    async fn all_are_read_however_many_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Threaded).unwrap();
+        // Every third has an intent, every fifth is of no concern.
+        let fill = format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {}) \
+             INSERT INTO orders (seq, id, status, created_at, updated_at, intent_at, confirmed_at) \
+             SELECT n, 'a' || n, iif(n % 3 = 0 OR n % 5 = 0, 'CREATED', 'PROCESSING'), 0, 0, \
+                    iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
+            3 * READ_AT_ONCE
+        );
+        let write = move |db: &Connection| db.execute_batch(&fill);
+        store.inner.writer.write(write).await.unwrap();
+        let list = store.watched().unwrap();
+        let expected = (1..=3 * READ_AT_ONCE).filter(|n| n % 3 == 0 || n % 5 != 0);
+        let seqs = list.watched().iter().map(|order| order.seq as usize);
+        assert!(seqs.eq(expected.clone()));
+        for (place, n) in expected.enumerate() {
+            assert_eq!(list.ids().get(place), format!("a{n}"));
+        }
+    }
 
     #[test]
     fn an_order_is_given_back_as_it_was_read_whatever_is_known_of_it() {
