@@ -184,9 +184,10 @@ pub async fn drained(stop: &Stop, work: impl Future<Output = ()>) {
     }
 }
 
-/// The reconciler's thread. It has one of its own, so that a pass may read the database without
-/// holding up anyone.
-pub struct ReconcilerThread(oneshot::Receiver<anyhow::Result<()>>);
+/// The reconciler's thread, and what it tells at its end. It has one of its own, so that a pass may
+/// read the database without holding up anyone; and its requests are carried out on the same one,
+/// because handing each of them to another takes as long as the request.
+pub struct ReconcilerThread<T = ()>(oneshot::Receiver<anyhow::Result<T>>);
 
 impl ReconcilerThread {
     /// Waits for the lead, and then reconciles until `stop`.
@@ -199,16 +200,44 @@ impl ReconcilerThread {
         settings: Settings,
         stop: Stop,
     ) -> anyhow::Result<Self> {
+        Self::begin(async move || {
+            let Some(_lead) = reconciler::lead(&store, &stop).await? else {
+                return Ok(());
+            };
+            let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+            reconciler::run(reconciler, &stop).await
+        })
+    }
+}
+
+impl ReconcilerThread<bool> {
+    /// Has every order that is due tried once; tells whether the upstream could be used. The caller
+    /// has the lead.
+    ///
+    /// # Errors
+    /// The thread cannot be made.
+    pub fn once(
+        store: Store,
+        upstream: HttpUpstream,
+        settings: Settings,
+        stop: Stop,
+    ) -> anyhow::Result<Self> {
+        Self::begin(async move || {
+            let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+            reconciler::run_once(reconciler, &stop).await
+        })
+    }
+}
+
+impl<T: Send + 'static> ReconcilerThread<T> {
+    fn begin<F>(work: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<Self>
+    where
+        F: Future<Output = anyhow::Result<T>>,
+    {
         let (done, result) = oneshot::channel();
-        let work = move || -> anyhow::Result<()> {
+        let work = move || {
             let runtime = reconciler_runtime()?;
-            let result = runtime.block_on(async {
-                let Some(_lead) = reconciler::lead(&store, &stop).await? else {
-                    return Ok(());
-                };
-                let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
-                reconciler::run(reconciler, &stop).await
-            });
+            let result = runtime.block_on(work());
             runtime.shutdown_background();
             result
         };
@@ -226,7 +255,7 @@ impl ReconcilerThread {
     ///
     /// # Errors
     /// It ended before it was asked to.
-    pub async fn ended(&mut self) -> anyhow::Result<()> {
+    pub async fn ended(&mut self) -> anyhow::Result<T> {
         match (&mut self.0).await {
             Ok(result) => result.context("the reconciler has ended"),
             Err(_) => anyhow::bail!("the reconciler has panicked"),

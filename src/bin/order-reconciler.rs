@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use order_service::clock::SystemClock;
 use order_service::config::{self, LogFormat, ReconcilerArgs, ReconcilerCommand};
 use order_service::health;
 use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
-use order_service::reconciler::{self, Reconciler, Stop};
+use order_service::reconciler::{Settings, Stop};
 use order_service::store::{LeaderLock, Mode, Store};
 use order_service::upstream::HttpUpstream;
 
@@ -54,15 +53,15 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
 async fn once(
     store: Store,
     upstream: HttpUpstream,
-    settings: reconciler::Settings,
+    settings: Settings,
     stop: &Stop,
 ) -> anyhow::Result<Exit> {
     let Some(_lead) = LeaderLock::try_take(store.path())? else {
         log::warn!("another reconciler leads; nothing was done");
         return Ok(Exit::NotLeading);
     };
-    let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
-    if reconciler::run_once(reconciler, stop).await? {
+    let mut thread = ReconcilerThread::once(store, upstream, settings, stop.clone())?;
+    if thread.ended().await? {
         Ok(Exit::Done)
     } else {
         log::warn!("the order process service gave no usable answer");
