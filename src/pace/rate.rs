@@ -82,9 +82,9 @@ const RATE_AFTER_RESTART: f64 = 3.0;
 /// The slowest rate that overload can lead to, in starts per second.
 const RATE_MIN: f64 = 0.5;
 
-/// Without a ceiling, the rate that counts as none, in starts per second: more than the fastest
-/// upstream takes.
-const RATE_UNLIMITED: f64 = 20_000.0;
+/// Without a ceiling, the rate that counts as none, in starts per second: more than one thread can
+/// send.
+const RATE_UNLIMITED: f64 = 50_000.0;
 
 /// Below the threshold the rate doubles in this time.
 const RATE_DOUBLES_IN: Duration = Duration::from_secs(5);

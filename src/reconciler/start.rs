@@ -79,17 +79,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let wake_at = start_at.unwrap_or(until).min(until);
             tokio::select! {
                 biased;
-                Some(tried) = requests.next() => {
-                    note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
-                    if tried.report.started + tried.report.restarted > 0 {
-                        self.pace.started();
-                    }
-                    notes.add(tried, report);
-                    // A long pass does not look like none, and readers hear of the upstream now.
-                    if let Err(error) = self.pulse.beat(world, &self.pace).await {
-                        first_error = first_error.or(Some(error));
-                    }
-                }
+                // First, so that the next commit begins while answers come in.
                 Some(recorded) = recording.next() => {
                     intending = 0;
                     match recorded {
@@ -99,6 +89,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                             requests.extend(starts.map(|order| world.ask(Ask::Start, order, stop)));
                         }
                         Err(error) => first_error = first_error.or(Some(error)),
+                    }
+                }
+                Some(tried) = requests.next() => {
+                    note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
+                    if tried.report.started + tried.report.restarted > 0 {
+                        self.pace.started();
+                    }
+                    notes.add(tried, report);
+                    // A long pass does not look like none, and readers hear of the upstream now.
+                    if let Err(error) = self.pulse.beat(world, &self.pace).await {
+                        first_error = first_error.or(Some(error));
                     }
                 }
                 () = world.clock.sleep_until(wake_at), if waits_for_pace => {}
