@@ -80,11 +80,15 @@ fn check(text: &str) -> Result<(), IdError> {
     if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
         return Err(IdError::TooLong);
     }
-    if text.chars().any(char::is_control) {
-        return Err(IdError::Control);
-    }
-    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
-        return Err(IdError::Space);
+    // What nearly all are made of breaks neither of the next rules, and is told many bytes at a time.
+    let is_plain = |all, byte: u8| all & byte.is_ascii_graphic();
+    if !text.bytes().fold(true, is_plain) {
+        if text.chars().any(char::is_control) {
+            return Err(IdError::Control);
+        }
+        if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+            return Err(IdError::Space);
+        }
     }
     if matches!(text, "." | "..") {
         return Err(IdError::Dots);

@@ -345,11 +345,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
 /// How many of these orders have a process that runs, as far as is known, and is not stuck.
 fn count_in_flight(pace: &Pace, orders: impl Iterator<Item = OpenOrder>, now: Timestamp) -> u64 {
+    let stuck_after = pace.stuck_after();
     let runs = |order: &OpenOrder| match order.phase {
         Phase::Processing {
             confirmed_at,
             missed_at: None,
-        } => !pace.is_stuck(confirmed_at, now),
+        } => now.since(confirmed_at) <= stuck_after,
         _ => false,
     };
     orders.filter(runs).count() as u64
