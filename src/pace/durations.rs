@@ -130,19 +130,24 @@ impl Hazards {
 
     fn at(&self, age: Duration) -> f64 {
         let span = span_of(age);
-        let age_ms = (age.as_millis() as f64).min(end_of(span));
+        let age_ms = millis(age).min(end_of(span));
         let part = (age_ms - beginning_of(span)) / (end_of(span) - beginning_of(span));
         self.sums[span] + (self.sums[span + 1] - self.sums[span]) * part
     }
 }
 
 fn span_of(age: Duration) -> usize {
-    let age_ms = age.as_millis() as f64;
+    let age_ms = millis(age);
     if age_ms <= FIRST_MS {
         return 0;
     }
     let span = ((age_ms / FIRST_MS).log2() * f64::from(SPANS_PER_DOUBLING)).ceil() as usize;
     span.min(SPANS - 1)
+}
+
+/// In whole milliseconds. Numbers of 64 bits are converted much quicker than those of 128.
+fn millis(age: Duration) -> f64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX) as f64
 }
 
 /// In milliseconds.

@@ -106,7 +106,7 @@ pub(super) fn startable_of(row: &Row<'_>) -> rusqlite::Result<Startable> {
 
 /// An order that is open, if it is.
 pub(super) fn open_order(db: &Connection, seq: i64) -> rusqlite::Result<Option<OpenOrder>> {
-    db.prepare(&format!(
+    db.prepare_cached(&format!(
         "SELECT {OPEN_ORDER} FROM orders WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')"
     ))?
     .query_row([seq], open_order_of)

@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::rows::{OPEN_ORDER, impossible, open_order_of};
+use super::rows::{impossible, open_order};
 use crate::decide::{OpenOrder, Phase};
 use crate::order::{Ids, Timestamp};
 use crate::pace::Watched;
@@ -126,25 +126,40 @@ fn running_since(order: &OpenOrder) -> Option<Timestamp> {
 /// Adds the orders that come next to the list; the last are among them if they are fewer than
 /// [`READ_AT_ONCE`].
 pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result<usize> {
-    let sql = format!(
-        "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
-         WHERE status = 'PROCESSING' AND seq > ?1 \
-         UNION ALL \
-         SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_with_intent \
-         WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
-         ORDER BY seq LIMIT ?2"
-    );
     let before = list.len();
     let after = list.watched.last().map_or(0, |order| order.seq);
-    let mut query = db.prepare_cached(&sql)?;
+    let mut query = db.prepare_cached(NEXT_WATCHED)?;
     let mut rows = query.query(params![after, READ_AT_ONCE as i64])?;
     while let Some(row) = rows.next()? {
         let id = row.get_ref(1)?.as_str()?;
         list.ids.push(id).map_err(|error| impossible(1, error))?;
-        list.push(open_order_of(row)?);
+        let seq = row.get(0)?;
+        let running_since = row.get::<_, Option<i64>>(2)?.map(Timestamp);
+        let order = match running_since {
+            Some(_) => OpenOrder {
+                starts: row.get(3)?,
+                ..plain(Watched { seq, running_since }, 0)
+            },
+            None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
+        };
+        list.push(order);
     }
     Ok(list.len() - before)
 }
+
+/// The next orders that are watched: since when their process runs, and their starts. Of those of
+/// which there is more to tell, nothing is told here, because each column costs as much as finding
+/// the row.
+const NEXT_WATCHED: &str = "\
+    SELECT seq, id, \
+           iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
+               AND next_attempt_at IS NULL AND attention IS NULL, confirmed_at, NULL), \
+           starts \
+    FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING' AND seq > ?1 \
+    UNION ALL \
+    SELECT seq, id, NULL, NULL FROM orders INDEXED BY orders_with_intent \
+    WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
+    ORDER BY seq LIMIT ?2";
 
 #[cfg(test)]
 mod tests {
