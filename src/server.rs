@@ -68,7 +68,9 @@ pub enum Situation {
 
 /// How many places for connections are taken. It is in every request's extensions.
 #[derive(Clone)]
-pub struct Occupancy {
+pub struct Occupancy(Arc<Occupied>);
+
+struct Occupied {
     normal: Arc<Semaphore>,
     crowded: Arc<Semaphore>,
     in_flight: InFlight,
@@ -77,17 +79,17 @@ pub struct Occupancy {
 impl Occupancy {
     /// Connections that are served, and how many may be.
     pub fn connections(&self) -> (usize, usize) {
-        (taken(&self.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
+        (taken(&self.0.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
     }
 
     /// Connections above that, which are only told that there is no place, and how many may be.
     pub fn crowd(&self) -> (usize, usize) {
-        (taken(&self.crowded, CROWDED_MAX), CROWDED_MAX)
+        (taken(&self.0.crowded, CROWDED_MAX), CROWDED_MAX)
     }
 
     /// Requests whose answers are not written yet.
     pub fn requests(&self) -> usize {
-        self.in_flight.count()
+        self.0.in_flight.count()
     }
 }
 
@@ -127,11 +129,11 @@ pub async fn serve<S, B>(
     let graceful = GracefulShutdown::new();
     let places = Places::new();
     let in_flight = InFlight::default();
-    let occupancy = Occupancy {
+    let occupancy = Occupancy(Arc::new(Occupied {
         normal: places.normal.clone(),
         crowded: places.crowded.clone(),
         in_flight: in_flight.clone(),
-    };
+    }));
     loop {
         let (stream, place) = tokio::select! {
             biased;

@@ -15,17 +15,17 @@ use rusqlite::Connection;
 
 use super::open::{OpenError, OpenedFile, writing_connection};
 
-/// The log is folded back beside the writer when it has grown to this many frames, some 32 MB.
+/// The log is folded back beside the writer when it has grown to this many frames, some 28 MB.
 /// Larger ones save writing: pages that change often are copied once.
-const BESIDE_FROM: i64 = 8_000;
+const BESIDE_FROM: i64 = 7_000;
 
-/// The writer folds it back itself at this many frames, some 56 MB, which is reached only if the
+/// The writer folds it back itself at this many frames, some 48 MB, which is reached only if the
 /// thread beside it cannot keep up, or behind a long read.
-const FRAMES_MAX: i64 = 14_000;
+const FRAMES_MAX: i64 = 12_000;
 
 /// What the file may keep once the log has begun anew, in bytes: a little more than the largest
 /// that is usual.
-const KEPT_BYTES_MAX: i64 = 4_300 * FRAMES_MAX;
+const KEPT_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
 
 /// Frames that the writer may be left to copy: some milliseconds' work.
 const LEFT_MAX: i64 = 500;
