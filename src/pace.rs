@@ -90,7 +90,7 @@ impl Pace {
         Self {
             max_requests,
             reach: Reachability::new(reach),
-            beat: Beat::new(rate.allowed()),
+            beat: Beat::new(rate.rate()),
             rate,
             lives: learned.lives,
             durations: learned.durations,
@@ -152,7 +152,7 @@ impl Pace {
     /// Raises the rate while all is quiet. Tells whether it has reached its ceiling again.
     pub fn quiet(&mut self, now: Timestamp) -> bool {
         let is_full_again = self.rate.quiet(now);
-        self.beat.set_rate(self.rate.allowed());
+        self.beat.set_rate(self.rate.rate());
         is_full_again
     }
 
@@ -171,7 +171,7 @@ impl Pace {
     /// whether the upstream counts as down from now on and did not before.
     pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> (bool, bool) {
         let is_slower = failure.is_overload && self.rate.overloaded(now, &failure.detail);
-        self.beat.set_rate(self.rate.allowed());
+        self.beat.set_rate(self.rate.rate());
         (is_slower, self.reach.failed(now, failure))
     }
 
@@ -183,7 +183,7 @@ impl Pace {
     /// The upstream was found to have been restarted, and to have so many processes now.
     pub fn restarted(&mut self, processes: u64, now: Timestamp) {
         self.rate.restarted(now);
-        self.beat.set_rate(self.rate.allowed());
+        self.beat.set_rate(self.rate.rate());
         self.lives.restarted(processes, now);
     }
 

@@ -79,18 +79,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let wake_at = start_at.unwrap_or(until).min(until);
             tokio::select! {
                 biased;
-                // First, so that the next commit begins while answers come in.
-                Some(recorded) = recording.next() => {
-                    intending = 0;
-                    match recorded {
-                        Ok(Noted { overtaken, intended }) => {
-                            report.overtaken += overtaken;
-                            let starts = intended.into_iter();
-                            requests.extend(starts.map(|order| world.ask(Ask::Start, order, stop)));
-                        }
-                        Err(error) => first_error = first_error.or(Some(error)),
-                    }
-                }
                 Some(tried) = requests.next() => {
                     note(&mut self.pace, world.clock.now(), tried.failure.as_ref());
                     if tried.report.started + tried.report.restarted > 0 {
@@ -100,6 +88,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                     // A long pass does not look like none, and readers hear of the upstream now.
                     if let Err(error) = self.pulse.beat(world, &self.pace).await {
                         first_error = first_error.or(Some(error));
+                    }
+                }
+                Some(recorded) = recording.next() => {
+                    intending = 0;
+                    match recorded {
+                        Ok(Noted { overtaken, intended }) => {
+                            report.overtaken += overtaken;
+                            let starts = intended.into_iter();
+                            requests.extend(starts.map(|order| world.ask(Ask::Start, order, stop)));
+                        }
+                        Err(error) => first_error = first_error.or(Some(error)),
                     }
                 }
                 () = world.clock.sleep_until(wake_at), if waits_for_pace => {}
