@@ -6,9 +6,9 @@
 //! little, and begins the log anew. The file keeps its size, because a disk flushes what is written
 //! over in half the time that it takes for what is appended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -54,6 +54,9 @@ pub(super) struct Fold {
     /// Whether the writer is to empty the log's file after the next write, however small it is.
     empties_next: Arc<AtomicBool>,
     beside: Option<SyncSender<()>>,
+    /// Held by the thread while it copies. Nobody else can then, and the writer waits for it rather
+    /// than let the log grow.
+    copying: Arc<Mutex<()>>,
     /// The frames at which the thread beside is asked to copy,
     copy_at: i64,
     /// those at which the log may begin anew if little is left to copy,
@@ -72,6 +75,7 @@ impl Fold {
         Ok(Self {
             empties_next: Arc::default(),
             beside: None,
+            copying: Arc::default(),
             copy_at: BESIDE_FROM,
             end_at: BESIDE_FROM,
             copy_all_at: FRAMES_MAX,
@@ -87,9 +91,10 @@ impl Fold {
     pub fn start_beside(&mut self, file: &OpenedFile) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (ask, asked) = sync_channel(1);
+        let copying = self.copying.clone();
         std::thread::Builder::new()
             .name("fold".to_owned())
-            .spawn(move || copy_beside(&db, &asked))
+            .spawn(move || copy_beside(&db, &asked, &copying))
             .map_err(|error| file.error(error))?;
         self.beside = Some(ask);
         Ok(())
@@ -115,6 +120,7 @@ impl Fold {
 
     /// Copies what is left in the log, and ends it, unless someone else's long read prevents that.
     fn end(&mut self, db: &Connection, how: &str, frames: i64) {
+        let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
             .busy_timeout(READERS_WAIT)
             .and_then(|()| Log::after(db, how));
@@ -128,8 +134,9 @@ impl Fold {
 }
 
 /// Copies what is in the log whenever it is asked to.
-fn copy_beside(db: &Connection, asked: &Receiver<()>) {
+fn copy_beside(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>) {
     while asked.recv().is_ok() {
+        let _copying = copying.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = Log::after(db, COPY) {
             log::debug!("copying the write-ahead log: {error}");
         }
