@@ -375,7 +375,10 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     let world = World::new();
     let api = world.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
-    fill(&world.store(), &names, 2_000).await;
+    let store = world.store();
+    fill(&store, &names, 2_000).await;
+    // What is in the log would be found there.
+    store.fold().await;
     let mut readers = Vec::new();
     for version in ["1.0", "1.1"] {
         let mut reader = Wire::narrow(&api).await;
