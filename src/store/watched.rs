@@ -11,7 +11,7 @@ use crate::decide::{OpenOrder, Phase};
 use crate::order::{Ids, Timestamp};
 use crate::pace::Watched;
 
-/// Orders that are read as of one moment: some ten milliseconds' work. While anyone reads, the
+/// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
 /// write-ahead log cannot begin anew.
 pub(super) const READ_AT_ONCE: usize = 10_000;
 
@@ -148,8 +148,8 @@ pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result
 }
 
 /// The next orders that are watched: since when their process runs, and their starts. Of those of
-/// which there is more to tell, nothing is told here, because each column costs as much as finding
-/// the row.
+/// which there is more to tell, nothing is told here: the columns that say nothing of nearly all took a
+/// fifth of the time.
 const NEXT_WATCHED: &str = "\
     SELECT seq, id, \
            iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
@@ -181,9 +181,22 @@ mod tests {
                     iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
             3 * READ_AT_ONCE
         );
-        let write = move |db: &Connection| db.execute_batch(&fill);
+        // And one of each kind of which there is more to tell.
+        let odd = "UPDATE orders SET missed_at = 1 WHERE seq = 1; \
+                   UPDATE orders SET released_at = 1 WHERE seq = 2; \
+                   UPDATE orders SET attempts = 1 WHERE seq = 4; \
+                   UPDATE orders SET next_attempt_at = 1 WHERE seq = 7; \
+                   UPDATE orders SET starts = 1000 WHERE seq = 8; \
+                   UPDATE orders SET attention = 'process_lost', attention_since = 1, \
+                                     attention_detail = '' WHERE seq = 11; \
+                   UPDATE orders SET intent_at = 1 WHERE seq = 13;";
+        let write = move |db: &Connection| db.execute_batch(&format!("{fill}; {odd}"));
         store.inner.writer.write(write).await.unwrap();
         let list = store.watched().unwrap();
+        for (place, order) in list.orders().enumerate().take(20) {
+            let whole = store.read(|db| open_order(db, order.seq)).unwrap();
+            assert_eq!(Some(order), whole, "{place}");
+        }
         let expected = (1..=3 * READ_AT_ONCE).filter(|n| n % 3 == 0 || n % 5 != 0);
         let seqs = list.watched().iter().map(|order| order.seq as usize);
         assert!(seqs.eq(expected.clone()));
