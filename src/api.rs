@@ -45,7 +45,7 @@ use self::overview::Overview;
 use self::problem::Problem;
 use self::traffic::Traffic;
 use self::watcher::Watcher;
-use crate::server::Situation;
+use crate::server::{Occupancy, Situation};
 use crate::simulator::Simulator;
 use crate::store::Store;
 
@@ -56,6 +56,8 @@ pub struct Api {
     overview: Overview,
     traffic: Traffic,
     watcher: Arc<Watcher>,
+    /// Of the server that serves this.
+    occupancy: Occupancy,
     /// Looks at single orders that may be made on the threads that serve everyone.
     looks: Semaphore,
     draining: CancellationToken,
@@ -88,6 +90,7 @@ impl Api {
             overview: Overview::default(),
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
+            occupancy: Occupancy::default(),
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
@@ -96,16 +99,17 @@ impl Api {
         })
     }
 
+    /// What the metrics tell of connections: for the server that is to serve this.
+    pub fn occupancy(&self) -> Occupancy {
+        self.occupancy.clone()
+    }
+
     /// Everything that is served.
     pub fn routes(
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
         let api = self.clone();
-        // What is asked for most comes first: each path that does not fit costs something.
-        usual()
-            .and(self.orders().or(self.order()).unify())
-            .or(odd_path())
-            .unify()
+        let others = odd_path()
             .or(self.health())
             .unify()
             .or(self.metrics())
@@ -119,6 +123,13 @@ impl Api {
             .or(self.dev_routes())
             .unify()
             .or(pages::pages(self.dev.as_ref().map(Dev::told)))
+            .unify()
+            .boxed();
+        // What is asked for most comes first, and all others together: each filter that could have
+        // come after it costs something.
+        usual()
+            .and(self.orders().or(self.order()).unify())
+            .or(others)
             .unify()
             .or(warp::path::full()
                 .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))
@@ -267,7 +278,7 @@ fn not_allowed(
 /// Lets requests through that come at a usual time, and to a path as it should be.
 fn usual() -> impl Filter<Extract = (), Error = warp::Rejection> + Clone {
     let is_usual = |situation: Option<Situation>, path: FullPath| {
-        let is_usual = matches!(situation, None | Some(Situation::Normal)) && !is_odd(&path);
+        let is_usual = situation.is_none() && !is_odd(&path);
         std::future::ready(is_usual.then_some(()).ok_or_else(warp::reject))
     };
     warp::ext::optional::<Situation>()
@@ -301,7 +312,7 @@ fn crowded_or_draining() -> BoxedFilter<(Response,)> {
             match situation {
                 Some(Situation::Crowded) => Ok(Problem::crowded().reply()),
                 Some(Situation::Draining) => Ok(Problem::draining().reply()),
-                Some(Situation::Normal) | None => Err(warp::reject()),
+                None => Err(warp::reject()),
             }
         })
         .boxed()

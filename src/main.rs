@@ -229,7 +229,8 @@ async fn serve_api(
 ) {
     server::raise_file_limit();
     let service = warp::service(api.routes());
-    server::serve(listener, service, stop.begun.clone(), others).await;
+    let occupancy = api.occupancy();
+    server::serve(listener, service, occupancy, stop.begun.clone(), others).await;
 }
 
 /// Scripts read this line: it says which port was taken.

@@ -3,6 +3,7 @@
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
 //! served is in `api` and in `simulator`.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -10,20 +11,21 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::Service as HyperService;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
 
 /// How long a client may take for the head of a request. It is the idle limit of a kept-alive
@@ -54,42 +56,50 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept, which happens when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The situation of a connection, which the served program may answer differently to.
-/// It is in every request's extensions.
+/// What is unusual about a connection, which the served program may answer differently to.
+/// It is in the extensions of each request that comes on such a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Situation {
-    /// There is a place for it.
-    Normal,
     /// All places are taken.
     Crowded,
     /// The program is about to end.
     Draining,
 }
 
-/// How many places for connections are taken. It is in every request's extensions.
+/// How many places for connections there are and how many are taken: shared by a server and
+/// whoever tells of it.
 #[derive(Clone)]
-pub struct Occupancy(Arc<Occupied>);
-
-struct Occupied {
+pub struct Occupancy {
     normal: Arc<Semaphore>,
     crowded: Arc<Semaphore>,
     in_flight: InFlight,
 }
 
+impl Default for Occupancy {
+    /// All places are free.
+    fn default() -> Self {
+        Self {
+            normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
+            in_flight: InFlight::default(),
+        }
+    }
+}
+
 impl Occupancy {
     /// Connections that are served, and how many may be.
     pub fn connections(&self) -> (usize, usize) {
-        (taken(&self.0.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
+        (taken(&self.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
     }
 
     /// Connections above that, which are only told that there is no place, and how many may be.
     pub fn crowd(&self) -> (usize, usize) {
-        (taken(&self.0.crowded, CROWDED_MAX), CROWDED_MAX)
+        (taken(&self.crowded, CROWDED_MAX), CROWDED_MAX)
     }
 
     /// Requests whose answers are not written yet.
     pub fn requests(&self) -> usize {
-        self.0.in_flight.count()
+        self.in_flight.count()
     }
 }
 
@@ -115,6 +125,7 @@ pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub async fn serve<S, B>(
     listener: TcpListener,
     service: S,
+    occupancy: Occupancy,
     stop: CancellationToken,
     others: impl Future<Output = ()>,
 ) where
@@ -127,26 +138,18 @@ pub async fn serve<S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let graceful = GracefulShutdown::new();
-    let places = Places::new();
-    let in_flight = InFlight::default();
-    let occupancy = Occupancy(Arc::new(Occupied {
-        normal: places.normal.clone(),
-        crowded: places.crowded.clone(),
-        in_flight: in_flight.clone(),
-    }));
+    let in_flight = occupancy.in_flight.clone();
+    let places = Places {
+        occupancy,
+        crowd: Mutex::default(),
+    };
     loop {
         let (stream, place) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             next = places.accept(&listener) => next,
         };
-        let connection = connection(
-            stream,
-            place.situation,
-            &in_flight,
-            &occupancy,
-            service.clone(),
-        );
+        let connection = connection(stream, place.situation, &in_flight, service.clone());
         tokio::spawn(place.hold(graceful.watch(connection)));
     }
     let drained = async {
@@ -167,8 +170,8 @@ pub async fn serve<S, B>(
             biased;
             () = &mut drained => return,
             (stream, place) = places.accept(&listener) => {
-                let draining = Situation::Draining;
-                let connection = connection(stream, draining, &InFlight::default(), &occupancy, service.clone());
+                let draining = Some(Situation::Draining);
+                let connection = connection(stream, draining, &InFlight::default(), service.clone());
                 tokio::spawn(place.hold(connection));
             }
         }
@@ -180,14 +183,12 @@ type Io = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
 
 fn connection<S, B>(
     stream: TcpStream,
-    situation: Situation,
+    situation: Option<Situation>,
     in_flight: &InFlight,
-    occupancy: &Occupancy,
     service: S,
-) -> http1::Connection<Io, TowerToHyperService<Situated<S>>>
+) -> http1::Connection<Io, Situated<S>>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
-    S::Future: Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -195,72 +196,55 @@ where
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let normal = situation == Situation::Normal;
+    let is_usual = situation.is_none();
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(if normal {
+        .header_read_timeout(if is_usual {
             HEAD_TIMEOUT
         } else {
             CROWDED_HEAD_TIMEOUT
         })
         .max_buf_size(HEAD_BYTES_MAX)
-        .keep_alive(normal)
+        .keep_alive(is_usual)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),
-            TowerToHyperService::new(Situated {
+            Situated {
                 situation,
                 in_flight: in_flight.clone(),
-                occupancy: occupancy.clone(),
-                inner: service,
-            }),
+                inner: RefCell::new(service),
+            },
         )
 }
 
 /// The places for connections.
 struct Places {
-    normal: Arc<Semaphore>,
-    crowded: Arc<Semaphore>,
+    occupancy: Occupancy,
     /// Those in the crowd, oldest first: each with the means to send it away.
     crowd: Mutex<VecDeque<CancellationToken>>,
 }
 
 /// A connection's place.
 struct Place {
-    situation: Situation,
-    /// Cancelled to end the connection, and once it has ended.
-    sent_away: CancellationToken,
+    situation: Option<Situation>,
+    /// In the crowd: cancelled to end the connection, and once it has ended.
+    sent_away: Option<DropGuard>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
     /// Serves a connection until its end, or until it is sent away.
     async fn hold<E: Display>(self, connection: impl Future<Output = Result<(), E>>) {
-        tokio::select! {
-            result = connection => {
-                if let Err(error) = result {
-                    log::debug!("connection: {error}");
-                }
-            }
-            () = self.sent_away.cancelled() => {}
+        let ended = match &self.sent_away {
+            None => Some(connection.await),
+            Some(sent_away) => sent_away.token().run_until_cancelled(connection).await,
+        };
+        if let Some(Err(error)) = ended {
+            log::debug!("connection: {error}");
         }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.sent_away.cancel();
     }
 }
 
 impl Places {
-    fn new() -> Self {
-        Self {
-            normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
-            crowd: Mutex::default(),
-        }
-    }
-
     /// Waits for a connection, and finds a place for it: one of the normal ones, or one in the
     /// crowd, from which the oldest is sent away if need be: most likely one that has not asked
     /// for anything yet.
@@ -274,17 +258,16 @@ impl Places {
                 }
             }
         };
-        let sent_away = CancellationToken::new();
-        if let Ok(permit) = self.normal.clone().try_acquire_owned() {
+        if let Ok(permit) = self.occupancy.normal.clone().try_acquire_owned() {
             let place = Place {
-                situation: Situation::Normal,
-                sent_away,
+                situation: None,
+                sent_away: None,
                 _permit: permit,
             };
             return (stream, place);
         }
         let permit = loop {
-            if let Ok(permit) = self.crowded.clone().try_acquire_owned() {
+            if let Ok(permit) = self.occupancy.crowded.clone().try_acquire_owned() {
                 break permit;
             }
             if let Some(oldest) = self.crowd().pop_front() {
@@ -292,6 +275,7 @@ impl Places {
             }
             tokio::task::yield_now().await;
         };
+        let sent_away = CancellationToken::new();
         let mut crowd = self.crowd();
         crowd.push_back(sent_away.clone());
         // Some of those that are remembered have left by themselves.
@@ -299,8 +283,8 @@ impl Places {
             crowd.retain(|sent_away| !sent_away.is_cancelled());
         }
         let place = Place {
-            situation: Situation::Crowded,
-            sent_away,
+            situation: Some(Situation::Crowded),
+            sent_away: Some(sent_away.drop_guard()),
             _permit: permit,
         };
         (stream, place)
@@ -358,7 +342,7 @@ impl Drop for Begun {
 /// An answer's body, in flight until it is written or given up.
 struct Written<B> {
     body: B,
-    _begun: Begun,
+    _begun: Option<Begun>,
 }
 
 impl<B: Body + Unpin> Body for Written<B> {
@@ -381,38 +365,57 @@ impl<B: Body + Unpin> Body for Written<B> {
     }
 }
 
-/// Puts the connection's situation and the occupancy into each request, and counts it until it is answered.
-#[derive(Clone)]
+/// Puts the connection's situation into each request, if there is one, and counts the request until
+/// it is answered.
 struct Situated<S> {
-    situation: Situation,
+    situation: Option<Situation>,
     in_flight: InFlight,
-    occupancy: Occupancy,
-    inner: S,
+    /// Borrowed while it is called, which is over before anyone else can call it.
+    inner: RefCell<S>,
 }
 
-impl<S, B> Service<Request<Incoming>> for Situated<S>
+impl<S, B> HyperService<Request<Incoming>> for Situated<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Written<B>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answering<S::Future>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let _begun = self.in_flight.begin();
-        request.extensions_mut().insert(self.situation);
-        request.extensions_mut().insert(self.occupancy.clone());
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let begun = Some(self.in_flight.begin());
+        if let Some(situation) = self.situation {
+            request.extensions_mut().insert(situation);
+        }
         // CONNECT names a host instead of a path, and warp expects a path.
         if request.uri().path_and_query().is_none() {
             *request.uri_mut() = Uri::from_static("/");
         }
-        let answer = self.inner.call(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Written { body, _begun })) })
+        let answer = self.inner.borrow_mut().call(request);
+        Answering { answer, begun }
+    }
+}
+
+pin_project! {
+    /// A request in flight, until its answer takes this over.
+    struct Answering<F> {
+        #[pin]
+        answer: F,
+        begun: Option<Begun>,
+    }
+}
+
+impl<F, B> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+{
+    type Output = Result<Response<Written<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.answer.poll(context))?;
+        let _begun = this.begun.take();
+        Poll::Ready(Ok(answer.map(|body| Written { body, _begun })))
     }
 }
 

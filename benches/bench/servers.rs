@@ -52,7 +52,8 @@ async fn orders(database: &str, mode: Mode) -> anyhow::Result<()> {
     let listener = listen().await?;
     server::raise_file_limit();
     let service = warp::service(api.routes());
-    server::serve(listener, service, stop, std::future::ready(())).await;
+    let others = std::future::ready(());
+    server::serve(listener, service, api.occupancy(), stop, others).await;
     Ok(())
 }
 

@@ -98,9 +98,14 @@ const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+/// What the path of each order begins with.
+const ORDERS: &str = "/order/";
+
 /// The path of an order, as a header.
 pub(super) fn location(id: &OrderId) -> HeaderValue {
-    let mut path = "/order/".to_owned();
-    path.extend(utf8_percent_encode(id.as_str(), PATH_ESCAPES));
+    let id = id.as_str();
+    let mut path = String::with_capacity(ORDERS.len() + id.len());
+    path.push_str(ORDERS);
+    path.extend(utf8_percent_encode(id, PATH_ESCAPES));
     HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
 }

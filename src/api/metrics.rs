@@ -24,7 +24,6 @@ use crate::order::EventReason;
 use crate::order::{Reason, Status};
 use crate::pace::Reach;
 use crate::reconciler::is_overdue;
-use crate::server::Occupancy;
 use crate::spread::Histogram;
 use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Heartbeat, Sizes, Writing};
 use crate::tally::TOOK_WITHIN_MS;
@@ -35,25 +34,15 @@ const US_PER_SECOND: f64 = 1e6;
 impl Api {
     /// Answered whatever the situation: a crowd is when it is needed most.
     pub(super) fn metrics(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let get = get_or_head()
-            .and(self.shared())
-            .and(query())
-            .and(warp::ext::optional())
-            .then(
-                |api: Arc<Self>, query: String, occupancy: Option<Occupancy>| async move {
-                    answer(api.tell_metrics(&query, occupancy.as_ref()).await)
-                },
-            );
+        let get = get_or_head().and(self.shared()).and(query()).then(
+            |api: Arc<Self>, query: String| async move { answer(api.tell_metrics(&query).await) },
+        );
         warp::path!("metrics")
             .and(get.or(not_allowed("GET, HEAD")).unify())
             .boxed()
     }
 
-    async fn tell_metrics(
-        &self,
-        query: &str,
-        occupancy: Option<&Occupancy>,
-    ) -> Result<Response, Problem> {
+    async fn tell_metrics(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         let mut metrics = Metrics::default();
         let version = label("version", env!("CARGO_PKG_VERSION"));
@@ -79,7 +68,7 @@ impl Api {
             self.store.sizes(),
             &self.store.writing(),
         );
-        self.http(&mut metrics, occupancy);
+        self.http(&mut metrics);
         let text = metrics.text().expect("numbers can be written to memory");
         let mut response = text.into_response();
         let headers = response.headers_mut();
@@ -88,7 +77,7 @@ impl Api {
         Ok(response)
     }
 
-    fn http(&self, metrics: &mut Metrics, occupancy: Option<&Occupancy>) {
+    fn http(&self, metrics: &mut Metrics) {
         let traffic = self.traffic.told();
         metrics.histogram(
             "http_request_duration_seconds",
@@ -113,9 +102,8 @@ impl Api {
             "Streams of events that are open.",
             Some(streams as f64),
         );
-        let Some(occupancy) = occupancy else { return };
-        let (open, max) = occupancy.connections();
-        let (crowd, crowd_max) = occupancy.crowd();
+        let (open, max) = self.occupancy.connections();
+        let (crowd, crowd_max) = self.occupancy.crowd();
         let places = [("served", open, max), ("crowd", crowd, crowd_max)];
         metrics.gauge(
             "http_connections",
@@ -130,7 +118,7 @@ impl Api {
         metrics.one(
             "http_requests_in_flight",
             "Requests whose answers are not written yet, this one included.",
-            Some(occupancy.requests() as f64),
+            Some(self.occupancy.requests() as f64),
         );
     }
 }

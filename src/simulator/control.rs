@@ -16,6 +16,7 @@ use warp::{Filter, Rejection, Reply};
 
 use super::Simulator;
 use super::faults::Faults;
+use crate::server::{self, Occupancy};
 
 /// The largest configuration that is read, in bytes: many times what there is to say.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
@@ -28,7 +29,8 @@ pub(super) async fn serve(
 ) {
     if let Some(listener) = listener {
         let others = std::future::ready(());
-        crate::server::serve(listener, warp::service(routes(simulator)), stop, others).await;
+        let service = warp::service(routes(simulator));
+        server::serve(listener, service, Occupancy::default(), stop, others).await;
     }
 }
 
