@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 pub use self::event::{Event, EventReason};
-pub use self::ids::{IdIndex, Ids};
+pub use self::ids::{IdIndex, Ids, Texts};
 
 /// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
 /// and an index entry still fits a database page many times.

@@ -3,33 +3,31 @@
 //! A pass watches up to a million orders: an allocation for each id would cost more time and memory
 //! than all else that is known of them.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
+use std::ops::Range;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{IdError, OrderId, check};
 
-/// Ids, each told by its place.
+/// Texts, each told by its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ids {
-    text: String,
-    /// Where each ends in the text.
+pub struct Texts {
+    all: String,
+    /// Where each ends.
     ends: Vec<usize>,
 }
 
-impl Ids {
-    /// Checks a text and adds it as the last id.
-    ///
-    /// # Errors
-    /// The first rule that the text breaks.
-    pub fn push(&mut self, text: &str) -> Result<(), IdError> {
-        check(text)?;
-        self.text.push_str(text);
-        self.ends.push(self.text.len());
-        Ok(())
+impl Texts {
+    /// Adds a text as the last one.
+    pub fn push(&mut self, text: &str) {
+        self.all.push_str(text);
+        self.ends.push(self.all.len());
     }
 
     /// Removes all of them.
     pub fn clear(&mut self) {
-        self.text.clear();
+        self.all.clear();
         self.ends.clear();
     }
 
@@ -43,16 +41,56 @@ impl Ids {
         self.ends.is_empty()
     }
 
+    /// Where the text at this place is.
+    fn range(&self, place: usize) -> Range<usize> {
+        let begin = match place {
+            0 => 0,
+            place => self.ends[place - 1],
+        };
+        begin..self.ends[place]
+    }
+
+    fn get(&self, place: usize) -> &str {
+        &self.all[self.range(place)]
+    }
+
+    /// The same, for those to whom it does not matter where a character begins.
+    fn bytes(&self, place: usize) -> &[u8] {
+        &self.all.as_bytes()[self.range(place)]
+    }
+}
+
+/// Ids, each told by its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ids(Texts);
+
+impl Ids {
+    /// Checks a text and adds it as the last id.
+    ///
+    /// # Errors
+    /// The first rule that the text breaks.
+    pub fn push(&mut self, text: &str) -> Result<(), IdError> {
+        check(text)?;
+        self.0.push(text);
+        Ok(())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The id at this place, as it was given.
     ///
     /// # Panics
     /// There are not so many.
     pub fn get(&self, place: usize) -> &str {
-        let begin = match place {
-            0 => 0,
-            place => self.ends[place - 1],
-        };
-        &self.text[begin..self.ends[place]]
+        self.0.get(place)
     }
 
     /// The id at this place, by itself.
@@ -66,83 +104,66 @@ impl Ids {
 
     /// A way to find them.
     pub fn index(&self) -> IdIndex<'_> {
-        IdIndex::new(self)
+        IdIndex::new(&self.0)
     }
 }
 
-/// Finds ids: a hash table of their places, with open addressing. The hash is keyed at random,
-/// because callers choose the ids.
+/// Finds ids: a hash table of their places. The hash is keyed at random, because callers choose
+/// the ids.
 #[derive(Debug)]
 pub struct IdIndex<'a> {
-    ids: &'a Ids,
-    /// Half of them at least are free.
-    slots: Vec<Slot>,
-    hasher: RandomState,
-}
-
-/// Where an id may be found.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    /// A part of its hash, so that few texts are compared in vain: each may be far away in memory.
-    tag: u32,
-    /// Its place, counted from one; 0 if this is free.
-    number: u32,
+    ids: &'a Texts,
+    places: HashTable<u32>,
+    hasher: DefaultHashBuilder,
 }
 
 impl<'a> IdIndex<'a> {
-    fn new(ids: &'a Ids) -> Self {
-        let mut index = Self {
-            ids,
-            slots: vec![Slot::default(); (2 * ids.len() + 1).next_power_of_two()],
-            hasher: RandomState::new(),
-        };
-        for (place, number) in (0..ids.len()).zip(1..) {
-            let (mut at, tag) = index.begin(ids.get(place));
-            while index.slots[at].number != 0 {
-                at = index.after(at);
-            }
-            index.slots[at] = Slot { tag, number };
+    fn new(ids: &'a Texts) -> Self {
+        let mut places = HashTable::with_capacity(ids.len());
+        let hasher = DefaultHashBuilder::default();
+        let hash = |place: &u32| hasher.hash_one(ids.bytes(*place as usize));
+        for (place, _) in (0..).zip(&ids.ends) {
+            places.insert_unique(hash(&place), place, hash);
         }
-        index
+        Self {
+            ids,
+            places,
+            hasher,
+        }
     }
 
-    /// The place of this id. Of one that was added twice it is the first.
+    /// The place of this id; one of them, if it was added twice.
     pub fn find(&self, id: &str) -> Option<usize> {
-        self.candidates(id).find(|place| self.ids.get(*place) == id)
+        self.place_of(id.as_bytes())
+    }
+
+    fn place_of(&self, id: &[u8]) -> Option<usize> {
+        let is_it = |place: &u32| self.ids.bytes(*place as usize) == id;
+        let place = self.places.find(self.hasher.hash_one(id), is_it)?;
+        Some(*place as usize)
     }
 
     /// Tells of each of the wanted that is among these, by its place among the wanted, which place
-    /// it has here. Quicker than one by one: the memory for all of them is fetched at once.
-    pub fn find_each(&self, wanted: &Ids, mut tell: impl FnMut(usize, usize)) {
-        let first = |at| Some((at, self.candidates(wanted.get(at)).next()?));
-        let likely: Vec<(usize, usize)> = (0..wanted.len()).filter_map(first).collect();
-        for (at, place) in likely {
-            let id = wanted.get(at);
-            let is_it = self.ids.get(place) == id;
-            if let Some(place) = is_it.then_some(place).or_else(|| self.find(id)) {
+    /// it has here. Quicker than one by one: each step is made for all of them before the next, so
+    /// that what it needs is fetched from memory for many at once.
+    pub fn find_each(&self, wanted: &Texts, mut tell: impl FnMut(usize, usize)) {
+        // The first with a hash that begins the same is nearly always the one.
+        let likely = |at| {
+            let hash = self.hasher.hash_one(wanted.bytes(at));
+            Some((at, *self.places.find(hash, |_| true)? as usize))
+        };
+        let likely: Vec<_> = (0..wanted.len()).filter_map(likely).collect();
+        let ranges: Vec<_> = likely
+            .iter()
+            .map(|(_, place)| self.ids.range(*place))
+            .collect();
+        for ((at, place), range) in likely.into_iter().zip(ranges) {
+            let id = wanted.bytes(at);
+            let is_it = self.ids.all.as_bytes()[range] == *id;
+            if let Some(place) = is_it.then_some(place).or_else(|| self.place_of(id)) {
                 tell(at, place);
             }
         }
-    }
-
-    /// The places whose id may be this one.
-    fn candidates(&self, id: &str) -> impl Iterator<Item = usize> {
-        let (at, tag) = self.begin(id);
-        let slots = self.slots[at..].iter().chain(&self.slots[..at]);
-        slots
-            .take_while(|slot| slot.number != 0)
-            .filter(move |slot| slot.tag == tag)
-            .map(|slot| slot.number as usize - 1)
-    }
-
-    /// The slot where the search for an id begins, and its tag.
-    fn begin(&self, id: &str) -> (usize, u32) {
-        let hash = self.hasher.hash_one(id);
-        (hash as usize & (self.slots.len() - 1), (hash >> 32) as u32)
-    }
-
-    fn after(&self, at: usize) -> usize {
-        (at + 1) & (self.slots.len() - 1)
     }
 }
 
@@ -166,13 +187,13 @@ mod tests {
         for other in ["", "a", "a1000", "b1", "a1a2"] {
             assert_eq!(index.find(other), None, "{other}");
         }
-        let mut wanted = Ids::default();
-        for id in ["a7", "b", "a999", "a1000", "a0", "a7"] {
-            wanted.push(id).unwrap();
+        let mut wanted = Texts::default();
+        for text in ["a7", "b", " ", "a999", "a1000", "a0", "", "a7"] {
+            wanted.push(text);
         }
         let mut found = Vec::new();
         index.find_each(&wanted, |at, place| found.push((at, place)));
-        assert_eq!(found, [(0, 7), (2, 999), (4, 0), (5, 7)]);
+        assert_eq!(found, [(0, 7), (3, 999), (5, 0), (7, 7)]);
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! many processes ended in it and how many outlived it; the ones still running count as far as
 //! they have come. (The actuarial estimator; Cutler and Ederer, 1958.)
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// The first span ends at this age, in milliseconds.
-const FIRST_MS: f64 = 250.0;
+const FIRST_MS: u32 = 250;
 
 /// Spans in which the age doubles.
 const SPANS_PER_DOUBLING: u32 = 4;
@@ -130,7 +131,7 @@ impl Hazards {
 
     fn at(&self, age: Duration) -> f64 {
         let span = span_of(age);
-        let age_ms = millis(age).min(end_of(span));
+        let age_ms = (millis(age) as f64).min(end_of(span));
         let part = (age_ms - beginning_of(span)) / (end_of(span) - beginning_of(span));
         self.sums[span] + (self.sums[span + 1] - self.sums[span]) * part
     }
@@ -138,16 +139,18 @@ impl Hazards {
 
 fn span_of(age: Duration) -> usize {
     let age_ms = millis(age);
-    if age_ms <= FIRST_MS {
+    let first_spans = age_ms.saturating_sub(1) / u64::from(FIRST_MS);
+    let Some(doublings) = first_spans.checked_ilog2() else {
         return 0;
-    }
-    let span = ((age_ms / FIRST_MS).log2() * f64::from(SPANS_PER_DOUBLING)).ceil() as usize;
-    span.min(SPANS - 1)
+    };
+    let first = (doublings * SPANS_PER_DOUBLING) as usize + 1;
+    let of_this_doubling = ENDS_MS.iter().skip(first).take(SPANS_PER_DOUBLING as usize);
+    let ended = of_this_doubling.filter(|end| **end < age_ms as f64);
+    (first + ended.count()).min(SPANS - 1)
 }
 
-/// In whole milliseconds. Numbers of 64 bits are converted much quicker than those of 128.
-fn millis(age: Duration) -> f64 {
-    u64::try_from(age.as_millis()).unwrap_or(u64::MAX) as f64
+fn millis(age: Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// In milliseconds.
@@ -157,8 +160,14 @@ fn beginning_of(span: usize) -> f64 {
 
 /// In milliseconds.
 fn end_of(span: usize) -> f64 {
-    FIRST_MS * (span as f64 / f64::from(SPANS_PER_DOUBLING)).exp2()
+    ENDS_MS[span]
 }
+
+/// Where the spans end, in milliseconds. Each look at an order asks for two of them.
+static ENDS_MS: LazyLock<[f64; SPANS]> = LazyLock::new(|| {
+    let doublings = |span| span as f64 / f64::from(SPANS_PER_DOUBLING);
+    std::array::from_fn(|span| f64::from(FIRST_MS) * doublings(span).exp2())
+});
 
 #[cfg(test)]
 mod tests {

@@ -80,7 +80,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let (mut known, mut missing) = (0, 0);
         let (mut known_now, mut missing_now) = (0, 0);
-        for (place, order) in sight.orders.orders().enumerate() {
+        // While nearly none is absent, it makes no difference how many are known.
+        let counted = match pace::is_restart(sight.absent(), 0) {
+            true => sight.orders.len(),
+            false => 0,
+        };
+        for place in 0..counted {
+            let order = sight.orders.order(place);
             let (Phase::Processing { confirmed_at, .. }, Some(look)) =
                 (order.phase, sight.look(place))
             else {
@@ -152,7 +158,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             restart_suspected,
         };
         let mut doubtful = Vec::new();
-        for (place, order) in sight.orders.orders().enumerate() {
+        for place in sight.unlisted() {
+            let order = sight.orders.order(place);
             if let Some(look) = sight.look(place)
                 && order.is_missing_in(&look)
                 && matches!(
@@ -267,9 +274,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 observed: Observed::Unknown,
                 began_at: now,
             });
-            let id = sight.orders.ids().get(place);
             let action = decide(&order, &look, &policy, at);
+            let id = || sight.orders.ids().get(place);
             trace(&order, id, &look, action);
+            // As nearly all do.
+            if action == Action::Wait {
+                continue;
+            }
+            let id = id();
             let stays_missing = matches!(action, Action::Start | Action::Flag(_));
             if stays_missing && order.is_missing_in(&look) && !order.is_missed() {
                 // It is news once: the next look must not take it for another restart.
@@ -364,12 +376,13 @@ fn is_over(order: &OpenOrder, look: Option<&Look>) -> bool {
 }
 
 /// Tells the log what was decided, and on what.
-pub(super) fn trace(order: &OpenOrder, id: &str, look: &Look, action: Action) {
+pub(super) fn trace<'a>(order: &OpenOrder, id: impl Fn() -> &'a str, look: &Look, action: Action) {
     log::trace!(
         target: "order_service::decide",
-        "{}; {:?}; {action:?}; {id}",
+        "{}; {:?}; {action:?}; {}",
         row_of(order),
-        look.observed
+        look.observed,
+        id()
     );
 }
 

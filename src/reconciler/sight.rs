@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::decide::Look;
-use crate::order::{IdIndex, Ids, Observed, Timestamp};
+use crate::order::{IdIndex, Observed, Texts, Timestamp};
 use crate::pace::{self, Failure};
 use crate::store::Watchlist;
 use crate::upstream::Entry;
@@ -54,6 +54,19 @@ impl Sight {
         }
     }
 
+    /// The places of the orders that the list does not know.
+    pub fn unlisted(&self) -> impl Iterator<Item = usize> {
+        let said = self.listed.said.iter().enumerate();
+        said.filter_map(|(place, said)| (*said == Said::Absent).then_some(place))
+    }
+
+    /// How many orders have no process, as far as was seen; some may be counted twice.
+    pub fn absent(&self) -> usize {
+        let looks = self.looked_up.values();
+        let looked_up = looks.filter(|look| look.observed == Observed::Absent);
+        self.unlisted().count() + looked_up.count()
+    }
+
     /// An order was looked up.
     pub fn saw(&mut self, place: usize, look: Look) {
         self.looked_up.insert(place, look);
@@ -94,7 +107,7 @@ impl Sight {
 pub(super) struct Reading<'a> {
     index: IdIndex<'a>,
     listed: Listed,
-    ids: Ids,
+    ids: Texts,
     said: Vec<(Said, Option<Box<str>>)>,
 }
 
@@ -111,17 +124,15 @@ impl<'a> Reading<'a> {
                 said: vec![Said::Nothing; orders.len()],
                 odd: HashMap::new(),
             },
-            ids: Ids::default(),
+            ids: Texts::default(),
             said: Vec::with_capacity(GATHERED_MAX),
         }
     }
 
     /// Takes note of an entry.
     pub fn tell(&mut self, entry: &Entry<'_>) {
-        // What can be no id of ours is no order of ours.
-        if self.ids.push(&entry.order_id).is_ok() {
-            self.said.push(Said::of(&entry.status));
-        }
+        self.ids.push(&entry.order_id);
+        self.said.push(Said::of(&entry.status));
         if self.ids.len() == GATHERED_MAX {
             self.find();
         }

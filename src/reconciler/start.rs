@@ -294,7 +294,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
         };
         let Startable { id, order } = &tried.next;
         let action = decide(order, look, &self.policy(), at);
-        trace(order, id.as_str(), look, action);
+        trace(order, || id.as_str(), look, action);
         let (report, steps) = (&mut tried.report, &mut tried.steps);
         effects(order, id.as_str(), action, look, at.now, report, steps);
         tried.is_to_start = action == Action::Start;
