@@ -197,6 +197,21 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_not_taken_for_one_whose_hash_begins_the_same() {
+        let (mut ids, mut wanted) = (Ids::default(), Texts::default());
+        // So many that some hundreds first meet another one.
+        for n in 0..10_000 {
+            ids.push(&format!("a{n}")).unwrap();
+            wanted.push(&format!("a{n}"));
+            wanted.push(&format!("b{n}"));
+        }
+        let mut found = Vec::new();
+        ids.index()
+            .find_each(&wanted, |at, place| found.push((at, place)));
+        assert!(found.into_iter().eq((0..10_000).map(|n| (2 * n, n))));
+    }
+
+    #[test]
     fn what_can_be_no_id_is_not_added() {
         let mut ids = Ids::default();
         assert_eq!(ids.push(" a"), Err(IdError::Space));
