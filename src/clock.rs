@@ -1,6 +1,8 @@
-//! The clock, as something that is passed in: the programs read the machine's, a test brings its
-//! own and moves it by hand.
+//! The clock, as something that is passed in: the programs read the machine's, tests and benches
+//! bring one that they move by hand.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, SecondsFormat};
@@ -30,6 +32,33 @@ impl Clock for SystemClock {
 
     async fn sleep_until(&self, moment: Timestamp) {
         tokio::time::sleep(moment.since(self.now())).await;
+    }
+}
+
+/// A clock that stands still until it is set, or slept on: then the moment has come at once. Clones
+/// tell the same time.
+#[derive(Clone, Debug)]
+pub struct SetClock(Rc<Cell<Timestamp>>);
+
+impl SetClock {
+    /// It is `now`.
+    pub fn new(now: Timestamp) -> Self {
+        Self(Rc::new(Cell::new(now)))
+    }
+
+    /// From now on it is `now`, which may be earlier than it was.
+    pub fn set(&self, now: Timestamp) {
+        self.0.set(now);
+    }
+}
+
+impl Clock for SetClock {
+    fn now(&self) -> Timestamp {
+        self.0.get()
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        self.set(self.now().max(moment));
     }
 }
 

@@ -1,12 +1,10 @@
 //! What the reconciler does for each order, from the bytes of the upstream's list to the rows that
 //! change.
 
-use std::cell::Cell;
 use std::hint::black_box;
-use std::rc::Rc;
 use std::time::Duration;
 
-use order_service::clock::Clock;
+use order_service::clock::{Clock, SetClock};
 use order_service::decide::{
     Circumstances, Intent, Look, LostProcess, OpenOrder, Phase, Policy, decide,
 };
@@ -154,13 +152,13 @@ pub(super) fn pass(_turns: usize) -> Turn {
         max_starts: POLICY.max_starts,
         lost_process: POLICY.lost_process,
     };
-    let clock = SetClock(Rc::new(Cell::new(NOW)));
+    let clock = SetClock::new(NOW);
     let upstream = Listed(list(OPEN as usize, "RUNNING"));
     let mut reconciler = Reconciler::new(world.store.clone(), upstream, clock.clone(), settings)
         .expect("the database can be read");
     let stop = Stop::default();
     Box::new(move || {
-        clock.0.set(clock.0.get().after(PASS_INTERVAL));
+        clock.set(clock.now().after(PASS_INTERVAL));
         let report = world.wait_for(reconciler.pass(&stop));
         let report = report.expect("nothing stands in its way");
         let nothing_new = Report {
@@ -194,20 +192,6 @@ fn batches(orders: usize, steps: &[Step]) -> impl Iterator<Item = Vec<Change>> +
     };
     let batches: Vec<Vec<Change>> = all.chunks(SETTLED as usize).map(of_some).collect();
     batches.into_iter()
-}
-
-/// A clock that stands still until it is set.
-#[derive(Clone)]
-struct SetClock(Rc<Cell<Timestamp>>);
-
-impl Clock for SetClock {
-    fn now(&self) -> Timestamp {
-        self.0.get()
-    }
-
-    async fn sleep_until(&self, moment: Timestamp) {
-        self.0.set(self.0.get().max(moment));
-    }
 }
 
 /// An upstream that answers with this list, and is asked for nothing else.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use order_service::clock::Clock;
+use order_service::clock::{Clock, SetClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::{Failure, Learned};
@@ -23,20 +23,6 @@ mod starts;
 mod told;
 mod trouble;
 mod window;
-
-/// A clock that stands still unless it is moved, or slept on.
-#[derive(Clone)]
-struct HandClock(Rc<Cell<i64>>);
-
-impl Clock for HandClock {
-    fn now(&self) -> Timestamp {
-        Timestamp(self.0.get())
-    }
-
-    async fn sleep_until(&self, moment: Timestamp) {
-        self.0.set(self.0.get().max(moment.0));
-    }
-}
 
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +51,7 @@ enum Fate {
 #[derive(Clone)]
 struct InMemory {
     model: Rc<RefCell<Model>>,
-    clock: HandClock,
+    clock: SetClock,
     draws: Rc<Cell<u64>>,
     start_fate: Rc<Cell<Fate>>,
     look_fate: Rc<Cell<Fate>>,
@@ -78,7 +64,7 @@ struct InMemory {
 }
 
 impl InMemory {
-    fn new(clock: HandClock, max_duration_secs: u32) -> Self {
+    fn new(clock: SetClock, max_duration_secs: u32) -> Self {
         Self {
             model: Rc::new(RefCell::new(Model::new(max_duration_secs))),
             clock,
@@ -213,7 +199,7 @@ impl Upstream for InMemory {
 struct Stage {
     _world: World,
     store: Store,
-    clock: HandClock,
+    clock: SetClock,
     upstream: InMemory,
     settings: Settings,
 }
@@ -223,7 +209,7 @@ impl Stage {
         let world = World::in_memory();
         let path = DatabasePath::from(world.database());
         let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
-        let clock = HandClock(Rc::new(Cell::new(1_800_000_000_000)));
+        let clock = SetClock::new(Timestamp(1_800_000_000_000));
         Self {
             _world: world,
             store,
@@ -240,7 +226,7 @@ impl Stage {
         }
     }
 
-    fn reconciler(&self) -> Reconciler<InMemory, HandClock> {
+    fn reconciler(&self) -> Reconciler<InMemory, SetClock> {
         let (store, upstream) = (self.store.clone(), self.upstream.clone());
         Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
     }
@@ -270,7 +256,7 @@ impl Stage {
     }
 
     fn forward(&self, milliseconds: i64) {
-        self.clock.0.set(self.clock.0.get() + milliseconds);
+        self.clock.set(Timestamp(self.clock.now().0 + milliseconds));
     }
 
     fn count(&self, status: Status) -> usize {
@@ -292,7 +278,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-fn pass(reconciler: &mut Reconciler<InMemory, HandClock>) -> Report {
+fn pass(reconciler: &mut Reconciler<InMemory, SetClock>) -> Report {
     block_on(reconciler.pass(&Stop::default())).unwrap()
 }
 

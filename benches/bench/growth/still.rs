@@ -4,13 +4,11 @@
 //! The upstream answers from memory and at once, so that what is measured is what the pass itself
 //! takes: reading the open orders, planning, deciding, and its heartbeat.
 
-use std::cell::Cell;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::ensure;
-use order_service::clock::Clock;
+use order_service::clock::{Clock, SetClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, OrderId, Timestamp};
 use order_service::pace::Failure;
@@ -53,29 +51,15 @@ pub fn pass(database: &Path) -> anyhow::Result<f64> {
         max_starts: 5,
         lost_process: LostProcess::Restart,
     };
-    let clock = SetClock(Rc::new(Cell::new(STARTED_AT)));
+    let clock = SetClock::new(STARTED_AT);
     let mut reconciler = Reconciler::new(store, Running(ids), clock.clone(), settings)?;
     let stop = Stop::default();
     repeated(PASSES, |_| {
-        clock.0.set(clock.0.get().after(INTERVAL));
+        clock.set(clock.now().after(INTERVAL));
         let report = runtime.block_on(reconciler.pass(&stop))?;
         ensure!(report.observed == OPEN && report.started == 0, "{report}");
         Ok(())
     })
-}
-
-/// A clock that stands still until it is set.
-#[derive(Clone)]
-struct SetClock(Rc<Cell<Timestamp>>);
-
-impl Clock for SetClock {
-    fn now(&self) -> Timestamp {
-        self.0.get()
-    }
-
-    async fn sleep_until(&self, moment: Timestamp) {
-        self.0.set(self.0.get().max(moment));
-    }
 }
 
 /// An upstream where processes of these orders run, and never end.
