@@ -105,7 +105,9 @@ impl Sight {
 
 /// A list that is read. Its entries are gathered, and their orders found many at a time.
 pub(super) struct Reading<'a> {
-    index: IdIndex<'a>,
+    orders: &'a Watchlist,
+    /// Made when there is something to find: while it is, more of the list arrives.
+    index: Option<IdIndex<'a>>,
     listed: Listed,
     ids: Texts,
     said: Vec<(Said, Option<Box<str>>)>,
@@ -118,7 +120,8 @@ impl<'a> Reading<'a> {
     /// A list that was asked for at `began_at`.
     pub fn new(orders: &'a Watchlist, began_at: Timestamp) -> Self {
         Self {
-            index: orders.ids().index(),
+            orders,
+            index: None,
             listed: Listed {
                 began_at,
                 said: vec![Said::Nothing; orders.len()],
@@ -145,7 +148,8 @@ impl<'a> Reading<'a> {
     }
 
     fn find(&mut self) {
-        self.index.find_each(&self.ids, |at, place| {
+        let index = self.index.get_or_insert_with(|| self.orders.ids().index());
+        index.find_each(&self.ids, |at, place| {
             let (said, word) = &mut self.said[at];
             self.listed.tell(place, *said, word.take());
         });
