@@ -147,12 +147,11 @@ impl<'a> IdIndex<'a> {
     /// it has here. Quicker than one by one: each step is made for all of them before the next, so
     /// that what it needs is fetched from memory for many at once.
     pub fn find_each(&self, wanted: &Texts, mut tell: impl FnMut(usize, usize)) {
+        let hashes = (0..wanted.len()).map(|at| self.hasher.hash_one(wanted.bytes(at)));
+        let hashes: Vec<u64> = hashes.collect();
         // The first with a hash that begins the same is nearly always the one.
-        let likely = |at| {
-            let hash = self.hasher.hash_one(wanted.bytes(at));
-            Some((at, *self.places.find(hash, |_| true)? as usize))
-        };
-        let likely: Vec<_> = (0..wanted.len()).filter_map(likely).collect();
+        let likely = |(at, hash)| Some((at, *self.places.find(hash, |_| true)? as usize));
+        let likely: Vec<_> = hashes.into_iter().enumerate().filter_map(likely).collect();
         let ranges: Vec<_> = likely
             .iter()
             .map(|(_, place)| self.ids.range(*place))

@@ -266,28 +266,30 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
             restart_suspected,
         };
+        let unseen = Look {
+            observed: Observed::Unknown,
+            began_at: now,
+        };
         let mut changes = self.unseen(&sight, now, report);
         let mut steps = Vec::new();
         let mut again = Vec::new();
         for (place, order) in sight.orders.orders().enumerate() {
-            let look = sight.look(place).unwrap_or(Look {
-                observed: Observed::Unknown,
-                began_at: now,
-            });
-            let action = decide(&order, &look, &policy, at);
+            let look = sight.look(place);
+            let look = look.as_ref().unwrap_or(&unseen);
+            let action = decide(&order, look, &policy, at);
             let id = || sight.orders.ids().get(place);
-            trace(&order, id, &look, action);
+            trace(&order, id, look, action);
             // As nearly all do.
             if action == Action::Wait {
                 continue;
             }
             let id = id();
             let stays_missing = matches!(action, Action::Start | Action::Flag(_));
-            if stays_missing && order.is_missing_in(&look) && !order.is_missed() {
+            if stays_missing && order.is_missing_in(look) && !order.is_missed() {
                 // It is news once: the next look must not take it for another restart.
-                effects(&order, id, Action::Miss, &look, now, report, &mut steps);
+                effects(&order, id, Action::Miss, look, now, report, &mut steps);
             }
-            effects(&order, id, action, &look, now, report, &mut steps);
+            effects(&order, id, action, look, now, report, &mut steps);
             let seq = order.seq;
             changes.extend(steps.drain(..).map(|step| Change { seq, step }));
             if action == Action::Start {

@@ -103,14 +103,15 @@ impl Sight {
     }
 }
 
-/// A list that is read. Its entries are gathered, and their orders found many at a time.
+/// A list that is read. Its entries are gathered, and their orders found many at a time; those whose
+/// status is not known are rare, and told by themselves.
 pub(super) struct Reading<'a> {
     orders: &'a Watchlist,
     /// Made when there is something to find: while it is, more of the list arrives.
     index: Option<IdIndex<'a>>,
     listed: Listed,
     ids: Texts,
-    said: Vec<(Said, Option<Box<str>>)>,
+    said: Vec<Said>,
 }
 
 /// How many entries are gathered. What is fetched for them fits the processor's nearest memory.
@@ -134,9 +135,23 @@ impl<'a> Reading<'a> {
 
     /// Takes note of an entry.
     pub fn tell(&mut self, entry: &Entry<'_>) {
-        self.ids.push(&entry.order_id);
-        self.said.push(Said::of(&entry.status));
-        if self.ids.len() == GATHERED_MAX {
+        match Observed::of_status(&entry.status) {
+            Observed::Running => self.gather(&entry.order_id, Said::Running),
+            Observed::Succeeded => self.gather(&entry.order_id, Said::Succeeded),
+            Observed::Failed => self.gather(&entry.order_id, Said::Failed),
+            Observed::Unrecognised(word) => {
+                if let Some(place) = self.find().find(&entry.order_id) {
+                    self.listed.tell_odd(place, word);
+                }
+            }
+            Observed::Absent | Observed::Unknown => {}
+        }
+    }
+
+    fn gather(&mut self, id: &str, said: Said) {
+        self.ids.push(id);
+        self.said.push(said);
+        if self.said.len() == GATHERED_MAX {
             self.find();
         }
     }
@@ -147,14 +162,15 @@ impl<'a> Reading<'a> {
         self.listed
     }
 
-    fn find(&mut self) {
+    /// Finds what was gathered.
+    fn find(&mut self) -> &IdIndex<'a> {
         let index = self.index.get_or_insert_with(|| self.orders.ids().index());
         index.find_each(&self.ids, |at, place| {
-            let (said, word) = &mut self.said[at];
-            self.listed.tell(place, *said, word.take());
+            self.listed.tell(place, self.said[at]);
         });
         self.ids.clear();
         self.said.clear();
+        index
     }
 }
 
@@ -180,19 +196,6 @@ enum Said {
     Contradiction,
 }
 
-impl Said {
-    /// What an entry with this status says, and the status if it is not known.
-    fn of(status: &str) -> (Self, Option<Box<str>>) {
-        match Observed::of_status(status) {
-            Observed::Running => (Self::Running, None),
-            Observed::Succeeded => (Self::Succeeded, None),
-            Observed::Failed => (Self::Failed, None),
-            Observed::Unrecognised(word) => (Self::Odd, Some(word)),
-            Observed::Unknown | Observed::Absent => (Self::Contradiction, None),
-        }
-    }
-}
-
 impl Listed {
     fn nothing() -> Self {
         Self {
@@ -202,12 +205,20 @@ impl Listed {
         }
     }
 
-    /// An entry is of the order at this place.
-    fn tell(&mut self, place: usize, said: Said, word: Option<Box<str>>) {
-        if self.said[place] == Said::Nothing {
-            self.said[place] = said;
-            self.odd.extend(word.map(|word| (place, word)));
-        } else if self.said[place] != said || self.odd.get(&place) != word.as_ref() {
+    /// An entry is of the order at this place, and its status is known.
+    fn tell(&mut self, place: usize, said: Said) {
+        let before = &mut self.said[place];
+        if *before == Said::Nothing {
+            *before = said;
+        } else if *before != said {
+            *before = Said::Contradiction;
+        }
+    }
+
+    /// The same, with a status that is not known.
+    fn tell_odd(&mut self, place: usize, word: Box<str>) {
+        self.tell(place, Said::Odd);
+        if *self.odd.entry(place).or_insert_with(|| word.clone()) != word {
             self.said[place] = Said::Contradiction;
         }
     }
