@@ -35,6 +35,8 @@ const OTHER_SEEDS: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 struct Figures {
     seconds: f64,
+    /// How far that may be from the mean of ever more runs: its standard error.
+    seconds_error: f64,
     starts_per_order: f64,
     lost: f64,
     deaths: f64,
@@ -45,6 +47,7 @@ impl Figures {
     fn of(run: &Run, orders: usize) -> Self {
         Self {
             seconds: run.lasted.as_secs_f64(),
+            seconds_error: 0.0,
             starts_per_order: run.starts as f64 / orders as f64,
             lost: run.forgotten as f64,
             deaths: (run.lives.len() - 1) as f64,
@@ -53,9 +56,13 @@ impl Figures {
     }
 
     fn mean(all: &[Self]) -> Self {
-        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / all.len() as f64;
+        let runs = all.len() as f64;
+        let mean = |of: fn(&Self) -> f64| all.iter().map(of).sum::<f64>() / runs;
+        let seconds = mean(|one| one.seconds);
+        let squares = all.iter().map(|one| (one.seconds - seconds).powi(2));
         Self {
-            seconds: mean(|one| one.seconds),
+            seconds,
+            seconds_error: (squares.sum::<f64>() / (runs - 1.0).max(1.0) / runs).sqrt(),
             starts_per_order: mean(|one| one.starts_per_order),
             lost: mean(|one| one.lost),
             deaths: mean(|one| one.deaths),
@@ -84,7 +91,7 @@ pub fn compare(scale: Scale) {
         scale.fixed_seeds
     );
     println!(
-        "\n  {:<44} {:>9} {:>13} {:>9} {:>7} {:>9}",
+        "\n  {:<44} {:>15} {:>13} {:>9} {:>7} {:>9}",
         "", "settled", "starts/order", "forgotten", "deaths", "worn out*"
     );
     for (title, ceiling) in [
@@ -133,14 +140,20 @@ pub fn compare(scale: Scale) {
         row(&format!("  not paced: {}", told(&none)), figures);
     }
     println!(
-        "\n  * orders that had to be started more than five times, --max-starts of the default"
+        "\n  * orders that had to be started more than five times, --max-starts of the default; ± is \
+         the standard error"
     );
 }
 
 fn row(name: &str, figures: Figures) {
     println!(
-        "  {name:<44} {:>7.0} s {:>13.2} {:>9.0} {:>7.2} {:>9.1}",
-        figures.seconds, figures.starts_per_order, figures.lost, figures.deaths, figures.worn_out
+        "  {name:<44} {:>7.0} ± {:>3.0} s {:>13.2} {:>9.0} {:>7.2} {:>9.1}",
+        figures.seconds,
+        figures.seconds_error,
+        figures.starts_per_order,
+        figures.lost,
+        figures.deaths,
+        figures.worn_out
     );
 }
 
@@ -210,6 +223,7 @@ fn reconcile(orders: usize, ceiling: f64, crashes: bool, seed: u64) -> Figures {
     let starts = one.world.oracle.borrow().starts();
     Figures {
         seconds: settled_at.since(began_at).as_secs_f64(),
+        seconds_error: 0.0,
         starts_per_order: f64::from(starts.iter().sum::<u32>()) / orders as f64,
         lost: f64::from(starts.iter().sum::<u32>()) - orders as f64,
         deaths: one.world.lives.get() as f64,

@@ -27,8 +27,10 @@ use crate::oracle::Oracle;
 pub struct Draws(AtomicU64);
 
 impl Draws {
+    /// The seed is the state itself. Were it multiplied by the step, the next seed's numbers would
+    /// be this one's but for the first, and runs of neighbouring seeds nearly the same run.
     pub fn new(seed: u64) -> Self {
-        Self(AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        Self(AtomicU64::new(seed))
     }
 
     pub fn next(&self) -> u64 {
