@@ -57,12 +57,13 @@ pub(super) struct Fold {
     /// Held by the thread while it copies. Nobody else can then, and the writer waits for it rather
     /// than let the log grow.
     copying: Arc<Mutex<()>>,
-    /// The frames at which the thread beside is asked to copy,
-    copy_at: i64,
-    /// those at which the log may begin anew if little is left to copy,
-    end_at: i64,
-    /// and those at which the writer copies whatever is left.
-    copy_all_at: i64,
+    /// Frames after the last commit. When there are fewer, the log has begun anew, whoever saw to
+    /// that.
+    frames: i64,
+    /// Frames when the thread beside was last asked to copy them; 0 in a log that is new.
+    asked_at: i64,
+    /// Frames when readers last prevented the end; 0 in a log that is new.
+    held_at: i64,
 }
 
 impl Fold {
@@ -76,9 +77,9 @@ impl Fold {
             empties_next: Arc::default(),
             beside: None,
             copying: Arc::default(),
-            copy_at: BESIDE_FROM,
-            end_at: BESIDE_FROM,
-            copy_all_at: FRAMES_MAX,
+            frames: 0,
+            asked_at: 0,
+            held_at: 0,
         })
     }
 
@@ -104,32 +105,41 @@ impl Fold {
     /// writes.
     pub fn after_commit(&mut self, db: &Connection) {
         let log = Log::after(db, LOOK).unwrap_or_default();
+        if log.frames < self.frames {
+            (self.asked_at, self.held_at) = (0, 0);
+        }
+        self.frames = log.frames;
+        let end_from = BESIDE_FROM.max(self.held_at + AGAIN_AFTER);
+        let copy_from = BESIDE_FROM.max(self.asked_at.max(self.held_at) + LEFT_MAX);
         let is_little_left = log.frames - log.copied <= LEFT_MAX;
         if self.empties_next.swap(false, Ordering::AcqRel) {
-            self.end(db, EMPTY, log.frames);
-        } else if log.frames >= self.copy_all_at || log.frames >= self.end_at && is_little_left {
-            self.end(db, BEGIN_ANEW, log.frames);
-        } else if log.frames >= self.copy_at
+            self.end(db, EMPTY);
+        } else if log.frames >= self.held_at + FRAMES_MAX
+            || log.frames >= end_from && is_little_left
+        {
+            self.end(db, BEGIN_ANEW);
+        } else if log.frames >= copy_from
             && let Some(beside) = &self.beside
         {
             // A full channel is being seen to.
             let _ = beside.try_send(());
-            self.copy_at = log.frames + LEFT_MAX;
+            self.asked_at = log.frames;
         }
     }
 
     /// Copies what is left in the log, and ends it, unless someone else's long read prevents that.
-    fn end(&mut self, db: &Connection, how: &str, frames: i64) {
+    fn end(&mut self, db: &Connection, how: &str) {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
             .busy_timeout(READERS_WAIT)
             .and_then(|()| Log::after(db, how));
-        let is_ended = ended.as_ref().is_ok_and(|log| !log.was_busy);
-        let grown = if is_ended { 0 } else { frames };
-        self.copy_at = BESIDE_FROM.max(grown + LEFT_MAX);
-        self.end_at = BESIDE_FROM.max(grown + AGAIN_AFTER);
-        self.copy_all_at = FRAMES_MAX + grown;
-        log::debug!("ending a write-ahead log of {frames} frames: {ended:?}");
+        if !ended.as_ref().is_ok_and(|log| !log.was_busy) {
+            self.held_at = self.frames;
+        }
+        log::debug!(
+            "ending a write-ahead log of {} frames: {ended:?}",
+            self.frames
+        );
     }
 }
 
@@ -223,5 +233,34 @@ mod tests {
         reader.execute_batch("COMMIT").unwrap();
         reach_the_end().await;
         assert!(bytes() <= KEPT_BYTES_MAX, "the disk is given back");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_another_writer_has_begun_anew_is_ended_in_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let open = || Store::open(&path, Mode::Threaded).unwrap();
+        let (ours, other) = (open(), open());
+        let looker = Connection::open(folder.path().join("orders.db")).unwrap();
+        let largest_until_anew = async |store: &Store| {
+            let mut largest = 0;
+            loop {
+                let frames = write(store, &looker).await;
+                if frames < largest {
+                    break largest;
+                }
+                largest = frames;
+            }
+        };
+        let reader = Connection::open(folder.path().join("orders.db")).unwrap();
+        write(&ours, &looker).await;
+        reader
+            .execute_batch("BEGIN; SELECT max(rowid) FROM much")
+            .unwrap();
+        while write(&ours, &looker).await <= FRAMES_MAX + 2 * WRITTEN {}
+        reader.execute_batch("COMMIT").unwrap();
+        largest_until_anew(&other).await;
+        let largest = largest_until_anew(&ours).await;
+        assert!(largest <= FRAMES_MAX + 2 * WRITTEN, "{largest}");
     }
 }
