@@ -266,7 +266,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
             restart_suspected,
         };
-        let unseen = Look {
+        let nothing_seen = Look {
             observed: Observed::Unknown,
             began_at: now,
         };
@@ -275,7 +275,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut again = Vec::new();
         for (place, order) in sight.orders.orders().enumerate() {
             let look = sight.look(place);
-            let look = look.as_ref().unwrap_or(&unseen);
+            let look = look.as_ref().unwrap_or(&nothing_seen);
             let action = decide(&order, look, &policy, at);
             let id = || sight.orders.ids().get(place);
             trace(&order, id, look, action);

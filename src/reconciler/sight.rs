@@ -144,6 +144,7 @@ impl<'a> Reading<'a> {
                     self.listed.tell_odd(place, word);
                 }
             }
+            // No status says this.
             Observed::Absent | Observed::Unknown => {}
         }
     }

@@ -62,7 +62,8 @@ pub(super) struct Fold {
     frames: i64,
     /// Frames when the thread beside was last asked to copy them; 0 in a log that is new.
     asked_at: i64,
-    /// Frames when readers last prevented the end; 0 in a log that is new.
+    /// Frames when readers, or another process that copied, last prevented the end; 0 in a log that
+    /// is new.
     held_at: i64,
 }
 
@@ -127,7 +128,8 @@ impl Fold {
         }
     }
 
-    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that.
+    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that, or
+    /// another process that copies.
     fn end(&mut self, db: &Connection, how: &str) {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
@@ -198,6 +200,19 @@ mod tests {
         Log::after(reader, LOOK).unwrap().frames
     }
 
+    /// Writes until the log begins anew, and tells how many frames it had at most.
+    async fn largest_until_anew(store: &Store, reader: &Connection) -> i64 {
+        let mut largest = 0;
+        loop {
+            let frames = write(store, reader).await;
+            if frames < largest {
+                break largest;
+            }
+            largest = frames;
+            assert!(largest <= 4 * FRAMES_MAX, "it never ends");
+        }
+    }
+
     #[tokio::test]
     async fn the_log_begins_anew_while_commits_go_on_and_later_when_someone_reads_for_long() {
         let folder = tempfile::tempdir().unwrap();
@@ -206,18 +221,7 @@ mod tests {
         let file = folder.path().join("orders.db-wal");
         let bytes = || i64::try_from(file.metadata().unwrap().len()).unwrap();
         let looker = Connection::open(&path).unwrap();
-        let reach_the_end = async || {
-            let mut largest = 0;
-            loop {
-                let frames = write(&store, &looker).await;
-                if frames < largest {
-                    break largest;
-                }
-                largest = frames;
-                assert!(largest <= 4 * FRAMES_MAX, "it never ends");
-            }
-        };
-        let largest = reach_the_end().await;
+        let largest = largest_until_anew(&store, &looker).await;
         assert!(
             (BESIDE_FROM..=FRAMES_MAX + 2 * WRITTEN).contains(&largest),
             "{largest}"
@@ -231,36 +235,26 @@ mod tests {
         while write(&store, &looker).await <= 2 * FRAMES_MAX {}
         assert!(bytes() > KEPT_BYTES_MAX);
         reader.execute_batch("COMMIT").unwrap();
-        reach_the_end().await;
+        largest_until_anew(&store, &looker).await;
         assert!(bytes() <= KEPT_BYTES_MAX, "the disk is given back");
     }
 
     #[tokio::test]
     async fn a_log_that_another_writer_has_begun_anew_is_ended_in_time() {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
-        let open = || Store::open(&path, Mode::Threaded).unwrap();
+        let path = folder.path().join("orders.db");
+        let open = || Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
         let (ours, other) = (open(), open());
-        let looker = Connection::open(folder.path().join("orders.db")).unwrap();
-        let largest_until_anew = async |store: &Store| {
-            let mut largest = 0;
-            loop {
-                let frames = write(store, &looker).await;
-                if frames < largest {
-                    break largest;
-                }
-                largest = frames;
-            }
-        };
-        let reader = Connection::open(folder.path().join("orders.db")).unwrap();
+        let looker = Connection::open(&path).unwrap();
+        let reader = Connection::open(&path).unwrap();
         write(&ours, &looker).await;
         reader
             .execute_batch("BEGIN; SELECT max(rowid) FROM much")
             .unwrap();
         while write(&ours, &looker).await <= FRAMES_MAX + 2 * WRITTEN {}
         reader.execute_batch("COMMIT").unwrap();
-        largest_until_anew(&other).await;
-        let largest = largest_until_anew(&ours).await;
+        largest_until_anew(&other, &looker).await;
+        let largest = largest_until_anew(&ours, &looker).await;
         assert!(largest <= FRAMES_MAX + 2 * WRITTEN, "{largest}");
     }
 }
