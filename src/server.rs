@@ -3,6 +3,8 @@
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
 //! served is in `api` and in `simulator`.
 
+mod alarm;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,7 +21,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::Service as HyperService;
 use hyper::{Request, Response, Uri};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +29,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
+
+use self::alarm::Alarm;
 
 /// How long a client may take for the head of a request. It is the idle limit of a kept-alive
 /// connection too, and therefore longer than most clients keep one in their pool.
@@ -198,7 +202,7 @@ where
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let is_usual = situation.is_none();
     http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(Alarm::new())
         .header_read_timeout(if is_usual {
             HEAD_TIMEOUT
         } else {
