@@ -19,7 +19,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use url::form_urlencoded;
 use warp::http::HeaderMap;
-use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
+use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 
 pub(super) use self::event::{After, EventQuery, next_page, written_place};
 pub(super) use self::prefer::Wait;
@@ -32,6 +32,9 @@ const BODY_MAX: usize = 16 * 1024;
 
 /// How long a body may take. It fits a few packets.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where a browser's request comes from (W3C Fetch Metadata, section 2.3).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The largest page.
 const LIMIT_MAX: usize = 1_000;
@@ -214,9 +217,9 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
     }
 }
 
-/// Refuses what a browser sends for a page of another site (the Fetch Metadata headers).
+/// Refuses what a browser sends for a page of another site.
 pub(super) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
-    match headers.get("sec-fetch-site") {
+    match headers.get(SEC_FETCH_SITE) {
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"cross-site") => {
             Err(Problem::cross_site())
         }
@@ -395,17 +398,17 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Members::default();
-                let mut names = HashSet::new();
+                let mut others = HashSet::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "id" && members.id.is_none() {
                         members.id = Some(map.next_value()?);
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
+                        continue;
                     }
-                    if members.twice.is_none() && names.contains(&name) {
-                        members.twice = Some(name);
+                    map.next_value::<IgnoredAny>()?;
+                    if name == "id" || others.contains(&name) {
+                        members.twice.get_or_insert(name);
                     } else {
-                        names.insert(name);
+                        others.insert(name);
                     }
                 }
                 Ok(members)
