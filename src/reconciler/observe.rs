@@ -3,6 +3,8 @@
 //! What was seen is kept in `sight.rs`, apart from what is done about it: the choice is `decide`'s.
 //! The second half, the starts, is in `start.rs`.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -12,8 +14,8 @@ use super::{Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Circumstances, Look, OpenOrder, Phase, decide, row_of};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::{self, Pace, Plan, backoff};
-use crate::store::{Change, Startable, Step, Trouble};
+use crate::pace::{self, Plan, backoff};
+use crate::store::{Change, Startable, Step, Trouble, Watchlist};
 use crate::upstream::{Entry, Upstream};
 
 /// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
@@ -35,13 +37,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.looked_at = Some(began_at);
         let mut orders = self.world.store.watched()?;
         let plan = self.pace.plan(orders.watched(), began_at);
-        let mut in_flight = 0;
+        let mut not_chosen = 0;
         if let Plan::LookUps(places) = &plan
             && places.len() < orders.len()
         {
-            let rest = count_in_flight(&self.pace, orders.orders(), began_at);
+            let all = self.count_running(&orders, began_at);
             orders = orders.chosen(places);
-            in_flight = rest - count_in_flight(&self.pace, orders.orders(), began_at);
+            not_chosen = all - self.count_running(&orders, began_at);
         }
         report.observed = orders.len();
         let mut sight = Sight::new(orders);
@@ -57,11 +59,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let restart_suspected = self.suspect_restart(&sight);
         self.confirm(&mut sight, restart_suspected, stop).await;
-        self.learn(&sight, began_at);
-        let seen = sight.orders.orders().enumerate();
-        let still = seen.filter(|(place, order)| !is_over(order, sight.look(*place).as_ref()));
-        in_flight += count_in_flight(&self.pace, still.map(|(_, order)| order), began_at);
-        self.pace.looked(began_at, sight.cost(), in_flight);
+        let still = self.learn(&sight, began_at);
+        self.pace.looked(began_at, sight.cost(), not_chosen + still);
         self.settle(sight, restart_suspected, report).await?;
         if report.missed > 0 && !restart_suspected {
             self.pace.look_again(self.world.clock.now());
@@ -130,13 +129,30 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         true
     }
 
-    /// Learns from what was seen how long processes take.
-    fn learn(&mut self, sight: &Sight, began_at: Timestamp) {
-        for (place, order) in sight.orders.watched().iter().enumerate() {
-            let Some(look) = sight.look(place) else {
+    /// How many of these orders have a process that runs, as far as is known, and is not stuck.
+    fn count_running(&self, orders: &Watchlist, now: Timestamp) -> u64 {
+        let stuck_after = self.pace.stuck_after();
+        let running = orders
+            .orders()
+            .filter(|order| runs(order, stuck_after, now));
+        running.count() as u64
+    }
+
+    /// Learns from what was seen how long processes take. Returns how many still run and are not
+    /// stuck, by what was known of that before.
+    fn learn(&mut self, sight: &Sight, began_at: Timestamp) -> u64 {
+        let stuck_after = self.pace.stuck_after();
+        let mut still = 0;
+        for (place, order) in sight.orders.orders().enumerate() {
+            let look = sight.look(place);
+            if runs(&order, stuck_after, began_at) && !is_over(&order, look.as_ref()) {
+                still += 1;
+            }
+            let Some(look) = look else {
                 continue;
             };
-            self.pace.learn(order, &look.observed, look.began_at);
+            let watched = &sight.orders.watched()[place];
+            self.pace.learn(watched, &look.observed, look.began_at);
             if !sight.is_listed {
                 self.pace.saw(order.seq, look.began_at);
             }
@@ -144,6 +160,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if sight.is_listed && sight.is_complete {
             self.pace.saw_all(began_at);
         }
+        still
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -357,17 +374,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 }
 
-/// How many of these orders have a process that runs, as far as is known, and is not stuck.
-fn count_in_flight(pace: &Pace, orders: impl Iterator<Item = OpenOrder>, now: Timestamp) -> u64 {
-    let stuck_after = pace.stuck_after();
-    let runs = |order: &OpenOrder| match order.phase {
+/// Whether the order has a process that runs, as far as is known, and is not stuck.
+fn runs(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
+    match order.phase {
         Phase::Processing {
             confirmed_at,
             missed_at: None,
         } => now.since(confirmed_at) <= stuck_after,
         _ => false,
-    };
-    orders.filter(runs).count() as u64
+    }
 }
 
 /// Whether this look says that the order's process does not run any more.

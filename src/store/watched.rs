@@ -60,7 +60,14 @@ impl Watchlist {
 
     /// All of them.
     pub fn orders(&self) -> impl Iterator<Item = OpenOrder> {
-        (0..self.len()).map(|place| self.order(place))
+        let mut others = self.others.iter().peekable();
+        let all = self.watched.iter().zip(&self.starts).enumerate();
+        all.map(
+            move |(place, (watched, starts))| match others.next_if(|other| other.0 == place) {
+                Some((_, order)) => *order,
+                None => plain(*watched, *starts),
+            },
+        )
     }
 
     /// Those at these places, in ascending order.
