@@ -62,8 +62,7 @@ pub(super) struct Fold {
     frames: i64,
     /// Frames when the thread beside was last asked to copy them; 0 in a log that is new.
     asked_at: i64,
-    /// Frames when readers, or another process that copied, last prevented the end; 0 in a log that
-    /// is new.
+    /// Frames when readers last prevented the end; 0 in a log that is new.
     held_at: i64,
 }
 
@@ -128,14 +127,18 @@ impl Fold {
         }
     }
 
-    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that, or
-    /// another process that copies.
+    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that. If
+    /// another process is copying, that is tried again after the next commit.
     fn end(&mut self, db: &Connection, how: &str) {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
             .busy_timeout(READERS_WAIT)
             .and_then(|()| Log::after(db, how));
-        if !ended.as_ref().is_ok_and(|log| !log.was_busy) {
+        let is_held = match &ended {
+            Ok(log) => log.was_busy && log.frames >= 0,
+            Err(_) => true,
+        };
+        if is_held {
             self.held_at = self.frames;
         }
         log::debug!(
@@ -160,9 +163,9 @@ fn copy_beside(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>) {
 struct Log {
     /// Whether something prevented a checkpoint.
     was_busy: bool,
-    /// Frames in the log, each with a page of the database.
+    /// Frames in the log, each with a page of the database; -1 if another checkpoint is under way.
     frames: i64,
-    /// Those of them that are in the database too.
+    /// Those of them that are in the database too; -1 likewise.
     copied: i64,
 }
 
@@ -180,6 +183,8 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::super::{DatabasePath, Mode, Store};
     use super::*;
 
@@ -237,6 +242,40 @@ mod tests {
         reader.execute_batch("COMMIT").unwrap();
         largest_until_anew(&store, &looker).await;
         assert!(bytes() <= KEPT_BYTES_MAX, "the disk is given back");
+    }
+
+    #[test]
+    fn readers_count_as_in_the_way_and_another_checkpoint_does_not() {
+        /// Reached when the other checkpoint has begun, and again when it may end.
+        static UNDER_WAY: Barrier = Barrier::new(2);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("orders.db");
+        let open = || Connection::open(&path).unwrap();
+        let (ours, other, reader) = (open(), open(), open());
+        ours.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE a (b)")
+            .unwrap();
+        reader.execute_batch("BEGIN; SELECT b FROM a").unwrap();
+        ours.execute_batch("INSERT INTO a VALUES (1)").unwrap();
+        let mut fold = Fold::new(&ours).unwrap();
+        fold.frames = 7;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let wait_once = |_| {
+                    UNDER_WAY.wait();
+                    UNDER_WAY.wait();
+                    false
+                };
+                other.busy_handler(Some(wait_once)).unwrap();
+                assert!(Log::after(&other, BEGIN_ANEW).unwrap().was_busy);
+            });
+            UNDER_WAY.wait();
+            fold.end(&ours, BEGIN_ANEW);
+            assert_eq!(fold.held_at, 0);
+            UNDER_WAY.wait();
+        });
+        fold.end(&ours, BEGIN_ANEW);
+        assert_eq!(fold.held_at, 7);
     }
 
     #[tokio::test]
