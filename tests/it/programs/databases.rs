@@ -1,0 +1,189 @@
+//! Databases that cannot be used, and those that are made.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::*;
+
+/// Expects that a database is refused, by every program that opens one, with one clear line.
+fn check_unusable(world: &World, database: &str, says: &str) {
+    let commands = [
+        &["order-service", "api", "--listen", "127.0.0.1:0"][..],
+        &["order-service", "serve", "--listen", "127.0.0.1:0"],
+        &["order-reconciler"],
+        &["order-reconciler", "--once"],
+    ];
+    std::thread::scope(|scope| {
+        for command in commands {
+            scope.spawn(move || {
+                let ran = run(world, command, &["--database-url", database], &[]);
+                assert_eq!(ran.code, Some(3), "{command:?} {database}: {ran:?}");
+                assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
+                assert!(ran.stderr.contains(says), "{says:?}: {ran:?}");
+                let path = database.trim_start_matches("sqlite:");
+                assert!(ran.stderr.contains(path), "{path}: {ran:?}");
+                assert_eq!(ran.stdout, "", "nothing was served");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
+    let world = World::new();
+    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    check_unusable(&world, &path("missing/orders.db"), "the folder");
+    check_unusable(
+        &world,
+        &format!("sqlite:{}", path("missing/o.db")),
+        "folder",
+    );
+    fs::create_dir(world.path("folder")).unwrap();
+    check_unusable(&world, &path("folder"), "is not a file");
+    fs::write(world.path("plain"), "hello").unwrap();
+    check_unusable(&world, &path("plain/orders.db"), "not a directory");
+    check_unusable(&world, &path("plain"), "is not an SQLite database");
+    let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
+        .take(9_000)
+        .collect();
+    fs::write(world.path("noise"), &noise).unwrap();
+    check_unusable(&world, &path("noise"), "is not an SQLite database");
+    assert_eq!(
+        fs::read(world.path("noise")).unwrap(),
+        noise,
+        "left as it was"
+    );
+    let foreign = Connection::open(world.path("foreign.db")).unwrap();
+    foreign
+        .execute_batch(
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY); INSERT INTO orders VALUES (1)",
+        )
+        .unwrap();
+    drop(foreign);
+    let before = fs::read(world.path("foreign.db")).unwrap();
+    check_unusable(&world, &path("foreign.db"), "of another program");
+    assert_eq!(fs::read(world.path("foreign.db")).unwrap(), before);
+    let newer = world.path("newer.db");
+    create(&world, &newer);
+    let db = Connection::open(&newer).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    drop(db);
+    check_unusable(&world, &path("newer.db"), "newer version");
+    // Nobody may write there, not even root.
+    check_unusable(&world, "/proc/orders.db", "cannot be written");
+}
+
+#[test]
+fn a_file_where_the_folder_should_be_is_told_as_a_wrong_folder() {
+    let world = World::new();
+    fs::write(world.path("plain"), "hello").unwrap();
+    let database = world.path("plain/orders.db");
+    let arguments = ["--database-url", database.to_str().unwrap()];
+    let ran = world.run("order-reconciler", &arguments, &[]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(
+        !ran.stderr.contains("-write"),
+        "a lock file is not it: {ran:?}"
+    );
+    assert!(ran.stderr.contains("the folder"), "{ran:?}");
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let world = World::new();
+    let missing = world.path("missing/orders.db");
+    for database in [missing.to_str().unwrap(), "/proc/orders.db"] {
+        let ran = world.run("order-reconciler", &["--database-url", database], &[]);
+        let told = ran.stderr.matches("No such file or directory").count();
+        assert_eq!(told, 1, "{}", ran.stderr);
+    }
+}
+
+/// Has a program make a database.
+fn create(world: &World, path: &Path) {
+    let arguments = ["--once", "--database-url", path.to_str().unwrap()];
+    let ran = world.run("order-reconciler", &arguments, &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+#[test]
+fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
+    let world = World::new();
+    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    // By someone who knows nothing of our locks: on a new database, and on one of ours.
+    let new = Connection::open(world.path("new.db")).unwrap();
+    new.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    create(&world, &world.path("ours.db"));
+    let ours = Connection::open(world.path("ours.db")).unwrap();
+    ours.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    // By one of ours that hangs.
+    create(&world, &world.path("beside.db"));
+    let lock = fs::File::create(world.path("beside.db-write")).unwrap();
+    lock.lock().unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for name in ["new.db", "ours.db", "beside.db"] {
+            let (world, path) = (&world, path(name));
+            scope.spawn(move || {
+                let ran = world.run("order-reconciler", &["--database-url", &path], &[]);
+                assert_eq!(ran.code, Some(3), "{name}: {ran:?}");
+                assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
+                assert!(
+                    ran.stderr.contains("is locked by another program"),
+                    "{ran:?}"
+                );
+                assert!(ran.stderr.contains(&path), "{ran:?}");
+                let took = begun.elapsed();
+                assert!(took >= Duration::from_secs(5), "{name}: it waits: {took:?}");
+                assert!(took < Duration::from_secs(9), "{name}: {took:?}");
+            });
+        }
+        // A lock that is let go in time is waited for.
+        let waits = world.path("waits.db");
+        let world = &world;
+        scope.spawn(move || {
+            let db = Connection::open(&waits).unwrap();
+            db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+            let mut program = world.start(
+                "order-reconciler",
+                &["--once", "--database-url", waits.to_str().unwrap()],
+                false,
+            );
+            std::thread::sleep(Duration::from_millis(1_500));
+            db.execute_batch("ROLLBACK").unwrap();
+            assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
+        });
+    });
+}
+
+#[test]
+fn a_created_database_is_told_with_a_warning_and_an_existing_one_as_information() {
+    for (name, arguments) in [
+        ("order-reconciler", &["--once", "--database-url"][..]),
+        (
+            "order-service",
+            &["api", "--listen", "127.0.0.1:0", "--database-url"],
+        ),
+        (
+            "order-service",
+            &["serve", "--listen", "127.0.0.1:0", "--database-url"],
+        ),
+    ] {
+        let world = World::new();
+        let absolute = fs::canonicalize(world.path(".")).unwrap().join("o.db");
+        for (level, url) in [
+            ("WARN", "sqlite:o.db"),
+            ("INFO", "o.db"),
+            ("INFO", "./o.db"),
+        ] {
+            let program = world.start(name, &[arguments, &[url]].concat(), false);
+            program.logs("o.db");
+            program.signal("TERM");
+            let log = program.logged();
+            let line = log.lines().find(|line| line.contains("o.db")).unwrap();
+            assert!(line.contains(absolute.to_str().unwrap()), "{line}");
+            assert!(line.contains(level), "{url}: {line}");
+        }
+    }
+}

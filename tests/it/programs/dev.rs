@@ -1,0 +1,168 @@
+//! `order-service dev`: everything in one program, to try it out.
+
+use std::path::Path;
+
+use super::*;
+
+/// What stands behind a name in the banner.
+fn told<'a>(banner: &'a str, name: &str) -> &'a str {
+    banner
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(name))
+        .unwrap_or_else(|| panic!("no {name} in {banner}"))
+        .trim()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_is_ready_at_once_and_its_commands_work_when_pasted() {
+    let world = World::new();
+    let begun = Instant::now();
+    let (mut program, banner) = dev(&world, &["--max-order-process-duration", "2"]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(told(&banner, "pace"), "50 starts/s at most");
+    let api = told(&banner, "API").to_owned();
+    let (data, _) = told(&banner, "data").split_once(',').unwrap();
+    assert!(Path::new(data).starts_with(fs::canonicalize(world.path("tmp")).unwrap()));
+    assert!(Path::new(data).exists());
+    let simulator = told(&banner, "simulator");
+    let (simulator, _) = simulator.split_once("/order_process").unwrap();
+    let client = Client::new();
+    let listed = client.get(format!("{simulator}/order_process")).await;
+    assert_eq!(
+        (listed.status, &*listed.body.trim().to_owned()),
+        (200, "[]")
+    );
+    let commands: Vec<&str> = banner
+        .lines()
+        .filter_map(|line| line.find("curl ").map(|at| &line[at..]))
+        .collect();
+    assert_eq!(commands.len(), 3, "{banner}");
+    let columns: Vec<usize> = banner
+        .lines()
+        .filter_map(|line| line.find("curl ").or_else(|| line.find("http://")))
+        .collect();
+    assert!(
+        columns.iter().all(|at| *at == columns[0]),
+        "aligned: {banner}"
+    );
+    let answers: Vec<Value> = commands
+        .iter()
+        .map(|command| {
+            let ran = Command::new("sh").args(["-c", command]).output().unwrap();
+            assert!(ran.status.success(), "{command}: {ran:?}");
+            assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
+            serde_json::from_slice(&ran.stdout).unwrap()
+        })
+        .collect();
+    let id = &answers[0]["id"];
+    assert_eq!(answers[0]["status"], "CREATED");
+    assert_eq!(answers[1]["id"], *id);
+    assert_eq!(answers[2].as_array().map(Vec::len), Some(1));
+    assert_eq!(answers[2][0]["id"], *id);
+    let orders = client.settled(&api, 1).await;
+    assert!(orders.iter().all(is_settled));
+    program.signal("INT");
+    let account = program.rest_of_stdout();
+    assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
+    for status in ["CREATED", "PROCESSING", "FULFILLED", "FAILED"] {
+        assert!(account.contains(status), "{account}");
+    }
+    assert_eq!(
+        fs::read_dir(world.path("tmp")).unwrap().count(),
+        0,
+        "{data}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_simulator_of_dev_is_broken_and_mended_from_its_own_pages() {
+    let world = World::new();
+    let (program, banner) = dev(&world, &[]);
+    let api = told(&banner, "API").to_owned();
+    assert_eq!(told(&banner, "dashboard"), format!("{api}/"));
+    let client = Client::new();
+    let page = client.get(format!("{api}/")).await;
+    assert!(
+        page.body
+            .contains(r#"<meta name="dev" content="simulator">"#)
+    );
+    let url = format!("{api}/dev/simulator");
+    let state = client.get(&url).await.json();
+    assert_eq!(
+        (&state["now"], &state["is_alive"]),
+        (&json!("calm"), &json!(true))
+    );
+    for choice in state["choices"].as_array().unwrap() {
+        let name = choice.as_str().unwrap();
+        let chosen = client.request("POST", format!("{url}/{name}"));
+        let chosen = client.send(chosen).await;
+        assert_eq!((chosen.status, &chosen.json()["now"]), (200, choice));
+        assert_eq!(client.get(&url).await.json()["now"], *choice);
+    }
+    for (method, path, site, status) in [
+        ("POST", "/calm", "cross-site", 403),
+        ("POST", "/crash", "cross-site", 403),
+        ("POST", "/none", "same-origin", 404),
+        ("PUT", "/calm", "same-origin", 405),
+        ("POST", "", "same-origin", 405),
+    ] {
+        let request = client.request(method, format!("{url}{path}"));
+        let refused = client.send(request.header("sec-fetch-site", site)).await;
+        assert_eq!(refused.status, status, "{method} {path}");
+        assert_eq!(refused.header("content-type"), "application/problem+json");
+    }
+    let state = client.get(&url).await.json();
+    assert_eq!(
+        (&state["now"], &state["is_alive"]),
+        (&json!("down"), &json!(true))
+    );
+    let crash = client.request("POST", format!("{url}/crash"));
+    assert_eq!(client.send(crash).await.json()["is_alive"], false);
+    assert_eq!(program.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_can_be_broken_where_there_is_no_simulator() {
+    let world = World::new();
+    let simulator = world.simulator(&[]);
+    let api = world.api(&[]);
+    let (tried, banner) = dev(&world, &["--order-process-url", &simulator.url]);
+    let client = Client::new();
+    for (url, dev) in [
+        (api.url.as_str(), "none"),
+        (told(&banner, "API"), "upstream"),
+    ] {
+        let page = client.get(format!("{url}/")).await.body;
+        assert!(page.contains(&format!(r#"<meta name="dev" content="{dev}">"#)));
+        for (method, path) in [
+            ("GET", ""),
+            ("POST", "/calm"),
+            ("POST", "/crash"),
+            ("PUT", "/calm"),
+        ] {
+            let request = client.request(method, format!("{url}/dev/simulator{path}"));
+            assert_eq!(client.send(request).await.status, 404, "{method} {path}");
+        }
+    }
+    assert_eq!(tried.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_uses_the_upstream_that_it_is_given() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let arguments = ["--order-process-url", &simulator.url, "--start-rate", "0"];
+    let (program, banner) = dev(&world, &arguments);
+    assert!(told(&banner, "upstream").starts_with(&simulator.url));
+    assert_eq!(told(&banner, "pace"), "no ceiling");
+    let api = told(&banner, "API").to_owned();
+    let client = Client::new();
+    client.create(&api, "a1").await;
+    client.settled(&api, 1).await;
+    assert_eq!(world.outcomes().len(), 1);
+    assert_eq!(program.stop(), Some(0));
+}

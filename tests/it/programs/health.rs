@@ -1,0 +1,114 @@
+//! The health commands and their exit codes.
+
+use rusqlite::Connection;
+
+use super::*;
+
+#[test]
+fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answers() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let port = api.address().rsplit(':').next().unwrap();
+    for address in [api.address(), &format!("0.0.0.0:{port}")] {
+        let ran = api_health(&world, address);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = world.run("order-service", &["health"], &[("LISTEN_ADDR", address)]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    // The upstream is down, and that does not make the service unhealthy.
+    let service = world.serve("http://127.0.0.1:9", &[]);
+    assert_eq!(api_health(&world, service.address()).code, Some(0));
+    let address = service.address().to_owned();
+    assert_eq!(service.stop(), Some(0));
+    let ran = api_health(&world, &address);
+    assert_eq!(ran.code, Some(1), "nothing listens: {ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    // The database has gone.
+    fs::rename(world.database(), world.path("elsewhere.db")).unwrap();
+    // What was found is believed for a moment.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while api_health(&world, api.address()).code == Some(0) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let ran = api_health(&world, api.address());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    fs::rename(world.path("elsewhere.db"), world.database()).unwrap();
+    // Something listens that is not the service, or hangs.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let begun = Instant::now();
+    let ran = api_health(&world, &silent.local_addr().unwrap().to_string());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(begun.elapsed() < Duration::from_secs(8));
+    let simulator = world.simulator(&[]);
+    let ran = api_health(&world, simulator.address());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+}
+
+fn reconciler_health(world: &World) -> Ran {
+    let database = world.database();
+    let arguments = ["health", "--database-url", database.to_str().unwrap()];
+    world.run("order-reconciler", &arguments, &[])
+}
+
+#[test]
+fn the_health_of_the_reconciler_is_0_after_a_pass_and_1_before_one_or_long_after_it_was_killed() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let ran = reconciler_health(&world);
+    assert_eq!(ran.code, Some(1), "no pass yet: {ran:?}");
+    let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
+    let deadline = Instant::now() + PATIENCE;
+    while reconciler_health(&world).code != Some(0) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ran = reconciler_health(&world);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let variables = [(
+        "DATABASE_URL",
+        world.database().to_str().unwrap().to_owned(),
+    )];
+    let ran = world.run(
+        "order-reconciler",
+        &["health"],
+        &[(variables[0].0, &variables[0].1)],
+    );
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    drop(reconciler);
+    let ran = reconciler_health(&world);
+    assert_eq!(ran.code, Some(0), "it may be slow: {ran:?}");
+    let db = Connection::open(world.database()).unwrap();
+    db.execute_batch(
+        "UPDATE heartbeat SET last_pass_at = last_pass_at - 3600000, \
+         next_pass_at = next_pass_at - 3600000",
+    )
+    .unwrap();
+    let ran = reconciler_health(&world);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    // The service's own health tells it, and stays what its API is.
+    assert_eq!(api_health(&world, api.address()).code, Some(0));
+}
+
+#[test]
+fn the_health_of_the_reconciler_is_1_as_soon_as_it_was_ended() {
+    let world = World::new();
+    let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
+    let deadline = Instant::now() + PATIENCE;
+    while reconciler_health(&world).code != Some(0) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(reconciler.stop(), Some(0));
+    let ran = reconciler_health(&world);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("no reconciler runs"), "{ran:?}");
+}
+
+#[test]
+fn the_health_of_the_reconciler_is_1_when_there_is_no_database_and_none_is_made() {
+    let world = World::new();
+    let ran = reconciler_health(&world);
+    assert!(!world.database().exists());
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    assert_eq!(ran.code, Some(1), "healthy or not, nothing else: {ran:?}");
+}

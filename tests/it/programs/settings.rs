@@ -1,0 +1,310 @@
+//! Flags, variables and defaults: what is told of them, and what is said of wrong ones.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// The flags in a help text, each with its variable and default.
+fn documented(help: &str) -> BTreeMap<String, (String, String)> {
+    let options = help.split_once("Options:").expect("there are options").1;
+    let mut entries: Vec<String> = Vec::new();
+    for line in options.lines().map(str::trim) {
+        if line.starts_with('-') && !line.starts_with("- ") {
+            entries.push(String::new());
+        }
+        if let Some(entry) = entries.last_mut() {
+            entry.push_str(line);
+            entry.push(' ');
+        }
+    }
+    let between = |entry: &str, opening: &str| {
+        let found = entry
+            .split_once(opening)
+            .and_then(|(_, rest)| rest.split_once(']'));
+        found.map_or("", |(value, _)| value).trim().to_owned()
+    };
+    entries
+        .into_iter()
+        .filter(|entry| !entry.contains("--help") && !entry.contains("--version"))
+        .map(|entry| {
+            let flag = entry.split([' ', '=']).next().unwrap_or_default();
+            let variable = between(&entry, "[env:");
+            let default = match between(&entry, "[default:") {
+                words if words == "none" || words.contains("drawn") => String::new(),
+                value => value,
+            };
+            let variable = variable.trim_end_matches('=').to_owned();
+            (flag.to_owned(), (variable, default))
+        })
+        .collect()
+}
+
+#[test]
+fn the_help_of_every_command_names_each_setting_with_its_variable_and_default_and_no_other() {
+    let world = World::new();
+    for (command, settings) in commands() {
+        let ran = run(&world, &command, &["--help"], &[]);
+        assert_eq!(ran.code, Some(0), "{command:?}");
+        let expected: BTreeMap<_, _> = settings
+            .into_iter()
+            .map(|(flag, variable, default)| {
+                (flag.to_owned(), (variable.to_owned(), default.to_owned()))
+            })
+            .collect();
+        assert_eq!(documented(&ran.stdout), expected, "{command:?}");
+        assert_eq!(ran.stderr, "");
+    }
+}
+
+#[test]
+fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
+    let world = World::new();
+    let help = |arguments: &[&str]| world.run("order-reconciler", arguments, &[]).stdout;
+    assert_eq!(help(&["--help"]), help(&["run", "--help"]));
+    let help = world.run("order-service", &["--help"], &[]).stdout;
+    for command in [
+        "serve",
+        "dev",
+        "api",
+        "simulator",
+        "backup",
+        "check",
+        "health",
+    ] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}");
+    }
+}
+
+#[test]
+fn the_help_of_every_command_that_asks_the_upstream_names_the_token_and_the_log_levels() {
+    let world = World::new();
+    let mut silent = Vec::new();
+    for (command, settings) in commands() {
+        let help = run(&world, &command, &["--help"], &[]).stdout;
+        for (setting, variable) in [(URL, "ORDER_PROCESS_TOKEN"), (LOG, "RUST_LOG")] {
+            if settings.iter().any(|(flag, ..)| *flag == setting.0) && !help.contains(variable) {
+                silent.push((command.clone(), variable));
+            }
+        }
+    }
+    assert_eq!(silent, []);
+}
+
+/// A setting's flag and variable, a wrong value, and what the message must say instead.
+const WRONG: &[(Setting, &str, &str)] = &[
+    (DATABASE, ":memory:", "write the path of a file"),
+    (DATABASE, "sqlite::memory:", "write the path of a file"),
+    (DATABASE, "sqlite:", "sqlite:FILE"),
+    (DATABASE, "postgres://db/orders", "sqlite:FILE"),
+    (DATABASE, "mysql://db/orders", "sqlite:FILE"),
+    (DATABASE, "sqlite:o.db?mode=ro", "sqlite:FILE"),
+    (URL, "127.0.0.1:8000", "http://"),
+    (URL, "ftp://a.example", "http://"),
+    (URL, "http://user:pw@a.example", "ORDER_PROCESS_TOKEN"),
+    (URL, "http://a.example?x=1", "/order_process is appended"),
+    (RECONCILE[0], "* * * * *", "*/5 * * * * *"),
+    (RECONCILE[0], "61 * * * * *", "*/5 * * * * *"),
+    (RECONCILE[0], "0 0 0 30 2 *", "*/5 * * * * *"),
+    (RECONCILE[1], "fast", "0 for no ceiling"),
+    (RECONCILE[1], "inf", "0 for no ceiling"),
+    (RECONCILE[2], "0", "from 1 to 1024"),
+    (RECONCILE[2], "1025", "from 1 to 1024"),
+    (RECONCILE[3], "5", "5s"),
+    (RECONCILE[3], "0s", "1ms to 10m"),
+    (RECONCILE[3], "11m", "1ms to 10m"),
+    (RECONCILE[4], "pray", "hold"),
+    (RECONCILE[5], "0", "from 1 to"),
+    (LOG, "xml", "json"),
+];
+
+/// Checks that a command refuses a value, by its flag and by its variable.
+fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) -> Vec<String> {
+    let world = World::new();
+    let mut wrong = Vec::new();
+    let by_flag = run(&world, command, &[setting.0, value], &[]);
+    let by_variable = run(&world, command, &[], &[(setting.1, value)]);
+    for (by, ran) in [(setting.0, by_flag), (setting.1, by_variable)] {
+        let said: Vec<_> = ran
+            .stderr
+            .lines()
+            .filter(|line| !line.is_empty() && !line.contains("--help"))
+            .collect();
+        // The values that are possible and the variable stand on lines of their own.
+        let is_short = matches!(said.len(), 1..=3);
+        if ran.code != Some(2) || !ran.stderr.contains(hint) || !is_short {
+            wrong.push(format!(
+                "{command:?}, {by} {value:?} without {hint:?}: {ran:?}"
+            ));
+        }
+    }
+    let left = fs::read_dir(world.path(".")).unwrap().count();
+    // Only the logs of the two runs.
+    if left != 2 {
+        wrong.push(format!("{command:?}, {value:?}: something was begun"));
+    }
+    wrong
+}
+
+#[test]
+fn a_wrong_value_ends_with_2_and_says_what_would_be_right() {
+    let mut wrong = Vec::new();
+    for (setting, value, hint) in WRONG {
+        wrong.extend(check_refused(&["order-reconciler"], *setting, value, hint));
+    }
+    for value in ["8080", "localhost:8080", "127.0.0.1", "127.0.0.1:99999"] {
+        for command in ["serve", "api", "dev", "simulator", "health"] {
+            let command = ["order-service", command];
+            wrong.extend(check_refused(&command, LISTEN, value, "127.0.0.1:8080"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_word_where_a_whole_number_belongs_is_answered_with_what_would_be_right() {
+    let mut wrong = Vec::new();
+    let simulated = commands()
+        .into_iter()
+        .find(|(command, _)| command.contains(&"simulator"));
+    let (simulator, settings) = simulated.unwrap();
+    for (command, setting) in [
+        (&["order-reconciler"][..], RECONCILE[2]),
+        (&["order-reconciler"], RECONCILE[5]),
+        (&simulator, settings[0]),
+        (&simulator, settings[1]),
+    ] {
+        // A message that only says "invalid digit found in string" helps a programmer.
+        let world = World::new();
+        let ran = run(&world, command, &[setting.0, "many"], &[]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        if ran.stderr.contains("invalid digit") {
+            wrong.push(ran.stderr);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_negative_rate_is_answered_with_what_would_be_right() {
+    let world = World::new();
+    for arguments in [&["--start-rate=-1"][..], &["--start-rate", "-1"]] {
+        let ran = world.run("order-reconciler", arguments, &[]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.stderr.contains("0 for no ceiling"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_named_in_the_message() {
+    let world = World::new();
+    let ran = world.run("order-reconciler", &[], &[("START_RATE", "fast")]);
+    assert_eq!(ran.code, Some(2));
+    assert!(
+        ran.stderr.contains("START_RATE"),
+        "whoever set the variable does not find it here: {}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
+    let world = World::new();
+    let variables = [
+        ("DATABASE_URL", "sqlite:by-variable.db"),
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("ORDER_PROCESS_URL", "http://127.0.0.1:9/by-variable"),
+        ("RECONCILE_SCHEDULE", "*/2 * * * * *"),
+        ("START_RATE", "0.5"),
+        ("MAX_IN_FLIGHT", "1"),
+        ("REQUEST_TIMEOUT", "500ms"),
+        ("LOST_PROCESS", "hold"),
+        ("MAX_STARTS", "1"),
+        ("LOG_FORMAT", "json"),
+    ];
+    let program = world.start_with("order-service", &["serve"], &variables, true);
+    program.logs("this reconciler leads");
+    let log = program.logged();
+    assert!(world.path("by-variable.db").exists());
+    assert!(log.contains("http://127.0.0.1:9/by-variable/order_process"));
+    assert!(log.starts_with('{'), "{log}");
+    assert_eq!(program.stop(), Some(0));
+    let arguments = ["--database-url", "by-flag.db", "--log-format", "text"];
+    let ran = world.run(
+        "order-reconciler",
+        &[&["--once"], &arguments[..]].concat(),
+        &variables,
+    );
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(world.path("by-flag.db").exists());
+    assert!(!ran.stderr.starts_with('{'), "{ran:?}");
+    let variables = [
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("MAX_ORDER_PROCESS_DURATION", "7"),
+        ("SIMULATOR_SEED", "77"),
+        ("SIMULATOR_LOG", "record.log"),
+        ("SIMULATOR_PRESET", "outage"),
+        ("SIMULATOR_CONTROL", "127.0.0.1:0"),
+    ];
+    let mut program = world.start_with("order-service", &["simulator"], &variables, true);
+    program.logs("seed 77, processes of less than 7 s");
+    assert!(world.path("record.log").exists());
+    program.signal("TERM");
+    let said = program.rest_of_stdout();
+    assert!(said.starts_with("control on http://127.0.0.1:"), "{said}");
+}
+
+#[test]
+fn a_variable_that_is_set_to_nothing_counts_as_unset() {
+    let world = World::new();
+    for (flag, variable, _) in commands().into_iter().flat_map(|(_, settings)| settings) {
+        let ran = world.run(
+            "order-reconciler",
+            &["--once"],
+            &[(variable_or(variable), "")],
+        );
+        assert_eq!(ran.code, Some(0), "{flag}: {ran:?}");
+    }
+    assert!(world.database().exists());
+    for variable in ["ORDER_PROCESS_TOKEN", "RUST_LOG"] {
+        let ran = world.run("order-reconciler", &["--once"], &[(variable, "")]);
+        assert_eq!(ran.code, Some(0), "{variable}: {ran:?}");
+        assert!(ran.stderr.contains("INFO"), "{ran:?}");
+    }
+    let variables = [
+        ("MAX_ORDER_PROCESS_DURATION", ""),
+        ("SIMULATOR_SEED", ""),
+        ("SIMULATOR_LOG", ""),
+        ("SIMULATOR_PRESET", ""),
+        ("SIMULATOR_CONTROL", ""),
+        ("LOG_FORMAT", ""),
+    ];
+    let arguments = ["simulator", "--listen", "127.0.0.1:0"];
+    let program = world.start_with("order-service", &arguments, &variables, true);
+    program.logs("processes of less than 600 s");
+    assert_eq!(program.stop(), Some(0));
+    // Whether the default port is free or not, it is the one that is tried.
+    for (command, port) in [("api", "8080"), ("simulator", "8000")] {
+        let mut program =
+            world.start_with("order-service", &[command], &[("LISTEN_ADDR", "")], false);
+        let deadline = Instant::now() + PATIENCE;
+        let address = format!("127.0.0.1:{port}");
+        while !program.logged().contains(&address)
+            && TcpStream::connect(&address).is_err()
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        program.signal("TERM");
+        let said = program.rest_of_stdout() + &program.logged();
+        assert!(said.contains(&address), "{said}");
+    }
+}
+
+/// A name for a flag that has no variable.
+fn variable_or(variable: &str) -> &str {
+    if variable.is_empty() {
+        "NO_VARIABLE"
+    } else {
+        variable
+    }
+}

@@ -1,0 +1,300 @@
+//! What look-ups and lists say of orders, whole or broken.
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use super::scripted::next_request;
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_a_look_up_that_is_not_about_this_order_says_nothing() {
+    let cases = [
+        answer(200, process("a2", "SUCCEEDED")),
+        answer(200, process("A1", "SUCCEEDED")),
+        answer(200, format!("[{}]", process("a1", "SUCCEEDED"))),
+        answer(200, "[]"),
+        answer(200, "null"),
+        answer(200, ""),
+        answer(200, "<html>{}</html>"),
+        answer(200, "{\"order_id\":\"a1\"}"),
+        answer(200, "{\"message\":\"not now\"}"),
+        answer(
+            200,
+            "{\"order_id\":\"a1\",\"status\":\"SUCCEEDED\",\"status\":\"FAILED\"}",
+        ),
+        answer(201, process("a1", "SUCCEEDED")),
+        answer(204, ""),
+        answer(400, process("a1", "SUCCEEDED")),
+        answer(404, "{}"),
+        answer(500, process("a1", "FAILED")),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{}".into()),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n".into()),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"order_id\":\"a1\"".into()),
+        Reply::Silence,
+        Reply::HangUp,
+    ];
+    side_by_side(cases, |reply| async move {
+        let shown = format!("{reply:?}");
+        let upstream = Scripted::new(move |_, _| reply.clone()).await;
+        let orders = Orders::processing(&["a1".into()]).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        let asked = until_asked(&upstream, |asked| asked.len() >= 2).await;
+        let order = orders
+            .until_attention("a1", Reason::UpstreamUnreachable)
+            .await;
+        assert_eq!(order.status, Status::Processing, "{shown}");
+        assert!(asked.iter().all(|asked| !asked.is_start()), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_empty_object_is_an_absence_and_it_flags_the_loss() {
+    side_by_side(["{}", " {\n}\r\n"], |body| async move {
+        let upstream = Scripted::new(move |_, _| answer(200, body)).await;
+        let orders = Orders::processing(&["a1".into()]).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        let order = orders.until_attention("a1", Reason::ProcessLost).await;
+        assert_eq!(order.status, Status::Processing, "nothing goes backwards");
+        assert_eq!(upstream.starts(), 0, "it is held");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
+    let ids: Vec<String> = (0..30).map(|n| format!("a{n}")).collect();
+    for by_list in [false, true] {
+        let ids = if by_list { &ids[..] } else { &ids[..1] };
+        let upstream = Scripted::new(move |asked, _| match asked.looked_up() {
+            Some(id) => answer(200, process(&id, "PAUSED")),
+            None => {
+                let list: Vec<_> = (0..30)
+                    .map(|n| process(&format!("a{n}"), "PAUSED"))
+                    .collect();
+                answer(200, format!("[{}]", list.join(",")))
+            }
+        })
+        .await;
+        let orders = Orders::processing(ids).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        for id in ids {
+            let order = orders.until_attention(id, Reason::UnknownStatus).await;
+            assert_eq!(order.status, Status::Processing);
+            let detail = order.attention.unwrap().detail;
+            assert!(detail.contains("PAUSED"), "{detail}");
+        }
+        assert_eq!(upstream.asked().iter().any(Asked::is_list), by_list);
+    }
+    // So does one of an order that was never seen to be started.
+    let upstream = Scripted::new(|asked, _| match asked.is_start() {
+        true => answer(400, "exists"),
+        false => answer(200, process("a1", "PAUSED")),
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    let _reconciler = orders.reconciler(&upstream.url);
+    let order = orders.until_attention("a1", Reason::UnknownStatus).await;
+    assert_eq!(order.status, Status::Processing);
+}
+
+/// A list in which the first half of [`many`] has succeeded, without its end.
+fn half_a_list() -> String {
+    let entries: Vec<_> = many()[..20]
+        .iter()
+        .map(|id| process(id, "SUCCEEDED"))
+        .collect();
+    format!("[{}", entries.join(","))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
+    let half = half_a_list();
+    let length = half.len();
+    let framed =
+        |head: &str, body: &str| Reply::Bytes(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{body}"));
+    let chunk = format!("{length:x}\r\n{half}\r\n");
+    let cases = [
+        (
+            "shorter than its length",
+            framed(&format!("Content-Length: {}", length + 50), &half),
+        ),
+        (
+            "shorter than its length, but whole JSON",
+            framed(
+                &format!("Content-Length: {}", length + 50),
+                &format!("{half}]"),
+            ),
+        ),
+        (
+            "chunked without an end",
+            framed("Transfer-Encoding: chunked", &chunk),
+        ),
+        (
+            "chunked without an end, but whole JSON",
+            framed("Transfer-Encoding: chunked", &format!("{chunk}1\r\n]\r\n")),
+        ),
+        (
+            "a proper answer that is cut JSON",
+            answer(200, half.clone()),
+        ),
+        (
+            "cut within an entry",
+            answer(200, format!("{half},{{\"order_id\":\"order-3")),
+        ),
+        ("a comma at the end", answer(200, format!("{half},]"))),
+        (
+            "something after the end",
+            answer(200, format!("{half}]<html>")),
+        ),
+        (
+            "an entry that is no process",
+            answer(200, format!("{half},{{\"order_id\":1}}]")),
+        ),
+        (
+            "until the connection ends",
+            framed("Connection: close", &half),
+        ),
+    ];
+    side_by_side(cases, |(name, list)| async move {
+        let upstream = Scripted::new(move |asked, _| {
+            if asked.is_list() {
+                list.clone()
+            } else {
+                // What is looked up instead says nothing either.
+                answer(200, "<html>")
+            }
+        })
+        .await;
+        let orders = Orders::processing(&many()).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        let all = orders
+            .until(|all| {
+                all[..20]
+                    .iter()
+                    .all(|order| order.status == Status::Fulfilled)
+            })
+            .await;
+        assert_eq!(all.len(), 40);
+        // One more look at least.
+        let so_far = upstream.asked().len();
+        until_asked(&upstream, |asked| asked.len() > so_far + 1).await;
+        for order in &orders.all()[20..] {
+            assert_eq!(order.status, Status::Processing, "{name}: {order:?}");
+            assert_ne!(
+                reason_of(order),
+                Some(Reason::ProcessLost),
+                "{name}: {order:?}"
+            );
+        }
+        assert_eq!(upstream.starts(), 0, "{name}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_complete_list_lacks_is_lost() {
+    let list = format!("{}]", half_a_list());
+    let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
+    let orders = Orders::processing(&many()).await;
+    let _reconciler = orders.reconciler(&upstream.url);
+    let lost = |order: &Order| reason_of(order) == Some(Reason::ProcessLost);
+    let all = orders.until(|all| all[20..].iter().all(lost)).await;
+    assert!(
+        all[..20]
+            .iter()
+            .all(|order| order.status == Status::Fulfilled)
+    );
+    assert_eq!(upstream.starts(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
+    let cases = [
+        answer(200, "<html>maintenance</html>"),
+        answer(200, "{}"),
+        answer(200, "null"),
+        answer(200, ""),
+        answer(200, "[null]"),
+        answer(200, "{\"order_processes\":[]}"),
+        answer(204, ""),
+        answer(206, "[]"),
+        answer(404, "[]"),
+        answer(500, "[]"),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[]".into()),
+        Reply::HangUp,
+        // Longer than a silence may be.
+        Reply::Silence,
+    ];
+    side_by_side(cases, |list| async move {
+        let shown = format!("{list:?}");
+        let upstream = Scripted::new(move |asked, _| match asked.looked_up() {
+            Some(id) => answer(200, process(&id, "SUCCEEDED")),
+            None => list.clone(),
+        })
+        .await;
+        let orders = Orders::processing(&many()).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        orders
+            .until(|all| all.iter().all(|order| order.status == Status::Fulfilled))
+            .await;
+        assert_eq!(upstream.starts(), 0, "{shown}");
+        let asked = upstream.asked();
+        assert!(asked.iter().any(Asked::is_list), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_may_take_longer_than_the_request_timeout_as_long_as_it_is_not_silent() {
+    // Raw, as it is dribbled.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        next_request(&mut stream, &mut Vec::new(), 0).await.unwrap();
+        let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for (at, id) in many().iter().enumerate() {
+            let before = if at == 0 { "[" } else { "," };
+            let entry = format!("{before}{}", process(id, "SUCCEEDED"));
+            stream.write_all(entry.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        stream.write_all(b"]").await.unwrap();
+    });
+    let orders = Orders::processing(&many()).await;
+    let begun = Instant::now();
+    let _reconciler = orders.reconciler(&url);
+    orders
+        .until(|all| all.iter().all(|order| order.status == Status::Fulfilled))
+        .await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1_600),
+        "it was slow"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_a_list_names_twice_and_differently_is_left_as_it_is() {
+    let mut entries: Vec<_> = many().iter().map(|id| process(id, "RUNNING")).collect();
+    entries.push(process("order-0", "SUCCEEDED"));
+    entries.insert(0, process("order-1", "FAILED"));
+    entries.push(process("order-2", "SUCCEEDED"));
+    entries.push(process("order-2", "RUNNING"));
+    // Twice the same is no contradiction.
+    entries[4] = process("order-3", "SUCCEEDED");
+    entries.push(process("order-3", "SUCCEEDED"));
+    let list = format!("[{}]", entries.join(","));
+    let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
+    let orders = Orders::processing(&many()).await;
+    let _reconciler = orders.reconciler(&upstream.url);
+    orders.until_status("order-3", Status::Fulfilled).await;
+    let so_far = upstream.asked().len();
+    until_asked(&upstream, |asked| asked.len() > so_far).await;
+    for id in ["order-0", "order-1", "order-2"] {
+        let order = orders.order(id);
+        assert_eq!(order.status, Status::Processing, "{order:?}");
+        assert_eq!(order.attention, None, "{order:?}");
+    }
+}

@@ -1,0 +1,215 @@
+//! An order process service that answers as a test has scripted, down to the bytes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use percent_encoding::percent_decode_str;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request as it came in.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub method: String,
+    pub target: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: String,
+    pub connection: usize,
+    pub at: Instant,
+}
+
+impl Asked {
+    pub fn is_start(&self) -> bool {
+        self.method == "POST"
+    }
+
+    pub fn is_list(&self) -> bool {
+        self.method == "GET" && self.target == "/order_process"
+    }
+
+    /// The order that is looked up.
+    pub fn looked_up(&self) -> Option<String> {
+        let id = self.target.strip_prefix("/order_process?order_id=")?;
+        Some(percent_decode_str(id).decode_utf8().unwrap().into_owned())
+    }
+
+    /// The order that is asked about, unless it is the list.
+    pub fn order_id(&self) -> Option<String> {
+        if self.is_start() {
+            let body: serde_json::Value = serde_json::from_str(&self.body).ok()?;
+            body["order_id"].as_str().map(str::to_owned)
+        } else {
+            self.looked_up()
+        }
+    }
+}
+
+/// What a scripted upstream does with a request.
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    /// A proper answer, with these header lines.
+    Answer(u16, &'static str, String),
+    /// Exactly these bytes, and then the end of the connection.
+    Bytes(String),
+    /// Nothing, for as long as the client waits.
+    Silence,
+    /// The end of the connection.
+    HangUp,
+    /// The same, but later.
+    Later(Duration, Box<Reply>),
+}
+
+pub(super) fn answer(status: u16, body: impl Into<String>) -> Reply {
+    Reply::Answer(status, "", body.into())
+}
+
+pub(super) fn process(id: &str, status: &str) -> String {
+    serde_json::json!({ "order_id": id, "status": status }).to_string()
+}
+
+type Script = dyn Fn(&Asked, &[Asked]) -> Reply + Send + Sync;
+
+/// An upstream that does as it is told, and remembers what it was asked.
+pub(super) struct Scripted {
+    pub url: String,
+    pub address: String,
+    pub seen: Arc<Mutex<Vec<Asked>>>,
+    pub connections: Arc<Mutex<usize>>,
+}
+
+impl Scripted {
+    /// `script` sees each request, and those before it.
+    pub async fn new(script: impl Fn(&Asked, &[Asked]) -> Reply + Send + Sync + 'static) -> Self {
+        Self::at("127.0.0.1:0", script).await
+    }
+
+    pub async fn at(
+        address: &str,
+        script: impl Fn(&Asked, &[Asked]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let connections = Arc::new(Mutex::new(0));
+        let script: Arc<Script> = Arc::new(script);
+        let upstream = Self {
+            url: format!("http://{address}"),
+            address,
+            seen: seen.clone(),
+            connections: connections.clone(),
+        };
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let number = {
+                    let mut connections = connections.lock().unwrap();
+                    *connections += 1;
+                    *connections
+                };
+                let connection = serve(stream, number, script.clone(), seen.clone());
+                tokio::spawn(connection);
+            }
+        });
+        upstream
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// All that was asked about one order.
+    pub fn asked_about(&self, id: &str) -> Vec<Asked> {
+        let mut asked = self.asked();
+        asked.retain(|asked| asked.order_id().as_deref() == Some(id));
+        asked
+    }
+
+    pub fn starts(&self) -> usize {
+        self.asked().iter().filter(|asked| asked.is_start()).count()
+    }
+
+    pub fn connections(&self) -> usize {
+        *self.connections.lock().unwrap()
+    }
+}
+
+/// One connection, kept alive.
+pub(super) async fn serve(
+    mut stream: TcpStream,
+    connection: usize,
+    script: Arc<Script>,
+    seen: Arc<Mutex<Vec<Asked>>>,
+) {
+    let mut buffer = Vec::new();
+    while let Some(asked) = next_request(&mut stream, &mut buffer, connection).await {
+        let mut reply = {
+            let mut seen = seen.lock().unwrap();
+            let reply = script(&asked, &seen);
+            seen.push(asked);
+            reply
+        };
+        while let Reply::Later(wait, then) = reply {
+            tokio::time::sleep(wait).await;
+            reply = *then;
+        }
+        match reply {
+            Reply::Answer(status, headers, body) => {
+                let length = body.len();
+                let head = format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {length}");
+                let whole = format!("{head}\r\n\r\n{body}");
+                if stream.write_all(whole.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            Reply::Bytes(bytes) => {
+                let _ = stream.write_all(bytes.as_bytes()).await;
+                let _ = stream.shutdown().await;
+                return;
+            }
+            Reply::Silence => {
+                let _ = stream.read(&mut [0; 1]).await;
+                return;
+            }
+            Reply::HangUp => return,
+            Reply::Later(..) => unreachable!("it was waited for"),
+        }
+    }
+}
+
+pub(super) async fn next_request(
+    stream: &mut TcpStream,
+    buffer: &mut Vec<u8>,
+    connection: usize,
+) -> Option<Asked> {
+    let mut chunk = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(buffer).into_owned();
+        if let Some((head, rest)) = text.split_once("\r\n\r\n") {
+            let mut lines = head.lines();
+            let mut first = lines.next()?.split(' ');
+            let headers: BTreeMap<String, String> = lines
+                .filter_map(|line| line.split_once(": "))
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+                .collect();
+            let length = headers.get("content-length").map_or("0", String::as_str);
+            let length: usize = length.parse().unwrap();
+            if rest.len() >= length {
+                let asked = Asked {
+                    method: first.next()?.to_owned(),
+                    target: first.next()?.to_owned(),
+                    headers,
+                    body: rest[..length].to_owned(),
+                    connection,
+                    at: Instant::now(),
+                };
+                buffer.drain(..head.len() + 4 + length);
+                return Some(asked);
+            }
+        }
+        match stream.read(&mut chunk).await {
+            Ok(read) if read > 0 => buffer.extend_from_slice(&chunk[..read]),
+            _ => return None,
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Starts: what they say, what their answers mean, and when they are sent again.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_says_exactly_what_the_upstream_accepts_and_never_names_a_callback() {
+    let upstream = Scripted::new(|_, _| answer(200, "")).await;
+    let ids = ["a1", "a \"quoted\" one", "é/🦀\\"];
+    let orders = Orders::created(&ids).await;
+    assert_eq!(orders.once(&upstream.url).await.0, Some(0));
+    let asked = upstream.asked();
+    // They may overtake each other on their way.
+    let mut bodies: Vec<_> = asked.iter().map(|asked| asked.body.clone()).collect();
+    bodies.sort();
+    let mut expected = ids.map(|id| serde_json::json!({ "order_id": id }).to_string());
+    expected.sort();
+    assert_eq!(bodies, expected, "nothing is looked up first");
+    for asked in &asked {
+        assert_eq!((&*asked.method, &*asked.target), ("POST", "/order_process"));
+        assert_eq!(asked.headers["content-type"], "application/json");
+        assert_eq!(asked.headers["host"], upstream.address);
+        assert!(!asked.headers.contains_key("authorization"), "{asked:?}");
+        assert!(!asked.headers.contains_key("accept-encoding"), "{asked:?}");
+    }
+    assert!(
+        orders
+            .all()
+            .iter()
+            .all(|order| order.status == Status::Processing)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_2xx_accepts_a_start_whatever_its_body_says() {
+    let cases = [
+        answer(200, ""),
+        answer(200, "{\"order_id\":\"another\",\"status\":\"FAILED\"}"),
+        answer(201, "<html>created</html>"),
+        answer(202, "[]"),
+        answer(206, "x"),
+        Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n".into()),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut".into()),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ncu".into()),
+        Reply::Bytes("HTTP/1.0 200 OK\r\n\r\n".into()),
+        Reply::Answer(200, "Retry-After: 60\r\n", String::new()),
+        // An answer before the answer.
+        Reply::Bytes(
+            "HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".into(),
+        ),
+    ];
+    side_by_side(cases, |reply| async move {
+        let shown = format!("{reply:?}");
+        let upstream = Scripted::new(move |asked, _| {
+            if asked.is_start() {
+                reply.clone()
+            } else {
+                answer(500, "no look-up is needed")
+            }
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let (code, log) = orders.once(&upstream.url).await;
+        assert_eq!(code, Some(0), "{shown}: {log}");
+        let order = orders.order("a1");
+        assert_eq!(order.status, Status::Processing, "{shown}: {order:?}");
+        assert_eq!(order.starts, 1, "{shown}");
+        assert_eq!(order.attention, None, "{shown}");
+        assert_eq!(upstream.asked().len(), 1, "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_400_a_look_up_decides_whatever_the_text_claims() {
+    let texts = [
+        "{\"message\":\"order process for order a1 exists\"}",
+        "{\"message\":\"order process for order a\"1 exists\"}",
+        "{\"message\":\"missing order id\"}",
+        "{\"message\":\"invalid request body\"}",
+        "{\"order_id\":\"a1\",\"status\":\"SUCCEEDED\"}",
+        "",
+    ];
+    let looks = [
+        (process("a1", "RUNNING"), Status::Processing),
+        (process("a1", "SUCCEEDED"), Status::Fulfilled),
+        (process("a1", "FAILED"), Status::Failed),
+        ("{}".to_owned(), Status::Created),
+    ];
+    let cases: Vec<_> = texts
+        .iter()
+        .flat_map(|text| looks.clone().map(|look| (*text, look)))
+        .collect();
+    side_by_side(cases, |(text, (look, status))| async move {
+        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
+            true => answer(400, text),
+            false => answer(200, look.clone()),
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let (code, log) = orders.once(&upstream.url).await;
+        assert_eq!(code, Some(0), "single orders may have trouble: {log}");
+        let order = orders.order("a1");
+        assert_eq!(order.status, status, "{text}");
+        assert_eq!(order.starts, 0, "no start of ours made it");
+        let methods: Vec<_> = upstream.asked().iter().map(|a| a.method.clone()).collect();
+        assert_eq!(methods, ["POST", "GET"], "{text}");
+        assert_eq!(
+            reason_of(&order),
+            (status == Status::Created).then_some(Reason::StartRefused),
+            "{text}"
+        );
+        if let Some(attention) = order.attention {
+            let wait = attention.next_attempt_at.unwrap().since(attention.since);
+            assert!(wait >= Duration::from_millis(500), "{wait:?}");
+            assert!(attention.detail.contains("400"), "{attention:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_order_is_tried_again_with_backoff_and_stops_no_other() {
+    let upstream = Scripted::new(|asked, _| match asked.order_id() {
+        Some(id) if id == "bad" && asked.is_start() => answer(400, "no"),
+        Some(id) if id == "bad" => answer(200, "{}"),
+        Some(id) if !asked.is_start() => answer(200, process(&id, "RUNNING")),
+        _ => answer(200, ""),
+    })
+    .await;
+    let orders = Orders::created(&["bad", "good1", "good2", "good3"]).await;
+    let _reconciler = orders.reconciler(&upstream.url);
+    for id in ["good1", "good2", "good3"] {
+        orders.until_status(id, Status::Processing).await;
+    }
+    let first = orders.until_attention("bad", Reason::StartRefused).await;
+    assert_eq!(first.status, Status::Created);
+    until_asked(&upstream, |asked| {
+        asked
+            .iter()
+            .filter(|asked| asked.is_start() && asked.order_id().as_deref() == Some("bad"))
+            .count()
+            >= 3
+    })
+    .await;
+    let starts: Vec<_> = upstream
+        .asked_about("bad")
+        .into_iter()
+        .filter(Asked::is_start)
+        .collect();
+    let waits: Vec<_> = starts.windows(2).map(|two| two[1].at - two[0].at).collect();
+    assert!(waits[0] >= Duration::from_millis(480), "{waits:?}");
+    assert!(waits[1] >= Duration::from_millis(980), "{waits:?}");
+    let second = orders.order("bad").attention.unwrap();
+    assert_eq!(
+        second.since,
+        first.attention.unwrap().since,
+        "it still is the same trouble"
+    );
+    // A new order does not wait for it.
+    orders.create("good4").await;
+    orders.until_status("good4", Status::Processing).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_forgets_no_backoff() {
+    let upstream = Scripted::new(|asked, _| match asked.is_start() {
+        true => answer(400, "no"),
+        false => answer(200, "{}"),
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    let begun = Instant::now();
+    assert_eq!(orders.once(&upstream.url).await.0, Some(0));
+    assert_eq!(orders.once(&upstream.url).await.0, Some(0));
+    if begun.elapsed() < Duration::from_millis(500) {
+        assert_eq!(upstream.starts(), 1);
+    }
+    let next = orders.order("a1").attention.unwrap().next_attempt_at;
+    SystemClock.sleep_until(next.unwrap()).await;
+    let before = upstream.starts();
+    assert_eq!(orders.once(&upstream.url).await.0, Some(0));
+    assert_eq!(upstream.starts(), before + 1);
+}
+
+/// The requests about an order whose first start brought trouble: no second start before a
+/// look-up that could have seen the first.
+fn assert_looked_up_before_the_second_start(asked: &[Asked], given_up: Instant) {
+    assert!(asked[0].is_start(), "{asked:?}");
+    let second = asked.iter().skip(1).position(Asked::is_start);
+    let before = &asked[1..=second.unwrap_or(asked.len() - 1)];
+    if second.is_some() {
+        // The upstream's clock and ours are read at different moments.
+        let counts_from = given_up + TIMEOUT - Duration::from_millis(5);
+        assert!(
+            before
+                .iter()
+                .any(|asked| asked.looked_up().is_some() && asked.at >= counts_from),
+            "no absence was seen a request timeout after {given_up:?}: {asked:#?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_no_process() {
+    let trouble = [401, 403, 407, 408, 429, 500, 501, 502, 503, 504, 599];
+    let cases = trouble
+        .into_iter()
+        .flat_map(|status| [(status, true), (status, false)]);
+    side_by_side(cases, |(status, took_effect)| async move {
+        let upstream = Scripted::new(move |asked, before| {
+            if asked.is_start() && !before.iter().any(Asked::is_start) {
+                answer(status, "trouble")
+            } else if asked.is_start() {
+                answer(200, "")
+            } else if took_effect || before.iter().filter(|a| a.is_start()).count() > 1 {
+                answer(200, process("a1", "RUNNING"))
+            } else {
+                answer(200, "{}")
+            }
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        // That the upstream is back is only told at the end of the pass.
+        let is_well =
+            |all: &[Order]| all[0].status == Status::Processing && all[0].attention.is_none();
+        orders.until(is_well).await;
+        let asked = upstream.asked_about("a1");
+        assert_eq!(
+            upstream.starts(),
+            if took_effect { 1 } else { 2 },
+            "{status}: {asked:#?}"
+        );
+        assert!(asked[1].looked_up().is_some(), "{status}: {asked:#?}");
+        assert_looked_up_before_the_second_start(&asked, asked[0].at);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_after_is_honoured() {
+    let cases = [429, 500, 503]
+        .into_iter()
+        .flat_map(|status| [(status, true), (status, false)]);
+    side_by_side(cases, |(status, is_start)| async move {
+        let upstream = Scripted::new(move |asked, before| {
+            if before.is_empty() {
+                Reply::Answer(status, "Retry-After: 3\r\n", "later".into())
+            } else if asked.is_start() {
+                answer(200, "")
+            } else if before.iter().filter(|a| a.is_start()).count() > 1 || !is_start {
+                answer(200, process("a1", "RUNNING"))
+            } else {
+                answer(200, "{}")
+            }
+        })
+        .await;
+        let orders = if is_start {
+            Orders::created(&["a1"]).await
+        } else {
+            Orders::processing(&["a1".into()]).await
+        };
+        let _reconciler = orders.reconciler(&upstream.url);
+        let asked = until_asked(&upstream, |asked| asked.len() >= 2).await;
+        let wait = asked[1].at - asked[0].at;
+        assert!(wait >= Duration::from_millis(2_950), "{status}: {wait:?}");
+        let order = orders
+            .until(|all| all[0].attention.is_none())
+            .await
+            .remove(0);
+        assert_eq!(order.status, Status::Processing);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_after_is_honoured_although_another_request_in_flight_succeeds() {
+    let upstream = Scripted::new(|asked, before| match (asked.is_start(), before.len()) {
+        (true, 0) => Reply::Answer(503, "Retry-After: 3\r\n", "later".into()),
+        (true, 1) => Reply::Later(Duration::from_millis(150), Box::new(answer(200, ""))),
+        (true, _) => answer(200, ""),
+        _ => answer(200, "{}"),
+    })
+    .await;
+    let orders = Orders::created(&["a1", "a2"]).await;
+    let arguments = ["--request-timeout", "800ms", "--start-rate", "0"];
+    let _reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    let asked = until_asked(&upstream, |asked| asked.len() >= 3).await;
+    let wait = asked[2].at - asked[0].at;
+    assert!(wait >= Duration::from_millis(2_950), "{wait:?}: {asked:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retry_after_is_honoured_within_a_pass() {
+    let upstream = Scripted::new(|asked, before| match (asked.is_start(), before.len()) {
+        (true, 0) => Reply::Answer(500, "Retry-After: 3\r\n", "later".into()),
+        (true, _) => answer(200, ""),
+        _ => answer(200, "{}"),
+    })
+    .await;
+    let orders = Orders::created(&["a1", "a2"]).await;
+    let arguments = ["--max-in-flight", "1"];
+    let _reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    let asked = until_asked(&upstream, |asked| asked.len() >= 2).await;
+    let wait = asked[1].at - asked[0].at;
+    assert!(wait >= Duration::from_millis(2_950), "{wait:?}: {asked:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_accepted_but_never_answered_is_looked_up_and_not_repeated() {
+    let cases = [
+        Reply::Silence,
+        Reply::HangUp,
+        Reply::Bytes("HTTP/1.1 2".into()),
+        Reply::Bytes("nonsense\r\n\r\n".into()),
+    ];
+    side_by_side(cases, |reply| async move {
+        let shown = format!("{reply:?}");
+        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
+            true => reply.clone(),
+            false => answer(200, process("a1", "SUCCEEDED")),
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        let order = orders.until_status("a1", Status::Fulfilled).await;
+        assert_eq!(upstream.starts(), 1, "{shown}");
+        assert_eq!(order.starts, 1, "{shown}: it was ours");
+        assert_eq!(order.attention, None, "a settled order has none");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_after_giving_up() {
+    let cases = [
+        (Reply::Silence, TIMEOUT),
+        (Reply::HangUp, Duration::ZERO),
+        // It dribbles: the time is for the whole answer, not for each byte.
+        (
+            Reply::Later(
+                Duration::from_millis(290),
+                Box::new(Reply::Bytes("HTTP/1.1".into())),
+            ),
+            Duration::ZERO,
+        ),
+    ];
+    side_by_side(cases, |(reply, waited)| async move {
+        let upstream = Scripted::new(move |asked, before| {
+            let starts = before.iter().filter(|asked| asked.is_start()).count();
+            match (asked.is_start(), starts) {
+                (true, 0) => reply.clone(),
+                (true, _) => answer(200, ""),
+                (false, 1) => answer(200, "{}"),
+                (false, _) => answer(200, process("a1", "RUNNING")),
+            }
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let _reconciler = orders.reconciler(&upstream.url);
+        let order = orders.until_status("a1", Status::Processing).await;
+        assert_eq!(order.starts, 2, "the first may have had its effect");
+        let asked = upstream.asked_about("a1");
+        assert_looked_up_before_the_second_start(&asked, asked[0].at + waited);
+        assert_eq!(upstream.starts(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start() {
+    let upstream = Scripted::new(|asked, _| match asked.is_start() {
+        true => Reply::Silence,
+        false => answer(200, process("a1", "RUNNING")),
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    let arguments = ["--request-timeout", "30s"];
+    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| asked.len() == 1).await;
+    reconciler.kill();
+    let _reconciler = orders.reconciler(&upstream.url);
+    orders.until_status("a1", Status::Processing).await;
+    assert_eq!(upstream.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded() {
+    let upstream =
+        Scripted::new(|_, _| Reply::Later(Duration::from_millis(1_000), Box::new(answer(200, ""))))
+            .await;
+    let orders = Orders::created(&["a1", "a2"]).await;
+    // Together they would take longer than the schedule's second: only one is in flight.
+    let arguments = ["--max-in-flight", "1"];
+    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| asked.len() == 1).await;
+    reconciler.signal("TERM");
+    assert_eq!(ended(reconciler).await.0, Some(0));
+    assert_eq!(orders.order("a1").status, Status::Processing);
+    assert_eq!(orders.order("a2").status, Status::Created);
+    assert_eq!(upstream.asked().len(), 1, "nothing new is begun");
+}

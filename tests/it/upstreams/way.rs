@@ -1,0 +1,234 @@
+//! The way to the upstream: its URL, redirects, proxies, the token that goes along; and what comes back
+//! from it into the log.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_path_of_the_url_is_kept_before_the_upstreams_own() {
+    let upstream = Scripted::new(|_, _| answer(200, "")).await;
+    let orders = Orders::created(&["a1"]).await;
+    assert_eq!(
+        orders.once(&format!("{}/x/y/", upstream.url)).await.0,
+        Some(0)
+    );
+    assert_eq!(upstream.asked()[0].target, "/x/y/order_process");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_never_followed() {
+    let canary = Arc::new(Scripted::new(|_, _| answer(200, "{}")).await);
+    let cases = [301, 302, 303, 307, 308]
+        .into_iter()
+        .flat_map(|status| [(status, true), (status, false)]);
+    let to: &'static str = format!("Location: {}/order_process\r\n", canary.url).leak();
+    side_by_side(cases, |(status, is_start)| async move {
+        let upstream = Scripted::new(move |_, _| Reply::Answer(status, to, "moved".into())).await;
+        let orders = if is_start {
+            Orders::created(&["a1"]).await
+        } else {
+            Orders::processing(&["a1".into()]).await
+        };
+        let _reconciler = orders.reconciler(&upstream.url);
+        until_asked(&upstream, |asked| asked.len() >= 2).await;
+        let order = orders
+            .until_attention("a1", Reason::UpstreamUnreachable)
+            .await;
+        let detail = order.attention.unwrap().detail;
+        assert!(detail.contains(&status.to_string()), "{detail}");
+        assert!(detail.contains("redirects are not followed"), "{detail}");
+        assert_eq!(upstream.starts(), usize::from(is_start));
+        let expected = if is_start {
+            Status::Created
+        } else {
+            Status::Processing
+        };
+        assert_eq!(order.status, expected);
+    })
+    .await;
+    assert_eq!(canary.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loopback_is_never_reached_through_a_proxy() {
+    let names = [
+        "127.0.0.1",
+        "127.0.0.2",
+        "localhost",
+        "LOCALHOST",
+        "127.1",
+        "[::1]",
+    ];
+    check_not_proxied(&names).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loopback_written_as_an_ipv6_address_is_never_reached_through_a_proxy() {
+    check_not_proxied(&["[::ffff:127.0.0.1]"]).await;
+}
+
+async fn check_not_proxied(names: &[&'static str]) {
+    let canary = Scripted::new(|_, _| answer(502, "a proxy")).await;
+    let proxy: &'static str = canary.url.clone().leak();
+    side_by_side(names.iter().copied(), |name| async move {
+        let address = match name {
+            "[::1]" => "[::1]:0",
+            "127.0.0.2" => "127.0.0.2:0",
+            _ => "127.0.0.1:0",
+        };
+        let upstream = Scripted::at(address, |_, _| answer(200, "")).await;
+        let port = upstream.address.rsplit(':').next().unwrap().to_owned();
+        let orders = Orders::created(&["a1"]).await;
+        let database = orders.world.database();
+        let url = format!("http://{name}:{port}");
+        let arguments = [
+            "--once",
+            "--database-url",
+            database.to_str().unwrap(),
+            "--order-process-url",
+            &url,
+        ];
+        let variables = [
+            "HTTP_PROXY",
+            "http_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "ALL_PROXY",
+            "all_proxy",
+        ]
+        .map(|variable| (variable, proxy));
+        let ran = orders
+            .world
+            .start_with("order-reconciler", &arguments, &variables, false);
+        let (code, log) = ended(ran).await;
+        assert_eq!(code, Some(0), "{name}: {log}");
+        assert_eq!(upstream.starts(), 1, "{name}");
+    })
+    .await;
+    assert_eq!(canary.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_used_for_what_is_elsewhere() {
+    for (variable, url, target) in [
+        (
+            "HTTPS_PROXY",
+            "https://upstream.invalid",
+            "upstream.invalid:443",
+        ),
+        (
+            "https_proxy",
+            "https://upstream.invalid",
+            "upstream.invalid:443",
+        ),
+        (
+            "http_proxy",
+            "http://upstream.invalid",
+            "http://upstream.invalid/order_process",
+        ),
+    ] {
+        let proxy = Scripted::new(|asked, _| match &*asked.method {
+            "POST" => answer(200, ""),
+            _ => answer(502, "no tunnel"),
+        })
+        .await;
+        let orders = Orders::created(&["a1"]).await;
+        let variables = [(variable, &*proxy.url), ("ORDER_PROCESS_URL", url)];
+        let ran = orders
+            .world
+            .start_with("order-reconciler", &["--once"], &variables, false);
+        let (code, log) = ended(ran).await;
+        let asked = proxy.asked();
+        assert_eq!(asked[0].target, target, "{variable}");
+        if url.starts_with("https") {
+            assert_eq!(asked[0].method, "CONNECT");
+            assert_eq!(code, Some(4), "{log}");
+            // Nothing was sent: the order may be started at once when the proxy works.
+            assert_eq!(orders.order("a1").starts, 0);
+        } else {
+            assert_eq!(code, Some(0), "{log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
+    let canary = Scripted::new(|_, _| answer(200, "{}")).await;
+    let to: &'static str = format!("Location: {}\r\n", canary.url).leak();
+    let upstream = Scripted::new(move |asked, before| match asked.is_start() {
+        true if before.is_empty() => answer(200, ""),
+        true => Reply::Answer(307, to, String::new()),
+        false => match asked.looked_up() {
+            Some(id) => answer(200, process(&id, "RUNNING")),
+            None => answer(200, "[]"),
+        },
+    })
+    .await;
+    let orders = Orders::processing(&many()).await;
+    orders.create("a1").await;
+    let database = orders.world.database();
+    let arguments = [
+        "--database-url",
+        database.to_str().unwrap(),
+        "--order-process-url",
+        &upstream.url,
+        "--lost-process",
+        "hold",
+    ];
+    let variables = [("ORDER_PROCESS_TOKEN", "s3cret~+/=")];
+    let reconciler = orders
+        .world
+        .start_with("order-reconciler", &arguments, &variables, false);
+    let asked = until_asked(&upstream, |asked| {
+        asked.iter().any(Asked::is_start)
+            && asked.iter().any(Asked::is_list)
+            && asked.iter().any(|asked| asked.looked_up().is_some())
+    })
+    .await;
+    for asked in asked {
+        assert_eq!(
+            asked.headers["authorization"], "Bearer s3cret~+/=",
+            "{asked:?}"
+        );
+    }
+    assert_eq!(canary.connections(), 0);
+    assert!(!reconciler.logged().contains("s3cret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
+    let upstream = Scripted::new(|_, _| {
+        answer(
+            503,
+            format!(
+                "x\r\n2026-01-01T00:00:00.000Z ERROR forged\u{1b}[31m{}",
+                "y".repeat(9_000)
+            ),
+        )
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    let reconciler = orders.world.start_with(
+        "order-reconciler",
+        &[],
+        &[
+            ("RUST_LOG", "order_service=trace"),
+            ("ORDER_PROCESS_URL", &upstream.url),
+        ],
+        false,
+    );
+    until_logged(&reconciler, "the upstream is down").await;
+    reconciler.signal("TERM");
+    let (code, log) = ended(reconciler).await;
+    assert_eq!(code, Some(0));
+    assert!(
+        log.lines()
+            .all(|line| line.starts_with("20") && line.len() < 1_000),
+        "{log}"
+    );
+    assert!(!log.contains('\u{1b}'), "{log}");
+    assert!(
+        !log.lines()
+            .any(|line| line.contains("ERROR") && line.ends_with("forged")),
+        "{log}"
+    );
+}
