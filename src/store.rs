@@ -4,12 +4,13 @@
 //! that commits many at once, and whose log is folded back in `store/fold.rs`. How a file is opened
 //! and checked is in `store/open.rs`, what the reconciler records is in `store/record.rs`, how the
 //! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
-//! told of the whole in `store/history.rs`, what is removed in `store/prune.rs`, and who may not
-//! read on after that in `store/place.rs`, how rows are read in `store/rows.rs`, how new ones are
-//! noticed in `store/watch.rs`, and which the reconciler watches in `store/watched.rs`. What looks at a
-//! file from beside, to copy or check it, is in `store/inspect.rs`; what is answered where nothing
-//! is stored, to measure the rest, in `store/nowhere.rs`, and what it is measured on in
-//! `store/engine.rs`. The methods speak of orders, not of SQL.
+//! told of the whole in `store/history.rs`, which orders are on a page in `store/page.rs`, what is
+//! removed in `store/prune.rs`, and who may not read on after that in `store/place.rs`, how rows
+//! are read in `store/rows.rs`, how new ones are noticed in `store/watch.rs`, and which the
+//! reconciler watches in `store/watched.rs`. What looks at a file from beside, to copy or check it,
+//! is in `store/inspect.rs`; what is answered where nothing is stored, to measure the rest, in
+//! `store/nowhere.rs`, and what it is measured on in `store/engine.rs`. The methods speak of
+//! orders, not of SQL.
 
 mod check;
 mod engine;
@@ -20,6 +21,7 @@ mod journal;
 mod nowhere;
 mod open;
 mod operate;
+mod page;
 mod place;
 mod prune;
 mod record;
@@ -41,13 +43,11 @@ pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::EventWatch;
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
+pub use self::page::Filter;
 pub use self::place::{Gaps, Place};
 pub use self::prune::{Pruned, Removed};
 pub use self::record::{Change, Recorded, Step, Trouble};
-use self::rows::{
-    FOUND, OPEN_ORDER, ORDER, found_of, heartbeat, id_of, order_of, startable_of, unreachable,
-    write_heartbeat,
-};
+use self::rows::{FOUND, OPEN_ORDER, found_of, heartbeat, id_of, startable_of, write_heartbeat};
 pub use self::watch::Watch;
 pub use self::watched::Watchlist;
 use self::writer::Writer;
@@ -122,25 +122,6 @@ pub struct Startable {
     pub id: OrderId,
     /// All else about it.
     pub order: OpenOrder,
-}
-
-/// Which orders to read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Those with one of these statuses; nothing means any.
-    pub statuses: Vec<Status>,
-    /// Those that need looking at, or those that do not.
-    pub attention: Option<bool>,
-}
-
-impl Filter {
-    /// Whether settled orders can be among them, and so some that are removed one day. One that
-    /// needs looking at is never settled.
-    fn takes_settled(&self) -> bool {
-        let mut statuses = self.statuses.iter();
-        self.attention != Some(true)
-            && (self.statuses.is_empty() || statuses.any(|status| status.is_settled()))
-    }
 }
 
 /// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
@@ -266,7 +247,7 @@ impl Store {
         last: i64,
         limit: usize,
     ) -> Result<Vec<Order>, StoreError> {
-        self.read(|db| page(db, filter, after, last, limit))
+        self.read(|db| page::page(db, filter, after, last, limit))
     }
 
     /// The same after a place, for someone who must not miss any, and the gaps that give the place
@@ -286,7 +267,7 @@ impl Store {
             if gaps.hide_from(after) && filter.takes_settled() {
                 return Ok(Err(gaps.place(after.seq)));
             }
-            Ok(Ok((page(db, filter, after.seq, last, limit)?, gaps)))
+            Ok(Ok((page::page(db, filter, after.seq, last, limit)?, gaps)))
         })
     }
 
@@ -605,94 +586,14 @@ fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, Order
     .optional()
 }
 
-fn page(
-    db: &Connection,
-    filter: &Filter,
-    after: i64,
-    last: i64,
-    limit: usize,
-) -> rusqlite::Result<Vec<Order>> {
-    let unreachable = unreachable(db)?;
-    let Some(sql) = page_sql(filter, unreachable.is_some()) else {
-        return Ok(Vec::new());
-    };
-    db.prepare_cached(&sql)?
-        .query_map(params![after, last, limit as i64], |row| {
-            order_of(row, unreachable.as_ref())
-        })?
-        .collect()
-}
-
 fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {
     db.prepare_cached("SELECT coalesce(max(seq), 0) FROM orders")?
         .query_row([], |row| row.get(0))
 }
 
-/// The query for a page; nothing if no order can be on it.
-fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
-    let mut statuses = if filter.statuses.is_empty() {
-        Status::ALL.to_vec()
-    } else {
-        filter.statuses.clone()
-    };
-    statuses.sort_unstable();
-    statuses.dedup();
-    let mut source = "orders";
-    let mut condition = "";
-    match filter.attention {
-        None => {}
-        // While the upstream is down, every open order needs looking at, and no other.
-        Some(attention) if upstream_is_down => {
-            statuses.retain(|status| status.is_settled() != attention);
-        }
-        Some(true) => {
-            source = "orders INDEXED BY orders_with_attention";
-            condition = " AND attention IS NOT NULL";
-        }
-        Some(false) => condition = " AND attention IS NULL",
-    }
-    let range = "seq > ?1 AND seq <= ?2";
-    if statuses.is_empty() {
-        return None;
-    }
-    if statuses.len() == Status::ALL.len() || filter.attention == Some(true) && !upstream_is_down {
-        let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
-        let of_status = if statuses.len() == Status::ALL.len() {
-            String::new()
-        } else {
-            format!(" AND status IN ({})", words.join(", "))
-        };
-        return Some(format!(
-            "SELECT {ORDER} FROM {source} WHERE {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
-        ));
-    }
-    // One range of the index for each status, merged as they are read.
-    let selects: Vec<_> = statuses
-        .iter()
-        .map(|status| {
-            format!(
-                "SELECT {ORDER} FROM orders INDEXED BY orders_by_status \
-                 WHERE status = '{status}' AND {range}{condition}"
-            )
-        })
-        .collect();
-    Some(format!(
-        "{} ORDER BY seq LIMIT ?3",
-        selects.join(" UNION ALL ")
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn plan(db: &Connection, sql: &str) -> String {
-        let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let lines = query
-            .query_map([0, 0, 0], |row| row.get::<_, String>(3))
-            .unwrap();
-        lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
-    }
 
     #[test]
     fn no_condition_of_the_schema_has_a_table_built_to_check_it() {
@@ -713,40 +614,5 @@ mod tests {
             assert!(!steps.is_empty());
             assert!(!steps.contains(&"OpenEphemeral".to_owned()), "{sql}");
         }
-    }
-
-    #[test]
-    fn a_page_is_found_through_an_index_and_never_sorted() {
-        let db = open::empty().unwrap();
-        let by_status = "orders_by_status (status=? AND seq>? AND seq<?)";
-        let by_attention = "orders_with_attention (seq>? AND seq<?)";
-        let by_seq = "INTEGER PRIMARY KEY (rowid>? AND rowid<?)";
-        let open = vec![Status::Created, Status::Processing];
-        for (statuses, attention, is_down, index) in [
-            (vec![], None, false, by_seq),
-            (Status::ALL.to_vec(), None, false, by_seq),
-            (vec![Status::Failed], None, false, by_status),
-            (open.clone(), None, false, by_status),
-            (vec![], Some(true), false, by_attention),
-            (open.clone(), Some(true), false, by_attention),
-            (vec![], Some(false), false, by_seq),
-            (open, Some(false), false, by_status),
-            (vec![], Some(true), true, by_status),
-            (vec![], Some(false), true, by_status),
-        ] {
-            let filter = Filter {
-                statuses,
-                attention,
-            };
-            let plan = plan(&db, &page_sql(&filter, is_down).unwrap());
-            assert!(plan.contains(index), "{filter:?}: {plan}");
-            assert!(!plan.contains("SCAN"), "{filter:?}: {plan}");
-            assert!(!plan.contains("TEMP B-TREE"), "{filter:?}: {plan}");
-        }
-        let settled = Filter {
-            statuses: vec![Status::Failed],
-            attention: Some(true),
-        };
-        assert_eq!(page_sql(&settled, true), None);
     }
 }
