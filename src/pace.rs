@@ -42,6 +42,9 @@ const MISSING_MIN: usize = 10;
 /// And more than one in this many of those that were known.
 const MISSING_SHARE: usize = 3;
 
+/// How long it takes to write intents, about.
+const INTENT_TAKES: Duration = Duration::from_millis(2);
+
 /// A process that runs for so many times as long as any that ended lately is stuck. It does not
 /// take a place in the window for ever.
 const STUCK_AFTER: u32 = 2;
@@ -126,6 +129,15 @@ impl Pace {
     /// Whether one more request of any kind may leave now, beside `requests` that have.
     pub fn may_ask(&self, now: Timestamp, requests: usize) -> bool {
         requests < self.max_requests && self.reach.may_ask(now)
+    }
+
+    /// Whether one more order may be made ready to be started now, beside `starting` that are or
+    /// have left. At a high rate some are ready before there is a place for their requests, so that
+    /// no place is empty while intents are written.
+    pub fn may_prepare(&self, now: Timestamp, starting: usize) -> bool {
+        let ahead = (self.rate.rate() * INTENT_TAKES.as_secs_f64()) as usize;
+        let places = self.max_requests + ahead.min(self.max_requests);
+        starting < places && self.reach.may_ask(now)
     }
 
     /// When the next start may leave, `now` or later; nothing while as many processes run as may.
@@ -306,6 +318,18 @@ mod tests {
         assert_eq!(limiter.failed(now, &down), (false, true));
         assert!(!limiter.may_ask(Timestamp(3_000), 0));
         assert!(limiter.answered(Timestamp(3_000)) && limiter.may_ask(Timestamp(3_000), 0));
+    }
+
+    #[test]
+    fn orders_are_made_ready_ahead_of_their_places_only_at_a_high_rate() {
+        let now = Timestamp(1_000);
+        let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_prepare(now, *starting));
+        for (ceiling, expected) in [(3.0, 8), (50.0, 8), (499.0, 8), (1_500.0, 11), (0.0, 16)] {
+            let mut limiter = Pace::new(ceiling, 8, Learned::default(), Reach::Unknown, now);
+            assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
+            limiter.failed(now, &Failure::new("no connection", true));
+            assert_eq!(ready_at_once(&limiter), Some(0), "it is down");
+        }
     }
 
     #[test]

@@ -41,24 +41,38 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut recording = FuturesUnordered::new();
         let mut notes = Notes::default();
         let mut intending = 0;
+        // What is to be asked as soon as there is a place for a request.
+        let mut ready = VecDeque::new();
         let mut first_error = None;
         let mut next = due.pop(world)?;
         loop {
             let now = world.clock.now();
-            let starting = requests.len() + intending + notes.intended.len();
-            let may_start = next.is_some()
-                && now < until
-                && first_error.is_none()
-                && self.pace.reach().may_ask(now)
-                && !stop.begun.is_cancelled();
-            let has_place = self.pace.may_ask(now, starting);
+            let may_ask = self.pace.reach().may_ask(now) && !stop.begun.is_cancelled();
+            if may_ask {
+                while self.pace.may_ask(now, requests.len())
+                    && let Some((ask, order)) = ready.pop_front()
+                {
+                    requests.push(world.ask(ask, order, stop));
+                }
+            } else {
+                due.put_back(next.take());
+                for (ask, order) in ready.drain(..).rev() {
+                    match ask {
+                        Ask::LookUp => due.put_back(Some(order)),
+                        Ask::Start => notes.add(Tried::not_sent(order), report),
+                    }
+                }
+            }
+            let starting = requests.len() + ready.len() + intending + notes.intended.len();
+            let may_start = may_ask && next.is_some() && now < until && first_error.is_none();
+            let has_place = self.pace.may_prepare(now, starting);
             let start_at = self.pace.next_start_at(now, starting);
             if may_start && has_place && start_at.is_some_and(|at| at <= now) {
                 if let Some(order) = next.take() {
                     self.pace.starts(now);
                     match world.choose_unseen(order) {
                         Ok(tried) => notes.add(tried, report),
-                        Err(unseen) => requests.push(world.ask(Ask::LookUp, unseen, stop)),
+                        Err(unseen) => ready.push_back((Ask::LookUp, unseen)),
                     }
                     // Whatever fails, the starts that are under way are waited for.
                     match due.pop(world) {
@@ -96,7 +110,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                         Ok(Noted { overtaken, intended }) => {
                             report.overtaken += overtaken;
                             let starts = intended.into_iter();
-                            requests.extend(starts.map(|order| world.ask(Ask::Start, order, stop)));
+                            ready.extend(starts.map(|order| (Ask::Start, order)));
                         }
                         Err(error) => first_error = first_error.or(Some(error)),
                     }
@@ -213,6 +227,14 @@ impl Tried {
             steps: Vec::new(),
             is_to_start: false,
             failure: None,
+        }
+    }
+
+    /// A start whose intent is on disk and that is not sent after all.
+    fn not_sent(next: Startable) -> Self {
+        Self {
+            steps: vec![Step::Withdrawn],
+            ..Self::new(next)
         }
     }
 

@@ -382,6 +382,10 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     stage.upstream.look_fate.set(Fate::Refused);
     assert!(pass(&mut reconciler).unreachable);
     assert_eq!(stage.upstream.take_requests(), ["start a1"]);
+    assert!(
+        stage.store.watched().unwrap().is_empty(),
+        "no intent is left"
+    );
     for probed in ["look a1", "look a2", "look a1"] {
         stage.forward(1_000);
         assert!(pass(&mut reconciler).unreachable);
@@ -392,8 +396,10 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     stage.upstream.look_fate.set(Fate::Answered);
     stage.forward(1_000);
     assert_eq!(pass(&mut reconciler).started, 2);
-    assert_eq!(stage.order("a1").starts, 1);
-    assert_eq!(stage.reason("a1"), None);
+    for id in ["a1", "a2"] {
+        assert_eq!(stage.order(id).starts, 1);
+        assert_eq!(stage.reason(id), None);
+    }
 }
 
 #[test]

@@ -385,18 +385,31 @@ async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded() {
-    let upstream =
-        Scripted::new(|_, _| Reply::Later(Duration::from_millis(1_000), Box::new(answer(200, ""))))
-            .await;
-    let orders = Orders::created(&["a1", "a2"]).await;
-    // Together they would take longer than the schedule's second: only one is in flight.
-    let arguments = ["--max-in-flight", "1"];
-    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
-    until_asked(&upstream, |asked| asked.len() == 1).await;
-    reconciler.signal("TERM");
-    assert_eq!(ended(reconciler).await.0, Some(0));
-    assert_eq!(orders.order("a1").status, Status::Processing);
-    assert_eq!(orders.order("a2").status, Status::Created);
-    assert_eq!(upstream.asked().len(), 1, "nothing new is begun");
+async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded_and_one_that_was_ready_is_not_sent()
+ {
+    // Only one is in flight. Without a ceiling the intent of the next is on disk by then.
+    side_by_side([("50", 1), ("0", 2)], |(rate, intents)| async move {
+        let in_a_second = Duration::from_millis(1_000);
+        let upstream =
+            Scripted::new(move |_, _| Reply::Later(in_a_second, Box::new(answer(200, "")))).await;
+        let orders = Orders::created(&["a1", "a2", "a3"]).await;
+        let arguments = ["--max-in-flight", "1", "--start-rate", rate];
+        let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+        until_asked(&upstream, |asked| asked.len() == 1).await;
+        assert_eq!(orders.store.watched().unwrap().len(), intents);
+        reconciler.signal("TERM");
+        assert_eq!(ended(reconciler).await.0, Some(0));
+        assert_eq!(orders.order("a1").status, Status::Processing);
+        for id in ["a2", "a3"] {
+            let order = orders.order(id);
+            assert_eq!((order.status, order.starts), (Status::Created, 0));
+        }
+        assert_eq!(
+            orders.store.watched().unwrap().len(),
+            1,
+            "no intent is left"
+        );
+        assert_eq!(upstream.asked().len(), 1, "nothing new is begun");
+    })
+    .await;
 }
