@@ -1,7 +1,7 @@
 //! Serves a tower service over HTTP/1.1 so that no client can hold up another, or the shutdown.
 //!
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
-//! served is in `api` and in `simulator`.
+//! served is in `api` and in `simulator`; the timer of a connection is in `server/alarm.rs`.
 
 mod alarm;
 

@@ -1,8 +1,8 @@
 //! The second half of a pass: starts what is due, oldest first, at the pace.
 //!
 //! Each start is written down before it leaves and its outcome after; in between anything may
-//! happen. Many share a commit, and none waits for another's answer. What an outcome means is
-//! decided in `decide`.
+//! happen. Many share a commit, and none waits for another's answer. What was written down and is
+//! not sent after all is withdrawn. What an outcome means is decided in `decide`.
 
 use std::collections::VecDeque;
 
