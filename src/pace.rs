@@ -42,7 +42,7 @@ const MISSING_MIN: usize = 10;
 /// And more than one in this many of those that were known.
 const MISSING_SHARE: usize = 3;
 
-/// How long it takes to write intents, about.
+/// How long it takes to write intents, about: what starts meanwhile is made ready ahead.
 const INTENT_TAKES: Duration = Duration::from_millis(2);
 
 /// A process that runs for so many times as long as any that ended lately is stuck. It does not

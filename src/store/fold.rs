@@ -127,8 +127,9 @@ impl Fold {
         }
     }
 
-    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that. If
-    /// another process is copying, that is tried again after the next commit.
+    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that, or
+    /// another process is copying. That is over soon: what the log's size asks for is asked again
+    /// after the next commit.
     fn end(&mut self, db: &Connection, how: &str) {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
