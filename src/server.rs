@@ -209,6 +209,9 @@ where
             CROWDED_HEAD_TIMEOUT
         })
         .max_buf_size(HEAD_BYTES_MAX)
+        // Nearly every answer is short: to copy its body behind its head costs less than to have
+        // the system gather the two.
+        .writev(false)
         .keep_alive(is_usual)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),
