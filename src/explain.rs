@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use self::words::{clean, quoted};
 pub use self::words::{future, past, span};
-use crate::clock::rfc3339;
+use crate::clock::Rfc3339;
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, Reason, Status, Timestamp};
 use crate::pace::{LearnedRate, Reach};
@@ -82,7 +82,7 @@ impl Case {
             .iter()
             .map(|(at, reason)| {
                 let ago = format!("{} ago", span(now.since(*at)));
-                format!("{}  {ago:>12}  {}", rfc3339(*at), change(reason))
+                format!("{}  {ago:>12}  {}", Rfc3339(*at), change(reason))
             })
             .collect();
         lines.push(match self.order.starts {
@@ -439,7 +439,7 @@ fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
 
 fn not_before(open: &OpenOrder, now: Timestamp) -> String {
     match due_at(open, now) {
-        Some(at) => format!("; not before {}", rfc3339(at)),
+        Some(at) => format!("; not before {}", Rfc3339(at)),
         None => String::new(),
     }
 }

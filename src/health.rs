@@ -14,7 +14,7 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::reconciler::is_overdue;
 use crate::store::{DatabasePath, read_heartbeat};
 
@@ -75,7 +75,7 @@ fn reachable(ip: IpAddr) -> IpAddr {
 pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
     let heartbeat = read_heartbeat(database)?;
     let last = match heartbeat.last_pass_at {
-        Some(at) => format!("the last pass ended at {}", rfc3339(at)),
+        Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
         None => "no pass was completed on this database yet".to_owned(),
     };
     if heartbeat.leader_since.is_none() {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::config::LogFormat;
 use crate::reconciler::{self, ABANDON_AFTER, Reconciler, Settings, Stop};
 use crate::store::{OpenError, Store};
@@ -104,7 +104,7 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
             writeln!(
                 out,
                 "{} {:5} {}: {}",
-                rfc3339(SystemClock.now()),
+                Rfc3339(SystemClock.now()),
                 record.level(),
                 origin(record.target()),
                 record.args()
@@ -112,7 +112,7 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
         }),
         LogFormat::Json => builder.format(|out, record| {
             let line = JsonLine {
-                at: rfc3339(SystemClock.now()),
+                at: Rfc3339(SystemClock.now()),
                 level: record.level().as_str().to_ascii_lowercase(),
                 origin: origin(record.target()),
                 message: record.args().to_string(),
@@ -130,7 +130,7 @@ pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
 
 #[derive(Serialize)]
 struct JsonLine<'a> {
-    at: String,
+    at: Rfc3339,
     level: String,
     origin: &'a str,
     message: String,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::order::Timestamp;
 use crate::store::{Removed, Store, StoreError};
 
@@ -56,7 +56,7 @@ impl fmt::Display for Pruning {
             None => "to prune",
             Some(_) => "pruned",
         };
-        let before = rfc3339(self.settled_before);
+        let before = Rfc3339(self.settled_before);
         writeln!(f, "  {:<8} before {before}", "settled")?;
         writeln!(f, "  {name:<8} {fulfilled} FULFILLED, {failed} FAILED")?;
         writeln!(f, "  {:<8} {entries} entries of theirs", "journal")?;

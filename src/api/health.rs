@@ -12,7 +12,7 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::json_answer;
-use crate::clock::{Clock, SystemClock, rfc3339};
+use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::order::Timestamp;
 use crate::pace::Reach;
 use crate::reconciler::is_overdue;
@@ -42,7 +42,7 @@ struct Probed {
 pub(super) struct Check {
     name: &'static str,
     pub status: &'static str,
-    pub since: Option<String>,
+    pub since: Option<Rfc3339>,
     pub detail: String,
 }
 
@@ -121,7 +121,7 @@ impl Health {
         Check {
             name: "accepting",
             status: if draining { FAILING } else { OK },
-            since: Some(rfc3339(since)),
+            since: Some(Rfc3339(since)),
             detail: if draining {
                 "the program is about to end".to_owned()
             } else {
@@ -146,9 +146,9 @@ impl Health {
             Err(_) => (FAILING, "a write does not get its turn"),
         };
         let since = match &*known {
-            Some(probed) if probed.check.status == status => probed.check.since.clone(),
-            None if status == OK => Some(rfc3339(self.started_at)),
-            _ => Some(rfc3339(SystemClock.now())),
+            Some(probed) if probed.check.status == status => probed.check.since,
+            None if status == OK => Some(Rfc3339(self.started_at)),
+            _ => Some(Rfc3339(SystemClock.now())),
         };
         let check = Check {
             name: "database",
@@ -175,7 +175,7 @@ impl Health {
         let upstream = Check {
             name: "upstream",
             status,
-            since: since.map(rfc3339),
+            since: since.map(Rfc3339),
             detail,
         };
         let (status, detail) = match heartbeat.last_pass_at {
@@ -184,13 +184,13 @@ impl Health {
                 let is_well = heartbeat.leader_since.is_some()
                     && !is_overdue(heartbeat.next_pass_at, SystemClock.now());
                 let status = if is_well { OK } else { FAILING };
-                (status, format!("the last pass ended at {}", rfc3339(at)))
+                (status, format!("the last pass ended at {}", Rfc3339(at)))
             }
         };
         let reconciler = Check {
             name: "reconciler",
             status,
-            since: heartbeat.leader_since.map(rfc3339),
+            since: heartbeat.leader_since.map(Rfc3339),
             detail,
         };
         vec![upstream, reconciler]

@@ -5,7 +5,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use crate::clock::rfc3339;
+use crate::clock::Rfc3339;
 use crate::order::{Event, Order, OrderId, Status};
 
 /// What an order takes as JSON, about, in bytes.
@@ -16,8 +16,8 @@ pub(super) const ORDER_BYTES: usize = 180;
 pub(super) struct OrderJson<'a> {
     id: &'a str,
     status: Status,
-    created_at: String,
-    updated_at: String,
+    created_at: Rfc3339,
+    updated_at: Rfc3339,
     starts: u32,
     attention: Option<AttentionJson<'a>>,
 }
@@ -25,9 +25,9 @@ pub(super) struct OrderJson<'a> {
 #[derive(Serialize)]
 struct AttentionJson<'a> {
     reason: &'a str,
-    since: String,
+    since: Rfc3339,
     detail: &'a str,
-    next_attempt_at: Option<String>,
+    next_attempt_at: Option<Rfc3339>,
 }
 
 impl<'a> OrderJson<'a> {
@@ -35,14 +35,14 @@ impl<'a> OrderJson<'a> {
         Self {
             id: order.id.as_str(),
             status: order.status,
-            created_at: rfc3339(order.created_at),
-            updated_at: rfc3339(order.updated_at),
+            created_at: Rfc3339(order.created_at),
+            updated_at: Rfc3339(order.updated_at),
             starts: order.starts,
             attention: order.attention.as_ref().map(|attention| AttentionJson {
                 reason: attention.reason.as_str(),
-                since: rfc3339(attention.since),
+                since: Rfc3339(attention.since),
                 detail: &attention.detail,
-                next_attempt_at: attention.next_attempt_at.map(rfc3339),
+                next_attempt_at: attention.next_attempt_at.map(Rfc3339),
             }),
         }
     }
@@ -74,7 +74,7 @@ struct EventJson<'a> {
     order_id: &'a str,
     from: Option<Status>,
     to: Status,
-    at: String,
+    at: Rfc3339,
     reason: &'a str,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
         order_id: event.order_id.as_str(),
         from: event.from,
         to: event.to,
-        at: rfc3339(event.at),
+        at: Rfc3339(event.at),
         reason: event.reason.as_str(),
     };
     serde_json::to_writer(body, &event).expect("strings and numbers can be written to memory");

@@ -17,7 +17,7 @@ use super::health::{Check, OK};
 use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::{Api, answer, get_or_head, json_answer, not_allowed, query, request};
-use crate::clock::rfc3339;
+use crate::clock::Rfc3339;
 use crate::history::History;
 use crate::order::EventReason;
 use crate::order::{Reason, Status, Timestamp};
@@ -53,7 +53,7 @@ impl Api {
 
 #[derive(Serialize)]
 struct Stats {
-    at: String,
+    at: Rfc3339,
     orders: BTreeMap<Status, u64>,
     attention: BTreeMap<&'static str, u64>,
     oldest_open: Option<OldestOpen>,
@@ -70,12 +70,12 @@ struct Stats {
 struct OldestOpen {
     id: String,
     status: Status,
-    created_at: String,
+    created_at: Rfc3339,
 }
 
 #[derive(Serialize)]
 struct Minute {
-    at: String,
+    at: Rfc3339,
     created: u64,
     settled: u64,
 }
@@ -97,7 +97,7 @@ struct Restarts {
 #[derive(Serialize)]
 struct Database {
     status: &'static str,
-    since: Option<String>,
+    since: Option<Rfc3339>,
     detail: Option<String>,
     bytes: u64,
     wal_bytes: u64,
@@ -106,10 +106,10 @@ struct Database {
 #[derive(Serialize)]
 struct Upstream {
     status: &'static str,
-    since: Option<String>,
+    since: Option<Rfc3339>,
     detail: Option<String>,
     /// When the open orders that were due for it were last observed.
-    last_seen_at: Option<String>,
+    last_seen_at: Option<Rfc3339>,
     life: Life,
     /// How long a process takes on average.
     process_seconds: Option<f64>,
@@ -119,7 +119,7 @@ struct Upstream {
 struct Life {
     /// Processes in the present life.
     processes: Option<u64>,
-    began_at: Option<String>,
+    began_at: Option<Rfc3339>,
     /// Lives that were seen to end.
     ended: u64,
     expected_processes: Option<u64>,
@@ -129,11 +129,11 @@ struct Life {
 #[derive(Serialize)]
 struct Reconciler {
     status: &'static str,
-    since: Option<String>,
+    since: Option<Rfc3339>,
     detail: Option<String>,
-    last_pass_at: Option<String>,
-    next_pass_at: Option<String>,
-    next_look_at: Option<String>,
+    last_pass_at: Option<Rfc3339>,
+    next_pass_at: Option<Rfc3339>,
+    next_look_at: Option<Rfc3339>,
 }
 
 #[derive(Serialize)]
@@ -156,13 +156,13 @@ impl Stats {
         let attention = Reason::ALL.map(|reason| (reason.as_str(), seen.attention(reason)));
         let oldest_open = seen.glance.oldest_open.as_ref();
         Self {
-            at: rfc3339(now),
+            at: Rfc3339(now),
             orders: orders.into(),
             attention: attention.into(),
             oldest_open: oldest_open.map(|order| OldestOpen {
                 id: order.id.to_string(),
                 status: order.status,
-                created_at: rfc3339(order.created_at),
+                created_at: Rfc3339(order.created_at),
             }),
             per_minute: per_minute(history, now),
             time_to_settle: time_to_settle(history, now),
@@ -187,7 +187,7 @@ impl Stats {
 fn per_minute(history: &History, now: Timestamp) -> Vec<Minute> {
     let told = history.per_minute(now).into_iter();
     told.map(|minute| Minute {
-        at: rfc3339(minute.at),
+        at: Rfc3339(minute.at),
         created: minute.created,
         settled: minute.settled,
     })
@@ -218,12 +218,12 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
     let expected = lives.expected(now);
     Upstream {
         status,
-        since: since.map(rfc3339),
+        since: since.map(Rfc3339),
         detail,
-        last_seen_at: heartbeat.last_seen_at.map(rfc3339),
+        last_seen_at: heartbeat.last_seen_at.map(Rfc3339),
         life: Life {
             processes: lives.processes(),
-            began_at: lives.began_at().map(rfc3339),
+            began_at: lives.began_at().map(Rfc3339),
             ended: lives.ended(),
             expected_processes: expected.map(|(processes, _)| processes.round() as u64),
             expected_seconds: expected.map(|(_, time)| seconds(time)),
@@ -252,11 +252,11 @@ fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
     };
     Reconciler {
         status,
-        since: since.map(rfc3339),
+        since: since.map(Rfc3339),
         detail,
-        last_pass_at: heartbeat.last_pass_at.map(rfc3339),
-        next_pass_at: heartbeat.next_pass_at.map(rfc3339),
-        next_look_at: heartbeat.next_look_at.map(rfc3339),
+        last_pass_at: heartbeat.last_pass_at.map(Rfc3339),
+        next_pass_at: heartbeat.next_pass_at.map(Rfc3339),
+        next_look_at: heartbeat.next_look_at.map(Rfc3339),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::rfc3339;
+use crate::clock::Rfc3339;
 use crate::order::Timestamp;
 
 /// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`.
@@ -11,12 +11,12 @@ pub fn past(at: Timestamp, now: Timestamp) -> String {
         // The clocks of two programs differ, or one was set back.
         return future(at, now);
     }
-    format!("{} ago ({})", span(now.since(at)), rfc3339(at))
+    format!("{} ago ({})", span(now.since(at)), Rfc3339(at))
 }
 
 /// A moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
 pub fn future(at: Timestamp, now: Timestamp) -> String {
-    format!("in {} ({})", span(at.since(now)), rfc3339(at))
+    format!("in {} ({})", span(at.since(now)), Rfc3339(at))
 }
 
 /// A length of time as people say it: the two digits that matter.

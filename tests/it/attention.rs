@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use order_service::clock::{Clock, SystemClock, rfc3339};
+use order_service::clock::{Clock, Rfc3339, SystemClock};
 use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
 use order_service::pace::LearnedRate;
 use order_service::pace::Reach;
@@ -116,9 +116,9 @@ async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
         let order = client.get(path).await.json();
         let expected = json!({
             "reason": reason.as_str(),
-            "since": rfc3339(SINCE),
+            "since": Rfc3339(SINCE),
             "detail": format!("seen: {}", reason.as_str()),
-            "next_attempt_at": rfc3339(Timestamp(SINCE.0 + 5_000)),
+            "next_attempt_at": Rfc3339(Timestamp(SINCE.0 + 5_000)),
         });
         assert_eq!(order["attention"], expected);
         assert_eq!(order["status"], "PROCESSING", "it never replaces a status");
@@ -145,9 +145,9 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
         let order = client.get(format!("{}/order/{id}", api.url)).await.json();
         let expected = json!({
             "reason": "upstream_unreachable",
-            "since": rfc3339(down_since),
+            "since": Rfc3339(down_since),
             "detail": "no route",
-            "next_attempt_at": rfc3339(Timestamp(down_since.0 + 1_000)),
+            "next_attempt_at": Rfc3339(Timestamp(down_since.0 + 1_000)),
         });
         assert_eq!(order["attention"], expected);
     }
@@ -177,7 +177,7 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
         assert_eq!(ran.stderr, "");
         let begin = format!("Order {:?} is {}", order.id.as_str(), order.status);
         assert!(ran.stdout.starts_with(&begin), "{ran:?}");
-        let created = rfc3339(order.created_at);
+        let created = Rfc3339(order.created_at).to_string();
         assert!(ran.stdout.contains(&created), "{ran:?}");
         if let Some(attention) = order.attention {
             assert!(ran.stdout.contains(attention.reason.as_str()), "{ran:?}");

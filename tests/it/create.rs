@@ -1,7 +1,7 @@
 //! `POST /order`: what is taken, what is refused and how, and what the answer holds.
 
 use chrono::DateTime;
-use order_service::clock::{Clock, SystemClock, rfc3339};
+use order_service::clock::{Clock, Rfc3339, SystemClock};
 use order_service::order::Outcome;
 use order_service::store::{Change, Step};
 use serde_json::json;
@@ -39,9 +39,9 @@ async fn a_created_order_is_answered_as_it_stands_and_with_its_place() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
-    let before = rfc3339(SystemClock.now());
+    let before = Rfc3339(SystemClock.now()).to_string();
     let created = client.create(&api.url, "a1").await;
-    let after = rfc3339(SystemClock.now());
+    let after = Rfc3339(SystemClock.now()).to_string();
     assert_eq!(created.status, 201);
     assert_eq!(created.header("location"), "/order/a1");
     assert_eq!(created.header("content-type"), "application/json");
