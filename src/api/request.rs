@@ -6,6 +6,7 @@
 mod event;
 mod prefer;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::pin::pin;
@@ -385,6 +386,10 @@ struct Members<'a> {
     twice: Option<String>,
 }
 
+/// The name of a member, which is copied only if there is an escape in it.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
@@ -399,14 +404,14 @@ impl<'de> Deserialize<'de> for Members<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Members::default();
                 let mut others = HashSet::new();
-                while let Some(name) = map.next_key::<String>()? {
+                while let Some(Name(name)) = map.next_key()? {
                     if name == "id" && members.id.is_none() {
                         members.id = Some(map.next_value()?);
                         continue;
                     }
                     map.next_value::<IgnoredAny>()?;
                     if name == "id" || others.contains(&name) {
-                        members.twice.get_or_insert(name);
+                        members.twice.get_or_insert(name.into_owned());
                     } else {
                         others.insert(name);
                     }

@@ -150,7 +150,7 @@ fn held(status: StatusCode, found: &Found, wait: Wait) -> Response {
 /// A single order as an answer.
 fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Response {
     let mut response = json_answer(status, json::order(order));
-    if let Some(seconds) = retry_after(order, next_look_at, SystemClock.now()) {
+    if let Some(seconds) = retry_after(order, next_look_at, &SystemClock) {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -160,7 +160,7 @@ fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Re
 
 /// In how many seconds, at least one, it makes sense to ask for an order again: when the
 /// reconciler will have looked at it. Nothing once it is settled.
-fn retry_after(order: &Order, next_look_at: Option<Timestamp>, now: Timestamp) -> Option<u64> {
+fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Clock) -> Option<u64> {
     let own = order.attention.as_ref().map(|a| a.next_attempt_at);
     let at = match (order.status, own) {
         (status, _) if status.is_settled() => return None,
@@ -170,13 +170,14 @@ fn retry_after(order: &Order, next_look_at: Option<Timestamp>, now: Timestamp) -
         // Whatever its own delay, it is only looked at in a pass.
         (_, own) => next_look_at.max(own.flatten()),
     };
-    let wait = at.map_or(Duration::ZERO, |at| at.since(now));
+    let wait = at.map_or(Duration::ZERO, |at| at.since(clock.now()));
     Some((wait.as_millis().div_ceil(1_000) as u64).max(1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SetClock;
     use crate::order::{Attention, Reason};
 
     #[test]
@@ -196,6 +197,7 @@ mod tests {
             }),
         };
         let now = 1_000_000;
+        let clock = SetClock::new(Timestamp(now));
         for (status, own, next_look_at, seconds) in [
             // Started at once, whatever the schedule.
             (Status::Created, None, Some(now + 60_000), Some(1)),
@@ -224,11 +226,11 @@ mod tests {
             (Status::Failed, None, None, None),
         ] {
             let order = order(status, own.map(Some));
-            let found = retry_after(&order, next_look_at.map(Timestamp), Timestamp(now));
+            let found = retry_after(&order, next_look_at.map(Timestamp), &clock);
             assert_eq!(found, seconds, "{order:?} {next_look_at:?}");
         }
         let held = order(Status::Created, Some(None));
-        let found = retry_after(&held, Some(Timestamp(now + 60_000)), Timestamp(now));
+        let found = retry_after(&held, Some(Timestamp(now + 60_000)), &clock);
         assert_eq!(found, Some(60), "an operator may restart it at any time");
     }
 }
