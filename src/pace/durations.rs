@@ -47,7 +47,9 @@ impl Durations {
 
     /// A process was seen to have run from one age to another.
     pub fn outlived(&mut self, from: Duration, to: Duration) {
-        for span in span_of(from)..span_of(to) {
+        let to_ms = millis(to) as f64;
+        let spans = span_of(from)..SPANS - 1;
+        for span in spans.take_while(|span| end_of(*span) < to_ms) {
             self.count(span, false);
         }
     }
