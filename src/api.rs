@@ -15,6 +15,7 @@ mod health;
 mod json;
 mod listing;
 mod metrics;
+mod object;
 mod overview;
 mod pages;
 mod problem;

@@ -1,52 +1,14 @@
 //! An order and an event as their readers see them: the JSON objects, and the path that leads to
-//! an order.
+//! an order. How an object is written is in `api/object.rs`.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use crate::clock::Rfc3339;
-use crate::order::{Event, Order, OrderId, Status};
+use super::object::Object;
+use crate::order::{Attention, Event, Order, OrderId};
 
 /// What an order takes as JSON, about, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
-
-/// An order as clients see it.
-#[derive(Serialize)]
-pub(super) struct OrderJson<'a> {
-    id: &'a str,
-    status: Status,
-    created_at: Rfc3339,
-    updated_at: Rfc3339,
-    starts: u32,
-    attention: Option<AttentionJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct AttentionJson<'a> {
-    reason: &'a str,
-    since: Rfc3339,
-    detail: &'a str,
-    next_attempt_at: Option<Rfc3339>,
-}
-
-impl<'a> OrderJson<'a> {
-    pub fn new(order: &'a Order) -> Self {
-        Self {
-            id: order.id.as_str(),
-            status: order.status,
-            created_at: Rfc3339(order.created_at),
-            updated_at: Rfc3339(order.updated_at),
-            starts: order.starts,
-            attention: order.attention.as_ref().map(|attention| AttentionJson {
-                reason: attention.reason.as_str(),
-                since: Rfc3339(attention.since),
-                detail: &attention.detail,
-                next_attempt_at: attention.next_attempt_at.map(Rfc3339),
-            }),
-        }
-    }
-}
 
 /// One order.
 pub(super) fn order(order: &Order) -> Vec<u8> {
@@ -56,39 +18,51 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
 }
 
 /// Appends an order.
-///
-/// # Panics
-/// Never: strings and numbers can be written to memory.
 pub fn write_order(body: &mut Vec<u8>, order: &Order) {
-    serde_json::to_writer(body, &OrderJson::new(order))
-        .expect("strings and numbers can be written to memory");
+    order_members(Object::begin(body), order);
+}
+
+/// Writes an order as the members of an object.
+pub(super) fn order_members(mut object: Object<'_>, order: &Order) {
+    object.text("id", order.id.as_str());
+    object.word("status", order.status.as_str());
+    object.time("created_at", order.created_at);
+    object.time("updated_at", order.updated_at);
+    object.number("starts", order.starts);
+    match &order.attention {
+        None => object.null("attention"),
+        Some(attention) => attention_members(object.object("attention"), attention),
+    }
+    object.end();
+}
+
+fn attention_members(mut object: Object<'_>, attention: &Attention) {
+    object.word("reason", attention.reason.as_str());
+    object.time("since", attention.since);
+    object.text("detail", &attention.detail);
+    match attention.next_attempt_at {
+        None => object.null("next_attempt_at"),
+        Some(at) => object.time("next_attempt_at", at),
+    }
+    object.end();
 }
 
 /// What an event takes as JSON, about, in bytes.
 pub(super) const EVENT_BYTES: usize = 140;
 
-/// A change of an order's status as clients see it.
-#[derive(Serialize)]
-struct EventJson<'a> {
-    seq: i64,
-    order_id: &'a str,
-    from: Option<Status>,
-    to: Status,
-    at: Rfc3339,
-    reason: &'a str,
-}
-
-/// Appends an event.
+/// Appends a change of an order's status.
 pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
-    let event = EventJson {
-        seq: event.seq,
-        order_id: event.order_id.as_str(),
-        from: event.from,
-        to: event.to,
-        at: Rfc3339(event.at),
-        reason: event.reason.as_str(),
-    };
-    serde_json::to_writer(body, &event).expect("strings and numbers can be written to memory");
+    let mut object = Object::begin(body);
+    object.number("seq", event.seq);
+    object.text("order_id", event.order_id.as_str());
+    match event.from {
+        None => object.null("from"),
+        Some(from) => object.word("from", from.as_str()),
+    }
+    object.word("to", event.to.as_str());
+    object.time("at", event.at);
+    object.word("reason", event.reason.as_str());
+    object.end();
 }
 
 /// What needs no escape in a path segment (RFC 3986, section 2.3).
@@ -108,4 +82,94 @@ pub(super) fn location(id: &OrderId) -> HeaderValue {
     path.push_str(ORDERS);
     path.extend(utf8_percent_encode(id, PATH_ESCAPES));
     HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::Rfc3339;
+    use crate::order::{EventReason, Reason, Status, Timestamp};
+
+    fn parsed(body: &[u8]) -> serde_json::Value {
+        serde_json::from_slice(body).expect("it is JSON")
+    }
+
+    proptest! {
+        #[test]
+        fn an_order_is_read_as_it_was_written(
+            id in any::<String>().prop_filter("no id", |id| OrderId::new(&**id).is_ok()),
+            detail in any::<String>(),
+            times in proptest::array::uniform4(0..1_i64 << 42),
+            starts in any::<u32>(),
+            status in 0..Status::ALL.len(),
+            reason in 0..Reason::ALL.len(),
+            has in any::<[bool; 2]>(),
+        ) {
+            let [created_at, updated_at, since, next_attempt_at] = times.map(Timestamp);
+            let next_attempt_at = has[1].then_some(next_attempt_at);
+            let reason = Reason::ALL[reason];
+            let order = Order {
+                seq: 1,
+                id: OrderId::new(&*id).unwrap(),
+                status: Status::ALL[status],
+                created_at,
+                updated_at,
+                starts,
+                attention: has[0].then(|| Attention {
+                    reason,
+                    since,
+                    detail: detail.clone(),
+                    next_attempt_at,
+                }),
+            };
+            let attention = has[0].then(|| json!({
+                "reason": reason.as_str(),
+                "since": Rfc3339(since),
+                "detail": detail,
+                "next_attempt_at": next_attempt_at.map(Rfc3339),
+            }));
+            let expected = json!({
+                "id": id,
+                "status": order.status,
+                "created_at": Rfc3339(created_at),
+                "updated_at": Rfc3339(updated_at),
+                "starts": starts,
+                "attention": attention,
+            });
+            prop_assert_eq!(parsed(&super::order(&order)), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_is_written_as_one_line() {
+        for (from, reason) in [
+            (None, EventReason::Created),
+            (Some(Status::Created), EventReason::Started),
+        ] {
+            let event = Event {
+                seq: 7,
+                order_seq: 1,
+                order_id: OrderId::new("a \"1\"").unwrap(),
+                from,
+                to: Status::Processing,
+                at: Timestamp(1),
+                reason,
+            };
+            let mut body = Vec::new();
+            write_event(&mut body, &event);
+            let expected = json!({
+                "seq": 7,
+                "order_id": "a \"1\"",
+                "from": from,
+                "to": "PROCESSING",
+                "at": "1970-01-01T00:00:00.001Z",
+                "reason": reason.as_str(),
+            });
+            assert_eq!(parsed(&body), expected);
+            assert!(!body.contains(&b'\n'));
+        }
+    }
 }

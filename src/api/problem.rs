@@ -2,7 +2,6 @@
 //!
 //! Each kind of problem is made in one place, so that its words are the same wherever it occurs.
 
-use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{
     ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
@@ -10,7 +9,8 @@ use warp::http::header::{
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
-use super::json::{OrderJson, location};
+use super::json::{location, order_members};
+use super::object::Object;
 use crate::order::Order;
 use crate::store::{Place, StoreError};
 
@@ -29,18 +29,6 @@ pub(super) struct Problem {
     member: Option<String>,
     order: Option<Box<Order>>,
     headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    r#type: String,
-    title: &'a str,
-    status: u16,
-    detail: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    member: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    order: Option<OrderJson<'a>>,
 }
 
 impl Problem {
@@ -260,15 +248,19 @@ impl Problem {
     }
 
     pub fn reply(self) -> Response {
-        let body = Body {
-            r#type: format!("/problems#{}", self.kind),
-            title: self.title,
-            status: self.status.as_u16(),
-            detail: &self.detail,
-            member: self.member.as_deref(),
-            order: self.order.as_deref().map(OrderJson::new),
-        };
-        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut body = Vec::new();
+        let mut object = Object::begin(&mut body);
+        object.text("type", &format!("/problems#{}", self.kind));
+        object.text("title", self.title);
+        object.number("status", self.status.as_u16());
+        object.text("detail", &self.detail);
+        if let Some(member) = &self.member {
+            object.text("member", member);
+        }
+        if let Some(order) = &self.order {
+            order_members(object.object("order"), order);
+        }
+        object.end();
         let mut response = body.into_response();
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
