@@ -1,38 +1,26 @@
 //! What a request may look like. Everything that comes from a client is parsed here, once.
 //!
-//! Each refusal says what was wrong and what would be right. What is asked about events is in
-//! `api/request/event.rs`, how long an answer may be held in `api/request/prefer.rs`.
+//! Each refusal says what was wrong and what would be right. The order that a body asks for is in
+//! `api/request/body.rs`, what is asked about events in `api/request/event.rs`, how long an answer
+//! may be held in `api/request/prefer.rs`.
 
+mod body;
 mod event;
 mod prefer;
 
-use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
-use std::pin::pin;
-use std::time::Duration;
 
-use bytes::Buf;
-use futures_util::{FutureExt, Stream, StreamExt};
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use url::form_urlencoded;
 use warp::http::HeaderMap;
-use warp::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use warp::http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 
+pub(super) use self::body::{new_order, read_body};
 pub(super) use self::event::{After, EventQuery, next_page, written_place};
 pub(super) use self::prefer::Wait;
 use super::problem::Problem;
 use crate::order::{OrderId, Status};
 use crate::store::{Filter, Place};
-
-/// The largest body, in bytes: an id takes some hundreds, the members that are ignored have room.
-const BODY_MAX: usize = 16 * 1024;
-
-/// How long a body may take. It fits a few packets.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a browser's request comes from (W3C Fetch Metadata, section 2.3).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -311,119 +299,6 @@ fn quality(parameters: &str) -> f32 {
     1.0
 }
 
-/// Reads a body, within its limits of size and time.
-pub(super) async fn read_body<B: Buf>(
-    headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Vec<u8>, Problem> {
-    let announced = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > BODY_MAX as u64) {
-        return Err(Problem::too_large(BODY_MAX));
-    }
-    let mut body = pin!(body);
-    let mut read = pin!(async {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = body.next().await {
-            let mut chunk =
-                chunk.map_err(|_| Problem::body("the body broke off before its end"))?;
-            while chunk.has_remaining() {
-                let piece = chunk.chunk();
-                if bytes.len() + piece.len() > BODY_MAX {
-                    return Err(Problem::too_large(BODY_MAX));
-                }
-                bytes.extend_from_slice(piece);
-                let length = piece.len();
-                chunk.advance(length);
-            }
-        }
-        Ok(bytes)
-    });
-    // Nearly every body has come together with its head: that takes no timer.
-    if let Some(body) = read.as_mut().now_or_never() {
-        return body;
-    }
-    tokio::time::timeout(BODY_TIMEOUT, read)
-        .await
-        .unwrap_or_else(|_| Err(Problem::too_slow(BODY_TIMEOUT.as_secs())))
-}
-
-/// The id of the order that a body asks for.
-pub(super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
-    let text = std::str::from_utf8(body).map_err(|_| Problem::body("the body is not UTF-8"))?;
-    if text.trim_ascii().is_empty() {
-        return Err(Problem::body(
-            "the body is empty; send an object such as {\"id\":\"a1\"}",
-        ));
-    }
-    let members: Members = serde_json::from_str(text).map_err(|error| {
-        Problem::body(format!(
-            "the body is not a JSON object: {error}; send one such as {{\"id\":\"a1\"}}"
-        ))
-    })?;
-    if let Some(name) = members.twice {
-        let detail = format!("the member {name:?} stands there twice");
-        return Err(Problem::member(&name, detail));
-    }
-    let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
-    let Some(id) = members.id else {
-        return Err(wrong("is missing; send an object such as {\"id\":\"a1\"}"));
-    };
-    if !id.get().starts_with('"') {
-        return Err(wrong("has to be a string"));
-    }
-    let id: String = serde_json::from_str(id.get())
-        .map_err(|_| wrong("has an escape that stands for no character"))?;
-    OrderId::new(id).map_err(|error| wrong(&error.to_string()))
-}
-
-/// The members of the body's object that matter.
-#[derive(Default)]
-struct Members<'a> {
-    id: Option<&'a RawValue>,
-    /// The first member that stands there twice.
-    twice: Option<String>,
-}
-
-/// The name of a member, which is copied only if there is an escape in it.
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members::default();
-                let mut others = HashSet::new();
-                while let Some(Name(name)) = map.next_key()? {
-                    if name == "id" && members.id.is_none() {
-                        members.id = Some(map.next_value()?);
-                        continue;
-                    }
-                    map.next_value::<IgnoredAny>()?;
-                    if name == "id" || others.contains(&name) {
-                        members.twice.get_or_insert(name.into_owned());
-                    } else {
-                        others.insert(name);
-                    }
-                }
-                Ok(members)
-            }
-        }
-
-        deserializer.deserialize_map(Object)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -497,55 +372,6 @@ mod tests {
         let marked = |seq| to_cursor(Place { seq, mark: 3 });
         let mixed = format!("{}{}", &marked(1)[..16], &marked(2)[16..]);
         assert_eq!(from_cursor(&mixed), None, "the mark of another place");
-    }
-
-    #[test]
-    fn a_body_is_an_object_with_an_id_and_anything_else_beside_it() {
-        for body in [
-            r#"{"id":"a1"}"#,
-            r#" {"more":[{"id":1}],"id":"a1","x":null} "#,
-            r#"{"\u0069d":"a1"}"#,
-        ] {
-            assert_eq!(new_order(body.as_bytes()).unwrap().as_str(), "a1");
-        }
-        let deep = format!(
-            "{{\"id\":\"a1\",\"x\":{}{}}}",
-            "[".repeat(5_000),
-            "]".repeat(5_000)
-        );
-        assert!(new_order(deep.as_bytes()).is_ok());
-        for body in [
-            "",
-            " ",
-            "null",
-            "[]",
-            "\"a1\"",
-            "1",
-            "{",
-            "{}",
-            "{\"id\"}",
-            "{'id':'a1'}",
-            r#"{"id":1}"#,
-            r#"{"id":null}"#,
-            r#"{"id":["a1"]}"#,
-            r#"{"id":""}"#,
-            r#"{"id":"a1","id":"a1"}"#,
-            r#"{"id":"a1","x":1,"x":1}"#,
-            r#"{"id":"a1"}{}"#,
-            r#"{"id":"a1",}"#,
-            r#"{"id":" a1"}"#,
-            r#"{"id":"\u0000"}"#,
-            r#"{"id":"\ud800"}"#,
-            r#"{"ID":"a1"}"#,
-            "\u{feff}{\"id\":\"a1\"}",
-        ] {
-            assert_eq!(
-                new_order(body.as_bytes()).unwrap_err().reply().status(),
-                400,
-                "{body}"
-            );
-        }
-        assert!(new_order(b"{\"id\":\"a1\",\"x\":\"\xff\"}").is_err());
     }
 
     #[test]
