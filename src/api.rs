@@ -1,13 +1,13 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
-//! It records intent and tells what is so; it never calls the order process service. What a
-//! request may look like is in `api/request.rs`; single orders are in `api/single.rs`, lists in
+//! It records intent and tells what is so; it never calls the order process service. What a request
+//! may look like is in `api/request.rs`; single orders are in `api/single.rs`, lists in
 //! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
-//! `api/watcher.rs`. How orders are written is in `api/json.rs`, any object in `api/object.rs`, what
-//! an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what is told of all orders
-//! together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how requests are counted in
-//! `api/traffic.rs`, pages for people in `api/pages.rs`, what only `order-service dev` serves in
-//! `api/dev.rs`.
+//! `api/watcher.rs`. How orders are written is in `api/json.rs`, any object in `api/object.rs`,
+//! what an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what
+//! is told of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how
+//! requests are counted in `api/traffic.rs`, pages for people in `api/pages.rs`, what only
+//! `order-service dev` serves in `api/dev.rs`.
 
 mod dev;
 mod events;
