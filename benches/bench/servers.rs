@@ -13,14 +13,17 @@ use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use order_service::api::Api;
+use order_service::api::{Api, write_order};
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{Order, OrderId, Status};
 use order_service::program::{self, Exit};
-use order_service::server;
+use order_service::server::{self, Occupancy};
 use order_service::store::{DatabasePath, Mode, Store};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
+use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
@@ -31,6 +34,7 @@ pub fn serve(words: &[&str]) -> ExitCode {
             ["nowhere", database] => orders(database, Mode::Nowhere).await?,
             ["unshared", database] => orders(database, Mode::Unshared).await?,
             ["bare"] => bare().await?,
+            ["answer"] => answer().await?,
             ["upstream", ids, seconds] => upstream(ids, seconds.parse()?).await?,
             _ => anyhow::bail!("there is no such server: {words:?}"),
         }
@@ -55,6 +59,46 @@ async fn orders(database: &str, mode: Mode) -> anyhow::Result<()> {
     let others = std::future::ready(());
     server::serve(listener, service, api.occupancy(), stop, others).await;
     Ok(())
+}
+
+/// One route that answers as ours does, over our own connections, and checks nothing.
+async fn answer() -> anyhow::Result<()> {
+    let route = warp::path!("order")
+        .and(warp::post())
+        .and(warp::body::json())
+        .map(|NewOrder { id }| {
+            created(id).unwrap_or_else(|_| StatusCode::BAD_REQUEST.into_response())
+        });
+    let service = warp::service(route);
+    let occupancy = Occupancy::default();
+    let (stop, others) = (CancellationToken::new(), std::future::ready(()));
+    server::serve(listen().await?, service, occupancy, stop, others).await;
+    Ok(())
+}
+
+/// What is answered to a creation, down to the bytes.
+fn created(id: String) -> anyhow::Result<Response> {
+    let location = format!("/order/{id}").try_into()?;
+    let now = SystemClock.now();
+    let order = Order {
+        seq: 1,
+        id: OrderId::new(id)?,
+        status: Status::Created,
+        created_at: now,
+        updated_at: now,
+        starts: 0,
+        attention: None,
+    };
+    let mut body = Vec::with_capacity(180);
+    write_order(&mut body, &order);
+    let mut response = body.into_response();
+    *response.status_mut() = StatusCode::CREATED;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    headers.insert(LOCATION, location);
+    Ok(response)
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,8 @@
 //! Durable creations, 64 connections, a million orders in place.
 //!
 //! `server`: our routes over a store that stores nothing, against one bare route that parses the same
-//! JSON: a slow server would flatter what follows. `create`: the built program against that server.
+//! JSON: a slow server would flatter what follows. Beside it stands how much of that our answer and our
+//! connections take, without the routes and checks. `create`: the built program against that server.
 //! `shared`: the built program against the same with one creation a commit.
 
 use std::path::Path;
@@ -30,15 +31,24 @@ pub fn server(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let ours = nowhere(scratch.path())?;
     let bare = Program::reference(&["bare"], scratch.path())?;
-    let (ours, bare) = rates(&ours.url, &bare.url, Script::Create(Ids::Random))?;
+    let answer = Program::reference(&["answer"], scratch.path())?;
+    let script = Script::Create(Ids::Random);
+    let (ours, reference) = rates(&ours.url, &bare.url, script)?;
+    let (answer, bare) = rates(&answer.url, &bare.url, script)?;
     Ok(vec![
         Line::new(
             "POST /order, nothing stored; a bare route",
             Unit::PerSecond,
             ours,
         )
-        .against(bare)
+        .against(reference)
         .goal(Goal::RatioAtLeast(0.85)),
+        Line::new(
+            "the same answer and connections, nothing checked; a bare route",
+            Unit::PerSecond,
+            answer,
+        )
+        .against(bare),
     ])
 }
 
