@@ -61,7 +61,7 @@ async fn orders(database: &str, mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One route that answers as ours does, over our own connections, and checks nothing.
+/// One route that answers as ours does, over our own connections, and checks nothing but the id.
 async fn answer() -> anyhow::Result<()> {
     let route = warp::path!("order")
         .and(warp::post())

@@ -1,9 +1,10 @@
 //! Durable creations, 64 connections, a million orders in place.
 //!
-//! `server`: our routes over a store that stores nothing, against one bare route that parses the same
-//! JSON: a slow server would flatter what follows. Beside it stands how much of that our answer and our
-//! connections take, without the routes and checks. `create`: the built program against that server.
-//! `shared`: the built program against the same with one creation a commit.
+//! `server`: our routes over a store that stores nothing, against one bare route that parses the
+//! same JSON: a slow server would flatter what follows. Beside it stands how much of that our
+//! answer and our connections take, without our other routes and checks. `create`: the built
+//! program against that server. `shared`: the built program against the same with one creation a
+//! commit.
 
 use std::path::Path;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub fn server(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         .against(reference)
         .goal(Goal::RatioAtLeast(0.85)),
         Line::new(
-            "the same answer and connections, nothing checked; a bare route",
+            "one route with our answer and connections; a bare route",
             Unit::PerSecond,
             answer,
         )
