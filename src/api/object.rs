@@ -1,7 +1,7 @@
 //! Writes JSON objects (RFC 8259, section 4) member by member, straight into an answer.
 //!
 //! Orders and events are written by the million, and nearly nothing in them has to be escaped: to
-//! look for that byte by byte, also in names and times, took most of a serialiser's time.
+//! look for that byte by byte, also in names and times, took half of a serialiser's time.
 
 use std::fmt::Display;
 use std::io::Write as _;

@@ -210,6 +210,32 @@ mod tests {
     }
 
     #[test]
+    fn a_process_has_outlived_the_spans_that_ended_while_it_was_watched() {
+        let counts = |from, to| {
+            let mut durations = Durations::default();
+            durations.outlived(from, to);
+            durations.outlived
+        };
+        for from in 0..SPANS {
+            let begin = Duration::from_millis(beginning_of(from) as u64 + 1);
+            for to in from..SPANS {
+                let end = Duration::from_millis(end_of(to) as u64);
+                let beyond = end + Duration::from_millis(2);
+                for (age, next) in [(end, to), (beyond, (to + 1).min(SPANS - 1))] {
+                    let mut expected = vec![];
+                    if next > from {
+                        expected.resize(from, 0);
+                        expected.resize(next, 1);
+                    }
+                    assert_eq!(counts(begin, age), expected, "{from} {age:?}");
+                }
+            }
+        }
+        assert!(counts(s(60), s(30)).is_empty(), "a clock was set back");
+        assert_eq!(counts(s(0), Duration::MAX), [1; SPANS - 1]);
+    }
+
+    #[test]
     fn the_mean_is_learned_also_from_those_that_still_run() {
         let all = learned(600, 10, 1_000).mean();
         assert!((s(260)..s(340)).contains(&all), "{all:?}");
