@@ -4,7 +4,7 @@
 //! many processes ended in it and how many outlived it; the ones still running count as far as
 //! they have come. (The actuarial estimator; Cutler and Ederer, 1958.)
 
-use std::sync::LazyLock;
+use std::f64::consts::SQRT_2;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,10 @@ const FIRST_MS: u32 = 250;
 
 /// Spans in which the age doubles.
 const SPANS_PER_DOUBLING: u32 = 4;
+
+/// The age after each of them, as a multiple: 2 to the power of none, one, two and three quarters.
+const PARTS_OF_A_DOUBLING: [f64; SPANS_PER_DOUBLING as usize] =
+    [1.0, 1.189_207_115_002_721, SQRT_2, 1.681_792_830_507_429];
 
 /// Up to twelve days. What is older counts as that old.
 const SPANS: usize = 22 * SPANS_PER_DOUBLING as usize;
@@ -165,11 +169,18 @@ fn end_of(span: usize) -> f64 {
     ENDS_MS[span]
 }
 
-/// Where the spans end, in milliseconds. Each look at an order asks for two of them.
-static ENDS_MS: LazyLock<[f64; SPANS]> = LazyLock::new(|| {
-    let doublings = |span| span as f64 / f64::from(SPANS_PER_DOUBLING);
-    std::array::from_fn(|span| f64::from(FIRST_MS) * doublings(span).exp2())
-});
+/// Where the spans end, in milliseconds.
+static ENDS_MS: [f64; SPANS] = {
+    let mut ends = [0.0; SPANS];
+    let mut span = 0;
+    while span < SPANS {
+        let doublings = span / PARTS_OF_A_DOUBLING.len();
+        let part = PARTS_OF_A_DOUBLING[span % PARTS_OF_A_DOUBLING.len()];
+        ends[span] = FIRST_MS as f64 * (1_u64 << doublings) as f64 * part;
+        span += 1;
+    }
+    ends
+};
 
 #[cfg(test)]
 mod tests {
