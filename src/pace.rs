@@ -247,10 +247,13 @@ impl Pace {
         self.looks.next_at()
     }
 
-    /// Looks that began at `began_at` are over and cost the upstream `cost`; so many processes are
-    /// known to run and are not stuck.
-    pub fn looked(&mut self, began_at: Timestamp, cost: Duration, in_flight: u64) {
+    /// Looks that began at `began_at` are over and cost the upstream `cost`.
+    pub fn looked(&mut self, began_at: Timestamp, cost: Duration) {
         self.looks.looked(began_at, cost, self.durations.mean());
+    }
+
+    /// So many processes are known to run and are not stuck.
+    pub fn found_running(&mut self, in_flight: u64) {
         self.in_flight = in_flight;
     }
 
@@ -350,14 +353,14 @@ mod tests {
         assert_eq!(limiter.next_start_at(now, 1), None);
         limiter.started();
         assert_eq!(limiter.next_start_at(now, 0), None);
-        limiter.looked(now, Duration::ZERO, window - 1);
+        limiter.found_running(window - 1);
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
     }
 
     #[test]
     fn an_upstream_that_answers_again_is_looked_at_at_once() {
         let mut limiter = pace(Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), Duration::from_millis(10), 0);
+        limiter.looked(Timestamp(0), Duration::from_millis(10));
         assert!(!limiter.are_looks_due(Timestamp(10)));
         limiter.answered(Timestamp(10));
         assert!(!limiter.are_looks_due(Timestamp(10)), "it was not down");
@@ -400,7 +403,7 @@ mod tests {
     #[test]
     fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
         let mut limiter = pace(Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), Duration::from_millis(10), 0);
+        limiter.looked(Timestamp(0), Duration::from_millis(10));
         assert!(!limiter.are_looks_due(Timestamp(10)));
         limiter.look_again(Timestamp(10));
         assert!(limiter.are_looks_due(Timestamp(10)));

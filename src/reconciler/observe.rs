@@ -59,9 +59,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let restart_suspected = self.suspect_restart(&sight);
         self.confirm(&mut sight, restart_suspected, stop).await;
-        let still = self.learn(&sight, began_at);
-        self.pace.looked(began_at, sight.cost(), not_chosen + still);
-        self.settle(sight, restart_suspected, report).await?;
+        let still = self
+            .settle(&sight, restart_suspected, began_at, report)
+            .await;
+        // Also if what was seen could not be recorded: the upstream has been asked all the same.
+        self.remember(&sight, began_at);
+        self.pace.found_running(not_chosen + still?);
         if report.missed > 0 && !restart_suspected {
             self.pace.look_again(self.world.clock.now());
         }
@@ -95,7 +98,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 continue;
             }
             let (is_missing, is_of_this_life) =
-                (order.is_missing_in(&look), is_of_this_life(confirmed_at));
+                (order.is_missing_in(look), is_of_this_life(confirmed_at));
             known += 1;
             missing += usize::from(is_missing);
             known_now += usize::from(is_of_this_life);
@@ -138,29 +141,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         running.count() as u64
     }
 
-    /// Learns from what was seen how long processes take. Returns how many still run and are not
-    /// stuck, by what was known of that before.
-    fn learn(&mut self, sight: &Sight, began_at: Timestamp) -> u64 {
-        let stuck_after = self.pace.stuck_after();
-        let mut still = 0;
-        for (place, order) in sight.orders.orders().enumerate() {
-            let look = sight.look(place);
-            if runs(&order, stuck_after, began_at) && !is_over(&order, look.as_ref()) {
-                still += 1;
-            }
-            let Some(look) = look else {
-                continue;
-            };
-            let watched = &sight.orders.watched()[place];
-            self.pace.learn(watched, &look.observed, look.began_at);
-            if !sight.is_listed {
-                self.pace.saw(order.seq, look.began_at);
-            }
-        }
+    /// Takes note of what was looked at, and of what that has cost the upstream.
+    fn remember(&mut self, sight: &Sight, began_at: Timestamp) {
         if sight.is_listed && sight.is_complete {
             self.pace.saw_all(began_at);
+        } else if !sight.is_listed {
+            for (seq, look) in sight.looked_up() {
+                self.pace.saw(seq, look.began_at);
+            }
         }
-        still
+        self.pace.looked(began_at, sight.cost());
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -178,9 +168,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         for place in sight.unlisted() {
             let order = sight.orders.order(place);
             if let Some(look) = sight.look(place)
-                && order.is_missing_in(&look)
+                && order.is_missing_in(look)
                 && matches!(
-                    decide(&order, &look, &policy, at),
+                    decide(&order, look, &policy, at),
                     Action::Fail | Action::Flag(_)
                 )
             {
@@ -270,13 +260,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Decides about each order and records the decisions, some thousands at a time.
+    /// Decides about each order and records the decisions, some thousands at a time. Learns from
+    /// what was seen how long processes take. Returns how many still run and are not stuck, by what
+    /// was known of that before.
     async fn settle(
         &mut self,
-        sight: Sight,
+        sight: &Sight,
         restart_suspected: bool,
+        began_at: Timestamp,
         report: &mut Report,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         let now = self.world.clock.now();
         let policy = self.world.policy();
         let at = Circumstances {
@@ -287,12 +280,18 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             observed: Observed::Unknown,
             began_at: now,
         };
-        let mut changes = self.unseen(&sight, now, report);
+        let stuck_after = self.pace.stuck_after();
+        let mut still = 0;
+        let mut changes = self.unseen(sight, now, report);
         let mut steps = Vec::new();
         let mut again = Vec::new();
-        for (place, order) in sight.orders.orders().enumerate() {
-            let look = sight.look(place);
-            let look = look.as_ref().unwrap_or(&nothing_seen);
+        let orders = sight.orders.watched().iter().zip(sight.orders.orders());
+        for (place, (watched, order)) in orders.enumerate() {
+            let look = sight.look(place).unwrap_or(&nothing_seen);
+            if runs(&order, stuck_after, began_at) && !is_over(&order, look) {
+                still += 1;
+            }
+            self.pace.learn(watched, &look.observed, look.began_at);
             let action = decide(&order, look, &policy, at);
             let id = || sight.orders.ids().get(place);
             trace(&order, id, look, action);
@@ -331,7 +330,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.again
             .make_contiguous()
             .sort_by_key(|next| (next.order.phase == Phase::Created, next.order.seq));
-        Ok(())
+        Ok(still)
     }
 
     /// What is to be recorded of the orders that were looked for in vain.
@@ -386,10 +385,8 @@ fn runs(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
 }
 
 /// Whether this look says that the order's process does not run any more.
-fn is_over(order: &OpenOrder, look: Option<&Look>) -> bool {
-    look.is_some_and(|look| {
-        matches!(look.observed, Observed::Succeeded | Observed::Failed) || order.is_missing_in(look)
-    })
+fn is_over(order: &OpenOrder, look: &Look) -> bool {
+    matches!(look.observed, Observed::Succeeded | Observed::Failed) || order.is_missing_in(look)
 }
 
 /// Tells the log what was decided, and on what.

@@ -35,7 +35,7 @@ impl Sight {
     pub fn new(orders: Watchlist) -> Self {
         Self {
             orders,
-            listed: Listed::nothing(),
+            listed: Listed::new(0, Timestamp(0)),
             looked_up: HashMap::new(),
             failures: Vec::new(),
             unconfirmed: Vec::new(),
@@ -47,11 +47,16 @@ impl Sight {
     }
 
     /// What was seen of the order at this place, if anything was.
-    pub fn look(&self, place: usize) -> Option<Look> {
-        match self.looked_up.get(&place) {
-            Some(look) => Some(look.clone()),
-            None => self.listed.look(place),
-        }
+    pub fn look(&self, place: usize) -> Option<&Look> {
+        self.looked_up
+            .get(&place)
+            .or_else(|| self.listed.look(place))
+    }
+
+    /// What look-ups have told, by the place of the order in the order of creation.
+    pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Look)> {
+        let looks = self.looked_up.iter();
+        looks.map(|(place, look)| (self.orders.watched()[*place].seq, look))
     }
 
     /// The places of the orders that the list does not know.
@@ -123,11 +128,7 @@ impl<'a> Reading<'a> {
         Self {
             orders,
             index: None,
-            listed: Listed {
-                began_at,
-                said: vec![Said::Nothing; orders.len()],
-                odd: HashMap::new(),
-            },
+            listed: Listed::new(orders.len(), began_at),
             ids: Texts::default(),
             said: Vec::with_capacity(GATHERED_MAX),
         }
@@ -177,10 +178,14 @@ impl<'a> Reading<'a> {
 
 /// What a list says.
 pub(super) struct Listed {
-    began_at: Timestamp,
     said: Vec<Said>,
+    absent: Look,
+    running: Look,
+    succeeded: Look,
+    failed: Look,
+    contradiction: Look,
     /// The statuses that are not known.
-    odd: HashMap<usize, Box<str>>,
+    odd: HashMap<usize, Look>,
 }
 
 /// What a list says of one order.
@@ -198,10 +203,16 @@ enum Said {
 }
 
 impl Listed {
-    fn nothing() -> Self {
+    /// A list that was asked for at `began_at` and has said nothing yet, for so many orders.
+    fn new(orders: usize, began_at: Timestamp) -> Self {
+        let look = |observed| Look { observed, began_at };
         Self {
-            began_at: Timestamp(0),
-            said: Vec::new(),
+            said: vec![Said::Nothing; orders],
+            absent: look(Observed::Absent),
+            running: look(Observed::Running),
+            succeeded: look(Observed::Succeeded),
+            failed: look(Observed::Failed),
+            contradiction: look(Observed::Unknown),
             odd: HashMap::new(),
         }
     }
@@ -219,7 +230,11 @@ impl Listed {
     /// The same, with a status that is not known.
     fn tell_odd(&mut self, place: usize, word: Box<str>) {
         self.tell(place, Said::Odd);
-        if *self.odd.entry(place).or_insert_with(|| word.clone()) != word {
+        let look = Look {
+            observed: Observed::Unrecognised(word),
+            began_at: self.running.began_at,
+        };
+        if *self.odd.entry(place).or_insert_with(|| look.clone()) != look {
             self.said[place] = Said::Contradiction;
         }
     }
@@ -233,18 +248,16 @@ impl Listed {
         }
     }
 
-    fn look(&self, place: usize) -> Option<Look> {
-        let observed = match self.said.get(place)? {
-            Said::Nothing => return None,
-            Said::Absent => Observed::Absent,
-            Said::Running => Observed::Running,
-            Said::Succeeded => Observed::Succeeded,
-            Said::Failed => Observed::Failed,
-            Said::Odd => Observed::Unrecognised(self.odd.get(&place)?.clone()),
-            Said::Contradiction => Observed::Unknown,
-        };
-        let began_at = self.began_at;
-        Some(Look { observed, began_at })
+    fn look(&self, place: usize) -> Option<&Look> {
+        match self.said.get(place)? {
+            Said::Nothing => None,
+            Said::Absent => Some(&self.absent),
+            Said::Running => Some(&self.running),
+            Said::Succeeded => Some(&self.succeeded),
+            Said::Failed => Some(&self.failed),
+            Said::Odd => self.odd.get(&place),
+            Said::Contradiction => Some(&self.contradiction),
+        }
     }
 }
 
@@ -296,7 +309,7 @@ mod tests {
             reading.tell(&Entry { order_id, status });
         }
         let mut listed = reading.end();
-        let told = |listed: &Listed, place| listed.look(place).map(|look| look.observed);
+        let told = |listed: &Listed, place| listed.look(place).map(|look| look.observed.clone());
         let paused = Observed::of_status("PAUSED");
         assert_eq!(told(&listed, 0), Some(Observed::Running));
         assert_eq!(told(&listed, 1), Some(Observed::Unknown));
