@@ -4,6 +4,7 @@
 //! than all else that is known of them.
 
 use std::hash::BuildHasher;
+use std::hint::black_box;
 use std::ops::Range;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -152,13 +153,16 @@ impl<'a> IdIndex<'a> {
         // The first with a hash that begins the same is nearly always the one.
         let likely = |(at, hash)| Some((at, *self.places.find(hash, |_| true)? as usize));
         let likely: Vec<_> = hashes.into_iter().enumerate().filter_map(likely).collect();
-        let ranges: Vec<_> = likely
-            .iter()
-            .map(|(_, place)| self.ids.range(*place))
-            .collect();
+        let ranges = likely.iter().map(|(_, place)| self.ids.range(*place));
+        let ranges: Vec<Range<usize>> = ranges.collect();
+        let all = self.ids.all.as_bytes();
+        // A text often lies across two cache lines, so a byte at each end of it is fetched.
+        for range in &ranges {
+            black_box((all[range.start], all[range.end - 1]));
+        }
         for ((at, place), range) in likely.into_iter().zip(ranges) {
             let id = wanted.bytes(at);
-            let is_it = self.ids.all.as_bytes()[range] == *id;
+            let is_it = all[range] == *id;
             if let Some(place) = is_it.then_some(place).or_else(|| self.place_of(id)) {
                 tell(at, place);
             }
