@@ -1,6 +1,9 @@
 //! Which orders a pass looks at, how, and how often.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use order_service::pace::Durations;
+use order_service::store::{Gate, Passage};
 
 use super::*;
 
@@ -232,4 +235,49 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
     assert!(!stage.upstream.take_requests().contains(&"list".to_owned()));
     let lives = stage.store.heartbeat().unwrap().learned.lives;
     assert_eq!((lives.ended(), lives.processes()), (1, Some(3)));
+}
+
+/// A disk that may be full.
+#[derive(Default)]
+struct Disk {
+    is_full: AtomicBool,
+}
+
+impl Gate for Disk {
+    fn next(&self) -> Passage {
+        match self.is_full.load(Ordering::Relaxed) {
+            true => Passage::Refused,
+            false => Passage::Open,
+        }
+    }
+}
+
+#[test]
+fn while_nothing_can_be_recorded_the_upstream_is_not_asked_all_the_time() {
+    let mut stage = Stage::new(20);
+    let disk = Arc::new(Disk::default());
+    let path = DatabasePath::from(stage.store.path().to_owned());
+    stage.store = Store::open(&path, Mode::Inline(disk.clone())).unwrap();
+    stage.has_learned(lasting((0..600).map(Duration::from_secs)));
+    for n in 0..2_000 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    pass(&mut reconciler);
+    stage.forward(100_000);
+    stage.upstream.take_requests();
+    disk.is_full.store(true, Ordering::Relaxed);
+    for _ in 0..20 {
+        block_on(reconciler.pass(&Stop::default())).unwrap_err();
+        stage.forward(1_000);
+    }
+    let asked = stage.upstream.take_requests();
+    assert!((1..=5).contains(&asked.len()), "{asked:?}");
+    assert_eq!(stage.count(Status::Processing), 2_000);
+    disk.is_full.store(false, Ordering::Relaxed);
+    for _ in 0..62 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    assert_eq!(stage.count(Status::Processing), 0);
 }
