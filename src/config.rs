@@ -10,30 +10,27 @@
     reason = "groups of flags are documented where they are defined"
 )]
 
-use std::ffi::OsString;
-use std::fmt::Display;
+mod command_line;
+mod values;
+
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, Resettable};
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::command_line::parse;
+use self::values::{
+    parse_address, parse_age, parse_in_flight, parse_rate, parse_seconds, parse_seed, parse_starts,
+    parse_timeout, parse_url,
+};
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::{Schedule, Settings};
 use crate::simulator::faults::Faults;
 use crate::store::DatabasePath;
 use crate::upstream::UpstreamUrl;
-
-/// The longest time a request may be given.
-const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
-
-/// The most requests at once that anyone could mean.
-const IN_FLIGHT_MAX: u32 = 1_024;
 
 /// Orders over HTTP, kept in SQLite, each carried through an order process service by polling.
 ///
@@ -561,168 +558,15 @@ pub fn order_reconciler() -> OrderReconciler {
     )
 }
 
-/// Parses the arguments, after adding the command that is meant when none is given.
-fn parse<T: CommandFactory + FromArgMatches>(
-    meant: impl FnOnce(&[OsString]) -> Option<&'static str>,
-) -> T {
-    let mut arguments: Vec<_> = std::env::args_os().collect();
-    if let Some(command) = meant(&arguments) {
-        arguments.insert(1.min(arguments.len()), command.into());
-    }
-    let command = without_empty_variables(T::command());
-    command
-        .clone()
-        .try_get_matches_from(&arguments)
-        .and_then(|matches| T::from_arg_matches(&matches))
-        .unwrap_or_else(|mut error| {
-            // A URL may hold a password, and standard error is often kept.
-            if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
-                && value.contains('@')
-            {
-                let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
-                error.insert(ContextKind::InvalidValue, hidden);
-            }
-            let variable = variable_behind(&error, &command, &arguments);
-            // If standard error is closed, the exit code still tells.
-            let _ = error.print();
-            if let Some(variable) = variable {
-                eprintln!("\nThe value comes from the environment variable {variable}.");
-            }
-            std::process::exit(error.exit_code())
-        })
-}
-
-/// The variable that a wrong value came from, if it came from one.
-fn variable_behind(
-    error: &clap::Error,
-    command: &Command,
-    arguments: &[OsString],
-) -> Option<String> {
-    let ContextValue::String(named) = error.get(ContextKind::InvalidArg)? else {
-        return None;
-    };
-    let flag = named.split_whitespace().next()?;
-    let is_given = arguments
-        .iter()
-        .any(|argument| argument.to_string_lossy().starts_with(flag));
-    let command = command.find_subcommand(arguments.get(1)?)?;
-    let argument = command
-        .get_arguments()
-        .find(|argument| argument.get_long() == flag.strip_prefix("--"))?;
-    let variable = argument.get_env()?.to_string_lossy().into_owned();
-    (!is_given).then_some(variable)
-}
-
-/// Forgets the variables that are set to nothing.
-fn without_empty_variables(command: Command) -> Command {
-    command
-        .mut_args(|argument| {
-            let is_empty = argument
-                .get_env()
-                .and_then(std::env::var_os)
-                .is_some_and(|value| value.is_empty());
-            if is_empty {
-                argument.env(Resettable::Reset)
-            } else {
-                argument
-            }
-        })
-        .mut_subcommands(without_empty_variables)
-}
-
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080".to_owned())
-}
-
-fn parse_url(text: &str) -> Result<UpstreamUrl, crate::upstream::UpstreamUrlError> {
-    text.parse()
-}
-
-fn parse_in_flight(text: &str) -> Result<u32, String> {
-    parse_whole(text, 1..=IN_FLIGHT_MAX)
-}
-
-fn parse_starts(text: &str) -> Result<u32, String> {
-    parse_whole(text, 1..=u32::MAX)
-}
-
-fn parse_seconds(text: &str) -> Result<u32, String> {
-    parse_whole(text, 0..=u32::MAX)
-}
-
-fn parse_seed(text: &str) -> Result<u64, String> {
-    parse_whole(text, 0..=u64::MAX)
-}
-
-fn parse_whole<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
-where
-    T: FromStr + PartialOrd + Display,
-{
-    text.parse()
-        .ok()
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| {
-            format!(
-                "write a whole number from {} to {}",
-                range.start(),
-                range.end()
-            )
-        })
-}
-
-fn parse_rate(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|rate: &f64| rate.is_finite() && *rate >= 0.0)
-        .ok_or_else(|| {
-            "write a number of starts per second, such as 50 or 0.5; 0 for no ceiling".to_owned()
-        })
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
-    if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
-        return Err("it takes 1ms to 10m".to_owned());
-    }
-    Ok(timeout)
-}
-
-fn parse_age(text: &str) -> Result<Duration, String> {
-    const RIGHT: &str = "write a number with a unit, such as 90d or 12h";
-    let age = humantime::parse_duration(text).map_err(|error| format!("{error}; {RIGHT}"))?;
-    if age.is_zero() {
-        return Err(format!("it has to be some time ago; {RIGHT}"));
-    }
-    Ok(age)
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn the_arguments_are_consistent() {
         OrderService::command().debug_assert();
         OrderReconciler::command().debug_assert();
-    }
-
-    #[test]
-    fn a_number_out_of_range_is_refused() {
-        for rate in ["-1", "inf", "NaN", "fast", ""] {
-            assert!(parse_rate(rate).is_err(), "{rate}");
-        }
-        assert_eq!(parse_rate("0.5"), Ok(0.5));
-        for timeout in ["0s", "5", "11m", "-1s", ""] {
-            assert!(parse_timeout(timeout).is_err(), "{timeout}");
-        }
-        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
-        for age in ["0s", "0d", "90", "-90d", "d", "90 parsecs", "forever", ""] {
-            assert!(parse_age(age).is_err(), "{age}");
-        }
-        let day = Duration::from_secs(86_400);
-        assert_eq!(parse_age("90d"), Ok(90 * day));
-        assert_eq!(parse_age("1d 12h"), Ok(36 * day / 24));
     }
 }

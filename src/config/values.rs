@@ -1,0 +1,106 @@
+//! The values of flags: what may be written, and what to write instead of what may not.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::upstream::{UpstreamUrl, UpstreamUrlError};
+
+/// The longest time a request may be given.
+const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// The most requests at once that anyone could mean.
+const IN_FLIGHT_MAX: u32 = 1_024;
+
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080".to_owned())
+}
+
+pub(super) fn parse_url(text: &str) -> Result<UpstreamUrl, UpstreamUrlError> {
+    text.parse()
+}
+
+pub(super) fn parse_in_flight(text: &str) -> Result<u32, String> {
+    parse_whole(text, 1..=IN_FLIGHT_MAX)
+}
+
+pub(super) fn parse_starts(text: &str) -> Result<u32, String> {
+    parse_whole(text, 1..=u32::MAX)
+}
+
+pub(super) fn parse_seconds(text: &str) -> Result<u32, String> {
+    parse_whole(text, 0..=u32::MAX)
+}
+
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    parse_whole(text, 0..=u64::MAX)
+}
+
+fn parse_whole<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    text.parse()
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            format!(
+                "write a whole number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
+}
+
+pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate: &f64| rate.is_finite() && *rate >= 0.0)
+        .ok_or_else(|| {
+            "write a number of starts per second, such as 50 or 0.5; 0 for no ceiling".to_owned()
+        })
+}
+
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
+    if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
+        return Err("it takes 1ms to 10m".to_owned());
+    }
+    Ok(timeout)
+}
+
+pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
+    const RIGHT: &str = "write a number with a unit, such as 90d or 12h";
+    let age = humantime::parse_duration(text).map_err(|error| format!("{error}; {RIGHT}"))?;
+    if age.is_zero() {
+        return Err(format!("it has to be some time ago; {RIGHT}"));
+    }
+    Ok(age)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_out_of_range_is_refused() {
+        for rate in ["-1", "inf", "NaN", "fast", ""] {
+            assert!(parse_rate(rate).is_err(), "{rate}");
+        }
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        for timeout in ["0s", "5", "11m", "-1s", ""] {
+            assert!(parse_timeout(timeout).is_err(), "{timeout}");
+        }
+        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+        for age in ["0s", "0d", "90", "-90d", "d", "90 parsecs", "forever", ""] {
+            assert!(parse_age(age).is_err(), "{age}");
+        }
+        let day = Duration::from_secs(86_400);
+        assert_eq!(parse_age("90d"), Ok(90 * day));
+        assert_eq!(parse_age("1d 12h"), Ok(36 * day / 24));
+    }
+}
