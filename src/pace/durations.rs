@@ -15,7 +15,8 @@ const FIRST_MS: u32 = 250;
 /// Spans in which the age doubles.
 const SPANS_PER_DOUBLING: u32 = 4;
 
-/// The age after each of them, as a multiple: 2 to the power of none, one, two and three quarters.
+/// Where each of these ends, as a multiple of where the first does: 2 to the power of no, one, two
+/// and three quarters.
 const PARTS_OF_A_DOUBLING: [f64; SPANS_PER_DOUBLING as usize] =
     [1.0, 1.189_207_115_002_721, SQRT_2, 1.681_792_830_507_429];
 
