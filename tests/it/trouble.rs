@@ -2,24 +2,23 @@
 //! can be taken, programs killed at any moment, and crowds of connections. What was acknowledged
 //! stays, what was refused never happens, and all goes on by itself when the cause is gone.
 
+mod disk;
+mod load;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use serde_json::Value;
-use tokio::task::JoinHandle;
 
+use self::disk::Disk;
+use self::load::{Load, Told, assert_refused, kind, try_create};
 use crate::wire::{Wire, statuses};
-use crate::world::{
-    Answer, Client, PATIENCE, Program, World, assert_problem, assert_statuses_agree,
-};
+use crate::world::{Client, PATIENCE, Program, World, assert_statuses_agree};
 
 /// How soon a refusal has to come: a write waits 5 s for its turn. The rest is for a busy machine.
 const REFUSAL_MAX: Duration = Duration::from_secs(10);
@@ -29,24 +28,6 @@ const END_MAX: Duration = Duration::from_secs(25);
 
 /// Open files that the tests here need together.
 const FILES: u64 = 8192;
-
-/// Checks that an answer says that nothing was done now, and when to try again.
-#[track_caller]
-fn assert_refused(answer: &Answer) {
-    assert_problem(answer, 503);
-    assert!(answer.body.contains("nothing was done"), "{answer:?}");
-    let retry_after = answer.header("retry-after").parse::<u64>();
-    assert!(retry_after.is_ok_and(|seconds| seconds >= 1), "{answer:?}");
-}
-
-/// The last part of a problem's type.
-fn kind(answer: &Answer) -> String {
-    let kind = answer.json()["type"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    kind.rsplit('#').next().unwrap_or_default().to_owned()
-}
 
 /// Waits until a path answers with this status.
 async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
@@ -70,228 +51,6 @@ async fn ids(client: &Client, api: &Program) -> Vec<String> {
     };
     let id = |order: &Value| order["id"].as_str().unwrap().to_owned();
     orders.iter().map(id).collect()
-}
-
-/// What the clients were told of the orders they wanted to create.
-#[derive(Debug, Default)]
-struct Told {
-    created: BTreeSet<String>,
-    /// Nothing was done.
-    refused: BTreeSet<String>,
-    /// No answer, or one that leaves it open.
-    unknown: BTreeSet<String>,
-}
-
-impl Told {
-    fn add(&mut self, other: Self) {
-        self.created.extend(other.created);
-        self.refused.extend(other.refused);
-        self.unknown.extend(other.unknown);
-    }
-
-    fn note(&mut self, id: String, answer: &Answer) {
-        match answer.status {
-            201 => self.created.insert(id),
-            503 if kind(answer) == "outcome-unknown" => self.unknown.insert(id),
-            503 => {
-                assert_refused(answer);
-                self.refused.insert(id)
-            }
-            _ => panic!("{answer:?}"),
-        };
-    }
-
-    /// Holds it against the orders that are there.
-    #[track_caller]
-    fn check(&self, there: &[String]) {
-        let set: BTreeSet<String> = there.iter().cloned().collect();
-        assert_eq!(set.len(), there.len(), "an order is there twice");
-        let lost: Vec<_> = self.created.difference(&set).collect();
-        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-        let done: Vec<_> = self.refused.intersection(&set).collect();
-        assert!(done.is_empty(), "refused and yet done: {done:?}");
-        let known = |id: &&String| self.created.contains(*id) || self.unknown.contains(*id);
-        let strange: Vec<_> = set.iter().filter(|id| !known(id)).collect();
-        assert!(strange.is_empty(), "nobody asked for: {strange:?}");
-    }
-}
-
-/// Clients that create orders until they are told to end, or the API is gone.
-struct Load {
-    end: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<Told>>,
-}
-
-impl Load {
-    fn begin(api: &Program, name: &str, width: usize, pause: Duration) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
-        let clients = (0..width)
-            .map(|n| {
-                let (end, url) = (end.clone(), api.url.clone());
-                let name = format!("{name}-{n}");
-                tokio::spawn(async move { create_until(&end, &url, &name, pause).await })
-            })
-            .collect();
-        Self { end, clients }
-    }
-
-    async fn end(self) -> Told {
-        self.end.store(true, Ordering::Relaxed);
-        let mut told = Told::default();
-        for client in self.clients {
-            told.add(client.await.unwrap());
-        }
-        told
-    }
-}
-
-async fn create_until(end: &AtomicBool, url: &str, name: &str, pause: Duration) -> Told {
-    let client = Client::new();
-    let mut told = Told::default();
-    for n in 0.. {
-        if end.load(Ordering::Relaxed) {
-            break;
-        }
-        let id = format!("{name}-{n}");
-        match try_create(&client, url, &id).await {
-            Some(answer) => told.note(id, &answer),
-            None => {
-                told.unknown.insert(id);
-                break;
-            }
-        }
-        tokio::time::sleep(pause).await;
-    }
-    told
-}
-
-/// `POST /order`, by a client that knows that the answer may not come.
-async fn try_create(client: &Client, url: &str, id: &str) -> Option<Answer> {
-    let request = client
-        .request("POST", format!("{url}/order"))
-        .header("content-type", "application/json")
-        .body(serde_json::json!({ "id": id }).to_string());
-    let response = request.send().await.ok()?;
-    Some(Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        body: response.text().await.ok()?,
-    })
-}
-
-/// A small disk that only the programs started on it see. It goes with this value, or with the
-/// tests, however they end.
-struct Disk {
-    holder: Child,
-    folder: PathBuf,
-    /// How to get there.
-    enter: Vec<String>,
-}
-
-impl Disk {
-    /// Mounts it, or says why that is not possible here.
-    fn mount(world: &World, size: &str) -> Result<Self, String> {
-        let folder = world.path("disk");
-        fs::create_dir(&folder).unwrap();
-        let mut why = String::new();
-        for (namespaces, enter) in [
-            (&["--mount"][..], &["--mount"][..]),
-            (
-                &["--map-root-user", "--mount"],
-                &["--user", "--preserve-credentials", "--mount"],
-            ),
-        ] {
-            let script = r#"mount -t tmpfs -o "size=$1" tmpfs "$0" && echo mounted && exec cat"#;
-            let mut holder = Command::new("unshare")
-                .args(namespaces)
-                .args(["sh", "-c", script])
-                .arg(&folder)
-                .arg(size)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .map_err(|error| format!("unshare: {error}"))?;
-            let mut said = String::new();
-            let mut stdout = BufReader::new(holder.stdout.take().unwrap());
-            stdout.read_line(&mut said).unwrap();
-            if said.trim() == "mounted" {
-                let target = format!("--target={}", holder.id());
-                let enter = std::iter::once(target)
-                    .chain(enter.iter().map(|&flag| flag.to_owned()))
-                    .collect();
-                return Ok(Self {
-                    holder,
-                    folder,
-                    enter,
-                });
-            }
-            let mut stderr = holder.stderr.take().unwrap();
-            let _ = stderr.read_to_string(&mut why);
-            let _ = holder.wait();
-        }
-        Err(why)
-    }
-
-    /// API and reconciler with their database on the disk.
-    fn serve(&self, world: &World, upstream: &str) -> Program {
-        let database = self.folder.join("orders.db");
-        let plain = world.command(
-            "order-service",
-            &[
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--database-url",
-                database.to_str().unwrap(),
-                "--order-process-url",
-                upstream,
-                "--start-rate",
-                "0",
-            ],
-        );
-        let mut command = Command::new("nsenter");
-        command
-            .env_clear()
-            .args(&self.enter)
-            .arg("--")
-            .arg(plain.get_program())
-            .args(plain.get_args())
-            .stdin(Stdio::null());
-        world.spawn("order-service", command, true)
-    }
-
-    /// The file that takes all the room there is, seen from outside.
-    fn ballast(&self) -> PathBuf {
-        let folder = self.folder.strip_prefix("/").unwrap();
-        Path::new("/proc")
-            .join(self.holder.id().to_string())
-            .join("root")
-            .join(folder)
-            .join("ballast")
-    }
-
-    fn fill(&self) {
-        let path = self.ballast();
-        let mut ballast = File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .unwrap();
-        let block = [0; 4096];
-        while ballast.write_all(&block).is_ok() {}
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,275 @@
+//! What a pass acts on, all of it in memory and on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use order_service::clock::{Clock, SetClock};
+use order_service::decide::LostProcess;
+use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
+use order_service::pace::{Failure, Learned};
+use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::simulator::model::Model;
+use order_service::store::{Creation, DatabasePath, Filter, Heartbeat, Mode, OpenGate, Store};
+use order_service::upstream::{Entry, StartError, Upstream};
+
+use crate::world::World;
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Answered,
+    /// No connection can be made.
+    Refused,
+    /// It takes effect, and its answer is lost.
+    AnswerLost,
+    /// It is lost on its way.
+    Lost,
+    /// This HTTP status, and no effect.
+    Status(u16),
+    /// What is told of a process that runs is a status that nobody knows.
+    Odd,
+    /// A list that tells of each process twice, in the same words, or in others.
+    Twice,
+    Contradictory,
+    /// It is refused because there is a process, which there is by then.
+    Exists,
+    /// No effect, and the wish to be left alone for so many seconds.
+    Rest(u64),
+}
+
+/// The simulator's model, and what becomes of requests to it.
+#[derive(Clone)]
+pub(super) struct InMemory {
+    pub(super) model: Rc<RefCell<Model>>,
+    pub(super) clock: SetClock,
+    draws: Rc<Cell<u64>>,
+    pub(super) start_fate: Rc<Cell<Fate>>,
+    pub(super) look_fate: Rc<Cell<Fate>>,
+    /// If it is another than that of look-ups.
+    pub(super) list_fate: Rc<Cell<Option<Fate>>>,
+    /// Orders whose look-ups are lost on their way.
+    pub(super) lost: Rc<RefCell<Vec<String>>>,
+    /// Every request, as "start a1", "look a1" or "list".
+    pub(super) requests: Rc<RefCell<Vec<String>>>,
+}
+
+impl InMemory {
+    pub(super) fn new(clock: SetClock, max_duration_secs: u32) -> Self {
+        Self {
+            model: Rc::new(RefCell::new(Model::new(max_duration_secs))),
+            clock,
+            draws: Rc::new(Cell::new(1)),
+            start_fate: Rc::new(Cell::new(Fate::Answered)),
+            look_fate: Rc::new(Cell::new(Fate::Answered)),
+            list_fate: Rc::default(),
+            lost: Rc::default(),
+            requests: Rc::default(),
+        }
+    }
+
+    /// A linear congruential generator: the same draws in every run.
+    fn draw(&self, below: u64) -> u64 {
+        let next = self.draws.get().wrapping_mul(6_364_136_223_846_793_005);
+        self.draws.set(next.wrapping_add(1_442_695_040_888_963_407));
+        (self.draws.get() >> 33) % below
+    }
+
+    pub(super) fn take_requests(&self) -> Vec<String> {
+        self.requests.take()
+    }
+}
+
+fn failure(detail: &str, certain: bool) -> Failure {
+    Failure {
+        is_overload: detail == "no answer",
+        ..Failure::new(detail, certain)
+    }
+}
+
+impl Upstream for InMemory {
+    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
+        self.requests.borrow_mut().push(format!("start {id}"));
+        let ambiguous = |answer| StartError::Ambiguous {
+            answer,
+            failure: failure("no answer", false),
+        };
+        let fate = self.start_fate.get();
+        match fate {
+            Fate::Refused => {
+                return Err(StartError::Unavailable(failure("connection refused", true)));
+            }
+            Fate::Lost => return Err(ambiguous(None)),
+            Fate::Rest(seconds) => {
+                let failure = Failure {
+                    retry_after: Some(Duration::from_secs(seconds)),
+                    ..failure("answered 503", false)
+                };
+                return Err(StartError::Ambiguous {
+                    answer: Some(503),
+                    failure,
+                });
+            }
+            Fate::Status(400) => {
+                return Err(StartError::Refused {
+                    answer: 400,
+                    detail: "answered 400".to_owned(),
+                });
+            }
+            Fate::Status(status) => return Err(ambiguous(Some(status))),
+            _ => {}
+        }
+        let now = self.clock.now();
+        let draw = &mut |below| self.draw(below);
+        if fate == Fate::Exists {
+            self.model.borrow_mut().start(id.as_str(), now, draw);
+        }
+        let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
+        match (fate, is_new) {
+            (Fate::AnswerLost, _) => Err(ambiguous(None)),
+            (_, true) => Ok(()),
+            (_, false) => Err(StartError::Refused {
+                answer: 400,
+                detail: "exists".to_owned(),
+            }),
+        }
+    }
+
+    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
+        self.requests.borrow_mut().push(format!("look {id}"));
+        if !matches!(self.look_fate.get(), Fate::Answered | Fate::Odd) {
+            return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
+        }
+        if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
+            return Err(failure("no answer", false));
+        }
+        let model = self.model.borrow();
+        let mut status = model.look_up(id.as_str(), self.clock.now());
+        if self.look_fate.get() == Fate::Odd {
+            status = status.map(|_| "PAUSED");
+        }
+        Ok(status.map_or(Observed::Absent, Observed::of_status))
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        self.requests.borrow_mut().push("list".to_owned());
+        let draw = &mut |below| self.draw(below);
+        let mut processes = self.model.borrow().list(self.clock.now(), draw);
+        let fate = self.list_fate.get().unwrap_or(self.look_fate.get());
+        let again = |other: Option<&'static str>| {
+            let told = processes.iter();
+            let again = told.map(|(id, status)| (id.clone(), other.unwrap_or(status)));
+            again.collect::<Vec<_>>()
+        };
+        let again = match fate {
+            Fate::Twice => again(None),
+            Fate::Contradictory => again(Some("PAUSED")),
+            _ => Vec::new(),
+        };
+        let is_cut = fate != Fate::Answered && again.is_empty();
+        processes.extend(again);
+        let told = if is_cut {
+            processes.len() / 2
+        } else {
+            processes.len()
+        };
+        for (order_id, status) in &processes[..told] {
+            tell(Entry {
+                order_id: order_id.into(),
+                status: (*status).into(),
+            });
+        }
+        if is_cut {
+            return Err(failure("cut off", false));
+        }
+        Ok(processes.len() as u64)
+    }
+}
+
+/// Everything a pass acts on.
+pub(super) struct Stage {
+    _world: World,
+    pub(super) store: Store,
+    pub(super) clock: SetClock,
+    pub(super) upstream: InMemory,
+    pub(super) settings: Settings,
+}
+
+impl Stage {
+    pub(super) fn new(max_duration_secs: u32) -> Self {
+        let world = World::in_memory();
+        let path = DatabasePath::from(world.database());
+        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
+        let clock = SetClock::new(Timestamp(1_800_000_000_000));
+        Self {
+            _world: world,
+            store,
+            upstream: InMemory::new(clock.clone(), max_duration_secs),
+            clock,
+            settings: Settings {
+                schedule: "* * * * * *".parse().unwrap(),
+                start_rate: 0.0,
+                max_in_flight: 1,
+                request_timeout: Duration::from_secs(5),
+                max_starts: 5,
+                lost_process: LostProcess::Hold,
+            },
+        }
+    }
+
+    pub(super) fn reconciler(&self) -> Reconciler<InMemory, SetClock> {
+        let (store, upstream) = (self.store.clone(), self.upstream.clone());
+        Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
+    }
+
+    /// An earlier run has left this.
+    pub(super) fn has_learned(&self, learned: Learned) {
+        let heartbeat = Heartbeat {
+            learned,
+            ..self.store.heartbeat().unwrap()
+        };
+        block_on(self.store.write_heartbeat(heartbeat)).unwrap();
+    }
+
+    pub(super) fn create(&self, id: &str) {
+        let id = OrderId::new(id).unwrap();
+        let creation = block_on(self.store.create(id, self.clock.now())).unwrap();
+        assert!(matches!(creation, Creation::Created(_)));
+    }
+
+    pub(super) fn order(&self, id: &str) -> Order {
+        let id = OrderId::new(id).unwrap();
+        self.store.order(&id).unwrap().unwrap()
+    }
+
+    pub(super) fn reason(&self, id: &str) -> Option<Reason> {
+        self.order(id).attention.map(|attention| attention.reason)
+    }
+
+    pub(super) fn forward(&self, milliseconds: i64) {
+        self.clock.set(Timestamp(self.clock.now().0 + milliseconds));
+    }
+
+    pub(super) fn count(&self, status: Status) -> usize {
+        let filter = Filter {
+            statuses: vec![status],
+            attention: None,
+        };
+        self.store
+            .page(&filter, 0, i64::MAX, 100_000)
+            .unwrap()
+            .len()
+    }
+}
+
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+pub(super) fn pass(reconciler: &mut Reconciler<InMemory, SetClock>) -> Report {
+    block_on(reconciler.pass(&Stop::default())).unwrap()
+}
