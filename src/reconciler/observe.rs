@@ -59,12 +59,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let restart_suspected = self.suspect_restart(&sight);
         self.confirm(&mut sight, restart_suspected, stop).await;
-        let still = self
+        let settled = self
             .settle(&sight, restart_suspected, began_at, report)
             .await;
         // Also if what was seen could not be recorded: the upstream has been asked all the same.
         self.remember(&sight, began_at);
-        self.pace.found_running(not_chosen + still?);
+        self.pace.found_running(not_chosen + settled?);
         if report.missed > 0 && !restart_suspected {
             self.pace.look_again(self.world.clock.now());
         }

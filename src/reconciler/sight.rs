@@ -232,6 +232,7 @@ impl Listed {
         self.tell(place, Said::Odd);
         let look = Look {
             observed: Observed::Unrecognised(word),
+            // All that a list says began with it.
             began_at: self.running.began_at,
         };
         if *self.odd.entry(place).or_insert_with(|| look.clone()) != look {
