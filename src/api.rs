@@ -6,10 +6,9 @@
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, any object in `api/object.rs`,
 //! what an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what
 //! is told of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how
-//! requests are counted in `api/traffic.rs`, pages for people in `api/pages.rs`, what only
-//! `order-service dev` serves in `api/dev.rs`.
+//! requests are counted in `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only
+//! `order-service dev` serves are handed in.
 
-mod dev;
 mod events;
 mod health;
 mod json;
@@ -28,6 +27,7 @@ mod watcher;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -38,16 +38,15 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
-use self::dev::Dev;
 use self::health::Health;
 pub use self::json::write_order;
 use self::listing::Listing;
 use self::overview::Overview;
-use self::problem::Problem;
+pub(crate) use self::problem::Problem;
+pub(crate) use self::request::same_site;
 use self::traffic::Traffic;
 use self::watcher::Watcher;
-use crate::server::{Occupancy, Situation};
-use crate::simulator::Simulator;
+use crate::server::{self, Occupancy, Situation};
 use crate::store::Store;
 
 /// What the handlers share.
@@ -62,7 +61,15 @@ pub struct Api {
     /// Looks at single orders that may be made on the threads that serve everyone.
     looks: Semaphore,
     draining: CancellationToken,
-    dev: Option<Dev>,
+    dev: Dev,
+}
+
+/// What `order-service dev` adds.
+enum Dev {
+    /// The program is another one.
+    Off,
+    /// The dashboard creates orders; these routes, if there are any, break and mend the simulator.
+    On(Option<BoxedFilter<(Response,)>>),
 }
 
 impl Api {
@@ -72,20 +79,20 @@ impl Api {
     /// # Panics
     /// Outside of the tokio runtime that is to serve it.
     pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
-        Self::with(store, draining, None)
+        Self::with(store, draining, Dev::Off)
     }
 
-    /// The same for someone who tries it out on their own machine: the dashboard creates orders, and
-    /// breaks and mends the simulator, if there is one.
+    /// Like [`Api::new`], for `order-service dev`: the dashboard creates orders, and breaks and mends
+    /// the simulator through `routes`, if there is one.
     pub fn for_dev(
         store: Store,
         draining: CancellationToken,
-        simulator: Option<Arc<Simulator>>,
+        routes: Option<BoxedFilter<(Response,)>>,
     ) -> Arc<Self> {
-        Self::with(store, draining, Some(Dev { simulator }))
+        Self::with(store, draining, Dev::On(routes))
     }
 
-    fn with(store: Store, draining: CancellationToken, dev: Option<Dev>) -> Arc<Self> {
+    fn with(store: Store, draining: CancellationToken, dev: Dev) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
@@ -100,9 +107,16 @@ impl Api {
         })
     }
 
-    /// What the metrics tell of connections: for the server that is to serve this.
-    pub fn occupancy(&self) -> Occupancy {
-        self.occupancy.clone()
+    /// Serves the API until `stop`, and until `others` have ended.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stop: CancellationToken,
+        others: impl Future<Output = ()>,
+    ) {
+        server::raise_file_limit();
+        let service = warp::service(self.routes());
+        server::serve(listener, service, self.occupancy.clone(), stop, others).await;
     }
 
     /// Everything that is served.
@@ -110,7 +124,12 @@ impl Api {
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
         let api = self.clone();
-        let others = odd_path()
+        let dev = match &self.dev {
+            Dev::Off => None,
+            Dev::On(None) => Some("upstream"),
+            Dev::On(Some(_)) => Some("simulator"),
+        };
+        let mut others = odd_path()
             .or(self.health())
             .unify()
             .or(self.metrics())
@@ -121,11 +140,12 @@ impl Api {
             .unify()
             .or(self.stats())
             .unify()
-            .or(self.dev_routes())
-            .unify()
-            .or(pages::pages(self.dev.as_ref().map(Dev::told)))
+            .or(pages::pages(dev))
             .unify()
             .boxed();
+        if let Dev::On(Some(routes)) = &self.dev {
+            others = others.or(routes.clone()).unify().boxed();
+        }
         // What is asked for most comes first, and all others together: each filter that could have
         // come after it costs something.
         usual()
@@ -247,7 +267,7 @@ impl Api {
 }
 
 /// A JSON answer, which no one may keep: what is so now may not be so soon.
-fn json_answer(status: StatusCode, body: Vec<u8>) -> Response {
+pub(crate) fn json_answer(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = body.into_response();
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -256,11 +276,11 @@ fn json_answer(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
-fn answer(result: Result<Response, Problem>) -> Response {
+pub(crate) fn answer(result: Result<Response, Problem>) -> Response {
     result.unwrap_or_else(Problem::reply)
 }
 
-fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
+pub(crate) fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
     warp::get().or(warp::head()).unify()
 }
 
@@ -270,7 +290,7 @@ fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
 }
 
 /// The answer to a method that a path does not have.
-fn not_allowed(
+pub(crate) fn not_allowed(
     allow: &'static str,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy {
     warp::method().map(move |method: Method| Problem::not_allowed(&method, allow).reply())

@@ -28,16 +28,17 @@
 //! - [`prune`]: the removal of orders that settled long ago.
 //! - [`explain`]: one order in plain words. Pure.
 //! - [`operator`]: the operator's commands, which open the database.
+//! - [`dev`]: all of it in one program, to try it out.
 //! - [`config`], [`program`], [`health`], [`clock`]: flags, process life, health commands, time.
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
 //!
 //! - `order`, `decide`, `pace`, `history`, `tally`, `spread` and the simulator's model, crashes and faults use
 //!   std and serde alone: no clock, no network, no database, no randomness of their own.
-//! - Only `store` names rusqlite, only `upstream` names reqwest, only `api` and `simulator` (and
-//!   the program that serves them) name warp.
-//! - The API never calls the upstream, and the reconciler never serves orders. They meet in the
-//!   database alone, so each can run without the other.
+//! - Only `store` names rusqlite, only `upstream` names reqwest, only `api`, `simulator` and `dev`
+//!   name warp.
+//! - The API never calls the upstream and does not know the simulator, and the reconciler never
+//!   serves orders. They meet in the database alone, so each can run without the other.
 //! - A pass takes upstream, store and clock from outside, and runs on one thread.
 //! - Nothing is believed about the upstream that it did not say in a complete answer.
 //! - No start leaves before its intent is on disk; none is repeated before the first was observed.
@@ -48,6 +49,7 @@ pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod decide;
+pub mod dev;
 pub mod explain;
 pub mod health;
 pub mod history;

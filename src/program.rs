@@ -5,14 +5,18 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use log::LevelFilter;
 use serde::Serialize;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
+use crate::api::Api;
 use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::config::LogFormat;
 use crate::reconciler::{self, ABANDON_AFTER, Reconciler, Settings, Stop};
@@ -182,6 +186,36 @@ pub async fn drained(stop: &Stop, work: impl Future<Output = ()>) {
             tokio::time::sleep(STOP_TIMEOUT).await;
         } => log::warn!("not everything had ended after {STOP_TIMEOUT:?}"),
     }
+}
+
+/// Serves the API beside the reconciler, until both have ended.
+///
+/// # Errors
+/// The reconciler ended before it was asked to.
+pub async fn serve(
+    listener: TcpListener,
+    api: Arc<Api>,
+    store: Store,
+    mut reconciler: ReconcilerThread,
+    stop: &Stop,
+) -> anyhow::Result<Exit> {
+    let mut outcome = Ok(Exit::Done);
+    let ended = CancellationToken::new();
+    let reconciled = async {
+        if let Err(error) = reconciler.ended().await {
+            outcome = Err(error);
+            stop.begun.cancel();
+        }
+        ended.cancel();
+    };
+    // Until then it can be asked why the program has not ended yet.
+    let served = api.serve(listener, stop.begun.clone(), ended.cancelled());
+    drained(stop, async {
+        tokio::join!(served, reconciled);
+        store.fold().await;
+    })
+    .await;
+    outcome
 }
 
 /// The reconciler's thread, and what it tells at its end. It has one of its own, so that a pass may

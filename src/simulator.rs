@@ -28,6 +28,7 @@ use url::form_urlencoded;
 use crate::clock::{Clock, SystemClock};
 use crate::order::Timestamp;
 use connections::Sent;
+pub use control::listen as listen_for_control;
 use crash::{CrashModel, Hazard, Touch};
 use faults::{Fault, Faults};
 use model::{Answer, Asked, Did, Model, Request};

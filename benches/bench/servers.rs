@@ -55,9 +55,7 @@ async fn orders(database: &str, mode: Mode) -> anyhow::Result<()> {
     let api = Api::new(store, stop.clone());
     let listener = listen().await?;
     server::raise_file_limit();
-    let service = warp::service(api.routes());
-    let others = std::future::ready(());
-    server::serve(listener, service, api.occupancy(), stop, others).await;
+    api.serve(listener, stop, std::future::ready(())).await;
     Ok(())
 }
 

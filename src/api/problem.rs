@@ -19,7 +19,7 @@ const RETRY_AFTER_SECS: u64 = 1;
 
 /// An error as a client sees it.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     /// The last part of its `type`.
     kind: &'static str,

@@ -207,7 +207,7 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
 }
 
 /// Refuses what a browser sends for a page of another site.
-pub(super) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
+pub(crate) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
     match headers.get(SEC_FETCH_SITE) {
         Some(value) if value.as_bytes().eq_ignore_ascii_case(b"cross-site") => {
             Err(Problem::cross_site())

@@ -3,9 +3,11 @@
 //! It has an address of its own: the public contract does not know it, and it answers while the
 //! simulated service is down. What the faults mean is in `faults`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -20,6 +22,22 @@ use crate::server::{self, Occupancy};
 
 /// The largest configuration that is read, in bytes: many times what there is to say.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
+
+/// Opens the control address, if there is to be one.
+///
+/// # Errors
+/// It is in use, not this machine's, or not permitted.
+pub async fn listen(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address}; --control takes another address, or port 0 for a free one"
+        )
+    })?;
+    Ok(Some(listener))
+}
 
 /// Serves the control address until `stop`, if there is one.
 pub(super) async fn serve(

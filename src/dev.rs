@@ -1,0 +1,256 @@
+//! `order-service dev`: API, reconciler and simulator in one program, to try them out on one machine.
+//!
+//! All of it is temporary. The dashboard has buttons that break and mend the simulator; their routes
+//! are here, as the API does not know the simulator.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::http::{HeaderMap, StatusCode};
+use warp::path::FullPath;
+use warp::reply::Response;
+
+use crate::account;
+use crate::api::{self, Api, Problem};
+use crate::config::DevArgs;
+use crate::operator::client;
+use crate::program::{self, Exit, ReconcilerThread};
+use crate::server;
+use crate::simulator::faults::{Faults, Outage};
+use crate::simulator::record::read_record;
+use crate::simulator::{self, Simulator};
+use crate::store::{DatabasePath, Mode, Store};
+use crate::upstream::UpstreamUrl;
+
+/// What is logged unless `RUST_LOG` says otherwise: what happens to orders, and nothing that the
+/// banner says already.
+pub const LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
+                               order_service::simulator=warn,rustls_platform_verifier=off";
+
+/// Runs everything until a signal, and prints the account.
+///
+/// # Errors
+/// Something cannot be begun, or the reconciler ended before it was asked to.
+pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
+    let stop = program::stop_on_signals()?;
+    let folder = tempfile::Builder::new()
+        .prefix("order-service-")
+        .tempdir()
+        .context("no temporary folder can be made")?;
+    let listener = server::listen(args.listen.listen).await?;
+    let (url, simulator_listener) = match &args.order_process_url {
+        Some(url) => (url.clone(), None),
+        None => {
+            let listener = server::listen(([127, 0, 0, 1], 0).into()).await?;
+            let url = format!("http://{}", listener.local_addr()?);
+            let url: UpstreamUrl = url.parse().context("the simulator has an odd address")?;
+            (url, Some(listener))
+        }
+    };
+    let upstream = client(&url, args.reconcile.request_timeout)?;
+    let database = folder.path().join("orders.db");
+    let store = Store::open(&DatabasePath::from(database), Mode::Threaded)?;
+    let mut simulator = None;
+    let simulator_stop = CancellationToken::new();
+    let record = folder.path().join("simulator.log");
+    let mut control_url = None;
+    if let Some(listener) = simulator_listener {
+        let control = simulator::listen_for_control(args.faults.control).await?;
+        control_url = match &control {
+            Some(control) => Some(format!("http://{}", control.local_addr()?)),
+            None => None,
+        };
+        let options = simulator::Options {
+            max_duration_secs: args.max_order_process_duration,
+            seed: args.seed,
+            log: Some(record.clone()),
+            faults: args.faults.faults(),
+        };
+        let served = Arc::new(Simulator::new(&options)?);
+        simulator = Some(served.clone());
+        // It is still asked for the closing account.
+        let stop = simulator_stop.clone();
+        tokio::spawn(async move {
+            if let Err(error) = simulator::serve(listener, control, served, stop).await {
+                log::error!("the simulator has ended: {error:#}");
+            }
+        });
+    }
+    let has_simulator = simulator.is_some();
+    let simulated = simulated(&args, has_simulator, control_url.as_deref());
+    print_banner(&args, &listener, &url, &simulated, &store)?;
+    let settings = args.reconcile.settings();
+    let reconciler =
+        ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
+    let api = Api::for_dev(store.clone(), stop.begun.clone(), simulator.map(routes));
+    let exit = program::serve(listener, api, store.clone(), reconciler, &stop).await?;
+    let record = has_simulator.then(|| read_record(&record)).transpose()?;
+    println!(
+        "\n{}",
+        account::take(&store, &upstream, record.as_deref()).await?
+    );
+    simulator_stop.cancel();
+    Ok(exit)
+}
+
+/// What the banner of `dev` tells of the upstream.
+struct Simulated {
+    name: &'static str,
+    traits: String,
+    control: String,
+}
+
+fn simulated(args: &DevArgs, has_simulator: bool, control_url: Option<&str>) -> Simulated {
+    if !has_simulator {
+        return Simulated {
+            name: "upstream",
+            traits: String::new(),
+            control: String::new(),
+        };
+    }
+    let longest = args.max_order_process_duration.saturating_sub(1);
+    let preset = match args.faults.preset.as_str() {
+        "calm" => String::new(),
+        preset => format!(", {preset}"),
+    };
+    Simulated {
+        name: "simulator",
+        traits: format!(", processes of 0 to {longest} s{preset}"),
+        control: control_url.map_or(String::new(), |url| format!("\n  {:<12} {url}", "control")),
+    }
+}
+
+fn print_banner(
+    args: &DevArgs,
+    listener: &TcpListener,
+    upstream: &UpstreamUrl,
+    simulated: &Simulated,
+    store: &Store,
+) -> anyhow::Result<()> {
+    let api = format!("http://{}", listener.local_addr()?);
+    let pace = match args.reconcile.start_rate {
+        0.0 => "no ceiling".to_owned(),
+        rate => format!("{rate} starts/s at most"),
+    };
+    let Simulated {
+        name,
+        traits,
+        control,
+    } = simulated;
+    println!(
+        "
+  order-service dev: everything on this machine, nothing is kept
+
+  dashboard    {api}/
+  API          {api}
+  {name:<12} {upstream}{traits}{control}
+  data         {data}, deleted at the end
+  pace         {pace}
+
+  create one   curl -sS {api}/order -H 'Content-Type: application/json' -d '{{\"id\":\"a1\"}}'
+  look at it   curl -sS {api}/order/a1
+  list all     curl -sS {api}/order
+
+  Ctrl-C ends it.
+",
+        data = store.path().display(),
+    );
+    Ok(())
+}
+
+/// What is done to the simulator at once; everything else stays for as long as it is chosen.
+const CRASH: &str = "crash";
+
+/// Nothing works, until something else is chosen.
+const DOWN: &str = "down";
+
+/// The simulator, as the dashboard shows it.
+#[derive(Serialize)]
+struct State {
+    /// What goes wrong, if it is one of the choices.
+    now: Option<&'static str>,
+    is_alive: bool,
+    choices: Vec<&'static str>,
+}
+
+/// The routes that break and mend the simulator, for the buttons of the dashboard. They are no part
+/// of the API, and not in its description.
+fn routes(simulator: Arc<Simulator>) -> BoxedFilter<(Response,)> {
+    let simulator = warp::any().map(move || simulator.clone());
+    let show = api::get_or_head()
+        .and(simulator.clone())
+        .map(|simulator: Arc<Simulator>| state(&simulator));
+    let refused = simulator
+        .clone()
+        .and(api::not_allowed("GET, HEAD"))
+        .map(|_, response| response);
+    let state = warp::path!("dev" / "simulator").and(show.or(refused).unify());
+    let change = warp::path!("dev" / "simulator" / String)
+        .and(warp::post())
+        .and(simulator.clone())
+        .and(warp::path::full())
+        .and(warp::header::headers_cloned())
+        .map(
+            |choice: String, simulator: Arc<Simulator>, path: FullPath, headers: HeaderMap| {
+                api::answer(change(&simulator, &choice, &path, &headers))
+            },
+        );
+    let refused = warp::path!("dev" / "simulator" / String)
+        .and(simulator)
+        .and(api::not_allowed("POST"))
+        .map(|_, _, response| response);
+    state.or(change).unify().or(refused).unify().boxed()
+}
+
+/// Breaks or mends it, as the last part of the path says.
+fn change(
+    simulator: &Simulator,
+    choice: &str,
+    path: &FullPath,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    api::same_site(headers)?;
+    if choice == CRASH {
+        // One that is down already stays so, which is what was asked for.
+        simulator.crash(None);
+    } else {
+        let chosen = choices().find(|(name, _)| *name == choice);
+        let (_, faults) = chosen.ok_or_else(|| Problem::no_such_path(path.as_str()))?;
+        simulator.set_faults(faults);
+    }
+    Ok(state(simulator))
+}
+
+fn state(simulator: &Simulator) -> Response {
+    let faults = simulator.faults();
+    let state = State {
+        now: choices().find_map(|(name, of)| (of == faults).then_some(name)),
+        is_alive: simulator.is_alive(),
+        choices: choices().map(|(name, _)| name).collect(),
+    };
+    api::json_answer(
+        StatusCode::OK,
+        serde_json::to_vec(&state).unwrap_or_default(),
+    )
+}
+
+/// What can go wrong, by name.
+fn choices() -> impl Iterator<Item = (&'static str, Faults)> {
+    let presets = Faults::PRESETS.into_iter();
+    let presets = presets.filter_map(|name| Some((name, Faults::preset(name)?)));
+    // Each outage lasts until the next one begins.
+    let always = Outage {
+        every_ms: 1_000,
+        lasts_ms: 1_000,
+    };
+    let down = Faults {
+        outage: always,
+        ..Faults::default()
+    };
+    presets.chain([(DOWN, down)])
+}
