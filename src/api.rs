@@ -1,7 +1,7 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
-//! It records intent and tells what is so; it never calls the order process service. What a request
-//! may look like is in `api/request.rs`; single orders are in `api/single.rs`, lists in
+//! It records intent and tells what is so; it never calls the order process service. All paths and
+//! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`; single orders are in `api/single.rs`, lists in
 //! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
 //! `api/watcher.rs`. How orders are written is in `api/json.rs`, any object in `api/object.rs`,
 //! what an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what
@@ -19,6 +19,7 @@ mod overview;
 mod pages;
 mod problem;
 mod request;
+mod routes;
 mod single;
 mod stats;
 mod traffic;
@@ -26,7 +27,10 @@ mod watcher;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
+use bytes::Buf;
+use futures_util::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -44,10 +48,16 @@ use self::listing::Listing;
 use self::overview::Overview;
 pub(crate) use self::problem::Problem;
 pub(crate) use self::request::same_site;
-use self::traffic::Traffic;
+use self::routes::{Endpoint, Route};
+use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
 use crate::server::{self, Occupancy, Situation};
 use crate::store::Store;
+
+/// The paths of all routes, as templates.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    routes::ROUTES.iter().map(|route| route.template)
+}
 
 /// What the handlers share.
 pub struct Api {
@@ -70,6 +80,17 @@ enum Dev {
     Off,
     /// The dashboard creates orders; these routes, if there are any, break and mend the simulator.
     On(Option<BoxedFilter<(Response,)>>),
+}
+
+impl Dev {
+    /// The word by which the dashboard knows it.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Off => "none",
+            Self::On(None) => "upstream",
+            Self::On(Some(_)) => "simulator",
+        }
+    }
 }
 
 impl Api {
@@ -120,135 +141,81 @@ impl Api {
     }
 
     /// Everything that is served.
-    pub fn routes(
-        self: &Arc<Self>,
-    ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + use<> {
-        let api = self.clone();
-        let dev = match &self.dev {
-            Dev::Off => None,
-            Dev::On(None) => Some("upstream"),
-            Dev::On(Some(_)) => Some("simulator"),
-        };
-        let mut others = odd_path()
-            .or(self.health())
-            .unify()
-            .or(self.metrics())
-            .unify()
-            .or(crowded_or_draining())
-            .unify()
-            .or(self.event())
-            .unify()
-            .or(self.stats())
-            .unify()
-            .or(pages::pages(dev))
-            .unify()
-            .boxed();
-        if let Dev::On(Some(routes)) = &self.dev {
-            others = others.or(routes.clone()).unify().boxed();
-        }
-        // What is asked for most comes first, and all others together: each filter that could have
-        // come after it costs something.
-        usual()
-            .and(self.orders().or(self.order()).unify())
-            .or(others)
-            .unify()
-            .or(warp::path::full()
-                .map(|path: FullPath| Problem::no_such_path(path.as_str()).reply()))
-            .unify()
-            .with(warp::log::custom(move |info| api.traffic.count(&info)))
-            .map(Reply::into_response)
-    }
-
-    fn orders(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let list = get_or_head()
-            .and(self.shared())
+    pub fn routes(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
+        let all = self
+            .shared()
+            .and(warp::method())
+            .and(warp::path::full())
             .and(query())
-            .and(warp::header::headers_cloned())
-            .then(
-                |api: Arc<Self>, query: String, headers: HeaderMap| async move {
-                    answer(api.list(&query, &headers))
-                },
-            );
-        let create = warp::post()
-            .and(self.shared())
-            .and(query())
+            .and(warp::ext::optional())
             .and(warp::header::headers_cloned())
             .and(warp::body::stream())
-            .then(
-                |api: Arc<Self>, query: String, headers: HeaderMap, body| async move {
-                    answer(api.create(&query, &headers, body).await)
-                },
-            );
-        warp::path!("order")
-            .and(
-                create
-                    .or(list)
-                    .unify()
-                    .or(not_allowed("GET, HEAD, POST"))
-                    .unify(),
-            )
-            .boxed()
+            .then(Self::respond);
+        match &self.dev {
+            Dev::On(Some(routes)) => routes.clone().or(all).unify().boxed(),
+            Dev::Off | Dev::On(None) => all.boxed(),
+        }
     }
 
-    fn order(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let get = warp::path!("order" / String)
-            .and(get_or_head())
-            .and(self.shared())
-            .and(query())
-            .and(warp::header::headers_cloned())
-            .then(
-                |segment: String, api: Arc<Self>, query: String, headers: HeaderMap| async move {
-                    answer(api.get(&segment, &query, &headers).await)
-                },
-            );
-        let otherwise = warp::path!("order" / String)
-            .and(not_allowed("GET, HEAD"))
-            .map(|_, response| response);
-        get.or(otherwise).unify().boxed()
+    /// Answers a request by its route, and counts it.
+    async fn respond<B: Buf>(
+        self: Arc<Self>,
+        method: Method,
+        path: FullPath,
+        query: String,
+        situation: Option<Situation>,
+        headers: HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Response {
+        let began = Instant::now();
+        let found = Route::of(path.as_str());
+        let result = match (found, situation) {
+            (Some((route, segment)), situation)
+                if situation.is_none() || route.is_always_served() =>
+            {
+                if route.allows(&method) {
+                    let handled = self.handle(route, segment, &method, &query, &headers, body);
+                    handled.await
+                } else {
+                    Err(Problem::not_allowed(&method, route.allow))
+                }
+            }
+            (_, Some(Situation::Crowded)) => Err(Problem::crowded()),
+            (_, Some(Situation::Draining)) => Err(Problem::draining()),
+            (_, None) => Err(Problem::no_such_path(path.as_str())),
+        };
+        let response = answer(result);
+        let label = found.map_or(OTHER, |(route, _)| route.template);
+        self.traffic
+            .count(label, &method, response.status(), began.elapsed());
+        response
     }
 
-    fn event(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let get = get_or_head()
-            .and(warp::method())
-            .and(self.shared())
-            .and(query())
-            .and(warp::header::headers_cloned())
-            .then(
-                |method: Method, api: Arc<Self>, query: String, headers: HeaderMap| async move {
-                    answer(api.events(&method, &query, &headers).await)
-                },
-            );
-        warp::path!("event")
-            .and(get.or(not_allowed("GET, HEAD")).unify())
-            .boxed()
-    }
-
-    /// The health paths, which are answered whatever the situation.
-    fn health(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let live = warp::path!("livez")
-            .and(get_or_head())
-            .map(|| health::live().reply());
-        let ready = warp::path!("readyz")
-            .and(get_or_head())
-            .and(self.shared())
-            .then(|api: Arc<Self>| async move { api.health.ready().await.reply() });
-        let all = warp::path!("healthz")
-            .and(get_or_head())
-            .and(self.shared())
-            .then(|api: Arc<Self>| async move { api.health.all().await.reply() });
-        let otherwise = warp::path!("livez")
-            .or(warp::path!("readyz"))
-            .unify()
-            .or(warp::path!("healthz"))
-            .unify()
-            .and(not_allowed("GET, HEAD"));
-        live.or(ready)
-            .unify()
-            .or(all)
-            .unify()
-            .or(otherwise)
-            .unify()
-            .boxed()
+    /// Calls the handler of a route. `segment` is what the route's template leaves open.
+    async fn handle<B: Buf>(
+        &self,
+        route: &Route,
+        segment: &str,
+        method: &Method,
+        query: &str,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Result<Response, Problem> {
+        match route.endpoint {
+            Endpoint::Order => self.get(segment, query, headers).await,
+            Endpoint::Orders if method == Method::POST => self.create(query, headers, body).await,
+            Endpoint::Orders => self.list(query, headers),
+            Endpoint::Events => self.events(method, query, headers).await,
+            Endpoint::Stats => self.stats(query).await,
+            Endpoint::Metrics => self.metrics(query).await,
+            Endpoint::Live => Ok(health::live().reply()),
+            Endpoint::Ready => Ok(self.health.ready().await.reply()),
+            Endpoint::Health => Ok(self.health.all().await.reply()),
+            Endpoint::Dashboard => Ok(pages::dashboard(self.dev.label())),
+            Endpoint::DashboardFile => pages::dashboard_file(segment)
+                .ok_or_else(|| Problem::no_such_path(&format!("/dashboard/{segment}"))),
+            Endpoint::Page(page) => Ok(page.reply()),
+        }
     }
 
     fn shared(
@@ -294,47 +261,4 @@ pub(crate) fn not_allowed(
     allow: &'static str,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy {
     warp::method().map(move |method: Method| Problem::not_allowed(&method, allow).reply())
-}
-
-/// Lets requests through that come at a usual time, and to a path as it should be.
-fn usual() -> impl Filter<Extract = (), Error = warp::Rejection> + Clone {
-    let is_usual = |situation: Option<Situation>, path: FullPath| {
-        let is_usual = situation.is_none() && !is_odd(&path);
-        std::future::ready(is_usual.then_some(()).ok_or_else(warp::reject))
-    };
-    warp::ext::optional::<Situation>()
-        .and(warp::path::full())
-        .and_then(is_usual)
-        .untuple_one()
-}
-
-/// A path that ends in a slash names nothing, although warp would overlook it.
-fn is_odd(path: &FullPath) -> bool {
-    path.as_str().len() > 1 && path.as_str().ends_with('/')
-}
-
-/// The answer to a path that [`is_odd`].
-fn odd_path() -> BoxedFilter<(Response,)> {
-    warp::path::full()
-        .and_then(|path: FullPath| async move {
-            if is_odd(&path) {
-                Ok(Problem::no_such_path(path.as_str()).reply())
-            } else {
-                Err(warp::reject())
-            }
-        })
-        .boxed()
-}
-
-/// What is said to those for whom there is no place, or no more time.
-fn crowded_or_draining() -> BoxedFilter<(Response,)> {
-    warp::ext::optional::<Situation>()
-        .and_then(|situation: Option<Situation>| async move {
-            match situation {
-                Some(Situation::Crowded) => Ok(Problem::crowded().reply()),
-                Some(Situation::Draining) => Ok(Problem::draining().reply()),
-                None => Err(warp::reject()),
-            }
-        })
-        .boxed()
 }

@@ -6,19 +6,16 @@
 
 mod exposition;
 
-use std::sync::Arc;
-
-use warp::filters::BoxedFilter;
+use warp::Reply;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
-use warp::{Filter, Reply};
 
 use self::exposition::{Labels, MEDIA_TYPE, Metrics, Scaled, label};
 use super::health::OK;
 use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::traffic::ANSWERED_WITHIN_US;
-use super::{Api, answer, get_or_head, not_allowed, query, request};
+use super::{Api, request};
 use crate::history::SETTLED_WITHIN_MS;
 use crate::order::EventReason;
 use crate::order::{Reason, Status};
@@ -32,17 +29,8 @@ const MS_PER_SECOND: f64 = 1e3;
 const US_PER_SECOND: f64 = 1e6;
 
 impl Api {
-    /// Answered whatever the situation: a crowd is when it is needed most.
-    pub(super) fn metrics(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let get = get_or_head().and(self.shared()).and(query()).then(
-            |api: Arc<Self>, query: String| async move { answer(api.tell_metrics(&query).await) },
-        );
-        warp::path!("metrics")
-            .and(get.or(not_allowed("GET, HEAD")).unify())
-            .boxed()
-    }
-
-    async fn tell_metrics(&self, query: &str) -> Result<Response, Problem> {
+    /// `GET /metrics`.
+    pub(super) async fn metrics(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         let mut metrics = Metrics::default();
         let version = label("version", env!("CARGO_PKG_VERSION"));

@@ -4,65 +4,28 @@
 //! A browser that shows them makes no request to anywhere else: no page has a script or a style in
 //! itself, and the policy that goes with each forbids all that does not come from here.
 
-use warp::filters::BoxedFilter;
+use warp::Reply;
 use warp::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use warp::path::FullPath;
 use warp::reply::Response;
-use warp::{Filter, Reply};
-
-use super::{get_or_head, not_allowed};
 
 /// A file that is served as it is.
-#[derive(Clone, Copy)]
-struct Page {
-    path: &'static str,
-    content_type: &'static str,
-    body: &'static str,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub content_type: &'static str,
+    pub body: &'static str,
 }
 
-const HTML: &str = "text/html; charset=utf-8";
-const SCRIPT: &str = "text/javascript; charset=utf-8";
-const STYLE: &str = "text/css; charset=utf-8";
+pub(super) const HTML: &str = "text/html; charset=utf-8";
+pub(super) const JSON: &str = "application/json";
+pub(super) const SCRIPT: &str = "text/javascript; charset=utf-8";
+pub(super) const STYLE: &str = "text/css; charset=utf-8";
 
-const PAGES: &[Page] = &[
-    Page {
-        path: "/",
-        content_type: HTML,
-        body: include_str!("pages/dashboard.html"),
-    },
-    Page {
-        path: "/problems",
-        content_type: HTML,
-        body: include_str!("pages/problems.html"),
-    },
-    Page {
-        path: "/openapi.json",
-        content_type: "application/json",
-        body: include_str!("pages/openapi.json"),
-    },
-    Page {
-        path: "/docs",
-        content_type: HTML,
-        body: include_str!("pages/docs.html"),
-    },
-    Page {
-        path: "/docs/docs.js",
-        content_type: SCRIPT,
-        body: include_str!("pages/docs.js"),
-    },
-    Page {
-        path: "/docs/style.css",
-        content_type: STYLE,
-        body: include_str!("pages/style.css"),
-    },
-];
-
-/// What the dashboard is made of, by name, under [`PARTS_PATH`]. No one else is to rely on them, so
-/// they are not in the description of the API.
-const PARTS: &[(&str, &str, &str)] = &[
+/// The files of the dashboard by name. No one else is to rely on them, so they are not in the
+/// description of the API.
+const DASHBOARD_FILES: &[(&str, &str, &str)] = &[
     ("licences.txt", "text/plain; charset=utf-8", LICENCES),
     (
         "dashboard.css",
@@ -120,8 +83,6 @@ const LICENCES: &str = concat!(
     include_str!("pages/vendor/LICENSE-htm"),
 );
 
-const PARTS_PATH: &str = "/dashboard/";
-
 /// The place in the dashboard that says what it may do besides looking: nothing, unless the program
 /// is `order-service dev`.
 const DEV_NONE: &str = r#"<meta name="dev" content="none">"#;
@@ -132,34 +93,21 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// Every page, and what it is made of. The dashboard is told what `dev` there is to play with.
-pub(super) fn pages(dev: Option<&'static str>) -> BoxedFilter<(Response,)> {
-    let page = warp::path::full()
-        .and_then(|path: FullPath| async move { Page::at(path.as_str()).ok_or_else(warp::reject) });
-    let get = page.and(get_or_head()).map(move |page: Page| match dev {
-        Some(dev) if page.path == "/" => {
-            let told = DEV_NONE.replace("none", dev);
-            reply(page.content_type, page.body.replace(DEV_NONE, &told))
-        }
-        _ => reply(page.content_type, page.body),
-    });
-    let otherwise = page
-        .and(not_allowed("GET, HEAD"))
-        .map(|_, response| response);
-    get.or(otherwise).unify().boxed()
+/// The dashboard. `dev` is what it may do besides looking.
+pub(super) fn dashboard(dev: &str) -> Response {
+    let html = include_str!("pages/dashboard.html");
+    reply(HTML, html.replace(DEV_NONE, &DEV_NONE.replace("none", dev)))
+}
+
+/// A file that the dashboard uses.
+pub(super) fn dashboard_file(name: &str) -> Option<Response> {
+    let (_, content_type, body) = DASHBOARD_FILES.iter().find(|(file, ..)| *file == name)?;
+    Some(reply(content_type, *body))
 }
 
 impl Page {
-    fn at(path: &str) -> Option<Self> {
-        if let Some(part) = path.strip_prefix(PARTS_PATH) {
-            let (_, content_type, body) = PARTS.iter().find(|(name, ..)| *name == part)?;
-            return Some(Self {
-                path: PARTS_PATH,
-                content_type,
-                body,
-            });
-        }
-        PAGES.iter().find(|page| page.path == path).copied()
+    pub fn reply(self) -> Response {
+        reply(self.content_type, self.body)
     }
 }
 

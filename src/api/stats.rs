@@ -4,19 +4,16 @@
 //! What is not known is null. Where its history comes from is in `overview`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use warp::Filter;
-use warp::filters::BoxedFilter;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::health::{Check, OK};
 use super::overview::Seen;
 use super::problem::{Problem, store_problem};
-use super::{Api, answer, get_or_head, json_answer, not_allowed, query, request};
+use super::{Api, json_answer, request};
 use crate::clock::Rfc3339;
 use crate::history::History;
 use crate::order::EventReason;
@@ -26,16 +23,8 @@ use crate::reconciler::is_overdue;
 use crate::store::{Heartbeat, Sizes};
 
 impl Api {
-    pub(super) fn stats(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let get = get_or_head().and(self.shared()).and(query()).then(
-            |api: Arc<Self>, query: String| async move { answer(api.tell_stats(&query).await) },
-        );
-        warp::path!("stats")
-            .and(get.or(not_allowed("GET, HEAD")).unify())
-            .boxed()
-    }
-
-    async fn tell_stats(&self, query: &str) -> Result<Response, Problem> {
+    /// `GET /stats`.
+    pub(super) async fn stats(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         // First: while it is asked, the history need not be held.
         let database = self.health.database().await;
