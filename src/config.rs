@@ -127,7 +127,8 @@ pub struct DevArgs {
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]
     pub reconcile: ReconcileArgs,
-    /// The simulator's processes run a random whole number of seconds below this
+    /// The simulator's processes run a random whole number of seconds below this and toss a coin;
+    /// the first one takes 3 s at most and succeeds
     #[arg(
         long,
         env = "MAX_ORDER_PROCESS_DURATION",
@@ -291,6 +292,7 @@ pub struct PruneArgs {
 #[derive(Debug, Args)]
 pub struct FaultArgs {
     /// What goes wrong in the simulator: nothing, requests, everything at times, or it crashes
+    /// (2 s after its first start, then 20 s after the next one, in turn)
     #[arg(
         long,
         env = "SIMULATOR_PRESET",

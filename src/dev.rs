@@ -30,7 +30,7 @@ use crate::upstream::UpstreamUrl;
 /// What is logged unless `RUST_LOG` says otherwise: what happens to orders, and nothing that the
 /// banner says already.
 pub const LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
-                               order_service::simulator=warn,rustls_platform_verifier=off";
+                               rustls_platform_verifier=off";
 
 /// Runs everything until a signal, and prints the account.
 ///
@@ -67,6 +67,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         };
         let options = simulator::Options {
             max_duration_secs: args.max_order_process_duration,
+            first_succeeds: true,
             seed: args.seed,
             log: Some(record.clone()),
             faults: args.faults.faults(),

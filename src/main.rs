@@ -93,6 +93,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     let control = simulator::listen_for_control(args.faults.control).await?;
     let options = simulator::Options {
         max_duration_secs: args.max_order_process_duration,
+        first_succeeds: false,
         seed: args.seed,
         log: args.record,
         faults: args.faults.faults(),

@@ -48,6 +48,8 @@ const FAULT_SEED: u64 = 0x000f_a017;
 pub struct Options {
     /// A process runs a random whole number of seconds below this; at 0 or 1 it ends at once.
     pub max_duration_secs: u32,
+    /// The first process of each life succeeds after some seconds, for whoever tries it out.
+    pub first_succeeds: bool,
     /// Where the randomness comes from, to repeat a run; drawn if there is none.
     pub seed: Option<u64>,
     /// The file that the record is added to.
@@ -91,8 +93,10 @@ struct State {
     record: Option<Record>,
     /// Cancelled when the service dies, and with it every connection.
     life: CancellationToken,
-    /// When this life is to end, if that is known.
+    /// The end of this life, once a start has fixed it.
     life_ends_at: Option<Timestamp>,
+    /// Lives that have ended since the faults were set.
+    lives: usize,
     /// How long it stays dead.
     restart_after: Duration,
 }
@@ -108,8 +112,12 @@ impl Simulator {
     pub fn new(options: &Options) -> anyhow::Result<Self> {
         let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
         let max_duration_secs = options.max_duration_secs;
+        let mut model = Model::new(max_duration_secs);
+        if options.first_succeeds {
+            model = model.with_first_success();
+        }
         let mut state = State {
-            model: Model::new(max_duration_secs),
+            model,
             crash: CrashModel::new(Hazard::default()),
             faults: options.faults.clone(),
             seed,
@@ -119,9 +127,10 @@ impl Simulator {
             record: options.log.as_deref().map(Record::open).transpose()?,
             life: CancellationToken::new(),
             life_ends_at: None,
+            lives: 0,
             restart_after: Duration::ZERO,
         };
-        log::info!("simulator: seed {seed}, processes of less than {max_duration_secs} s");
+        log::info!("started seed={seed} max_duration_secs={max_duration_secs}");
         state.begin_life(SystemClock.now());
         Ok(Self(Mutex::new(state)))
     }
@@ -171,19 +180,17 @@ impl Simulator {
         self.lock().faults.clone()
     }
 
-    /// Sets what goes wrong; what is known of the end of this life is drawn again.
+    /// Sets what goes wrong. The lives are counted anew, this one from its next start.
     pub fn set_faults(&self, faults: Faults) {
-        let mut state = self.lock();
-        state.faults = faults;
-        state.plan_end(SystemClock.now());
+        self.lock().set_faults(faults);
     }
 
     /// The same with changes in JSON, as [`Faults::changed`] takes them.
     fn change_faults(&self, changes: &[u8]) -> Result<Faults, String> {
         let mut state = self.lock();
-        state.faults = state.faults.changed(changes)?;
-        state.plan_end(SystemClock.now());
-        Ok(state.faults.clone())
+        let faults = state.faults.changed(changes)?;
+        state.set_faults(faults.clone());
+        Ok(faults)
     }
 
     /// Does what is asked for, and records it before anyone can see the answer. What comes over
@@ -208,7 +215,6 @@ impl Simulator {
 impl State {
     fn begin_life(&mut self, now: Timestamp) {
         self.life = CancellationToken::new();
-        self.plan_end(now);
         let (seed, max_duration_secs) = (self.seed, self.max_duration_secs);
         self.write(&Entry {
             at: now,
@@ -222,9 +228,10 @@ impl State {
         });
     }
 
-    fn plan_end(&mut self, now: Timestamp) {
-        let rng = &mut self.fault_rng;
-        self.life_ends_at = self.faults.crash.end_of_life(now, &mut |n| rng.u64(..n));
+    fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+        self.lives = 0;
+        self.life_ends_at = None;
     }
 
     /// Brings what happens without a request: processes end, and the service may.
@@ -247,9 +254,11 @@ impl State {
 
     /// Ends the life, and every connection with it.
     fn die(&mut self, now: Timestamp, request: Option<Asked>) {
-        log::info!("crashed, and forgot {} processes", self.model.len());
+        log::warn!("crashed forgotten_processes={}", self.model.len());
         self.model.forget_everything();
         self.crash.forget_everything();
+        self.lives += 1;
+        self.life_ends_at = None;
         self.restart_after = Duration::from_millis(self.faults.crash.restart_after_ms);
         self.write(&Entry {
             at: now,
@@ -274,6 +283,11 @@ impl State {
         } else {
             without_effect(fault)
         };
+        if let Did::Started { .. } = answer.did
+            && self.life_ends_at.is_none()
+        {
+            self.life_ends_at = self.faults.crash.end_of_life(self.lives, at);
+        }
         if self.is_killed_by(&answer.did, at) {
             self.die(at, Some(asked));
             return Sent::nothing(Fault::Crash);

@@ -83,7 +83,7 @@ pub(super) async fn serve(
             again = listen_again(address, simulator.restart_after()) => listener = again,
         }
         simulator.begin_life();
-        log::info!("runs again, and knows nothing");
+        log::warn!("restarted processes=0");
     }
 }
 

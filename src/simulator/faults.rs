@@ -83,13 +83,12 @@ impl Outage {
 }
 
 /// How the service dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crash {
-    /// So long after it began to run, or after this was set, in milliseconds.
-    pub after_ms: Option<u64>,
-    /// At random: within twice this after it began to run, in milliseconds.
-    pub mean_life_ms: Option<u64>,
+    /// How long after its first start each life ends, in milliseconds. The lives take turns; with
+    /// none of these they do not end this way.
+    pub lives_ms: Vec<u64>,
     /// As the real one does: when a process completes while another request is served, and most
     /// often while the map of processes grows.
     pub like_the_real_one: bool,
@@ -101,8 +100,7 @@ impl Default for Crash {
     /// It does not die; if it is made to, a container is up again after a second.
     fn default() -> Self {
         Self {
-            after_ms: None,
-            mean_life_ms: None,
+            lives_ms: Vec::new(),
             like_the_real_one: false,
             restart_after_ms: 1_000,
         }
@@ -110,13 +108,10 @@ impl Default for Crash {
 }
 
 impl Crash {
-    /// When a life that began at `began` ends, if that is known beforehand.
-    pub fn end_of_life(&self, began: Timestamp, draw: &mut Draw) -> Option<Timestamp> {
-        let at_random = self
-            .mean_life_ms
-            .map(|mean| draw(mean.max(1).saturating_mul(2)));
-        let after = self.after_ms.into_iter().chain(at_random).min()?;
-        Some(began.after(Duration::from_millis(after)))
+    /// The end of the life of this number, which began to work at `started`.
+    pub fn end_of_life(&self, number: usize, started: Timestamp) -> Option<Timestamp> {
+        let turn = number.checked_rem(self.lives_ms.len())?;
+        Some(started.after(Duration::from_millis(self.lives_ms[turn])))
     }
 }
 
@@ -128,7 +123,8 @@ impl Faults {
     ///
     /// - `calm`: nothing goes wrong.
     /// - `flaky`: a network and a gateway on a bad day. Nothing is forgotten.
-    /// - `crashing`: it dies as the real one does, and at random every half minute.
+    /// - `crashing`: it dies as the real one does, and two or twenty seconds after its first start,
+    ///   in turn.
     /// - `outage`: nothing works for 20 seconds of each minute.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
@@ -136,7 +132,9 @@ impl Faults {
             "flaky" => Some(Self::flaky()),
             "crashing" => Some(Self {
                 crash: Crash {
-                    mean_life_ms: Some(30_000),
+                    // Before the first processes have ended; then, so that all come to an end that last
+                    // some seconds, long after.
+                    lives_ms: vec![2_000, 20_000],
                     like_the_real_one: true,
                     ..Crash::default()
                 },
@@ -307,18 +305,24 @@ mod tests {
 
     #[test]
     fn a_change_leaves_what_it_does_not_name() {
-        let first = br#"{"start":{"answer_lost":0.5},"crash":{"mean_life_ms":5000}}"#;
+        let first = br#"{"start":{"answer_lost":0.5},"crash":{"lives_ms":[5000]}}"#;
         let first = Faults::default().changed(first).unwrap();
         let second = br#"{"start":{"reset":0.25},"crash":{"restart_after_ms":10}}"#;
         let second = first.changed(second).unwrap();
         let chances = [(Fault::AnswerLost, 0.5), (Fault::Reset, 0.25)];
         assert_eq!(second.start, Chances::from(chances));
-        assert_eq!(second.crash.mean_life_ms, Some(5_000));
+        assert_eq!(second.crash.lives_ms, [5_000]);
         assert_eq!(second.crash.restart_after_ms, 10);
-        let third = br#"{"start":{"reset":null},"crash":{"mean_life_ms":null}}"#;
+        let third = br#"{"start":{"reset":null},"crash":{"lives_ms":null}}"#;
         let third = second.changed(third).unwrap();
         assert_eq!(third.start, first.start);
-        assert_eq!(third.crash.mean_life_ms, None);
+        assert_eq!(
+            third.crash,
+            Crash {
+                restart_after_ms: 10,
+                ..Crash::default()
+            }
+        );
     }
 
     #[test]
@@ -384,17 +388,24 @@ mod tests {
     }
 
     #[test]
-    fn a_life_ends_at_the_moment_given_or_at_random_whichever_is_first() {
-        let crash = |after_ms, mean_life_ms| Crash {
-            after_ms,
-            mean_life_ms,
+    fn lives_last_as_long_as_they_should_in_turn() {
+        let crash = |lives_ms: &[u64]| Crash {
+            lives_ms: lives_ms.to_vec(),
             ..Crash::default()
         };
-        let end = |crash: Crash| crash.end_of_life(NOW, &mut |n| n - 1);
-        assert_eq!(end(Crash::default()), None);
-        assert_eq!(end(crash(Some(5), None)), Some(Timestamp(NOW.0 + 5)));
-        assert_eq!(end(crash(Some(50), Some(10))), Some(Timestamp(NOW.0 + 19)));
-        assert_eq!(end(crash(Some(5), Some(10))), Some(Timestamp(NOW.0 + 5)));
-        assert_eq!(end(crash(None, Some(0))), Some(Timestamp(NOW.0 + 1)));
+        let ends = |crash: Crash| [0, 1, 2].map(|number| crash.end_of_life(number, NOW));
+        let after = |ms| Some(Timestamp(NOW.0 + ms));
+        assert_eq!(ends(crash(&[])), [None; 3]);
+        assert_eq!(ends(crash(&[5])), [after(5); 3]);
+        assert_eq!(ends(crash(&[5, 70])), [after(5), after(70), after(5)]);
+    }
+
+    #[test]
+    fn whoever_tries_a_crash_sees_it_within_seconds_and_orders_settle_all_the_same() {
+        let crash = Faults::preset("crashing").unwrap().crash;
+        let lasts = |number| crash.end_of_life(number, NOW).unwrap().since(NOW).as_secs();
+        assert!(lasts(0) < 3, "the first process has not ended");
+        // Processes of `dev` end within ten seconds.
+        assert!(lasts(1) >= 20);
     }
 }

@@ -22,6 +22,10 @@ pub type Draw<'a> = dyn FnMut(u64) -> u64 + 'a;
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
 
+/// The duration of a first process that is sure to succeed, in seconds: long enough to be seen
+/// PROCESSING, short enough to be waited for. It stays below the longest duration.
+const FIRST_SECS: u64 = 3;
+
 /// What a list takes at most for a process with an id of 36 characters, in bytes.
 const LISTED_BYTES: usize = 73;
 
@@ -29,6 +33,7 @@ const LISTED_BYTES: usize = 73;
 #[derive(Debug, Default)]
 pub struct Model {
     max_duration_secs: u32,
+    first_succeeds: bool,
     /// In the order of their start: a map's own order would not repeat itself.
     processes: Vec<Process>,
     places: HashMap<Arc<str>, usize>,
@@ -221,6 +226,12 @@ impl Model {
         }
     }
 
+    /// Makes the first process of each life succeed after [`FIRST_SECS`], whatever is drawn.
+    pub const fn with_first_success(mut self) -> Self {
+        self.first_succeeds = true;
+        self
+    }
+
     /// Does what a request asks for.
     pub fn answer(&mut self, request: &Request<'_>, now: Timestamp, draw: &mut Draw) -> Answer {
         match *request {
@@ -336,7 +347,11 @@ impl Model {
 
     /// Ends this life and begins the next.
     pub fn forget_everything(&mut self) {
-        *self = Self::new(self.max_duration_secs);
+        *self = Self {
+            max_duration_secs: self.max_duration_secs,
+            first_succeeds: self.first_succeeds,
+            ..Self::default()
+        };
     }
 
     /// The number of processes.
@@ -363,8 +378,15 @@ impl Model {
         if self.places.contains_key(order_id) {
             return None;
         }
-        let duration = Duration::from_secs(draw(self.max_duration_secs.max(1).into()));
-        let outcome = [Status::Succeeded, Status::Failed][draw(2) as usize];
+        let below = u64::from(self.max_duration_secs.max(1));
+        // Drawn in any case: a seed gives the others the same durations and outcomes.
+        let mut secs = draw(below);
+        let mut outcome = [Status::Succeeded, Status::Failed][draw(2) as usize];
+        if self.first_succeeds && self.is_empty() {
+            secs = FIRST_SECS.min(below - 1);
+            outcome = Status::Succeeded;
+        }
+        let duration = Duration::from_secs(secs);
         let order_id: Arc<str> = order_id.into();
         let ends_at = now.after(duration);
         self.places.insert(order_id.clone(), self.processes.len());
@@ -589,6 +611,39 @@ mod tests {
             assert!(model.start("a1", NOW, &mut highest));
             assert_eq!(model.look_up("a1", NOW), Some("FAILED"));
         }
+    }
+
+    #[test]
+    fn the_first_of_each_life_is_sure_to_succeed_if_asked_for_and_changes_no_other() {
+        let run = |mut model: Model| {
+            let mut rng = fastrand::Rng::with_seed(7);
+            let mut draw = |n| rng.u64(..n);
+            let mut statuses = Vec::new();
+            for _ in 0..2 {
+                model.forget_everything();
+                assert!((0..9).all(|i| model.start(&i.to_string(), NOW, &mut draw)));
+                let at = |secs| NOW.after(Duration::from_secs(secs));
+                let look = |secs| (0..9).map(move |i| (i, at(secs)));
+                statuses.extend([0, 2, 3, 9].map(|secs| {
+                    let seen = look(secs).map(|(i, at)| model.look_up(&i.to_string(), at));
+                    seen.flatten().collect::<Vec<_>>()
+                }));
+            }
+            statuses
+        };
+        let (plain, sure) = (
+            run(Model::new(10)),
+            run(Model::new(10).with_first_success()),
+        );
+        let first: Vec<_> = sure.iter().map(|seen| seen[0]).collect();
+        let life = ["RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"];
+        assert_eq!(first, [life, life].concat());
+        for (plain, sure) in plain.iter().zip(&sure) {
+            assert_eq!(plain[1..], sure[1..]);
+        }
+        let mut model = Model::new(1).with_first_success();
+        assert!(model.start("a1", NOW, &mut highest));
+        assert_eq!(model.look_up("a1", NOW), Some("SUCCEEDED"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn options(log: &Path) -> Options {
         max_duration_secs: 600,
         seed: Some(1),
         log: Some(log.to_owned()),
-        faults: Faults::default(),
+        ..Options::default()
     }
 }
 
@@ -170,16 +170,7 @@ impl Running {
     }
 
     async fn start(&self, order_id: &str) -> (Vec<u8>, Option<ErrorKind>) {
-        let body = format!("{{\"order_id\":\"{order_id}\"}}");
-        let length = body.len();
-        raw(
-            self.address,
-            &format!(
-                "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
-                 Content-Length: {length}\r\nHost: s\r\nConnection: close\r\n\r\n{body}"
-            ),
-        )
-        .await
+        raw(self.address, &starting(order_id)).await
     }
 
     async fn get(&self, query: &str) -> (Vec<u8>, Option<ErrorKind>) {
@@ -209,6 +200,15 @@ impl Running {
         self.stop.cancel();
         self.served.await.unwrap().unwrap();
     }
+}
+
+fn starting(order_id: &str) -> String {
+    let body = format!("{{\"order_id\":\"{order_id}\"}}");
+    let length = body.len();
+    format!(
+        "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\nHost: s\r\nConnection: close\r\n\r\n{body}"
+    )
 }
 
 fn get(path: &str) -> String {
@@ -374,29 +374,52 @@ async fn a_crash_tears_every_connection_forgets_everything_and_refuses_until_it_
 }
 
 #[tokio::test]
-async fn it_dies_by_a_request_at_a_moment_and_at_random() {
+async fn it_dies_by_a_request_and_after_its_first_start() {
     for faults in [
         r#"{"list":{"crash":1},"crash":{"restart_after_ms":0}}"#,
-        r#"{"crash":{"after_ms":50,"restart_after_ms":0}}"#,
-        r#"{"crash":{"mean_life_ms":50,"restart_after_ms":0}}"#,
+        r#"{"crash":{"lives_ms":[10,50],"restart_after_ms":0}}"#,
     ] {
         let running = Running::with(faults).await;
         let lives = |record: &[Entry]| {
             let began = |entry: &&Entry| matches!(entry.did, Did::BeganLife { .. });
             record.iter().filter(began).count()
         };
-        loop {
+        while lives(&running.record()) < 3 {
             // Refused, reset or answered: it is only to go on.
-            if let Ok(mut stream) = TcpStream::connect(running.address).await {
-                let _ = stream.write_all(get("/order_process").as_bytes()).await;
-                let _ = stream.read_to_end(&mut Vec::new()).await;
-            }
-            if lives(&running.record()) >= 3 {
-                break;
+            for request in [starting("a1"), get("/order_process")] {
+                if let Ok(mut stream) = TcpStream::connect(running.address).await {
+                    let _ = stream.write_all(request.as_bytes()).await;
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                }
             }
         }
         running.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_life_without_a_start_does_not_end_and_its_turn_waits() {
+    let running = Running::with(r#"{"crash":{"lives_ms":[1,3600000]}}"#).await;
+    for _ in 0..20 {
+        assert!(running.get("").await.0.ends_with(b"[]"));
+    }
+    assert_eq!(running.record().len(), 21, "no life has ended");
+    running.start("a1").await;
+    while running.record().len() < 24 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let did: Vec<_> = running
+        .record()
+        .into_iter()
+        .skip(21)
+        .map(|entry| entry.did)
+        .collect();
+    assert!(matches!(did[0], Did::Started { .. }), "{did:?}");
+    assert!(
+        matches!(did[1..], [Did::Crashed, Did::BeganLife { .. }]),
+        "{did:?}"
+    );
+    running.end().await;
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::world::{Client, PATIENCE, Program, Ran, World, is_settled};
+use crate::world::{Client, PATIENCE, Program, Ran, World};
 
 mod databases;
 mod dev;

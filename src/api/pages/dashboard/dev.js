@@ -14,7 +14,7 @@ const AT_ONCE = 3;
 const CHOICES = {
   calm: "nothing goes wrong",
   flaky: "one request in four or five fails",
-  crashing: "it dies every half minute, or when it is driven hard, and forgets all",
+  crashing: "it dies two seconds after the next start, then after twenty, in turn, or when it is driven hard, and forgets all",
   outage: "nothing works for 20 s of each minute",
   down: "nothing works, until you choose something else",
 };
