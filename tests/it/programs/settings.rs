@@ -246,7 +246,7 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("SIMULATOR_CONTROL", "127.0.0.1:0"),
     ];
     let mut program = world.start_with("order-service", &["simulator"], &variables, true);
-    program.logs("seed 77, processes of less than 7 s");
+    program.logs("seed=77 max_duration_secs=7");
     assert!(world.path("record.log").exists());
     program.signal("TERM");
     let said = program.rest_of_stdout();
@@ -280,7 +280,7 @@ fn a_variable_that_is_set_to_nothing_counts_as_unset() {
     ];
     let arguments = ["simulator", "--listen", "127.0.0.1:0"];
     let program = world.start_with("order-service", &arguments, &variables, true);
-    program.logs("processes of less than 600 s");
+    program.logs("max_duration_secs=600");
     assert_eq!(program.stop(), Some(0));
     // Whether the default port is free or not, it is the one that is tried.
     for (command, port) in [("api", "8080"), ("simulator", "8000")] {
