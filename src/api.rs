@@ -214,6 +214,7 @@ impl Api {
             Endpoint::Dashboard => Ok(pages::dashboard(self.dev.label())),
             Endpoint::DashboardFile => pages::dashboard_file(segment)
                 .ok_or_else(|| Problem::no_such_path(&format!("/dashboard/{segment}"))),
+            Endpoint::Problems => Ok(pages::reply(pages::HTML, problem::page())),
             Endpoint::Page(page) => Ok(page.reply()),
         }
     }
@@ -233,8 +234,10 @@ impl Api {
     }
 }
 
-/// A JSON answer, which no one may keep: what is so now may not be so soon.
-pub(crate) fn json_answer(status: StatusCode, body: Vec<u8>) -> Response {
+/// A JSON answer, which no one may keep: what is so now may not be so soon. It ends with a newline,
+/// so that a shell's prompt is on a line of its own.
+pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
+    body.push(b'\n');
     let mut response = body.into_response();
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -112,7 +112,7 @@ impl Listing {
 
     /// Some orders as they stand in the list, with what comes before the first and after the last.
     fn write(&mut self, orders: &[Order]) -> Vec<u8> {
-        let mut body = Vec::with_capacity(2 + orders.len() * ORDER_BYTES);
+        let mut body = Vec::with_capacity(3 + orders.len() * ORDER_BYTES);
         let is_array = self.form == Form::Array;
         if is_array && !self.is_begun {
             body.push(b'[');
@@ -127,7 +127,7 @@ impl Listing {
             }
         }
         if is_array && self.is_done {
-            body.push(b']');
+            body.extend_from_slice(b"]\n");
         }
         self.is_begun = true;
         body

@@ -111,7 +111,39 @@ impl Page {
     }
 }
 
-fn reply(content_type: &'static str, body: impl Reply) -> Response {
+/// A page of text: its `main` in the frame that all pages share.
+pub(super) fn document(title: &str, main: &str) -> String {
+    format!(
+        r#"<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title} · order service</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/style.css">
+</head>
+<body>
+<main>
+{main}</main>
+</body>
+</html>
+"#
+    )
+}
+
+/// A text as HTML, in which what stands between backticks is code.
+pub(super) fn prose(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    let parts = text.split('`').enumerate().map(|(at, part)| match at % 2 {
+        0 => part.to_owned(),
+        _ => format!("<code>{part}</code>"),
+    });
+    parts.collect()
+}
+
+pub(super) fn reply(content_type: &'static str, body: impl Reply) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
     for (name, value) in [

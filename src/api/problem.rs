@@ -1,14 +1,17 @@
-//! What an error looks like: problem details (RFC 9457), and nothing internal in them.
-//!
-//! Each kind of problem is made in one place, so that its words are the same wherever it occurs.
+//! Errors as clients see them: problem details (RFC 9457), with nothing internal in them. Their kinds
+//! are in `api/problem/kinds.rs`.
+
+mod kinds;
 
 use warp::Reply;
 use warp::http::header::{
-    ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
 };
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
+use self::kinds::Kind;
+pub(super) use self::kinds::page;
 use super::json::{location, order_members};
 use super::object::Object;
 use crate::order::Order;
@@ -20,10 +23,7 @@ const RETRY_AFTER_SECS: u64 = 1;
 /// An error as a client sees it.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    status: StatusCode,
-    /// The last part of its `type`.
-    kind: &'static str,
-    title: &'static str,
+    kind: &'static Kind,
     detail: String,
     /// The member of the body, or the parameter, that is wrong.
     member: Option<String>,
@@ -32,16 +32,9 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    fn new(
-        status: StatusCode,
-        kind: &'static str,
-        title: &'static str,
-        detail: impl Into<String>,
-    ) -> Self {
+    fn new(kind: &'static Kind, detail: impl Into<String>) -> Self {
         Self {
-            status,
             kind,
-            title,
             detail: shortened(&detail.into()),
             member: None,
             order: None,
@@ -49,196 +42,130 @@ impl Problem {
         }
     }
 
+    fn with_member(mut self, member: &str) -> Self {
+        self.member = Some(shortened(member));
+        self
+    }
+
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
-    fn retry_soon(self) -> Self {
-        self.with_header(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS))
+    /// A problem that may go away by itself soon.
+    fn temporary(kind: &'static Kind, detail: &str) -> Self {
+        Self::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS))
     }
 
-    /// The body is not what it should be.
     pub fn body(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid-body",
-            "The body is not a JSON object with an id",
-            detail,
-        )
+        Self::new(&kinds::INVALID_BODY, detail)
     }
 
-    /// A member of the body is not what it should be.
     pub fn member(member: &str, detail: impl Into<String>) -> Self {
-        Self {
-            member: Some(shortened(member)),
-            ..Self::body(detail)
-        }
+        Self::body(detail).with_member(member)
     }
 
-    /// A parameter is not what it should be.
     pub fn parameter(name: &str, detail: impl Into<String>) -> Self {
-        Self {
-            member: Some(shortened(name)),
-            ..Self::new(
-                StatusCode::BAD_REQUEST,
-                "invalid-parameter",
-                "A query parameter is not valid",
-                detail,
-            )
-        }
+        Self::new(&kinds::INVALID_PARAMETER, detail).with_member(name)
     }
 
-    /// The path is not properly escaped.
     pub fn path(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid-path",
-            "The path is not valid",
-            detail,
-        )
+        Self::new(&kinds::INVALID_PATH, detail)
     }
 
     pub fn no_such_path(path: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "no-such-path",
-            "There is nothing at this path",
-            format!(
-                "{} is not a path of this service; orders are at /order and /order/{{id}}, events at /event",
-                shortened(path)
-            ),
-        )
+        let detail = format!(
+            "{} is not a path of this service; orders are at /order and /order/{{id}}, events at /event",
+            shortened(path)
+        );
+        Self::new(&kinds::NO_SUCH_PATH, detail)
     }
 
     pub fn no_such_order(id: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "no-such-order",
-            "There is no order with this id",
-            format!("there is no order {id:?}; ids are compared exactly, case and all"),
-        )
+        let detail = format!("there is no order {id:?}; ids are compared exactly, case and all");
+        Self::new(&kinds::NO_SUCH_ORDER, detail)
     }
 
     pub fn order_exists(order: Order) -> Self {
-        let problem = Self::new(
-            StatusCode::CONFLICT,
-            "order-exists",
-            "There is an order with this id already",
-            format!(
-                "the order {:?} exists and was not changed; it is in the member \"order\"",
-                order.id.as_str()
-            ),
-        )
-        .with_header(LOCATION, location(&order.id));
-        Self {
-            order: Some(Box::new(order)),
-            ..problem
-        }
+        let detail = format!(
+            "the order {:?} exists and was not changed; it is in the member \"order\"",
+            order.id.as_str()
+        );
+        let location = location(&order.id);
+        let mut problem = Self::new(&kinds::ORDER_EXISTS, detail).with_header(LOCATION, location);
+        problem.order = Some(Box::new(order));
+        problem
     }
 
     pub fn not_allowed(method: &Method, allow: &'static str) -> Self {
-        Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method-not-allowed",
-            "This path does not have this method",
-            format!("{method} is not possible here; possible are {allow}"),
-        )
-        .with_header(ALLOW, HeaderValue::from_static(allow))
+        let detail = format!("method {method} is not allowed; allowed: {allow}");
+        Self::new(&kinds::METHOD_NOT_ALLOWED, detail)
+            .with_header(ALLOW, HeaderValue::from_static(allow))
     }
 
     pub fn unsupported_media_type(found: &str) -> Self {
-        Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported-media-type",
-            "The body has to be JSON",
-            format!(
-                "the Content-Type is {found:?}; send the header \"Content-Type: application/json\""
-            ),
-        )
+        let detail = format!(
+            "the Content-Type is {found:?}; send the header \"Content-Type: application/json\""
+        );
+        Self::new(&kinds::UNSUPPORTED_MEDIA_TYPE, detail)
     }
 
     pub fn too_large(max: usize) -> Self {
         Self::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body-too-large",
-            "The body is too large",
+            &kinds::BODY_TOO_LARGE,
             format!("a body has {max} bytes at most"),
         )
     }
 
     pub fn too_slow(seconds: u64) -> Self {
-        Self::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "body-too-slow",
-            "The body did not come in time",
-            format!("a body has to be sent within {seconds} s"),
-        )
-        .with_header(
-            warp::http::header::CONNECTION,
-            HeaderValue::from_static("close"),
-        )
+        let detail = format!("a body has to be sent within {seconds} s");
+        Self::new(&kinds::BODY_TOO_SLOW, detail)
+            .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
     pub fn cross_site() -> Self {
         Self::new(
-            StatusCode::FORBIDDEN,
-            "cross-site",
-            "A page of another site may not change anything here",
+            &kinds::CROSS_SITE,
             "the request has the header \"Sec-Fetch-Site: cross-site\", which a browser sends for \
              a page of another site",
         )
     }
 
     pub fn crowded() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-connections",
-            "Too many connections are open",
+        Self::temporary(
+            &kinds::TOO_MANY_CONNECTIONS,
             "all places for connections are taken; nothing was done",
         )
-        .retry_soon()
     }
 
     pub fn too_many_waiting() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-waiting",
-            "Too many requests wait already",
+        Self::temporary(
+            &kinds::TOO_MANY_WAITING,
             "the order is not settled, and all places for waiting are taken; ask again without \
              the header Prefer, or later",
         )
-        .retry_soon()
     }
 
     pub fn too_many_streams() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too-many-streams",
-            "Too many streams are open already",
+        Self::temporary(
+            &kinds::TOO_MANY_STREAMS,
             "all places for streams of events are taken; read pages instead, or try again later",
         )
-        .retry_soon()
     }
 
     pub fn removed() -> Self {
         Self::new(
-            StatusCode::GONE,
-            "removed",
-            "Some of what comes next was removed",
+            &kinds::REMOVED,
             "some of what follows was removed after its reader was there, because it had settled \
              long ago; begin anew, or follow the header Link to what is left",
         )
     }
 
     pub fn draining() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "shutting-down",
-            "The service is shutting down",
-            "the service is about to end; nothing was done",
+        Self::temporary(
+            &kinds::SHUTTING_DOWN,
+            "the service is shutting down; nothing was done",
         )
-        .retry_soon()
     }
 
     /// The member of the body, or the parameter, that is wrong.
@@ -250,9 +177,9 @@ impl Problem {
     pub fn reply(self) -> Response {
         let mut body = Vec::new();
         let mut object = Object::begin(&mut body);
-        object.text("type", &format!("/problems#{}", self.kind));
-        object.text("title", self.title);
-        object.number("status", self.status.as_u16());
+        object.text("type", &format!("/problems#{}", self.kind.name));
+        object.text("title", self.kind.title);
+        object.number("status", self.kind.status);
         object.text("detail", &self.detail);
         if let Some(member) = &self.member {
             object.text("member", member);
@@ -261,8 +188,10 @@ impl Problem {
             order_members(object.object("order"), order);
         }
         object.end();
+        body.push(b'\n');
         let mut response = body.into_response();
-        *response.status_mut() = self.status;
+        *response.status_mut() =
+            StatusCode::from_u16(self.kind.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.insert(
             CONTENT_TYPE,
@@ -288,33 +217,26 @@ fn shortened(text: &str) -> String {
 /// What a client is told when the store could not do it. The cause is for the log alone, where
 /// the store has told it when it began.
 pub(super) fn store_problem(error: StoreError) -> Problem {
-    let (kind, title, detail) = match error {
+    let (kind, detail) = match error {
         StoreError::Gone(_) => return Problem::removed(),
         StoreError::Overloaded => (
-            "overloaded",
-            "There is more to do than can be done now",
-            "too many orders are being created at once; nothing was done",
+            &kinds::OVERLOADED,
+            "the write queue is full; nothing was done",
         ),
         StoreError::Unwritable(_) => (
-            "database-not-writable",
-            "The database cannot be written now",
+            &kinds::DATABASE_NOT_WRITABLE,
             "nothing was done; orders can be read as far as possible",
         ),
         StoreError::Unreadable(cause) => {
             log::warn!("the database cannot be read: {cause}");
-            (
-                "database-not-readable",
-                "The database cannot be read now",
-                "nothing was done",
-            )
+            (&kinds::DATABASE_NOT_READABLE, "nothing was done")
         }
         StoreError::OutcomeUnknown => (
-            "outcome-unknown",
-            "The database did not answer in time",
+            &kinds::OUTCOME_UNKNOWN,
             "the order may still be created: look it up, or create it again",
         ),
     };
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, detail).retry_soon()
+    Problem::temporary(kind, detail)
 }
 
 /// The same where a client reads on: `next` is the path of what is left after a place.

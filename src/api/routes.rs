@@ -28,6 +28,7 @@ pub(super) enum Endpoint {
     Health,
     Dashboard,
     DashboardFile,
+    Problems,
     Page(Page),
 }
 
@@ -46,7 +47,7 @@ pub(super) const ROUTES: &[Route] = &[
     Route::new("/healthz", READ, Endpoint::Health),
     Route::new("/", READ, Endpoint::Dashboard),
     Route::new("/dashboard/{file}", READ, Endpoint::DashboardFile),
-    Route::page("/problems", HTML, include_str!("pages/problems.html")),
+    Route::new("/problems", READ, Endpoint::Problems),
     Route::page("/openapi.json", JSON, include_str!("pages/openapi.json")),
     Route::page("/docs", HTML, include_str!("pages/docs.html")),
     Route::page("/docs/docs.js", SCRIPT, include_str!("pages/docs.js")),

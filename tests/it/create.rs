@@ -54,7 +54,7 @@ async fn a_created_order_is_answered_as_it_stands_and_with_its_place() {
     assert!(*before <= *time && *time <= *after, "{time}");
     let whole = format!(
         r#"{{"id":"a1","status":"CREATED","created_at":"{time}","updated_at":"{time}","starts":0,"attention":null}}"#
-    );
+    ) + "\n";
     assert_eq!(created.body, whole);
     let read = client.get(format!("{}/order/a1", api.url)).await;
     assert_eq!((read.status, read.body), (200, whole));
@@ -180,7 +180,7 @@ async fn any_other_content_type_is_415_and_told_the_header_to_send() {
         assert!(shows, "{content_type:?}: {detail}");
     }
     let none = client.get(format!("{}/order", api.url)).await;
-    assert_eq!(none.body, "[]");
+    assert_eq!(none.body, "[]\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -292,7 +292,7 @@ async fn a_body_that_is_no_order_is_refused_with_the_name_of_what_is_wrong() {
         assert_problem(&post(&client, &api, body, &[]).await, 400);
     }
     let none = client.get(format!("{}/order", api.url)).await;
-    assert_eq!(none.body, "[]");
+    assert_eq!(none.body, "[]\n");
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -347,7 +347,7 @@ async fn a_page_of_another_site_can_change_nothing() {
         .request("GET", format!("{}/order", api.url))
         .header("sec-fetch-site", "cross-site");
     let read = client.send(request).await;
-    assert_eq!((read.status, &*read.body), (200, "[]"));
+    assert_eq!((read.status, &*read.body), (200, "[]\n"));
     for (id, site) in [("a1", "same-origin"), ("a2", "same-site"), ("a3", "none")] {
         let body = json!({ "id": id }).to_string();
         let created = post(&client, &api, body, &[("sec-fetch-site", site)]).await;

@@ -117,7 +117,7 @@ async fn a_page_of_events_tells_what_happened_in_its_order() {
     let api = world.api(&[]);
     let client = Client::new();
     let empty = client.get(format!("{}/event", api.url)).await;
-    assert_eq!((empty.status, &*empty.body), (200, "[]"));
+    assert_eq!((empty.status, &*empty.body), (200, "[]\n"));
     client.create(&api.url, "a/1").await;
     client.create(&api.url, "a2").await;
     settle(&world.store(), [1]).await;

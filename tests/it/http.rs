@@ -188,6 +188,35 @@ async fn head_is_get_without_the_body() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_json_answer_ends_with_one_newline() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let created = client.create(&api.url, "a1").await;
+    let refused = client.create(&api.url, "a1").await;
+    let mut answers = vec![created, refused];
+    for path in [
+        "/order",
+        "/order?limit=1",
+        "/order?status=FAILED",
+        "/order/a1",
+        "/order/none",
+        "/event",
+        "/stats",
+        "/livez",
+        "/healthz",
+        "/openapi.json",
+        "/none",
+    ] {
+        answers.push(client.get(format!("{}{path}", api.url)).await);
+    }
+    for answer in answers {
+        let body = answer.body.strip_suffix('\n').expect(&answer.body);
+        assert!(body.ends_with(['}', ']']), "{answer:?}");
+    }
+}
+
 /// The status of the body of a health path and the names of its checks, each of the right shape.
 fn checks(health: &Answer) -> (String, Vec<String>) {
     assert_eq!(health.header("content-type"), "application/json");

@@ -240,7 +240,7 @@ async fn a_list_of_nothing_is_an_empty_list() {
     for query in ["", "?", "?status=FAILED", "?attention=true", "?limit=5"] {
         let url = format!("{}/order{query}", api.url);
         let array = client.get(&url).await;
-        assert_eq!((array.status, &*array.body), (200, "[]"), "{query}");
+        assert_eq!((array.status, &*array.body), (200, "[]\n"), "{query}");
         assert_eq!(array.header("link"), "");
         let lines = client
             .request("GET", &url)

@@ -272,7 +272,9 @@ async fn every_request_is_answered_as_the_document_says() {
 async fn the_document_is_whole_and_its_examples_are_what_it_says() {
     let world = World::new();
     let api = world.api(&[]);
-    let document = Document::of(&Client::new(), &api.url).await;
+    let client = Client::new();
+    let document = Document::of(&client, &api.url).await;
+    let problems = client.get(format!("{}/problems", api.url)).await.body;
     assert_eq!(document.0["openapi"], "3.1.0");
     assert_eq!(document.0["info"]["version"], env!("CARGO_PKG_VERSION"));
     let mut ids = BTreeSet::new();
@@ -307,15 +309,16 @@ async fn the_document_is_whole_and_its_examples_are_what_it_says() {
         for (status, response) in operation["responses"].as_object().unwrap() {
             let response = document.resolve(response);
             assert!(response["description"].is_string(), "{what} {status}");
-            check_examples(&document, &format!("{what} {status}"), response);
+            let what = format!("{what} {status}");
+            check_examples(&document, &problems, &what, response);
         }
     }
     for (name, response) in document.0["components"]["responses"].as_object().unwrap() {
-        check_examples(&document, name, response);
+        check_examples(&document, &problems, name, response);
     }
 }
 
-fn check_examples(document: &Document, what: &str, response: &Value) {
+fn check_examples(document: &Document, problems: &str, what: &str, response: &Value) {
     for media in response["content"].as_object().unwrap().values() {
         if media["schema"].is_null() {
             continue;
@@ -324,6 +327,8 @@ fn check_examples(document: &Document, what: &str, response: &Value) {
         let named = named.map(|(name, example)| {
             let kind = format!("/problems#{name}");
             assert_eq!(example["value"]["type"], kind, "{what}");
+            let title = example["value"]["title"].as_str().unwrap();
+            assert!(problems.contains(&format!("<h2>{title}</h2>")), "{title}");
             &example["value"]
         });
         let alone = (!media["example"].is_null()).then_some(&media["example"]);

@@ -2,11 +2,8 @@
 //! told. The description of the API is in `openapi`; what the dashboard does in a browser, in
 //! `tests/browser`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
-
-use serde_json::Value;
 
 use crate::world::{Answer, Client, World};
 
@@ -133,57 +130,6 @@ fn the_files_from_elsewhere_are_as_they_were_published_and_their_licences_are_to
             assert!(told.lines().any(|row| is_told(&row)), "{name}: {sum}");
         }
     }
-}
-
-/// The kinds of problems in the code: each stands before its title.
-fn kinds() -> BTreeSet<String> {
-    let code = source("src/api/problem.rs");
-    let parts: Vec<&str> = code.split('"').collect();
-    let is_kind = |word: &str| word.chars().all(|c| c == '-' || c.is_ascii_lowercase());
-    let mut kinds = BTreeSet::new();
-    for window in parts.windows(3) {
-        let [word, between, title] = window else {
-            continue;
-        };
-        if !word.is_empty()
-            && is_kind(word)
-            && between.trim() == ","
-            && title.starts_with(char::is_uppercase)
-        {
-            kinds.insert((*word).to_owned());
-        }
-    }
-    kinds
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_kind_of_problem_has_its_section_and_every_section_its_kind() {
-    let world = World::new();
-    let api = world.api(&[]);
-    let page = Client::new().get(format!("{}/problems", api.url)).await;
-    let code = source("src/api/problem.rs");
-    let mut sections = BTreeMap::new();
-    for section in between(&page.body, "<section ", "</section>") {
-        let id = between(section, "id=\"", "\"")[0];
-        sections.insert(id.to_owned(), section);
-        for part in ["What happened", "What to do", "Example"] {
-            assert!(
-                section.contains(&format!("<dt>{part}</dt>")),
-                "{id}: {part}"
-            );
-        }
-        let title = between(section, "<h2>", "</h2>")[0];
-        assert!(code.contains(&format!("\"{title}\"")), "{id}: {title}");
-        let example = between(section, "<pre tabindex=\"0\">", "</pre>")[0];
-        let example: Value = serde_json::from_str(example).expect(example);
-        assert_eq!(example["type"], format!("/problems#{id}"));
-        assert_eq!(example["title"], title);
-        assert!(example["detail"].is_string());
-        let told = format!("<dd>{}, <code>/problems#{id}</code>", example["status"]);
-        assert!(section.contains(&told), "{told}: {section}");
-    }
-    let told: BTreeSet<_> = sections.into_keys().collect();
-    assert_eq!(told, kinds());
 }
 
 #[tokio::test(flavor = "multi_thread")]
