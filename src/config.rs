@@ -38,6 +38,8 @@ use crate::upstream::UpstreamUrl;
 #[derive(Debug, Parser)]
 #[command(name = "order-service", version, max_term_width = 100)]
 pub struct OrderService {
+    #[command(flatten)]
+    pub log: LogArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: ServiceCommand,
@@ -81,6 +83,8 @@ pub enum ServiceCommand {
 #[derive(Debug, Parser)]
 #[command(name = "order-reconciler", version, max_term_width = 100)]
 pub struct OrderReconciler {
+    #[command(flatten)]
+    pub log: LogArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: ReconcilerCommand,
@@ -112,8 +116,6 @@ pub struct ServeArgs {
     pub upstream: UpstreamArgs,
     #[command(flatten)]
     pub reconcile: ReconcileArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service dev`.
@@ -142,8 +144,6 @@ pub struct DevArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub faults: FaultArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service api`.
@@ -153,8 +153,6 @@ pub struct ApiArgs {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub listen: ListenArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service simulator`.
@@ -186,8 +184,6 @@ pub struct SimulatorArgs {
     pub record: Option<PathBuf>,
     #[command(flatten)]
     pub faults: FaultArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service account`.
@@ -200,8 +196,6 @@ pub struct AccountArgs {
     /// The simulator's record, which tells whether an order was started twice [default: none]
     #[arg(long, env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service restart`.
@@ -215,8 +209,6 @@ pub struct RestartArgs {
     pub all_lost: bool,
     #[command(flatten)]
     pub database: DatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service fail`.
@@ -227,8 +219,6 @@ pub struct FailArgs {
     pub ids: Vec<OrderId>,
     #[command(flatten)]
     pub database: DatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service explain`.
@@ -239,8 +229,6 @@ pub struct ExplainArgs {
     pub id: OrderId,
     #[command(flatten)]
     pub database: ExistingDatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service backup`.
@@ -254,8 +242,6 @@ pub struct BackupArgs {
     pub replace: bool,
     #[command(flatten)]
     pub database: ExistingDatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service check`.
@@ -263,8 +249,6 @@ pub struct BackupArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub database: ExistingDatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-service prune`.
@@ -284,8 +268,6 @@ pub struct PruneArgs {
     pub dry_run: bool,
     #[command(flatten)]
     pub database: DatabaseArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// What goes wrong in the simulator.
@@ -346,8 +328,6 @@ pub struct ReconcilerArgs {
     pub upstream: UpstreamArgs,
     #[command(flatten)]
     pub reconcile: ReconcileArgs,
-    #[command(flatten)]
-    pub log: LogArgs,
 }
 
 /// `order-reconciler health`.
@@ -420,7 +400,7 @@ pub struct ReconcileArgs {
         long,
         env = "RECONCILE_SCHEDULE",
         value_name = "CRON",
-        default_value = "* * * * * *"
+        default_value_t = Settings::default().schedule
     )]
     pub schedule: Schedule,
     /// Starts per second at most; decimals are allowed, 0 means no ceiling
@@ -428,7 +408,7 @@ pub struct ReconcileArgs {
         long,
         env = "START_RATE",
         value_name = "PER SECOND",
-        default_value = "50",
+        default_value_t = Settings::default().start_rate,
         allow_negative_numbers = true,
         value_parser = parse_rate
     )]
@@ -438,34 +418,35 @@ pub struct ReconcileArgs {
         long,
         env = "MAX_IN_FLIGHT",
         value_name = "REQUESTS",
-        default_value = "8",
+        default_value_t = Settings::default().max_in_flight,
         value_parser = parse_in_flight
     )]
-    pub max_in_flight: u32,
+    pub max_in_flight: usize,
     /// How long a start or a look-up may take; for the list the longest silence, with 10 min in
     /// all. A number with a unit: ms, s, m
     #[arg(
         long,
         env = "REQUEST_TIMEOUT",
         value_name = "DURATION",
-        default_value = "5s",
+        default_value_t = Settings::default().request_timeout.into(),
         value_parser = parse_timeout
     )]
-    pub request_timeout: Duration,
+    pub request_timeout: humantime::Duration,
     /// What to do with an order whose process the order process service has forgotten
     #[arg(
         long,
         env = "LOST_PROCESS",
         value_name = "POLICY",
-        default_value = "restart"
+        value_enum,
+        default_value_t = Settings::default().lost_process
     )]
-    pub lost_process: LostProcessArg,
+    pub lost_process: LostProcess,
     /// An order that was started so often is held, not started again
     #[arg(
         long,
         env = "MAX_STARTS",
         value_name = "STARTS",
-        default_value = "5",
+        default_value_t = Settings::default().max_starts,
         value_parser = parse_starts
     )]
     pub max_starts: u32,
@@ -477,27 +458,12 @@ impl ReconcileArgs {
         Settings {
             schedule: self.schedule.clone(),
             start_rate: self.start_rate,
-            max_in_flight: self.max_in_flight as usize,
-            request_timeout: self.request_timeout,
+            max_in_flight: self.max_in_flight,
+            request_timeout: *self.request_timeout,
             max_starts: self.max_starts,
-            lost_process: match self.lost_process {
-                LostProcessArg::Restart => LostProcess::Restart,
-                LostProcessArg::Hold => LostProcess::Hold,
-                LostProcessArg::Fail => LostProcess::Fail,
-            },
+            lost_process: self.lost_process,
         }
     }
-}
-
-/// What to do with an order whose process was forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LostProcessArg {
-    /// Start it again, which may repeat its work
-    Restart,
-    /// Leave it PROCESSING, with attention process_lost
-    Hold,
-    /// Settle it as FAILED
-    Fail,
 }
 
 /// How to log.
@@ -506,6 +472,7 @@ pub struct LogArgs {
     /// Format of the log on standard error; levels through RUST_LOG
     #[arg(
         long,
+        global = true,
         env = "LOG_FORMAT",
         value_name = "FORMAT",
         default_value = "text"
@@ -539,25 +506,21 @@ pub fn order_process_token() -> Result<Option<String>, &'static str> {
 /// Parses the arguments of `order-service`; prints and exits on a wrong one, or when asked for
 /// help.
 pub fn order_service() -> OrderService {
-    parse(
-        |arguments| match arguments.get(1).and_then(|first| first.to_str()) {
-            None => Some("serve"),
-            Some("-h" | "--help" | "-V" | "--version") => None,
-            Some(first) => first.starts_with('-').then_some("serve"),
-        },
-    )
+    parse(|first| match first {
+        None => Some("serve"),
+        Some("-h" | "--help" | "-V" | "--version") => None,
+        Some(first) => first.starts_with('-').then_some("serve"),
+    })
 }
 
 /// Parses the arguments of `order-reconciler`; prints and exits on a wrong one, or when asked for
 /// help.
 pub fn order_reconciler() -> OrderReconciler {
-    parse(
-        |arguments| match arguments.get(1).and_then(|first| first.to_str()) {
-            None => Some("run"),
-            Some("-V" | "--version") => None,
-            Some(first) => first.starts_with('-').then_some("run"),
-        },
-    )
+    parse(|first| match first {
+        None => Some("run"),
+        Some("-V" | "--version") => None,
+        Some(first) => first.starts_with('-').then_some("run"),
+    })
 }
 
 #[cfg(test)]

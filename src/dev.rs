@@ -52,7 +52,8 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
             (url, Some(listener))
         }
     };
-    let upstream = client(&url, args.reconcile.request_timeout)?;
+    let settings = args.reconcile.settings();
+    let upstream = client(&url, settings.request_timeout)?;
     let database = folder.path().join("orders.db");
     let store = Store::open(&DatabasePath::from(database), Mode::Threaded)?;
     let mut simulator = None;
@@ -85,7 +86,6 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let has_simulator = simulator.is_some();
     let simulated = simulated(&args, has_simulator, control_url.as_deref());
     print_banner(&args, &listener, &url, &simulated, &store)?;
-    let settings = args.reconcile.settings();
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
     let api = Api::for_dev(store.clone(), stop.begun.clone(), simulator.map(routes));

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use order_service::api::Api;
-use order_service::config::{self, ApiArgs, LogFormat, ServeArgs, ServiceCommand, SimulatorArgs};
+use order_service::config::{self, ApiArgs, ServeArgs, ServiceCommand, SimulatorArgs};
 use order_service::operator::{self, client};
 use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
 use order_service::simulator::Simulator;
@@ -16,22 +16,16 @@ use tokio::net::TcpListener;
 const OPERATOR_LOG_DEFAULT: &str = "order_service=warn,rustls_platform_verifier=off";
 
 fn main() -> ExitCode {
-    let command = config::order_service().command;
-    let (format, levels) = match &command {
-        ServiceCommand::Serve(args) => (args.log.log_format, LOG_DEFAULT),
-        ServiceCommand::Api(args) => (args.log.log_format, LOG_DEFAULT),
-        ServiceCommand::Simulator(args) => (args.log.log_format, LOG_DEFAULT),
-        ServiceCommand::Dev(args) => (args.log.log_format, dev::LOG_DEFAULT),
-        ServiceCommand::Account(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Restart(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Fail(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Backup(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Check(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Explain(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Prune(args) => (args.log.log_format, OPERATOR_LOG_DEFAULT),
-        ServiceCommand::Health(_) => (LogFormat::Text, LOG_DEFAULT),
+    let config::OrderService { log, command } = config::order_service();
+    let levels = match &command {
+        ServiceCommand::Serve(_)
+        | ServiceCommand::Api(_)
+        | ServiceCommand::Simulator(_)
+        | ServiceCommand::Health(_) => LOG_DEFAULT,
+        ServiceCommand::Dev(_) => dev::LOG_DEFAULT,
+        _ => OPERATOR_LOG_DEFAULT,
     };
-    program::log_to_stderr(format, levels);
+    program::log_to_stderr(log.log_format, levels);
     program::run(async {
         match command {
             ServiceCommand::Serve(args) => serve(*args).await,
@@ -58,15 +52,12 @@ fn main() -> ExitCode {
 
 async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
-    let upstream = client(
-        &args.upstream.order_process_url,
-        args.reconcile.request_timeout,
-    )?;
+    let settings = args.reconcile.settings();
+    let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen).await?;
     tell_address(&listener)?;
     log::info!("the upstream is {}", args.upstream.order_process_url);
-    let settings = args.reconcile.settings();
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), stop.begun.clone());
     program::serve(listener, api, store, reconciler, &stop).await

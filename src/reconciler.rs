@@ -66,6 +66,20 @@ pub struct Settings {
     pub lost_process: LostProcess,
 }
 
+impl Default for Settings {
+    /// The defaults of the flags.
+    fn default() -> Self {
+        Self {
+            schedule: Schedule::default(),
+            start_rate: 50.0,
+            max_in_flight: 8,
+            request_timeout: Duration::from_secs(5),
+            max_starts: 5,
+            lost_process: LostProcess::Restart,
+        }
+    }
+}
+
 /// Asks a reconciler to end.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {

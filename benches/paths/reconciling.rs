@@ -145,12 +145,10 @@ pub(super) fn pass(_turns: usize) -> Turn {
         world.record(changes);
     }
     let settings = Settings {
-        schedule: "* * * * * *".parse().expect("it is the usual one"),
-        start_rate: 50.0,
-        max_in_flight: 8,
         request_timeout: POLICY.request_timeout,
         max_starts: POLICY.max_starts,
         lost_process: POLICY.lost_process,
+        ..Settings::default()
     };
     let clock = SetClock::new(NOW);
     let upstream = Listed(list(OPEN as usize, "RUNNING"));

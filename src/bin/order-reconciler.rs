@@ -2,20 +2,17 @@
 
 use std::process::ExitCode;
 
-use order_service::config::{self, LogFormat, ReconcilerArgs, ReconcilerCommand};
+use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::health;
-use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
+use order_service::operator::client;
+use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread};
 use order_service::reconciler::{Settings, Stop};
 use order_service::store::{LeaderLock, Mode, Store};
 use order_service::upstream::HttpUpstream;
 
 fn main() -> ExitCode {
-    let command = config::order_reconciler().command;
-    let format = match &command {
-        ReconcilerCommand::Run(args) => args.log.log_format,
-        ReconcilerCommand::Health(_) => LogFormat::Text,
-    };
-    program::log_to_stderr(format, LOG_DEFAULT);
+    let config::OrderReconciler { log, command } = config::order_reconciler();
+    program::log_to_stderr(log.log_format, LOG_DEFAULT);
     program::run(async {
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
@@ -28,15 +25,10 @@ fn main() -> ExitCode {
 
 async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
-    let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
-    let upstream = HttpUpstream::new(
-        &args.upstream.order_process_url,
-        token.as_deref(),
-        args.reconcile.request_timeout,
-    )?;
+    let settings = args.reconcile.settings();
+    let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     log::info!("the upstream is {}", args.upstream.order_process_url);
-    let settings = args.reconcile.settings();
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }

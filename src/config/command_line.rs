@@ -7,13 +7,16 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Command, CommandFactory, FromArgMatches};
 
-/// Parses the arguments, after adding the command that is meant when none is given.
+/// Parses the arguments, after adding the command that is meant when none is given: `meant` chooses
+/// it by the first argument.
 pub(super) fn parse<T: CommandFactory + FromArgMatches>(
-    meant: impl FnOnce(&[OsString]) -> Option<&'static str>,
+    meant: impl FnOnce(Option<&str>) -> Option<&'static str>,
 ) -> T {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    if let Some(command) = meant(&arguments) {
-        arguments.insert(1.min(arguments.len()), command.into());
+    let at = first_after_globals(&arguments);
+    let first = arguments.get(at).map(|first| first.to_string_lossy());
+    if let Some(command) = meant(first.as_deref()) {
+        arguments.insert(at, command.into());
     }
     let command = without_empty_variables(T::command());
     command
@@ -28,7 +31,7 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
                 let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
                 error.insert(ContextKind::InvalidValue, hidden);
             }
-            let variable = variable_behind(&error, &command, &arguments);
+            let variable = variable_behind(&error, &command, &arguments, at);
             // If standard error is closed, the exit code still tells.
             let _ = error.print();
             if let Some(variable) = variable {
@@ -38,11 +41,26 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
         })
 }
 
-/// The variable that a wrong value came from, if it came from one.
+/// The index of the first argument after those that may stand before a command.
+fn first_after_globals(arguments: &[OsString]) -> usize {
+    const LOG_FORMAT: &str = "--log-format";
+    let mut at = 1.min(arguments.len());
+    while let Some(argument) = arguments.get(at).and_then(|argument| argument.to_str()) {
+        at += match argument.strip_prefix(LOG_FORMAT) {
+            Some("") if at + 1 < arguments.len() => 2,
+            Some(rest) if rest.starts_with('=') => 1,
+            _ => break,
+        };
+    }
+    at
+}
+
+/// The variable that a wrong value came from, if it came from one. The command is at the index `at`.
 fn variable_behind(
     error: &clap::Error,
     command: &Command,
     arguments: &[OsString],
+    at: usize,
 ) -> Option<String> {
     let ContextValue::String(named) = error.get(ContextKind::InvalidArg)? else {
         return None;
@@ -51,9 +69,10 @@ fn variable_behind(
     let is_given = arguments
         .iter()
         .any(|argument| argument.to_string_lossy().starts_with(flag));
-    let command = command.find_subcommand(arguments.get(1)?)?;
+    let subcommand = command.find_subcommand(arguments.get(at)?)?;
     let argument = command
         .get_arguments()
+        .chain(subcommand.get_arguments())
         .find(|argument| argument.get_long() == flag.strip_prefix("--"))?;
     let variable = argument.get_env()?.to_string_lossy().into_owned();
     (!is_given).then_some(variable)

@@ -6,13 +6,17 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+
+use crate::decide::LostProcess;
 use crate::upstream::{UpstreamUrl, UpstreamUrlError};
 
 /// The longest time a request may be given.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// The most requests at once that anyone could mean.
-const IN_FLIGHT_MAX: u32 = 1_024;
+const IN_FLIGHT_MAX: usize = 1_024;
 
 pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -23,7 +27,7 @@ pub(super) fn parse_url(text: &str) -> Result<UpstreamUrl, UpstreamUrlError> {
     text.parse()
 }
 
-pub(super) fn parse_in_flight(text: &str) -> Result<u32, String> {
+pub(super) fn parse_in_flight(text: &str) -> Result<usize, String> {
     parse_whole(text, 1..=IN_FLIGHT_MAX)
 }
 
@@ -64,13 +68,13 @@ pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
         })
 }
 
-pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_timeout(text: &str) -> Result<humantime::Duration, String> {
     let timeout = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
     if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
         return Err("it takes 1ms to 10m".to_owned());
     }
-    Ok(timeout)
+    Ok(timeout.into())
 }
 
 pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
@@ -80,6 +84,21 @@ pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
         return Err(format!("it has to be some time ago; {RIGHT}"));
     }
     Ok(age)
+}
+
+impl ValueEnum for LostProcess {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Restart, Self::Hold, Self::Fail]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let (name, help) = match self {
+            Self::Restart => ("restart", "Start it again, which may repeat its work"),
+            Self::Hold => ("hold", "Leave it PROCESSING, with attention process_lost"),
+            Self::Fail => ("fail", "Settle it as FAILED"),
+        };
+        Some(PossibleValue::new(name).help(help))
+    }
 }
 
 #[cfg(test)]
@@ -95,7 +114,10 @@ mod tests {
         for timeout in ["0s", "5", "11m", "-1s", ""] {
             assert!(parse_timeout(timeout).is_err(), "{timeout}");
         }
-        assert_eq!(parse_timeout("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(
+            parse_timeout("500ms"),
+            Ok(Duration::from_millis(500).into())
+        );
         for age in ["0s", "0d", "90", "-90d", "d", "90 parsecs", "forever", ""] {
             assert!(parse_age(age).is_err(), "{age}");
         }

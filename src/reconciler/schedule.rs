@@ -57,6 +57,13 @@ impl FromStr for Schedule {
     }
 }
 
+impl Default for Schedule {
+    /// Every second.
+    fn default() -> Self {
+        "* * * * * *".parse().expect("every second is a schedule")
+    }
+}
+
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

@@ -84,12 +84,12 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
         ),
         (vec!["order-service", "check"], vec![DATABASE, LOG]),
         (vec!["order-service", "explain"], vec![DATABASE, LOG]),
-        (vec!["order-service", "health"], vec![LISTEN]),
+        (vec!["order-service", "health"], vec![LISTEN, LOG]),
         (
             vec!["order-reconciler"],
             with(&[DATABASE, URL, LOG, ("--once", "", "")]),
         ),
-        (vec!["order-reconciler", "health"], vec![DATABASE]),
+        (vec!["order-reconciler", "health"], vec![DATABASE, LOG]),
     ]
 }
 

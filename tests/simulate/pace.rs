@@ -5,7 +5,6 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Status, Timestamp};
 use order_service::reconciler::{Reconciler, Settings, Stop};
 use order_service::simulator::crash::{CrashModel, Hazard};
@@ -320,12 +319,10 @@ impl One {
 
 fn reconciler(world: &Rc<World>, store: &Store, ceiling: f64) -> Reconciler<Handle, Handle> {
     let settings = Settings {
-        schedule: "* * * * * *".parse().unwrap(),
         start_rate: ceiling,
-        max_in_flight: 8,
         request_timeout: REQUEST_TIMEOUT,
         max_starts: 1_000,
-        lost_process: LostProcess::Restart,
+        ..Settings::default()
     };
     let handle = Handle(world.clone());
     Reconciler::new(store.clone(), handle.clone(), handle, settings).unwrap()

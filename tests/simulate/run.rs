@@ -143,12 +143,12 @@ impl Run {
             (LostProcess::Fail, "fail"),
         ][draws.below(4) as usize];
         let settings = Settings {
-            schedule: "* * * * * *".parse().unwrap(),
             start_rate: [0.0, 5.0, 50.0][draws.below(3) as usize],
             max_in_flight: [1, 2, 8][draws.below(3) as usize],
             request_timeout: timeout,
             max_starts: [1, 3, 5, 1_000][draws.below(4) as usize],
             lost_process,
+            ..Settings::default()
         };
         {
             let mut oracle = world.oracle.borrow_mut();

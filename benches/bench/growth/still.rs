@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use order_service::clock::{Clock, SetClock};
-use order_service::decide::LostProcess;
 use order_service::order::{Observed, OrderId, Timestamp};
 use order_service::pace::Failure;
 use order_service::reconciler::{Reconciler, Settings, Stop};
@@ -43,16 +42,8 @@ pub fn pass(database: &Path) -> anyhow::Result<f64> {
         store.fold().await;
         anyhow::Ok(())
     })?;
-    let settings = Settings {
-        schedule: "* * * * * *".parse()?,
-        start_rate: 50.0,
-        max_in_flight: 8,
-        request_timeout: Duration::from_secs(5),
-        max_starts: 5,
-        lost_process: LostProcess::Restart,
-    };
     let clock = SetClock::new(STARTED_AT);
-    let mut reconciler = Reconciler::new(store, Running(ids), clock.clone(), settings)?;
+    let mut reconciler = Reconciler::new(store, Running(ids), clock.clone(), Settings::default())?;
     let stop = Stop::default();
     repeated(PASSES, |_| {
         clock.set(clock.now().after(INTERVAL));

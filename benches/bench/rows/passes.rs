@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
-use order_service::decide::LostProcess;
 use order_service::order::{Observed, OrderId, Status, Timestamp};
 use order_service::program::reconciler_runtime;
 use order_service::reconciler::{Reconciler, Settings, Stop};
@@ -235,12 +234,8 @@ impl Passes {
     fn new(store: Store, url: &str) -> anyhow::Result<Self> {
         let clock = MovedClock(Rc::default());
         let settings = Settings {
-            schedule: "* * * * * *".parse()?,
-            start_rate: 50.0,
             max_in_flight: REQUESTS,
-            request_timeout: Duration::from_secs(5),
-            max_starts: 5,
-            lost_process: LostProcess::Restart,
+            ..Settings::default()
         };
         Ok(Self {
             reconciler: Reconciler::new(store, client(url)?, clock.clone(), settings)?,

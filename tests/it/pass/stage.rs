@@ -208,12 +208,10 @@ impl Stage {
             upstream: InMemory::new(clock.clone(), max_duration_secs),
             clock,
             settings: Settings {
-                schedule: "* * * * * *".parse().unwrap(),
                 start_rate: 0.0,
                 max_in_flight: 1,
-                request_timeout: Duration::from_secs(5),
-                max_starts: 5,
                 lost_process: LostProcess::Hold,
+                ..Settings::default()
             },
         }
     }

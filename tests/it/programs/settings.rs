@@ -254,6 +254,38 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
 }
 
 #[test]
+fn the_format_of_the_log_stands_before_or_after_every_command() {
+    let world = World::new();
+    let missing = ["--database-url", "no/such.db"];
+    for (name, command, rest) in [
+        ("order-service", "serve", &missing[..]),
+        ("order-service", "check", &missing),
+        ("order-service", "health", &["--listen", "127.0.0.1:0"]),
+        ("order-reconciler", "health", &missing),
+    ] {
+        let json = ["--log-format", "json"];
+        for arguments in [
+            [&json[..], &[command], rest].concat(),
+            [&["--log-format=json", command], rest].concat(),
+            [&[command], rest, &json].concat(),
+        ] {
+            let ran = world.run(name, &arguments, &[]);
+            assert!(ran.code.is_some_and(|code| code > 0), "{ran:?}");
+            let line: Value = serde_json::from_str(&ran.stderr)
+                .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {ran:?}"));
+            assert_eq!(line["level"], "error");
+        }
+    }
+    // Alone it is a flag of the command that is meant.
+    let arguments = [&["--log-format", "json"], &missing[..]].concat();
+    let ran = world.run("order-service", &arguments, &[]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    let ran = world.run("order-service", &["health"], &[("LOG_FORMAT", "xml")]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("variable LOG_FORMAT"), "{ran:?}");
+}
+
+#[test]
 fn a_variable_that_is_set_to_nothing_counts_as_unset() {
     let world = World::new();
     for (flag, variable, _) in commands().into_iter().flat_map(|(_, settings)| settings) {
