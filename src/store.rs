@@ -8,17 +8,13 @@
 //! removed in `store/prune.rs`, and who may not read on after that in `store/place.rs`, how rows
 //! are read in `store/rows.rs`, how new ones are noticed in `store/watch.rs`, and which the
 //! reconciler watches in `store/watched.rs`. What looks at a file from beside, to copy or check it,
-//! is in `store/inspect.rs`; what is answered where nothing is stored, to measure the rest, in
-//! `store/nowhere.rs`, and what it is measured on in `store/engine.rs`. The methods speak of
-//! orders, not of SQL.
+//! is in `store/inspect.rs`. The methods speak of orders, not of SQL.
 
 mod check;
-mod engine;
 mod fold;
 mod history;
 mod inspect;
 mod journal;
-mod nowhere;
 mod open;
 mod operate;
 mod page;
@@ -155,8 +151,6 @@ struct Inner {
     path: PathBuf,
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
-    /// See [`Mode::Nowhere`].
-    is_nowhere: bool,
 }
 
 impl Store {
@@ -168,14 +162,12 @@ impl Store {
     pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
         let file = open::prepare(path)?;
         let readers = open::readers(&file)?;
-        let is_nowhere = matches!(mode, Mode::Nowhere);
         let writer = Writer::start(open::writing_connection(&file)?, file.clone(), mode)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: file.path,
                 readers,
                 writer,
-                is_nowhere,
             }),
         })
     }
@@ -199,9 +191,6 @@ impl Store {
     /// # Errors
     /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn create(&self, id: OrderId, now: Timestamp) -> Result<Creation, StoreError> {
-        if self.inner.is_nowhere {
-            return Ok(nowhere::created(id, now));
-        }
         self.inner
             .writer
             .write(move |db| create(db, &id, now))
@@ -213,9 +202,6 @@ impl Store {
     /// # Errors
     /// The database cannot be read.
     pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
-        if self.inner.is_nowhere {
-            return Ok(Some(nowhere::found(id)));
-        }
         self.read(|db| find(db, id))
     }
 
@@ -429,14 +415,6 @@ impl Store {
     /// What this process has written, and what waits to be.
     pub fn writing(&self) -> Writing {
         self.inner.writer.told()
-    }
-
-    /// What the database engine is and how the writing connection is set: names and values.
-    ///
-    /// # Errors
-    /// The database cannot be written.
-    pub async fn engine(&self) -> Result<Vec<(&'static str, String)>, StoreError> {
-        self.inner.writer.write(engine::engine).await
     }
 
     /// What the database takes on disk.

@@ -110,6 +110,12 @@ impl Template {
         Ok(self.database(bench)?.with_extension("ids"))
     }
 
+    /// The same, read.
+    pub fn names(&self, bench: &Bench) -> anyhow::Result<Vec<String>> {
+        let text = fs::read_to_string(self.ids(bench)?)?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// A copy of it, flushed, so that nothing of the copying is left for the measurement.
     pub fn copy(&self, bench: &Bench, to: &Path) -> anyhow::Result<()> {
         fs::copy(self.database(bench)?, to)?;

@@ -26,6 +26,8 @@ pub enum Script<'a> {
     Create(Ids),
     /// Orders from a file of ids, drawn at random.
     Get(&'a Path),
+    /// `GET /livez`: the least that the program can be asked.
+    Live,
 }
 
 /// What wrk found.
@@ -42,21 +44,17 @@ pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Lo
     let mut command = Command::new("wrk");
     command.args(["--threads", "1", "--connections"]);
     command.arg(CONNECTIONS.to_string());
-    command.args(["--duration", &format!("{}s", during.as_secs()), "--script"]);
+    command.args(["--duration", &format!("{}s", during.as_secs())]);
+    command.args(["--script", "benches/bench/load.lua", url]);
     match script {
-        Script::Create(ids) => {
-            command.arg("benches/bench/load/create.lua");
-            command.env("IDS", ids.word());
-            let now = std::time::UNIX_EPOCH.elapsed()?.as_millis();
-            command.env("NOW", now.to_string());
-        }
-        Script::Get(ids) => {
-            command.arg("benches/bench/load/get.lua");
-            command.env("IDS", ids);
-        }
-    }
-    let seed = fastrand::u32(..).to_string();
-    let output = command.arg(url).env("SEED", seed).output()?;
+        Script::Create(ids) => command.env("ASK", ids.word()),
+        Script::Get(ids) => command.env("ASK", "get").env("IDS", ids),
+        Script::Live => command.env("ASK", "live"),
+    };
+    let now = std::time::UNIX_EPOCH.elapsed()?.as_millis();
+    command.env("NOW", now.to_string());
+    command.env("SEED", fastrand::u32(..).to_string());
+    let output = command.output()?;
     let told = String::from_utf8_lossy(&output.stdout);
     read_wrk(&told).with_context(|| {
         format!(

@@ -6,21 +6,19 @@
 //! - `machine`: what it was measured on.
 //! - `databases`: databases full of orders, made once and copied.
 //! - `programs`: the built programs, and what they take of the machine.
-//! - `servers`: the servers that they are held against.
+//! - `upstream`: the order process service that passes are measured with.
 //! - `load`, `http`: how they are asked.
-//! - `growth`: the same costs among more and more orders.
 //!
-//! `scripts/bench` runs all of it, `scripts/bench NAME…` some rows, `scripts/bench --list` names them.
+//! `scripts/bench` runs all of it, `scripts/bench NAME…` some rows.
 
 mod databases;
-mod growth;
 mod http;
 mod load;
 mod machine;
 mod programs;
 mod rows;
-mod servers;
 mod table;
+mod upstream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,18 +59,7 @@ fn main() -> ExitCode {
         // Cargo adds this to what it was given.
         .filter(|argument| argument != "--bench")
         .collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match words[..] {
-        ["--list"] => {
-            list();
-            Ok(())
-        }
-        ["growth"] => Bench::new().and_then(|bench| growth::run(&bench, false)),
-        ["growth", "--ten-million"] => Bench::new().and_then(|bench| growth::run(&bench, true)),
-        ["serve", ref server @ ..] => return servers::serve(server),
-        _ => named(&words).map_or_else(usage, |rows| run(&rows)),
-    };
-    match result {
+    match named(&arguments).and_then(|rows| run(&rows)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -81,26 +68,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn list() {
-    for row in ROWS {
-        println!("{:<12} {}", row.name, row.what);
-    }
-}
-
-/// The rows of these names, or all of them; nothing if there is no such row.
-fn named(names: &[&str]) -> Option<Vec<&'static Row>> {
+/// The rows of these names, or all of them.
+fn named(names: &[String]) -> anyhow::Result<Vec<&'static Row>> {
     if names.is_empty() {
-        return Some(ROWS.iter().collect());
+        return Ok(ROWS.iter().collect());
     }
-    names
-        .iter()
-        .map(|name| ROWS.iter().find(|row| row.name == *name))
-        .collect()
-}
-
-fn usage() -> anyhow::Result<()> {
-    list();
-    anyhow::bail!("usage: scripts/bench [NAME…] | --list | check [--keep] | growth [--ten-million]")
+    let named = names.iter().map(|name| {
+        let row = ROWS.iter().find(|row| row.name == name);
+        row.with_context(|| format!("there is no row {name:?}; scripts/bench --list prints them"))
+    });
+    named.collect()
 }
 
 /// Measures these rows and prints the table. A missed goal is told and is no failure; an answer
@@ -112,7 +89,8 @@ fn run(rows: &[&Row]) -> anyhow::Result<()> {
     let mut lines: Vec<Line> = Vec::new();
     let mut wrong = 0;
     for row in rows {
-        eprintln!("{:>6.0} s  {}", begun.elapsed().as_secs_f64(), row.name);
+        let seconds = begun.elapsed().as_secs_f64();
+        eprintln!("{seconds:>6.0} s  {}: {}", row.name, row.what);
         let measured = (row.run)(&bench).unwrap_or_else(|error| {
             eprintln!("          WRONG: {error:#}");
             wrong += 1;

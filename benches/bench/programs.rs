@@ -46,13 +46,6 @@ impl Program {
         Self::listening(command, &folder.join("simulator.log"))
     }
 
-    /// This program itself, as a server that ours are held against.
-    pub fn reference(arguments: &[&str], folder: &Path) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("serve").args(arguments);
-        Self::listening(command, &folder.join("reference.log"))
-    }
-
     fn listening(command: Command, log: &Path) -> anyhow::Result<Self> {
         let mut program = Self::spawn(command, log)?;
         let mut line = String::new();

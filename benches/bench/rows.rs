@@ -1,8 +1,8 @@
-//! The rows of the table, in the order in which they are measured and told.
+//! The rows of the table, in the order in which they are measured. `scripts/bench --list` reads
+//! their names and words from here.
 //!
-//! Each says in its own file what is measured against what, and why that is a fair reference.
+//! Each row's own file says what is measured against what, and why that is a fair reference.
 
-mod clone;
 mod create;
 mod disk;
 mod held;
@@ -43,19 +43,9 @@ pub const ROWS: &[Row] = &[
         run: held::run,
     },
     Row {
-        name: "server",
-        what: "our routes without a store, against a bare route",
-        run: create::server,
-    },
-    Row {
         name: "create",
         what: "durable creations, a million orders in place",
-        run: create::create,
-    },
-    Row {
-        name: "shared",
-        what: "what sharing a commit is worth",
-        run: create::shared,
+        run: create::run,
     },
     Row {
         name: "get",
@@ -93,6 +83,11 @@ pub const ROWS: &[Row] = &[
         run: passes::few,
     },
     Row {
+        name: "growth",
+        what: "a pass with a million settled, against one with a thousand",
+        run: passes::growth,
+    },
+    Row {
         name: "idle",
         what: "both programs at rest, and how soon they are ready",
         run: idle::run,
@@ -101,10 +96,5 @@ pub const ROWS: &[Row] = &[
         name: "disk",
         what: "bytes on disk per settled order with its journal",
         run: disk::run,
-    },
-    Row {
-        name: "clone",
-        what: "from a clean clone to the first settled order",
-        run: clone::run,
     },
 ];

@@ -37,11 +37,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Mode {
     /// On a thread of their own, many in one commit.
     Threaded,
-    /// The same, each in a commit of its own: to measure what sharing one is worth.
-    Unshared,
-    /// Orders are not stored at all: to measure what serving costs without a database. Creations
-    /// are acknowledged, and every order is found; all other writes are done as usual.
-    Nowhere,
     /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
     /// that must be repeatable.
     Inline(Arc<dyn Gate>),
@@ -151,10 +146,6 @@ impl Writer {
             is_stuck,
             fold,
             counts,
-            batch_max: match mode {
-                Mode::Unshared => 1,
-                _ => BATCH_MAX,
-            },
         };
         if let Mode::Inline(gate) = mode {
             let connected = Box::new(Mutex::new(connected));
@@ -274,7 +265,6 @@ struct Connected {
     is_stuck: Arc<AtomicBool>,
     fold: Fold,
     counts: Counts,
-    batch_max: usize,
 }
 
 /// This process' turn to write.
@@ -294,7 +284,7 @@ impl Connected {
         let wanted_at = Instant::now();
         let begun = self.begin();
         let mut batch = vec![first];
-        while batch.len() < self.batch_max
+        while batch.len() < BATCH_MAX
             && let Ok(next) = waiting.try_recv()
         {
             batch.push(next);

@@ -226,3 +226,29 @@ fn the_settings_in_readme_are_those_of_the_programs() {
     }
     assert_eq!(checked, 10, "every flag of serve is in README");
 }
+
+#[test]
+fn readme_names_every_row_of_the_bench_as_its_list_does() {
+    let output = std::process::Command::new(root().join("scripts/bench"))
+        .arg("--list")
+        .output()
+        .unwrap();
+    let list = String::from_utf8(output.stdout).unwrap();
+    let listed: Vec<_> = list
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    // One function measures one row.
+    let functions = read("benches/bench/rows.rs")
+        .matches("        run: ")
+        .count();
+    assert_eq!(listed.len(), functions);
+    let readme = read("README.md");
+    let table = readme.split("| row | ours | beside |").nth(1).unwrap();
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let named: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+    assert_eq!(named, listed.into_iter().collect());
+}

@@ -16,6 +16,7 @@ use crate::databases::{MILLION, Reached, Template};
 use crate::load::{Held, Waited};
 use crate::programs::{Program, order_service};
 use crate::table::{Goal, Line, Unit, percentile};
+use crate::upstream::Upstream;
 
 const LOAD: Held = Held {
     rate: 1_000,
@@ -23,8 +24,8 @@ const LOAD: Held = Held {
     connections: 64,
 };
 
-/// The last of the million processes ends after so many seconds.
-const ENDED_AFTER: &str = "120";
+/// When the last of the million processes ends.
+const ENDED_AFTER: Duration = Duration::from_secs(120);
 
 /// When a backup is begun.
 const BACKUPS_AT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(100)];
@@ -40,9 +41,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         ..MILLION
     };
     template.copy(bench, &database)?;
-    let ids = template.ids(bench)?;
-    let ids = ids.to_str().context("an odd path")?;
-    let upstream = Program::reference(&["upstream", ids, ENDED_AFTER], scratch.path())?;
+    let upstream = Upstream::begin(template.names(bench)?, ENDED_AFTER)?;
     let api = Program::api(&database)?;
     let _reconciler = Program::reconciler(&database, &upstream.url, &[])?;
     let is_over = AtomicBool::new(false);

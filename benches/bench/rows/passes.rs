@@ -3,27 +3,29 @@
 //!
 //! Lists are told in no order, as the real service tells them.
 
-use std::cell::Cell;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use futures_util::StreamExt;
-use order_service::clock::{Clock, SystemClock};
-use order_service::order::{Observed, OrderId, Status, Timestamp};
+use order_service::clock::{Clock, SetClock, SystemClock};
+use order_service::order::{Observed, OrderId, Status};
+use order_service::pace::Failure;
 use order_service::program::reconciler_runtime;
 use order_service::reconciler::{Reconciler, Settings, Stop};
 use order_service::store::{DatabasePath, Mode, Store};
-use order_service::upstream::{HttpUpstream, Upstream};
+use order_service::upstream::{Entry, HttpUpstream, StartError, Upstream};
 
 use crate::Bench;
 use crate::databases::{self, Ids, MILLION, Reached, Template};
 use crate::programs::Program;
 use crate::table::{Goal, Line, Unit, in_turns};
+use crate::upstream;
 
 const ROUNDS: usize = 3;
+
+/// Each takes about a millisecond.
+const GROWTH_ROUNDS: usize = 50;
 
 /// A million orders to settle take twelve seconds.
 const SETTLING_ROUNDS: usize = 2;
@@ -40,8 +42,8 @@ const STARTS: usize = 64;
 /// Orders that few are.
 const FEW: u64 = 1_000;
 
-/// Far longer than anything is measured, in seconds.
-const FOR_EVER: &str = "1000000000";
+/// Far longer than anything is measured.
+const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
 
 /// After this time every order is looked at again.
 const UNTIL_NEXT_LOOK: Duration = Duration::from_secs(61);
@@ -66,7 +68,7 @@ const TO_SETTLE: Template = Template {
 
 /// Starts without a ceiling, by the program itself, from its beginning to its end.
 pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let ids = ids_of(&fs::read_to_string(TO_START.ids(bench)?)?)?;
+    let ids = ids_of(TO_START.names(bench)?)?;
     let simulator =
         |scratch: &Path| Program::simulator(scratch, &["--max-order-process-duration", "100000"]);
     let per_second = |took: Duration| TO_START.orders as f64 / took.as_secs_f64();
@@ -103,9 +105,7 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 
 /// A million outcomes from the list, by the program itself.
 pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let scratch = bench.scratch()?;
-    let listed = shuffled(bench, &TO_SETTLE, scratch.path(), &[])?;
-    let ended = Program::reference(&["upstream", &listed, "0"], scratch.path())?;
+    let ended = upstream(TO_SETTLE.names(bench)?, Duration::ZERO)?;
     let mut memory = Vec::new();
     let (ours, reference) = in_turns(
         SETTLING_ROUNDS,
@@ -143,10 +143,9 @@ pub fn unchanged(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
     RUNNING.copy(bench, &database)?;
-    let listed = shuffled(bench, &RUNNING, scratch.path(), &[])?;
-    let running = Program::reference(&["upstream", &listed, FOR_EVER], scratch.path())?;
+    let running = upstream(RUNNING.names(bench)?, FOR_EVER)?;
     let store = open(&database)?;
-    let mut passes = Passes::new(store.clone(), &running.url)?;
+    let mut passes = Passes::new(store.clone(), client(&running.url)?)?;
     passes.next(RUNNING.orders)?;
     let before = store.watched()?;
     let (ours, reference) = in_turns(
@@ -175,23 +174,14 @@ pub fn unchanged(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 /// Few are open, and a million are settled, here and in the list.
 pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
-    let database = scratch.path().join("orders.db");
-    MILLION.copy(bench, &database)?;
-    let store = open(&database)?;
-    let names: Vec<String> = (0..FEW).map(|n| format!("open-{n}")).collect();
-    let runtime = reconciler_runtime()?;
-    runtime.block_on(async {
-        let now = SystemClock.now();
-        let seqs = databases::create(&store, names.clone(), now).await?;
-        databases::start(&store, &seqs, now).await
-    })?;
-    let listed = shuffled(bench, &MILLION, scratch.path(), &names)?;
-    let running = Program::reference(&["upstream", &listed, FOR_EVER], scratch.path())?;
-    let mut passes = Passes::new(store, &running.url)?;
+    let store = few_open(bench, &MILLION, scratch.path())?;
+    let listed = MILLION.names(bench)?.into_iter().chain(few_names());
+    let running = upstream(listed.collect(), FOR_EVER)?;
+    let mut passes = Passes::new(store, client(&running.url)?)?;
     // The first pass finds out how long the list is.
     passes.next(FEW)?;
     let upstream = client(&running.url)?;
-    let ids = ids_of(&names.join("\n"))?;
+    let ids = ids_of(few_names())?;
     let (ours, reference) = in_turns(
         3 * ROUNDS,
         |_| Ok(millis(passes.next(FEW)?)),
@@ -211,6 +201,75 @@ pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
+/// The same among a million and among a thousand settled orders, with an upstream that answers at once
+/// and from memory: what a pass itself takes.
+pub fn growth(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let thousand = Template {
+        orders: 1_000,
+        ..MILLION
+    };
+    let scratch = [bench.scratch()?, bench.scratch()?];
+    let among = |template, folder: &tempfile::TempDir| {
+        Passes::new(few_open(bench, template, folder.path())?, Running)
+    };
+    let mut many = among(&MILLION, &scratch[0])?;
+    let mut one = among(&thousand, &scratch[1])?;
+    let (ours, reference) = in_turns(
+        GROWTH_ROUNDS,
+        |_| Ok(millis(many.next(FEW)?)),
+        |_| Ok(millis(one.next(FEW)?)),
+    )?;
+    Ok(vec![
+        Line::new(
+            "a pass, 1,000 open, of a million; of a thousand",
+            Unit::Millis,
+            ours,
+        )
+        .against(reference)
+        .goal(Goal::RatioAtMost(1.5)),
+    ])
+}
+
+/// A copy of a template with a few more orders, which are PROCESSING.
+fn few_open(bench: &Bench, template: &Template, folder: &Path) -> anyhow::Result<Store> {
+    let database = folder.join("orders.db");
+    template.copy(bench, &database)?;
+    let store = open(&database)?;
+    reconciler_runtime()?.block_on(async {
+        let now = SystemClock.now();
+        let seqs = databases::create(&store, few_names().collect(), now).await?;
+        databases::start(&store, &seqs, now).await
+    })?;
+    Ok(store)
+}
+
+fn few_names() -> impl Iterator<Item = String> {
+    (0..FEW).map(|n| format!("open-{n}"))
+}
+
+/// An upstream where the few processes run, and never end.
+struct Running;
+
+impl Upstream for Running {
+    async fn start(&self, _id: &OrderId) -> Result<(), StartError> {
+        Ok(())
+    }
+
+    async fn look_up(&self, _id: &OrderId) -> Result<Observed, Failure> {
+        Ok(Observed::Running)
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        for name in few_names() {
+            tell(Entry {
+                order_id: (&*name).into(),
+                status: "RUNNING".into(),
+            });
+        }
+        Ok(FEW)
+    }
+}
+
 /// Runs the reconciler's program to its end: the time, and the most memory of its own.
 fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
     let begun = Instant::now();
@@ -224,21 +283,21 @@ fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(
 }
 
 /// Passes in this process, on a clock that is moved on before each.
-struct Passes {
-    reconciler: Reconciler<HttpUpstream, MovedClock>,
-    clock: MovedClock,
+struct Passes<U> {
+    reconciler: Reconciler<U, SetClock>,
+    clock: SetClock,
     runtime: tokio::runtime::Runtime,
 }
 
-impl Passes {
-    fn new(store: Store, url: &str) -> anyhow::Result<Self> {
-        let clock = MovedClock(Rc::default());
+impl<U: Upstream> Passes<U> {
+    fn new(store: Store, upstream: U) -> anyhow::Result<Self> {
+        let clock = SetClock::new(SystemClock.now());
         let settings = Settings {
             max_in_flight: REQUESTS,
             ..Settings::default()
         };
         Ok(Self {
-            reconciler: Reconciler::new(store, client(url)?, clock.clone(), settings)?,
+            reconciler: Reconciler::new(store, upstream, clock.clone(), settings)?,
             clock,
             runtime: reconciler_runtime()?,
         })
@@ -246,7 +305,7 @@ impl Passes {
 
     /// The time of a pass that looks at so many orders and finds nothing to do.
     fn next(&mut self, orders: u64) -> anyhow::Result<Duration> {
-        self.clock.0.set(self.clock.0.get() + UNTIL_NEXT_LOOK);
+        self.clock.set(self.clock.now().after(UNTIL_NEXT_LOOK));
         let stop = Stop::default();
         let begun = Instant::now();
         let report = self.runtime.block_on(self.reconciler.pass(&stop))?;
@@ -257,20 +316,6 @@ impl Passes {
             "{report}"
         );
         Ok(took)
-    }
-}
-
-/// The machine's clock, so much later.
-#[derive(Clone)]
-struct MovedClock(Rc<Cell<Duration>>);
-
-impl Clock for MovedClock {
-    fn now(&self) -> Timestamp {
-        SystemClock.now().after(self.0.get())
-    }
-
-    async fn sleep_until(&self, moment: Timestamp) {
-        tokio::time::sleep(moment.since(self.now())).await;
     }
 }
 
@@ -318,24 +363,14 @@ fn record_alone(database: &Path) -> anyhow::Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// A file with the ids of a template and some others in no order, for the server that lists them.
-fn shuffled(
-    bench: &Bench,
-    template: &Template,
-    folder: &Path,
-    others: &[String],
-) -> anyhow::Result<String> {
-    let text = fs::read_to_string(template.ids(bench)?)?;
-    let mut ids: Vec<&str> = text.lines().collect();
-    ids.extend(others.iter().map(String::as_str));
+/// An upstream that lists processes of these orders in no order.
+fn upstream(mut ids: Vec<String>, ended_after: Duration) -> anyhow::Result<upstream::Upstream> {
     fastrand::Rng::with_seed(1).shuffle(&mut ids);
-    let path: PathBuf = folder.join("listed.ids");
-    fs::write(&path, ids.join("\n"))?;
-    Ok(path.to_str().context("an odd path")?.to_owned())
+    upstream::Upstream::begin(ids, ended_after)
 }
 
-fn ids_of(text: &str) -> anyhow::Result<Vec<OrderId>> {
-    let ids = text.lines().map(|line| Ok(OrderId::new(line)?));
+fn ids_of(names: impl IntoIterator<Item = String>) -> anyhow::Result<Vec<OrderId>> {
+    let ids = names.into_iter().map(|name| Ok(OrderId::new(name)?));
     ids.collect()
 }
 

@@ -3,8 +3,7 @@
 //!
 //! `scripts/bench check` fails if a count has changed by more than [`TOLERATED`]; with `--keep` it
 //! writes the file of counts, `benches/counts.txt`, anew. Each path runs under callgrind, in a
-//! process of its own: this program calls itself. What is counted is in `paths`; `hot.rs` times the
-//! same.
+//! process of its own: this program calls itself. What is counted is in `paths`.
 
 mod paths;
 
@@ -50,7 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Makes the turns of one path, under callgrind.
 fn run(path: &Path) {
-    let mut turn = path.prepare(WARM_UP + COUNTED);
+    let mut turn = (path.prepare)(WARM_UP + COUNTED);
     for _ in 0..WARM_UP {
         turn();
     }

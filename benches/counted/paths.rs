@@ -1,5 +1,4 @@
-//! The hot paths that are measured, each with its world ready made: `hot.rs` times them, and
-//! `counted.rs` counts their instructions.
+//! The hot paths whose instructions are counted, each with its world ready made.
 //!
 //! Everything is the same in each run: ids come from a seed, writes are carried out at once on the
 //! calling thread, and nothing is asked of the network. What a path costs beside the disk and the
@@ -19,7 +18,7 @@ pub struct Path {
     /// How often that is done in one turn.
     pub times: u64,
     /// Makes the world for so many turns.
-    prepare: fn(usize) -> Turn,
+    pub prepare: fn(usize) -> Turn,
 }
 
 /// Every path, in the order in which an order comes to them.
@@ -60,16 +59,3 @@ pub const ALL: &[Path] = &[
         prepare: reconciling::settle,
     },
 ];
-
-impl Path {
-    /// Makes its world, in which at most `turns` turns can be made.
-    pub fn prepare(&self, turns: usize) -> Turn {
-        (self.prepare)(turns)
-    }
-}
-
-impl std::fmt::Display for Path {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}

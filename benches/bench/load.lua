@@ -1,12 +1,21 @@
--- Creates orders, each with an id that was never used: UUIDs of version 4, or of version 7 if IDS
--- says "ordered". The same script for every server.
+-- Sends one kind of request, as ASK says: "random" and "ordered" create orders with ids that were
+-- never used, UUIDs of version 4 or of version 7; "get" reads orders drawn at random from the file of
+-- ids that IDS names, 36 characters a line; "live" sends GET /livez.
 
-local ordered = os.getenv("IDS") == "ordered"
+local ask = os.getenv("ASK")
 local now = tonumber(os.getenv("NOW"))
 local number = 0
 
 -- Ids in one millisecond, about as many as are created in one.
 local PER_MILLISECOND = 32
+
+local ids, count
+if ask == "get" then
+    local file = assert(io.open(os.getenv("IDS")))
+    ids = file:read("*a")
+    file:close()
+    count = #ids / 37
+end
 
 function init()
     math.randomseed(tonumber(os.getenv("SEED")))
@@ -16,7 +25,7 @@ local function id()
     local random = math.random
     local variant = random(0x8000, 0xbfff)
     local low, high = random(0, 0xffff), random(0, 0xffffffff)
-    if ordered then
+    if ask == "ordered" then
         local at = now + math.floor(number / PER_MILLISECOND)
         local count = number % PER_MILLISECOND
         number = number + 1
@@ -27,7 +36,18 @@ local function id()
         random(0, 0xffffffff), random(0, 0xffff), random(0, 0xfff), variant, low, high)
 end
 
+local function get(path)
+    return "GET " .. path .. " HTTP/1.1\r\nHost: bench\r\n\r\n"
+end
+
 function request()
+    if ask == "live" then
+        return get("/livez")
+    end
+    if ask == "get" then
+        local at = math.random(0, count - 1) * 37
+        return get("/order/" .. ids:sub(at + 1, at + 36))
+    end
     return "POST /order HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
         .. "Content-Length: 45\r\n\r\n{\"id\":\"" .. id() .. "\"}"
 end
