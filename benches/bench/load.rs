@@ -94,19 +94,10 @@ pub struct Held {
     pub connections: u64,
 }
 
-/// What became of one request of a held rate.
-#[derive(Clone, Copy, Debug)]
-pub struct Waited {
-    /// When it was due, from the beginning.
-    pub due: Duration,
-    /// How long its caller waited from then on.
-    pub waited: Duration,
-}
-
 impl Held {
-    /// Creates orders at this rate; the longest waits come last. An error if one is not answered with
-    /// 201.
-    pub fn create(self, url: &str) -> anyhow::Result<Vec<Waited>> {
+    /// Creates orders at this rate, and returns how long each caller waited from the moment its request
+    /// was due: milliseconds, sorted. An error if one is not answered with 201.
+    pub fn create(self, url: &str) -> anyhow::Result<Vec<f64>> {
         let total = self.rate * self.during.as_secs();
         let next = AtomicU64::new(0);
         let waits = Mutex::new(Vec::new());
@@ -123,8 +114,7 @@ impl Held {
                 let due = Duration::from_secs_f64(number as f64 / self.rate as f64);
                 std::thread::sleep(due.saturating_sub(begun.elapsed()));
                 connection.create(&format!("held-{prefix:016x}-{number}"))?;
-                let waited = begun.elapsed().saturating_sub(due);
-                own.push(Waited { due, waited });
+                own.push(begun.elapsed().saturating_sub(due).as_secs_f64() * 1e3);
             }
             let mut waits = waits
                 .lock()
@@ -142,7 +132,7 @@ impl Held {
                 })
         })?;
         let mut waits = waits.into_inner()?;
-        waits.sort_by_key(|wait| wait.waited);
+        waits.sort_by(f64::total_cmp);
         Ok(waits)
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use super::create::count;
 use crate::Bench;
 use crate::databases::{MILLION, Reached, Template};
-use crate::load::{Held, Waited};
+use crate::load::Held;
 use crate::programs::{Program, order_service};
 use crate::table::{Goal, Line, Unit, percentile};
 use crate::upstream::Upstream;
@@ -30,9 +30,6 @@ const ENDED_AFTER: Duration = Duration::from_secs(120);
 /// When a backup is begun.
 const BACKUPS_AT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(100)];
 
-/// Seconds with slow answers that are told.
-const SLOWEST_TOLD: usize = 8;
-
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
@@ -45,7 +42,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let api = Program::api(&database)?;
     let _reconciler = Program::reconciler(&database, &upstream.url, &[])?;
     let is_over = AtomicBool::new(false);
-    let (waits, beside) = std::thread::scope(|scope| {
+    let (waits, longest_log) = std::thread::scope(|scope| {
         let beside = scope.spawn(|| beside(&database, scratch.path(), &is_over));
         let waits = LOAD.create(&api.url);
         is_over.store(true, Ordering::Relaxed);
@@ -61,12 +58,6 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         "{acknowledged} were acknowledged, {found} are there"
     );
     let settled = settled(&database)?;
-    tell_slowest(&waits, &beside);
-    let longest_log = beside.logs.iter().copied().max().unwrap_or(0);
-    let waits: Vec<f64> = waits
-        .iter()
-        .map(|wait| wait.waited.as_secs_f64() * 1e3)
-        .collect();
     let line = |what: &str, unit, value| Line::new(what, unit, vec![value]);
     Ok(vec![
         line(
@@ -81,76 +72,27 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             Unit::Count,
             settled as f64,
         ),
-        line("the same, longest log", Unit::MiB, mib(longest_log)),
+        line("the same, longest log", Unit::MiB, longest_log),
     ])
 }
 
-/// Says when the slowest answers were due, one for each second that had one, and how long the log
-/// became in that second.
-fn tell_slowest(waits: &[Waited], beside: &Beside) {
-    let mut seconds = Vec::new();
-    for wait in waits.iter().rev() {
-        let second = wait.due.as_secs();
-        if !seconds.contains(&second) {
-            seconds.push(second);
-            let log = mib(beside.log_in(second));
-            eprintln!(
-                "          {:.0?} at {second} s, the log at {log:.0} MiB",
-                wait.waited
-            );
-        }
-        if seconds.len() == SLOWEST_TOLD {
-            return;
-        }
-    }
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / (1024.0 * 1024.0)
-}
-
-/// What happened beside the creations.
-#[derive(Default)]
-struct Beside {
-    /// The longest log of each second, in bytes.
-    logs: Vec<u64>,
-}
-
-impl Beside {
-    fn log_in(&self, second: u64) -> u64 {
-        let at = usize::try_from(second).unwrap_or(usize::MAX);
-        self.logs.get(at).copied().unwrap_or(0)
-    }
-
-    fn watch(&mut self, since: Duration, log: &Path) {
-        let second = since.as_secs() as usize;
-        self.logs.resize(self.logs.len().max(second + 1), 0);
-        let length = std::fs::metadata(log).map_or(0, |log| log.len());
-        self.logs[second] = self.logs[second].max(length);
-    }
-}
-
-/// Takes the backups, and watches the log, until it is over.
-fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<Beside> {
+/// Takes the backups until it is over, and returns how long the log became meanwhile, in MiB.
+fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<f64> {
     let log = database.with_extension("db-wal");
     let url = database.to_str().context("an odd path")?;
-    let mut beside = Beside::default();
+    let mut longest = 0;
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let backups: Vec<_> = BACKUPS_AT
-            .iter()
-            .enumerate()
-            .map(|(number, at)| {
-                let file = folder.join(format!("backup-{number}.db"));
-                scope.spawn(move || {
-                    std::thread::sleep(at.saturating_sub(begun.elapsed()));
-                    let file = file.to_str().context("an odd path")?;
-                    order_service(&["backup", file, "--database-url", url])
-                })
+        let backups = BACKUPS_AT.map(|at| {
+            let file = folder.join(format!("backup-{}.db", at.as_secs()));
+            scope.spawn(move || {
+                std::thread::sleep(at.saturating_sub(begun.elapsed()));
+                let file = file.to_str().context("an odd path")?;
+                order_service(&["backup", file, "--database-url", url])
             })
-            .collect();
+        });
         while !is_over.load(Ordering::Relaxed) {
-            beside.watch(begun.elapsed(), &log);
+            longest = longest.max(std::fs::metadata(&log).map_or(0, |log| log.len()));
             std::thread::sleep(Duration::from_millis(5));
         }
         for backup in backups {
@@ -158,7 +100,7 @@ fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Resul
                 .join()
                 .unwrap_or_else(|_| anyhow::bail!("it panicked"))?;
         }
-        anyhow::Ok(beside)
+        Ok(longest as f64 / (1024.0 * 1024.0))
     })
 }
 
