@@ -236,7 +236,7 @@ fn in_memory(bench: &Bench) -> anyhow::Result<tempfile::TempDir> {
     tempfile::tempdir_in("/dev/shm").or_else(|_| bench.scratch())
 }
 
-/// How many migrations there are: what is in a database may look different after another one.
+/// Format of the databases that this program makes: what is in one may look different in another.
 fn format_version(bench: &Bench) -> anyhow::Result<i64> {
     let scratch = bench.scratch()?;
     let path = scratch.path().join("orders.db");

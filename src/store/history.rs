@@ -127,18 +127,12 @@ pub(super) fn sizes(path: &Path) -> Sizes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::open;
     use super::*;
 
     #[test]
     fn orders_are_counted_by_reason_without_a_look_at_each() {
-        let db = Connection::open_in_memory().unwrap();
-        for migration in [
-            include_str!("../../sql/001_orders.sql"),
-            include_str!("../../sql/002_learned.sql"),
-            include_str!("../../sql/003_tally.sql"),
-        ] {
-            db.execute_batch(migration).unwrap();
-        }
+        let db = open::empty().unwrap();
         let mut plan = db
             .prepare(&format!("EXPLAIN QUERY PLAN {ATTENTION}"))
             .unwrap();

@@ -155,13 +155,12 @@ struct UnknownReason(String);
 
 #[cfg(test)]
 mod tests {
+    use super::super::open;
     use super::*;
 
     #[test]
     fn events_are_found_through_an_index_and_never_sorted() {
-        let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(include_str!("../../sql/001_orders.sql"))
-            .unwrap();
+        let db = open::empty().unwrap();
         for (of_one_order, index) in [
             (false, "journal USING INTEGER PRIMARY KEY (rowid>?)"),
             (true, "journal_by_order (order_seq=? AND seq>?)"),

@@ -11,20 +11,20 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rusqlite_migration::{M, Migrations};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-/// The migrations, oldest first. One that was released is never changed.
-const MIGRATIONS: &[M<'_>] = &[
-    M::up(include_str!("../../sql/001_orders.sql")),
-    M::up(include_str!("../../sql/002_learned.sql")),
-    M::up(include_str!("../../sql/003_tally.sql")),
-    M::up(include_str!("../../sql/004_checks.sql")),
-    M::up(include_str!("../../sql/005_pruned.sql")),
-];
+/// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
+/// They are only added, never changed.
+const MIGRATIONS: &[&str] = &[include_str!("../../sql/006_schema.sql")];
+
+/// Format that the first migration leads to. No release has written an earlier one.
+const FORMAT_FIRST: i64 = 6;
+
+/// Format that this program writes. It is the `user_version` of the file.
+const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
 
 /// The `application_id` of our files: "OrdS".
-const APPLICATION_ID: i32 = 0x4f72_6453;
+const APPLICATION_ID: i64 = 0x4f72_6453;
 
 /// How long another program may hold the database while this one starts.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,6 +137,14 @@ pub enum OpenError {
     /// It belongs to some other program.
     #[error("{}: is the SQLite database of another program; name another file", .0.display())]
     Foreign(PathBuf),
+    /// It has a format that no release has written.
+    #[error("{path}: has format {format}, from before version 0.2.0, and cannot be read by this version; go on with the program that wrote it, or move the file away to begin with an empty one", path = .path.display())]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its format.
+        format: i64,
+    },
     /// A newer version of this program has migrated it.
     #[error("{}: was written by a newer version of this program; use that one, or a backup from before", .0.display())]
     Newer(PathBuf),
@@ -253,7 +261,7 @@ pub(super) fn prepare(path: &DatabasePath) -> Result<OpenedFile, OpenError> {
     if path.exists() && !path.is_file() {
         return Err(OpenError::NotAFile(path));
     }
-    // Neither the change to WAL mode nor the migration library waits for others.
+    // The change to WAL mode does not wait for others.
     let lock_path = beside(&path, WRITE_LOCK);
     let lock = lock_file(&lock_path)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
@@ -264,10 +272,7 @@ pub(super) fn prepare(path: &DatabasePath) -> Result<OpenedFile, OpenError> {
         },
     })?;
     let is_new = !path.exists();
-    migrate(&path).map_err(|error| match error {
-        Unmigrated::Refused(error) => error,
-        Unmigrated::Sqlite(error) => open_error(&path, Box::new(error)),
-    })?;
+    migrate(&path).map_err(|error| error.into_open_error(&path))?;
     if is_new {
         log::warn!("created the database {}", path.display());
     } else {
@@ -323,6 +328,15 @@ enum Unmigrated {
     Sqlite(rusqlite::Error),
 }
 
+impl Unmigrated {
+    fn into_open_error(self, path: &Path) -> OpenError {
+        match self {
+            Self::Refused(error) => error,
+            Self::Sqlite(error) => open_error(path, Box::new(error)),
+        }
+    }
+}
+
 impl From<rusqlite::Error> for Unmigrated {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
@@ -334,28 +348,41 @@ fn migrate(path: &Path) -> Result<(), Unmigrated> {
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
     )?;
-    let application_id: i32 = db.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application_id != APPLICATION_ID && (application_id != 0 || tables > 0) {
-        return Err(Unmigrated::Refused(OpenError::Foreign(path.to_owned())));
-    }
+    // Before anything in the file is touched.
+    let format = format(&db, path)?;
     pragmas(&db, path)?;
-    let migrations = Migrations::from_slice(MIGRATIONS);
-    migrations.to_latest(&mut db).map_err(|error| match error {
-        rusqlite_migration::Error::MigrationDefinition(
-            rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead,
-        )
-        | rusqlite_migration::Error::InvalidUserVersion => {
-            Unmigrated::Refused(OpenError::Newer(path.to_owned()))
-        }
-        rusqlite_migration::Error::RusqliteError { err, .. } => Unmigrated::Sqlite(err),
-        other => Unmigrated::Refused(OpenError::Other {
-            path: path.to_owned(),
-            source: Box::new(other),
-        }),
-    })?;
+    let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
+    upgrade(&change, format)?;
     // A file that may only be read is found out now and not by the first order.
-    db.execute_batch("BEGIN IMMEDIATE; DELETE FROM write_probe; COMMIT")?;
+    change.execute("DELETE FROM write_probe", [])?;
+    Ok(change.commit()?)
+}
+
+/// Returns the format of a file: 0 if there is nothing in it.
+fn format(db: &Connection, path: &Path) -> Result<i64, Unmigrated> {
+    let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let (id, format) = (read("application_id")?, read("user_version")?);
+    let is_empty = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| {
+        row.get::<_, bool>(0)
+    })?;
+    let path = path.to_owned();
+    Err(Unmigrated::Refused(match (id, format) {
+        (0, 0) if is_empty => return Ok(0),
+        (APPLICATION_ID, FORMAT_FIRST..=FORMAT) => return Ok(format),
+        (APPLICATION_ID, 1..FORMAT_FIRST) => OpenError::Older { path, format },
+        (APPLICATION_ID, _) if format > FORMAT => OpenError::Newer(path),
+        _ => OpenError::Foreign(path),
+    }))
+}
+
+/// Brings a database up to date.
+fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
+    for (format, migration) in (FORMAT_FIRST..).zip(MIGRATIONS) {
+        if format > from {
+            db.execute_batch(migration)?;
+            db.pragma_update(None, "user_version", format)?;
+        }
+    }
     Ok(())
 }
 
@@ -408,10 +435,7 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
     let db =
         Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
-    pragmas(&db, &file.path).map_err(|error| match error {
-        Unmigrated::Refused(error) => error,
-        Unmigrated::Sqlite(error) => file.error(error),
-    })?;
+    pragmas(&db, &file.path).map_err(|error| error.into_open_error(&file.path))?;
     db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
         .map_err(|error| file.error(error))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
@@ -470,30 +494,21 @@ pub(super) fn for_reading(path: &DatabasePath) -> Result<(Connection, PathBuf), 
         return Err(OpenError::NotAFile(path));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let opened = Connection::open_with_flags(&path, flags).and_then(|db| {
-        let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-        let (id, version) = (read("application_id")?, read("user_version")?);
-        Ok((db, id, version))
-    });
+    let opened = Connection::open_with_flags(&path, flags)
+        .map_err(Unmigrated::Sqlite)
+        .and_then(|db| Ok((format(&db, &path)?, db)));
     match opened {
-        Err(error) => Err(open_error(&path, Box::new(error))),
-        Ok((_, id, version)) if id != i64::from(APPLICATION_ID) || version < 1 => {
-            Err(OpenError::Foreign(path))
-        }
-        Ok((_, _, version)) if version > MIGRATIONS.len() as i64 => Err(OpenError::Newer(path)),
-        Ok((db, _, _)) => Ok((db, path)),
+        Ok((0, _)) => Err(OpenError::Foreign(path)),
+        Ok((_, db)) => Ok((db, path)),
+        Err(error) => Err(error.into_open_error(&path)),
     }
 }
 
 /// An empty database in memory, as the migrations make it.
 pub(super) fn empty() -> rusqlite::Result<Connection> {
-    let mut db = Connection::open_in_memory()?;
-    match Migrations::from_slice(MIGRATIONS).to_latest(&mut db) {
-        Ok(()) => Ok(db),
-        Err(rusqlite_migration::Error::RusqliteError { err, .. }) => Err(err),
-        // They are a constant, and every program runs them when it opens a file.
-        Err(_) => Err(rusqlite::Error::InvalidQuery),
-    }
+    let db = Connection::open_in_memory()?;
+    upgrade(&db, 0)?;
+    Ok(db)
 }
 
 /// To open a file, never to create one. A connection is used by one thread at a time.
@@ -529,7 +544,43 @@ impl LeaderLock {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Inspection, Mode, Store};
     use super::*;
+    use crate::order::OrderId;
+
+    #[test]
+    fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
+        for (count, format) in (1..=MIGRATIONS.len()).zip(FORMAT_FIRST..) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("orders.db");
+            let db = Connection::open(&path).unwrap();
+            for migration in &MIGRATIONS[..count] {
+                db.execute_batch(migration).unwrap();
+            }
+            db.pragma_update(None, "user_version", format).unwrap();
+            db.execute_batch(
+                "INSERT INTO orders (id, status, created_at, updated_at) \
+                 VALUES ('a1', 'CREATED', 5, 5); \
+                 INSERT INTO journal (order_seq, at, reason) VALUES (1, 5, 'created')",
+            )
+            .unwrap();
+            drop(db);
+            let path = DatabasePath::from(path);
+            Inspection::open(&path).unwrap();
+            let store = Store::open(&path, Mode::Threaded).unwrap();
+            let order = store.order(&OrderId::new("a1").unwrap()).unwrap();
+            assert_eq!(order.map(|order| order.seq), Some(1), "{format}");
+            let (db, _) = for_reading(&path).unwrap();
+            let now: i64 = db
+                .pragma_query_value(None, "user_version", |row| row.get(0))
+                .unwrap();
+            assert_eq!(now, FORMAT, "{format}");
+            let mut findings = Vec::new();
+            let database = Inspection::open(&path).unwrap();
+            database.check(|finding| findings.push(finding));
+            assert_eq!(findings, [], "{format}");
+        }
+    }
 
     #[test]
     fn a_database_is_named_by_a_url_or_a_path_and_anything_else_is_refused() {

@@ -168,7 +168,7 @@ async fn what_is_counted_of_a_run_is_what_happened() {
     }
     let expect = |series: &str, value: u64| assert_eq!(of(&told, series), value, "{series}");
     let fulfilled = orders.iter().filter(|o| o["status"] == "FULFILLED").count() as u64;
-    expect("build_info{version=\"0.1.0\"}", 1);
+    expect("build_info{version=\"0.2.0\"}", 1);
     expect("orders{status=\"CREATED\"}", 0);
     expect("orders{status=\"PROCESSING\"}", 0);
     expect("orders{status=\"FULFILLED\"}", fulfilled);

@@ -269,13 +269,16 @@ async fn a_check_needs_a_database_of_ours_and_makes_none() {
     fs::write(world.path("noise.db"), "noise".repeat(2_000)).unwrap();
     let foreign = Connection::open(world.path("foreign.db")).unwrap();
     foreign.execute_batch("CREATE TABLE t (x)").unwrap();
-    Store::open(&DatabasePath::from(world.path("newer.db")), Mode::Threaded).unwrap();
-    let newer = Connection::open(world.path("newer.db")).unwrap();
-    newer.pragma_update(None, "user_version", 99).unwrap();
+    for (name, format) in [("newer.db", 99), ("older.db", 5)] {
+        Store::open(&DatabasePath::from(world.path(name)), Mode::Threaded).unwrap();
+        let other = Connection::open(world.path(name)).unwrap();
+        other.pragma_update(None, "user_version", format).unwrap();
+    }
     for (name, says) in [
         ("noise.db", "is not an SQLite database"),
         ("foreign.db", "of another program"),
         ("newer.db", "newer version"),
+        ("older.db", "has format 5"),
     ] {
         let ran = run(&world, &["check", "--database-url", name]);
         assert_eq!(ran.code, Some(3), "{ran:?}");

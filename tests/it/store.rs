@@ -1,11 +1,7 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
-use order_service::history::History;
-use order_service::order::{EventReason, OrderId, Outcome, Reason, Timestamp};
-use order_service::store::{
-    Change, Creation, DatabasePath, Filter, Gaps, Mode, Place, Pruned, Step, Store,
-};
-use order_service::tally::Tally;
+use order_service::order::{OrderId, Outcome, Timestamp};
+use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -173,85 +169,4 @@ fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
             }
         });
     }
-}
-
-#[test]
-fn a_database_from_before_there_were_metrics_keeps_its_orders_and_what_was_learned() {
-    let world = World::new();
-    let db = Connection::open(world.database()).unwrap();
-    for migration in [
-        include_str!("../../sql/001_orders.sql"),
-        include_str!("../../sql/002_learned.sql"),
-    ] {
-        db.execute_batch(migration).unwrap();
-    }
-    db.execute_batch(
-        r#"INSERT INTO orders (id, status, created_at, updated_at,
-                              attention, attention_since, attention_detail)
-           VALUES ('a1', 'CREATED', 5, 5, 'start_refused', 5, 'refused');
-           INSERT INTO journal (order_seq, at, reason) VALUES (1, 5, 'created');
-           UPDATE heartbeat SET last_pass_at = 7, learned = '{"lives":{"processes":3,
-               "began_at":6,"ended":2,"mean":10.0,"mean_seconds":1.0}}';
-           PRAGMA user_version = 2;"#,
-    )
-    .unwrap();
-    drop(db);
-    let store = store(&world);
-    let heartbeat = store.heartbeat().unwrap();
-    assert_eq!(heartbeat.last_pass_at, Some(Timestamp(7)));
-    assert_eq!(heartbeat.learned.lives.ended(), 2);
-    assert_eq!(heartbeat.tally, Tally::default());
-    let mut history = History::default();
-    let glance = store.glance(&mut history, Timestamp(9)).unwrap();
-    assert_eq!(glance.attention, [(Reason::StartRefused, 1)]);
-    assert_eq!(history.entries_with(EventReason::Created), 1);
-    assert_eq!(glance.oldest_open.unwrap().id.as_str(), "a1");
-}
-
-#[tokio::test]
-async fn a_database_from_before_there_was_retention_keeps_all_and_can_be_pruned() {
-    let world = World::new();
-    let db = Connection::open(world.database()).unwrap();
-    for migration in [
-        include_str!("../../sql/001_orders.sql"),
-        include_str!("../../sql/002_learned.sql"),
-        include_str!("../../sql/003_tally.sql"),
-    ] {
-        db.execute_batch(migration).unwrap();
-    }
-    db.execute_batch(
-        r#"INSERT INTO orders (id, status, created_at, updated_at, starts)
-           VALUES ('a1', 'FULFILLED', 5, 8, 1), ('a2', 'CREATED', 6, 6, 0);
-           INSERT INTO journal (order_seq, at, reason)
-           VALUES (1, 5, 'created'), (1, 7, 'started'), (1, 8, 'succeeded'), (2, 6, 'created');
-           UPDATE heartbeat SET tally = '{"starts":1}';
-           PRAGMA user_version = 3;"#,
-    )
-    .unwrap();
-    drop(db);
-    // To say what would go changes nothing, not even the format.
-    let arguments = ["prune", "--settled-before", "90d", "--dry-run"];
-    let ran = world.run("order-service", &arguments, &[]);
-    assert!(ran.stdout.contains("1 FULFILLED, 0 FAILED"), "{ran:?}");
-    let db = Connection::open(world.database()).unwrap();
-    let version: i64 = db
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .unwrap();
-    assert_eq!(version, 3);
-    let store = store(&world);
-    assert_eq!(store.heartbeat().unwrap().tally.sent_starts(), 1);
-    assert_eq!(store.pruned().unwrap(), Pruned::default());
-    let (events, gaps) = store.events(None, Place::after(3), 10).unwrap();
-    assert_eq!((events.len(), gaps), (1, Gaps::default()));
-    let mut history = History::default();
-    store.glance(&mut history, Timestamp(9)).unwrap();
-    let ran = world.run("order-service", &arguments[..3], &[]);
-    assert!(ran.stdout.contains("1 FULFILLED, 0 FAILED"), "{ran:?}");
-    let mut anew = History::default();
-    let glance = store.glance(&mut anew, Timestamp(9)).unwrap();
-    assert_eq!(glance.pruned.removed.orders(), 1);
-    for reason in EventReason::ALL {
-        assert_eq!(anew.entries_with(reason), history.entries_with(reason));
-    }
-    assert_eq!(anew.settled_within(), history.settled_within());
 }

@@ -64,12 +64,17 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
     let before = fs::read(world.path("foreign.db")).unwrap();
     check_unusable(&world, &path("foreign.db"), "of another program");
     assert_eq!(fs::read(world.path("foreign.db")).unwrap(), before);
-    let newer = world.path("newer.db");
-    create(&world, &newer);
-    let db = Connection::open(&newer).unwrap();
-    db.pragma_update(None, "user_version", 99).unwrap();
-    drop(db);
-    check_unusable(&world, &path("newer.db"), "newer version");
+    for (name, format, says) in [
+        ("newer.db", 99, "newer version"),
+        ("oldest.db", 1, "has format 1, from before version 0.2.0"),
+        ("older.db", 5, "or move the file away"),
+    ] {
+        create(&world, &world.path(name));
+        let db = Connection::open(world.path(name)).unwrap();
+        db.pragma_update(None, "user_version", format).unwrap();
+        drop(db);
+        check_unusable(&world, &path(name), says);
+    }
     // Nobody may write there, not even root.
     check_unusable(&world, "/proc/orders.db", "cannot be written");
 }

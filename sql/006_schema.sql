@@ -1,13 +1,20 @@
--- Orders, their journal, and what the reconciler tells of itself. Times are milliseconds since
+-- Orders, their journal, and the state of the reconciler. Times are milliseconds since
 -- 1970-01-01T00:00:00Z. Statuses are the four words, so that the file can be read with any tool.
+--
+-- This is format 6, the first that is kept up to date: it never changes. A later format is a file
+-- beside this one, 007_….sql, with the statements that lead to it from the format before.
+--
+-- Conditions on words are chains of OR: for an IN of more than two values SQLite fills a table of
+-- its own each time a row is checked, which takes half of the time of a creation.
 
 PRAGMA application_id = 0x4f726453; -- "OrdS"
 
 CREATE TABLE orders (
-    -- The order of creation. Never reused as long as the newest row stays.
+    -- Order of creation. Never reused as long as the newest row stays.
     seq               INTEGER PRIMARY KEY,
     id                TEXT    NOT NULL UNIQUE CHECK (length(id) BETWEEN 1 AND 128),
-    status            TEXT    NOT NULL CHECK (status IN ('CREATED', 'PROCESSING', 'FULFILLED', 'FAILED')),
+    status            TEXT    NOT NULL CHECK (status = 'CREATED' OR status = 'PROCESSING'
+                                              OR status = 'FULFILLED' OR status = 'FAILED'),
     created_at        INTEGER NOT NULL,
     updated_at        INTEGER NOT NULL CHECK (updated_at >= created_at),
     -- Starts that were sent and may have taken effect.
@@ -28,7 +35,9 @@ CREATE TABLE orders (
     -- Failed attempts in a row, and when the next one may be made.
     attempts          INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     next_attempt_at   INTEGER,
-    attention         TEXT CHECK (attention IN ('start_refused', 'upstream_unreachable', 'unknown_status', 'process_lost', 'max_starts')),
+    attention         TEXT CHECK (attention = 'start_refused' OR attention = 'upstream_unreachable'
+                                  OR attention = 'unknown_status' OR attention = 'process_lost'
+                                  OR attention = 'max_starts'),
     attention_since   INTEGER,
     attention_detail  TEXT,
 
@@ -48,8 +57,8 @@ CREATE TABLE orders (
 CREATE INDEX orders_by_status ON orders (status, seq);
 -- The few starts whose outcome is not known.
 CREATE INDEX orders_with_intent ON orders (seq) WHERE intent_at IS NOT NULL;
--- The few orders that need looking at.
-CREATE INDEX orders_with_attention ON orders (seq) WHERE attention IS NOT NULL;
+-- The few orders that need attention, which are also counted by reason.
+CREATE INDEX orders_with_attention ON orders (seq, attention) WHERE attention IS NOT NULL;
 
 -- Every change of a status, in the order in which they happened; written in the same transaction
 -- as the change. The statuses follow from the reason and are not stored again.
@@ -57,8 +66,11 @@ CREATE TABLE journal (
     seq         INTEGER PRIMARY KEY,
     order_seq   INTEGER NOT NULL REFERENCES orders (seq),
     at          INTEGER NOT NULL,
-    reason      TEXT    NOT NULL CHECK (reason IN ('created', 'started', 'adopted', 'succeeded', 'failed',
-                                                   'restarted', 'failed_by_policy', 'failed_by_operator')),
+    -- The most frequent first.
+    reason      TEXT    NOT NULL CHECK (reason = 'created' OR reason = 'started'
+                                        OR reason = 'succeeded' OR reason = 'failed'
+                                        OR reason = 'adopted' OR reason = 'restarted'
+                                        OR reason = 'failed_by_policy' OR reason = 'failed_by_operator'),
     from_status TEXT GENERATED ALWAYS AS (CASE reason
                     WHEN 'created' THEN NULL
                     WHEN 'started' THEN 'CREATED'
@@ -75,7 +87,7 @@ CREATE TABLE journal (
 
 CREATE INDEX journal_by_order ON journal (order_seq, seq);
 
--- What is true of the reconciler and of the upstream, and thereby of all open orders: one row.
+-- State of the reconciler and of the upstream, and thereby of all open orders: one row.
 CREATE TABLE heartbeat (
     id               INTEGER PRIMARY KEY CHECK (id = 1),
     -- When the present leader took over.
@@ -83,27 +95,46 @@ CREATE TABLE heartbeat (
     -- The last completed pass, and when the next one is expected at the latest.
     last_pass_at     INTEGER,
     next_pass_at     INTEGER,
-    -- When all open orders were last observed.
+    -- When the open orders that were due for it were last observed, and when others are at the
+    -- earliest.
     last_seen_at     INTEGER,
-    upstream         TEXT NOT NULL DEFAULT 'unknown' CHECK (upstream IN ('unknown', 'up', 'down')),
+    next_look_at     INTEGER,
+    upstream         TEXT NOT NULL DEFAULT 'unknown'
+                     CHECK (upstream = 'unknown' OR upstream = 'up' OR upstream = 'down'),
     upstream_since   INTEGER,
     upstream_detail  TEXT,
-    -- The length of the upstream's list when it was last read.
-    list_entries     INTEGER,
-    -- When the upstream was last found to have been restarted.
-    life_began_at    INTEGER,
-    -- What was learned of how fast the upstream may be driven, in starts per second, and when.
-    rate             REAL CHECK (rate > 0),
-    rate_threshold   REAL CHECK (rate_threshold > 0),
-    rate_changed_at  INTEGER,
-    CHECK ((rate IS NULL) = (rate_threshold IS NULL) AND (rate IS NULL) = (rate_changed_at IS NULL)),
+    -- What was learned of how the upstream may be driven, for the reconciler alone.
+    learned          TEXT CHECK (learned IS NULL OR json_valid(learned)),
+    -- Counters of the reconciler, which nobody can reach, for the API to serve.
+    tally            TEXT CHECK (tally IS NULL OR json_valid(tally)),
     CHECK ((upstream = 'unknown') = (upstream_since IS NULL)),
     CHECK ((upstream = 'down') = (upstream_detail IS NOT NULL))
 ) STRICT;
 
 INSERT INTO heartbeat (id) VALUES (1);
 
--- A place to write to for finding out whether writing is possible.
+-- What `prune` has removed: settled orders, each with its entries of the journal. One row remembers
+-- what these added up to, so that no count ever falls, and the greatest numbers among them, so that
+-- no reader misses any without being told.
+CREATE TABLE pruned (
+    id              INTEGER PRIMARY KEY CHECK (id = 1),
+    -- Removed orders, by their last status, and the greatest seq among them. It is never that of
+    -- the newest order, so that no seq is given out twice.
+    fulfilled       INTEGER NOT NULL DEFAULT 0 CHECK (fulfilled >= 0),
+    failed          INTEGER NOT NULL DEFAULT 0 CHECK (failed >= 0),
+    last_order_seq  INTEGER NOT NULL DEFAULT 0,
+    -- Removed entries, and the greatest seq among them; never that of the newest entry.
+    entries         INTEGER NOT NULL DEFAULT 0 CHECK (entries >= fulfilled + failed),
+    last_entry_seq  INTEGER NOT NULL DEFAULT 0,
+    -- What the removed entries add up to.
+    history         TEXT    NOT NULL DEFAULT '{}' CHECK (json_valid(history)),
+    CHECK ((fulfilled + failed = 0) = (last_order_seq = 0)),
+    CHECK ((entries = 0) = (last_entry_seq = 0))
+) STRICT;
+
+INSERT INTO pruned (id) VALUES (1);
+
+-- A row to write, to find out whether writing is possible.
 CREATE TABLE write_probe (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     at INTEGER NOT NULL
