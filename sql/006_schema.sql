@@ -134,6 +134,20 @@ CREATE TABLE pruned (
 
 INSERT INTO pruned (id) VALUES (1);
 
+-- Histories of the journal and of the list of orders, oldest first. Positions of one are good up to
+-- where the next begins: whenever a program that writes finds the database in another file than
+-- before, which may be a copy of an earlier state.
+CREATE TABLE histories (
+    number        INTEGER PRIMARY KEY,
+    id            INTEGER NOT NULL UNIQUE DEFAULT (random() & 0xffffffff),
+    -- Device, inode and time of birth of the file; empty in a backup.
+    file          TEXT    NOT NULL,
+    -- The newest order and the newest entry when it began, and how many entries had been pruned.
+    newest_order  INTEGER NOT NULL,
+    newest_entry  INTEGER NOT NULL,
+    pruned        INTEGER NOT NULL
+) STRICT;
+
 -- A row to write, to find out whether writing is possible.
 CREATE TABLE write_probe (
     id INTEGER PRIMARY KEY CHECK (id = 1),

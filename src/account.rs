@@ -92,7 +92,7 @@ pub async fn take(
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
     let mut account = Account {
-        pruned: store.pruned()?.removed.orders(),
+        pruned: store.pruned()?.orders(),
         started_again: store.restarts()?,
         started_twice: record.map(second_starts),
         ..Account::default()

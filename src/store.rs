@@ -5,12 +5,13 @@
 //! and checked is in `store/open.rs`, what the reconciler records is in `store/record.rs`, how the
 //! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
 //! told of the whole in `store/history.rs`, which orders are on a page in `store/page.rs`, what is
-//! removed in `store/prune.rs`, and who may not read on after that in `store/place.rs`, how rows
+//! removed in `store/prune.rs`, and from which positions readers go on in `store/cursor.rs`, how rows
 //! are read in `store/rows.rs`, how new ones are noticed in `store/watch.rs`, and which the
 //! reconciler watches in `store/watched.rs`. What looks at a file from beside, to copy or check it,
 //! is in `store/inspect.rs`. The methods speak of orders, not of SQL.
 
 mod check;
+mod cursor;
 mod fold;
 mod history;
 mod inspect;
@@ -18,7 +19,6 @@ mod journal;
 mod open;
 mod operate;
 mod page;
-mod place;
 mod prune;
 mod record;
 mod rows;
@@ -34,14 +34,15 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::check::Finding;
+pub use self::cursor::{Cursor, GoneReason, NotACursor};
+use self::cursor::{Extent, Gone, Histories, Sequence};
 pub use self::history::{Glance, Sizes};
 pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::EventWatch;
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::page::Filter;
-pub use self::place::{Gaps, Place};
-pub use self::prune::{Pruned, Removed};
+pub use self::prune::Removed;
 pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{FOUND, OPEN_ORDER, found_of, heartbeat, id_of, startable_of, write_heartbeat};
 pub use self::watch::Watch;
@@ -72,14 +73,21 @@ pub enum StoreError {
     /// The write was begun, and no one can say whether it will take effect.
     #[error("the database did not answer in time; the write may still take effect")]
     OutcomeUnknown,
-    /// What comes next may have been removed in part before its reader has seen it. Who wants what
-    /// is left all the same reads on from the place that is given.
-    #[error("some of what comes next was removed")]
-    Gone(Place),
+    /// A reader that goes on from this position might miss something.
+    #[error("{reason}")]
+    Gone {
+        /// Why.
+        reason: GoneReason,
+        /// The position from which to read what is left.
+        left: Cursor,
+    },
 }
 
-/// What was read, or the place to read on from for someone who has missed something.
-type Unbroken<T> = Result<T, Place>;
+impl From<Gone> for StoreError {
+    fn from(Gone { reason, left }: Gone) -> Self {
+        Self::Gone { reason, left }
+    }
+}
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -149,6 +157,7 @@ pub struct Store {
 
 struct Inner {
     path: PathBuf,
+    histories: Histories,
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
 }
@@ -156,16 +165,14 @@ struct Inner {
 impl Store {
     /// Opens the database, creates and migrates it where needed, and checks that it is one that
     /// this program can trust.
-    ///
-    /// # Errors
-    /// Every way in which a database can be unusable, each with one clear line.
     pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
-        let file = open::prepare(path)?;
+        let (file, histories) = open::prepare(path)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(open::writing_connection(&file)?, file.clone(), mode)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: file.path,
+                histories,
                 readers,
                 writer,
             }),
@@ -173,9 +180,6 @@ impl Store {
     }
 
     /// Opens a database that must be there already.
-    ///
-    /// # Errors
-    /// The same, and that it is not there.
     pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
         open::must_exist(path)?;
         Self::open(path, Mode::Threaded)
@@ -187,9 +191,6 @@ impl Store {
     }
 
     /// Creates an order, durably.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn create(&self, id: OrderId, now: Timestamp) -> Result<Creation, StoreError> {
         self.inner
             .writer
@@ -198,34 +199,22 @@ impl Store {
     }
 
     /// The order with this id, and what is told beside it.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
         self.read(|db| find(db, id))
     }
 
     /// The order with this id, without what is told beside it.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
         Ok(self.find(id)?.map(|found| found.order))
     }
 
     /// The place of the newest order in the order of creation; 0 if there is none.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn newest_seq(&self) -> Result<i64, StoreError> {
         self.read(newest_seq)
     }
 
     /// At most `limit` orders after the number `after` and up to the number `last`, in the order of
     /// creation, whatever was removed from among them.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn page(
         &self,
         filter: &Filter,
@@ -236,40 +225,37 @@ impl Store {
         self.read(|db| page::page(db, filter, after, last, limit))
     }
 
-    /// The same after a place, for someone who must not miss any, and the gaps that give the place
-    /// to go on from.
+    /// Like [`Store::page`], but goes on from a position, and returns the next one.
     ///
     /// # Errors
-    /// The database cannot be read, or some may have been missed.
+    /// [`StoreError::Gone`] if some of what follows may have been missed.
     pub fn page_after(
         &self,
         filter: &Filter,
-        after: Place,
+        after: Cursor,
         last: i64,
         limit: usize,
-    ) -> Result<(Vec<Order>, Gaps), StoreError> {
-        self.read_on(|db| {
-            let gaps = prune::pruned(db)?.orders;
-            if gaps.hide_from(after) && filter.takes_settled() {
-                return Ok(Err(gaps.place(after.seq)));
+    ) -> Result<(Vec<Order>, Cursor), StoreError> {
+        self.snapshot(|db| {
+            let mut now = Extent::read(db, Sequence::Orders)?;
+            if !filter.takes_settled() {
+                // None of these was ever pruned.
+                now.last_pruned = 0;
             }
-            Ok(Ok((page::page(db, filter, after.seq, last, limit)?, gaps)))
+            let here = self.inner.histories.resume(after, &now)?;
+            let orders = page::page(db, filter, after.seq, last, limit)?;
+            let next = here.at(orders.last().map_or(after.seq, |order| order.seq));
+            Ok((orders, next))
         })
     }
 
     /// How many orders there are in each status.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
         self.read(counts)
     }
 
     /// How many processes were started in the place of a forgotten one, those of removed orders
     /// included.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn restarts(&self) -> Result<u64, StoreError> {
         self.read(|db| {
             let db = db.unchecked_transaction()?;
@@ -282,27 +268,18 @@ impl Store {
     }
 
     /// The orders whose process was forgotten and that wait for an operator. Oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
         self.read(operate::lost)
     }
 
     /// Lets an order that is held, or that the upstream refuses, be started again, whatever the
     /// policy, as soon as its process is not found.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
         let write = move |db: &Connection| operate::release(db, &id, now);
         self.inner.writer.write(write).await
     }
 
     /// Settles an order as FAILED whose process was forgotten.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
         let write = move |db: &Connection| operate::fail(db, &id, now);
         self.inner.writer.write(write).await
@@ -311,9 +288,6 @@ impl Store {
     /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
     /// outcome. Oldest first. They are read some thousands at a time: what another process changes
     /// meanwhile may be seen of one and not of the next.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn watched(&self) -> Result<Watchlist, StoreError> {
         let mut list = Watchlist::default();
         while self.read(|db| watched::read_on(db, &mut list))? == watched::READ_AT_ONCE {}
@@ -322,9 +296,6 @@ impl Store {
 
     /// At most `limit` orders after the place `after` that have neither a process nor a start of
     /// unknown outcome and may be started now. Oldest first.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn startable(
         &self,
         now: Timestamp,
@@ -351,35 +322,23 @@ impl Store {
     }
 
     /// The oldest open order after the place `after`.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
         self.read(|db| next_open(db, after))
     }
 
     /// Brings a history up to date with the journal, and tells all else that is told of the whole,
     /// as of one moment.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn glance(&self, history: &mut History, now: Timestamp) -> Result<Glance, StoreError> {
         self.read(|db| history::glance(db, history, now))
     }
 
-    /// What was removed up to now.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn pruned(&self) -> Result<Pruned, StoreError> {
+    /// Orders and entries that were removed up to now.
+    pub fn pruned(&self) -> Result<Removed, StoreError> {
         self.read(prune::pruned)
     }
 
     /// The places of the first `limit` orders after the place `after` that settled before a moment
     /// and may be removed.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn next_prunable(
         &self,
         settled_before: Timestamp,
@@ -391,9 +350,6 @@ impl Store {
 
     /// Removes the orders at these places that settled before a moment, with their entries of the
     /// journal, in one transaction. Nothing else is ever removed, nor what numbering needs.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn prune(
         &self,
         seqs: Vec<i64>,
@@ -405,9 +361,6 @@ impl Store {
     }
 
     /// Bytes in the database file that are free for what is to come.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn free_bytes(&self) -> Result<u64, StoreError> {
         self.read(prune::free_bytes)
     }
@@ -424,9 +377,6 @@ impl Store {
 
     /// Records what the reconciler did and saw, in one transaction. A change of an order that is
     /// not any more as it was read changes nothing.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn record(
         &self,
         mut changes: Vec<Change>,
@@ -441,17 +391,11 @@ impl Store {
     }
 
     /// What the reconciler last told of itself.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn heartbeat(&self) -> Result<Heartbeat, StoreError> {
         self.read(heartbeat)
     }
 
     /// Replaces what the reconciler tells of itself.
-    ///
-    /// # Errors
-    /// Nothing was done, except after [`StoreError::OutcomeUnknown`].
     pub async fn write_heartbeat(&self, heartbeat: Heartbeat) -> Result<(), StoreError> {
         self.inner
             .writer
@@ -460,9 +404,6 @@ impl Store {
     }
 
     /// Finds out whether orders can be written, by writing.
-    ///
-    /// # Errors
-    /// They cannot.
     pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         self.inner
             .writer
@@ -491,19 +432,16 @@ impl Store {
     }
 
     /// Reads as of one moment.
-    fn read_on<T>(
+    fn snapshot<T>(
         &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<Unbroken<T>>,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let read = self.read(|db| query(&*db.unchecked_transaction()?))?;
-        read.map_err(StoreError::Gone)
+        let db = self.inner.readers.get()?;
+        query(&*db.unchecked_transaction()?)
     }
 }
 
 /// What the reconciler on a database last told of itself, without touching the file otherwise.
-///
-/// # Errors
-/// There is no such database, or it cannot be read.
 pub fn read_heartbeat(path: &DatabasePath) -> Result<Heartbeat, OpenError> {
     open::read_only(path, heartbeat)
 }

@@ -2,9 +2,9 @@
 //!
 //! A stream takes what is new from the watcher, which reads it once for all streams; one that is
 //! behind reads for itself, a page at a time, and only when its client has taken the page before.
-//! It ends when its client goes, when the program is about to end, or when events were removed that
-//! it had not told yet: its client connects again with the id of the last event that it got, and is
-//! told then what of this it has missed.
+//! It ends when its client goes, when the program is about to end, or when events were pruned that
+//! it had not sent yet: its client connects again with the id of the last event that it got, and is
+//! refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use super::Api;
 use super::json::{EVENT_BYTES, write_event};
 use super::json_answer;
 use super::problem::{Problem, next_link, reading_problem, store_problem};
-use super::request::{After, EventQuery, next_page, written_place};
+use super::request::{After, EventQuery, next_page};
 use super::watcher::{Subscription, Watcher};
 use crate::order::{Event, OrderId};
-use crate::store::{Gaps, Place, Store, StoreError};
+use crate::store::{Cursor, Store, StoreError};
 
 /// How often a comment is sent, so that neither a proxy nor the client takes a stream for dead, and
 /// that a client that has gone without a word is noticed.
@@ -62,12 +62,12 @@ impl Api {
 
     fn event_page(
         &self,
-        after: Place,
+        after: Cursor,
         limit: usize,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
-        let path = |place| format!("/event?{}", next_page(place, Some(limit), order.as_ref()));
-        let (mut events, gaps) =
+        let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
+        let (mut events, next) =
             tokio::task::block_in_place(|| self.store.events(order.as_ref(), after, limit + 1))
                 .map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
@@ -75,7 +75,7 @@ impl Api {
         let mut response = json_answer(StatusCode::OK, array(&events));
         if !is_last
             && let Some(last) = events.last()
-            && let Some(link) = next_link(&path(gaps.place(last.seq)))
+            && let Some(link) = next_link(&path(next.at(last.seq)))
         {
             response.headers_mut().insert(LINK, link);
         }
@@ -90,11 +90,11 @@ impl Api {
     ) -> Result<Response, Problem> {
         let newest = self.watcher.read(|store| store.newest_event()).await;
         let newest = newest.map_err(store_problem)?;
-        if let After::Event(place) = after {
-            // Whether it can be read on from there, which cannot be told any more once it has begun.
+        if let After::Event(position) = after {
+            // Refused now, which is not possible any more once the stream has begun.
             let order = order.as_ref();
-            let read = self.watcher.read(|store| store.events(order, place, 0));
-            let path = |place| format!("/event?{}", next_page(place, None, order));
+            let read = self.watcher.read(|store| store.events(order, position, 0));
+            let path = |after| format!("/event?{}", next_page(after, None, order));
             read.await.map_err(|error| reading_problem(error, path))?;
         }
         if method == Method::HEAD {
@@ -107,8 +107,8 @@ impl Api {
         comments.reset();
         comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (after, beginning) = match after {
-            After::Event(place) => (place, None),
-            After::Latest => (Place::after(newest), Some(beginning(newest))),
+            After::Event(position) => (position, None),
+            After::Latest => (newest, Some(beginning(newest))),
         };
         let stream = EventStream {
             watcher: self.watcher.clone(),
@@ -149,12 +149,12 @@ fn stream_answer(
     response
 }
 
-/// Events as a stream sends them (the HTML standard, section 9.2.6). The id of each is the place to
-/// go on from.
-fn sent<'a>(events: impl Iterator<Item = &'a Event>, gaps: Gaps) -> Bytes {
-    let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 20));
+/// Events as a stream sends them (the HTML standard, section 9.2.6). The id of each is the position
+/// to go on from, as of when the event before `next` was read.
+fn sent<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> Bytes {
+    let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 30));
     for event in events {
-        let id = written_place(gaps.place(event.seq));
+        let id = next.at(event.seq);
         text.extend_from_slice(format!("id: {id}\ndata: ").as_bytes());
         write_event(&mut text, event);
         text.extend_from_slice(b"\n\n");
@@ -162,10 +162,13 @@ fn sent<'a>(events: impl Iterator<Item = &'a Event>, gaps: Gaps) -> Bytes {
     Bytes::from(text)
 }
 
-/// Where a stream of what is to come begins: an id without an event, which no client shows. One that
-/// loses the connection before the first event knows by it where to go on.
-fn beginning(newest: i64) -> Bytes {
-    Bytes::from(format!("id: {newest}\n\n"))
+/// The first event of a stream of what is to come: the position where it begins, for a client that
+/// loses the connection before the next event. It has data, without which many clients drop the id.
+fn beginning(newest: Cursor) -> Bytes {
+    let seq = newest.seq;
+    Bytes::from(format!(
+        "id: {newest}\nevent: position\ndata: {{\"seq\":{seq}}}\n\n"
+    ))
 }
 
 /// A stream of events on its way to a client.
@@ -174,8 +177,8 @@ struct EventStream {
     subscription: Subscription,
     /// What is sent before any event.
     beginning: Option<Bytes>,
-    /// The place of the last event that was sent, or that is not for this stream.
-    after: Place,
+    /// The position after the last event that was sent, or that is not for this stream.
+    after: Cursor,
     order: Option<OrderId>,
     comments: Interval,
     draining: CancellationToken,
@@ -188,11 +191,8 @@ impl EventStream {
     fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut stream| async {
             let piece = stream.next().await.transpose()?;
-            if let Err(StoreError::Gone(place)) = &piece {
-                log::info!(
-                    "a stream ends after event {}: what follows was removed",
-                    place.seq
-                );
+            if let Err(StoreError::Gone { reason, .. }) = &piece {
+                log::info!("a stream ends after event {}: {reason}", stream.after.seq);
                 return None;
             }
             if let Err(error) = &piece {
@@ -210,14 +210,14 @@ impl EventStream {
         }
         while !self.is_broken && !self.draining.is_cancelled() {
             let latest = self.subscription.latest();
-            if self.after.seq < latest.last {
+            if self.after.seq < latest.last.seq {
                 let text = if self.after.seq < latest.after {
-                    self.read_on(latest.last).await?
+                    self.read_on(latest.last.seq).await?
                 } else {
-                    let (after, order) = (self.after.seq, self.order.as_ref());
-                    // Nothing beyond was removed when these were read.
-                    self.after = Place::after(latest.last);
-                    latest.text(after, order, |events| sent(events, Gaps::default()))
+                    let after = std::mem::replace(&mut self.after, latest.last).seq;
+                    latest.text(after, self.order.as_ref(), |events| {
+                        sent(events, latest.last)
+                    })
                 };
                 if !text.is_empty() {
                     return Ok(Some(text));
@@ -239,13 +239,12 @@ impl EventStream {
     async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.clone(), self.after);
         let page = move |store: &Store| store.events(order.as_ref(), after, STREAM_PAGE);
-        let (events, gaps) = self.watcher.read(page).await?;
-        let mut seq = events.last().map_or(after.seq, |event| event.seq);
+        let (events, mut next) = self.watcher.read(page).await?;
         if events.len() < STREAM_PAGE {
             // There is nothing else for this stream up to there.
-            seq = seq.max(known);
+            next = next.at(next.seq.max(known));
         }
-        self.after = gaps.place(seq);
-        Ok(sent(events.iter(), gaps))
+        self.after = next;
+        Ok(sent(events.iter(), next))
     }
 }

@@ -14,7 +14,7 @@ use super::json::{ORDER_BYTES, write_order};
 use super::problem::{Problem, next_link, reading_problem, store_problem};
 use super::request::{Form, ListQuery};
 use crate::order::Order;
-use crate::store::{Gaps, Place, Store, StoreError};
+use crate::store::{Cursor, Store, StoreError};
 
 /// Orders read at once while streaming. As JSON they take some 40 KB, which is what a client that
 /// reads slowly costs.
@@ -27,8 +27,8 @@ pub(super) struct Listing {
     form: Form,
     /// The place of the newest order that existed when the request began.
     last: i64,
-    /// The place to read on from.
-    after: Place,
+    /// The position to go on from.
+    after: Cursor,
     is_begun: bool,
     is_done: bool,
 }
@@ -56,11 +56,11 @@ impl Listing {
         let mut link = None;
         let mut response = if let Some(limit) = self.query.limit {
             let read = self.read(limit + 1);
-            let (mut orders, gaps) = read.map_err(|error| self.problem(error))?;
+            let (mut orders, next) = read.map_err(|error| self.problem(error))?;
             if orders.len() > limit {
                 orders.truncate(limit);
                 let last = orders.last();
-                link = last.and_then(|order| next_link(&self.path(gaps.place(order.seq))));
+                link = last.and_then(|order| next_link(&self.path(next.at(order.seq))));
             }
             self.is_done = true;
             self.write(&orders).into_response()
@@ -84,29 +84,27 @@ impl Listing {
         Ok(response)
     }
 
-    fn read(&self, limit: usize) -> Result<(Vec<Order>, Gaps), StoreError> {
+    fn read(&self, limit: usize) -> Result<(Vec<Order>, Cursor), StoreError> {
         tokio::task::block_in_place(|| {
             self.store
                 .page_after(&self.query.filter, self.after, self.last, limit)
         })
     }
 
-    /// The path of what comes after a place.
-    fn path(&self, place: Place) -> String {
-        format!("/order?{}", self.query.next(place))
+    /// The path of what comes after a position.
+    fn path(&self, after: Cursor) -> String {
+        format!("/order?{}", self.query.next(after))
     }
 
     fn problem(&self, error: StoreError) -> Problem {
-        reading_problem(error, |place| self.path(place))
+        reading_problem(error, |after| self.path(after))
     }
 
     /// The next piece of a stream.
     fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
-        let (orders, gaps) = self.read(STREAM_PAGE)?;
+        let (orders, next) = self.read(STREAM_PAGE)?;
         self.is_done = orders.len() < STREAM_PAGE;
-        if let Some(order) = orders.last() {
-            self.after = gaps.place(order.seq);
-        }
+        self.after = next;
         Ok(self.write(&orders))
     }
 

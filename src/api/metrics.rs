@@ -141,7 +141,7 @@ fn orders(metrics: &mut Metrics, seen: &Seen) {
         "orders_pruned_total",
         "Settled orders removed by prune, by status.",
         [Status::Fulfilled, Status::Failed].map(|status| {
-            let removed = seen.glance.pruned.removed.in_status(status);
+            let removed = seen.glance.pruned.in_status(status);
             (label("status", status.as_str()), removed)
         }),
     );

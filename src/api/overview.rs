@@ -52,7 +52,7 @@ impl Overview {
 impl Seen {
     /// How many orders there are in this status. The history knows of those that were removed, too.
     pub fn orders(&self, status: Status) -> u64 {
-        let removed = self.glance.pruned.removed.in_status(status);
+        let removed = self.glance.pruned.in_status(status);
         self.history.orders(status).saturating_sub(removed)
     }
 

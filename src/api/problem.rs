@@ -15,7 +15,7 @@ pub(super) use self::kinds::page;
 use super::json::{location, order_members};
 use super::object::Object;
 use crate::order::Order;
-use crate::store::{Place, StoreError};
+use crate::store::{Cursor, GoneReason, StoreError};
 
 /// Seconds after which a client may try again what could not be done now.
 const RETRY_AFTER_SECS: u64 = 1;
@@ -153,11 +153,10 @@ impl Problem {
         )
     }
 
-    pub fn removed() -> Self {
+    pub fn removed(reason: GoneReason) -> Self {
         Self::new(
             &kinds::REMOVED,
-            "some of what follows was removed after its reader was there, because it had settled \
-             long ago; begin anew, or follow the header Link to what is left",
+            format!("{reason}; begin anew, or follow the header Link to what is left"),
         )
     }
 
@@ -218,7 +217,7 @@ fn shortened(text: &str) -> String {
 /// the store has told it when it began.
 pub(super) fn store_problem(error: StoreError) -> Problem {
     let (kind, detail) = match error {
-        StoreError::Gone(_) => return Problem::removed(),
+        StoreError::Gone { reason, .. } => return Problem::removed(reason),
         StoreError::Overloaded => (
             &kinds::OVERLOADED,
             "the write queue is full; nothing was done",
@@ -239,12 +238,13 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
     Problem::temporary(kind, detail)
 }
 
-/// The same where a client reads on: `next` is the path of what is left after a place.
-pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Place) -> String) -> Problem {
+/// Like [`store_problem`], where a client goes on from a position: `next` is the path of what comes
+/// after another one.
+pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Cursor) -> String) -> Problem {
     match error {
-        StoreError::Gone(place) => match next_link(&next(place)) {
-            Some(link) => Problem::removed().with_header(LINK, link),
-            None => Problem::removed(),
+        StoreError::Gone { reason, left } => match next_link(&next(left)) {
+            Some(link) => Problem::removed(reason).with_header(LINK, link),
+            None => Problem::removed(reason),
         },
         other => store_problem(other),
     }

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::order::{Event, OrderId};
 use crate::server::CONNECTIONS_MAX;
-use crate::store::{EventWatch, Store, StoreError};
+use crate::store::{Cursor, EventWatch, Store, StoreError};
 
 /// How often to look for new events while someone waits: a change is told this much later at
 /// most. One look costs some microseconds.
@@ -57,8 +57,8 @@ struct Shared {
 struct State {
     /// Whether someone looks.
     is_awake: bool,
-    /// The event up to which all were told, while someone looks.
-    told: i64,
+    /// The position up to which all events were told, while someone looks.
+    told: Cursor,
     /// Those who wait, by the order's place; the second number tells them apart.
     waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
     next_number: u64,
@@ -69,21 +69,26 @@ struct State {
 pub(super) struct Batch {
     /// The event before the first of them.
     pub after: i64,
-    /// The last of them: equal to `after` if there is none.
-    pub last: i64,
+    /// The position after the last of them.
+    pub last: Cursor,
     events: Vec<Event>,
     /// All of them as a stream sends them: written once, by the first stream that needs it.
     text: OnceLock<Bytes>,
 }
 
 impl Batch {
-    fn new(after: i64, events: Vec<Event>) -> Self {
+    fn new(after: Cursor, events: Vec<Event>, last: Cursor) -> Self {
         Self {
-            after,
-            last: events.last().map_or(after, |event| event.seq),
+            after: after.seq,
+            last,
             events,
             text: OnceLock::new(),
         }
+    }
+
+    /// No events, up to this position.
+    fn nothing(at: Cursor) -> Arc<Self> {
+        Arc::new(Self::new(at, Vec::new(), at))
     }
 
     /// Those that come after the event `after`, of all orders or of one, as `write` writes them.
@@ -167,19 +172,19 @@ impl Watcher {
         Self(Arc::new(Shared {
             store,
             state: Mutex::default(),
-            latest: watch::Sender::new(Arc::new(Batch::new(0, Vec::new()))),
+            latest: watch::Sender::new(Batch::nothing(Cursor::default())),
             reads: Semaphore::new(READS_MAX),
         }))
     }
 
-    /// Waits until the order at this place is settled, which it was not after the event
+    /// Waits until the order at this place is settled, which it was not at the position
     /// `newest_event`.
-    pub fn wait_for(&self, order_seq: i64, newest_event: i64) -> Waiting {
+    pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Waiting {
         let mut state = self.0.state();
         if state.waiting.len() >= WAITING_MAX {
             return Waiting::Full;
         }
-        if state.is_awake && newest_event < state.told {
+        if state.is_awake && newest_event.seq < state.told.seq {
             return Waiting::Missed;
         }
         let (wake, woken) = oneshot::channel();
@@ -200,9 +205,9 @@ impl Watcher {
         (state.waiting.len(), state.streams)
     }
 
-    /// A place for a stream, if there is one. It is told what comes after the event
+    /// A place for a stream, if there is one. It is told what comes after the position
     /// `newest_event`, and perhaps some of what was before.
-    pub fn subscribe(&self, newest_event: i64) -> Option<Subscription> {
+    pub fn subscribe(&self, newest_event: Cursor) -> Option<Subscription> {
         let mut state = self.0.state();
         if state.streams >= STREAMS_MAX {
             return None;
@@ -215,16 +220,15 @@ impl Watcher {
         })
     }
 
-    /// Has someone look for what comes after the event `newest_event`, unless someone looks.
-    fn awake(&self, state: &mut State, newest_event: i64) {
+    /// Has someone look for what comes after the position `newest_event`, unless someone looks.
+    fn awake(&self, state: &mut State, newest_event: Cursor) {
         if state.is_awake {
             return;
         }
         state.is_awake = true;
         state.told = newest_event;
         // What happened while no one looked is not told: who needs it reads it.
-        let nothing = Batch::new(newest_event, Vec::new());
-        self.0.latest.send_replace(Arc::new(nothing));
+        self.0.latest.send_replace(Batch::nothing(newest_event));
         tokio::spawn(self.0.clone().look());
     }
 
@@ -250,17 +254,17 @@ impl Shared {
         let mut is_blind = false;
         while let Some(told) = self.told_if_awaited() {
             match tokio::task::block_in_place(|| self.look_once(&mut eyes, told)) {
-                Ok(events) => {
+                Ok((events, last)) => {
                     is_blind = false;
                     let may_be_more = events.len() == BATCH_MAX;
                     if !events.is_empty() {
-                        self.tell(told, events);
+                        self.tell(Batch::new(told, events, last));
                     }
                     if !may_be_more {
                         tokio::time::sleep(LOOK_INTERVAL).await;
                     }
                 }
-                Err(StoreError::Gone(_)) => self.skip(),
+                Err(StoreError::Gone { .. }) => self.skip(),
                 Err(error) => {
                     if !is_blind {
                         log::warn!("changes of orders cannot be noticed: {error}");
@@ -276,8 +280,8 @@ impl Shared {
     fn look_once(
         &self,
         eyes: &mut Option<EventWatch>,
-        told: i64,
-    ) -> Result<Vec<Event>, StoreError> {
+        told: Cursor,
+    ) -> Result<(Vec<Event>, Cursor), StoreError> {
         let eyes = match eyes {
             Some(eyes) => eyes,
             None => eyes.insert(self.store.watch_events()?),
@@ -285,9 +289,9 @@ impl Shared {
         eyes.look(told, BATCH_MAX)
     }
 
-    /// The last event that was told; nothing if no one waits for another one, from when on no one
-    /// looks either.
-    fn told_if_awaited(&self) -> Option<i64> {
+    /// The position up to which all events were told; nothing if no one waits for another one, from
+    /// when on no one looks either.
+    fn told_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
         state.is_awake = !state.waiting.is_empty() || state.streams > 0;
         state.is_awake.then_some(state.told)
@@ -302,8 +306,7 @@ impl Shared {
                 state.told = newest;
                 state.waiting.clear();
                 drop(state);
-                let nothing = Batch::new(newest, Vec::new());
-                self.latest.send_replace(Arc::new(nothing));
+                self.latest.send_replace(Batch::nothing(newest));
             }
             // The next look will tell.
             Err(error) => log::debug!("the newest event cannot be read: {error}"),
@@ -311,8 +314,7 @@ impl Shared {
     }
 
     /// Wakes those who wait for the orders that were settled, and then the streams.
-    fn tell(&self, told: i64, events: Vec<Event>) {
-        let batch = Batch::new(told, events);
+    fn tell(&self, batch: Batch) {
         {
             let mut state = self.state();
             state.told = batch.last;
@@ -332,7 +334,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::order::{Outcome, Timestamp};
-    use crate::store::{Change, Creation, DatabasePath, Mode, Place, Step};
+    use crate::store::{Change, Creation, DatabasePath, Mode, Step};
 
     struct Bench {
         _folder: tempfile::TempDir,
@@ -370,7 +372,7 @@ mod tests {
                 .unwrap();
         }
 
-        fn begin(&self, order_seq: i64, newest_event: i64) -> Waiter {
+        fn begin(&self, order_seq: i64, newest_event: Cursor) -> Waiter {
             match self.watcher.wait_for(order_seq, newest_event) {
                 Waiting::Begun(waiter) => waiter,
                 Waiting::Missed => panic!("missed"),
@@ -394,11 +396,11 @@ mod tests {
         let bench = Bench::new();
         let seq = bench.create("a1").await;
         assert!(!bench.is_awake());
-        let waiter = bench.begin(seq, 1);
+        let waiter = bench.begin(seq, Cursor::bare(1));
         assert!(bench.is_awake());
         drop(waiter);
         bench.until_asleep().await;
-        let subscription = bench.watcher.subscribe(1);
+        let subscription = bench.watcher.subscribe(Cursor::bare(1));
         assert!(bench.is_awake());
         drop(subscription);
         bench.until_asleep().await;
@@ -411,12 +413,12 @@ mod tests {
         let other = bench.create("a2").await;
         bench.settle(seq).await;
         // No one has looked: the first to wait has the events read from where it stands.
-        let mut waiter = bench.begin(seq, 2);
-        let mut stays = bench.begin(other, 4);
+        let mut waiter = bench.begin(seq, Cursor::bare(2));
+        let mut stays = bench.begin(other, Cursor::bare(4));
         waiter.settled().await;
         assert!(stays.woken.try_recv().is_err());
         // Someone has: who stands before that has to look again.
-        let missed = bench.watcher.wait_for(seq, 2);
+        let missed = bench.watcher.wait_for(seq, Cursor::bare(2));
         assert!(matches!(missed, Waiting::Missed));
         bench.settle(other).await;
         stays.settled().await;
@@ -426,10 +428,15 @@ mod tests {
     async fn all_who_wait_for_an_order_are_woken_and_leave_nothing_behind() {
         let bench = Bench::new();
         let seq = bench.create("a1").await;
-        let mut waiters: Vec<_> = (0..WAITING_MAX).map(|_| bench.begin(seq, 1)).collect();
-        assert!(matches!(bench.watcher.wait_for(seq, 1), Waiting::Full));
+        let mut waiters: Vec<_> = (0..WAITING_MAX)
+            .map(|_| bench.begin(seq, Cursor::bare(1)))
+            .collect();
+        assert!(matches!(
+            bench.watcher.wait_for(seq, Cursor::bare(1)),
+            Waiting::Full
+        ));
         drop(waiters.pop());
-        waiters.push(bench.begin(seq, 1));
+        waiters.push(bench.begin(seq, Cursor::bare(1)));
         bench.settle(seq).await;
         for waiter in &mut waiters {
             waiter.settled().await;
@@ -443,17 +450,18 @@ mod tests {
     async fn what_was_removed_before_it_was_told_wakes_all_who_may_have_waited_for_it() {
         let bench = Bench::new();
         let [seq, other] = [bench.create("a1").await, bench.create("a2").await];
+        let newest = bench.other.newest_event().unwrap();
         bench.settle(seq).await;
         bench.create("last").await;
         let removed = bench.other.prune(vec![seq], Timestamp(9), Timestamp(9));
         assert_eq!(removed.await.unwrap().orders(), 1);
         // As if it had been read before it was settled.
-        let mut waiters = [bench.begin(seq, 2), bench.begin(other, 2)];
+        let mut waiters = [bench.begin(seq, newest), bench.begin(other, newest)];
         for waiter in &mut waiters {
             waiter.settled().await;
         }
         // From then on it goes on as ever.
-        let mut again = bench.begin(other, 5);
+        let mut again = bench.begin(other, Cursor::bare(5));
         bench.settle(other).await;
         again.settled().await;
     }
@@ -461,7 +469,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn batches_follow_each_other_without_a_gap() {
         let bench = Bench::new();
-        let mut subscription = bench.watcher.subscribe(0).unwrap();
+        let mut subscription = bench.watcher.subscribe(Cursor::default()).unwrap();
         let mut seen = 0;
         for n in 0..40 {
             let seq = bench.create(&format!("a{n}")).await;
@@ -470,7 +478,7 @@ mod tests {
                 let batch = subscription.latest();
                 // What was overwritten in the meantime is read from the database.
                 let missing = (batch.after - seen).max(0) as usize;
-                let gap = bench.other.events(None, Place::after(seen), missing);
+                let gap = bench.other.events(None, Cursor::bare(seen), missing);
                 let (gap, _) = gap.unwrap();
                 for event in gap.iter().chain(&batch.events) {
                     assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);

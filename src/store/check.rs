@@ -46,7 +46,7 @@ const SCHEMA: &str = "someone has changed the schema by hand: give it the form t
 
 /// What must hold beyond the schema: names, and queries that find what does not hold. Their
 /// columns are the order's id, or NULL, and what is wrong.
-const RULES: [(&str, &str); 7] = [
+const RULES: [(&str, &str); 8] = [
     ("notes", include_str!("../../sql/check_orders.sql")),
     (
         "gaps in the journal",
@@ -56,6 +56,7 @@ const RULES: [(&str, &str); 7] = [
         "what was pruned",
         include_str!("../../sql/check_pruned.sql"),
     ),
+    ("histories", include_str!("../../sql/check_histories.sql")),
     ("changes", include_str!("../../sql/check_changes.sql")),
     (
         "ends of the journal",

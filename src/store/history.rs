@@ -6,8 +6,9 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
+use super::cursor::{Extent, Sequence};
 use super::open::beside;
-use super::prune::{Pruned, base, pruned};
+use super::prune::{Removed, base, pruned};
 use super::rows::{heartbeat, impossible, reason_of};
 use super::{Heartbeat, find, next_open};
 use crate::history::{Entry, History};
@@ -18,7 +19,7 @@ use crate::order::{Order, Reason, Timestamp};
 #[derive(Clone, Debug)]
 pub struct Glance {
     /// What was removed.
-    pub pruned: Pruned,
+    pub pruned: Removed,
     /// How many orders need looking at, by the reason that is stored with each.
     pub attention: Vec<(Reason, u64)>,
     /// The oldest order that is open.
@@ -48,10 +49,10 @@ pub(super) fn glance(
 ) -> rusqlite::Result<Glance> {
     // One moment for all of it; ends by itself when it is dropped.
     let db = db.unchecked_transaction()?;
-    let pruned = pruned(&db)?;
+    let journal = Extent::read(&db, Sequence::Journal)?;
     // What was removed up to the last entry that was folded in is in the history already. If more
     // was, the history begins anew with all of it, as does one that has nothing in it yet.
-    if pruned.entries.last > history.last_seq() {
+    if journal.last_pruned > history.last_seq() {
         *history = base(&db)?;
     }
     fold(&db, history, now)?;
@@ -60,7 +61,7 @@ pub(super) fn glance(
         None => None,
     };
     Ok(Glance {
-        pruned,
+        pruned: pruned(&db)?,
         attention: attention(&db)?,
         oldest_open,
         heartbeat: heartbeat(&db)?,

@@ -67,9 +67,6 @@ impl fmt::Display for Contents {
 
 impl Inspection {
     /// Opens a database that must be there.
-    ///
-    /// # Errors
-    /// It is not there, not one of ours, from a newer version, or cannot be read.
     pub fn open(path: &DatabasePath) -> Result<Self, OpenError> {
         let (db, path) = open::for_reading(path)?;
         db.busy_timeout(BUSY_TIMEOUT)
@@ -84,23 +81,17 @@ impl Inspection {
     }
 
     /// How much there is in it, at one moment.
-    ///
-    /// # Errors
-    /// It cannot be read.
     pub fn contents(&self) -> Result<Contents, StoreError> {
         let snapshot = self.db.unchecked_transaction()?;
         let newest = "SELECT coalesce(max(seq), 0) FROM journal";
         Ok(Contents {
             orders: counts(&snapshot)?,
             newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
-            pruned: pruned(&snapshot)?.removed,
+            pruned: pruned(&snapshot)?,
         })
     }
 
     /// How much would be removed of what settled before a moment.
-    ///
-    /// # Errors
-    /// It cannot be read.
     pub fn prunable(&self, settled_before: Timestamp) -> Result<Removed, StoreError> {
         Ok(prunable(&self.db, settled_before)?)
     }
@@ -112,9 +103,6 @@ impl Inspection {
     }
 
     /// All that is known of one order, at one moment. Nothing if there is no such order.
-    ///
-    /// # Errors
-    /// It cannot be read.
     pub fn case(&self, id: &OrderId, now: Timestamp) -> Result<Option<Case>, StoreError> {
         let db = self.db.unchecked_transaction()?;
         let Some(Found { order, .. }) = find(&db, id)? else {
@@ -131,9 +119,6 @@ impl Inspection {
 
     /// Ids that may have been meant by one that does not exist: the same in other letters, and
     /// its neighbours in the order of ids that begin like it.
-    ///
-    /// # Errors
-    /// They cannot be read.
     pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
         let id = id.as_str();
         let begins = id.chars().count().div_ceil(2);
@@ -157,7 +142,8 @@ impl Inspection {
     }
 
     /// Copies the whole database, as it is at one moment, into the file at `to`, which then needs
-    /// no other file beside it. Its end is not flushed to disk yet.
+    /// no other file beside it. Its end is not flushed to disk yet. The first program that writes to
+    /// it begins a new history, even if it takes the place of the file that was copied.
     ///
     /// All pages are read under one read transaction: otherwise the copy would begin again
     /// whenever another process has written, and never end beside one that writes all the time.
@@ -166,9 +152,6 @@ impl Inspection {
     ///
     /// Each piece is flushed before the next. If the disk were given all at the end, every commit
     /// beside would wait until it has taken that.
-    ///
-    /// # Errors
-    /// The database cannot be read, or the copy cannot be written.
     pub fn copy_to(&self, to: &Path) -> Result<(), CopyError> {
         let mut copy = Connection::open(to)?;
         // It is worth nothing until it is whole and flushed, so none of it is journalled.
@@ -191,6 +174,7 @@ impl Inspection {
         // The pages say that there is a write-ahead log beside them.
         let copy = Connection::open(to)?;
         copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+        copy.execute_batch("PRAGMA synchronous = OFF; UPDATE histories SET file = ''")?;
         copy.close().map_err(|(_, error)| error)?;
         Ok(())
     }

@@ -1,17 +1,16 @@
 //! The journal as its readers see it: pages of events, and a watch that notices new ones.
 //!
 //! Events are numbered without gaps in the order in which they are committed: each number is
-//! the greatest so far and one more, taken inside a transaction that no other can overlap. Who has
-//! seen all events up to one misses none by reading on from there; where some of what follows was
-//! removed meanwhile (`store/prune.rs`), that is told and not skipped. They are written in
-//! `store/record.rs`.
+//! the greatest so far and one more, taken inside a transaction that no other can overlap. A reader
+//! that has seen all events up to one misses none by going on from there, or is refused
+//! (`store/cursor.rs`). They are written in `store/record.rs`.
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, Row, params};
 
-use super::prune::pruned;
+use super::cursor::{Extent, Histories, Sequence};
 use super::rows::{id_of, impossible, status_of};
-use super::{Gaps, Place, Store, StoreError, Unbroken};
+use super::{Cursor, Store, StoreError};
 use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
 
 /// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
@@ -21,35 +20,33 @@ const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
                      FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
 
 impl Store {
-    /// The number of the newest event; 0 if there is none.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn newest_event(&self) -> Result<i64, StoreError> {
-        self.read(newest_event)
+    /// The position of the newest event.
+    pub fn newest_event(&self) -> Result<Cursor, StoreError> {
+        self.read(|db| {
+            let now = Extent::read(db, Sequence::Journal)?;
+            Ok(self.inner.histories.position(now.newest, &now))
+        })
     }
 
-    /// At most `limit` events after a place, in their order: of all orders, or of one. And the gaps
-    /// that give the place to go on from.
+    /// Returns at most `limit` events after a position, in their order, and the next position: of
+    /// all orders, or of one.
     ///
     /// # Errors
-    /// The database cannot be read, or some may have been missed.
+    /// [`StoreError::Gone`] if some of what follows may have been missed.
     pub fn events(
         &self,
         order: Option<&OrderId>,
-        after: Place,
+        after: Cursor,
         limit: usize,
-    ) -> Result<(Vec<Event>, Gaps), StoreError> {
-        self.read_on(|db| events(db, order, after, limit))
+    ) -> Result<(Vec<Event>, Cursor), StoreError> {
+        self.snapshot(|db| events(db, &self.inner.histories, order, after, limit))
     }
 
     /// Something that notices events of all orders, whichever process wrote them.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn watch_events(&self) -> Result<EventWatch, StoreError> {
         Ok(EventWatch {
             db: self.inner.readers.get()?,
+            histories: self.inner.histories.clone(),
             version: None,
         })
     }
@@ -58,56 +55,60 @@ impl Store {
 /// Notices events, at the cost of a glance at shared memory while there are none.
 pub struct EventWatch {
     db: r2d2::PooledConnection<SqliteConnectionManager>,
+    histories: Histories,
     /// The version of the database in which all events were read.
     version: Option<i64>,
 }
 
 impl EventWatch {
-    /// At most `limit` events after the event `after`. If the database is as it was when there
-    /// were fewer than that, it is not read.
+    /// Like [`Store::events`]. If the database is as it was when there were fewer than `limit`, it
+    /// is not read.
     ///
     /// # Errors
-    /// The database cannot be read, or some may have been missed.
-    pub fn look(&mut self, after: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
+    /// [`StoreError::Gone`] if some of what follows may have been missed.
+    pub fn look(
+        &mut self,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<(Vec<Event>, Cursor), StoreError> {
         let version = self
             .db
             .prepare_cached("PRAGMA data_version")?
             .query_row([], |row| row.get(0))?;
         if self.version == Some(version) {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), after));
         }
         let db = self.db.unchecked_transaction()?;
-        let read = events(&db, None, Place::after(after), limit)?;
+        let (events, next) = events(&db, &self.histories, None, after, limit)?;
         drop(db);
-        let (events, _) = read.map_err(StoreError::Gone)?;
         // What is committed since the version was read has another version: it is seen next time.
         self.version = (events.len() < limit).then_some(version);
-        Ok(events)
+        Ok((events, next))
     }
-}
-
-fn newest_event(db: &Connection) -> rusqlite::Result<i64> {
-    db.prepare_cached("SELECT coalesce(max(seq), 0) FROM journal")?
-        .query_row([], |row| row.get(0))
 }
 
 fn events(
     db: &Connection,
+    histories: &Histories,
     order: Option<&OrderId>,
-    after: Place,
+    after: Cursor,
     limit: usize,
-) -> rusqlite::Result<Unbroken<(Vec<Event>, Gaps)>> {
-    let gaps = pruned(db)?.entries;
-    if gaps.hide_from(after) && !is_whole(db, order)? {
-        return Ok(Err(gaps.place(after.seq)));
+) -> Result<(Vec<Event>, Cursor), StoreError> {
+    let mut now = Extent::read(db, Sequence::Journal)?;
+    if is_whole(db, order)? {
+        // None of these was pruned.
+        now.last_pruned = 0;
     }
+    let here = histories.resume(after, &now)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut query = db.prepare_cached(&events_sql(order.is_some()))?;
     let events = match order {
         None => query.query_map(params![after.seq, limit], event_of)?,
         Some(id) => query.query_map(params![after.seq, limit, id.as_str()], event_of)?,
     };
-    Ok(Ok((events.collect::<rusqlite::Result<_>>()?, gaps)))
+    let events: Vec<_> = events.collect::<rusqlite::Result<_>>()?;
+    let next = here.at(events.last().map_or(after.seq, |event| event.seq));
+    Ok((events, next))
 }
 
 /// Whether only the events of one order are asked for, and it is there: then so are all of them, for

@@ -3,15 +3,18 @@
 //! Every way in which it can be unusable ends here in one line that says what to do. Reading and
 //! writing are elsewhere in `store`.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::cursor::Histories;
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
 /// They are only added, never changed.
@@ -180,7 +183,37 @@ pub enum OpenError {
 #[derive(Clone, Debug)]
 pub(super) struct OpenedFile {
     pub path: PathBuf,
-    identity: (u64, u64),
+    identity: Identity,
+}
+
+/// Identity of a file. An inode's number is often given to the next file that is made, so the time of
+/// its birth counts too, where the file system keeps that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    born_ns: u128,
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        let born = metadata.created().unwrap_or(UNIX_EPOCH);
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            born_ns: born
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |age| age.as_nanos()),
+        })
+    }
+}
+
+/// The text that a database keeps (`histories` in its schema).
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.device, self.inode, self.born_ns)
+    }
 }
 
 /// The path of the database no longer leads to the file that was opened.
@@ -189,18 +222,10 @@ pub(super) struct OpenedFile {
 pub(super) struct Moved(PathBuf);
 
 impl OpenedFile {
-    fn new(path: PathBuf) -> io::Result<Self> {
-        let metadata = fs::metadata(&path)?;
-        Ok(Self {
-            path,
-            identity: (metadata.dev(), metadata.ino()),
-        })
-    }
-
     /// Whether the path still leads to the file that was opened.
     pub fn check(&self) -> Result<(), Moved> {
-        match fs::metadata(&self.path) {
-            Ok(metadata) if (metadata.dev(), metadata.ino()) == self.identity => Ok(()),
+        match Identity::of(&self.path) {
+            Ok(identity) if identity == self.identity => Ok(()),
             _ => Err(Moved(self.path.clone())),
         }
     }
@@ -254,9 +279,9 @@ pub(super) fn lock_file(path: &Path) -> Result<File, OpenError> {
         })
 }
 
-/// Finds the file, creates it if need be, and brings it up to date. Safe to do at the same moment
-/// in several processes.
-pub(super) fn prepare(path: &DatabasePath) -> Result<OpenedFile, OpenError> {
+/// Finds the file, creates it if need be, brings it up to date, and begins a new history if it is
+/// another file than before. Safe to do at the same moment in several processes.
+pub(super) fn prepare(path: &DatabasePath) -> Result<(OpenedFile, Histories), OpenError> {
     let path = absolute(&path.0)?;
     if path.exists() && !path.is_file() {
         return Err(OpenError::NotAFile(path));
@@ -272,13 +297,13 @@ pub(super) fn prepare(path: &DatabasePath) -> Result<OpenedFile, OpenError> {
         },
     })?;
     let is_new = !path.exists();
-    migrate(&path).map_err(|error| error.into_open_error(&path))?;
+    let (identity, histories) = migrate(&path).map_err(|error| error.into_open_error(&path))?;
     if is_new {
         log::warn!("created the database {}", path.display());
     } else {
         log::info!("using the database {}", path.display());
     }
-    OpenedFile::new(path.clone()).map_err(|error| open_error(&path, Box::new(error)))
+    Ok((OpenedFile { path, identity }, histories))
 }
 
 /// The lock that a process holds while it writes, and while it sets up the file.
@@ -343,7 +368,7 @@ impl From<rusqlite::Error> for Unmigrated {
     }
 }
 
-fn migrate(path: &Path) -> Result<(), Unmigrated> {
+fn migrate(path: &Path) -> Result<(Identity, Histories), Unmigrated> {
     let mut db = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
@@ -351,11 +376,18 @@ fn migrate(path: &Path) -> Result<(), Unmigrated> {
     // Before anything in the file is touched.
     let format = format(&db, path)?;
     pragmas(&db, path)?;
+    let identity = Identity::of(path).map_err(|error| {
+        let path = path.to_owned();
+        let source = Box::new(error);
+        Unmigrated::Refused(OpenError::Other { path, source })
+    })?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
     upgrade(&change, format)?;
     // A file that may only be read is found out now and not by the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    Ok(change.commit()?)
+    let histories = Histories::open(&change, &identity.to_string())?;
+    change.commit()?;
+    Ok((identity, histories))
 }
 
 /// Returns the format of a file: 0 if there is nothing in it.
@@ -525,9 +557,6 @@ pub struct LeaderLock {
 
 impl LeaderLock {
     /// Takes the lead on the database at `path`, if no one else has it.
-    ///
-    /// # Errors
-    /// The lock file beside the database cannot be used.
     pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
         let lock_path = beside(path, "-leader");
         let file = lock_file(&lock_path)?;

@@ -6,10 +6,9 @@
 
 use std::ops::AddAssign;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::history::{ENTRY, entry_of};
-use super::place::Gaps;
 use super::rows::{impossible, status_of};
 use crate::history::History;
 use crate::order::{Status, Timestamp};
@@ -54,35 +53,18 @@ impl AddAssign for Removed {
     }
 }
 
-/// What was removed up to now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// How much.
-    pub removed: Removed,
-    /// The gaps among the orders.
-    pub orders: Gaps,
-    /// The gaps in the journal.
-    pub entries: Gaps,
+/// Reads how much was removed up to now.
+pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Removed> {
+    db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
+        .query_row([], removed_of)
 }
 
-/// What was removed up to now.
-pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Pruned> {
-    db.prepare_cached(
-        "SELECT fulfilled, failed, entries, last_order_seq, last_entry_seq FROM pruned",
-    )?
-    .query_row([], |row| {
-        let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        let removed = Removed {
-            fulfilled: count(0)?,
-            failed: count(1)?,
-            entries: count(2)?,
-        };
-        let gaps = |count, last| Gaps { count, last };
-        Ok(Pruned {
-            removed,
-            orders: gaps(removed.orders(), row.get(3)?),
-            entries: gaps(removed.entries, row.get(4)?),
-        })
+fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
+    let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
+    Ok(Removed {
+        fulfilled: count(0)?,
+        failed: count(1)?,
+        entries: count(2)?,
     })
 }
 
@@ -102,14 +84,7 @@ pub(super) fn prunable(db: &Connection, settled_before: Timestamp) -> rusqlite::
          coalesce(sum((SELECT count(*) FROM journal WHERE order_seq = orders.seq)), 0) \
          FROM orders WHERE {PRUNABLE}"
     );
-    db.query_row(&sql, [settled_before.0], |row| {
-        let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        Ok(Removed {
-            fulfilled: count(0)?,
-            failed: count(1)?,
-            entries: count(2)?,
-        })
-    })
+    db.query_row(&sql, [settled_before.0], removed_of)
 }
 
 /// The places of the first `limit` orders after the place `after` that may be removed.

@@ -29,9 +29,6 @@ pub struct Watch {
 
 impl Watch {
     /// Whether an order was created since this was last asked.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn has_new_order(&mut self) -> Result<bool, StoreError> {
         // If the file cannot be asked, SQLite can.
         if !self.may_be_news().unwrap_or(true) {
@@ -64,9 +61,6 @@ impl Watch {
 
 impl Store {
     /// Something that notices orders created by any process.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn watch(&self) -> Result<Watch, StoreError> {
         let db = self.inner.readers.get()?;
         // The log is there once something was read.

@@ -14,6 +14,7 @@
 //! - `deploy`: the systemd units.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `prune`, `removed`: the removal of what settled long ago, and readers whom it overtakes.
+//! - `restored`: readers of a database that is restored, and copies.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
@@ -38,6 +39,7 @@ mod pass;
 mod programs;
 mod prune;
 mod removed;
+mod restored;
 mod stats;
 mod store;
 mod tidy;

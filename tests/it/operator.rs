@@ -289,6 +289,15 @@ async fn a_check_needs_a_database_of_ours_and_makes_none() {
 #[tokio::test]
 async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
     for (change, says) in [
+        ("DELETE FROM histories", "there is no history"),
+        (
+            "UPDATE histories SET newest_order = 99",
+            "begins after an order that is not there",
+        ),
+        (
+            "UPDATE histories SET newest_entry = 99",
+            "begins after an entry of the journal that is not there",
+        ),
         (
             "UPDATE orders SET status = 'FAILED', confirmed_at = NULL WHERE id = 'p'",
             "order \"p\": it is FAILED, and its journal ends with PROCESSING",

@@ -107,16 +107,19 @@ kinds! {
     "Call the service from a program, or serve the page from the same site as the service."
 
     REMOVED "removed" 410
-    "Some of what comes next was removed"
-    "Orders that settled long ago are removed when the operator says so, each with its events. You \
-     read on from a place after which some were removed, and may have missed them: either since the \
-     place was given to you, or you went on from the bare number of an event, which does not tell \
-     what was there when you read it."
+    "Reading cannot go on from this position without missing something"
+    "You went on from a position after which you might miss something, and `detail` says why. Orders \
+     that settled long ago are pruned when the operator says so, each with its events: some of what \
+     follows was pruned after the position was given out. Or the database was restored from a backup: \
+     what you read after that backup is gone, its numbers are given out again, and your position is \
+     beyond what both have in common, or of a history that this database does not have. Or the \
+     position is a number beyond the newest event."
     "If you need to know all that there is, begin anew: without `after`, and for a stream without \
      `Last-Event-ID`. If what is gone does not matter to you, follow the header `Link` of the answer: \
-     it leads to what is left after the same place. In either case go on by the `Link` of each page, \
-     or by the `id` that a stream has sent last: they tell what you have seen, so that this is not \
-     said again unless more is removed."
+     it leads to what is left after the same position, to what came after the backup, or to the \
+     beginning where nothing is known to be in common. In either case go on by the `Link` of each \
+     page, or by the `id` that a stream has sent last, and you are not refused again unless more is \
+     pruned or another backup restored."
 
     TOO_MANY_WAITING "too-many-waiting" 503
     "Too many requests wait already"

@@ -48,8 +48,8 @@ function linked(answer) {
   return link && new URL(link.slice(1, link.indexOf(">")), location.origin);
 }
 
-// A page of a list, and where the next one begins, if there is one. Where some of it was removed
-// long after it had settled, what is left is all that is to be shown.
+// A page of a list, and where the next one begins, if there is one. Where reading cannot go on from
+// a position, because of a prune or a restored backup, what is left is all that is to be shown.
 export async function askPage(path, options) {
   const answer = await request(path, options).catch((error) => {
     if (error.kind !== "removed" || !error.next) throw error;

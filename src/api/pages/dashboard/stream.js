@@ -90,14 +90,16 @@ class Feed {
     }
   }
 
-  // An id without data is the place where the stream begins.
+  // The first event says where the stream begins.
   #take(messages) {
     const events = [];
     for (const message of messages) {
       const fields = new Map(message.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
-      if (fields.has("data")) events.push(JSON.parse(fields.get("data")));
-      else if (fields.has("id")) {
-        this.#tell({ begin: Number(fields.get("id")) });
+      if (!fields.has("data")) continue;
+      const data = JSON.parse(fields.get("data"));
+      if (fields.get("event") !== "position") events.push(data);
+      else {
+        this.#tell({ begin: data.seq });
         this.#turn("live");
       }
     }

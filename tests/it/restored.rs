@@ -1,0 +1,195 @@
+//! Readers whose database is restored from a backup: they are told, and never skip what is new; and
+//! copies, each of which has a history of its own.
+
+use std::fs;
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::events::Events;
+use crate::lists::next;
+use crate::world::{Answer, Client, Program, World, assert_problem};
+
+async fn get(client: &Client, api: &Program, path: &str) -> Answer {
+    client.get(format!("{}{path}", api.url)).await
+}
+
+/// Creates orders with these letters before their numbers: one event each.
+async fn create(client: &Client, api: &Program, letter: char, count: usize) {
+    for n in 0..count {
+        let created = client.create(&api.url, &format!("{letter}{n}")).await;
+        assert_eq!(created.status, 201, "{created:?}");
+    }
+}
+
+/// The path of the next page.
+fn linked(answer: &Answer) -> String {
+    next(answer.header("link"))
+        .expect("there is more")
+        .to_owned()
+}
+
+/// Ids on the pages from this path on.
+async fn walk(client: &Client, api: &Program, path: &str) -> Vec<String> {
+    let mut path = Some(path.to_owned());
+    let mut ids = Vec::new();
+    while let Some(this) = path {
+        let page = get(client, api, &this).await;
+        assert_eq!(page.status, 200, "{this}: {page:?}");
+        for member in page.json().as_array().unwrap() {
+            let id = member.get("order_id").or(member.get("id")).unwrap();
+            ids.push(id.as_str().unwrap().to_owned());
+        }
+        path = next(page.header("link")).map(str::to_owned);
+    }
+    ids
+}
+
+fn histories(database: &Path) -> i64 {
+    let db = Connection::open(database).unwrap();
+    db.query_row("SELECT count(*) FROM histories", [], |row| row.get(0))
+        .unwrap()
+}
+
+fn remove(database: &Path) {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        // Mostly there is no log after a proper end.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// Ways in which an operator puts a backup into the place of the database.
+const RESTORES: [fn(&Path, &Path); 3] = [
+    // The new file mostly gets the inode of the one that was removed.
+    |backup, database| {
+        remove(database);
+        fs::copy(backup, database).unwrap();
+    },
+    // The same file, with other contents.
+    |backup, database| {
+        fs::copy(backup, database).unwrap();
+    },
+    |backup, database| {
+        remove(database);
+        fs::rename(backup, database).unwrap();
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_nothing() {
+    for restore in RESTORES {
+        let world = World::new();
+        let client = Client::new();
+        let api = world.api(&[]);
+        create(&client, &api, 'a', 4).await;
+        let kept = ["/order?limit=2", "/event?limit=2"];
+        let kept = [
+            linked(&get(&client, &api, kept[0]).await),
+            linked(&get(&client, &api, kept[1]).await),
+        ];
+        let mut stream = Events::open(&client, &api, "", None).await;
+        let (second, _) = (stream.next_block().await, stream.next_block().await)
+            .1
+            .unwrap();
+        let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        create(&client, &api, 'b', 4).await;
+        let lost = [
+            linked(&get(&client, &api, "/order?limit=6").await),
+            linked(&get(&client, &api, "/event?limit=6").await),
+        ];
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            ids.push(stream.next_block().await.unwrap().0);
+        }
+        let sixth = ids.pop().unwrap();
+        assert_eq!(api.stop(), Some(0));
+        restore(&world.path("backup.db"), &world.database());
+        let api = world.api(&[]);
+        create(&client, &api, 'c', 6).await;
+        let new = ["c0", "c1", "c2", "c3", "c4", "c5"];
+        let left = [&["a2", "a3"][..], &new].concat();
+        for path in &kept {
+            assert_eq!(walk(&client, &api, path).await, left, "{path}");
+        }
+        for path in &lost {
+            let refused = get(&client, &api, path).await;
+            assert_problem(&refused, 410);
+            assert_eq!(refused.json()["type"], "/problems#removed");
+            let on = linked(&refused);
+            assert_eq!(walk(&client, &api, &on).await, new, "{path} {on}");
+        }
+        let resumed = client
+            .request("GET", format!("{}/event", api.url))
+            .header("accept", "text/event-stream")
+            .header("last-event-id", &sixth);
+        assert_problem(&client.send(resumed).await, 410);
+        let mut stream = Events::open(&client, &api, "", Some(&second)).await;
+        for id in left {
+            assert_eq!(stream.next().await["order_id"], id);
+        }
+        // The number alone cannot know.
+        assert_eq!(
+            walk(&client, &api, "/event?after=6&limit=2").await,
+            new[2..]
+        );
+        // A restart is no restore.
+        let fifth = linked(&get(&client, &api, "/event?limit=5").await);
+        assert_eq!(api.stop(), Some(0));
+        let api = world.api(&[]);
+        assert_eq!(walk(&client, &api, &fifth).await, new[1..]);
+        assert_eq!(histories(&world.database()), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_has_a_history_of_its_own_from_the_first_program_on_that_writes_to_it() {
+    let world = World::new();
+    let client = Client::new();
+    let api = world.api(&[]);
+    create(&client, &api, 'a', 4).await;
+    let third = linked(&get(&client, &api, "/event?limit=3").await);
+    assert_eq!(api.stop(), Some(0));
+    let elsewhere = World::new();
+    fs::copy(world.database(), elsewhere.database()).unwrap();
+    for arguments in [&["check"][..], &["explain", "a1"]] {
+        let ran = elsewhere.run("order-service", arguments, &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert_eq!(histories(&elsewhere.database()), 1, "{arguments:?}");
+    }
+    let there = elsewhere.api(&[]);
+    let here = world.api(&[]);
+    assert_eq!(histories(&elsewhere.database()), 2);
+    assert_eq!(histories(&world.database()), 1);
+    // What both have in common is read from either; what one has alone is nothing to the other.
+    create(&client, &there, 't', 3).await;
+    create(&client, &here, 'h', 3).await;
+    assert_eq!(
+        walk(&client, &there, &third).await,
+        ["a3", "t0", "t1", "t2"]
+    );
+    assert_eq!(walk(&client, &here, &third).await, ["a3", "h0", "h1", "h2"]);
+    let only_there = linked(&get(&client, &there, "/event?limit=5").await);
+    let refused = get(&client, &here, &only_there).await;
+    assert_problem(&refused, 410);
+    let detail = refused.json()["detail"].clone();
+    assert!(
+        detail.as_str().unwrap().contains("by another database"),
+        "{detail}"
+    );
+    assert_eq!(walk(&client, &here, &linked(&refused)).await.len(), 7);
+    let only_here = linked(&get(&client, &here, "/event?limit=5").await);
+    let refused = get(&client, &there, &only_here).await;
+    assert_problem(&refused, 410);
+    assert_eq!(
+        walk(&client, &there, &linked(&refused)).await,
+        ["t0", "t1", "t2"]
+    );
+    for path in ["/order?after=8", "/event?after=8"] {
+        assert_problem(&get(&client, &here, path).await, 410);
+    }
+    let ran = elsewhere.run("order-service", &["check"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
