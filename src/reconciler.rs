@@ -462,6 +462,11 @@ pub async fn run_once<U: Upstream, C: Clock>(
     let is_usable = loop {
         let report = reconciler.pass(stop).await?;
         if report.unreachable {
+            let seen = reconciler.pace.reach().last_failure();
+            log::warn!(
+                "the order process service gave no usable answer: {}",
+                seen.unwrap_or("it is left alone for now, as it has asked for")
+            );
             break false;
         }
         if !report.left || stop.begun.is_cancelled() {

@@ -27,6 +27,9 @@ const ANSWER_MAX: usize = 64 * 1024;
 /// How much of an unexpected answer is shown, in characters.
 const SHOWN_MAX: usize = 200;
 
+/// The only path there is.
+const PATH: &str = "/order_process";
+
 /// How long a list may take in all. A million processes are 72 MB.
 const LIST_MAX: Duration = Duration::from_secs(600);
 
@@ -66,8 +69,8 @@ pub enum StartError {
     },
 }
 
-/// Where the order process service is: an `http` or `https` URL, to which `/order_process` is
-/// appended.
+/// URL of the order process service, `http` or `https`. It ends in `/order_process`, whether that was
+/// written or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl(Url);
 
@@ -84,7 +87,7 @@ pub enum UpstreamUrlError {
     #[error("must not hold a user name or password; put a token into ORDER_PROCESS_TOKEN")]
     Credentials,
     /// It has a query or a fragment.
-    #[error("must not have a query or a fragment; /order_process is appended to it")]
+    #[error("must not have a query or a fragment; write it up to /order_process or before that")]
     Query,
 }
 
@@ -102,7 +105,9 @@ impl FromStr for UpstreamUrl {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(UpstreamUrlError::Query);
         }
-        let path = format!("{}/order_process", url.path().trim_end_matches('/'));
+        let path = url.path().trim_end_matches('/');
+        let base = path.strip_suffix(PATH).unwrap_or(path);
+        let path = format!("{}{PATH}", base.trim_end_matches('/'));
         url.set_path(&path);
         Ok(Self(url))
     }
@@ -195,6 +200,38 @@ impl HttpUpstream {
         let body = read_at_most(response, ANSWER_MAX).await?;
         Ok((status, Answer { body, retry_after }))
     }
+
+    /// An answer that tells of the upstream's state, or of our access to it.
+    fn trouble(&self, status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
+        Failure {
+            detail: format!(
+                "the upstream answered {}{}",
+                shown(status, body),
+                self.hint(status)
+            ),
+            // These will be answered to whatever is asked next, too.
+            certain: matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+                || status.is_redirection(),
+            is_overload: matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            ),
+            retry_after,
+        }
+    }
+
+    /// What to look at after an answer with this status.
+    fn hint(&self, status: StatusCode) -> String {
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                " (is ORDER_PROCESS_TOKEN right?)".to_owned()
+            }
+            // It has this path, and answers 200 about an order that it does not know.
+            StatusCode::NOT_FOUND => format!(" (is this the right URL? {})", self.url),
+            status if status.is_redirection() => " (redirects are not followed)".to_owned(),
+            _ => String::new(),
+        }
+    }
 }
 
 struct Answer {
@@ -233,12 +270,16 @@ impl Upstream for HttpUpstream {
         if is_trouble(status) {
             return Err(StartError::Ambiguous {
                 answer: (!is_relayed(status)).then(|| status.as_u16()),
-                failure: trouble(status, &body, retry_after),
+                failure: self.trouble(status, &body, retry_after),
             });
         }
         Err(StartError::Refused {
             answer: status.as_u16(),
-            detail: format!("the start was answered {}", shown(status, &body)),
+            detail: format!(
+                "the start was answered {}{}",
+                shown(status, &body),
+                self.hint(status)
+            ),
         })
     }
 
@@ -248,7 +289,7 @@ impl Upstream for HttpUpstream {
             .await
             .map_err(|error| no_answer(&error))?;
         if status != StatusCode::OK {
-            return Err(trouble(status, &answer.body, answer.retry_after));
+            return Err(self.trouble(status, &answer.body, answer.retry_after));
         }
         observed_of(id, &answer.body)
             .map_err(|what| Failure::new(format!("a look-up was answered with {what}"), false))
@@ -261,7 +302,7 @@ impl Upstream for HttpUpstream {
         if status != StatusCode::OK {
             let retry_after = retry_after(&response);
             let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
-            return Err(trouble(status, &body, retry_after));
+            return Err(self.trouble(status, &body, retry_after));
         }
         let mut decoder = ListDecoder::new();
         let broken =
@@ -321,25 +362,6 @@ fn is_relayed(status: StatusCode) -> bool {
         status,
         StatusCode::REQUEST_TIMEOUT | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
     )
-}
-
-fn trouble(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
-    let hint = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => " (is ORDER_PROCESS_TOKEN right?)",
-        status if status.is_redirection() => " (redirects are not followed)",
-        _ => "",
-    };
-    Failure {
-        detail: format!("the upstream answered {}{hint}", shown(status, body)),
-        // These will be answered to whatever is asked next, too.
-        certain: matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            || status.is_redirection(),
-        is_overload: matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ),
-        retry_after,
-    }
 }
 
 /// A request that met no answer, or half of one.
@@ -420,6 +442,18 @@ mod tests {
             ),
             ("https://a.example/", "https://a.example/order_process"),
             ("https://a.example/x/", "https://a.example/x/order_process"),
+            (
+                "https://a.example/order_process",
+                "https://a.example/order_process",
+            ),
+            (
+                "https://a.example/x//order_process//",
+                "https://a.example/x/order_process",
+            ),
+            (
+                "https://a.example/my_order_process",
+                "https://a.example/my_order_process/order_process",
+            ),
         ] {
             assert_eq!(text.parse::<UpstreamUrl>().unwrap().to_string(), url);
         }

@@ -56,7 +56,6 @@ async fn once(
     if thread.ended().await? {
         Ok(Exit::Done)
     } else {
-        log::warn!("the order process service gave no usable answer");
         Ok(Exit::Upstream)
     }
 }

@@ -39,6 +39,7 @@ pub struct Reachability {
     not_before: Option<Timestamp>,
     /// Whether a request met a usable answer, and whether one did not, since this was last asked.
     met: Met,
+    last_failure: Option<String>,
 }
 
 /// What requests met.
@@ -59,7 +60,13 @@ impl Reachability {
             first_failure_at: None,
             not_before: None,
             met: Met::default(),
+            last_failure: None,
         }
+    }
+
+    /// What was seen instead of the last usable answer that was missing, since this was made.
+    pub fn last_failure(&self) -> Option<&str> {
+        self.last_failure.as_deref()
     }
 
     /// What requests have met since this was last asked.
@@ -106,6 +113,7 @@ impl Reachability {
     /// down from now on and did not before.
     pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> bool {
         self.met.failure = true;
+        self.last_failure = Some(failure.detail.clone());
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
         if let Some(wait) = failure.retry_after {
