@@ -1,17 +1,23 @@
 //! The account: what the database says, held against what the upstream says now, and against the
 //! simulator's record where there is one.
 //!
-//! It only reads. Orders are compared one by one as the list streams in, so that a million of them
-//! take no more memory than one.
+//! It only reads, also while programs run. Orders are compared one by one as the list streams in;
+//! of those that are PROCESSING some bytes are kept.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::order::{Observed, OrderId, Status};
+use crate::clock::{Clock, SystemClock};
+use crate::decide::LostProcess;
+use crate::order::{Observed, Order, OrderId, Reason, Status};
+use crate::program::Exit;
 use crate::simulator::model::Did;
 use crate::simulator::record::Entry;
-use crate::store::{Store, StoreError};
+use crate::store::{Filter, Store, StoreError};
 use crate::upstream::Upstream;
+
+/// Orders read at once.
+const PAGE: usize = 1_000;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,12 +28,17 @@ pub struct Account {
     pub open: u64,
     /// Orders that are FULFILLED or FAILED.
     pub settled: u64,
-    /// Settled orders of which the upstream now says something else.
-    pub disagreeing: u64,
-    /// PROCESSING orders that the upstream does not know. Nothing if it could not be asked.
-    pub lost: Option<u64>,
     /// Settled orders that `prune` has removed; no one can say any more how they went.
     pub pruned: u64,
+    /// Settled orders of which the upstream now says something else.
+    pub disagreeing: u64,
+    /// PROCESSING orders that the upstream does not know. Nothing if there was no complete answer.
+    pub lost: Option<u64>,
+    /// Those of the lost ones that are not started again, or settled, by themselves.
+    pub held: Option<u64>,
+    /// Orders, PROCESSING or settled, about which the upstream gave no usable answer: its list broke
+    /// off, or has a status that is not known.
+    pub unknown: u64,
     /// Starts in the place of a process that the upstream had forgotten.
     pub started_again: u64,
     /// Second starts in one life of the upstream, by the simulator's record. Nothing without one.
@@ -35,47 +46,63 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether all is as it must be.
-    pub fn is_right(&self) -> bool {
-        self.disagreeing == 0 && self.started_twice.unwrap_or(0) == 0
+    /// How a program ends that has taken this account. Open orders are clean, and so are forgotten
+    /// processes as long as the reconciler takes care of them.
+    pub fn exit(&self) -> Exit {
+        let is_wrong = self.disagreeing > 0
+            || self.started_twice.is_some_and(|twice| twice > 0)
+            || self.held.is_some_and(|held| held > 0);
+        match (is_wrong, self.lost) {
+            (false, None) => Exit::Upstream,
+            (false, Some(_)) if self.unknown == 0 => Exit::Done,
+            _ => Exit::Unclean,
+        }
     }
 }
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unknown = || "?".to_owned();
-        let lost = self.lost.map_or_else(unknown, |n| n.to_string());
-        let twice = self.started_twice.map_or_else(unknown, |n| n.to_string());
         for (name, count, meaning) in [
             (
                 "acknowledged",
-                self.acknowledged.to_string(),
+                Some(self.acknowledged),
                 "orders that were created",
             ),
-            ("open", self.open.to_string(), "CREATED or PROCESSING"),
-            ("settled", self.settled.to_string(), "FULFILLED or FAILED"),
-            ("pruned", self.pruned.to_string(), "of these, removed since"),
+            ("open", Some(self.open), "CREATED or PROCESSING"),
+            ("settled", Some(self.settled), "FULFILLED or FAILED"),
+            ("pruned", Some(self.pruned), "of these, removed since"),
             (
                 "disagreeing",
-                self.disagreeing.to_string(),
-                "settled otherwise than the upstream says now",
+                Some(self.disagreeing),
+                "settled otherwise than the upstream says now; must be 0",
             ),
             (
                 "lost",
-                lost,
+                self.lost,
                 "PROCESSING, and the upstream does not know them",
             ),
             (
+                "held",
+                self.held,
+                "of these, until an operator decides; should be 0",
+            ),
+            (
+                "unknown",
+                Some(self.unknown),
+                "the upstream gave no usable answer about them",
+            ),
+            (
                 "started again",
-                self.started_again.to_string(),
+                Some(self.started_again),
                 "after the upstream had forgotten them",
             ),
             (
                 "started twice",
-                twice,
+                self.started_twice,
                 "in one life of the upstream; must be 0",
             ),
         ] {
+            let count = count.map_or_else(|| "?".to_owned(), |count| count.to_string());
             writeln!(f, "  {name:<14} {count:>9}   {meaning}")?;
         }
         Ok(())
@@ -83,12 +110,14 @@ impl fmt::Display for Account {
 }
 
 /// Takes the account. An upstream that does not answer leaves what only it can tell unknown.
+/// `policy` is that of the reconciler.
 ///
 /// # Errors
 /// The database cannot be read.
 pub async fn take(
     store: &Store,
     upstream: &impl Upstream,
+    policy: LostProcess,
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
     let mut account = Account {
@@ -97,21 +126,23 @@ pub async fn take(
         started_twice: record.map(second_starts),
         ..Account::default()
     };
-    account.acknowledged = account.pruned;
-    account.settled = account.pruned;
-    let mut processing = 0;
+    // By number, with their starts: one that is started again meanwhile is not what it was.
+    let mut unseen = HashMap::new();
+    each_processing(store, |order| {
+        unseen.insert(order.seq, order.starts);
+    })?;
+    let mut settled = 0;
     for (status, count) in store.counts()? {
-        account.acknowledged += count;
         match status.is_settled() {
-            true => account.settled += count,
+            true => settled += count,
             false => account.open += count,
         }
-        if status == Status::Processing {
-            processing = count;
-        }
     }
-    let mut known = 0;
+    account.settled = settled + account.pruned;
+    account.acknowledged = account.settled + account.open;
+    let mut compared = 0;
     let mut trouble = None;
+    let began_at = SystemClock.now();
     let listed = upstream
         .list(|entry| {
             let Ok(id) = OrderId::new(&*entry.order_id) else {
@@ -119,9 +150,18 @@ pub async fn take(
             };
             match store.order(&id) {
                 Ok(Some(order)) => {
-                    known += u64::from(order.status == Status::Processing);
-                    let observed = Observed::of_status(&entry.status);
-                    account.disagreeing += u64::from(disagrees(order.status, &observed));
+                    unseen.remove(&order.seq);
+                    compared += u64::from(order.status.is_settled());
+                    // What was settled meanwhile may have run when the list was made.
+                    if order.updated_at >= began_at {
+                        return;
+                    }
+                    match Observed::of_status(&entry.status) {
+                        Observed::Unrecognised(_) => account.unknown += 1,
+                        observed => {
+                            account.disagreeing += u64::from(disagrees(order.status, &observed));
+                        }
+                    }
                 }
                 Ok(None) => {}
                 Err(error) => trouble = Some(error),
@@ -131,11 +171,40 @@ pub async fn take(
     if let Some(error) = trouble {
         return Err(error);
     }
-    match listed {
-        Ok(_) => account.lost = Some(processing.saturating_sub(known)),
-        Err(failure) => log::warn!("the upstream could not be asked: {}", failure.detail),
+    if let Err(failure) = listed {
+        log::warn!("the upstream could not be asked: {}", failure.detail);
+        account.unknown += unseen.len() as u64 + settled.saturating_sub(compared);
+        return Ok(account);
     }
+    let (mut lost, mut held) = (0, 0);
+    each_processing(store, |order| {
+        if unseen.get(&order.seq) == Some(&order.starts) {
+            lost += 1;
+            let reason = order.attention.map(|attention| attention.reason);
+            let is_held = policy == LostProcess::Hold || reason == Some(Reason::MaxStarts);
+            held += u64::from(is_held);
+        }
+    })?;
+    account.lost = Some(lost);
+    account.held = Some(held);
     Ok(account)
+}
+
+/// Reads the orders that are PROCESSING, oldest first.
+fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), StoreError> {
+    let processing = Filter {
+        statuses: vec![Status::Processing],
+        attention: None,
+    };
+    let mut after = 0;
+    loop {
+        let page = store.page(&processing, after, i64::MAX, PAGE)?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = last.seq;
+        page.into_iter().for_each(&mut tell);
+    }
 }
 
 fn disagrees(status: Status, observed: &Observed) -> bool {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::command_line::parse;
+use self::command_line::{parse, simulator_without_simulator};
 use self::values::{
     parse_address, parse_age, parse_in_flight, parse_rate, parse_seconds, parse_seed, parse_starts,
     parse_timeout, parse_url,
@@ -56,7 +56,8 @@ pub enum ServiceCommand {
     Api(ApiArgs),
     /// Run the stand-in for the order process service
     Simulator(SimulatorArgs),
-    /// Hold the database against the order process service, as both are now
+    /// Hold the database against the order process service, as both are now: exit code 0 if all is
+    /// clean, 6 if not
     Account(AccountArgs),
     /// Let orders be started again that are held or refused: this may repeat their work
     Restart(RestartArgs),
@@ -123,8 +124,8 @@ pub struct ServeArgs {
 pub struct DevArgs {
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// URL of an order process service to use instead of the simulator; ORDER_PROCESS_TOKEN, if
-    /// set, is sent as a bearer token
+    /// URL of an order process service to use instead of the simulator, whose flags are then refused;
+    /// ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
     #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL", value_parser = parse_url)]
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]
@@ -193,6 +194,15 @@ pub struct AccountArgs {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
+    /// The reconciler's --lost-process: what it holds is not clean
+    #[arg(
+        long,
+        env = "LOST_PROCESS",
+        value_name = "POLICY",
+        value_enum,
+        default_value_t = Settings::default().lost_process
+    )]
+    pub lost_process: LostProcess,
     /// The simulator's record, which tells whether an order was started twice [default: none]
     #[arg(long, env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -506,21 +516,27 @@ pub fn order_process_token() -> Result<Option<String>, &'static str> {
 /// Parses the arguments of `order-service`; prints and exits on a wrong one, or when asked for
 /// help.
 pub fn order_service() -> OrderService {
-    parse(|first| match first {
-        None => Some("serve"),
-        Some("-h" | "--help" | "-V" | "--version") => None,
-        Some(first) => first.starts_with('-').then_some("serve"),
-    })
+    parse(
+        |first| match first {
+            None => Some("serve"),
+            Some("-h" | "--help" | "-V" | "--version") => None,
+            Some(first) => first.starts_with('-').then_some("serve"),
+        },
+        simulator_without_simulator,
+    )
 }
 
 /// Parses the arguments of `order-reconciler`; prints and exits on a wrong one, or when asked for
 /// help.
 pub fn order_reconciler() -> OrderReconciler {
-    parse(|first| match first {
-        None => Some("run"),
-        Some("-V" | "--version") => None,
-        Some(first) => first.starts_with('-').then_some("run"),
-    })
+    parse(
+        |first| match first {
+            None => Some("run"),
+            Some("-V" | "--version") => None,
+            Some(first) => first.starts_with('-').then_some("run"),
+        },
+        |_| None,
+    )
 }
 
 #[cfg(test)]

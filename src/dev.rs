@@ -4,6 +4,7 @@
 //! are here, as the API does not know the simulator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -27,9 +28,10 @@ use crate::simulator::{self, Simulator};
 use crate::store::{DatabasePath, Mode, Store};
 use crate::upstream::UpstreamUrl;
 
-/// What is logged unless `RUST_LOG` says otherwise: what happens to orders, and nothing that the
-/// banner says already.
-pub const LOG_DEFAULT: &str = "order_service=info,order_service::store=error,\
+/// What is logged unless `RUST_LOG` says otherwise: what happens to each order instead of what each
+/// pass did, and nothing that the banner says already.
+pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
+                               order_service::pass=warn,order_service::store=error,\
                                rustls_platform_verifier=off";
 
 /// Runs everything until a signal, and prints the account.
@@ -83,73 +85,81 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
             }
         });
     }
-    let has_simulator = simulator.is_some();
-    let simulated = simulated(&args, has_simulator, control_url.as_deref());
-    print_banner(&args, &listener, &url, &simulated, &store)?;
+    print_banner(&args, &listener, &url, control_url.as_deref(), &store)?;
+    let policy = settings.lost_process;
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
-    let api = Api::for_dev(store.clone(), stop.begun.clone(), simulator.map(routes));
+    let routes = simulator.clone().map(routes);
+    let api = Api::for_dev(store.clone(), stop.begun.clone(), routes);
     let exit = program::serve(listener, api, store.clone(), reconciler, &stop).await?;
-    let record = has_simulator.then(|| read_record(&record)).transpose()?;
-    println!(
-        "\n{}",
-        account::take(&store, &upstream, record.as_deref()).await?
-    );
+    if let Some(simulator) = &simulator {
+        mend(simulator).await;
+    }
+    let record = simulator.map(|_| read_record(&record)).transpose()?;
+    let account = account::take(&store, &upstream, policy, record.as_deref()).await?;
+    program::print(format_args!("\n{account}"));
     simulator_stop.cancel();
-    Ok(exit)
+    Ok(match exit {
+        Exit::Done => account.exit(),
+        exit => exit,
+    })
 }
 
-/// What the banner of `dev` tells of the upstream.
-struct Simulated {
-    name: &'static str,
-    traits: String,
-    control: String,
-}
+/// How long the simulator may take to run again after a crash.
+const MEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-fn simulated(args: &DevArgs, has_simulator: bool, control_url: Option<&str>) -> Simulated {
-    if !has_simulator {
-        return Simulated {
-            name: "upstream",
-            traits: String::new(),
-            control: String::new(),
-        };
-    }
-    let longest = args.max_order_process_duration.saturating_sub(1);
-    let preset = match args.faults.preset.as_str() {
-        "calm" => String::new(),
-        preset => format!(", {preset}"),
+/// Ends all that goes wrong in the simulator, so that it answers for the account.
+async fn mend(simulator: &Simulator) {
+    simulator.set_faults(Faults::default());
+    let runs_again = async {
+        while !simulator.is_alive() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     };
-    Simulated {
-        name: "simulator",
-        traits: format!(", processes of 0 to {longest} s{preset}"),
-        control: control_url.map_or(String::new(), |url| format!("\n  {:<12} {url}", "control")),
-    }
+    // Otherwise the account says that there was no answer.
+    let _ = tokio::time::timeout(MEND_TIMEOUT, runs_again).await;
 }
 
 fn print_banner(
     args: &DevArgs,
     listener: &TcpListener,
     upstream: &UpstreamUrl,
-    simulated: &Simulated,
+    control: Option<&str>,
     store: &Store,
 ) -> anyhow::Result<()> {
     let api = format!("http://{}", listener.local_addr()?);
+    let upstream = match &args.order_process_url {
+        Some(_) => format!("upstream     {upstream}"),
+        None => {
+            let longest = args.max_order_process_duration.saturating_sub(1);
+            let preset = &args.faults.preset;
+            let effect = choices().find(|choice| choice.name == preset);
+            let effect = effect.map_or("", |choice| choice.effect);
+            let mut lines = format!(
+                "simulator    {upstream}, processes of 0 to {longest} s\n  \
+                 preset       {preset}: {effect}"
+            );
+            if let Some(url) = control {
+                lines.push_str(&format!("\n  control      {url}"));
+            }
+            lines
+        }
+    };
     let pace = match args.reconcile.start_rate {
         0.0 => "no ceiling".to_owned(),
         rate => format!("{rate} starts/s at most"),
     };
-    let Simulated {
-        name,
-        traits,
-        control,
-    } = simulated;
-    println!(
+    let breaking = match args.order_process_url {
+        Some(_) => "",
+        None => "  To see an upstream crash and forget, press \"crash now\" in the dashboard.\n",
+    };
+    program::print(format_args!(
         "
   order-service dev: everything on this machine, nothing is kept
 
   dashboard    {api}/
   API          {api}
-  {name:<12} {upstream}{traits}{control}
+  {upstream}
   data         {data}, deleted at the end
   pace         {pace}
 
@@ -157,10 +167,12 @@ fn print_banner(
   look at it   curl -sS {api}/order/a1
   list all     curl -sS {api}/order
 
-  Ctrl-C ends it.
+  What happens to each order is logged below, and shown live in the dashboard.
+{breaking}  Ctrl-C ends it, and prints an account.
+
 ",
         data = store.path().display(),
-    );
+    ));
     Ok(())
 }
 
@@ -175,6 +187,8 @@ const DOWN: &str = "down";
 struct State {
     /// What goes wrong, if it is one of the choices.
     now: Option<&'static str>,
+    /// The same in words.
+    effect: Option<&'static str>,
     is_alive: bool,
     choices: Vec<&'static str>,
 }
@@ -220,19 +234,21 @@ fn change(
         // One that is down already stays so, which is what was asked for.
         simulator.crash(None);
     } else {
-        let chosen = choices().find(|(name, _)| *name == choice);
-        let (_, faults) = chosen.ok_or_else(|| Problem::no_such_path(path.as_str()))?;
-        simulator.set_faults(faults);
+        let chosen = choices().find(|known| known.name == choice);
+        let chosen = chosen.ok_or_else(|| Problem::no_such_path(path.as_str()))?;
+        simulator.set_faults(chosen.faults);
     }
     Ok(state(simulator))
 }
 
 fn state(simulator: &Simulator) -> Response {
     let faults = simulator.faults();
+    let now = choices().find(|choice| choice.faults == faults);
     let state = State {
-        now: choices().find_map(|(name, of)| (of == faults).then_some(name)),
+        now: now.as_ref().map(|choice| choice.name),
+        effect: now.as_ref().map(|choice| choice.effect),
         is_alive: simulator.is_alive(),
-        choices: choices().map(|(name, _)| name).collect(),
+        choices: choices().map(|choice| choice.name).collect(),
     };
     api::json_answer(
         StatusCode::OK,
@@ -240,18 +256,43 @@ fn state(simulator: &Simulator) -> Response {
     )
 }
 
-/// What can go wrong, by name.
-fn choices() -> impl Iterator<Item = (&'static str, Faults)> {
-    let presets = Faults::PRESETS.into_iter();
-    let presets = presets.filter_map(|name| Some((name, Faults::preset(name)?)));
+/// Something that can go wrong.
+struct Choice {
+    name: &'static str,
+    /// What happens then, for people.
+    effect: &'static str,
+    faults: Faults,
+}
+
+/// All that can go wrong: the presets, and an upstream that is down.
+fn choices() -> impl Iterator<Item = Choice> {
+    let presets = Faults::PRESETS.into_iter().filter_map(|name| {
+        let effect = match name {
+            "calm" => "nothing goes wrong",
+            "flaky" => "one request in four or five fails",
+            "crashing" => {
+                "it crashes 2 s after its first start, then after 20 s, in turn, and forgets all"
+            }
+            _ => "nothing works for 20 s of each minute",
+        };
+        Some(Choice {
+            name,
+            effect,
+            faults: Faults::preset(name)?,
+        })
+    });
     // Each outage lasts until the next one begins.
     let always = Outage {
         every_ms: 1_000,
         lasts_ms: 1_000,
     };
-    let down = Faults {
-        outage: always,
-        ..Faults::default()
+    let down = Choice {
+        name: DOWN,
+        effect: "nothing works, until you choose something else",
+        faults: Faults {
+            outage: always,
+            ..Faults::default()
+        },
     };
-    presets.chain([(DOWN, down)])
+    presets.chain([down])
 }

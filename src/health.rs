@@ -52,7 +52,7 @@ async fn ask(address: SocketAddr) -> anyhow::Result<String> {
         .await
         .map_err(|error| anyhow::anyhow!(error))?
         .to_bytes();
-    let body = String::from_utf8_lossy(&body).into_owned();
+    let body = String::from_utf8_lossy(&body).trim_end().to_owned();
     if !status.is_success() {
         bail!("the service is not healthy: {body}");
     }

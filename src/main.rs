@@ -93,7 +93,10 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     server::raise_file_limit();
     tell_address(&listener)?;
     if let Some(control) = &control {
-        println!("control on http://{}", control.local_addr()?);
+        program::print(format_args!(
+            "control on http://{}\n",
+            control.local_addr()?
+        ));
     }
     simulator::serve(listener, control, simulator, stop.begun).await?;
     Ok(Exit::Done)
@@ -101,6 +104,9 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
 
 /// Scripts read this line: it says which port was taken.
 fn tell_address(listener: &TcpListener) -> anyhow::Result<()> {
-    println!("listening on http://{}", listener.local_addr()?);
+    program::print(format_args!(
+        "listening on http://{}\n",
+        listener.local_addr()?
+    ));
     Ok(())
 }

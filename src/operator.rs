@@ -4,7 +4,6 @@
 //! What they print goes to standard output, what went wrong to the log. What a backup, an account,
 //! a check or a removal is, is said in modules of their own.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -38,7 +37,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     };
     match taken {
         Ok(backup) => {
-            print!("{backup}");
+            program::print(backup);
             Ok(Exit::Done)
         }
         Err(BackupError::Open(error)) => Err(error.into()),
@@ -55,21 +54,19 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 /// The database cannot be used.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
-    let mut out = std::io::stdout().lock();
     let mut count = 0;
-    let mut printed = Ok(());
     database.check(|finding| {
         count += 1;
-        if printed.is_ok() {
-            printed = writeln!(out, "{finding}");
-        }
+        program::print(format_args!("{finding}\n"));
     });
-    printed?;
     if count > 0 {
         return Ok(Exit::Failed);
     }
     let contents = database.contents()?;
-    write!(out, "ok: {}\n{contents}", database.path().display())?;
+    program::print(format_args!(
+        "ok: {}\n{contents}",
+        database.path().display()
+    ));
     Ok(Exit::Done)
 }
 
@@ -83,8 +80,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     if let Some(case) = database.case(&args.id, now)? {
         let path = database.path().to_string_lossy();
         let options = ["--database-url", &path];
-        let text = case.explain(now, &options);
-        write!(std::io::stdout().lock(), "{text}")?;
+        program::print(case.explain(now, &options));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();
@@ -109,13 +105,10 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
     let store = Store::open_existing(&args.database.database_url)?;
     let record = args.record.as_deref().map(read_record).transpose()?;
-    let account = account::take(&store, &upstream, record.as_deref()).await?;
-    print!("{account}");
-    Ok(match (account.is_right(), account.lost) {
-        (false, _) => Exit::Failed,
-        (true, None) => Exit::Upstream,
-        (true, Some(_)) => Exit::Done,
-    })
+    let account = account::take(&store, &upstream, args.lost_process, record.as_deref()).await?;
+    let exit = account.exit();
+    program::print(account);
+    Ok(exit)
 }
 
 /// `restart`: lets orders be started again that are held or refused.
@@ -168,17 +161,20 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         // Only read: not even its format is changed.
         let database = Inspection::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
-        print!("{pruning}");
+        program::print(pruning);
         return Ok(Exit::Done);
     }
     let stop = program::stop_on_signals()?;
     let store = Store::open_existing(&args.database.database_url)?;
-    let tell = |removed: &Removed| println!("  {:<8} {} orders so far", "pruned", removed.orders());
+    let tell = |removed: &Removed| {
+        let orders = removed.orders();
+        program::print(format_args!("  {:<8} {orders} orders so far\n", "pruned"));
+    };
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
     store.fold().await;
     pruning.free_bytes = Some(store.free_bytes()?);
-    print!("{pruning}");
+    program::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),
         End::BrokenOff => {
@@ -193,7 +189,7 @@ fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
     let id = id.as_str();
     let why_not = match decided {
         Decided::Done => {
-            println!("{id}: {done}");
+            program::print(format_args!("{id}: {done}\n"));
             return None;
         }
         Decided::Missing => "there is no such order".to_owned(),

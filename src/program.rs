@@ -3,7 +3,9 @@
 //!
 //! Nothing here knows what an order is.
 
-use std::io::Write as _;
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use log::LevelFilter;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
@@ -38,6 +40,8 @@ pub enum Exit {
     Upstream = 4,
     /// Another reconciler leads.
     NotLeading = 5,
+    /// The account is not clean.
+    Unclean = 6,
 }
 
 /// A setting that is only found wrong when it is used.
@@ -66,7 +70,14 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
             return ExitCode::from(Exit::Failed as u8);
         }
     };
-    let exit = runtime.block_on(work).unwrap_or_else(|error| {
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = work => ended,
+            // What is dropped with the work still cleans up behind itself.
+            () = AT_ONCE.notified() => Ok(Exit::Failed),
+        }
+    });
+    let exit = ended.unwrap_or_else(|error| {
         log::error!("{error:#}");
         if error.is::<WrongSetting>() {
             Exit::Usage
@@ -80,11 +91,22 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// Prints to standard output. If that is closed or full, the work goes on: its exit code tells.
+pub fn print(text: impl Display) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = write!(out, "{text}").and_then(|()| out.flush())
+        // Whoever reads has read enough.
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        log::warn!("standard output cannot be written: {error}");
+    }
+}
+
 /// Prints what a health command has found.
 pub fn tell_health(found: anyhow::Result<String>) -> Exit {
     match found {
         Ok(words) => {
-            println!("{words}");
+            print(format_args!("{words}\n"));
             Exit::Done
         }
         Err(error) => {
@@ -105,9 +127,11 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
     };
     match format {
         LogFormat::Text => builder.format(|out, record| {
+            // Plain unless standard error is a terminal and NO_COLOR is not set.
+            let style = out.default_level_style(record.level());
             writeln!(
                 out,
-                "{} {:5} {}: {}",
+                "{} {style}{:5}{style:#} {}: {}",
                 Rfc3339(SystemClock.now()),
                 record.level(),
                 origin(record.target()),
@@ -146,35 +170,59 @@ fn origin(target: &str) -> &str {
     path.split("::").next().unwrap_or(path)
 }
 
-/// A stop that follows SIGTERM and Ctrl-C. A second signal ends the program at once.
+/// Notified by the second stop signal: the program ends at once.
+static AT_ONCE: Notify = Notify::const_new();
+
+/// How long that may take. A program that is busy then ends without cleaning up.
+const AT_ONCE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal ends the program
+/// at once.
 ///
 /// # Errors
 /// The signals cannot be listened to.
 pub fn stop_on_signals() -> anyhow::Result<Stop> {
     let listen = |kind| signal(kind).context("signals cannot be listened to");
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut signals = vec![
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    ];
+    if !is_ignored(SignalKind::hangup()) {
+        signals.push(listen(SignalKind::hangup())?);
+    }
     let stop = Stop::default();
     let stopped = stop.clone();
     tokio::spawn(async move {
-        either(&mut terminate, &mut interrupt).await;
+        any(&mut signals).await;
         log::info!("ending; a second signal ends at once");
         stopped.begun.cancel();
         tokio::select! {
-            () = tokio::time::sleep(ABANDON_AFTER) => stopped.abandon.cancel(),
-            () = either(&mut terminate, &mut interrupt) => std::process::exit(Exit::Failed as i32),
+            () = tokio::time::sleep(ABANDON_AFTER) => {
+                stopped.abandon.cancel();
+                any(&mut signals).await;
+            }
+            () = any(&mut signals) => {}
         }
-        either(&mut terminate, &mut interrupt).await;
+        AT_ONCE.notify_one();
+        tokio::time::sleep(AT_ONCE_TIMEOUT).await;
         std::process::exit(Exit::Failed as i32);
     });
     Ok(stop)
 }
 
-async fn either(one: &mut Signal, other: &mut Signal) {
-    tokio::select! {
-        _ = one.recv() => {}
-        _ = other.recv() => {}
-    }
+/// Waits for any of these signals.
+async fn any(signals: &mut [Signal]) {
+    let received = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures_util::future::select_all(received).await;
+}
+
+/// Whether whoever started this program wants the signal ignored, as `nohup` does.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Waits for `work` that ends by itself after the stop, but not for ever.

@@ -8,6 +8,7 @@
 mod arrivals;
 mod asking;
 mod observe;
+mod order_log;
 mod schedule;
 mod sight;
 mod start;
@@ -234,7 +235,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.world.upstream.tally().passed(ended, took);
         done?;
         if report.is_eventful() {
-            log::info!("pass: {report}");
+            log::info!(target: "order_service::pass", "{report}");
         }
         self.pulse.heartbeat.last_pass_at = Some(self.world.clock.now());
         if report.is_eventful() {

@@ -2,15 +2,18 @@
 //! a mistake.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 
 use clap::builder::Resettable;
-use clap::error::{ContextKind, ContextValue};
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
 /// Parses the arguments, after adding the command that is meant when none is given: `meant` chooses
-/// it by the first argument.
+/// it by the first argument. `contradiction` says what cannot be meant, if there is such a thing.
 pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     meant: impl FnOnce(Option<&str>) -> Option<&'static str>,
+    contradiction: impl FnOnce(&ArgMatches) -> Option<String>,
 ) -> T {
     let mut arguments: Vec<_> = std::env::args_os().collect();
     let at = first_after_globals(&arguments);
@@ -22,7 +25,10 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     command
         .clone()
         .try_get_matches_from(&arguments)
-        .and_then(|matches| T::from_arg_matches(&matches))
+        .and_then(|matches| match contradiction(&matches) {
+            Some(what) => Err(command.clone().error(ErrorKind::ArgumentConflict, what)),
+            None => T::from_arg_matches(&matches),
+        })
         .unwrap_or_else(|mut error| {
             // A URL may hold a password, and standard error is often kept.
             if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
@@ -35,10 +41,47 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             // If standard error is closed, the exit code still tells.
             let _ = error.print();
             if let Some(variable) = variable {
-                eprintln!("\nThe value comes from the environment variable {variable}.");
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "\nThe value comes from the environment variable {variable}."
+                );
             }
             std::process::exit(error.exit_code())
         })
+}
+
+/// A flag of the simulator that `dev` was given together with an upstream that takes its place. A
+/// variable may be meant for another program: of these only the preset counts, since with it someone
+/// waits for trouble that never comes.
+pub(super) fn simulator_without_simulator(matches: &ArgMatches) -> Option<String> {
+    let ("dev", dev) = matches.subcommand()? else {
+        return None;
+    };
+    let given = |id: &str, flag: &str, variable: &str| match dev.value_source(id)? {
+        ValueSource::CommandLine => Some(flag.to_owned()),
+        ValueSource::EnvVariable => Some(format!("{flag} (from {variable})")),
+        _ => None,
+    };
+    let url = given(
+        "order_process_url",
+        "--order-process-url",
+        "ORDER_PROCESS_URL",
+    )?;
+    let is_flag = |id| dev.value_source(id) == Some(ValueSource::CommandLine);
+    let preset = given("preset", "--preset", "SIMULATOR_PRESET");
+    let flag = preset.or_else(|| {
+        let others = [
+            ("control", "--control"),
+            ("seed", "--seed"),
+            ("max_order_process_duration", "--max-order-process-duration"),
+        ];
+        let (_, flag) = others.into_iter().find(|(id, _)| is_flag(id))?;
+        Some(flag.to_owned())
+    })?;
+    Some(format!(
+        "{flag} is for the simulator, which does not run when {url} names an order process service; \
+         leave one of the two out"
+    ))
 }
 
 /// The index of the first argument after those that may stand before a command.

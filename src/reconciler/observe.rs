@@ -365,7 +365,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         report: &mut Report,
     ) -> anyhow::Result<()> {
         if !changes.is_empty() {
-            let recorded = self.world.store.record(changes, now).await;
+            let recorded = self.world.record_changes(changes, now).await;
             let recorded = recorded.context("what was observed could not be recorded")?;
             report.overtaken += recorded.overtaken.len();
         }

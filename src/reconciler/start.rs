@@ -422,8 +422,7 @@ impl<U: Upstream, C: Clock> World<U, C> {
     /// Records all of it in one transaction.
     async fn record(&self, notes: Notes) -> anyhow::Result<Noted> {
         let recorded = self
-            .store
-            .record(notes.changes, self.clock.now())
+            .record_changes(notes.changes, self.clock.now())
             .await
             .context("starts could not be recorded; none was sent that was not written down")?;
         let mut intended = notes.intended;

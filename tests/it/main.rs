@@ -12,6 +12,7 @@
 //! - `pages`, `openapi`: the pages for people, and the description of the API, held to the code.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `deploy`: the systemd units.
+//! - `account`: the database held against the upstream.
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `prune`, `removed`: the removal of what settled long ago, and readers whom it overtakes.
 //! - `restored`: readers of a database that is restored, and copies.
@@ -23,6 +24,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
+mod account;
 mod attention;
 mod clients;
 mod create;

@@ -320,7 +320,7 @@ fn a_free_port_is_taken_and_printed() {
 
 #[test]
 fn a_stop_signal_ends_every_program_with_0() {
-    for signal in ["TERM", "INT"] {
+    for signal in ["TERM", "INT", "HUP"] {
         let world = World::new();
         let simulator = world.simulator(&[]);
         let api = world.api(&[]);
@@ -401,6 +401,94 @@ fn a_second_signal_ends_a_program_at_once() {
         begun.elapsed()
     );
     assert!(code.is_some_and(|code| code != 0), "{code:?}");
+}
+
+#[test]
+fn a_terminal_that_closes_does_not_end_a_program_that_was_told_not_to_mind() {
+    let world = World::new();
+    let mut command = Command::new("nohup");
+    let api = world.command("order-service", &[]);
+    command
+        .arg(api.get_program())
+        .args(["api", "--listen", "127.0.0.1:0"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .current_dir(world.path("."));
+    let mut program = world.spawn("order-service", command, true);
+    program.signal("HUP");
+    program.signal("HUP");
+    let health = api_health(&world, program.address());
+    assert_eq!(health.code, Some(0), "{health:?}");
+    assert_eq!(program.ended(), None);
+    assert_eq!(program.stop(), Some(0));
+}
+
+#[test]
+fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
+    let world = World::new();
+    let simulator = world.simulator(&[]);
+    world.store();
+    let database = world.database();
+    let database = database.to_str().unwrap();
+    let url = ["--order-process-url", &simulator.url];
+    for (arguments, code) in [
+        (&["check"][..], 0),
+        (&[&["account"], &url[..]].concat(), 0),
+        (&["backup", "--replace", "copy.db"], 0),
+        (&["prune", "--settled-before", "1d"], 0),
+        (&["explain", "a1"], 1),
+    ] {
+        let arguments = [arguments, &["--database-url", database]].concat();
+        for output in ["/dev/full", "closed"] {
+            let mut command = world.command("order-service", &arguments);
+            if output == "closed" {
+                // Nobody reads the other end any more.
+                let (_, closed) = std::io::pipe().unwrap();
+                command.stdout(closed);
+            } else {
+                command.stdout(fs::File::create(output).unwrap());
+            }
+            let ran = command.output().unwrap();
+            let said = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(code), "{arguments:?}: {said}");
+            assert!(!said.contains("panicked"), "{said}");
+        }
+    }
+    // Nor does a log that cannot be written.
+    let mut command = world.command("order-service", &["check", "--database-url", "none.db"]);
+    let full = || fs::File::create("/dev/full").unwrap();
+    let status = command.stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_path_of_the_upstream_is_named_wherever_it_is_told() {
+    let world = World::new();
+    let simulator = world.simulator(&[]);
+    let api = world.api(&[]);
+    Client::new().create(&api.url, "a1").await;
+    let wrong = format!("{}/v2", simulator.url);
+    let asked = format!("{wrong}/order_process");
+    let database = world.database();
+    let database = database.to_str().unwrap();
+    let arguments = ["--database-url", database, "--order-process-url", &wrong];
+    let ran = world.run(
+        "order-reconciler",
+        &[&["--once"], &arguments[..]].concat(),
+        &[],
+    );
+    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert!(ran.stderr.contains(&asked), "{ran:?}");
+    let ran = world.run(
+        "order-service",
+        &[&["account"], &arguments[..]].concat(),
+        &[],
+    );
+    assert_eq!(ran.code, Some(4), "{ran:?}");
+    assert!(ran.stderr.contains(&asked), "{ran:?}");
+    let order = Client::new().get(format!("{}/order/a1", api.url)).await;
+    let detail = order.json()["attention"]["detail"].to_string();
+    assert!(detail.contains(&asked), "{detail}");
 }
 
 #[test]

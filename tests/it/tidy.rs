@@ -140,6 +140,18 @@ fn every_file_opens_with_what_it_owns() {
 }
 
 #[test]
+fn all_printing_goes_through_one_place_that_a_closed_output_does_not_end() {
+    for (path, text) in sources() {
+        let code = code(&text);
+        for word in ["print!(", "println!(", "dbg!("] {
+            assert!(!code.contains(word), "{path} has {word}");
+        }
+        let is_owner = path == "src/program.rs";
+        assert!(is_owner || !code.contains("stdout()"), "{path}");
+    }
+}
+
+#[test]
 fn every_migration_is_run_and_every_query_is_used() {
     let open = read("src/store/open.rs");
     let sources = sources();

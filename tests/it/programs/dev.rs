@@ -71,6 +71,13 @@ async fn dev_is_ready_at_once_and_its_commands_work_when_pasted() {
     program.signal("INT");
     let account = program.rest_of_stdout();
     assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
+    let log = program.logged();
+    let id = id.as_str().unwrap();
+    for step in ["started", "FULFILLED after"] {
+        assert!(log.contains(&format!("orders: {id} {step}")), "{log}");
+    }
+    assert!(!log.contains("observed="), "{log}");
+    assert!(!log.contains('\u{1b}'), "no colours in a file: {log}");
     for status in ["CREATED", "PROCESSING", "FULFILLED", "FAILED"] {
         assert!(account.contains(status), "{account}");
     }
@@ -79,6 +86,120 @@ async fn dev_is_ready_at_once_and_its_commands_work_when_pasted() {
         0,
         "{data}"
     );
+}
+
+#[test]
+fn dev_leaves_nothing_behind_however_it_is_ended() {
+    let world = World::new();
+    let is_left = || fs::read_dir(world.path("tmp")).unwrap().count() > 0;
+    for signal in ["TERM", "INT", "HUP"] {
+        let (mut program, _) = dev(&world, &[]);
+        assert!(is_left());
+        program.signal(signal);
+        assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
+        assert!(!is_left(), "{signal}");
+    }
+    // A second signal ends it while it waits for an answer.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = format!("http://{}", silent.local_addr().unwrap());
+    let (mut program, banner) = dev(&world, &["--order-process-url", &upstream]);
+    let create = banner
+        .lines()
+        .find_map(|line| line.find("curl ").map(|at| &line[at..]));
+    let created = Command::new("sh").args(["-c", create.unwrap()]).output();
+    assert!(created.unwrap().status.success());
+    let (_start, _) = silent.accept().unwrap();
+    program.signal("TERM");
+    program.logs("a second signal");
+    assert_eq!(program.ended(), None);
+    assert!(is_left());
+    program.signal("HUP");
+    assert_eq!(program.wait().code(), Some(1), "{}", program.logged());
+    assert!(!is_left(), "after a second signal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_account_of_dev_is_taken_from_a_simulator_that_was_mended() {
+    let world = World::new();
+    for fault in ["down", "crash"] {
+        let (mut program, banner) = dev(&world, &["--max-order-process-duration", "1"]);
+        let api = told(&banner, "API").to_owned();
+        let client = Client::new();
+        client.create(&api, "a1").await;
+        client.settled(&api, 1).await;
+        let break_it = client.request("POST", format!("{api}/dev/simulator/{fault}"));
+        assert_eq!(client.send(break_it).await.status, 200);
+        program.signal("INT");
+        let account = program.rest_of_stdout();
+        assert_eq!(program.wait().code(), Some(0), "{account}");
+        for name in ["lost", "unknown", "disagreeing"] {
+            let count = told(&account, name).split(' ').next();
+            assert_eq!(count, Some("0"), "{fault}: {account}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_ends_with_4_when_there_is_no_one_to_hold_the_account_against() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let (mut program, banner) = dev(&world, &["--order-process-url", &simulator.url]);
+    let api = told(&banner, "API").to_owned();
+    let client = Client::new();
+    client.create(&api, "a1").await;
+    client.settled(&api, 1).await;
+    simulator.kill();
+    program.signal("INT");
+    let account = program.rest_of_stdout();
+    assert_eq!(program.wait().code(), Some(4), "{account}");
+    assert!(told(&account, "unknown").starts_with("1 "), "{account}");
+}
+
+#[test]
+fn the_banner_says_what_a_preset_does_and_how_to_break_the_simulator() {
+    let world = World::new();
+    for (arguments, preset, effect) in [
+        (&[][..], "calm", "nothing goes wrong"),
+        (&["--preset", "crashing"], "crashing", "forgets all"),
+        (&["--preset", "flaky"], "flaky", "fails"),
+        (&["--preset", "outage"], "outage", "20 s of each minute"),
+    ] {
+        let (program, banner) = dev(&world, arguments);
+        let said = told(&banner, "preset");
+        assert!(said.starts_with(preset) && said.contains(effect), "{said}");
+        assert!(banner.contains("\"crash now\""), "{banner}");
+        assert_eq!(program.stop(), Some(0));
+    }
+    let dashboard = include_str!("../../../src/api/pages/dashboard/dev.js");
+    assert!(dashboard.contains(">crash now</button>"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_to_each_order_is_logged_elsewhere_only_when_it_is_asked_for() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let database = world.database();
+    let arguments = [
+        "--listen",
+        "127.0.0.1:0",
+        "--database-url",
+        database.to_str().unwrap(),
+        "--order-process-url",
+        &simulator.url,
+    ];
+    let client = Client::new();
+    let more = "order_service=info,order_service::orders=debug";
+    for (count, levels, is_logged) in [(1, "", false), (2, more, true)] {
+        let id = format!("a{count}");
+        let variables = [("RUST_LOG", levels)];
+        let program = world.start_with("order-service", &arguments, &variables, true);
+        client.create(&program.url, &id).await;
+        client.settled(&program.url, count).await;
+        program.logs("settled=1");
+        let is_there = program.logged().contains(&format!("orders: {id} started"));
+        assert_eq!(is_there, is_logged, "{}", program.logged());
+        assert_eq!(program.stop(), Some(0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

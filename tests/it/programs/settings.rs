@@ -101,7 +101,7 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (URL, "127.0.0.1:8000", "http://"),
     (URL, "ftp://a.example", "http://"),
     (URL, "http://user:pw@a.example", "ORDER_PROCESS_TOKEN"),
-    (URL, "http://a.example?x=1", "/order_process is appended"),
+    (URL, "http://a.example?x=1", "up to /order_process"),
     (RECONCILE[0], "* * * * *", "*/5 * * * * *"),
     (RECONCILE[0], "61 * * * * *", "*/5 * * * * *"),
     (RECONCILE[0], "0 0 0 30 2 *", "*/5 * * * * *"),
@@ -182,6 +182,46 @@ fn a_word_where_a_whole_number_belongs_is_answered_with_what_would_be_right() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_flag_of_the_simulator_is_refused_where_none_runs() {
+    const URL: (&str, &str) = ("ORDER_PROCESS_URL", "http://127.0.0.1:9");
+    let world = World::new();
+    let url = ["--order-process-url", URL.1];
+    for flag in [
+        ["--preset", "crashing"],
+        ["--preset", "calm"],
+        ["--seed", "1"],
+        ["--control", "127.0.0.1:0"],
+        ["--max-order-process-duration", "1"],
+    ] {
+        let by_flag = world.run("order-service", &[&["dev"][..], &url, &flag].concat(), &[]);
+        let by_variable = world.run("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
+        for ran in [by_flag, by_variable] {
+            assert_eq!(ran.code, Some(2), "{ran:?}");
+            let said = ran.stderr.lines().next().unwrap();
+            assert!(said.contains(flag[0]), "{ran:?}");
+            assert!(said.contains("--order-process-url"), "{ran:?}");
+            assert!(said.contains("leave one of the two out"), "{ran:?}");
+        }
+    }
+    // Also if no one wrote a flag at all; the message then names both variables.
+    let preset = ("SIMULATOR_PRESET", "flaky");
+    let ran = world.run("order-service", &["dev"], &[URL, preset]);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains(URL.0), "{ran:?}");
+    assert!(ran.stderr.contains(preset.0), "{ran:?}");
+    // What is meant for the simulator as a program of its own does not stand in the way.
+    let variables = [
+        URL,
+        ("SIMULATOR_SEED", "1"),
+        ("SIMULATOR_CONTROL", "127.0.0.1:0"),
+        ("MAX_ORDER_PROCESS_DURATION", "1"),
+    ];
+    let arguments = ["dev", "--listen", "127.0.0.1:0"];
+    let mut program = world.start_with("order-service", &arguments, &variables, false);
+    program.stdout_until("Ctrl-C");
 }
 
 #[test]

@@ -11,14 +11,6 @@ const POLL_MS = 2000;
 // A browser makes six requests at once; the stream and the statistics need some of them.
 const AT_ONCE = 3;
 
-const CHOICES = {
-  calm: "nothing goes wrong",
-  flaky: "one request in four or five fails",
-  crashing: "it dies two seconds after the next start, then after twenty, in turn, or when it is driven hard, and forgets all",
-  outage: "nothing works for 20 s of each minute",
-  down: "nothing works, until you choose something else",
-};
-
 export function Dev() {
   const [said, setSaid] = useState("");
   return html`<section class="dev" aria-labelledby="dev-title">
@@ -79,6 +71,6 @@ function Simulator({ say }) {
         aria-describedby="break-now" onClick=${() => change(choice, `The upstream is ${choice} from now on.`)}>${choice}</button>`)}
       <button type="button" onClick=${() => change("crash", "The upstream has crashed, and forgotten everything.")}>crash now</button>
     </div>
-    <p class="faint" id="break-now">${CHOICES[state.now] ?? "something else goes wrong, as its control address was told"}${state.is_alive ? "" : "; it has crashed and is not back yet"}</p>
+    <p class="faint" id="break-now">${state.effect ?? "something else goes wrong, as its control address was told"}${state.is_alive ? "" : "; it has crashed and is not back yet"}</p>
   </div>`;
 }

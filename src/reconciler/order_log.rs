@@ -1,0 +1,73 @@
+//! The log of what happens to each order, for people who watch.
+//!
+//! A line is written after the commit, and only for what took effect. There are as many lines as
+//! orders have steps: so they are at `debug`, under a target of their own. `order-service dev` shows
+//! them.
+
+use log::Level;
+
+use super::World;
+use crate::explain::span;
+use crate::order::{Order, Outcome, Reason, Timestamp};
+use crate::store::{Change, Filter, Recorded, Step, StoreError};
+
+/// Log target of these lines.
+const TARGET: &str = "order_service::orders";
+
+impl<U, C> World<U, C> {
+    /// Records changes in one transaction, and then logs those that took effect.
+    pub(super) async fn record_changes(
+        &self,
+        changes: Vec<Change>,
+        now: Timestamp,
+    ) -> Result<Recorded, StoreError> {
+        let logged = log::log_enabled!(target: TARGET, Level::Debug).then(|| changes.clone());
+        let recorded = self.store.record(changes, now).await?;
+        for Change { seq, step } in logged.into_iter().flatten() {
+            // Of an order that had moved on, all is left out.
+            if !recorded.overtaken.contains(&seq) {
+                self.log_step(seq, &step, now);
+            }
+        }
+        Ok(recorded)
+    }
+
+    fn log_step(&self, seq: i64, step: &Step, now: Timestamp) {
+        let page = self.store.page(&Filter::default(), seq - 1, seq, 1);
+        let Some(order) = page.ok().and_then(|page| page.into_iter().next()) else {
+            return;
+        };
+        if let Some(what) = in_words(step, &order, now) {
+            let id = order.id.as_str();
+            if id.contains([' ', '"']) {
+                log::debug!(target: TARGET, "{id:?} {what}");
+            } else {
+                log::debug!(target: TARGET, "{id} {what}");
+            }
+        }
+    }
+}
+
+/// What happened to the order; nothing if no one would care.
+fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
+    let took = span(now.since(order.created_at));
+    Some(match step {
+        Step::Started => "started".to_owned(),
+        Step::Restarted => "started again: the upstream had forgotten it".to_owned(),
+        Step::Adopted => "has a process already, which is taken over".to_owned(),
+        Step::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
+        Step::Settled(Outcome::Failed) => format!("FAILED after {took}"),
+        Step::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
+        Step::Missed { .. } => "is not known to the upstream any more".to_owned(),
+        Step::GivenUp { trouble, .. } | Step::Delayed(trouble) | Step::Flagged(trouble) => {
+            let next = span(trouble.next_attempt_at.since(now));
+            match trouble.reason {
+                Reason::UpstreamUnreachable => {
+                    format!("is tried again in {next}: {}", trouble.detail)
+                }
+                reason => format!("needs attention, {}: {}", reason.as_str(), trouble.detail),
+            }
+        }
+        Step::Intended { .. } | Step::Withdrawn | Step::Cleared => return None,
+    })
+}

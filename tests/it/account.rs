@@ -1,0 +1,164 @@
+//! The account: what it counts, and how a program ends that has taken it.
+
+use order_service::account::{self, Account};
+use order_service::decide::LostProcess::{self, Hold, Restart};
+use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
+use order_service::pace::Failure;
+use order_service::program::Exit;
+use order_service::store::{Change, Creation, Step, Store, Trouble};
+use order_service::upstream::{Entry, StartError, Upstream};
+
+use crate::world::World;
+
+/// An upstream with a list that may break off at its end, and nothing else.
+struct Lists {
+    processes: Vec<(&'static str, &'static str)>,
+    is_whole: bool,
+}
+
+impl Upstream for Lists {
+    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
+        panic!("an account starts nothing, and not {id:?}");
+    }
+
+    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
+        panic!("an account looks up nothing, and not {id:?}");
+    }
+
+    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        for (order_id, status) in &self.processes {
+            tell(Entry {
+                order_id: (*order_id).into(),
+                status: (*status).into(),
+            });
+        }
+        match self.is_whole {
+            true => Ok(self.processes.len() as u64),
+            false => Err(Failure::new("it broke off", false)),
+        }
+    }
+}
+
+/// An order that has come so far.
+async fn order(store: &Store, id: &str, steps: Vec<Step>) {
+    let id = OrderId::new(id).unwrap();
+    let Ok(Creation::Created(order)) = store.create(id, Timestamp(1)).await else {
+        panic!("not created");
+    };
+    let seq = order.seq;
+    let changes: Vec<_> = steps.into_iter().map(|step| Change { seq, step }).collect();
+    let recorded = store.record(changes, Timestamp(2)).await.unwrap();
+    assert!(recorded.overtaken.is_empty());
+}
+
+/// One order that is CREATED, two that are PROCESSING, one FULFILLED and one FAILED.
+async fn orders(store: &Store) {
+    let settled = |outcome| vec![Step::Adopted, Step::Settled(outcome)];
+    order(store, "new", vec![]).await;
+    order(store, "runs", vec![Step::Adopted]).await;
+    order(store, "spent", vec![Step::Adopted]).await;
+    order(store, "good", settled(Outcome::Succeeded)).await;
+    order(store, "bad", settled(Outcome::Failed)).await;
+}
+
+async fn taken(
+    store: &Store,
+    policy: LostProcess,
+    processes: &[(&'static str, &'static str)],
+    is_whole: bool,
+) -> (Account, Exit) {
+    let processes = processes.to_vec();
+    let upstream = Lists {
+        processes,
+        is_whole,
+    };
+    let account = account::take(store, &upstream, policy, None).await.unwrap();
+    assert_eq!((account.acknowledged, account.open), (5, 3));
+    assert_eq!(account.settled, 2);
+    let exit = account.exit();
+    (account, exit)
+}
+
+const RUN: [(&str, &str); 2] = [("runs", "RUNNING"), ("spent", "SUCCEEDED")];
+
+#[tokio::test]
+async fn open_orders_and_those_that_a_forgetful_upstream_has_lost_are_clean() {
+    let world = World::in_memory();
+    let store = world.store();
+    orders(&store).await;
+    let all = [&RUN[..], &[("good", "SUCCEEDED"), ("bad", "FAILED")]].concat();
+    // Those of others are none of ours.
+    let all = [&all[..], &[("theirs", "DANCING")]].concat();
+    for (processes, lost) in [(&all[..], 0), (&RUN[..1], 1), (&[], 2)] {
+        let (account, exit) = taken(&store, Restart, processes, true).await;
+        let Account {
+            disagreeing,
+            unknown,
+            held,
+            ..
+        } = account;
+        assert_eq!((disagreeing, unknown, held), (0, 0, Some(0)));
+        assert_eq!((account.lost, exit), (Some(lost), Exit::Done));
+    }
+}
+
+#[tokio::test]
+async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
+    let world = World::in_memory();
+    let store = world.store();
+    orders(&store).await;
+    let (account, exit) = taken(&store, Hold, &RUN[..1], true).await;
+    assert_eq!((account.lost, account.held), (Some(1), Some(1)));
+    assert_eq!(exit, Exit::Unclean);
+    let (account, exit) = taken(&store, Hold, &RUN, true).await;
+    assert_eq!((account.held, exit), (Some(0), Exit::Done));
+    // Whatever the policy, one that was started as often as it may be is not started again.
+    let trouble = Trouble {
+        reason: Reason::MaxStarts,
+        detail: "enough".to_owned(),
+        next_attempt_at: Timestamp(3),
+    };
+    let spent = store.order(&OrderId::new("spent").unwrap()).unwrap();
+    let change = Change {
+        seq: spent.unwrap().seq,
+        step: Step::Flagged(trouble),
+    };
+    store.record(vec![change], Timestamp(3)).await.unwrap();
+    let (account, exit) = taken(&store, Restart, &RUN[..1], true).await;
+    assert_eq!((account.lost, account.held), (Some(1), Some(1)));
+    assert_eq!(exit, Exit::Unclean);
+}
+
+#[tokio::test]
+async fn an_outcome_that_the_upstream_contradicts_is_not_clean() {
+    let world = World::in_memory();
+    let store = world.store();
+    orders(&store).await;
+    for said in ["FAILED", "RUNNING"] {
+        let processes = [&RUN[..], &[("good", said)]].concat();
+        let (account, exit) = taken(&store, Restart, &processes, true).await;
+        assert_eq!((account.disagreeing, account.unknown), (1, 0), "{said}");
+        assert_eq!(exit, Exit::Unclean);
+    }
+}
+
+#[tokio::test]
+async fn what_the_upstream_did_not_say_is_unknown_and_not_disagreeing_or_lost() {
+    let world = World::in_memory();
+    let store = world.store();
+    orders(&store).await;
+    // A status that nobody knows says nothing.
+    let processes = [RUN[0], ("spent", "PAUSED"), ("good", "PAUSED")];
+    let (account, exit) = taken(&store, Restart, &processes, true).await;
+    assert_eq!((account.disagreeing, account.lost), (0, Some(0)));
+    assert_eq!((account.unknown, exit), (2, Exit::Unclean));
+    // Of a list that broke off, what was read holds.
+    for (processes, unknown) in [(&[][..], 4), (&RUN, 2), (&[("good", "SUCCEEDED")], 3)] {
+        let (account, exit) = taken(&store, Restart, processes, false).await;
+        assert_eq!((account.disagreeing, account.lost), (0, None));
+        assert_eq!((account.unknown, exit), (unknown, Exit::Upstream));
+    }
+    let (account, exit) = taken(&store, Restart, &[("good", "FAILED")], false).await;
+    assert_eq!((account.disagreeing, account.unknown), (1, 3));
+    assert_eq!(exit, Exit::Unclean);
+}
