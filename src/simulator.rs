@@ -1,9 +1,9 @@
 //! The simulator: stands in for the order process service, over HTTP.
 //!
-//! What it does is decided in `model`, what goes wrong in `faults`, how it dies in `crash`: these
-//! are pure and can be called without HTTP. Here are the requests and answers, the time, the
-//! randomness, and the order in which things happen. Connections are next door in `connections`,
-//! the address that breaks and mends it in `control`, the file that tells of it all in `record`.
+//! `model` decides what it does, `faults` what goes wrong, `crash` when it dies: these are pure and
+//! can be called without HTTP. Here are the time, the randomness, and the order in which things
+//! happen. HTTP is next door in `connections`, the address that breaks and mends it in `control`, the
+//! file that records it all in `record`.
 
 mod connections;
 mod control;
@@ -16,53 +16,37 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderMap};
-use hyper::{Method, StatusCode};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use url::form_urlencoded;
 
 use crate::clock::{Clock, SystemClock};
 use crate::order::Timestamp;
-use connections::Sent;
 pub use control::listen as listen_for_control;
 use crash::{CrashModel, Hazard, Touch};
 use faults::{Fault, Faults};
 use model::{Answer, Asked, Did, Model, Request};
 use record::{Entry, Record};
 
-/// The only path there is.
-const PATH: &str = "/order_process";
-
-/// The largest body of a start, in bytes: far above any order id, far below the memory.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
-
 /// Makes the seed of the faults another than that of the processes. Any number would do.
 const FAULT_SEED: u64 = 0x000f_a017;
 
-/// What a simulator can be told to do otherwise.
+/// Settings of a simulator.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// A process runs a random whole number of seconds below this; at 0 or 1 it ends at once.
     pub max_duration_secs: u32,
     /// The first process of each life succeeds after some seconds, for whoever tries it out.
     pub first_succeeds: bool,
-    /// Where the randomness comes from, to repeat a run; drawn if there is none.
+    /// Source of the randomness, to repeat a run; drawn if there is none.
     pub seed: Option<u64>,
-    /// The file that the record is added to.
+    /// File that the record is added to.
     pub log: Option<PathBuf>,
-    /// What goes wrong, until the control address says otherwise.
+    /// Faults, until the control address sets others.
     pub faults: Faults,
 }
 
 /// Serves the simulator until `stop`. At `control`, if there is such a listener, it can be broken
 /// and mended while it runs.
-///
-/// # Errors
-/// The connections cannot be served.
 pub async fn serve(
     listener: TcpListener,
     control: Option<TcpListener>,
@@ -70,26 +54,24 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let controlled = control::serve(control, simulator.clone(), stop.clone());
-    let (served, ()) = tokio::join!(
-        connections::serve(listener, simulator, stop.clone()),
-        controlled
-    );
+    let (served, ()) = tokio::join!(connections::serve(listener, simulator, stop), controlled);
     served
 }
 
 /// A simulator, which can be broken and mended while it is served.
 pub struct Simulator(Mutex<State>);
 
-/// What must change together for the record to have the order in which things happened.
+/// The state behind one lock, so that the record has the order in which things happened.
 struct State {
     model: Model,
     crash: CrashModel,
     faults: Faults,
     seed: u64,
     max_duration_secs: u32,
+    /// Draws of starts alone: the processes of a seed end the same way, whatever else is asked for
+    /// and goes wrong.
+    start_rng: fastrand::Rng,
     rng: fastrand::Rng,
-    /// Of the faults: the processes go on to end as the seed says, whatever goes wrong.
-    fault_rng: fastrand::Rng,
     record: Option<Record>,
     /// Cancelled when the service dies, and with it every connection.
     life: CancellationToken,
@@ -97,18 +79,29 @@ struct State {
     life_ends_at: Option<Timestamp>,
     /// Lives that have ended since the faults were set.
     lives: usize,
-    /// How long it stays dead.
+    /// Time from a crash until it runs again.
     restart_after: Duration,
 }
 
-/// A request that never reaches the model: the HTTP status, and why.
-type Astray = (StatusCode, &'static str);
+/// An answer, and what is to go wrong on its way.
+struct Sent {
+    answer: Answer,
+    fault: Option<Fault>,
+}
+
+impl Sent {
+    /// No answer: the connection is torn off.
+    fn nothing() -> Self {
+        let fault = Fault::Reset;
+        Self {
+            answer: Answer::text(200, &fault.to_string()),
+            fault: Some(fault),
+        }
+    }
+}
 
 impl Simulator {
-    /// One that runs, without any process.
-    ///
-    /// # Errors
-    /// The record cannot be opened.
+    /// Returns a simulator that runs, without any process. Fails if the record cannot be opened.
     pub fn new(options: &Options) -> anyhow::Result<Self> {
         let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
         let max_duration_secs = options.max_duration_secs;
@@ -122,8 +115,8 @@ impl Simulator {
             faults: options.faults.clone(),
             seed,
             max_duration_secs,
-            rng: fastrand::Rng::with_seed(seed),
-            fault_rng: fastrand::Rng::with_seed(seed ^ FAULT_SEED),
+            start_rng: fastrand::Rng::with_seed(seed),
+            rng: fastrand::Rng::with_seed(seed ^ FAULT_SEED),
             record: options.log.as_deref().map(Record::open).transpose()?,
             life: CancellationToken::new(),
             life_ends_at: None,
@@ -170,12 +163,12 @@ impl Simulator {
         is_alive
     }
 
-    /// Whether it runs, and has not crashed.
+    /// Returns whether it runs, and has not crashed.
     pub fn is_alive(&self) -> bool {
         !self.life().is_cancelled()
     }
 
-    /// What goes wrong.
+    /// Returns what goes wrong.
     pub fn faults(&self) -> Faults {
         self.lock().faults.clone()
     }
@@ -185,7 +178,7 @@ impl Simulator {
         self.lock().set_faults(faults);
     }
 
-    /// The same with changes in JSON, as [`Faults::changed`] takes them.
+    /// Like [`Self::set_faults`], with changes in JSON as [`Faults::changed`] takes them.
     fn change_faults(&self, changes: &[u8]) -> Result<Faults, String> {
         let mut state = self.lock();
         let faults = state.faults.changed(changes)?;
@@ -193,39 +186,27 @@ impl Simulator {
         Ok(faults)
     }
 
-    /// Does what is asked for, and records it before anyone can see the answer. What comes over
-    /// a line that is torn, as all are by a crash, is not for the next life.
-    fn answer(&self, line: &CancellationToken, request: Result<Request<'_>, Astray>) -> Sent {
+    /// Does what is asked for, and records it before anyone can see the answer. What comes over a
+    /// connection of an earlier `life` is not for the next one.
+    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Sent {
         let mut state = self.lock();
         let at = SystemClock.now();
         state.catch_up(at);
-        if state.life.is_cancelled() || line.is_cancelled() {
-            return Sent::nothing(Fault::Crash);
+        if state.life.is_cancelled() || life.is_cancelled() {
+            return Sent::nothing();
         }
-        match request {
-            Ok(request) => state.answer(&request, at),
-            Err((status, reason)) => {
-                let answer = text(status, reason);
-                Sent::whole(state.record(at, Asked::Other, answer, None))
-            }
-        }
+        state.answer(request, at)
     }
 }
 
 impl State {
     fn begin_life(&mut self, now: Timestamp) {
         self.life = CancellationToken::new();
-        let (seed, max_duration_secs) = (self.seed, self.max_duration_secs);
-        self.write(&Entry {
-            at: now,
-            request: None,
-            answer: None,
-            fault: None,
-            did: Did::BeganLife {
-                seed,
-                max_duration_secs,
-            },
-        });
+        let did = Did::BeganLife {
+            seed: self.seed,
+            max_duration_secs: self.max_duration_secs,
+        };
+        self.write(now, None, None, None, &did);
     }
 
     fn set_faults(&mut self, faults: Faults) {
@@ -242,8 +223,7 @@ impl State {
         if self.life_ends_at.is_some_and(|end| end <= now) {
             self.die(now, None);
         } else if self.faults.crash.like_the_real_one {
-            let rng = &mut self.fault_rng;
-            let (model, draw) = (&mut self.model, &mut |n| rng.u64(..n));
+            let (model, draw) = (&mut self.model, &mut |n| self.rng.u64(..n));
             if self.crash.catch_up(model, now, draw).is_some() {
                 self.die(now, None);
             }
@@ -260,191 +240,74 @@ impl State {
         self.lives += 1;
         self.life_ends_at = None;
         self.restart_after = Duration::from_millis(self.faults.crash.restart_after_ms);
-        self.write(&Entry {
-            at: now,
-            request,
-            answer: None,
-            fault: Some(Fault::Crash),
-            did: Did::Crashed,
-        });
+        self.write(now, request, None, None, &Did::Crashed);
         self.life.cancel();
     }
 
     fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Sent {
         let asked = Asked::from(request);
-        let fault = self.choose(asked, at);
-        if fault == Some(Fault::Crash) {
-            self.die(at, Some(asked));
-            return Sent::nothing(Fault::Crash);
-        }
-        let answer = if self.happens_in_spite_of(fault) {
-            let rng = &mut self.rng;
-            self.model.answer(request, at, &mut |n| rng.u64(..n))
-        } else {
-            without_effect(fault)
+        let draw = &mut |n| self.rng.u64(..n);
+        let fault = self.faults.choose(asked, at, draw);
+        let mut answer = match fault.filter(|fault| !fault.has_effect(draw)) {
+            Some(fault) => Answer::text(200, &fault.to_string()),
+            None if asked == Asked::Start => {
+                let draw = &mut |n| self.start_rng.u64(..n);
+                self.model.answer(request, at, draw)
+            }
+            None => self.model.answer(request, at, draw),
         };
-        if let Did::Started { .. } = answer.did
-            && self.life_ends_at.is_none()
-        {
+        if self.life_ends_at.is_none() && matches!(answer.did, Did::Started { .. }) {
             self.life_ends_at = self.faults.crash.end_of_life(self.lives, at);
         }
         if self.is_killed_by(&answer.did, at) {
             self.die(at, Some(asked));
-            return Sent::nothing(Fault::Crash);
+            return Sent::nothing();
         }
-        match fault {
-            None => Sent::whole(self.record(at, asked, answer, None)),
-            Some(fault) => self.spoil(at, asked, answer, fault),
+        if let Some(fault) = fault {
+            fault.corrupt(&mut answer, &mut |n| self.rng.u64(..n));
         }
+        let status = fault
+            .is_none_or(Fault::is_answered)
+            .then_some(answer.status);
+        // The request has had its effect: for the client a 500 is an answer that says nothing.
+        if !self.write(at, Some(asked), status, fault, &answer.did) {
+            answer = Answer::text(500, "the record cannot be written");
+        }
+        Sent { answer, fault }
     }
 
-    fn choose(&mut self, asked: Asked, at: Timestamp) -> Option<Fault> {
-        let rng = &mut self.fault_rng;
-        self.faults.choose(asked, at, &mut |n| rng.u64(..n))
-    }
-
-    fn happens_in_spite_of(&mut self, fault: Option<Fault>) -> bool {
-        let rng = &mut self.fault_rng;
-        fault.is_none_or(|fault| fault.lets_it_happen(&mut |n| rng.u64(..n)))
-    }
-
-    /// Whether the access to the map of processes ended the service as it can end the real one.
+    /// Returns whether the access to the map of processes ended the service as it can end the real one.
     fn is_killed_by(&mut self, did: &Did, at: Timestamp) -> bool {
         if !self.faults.crash.like_the_real_one {
             return false;
         }
-        let Some(touch) = Touch::of(did, self.model.len()) else {
-            return false;
-        };
-        let rng = &mut self.fault_rng;
-        self.crash.dies(touch, at, &mut |n| rng.u64(..n))
+        let touch = Touch::of(did, self.model.len());
+        touch.is_some_and(|touch| self.crash.dies(touch, at, &mut |n| self.rng.u64(..n)))
     }
 
-    /// Does to an answer what the fault does, and records both.
-    fn spoil(&mut self, at: Timestamp, asked: Asked, mut answer: Answer, fault: Fault) -> Sent {
-        let whole_bytes = answer.body.len();
-        let rng = &mut self.fault_rng;
-        fault.spoil(&mut answer, &mut |n| rng.u64(..n));
-        let is_chunked = rng.bool();
-        Sent {
-            answer: self.record(at, asked, answer, Some(fault)),
-            fault: Some(fault),
-            timings: self.faults.timings,
-            whole_bytes,
-            is_chunked,
-        }
-    }
-
-    /// Records what happened; the answer, or another one if that was not possible.
-    fn record(
+    /// Records what happened, if there is a record; false if that was not possible.
+    fn write(
         &mut self,
         at: Timestamp,
-        asked: Asked,
-        answer: Answer,
+        request: Option<Asked>,
+        answer: Option<u16>,
         fault: Option<Fault>,
-    ) -> Answer {
-        if self.record.is_none() {
-            return answer;
-        }
-        let is_answered = fault.is_none_or(Fault::is_answered);
-        let entry = Entry {
-            at,
-            request: Some(asked),
-            answer: is_answered.then_some(answer.status),
-            fault,
-            did: answer.did,
+        did: &Did,
+    ) -> bool {
+        let Some(record) = &mut self.record else {
+            return true;
         };
-        // The request has had its effect: for the client this is an answer that says nothing.
-        if !self.write(&entry) {
-            let failure = StatusCode::INTERNAL_SERVER_ERROR;
-            return text(failure, "the record cannot be written");
+        let written = record.write(&Entry {
+            at,
+            request,
+            answer,
+            fault,
+            did: did.clone(),
+        });
+        if let Err(error) = &written {
+            log::error!("cannot write the record, which misses an entry: {error}");
         }
-        Answer {
-            did: entry.did,
-            ..answer
-        }
-    }
-
-    fn write(&mut self, entry: &Entry) -> bool {
-        self.record
-            .as_mut()
-            .is_none_or(|record| record.write(entry))
-    }
-}
-
-/// An answer in words.
-fn text(status: StatusCode, reason: &str) -> Answer {
-    Answer {
-        status: status.as_u16(),
-        content_type: Some("text/plain"),
-        body: format!("{reason}\n").into_bytes(),
-        did: Did::Refused {
-            reason: reason.to_owned(),
-        },
-    }
-}
-
-/// What a fault leaves of a request that it does not let happen. The fault sets the status.
-fn without_effect(fault: Option<Fault>) -> Answer {
-    text(StatusCode::OK, fault.map_or("", Fault::as_str))
-}
-
-/// Reads a request and answers it.
-async fn respond(
-    simulator: &Simulator,
-    line: &CancellationToken,
-    request: hyper::Request<Incoming>,
-) -> Sent {
-    let (head, body) = request.into_parts();
-    let query = head.uri.query().unwrap_or_default();
-    // The path is compared as a whole: a slash at its end makes it another.
-    match (head.uri.path(), &head.method) {
-        (PATH, &Method::GET | &Method::HEAD) => {
-            let order_id = parameter(query, "order_id");
-            simulator.answer(line, Ok(Request::of_get(order_id.as_deref())))
-        }
-        (PATH, &Method::POST) => {
-            let callback_url = parameter(query, "callback_url");
-            let callback_url = callback_url.as_deref();
-            simulator.answer(
-                line,
-                match &read(body).await {
-                    Ok(body) => Ok(Request::Start {
-                        content_type: content_type(&head.headers),
-                        body,
-                        callback_url,
-                    }),
-                    Err(astray) => Err(*astray),
-                },
-            )
-        }
-        (PATH, _) => simulator.answer(
-            line,
-            Err((StatusCode::METHOD_NOT_ALLOWED, "method not allowed")),
-        ),
-        _ => simulator.answer(line, Err((StatusCode::NOT_FOUND, "404 page not found"))),
-    }
-}
-
-fn content_type(headers: &HeaderMap) -> Option<&str> {
-    headers.get(CONTENT_TYPE)?.to_str().ok()
-}
-
-/// The first parameter of that name.
-fn parameter(query: &str, name: &str) -> Option<String> {
-    form_urlencoded::parse(query.as_bytes())
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.into_owned())
-}
-
-/// The whole body, unless it is larger than [`BODY_BYTES_MAX`].
-async fn read(body: Incoming) -> Result<Bytes, Astray> {
-    const BROKEN_OFF: Astray = (StatusCode::BAD_REQUEST, "the body broke off");
-    const TOO_LARGE: Astray = (StatusCode::PAYLOAD_TOO_LARGE, "the body is above 1 MiB");
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(TOO_LARGE),
-        Err(_) => Err(BROKEN_OFF),
+        written.is_ok()
     }
 }
 

@@ -1,67 +1,69 @@
-//! The simulator's connections: served while it lives, torn off when it dies, refused until it
-//! runs again.
+//! The simulator over HTTP: served while it lives, torn off when it dies, refused until it runs
+//! again.
 //!
-//! Does to a connection what a fault says. It has an accept loop of its own, because `server`
-//! never harms a connection. What is answered is decided in `simulator`.
+//! Reads requests and does to connections what a fault says; `simulator` decides both. Has an
+//! accept loop of its own, because `server` never harms a connection. Like the real service it
+//! knows no limits but those of the system.
 
-use std::convert::Infallible;
+use std::future::{pending, ready};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::Context;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper::{Method, Response};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::MissedTickBehavior;
-use tokio_io_timeout::TimeoutStream;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, sleep};
 use tokio_util::sync::CancellationToken;
+use url::form_urlencoded;
 
-use super::faults::{Fault, Timings};
-use super::model::Answer;
-use super::{Simulator, respond};
+use super::faults::Fault;
+use super::model::Request;
+use super::{Sent, Simulator};
 
-/// How long a client may take for the head of a request, and keep an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// The only path there is.
+const PATH: &str = "/order_process";
 
-/// How long a client may leave the answer unread before the connection is closed.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Connections served at once. Each costs a file descriptor and some 10 KiB.
-const CONNECTIONS_MAX: usize = 2048;
+/// The largest body of a start, in bytes: far above any order id, far below the memory.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Connections that the system keeps for us until we accept them; it allows no more by default.
 const BACKLOG: u32 = 4096;
 
-/// How long requests in flight may take to finish at the end. They are answered at once, but for
+/// Time for requests in flight to finish at the end. They are answered at once, but for
 /// what a fault delays.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often it is seen whether the service's time has come, when no request asks.
+/// Interval at which the service may die without a request.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Pause after a failure to accept or to listen again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long what was written of a broken body may take to leave before the connection is closed.
+/// Time for what was written of a broken body to leave before the connection is closed.
 const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 
+/// Delay of a slow answer: enough to be noticed, and within the five seconds that a client
+/// usually waits.
+const LATE: Duration = Duration::from_secs(1);
+
+/// The wish that comes with a 503 and a 429, in seconds.
+const RETRY_AFTER_SECS: &str = "2";
+
 /// A host that is nobody's (RFC 2606).
-const ELSEWHERE: HeaderValue = HeaderValue::from_static("http://elsewhere.invalid/order_process");
+const ELSEWHERE: &str = "http://elsewhere.invalid/order_process";
 
 /// Serves one life after the other, until `stop`.
 pub(super) async fn serve(
@@ -98,7 +100,7 @@ async fn listen_again(address: SocketAddr, after: Duration) -> TcpListener {
             Ok(listener) => return listener,
             Err(error) => log::debug!("cannot listen on {address} again: {error}"),
         }
-        tokio::time::sleep(PAUSE).await;
+        sleep(PAUSE).await;
     }
 }
 
@@ -113,267 +115,166 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Serves until the life ends, which ends every connection, or until `stop`, which lets requests
-/// in flight finish.
+/// Serves until the life ends, which tears off every connection, or until `stop`, which lets
+/// requests in flight finish.
 async fn serve_a_life(
     listener: &TcpListener,
     simulator: &Arc<Simulator>,
     stop: &CancellationToken,
 ) {
     let life = simulator.life();
-    let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = life.cancelled() => return,
+            () = life.cancelled() => break,
             _ = tick.tick() => simulator.tick(),
-            Some((stream, permit)) = accept(listener, &places) => {
-                let line = life.child_token();
-                let connection = connection(stream, line.clone(), simulator.clone());
-                tokio::spawn(carry(graceful.watch(connection), line, permit));
-            }
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (simulator, life) = (simulator.clone(), life.clone());
+                    connections.spawn(serve_client(stream, life, simulator, stop.clone()));
+                }
+                Err(error) => {
+                    log::debug!("accept: {error}");
+                    sleep(PAUSE).await;
+                }
+            },
         }
     }
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
-    }
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // What is left then is dropped, and closed with it.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, ended).await;
 }
 
-/// Serves a connection until it ends or is torn off.
-async fn carry(
-    connection: impl Future<Output = hyper::Result<()>>,
-    line: CancellationToken,
-    _place: OwnedSemaphorePermit,
-) {
-    tokio::select! {
-        biased;
-        () = line.cancelled() => {}
-        result = connection => {
-            if let Err(error) = result {
-                log::debug!("connection: {error}");
-            }
-        }
-    }
-}
-
-/// Waits for a connection and a place for it; nothing if accepting failed.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = places.clone().acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
-        Err(error) => {
-            log::debug!("accept: {error}");
-            tokio::time::sleep(PAUSE).await;
-            None
-        }
-    }
-}
-
-/// A connection that `line` tears off.
-fn connection(
-    stream: TcpStream,
-    line: CancellationToken,
+/// Serves a connection until the client closes it, a fault or the end of the `life` tears it off, or
+/// `stop` and the request in flight is answered.
+async fn serve_client(
+    mut stream: TcpStream,
+    life: CancellationToken,
     simulator: Arc<Simulator>,
-) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
+    stop: CancellationToken,
+) {
     // Answers are written whole: waiting to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(Line {
-        stream,
-        torn: line.clone(),
+    let service = service_fn(|request: hyper::Request<Incoming>| async {
+        let sent = respond(&simulator, &life, request).await;
+        deliver(sent).await
     });
-    stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (simulator, line) = (simulator.clone(), line.clone());
-        async move {
-            let sent = respond(&simulator, &line, request).await;
-            Ok::<_, Infallible>(sent.over(&line).await)
+    let is_torn = {
+        let io = TokioIo::new(&mut stream);
+        let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
+        let served = async {
+            tokio::select! {
+                result = connection.as_mut() => return result,
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await
+        };
+        tokio::select! {
+            biased;
+            () = life.cancelled() => true,
+            result = served => result.is_err(),
         }
-    });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service)
-}
-
-/// A client's stream. Dropped after it was torn, it ends with a reset: what was written and not
-/// yet sent is thrown away, and the client sees no proper end.
-struct Line {
-    stream: TcpStream,
-    torn: CancellationToken,
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if self.torn.is_cancelled() {
-            // If it fails, the connection is closed in order: no answer comes that way either.
-            let _ = self.stream.set_zero_linger();
-        }
+    };
+    if is_torn {
+        // It ends with a reset: what was not yet sent is thrown away. If that fails, it is closed in
+        // order, and no answer comes that way either.
+        let _ = stream.set_zero_linger();
     }
 }
 
-impl AsyncRead for Line {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
+/// Reads a request and answers it.
+async fn respond(
+    simulator: &Simulator,
+    life: &CancellationToken,
+    request: hyper::Request<Incoming>,
+) -> Sent {
+    let (head, body) = request.into_parts();
+    let query = head.uri.query().unwrap_or_default();
+    let body = match head.method {
+        Method::POST => read(body).await,
+        _ => Ok(Bytes::new()),
+    };
+    let order_id = parameter(query, "order_id");
+    let callback_url = parameter(query, "callback_url");
+    // The path is compared as a whole: a slash at its end makes it another.
+    let request = match (head.uri.path(), &head.method, &body) {
+        (PATH, &Method::GET | &Method::HEAD, _) => Request::of_get(order_id.as_deref()),
+        (PATH, &Method::POST, Ok(body)) => Request::Start {
+            content_type: head.headers.get(CONTENT_TYPE).and_then(|t| t.to_str().ok()),
+            body,
+            callback_url: callback_url.as_deref(),
+        },
+        (PATH, &Method::POST, Err(other)) => *other,
+        (PATH, ..) => Request::Other {
+            status: 405,
+            reason: "method not allowed",
+        },
+        _ => Request::Other {
+            status: 404,
+            reason: "404 page not found",
+        },
+    };
+    simulator.answer(life, &request)
 }
 
-impl AsyncWrite for Line {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
+/// The first parameter of that name.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
 }
 
-/// An answer, and what is to go wrong on its way.
-pub(super) struct Sent {
-    pub(super) answer: Answer,
-    pub(super) fault: Option<Fault>,
-    pub(super) timings: Timings,
-    /// The length of the body before it was cut.
-    pub(super) whole_bytes: usize,
-    /// Whether a body that is cut comes in chunks, or with its length before it.
-    pub(super) is_chunked: bool,
+/// The whole body, unless it is larger than [`BODY_BYTES_MAX`] or breaks off.
+async fn read(body: Incoming) -> Result<Bytes, Request<'static>> {
+    let whole = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    whole.map(|whole| whole.to_bytes()).map_err(|error| {
+        let (status, reason) = match error.is::<LengthLimitError>() {
+            true => (413, "the body is above 1 MiB"),
+            false => (400, "the body broke off"),
+        };
+        Request::Other { status, reason }
+    })
 }
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-impl Sent {
-    /// An answer that nothing happens to.
-    pub(super) fn whole(answer: Answer) -> Self {
-        Self {
-            whole_bytes: answer.body.len(),
-            answer,
-            fault: None,
-            timings: Timings::default(),
-            is_chunked: false,
+/// Returns what goes over the connection, never if it is kept and nothing comes; an error tears it
+/// off.
+async fn deliver(sent: Sent) -> io::Result<Response<Body>> {
+    let Sent { answer, fault } = sent;
+    let mut response = Response::builder().status(answer.status);
+    if let Some(content_type) = answer.content_type {
+        response = response.header(CONTENT_TYPE, content_type);
+    }
+    let bytes = Bytes::from(answer.body);
+    let whole = Full::new(bytes.clone()).map_err(|never| match never {});
+    let mut body = whole.boxed_unsync();
+    match fault {
+        Some(Fault::AnswerLost | Fault::Reset) => {
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
-    }
-
-    /// No answer.
-    pub(super) fn nothing(fault: Fault) -> Self {
-        let answer = super::without_effect(Some(fault));
-        Self {
-            fault: Some(fault),
-            ..Self::whole(answer)
+        Some(Fault::NeverAnswered | Fault::Ignored) => return pending().await,
+        Some(Fault::SlowHeaders) => sleep(LATE).await,
+        Some(Fault::Unavailable | Fault::TooMany) => {
+            response = response.header(RETRY_AFTER, RETRY_AFTER_SECS);
         }
-    }
-
-    /// What goes over the line, if anything does.
-    async fn over(self, line: &CancellationToken) -> Response<Body> {
-        match self.fault {
-            Some(Fault::AnswerLost | Fault::Reset | Fault::Crash) => {
-                line.cancel();
-                std::future::pending().await
-            }
-            Some(Fault::NeverAnswered | Fault::Ignored) => std::future::pending().await,
-            Some(Fault::SlowHeaders) => {
-                let delay = Duration::from_millis(self.timings.slow_headers_ms);
-                tokio::time::sleep(delay).await;
-            }
-            _ => {}
-        }
-        self.into_response()
-    }
-
-    fn into_response(self) -> Response<Body> {
-        let headers = self.headers();
-        let status = StatusCode::from_u16(self.answer.status).unwrap_or_default();
-        let mut response = Response::new(self.into_body());
-        *response.status_mut() = status;
-        response.headers_mut().extend(headers);
-        response
-    }
-
-    fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<> {
-        let content_type = self.answer.content_type.map(HeaderValue::from_static);
-        let more = match self.fault {
-            Some(Fault::Unavailable | Fault::TooMany) => {
-                Some((RETRY_AFTER, self.timings.retry_after_secs.into()))
-            }
-            Some(Fault::Elsewhere) => Some((LOCATION, ELSEWHERE)),
-            Some(Fault::Cut) if !self.is_chunked => Some((CONTENT_LENGTH, self.whole_bytes.into())),
-            _ => None,
-        };
-        content_type
-            .map(|value| (CONTENT_TYPE, value))
-            .into_iter()
-            .chain(more)
-    }
-
-    fn into_body(self) -> Body {
-        let body = Bytes::from(self.answer.body);
-        match self.fault {
-            Some(Fault::Cut) => in_pieces(vec![body], FLUSH_PAUSE, true),
-            Some(Fault::CutEnded) if self.is_chunked => in_pieces(vec![body], FLUSH_PAUSE, false),
-            Some(Fault::Trickled) => {
-                let pause = Duration::from_millis(self.timings.trickle_pause_ms);
-                let pieces = self.timings.trickle_pieces.max(1) as usize;
-                let length = body.len().div_ceil(pieces).max(1);
-                let piece = |at: usize| body.slice(at..body.len().min(at + length));
-                let pieces = (0..body.len()).step_by(length).map(piece).collect();
-                in_pieces(pieces, pause, false)
-            }
-            _ => Full::new(body)
-                .map_err(|never| match never {})
-                .boxed_unsync(),
-        }
-    }
-}
-
-/// A body in pieces, with a pause after each. It breaks off after the last one, or ends.
-fn in_pieces(pieces: Vec<Bytes>, pause: Duration, breaks_off: bool) -> Body {
-    let pieces = pieces.into_iter();
-    let stream = stream::unfold(
-        (pieces, false, breaks_off),
-        move |(mut pieces, begun, breaks)| async move {
-            if begun {
+        Some(Fault::Elsewhere) => response = response.header(LOCATION, ELSEWHERE),
+        Some(Fault::Cut) => {
+            let begun = ready(Ok(Frame::data(bytes)));
+            let broken = async {
                 // What was written leaves while nothing more comes.
-                tokio::time::sleep(pause).await;
-            }
-            match pieces.next() {
-                Some(piece) => Some((Ok(Frame::data(piece)), (pieces, true, breaks))),
-                None if breaks => {
-                    let broken = io::Error::from(io::ErrorKind::UnexpectedEof);
-                    Some((Err(broken), (pieces, true, false)))
-                }
-                None => None,
-            }
-        },
-    );
-    StreamBody::new(stream).boxed_unsync()
+                sleep(FLUSH_PAUSE).await;
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
+            body = StreamBody::new(stream::once(begun).chain(stream::once(broken))).boxed_unsync();
+        }
+        _ => {}
+    }
+    // A number and fixed texts are always a proper head.
+    Ok(response.body(body).unwrap_or_default())
 }

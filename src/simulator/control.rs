@@ -1,7 +1,7 @@
 //! The address at which the simulator is broken and mended while it runs.
 //!
-//! It has an address of its own: the public contract does not know it, and it answers while the
-//! simulated service is down. What the faults mean is in `faults`.
+//! The public contract does not know it, and it answers while the simulated service is down. The
+//! meaning of the faults is in `faults`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
@@ -17,16 +18,12 @@ use warp::reply::{Json, WithStatus};
 use warp::{Filter, Rejection, Reply};
 
 use super::Simulator;
-use super::faults::Faults;
 use crate::server::{self, Occupancy};
 
 /// The largest configuration that is read, in bytes: many times what there is to say.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
 
 /// Opens the control address, if there is to be one.
-///
-/// # Errors
-/// It is in use, not this machine's, or not permitted.
 pub async fn listen(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = address else {
         return Ok(None);
@@ -61,7 +58,7 @@ fn routes(
     let show = faults
         .and(warp::get())
         .and(simulator.clone())
-        .map(|simulator: Arc<Simulator>| told(StatusCode::OK, &simulator.faults()));
+        .map(|simulator: Arc<Simulator>| answer(StatusCode::OK, &simulator.faults()));
     let change = faults
         .and(warp::put())
         .and(simulator.clone())
@@ -77,46 +74,36 @@ fn routes(
     show.or(change).or(crash)
 }
 
-/// An answer in words.
-#[derive(Serialize)]
-struct Message<'a> {
-    message: &'a str,
-}
-
 /// The body of `POST /crash`.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CrashNow {
     restart_after_ms: Option<u64>,
 }
 
-fn told(status: StatusCode, faults: &Faults) -> WithStatus<Json> {
-    warp::reply::with_status(warp::reply::json(faults), status)
+fn answer(status: StatusCode, body: &impl Serialize) -> WithStatus<Json> {
+    warp::reply::with_status(warp::reply::json(body), status)
 }
 
-fn said(status: StatusCode, message: &str) -> WithStatus<Json> {
-    warp::reply::with_status(warp::reply::json(&Message { message }), status)
+fn message(status: StatusCode, message: &str) -> WithStatus<Json> {
+    answer(status, &json!({ "message": message }))
 }
 
 fn change(simulator: &Simulator, body: &[u8]) -> WithStatus<Json> {
     match simulator.change_faults(body) {
-        Ok(faults) => told(StatusCode::OK, &faults),
-        Err(message) => said(StatusCode::BAD_REQUEST, &message),
+        Ok(faults) => answer(StatusCode::OK, &faults),
+        Err(error) => message(StatusCode::BAD_REQUEST, &error),
     }
 }
 
 fn crash(simulator: &Simulator, body: &[u8]) -> WithStatus<Json> {
-    let now = match body {
-        [] => Ok(CrashNow::default()),
-        body => serde_json::from_slice(body),
-    };
-    let now = match now {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let CrashNow { restart_after_ms } = match serde_json::from_slice(body) {
         Ok(now) => now,
-        Err(error) => return said(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => return message(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    if simulator.crash(now.restart_after_ms.map(Duration::from_millis)) {
-        said(StatusCode::OK, "crashed")
-    } else {
-        said(StatusCode::CONFLICT, "it is down already")
+    match simulator.crash(restart_after_ms.map(Duration::from_millis)) {
+        true => message(StatusCode::OK, "crashed"),
+        false => message(StatusCode::CONFLICT, "it is down already"),
     }
 }

@@ -1,4 +1,4 @@
-//! What goes wrong on purpose, and how often.
+//! Faults that are injected on purpose, and their chances.
 //!
 //! Pure: the time and the randomness come in. What a fault does to an answer is in
 //! `faults/fault.rs`; `simulator` does to connections what a fault says; how the real service dies
@@ -17,7 +17,7 @@ use super::crash::happens;
 use super::model::{Asked, Draw};
 use crate::order::Timestamp;
 
-/// What goes wrong, and how often.
+/// The faults to inject, and their chances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
@@ -27,42 +27,14 @@ pub struct Faults {
     pub look_up: Chances,
     /// Of lists.
     pub list: Chances,
-    /// How long the slow faults take.
-    pub timings: Timings,
     /// Times in which nothing works.
     pub outage: Outage,
-    /// How the service dies, besides by a fault of a request.
+    /// Crashes.
     pub crash: Crash,
 }
 
-/// How often each fault befalls a request, from 0 to 1. What is not named does not happen.
+/// The chance of each fault at a request, from 0 to 1. One that is not named does not happen.
 pub type Chances = BTreeMap<Fault, f64>;
-
-/// How long the slow faults take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timings {
-    /// Before the headers of a [`Fault::SlowHeaders`], in milliseconds.
-    pub slow_headers_ms: u64,
-    /// The pieces of a [`Fault::Trickled`] body.
-    pub trickle_pieces: u32,
-    /// Between two of them, in milliseconds.
-    pub trickle_pause_ms: u64,
-    /// What Retry-After says with a 503 and a 429, in seconds.
-    pub retry_after_secs: u32,
-}
-
-impl Default for Timings {
-    /// Slow enough to be noticed, and within the five seconds that a client usually waits.
-    fn default() -> Self {
-        Self {
-            slow_headers_ms: 1_000,
-            trickle_pieces: 20,
-            trickle_pause_ms: 100,
-            retry_after_secs: 2,
-        }
-    }
-}
 
 /// A time in which nothing works, again and again. Every request is answered 503, reset or never
 /// answered, and has no effect.
@@ -72,7 +44,7 @@ pub struct Outage {
     /// From the beginning of one to that of the next, in milliseconds; 0 for none. They are counted
     /// from the beginning of 1970, so that they depend on nothing but the clock.
     pub every_ms: u64,
-    /// How long each lasts, in milliseconds.
+    /// Duration of each, in milliseconds.
     pub lasts_ms: u64,
 }
 
@@ -82,22 +54,22 @@ impl Outage {
     }
 }
 
-/// How the service dies.
+/// Crashes of the service, in which it forgets everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crash {
-    /// How long after its first start each life ends, in milliseconds. The lives take turns; with
-    /// none of these they do not end this way.
+    /// Time from the first start of a life to its end, in milliseconds. The lives take turns; without
+    /// any of these they do not end this way.
     pub lives_ms: Vec<u64>,
     /// As the real one does: when a process completes while another request is served, and most
     /// often while the map of processes grows.
     pub like_the_real_one: bool,
-    /// How long connections are refused until it runs again, in milliseconds.
+    /// Time in which connections are refused until it runs again, in milliseconds.
     pub restart_after_ms: u64,
 }
 
 impl Default for Crash {
-    /// It does not die; if it is made to, a container is up again after a second.
+    /// No crashes; after one that is asked for, a container is up again after a second.
     fn default() -> Self {
         Self {
             lives_ms: Vec::new(),
@@ -151,9 +123,9 @@ impl Faults {
         }
     }
 
-    /// One request in four to five fails, each in a way that a client can survive.
+    /// One request in four to six fails, each in a way that a client can survive.
     fn flaky() -> Self {
-        let common = [
+        let all = [
             (Fault::AnswerLost, 0.03),
             (Fault::Reset, 0.03),
             (Fault::NeverAnswered, 0.005),
@@ -165,33 +137,26 @@ impl Faults {
             (Fault::TooMany, 0.01),
             (Fault::Unauthorized, 0.005),
             (Fault::Elsewhere, 0.005),
-        ];
-        let of_bodies = [
-            (Fault::Trickled, 0.02),
             (Fault::Html, 0.01),
             (Fault::Cut, 0.02),
             (Fault::CutEnded, 0.01),
             (Fault::UnknownStatus, 0.01),
-        ];
-        let of_lists = [
             (Fault::Omitted, 0.02),
             (Fault::Repeated, 0.02),
-            (Fault::Reordered, 0.02),
         ];
-        let start = Chances::from(common);
-        let mut look_up = start.clone();
-        look_up.extend(of_bodies);
-        let mut list = look_up.clone();
-        list.extend(of_lists);
+        let of = |asked| {
+            let all = all.into_iter();
+            all.filter(|(fault, _)| fault.applies_to(asked)).collect()
+        };
         Self {
-            start,
-            look_up,
-            list,
+            start: of(Asked::Start),
+            look_up: of(Asked::LookUp),
+            list: of(Asked::List),
             ..Self::default()
         }
     }
 
-    /// What befalls a request; nothing, most of the time.
+    /// Draws the fault of a request, if it is to have one.
     pub fn choose(&self, asked: Asked, now: Timestamp, draw: &mut Draw) -> Option<Fault> {
         let chances = match asked {
             Asked::Start => &self.start,
@@ -214,11 +179,8 @@ impl Faults {
         None
     }
 
-    /// The same with changes in JSON: members that are not named stay, `null` sets one back, and
-    /// `preset` begins from a preset.
-    ///
-    /// # Errors
-    /// What is wrong with the changes, in words.
+    /// Returns it with changes in JSON: members that are not named stay, `null` sets one back, and
+    /// `preset` begins from a preset. An error says what is wrong with the changes.
     pub fn changed(&self, changes: &[u8]) -> Result<Self, String> {
         let changes: Value = serde_json::from_slice(changes).map_err(|e| e.to_string())?;
         let Value::Object(mut changes) = changes else {
@@ -247,21 +209,17 @@ impl Faults {
         ];
         for (name, asked, chances) in kinds {
             for (fault, chance) in chances {
-                let fault_name = fault.as_str();
-                if !fault.befalls(asked) {
-                    return Err(format!("{name} cannot have {fault_name}"));
+                if !fault.applies_to(asked) {
+                    return Err(format!("{name} cannot have {fault}"));
                 }
                 if !(0.0..=1.0).contains(chance) {
-                    return Err(format!("{name}.{fault_name} takes 0 to 1, not {chance}"));
+                    return Err(format!("{name}.{fault} takes 0 to 1, not {chance}"));
                 }
             }
             // A little more than 1 is a matter of rounding.
             if chances.values().sum::<f64>() > 1.000_001 {
                 return Err(format!("the chances of {name} are above 1 together"));
             }
-        }
-        if self.timings.trickle_pieces == 0 {
-            return Err("timings.trickle_pieces takes 1 or more".to_owned());
         }
         Ok(())
     }
@@ -348,7 +306,6 @@ mod tests {
                 "look_up cannot have omitted",
             ),
             (r#"{"list":{"cut":0.6,"500":0.6}}"#, "above 1"),
-            (r#"{"timings":{"trickle_pieces":0}}"#, "1 or more"),
         ] {
             let error = Faults::default().changed(changes.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{changes}: {error}");

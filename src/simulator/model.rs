@@ -1,9 +1,9 @@
-//! What the simulator does: the order process service as a value, in memory, one request at a time.
+//! The order process service as a value, in memory, one request at a time.
 //!
 //! Pure. The time and the randomness come in, so that a simulation on one thread can call it
 //! directly and repeat itself exactly. HTTP is next door in `simulator`, the file in `record`.
 //!
-//! It gives the answers of the real service byte for byte, its mistakes included: a client has to
+//! Gives the answers of the real service byte for byte, its mistakes included: a client has to
 //! live with them. Callbacks are accepted and never delivered, as for a client behind NAT.
 
 use std::cmp::Reverse;
@@ -11,7 +11,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::order::Timestamp;
@@ -26,9 +26,6 @@ const TEXT: &str = "text/plain";
 /// PROCESSING, short enough to be waited for. It stays below the longest duration.
 const FIRST_SECS: u64 = 3;
 
-/// What a list takes at most for a process with an id of 36 characters, in bytes.
-const LISTED_BYTES: usize = 73;
-
 /// Every process since the life began. It only grows.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -37,7 +34,7 @@ pub struct Model {
     /// In the order of their start: a map's own order would not repeat itself.
     processes: Vec<Process>,
     places: HashMap<Arc<str>, usize>,
-    /// When the processes end whose completion was not taken yet, the next one on top.
+    /// Completions that were not taken yet, the next one on top.
     endings: BinaryHeap<Reverse<Timestamp>>,
 }
 
@@ -49,15 +46,22 @@ struct Process {
     outcome: Status,
 }
 
+/// A process as it is shown in JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    order_id: &'a str,
+    status: Status,
+}
+
 /// The status of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// It has not ended yet.
+    /// Not ended yet.
     Running,
-    /// It has ended well.
+    /// Ended well.
     Succeeded,
-    /// It has ended badly.
+    /// Ended badly.
     Failed,
 }
 
@@ -79,7 +83,7 @@ pub enum Request<'a> {
     List,
     /// The process of one order.
     LookUp {
-        /// Whose.
+        /// The order.
         order_id: &'a str,
     },
     /// A new process.
@@ -90,6 +94,13 @@ pub enum Request<'a> {
         body: &'a [u8],
         /// The query's parameter of that name.
         callback_url: Option<&'a str>,
+    },
+    /// Something that the order process service does not have.
+    Other {
+        /// The HTTP status of the answer.
+        status: u16,
+        /// The text of the answer.
+        reason: &'static str,
     },
 }
 
@@ -103,7 +114,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a request asked for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Asked {
@@ -123,11 +134,12 @@ impl From<&Request<'_>> for Asked {
             Request::List => Self::List,
             Request::LookUp { .. } => Self::LookUp,
             Request::Start { .. } => Self::Start,
+            Request::Other { .. } => Self::Other,
         }
     }
 }
 
-/// What is answered to a request.
+/// An answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status.
@@ -136,7 +148,7 @@ pub struct Answer {
     pub content_type: Option<&'static str>,
     /// Not always JSON, even where the content type says so.
     pub body: Vec<u8>,
-    /// What happened.
+    /// Effect of the request.
     pub did: Did,
 }
 
@@ -150,6 +162,14 @@ impl Answer {
         }
     }
 
+    /// An answer in words to a request that has no effect.
+    pub fn text(status: u16, reason: &str) -> Self {
+        let did = Did::Refused {
+            reason: reason.to_owned(),
+        };
+        Self::of(status, TEXT, format!("{reason}\n").into_bytes(), did)
+    }
+
     /// The message is put together by hand, as the real service does it: nothing is escaped.
     fn refusal(content_type: &'static str, message: &str, did: Did) -> Self {
         let body = format!("{{\"message\":\"{message}\"}}").into_bytes();
@@ -157,61 +177,61 @@ impl Answer {
     }
 }
 
-/// What the simulator did at a request, for the record.
+/// An effect of a request, for the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "snake_case")]
 pub enum Did {
-    /// It began to run and knows no process.
+    /// Began to run, without any process.
     BeganLife {
-        /// Where its randomness comes from.
+        /// Source of its randomness.
         seed: u64,
         /// No process runs as long as this.
         max_duration_secs: u32,
     },
-    /// It told the status of every process.
+    /// Returned the status of every process.
     Listed {
         /// Their number.
         entries: usize,
     },
-    /// It told the status of a process.
+    /// Returned the status of a process.
     Told {
-        /// Whose.
+        /// The order.
         order_id: String,
-        /// What it told.
+        /// The status of its process.
         status: Status,
     },
-    /// It told that there is no process.
+    /// Returned that there is no process.
     Unknown {
-        /// For which order.
+        /// The order.
         order_id: String,
     },
-    /// It started a process.
+    /// Started a process.
     Started {
-        /// For which order.
+        /// The order.
         order_id: String,
-        /// When the process ends or has ended, in milliseconds since 1970.
+        /// End of the process, in milliseconds since 1970.
         ends_at: Timestamp,
-        /// How it ends.
+        /// Status at its end.
         outcome: Status,
-        /// Whether the client hopes for a callback.
+        /// The client hopes for a callback.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         callback: bool,
     },
-    /// It refused the callback, but has started a process that never ends.
+    /// Refused the callback, but started a process that never ends.
     StartedForEver {
-        /// For which order.
+        /// The order.
         order_id: String,
     },
-    /// It started nothing: there is a process already.
+    /// Started nothing: there is a process already.
     Exists {
-        /// For which order.
+        /// The order.
         order_id: String,
     },
-    /// It ended, and everything it knew is gone.
+    /// Ended, and forgot everything.
     Crashed,
-    /// It did nothing.
+    /// Did nothing.
     Refused {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -235,6 +255,7 @@ impl Model {
     /// Does what a request asks for.
     pub fn answer(&mut self, request: &Request<'_>, now: Timestamp, draw: &mut Draw) -> Answer {
         match *request {
+            Request::Other { status, reason } => Answer::text(status, reason),
             Request::List => self.answer_list(now, draw),
             Request::LookUp { order_id } => self.answer_look_up(order_id, now),
             Request::Start {
@@ -254,15 +275,10 @@ impl Model {
     }
 
     fn answer_list(&self, now: Timestamp, draw: &mut Draw) -> Answer {
-        let mut body = Vec::with_capacity(2 + self.len() * LISTED_BYTES);
-        body.push(b'[');
-        for (i, process) in self.shuffled(draw).into_iter().enumerate() {
-            if i > 0 {
-                body.push(b',');
-            }
-            process.write_to(&mut body, now);
-        }
-        body.push(b']');
+        let mut body = Vec::new();
+        let shown = self.shuffled(draw).into_iter().map(|p| p.shown(now));
+        // Neither texts nor the memory they are written to can refuse.
+        let _ = serde_json::Serializer::new(&mut body).collect_seq(shown);
         let entries = self.len();
         Answer::of(200, JSON, body, Did::Listed { entries })
     }
@@ -273,8 +289,7 @@ impl Model {
         let Some(process) = process else {
             return Answer::of(200, JSON, b"{}".to_vec(), Did::Unknown { order_id });
         };
-        let mut body = Vec::new();
-        process.write_to(&mut body, now);
+        let body = serde_json::to_vec(&process.shown(now)).unwrap_or_default();
         let status = process.status(now);
         Answer::of(200, JSON, body, Did::Told { order_id, status })
     }
@@ -359,7 +374,7 @@ impl Model {
         self.processes.len()
     }
 
-    /// Whether there is no process.
+    /// Returns whether there is no process.
     pub fn is_empty(&self) -> bool {
         self.processes.is_empty()
     }
@@ -417,14 +432,12 @@ impl Process {
         }
     }
 
-    /// Writes it as JSON, without a `Value` in between: a list can have a million.
-    fn write_to(&self, body: &mut Vec<u8>, now: Timestamp) {
-        body.extend_from_slice(b"{\"order_id\":");
-        // Neither a text nor the memory it is written to can refuse.
-        let _ = serde_json::to_writer(&mut *body, &*self.order_id);
-        body.extend_from_slice(b",\"status\":\"");
-        body.extend_from_slice(self.status(now).as_str().as_bytes());
-        body.extend_from_slice(b"\"}");
+    fn shown(&self, now: Timestamp) -> Shown<'_> {
+        let status = self.status(now);
+        Shown {
+            order_id: &self.order_id,
+            status,
+        }
     }
 }
 
@@ -448,7 +461,7 @@ fn order_id(
     }
 }
 
-/// Whether there are a scheme and a host.
+/// Returns whether there are a scheme and a host.
 fn is_callback_url(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else {
         return false;

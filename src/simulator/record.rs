@@ -5,7 +5,7 @@
 //! misses no answer that a client received before the simulator was killed.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -23,9 +23,9 @@ use crate::order::Timestamp;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// When it happened, in milliseconds since 1970.
+    /// Moment at which it happened, in milliseconds since 1970.
     pub at: Timestamp,
-    /// What was asked for; nothing where a life begins, or ends by itself.
+    /// Kind of the request; nothing where a life begins, or ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Asked>,
     /// The HTTP status that was answered; nothing where nothing was.
@@ -34,7 +34,7 @@ pub struct Entry {
     /// The failure that was injected, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// What happened. Its word is in `did`, its fields stand beside it.
+    /// Effect of the request. Its word is in `did`, its fields stand beside it.
     #[serde(flatten)]
     pub did: Did,
 }
@@ -43,9 +43,8 @@ pub struct Entry {
 #[derive(Debug)]
 pub(super) struct Record {
     file: File,
-    /// Whether the file ends within a line: a simulator was killed there, or the disk was full.
-    torn: bool,
-    complained: bool,
+    /// The file may end within a line: a simulator was killed there, or the disk was full.
+    may_be_torn: bool,
 }
 
 impl Record {
@@ -53,87 +52,37 @@ impl Record {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let open = || {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
-            let torn = ends_within_a_line(path)?;
-            io::Result::Ok(Self {
-                file,
-                torn,
-                complained: false,
-            })
+            let may_be_torn = file.metadata()?.len() > 0;
+            io::Result::Ok(Self { file, may_be_torn })
         };
         open().with_context(|| format!("cannot write the record {}", path.display()))
     }
 
-    /// Adds an entry with one write. Tells whether it is in the file now; the first failure is
-    /// logged.
-    pub(super) fn write(&mut self, entry: &Entry) -> bool {
-        let result = self.try_write(entry);
-        if let Err(error) = &result
-            && !std::mem::replace(&mut self.complained, true)
-        {
-            log::error!("cannot write the record, which misses entries from now on: {error}");
-        }
-        result.is_ok()
-    }
-
-    fn try_write(&mut self, entry: &Entry) -> io::Result<()> {
+    /// Adds an entry with one write, on a line of its own: an empty one may be left before it.
+    pub(super) fn write(&mut self, entry: &Entry) -> io::Result<()> {
         let mut line = Vec::with_capacity(256);
-        if self.torn {
+        if std::mem::replace(&mut self.may_be_torn, true) {
             line.push(b'\n');
         }
         serde_json::to_writer(&mut line, entry)?;
         line.push(b'\n');
-        let written = loop {
-            match self.file.write(&line) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result?,
-            }
-        };
-        if written < line.len() {
-            self.torn |= written > 0;
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        self.torn = false;
+        self.file.write_all(&line)?;
+        self.may_be_torn = false;
         Ok(())
     }
 }
 
-fn ends_within_a_line(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    // A pipe or a terminal has no length, and no end to look at.
-    if file.metadata()?.len() == 0 {
-        return Ok(false);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last != *b"\n")
-}
-
-/// Reads a record, also while it is written. Lines that were cut short are left out: their answers
-/// never left.
-///
-/// # Errors
-/// The file cannot be read, or a line of it is no entry.
+/// Reads a record, also while it is written. Lines that are empty or were cut short are left out:
+/// their answers never left. An error names the file, and the line that is no entry.
 pub fn read_record(path: &Path) -> anyhow::Result<Vec<Entry>> {
-    let place = |number: usize| format!("{}, line {number}", path.display());
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut file = BufReader::new(file);
     let mut entries = Vec::new();
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        if file
-            .read_until(b'\n', &mut line)
-            .with_context(|| place(number))?
-            == 0
-        {
-            break;
-        }
-        let is_whole = line.pop_if(|last| *last == b'\n').is_some();
-        match serde_json::from_slice(&line) {
+    for (line, number) in BufReader::new(file).split(b'\n').zip(1..) {
+        let place = || format!("{}, line {number}", path.display());
+        match serde_json::from_slice(&line.with_context(place)?) {
             Ok(entry) => entries.push(entry),
-            Err(error) if error.is_eof() || !is_whole => {}
-            Err(error) => return Err(error).with_context(|| place(number)),
+            Err(error) if error.is_eof() => {}
+            Err(error) => return Err(error).with_context(place),
         }
     }
     Ok(entries)
@@ -157,8 +106,8 @@ mod tests {
 {"at":7,"request":"list","answer":200,"fault":"cut_ended","did":"listed","entries":12}
 {"at":7,"request":"start","answer":502,"fault":"502","did":"refused","reason":"502"}
 {"at":7,"request":"start","fault":"answer_lost","did":"started","order_id":"a1","ends_at":1007,"outcome":"FAILED"}
-{"at":7,"request":"look_up","fault":"crash","did":"crashed"}
-{"at":7,"fault":"crash","did":"crashed"}
+{"at":7,"request":"look_up","did":"crashed"}
+{"at":7,"did":"crashed"}
 "#;
 
     #[test]
@@ -168,8 +117,9 @@ mod tests {
         std::fs::write(&given, LINES).unwrap();
         let entries = read_record(&given).unwrap();
         assert_eq!(entries.len(), LINES.lines().count());
+        let mut record = Record::open(&path).unwrap();
         for entry in &entries {
-            assert!(Record::open(&path).unwrap().write(entry));
+            record.write(entry).unwrap();
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), LINES);
     }
@@ -183,7 +133,7 @@ mod tests {
             for length in 0..line.len() {
                 std::fs::write(&path, &line.as_bytes()[..length]).unwrap();
                 assert_eq!(read_record(&path).unwrap(), [], "{line} at {length}");
-                assert!(Record::open(&path).unwrap().write(&entry));
+                Record::open(&path).unwrap().write(&entry).unwrap();
                 assert_eq!(read_record(&path).unwrap(), std::slice::from_ref(&entry));
             }
         }

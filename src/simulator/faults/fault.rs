@@ -1,10 +1,13 @@
 //! The ways in which one request can fail, and what each does to its answer.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::simulator::model::{Answer, Asked, Did, Draw};
+use crate::simulator::model::{Answer, Asked, Draw};
 
-/// A failure that is injected into one request. Its word in JSON is in [`Fault::as_str`].
+/// A failure that is injected into one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -18,8 +21,6 @@ pub enum Fault {
     Ignored,
     /// The answer is right but late.
     SlowHeaders,
-    /// The answer's body is right but comes in pieces, slowly.
-    Trickled,
     /// Internal server error. The request may have had its effect.
     #[serde(rename = "500")]
     InternalError,
@@ -38,7 +39,7 @@ pub enum Fault {
     /// Found, with a Location elsewhere.
     #[serde(rename = "302")]
     Elsewhere,
-    /// A web page with status 200. The request may have had its effect.
+    /// A web page with status 200.
     Html,
     /// The body breaks off at any byte, and so does the connection.
     Cut,
@@ -48,102 +49,52 @@ pub enum Fault {
     Omitted,
     /// The list has entries twice, some of them with another status the second time.
     Repeated,
-    /// The list is in another order: sorted.
-    Reordered,
     /// A status that nobody has heard of.
     UnknownStatus,
-    /// The service ends, and forgets everything.
-    Crash,
+}
+
+impl fmt::Display for Fault {
+    /// Writes its word in JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 impl Fault {
-    /// Every fault.
-    pub const ALL: [Self; 20] = [
-        Self::AnswerLost,
-        Self::Reset,
-        Self::NeverAnswered,
-        Self::Ignored,
-        Self::SlowHeaders,
-        Self::Trickled,
-        Self::InternalError,
-        Self::BadGateway,
-        Self::Unavailable,
-        Self::TooMany,
-        Self::Unauthorized,
-        Self::Elsewhere,
-        Self::Html,
-        Self::Cut,
-        Self::CutEnded,
-        Self::Omitted,
-        Self::Repeated,
-        Self::Reordered,
-        Self::UnknownStatus,
-        Self::Crash,
-    ];
-
-    /// Its word in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AnswerLost => "answer_lost",
-            Self::Reset => "reset",
-            Self::NeverAnswered => "never_answered",
-            Self::Ignored => "ignored",
-            Self::SlowHeaders => "slow_headers",
-            Self::Trickled => "trickled",
-            Self::InternalError => "500",
-            Self::BadGateway => "502",
-            Self::Unavailable => "503",
-            Self::TooMany => "429",
-            Self::Unauthorized => "401",
-            Self::Elsewhere => "302",
-            Self::Html => "html",
-            Self::Cut => "cut",
-            Self::CutEnded => "cut_ended",
-            Self::Omitted => "omitted",
-            Self::Repeated => "repeated",
-            Self::Reordered => "reordered",
-            Self::UnknownStatus => "unknown_status",
-            Self::Crash => "crash",
-        }
-    }
-
-    /// Whether it can befall such a request: the answer to a start has no body, and only a list
+    /// Returns whether such a request can have it: the answer to a start has no body, and only a list
     /// has entries.
-    pub const fn befalls(self, asked: Asked) -> bool {
+    pub const fn applies_to(self, asked: Asked) -> bool {
         match self {
-            Self::Omitted | Self::Repeated | Self::Reordered => matches!(asked, Asked::List),
-            Self::Trickled | Self::Cut | Self::CutEnded | Self::UnknownStatus => {
+            Self::Omitted | Self::Repeated => matches!(asked, Asked::List),
+            Self::Html | Self::Cut | Self::CutEnded | Self::UnknownStatus => {
                 matches!(asked, Asked::List | Asked::LookUp)
             }
             _ => !matches!(asked, Asked::Other),
         }
     }
 
-    /// Whether the request has its effect all the same. Behind a gateway both is possible, and the
+    /// Returns whether the request has its effect all the same. Behind a gateway both is possible, and the
     /// client cannot tell.
-    pub fn lets_it_happen(self, draw: &mut Draw) -> bool {
+    pub fn has_effect(self, draw: &mut Draw) -> bool {
         match self {
-            Self::Reset
-            | Self::Ignored
-            | Self::TooMany
-            | Self::Unauthorized
-            | Self::Elsewhere
-            | Self::Crash => false,
-            Self::InternalError | Self::BadGateway | Self::Unavailable | Self::Html => draw(2) == 1,
+            Self::Reset | Self::Ignored | Self::TooMany | Self::Unauthorized | Self::Elsewhere => {
+                false
+            }
+            Self::InternalError | Self::BadGateway | Self::Unavailable => draw(2) == 1,
             _ => true,
         }
     }
 
-    /// Whether the client gets any answer.
+    /// Returns whether the client gets any answer.
     pub const fn is_answered(self) -> bool {
         !matches!(
             self,
-            Self::AnswerLost | Self::Reset | Self::NeverAnswered | Self::Ignored | Self::Crash
+            Self::AnswerLost | Self::Reset | Self::NeverAnswered | Self::Ignored
         )
     }
 
-    /// Does to a right answer what the fault does; nothing if it is not a matter of the answer.
-    pub fn spoil(self, answer: &mut Answer, draw: &mut Draw) {
+    /// Makes a right answer wrong, unless the fault leaves answers as they are.
+    pub fn corrupt(self, answer: &mut Answer, draw: &mut Draw) {
         match self {
             Self::InternalError => replace(answer, 500, TEXT, "internal server error\n"),
             Self::BadGateway => replace(answer, 502, HTML, BAD_GATEWAY),
@@ -157,19 +108,24 @@ impl Fault {
                 let length = draw((answer.body.len() as u64).max(1)) as usize;
                 answer.body.truncate(length);
             }
-            Self::Omitted | Self::Repeated | Self::Reordered | Self::UnknownStatus => {
-                self.respell(answer, draw);
+            Self::Omitted | Self::Repeated | Self::UnknownStatus => {
+                // An answer is always read; in `{}` there is nothing to change.
+                let mut body = serde_json::from_slice(&answer.body).unwrap_or_default();
+                match &mut body {
+                    Value::Array(entries) => self.rearrange(entries, draw),
+                    entry => set_status(entry, unheard_of(draw)),
+                }
+                answer.body = body.to_string().into_bytes();
             }
             _ => {}
         }
     }
 
-    /// Does to the entries of a list, as `(order id, status)`, what the fault does.
-    pub fn rearrange(self, entries: &mut Vec<(String, String)>, draw: &mut Draw) {
+    /// Makes a single entry of a list wrong, or some, or all of them.
+    fn rearrange(self, entries: &mut Vec<Value>, draw: &mut Draw) {
         if entries.is_empty() {
             return;
         }
-        // From a single one to all of them.
         let share = 1 << draw(11);
         let some = draw(entries.len() as u64) as usize;
         let mut places = 0..;
@@ -177,62 +133,44 @@ impl Fault {
         match self {
             Self::Omitted => entries.retain(|_| !chosen(draw)),
             Self::Repeated => {
-                let mut again: Vec<_> = Vec::new();
-                for (order_id, status) in &*entries {
-                    if chosen(draw) {
-                        let status =
-                            [status.as_str(), "RUNNING", "SUCCEEDED", "FAILED"][draw(4) as usize];
-                        again.push((order_id.clone(), status.to_owned()));
+                let mut again = entries.clone();
+                again.retain(|_| chosen(draw));
+                for mut entry in again {
+                    // With one in four, the status stays as it is.
+                    if let Some(status) = STATUSES.get(draw(4) as usize) {
+                        set_status(&mut entry, status);
                     }
-                }
-                for entry in again {
                     entries.insert(draw(entries.len() as u64 + 1) as usize, entry);
                 }
             }
-            Self::Reordered => entries.sort(),
-            Self::UnknownStatus => {
-                for (_, status) in entries {
+            _ => {
+                for entry in entries {
                     if chosen(draw) {
-                        *status = UNHEARD_OF[draw(UNHEARD_OF.len() as u64) as usize].to_owned();
+                        set_status(entry, unheard_of(draw));
                     }
                 }
             }
-            _ => {}
         }
     }
+}
 
-    /// The same with an answer in JSON: a list, or a single process.
-    fn respell(self, answer: &mut Answer, draw: &mut Draw) {
-        #[derive(Serialize, Deserialize)]
-        struct Entry {
-            order_id: String,
-            status: String,
-        }
-        let of_pair = |(order_id, status)| Entry { order_id, status };
-        let is_list = matches!(answer.did, Did::Listed { .. });
-        let read = if is_list {
-            serde_json::from_slice(&answer.body)
-        } else {
-            serde_json::from_slice(&answer.body).map(|entry: Entry| vec![entry])
-        };
-        // There is no process in `{}`, and nothing to spoil.
-        let Ok(read) = read else { return };
-        let mut entries = read.into_iter().map(|e| (e.order_id, e.status)).collect();
-        self.rearrange(&mut entries, draw);
-        let mut entries = entries.into_iter().map(of_pair);
-        let written = if is_list {
-            serde_json::to_vec(&entries.collect::<Vec<_>>())
-        } else {
-            serde_json::to_vec(&entries.next())
-        };
-        answer.body = written.unwrap_or_default();
+/// Does nothing to an entry that has none.
+fn set_status(entry: &mut Value, status: &str) {
+    if let Some(old) = entry.get_mut("status") {
+        *old = status.into();
     }
+}
+
+fn unheard_of(draw: &mut Draw) -> &'static str {
+    UNHEARD_OF[draw(UNHEARD_OF.len() as u64) as usize]
 }
 
 const TEXT: &str = "text/plain";
 const HTML: &str = "text/html";
 const BAD_GATEWAY: &str = "<html><body><h1>502 Bad Gateway</h1></body></html>\n";
 const PORTAL: &str = "<!doctype html>\n<html><body><h1>Please sign in</h1></body></html>\n";
+
+const STATUSES: [&str; 3] = ["RUNNING", "SUCCEEDED", "FAILED"];
 
 /// Statuses that the contract does not have, in ways that a lenient client could take for one.
 const UNHEARD_OF: [&str; 5] = ["PAUSED", "CANCELLED", "running", "SUCCEEDED ", ""];
@@ -270,23 +208,15 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_has_the_word_that_json_has_for_it() {
-        for fault in Fault::ALL {
-            let word = format!("\"{}\"", fault.as_str());
-            assert_eq!(serde_json::to_string(&fault).unwrap(), word);
-        }
-    }
-
-    #[test]
     fn a_cut_can_be_at_every_byte_and_never_leaves_the_whole() {
         let whole = listed(2);
         for length in 0..whole.body.len() {
             let mut answer = whole.clone();
-            Fault::Cut.spoil(&mut answer, &mut |n| (length as u64).min(n - 1));
+            Fault::Cut.corrupt(&mut answer, &mut |n| (length as u64).min(n - 1));
             assert_eq!(answer.body, whole.body[..length]);
         }
         let mut answer = whole.clone();
-        Fault::CutEnded.spoil(&mut answer, &mut |n| n - 1);
+        Fault::CutEnded.corrupt(&mut answer, &mut |n| n - 1);
         assert_eq!(answer.body.len(), whole.body.len() - 1);
     }
 
@@ -298,15 +228,13 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(seed);
             let mut spoilt = |fault: Fault| {
                 let mut answer = whole.clone();
-                fault.spoil(&mut answer, &mut |n| rng.u64(..n));
+                fault.corrupt(&mut answer, &mut |n| rng.u64(..n));
                 entries(&answer)
             };
             let omitted = spoilt(Fault::Omitted);
             assert!(omitted.len() < all.len() && omitted.iter().all(|e| all.contains(e)));
             let repeated = spoilt(Fault::Repeated);
             assert!(repeated.len() > all.len() && all.iter().all(|e| repeated.contains(e)));
-            let reordered = spoilt(Fault::Reordered);
-            assert!(reordered != all && reordered.is_sorted());
             let unheard = spoilt(Fault::UnknownStatus);
             assert_eq!(unheard.len(), all.len());
             assert!(unheard.iter().any(|(_, status)| status != "RUNNING"));
@@ -319,7 +247,7 @@ mod tests {
         assert!(model.start("a1", NOW, &mut |n| n - 1));
         let mut told = |order_id| {
             let mut answer = model.answer(&Request::LookUp { order_id }, NOW, &mut |_| 0);
-            Fault::UnknownStatus.spoil(&mut answer, &mut |_| 0);
+            Fault::UnknownStatus.corrupt(&mut answer, &mut |_| 0);
             String::from_utf8(answer.body).unwrap()
         };
         assert_eq!(told("a1"), r#"{"order_id":"a1","status":"PAUSED"}"#);
