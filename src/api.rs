@@ -203,6 +203,7 @@ impl Api {
     ) -> Result<Response, Problem> {
         match route.endpoint {
             Endpoint::Order => self.get(segment, query, headers).await,
+            Endpoint::Explain => self.explain(segment, query).await,
             Endpoint::Orders if method == Method::POST => self.create(query, headers, body).await,
             Endpoint::Orders => self.list(query, headers),
             Endpoint::Events => self.events(method, query, headers).await,

@@ -1,17 +1,19 @@
-//! One order in plain words, for whoever is called at night: what was done, what was seen, why it
-//! is where it is, what happens next and when.
+//! One order in plain words, for whoever is called at night: what happened, what was observed, why it
+//! is where it is, what happens next and when, and what can be done about it.
 //!
-//! Pure: a [`Case`] and the present moment go in, sentences come out. The parts can be had one by
-//! one, for other readers than a terminal. What will be done is decided in `decide` and is only
-//! told here.
+//! Pure: [`OrderDetails`] and the present moment go in, an [`Explanation`] comes out. The API serves
+//! it as JSON, the dashboard shows that, and `order-service explain` prints it. What will be done is
+//! decided in `decide` and is only described here.
 
 mod words;
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::time::Duration;
 
-use self::words::{clean, quoted};
-pub use self::words::{future, past, span};
+use serde::Serialize;
+
+pub use self::words::span;
+use self::words::{clean, future, lasting, past, quoted};
 use crate::clock::Rfc3339;
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, Reason, Status, Timestamp};
@@ -19,95 +21,168 @@ use crate::pace::{LearnedRate, Reach};
 use crate::reconciler::is_overdue;
 use crate::store::Heartbeat;
 
+/// The number up to which the orders ahead of one are counted, which bounds what counting costs.
+pub const AHEAD_MAX: u64 = 10_000;
+
 /// All that is known of one order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Case {
-    /// As its readers see it.
+pub struct OrderDetails {
+    /// The order as its readers see it.
     pub order: Order,
-    /// As the reconciler sees it, while it is open.
+    /// The order as the reconciler sees it, while it is open.
     pub open: Option<OpenOrder>,
-    /// Its part of the journal, oldest first: when, and the reason's word.
+    /// Its part of the journal, oldest first: the moment, and the reason's word.
     pub journal: Vec<(Timestamp, String)>,
-    /// Orders whose turn to be started comes before this one's.
+    /// Number of orders that are started before this one, [`AHEAD_MAX`] at most.
     pub ahead: u64,
-    /// What the reconciler tells of itself and of the upstream.
+    /// The reconciler's report on itself and on the upstream.
     pub heartbeat: Heartbeat,
 }
 
-impl Case {
-    /// Everything, as a text of several paragraphs. `options` are those that a command needs to
-    /// find the same database.
-    pub fn explain(&self, now: Timestamp, options: &[&str]) -> String {
-        let mut text = self.headline(now);
-        text.push('\n');
-        let mut part = |title: &str, lines: Vec<String>| {
-            if !lines.is_empty() {
-                // A String takes all that is written to it.
-                let _ = write!(text, "\n{title}\n");
-                for line in lines {
-                    let _ = writeln!(text, "  {line}");
-                }
-            }
-        };
-        part("What was done", self.timeline(now));
-        if self.open.is_some() {
-            part("What was seen", self.seen(now));
-            part("Why it is where it is", self.why(now));
-        }
-        part("What happens next", self.next(now));
-        part("What you can do", self.to_do(options));
-        text
-    }
+/// One order explained. Each text is a sentence or several.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The moment of which it speaks.
+    pub at: Rfc3339,
+    /// Where the order is.
+    pub summary: String,
+    /// Its part of the journal, oldest first.
+    pub events: Vec<ExplainedEvent>,
+    /// The last observations of the upstream and the reconciler; empty once the order is settled.
+    pub observed: Vec<String>,
+    /// Why the order is where it is; empty once it is settled.
+    pub why: Vec<String>,
+    /// What happens next, and when.
+    pub next: Vec<String>,
+    /// What a person can do about it; empty if nothing has to be done.
+    pub advice: Vec<String>,
+    /// The commands that help.
+    pub commands: Vec<Command>,
+}
 
-    /// Where it is, in one line.
-    pub fn headline(&self, now: Timestamp) -> String {
-        let Order { id, status, .. } = &self.order;
-        let since = span(now.since(self.order.updated_at));
-        let id = id.as_str();
-        match &self.order.attention {
-            None if status.is_settled() => format!("Order {id:?} is {status}, for {since}."),
-            None => format!("Order {id:?} is {status}, for {since}. Nothing is wrong with it."),
-            Some(attention) => format!(
-                "Order {id:?} is {status}, for {since}, and needs looking at: {}, for {}.",
-                attention.reason.as_str(),
-                span(now.since(attention.since))
-            ),
-        }
-    }
+/// An entry of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExplainedEvent {
+    /// When it was written.
+    pub at: Rfc3339,
+    /// The word that stands for it.
+    pub reason: String,
+    /// Its meaning.
+    pub text: String,
+}
 
-    /// What its journal says, and how often it may have been started. A line for each change.
-    pub fn timeline(&self, now: Timestamp) -> Vec<String> {
-        let mut lines: Vec<_> = self
-            .journal
-            .iter()
-            .map(|(at, reason)| {
-                let ago = format!("{} ago", span(now.since(*at)));
-                format!("{}  {ago:>12}  {}", Rfc3339(*at), change(reason))
-            })
-            .collect();
-        lines.push(match self.order.starts {
-            0 => "It was never started from here, as far as is known.".to_owned(),
-            1 => "One start was sent for it that has, or may have, taken effect.".to_owned(),
-            n => format!("{n} starts were sent for it that have, or may have, taken effect."),
+/// A command for a shell on the machine that has the database.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Command {
+    /// The line to type.
+    pub command: String,
+    /// What it does.
+    pub effect: &'static str,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Rfc3339(now) = self.at;
+        let events = self.events.iter().map(|ExplainedEvent { at, text, .. }| {
+            let ago = format!("{} ago", span(now.since(at.0)));
+            format!("{at}  {ago:>12}  {text}")
         });
-        lines
+        let commands = self.commands.iter();
+        let commands =
+            commands.map(|Command { command, effect }| format!("{command}   # {effect}"));
+        writeln!(f, "{}", self.summary)?;
+        for (title, lines) in [
+            ("What happened", events.collect()),
+            ("What was observed", self.observed.clone()),
+            ("Why it is where it is", self.why.clone()),
+            ("What happens next", self.next.clone()),
+            (
+                "What you can do",
+                self.advice
+                    .iter()
+                    .cloned()
+                    .chain(commands)
+                    .collect::<Vec<_>>(),
+            ),
+        ] {
+            if !lines.is_empty() {
+                writeln!(f, "\n{title}")?;
+            }
+            for line in lines {
+                writeln!(f, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OrderDetails {
+    /// Explains the order. `options` are those that a command needs to find the same database.
+    pub fn explain(&self, now: Timestamp, options: &[&str]) -> Explanation {
+        let events = self.journal.iter().map(|(at, reason)| ExplainedEvent {
+            at: Rfc3339(*at),
+            reason: reason.clone(),
+            text: meaning(reason),
+        });
+        Explanation {
+            at: Rfc3339(now),
+            summary: self.summary(now),
+            events: events.collect(),
+            observed: match self.open {
+                Some(_) => self.observed(now),
+                None => Vec::new(),
+            },
+            why: self.why(now),
+            next: self.next(now),
+            advice: self.advice(),
+            commands: self.commands(options),
+        }
     }
 
-    /// What is known of the upstream and of the reconciler.
-    pub fn seen(&self, now: Timestamp) -> Vec<String> {
+    fn summary(&self, now: Timestamp) -> String {
+        let Order {
+            id,
+            status,
+            created_at,
+            updated_at,
+            ..
+        } = &self.order;
+        let id = id.as_str();
+        let lasting = span(now.since(*updated_at));
+        let starts = match self.order.starts {
+            0 => "No start was sent for it, as far as is known.".to_owned(),
+            1 => "One start was sent for it that took effect, or may have.".to_owned(),
+            n => format!("{n} starts were sent for it that took effect, or may have."),
+        };
+        let condition = match &self.order.attention {
+            None if status.is_settled() => format!(
+                "It took {} from its creation to its end.",
+                span(updated_at.since(*created_at))
+            ),
+            None => "Nothing is wrong with it.".to_owned(),
+            Some(attention) => format!(
+                "It has needed attention for {}: {}.",
+                span(now.since(attention.since)),
+                attention.reason.as_str()
+            ),
+        };
+        format!("Order {id:?} has been {status} for {lasting}. {condition} {starts}")
+    }
+
+    fn observed(&self, now: Timestamp) -> Vec<String> {
         let heartbeat = &self.heartbeat;
         let mut lines = vec![match &heartbeat.reach {
             Reach::Unknown => "The upstream was not asked for anything yet.".to_owned(),
-            Reach::Up { since } => format!("The upstream answers, since {}.", past(*since, now)),
+            Reach::Up { since } => format!("The upstream has answered {}.", lasting(*since, now)),
             Reach::Down { since, detail } => format!(
-                "The upstream gives no usable answer, since {}: {}.",
-                past(*since, now),
+                "The upstream has given no usable answer {}: {}.",
+                lasting(*since, now),
                 clean(detail)
             ),
         }];
         if let Some(at) = heartbeat.last_seen_at {
             lines.push(format!(
-                "The processes that were due to be looked at were last seen {}.",
+                "The processes that were due for it were last observed {}.",
                 past(at, now)
             ));
         }
@@ -128,8 +203,7 @@ impl Case {
         lines
     }
 
-    /// Why it is where it is.
-    pub fn why(&self, now: Timestamp) -> Vec<String> {
+    fn why(&self, now: Timestamp) -> Vec<String> {
         let Some(open) = &self.open else {
             return Vec::new();
         };
@@ -165,44 +239,45 @@ impl Case {
     /// What the attention means.
     fn trouble(&self, attention: &Attention, now: Timestamp) -> String {
         let detail = clean(&attention.detail);
-        let since = past(attention.since, now);
+        let lasting = lasting(attention.since, now);
         match attention.reason {
             Reason::StartRefused => format!(
-                "The upstream refuses to start a process for it, since {since}, and has none: \
+                "The upstream has refused {lasting} to start a process for it, and has none: \
                  {detail}."
             ),
             Reason::UpstreamUnreachable if self.is_upstream_down() => format!(
-                "The upstream is down, since {since}, so nothing can be asked about any order."
+                "The upstream has been down {lasting}, so nothing can be asked about any order."
             ),
             Reason::UpstreamUnreachable => format!(
-                "The upstream answers others, and gave no usable answer about this order, since \
-                 {since}: {detail}."
+                "The upstream answers others, and has given no usable answer about this order \
+                 {lasting}: {detail}."
             ),
             Reason::UnknownStatus => format!(
-                "Since {since}, {detail}: nobody here can tell whether that is good or bad."
+                "The upstream has answered {lasting} with a status that is not known here: {detail}. \
+                 Nobody here can tell whether that is good or bad."
             ),
             Reason::ProcessLost => format!(
-                "The upstream had a process for it, and since {since} does not know it any more, \
-                 mostly because it was restarted. Nobody can know whether that process had done \
+                "The upstream had a process for it, and has not known it {lasting}, \
+                 most likely because it was restarted. Nobody can know whether that process had done \
                  its work."
             ),
             Reason::MaxStarts => format!(
-                "It is held, since {since}: {detail}. Something about it may bring the upstream \
+                "It has been held {lasting}: {detail}. Something about it may bring the upstream \
                  down, or the upstream forgets too often."
             ),
         }
     }
 
-    /// What happens next, and when.
-    pub fn next(&self, now: Timestamp) -> Vec<String> {
+    fn next(&self, now: Timestamp) -> Vec<String> {
         let Some(open) = &self.open else {
-            return vec!["Nothing: it is settled, and that never changes.".to_owned()];
+            return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
         if is_overdue(self.heartbeat.next_pass_at, now) {
             return vec![match self.heartbeat.last_pass_at {
-                None => "Nothing, until a reconciler runs on this database.".to_owned(),
+                None => "Nothing happens until a reconciler runs on this database.".to_owned(),
                 Some(at) => format!(
-                    "Nothing: no reconciler runs, or it is stuck. Its last pass ended {}.",
+                    "Nothing happens until a reconciler runs again: the last one was killed, or is \
+                     stuck. Its last pass ended {}.",
                     past(at, now)
                 ),
             }];
@@ -228,7 +303,7 @@ impl Case {
                 not_before(open, now)
             )],
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.is_released => {
-                vec!["Nothing, until someone decides.".to_owned()]
+                vec!["Nothing happens until an operator decides.".to_owned()]
             }
             (Phase::Created, None, _) => self.turn(open, now),
             (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
@@ -266,15 +341,20 @@ impl Case {
             ),
             (0, _) => "No other order is ahead of it.".to_owned(),
             (ahead, None) => format!(
-                "{} ahead of it. The pace is not known yet.",
+                "{} ahead of it. The start rate is not known yet.",
                 orders_are(ahead)
             ),
             (ahead, Some(pace)) => {
                 let wait =
                     Duration::try_from_secs_f64(ahead as f64 / pace).unwrap_or(Duration::MAX);
+                let about = if ahead < AHEAD_MAX {
+                    "about"
+                } else {
+                    "more than"
+                };
                 format!(
-                    "{} ahead of it. At the present pace of {pace:.1} starts/s its turn comes in \
-                     about {}.",
+                    "{} ahead of it. At the present rate of {pace:.1} starts/s its turn comes in \
+                     {about} {}.",
                     orders_are(ahead),
                     span(wait)
                 )
@@ -293,8 +373,8 @@ impl Case {
                 self.pass_time(now)
             )];
         }
-        let held = "Nothing, until someone decides. Should its process be seen again, it goes on by \
-                    itself.";
+        let held = "Nothing happens until an operator decides. If its process is seen again, it goes on \
+                    by itself.";
         if reason == Some(Reason::MaxStarts) {
             return vec![held.to_owned()];
         }
@@ -302,8 +382,7 @@ impl Case {
             return vec![
                 held.to_owned(),
                 format!(
-                    "(That is so under --lost-process hold, to which this looks. Under another \
-                     policy it goes on {}.)",
+                    "That holds under --lost-process hold. Under another policy it goes on {}.",
                     future(at, now)
                 ),
             ];
@@ -316,10 +395,47 @@ impl Case {
         )]
     }
 
-    /// What a person can do about it, with the commands to type, which take `options` to find the
-    /// database.
-    pub fn to_do(&self, options: &[&str]) -> Vec<String> {
-        let command = |name: &str, effect: &str| {
+    fn advice(&self) -> Vec<String> {
+        let Some(attention) = &self.order.attention else {
+            return Vec::new();
+        };
+        let advice = match attention.reason {
+            Reason::UpstreamUnreachable if self.is_upstream_down() => {
+                "Mend the upstream, or the way to it. If it is well, look at the reconciler's \
+                 --order-process-url, at the token, and at what the detail says."
+            }
+            Reason::UpstreamUnreachable => {
+                "Nothing has to be done if it goes away. If it does not, look in the upstream's log \
+                 for this order."
+            }
+            Reason::StartRefused => {
+                "Find out in the upstream's log why it refuses, and mend it there; the order is \
+                 tried again by itself."
+            }
+            Reason::UnknownStatus => {
+                "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
+                 and FAILED: mend the upstream, or take a version of this program that knows more."
+            }
+            Reason::ProcessLost => {
+                "Find out, at the payment provider or the warehouse, whether the work was done, and \
+                 decide then."
+            }
+            Reason::MaxStarts => {
+                "Find out why the upstream does not bring it to an end. Then decide, or raise the \
+                 reconciler's --max-starts."
+            }
+        };
+        vec![advice.to_owned()]
+    }
+
+    fn commands(&self, options: &[&str]) -> Vec<Command> {
+        let restart = match self.order.attention.as_ref().map(|of| of.reason) {
+            Some(Reason::StartRefused) => "Tries again in the next pass.",
+            Some(Reason::ProcessLost) => "Starts it again, which repeats the work if it was done.",
+            Some(Reason::MaxStarts) => "Starts it once more, whatever the limit.",
+            _ => return Vec::new(),
+        };
+        let command = |name: &str, effect| {
             let mut words = vec!["order-service".to_owned(), name.to_owned()];
             words.extend(options.iter().map(|word| quoted(word)));
             let id = self.order.id.as_str();
@@ -327,53 +443,14 @@ impl Case {
                 words.push("--".to_owned());
             }
             words.push(quoted(id));
-            format!("{}   # {effect}", words.join(" "))
+            let command = words.join(" ");
+            Command { command, effect }
         };
-        let reason = match &self.order.attention {
-            Some(attention) => attention.reason,
-            None => return Vec::new(),
-        };
-        let is_processing = self.order.status == Status::Processing;
-        match reason {
-            Reason::UpstreamUnreachable if self.is_upstream_down() => vec![
-                "Mend the upstream, or the way to it. If it is well, look at the reconciler's \
-                 --order-process-url, at the token, and at what the detail says."
-                    .to_owned(),
-            ],
-            Reason::UpstreamUnreachable => vec![
-                "Nothing has to be done if it goes away. If it does not, look in the upstream's log \
-                 for this order."
-                    .to_owned(),
-            ],
-            Reason::StartRefused => vec![
-                "Find out in the upstream's log why it refuses, and mend it there; the order is \
-                 tried again by itself."
-                    .to_owned(),
-                command("restart", "tries again in the next pass"),
-            ],
-            Reason::UnknownStatus => vec![
-                "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
-                 and FAILED: mend the upstream, or take a version of this program that knows more."
-                    .to_owned(),
-            ],
-            Reason::ProcessLost => vec![
-                "Find out, at the payment provider or the warehouse, whether the work was done. Then"
-                    .to_owned(),
-                command("restart", "starts it again, which repeats the work if it was done"),
-                command("fail", "settles it as FAILED, for ever"),
-            ],
-            Reason::MaxStarts => {
-                let mut lines = vec![
-                    "Find out why the upstream does not bring it to an end. Then".to_owned(),
-                    command("restart", "starts it once more, whatever the limit"),
-                ];
-                if is_processing {
-                    lines.push(command("fail", "settles it as FAILED, for ever"));
-                }
-                lines.push("or raise the reconciler's --max-starts.".to_owned());
-                lines
-            }
+        let mut commands = vec![command("restart", restart)];
+        if self.order.status == Status::Processing {
+            commands.push(command("fail", "Settles it as FAILED, for ever."));
         }
+        commands
     }
 
     fn is_upstream_down(&self) -> bool {
@@ -397,19 +474,22 @@ impl Case {
     }
 }
 
-/// What a reason of the journal means.
-fn change(reason: &str) -> &str {
-    match reason {
-        "created" => "created",
-        "started" => "its process was started: PROCESSING",
-        "adopted" => "a process was found that exists, and was taken over: PROCESSING",
-        "restarted" => "its process was forgotten, and it was started again",
-        "succeeded" => "its process has succeeded: FULFILLED",
-        "failed" => "its process has failed: FAILED",
-        "failed_by_policy" => "its process was forgotten, and --lost-process said: FAILED",
-        "failed_by_operator" => "its process was forgotten, and an operator said: FAILED",
-        other => other,
-    }
+/// The meaning of a reason of the journal.
+fn meaning(reason: &str) -> String {
+    let text = match reason {
+        "created" => "It was created.",
+        "started" => "Its process was started.",
+        "adopted" => "A process that existed already was taken over.",
+        "restarted" => "Its process was forgotten, and it was started again.",
+        "succeeded" => "Its process succeeded.",
+        "failed" => "Its process failed.",
+        "failed_by_policy" => {
+            "Its process was forgotten, and the policy --lost-process made it FAILED."
+        }
+        "failed_by_operator" => "Its process was forgotten, and an operator made it FAILED.",
+        other => return format!("Its journal says {other:?}."),
+    };
+    text.to_owned()
 }
 
 /// What is known of a start whose outcome is not.
@@ -447,6 +527,7 @@ fn not_before(open: &OpenOrder, now: Timestamp) -> String {
 fn orders_are(count: u64) -> String {
     match count {
         1 => "1 order is".to_owned(),
+        AHEAD_MAX.. => format!("{AHEAD_MAX} orders or more are"),
         n => format!("{n} orders are"),
     }
 }

@@ -70,17 +70,16 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// `explain`: tells about one order in plain words.
+/// `explain`: prints what `GET /order/{id}/explain` serves, as text.
 ///
 /// # Errors
 /// The database cannot be used.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let now = SystemClock.now();
-    if let Some(case) = database.case(&args.id, now)? {
+    if let Some(details) = database.details(&args.id, now)? {
         let path = database.path().to_string_lossy();
-        let options = ["--database-url", &path];
-        program::print(case.explain(now, &options));
+        program::print(details.explain(now, &["--database-url", &path]));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();

@@ -51,6 +51,7 @@ use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
 use crate::decide::OpenOrder;
+use crate::explain::OrderDetails;
 use crate::history::History;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
@@ -206,6 +207,15 @@ impl Store {
     /// The order with this id, without what is told beside it.
     pub fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
         Ok(self.find(id)?.map(|found| found.order))
+    }
+
+    /// All that is known of one order, at one moment. `None` if there is no such order.
+    pub fn details(
+        &self,
+        id: &OrderId,
+        now: Timestamp,
+    ) -> Result<Option<OrderDetails>, StoreError> {
+        self.read(|db| inspect::details(db, id, now))
     }
 
     /// The place of the newest order in the order of creation; 0 if there is none.

@@ -32,11 +32,6 @@ const DASHBOARD_FILES: &[(&str, &str, &str)] = &[
         STYLE,
         include_str!("pages/dashboard/dashboard.css"),
     ),
-    (
-        "order-words.js",
-        SCRIPT,
-        include_str!("pages/dashboard/order-words.js"),
-    ),
     ("time.js", SCRIPT, include_str!("pages/dashboard/time.js")),
     ("main.js", SCRIPT, include_str!("pages/dashboard/main.js")),
     (

@@ -20,6 +20,7 @@ pub(super) struct Route {
 pub(super) enum Endpoint {
     Orders,
     Order,
+    Explain,
     Events,
     Stats,
     Metrics,
@@ -39,6 +40,7 @@ const READ: &str = "GET, HEAD";
 pub(super) const ROUTES: &[Route] = &[
     Route::new("/order/{id}", READ, Endpoint::Order),
     Route::new("/order", "GET, HEAD, POST", Endpoint::Orders),
+    Route::new("/order/{id}/explain", READ, Endpoint::Explain),
     Route::new("/event", READ, Endpoint::Events),
     Route::new("/stats", READ, Endpoint::Stats),
     Route::new("/metrics", READ, Endpoint::Metrics),
@@ -111,6 +113,12 @@ mod tests {
             ("/order/a1", Some(("/order/{id}", "a1"))),
             ("/order/{id}", Some(("/order/{id}", "{id}"))),
             ("/order/a%2Fb", Some(("/order/{id}", "a%2Fb"))),
+            (
+                "/order/a%2Fb/explain",
+                Some(("/order/{id}/explain", "a%2Fb")),
+            ),
+            ("/order/explain", Some(("/order/{id}", "explain"))),
+            ("/order//explain", None),
             ("/stats", Some(("/stats", ""))),
             ("/order/", None),
             ("/order/a1/", None),

@@ -1,4 +1,4 @@
-//! Single orders: creating one, telling one, and waiting until one is settled.
+//! Single orders: creating one, reading one, explaining one, and waiting until one is settled.
 //!
 //! Who waits holds a place at the watcher and a connection; it reads the order when it is woken,
 //! when its time is over, or when the program is about to end, whichever comes first.
@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bytes::Buf;
 use futures_util::Stream;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
@@ -17,6 +19,7 @@ use super::request::{self, Wait};
 use super::watcher::Waiting;
 use super::{Api, json, json_answer};
 use crate::clock::{Clock, SystemClock};
+use crate::explain::{Explanation, OrderDetails};
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::store::{Creation, Found, Store, StoreError};
 
@@ -95,6 +98,17 @@ impl Api {
         }
     }
 
+    /// `GET /order/{id}/explain`: the order and its story, as of one moment.
+    pub(super) async fn explain(&self, segment: &str, query: &str) -> Result<Response, Problem> {
+        request::no_parameters(query)?;
+        let id = request::id_in_path(segment)?;
+        let now = SystemClock.now();
+        let found = self.watcher.read(|store| store.details(&id, now)).await;
+        let found = found.map_err(store_problem)?;
+        let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
+        Ok(json_answer(StatusCode::OK, explained(&details, now)))
+    }
+
     /// The order as it is now.
     async fn look(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
         // Handing this thread's other work to another one costs more than the look itself, so the
@@ -136,6 +150,23 @@ impl Api {
         }
         Ok(self.watcher.read(|store| store.find(id)).await?)
     }
+}
+
+/// An order and its story as JSON. Commands have no option for the database: its path is nothing for
+/// clients.
+fn explained(details: &OrderDetails, now: Timestamp) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Explained<'a> {
+        order: &'a RawValue,
+        #[serde(flatten)]
+        explanation: Explanation,
+    }
+    let order = json::order(&details.order);
+    let body = Explained {
+        order: serde_json::from_slice(&order).expect("it was just written"),
+        explanation: details.explain(now, &[]),
+    };
+    serde_json::to_vec(&body).expect("strings can be written to memory")
 }
 
 /// An order whose settling was waited for.

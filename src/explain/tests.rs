@@ -1,4 +1,4 @@
-//! What is said in each case.
+//! The sentences for each condition of an order.
 
 use super::*;
 use crate::order::OrderId;
@@ -12,9 +12,9 @@ fn ago(seconds: i64) -> Timestamp {
 }
 
 /// A CREATED order of 30 s ago, beside a reconciler and an upstream that are well.
-fn created() -> Case {
+fn created() -> OrderDetails {
     let id = OrderId::new("a1").unwrap();
-    Case {
+    OrderDetails {
         order: Order {
             seq: 7,
             id,
@@ -52,7 +52,7 @@ fn created() -> Case {
     }
 }
 
-fn processing() -> Case {
+fn processing() -> OrderDetails {
     let mut case = created();
     case.order.status = Status::Processing;
     case.order.updated_at = ago(20);
@@ -65,11 +65,11 @@ fn processing() -> Case {
     case
 }
 
-fn open(case: &mut Case) -> &mut OpenOrder {
+fn open(case: &mut OrderDetails) -> &mut OpenOrder {
     case.open.as_mut().unwrap()
 }
 
-fn troubled(mut case: Case, reason: Reason, detail: &str, attempts: u32) -> Case {
+fn troubled(mut case: OrderDetails, reason: Reason, detail: &str, attempts: u32) -> OrderDetails {
     let next_attempt_at = (attempts > 0).then_some(Timestamp(NOW.0 + 40_000));
     case.order.attention = Some(Attention {
         reason,
@@ -85,8 +85,8 @@ fn troubled(mut case: Case, reason: Reason, detail: &str, attempts: u32) -> Case
 }
 
 #[track_caller]
-fn check(case: &Case, says: &[&str]) {
-    let text = case.explain(NOW, &[]);
+fn check(case: &OrderDetails, says: &[&str]) {
+    let text = case.explain(NOW, &[]).to_string();
     for words in says {
         assert!(text.contains(words), "{words:?} in:\n{text}");
     }
@@ -101,26 +101,30 @@ fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that
     check(
         &case,
         &[
-            "Order \"a1\" is CREATED, for 30 s. Nothing is wrong with it.",
-            "created",
-            "It was never started from here",
+            "Order \"a1\" has been CREATED for 30 s. Nothing is wrong with it. No start was sent for it",
+            "30 s ago  It was created.",
             "Its process has not been started yet.",
             "It is the next to be started, at once or in the next pass, in 0.4 s (",
-            "The upstream answers, since 10 min ago",
+            "The upstream has answered for 10 min (since 20",
         ],
     );
     case.ahead = 500;
     check(
         &case,
         &[
-            "500 orders are ahead of it. At the present pace of 12.5 starts/s its turn comes in about 40 s.",
+            "500 orders are ahead of it. At the present rate of 12.5 starts/s its turn comes in about 40 s.",
         ],
+    );
+    case.ahead = AHEAD_MAX;
+    check(
+        &case,
+        &["10000 orders or more are ahead of it.", "more than 13 min."],
     );
     case.ahead = 1;
     case.heartbeat.learned.rate = None;
     check(
         &case,
-        &["1 order is ahead of it. The pace is not known yet."],
+        &["1 order is ahead of it. The start rate is not known yet."],
     );
 }
 
@@ -130,7 +134,7 @@ fn a_time_is_told_as_how_long_ago_and_as_a_moment() {
         &processing(),
         &[
             "Its process was known to exist 20 s ago (2026-11-22T09:59:40.000Z)",
-            "2026-11-22T09:59:40.000Z      20 s ago  its process was started: PROCESSING",
+            "2026-11-22T09:59:40.000Z      20 s ago  Its process was started.",
             "One start was sent",
             "Its process is looked at again, in 12 s (2026-11-22T10:00:12.000Z) at the earliest",
         ],
@@ -159,13 +163,13 @@ fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
     check(
         &case,
         &[
-            "Order \"a1\" is FULFILLED, for 20 s.",
+            "Order \"a1\" has been FULFILLED for 20 s. It took 10 s from its creation to its end.",
             "it was started again",
-            "its process has succeeded: FULFILLED",
-            "Nothing: it is settled",
+            "Its process succeeded.",
+            "a settled order never changes",
         ],
     );
-    let text = case.explain(NOW, &[]);
+    let text = case.explain(NOW, &[]).to_string();
     assert!(
         !text.contains("Why") && !text.contains("you can do"),
         "{text}"
@@ -204,8 +208,8 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(created(), StartRefused, "it answered 422.", 3),
         &[
-            "needs looking at: start_refused, for 12 s",
-            "refuses to start a process for it",
+            "It has needed attention for 12 s: start_refused.",
+            "has refused for 12 s",
             "it answered 422.",
             "3 attempts in a row have failed.",
             "It is tried again in 40 s",
@@ -215,7 +219,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(processing(), UpstreamUnreachable, "HTTP 500", 1),
         &[
-            "gave no usable answer about this order",
+            "has given no usable answer about this order for 12 s",
             "One attempt has failed.",
             "It is looked at again by itself, in 40 s",
             "in the upstream's log",
@@ -234,9 +238,9 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &held,
         &[
-            "does not know it any more",
+            "has not known it for 12 s",
             "Nobody can know",
-            "Nothing, until someone decides",
+            "Nothing happens until an operator decides",
             restart,
             fail,
         ],
@@ -252,17 +256,20 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(processing(), MaxStarts, "started 5 times", 1),
         &[
-            "It is held",
-            "until someone decides",
+            "It has been held",
+            "until an operator decides",
             restart,
             fail,
             "--max-starts",
         ],
     );
     let created = troubled(created(), MaxStarts, "started 5 times", 1);
-    check(&created, &["It is held", "until someone decides", restart]);
+    check(
+        &created,
+        &["It has been held", "until an operator decides", restart],
+    );
     assert!(
-        !created.explain(NOW, &[]).contains(fail),
+        !created.explain(NOW, &[]).to_string().contains(fail),
         "only PROCESSING can be failed"
     );
 }
@@ -277,7 +284,7 @@ fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
     check(
         &case,
         &[
-            "The upstream gives no usable answer, since 40 s ago",
+            "The upstream has given no usable answer for 40 s (since 20",
             "connection refused",
             "nothing can be asked about any order",
             "silence says nothing",
@@ -293,13 +300,13 @@ fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
     case.heartbeat.next_pass_at = None;
     check(
         &case,
-        &["Nothing, until a reconciler runs on this database."],
+        &["Nothing happens until a reconciler runs on this database."],
     );
     case.heartbeat.last_pass_at = Some(ago(600));
     case.heartbeat.next_pass_at = Some(ago(599));
     check(
         &case,
-        &["no reconciler runs, or it is stuck. Its last pass ended 10 min ago"],
+        &["the last one was killed, or is stuck. Its last pass ended 10 min ago"],
     );
 }
 
@@ -315,9 +322,11 @@ fn a_command_can_be_pasted_whatever_the_id() {
         assert_eq!(quoted(id), word);
     }
     let mut case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
-    assert!(!case.explain(NOW, &[]).contains('\u{1b}'));
+    assert!(!case.explain(NOW, &[]).to_string().contains('\u{1b}'));
     case.order.id = OrderId::new("-x").unwrap();
-    let text = case.explain(NOW, &["--database-url", "/a b/o.db"]);
+    let text = case
+        .explain(NOW, &["--database-url", "/a b/o.db"])
+        .to_string();
     let command = "\n  order-service restart --database-url '/a b/o.db' -- -x   # ";
     assert!(text.contains(command), "{text}");
 }

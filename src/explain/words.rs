@@ -1,4 +1,4 @@
-//! How times, texts from elsewhere and ids are written for people.
+//! Times, texts from elsewhere and ids as people read them.
 
 use std::time::Duration;
 
@@ -12,6 +12,11 @@ pub fn past(at: Timestamp, now: Timestamp) -> String {
         return future(at, now);
     }
     format!("{} ago ({})", span(now.since(at)), Rfc3339(at))
+}
+
+/// A time that has not ended: `for 12 s (since 2026-11-22T10:00:00.123Z)`.
+pub fn lasting(since: Timestamp, now: Timestamp) -> String {
+    format!("for {} (since {})", span(now.since(since)), Rfc3339(since))
 }
 
 /// A moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.

@@ -15,7 +15,7 @@ use super::check::{self, Finding};
 use super::prune::{Removed, prunable, pruned};
 use super::rows::{heartbeat, open_order};
 use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
-use crate::explain::Case;
+use crate::explain::{AHEAD_MAX, OrderDetails};
 use crate::order::{OrderId, Status, Timestamp};
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
@@ -102,19 +102,13 @@ impl Inspection {
         check::check(&self.db, &mut tell);
     }
 
-    /// All that is known of one order, at one moment. Nothing if there is no such order.
-    pub fn case(&self, id: &OrderId, now: Timestamp) -> Result<Option<Case>, StoreError> {
-        let db = self.db.unchecked_transaction()?;
-        let Some(Found { order, .. }) = find(&db, id)? else {
-            return Ok(None);
-        };
-        Ok(Some(Case {
-            open: open_order(&db, order.seq)?,
-            journal: journal_of(&db, order.seq)?,
-            ahead: ahead(&db, order.seq, now)?,
-            heartbeat: heartbeat(&db)?,
-            order,
-        }))
+    /// All that is known of one order, at one moment. `None` if there is no such order.
+    pub fn details(
+        &self,
+        id: &OrderId,
+        now: Timestamp,
+    ) -> Result<Option<OrderDetails>, StoreError> {
+        Ok(details(&self.db, id, now)?)
     }
 
     /// Ids that may have been meant by one that does not exist: the same in other letters, and
@@ -180,6 +174,25 @@ impl Inspection {
     }
 }
 
+/// All that is known of one order, at one moment.
+pub(super) fn details(
+    db: &Connection,
+    id: &OrderId,
+    now: Timestamp,
+) -> rusqlite::Result<Option<OrderDetails>> {
+    let db = db.unchecked_transaction()?;
+    let Some(Found { order, .. }) = find(&db, id)? else {
+        return Ok(None);
+    };
+    Ok(Some(OrderDetails {
+        open: open_order(&db, order.seq)?,
+        journal: journal_of(&db, order.seq)?,
+        ahead: ahead(&db, order.seq, now)?,
+        heartbeat: heartbeat(&db)?,
+        order,
+    }))
+}
+
 /// An order's part of the journal, oldest first.
 fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestamp, String)>> {
     db.prepare("SELECT at, reason FROM journal WHERE order_seq = ?1 ORDER BY seq")?
@@ -187,19 +200,25 @@ fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestam
         .collect()
 }
 
-/// Orders that are started before the one at this place: the CREATED ones before it that may be
-/// started now, and those whose process was forgotten, which come first. One that waits for an
-/// operator, or for the end of its backoff, is in nobody's way.
+/// Number of orders that are started before the one at this place, [`AHEAD_MAX`] at most: the CREATED
+/// ones before it that may be started now, and those whose process was forgotten, which come first.
+/// One that waits for an operator, or for the end of its backoff, is in nobody's way.
 fn ahead(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<u64> {
     const SQL: &str = "\
-        SELECT (SELECT count(*) FROM orders INDEXED BY orders_by_status \
-                WHERE status = 'CREATED' AND seq < ?1 AND intent_at IS NULL \
-                AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL) \
-                AND (next_attempt_at IS NULL OR next_attempt_at <= ?2)) \
-             + (SELECT count(*) FROM orders INDEXED BY orders_with_attention \
-                WHERE attention IS NOT NULL AND attention = 'process_lost' AND seq <> ?1 \
-                AND (next_attempt_at IS NULL OR released_at IS NOT NULL))";
-    db.query_row(SQL, params![seq, now.0], |row| row.get::<_, i64>(0))
+        SELECT count(*) FROM ( \
+            SELECT 1 FROM orders INDEXED BY orders_by_status \
+            WHERE status = 'CREATED' AND seq < ?1 AND intent_at IS NULL \
+            AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL) \
+            AND (next_attempt_at IS NULL OR next_attempt_at <= ?2) \
+            UNION ALL \
+            SELECT 1 FROM orders INDEXED BY orders_with_attention \
+            WHERE attention IS NOT NULL AND attention = 'process_lost' AND seq <> ?1 \
+            AND (next_attempt_at IS NULL OR released_at IS NOT NULL) \
+            LIMIT ?3)";
+    db.prepare_cached(SQL)?
+        .query_row(params![seq, now.0, AHEAD_MAX.cast_signed()], |row| {
+            row.get::<_, i64>(0)
+        })
         .map(i64::unsigned_abs)
 }
 

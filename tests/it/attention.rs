@@ -12,7 +12,7 @@ use order_service::pace::Reach;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use serde_json::{Value, json};
 
-use crate::world::{Client, World};
+use crate::world::{Client, World, assert_problem};
 
 /// When everything in these tests began to need looking at.
 const SINCE: Timestamp = Timestamp(1_700_000_000_000);
@@ -175,7 +175,7 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
         let ran = explain(order.id.as_str());
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert_eq!(ran.stderr, "");
-        let begin = format!("Order {:?} is {}", order.id.as_str(), order.status);
+        let begin = format!("Order {:?} has been {}", order.id.as_str(), order.status);
         assert!(ran.stdout.starts_with(&begin), "{ran:?}");
         let created = Rfc3339(order.created_at).to_string();
         assert!(ran.stdout.contains(&created), "{ran:?}");
@@ -203,6 +203,61 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
     assert!(!world.path("none.db").exists());
 }
 
+/// A text without the lengths of time that pass between two looks.
+fn timeless(text: &str) -> String {
+    let words = text.split_whitespace();
+    let is_number = |word: &&str| !word.starts_with(|c: char| c.is_ascii_digit());
+    words.filter(is_number).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_prints_what_the_api_serves() {
+    let world = World::new();
+    let store = world.store();
+    one_of_each(&store).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    assert_eq!(client.create(&api.url, "a/b").await.status, 201);
+    let mut ids = vec![("a/b".to_owned(), "a%2Fb".to_owned())];
+    for order in store.page(&Default::default(), 0, i64::MAX, 100).unwrap() {
+        let id = order.id.as_str();
+        if id != "a/b" {
+            ids.push((id.to_owned(), id.replace(' ', "%20")));
+        }
+    }
+    for (id, segment) in ids {
+        let explained = client
+            .get(format!("{}/order/{segment}/explain", api.url))
+            .await;
+        assert_eq!(explained.status, 200, "{explained:?}");
+        let explained = explained.json();
+        let order = client.get(format!("{}/order/{segment}", api.url)).await;
+        assert_eq!(explained["order"], order.json());
+        let ran = world.run("order-service", &["explain", &id], &[]);
+        let printed = timeless(&ran.stdout);
+        let lists = ["observed", "why", "next", "advice"];
+        let lists = lists.iter().flat_map(|list| explained[list].as_array());
+        let events = explained["events"].as_array().unwrap();
+        let effects = explained["commands"].as_array().unwrap();
+        let texts = lists
+            .flatten()
+            .chain([&explained["summary"]])
+            .chain(events.iter().map(|event| &event["text"]))
+            .chain(effects.iter().map(|command| &command["effect"]));
+        for text in texts {
+            let text = timeless(text.as_str().unwrap());
+            assert!(printed.contains(&text), "{text:?} in {ran:?}");
+        }
+        for command in effects {
+            let words = command["command"].as_str().unwrap();
+            let name = words.split(' ').take(2).collect::<Vec<_>>().join(" ");
+            assert!(ran.stdout.contains(&name), "{words} in {ran:?}");
+        }
+    }
+    let none = client.get(format!("{}/order/none/explain", api.url)).await;
+    assert_problem(&none, 404);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() {
     let world = World::new();
@@ -220,7 +275,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     store.write_heartbeat(heartbeat).await.unwrap();
     // "c" itself and the two whose backoff is over; not the one that is held.
     let ran = world.run("order-service", &["explain", "last"], &[]);
-    let says = "3 orders are ahead of it. At the present pace of 0.5 starts/s its turn comes in \
+    let says = "3 orders are ahead of it. At the present rate of 0.5 starts/s its turn comes in \
                 about 6.0 s.";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
 }

@@ -209,6 +209,8 @@ async fn every_request_is_answered_as_the_document_says() {
         ("GET", "/order", "?limit=0", &[], ""),
         ("GET", "/order/{id}", "", &[], ""),
         ("GET", "/order/{id}", "?x", &[], ""),
+        ("GET", "/order/{id}/explain", "", &[], ""),
+        ("GET", "/order/{id}/explain", "?x", &[], ""),
         ("GET", "/event", "?limit=1&order_id=a1", &[], ""),
         ("GET", "/event", "?x=1", &[], ""),
         ("GET", "/stats", "", &[], ""),
@@ -235,17 +237,19 @@ async fn every_request_is_answered_as_the_document_says() {
         document.check(path, method, &answer);
         answered.insert((path.to_string(), method.to_string(), answer.status));
     }
-    for segment in ["none", "%zz"] {
-        // The client would mend the path.
-        let request = format!("GET /order/{segment} HTTP/1.1");
-        let answer = crate::wire::plain(&api, &request, b"");
-        let status = crate::wire::statuses(&answer)[0];
-        let operation = &document.0["paths"]["/order/{id}"]["get"];
-        assert!(
-            operation["responses"][status.to_string()].is_object(),
-            "{answer}"
-        );
-        answered.insert(("/order/{id}".to_owned(), "GET".to_owned(), status));
+    for path in ["/order/{id}", "/order/{id}/explain"] {
+        for segment in ["none", "%zz"] {
+            // The client would mend the path.
+            let request = format!("GET {} HTTP/1.1", path.replace("{id}", segment));
+            let answer = crate::wire::plain(&api, &request, b"");
+            let status = crate::wire::statuses(&answer)[0];
+            let operation = &document.0["paths"][path]["get"];
+            assert!(
+                operation["responses"][status.to_string()].is_object(),
+                "{answer}"
+            );
+            answered.insert((path.to_owned(), "GET".to_owned(), status));
+        }
     }
     // While nothing can be written or read.
     fs::rename(world.database(), world.path("away.db")).unwrap();

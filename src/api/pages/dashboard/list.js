@@ -6,7 +6,7 @@ import { askPage } from "./server.js";
 import { Status } from "./state.js";
 import { feed } from "./stream.js";
 import { local, useNow } from "./time.js";
-import { ATTENTION, EVENTS, REMARKABLE, ago, attentionTotal, counted } from "./words.js";
+import { ATTENTION, REMARKABLE, ago, attentionTotal, counted } from "./words.js";
 
 const PAGE = 50;
 // Orders among the latest changes, and the events that are read for them: an order has three, mostly.
@@ -102,7 +102,7 @@ function Latest({ view, known, mode }) {
       ${kept.map((id) => {
         const event = byId.get(id);
         const attention = STILL_OPEN.includes(event.to) ? needy.get(id) : null;
-        const note = attention ? noteOf({ attention }) : REMARKABLE.includes(event.reason) ? EVENTS[event.reason] : null;
+        const note = attention ? noteOf({ attention }) : REMARKABLE[event.reason];
         return html`<${Row} key=${id} id=${id} view=${view} status=${event.to} at=${event.at} note=${note} isNeedy=${Boolean(attention)} />`;
       })}
     <//>`;
@@ -195,7 +195,7 @@ function Page({ view, known, mode }) {
 }
 
 function noteOf({ attention, starts }) {
-  if (attention) return ATTENTION[attention.reason]?.brief ?? attention.reason;
+  if (attention) return ATTENTION[attention.reason] ?? attention.reason;
   return starts > 1 ? `started ${starts} times` : null;
 }
 

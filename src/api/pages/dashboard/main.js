@@ -98,7 +98,7 @@ function Dashboard() {
       <${List} view=${view} known=${known} mode=${mode} />
       ${view.order === null
         ? html`<p class="hint">Open an order to see what has happened to it, and what happens next.</p>`
-        : html`<${Order} key=${view.order} view=${view} stats=${known.trouble ? null : known.stats} />`}
+        : html`<${Order} key=${view.order} view=${view} />`}
     </div>
     <p class="zone faint">${ZONE === "UTC" ? "Times are UTC." : `Times are those of ${ZONE}. Logs and the API have UTC.`}</p>
   `;

@@ -1,19 +1,25 @@
-// One order: how it is, why, what happens next and when, what has happened, and what can be typed.
+// One order, in the sentences of /order/{id}/explain.
 import { Link } from "./address.js";
 import { html, useEffect, useRef, useState } from "./preact-htm.js";
-import { commands, isSettled, next, situation, trouble as troubleOf } from "./order-words.js";
-import { askPage, orderPath, request } from "./server.js";
+import { ask, orderPath } from "./server.js";
 import { Status } from "./state.js";
 import { feed } from "./stream.js";
-import { exact, local, now, secondsSince, useNow } from "./time.js";
-import { EVENTS, ago, span } from "./words.js";
+import { exact, local, secondsSince, useNow } from "./time.js";
+import { ago, span } from "./words.js";
 
 // It is read again at most so often, however much happens to it.
 const PAUSE_MS = 500;
 
-// The order and its journal, as they are now: read again when it changes, and, while it is open,
-// when the reconciler has looked at it.
-function useOrder(id) {
+// And at least so often, because its sentences have lengths of time in them.
+const OPEN_MS = 2000;
+const SETTLED_MS = 30_000;
+
+function isSettled({ order }) {
+  return order.status === "FULFILLED" || order.status === "FAILED";
+}
+
+// The explanation, as it is now.
+function useExplained(id) {
   const [found, setFound] = useState(null);
   useEffect(() => {
     const gone = new AbortController();
@@ -31,14 +37,11 @@ function useOrder(id) {
       if (document.hidden) return;
       isReading = true;
       isOld = false;
-      let wait = 5000;
+      let wait = OPEN_MS;
       try {
-        const answer = await request(orderPath(id), { signal });
-        const order = await answer.json();
-        const seconds = Number(answer.headers.get("retry-after")) || null;
-        const { items: events } = await askPage(`/event?order_id=${encodeURIComponent(id)}&limit=1000`, { signal });
-        setFound({ order, events, look: seconds && now() + seconds * 1000, trouble: null });
-        wait = isSettled(order) ? null : Math.max(seconds ?? 1, 1) * 1000;
+        const explained = await ask(`${orderPath(id)}/explain`, { signal });
+        setFound({ explained, trouble: null });
+        if (isSettled(explained)) wait = SETTLED_MS;
       } catch (error) {
         if (signal.aborted) return;
         setFound((before) => ({ ...before, trouble: error }));
@@ -58,64 +61,72 @@ function useOrder(id) {
   return found;
 }
 
-export function Order({ view, stats }) {
+export function Order({ view }) {
   const id = view.order;
-  const found = useOrder(id);
+  const found = useExplained(id);
   const heading = useRef();
   useEffect(() => {
     heading.current.focus({ preventScroll: true });
     heading.current.scrollIntoView({ block: "nearest" });
   }, [id]);
-  const status = found?.order && `${id} is ${found.order.status}`;
+  const status = found?.explained && `${id} is ${found.explained.order.status}`;
   return html`<section class="order" aria-labelledby="order-title">
     <div class="order-head">
       <h2 id="order-title" tabindex="-1" ref=${heading}><span class="faint">Order</span> <bdi>${id}</bdi></h2>
       <${Link} to=${{ ...view, order: null }} class="close">Close<//>
     </div>
     <p class="unseen" role="status">${status}</p>
-    <${Content} found=${found} stats=${stats} />
+    <${Content} found=${found} />
   </section>`;
 }
 
-function Content({ found, stats }) {
+function Content({ found }) {
   const moment = useNow();
   if (!found) return html`<p class="faint">Reading …</p>`;
-  const { order, events, look, trouble } = found;
-  if (trouble?.status === 404) {
-    return html`<p><strong>There is no order with this id.</strong> Ids are compared exactly, case and all.</p>`;
-  }
-  if (!order) return html`<p class="bad">It cannot be read: ${trouble.message}. It is tried again.</p>`;
+  const { explained, trouble } = found;
+  if (trouble?.status === 404) return html`<p><strong>There is no order with this id.</strong> Ids are compared exactly, case and all.</p>`;
+  if (!explained) return html`<p class="bad">It cannot be read: ${trouble.message}. It is tried again.</p>`;
+  const { order, summary, events, observed, why, next, advice } = explained;
   return html`
     ${trouble && html`<p class="bad">Not up to date: ${trouble.message}.</p>`}
     <p class="lead"><${Status} of=${order.status} /> <span>since ${local(order.updated_at, moment)}, ${ago(order.updated_at, moment)}</span></p>
-    <p>${situation(order, moment)}</p>
-    ${order.attention && html`<div class="attention">
-      <h3>Why it needs looking at</h3>
-      <p>${troubleOf(order.attention)}</p>
-      <p class="faint">Since ${local(order.attention.since, moment)}, ${ago(order.attention.since, moment)}.</p>
-    </div>`}
-    <h3>What happens next</h3>
-    ${next(order, look, stats, moment).map((words) => html`<p>${words}</p>`)}
+    <p>${summary}</p>
+    ${order.attention ? html`<div class="attention"><${Sentences} title="Why it needs looking at" of=${[...why, ...advice]} /></div>` : html`<${Sentences} title="Why it is where it is" of=${why} />`}
+    <${Sentences} title="What happens next" of=${next} />
     <h3>What happened</h3>
     <${Timeline} events=${events} />
+    <${Sentences} title="What was observed" of=${observed} />
     <h3>In a shell</h3>
-    ${commands(order, location.origin).map((command) => html`<${Command} key=${command.line} ...${command} />`)}
+    ${commands(explained).map((command) => html`<${Command} key=${command.command} ...${command} />`)}
   `;
+}
+
+function Sentences({ title, of }) {
+  return of.length > 0 && html`<h3>${title}</h3>${of.map((text) => html`<p>${text}</p>`)}`;
 }
 
 function Timeline({ events }) {
   return html`<ol class="timeline">
-    ${events.map((event, at) => html`<li key=${event.seq} class=${event.to}>
+    ${events.map((event, at) => html`<li key=${at}>
       <time datetime=${event.at} title=${event.at}>${exact(event.at)}</time>
-      <span>${EVENTS[event.reason] ?? event.reason}${event.to !== event.from && html` <${Status} of=${event.to} />`}</span>
+      <span>${event.text}</span>
       ${at > 0 && html`<span class="faint">after ${span(secondsSince(events[at - 1].at, Date.parse(event.at)))}</span>`}
     </li>`)}
   </ol>`;
 }
 
+// The commands of the explanation, after those that only read. The path of an order has nothing that a
+// shell minds.
+function commands(explained) {
+  const url = location.origin + orderPath(explained.order.id);
+  const reading = [{ effect: "Reads this order.", command: `curl -sS ${url}` }];
+  if (!isSettled(explained)) reading.push({ effect: "Waits for its end, for a minute at most.", command: `curl -sS ${url} -H 'Prefer: wait=60'` });
+  return [...reading, ...explained.commands];
+}
+
 // A command to copy, by hand where the browser does not let a page do it: it does on this machine
 // and over HTTPS alone.
-function Command({ does, line }) {
+function Command({ effect, command: line }) {
   const [isCopied, setCopied] = useState(false);
   const copy = async () => {
     await navigator.clipboard.writeText(line);
@@ -123,7 +134,7 @@ function Command({ does, line }) {
     setTimeout(() => setCopied(false), 2000);
   };
   return html`<div class="command">
-    <p>${does}</p>
+    <p>${effect}</p>
     <div><code>${line}</code>
       ${navigator.clipboard && html`<button type="button" onClick=${copy} aria-label=${isCopied ? "Copied" : `Copy: ${line}`}>${isCopied ? "Copied" : "Copy"}</button>`}</div>
   </div>`;

@@ -63,7 +63,8 @@ export function post(path, body) {
   return ask(path, { method: "POST", ...(body ? json : {}) });
 }
 
-// The path of an order. The quote is the one character that a browser leaves and a shell minds.
+// The path of an order, in which a shell minds nothing.
 export function orderPath(id) {
-  return `/order/${encodeURIComponent(id).replaceAll("'", "%27")}`;
+  const escape = (one) => `%${one.charCodeAt().toString(16)}`;
+  return `/order/${encodeURIComponent(id).replaceAll(/[!'()*]/g, escape)}`;
 }

@@ -70,7 +70,7 @@ export function Counts({ known, view }) {
         <//>
       </li>`)}
     </ul>
-    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${ATTENTION[reason].brief}: ${number(orders)}`).join(", ")}</p>`}
+    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", ")}</p>`}
   </nav>`;
 }
 

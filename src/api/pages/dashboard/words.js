@@ -165,25 +165,19 @@ export function sentence(text) {
   return /[.!?…]$/.test(text) ? text : `${text}.`;
 }
 
-// What an event of the journal means. Those in REMARKABLE say more than the status that they led to.
-export const REMARKABLE = ["adopted", "restarted", "failed_by_policy", "failed_by_operator"];
-
-export const EVENTS = {
-  created: "was created",
-  started: "its process was started",
+// In a list, what an event says beyond the status that it led to.
+export const REMARKABLE = {
   adopted: "a process that ran already was taken over",
   restarted: "its process was forgotten; it was started again",
-  succeeded: "its process has succeeded",
-  failed: "its process has failed",
   failed_by_policy: "its process was forgotten; the policy made it fail",
   failed_by_operator: "its process was forgotten; an operator made it fail",
 };
 
-// Why an order needs looking at: in a list, and for one order in a sentence.
+// In a list, why an order needs looking at.
 export const ATTENTION = {
-  start_refused: { brief: "start refused", whole: "The upstream refuses to start a process for it, and has none." },
-  upstream_unreachable: { brief: "no answer", whole: "The upstream gives no usable answer about it." },
-  unknown_status: { brief: "unknown status", whole: "Its process has a status that this program does not know: nobody here can tell whether that is good or bad." },
-  process_lost: { brief: "process lost", whole: "The upstream had a process for it and does not know it any more, mostly because it was restarted. Nobody can know whether that process had done its work." },
-  max_starts: { brief: "held", whole: "It was started as often as --max-starts allows, and is held." },
+  start_refused: "start refused",
+  upstream_unreachable: "no answer",
+  unknown_status: "unknown status",
+  process_lost: "process lost",
+  max_starts: "held",
 };
