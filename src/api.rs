@@ -216,6 +216,7 @@ impl Api {
             Endpoint::DashboardFile => pages::dashboard_file(segment)
                 .ok_or_else(|| Problem::no_such_path(&format!("/dashboard/{segment}"))),
             Endpoint::Problems => Ok(pages::reply(pages::HTML, problem::page())),
+            Endpoint::MetricsPage => Ok(pages::reply(pages::HTML, metrics::page())),
             Endpoint::Page(page) => Ok(page.reply()),
         }
     }

@@ -30,6 +30,7 @@ pub(super) enum Endpoint {
     Dashboard,
     DashboardFile,
     Problems,
+    MetricsPage,
     Page(Page),
 }
 
@@ -52,6 +53,7 @@ pub(super) const ROUTES: &[Route] = &[
     Route::new("/problems", READ, Endpoint::Problems),
     Route::page("/openapi.json", JSON, include_str!("pages/openapi.json")),
     Route::page("/docs", HTML, include_str!("pages/docs.html")),
+    Route::new("/docs/metrics", READ, Endpoint::MetricsPage),
     Route::page("/docs/docs.js", SCRIPT, include_str!("pages/docs.js")),
     Route::page("/docs/style.css", STYLE, include_str!("pages/style.css")),
 ];

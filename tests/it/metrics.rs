@@ -1,6 +1,6 @@
 //! The metrics: that they can be parsed, agree with what happened, and never fall.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
@@ -165,6 +165,33 @@ async fn what_is_counted_of_a_run_is_what_happened() {
     for order in &orders {
         let id = order["id"].as_str().unwrap();
         assert!(!text.contains(id), "{id} is in the metrics");
+    }
+    // The page describes all of them, and those that are absent when nothing limits the starts and
+    // all is settled.
+    let page = client.get(format!("{}/docs/metrics", service.url)).await;
+    let sections = page.body.split("<section id=\"").skip(1);
+    let described: BTreeSet<_> = sections
+        .filter_map(|of| Some(of.split_once('"')?.0))
+        .collect();
+    let declared = text.lines().filter_map(|line| {
+        let (name, _) = line
+            .strip_prefix("# TYPE order_service_")?
+            .split_once(' ')?;
+        Some(name)
+    });
+    let declared: BTreeSet<_> = declared.collect();
+    let may_be_absent = [
+        "oldest_open_order_timestamp_seconds",
+        "pace_ceiling_starts_per_second",
+        "pace_starts_per_second",
+        "processes_in_flight_max",
+        "upstream_life_expected_processes",
+        "upstream_life_expected_seconds",
+        "upstream_life_processes",
+    ];
+    assert!(described.is_superset(&declared));
+    for name in described.difference(&declared) {
+        assert!(may_be_absent.contains(name), "{name} is never written");
     }
     let expect = |series: &str, value: u64| assert_eq!(of(&told, series), value, "{series}");
     let fulfilled = orders.iter().filter(|o| o["status"] == "FULFILLED").count() as u64;

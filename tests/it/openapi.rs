@@ -223,6 +223,7 @@ async fn every_request_is_answered_as_the_document_says() {
         ("GET", "/openapi.json", "", &[], ""),
         ("GET", "/", "", &[], ""),
         ("GET", "/docs", "", &[], ""),
+        ("GET", "/docs/metrics", "", &[], ""),
         ("GET", "/docs/docs.js", "", &[], ""),
         ("GET", "/docs/style.css", "", &[], ""),
         ("GET", "/problems", "", &[], ""),

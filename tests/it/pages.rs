@@ -106,7 +106,7 @@ async fn a_page_is_small_and_leads_nowhere_else() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
-    for path in ["/", "/problems", "/docs"] {
+    for path in ["/", "/problems", "/docs", "/docs/metrics"] {
         check_page(&client, &api.url, path).await;
     }
     let nothing = client.get(format!("{}/dashboard/none.js", api.url)).await;

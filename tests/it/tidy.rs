@@ -167,43 +167,6 @@ fn every_migration_is_run_and_every_query_is_used() {
 }
 
 #[test]
-fn readme_names_every_metric_and_no_other() {
-    let readme = read("README.md");
-    let code = code(&read("src/api/metrics.rs"));
-    let is_name = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    // A metric's name is the first thing on its line.
-    let lines = code.lines().map(str::trim);
-    let told: BTreeSet<&str> = lines
-        .filter_map(|line| {
-            let line = line.strip_prefix("metrics.gauge(").unwrap_or(line);
-            line.strip_prefix('"')?
-                .split_once("\",")
-                .map(|(name, _)| name)
-        })
-        .filter(|name| is_name(name))
-        .collect();
-    assert!(told.len() > 30, "the metrics were found: {told:?}");
-    for name in &told {
-        let named = [format!("`{name}`"), format!("`{name}{{")];
-        assert!(
-            named.iter().any(|named| readme.contains(named)),
-            "{name} is not in README"
-        );
-    }
-    let table = readme.split("| metric (").nth(1).unwrap();
-    let rows = table
-        .lines()
-        .skip(2)
-        .take_while(|line| line.starts_with('|'));
-    for first in rows.filter_map(|row| row.split('|').nth(1)) {
-        for name in first.split('`').skip(1).step_by(2) {
-            let name = name.split('{').next().unwrap_or_default();
-            assert!(told.contains(name), "there is no metric {name}");
-        }
-    }
-}
-
-#[test]
 fn the_settings_in_readme_are_those_of_the_programs() {
     let readme = read("README.md");
     let help = |program: &str, command: &str| {

@@ -1,182 +1,108 @@
-//! Metrics as text: Prometheus' own format, version 0.0.4, which everything that scrapes can read.
-//!
-//! The library writes the names, labels and numbers. Its own format is OpenMetrics, in which a
-//! counter is declared without `_total`; here a counter is declared by its full name, and there
-//! are no lines for units and for the end.
+//! Prometheus' text format, version 0.0.4. What there is to write is in `api/metrics/table.rs`.
 
-use std::collections::HashMap;
-use std::fmt;
+use std::fmt::{Display, Write as _};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::exemplar::Exemplar;
-use prometheus_client::registry::Registry;
-
+use super::table::{Metric, PREFIX};
 use crate::order::Timestamp;
 use crate::spread::Histogram;
-
-/// What all names begin with.
-const PREFIX: &str = "order_service";
 
 /// The text's media type.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Names and values that tell one sample from others of the same metric.
-pub(super) type Labels = Vec<(&'static str, String)>;
+/// The values of no labels.
+pub(super) const UNLABELLED: [&str; 0] = [];
 
-/// The label of this name.
-pub(super) fn label(name: &'static str, value: impl Into<String>) -> Labels {
-    vec![(name, value.into())]
-}
-
-/// A histogram's values and what they are in.
-#[derive(Clone, Debug)]
-pub(super) struct Scaled<'a> {
-    pub histogram: &'a Histogram,
-    pub bounds: &'a [u64],
-    /// So many of its unit make one of the unit that is told.
-    pub scale: f64,
-}
-
-/// Metrics in the order in which they are told.
-#[derive(Debug, Default)]
-pub(super) struct Metrics(Vec<Metric>);
-
-#[derive(Debug)]
-struct Metric {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    samples: Vec<(Labels, Value)>,
-}
-
-#[derive(Debug)]
-enum Value {
-    Whole(u64),
+/// The value of a sample.
+pub(super) enum Value<'a> {
+    Count(u64),
     Real(f64),
+    /// A histogram with the upper bounds of its buckets, in a unit of which `scale` make one of the
+    /// metric's.
     Histogram {
-        sum: f64,
-        count: u64,
-        buckets: Vec<(f64, u64)>,
+        histogram: &'a Histogram,
+        bounds: &'a [u64],
+        scale: f64,
     },
 }
 
-impl Metrics {
-    /// Something that only rises; its name ends in `_total`.
-    pub fn counter(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        samples: impl IntoIterator<Item = (Labels, u64)>,
-    ) {
-        let whole = |(labels, value)| (labels, Value::Whole(value));
-        self.push(
-            name,
-            help,
-            MetricType::Counter,
-            samples.into_iter().map(whole),
-        );
-    }
-
-    /// Something that rises and falls.
-    pub fn gauge(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        samples: impl IntoIterator<Item = (Labels, f64)>,
-    ) {
-        let real = |(labels, value)| (labels, Value::Real(value));
-        self.push(name, help, MetricType::Gauge, samples.into_iter().map(real));
-    }
-
-    /// The same without labels. Of what is not known, nothing is told.
-    pub fn one(&mut self, name: &'static str, help: &'static str, value: Option<f64>) {
-        self.gauge(name, help, value.map(|value| (Labels::new(), value)));
-    }
-
-    /// A moment, in seconds since 1970.
-    pub fn moment(&mut self, name: &'static str, help: &'static str, at: Option<Timestamp>) {
-        self.one(name, help, at.map(|at| at.0 as f64 / 1_000.0));
-    }
-
-    /// How values are spread.
-    pub fn histogram<'a>(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        samples: impl IntoIterator<Item = (Labels, Scaled<'a>)>,
-    ) {
-        let samples = samples.into_iter().map(|(labels, scaled)| {
-            let bounds = scaled.bounds.iter();
-            let bounds = bounds.map(|bound| *bound as f64 / scaled.scale);
-            let counts = scaled.histogram.counts(scaled.bounds);
-            let value = Value::Histogram {
-                sum: scaled.histogram.sum() as f64 / scaled.scale,
-                count: scaled.histogram.len(),
-                buckets: bounds.chain([f64::INFINITY]).zip(counts).collect(),
-            };
-            (labels, value)
-        });
-        self.push(name, help, MetricType::Histogram, samples);
-    }
-
-    fn push(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        kind: MetricType,
-        samples: impl Iterator<Item = (Labels, Value)>,
-    ) {
-        self.0.push(Metric {
-            name,
-            help,
-            kind,
-            samples: samples.collect(),
-        });
-    }
-
-    /// All of them as text.
-    pub fn text(self) -> Result<String, fmt::Error> {
-        let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(self));
-        let mut text = String::new();
-        text::encode_registry(&mut text, &registry)?;
-        Ok(text)
-    }
+/// Metrics as text, in the order in which they are added.
+#[derive(Debug, Default)]
+pub(super) struct Exposition {
+    pub text: String,
 }
 
-impl Collector for Metrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in self.0.iter().filter(|metric| !metric.samples.is_empty()) {
-            let mut family =
-                encoder.encode_descriptor(metric.name, metric.help, None, metric.kind)?;
-            for (labels, value) in &metric.samples {
-                if labels.is_empty() {
-                    value.encode(&mut family)?;
-                } else {
-                    value.encode(&mut family.encode_family(labels)?)?;
+impl Exposition {
+    /// Adds the samples of a metric, each with the values of its labels. A metric without samples is
+    /// absent.
+    pub fn add<'a, L: Display, const N: usize>(
+        &mut self,
+        metric: &Metric,
+        samples: impl IntoIterator<Item = ([L; N], Value<'a>)>,
+    ) {
+        debug_assert_eq!(metric.labels.len(), N, "{}", metric.name);
+        let name = format!("{PREFIX}{}", metric.name);
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_some() {
+            let (help, kind) = (metric.help, metric.kind.as_str());
+            self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
+        }
+        for (values, value) in samples {
+            let labels = metric.labels.iter().zip(values);
+            let labels: Vec<_> = labels
+                .map(|(of, value)| format!("{of}=\"{value}\""))
+                .collect();
+            let written = match labels.join(",") {
+                labels if labels.is_empty() => labels,
+                labels => format!("{{{labels}}}"),
+            };
+            match value {
+                Value::Count(count) => self.line(format_args!("{name}{written} {count}")),
+                Value::Real(value) => self.line(format_args!("{name}{written} {}", real(value))),
+                Value::Histogram {
+                    histogram,
+                    bounds,
+                    scale,
+                } => {
+                    let sum = real(histogram.sum() as f64 / scale);
+                    let count = histogram.len();
+                    self.line(format_args!("{name}_sum{written} {sum}"));
+                    self.line(format_args!("{name}_count{written} {count}"));
+                    let infinite = std::iter::once("+Inf".to_owned());
+                    let within = bounds.iter().map(|bound| real(*bound as f64 / scale));
+                    let mut cumulative = 0;
+                    for (bound, count) in within.chain(infinite).zip(histogram.counts(bounds)) {
+                        cumulative += count;
+                        let mut all = vec![format!("le=\"{bound}\"")];
+                        all.extend(labels.iter().cloned());
+                        let all = all.join(",");
+                        self.line(format_args!("{name}_bucket{{{all}}} {cumulative}"));
+                    }
                 }
             }
         }
-        Ok(())
+    }
+
+    /// Adds a metric without labels, unless its value is not known.
+    pub fn one(&mut self, metric: &Metric, value: Option<f64>) {
+        self.add(metric, value.map(|value| (UNLABELLED, Value::Real(value))));
+    }
+
+    /// Adds a moment, in seconds since 1970, unless it is not known.
+    pub fn moment(&mut self, metric: &Metric, at: Option<Timestamp>) {
+        self.one(metric, at.map(|at| at.0 as f64 / 1_000.0));
+    }
+
+    fn line(&mut self, line: impl Display) {
+        // A String takes all that is written to it.
+        let _ = writeln!(self.text, "{line}");
     }
 }
 
-impl Value {
-    fn encode(&self, sample: &mut MetricEncoder<'_>) -> fmt::Result {
-        match self {
-            // Written as a gauge is: a counter would be given another `_total`.
-            Self::Whole(value) => sample.encode_gauge(value),
-            Self::Real(value) => sample.encode_gauge(value),
-            Self::Histogram {
-                sum,
-                count,
-                buckets,
-            } => {
-                let none: Option<&HashMap<usize, Exemplar<NoLabelSet, f64>>> = None;
-                sample.encode_histogram(*sum, *count, buckets, none)
-            }
-        }
+/// A number with a point, so that it is seen to be no count.
+fn real(value: f64) -> String {
+    if value.fract() == 0.0 {
+        format!("{value:.1}")
+    } else {
+        value.to_string()
     }
 }

@@ -152,6 +152,7 @@ function page(api) {
     prose(api.info.description),
     el("p", {}, "For machines: ", el("a", { href: "/openapi.json" }, "openapi.json"),
       ". What errors mean: ", el("a", { href: "/problems" }, "problems"),
+      ". What is measured: ", el("a", { href: "/docs/metrics" }, "metrics"),
       ". How all is now: ", el("a", { href: "/" }, "dashboard"), "."),
     el("nav", { "aria-label": "Requests" }, el("ul", {}, operations.map(link))),
     api.tags.flatMap(({ name, description }) => [

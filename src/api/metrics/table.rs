@@ -1,0 +1,286 @@
+//! The table of all metrics, from which both `/metrics` and the page `/docs/metrics` are made.
+
+use std::fmt::Write as _;
+
+use crate::api::pages;
+
+/// The beginning of all names.
+pub(super) const PREFIX: &str = "order_service_";
+
+/// A metric. In its texts `…` between backticks is code.
+#[derive(Debug)]
+pub(super) struct Metric {
+    /// The name without [`PREFIX`].
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+    /// When to be alarmed, and what to do then. `None` for those that are looked at beside others.
+    alarm: Option<(&'static str, &'static str)>,
+}
+
+/// The types of metrics.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Defines a constant for each metric, and [`ALL`] of them in the order of the page.
+macro_rules! metrics {
+    ($(
+        $constant:ident $kind:ident $name:literal [$($label:literal),*]
+        $help:literal
+        $(=> $bad:literal $to_do:literal)?
+    )*) => {
+        $(pub(super) const $constant: Metric = Metric {
+            name: $name,
+            kind: Kind::$kind,
+            labels: &[$($label),*],
+            help: $help,
+            alarm: alarm!($($bad, $to_do)?),
+        };)*
+
+        const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+macro_rules! alarm {
+    () => {
+        None
+    };
+    ($bad:literal, $to_do:literal) => {
+        Some(($bad, $to_do))
+    };
+}
+
+metrics! {
+    BUILD_INFO Gauge "build_info" ["version"]
+    "The version that runs."
+
+    ORDERS Gauge "orders" ["status"]
+    "Orders by status."
+    => "`CREATED` rises all the time, or `PROCESSING` stays at `processes_in_flight_max`"
+    "If `CREATED` rises, more orders come than are started: raise `--start-rate` if the upstream takes \
+     more. If `PROCESSING` stays at its limit, the short life of the upstream limits what runs at once."
+
+    ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason"]
+    "Open orders that need attention, by reason."
+    => "`process_lost`, `max_starts` or `start_refused` above 0"
+    "An operator has to decide: `GET /order?attention=true`, then `GET /order/{id}/explain`, then \
+     `order-service restart` or `fail`."
+
+    OLDEST_OPEN_ORDER Gauge "oldest_open_order_timestamp_seconds" []
+    "Creation time of the oldest order that is not settled; absent if there is none."
+    => "much older than `order_time_to_settle_seconds` lets expect"
+    "`/stats` names the order; `GET /order/{id}/explain` says why it waits."
+
+    ORDERS_CREATED Counter "orders_created_total" []
+    "Orders created."
+
+    ORDERS_PRUNED Counter "orders_pruned_total" ["status"]
+    "Settled orders removed by prune, by status."
+
+    ORDER_TRANSITIONS Counter "order_transitions_total" ["reason"]
+    "Changes of orders after their creation, by the journal's reason."
+    => "`failed` rises against `succeeded`"
+    "The processes fail: ask whoever runs them."
+
+    ORDER_TIME_TO_SETTLE Histogram "order_time_to_settle_seconds" []
+    "Time from the creation of an order until it settled."
+
+    RECONCILER_OVERDUE Gauge "reconciler_overdue" []
+    "1 if the next pass is more than a minute late, else 0."
+    => "1"
+    "No reconciler runs, or it is stuck: see whether `order-reconciler` runs and what it logs."
+
+    RECONCILER_LEADER_SINCE Gauge "reconciler_leader_since_timestamp_seconds" []
+    "Time at which the present leader took over."
+
+    RECONCILER_LEADERSHIPS Counter "reconciler_leaderships_total" []
+    "Number of times that a reconciler became leader."
+    => "rises again and again"
+    "The reconciler dies or is restarted: see its log."
+
+    RECONCILER_LAST_PASS Gauge "reconciler_last_pass_timestamp_seconds" []
+    "Time at which the last pass ended."
+    => "older than a minute"
+    "As for `reconciler_overdue`."
+
+    RECONCILER_LAST_SEEN Gauge "reconciler_last_seen_timestamp_seconds" []
+    "Time at which the open orders that were due for it were last observed."
+    => "older than the longest process, while orders are PROCESSING"
+    "Polls fail: see `upstream_request_duration_seconds` by result, and `attention` of the orders."
+
+    RECONCILER_PASS_DURATION Histogram "reconciler_pass_duration_seconds" ["result"]
+    "Duration of passes, by result."
+    => "`result=\"failed\"` rises"
+    "The database cannot be used: see the log of the reconciler, the disk, `database_writable`."
+
+    STARTS Counter "starts_total" []
+    "Starts of processes that were sent."
+
+    REPEATED_STARTS Counter "repeated_starts_total" []
+    "Starts that were sent for orders for which an earlier start may have taken effect."
+    => "rises as fast as `starts_total`"
+    "Work is repeated: see `upstream_request_duration_seconds`, `upstream_lives_ended_total`, and \
+     `--lost-process`."
+
+    UPSTREAM_UP Gauge "upstream_up" []
+    "1 if the upstream answers, 0 if it does not; absent until it was asked."
+    => "0"
+    "Orders wait, and go on by themselves. `/stats` says since when and what was seen: see to the \
+     upstream, the network, the proxy, the token."
+
+    UPSTREAM_CHANGED Gauge "upstream_changed_timestamp_seconds" []
+    "Time of the last change of upstream_up."
+
+    UPSTREAM_REQUEST_DURATION Histogram "upstream_request_duration_seconds" ["kind", "result"]
+    "Duration of requests to the upstream, by kind and result."
+    => "`result` is `overload`, `ambiguous` or `unusable` for many"
+    "The upstream cannot keep up: lower `--start-rate` and `--max-in-flight`, or give it more time with \
+     `--request-timeout`. `refused` starts are shown by `attention`."
+
+    UPSTREAM_LIVES_ENDED Counter "upstream_lives_ended_total" []
+    "Restarts of the upstream that were noticed."
+    => "rises"
+    "The upstream restarts and forgets. Compare `upstream_life_processes` with \
+     `upstream_life_expected_processes`, and see why it dies."
+
+    UPSTREAM_LIFE_PROCESSES Gauge "upstream_life_processes" []
+    "Processes since the last restart of the upstream."
+
+    UPSTREAM_LIFE_EXPECTED_PROCESSES Gauge "upstream_life_expected_processes" []
+    "Expected number of processes between two restarts of the upstream."
+
+    UPSTREAM_LIFE_EXPECTED_SECONDS Gauge "upstream_life_expected_seconds" []
+    "Expected time between two restarts of the upstream."
+
+    UPSTREAM_PROCESS_DURATION_MEAN Gauge "upstream_process_duration_mean_seconds" []
+    "Mean duration of a process, as learned."
+
+    PACE_STARTS_PER_SECOND Gauge "pace_starts_per_second" []
+    "Start rate at present; absent if it is not limited."
+    => "far below `pace_ceiling_starts_per_second` for long"
+    "Overload or restarts hold it down: `/stats` says what. It rises by itself when all is quiet."
+
+    PACE_CEILING Gauge "pace_ceiling_starts_per_second" []
+    "Ceiling of the start rate; absent if there is none."
+
+    PROCESSES_IN_FLIGHT_MAX Gauge "processes_in_flight_max" []
+    "Limit of processes in flight; absent while there is none."
+
+    DATABASE_WRITABLE Gauge "database_writable" []
+    "1 if orders can be written, else 0."
+    => "0"
+    "Creations answer 503: see the log, the disk, its permissions."
+
+    DATABASE_BYTES Gauge "database_bytes" []
+    "Size of the database file."
+    => "near the size of the disk"
+    "Make room, or remove old orders with `order-service prune`."
+
+    DATABASE_WAL_BYTES Gauge "database_wal_bytes" []
+    "Size of the write-ahead log beside it."
+    => "above 100 MB for long"
+    "End whatever reads the file for very long."
+
+    WRITE_BATCH_DURATION Histogram "write_batch_duration_seconds" []
+    "Time from waiting for the write lock until a batch of writes is on disk."
+
+    WRITE_BATCH_WRITES Histogram "write_batch_writes" []
+    "Writes that share a batch."
+
+    WRITE_QUEUE_LENGTH Gauge "write_queue_length" []
+    "Writes that wait."
+    => "near `write_queue_capacity`"
+    "Orders come faster than the disk takes them: `writes_refused_total` counts what was refused. See \
+     `write_batch_duration_seconds`, and how many share a batch in `write_batch_writes`."
+
+    WRITE_QUEUE_CAPACITY Gauge "write_queue_capacity" []
+    "Writes that may wait; more are refused."
+
+    WRITES_REFUSED Counter "writes_refused_total" ["reason"]
+    "Writes that were not carried out, or perhaps not, by reason."
+
+    HTTP_REQUEST_DURATION Histogram "http_request_duration_seconds" ["route", "method", "status"]
+    "Time until the answer to a request began, by route, method and status."
+    => "`status` 5xx, or slow"
+    "For 503 see the database. `route` is the template of the path, and `other` all paths without one."
+
+    HTTP_REQUESTS_WAITING Gauge "http_requests_waiting" []
+    "Requests whose answers are held until an order is settled."
+
+    HTTP_STREAMS Gauge "http_streams" []
+    "Open streams of events."
+
+    HTTP_CONNECTIONS Gauge "http_connections" ["place"]
+    "Open connections: served, or in the crowd that is only told that there is no place."
+    => "`served` near `http_connections_max`, or any in the `crowd`"
+    "Clients keep too many connections open."
+
+    HTTP_CONNECTIONS_MAX Gauge "http_connections_max" ["place"]
+    "Connections that there are places for."
+
+    HTTP_REQUESTS_IN_FLIGHT Gauge "http_requests_in_flight" []
+    "Requests whose answers are not written yet, this one included."
+}
+
+/// The page `/docs/metrics`.
+pub(in crate::api) fn page() -> String {
+    let mut sections = String::new();
+    for metric in ALL {
+        let labels = match metric.labels {
+            [] => String::new(),
+            labels => format!(", by <code>{}</code>", labels.join("</code>, <code>")),
+        };
+        // A String takes all that is written to it.
+        let _ = write!(
+            sections,
+            "
+<section id=\"{name}\">
+<h2><code>{name}</code></h2>
+<p>{help} <span class=\"faint\">{kind}{labels}</span></p>
+",
+            name = metric.name,
+            help = pages::prose(metric.help),
+            kind = metric.kind.as_str(),
+        );
+        if let Some((bad, to_do)) = metric.alarm {
+            let _ = write!(
+                sections,
+                "<dl>
+<dt>Bad when</dt>
+<dd>{}</dd>
+<dt>What to do</dt>
+<dd>{}</dd>
+</dl>
+",
+                pages::prose(bad),
+                pages::prose(to_do)
+            );
+        }
+        sections.push_str("</section>\n");
+    }
+    let main = format!(
+        "<h1>Metrics</h1>
+<p><a href=\"/metrics\">/metrics</a> has these metrics for Prometheus; <code>{PREFIX}</code> goes before each
+name. Those of orders, the reconciler and the upstream come from the database, so they go on over restarts and
+include a reconciler that nobody can reach. What a process counts of itself (<code>http_…</code>,
+<code>write_…</code>) begins anew with it.</p>
+<p><a href=\"/docs\">All requests and answers</a>, <a href=\"/\">dashboard</a></p>
+{sections}"
+    );
+    pages::document("Metrics", &main)
+}
