@@ -1,16 +1,22 @@
 //! The client and the reconciler against upstreams that answer as a test has scripted, down to
 //! the bytes. What a well-behaved upstream makes of orders is in `life`.
+//!
+//! The reconciler passes in the test itself, on a clock that skips what would be waited for. Programs are
+//! started where the program is the point: its exit code, its environment, its log, its end.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
+use order_service::decide::LostProcess;
 use order_service::order::{Order, OrderId, Outcome, Reason, Status};
+use order_service::reconciler::{Reconciler, Settings, Stop, run_once};
 use order_service::store::{Change, Creation, Filter, Mode, OpenGate, Step, Store};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use order_service::upstream::HttpUpstream;
 
-use self::scripted::{Asked, Reply, Scripted, answer, process};
+use self::scripted::{Asked, Reply, Scripted, SkippingClock, answer, process};
 use crate::world::{PATIENCE, Program, World};
 
 mod looks;
@@ -18,8 +24,15 @@ mod scripted;
 mod starts;
 mod way;
 
-/// The timeout that most of these tests give a request.
+/// The client's timeout.
 const TIMEOUT: Duration = Duration::from_millis(800);
+
+/// The same in the reconciler's rules, on its clock: far longer, so that whatever waits for it is not explained
+/// by the client's.
+const TIMEOUT_IN_RULES: Duration = Duration::from_secs(20);
+
+/// Passes after which what is awaited will not come any more. Backoffs grow to five minutes.
+const PASSES_MAX: usize = 1_000;
 
 /// Orders in a database of their own.
 struct Orders {
@@ -30,7 +43,7 @@ struct Orders {
 impl Orders {
     /// CREATED orders.
     async fn created(ids: &[&str]) -> Self {
-        let world = World::new();
+        let world = World::in_memory();
         let store =
             Store::open(&world.database().into(), Mode::Inline(Arc::new(OpenGate))).unwrap();
         let orders = Self { world, store };
@@ -68,14 +81,30 @@ impl Orders {
         }
     }
 
-    fn reconciler(&self, upstream: &str) -> Program {
-        self.world
-            .reconciler(upstream, &["--request-timeout", "800ms"])
+    /// A reconciler that passes when the test says so.
+    fn reconciler(&self, upstream: &Scripted) -> Passes<'_> {
+        self.reconciler_with(upstream, settings())
     }
 
-    /// A reconciler that ends when all that is due was tried once: its exit code and its log.
-    async fn once(&self, upstream: &str) -> (Option<i32>, String) {
-        ended(self.world.reconciler(upstream, &["--once"])).await
+    fn reconciler_with(&self, upstream: &Scripted, settings: Settings) -> Passes<'_> {
+        Passes {
+            orders: self,
+            settings: settings.clone(),
+            clock: upstream.clock.clone(),
+            reconciler: Reconciler::new(
+                self.store.clone(),
+                HttpUpstream::new(&upstream.url.parse().unwrap(), None, TIMEOUT).unwrap(),
+                upstream.clock.clone(),
+                settings,
+            )
+            .unwrap(),
+        }
+    }
+
+    /// Tries all that is due once: whether the upstream could be used.
+    async fn once(&self, upstream: &Scripted) -> bool {
+        let reconciler = self.reconciler(upstream).reconciler;
+        run_once(reconciler, &Stop::default()).await.unwrap()
     }
 
     fn order(&self, id: &str) -> Order {
@@ -87,20 +116,71 @@ impl Orders {
         let filter = Filter::default();
         self.store.page(&filter, 0, i64::MAX, 10_000).unwrap()
     }
+}
 
-    /// Waits until it holds of all orders.
-    async fn until(&self, holds: impl Fn(&[Order]) -> bool) -> Vec<Order> {
-        until(|| Some(self.all()).filter(|all| holds(all)), || self.all()).await
+fn settings() -> Settings {
+    Settings {
+        schedule: "* * * * * *".parse().unwrap(),
+        start_rate: 50.0,
+        max_in_flight: 8,
+        request_timeout: TIMEOUT_IN_RULES,
+        max_starts: 5,
+        lost_process: LostProcess::Restart,
+    }
+}
+
+/// A reconciler, one pass after the other.
+struct Passes<'a> {
+    orders: &'a Orders,
+    settings: Settings,
+    clock: SkippingClock,
+    reconciler: Reconciler<HttpUpstream, SkippingClock>,
+}
+
+impl Passes<'_> {
+    /// A pass, and then the next moment of the schedule.
+    async fn pass(&mut self) {
+        self.reconciler.pass(&Stop::default()).await.unwrap();
+        let next = self.settings.schedule.next_after(self.clock.now());
+        self.clock.sleep_until(next).await;
     }
 
-    async fn until_status(&self, id: &str, status: Status) -> Order {
-        let found = || Some(self.order(id)).filter(|order| order.status == status);
-        until(found, || self.order(id)).await
+    /// Passes until there is something.
+    async fn until<T>(&mut self, found: impl Fn(&Orders) -> Option<T>) -> T {
+        for _ in 0..PASSES_MAX {
+            if let Some(found) = found(self.orders) {
+                return found;
+            }
+            self.pass().await;
+        }
+        panic!("it does not come: {:?}", self.orders.all());
     }
 
-    async fn until_attention(&self, id: &str, reason: Reason) -> Order {
-        let found = || Some(self.order(id)).filter(|order| reason_of(order) == Some(reason));
-        until(found, || self.order(id)).await
+    /// Passes until it holds of all orders.
+    async fn until_all(&mut self, holds: impl Fn(&[Order]) -> bool) -> Vec<Order> {
+        self.until(|orders| Some(orders.all()).filter(|all| holds(all)))
+            .await
+    }
+
+    async fn until_status(&mut self, id: &str, status: Status) -> Order {
+        self.until(|orders| Some(orders.order(id)).filter(|order| order.status == status))
+            .await
+    }
+
+    async fn until_attention(&mut self, id: &str, reason: Reason) -> Order {
+        let found = |order: &Order| reason_of(order) == Some(reason);
+        self.until(|orders| Some(orders.order(id)).filter(found))
+            .await
+    }
+
+    /// Passes until a scripted upstream was asked so.
+    async fn until_asked(
+        &mut self,
+        upstream: &Scripted,
+        holds: impl Fn(&[Asked]) -> bool,
+    ) -> Vec<Asked> {
+        self.until(|_| Some(upstream.asked()).filter(|asked| holds(asked)))
+            .await
     }
 }
 
@@ -119,7 +199,7 @@ async fn until<T, D: std::fmt::Debug>(
     mut found: impl FnMut() -> Option<T>,
     state: impl Fn() -> D,
 ) -> T {
-    let deadline = Instant::now() + PATIENCE / 3;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = found() {
             return found;
@@ -129,7 +209,7 @@ async fn until<T, D: std::fmt::Debug>(
     }
 }
 
-/// Waits until a scripted upstream was asked so.
+/// Waits until a scripted upstream was asked so, by a program.
 async fn until_asked(upstream: &Scripted, holds: impl Fn(&[Asked]) -> bool) -> Vec<Asked> {
     until(
         || Some(upstream.asked()).filter(|asked| holds(asked)),
@@ -138,31 +218,18 @@ async fn until_asked(upstream: &Scripted, holds: impl Fn(&[Asked]) -> bool) -> V
     .await
 }
 
-async fn until_logged(program: &Program, text: &str) {
-    let is_logged = || program.logged().contains(text).then_some(());
-    until(is_logged, || program.logged()).await;
-}
-
-/// How many cases are run side by side: with more, programs miss their timeouts.
+/// How many cases are run side by side: with more, requests miss their timeouts.
 const SIDE_BY_SIDE: usize = 4;
 
-/// Runs the cases of a table side by side: each of them mostly waits.
-async fn side_by_side<T, F>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) -> F)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut checks = JoinSet::new();
-    let places = Arc::new(Semaphore::new(SIDE_BY_SIDE));
-    for case in cases {
-        let (check, places) = (check(case), places.clone());
-        checks.spawn(async move {
-            let _place = places.acquire().await.unwrap();
-            check.await;
-        });
-    }
-    while let Some(checked) = checks.join_next().await {
-        checked.unwrap();
-    }
+/// Runs the cases of a table side by side: some of them wait for a timeout.
+async fn side_by_side<T, F: Future<Output = ()>>(
+    cases: impl IntoIterator<Item = T>,
+    check: impl Fn(T) -> F,
+) {
+    let checks = futures_util::stream::iter(cases).map(check);
+    checks
+        .for_each_concurrent(SIDE_BY_SIDE, |check| check)
+        .await;
 }
 
 /// Enough orders for the list to be read.
@@ -171,7 +238,7 @@ fn many() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_ends_with_4_when_no_request_met_a_usable_answer_however_few_orders_wait() {
+async fn once_finds_the_upstream_unusable_when_no_request_met_a_usable_answer() {
     let cases = [
         Reply::Silence,
         Reply::HangUp,
@@ -181,28 +248,30 @@ async fn once_ends_with_4_when_no_request_met_a_usable_answer_however_few_orders
         answer(401, "who?"),
         answer(307, "elsewhere"),
     ];
-    let wrong: &'static Mutex<Vec<String>> = Box::leak(Box::default());
-    side_by_side(cases, |reply| async move {
-        for is_start in [true, false] {
-            let scripted = reply.clone();
-            let upstream = Scripted::new(move |_, _| scripted.clone()).await;
-            let orders = if is_start {
-                Orders::created(&["a1"]).await
-            } else {
-                Orders::processing(&["a1".into()]).await
-            };
-            let arguments = ["--once", "--request-timeout", "800ms"];
-            let (code, log) = ended(orders.world.reconciler(&upstream.url, &arguments)).await;
-            assert!(!upstream.asked().is_empty());
-            if code != Some(4) {
-                let case = format!("{code:?} after {reply:?}, start: {is_start}: {log}");
-                wrong.lock().unwrap().push(case);
-            }
-        }
+    let cases = cases
+        .into_iter()
+        .flat_map(|reply| [(reply.clone(), true), (reply, false)]);
+    side_by_side(cases, |(reply, is_start)| async move {
+        let case = format!("{reply:?}, start: {is_start}");
+        let upstream = Scripted::new(move |_, _| reply.clone()).await;
+        let orders = if is_start {
+            Orders::created(&["a1"]).await
+        } else {
+            Orders::processing(&["a1".into()]).await
+        };
+        assert!(!orders.once(&upstream).await, "{case}");
+        assert!(!upstream.asked().is_empty(), "{case}");
     })
     .await;
-    let wrong = wrong.lock().unwrap();
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_ends_with_4_when_no_request_met_a_usable_answer() {
+    let upstream = Scripted::new(|_, _| Reply::HangUp).await;
+    let orders = Orders::created(&["a1"]).await;
+    let program = orders.world.reconciler(&upstream.url, &["--once"]);
+    let (code, log) = ended(program).await;
+    assert_eq!(code, Some(4), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,53 +289,50 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
         for n in 0..40 {
             orders.create(&format!("new-{n}")).await;
         }
-        let reconciler = orders.reconciler(&upstream.url);
-        until_logged(&reconciler, "the upstream is down").await;
-        // Those in flight when it was found out.
-        tokio::time::sleep(TIMEOUT * 2).await;
-        let (asked, connections) = (upstream.asked().len(), upstream.connections());
-        let begun = Instant::now();
-        let later = until_asked(&upstream, |now| now.len() >= asked + 3).await;
-        let took = begun.elapsed();
-        assert!(
-            took >= Duration::from_millis(1_900),
-            "{shown}: three passes in {took:?}"
-        );
-        assert!(upstream.connections() <= connections + 3, "{shown}");
-        let ids: std::collections::BTreeSet<_> =
-            later[asked..].iter().map(Asked::looked_up).collect();
-        assert_eq!(ids.len(), 3, "another order each time: {ids:?}");
-        let times = reconciler.logged().matches("the upstream is down").count();
-        assert_eq!(times, 1, "{shown}: {}", reconciler.logged());
+        let mut reconciler = orders.reconciler(&upstream);
+        // Several requests are in flight when it is found out.
+        reconciler.pass().await;
+        let mut ids = std::collections::BTreeSet::new();
+        // It is left alone for most of a second, which two moments of the schedule may share.
+        for _ in 0..6 {
+            let (asked, connections) = (upstream.asked().len(), upstream.connections());
+            reconciler.pass().await;
+            let asked = upstream.asked().split_off(asked);
+            assert!(asked.len() <= 1, "{shown}: {asked:#?}");
+            ids.extend(asked.iter().map(Asked::looked_up));
+            assert!(upstream.connections() <= connections + 1, "{shown}");
+        }
+        assert!(ids.len() >= 3, "{shown}, another order each time: {ids:?}");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_most_as_many_requests_are_in_flight_as_allowed() {
-    let now_and_most = Arc::new(Mutex::new((0usize, 0usize)));
-    let counted = now_and_most.clone();
-    let upstream = Scripted::new(move |asked, _| {
-        let mut counted = counted.lock().unwrap();
-        // Connections are not shared by requests at the same time.
-        counted.0 = counted.0.max(asked.connection);
-        counted.1 += 1;
-        let wait = Duration::from_millis(20);
+    let most = Arc::new(AtomicUsize::new(0));
+    let in_flight = most.clone();
+    let upstream = Scripted::new(move |asked, before| {
+        let others = before.iter().filter(|asked| !asked.is_answered).count();
+        in_flight.fetch_max(others + 1, Ordering::Relaxed);
         let body = asked
             .looked_up()
             .map_or(String::new(), |id| process(&id, "RUNNING"));
-        Reply::Later(wait, Box::new(answer(200, body)))
+        Reply::Later(Duration::from_millis(20), Box::new(answer(200, body)))
     })
     .await;
     let ids: Vec<String> = (0..60).map(|n| format!("a{n}")).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
-    let arguments = ["--once", "--max-in-flight", "3", "--start-rate", "0"];
-    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
-    assert_eq!(ended(reconciler).await.0, Some(0));
-    let (connections, requests) = *now_and_most.lock().unwrap();
-    assert!(requests >= 60);
-    assert!(connections <= 3, "{connections}");
+    let few = Settings {
+        start_rate: 0.0,
+        max_in_flight: 3,
+        ..settings()
+    };
+    let mut reconciler = orders.reconciler_with(&upstream, few);
+    let is_running = |order: &Order| order.status == Status::Processing;
+    reconciler.until_all(|all| all.iter().all(is_running)).await;
+    assert!(upstream.starts() >= 60);
+    assert_eq!(most.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,8 +351,10 @@ async fn a_settled_order_is_never_asked_about_again() {
         .record(vec![Change { seq, step }], SystemClock.now())
         .await
         .unwrap();
-    let _reconciler = orders.reconciler(&upstream.url);
-    until_asked(&upstream, |asked| asked.len() >= 3).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    reconciler
+        .until_asked(&upstream, |asked| asked.len() >= 3)
+        .await;
     assert_eq!(upstream.asked_about("done").len(), 0);
     assert_eq!(orders.order("done").status, Status::Fulfilled);
 }
@@ -295,10 +363,6 @@ async fn a_settled_order_is_never_asked_about_again() {
 async fn in_a_long_pass(upstream: &Scripted, orders: &Orders) -> Program {
     let arguments = ["--schedule", "0 0 0 1 1 *", "--start-rate", "10"];
     let reconciler = orders.world.reconciler(&upstream.url, &arguments);
-    // A new order is what wakes it after a failure.
-    until(|| upstream.asked().first().map(drop), || "no request").await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    orders.create("one more").await;
     until(
         || (upstream.starts() >= 10).then_some(()),
         || upstream.starts(),
@@ -318,8 +382,8 @@ async fn an_order_that_was_started_is_not_shown_as_waiting_for_the_upstream() {
     let ids = many();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
-    let _reconciler = in_a_long_pass(&upstream, &orders).await;
-    let started = orders.until_status("order-3", Status::Processing).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    let started = reconciler.until_status("order-3", Status::Processing).await;
     assert_eq!(started.attention, None, "the upstream has long been back");
 }
 

@@ -1,9 +1,5 @@
 //! What look-ups and lists say of orders, whole or broken.
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
-
-use super::scripted::next_request;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,9 +33,11 @@ async fn an_answer_to_a_look_up_that_is_not_about_this_order_says_nothing() {
         let shown = format!("{reply:?}");
         let upstream = Scripted::new(move |_, _| reply.clone()).await;
         let orders = Orders::processing(&["a1".into()]).await;
-        let _reconciler = orders.reconciler(&upstream.url);
-        let asked = until_asked(&upstream, |asked| asked.len() >= 2).await;
-        let order = orders
+        let mut reconciler = orders.reconciler(&upstream);
+        let asked = reconciler
+            .until_asked(&upstream, |asked| asked.len() >= 2)
+            .await;
+        let order = reconciler
             .until_attention("a1", Reason::UpstreamUnreachable)
             .await;
         assert_eq!(order.status, Status::Processing, "{shown}");
@@ -53,8 +51,8 @@ async fn only_an_empty_object_is_an_absence_and_it_flags_the_loss() {
     side_by_side(["{}", " {\n}\r\n"], |body| async move {
         let upstream = Scripted::new(move |_, _| answer(200, body)).await;
         let orders = Orders::processing(&["a1".into()]).await;
-        let _reconciler = orders.reconciler(&upstream.url);
-        let order = orders.until_attention("a1", Reason::ProcessLost).await;
+        let mut reconciler = orders.reconciler(&upstream);
+        let order = reconciler.until_attention("a1", Reason::ProcessLost).await;
         assert_eq!(order.status, Status::Processing, "nothing goes backwards");
         assert_eq!(upstream.starts(), 0, "it is held");
     })
@@ -77,9 +75,9 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
         })
         .await;
         let orders = Orders::processing(ids).await;
-        let _reconciler = orders.reconciler(&upstream.url);
+        let mut reconciler = orders.reconciler(&upstream);
         for id in ids {
-            let order = orders.until_attention(id, Reason::UnknownStatus).await;
+            let order = reconciler.until_attention(id, Reason::UnknownStatus).await;
             assert_eq!(order.status, Status::Processing);
             let detail = order.attention.unwrap().detail;
             assert!(detail.contains("PAUSED"), "{detail}");
@@ -93,8 +91,10 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
     })
     .await;
     let orders = Orders::created(&["a1"]).await;
-    let _reconciler = orders.reconciler(&upstream.url);
-    let order = orders.until_attention("a1", Reason::UnknownStatus).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    let order = reconciler
+        .until_attention("a1", Reason::UnknownStatus)
+        .await;
     assert_eq!(order.status, Status::Processing);
 }
 
@@ -167,9 +167,9 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
         })
         .await;
         let orders = Orders::processing(&many()).await;
-        let _reconciler = orders.reconciler(&upstream.url);
-        let all = orders
-            .until(|all| {
+        let mut reconciler = orders.reconciler(&upstream);
+        let all = reconciler
+            .until_all(|all| {
                 all[..20]
                     .iter()
                     .all(|order| order.status == Status::Fulfilled)
@@ -178,7 +178,9 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
         assert_eq!(all.len(), 40);
         // One more look at least.
         let so_far = upstream.asked().len();
-        until_asked(&upstream, |asked| asked.len() > so_far + 1).await;
+        reconciler
+            .until_asked(&upstream, |asked| asked.len() > so_far + 1)
+            .await;
         for order in &orders.all()[20..] {
             assert_eq!(order.status, Status::Processing, "{name}: {order:?}");
             assert_ne!(
@@ -197,9 +199,9 @@ async fn what_a_complete_list_lacks_is_lost() {
     let list = format!("{}]", half_a_list());
     let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
     let orders = Orders::processing(&many()).await;
-    let _reconciler = orders.reconciler(&upstream.url);
+    let mut reconciler = orders.reconciler(&upstream);
     let lost = |order: &Order| reason_of(order) == Some(Reason::ProcessLost);
-    let all = orders.until(|all| all[20..].iter().all(lost)).await;
+    let all = reconciler.until_all(|all| all[20..].iter().all(lost)).await;
     assert!(
         all[..20]
             .iter()
@@ -234,9 +236,9 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
         })
         .await;
         let orders = Orders::processing(&many()).await;
-        let _reconciler = orders.reconciler(&upstream.url);
-        orders
-            .until(|all| all.iter().all(|order| order.status == Status::Fulfilled))
+        let mut reconciler = orders.reconciler(&upstream);
+        reconciler
+            .until_all(|all| all.iter().all(|order| order.status == Status::Fulfilled))
             .await;
         assert_eq!(upstream.starts(), 0, "{shown}");
         let asked = upstream.asked();
@@ -247,32 +249,20 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_may_take_longer_than_the_request_timeout_as_long_as_it_is_not_silent() {
-    // Raw, as it is dribbled.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        next_request(&mut stream, &mut Vec::new(), 0).await.unwrap();
-        let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
-        stream.write_all(head.as_bytes()).await.unwrap();
-        for (at, id) in many().iter().enumerate() {
-            let before = if at == 0 { "[" } else { "," };
-            let entry = format!("{before}{}", process(id, "SUCCEEDED"));
-            stream.write_all(entry.as_bytes()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(40)).await;
-        }
-        stream.write_all(b"]").await.unwrap();
-    });
+    let mut pieces = vec!["[".to_owned()];
+    for id in many() {
+        pieces.push(format!("{},", process(&id, "SUCCEEDED")));
+    }
+    pieces.push(format!("{}]", process("another", "RUNNING")));
+    // Twice the timeout in all.
+    let pause = TIMEOUT * 2 / 40;
+    let upstream = Scripted::new(move |_, _| Reply::Pieces(pause, pieces.clone())).await;
     let orders = Orders::processing(&many()).await;
-    let begun = Instant::now();
-    let _reconciler = orders.reconciler(&url);
-    orders
-        .until(|all| all.iter().all(|order| order.status == Status::Fulfilled))
-        .await;
-    assert!(
-        begun.elapsed() >= Duration::from_millis(1_600),
-        "it was slow"
-    );
+    let mut reconciler = orders.reconciler(&upstream);
+    reconciler.pass().await;
+    let is_settled = |order: &Order| order.status == Status::Fulfilled;
+    assert!(orders.all().iter().all(is_settled), "{:?}", orders.all());
+    assert_eq!(upstream.asked().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,10 +278,12 @@ async fn an_order_that_a_list_names_twice_and_differently_is_left_as_it_is() {
     let list = format!("[{}]", entries.join(","));
     let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
     let orders = Orders::processing(&many()).await;
-    let _reconciler = orders.reconciler(&upstream.url);
-    orders.until_status("order-3", Status::Fulfilled).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    reconciler.until_status("order-3", Status::Fulfilled).await;
     let so_far = upstream.asked().len();
-    until_asked(&upstream, |asked| asked.len() > so_far).await;
+    reconciler
+        .until_asked(&upstream, |asked| asked.len() > so_far)
+        .await;
     for id in ["order-0", "order-1", "order-2"] {
         let order = orders.order(id);
         assert_eq!(order.status, Status::Processing, "{order:?}");

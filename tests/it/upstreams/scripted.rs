@@ -1,12 +1,33 @@
 //! An order process service that answers as a test has scripted, down to the bytes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::Timestamp;
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+/// The machine's clock, put forward whenever someone sleeps on it: then the moment has come at once. Clones
+/// show the same time.
+#[derive(Clone, Default)]
+pub(super) struct SkippingClock(Arc<AtomicI64>);
+
+impl Clock for SkippingClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0 + self.0.load(Ordering::Relaxed))
+    }
+
+    async fn sleep_until(&self, moment: Timestamp) {
+        let rest = moment.since(self.now()).as_millis();
+        self.0.fetch_add(rest as i64, Ordering::Relaxed);
+        // Answers that are there are read before the next request is sent.
+        tokio::task::yield_now().await;
+    }
+}
 
 /// A request as it came in.
 #[derive(Clone, Debug)]
@@ -15,8 +36,9 @@ pub(super) struct Asked {
     pub target: String,
     pub headers: BTreeMap<String, String>,
     pub body: String,
-    pub connection: usize,
-    pub at: Instant,
+    pub at: Timestamp,
+    /// Whether the answer is on its way.
+    pub is_answered: bool,
 }
 
 impl Asked {
@@ -52,6 +74,8 @@ pub(super) enum Reply {
     Answer(u16, &'static str, String),
     /// Exactly these bytes, and then the end of the connection.
     Bytes(String),
+    /// An answer in pieces, with such a pause after each.
+    Pieces(Duration, Vec<String>),
     /// Nothing, for as long as the client waits.
     Silence,
     /// The end of the connection.
@@ -74,6 +98,7 @@ type Script = dyn Fn(&Asked, &[Asked]) -> Reply + Send + Sync;
 pub(super) struct Scripted {
     pub url: String,
     pub address: String,
+    pub clock: SkippingClock,
     pub seen: Arc<Mutex<Vec<Asked>>>,
     pub connections: Arc<Mutex<usize>>,
 }
@@ -93,21 +118,19 @@ impl Scripted {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(Mutex::new(0));
         let script: Arc<Script> = Arc::new(script);
+        let clock = SkippingClock::default();
         let upstream = Self {
             url: format!("http://{address}"),
             address,
+            clock: clock.clone(),
             seen: seen.clone(),
             connections: connections.clone(),
         };
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let number = {
-                    let mut connections = connections.lock().unwrap();
-                    *connections += 1;
-                    *connections
-                };
-                let connection = serve(stream, number, script.clone(), seen.clone());
+                *connections.lock().unwrap() += 1;
+                let connection = serve(stream, script.clone(), seen.clone(), clock.clone());
                 tokio::spawn(connection);
             }
         });
@@ -135,24 +158,25 @@ impl Scripted {
 }
 
 /// One connection, kept alive.
-pub(super) async fn serve(
+async fn serve(
     mut stream: TcpStream,
-    connection: usize,
     script: Arc<Script>,
     seen: Arc<Mutex<Vec<Asked>>>,
+    clock: SkippingClock,
 ) {
     let mut buffer = Vec::new();
-    while let Some(asked) = next_request(&mut stream, &mut buffer, connection).await {
-        let mut reply = {
+    while let Some(asked) = next_request(&mut stream, &mut buffer, &clock).await {
+        let (index, mut reply) = {
             let mut seen = seen.lock().unwrap();
             let reply = script(&asked, &seen);
             seen.push(asked);
-            reply
+            (seen.len() - 1, reply)
         };
         while let Reply::Later(wait, then) = reply {
             tokio::time::sleep(wait).await;
             reply = *then;
         }
+        seen.lock().unwrap()[index].is_answered = true;
         match reply {
             Reply::Answer(status, headers, body) => {
                 let length = body.len();
@@ -167,6 +191,14 @@ pub(super) async fn serve(
                 let _ = stream.shutdown().await;
                 return;
             }
+            Reply::Pieces(pause, pieces) => {
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n".to_owned();
+                for piece in std::iter::once(head).chain(pieces) {
+                    let _ = stream.write_all(piece.as_bytes()).await;
+                    tokio::time::sleep(pause).await;
+                }
+                return;
+            }
             Reply::Silence => {
                 let _ = stream.read(&mut [0; 1]).await;
                 return;
@@ -177,10 +209,10 @@ pub(super) async fn serve(
     }
 }
 
-pub(super) async fn next_request(
+async fn next_request(
     stream: &mut TcpStream,
     buffer: &mut Vec<u8>,
-    connection: usize,
+    clock: &SkippingClock,
 ) -> Option<Asked> {
     let mut chunk = [0; 4096];
     loop {
@@ -200,8 +232,8 @@ pub(super) async fn next_request(
                     target: first.next()?.to_owned(),
                     headers,
                     body: rest[..length].to_owned(),
-                    connection,
-                    at: Instant::now(),
+                    at: clock.now(),
+                    is_answered: false,
                 };
                 buffer.drain(..head.len() + 4 + length);
                 return Some(asked);

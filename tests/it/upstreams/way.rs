@@ -6,11 +6,12 @@ use super::*;
 #[tokio::test(flavor = "multi_thread")]
 async fn the_path_of_the_url_is_kept_before_the_upstreams_own() {
     let upstream = Scripted::new(|_, _| answer(200, "")).await;
+    let upstream = Scripted {
+        url: format!("{}/x/y/", upstream.url),
+        ..upstream
+    };
     let orders = Orders::created(&["a1"]).await;
-    assert_eq!(
-        orders.once(&format!("{}/x/y/", upstream.url)).await.0,
-        Some(0)
-    );
+    assert!(orders.once(&upstream).await);
     assert_eq!(upstream.asked()[0].target, "/x/y/order_process");
 }
 
@@ -28,9 +29,11 @@ async fn a_redirect_is_never_followed() {
         } else {
             Orders::processing(&["a1".into()]).await
         };
-        let _reconciler = orders.reconciler(&upstream.url);
-        until_asked(&upstream, |asked| asked.len() >= 2).await;
-        let order = orders
+        let mut reconciler = orders.reconciler(&upstream);
+        reconciler
+            .until_asked(&upstream, |asked| asked.len() >= 2)
+            .await;
+        let order = reconciler
             .until_attention("a1", Reason::UpstreamUnreachable)
             .await;
         let detail = order.attention.unwrap().detail;
@@ -198,7 +201,8 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
 async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
     let upstream = Scripted::new(|_, _| {
         answer(
-            503,
+            // Such an answer is believed at once.
+            401,
             format!(
                 "x\r\n2026-01-01T00:00:00.000Z ERROR forged\u{1b}[31m{}",
                 "y".repeat(9_000)
@@ -216,7 +220,7 @@ async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
         ],
         false,
     );
-    until_logged(&reconciler, "the upstream is down").await;
+    reconciler.logs("the upstream is down");
     reconciler.signal("TERM");
     let (code, log) = ended(reconciler).await;
     assert_eq!(code, Some(0));
