@@ -2,7 +2,7 @@
 //! of them is compared with the simulator's own record, never with our counters.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -264,13 +264,16 @@ async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_with_nothing_to_do_passes_on_schedule_and_no_oftener() {
     let world = World::new();
+    let begun = Instant::now();
     let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(reconciler.stop(), Some(0));
+    // One as it begins, and those of the seconds that have begun since.
+    let most = begun.elapsed().as_secs() + 2;
     let tally = world.store().heartbeat().unwrap().tally;
     let passes: u64 = tally.passes().map(|(_, took)| took.len()).sum();
     assert!(
-        (1..20).contains(&passes),
-        "{passes} passes in about two seconds"
+        (1..=most).contains(&passes),
+        "{passes} passes, at most {most}"
     );
 }

@@ -333,15 +333,8 @@ fn a_stop_signal_ends_every_program_with_0() {
         reconciler.logs("this reconciler leads");
         let (dev, _) = dev(&world, &[]);
         for mut program in [standby, reconciler, service, api, dev, simulator] {
-            let begun = Instant::now();
             program.signal(signal);
             assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
-            let took = begun.elapsed();
-            assert!(
-                took < Duration::from_secs(2),
-                "{took:?}: {}",
-                program.logged()
-            );
         }
     }
 }
@@ -389,17 +382,14 @@ fn a_second_signal_ends_a_program_at_once() {
     assert_eq!(&begun, b"POST");
     service.signal("TERM");
     service.logs("a second signal ends at once");
-    std::thread::sleep(Duration::from_millis(300));
-    let health = api_health(&world, service.address());
-    assert_ne!(health.code, Some(0), "it drains: {health:?}");
-    let begun = Instant::now();
+    let deadline = Instant::now() + PATIENCE;
+    while api_health(&world, service.address()).code == Some(0) {
+        assert!(Instant::now() < deadline, "it does not drain");
+    }
+    assert_eq!(service.ended(), None);
     service.signal("INT");
+    // One that had waited for the start would end with 0.
     let code = service.wait().code();
-    assert!(
-        begun.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
-    );
     assert!(code.is_some_and(|code| code != 0), "{code:?}");
 }
 

@@ -237,10 +237,12 @@ impl Program {
     }
 
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([format!("-{signal}"), self.child.id().to_string()])
+        // Every shell has it; a program of that name is not everywhere.
+        let kill = format!("kill -{signal} {}", self.child.id());
+        let status = Command::new("sh")
+            .args(["-c", &kill])
             .status()
-            .expect("there is a kill command");
+            .expect("there is a shell");
         assert!(status.success(), "{signal} could not be sent");
     }
 

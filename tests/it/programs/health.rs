@@ -26,7 +26,7 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     // The database has gone.
     fs::rename(world.database(), world.path("elsewhere.db")).unwrap();
     // What was found is believed for a moment.
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while api_health(&world, api.address()).code == Some(0) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -36,10 +36,8 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     fs::rename(world.path("elsewhere.db"), world.database()).unwrap();
     // Something listens that is not the service, or hangs.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let begun = Instant::now();
     let ran = api_health(&world, &silent.local_addr().unwrap().to_string());
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(begun.elapsed() < Duration::from_secs(8));
     let simulator = world.simulator(&[]);
     let ran = api_health(&world, simulator.address());
     assert_eq!(ran.code, Some(1), "{ran:?}");
