@@ -57,13 +57,12 @@ use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 use crate::tally::Tally;
 
-/// Why the store could not do what it was asked to. By the caller's next move: it may try again, but
-/// after [`StoreError::OutcomeUnknown`] it must look first, and after [`StoreError::Gone`] it has to
-/// begin anew.
+/// Store errors, grouped by what the caller may do next: try again, but look first after
+/// [`StoreError::OutcomeUnknown`], and begin anew after [`StoreError::Gone`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Too many writes are waiting. Nothing was done.
-    #[error("more writes are waiting than can be done soon")]
+    /// The write queue is full. Nothing was done.
+    #[error("the write queue is full")]
     Overloaded,
     /// Nothing can be written at present. Nothing was done.
     #[error("the database cannot be written")]
@@ -77,7 +76,7 @@ pub enum StoreError {
     /// A reader that goes on from this position might miss something.
     #[error("{reason}")]
     Gone {
-        /// Why.
+        /// What the reader might miss.
         reason: GoneReason,
         /// The position from which to read what is left.
         left: Cursor,

@@ -361,6 +361,9 @@ mod tests {
     }
 
     proptest! {
+        // The rarer mistakes take a copy, a prune in each, and a reader of both.
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
         /// Entries are added and pruned, the database is copied, restored and moved, and a reader
         /// walks through it meanwhile: it sees all that was there when it began and all that came
         /// later, or is told that it does not, and is never told so without a reason.

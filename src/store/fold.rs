@@ -68,9 +68,6 @@ pub(super) struct Fold {
 
 impl Fold {
     /// Everything is left to the writer, until there is a thread beside it.
-    ///
-    /// # Errors
-    /// The size of the log's file cannot be limited.
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
         db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
         Ok(Self {
