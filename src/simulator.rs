@@ -89,17 +89,6 @@ struct Sent {
     fault: Option<Fault>,
 }
 
-impl Sent {
-    /// No answer: the connection is torn off.
-    fn nothing() -> Self {
-        let fault = Fault::Reset;
-        Self {
-            answer: Answer::text(200, &fault.to_string()),
-            fault: Some(fault),
-        }
-    }
-}
-
 impl Simulator {
     /// Returns a simulator that runs, without any process. Fails if the record cannot be opened.
     pub fn new(options: &Options) -> anyhow::Result<Self> {
@@ -186,14 +175,14 @@ impl Simulator {
         Ok(faults)
     }
 
-    /// Does what is asked for, and records it before anyone can see the answer. What comes over a
-    /// connection of an earlier `life` is not for the next one.
-    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Sent {
+    /// Does what is asked for, and records it before anyone can see the answer; there is none in
+    /// death. What comes over a connection of an earlier `life` is not for the next one.
+    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Option<Sent> {
         let mut state = self.lock();
         let at = SystemClock.now();
         state.catch_up(at);
         if state.life.is_cancelled() || life.is_cancelled() {
-            return Sent::nothing();
+            return None;
         }
         state.answer(request, at)
     }
@@ -244,7 +233,7 @@ impl State {
         self.life.cancel();
     }
 
-    fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Sent {
+    fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Option<Sent> {
         let asked = Asked::from(request);
         let draw = &mut |n| self.rng.u64(..n);
         let fault = self.faults.choose(asked, at, draw);
@@ -261,7 +250,7 @@ impl State {
         }
         if self.is_killed_by(&answer.did, at) {
             self.die(at, Some(asked));
-            return Sent::nothing();
+            return None;
         }
         if let Some(fault) = fault {
             fault.corrupt(&mut answer, &mut |n| self.rng.u64(..n));
@@ -273,7 +262,7 @@ impl State {
         if !self.write(at, Some(asked), status, fault, &answer.did) {
             answer = Answer::text(500, "the record cannot be written");
         }
-        Sent { answer, fault }
+        Some(Sent { answer, fault })
     }
 
     /// Returns whether the access to the map of processes ended the service as it can end the real one.

@@ -192,7 +192,7 @@ async fn respond(
     simulator: &Simulator,
     life: &CancellationToken,
     request: hyper::Request<Incoming>,
-) -> Sent {
+) -> Option<Sent> {
     let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default();
     let body = match head.method {
@@ -245,8 +245,11 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Returns what goes over the connection, never if it is kept and nothing comes; an error tears it
 /// off.
-async fn deliver(sent: Sent) -> io::Result<Response<Body>> {
-    let Sent { answer, fault } = sent;
+async fn deliver(sent: Option<Sent>) -> io::Result<Response<Body>> {
+    let torn = io::Error::from(io::ErrorKind::ConnectionReset);
+    let Some(Sent { answer, fault }) = sent else {
+        return Err(torn);
+    };
     let mut response = Response::builder().status(answer.status);
     if let Some(content_type) = answer.content_type {
         response = response.header(CONTENT_TYPE, content_type);
@@ -255,9 +258,7 @@ async fn deliver(sent: Sent) -> io::Result<Response<Body>> {
     let whole = Full::new(bytes.clone()).map_err(|never| match never {});
     let mut body = whole.boxed_unsync();
     match fault {
-        Some(Fault::AnswerLost | Fault::Reset) => {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
+        Some(Fault::AnswerLost | Fault::Reset) => return Err(torn),
         Some(Fault::NeverAnswered | Fault::Ignored) => return pending().await,
         Some(Fault::SlowHeaders) => sleep(LATE).await,
         Some(Fault::Unavailable | Fault::TooMany) => {
