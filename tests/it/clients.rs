@@ -263,6 +263,7 @@ async fn an_upload_that_breaks_off_creates_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_client_that_dawdles_is_told_so_and_holds_up_no_one() {
     let world = World::new();
     let api = world.api(&[]);
@@ -345,6 +346,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_takes_no_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_stop_ends_whatever_clients_do() {
     let world = World::new();
     let api = world.api(&[]);

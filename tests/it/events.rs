@@ -349,6 +349,7 @@ pub fn anonymous_kib(program: &Program) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_stream_in_which_nothing_happens_sends_comments() {
     let world = World::new();
     let api = world.api(&[]);

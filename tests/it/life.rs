@@ -29,6 +29,7 @@ async fn create_all(client: &Client, api: &str, ids: Vec<String>, width: usize) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn two_thousand_orders_settle_as_the_upstream_says() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "3", "--seed", "1"]);

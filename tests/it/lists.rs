@@ -340,6 +340,7 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
     let world = World::new();
     let api = world.api(&[]);

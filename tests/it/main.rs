@@ -21,6 +21,27 @@
 //! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
 //! - `tidy`: what the documentation claims, read off the code.
+//!
+//! # Slow tests
+//!
+//! Tests that take more than three seconds on a quiet machine. `cargo test` leaves them out, `scripts/test all`
+//! runs them, and names others that have become slow.
+//!
+//! | test | reason |
+//! |---|---|
+//! | `trouble::a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_from_the_end` | opens 3,000 connections, twice |
+//! | `trouble::more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory` | 1,800 clients are refused 3,000 times |
+//! | `trouble::an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturbs_no_other` | twelve programs run under load before they are killed |
+//! | `removed::a_stream_that_falls_behind_a_removal_ends_instead_of_skipping` | 20,000 orders are needed to fill a connection |
+//! | `removed::a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_and_well_formed` | the same |
+//! | `prune::a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_or_not_at_all` | removes 20,000 orders, so that it can be killed in between |
+//! | `prune::orders_are_created_and_settled_between_the_batches_of_a_removal` | removes 12,000 orders, so that others come in between |
+//! | `clients::a_stop_ends_whatever_clients_do` | the program waits 15 s for clients that do nothing |
+//! | `clients::a_client_that_dawdles_is_told_so_and_holds_up_no_one` | the program waits 10 s for a body |
+//! | `events::a_stream_in_which_nothing_happens_sends_comments` | a comment comes every 15 s |
+//! | `lists::a_slow_reader_holds_up_neither_others_nor_the_database` | 16,000 orders are needed to fill a connection |
+//! | `waiting::a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others` | opens 1,200 connections |
+//! | `life::two_thousand_orders_settle_as_the_upstream_says` | 2,000 orders |
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 

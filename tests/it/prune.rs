@@ -300,6 +300,7 @@ async fn the_last_hour_is_told_whole_even_if_some_of_it_was_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
     let world = World::new();
     let store = world.store();
@@ -354,6 +355,7 @@ fn there_and_removed(world: &World) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_or_not_at_all() {
     let world = World::new();
     let store = world.store();

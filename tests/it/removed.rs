@@ -193,6 +193,7 @@ async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
     let world = World::new();
     let store = world.store();
@@ -226,6 +227,7 @@ async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_and_well_formed() {
     let world = World::new();
     let store = world.store();

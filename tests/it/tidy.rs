@@ -227,3 +227,27 @@ fn readme_names_every_row_of_the_bench_as_its_list_does() {
     let named: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
     assert_eq!(named, listed.into_iter().collect());
 }
+
+#[test]
+fn the_table_of_slow_tests_names_those_that_are_left_out() {
+    let told: BTreeSet<String> = read("tests/it/main.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | `")?.split_once('`'))
+        .map(|(test, _)| test.to_owned())
+        .collect();
+    let mut left_out = BTreeSet::new();
+    for entry in fs::read_dir(root().join("tests/it")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let module = path.file_stem().unwrap().display().to_string();
+            let text = fs::read_to_string(path).unwrap();
+            for after in text.split("#[ignore = \"slow;").skip(1) {
+                let (_, name) = after.split_once("fn ").unwrap();
+                let (name, _) = name.split_once('(').unwrap();
+                left_out.insert(format!("{module}::{name}"));
+            }
+        }
+    }
+    assert!(!told.is_empty());
+    assert_eq!(told, left_out);
+}

@@ -240,6 +240,7 @@ async fn crowd(api: &Program, requests: impl IntoIterator<Item = String>) -> Vec
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
     let files = rlimit::increase_nofile_limit(4_096).unwrap_or(0);
     if files < 2_000 {
