@@ -1,7 +1,7 @@
 //! The `health` commands: for containers and units, without a shell or curl.
 //!
 //! The API is asked over HTTP; the reconciler serves none, so its heartbeat in the database is
-//! read. What the answers mean is decided in `api/health.rs` and in `reconciler`.
+//! read. The health of an API is decided in `api/health.rs`, that of the reconciler here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -15,8 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::clock::{Clock, Rfc3339, SystemClock};
+use crate::order::Timestamp;
 use crate::reconciler::is_overdue;
-use crate::store::{DatabasePath, read_heartbeat};
+use crate::store::{DatabasePath, Heartbeat, read_heartbeat};
 
 /// How long the program may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,15 +75,58 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// It is not healthy, or the database cannot be read.
 pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
     let heartbeat = read_heartbeat(database)?;
-    let last = match heartbeat.last_pass_at {
+    let last = last_pass(&heartbeat);
+    match Reconciler::of(&heartbeat, SystemClock.now()).trouble {
+        Some(trouble) => bail!("{trouble}; {last}"),
+        None => Ok(last),
+    }
+}
+
+/// The reconciler that leads on a database, by its heartbeat.
+pub struct Reconciler {
+    /// `leading`, `overdue` or `none`.
+    pub status: &'static str,
+    /// The beginning of that status, if it is known.
+    pub since: Option<Timestamp>,
+    /// Why it does not lead, or does not get on.
+    pub trouble: Option<&'static str>,
+}
+
+impl Reconciler {
+    /// Reads a heartbeat. A reconciler that was killed is noticed when its next pass is late.
+    pub fn of(heartbeat: &Heartbeat, now: Timestamp) -> Self {
+        match (heartbeat.leader_since, heartbeat.last_pass_at) {
+            (None, None) => Self {
+                status: "none",
+                since: None,
+                trouble: Some("no reconciler has led on this database yet"),
+            },
+            (None, last) => Self {
+                status: "none",
+                since: last,
+                trouble: Some("no reconciler runs: the last one has shut down"),
+            },
+            _ if is_overdue(heartbeat.next_pass_at, now) => Self {
+                status: "overdue",
+                since: heartbeat.next_pass_at,
+                trouble: Some(
+                    "the reconciler was killed, or is stuck: its next pass is more than a minute \
+                     late",
+                ),
+            },
+            (since, _) => Self {
+                status: "leading",
+                since,
+                trouble: None,
+            },
+        }
+    }
+}
+
+/// The end of the last pass, in words.
+pub fn last_pass(heartbeat: &Heartbeat) -> String {
+    match heartbeat.last_pass_at {
         Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
-        None => "no pass was completed on this database yet".to_owned(),
-    };
-    if heartbeat.leader_since.is_none() {
-        bail!("no reconciler runs: {last}");
+        None => "no pass has ended on this database yet".to_owned(),
     }
-    if is_overdue(heartbeat.next_pass_at, SystemClock.now()) {
-        bail!("the reconciler does not run, or is stuck: {last}");
-    }
-    Ok(last)
 }

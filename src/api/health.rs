@@ -1,7 +1,7 @@
-//! Whether the program lives, whether it can do its work, and how all it depends on is.
+//! The health of the program and of all that it depends on.
 //!
-//! Ready means that orders can be created. That the upstream is down is told, and does not make
-//! the API unready: orders are kept until it is back.
+//! Ready means that orders can be created. An upstream that is down is reported, and does not make
+//! the API unready: orders are kept until it is back. The reconciler's health is decided in `health`.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use warp::reply::Response;
 
 use super::json_answer;
 use crate::clock::{Clock, Rfc3339, SystemClock};
+use crate::health;
 use crate::order::Timestamp;
 use crate::pace::Reach;
-use crate::reconciler::is_overdue;
 use crate::store::{Store, StoreError};
 
 /// How long the database is believed to be as it was found. Finding out costs a disk flush.
@@ -123,7 +123,7 @@ impl Health {
             status: if draining { FAILING } else { OK },
             since: Some(Rfc3339(since)),
             detail: if draining {
-                "the program is about to end".to_owned()
+                "the program is shutting down".to_owned()
             } else {
                 "requests are accepted".to_owned()
             },
@@ -141,9 +141,14 @@ impl Health {
         let probe = self.store.probe(SystemClock.now());
         let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
             Ok(Ok(())) => (OK, "orders can be written"),
-            Ok(Err(StoreError::Overloaded)) => (FAILING, "too many writes are waiting"),
+            Ok(Err(StoreError::Overloaded)) => {
+                (FAILING, "orders cannot be written: the write queue is full")
+            }
             Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
-            Err(_) => (FAILING, "a write does not get its turn"),
+            Err(_) => (
+                FAILING,
+                "orders cannot be written: a write has waited for too long",
+            ),
         };
         let since = match &*known {
             Some(probed) if probed.check.status == status => probed.check.since,
@@ -167,10 +172,10 @@ impl Health {
         let Ok(heartbeat) = tokio::task::block_in_place(|| self.store.heartbeat()) else {
             return Vec::new();
         };
-        let (status, since, detail) = match heartbeat.reach {
+        let (status, since, detail) = match &heartbeat.reach {
             Reach::Unknown => (UNKNOWN, None, "it was not asked yet".to_owned()),
-            Reach::Up { since } => (OK, Some(since), "it answers".to_owned()),
-            Reach::Down { since, detail } => (FAILING, Some(since), detail),
+            Reach::Up { since } => (OK, Some(*since), "it answers".to_owned()),
+            Reach::Down { since, detail } => (FAILING, Some(*since), detail.clone()),
         };
         let upstream = Check {
             name: "upstream",
@@ -178,20 +183,19 @@ impl Health {
             since: since.map(Rfc3339),
             detail,
         };
-        let (status, detail) = match heartbeat.last_pass_at {
-            None => (UNKNOWN, "no pass was completed yet".to_owned()),
-            Some(at) => {
-                let is_well = heartbeat.leader_since.is_some()
-                    && !is_overdue(heartbeat.next_pass_at, SystemClock.now());
-                let status = if is_well { OK } else { FAILING };
-                (status, format!("the last pass ended at {}", Rfc3339(at)))
-            }
-        };
+        let found = health::Reconciler::of(&heartbeat, SystemClock.now());
         let reconciler = Check {
             name: "reconciler",
-            status,
-            since: heartbeat.leader_since.map(Rfc3339),
-            detail,
+            status: match (heartbeat.last_pass_at, found.trouble) {
+                (None, _) => UNKNOWN,
+                (Some(_), None) => OK,
+                (Some(_), Some(_)) => FAILING,
+            },
+            since: found.since.map(Rfc3339),
+            detail: match found.trouble {
+                Some(trouble) => trouble.to_owned(),
+                None => health::last_pass(&heartbeat),
+            },
         };
         vec![upstream, reconciler]
     }

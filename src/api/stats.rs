@@ -15,11 +15,11 @@ use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::{Api, json_answer, request};
 use crate::clock::Rfc3339;
+use crate::health;
 use crate::history::History;
 use crate::order::EventReason;
 use crate::order::{Reason, Status, Timestamp};
 use crate::pace::{Learned, Reach};
-use crate::reconciler::is_overdue;
 use crate::store::{Heartbeat, Sizes};
 
 impl Api {
@@ -119,7 +119,7 @@ struct Life {
 struct Reconciler {
     status: &'static str,
     since: Option<Rfc3339>,
-    detail: Option<String>,
+    detail: Option<&'static str>,
     last_pass_at: Option<Rfc3339>,
     next_pass_at: Option<Rfc3339>,
     next_look_at: Option<Rfc3339>,
@@ -221,28 +221,12 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
     }
 }
 
-/// One that is overdue is so since its pass was due. One that was killed is known to have ended when
-/// its next pass is late.
 fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
-    let (status, since, detail) = match heartbeat.leader_since {
-        None => {
-            let detail = match heartbeat.last_pass_at {
-                None => "no reconciler has led on this database yet",
-                Some(_) => "the last one was ended",
-            };
-            ("none", heartbeat.last_pass_at, Some(detail.to_owned()))
-        }
-        Some(_) if is_overdue(heartbeat.next_pass_at, now) => (
-            "overdue",
-            heartbeat.next_pass_at,
-            Some("it was killed, or is stuck: its next pass is more than a minute late".to_owned()),
-        ),
-        since => ("leading", since, None),
-    };
+    let reconciler = health::Reconciler::of(heartbeat, now);
     Reconciler {
-        status,
-        since: since.map(Rfc3339),
-        detail,
+        status: reconciler.status,
+        since: reconciler.since.map(Rfc3339),
+        detail: reconciler.trouble,
         last_pass_at: heartbeat.last_pass_at.map(Rfc3339),
         next_pass_at: heartbeat.next_pass_at.map(Rfc3339),
         next_look_at: heartbeat.next_look_at.map(Rfc3339),

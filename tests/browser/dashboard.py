@@ -183,11 +183,15 @@ STATISTICS = [
         "The reconciler has stopped",
         "It looked at orders 3 min ago, and the next look was due 80 s ago.",
     ),
-    ({"reconciler.status": "none", "reconciler.since": None}, "No reconciler runs", "None has run on this database yet"),
+    (
+        {"reconciler.status": "none", "reconciler.since": None, "reconciler.detail": "no reconciler has led on this database yet"},
+        "No reconciler runs",
+        "No reconciler has led on this database yet. Orders are kept, and nothing else happens to them.",
+    ),
     (
         {"database.status": "failing", "database.since": -5, "database.detail": "orders cannot be written; the log says why"},
         "Orders cannot be written",
-        "Orders cannot be written, for 5 s: the log says why. No order is acknowledged, and none is lost.",
+        "It has failed for 5 s: orders cannot be written; the log says why. No order is acknowledged, and none is lost.",
     ),
     ({"attention.process_lost": 1, "orders.PROCESSING": 1}, "1 order needs looking at", "1 process runs."),
     ({"attention.upstream_unreachable": 2}, "The upstream answers for some orders only", ""),

@@ -2,7 +2,7 @@
 import { ALL, Link, START, STATUSES, filtered, sameList } from "./address.js";
 import { html } from "./preact-htm.js";
 import { local, secondsSince, useNow } from "./time.js";
-import { ATTENTION, attentionTotal, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
+import { ATTENTION, attentionTotal, capital, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
 
 export function State({ known }) {
   const moment = useNow();
@@ -29,10 +29,6 @@ export function State({ known }) {
       </div>`)}
     </dl>
   </section>`;
-}
-
-function capital(text) {
-  return text[0].toUpperCase() + text.slice(1);
 }
 
 // A shape for each level, so that it is told without its colour.

@@ -88,8 +88,7 @@ export function signs(stats, moment) {
 
 function database({ database: { status, since, detail, bytes: size, wal_bytes: log } }, moment) {
   const time = since ? ` for ${lasting(since, moment)}` : "";
-  const why = detail?.replace(/^orders cannot be written; /, "");
-  if (status !== "ok") return { level: "bad", words: [`Orders cannot be written${time && `,${time}`}: ${why}. No order is acknowledged, and none is lost.`] };
+  if (status !== "ok") return { level: "bad", words: [`It has failed${time}: ${sentence(detail)} No order is acknowledged, and none is lost.`] };
   const room = log > 64e6 ? `, and ${bytes(log)} more in its log` : "";
   return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size)} on disk${room}.`] };
 }
@@ -138,8 +137,8 @@ function waiting(stats, moment) {
 const DENSE_SECONDS = 3;
 
 function reconciler(stats, moment) {
-  const { status, since, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
-  if (status === "none") return { level: "bad", words: ["None has run on this database yet: orders are kept, and nothing else happens to them."] };
+  const { status, since, detail, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
+  if (status === "none") return { level: "bad", words: [`${sentence(capital(detail))} Orders are kept, and nothing else happens to them.`] };
   const leads = since ? `It has led for ${lasting(since, moment)}` : "It leads";
   const lastly = last ? `It looked at orders ${ago(last, moment)}` : "It has not looked at any order yet";
   if (status === "overdue") {
@@ -158,6 +157,10 @@ function reconciler(stats, moment) {
     words.push(`${counted(PROCESSING, "process runs", "processes run")}${stats.pace.window === null ? "" : ` of ${number(stats.pace.window)} at most`}.${when}`);
   }
   return { level: "good", words };
+}
+
+export function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 // What a detail says, with a full stop.
