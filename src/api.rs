@@ -1,12 +1,12 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
-//! It records intent and tells what is so; it never calls the order process service. All paths and
-//! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`; single orders are in `api/single.rs`, lists in
-//! `api/listing.rs`, events in `api/events.rs`, and what wakes those who wait for a change in
-//! `api/watcher.rs`. How orders are written is in `api/json.rs`, any object in `api/object.rs`,
-//! what an error looks like in `api/problem.rs`, the health of the program in `api/health.rs`, what
-//! is told of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, how
-//! requests are counted in `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only
+//! It records intent and reports state; it never calls the order process service. All paths and
+//! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`. Single orders are
+//! in `api/single.rs`, lists in `api/listing.rs`, events in `api/events.rs`, and what wakes those who
+//! wait for a change in `api/watcher.rs`. Orders are written by `api/json.rs`, any object by
+//! `api/object.rs`, errors by `api/problem.rs`. The health of the program is in `api/health.rs`, what
+//! is known of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, counts
+//! of requests in `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only
 //! `order-service dev` serves are handed in.
 
 mod events;
