@@ -246,7 +246,7 @@ impl Model {
         }
     }
 
-    /// Makes the first process of each life succeed after [`FIRST_SECS`], whatever is drawn.
+    /// Makes the first process of each life succeed after three seconds, whatever is drawn.
     pub const fn with_first_success(mut self) -> Self {
         self.first_succeeds = true;
         self
