@@ -34,8 +34,8 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::check::Finding;
-pub use self::cursor::{Cursor, GoneReason, NotACursor};
-use self::cursor::{Extent, Gone, Histories, Sequence};
+pub use self::cursor::{Cursor, Gone};
+use self::cursor::{Extent, Histories, Sequence};
 pub use self::history::{Glance, Sizes};
 pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::EventWatch;
@@ -74,19 +74,8 @@ pub enum StoreError {
     #[error("the database did not answer in time; the write may still take effect")]
     OutcomeUnknown,
     /// A reader that goes on from this position might miss something.
-    #[error("{reason}")]
-    Gone {
-        /// What the reader might miss.
-        reason: GoneReason,
-        /// The position from which to read what is left.
-        left: Cursor,
-    },
-}
-
-impl From<Gone> for StoreError {
-    fn from(Gone { reason, left }: Gone) -> Self {
-        Self::Gone { reason, left }
-    }
+    #[error(transparent)]
+    Gone(#[from] Gone),
 }
 
 impl From<rusqlite::Error> for StoreError {

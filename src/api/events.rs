@@ -191,8 +191,8 @@ impl EventStream {
     fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut stream| async {
             let piece = stream.next().await.transpose()?;
-            if let Err(StoreError::Gone { reason, .. }) = &piece {
-                log::info!("a stream ends after event {}: {reason}", stream.after.seq);
+            if let Err(StoreError::Gone(gone)) = &piece {
+                log::info!("a stream ends after event {}: {gone}", stream.after.seq);
                 return None;
             }
             if let Err(error) = &piece {

@@ -27,8 +27,6 @@ pub(super) struct Listing {
     form: Form,
     /// The place of the newest order that existed when the request began.
     last: i64,
-    /// The position to go on from.
-    after: Cursor,
     is_begun: bool,
     is_done: bool,
 }
@@ -37,7 +35,6 @@ impl Listing {
     pub fn new(store: Store, query: ListQuery, form: Form) -> Result<Self, Problem> {
         let last = tokio::task::block_in_place(|| store.newest_seq()).map_err(store_problem)?;
         Ok(Self {
-            after: query.after,
             store,
             query,
             form,
@@ -87,7 +84,7 @@ impl Listing {
     fn read(&self, limit: usize) -> Result<(Vec<Order>, Cursor), StoreError> {
         tokio::task::block_in_place(|| {
             self.store
-                .page_after(&self.query.filter, self.after, self.last, limit)
+                .page_after(&self.query.filter, self.query.after, self.last, limit)
         })
     }
 
@@ -104,7 +101,7 @@ impl Listing {
     fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
         let (orders, next) = self.read(STREAM_PAGE)?;
         self.is_done = orders.len() < STREAM_PAGE;
-        self.after = next;
+        self.query.after = next;
         Ok(self.write(&orders))
     }
 

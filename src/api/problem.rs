@@ -15,7 +15,7 @@ pub(super) use self::kinds::page;
 use super::json::{location, order_members};
 use super::object::Object;
 use crate::order::Order;
-use crate::store::{Cursor, GoneReason, StoreError};
+use crate::store::{Cursor, Gone, StoreError};
 
 /// Seconds after which a client may try again what could not be done now.
 const RETRY_AFTER_SECS: u64 = 1;
@@ -153,10 +153,10 @@ impl Problem {
         )
     }
 
-    pub fn removed(reason: GoneReason) -> Self {
+    pub fn removed(gone: Gone) -> Self {
         Self::new(
             &kinds::REMOVED,
-            format!("{reason}; begin anew, or follow the header Link to what is left"),
+            format!("{gone}; begin anew, or follow the header Link to what is left"),
         )
     }
 
@@ -217,7 +217,7 @@ fn shortened(text: &str) -> String {
 /// the store has told it when it began.
 pub(super) fn store_problem(error: StoreError) -> Problem {
     let (kind, detail) = match error {
-        StoreError::Gone { reason, .. } => return Problem::removed(reason),
+        StoreError::Gone(gone) => return Problem::removed(gone),
         StoreError::Overloaded => (
             &kinds::OVERLOADED,
             "the write queue is full; nothing was done",
@@ -242,9 +242,9 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
 /// after another one.
 pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Cursor) -> String) -> Problem {
     match error {
-        StoreError::Gone { reason, left } => match next_link(&next(left)) {
-            Some(link) => Problem::removed(reason).with_header(LINK, link),
-            None => Problem::removed(reason),
+        StoreError::Gone(gone) => match next_link(&next(gone.left)) {
+            Some(link) => Problem::removed(gone).with_header(LINK, link),
+            None => Problem::removed(gone),
         },
         other => store_problem(other),
     }

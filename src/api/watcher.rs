@@ -264,7 +264,7 @@ impl Shared {
                         tokio::time::sleep(LOOK_INTERVAL).await;
                     }
                 }
-                Err(StoreError::Gone { .. }) => self.skip(),
+                Err(StoreError::Gone(_)) => self.skip(),
                 Err(error) => {
                     if !is_blind {
                         log::warn!("changes of orders cannot be noticed: {error}");

@@ -53,14 +53,11 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// A text that is no position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotACursor;
-
 impl FromStr for Cursor {
-    type Err = NotACursor;
+    /// The text is no position.
+    type Err = ();
 
-    fn from_str(text: &str) -> Result<Self, NotACursor> {
+    fn from_str(text: &str) -> Result<Self, ()> {
         let parse = || {
             let Some((seq, origin)) = text.split_once('-') else {
                 return Some(Self::bare(text.parse().ok()?));
@@ -74,13 +71,13 @@ impl FromStr for Cursor {
         };
         // No signs and no leading zeros.
         let cursor = parse().filter(|cursor: &Self| cursor.to_string() == text);
-        cursor.ok_or(NotACursor)
+        cursor.ok_or(())
     }
 }
 
 /// Reasons for which a reader that went on from a position might miss something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GoneReason {
+pub(super) enum GoneReason {
     /// Some of what follows may have been pruned before the reader saw it.
     #[error("some of what follows this position was pruned after it was given out")]
     Pruned,
@@ -98,10 +95,11 @@ pub enum GoneReason {
     Beyond,
 }
 
-/// A position that a reader cannot go on from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Gone {
-    pub reason: GoneReason,
+/// A reader cannot go on from a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Gone {
+    pub(super) reason: GoneReason,
     /// The position from which to read what is left.
     pub left: Cursor,
 }
@@ -152,9 +150,8 @@ pub(super) struct Histories(Vec<History>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct History {
     id: u32,
-    /// The newest order and the newest entry when it began, and how many entries had been pruned.
-    newest_order: i64,
-    newest_entry: i64,
+    /// The newest of each [`Sequence`] when it began, and how many entries had been pruned.
+    newest: [i64; 2],
     pruned: i64,
 }
 
@@ -181,8 +178,7 @@ impl Histories {
             .query_map([], |row| {
                 Ok(History {
                     id: row.get(0)?,
-                    newest_order: row.get(1)?,
-                    newest_entry: row.get(2)?,
+                    newest: [row.get(1)?, row.get(2)?],
                     pruned: row.get(3)?,
                 })
             })?
@@ -219,10 +215,9 @@ impl Histories {
             return gone(GoneReason::UnknownHistory, Cursor::default());
         };
         let next = self.0.get(at + 1);
-        let (newest, pruned) = match (next, now.sequence) {
-            (None, _) => (now.newest, now.pruned),
-            (Some(next), Sequence::Orders) => (next.newest_order, next.pruned),
-            (Some(next), Sequence::Journal) => (next.newest_entry, next.pruned),
+        let (newest, pruned) = match next {
+            None => (now.newest, now.pruned),
+            Some(next) => (next.newest[now.sequence as usize], next.pruned),
         };
         let has_seen_all = origin.pruned == now.pruned && origin.pruned <= pruned;
         if cursor.seq > newest {
@@ -272,7 +267,7 @@ mod tests {
             "1 ",
             "日本",
         ] {
-            assert_eq!(text.parse::<Cursor>(), Err(NotACursor), "{text:?}");
+            assert_eq!(text.parse::<Cursor>(), Err(()), "{text:?}");
         }
     }
 
@@ -307,8 +302,7 @@ mod tests {
         fn open_elsewhere(&mut self, id: u32) {
             self.histories.0.push(History {
                 id,
-                newest_order: 0,
-                newest_entry: self.now.newest,
+                newest: [0, self.now.newest],
                 pruned: self.now.pruned,
             });
         }

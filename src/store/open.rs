@@ -3,7 +3,6 @@
 //! Every way in which it can be unusable ends here in one line that says what to do. Reading and
 //! writing are elsewhere in `store`.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -183,37 +182,16 @@ pub enum OpenError {
 #[derive(Clone, Debug)]
 pub(super) struct OpenedFile {
     pub path: PathBuf,
-    identity: Identity,
+    identity: String,
 }
 
-/// Identity of a file. An inode's number is often given to the next file that is made, so the time of
-/// its birth counts too, where the file system keeps that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    born_ns: u128,
-}
-
-impl Identity {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        let born = metadata.created().unwrap_or(UNIX_EPOCH);
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            born_ns: born
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |age| age.as_nanos()),
-        })
-    }
-}
-
-/// The text that a database keeps (`histories` in its schema).
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}-{}", self.device, self.inode, self.born_ns)
-    }
+/// Returns device, inode and time of birth of a file, as a database keeps them. An inode's number is
+/// often given to the next file that is made; not every file system has a time of birth.
+fn identity(path: &Path) -> io::Result<String> {
+    let file = fs::metadata(path)?;
+    let born = file.created().unwrap_or(UNIX_EPOCH);
+    let born = born.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{}-{}-{}", file.dev(), file.ino(), born.as_nanos()))
 }
 
 /// The path of the database no longer leads to the file that was opened.
@@ -224,7 +202,7 @@ pub(super) struct Moved(PathBuf);
 impl OpenedFile {
     /// Whether the path still leads to the file that was opened.
     pub fn check(&self) -> Result<(), Moved> {
-        match Identity::of(&self.path) {
+        match identity(&self.path) {
             Ok(identity) if identity == self.identity => Ok(()),
             _ => Err(Moved(self.path.clone())),
         }
@@ -368,7 +346,7 @@ impl From<rusqlite::Error> for Unmigrated {
     }
 }
 
-fn migrate(path: &Path) -> Result<(Identity, Histories), Unmigrated> {
+fn migrate(path: &Path) -> Result<(String, Histories), Unmigrated> {
     let mut db = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
@@ -376,7 +354,7 @@ fn migrate(path: &Path) -> Result<(Identity, Histories), Unmigrated> {
     // Before anything in the file is touched.
     let format = format(&db, path)?;
     pragmas(&db, path)?;
-    let identity = Identity::of(path).map_err(|error| {
+    let identity = identity(path).map_err(|error| {
         let path = path.to_owned();
         let source = Box::new(error);
         Unmigrated::Refused(OpenError::Other { path, source })
@@ -385,7 +363,7 @@ fn migrate(path: &Path) -> Result<(Identity, Histories), Unmigrated> {
     upgrade(&change, format)?;
     // A file that may only be read is found out now and not by the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    let histories = Histories::open(&change, &identity.to_string())?;
+    let histories = Histories::open(&change, &identity)?;
     change.commit()?;
     Ok((identity, histories))
 }

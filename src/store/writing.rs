@@ -51,7 +51,7 @@ impl Counts {
     pub fn refused(&self, error: &StoreError) {
         self.change(|writing| match error {
             StoreError::Overloaded => writing.overloaded += 1,
-            StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone { .. } => {
+            StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
                 writing.unwritable += 1;
             }
             StoreError::OutcomeUnknown => writing.unknown += 1,
