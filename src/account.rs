@@ -46,8 +46,8 @@ pub struct Account {
 }
 
 impl Account {
-    /// How a program ends that has taken this account. Open orders are clean, and so are forgotten
-    /// processes as long as the reconciler takes care of them.
+    /// Returns the exit code of a program that has taken this account. Open orders are clean, and so
+    /// are lost ones that the reconciler takes care of by itself.
     pub fn exit(&self) -> Exit {
         let is_wrong = self.disagreeing > 0
             || self.started_twice.is_some_and(|twice| twice > 0)

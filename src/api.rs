@@ -74,7 +74,7 @@ pub struct Api {
     dev: Dev,
 }
 
-/// What `order-service dev` adds.
+/// Additions of `order-service dev`.
 enum Dev {
     /// The program is another one.
     Off,

@@ -28,8 +28,8 @@ use crate::simulator::{self, Simulator};
 use crate::store::{DatabasePath, Mode, Store};
 use crate::upstream::UpstreamUrl;
 
-/// What is logged unless `RUST_LOG` says otherwise: what happens to each order instead of what each
-/// pass did, and nothing that the banner says already.
+/// Log levels unless `RUST_LOG` says otherwise: each order's steps instead of what each pass did, and
+/// nothing that the banner says already.
 pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
                                order_service::pass=warn,order_service::store=error,\
                                rustls_platform_verifier=off";
@@ -105,7 +105,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     })
 }
 
-/// How long the simulator may take to run again after a crash.
+/// Time limit for the simulator to run again after a crash: it takes a second.
 const MEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Ends all that goes wrong in the simulator, so that it answers for the account.
@@ -176,7 +176,7 @@ fn print_banner(
     Ok(())
 }
 
-/// What is done to the simulator at once; everything else stays for as long as it is chosen.
+/// The choice that takes effect once; everything else stays for as long as it is chosen.
 const CRASH: &str = "crash";
 
 /// Nothing works, until something else is chosen.
@@ -185,9 +185,9 @@ const DOWN: &str = "down";
 /// The simulator, as the dashboard shows it.
 #[derive(Serialize)]
 struct State {
-    /// What goes wrong, if it is one of the choices.
+    /// Name of the present choice, if the faults are those of one.
     now: Option<&'static str>,
-    /// The same in words.
+    /// Its effect, in words.
     effect: Option<&'static str>,
     is_alive: bool,
     choices: Vec<&'static str>,
@@ -259,7 +259,7 @@ fn state(simulator: &Simulator) -> Response {
 /// Something that can go wrong.
 struct Choice {
     name: &'static str,
-    /// What happens then, for people.
+    /// Its effect, in words.
     effect: &'static str,
     faults: Faults,
 }

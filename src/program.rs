@@ -173,7 +173,7 @@ fn origin(target: &str) -> &str {
 /// Notified by the second stop signal: the program ends at once.
 static AT_ONCE: Notify = Notify::const_new();
 
-/// How long that may take. A program that is busy then ends without cleaning up.
+/// Time limit for that. A program that is busy exits then without cleaning up.
 const AT_ONCE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal ends the program
@@ -216,7 +216,7 @@ async fn any(signals: &mut [Signal]) {
     futures_util::future::select_all(received).await;
 }
 
-/// Whether whoever started this program wants the signal ignored, as `nohup` does.
+/// Returns whether this program was started with the signal ignored, as `nohup` does it.
 fn is_ignored(kind: SignalKind) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();

@@ -220,7 +220,7 @@ impl HttpUpstream {
         }
     }
 
-    /// What to look at after an answer with this status.
+    /// A remark that tells where to look after an answer with this status.
     fn hint(&self, status: StatusCode) -> String {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

@@ -64,7 +64,7 @@ impl Reachability {
         }
     }
 
-    /// What was seen instead of the last usable answer that was missing, since this was made.
+    /// Detail of the last failure since this was made.
     pub fn last_failure(&self) -> Option<&str> {
         self.last_failure.as_deref()
     }

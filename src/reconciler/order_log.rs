@@ -48,7 +48,7 @@ impl<U, C> World<U, C> {
     }
 }
 
-/// What happened to the order; nothing if no one would care.
+/// Describes a step to someone who watches; nothing if there is nothing to see.
 fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
     Some(match step {
