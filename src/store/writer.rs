@@ -549,7 +549,10 @@ mod tests {
         let writes: Vec<_> = (0..QUEUE_MAX + 10)
             .map(|n| bench.create(&format!("a{n}")))
             .collect();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Beyond the queue there is one more in the hands of the writer.
+        while bench.store.writing().overloaded < 9 {
+            tokio::task::yield_now().await;
+        }
         bench.other.unlock().unwrap();
         let mut overloaded = 0;
         for write in writes {
