@@ -76,10 +76,16 @@ impl Record {
 /// their answers never left. An error names the file, and the line that is no entry.
 pub fn read_record(path: &Path) -> anyhow::Result<Vec<Entry>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut entries = Vec::new();
-    for (line, number) in BufReader::new(file).split(b'\n').zip(1..) {
+    let (mut file, mut line, mut entries) = (BufReader::new(file), Vec::new(), Vec::new());
+    for number in 1.. {
         let place = || format!("{}, line {number}", path.display());
-        match serde_json::from_slice(&line.with_context(place)?) {
+        line.clear();
+        file.read_until(b'\n', &mut line).with_context(place)?;
+        // What has no end yet may get the rest of it before it is read again.
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        match serde_json::from_slice(&line) {
             Ok(entry) => entries.push(entry),
             Err(error) if error.is_eof() => {}
             Err(error) => return Err(error).with_context(place),
