@@ -111,9 +111,6 @@ impl fmt::Display for Account {
 
 /// Takes the account. An upstream that does not answer leaves what only it can tell unknown.
 /// `policy` is that of the reconciler.
-///
-/// # Errors
-/// The database cannot be read.
 pub async fn take(
     store: &Store,
     upstream: &impl Upstream,

@@ -35,9 +35,6 @@ pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
                                rustls_platform_verifier=off";
 
 /// Runs everything until a signal, and prints the account.
-///
-/// # Errors
-/// Something cannot be begun, or the reconciler ended before it was asked to.
 pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let folder = tempfile::Builder::new()

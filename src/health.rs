@@ -25,10 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// Asks the API that listens at `address`. Returns its answer.
-///
-/// # Errors
-/// It is not healthy, or does not answer.
+/// Asks the API that listens at `address`. Returns its answer; an unhealthy one is an error.
 pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
     let address = SocketAddr::new(reachable(address.ip()), address.port());
     tokio::time::timeout(TIMEOUT, ask(address))
@@ -69,10 +66,7 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads the heartbeat of the reconciler that leads on this database.
-///
-/// # Errors
-/// It is not healthy, or the database cannot be read.
+/// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error.
 pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
     let heartbeat = read_heartbeat(database)?;
     let last = last_pass(&heartbeat);

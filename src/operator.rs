@@ -25,9 +25,6 @@ use crate::upstream::{HttpUpstream, UpstreamUrl};
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `backup`: copies the database while all is running, and prints what is in the copy.
-///
-/// # Errors
-/// There is no backup, and why.
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let taken = tokio::select! {
@@ -49,9 +46,6 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 }
 
 /// `check`: prints what is not as it must be in a database, or that all is well.
-///
-/// # Errors
-/// The database cannot be used.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let mut count = 0;
@@ -71,9 +65,6 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
 }
 
 /// `explain`: prints what `GET /order/{id}/explain` serves, as text.
-///
-/// # Errors
-/// The database cannot be used.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let now = SystemClock.now();
@@ -97,9 +88,6 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
 }
 
 /// `account`: holds the database against the upstream, and prints what was found.
-///
-/// # Errors
-/// The database cannot be used, or a setting is wrong.
 pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
     let store = Store::open_existing(&args.database.database_url)?;
@@ -111,9 +99,6 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
 }
 
 /// `restart`: lets orders be started again that are held or refused.
-///
-/// # Errors
-/// The database cannot be used.
 pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let ids = if args.all_lost {
@@ -131,9 +116,6 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
 }
 
 /// `fail`: settles orders as FAILED whose process was forgotten.
-///
-/// # Errors
-/// The database cannot be used.
 pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let mut exit = Exit::Done;
@@ -208,9 +190,6 @@ fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
 }
 
 /// The upstream at this URL, with the token from the environment.
-///
-/// # Errors
-/// The token cannot be sent.
 pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
     let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
     HttpUpstream::new(url, token.as_deref(), request_timeout)

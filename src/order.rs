@@ -56,9 +56,6 @@ impl std::error::Error for IdError {}
 
 impl OrderId {
     /// Checks a text and makes it an id.
-    ///
-    /// # Errors
-    /// The first rule that the text breaks.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, IdError> {
         let text = text.into();
         check(&text)?;

@@ -178,9 +178,6 @@ const AT_ONCE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal ends the program
 /// at once.
-///
-/// # Errors
-/// The signals cannot be listened to.
 pub fn stop_on_signals() -> anyhow::Result<Stop> {
     let listen = |kind| signal(kind).context("signals cannot be listened to");
     let mut signals = vec![
@@ -273,9 +270,6 @@ pub struct ReconcilerThread<T = ()>(oneshot::Receiver<anyhow::Result<T>>);
 
 impl ReconcilerThread {
     /// Waits for the lead, and then reconciles until `stop`.
-    ///
-    /// # Errors
-    /// The thread cannot be made.
     pub fn spawn(
         store: Store,
         upstream: HttpUpstream,
@@ -295,9 +289,6 @@ impl ReconcilerThread {
 impl ReconcilerThread<bool> {
     /// Has every order that is due tried once; tells whether the upstream could be used. The caller
     /// has the lead.
-    ///
-    /// # Errors
-    /// The thread cannot be made.
     pub fn once(
         store: Store,
         upstream: HttpUpstream,
@@ -346,9 +337,6 @@ impl<T: Send + 'static> ReconcilerThread<T> {
 }
 
 /// A runtime for a reconciler: one thread, which the store may block.
-///
-/// # Errors
-/// The system gives none.
 pub fn reconciler_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -182,9 +182,6 @@ pub struct Reconciler<U, C> {
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// A reconciler that goes on where an earlier one stopped.
-    ///
-    /// # Errors
-    /// The database cannot be read.
     pub fn new(store: Store, upstream: U, clock: C, settings: Settings) -> anyhow::Result<Self> {
         let mut heartbeat = store.heartbeat()?;
         let now = clock.now();
@@ -389,9 +386,6 @@ fn note(pace: &mut Pace, now: Timestamp, failure: Option<&Failure>) {
 }
 
 /// Takes the lead, or waits for it. Nothing if the program is to end first.
-///
-/// # Errors
-/// The lock file beside the database cannot be used.
 pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<LeaderLock>> {
     let mut told = false;
     loop {
@@ -453,9 +447,6 @@ pub async fn run<U: Upstream, C: Clock>(
 }
 
 /// Passes until every order that is due was tried once. Tells whether the upstream could be used.
-///
-/// # Errors
-/// The database cannot be read or written.
 pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,

@@ -147,9 +147,6 @@ impl ListDecoder {
     }
 
     /// Ends the list, and returns how many entries were in it.
-    ///
-    /// # Errors
-    /// The closing bracket is missing.
     pub fn finish(self) -> Result<u64, ListError> {
         if self.expects == Expects::Nothing {
             Ok(self.entries)
