@@ -117,6 +117,9 @@ pub fn compare(scale: Scale) {
         swept.sort_by(|a, b| a.1.starts_per_order.total_cmp(&b.1.starts_per_order));
         let (fixed, figures) = &swept[0];
         row(&format!("  fewest starts: {}", told(fixed)), *figures);
+        let client = unpaced(ceiling);
+        let figures = self::fixed(client, scale, 0);
+        row(&format!("  not paced: {}", told(&client)), figures);
     }
     for (title, ceiling) in [
         ("a robust upstream, at most 50 starts/s", CEILING),
@@ -128,20 +131,25 @@ pub fn compare(scale: Scale) {
             ..scale
         };
         row("  learned (the reconciler)", learned(first, ceiling, false));
-        let none = Fixed {
-            starts_per_second: ceiling,
-            window: usize::MAX,
-            looks: Looks::ListEvery(Duration::from_secs(1)),
-        };
+        let client = unpaced(ceiling);
         let load = Load::Orders(scale.orders);
-        let run = run(none, load, MAX_SECS.into(), None, 1);
+        let run = run(client, load, MAX_SECS.into(), None, 1);
         let figures = Figures::of(&run, scale.orders);
-        row(&format!("  not paced: {}", told(&none)), figures);
+        row(&format!("  not paced: {}", told(&client)), figures);
     }
     println!(
         "\n  * orders that had to be started more than five times, --max-starts of the default; ± is \
          the standard error"
     );
+}
+
+/// A client that limits nothing but the rate, if even that, and reads the list every second.
+fn unpaced(starts_per_second: f64) -> Fixed {
+    Fixed {
+        starts_per_second,
+        window: usize::MAX,
+        looks: Looks::ListEvery(Duration::from_secs(1)),
+    }
 }
 
 fn row(name: &str, figures: Figures) {
