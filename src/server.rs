@@ -1,9 +1,7 @@
 //! Serves a tower service over HTTP/1.1 so that no client can hold up another, or the shutdown.
 //!
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
-//! served is in `api` and in `simulator`; the timer of a connection is in `server/alarm.rs`.
-
-mod alarm;
+//! served is in `api` and in `simulator`.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,7 +19,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::Service as HyperService;
 use hyper::{Request, Response, Uri};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,8 +27,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
-
-use self::alarm::Alarm;
 
 /// How long a client may take for the head of a request. It is the idle limit of a kept-alive
 /// connection too, and therefore longer than most clients keep one in their pool.
@@ -202,16 +198,13 @@ where
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let is_usual = situation.is_none();
     http1::Builder::new()
-        .timer(Alarm::new())
+        .timer(TokioTimer::new())
         .header_read_timeout(if is_usual {
             HEAD_TIMEOUT
         } else {
             CROWDED_HEAD_TIMEOUT
         })
         .max_buf_size(HEAD_BYTES_MAX)
-        // Nearly every answer is short: to copy its body behind its head costs less than to have
-        // the system gather the two.
-        .writev(false)
         .keep_alive(is_usual)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),
