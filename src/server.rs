@@ -3,25 +3,22 @@
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
 //! served is in `api` and in `simulator`.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::Service as HyperService;
+use hyper::service::service_fn;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use pin_project_lite::pin_project;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
@@ -149,7 +146,7 @@ pub async fn serve<S, B>(
             () = stop.cancelled() => break,
             next = places.accept(&listener) => next,
         };
-        let connection = connection(stream, place.situation, &in_flight, service.clone());
+        let connection = connection(stream, place.situation, in_flight.clone(), service.clone());
         tokio::spawn(place.hold(graceful.watch(connection)));
     }
     let drained = async {
@@ -171,25 +168,28 @@ pub async fn serve<S, B>(
             () = &mut drained => return,
             (stream, place) = places.accept(&listener) => {
                 let draining = Some(Situation::Draining);
-                let connection = connection(stream, draining, &InFlight::default(), service.clone());
+                let connection = connection(stream, draining, InFlight::default(), service.clone());
                 tokio::spawn(place.hold(connection));
             }
         }
     }
 }
 
-/// A client's stream, given up when it does not take its answer.
-type Io = TokioIo<Pin<Box<TimeoutStream<TcpStream>>>>;
-
+/// Serves a connection. Each request has the situation in its extensions, and is in flight until its
+/// answer is written or given up.
 fn connection<S, B>(
     stream: TcpStream,
     situation: Option<Situation>,
-    in_flight: &InFlight,
+    in_flight: InFlight,
     service: S,
-) -> http1::Connection<Io, Situated<S>>
+) -> impl GracefulConnection<Error = hyper::Error> + Send
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-    B: Body<Data = Bytes> + Unpin + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     // Answers are written whole: waiting to fill a segment would only delay them.
@@ -197,6 +197,28 @@ where
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let is_usual = situation.is_none();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let begun = in_flight.begin();
+        if let Some(situation) = situation {
+            request.extensions_mut().insert(situation);
+        }
+        // CONNECT names a host instead of a path, and warp expects a path.
+        if request.uri().path_and_query().is_none() {
+            *request.uri_mut() = Uri::from_static("/");
+        }
+        let answer = service.clone().call(request);
+        async move {
+            let answer = answer.await?;
+            // The closure is dropped with the body, and ends the request then.
+            let written = |body: B| {
+                body.map_err(move |error| {
+                    let _ = &begun;
+                    error
+                })
+            };
+            Ok::<_, Infallible>(answer.map(written))
+        }
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(if is_usual {
@@ -206,14 +228,7 @@ where
         })
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(is_usual)
-        .serve_connection(
-            TokioIo::new(Box::pin(stream)),
-            Situated {
-                situation,
-                in_flight: in_flight.clone(),
-                inner: RefCell::new(service),
-            },
-        )
+        .serve_connection(TokioIo::new(Box::pin(stream)), service)
 }
 
 /// The places for connections.
@@ -336,86 +351,6 @@ impl Drop for Begun {
         if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.none.notify_waiters();
         }
-    }
-}
-
-/// An answer's body, in flight until it is written or given up.
-struct Written<B> {
-    body: B,
-    _begun: Option<Begun>,
-}
-
-impl<B: Body + Unpin> Body for Written<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Puts the connection's situation into each request, if there is one, and counts the request until
-/// it is answered.
-struct Situated<S> {
-    situation: Option<Situation>,
-    in_flight: InFlight,
-    /// Borrowed while it is called, which is over before anyone else can call it.
-    inner: RefCell<S>,
-}
-
-impl<S, B> HyperService<Request<Incoming>> for Situated<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-{
-    type Response = Response<Written<B>>;
-    type Error = Infallible;
-    type Future = Answering<S::Future>;
-
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let begun = Some(self.in_flight.begin());
-        if let Some(situation) = self.situation {
-            request.extensions_mut().insert(situation);
-        }
-        // CONNECT names a host instead of a path, and warp expects a path.
-        if request.uri().path_and_query().is_none() {
-            *request.uri_mut() = Uri::from_static("/");
-        }
-        let answer = self.inner.borrow_mut().call(request);
-        Answering { answer, begun }
-    }
-}
-
-pin_project! {
-    /// A request in flight, until its answer takes this over.
-    struct Answering<F> {
-        #[pin]
-        answer: F,
-        begun: Option<Begun>,
-    }
-}
-
-impl<F, B> Future for Answering<F>
-where
-    F: Future<Output = Result<Response<B>, Infallible>>,
-{
-    type Output = Result<Response<Written<B>>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let answer = ready!(this.answer.poll(context))?;
-        let _begun = this.begun.take();
-        Poll::Ready(Ok(answer.map(|body| Written { body, _begun })))
     }
 }
 
