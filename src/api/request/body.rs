@@ -6,8 +6,8 @@ use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Buf;
-use futures_util::{FutureExt, Stream, StreamExt};
+use bytes::{Buf, BufMut};
+use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -35,27 +35,17 @@ pub(in super::super) async fn read_body<B: Buf>(
         return Err(Problem::too_large(BODY_MAX));
     }
     let mut body = pin!(body);
-    let mut read = pin!(async {
+    let read = async {
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
-            let mut chunk =
-                chunk.map_err(|_| Problem::body("the body broke off before its end"))?;
-            while chunk.has_remaining() {
-                let piece = chunk.chunk();
-                if bytes.len() + piece.len() > BODY_MAX {
-                    return Err(Problem::too_large(BODY_MAX));
-                }
-                bytes.extend_from_slice(piece);
-                let length = piece.len();
-                chunk.advance(length);
+            let chunk = chunk.map_err(|_| Problem::body("the body broke off before its end"))?;
+            if bytes.len() + chunk.remaining() > BODY_MAX {
+                return Err(Problem::too_large(BODY_MAX));
             }
+            bytes.put(chunk);
         }
         Ok(bytes)
-    });
-    // Nearly every body has come together with its head: that takes no timer.
-    if let Some(body) = read.as_mut().now_or_never() {
-        return body;
-    }
+    };
     tokio::time::timeout(BODY_TIMEOUT, read)
         .await
         .unwrap_or_else(|_| Err(Problem::too_slow(BODY_TIMEOUT.as_secs())))
