@@ -130,6 +130,15 @@ pub struct DevArgs {
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]
     pub reconcile: ReconcileArgs,
+    /// Address that the simulator listens on; port 0 takes a free one, which is printed
+    #[arg(
+        long,
+        env = "SIMULATOR_LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:0",
+        value_parser = parse_address
+    )]
+    pub simulator_listen: SocketAddr,
     /// The simulator's processes run a random whole number of seconds below this and toss a coin;
     /// the first one takes 3 s at most and succeeds
     #[arg(

@@ -3,6 +3,7 @@
 //! All of it is temporary. The dashboard has buttons that break and mend the simulator; their routes
 //! are here, as the API does not know the simulator.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,12 +42,12 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         .prefix("order-service-")
         .tempdir()
         .context("no temporary folder can be made")?;
-    let listener = server::listen(args.listen.listen).await?;
+    let listener = server::listen(args.listen.listen, "--listen").await?;
     let (url, simulator_listener) = match &args.order_process_url {
         Some(url) => (url.clone(), None),
         None => {
-            let listener = server::listen(([127, 0, 0, 1], 0).into()).await?;
-            let url = format!("http://{}", listener.local_addr()?);
+            let listener = server::listen(args.simulator_listen, "--simulator-listen").await?;
+            let url = url_at(&listener)?;
             let url: UpstreamUrl = url.parse().context("the simulator has an odd address")?;
             (url, Some(listener))
         }
@@ -62,7 +63,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     if let Some(listener) = simulator_listener {
         let control = simulator::listen_for_control(args.faults.control).await?;
         control_url = match &control {
-            Some(control) => Some(format!("http://{}", control.local_addr()?)),
+            Some(control) => Some(url_at(control)?),
             None => None,
         };
         let options = simulator::Options {
@@ -117,6 +118,18 @@ async fn mend(simulator: &Simulator) {
     let _ = tokio::time::timeout(MEND_TIMEOUT, runs_again).await;
 }
 
+/// The URL of a listener for a client on this machine. A listener on every address is reached at the
+/// loopback address.
+fn url_at(listener: &TcpListener) -> anyhow::Result<String> {
+    let mut address = listener.local_addr()?;
+    address.set_ip(match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    });
+    Ok(format!("http://{address}"))
+}
+
 fn print_banner(
     args: &DevArgs,
     listener: &TcpListener,
@@ -124,7 +137,7 @@ fn print_banner(
     control: Option<&str>,
     store: &Store,
 ) -> anyhow::Result<()> {
-    let api = format!("http://{}", listener.local_addr()?);
+    let api = url_at(listener)?;
     let upstream = match &args.order_process_url {
         Some(_) => format!("upstream     {upstream}"),
         None => {

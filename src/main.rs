@@ -55,7 +55,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
-    let listener = server::listen(args.listen.listen).await?;
+    let listener = server::listen(args.listen.listen, "--listen").await?;
     tell_address(&listener)?;
     log::info!("the upstream is {}", args.upstream.order_process_url);
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
@@ -66,7 +66,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
-    let listener = server::listen(args.listen.listen).await?;
+    let listener = server::listen(args.listen.listen, "--listen").await?;
     tell_address(&listener)?;
     let api = Api::new(store.clone(), stop.begun.clone());
     program::drained(&stop, async {
@@ -80,7 +80,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
 
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
-    let listener = server::listen(args.listen).await?;
+    let listener = server::listen(args.listen, "--listen").await?;
     let control = simulator::listen_for_control(args.faults.control).await?;
     let options = simulator::Options {
         max_duration_secs: args.max_order_process_duration,

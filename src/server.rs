@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -104,15 +105,15 @@ fn taken(places: &Semaphore, max: usize) -> usize {
     max.saturating_sub(places.available_permits())
 }
 
-/// Opens a listening socket.
+/// Opens a listening socket at the address that `flag` set.
 ///
 /// # Errors
-/// The address is in use, not this machine's, or not permitted. The error names the address.
-pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        anyhow::Error::new(error).context(format!(
-            "cannot listen on {address}; --listen takes another address, or port 0 for a free one"
-        ))
+/// The address is in use, not this machine's, or not permitted. The error names address and flag.
+pub async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address}; {flag} takes another address, or port 0 for a free one"
+        )
     })
 }
 

@@ -27,7 +27,7 @@ impl Upstream {
     /// this time; nothing can be started.
     pub fn begin(ids: Vec<String>, ended_after: Duration) -> anyhow::Result<Self> {
         let runtime = Runtime::new()?;
-        let listener = runtime.block_on(server::listen(([127, 0, 0, 1], 0).into()))?;
+        let listener = runtime.block_on(server::listen(([127, 0, 0, 1], 0).into(), "--listen"))?;
         let url = format!("http://{}", listener.local_addr()?);
         let places = ids.iter().cloned().zip(0..).collect();
         let processes = Arc::new(Processes {

@@ -73,6 +73,7 @@ pub(super) fn simulator_without_simulator(matches: &ArgMatches) -> Option<String
         let others = [
             ("control", "--control"),
             ("seed", "--seed"),
+            ("simulator_listen", "--simulator-listen"),
             ("max_order_process_duration", "--max-order-process-duration"),
         ];
         let (_, flag) = others.into_iter().find(|(id, _)| is_flag(id))?;

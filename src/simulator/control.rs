@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -28,12 +27,7 @@ pub async fn listen(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpLis
     let Some(address) = address else {
         return Ok(None);
     };
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address}; --control takes another address, or port 0 for a free one"
-        )
-    })?;
-    Ok(Some(listener))
+    Ok(Some(server::listen(address, "--control").await?))
 }
 
 /// Serves the control address until `stop`, if there is one.

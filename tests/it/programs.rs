@@ -61,6 +61,7 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
             vec!["order-service", "dev"],
             [
                 with(&[LISTEN, (URL.0, URL.1, ""), LOG]),
+                vec![("--simulator-listen", "SIMULATOR_LISTEN_ADDR", "127.0.0.1:0")],
                 simulated("10").to_vec(),
             ]
             .concat(),

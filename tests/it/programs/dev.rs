@@ -192,6 +192,29 @@ fn the_banner_says_what_a_preset_does_and_how_to_break_the_simulator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_on() {
+    let world = World::new();
+    let variables = [
+        ("LISTEN_ADDR", "0.0.0.0:0"),
+        ("SIMULATOR_LISTEN_ADDR", "0.0.0.0:0"),
+        ("SIMULATOR_CONTROL", "[::]:0"),
+    ];
+    let mut program = world.start_with("order-service", &["dev"], &variables, false);
+    let banner = program.stdout_until("Ctrl-C");
+    let client = Client::new();
+    for (name, loopback, path) in [
+        ("API", "http://127.0.0.1:", "/order"),
+        ("simulator", "http://127.0.0.1:", ""),
+        ("control", "http://[::1]:", "/faults"),
+    ] {
+        let url = told(&banner, name).split(',').next().unwrap();
+        assert!(url.starts_with(loopback), "{banner}");
+        assert_eq!(client.get(format!("{url}{path}")).await.status, 200);
+    }
+    assert_eq!(program.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_happens_to_each_order_is_logged_elsewhere_only_when_it_is_asked_for() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);

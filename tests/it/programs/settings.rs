@@ -194,6 +194,7 @@ fn a_flag_of_the_simulator_is_refused_where_none_runs() {
         ["--preset", "calm"],
         ["--seed", "1"],
         ["--control", "127.0.0.1:0"],
+        ["--simulator-listen", "127.0.0.1:0"],
         ["--max-order-process-duration", "1"],
     ] {
         let by_flag = world.run("order-service", &[&["dev"][..], &url, &flag].concat(), &[]);
@@ -217,6 +218,7 @@ fn a_flag_of_the_simulator_is_refused_where_none_runs() {
         URL,
         ("SIMULATOR_SEED", "1"),
         ("SIMULATOR_CONTROL", "127.0.0.1:0"),
+        ("SIMULATOR_LISTEN_ADDR", "127.0.0.1:0"),
         ("MAX_ORDER_PROCESS_DURATION", "1"),
     ];
     let arguments = ["dev", "--listen", "127.0.0.1:0"];
@@ -284,6 +286,7 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("SIMULATOR_LOG", "record.log"),
         ("SIMULATOR_PRESET", "outage"),
         ("SIMULATOR_CONTROL", "127.0.0.1:0"),
+        ("SIMULATOR_LISTEN_ADDR", "127.0.0.1:0"),
     ];
     let mut program = world.start_with("order-service", &["simulator"], &variables, true);
     program.logs("seed=77 max_duration_secs=7");
