@@ -3,18 +3,17 @@
 //! It records intent and reports state; it never calls the order process service. All paths and
 //! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`. Single orders are
 //! in `api/single.rs`, lists in `api/listing.rs`, events in `api/events.rs`, and what wakes those who
-//! wait for a change in `api/watcher.rs`. Orders are written by `api/json.rs`, any object by
-//! `api/object.rs`, errors by `api/problem.rs`. The health of the program is in `api/health.rs`, what
-//! is known of all orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, counts
-//! of requests in `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only
-//! `order-service dev` serves are handed in.
+//! wait for a change in `api/watcher.rs`. The JSON of orders and events is in `api/json.rs`, errors
+//! are in `api/problem.rs`. The health of the program is in `api/health.rs`, what is known of all
+//! orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, counts of requests in
+//! `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only `order-service dev`
+//! serves are handed in.
 
 mod events;
 mod health;
 mod json;
 mod listing;
 mod metrics;
-mod object;
 mod overview;
 mod pages;
 mod problem;

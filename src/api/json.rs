@@ -1,16 +1,59 @@
-//! An order and an event as their readers see them: the JSON objects, and the path that leads to
-//! an order. How an object is written is in `api/object.rs`.
+//! Orders and events as JSON, and the path of an order.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use super::object::Object;
-use crate::order::{Attention, Event, Order, OrderId};
+use crate::clock::Rfc3339;
+use crate::order::{Attention, Event, EventReason, Order, OrderId, Status};
 
-/// What an order takes as JSON, about, in bytes.
+/// Size of an order as JSON, about, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
 
-/// One order.
+/// An order as JSON.
+#[derive(Serialize)]
+pub(super) struct OrderJson<'a> {
+    id: &'a OrderId,
+    status: Status,
+    created_at: Rfc3339,
+    updated_at: Rfc3339,
+    starts: u32,
+    attention: Option<AttentionJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct AttentionJson<'a> {
+    reason: &'static str,
+    since: Rfc3339,
+    detail: &'a str,
+    next_attempt_at: Option<Rfc3339>,
+}
+
+impl<'a> From<&'a Order> for OrderJson<'a> {
+    fn from(order: &'a Order) -> Self {
+        Self {
+            id: &order.id,
+            status: order.status,
+            created_at: Rfc3339(order.created_at),
+            updated_at: Rfc3339(order.updated_at),
+            starts: order.starts,
+            attention: order.attention.as_ref().map(AttentionJson::from),
+        }
+    }
+}
+
+impl<'a> From<&'a Attention> for AttentionJson<'a> {
+    fn from(attention: &'a Attention) -> Self {
+        Self {
+            reason: attention.reason.as_str(),
+            since: Rfc3339(attention.since),
+            detail: &attention.detail,
+            next_attempt_at: attention.next_attempt_at.map(Rfc3339),
+        }
+    }
+}
+
+/// Returns an order as JSON.
 pub(super) fn order(order: &Order) -> Vec<u8> {
     let mut body = Vec::with_capacity(ORDER_BYTES);
     write_order(&mut body, order);
@@ -19,50 +62,38 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
 
 /// Appends an order.
 pub fn write_order(body: &mut Vec<u8>, order: &Order) {
-    order_members(Object::begin(body), order);
+    write(body, &OrderJson::from(order));
 }
 
-/// Writes an order as the members of an object.
-pub(super) fn order_members(mut object: Object<'_>, order: &Order) {
-    object.text("id", order.id.as_str());
-    object.word("status", order.status.as_str());
-    object.time("created_at", order.created_at);
-    object.time("updated_at", order.updated_at);
-    object.number("starts", order.starts);
-    match &order.attention {
-        None => object.null("attention"),
-        Some(attention) => attention_members(object.object("attention"), attention),
-    }
-    object.end();
-}
-
-fn attention_members(mut object: Object<'_>, attention: &Attention) {
-    object.word("reason", attention.reason.as_str());
-    object.time("since", attention.since);
-    object.text("detail", &attention.detail);
-    match attention.next_attempt_at {
-        None => object.null("next_attempt_at"),
-        Some(at) => object.time("next_attempt_at", at),
-    }
-    object.end();
-}
-
-/// What an event takes as JSON, about, in bytes.
+/// Size of an event as JSON, about, in bytes.
 pub(super) const EVENT_BYTES: usize = 140;
 
-/// Appends a change of an order's status.
+#[derive(Serialize)]
+struct EventJson<'a> {
+    seq: i64,
+    order_id: &'a OrderId,
+    from: Option<Status>,
+    to: Status,
+    at: Rfc3339,
+    reason: EventReason,
+}
+
+/// Appends an event, in one line.
 pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
-    let mut object = Object::begin(body);
-    object.number("seq", event.seq);
-    object.text("order_id", event.order_id.as_str());
-    match event.from {
-        None => object.null("from"),
-        Some(from) => object.word("from", from.as_str()),
-    }
-    object.word("to", event.to.as_str());
-    object.time("at", event.at);
-    object.word("reason", event.reason.as_str());
-    object.end();
+    let event = EventJson {
+        seq: event.seq,
+        order_id: &event.order_id,
+        from: event.from,
+        to: event.to,
+        at: Rfc3339(event.at),
+        reason: event.reason,
+    };
+    write(body, &event);
+}
+
+/// Appends a value whose serialisation cannot fail.
+pub(super) fn write(body: &mut Vec<u8>, value: &impl Serialize) {
+    serde_json::to_writer(body, value).expect("strings and numbers can be written to memory");
 }
 
 /// What needs no escape in a path segment (RFC 3986, section 2.3).
@@ -90,8 +121,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::clock::Rfc3339;
-    use crate::order::{EventReason, Reason, Status, Timestamp};
+    use crate::order::{Reason, Timestamp};
 
     fn parsed(body: &[u8]) -> serde_json::Value {
         serde_json::from_slice(body).expect("it is JSON")

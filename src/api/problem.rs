@@ -3,6 +3,7 @@
 
 mod kinds;
 
+use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{
     ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
@@ -12,8 +13,7 @@ use warp::reply::Response;
 
 use self::kinds::Kind;
 pub(super) use self::kinds::page;
-use super::json::{location, order_members};
-use super::object::Object;
+use super::json::{self, OrderJson, location};
 use crate::order::Order;
 use crate::store::{Cursor, Gone, StoreError};
 
@@ -174,19 +174,27 @@ impl Problem {
     }
 
     pub fn reply(self) -> Response {
+        #[derive(Serialize)]
+        struct ProblemJson<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            detail: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            member: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            order: Option<OrderJson<'a>>,
+        }
+        let problem = ProblemJson {
+            r#type: format!("/problems#{}", self.kind.name),
+            title: self.kind.title,
+            status: self.kind.status,
+            detail: &self.detail,
+            member: self.member.as_deref(),
+            order: self.order.as_deref().map(OrderJson::from),
+        };
         let mut body = Vec::new();
-        let mut object = Object::begin(&mut body);
-        object.text("type", &format!("/problems#{}", self.kind.name));
-        object.text("title", self.kind.title);
-        object.number("status", self.kind.status);
-        object.text("detail", &self.detail);
-        if let Some(member) = &self.member {
-            object.text("member", member);
-        }
-        if let Some(order) = &self.order {
-            order_members(object.object("order"), order);
-        }
-        object.end();
+        json::write(&mut body, &problem);
         body.push(b'\n');
         let mut response = body.into_response();
         *response.status_mut() =

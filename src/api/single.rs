@@ -8,12 +8,12 @@ use std::time::Duration;
 use bytes::Buf;
 use futures_util::Stream;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
+use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::watcher::Waiting;
@@ -157,13 +157,12 @@ impl Api {
 fn explained(details: &OrderDetails, now: Timestamp) -> Vec<u8> {
     #[derive(Serialize)]
     struct Explained<'a> {
-        order: &'a RawValue,
+        order: OrderJson<'a>,
         #[serde(flatten)]
         explanation: Explanation,
     }
-    let order = json::order(&details.order);
     let body = Explained {
-        order: serde_json::from_slice(&order).expect("it was just written"),
+        order: OrderJson::from(&details.order),
         explanation: details.explain(now, &[]),
     };
     serde_json::to_vec(&body).expect("strings can be written to memory")
