@@ -70,8 +70,10 @@ pub enum StoreError {
     /// Nothing can be read at present.
     #[error("the database cannot be read")]
     Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The write was begun, and no one can say whether it will take effect.
-    #[error("the database did not answer in time; the write may still take effect")]
+    /// The write was begun, and no one can say whether it took effect or will.
+    #[error(
+        "the database gave no clear answer in time; the write may have taken effect, or may still"
+    )]
     OutcomeUnknown,
     /// A reader that goes on from this position might miss something.
     #[error(transparent)]

@@ -240,7 +240,7 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
         }
         StoreError::OutcomeUnknown => (
             &kinds::OUTCOME_UNKNOWN,
-            "the order may still be created: look it up, or create it again",
+            "the order may have been created, or may still be: create it again with the same id, which is safe",
         ),
     };
     Problem::temporary(kind, detail)

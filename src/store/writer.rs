@@ -357,11 +357,12 @@ impl Connected {
                 }
             }
         }
-        if let Err(error) = self.db.execute_batch("COMMIT") {
-            self.roll_back()?;
-            return Err(error.into());
-        }
-        Ok(())
+        self.db.execute_batch("COMMIT").map_err(|error| {
+            if let Err(error) = self.roll_back() {
+                log::error!("a failed commit cannot be rolled back: {error}");
+            }
+            Failure::of_commit(error)
+        })
     }
 
     /// Tells the callers, and the log when something has changed.
@@ -374,7 +375,7 @@ impl Connected {
                 }
             }
             Err(failure) => {
-                let trouble = failure.0.to_string();
+                let trouble = failure.cause.to_string();
                 if self.trouble.as_ref() != Some(&trouble) {
                     log::error!("the database cannot be written: {trouble}");
                     self.trouble = Some(trouble);
@@ -390,18 +391,40 @@ impl Connected {
     }
 }
 
-/// Why nothing was written.
-struct Failure(Arc<dyn std::error::Error + Send + Sync>);
+/// Why a write failed.
+struct Failure {
+    cause: Arc<dyn std::error::Error + Send + Sync>,
+    /// Whether nothing was written for sure.
+    is_certain: bool,
+}
 
 impl Failure {
+    /// A commit that ends with an I/O error may be in the log, complete: nobody knows what a flush
+    /// that failed has left. It is found again if the program dies before the next commit is written
+    /// over it. On a full disk the end of it is missing.
+    fn of_commit(error: rusqlite::Error) -> Self {
+        let is_certain = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+        Self {
+            is_certain,
+            ..Self::from(error)
+        }
+    }
+
     fn to_store_error(&self) -> StoreError {
-        StoreError::Unwritable(self.0.clone())
+        if self.is_certain {
+            StoreError::Unwritable(self.cause.clone())
+        } else {
+            StoreError::OutcomeUnknown
+        }
     }
 }
 
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self(Arc::new(error))
+        Self {
+            cause: Arc::new(error),
+            is_certain: true,
+        }
     }
 }
 

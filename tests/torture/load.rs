@@ -193,7 +193,7 @@ async fn ask(shared: &Shared, id: &str) -> Shown {
         201 => Shown::Created,
         409 => Shown::Existed,
         503 if body.contains("nothing was done") => Shown::Refused,
-        503 if body.contains("may still be created") => Shown::Unknown,
+        503 if body.contains("/problems#outcome-unknown") => Shown::Unknown,
         _ => Shown::Wrong(format!("{id} was answered {status}: {body}")),
     }
 }

@@ -166,9 +166,10 @@ kinds! {
      `order-service check` says whether the file is damaged."
 
     OUTCOME_UNKNOWN "outcome-unknown" 503
-    "The database did not answer in time"
-    "The order was about to be written, and it is not known yet whether it will be. This is the only \
-     answer after which something may have been done."
+    "It is not known whether the order was created"
+    "The order was being written, and the database did not answer in time, or the disk failed while \
+     it was flushed. It may have been created, or may still be, even if it is not found at present. \
+     This is the only answer after which something may have been done."
     "Create the order again, with the same id: 201 or 409 then says that it exists. Never use another \
      id instead, or there may be two orders."
 }
