@@ -2,7 +2,7 @@
 //!
 //! Reads use a small pool; every write of this process goes through one writer (`store/writer.rs`)
 //! that commits many at once, and whose log is folded back in `store/fold.rs`. How a file is opened
-//! and checked is in `store/open.rs`, what the reconciler records is in `store/record.rs`, how the
+//! and checked is in `store/open.rs`, which files a database consists of in `store/file.rs`, what the reconciler records is in `store/record.rs`, how the
 //! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
 //! told of the whole in `store/history.rs`, which orders are on a page in `store/page.rs`, what is
 //! removed in `store/prune.rs`, and from which positions readers go on in `store/cursor.rs`, how rows
@@ -12,6 +12,7 @@
 
 mod check;
 mod cursor;
+mod file;
 mod fold;
 mod history;
 mod inspect;
@@ -157,9 +158,11 @@ impl Store {
     /// Opens the database, creates and migrates it where needed, and checks that it is one that
     /// this program can trust.
     pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
-        let (file, histories) = open::prepare(path)?;
+        let (file, db, histories) = open::prepare(path)?;
         let readers = open::readers(&file)?;
-        let writer = Writer::start(open::writing_connection(&file)?, file.clone(), mode)?;
+        let writer = Writer::start(db, file.clone(), mode)?;
+        // All that is open now belongs to one file.
+        file.check().map_err(|error| file.error(error))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: file.path,

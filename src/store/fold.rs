@@ -7,13 +7,15 @@
 //! over in half the time that it takes for what is appended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::open::{OpenError, OpenedFile, writing_connection};
+use super::OpenError;
+use super::file::OpenedFile;
+use super::open::writing_connection;
 
 /// The log is folded back beside the writer when it has grown to this many frames, some 28 MB.
 /// Larger ones save writing: pages that change often are copied once.
@@ -36,6 +38,10 @@ const AGAIN_AFTER: i64 = 1_000;
 
 /// How long the writer may wait for readers. They are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
+
+/// How often the thread beside the writer looks whether the files are still in their places: a log
+/// that is removed is to be folded back before the program may die, though no one writes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Copies what it can without waiting for anyone.
 const COPY: &str = "PRAGMA wal_checkpoint(PASSIVE)";
@@ -85,14 +91,18 @@ impl Fold {
         self.empties_next.clone()
     }
 
-    /// Starts the thread that does most of the work. It ends with this.
-    pub fn start_beside(&mut self, file: &OpenedFile) -> Result<(), OpenError> {
+    /// Starts the thread that does most of the work, and calls `look` each second. It ends with this.
+    pub fn start_beside(
+        &mut self,
+        file: &OpenedFile,
+        look: impl Fn() + Send + 'static,
+    ) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (ask, asked) = sync_channel(1);
         let copying = self.copying.clone();
         std::thread::Builder::new()
             .name("fold".to_owned())
-            .spawn(move || copy_beside(&db, &asked, &copying))
+            .spawn(move || copy_beside(&db, &asked, &copying, look))
             .map_err(|error| file.error(error))?;
         self.beside = Some(ask);
         Ok(())
@@ -124,10 +134,17 @@ impl Fold {
         }
     }
 
+    /// Puts all that is in the log into the database, because the log, or the database, is no longer in
+    /// its place. Returns whether nothing is left to copy. No one else writes.
+    pub fn rescue(&mut self, db: &Connection) -> bool {
+        self.frames = Log::after(db, LOOK).unwrap_or_default().frames;
+        self.end(db, EMPTY)
+    }
+
     /// Copies what is left in the log, and ends it, unless someone else's long read prevents that, or
     /// another process is copying. That is over soon: what the log's size asks for is asked again
-    /// after the next commit.
-    fn end(&mut self, db: &Connection, how: &str) {
+    /// after the next commit. Returns whether it has ended.
+    fn end(&mut self, db: &Connection, how: &str) -> bool {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
             .busy_timeout(READERS_WAIT)
@@ -143,15 +160,22 @@ impl Fold {
             "ending a write-ahead log of {} frames: {ended:?}",
             self.frames
         );
+        ended.is_ok_and(|log| !log.was_busy)
     }
 }
 
-/// Copies what is in the log whenever it is asked to.
-fn copy_beside(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>) {
-    while asked.recv().is_ok() {
-        let _copying = copying.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = Log::after(db, COPY) {
-            log::debug!("copying the write-ahead log: {error}");
+/// Copies what is in the log whenever it is asked to, and calls `look` each second.
+fn copy_beside(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>, look: impl Fn()) {
+    loop {
+        match asked.recv_timeout(LOOK_EVERY) {
+            Ok(()) => {
+                let _copying = copying.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = Log::after(db, COPY) {
+                    log::debug!("copying the write-ahead log: {error}");
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => look(),
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rusqlite::{Connection, Row};
 
 use super::cursor::{Extent, Sequence};
-use super::open::beside;
+use super::file::beside;
 use super::prune::{Removed, base, pruned};
 use super::rows::{heartbeat, impossible, reason_of};
 use super::{Heartbeat, find, next_open};

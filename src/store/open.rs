@@ -1,19 +1,19 @@
 //! How a database file is named, created, migrated, checked and locked.
 //!
-//! Every way in which it can be unusable ends here in one line that says what to do. Reading and
-//! writing are elsewhere in `store`.
+//! Every way in which it can be unusable ends here in one line that says what to do. Which files it
+//! consists of is in `store/file.rs`; reading and writing are elsewhere in `store`.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::cursor::Histories;
+use super::file::{self, Identity, OpenedFile, beside, lock_file};
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
 /// They are only added, never changed.
@@ -123,7 +123,7 @@ pub enum OpenError {
     #[error("{}: is not a file", .0.display())]
     NotAFile(PathBuf),
     /// A file beside the database that keeps its users apart cannot be made.
-    #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder", path = .path.display())]
+    #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder, and that it has the database's owner", path = .path.display())]
     LockFile {
         /// The lock file.
         path: PathBuf,
@@ -153,9 +153,26 @@ pub enum OpenError {
     /// It may be read, but not written.
     #[error("{}: cannot be written; check the permissions of the file and of its folder", .0.display())]
     ReadOnly(PathBuf),
+    /// It has several names.
+    #[error("{}: has several names, which are hard links; remove the others, because programs that use them would not see each other's orders", .0.display())]
+    Linked(PathBuf),
+    /// It is mounted alone, without the files beside it.
+    #[error("{}: is a mount of its own; mount its folder instead, because the database has other files beside it", .0.display())]
+    Mounted(PathBuf),
     /// The disk is full.
     #[error("{}: the disk is full", .0.display())]
     Full(PathBuf),
+    /// The file system can hold no more files.
+    #[error("{}: the file system has no inodes left, which `df -i` shows; remove files", .0.display())]
+    Inodes(PathBuf),
+    /// The process, or the system, can open no more files.
+    #[error("{path}: no more files can be opened; raise the limit, which is `ulimit -n`, or LimitNOFILE= in a unit", path = .path.display())]
+    Descriptors {
+        /// The database, or the file beside it.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// A pragma did not take effect.
     #[error("{path}: SQLite has {pragma} = {found} where {wanted} is needed; is the file system a network one?", path = .path.display())]
     Pragma {
@@ -178,52 +195,6 @@ pub enum OpenError {
     },
 }
 
-/// An existing database file: its path, and which file that was when it was opened.
-#[derive(Clone, Debug)]
-pub(super) struct OpenedFile {
-    pub path: PathBuf,
-    identity: String,
-}
-
-/// Returns device, inode and time of birth of a file, as a database keeps them. An inode's number is
-/// often given to the next file that is made; not every file system has a time of birth.
-fn identity(path: &Path) -> io::Result<String> {
-    let file = fs::metadata(path)?;
-    let born = file.created().unwrap_or(UNIX_EPOCH);
-    let born = born.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{}-{}-{}", file.dev(), file.ino(), born.as_nanos()))
-}
-
-/// The path of the database no longer leads to the file that was opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{} is no longer the file that was opened; put it back, or restart the program", .0.display())]
-pub(super) struct Moved(PathBuf);
-
-impl OpenedFile {
-    /// Whether the path still leads to the file that was opened.
-    pub fn check(&self) -> Result<(), Moved> {
-        match identity(&self.path) {
-            Ok(identity) if identity == self.identity => Ok(()),
-            _ => Err(Moved(self.path.clone())),
-        }
-    }
-
-    /// The path of a file beside the database.
-    pub fn beside(&self, suffix: &str) -> PathBuf {
-        beside(&self.path, suffix)
-    }
-
-    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
-        open_error(&self.path, error.into())
-    }
-}
-
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// Puts what SQLite says into an operator's words.
 pub(super) fn open_error(
     path: &Path,
@@ -234,8 +205,16 @@ pub(super) fn open_error(
         .downcast_ref::<rusqlite::Error>()
         .and_then(rusqlite::Error::sqlite_error_code);
     match code {
-        Some(ErrorCode::NotADatabase) => OpenError::NotADatabase(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked(path),
+        Some(ErrorCode::NotADatabase) => return OpenError::NotADatabase(path),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            return OpenError::Locked(path);
+        }
+        _ => {}
+    }
+    if let Some(shortage) = file::shortage(&path) {
+        return shortage;
+    }
+    match code {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             OpenError::ReadOnly(path)
         }
@@ -244,44 +223,40 @@ pub(super) fn open_error(
     }
 }
 
-/// Opens a lock file beside the database, and creates it if need be.
-pub(super) fn lock_file(path: &Path) -> Result<File, OpenError> {
-    OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|source| OpenError::LockFile {
-            path: path.to_owned(),
-            source,
-        })
-}
-
 /// Finds the file, creates it if need be, brings it up to date, and begins a new history if it is
-/// another file than before. Safe to do at the same moment in several processes.
-pub(super) fn prepare(path: &DatabasePath) -> Result<(OpenedFile, Histories), OpenError> {
+/// another file than before. Returns the connection that writes. Safe to do at the same moment in
+/// several processes.
+pub(super) fn prepare(
+    path: &DatabasePath,
+) -> Result<(OpenedFile, Connection, Histories), OpenError> {
     let path = absolute(&path.0)?;
-    if path.exists() && !path.is_file() {
+    // One that is still a symbolic link leads nowhere.
+    if path.is_symlink() || path.exists() && !path.is_file() {
         return Err(OpenError::NotAFile(path));
     }
+    file::must_have_one_name(&path)?;
     // The change to WAL mode does not wait for others.
-    let lock_path = beside(&path, WRITE_LOCK);
-    let lock = lock_file(&lock_path)?;
+    let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
         TryLockError::WouldBlock => OpenError::Locked(path.clone()),
         TryLockError::Error(source) => OpenError::LockFile {
-            path: lock_path,
+            path: beside(&path, WRITE_LOCK),
             source,
         },
     })?;
-    let is_new = !path.exists();
-    let (identity, histories) = migrate(&path).map_err(|error| error.into_open_error(&path))?;
+    let other = |error| open_error(&path, Box::new(error));
+    let is_new = file::create(&path).map_err(other)?;
+    // Before SQLite opens it: whether it still is the same is checked in the end.
+    let database = Identity::of(&path).map_err(other)?;
+    let (db, histories) = migrate(&path, database).map_err(|error| error.into_open_error(&path))?;
+    // SQLite keeps them for as long as this connection is open.
+    let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     if is_new {
         log::warn!("created the database {}", path.display());
     } else {
         log::info!("using the database {}", path.display());
     }
-    Ok((OpenedFile { path, identity }, histories))
+    Ok((file, db, histories))
 }
 
 /// The lock that a process holds while it writes, and while it sets up the file.
@@ -346,26 +321,18 @@ impl From<rusqlite::Error> for Unmigrated {
     }
 }
 
-fn migrate(path: &Path) -> Result<(String, Histories), Unmigrated> {
-    let mut db = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
-    )?;
+fn migrate(path: &Path, file: Identity) -> Result<(Connection, Histories), Unmigrated> {
+    let mut db = Connection::open_with_flags(path, existing())?;
     // Before anything in the file is touched.
     let format = format(&db, path)?;
     pragmas(&db, path)?;
-    let identity = identity(path).map_err(|error| {
-        let path = path.to_owned();
-        let source = Box::new(error);
-        Unmigrated::Refused(OpenError::Other { path, source })
-    })?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
     upgrade(&change, format)?;
     // A file that may only be read is found out now and not by the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    let histories = Histories::open(&change, &identity)?;
+    let histories = Histories::open(&change, &file.to_string())?;
     change.commit()?;
-    Ok((identity, histories))
+    Ok((db, histories))
 }
 
 /// Returns the format of a file: 0 if there is nothing in it.
@@ -396,7 +363,7 @@ fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Sets the pragmas that durability rests on, and reads them back.
+/// Makes a connection one that writes: sets the pragmas that durability rests on, and reads them back.
 fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
     // A file that is held by someone who does not know our locks is waited for here.
     let deadline = Instant::now() + START_TIMEOUT;
@@ -431,7 +398,10 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
     };
     // 2 is FULL.
     check("synchronous", read("synchronous")?, "2")?;
-    check("foreign_keys", read("foreign_keys")?, "1")
+    check("foreign_keys", read("foreign_keys")?, "1")?;
+    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    Ok(())
 }
 
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
@@ -441,15 +411,11 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// A connection for the writer, on the file that was prepared.
+/// Another connection that writes, on the file that was prepared.
 pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
     let db =
         Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
     pragmas(&db, &file.path).map_err(|error| error.into_open_error(&file.path))?;
-    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
-        .map_err(|error| file.error(error))?;
-    db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    file.check().map_err(|error| file.error(error))?;
     Ok(db)
 }
 
@@ -471,6 +437,8 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         .idle_timeout(None)
         .test_on_check_out(false)
         .connection_timeout(START_TIMEOUT)
+        // The last error is in that of the pool.
+        .error_handler(Box::new(r2d2::NopErrorHandler))
         .build(manager)
         .map_err(|error| file.error(error))
 }
@@ -526,6 +494,9 @@ fn existing() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
+/// The lock that the reconciler that leads holds.
+const LEADER_LOCK: &str = "-leader";
+
 /// The right to be the one reconciler on a database. The operating system takes it back when the
 /// process ends, however that happens.
 #[derive(Debug)]
@@ -536,13 +507,12 @@ pub struct LeaderLock {
 impl LeaderLock {
     /// Takes the lead on the database at `path`, if no one else has it.
     pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
-        let lock_path = beside(path, "-leader");
-        let file = lock_file(&lock_path)?;
+        let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(OpenError::LockFile {
-                path: lock_path,
+                path: beside(path, LEADER_LOCK),
                 source,
             }),
         }

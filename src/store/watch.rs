@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use r2d2_sqlite::SqliteConnectionManager;
 
-use super::open::beside;
+use super::file::beside;
 use super::{Store, StoreError, newest_seq};
 
 /// How long after the file was written a commit may come to be seen: the flush lies between. Of one

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::StoreError;
+use super::file::{OpenedFile, Unsafe, lock_file};
 use super::fold::Fold;
-use super::open::{OpenError, OpenedFile, WRITE_LOCK, lock_file};
+use super::open::WRITE_LOCK;
 use super::writing::{Counts, Writing};
+use super::{OpenError, StoreError};
 
 /// Writes that may wait. At the speed of a slow disk this is about a second of work.
 const QUEUE_MAX: usize = 4096;
@@ -103,6 +104,18 @@ struct Pending<T, F> {
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
+impl Pending<(), fn(&Connection) -> rusqlite::Result<()>> {
+    /// A write of nothing, for which no one waits.
+    fn nothing() -> Box<dyn Write> {
+        Box::new(Self {
+            run: |_| Ok(()),
+            result: None,
+            claimed: Arc::default(),
+            reply: oneshot::channel().0,
+        })
+    }
+}
+
 impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pending<T, F> {
     fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::AcqRel)
@@ -126,7 +139,7 @@ impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pen
 
 impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
-        let lock = |suffix| lock_file(&file.beside(suffix));
+        let lock = |suffix| lock_file(&file.path, suffix);
         let is_stuck = Arc::new(AtomicBool::new(false));
         let fold = Fold::new(&db).map_err(|error| file.error(error))?;
         let counts = Counts::default();
@@ -142,6 +155,7 @@ impl Writer {
             write: lock(WRITE_LOCK)?,
             db,
             file,
+            is_rescued: false,
             trouble: None,
             is_stuck,
             fold,
@@ -151,9 +165,17 @@ impl Writer {
             let connected = Box::new(Mutex::new(connected));
             return Ok(writer(Place::Inline(connected, gate)));
         }
-        connected.fold.start_beside(&connected.file)?;
-        let file = connected.file.clone();
         let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
+        let file = connected.file.clone();
+        let (looked_at, weak_queue) = (file.clone(), queue.downgrade());
+        connected.fold.start_beside(&file, move || {
+            // The writer sees the same, and sees to it.
+            if looked_at.check().is_err()
+                && let Some(queue) = weak_queue.upgrade()
+            {
+                let _ = queue.try_send(Pending::nothing());
+            }
+        })?;
         std::thread::Builder::new()
             .name("writer".to_owned())
             .spawn(move || {
@@ -258,6 +280,8 @@ fn unwritable(why: &'static str) -> StoreError {
 struct Connected {
     db: Connection,
     file: OpenedFile,
+    /// Whether what the log held is in the database, since one of the files has left its place.
+    is_rescued: bool,
     turn: File,
     write: File,
     /// The last failure, to log each kind once.
@@ -305,21 +329,40 @@ impl Connected {
 
     /// Waits for our turn among the processes, and begins a transaction.
     fn begin(&mut self) -> Result<(), Failure> {
-        self.file.check()?;
         // Who waits for the write lock holds the turn, so that whoever has just written cannot
         // overtake him.
         self.turn.lock()?;
         let turn = Turn(&self.turn);
         self.write.lock()?;
         drop(turn);
-        let result = self
-            .db
-            .busy_timeout(BUSY_TIMEOUT)
-            .and_then(|()| self.db.execute_batch("BEGIN IMMEDIATE"));
-        result.map_err(|error| {
+        let begun = self.check_files().and_then(|()| {
+            self.db.busy_timeout(BUSY_TIMEOUT)?;
+            Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
+        });
+        if begun.is_err() {
             drop(Turn(&self.write));
-            error.into()
-        })
+        }
+        begun
+    }
+
+    /// Checks that what is written will be found again. Otherwise puts into the database what the log
+    /// holds, through the descriptors that are still open: the next program finds that alone. None of
+    /// ours opens the files meanwhile, because the write lock is held.
+    fn check_files(&mut self) -> Result<(), Failure> {
+        let checked = self.file.check();
+        if let Err(Unsafe::Moved(path)) = &checked {
+            if !self.is_rescued && self.file.has_no_other_log() {
+                self.is_rescued = self.fold.rescue(&self.db);
+                log::warn!(
+                    "{} has left its place: the write-ahead log was folded back completely={}",
+                    path.display(),
+                    self.is_rescued
+                );
+            }
+        } else {
+            self.is_rescued = false;
+        }
+        Ok(checked?)
     }
 
     /// Lets the others write.
@@ -466,12 +509,10 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("orders.db");
             let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
-            let mut lock = path.into_os_string();
-            lock.push(WRITE_LOCK);
             Self {
                 _folder: folder,
                 store,
-                other: lock_file(lock.as_ref()).unwrap(),
+                other: lock_file(&path, WRITE_LOCK).unwrap(),
             }
         }
 

@@ -16,6 +16,7 @@
 //! - `operator`: backups and their restoration, the check of a database.
 //! - `prune`, `removed`: the removal of what settled long ago, and readers whom it overtakes.
 //! - `restored`: readers of a database that is restored, and copies.
+//! - `files`: the files of a database, removed, moved, linked, failing, owned by others.
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
@@ -51,6 +52,7 @@ mod clients;
 mod create;
 mod deploy;
 mod events;
+mod files;
 mod http;
 mod life;
 mod lists;

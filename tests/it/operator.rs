@@ -131,6 +131,8 @@ async fn a_backup_into_the_database_itself_is_refused_whatever_it_is_called() {
         assert!(ran.stderr.contains("the database itself"), "{ran:?}");
     }
     assert_eq!(store.newest_seq().unwrap(), 1);
+    // Nothing is written to a database with a second name.
+    fs::remove_file(world.path("hard.db")).unwrap();
     fill(&store, &["a2".into()], 1).await;
     assert_eq!(ids(&world.database()), ["a1", "a2"]);
 }

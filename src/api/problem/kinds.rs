@@ -154,10 +154,12 @@ kinds! {
 
     DATABASE_NOT_WRITABLE "database-not-writable" 503
     "The database cannot be written now"
-    "The order was not created: the disk is full, the file was moved away, or another program holds \
-     the database. Orders can be read as far as possible."
+    "The order was not created: the disk is full, a file of the database was moved, removed or \
+     given a second name, or another program holds the database. Orders can be read as far as \
+     possible."
     "Callers: try again after the seconds in `Retry-After`. Operators: the log of the service says \
-     why, once; `/readyz` answers 503 until it is mended. Then the service goes on by itself."
+     why, once, and what to do; `/readyz` answers 503 until it is mended. Then the service goes on \
+     by itself, unless a file was removed: restart it then."
 
     DATABASE_NOT_READABLE "database-not-readable" 503
     "The database cannot be read now"

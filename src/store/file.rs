@@ -1,0 +1,246 @@
+//! Files of a database: which ones they are, who may use them, and whether their paths still lead to
+//! them. The locks beside a database are made here.
+//!
+//! Two programs see each other's orders only if both have the same three files open: the database,
+//! its write-ahead log and the index of that log. SQLite finds them by their names, so a second name
+//! for one of them, or another file under its name, loses orders.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
+use rustix::io::Errno;
+
+use super::OpenError;
+
+/// Permissions of a new database: its group may read it, others may not. The umask may take some away.
+const DATABASE_MODE: u32 = 0o640;
+
+/// Permissions of a lock file for the owner alone.
+const LOCK_MODE: u32 = 0o600;
+
+/// Permissions of a lock file beside a database that its group may write.
+const LOCK_MODE_SHARED: u32 = 0o660;
+
+/// The permission of a file's group to write it.
+const GROUP_WRITES: u32 = 0o020;
+
+/// Suffixes of the files that SQLite has open: the database, its write-ahead log, the log's index.
+const OPENED: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Files that a store opens, and some to spare. If so many cannot be opened, that is why it failed.
+const OPEN_FILES: usize = 64;
+
+/// An existing database: its path, and which files it consists of since it was opened.
+#[derive(Clone, Debug)]
+pub(super) struct OpenedFile {
+    pub path: PathBuf,
+    opened: [(PathBuf, Identity); 3],
+}
+
+/// Device, inode and time of birth of a file. An inode's number is often given to the next file that
+/// is made; not every file system has a time of birth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    born: Duration,
+}
+
+impl Identity {
+    pub fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self::from(&fs::metadata(path)?))
+    }
+}
+
+impl From<&fs::Metadata> for Identity {
+    fn from(file: &fs::Metadata) -> Self {
+        let born = file.created().ok();
+        let born = born.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            born: born.unwrap_or_default(),
+        }
+    }
+}
+
+/// The form in which a database keeps it.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let born = self.born.as_nanos();
+        write!(f, "{}-{}-{born}", self.device, self.inode)
+    }
+}
+
+/// Reasons why the files of a database must not be written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsafe {
+    /// The path of one of them no longer leads to the file that was opened.
+    #[error("{} is no longer the file that was opened; put it back, or restart the program", .0.display())]
+    Moved(PathBuf),
+    /// The database has got a second name.
+    #[error("{} has got a second name, a hard link; remove that", .0.display())]
+    Linked(PathBuf),
+}
+
+impl OpenedFile {
+    /// The files of a database that SQLite has open, of which the first is this one.
+    pub fn new(path: PathBuf, database: Identity) -> io::Result<Self> {
+        let [_, log, index] = OPENED.map(|suffix| beside(&path, suffix));
+        let (of_log, of_index) = (Identity::of(&log)?, Identity::of(&index)?);
+        Ok(Self {
+            opened: [(path.clone(), database), (log, of_log), (index, of_index)],
+            path,
+        })
+    }
+
+    /// Checks that the paths lead to the files that were opened, and that no others do.
+    pub fn check(&self) -> Result<(), Unsafe> {
+        for (path, identity) in &self.opened {
+            let file = fs::metadata(path).map_err(|_| Unsafe::Moved(path.clone()))?;
+            if Identity::from(&file) != *identity {
+                return Err(Unsafe::Moved(path.clone()));
+            }
+            if *path == self.path && file.nlink() > 1 {
+                return Err(Unsafe::Linked(path.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no other log or index has taken the place of ours. If one has, another program may
+    /// have written to the database, and what our log holds is out of date.
+    pub fn has_no_other_log(&self) -> bool {
+        self.opened[1..]
+            .iter()
+            .all(|(path, identity)| match Identity::of(path) {
+                Ok(found) => found == *identity,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            })
+    }
+
+    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
+        super::open::open_error(&self.path, error.into())
+    }
+}
+
+/// The path of a file beside a database.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Checks that an existing database has one name: SQLite would keep a log for each, and none would
+/// know of what is in the others.
+pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
+    if fs::metadata(path).is_ok_and(|file| file.nlink() > 1) {
+        return Err(OpenError::Linked(path.to_owned()));
+    }
+    // Linux before 5.8 does not say.
+    let is_mount = statx(CWD, path, AtFlags::empty(), StatxFlags::empty())
+        .is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    if is_mount {
+        return Err(OpenError::Mounted(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// Creates an empty database, unless there is a file already. An existing one is not even opened:
+/// closing it would take SQLite's locks from other connections of this process.
+pub(super) fn create(path: &Path) -> io::Result<bool> {
+    let created = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(DATABASE_MODE)
+        .open(path);
+    match created {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a lock file beside a database, and creates it if need be, for those who may write the
+/// database: whoever can open it can hold it.
+pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, OpenError> {
+    let path = beside(database, suffix);
+    open_lock(&path, database).map_err(|source| {
+        shortage(&path).unwrap_or(OpenError::LockFile {
+            path: path.clone(),
+            source,
+        })
+    })
+}
+
+fn open_lock(path: &Path, database: &Path) -> io::Result<File> {
+    let existing = || OpenOptions::new().write(true).open(path);
+    match existing() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    let created = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(LOCK_MODE)
+        .open(path);
+    match created {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(),
+        Ok(lock) => {
+            // Only what was made here: root must not be led to give away another file.
+            if let Ok(database) = fs::metadata(database) {
+                share(&lock, &database)?;
+            }
+            Ok(lock)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives a new lock file to the owner and the group of the database, as far as this process may: one
+/// that root makes must not lock out the programs.
+fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
+    let (uid, gid) = (database.uid(), database.gid());
+    let made = lock.metadata()?;
+    let has_group = made.gid() == gid || fchown(lock, None, Some(gid)).is_ok();
+    if made.uid() != uid {
+        // Only root may, and for any other user the group has to do.
+        let _ = fchown(lock, Some(uid), None);
+    }
+    if has_group && database.mode() & GROUP_WRITES != 0 {
+        lock.set_permissions(Permissions::from_mode(LOCK_MODE_SHARED))?;
+    }
+    Ok(())
+}
+
+/// What has run out, if something has, so that the file at this path, or one beside it, could not be
+/// opened. SQLite does not say.
+pub(super) fn shortage(path: &Path) -> Option<OpenError> {
+    let folder = path.parent()?;
+    let open = |_| File::open(folder);
+    if let Err(source) = (0..OPEN_FILES).map(open).collect::<io::Result<Vec<_>>>()
+        && let Some(Errno::MFILE | Errno::NFILE) = Errno::from_io_error(&source)
+    {
+        let path = path.to_owned();
+        return Some(OpenError::Descriptors { path, source });
+    }
+    match tempfile::tempfile_in(folder).map_err(|error| error.kind()) {
+        Err(io::ErrorKind::StorageFull) => {
+            // Btrfs, which has no such limit, says that there are none at all.
+            let has_no_inodes =
+                statvfs(folder).is_ok_and(|disk| disk.f_files > 0 && disk.f_favail == 0);
+            let path = path.to_owned();
+            Some(if has_no_inodes {
+                OpenError::Inodes(path)
+            } else {
+                OpenError::Full(path)
+            })
+        }
+        _ => None,
+    }
+}

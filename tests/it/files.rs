@@ -1,0 +1,360 @@
+//! The files of a database, touched from outside: removed, moved, under a second name, on a disk that
+//! fails, owned by someone else. Nothing is acknowledged that the next program would not find.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use rusqlite::Connection;
+use serde_json::Value;
+
+use crate::world::{Answer, Client, Program, Ran, World, assert_agree, assert_problem};
+
+async fn create(client: &Client, api: &Program, letter: char, count: usize) -> Vec<String> {
+    let ids: Vec<_> = (0..count).map(|n| format!("{letter}{n}")).collect();
+    for id in &ids {
+        let answer = client.create(&api.url, id).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    ids
+}
+
+async fn ids(client: &Client, api: &Program) -> Vec<String> {
+    let answer = client.get(format!("{}/order", api.url)).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let Value::Array(orders) = answer.json() else {
+        panic!("not an array: {answer:?}");
+    };
+    let id = |order: &Value| order["id"].as_str().unwrap().to_owned();
+    orders.iter().map(id).collect()
+}
+
+/// Expects that nothing can be written, and that nothing was.
+async fn check_refused(client: &Client, api: &Program) {
+    let refused = client.create(&api.url, "refused").await;
+    assert_problem(&refused, 503);
+    let problem = refused.json();
+    assert_eq!(problem["type"], "/problems#database-not-writable");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("nothing was done"), "{detail}");
+    let ready = client.get(format!("{}/readyz", api.url)).await;
+    assert_eq!(ready.status, 503, "{ready:?}");
+}
+
+/// A program that a shell starts after it has run this script.
+fn after(script: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("{script}\nexec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear()
+        .current_dir(command.get_current_dir().unwrap());
+    shell
+}
+
+/// The API alone, started after a script.
+fn api_after(world: &World, script: &str) -> Program {
+    let database = world.database();
+    let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url"];
+    let arguments = [&arguments[..], &[database.to_str().unwrap()]].concat();
+    let command = after(script, &world.command("order-service", &arguments));
+    world.spawn("order-service", command, true)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_or_an_index_that_is_removed_stops_writes_and_a_crash_after_that_loses_nothing() {
+    for name in ["orders.db-wal", "orders.db-shm"] {
+        for writes in [true, false] {
+            let world = World::new();
+            let client = Client::new();
+            let api = world.api(&[]);
+            let created = create(&client, &api, 'a', 20).await;
+            fs::remove_file(world.path(name)).unwrap();
+            if writes {
+                check_refused(&client, &api).await;
+            } else {
+                // Nobody writes, and yet it is noticed.
+                api.logs("folded back completely=true");
+            }
+            assert!(api.logged().contains(name), "{}", api.logged());
+            api.kill();
+            let api = world.api(&[]);
+            assert_eq!(ids(&client, &api).await, created, "{name} {writes}");
+            create(&client, &api, 'b', 1).await;
+            assert_eq!(api.stop(), Some(0));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_twice_after_a_crash()
+ {
+    let world = World::new();
+    let client = Client::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let (api, reconciler) = (world.api(&[]), world.reconciler(&simulator.url, &[]));
+    let created = create(&client, &api, 'a', 40).await;
+    fs::remove_file(world.path("orders.db-wal")).unwrap();
+    check_refused(&client, &api).await;
+    reconciler.logs("the database cannot be written");
+    api.kill();
+    reconciler.kill();
+    let (api, _reconciler) = (world.api(&[]), world.reconciler(&simulator.url, &[]));
+    let orders = client.settled(&api.url, created.len()).await;
+    assert_agree(&world, &orders);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_moved_away_is_whole_without_its_log_and_goes_on_when_it_is_put_back() {
+    let world = World::new();
+    let client = Client::new();
+    let api = world.api(&[]);
+    let created = create(&client, &api, 'a', 20).await;
+    let elsewhere = world.path("elsewhere.db");
+    fs::rename(world.database(), &elsewhere).unwrap();
+    check_refused(&client, &api).await;
+    let copy = world.path("copy.db");
+    fs::copy(&elsewhere, &copy).unwrap();
+    let count: u32 = Connection::open(&copy)
+        .unwrap()
+        .query_row("SELECT count(*) FROM orders", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(count as usize, created.len());
+    fs::rename(&elsewhere, world.database()).unwrap();
+    create(&client, &api, 'b', 1).await;
+    assert!(api.logged().contains("can be written again"));
+    api.kill();
+    let api = world.api(&[]);
+    assert_eq!(ids(&client, &api).await.len(), created.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_folded_into_a_database_beside_which_another_log_stands() {
+    let world = World::new();
+    let client = Client::new();
+    let api = world.api(&[]);
+    create(&client, &api, 'a', 20).await;
+    let before = fs::read(world.database()).unwrap();
+    fs::write(world.path("other"), "other").unwrap();
+    fs::rename(world.path("other"), world.path("orders.db-wal")).unwrap();
+    check_refused(&client, &api).await;
+    assert!(!api.logged().contains("folded back"), "{}", api.logged());
+    assert_eq!(fs::read(world.database()).unwrap(), before);
+    assert_eq!(fs::read(world.path("orders.db-wal")).unwrap(), b"other");
+}
+
+/// Expects that a program refuses the database, with one line.
+fn check_unusable(ran: &Ran, says: &str) {
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
+    assert!(ran.stderr.contains(says), "{says:?}: {ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_they_run() {
+    let world = World::new();
+    let client = Client::new();
+    let api = world.api(&[]);
+    let created = create(&client, &api, 'a', 3).await;
+    fs::hard_link(world.database(), world.path("second.db")).unwrap();
+    check_refused(&client, &api).await;
+    assert!(api.logged().contains("a hard link; remove that"));
+    let commands = [
+        &["order-service", "api", "--listen", "127.0.0.1:0"][..],
+        &["order-service", "serve", "--listen", "127.0.0.1:0"],
+        &["order-reconciler"],
+        &["order-reconciler", "--once"],
+        &["order-service", "restart", "a0"],
+        &["order-service", "fail", "a0"],
+        &["order-service", "prune", "--settled-before", "1d"],
+    ];
+    for command in commands {
+        for name in ["orders.db", "second.db"] {
+            let arguments = [&command[1..], &["--database-url", name]].concat();
+            let ran = world.run(command[0], &arguments, &[]);
+            check_unusable(&ran, "remove the others");
+        }
+    }
+    let beside = fs::read_dir(world.path(".")).unwrap();
+    let made = beside.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_str().unwrap().starts_with("second.db-")
+    });
+    assert_eq!(made.count(), 0, "nothing is made beside the second name");
+    // Those that only read do no harm.
+    for arguments in [&["check"][..], &["explain", "a0"], &["backup", "backup.db"]] {
+        let ran = world.run("order-service", arguments, &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    fs::remove_file(world.path("second.db")).unwrap();
+    create(&client, &api, 'b', 1).await;
+    api.kill();
+    let api = world.api(&[]);
+    assert_eq!(ids(&client, &api).await.len(), created.len() + 1);
+}
+
+#[test]
+#[ignore = "needs unshare; scripts/test all"]
+fn a_mount_of_the_file_alone_is_refused_and_one_of_its_folder_is_not() {
+    let world = World::new();
+    let ran = world.run("order-reconciler", &["--once"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    fs::create_dir(world.path("mounted")).unwrap();
+    fs::write(world.path("alone.db"), "").unwrap();
+    for (mount, name, code) in [
+        ("orders.db alone.db", "alone.db", 3),
+        ("orders.db orders.db", "orders.db", 3),
+        (". mounted", "mounted/orders.db", 0),
+    ] {
+        let plain = world.command("order-reconciler", &["--once", "--database-url", name]);
+        let inside = after(&format!("mount --bind {mount} || exit 99"), &plain);
+        let run = |namespaces: &[&str]| {
+            let mut command = Command::new("unshare");
+            command
+                .args(namespaces)
+                .arg(inside.get_program())
+                .args(inside.get_args())
+                .current_dir(world.path("."));
+            command.output().unwrap()
+        };
+        let mut ran = run(&["--mount"]);
+        if !matches!(ran.status.code(), Some(0 | 3)) {
+            ran = run(&["--map-root-user", "--mount"]);
+        }
+        assert_eq!(ran.status.code(), Some(code), "{mount}: {ran:?}");
+        let says = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(says.contains("mount its folder"), code == 3, "{says}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so() {
+    let world = World::new();
+    let client = Client::new();
+    // No file may grow beyond some hundred KiB, which SQLite takes for a failing disk.
+    let api = api_after(&world, "trap '' XFSZ; ulimit -f 600");
+    let mut acknowledged = BTreeSet::new();
+    let mut unknown: Option<Answer> = None;
+    for n in 0..1_000 {
+        let id = format!("a{n}");
+        let answer = client.create(&api.url, &id).await;
+        if answer.status != 201 {
+            unknown = Some(answer);
+            break;
+        }
+        acknowledged.insert(id);
+    }
+    let unknown = unknown.expect("the file cannot grow for ever");
+    assert_problem(&unknown, 503);
+    let problem = unknown.json();
+    assert_eq!(problem["type"], "/problems#outcome-unknown", "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("may have been created"), "{detail}");
+    assert!(!detail.contains("nothing was done"), "{detail}");
+    assert!(!unknown.header("retry-after").is_empty());
+    assert!(api.logged().contains("disk I/O error"), "{}", api.logged());
+    api.kill();
+    let api = world.api(&[]);
+    let there: BTreeSet<_> = ids(&client, &api).await.into_iter().collect();
+    let lost: Vec<_> = acknowledged.difference(&there).collect();
+    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+const LOCKS: [&str; 3] = ["orders.db-turn", "orders.db-write", "orders.db-leader"];
+
+#[test]
+fn a_new_database_is_closed_to_others_and_its_locks_are_for_those_who_may_write_it() {
+    for (umask, database, locks) in [
+        ("0", 0o640, 0o600),
+        ("022", 0o640, 0o600),
+        ("077", 0o600, 0o600),
+    ] {
+        let world = World::new();
+        let once = || world.command("order-reconciler", &["--once"]);
+        let script = format!("umask {umask}");
+        let run = |script: &str| {
+            let ran = after(script, &once()).output().unwrap();
+            assert!(ran.status.success(), "{ran:?}");
+        };
+        run(&script);
+        assert_eq!(mode(&world.database()), database, "umask {umask}");
+        for name in LOCKS {
+            assert_eq!(mode(&world.path(name)), locks, "{name}, umask {umask}");
+            fs::remove_file(world.path(name)).unwrap();
+        }
+        // Its group may write the database: then it has to write the locks too, whatever the umask.
+        fs::set_permissions(world.database(), fs::Permissions::from_mode(0o664)).unwrap();
+        run(&script);
+        for name in LOCKS {
+            assert_eq!(mode(&world.path(name)), 0o660, "{name}, umask {umask}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root; scripts/test all"]
+async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service() {
+    const SERVICE: u32 = 54_321;
+    let world = World::new();
+    let as_service = || {
+        let database = world.database();
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--database-url"];
+        let arguments = [&arguments[..], &[database.to_str().unwrap()]].concat();
+        let mut command = world.command("order-service", &arguments);
+        command.args(["--order-process-url", "http://127.0.0.1:9"]);
+        command.uid(SERVICE).gid(SERVICE);
+        world.spawn("order-service", command, true)
+    };
+    let client = Client::new();
+    chown(world.path("."), Some(SERVICE), Some(SERVICE)).unwrap();
+    let service = as_service();
+    create(&client, &service, 'a', 2).await;
+    let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(service.stop(), Some(0));
+    for entry in fs::read_dir(world.path(".")).unwrap() {
+        let name = entry.unwrap().file_name();
+        if name.to_str().unwrap().starts_with("orders.db") {
+            fs::remove_file(world.path(name.to_str().unwrap())).unwrap();
+        }
+    }
+    fs::rename(world.path("backup.db"), world.database()).unwrap();
+    chown(world.database(), Some(SERVICE), Some(SERVICE)).unwrap();
+    for command in ["restart", "fail"] {
+        // There is nothing to decide about this one, but the files are made.
+        world.run("order-service", &[command, "a0"], &[]);
+    }
+    let ran = world.run("order-reconciler", &["--once"], &[]);
+    assert_ne!(ran.code, Some(3), "{ran:?}");
+    for name in LOCKS {
+        let lock = fs::metadata(world.path(name)).unwrap();
+        assert_eq!((lock.uid(), lock.gid()), (SERVICE, SERVICE), "{name}");
+        assert_eq!(lock.mode() & 0o777, 0o600, "{name}");
+    }
+    let service = as_service();
+    create(&client, &service, 'b', 1).await;
+    assert_eq!(service.stop(), Some(0));
+}
+
+#[test]
+fn too_few_descriptors_are_named_as_such() {
+    let world = World::new();
+    let ran = world.run("order-reconciler", &["--once"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    // With fewer the program itself does not start.
+    let plain = world.command("order-reconciler", &["--once"]);
+    let ran = after("ulimit -n 12", &plain).output().unwrap();
+    let says = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(3), "{says}");
+    assert_eq!(says.lines().count(), 1, "one line: {says}");
+    assert!(says.contains("no more files can be opened"), "{says}");
+    assert!(says.contains("ulimit -n"), "{says}");
+}
