@@ -61,7 +61,7 @@ impl Intent {
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
     /// could write down that it was given up, that was one timeout after the intent at the latest.
-    fn is_void(&self, began_at: Timestamp, policy: &Policy) -> bool {
+    fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
         let timeout = policy.request_timeout;
         let given_up_at = self.given_up_at.unwrap_or(self.written_at.after(timeout));
         began_at >= given_up_at.after(timeout)
@@ -100,14 +100,18 @@ pub enum LostProcess {
     Fail,
 }
 
-/// What is so at the moment of the choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Circumstances {
-    /// The present moment.
-    pub now: Timestamp,
-    /// Whether so many processes are missing that the upstream must have been restarted. One
+/// The occasion on which an order is decided about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Occasion {
+    /// A pass that observes. One absence may be a lapse.
+    Pass,
+    /// The same, with so many processes missing that the upstream must have been restarted. One
     /// absence is then enough.
-    pub restart_suspected: bool,
+    Restart,
+    /// The order's turn to be started, which an earlier decision has brought about.
+    Turn,
+    /// A refusal of its start, which is withdrawn. A process may exist.
+    Refusal,
 }
 
 /// The one step to take.
@@ -115,20 +119,22 @@ pub struct Circumstances {
 pub enum Action {
     /// Nothing, for now.
     Wait,
-    /// Send a start. For an order that has been started before, look it up first.
+    /// Start it: at its turn at once, else when its turn comes.
     Start,
+    /// Look it up, and decide again.
+    LookUp,
     /// Record a process that exists: the order is PROCESSING.
     Adopt,
     /// Record how the process ended.
     Settle(Outcome),
     /// Record that a process that existed was not found, and look again in the next pass.
-    Miss,
+    MarkMissing,
     /// Settle the order as FAILED, because its process was forgotten and the policy says so.
     Fail,
     /// Record that the order needs looking at, and leave it in peace for a while.
     Flag(Reason),
     /// Record that all is well again.
-    Clear,
+    ClearAttention,
 }
 
 impl OpenOrder {
@@ -143,6 +149,14 @@ impl OpenOrder {
     pub fn starts_so_far(&self) -> u32 {
         let is_silent = self.intent.is_some_and(|intent| intent.answer.is_none());
         self.starts + u32::from(is_silent)
+    }
+
+    /// Takes note that its process was missing in a look that began at `began_at`.
+    pub fn mark_missing(&mut self, began_at: Timestamp) {
+        if let Phase::Processing { missed_at, .. } = &mut self.phase {
+            *missed_at = Some(began_at);
+            self.attention = Some(Reason::ProcessLost);
+        }
     }
 
     /// Whether a process that was known to exist was missing when it was last looked for.
@@ -182,9 +196,28 @@ pub fn row_of(order: &OpenOrder) -> &'static str {
     }
 }
 
-/// The whole behaviour of the service towards one order.
-pub fn decide(order: &OpenOrder, look: &Look, policy: &Policy, at: Circumstances) -> Action {
+/// Decides about one order: the whole behaviour of the service towards it. `look` is `None` if nothing
+/// was observed.
+pub fn decide(
+    order: &OpenOrder,
+    occasion: Occasion,
+    look: Option<&Look>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Action {
     use Phase::{Created, Processing};
+    let Some(look) = look else {
+        return match (order.phase, order.intent, occasion) {
+            // Without an intent there is no start of ours to know about, so nothing needs to be
+            // seen first: a start of a process that exists is refused.
+            (Created, None, _) => start(order, policy, now),
+            // That its earlier start came to nothing was seen by the look that brought its turn about.
+            (Created, Some(_), Occasion::Turn) => start(order, policy, now),
+            // Meanwhile its process may be there again.
+            (Processing { .. }, _, Occasion::Turn) => Action::LookUp,
+            _ => Action::Wait,
+        };
+    };
     match (order.phase, order.intent, &look.observed) {
         // An outcome is an outcome, whatever else is known.
         (_, _, Observed::Succeeded) => Action::Settle(Outcome::Succeeded),
@@ -197,46 +230,49 @@ pub fn decide(order: &OpenOrder, look: &Look, policy: &Policy, at: Circumstances
             Action::Adopt
         }
 
+        // Contradictions say nothing.
+        (_, _, Observed::Unknown) => Action::Wait,
+
         // The answer to an earlier start may still be on its way.
-        (_, Some(_), Observed::Unknown) => Action::Wait,
-        (_, Some(intent), Observed::Absent) if !intent.is_void(look.began_at, policy) => {
+        (_, Some(intent), Observed::Absent) if !intent.has_expired(look.began_at, policy) => {
             Action::Wait
         }
+        (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
+            Action::Flag(Reason::StartRefused)
+        }
+        (Created, _, Observed::Absent) => start(order, policy, now),
 
-        // Without an intent there is no start of ours to know about, so nothing needs to be seen
-        // first: a start of a process that exists is refused.
-        (Created, _, Observed::Unknown | Observed::Absent) => start(order, policy, at),
-
-        (Processing { .. }, None, Observed::Unknown) => Action::Wait,
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
-                Action::Clear
+                Action::ClearAttention
             } else {
                 Action::Wait
             }
         }
         (Processing { .. }, None, Observed::Unrecognised(_)) => {
-            flag(order, Reason::UnknownStatus, at.now)
+            flag(order, Reason::UnknownStatus, now)
         }
 
         // A start that was sent after an earlier process was forgotten has come to nothing.
-        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
+        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, now),
         // A look that began before the start was confirmed cannot have seen the process.
         (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look) => Action::Wait,
         // One absence may be a lapse; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
-            None if !at.restart_suspected => Action::Miss,
+            // An earlier one has brought the turn about.
+            _ if occasion == Occasion::Turn => lost(order, policy, now),
+            None if occasion == Occasion::Pass => Action::MarkMissing,
             Some(missed_at) if missed_at >= look.began_at => Action::Wait,
-            _ => lost(order, policy, at),
+            _ => lost(order, policy, now),
         },
     }
 }
 
 /// Starts an order unless it was started too often, or has to wait.
-fn start(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
+fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
     if order.starts_so_far() >= policy.max_starts && !order.is_released {
-        flag(order, Reason::MaxStarts, at.now)
-    } else if order.is_due(at.now) {
+        flag(order, Reason::MaxStarts, now)
+    } else if order.is_due(now) {
         Action::Start
     } else {
         Action::Wait
@@ -244,11 +280,11 @@ fn start(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
 }
 
 /// What the policy says about an order whose process was forgotten.
-fn lost(order: &OpenOrder, policy: &Policy, at: Circumstances) -> Action {
+fn lost(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
     match policy.lost_process {
-        _ if order.is_released => start(order, policy, at),
-        LostProcess::Restart => start(order, policy, at),
-        LostProcess::Hold => flag(order, Reason::ProcessLost, at.now),
+        _ if order.is_released => start(order, policy, now),
+        LostProcess::Restart => start(order, policy, now),
+        LostProcess::Hold => flag(order, Reason::ProcessLost, now),
         LostProcess::Fail => Action::Fail,
     }
 }
@@ -259,17 +295,6 @@ fn flag(order: &OpenOrder, reason: Reason, now: Timestamp) -> Action {
         Action::Wait
     } else {
         Action::Flag(reason)
-    }
-}
-
-/// What to do about an order whose start was refused, once a look-up has followed.
-pub fn decide_refused(observed: &Observed) -> Action {
-    match observed {
-        Observed::Succeeded => Action::Settle(Outcome::Succeeded),
-        Observed::Failed => Action::Settle(Outcome::Failed),
-        Observed::Running | Observed::Unrecognised(_) => Action::Adopt,
-        Observed::Absent => Action::Flag(Reason::StartRefused),
-        Observed::Unknown => Action::Wait,
     }
 }
 
@@ -316,27 +341,29 @@ mod tests {
         Observed::of_status("PAUSED")
     }
 
-    fn choose(order: &OpenOrder, observed: Observed, policy: &Policy, suspected: bool) -> Action {
-        let look = Look {
+    /// What is decided on a look that began now; `Unknown` stands for none.
+    fn choose(
+        order: &OpenOrder,
+        observed: Observed,
+        policy: &Policy,
+        occasion: Occasion,
+    ) -> Action {
+        let look = (observed != Observed::Unknown).then_some(Look {
             observed,
             began_at: NOW,
-        };
-        let at = Circumstances {
-            now: NOW,
-            restart_suspected: suspected,
-        };
-        decide(order, &look, policy, at)
+        });
+        decide(order, occasion, look.as_ref(), policy, NOW)
     }
 
     fn check(order: &OpenOrder, observed: Observed, expected: Action) {
-        let action = choose(order, observed.clone(), &POLICY, false);
+        let action = choose(order, observed.clone(), &POLICY, Occasion::Pass);
         assert_eq!(action, expected, "{order:?} {observed:?}");
     }
 
     /// The table, cell by cell: every phase in its plain form, against every observation.
     #[test]
     fn every_cell_of_the_table_is_what_it_is_meant_to_be() {
-        use Action::{Adopt, Flag, Miss, Settle, Start, Wait};
+        use Action::{Adopt, Flag, MarkMissing, Settle, Start, Wait};
         let just_given_up = intent(Some(NOW.0), None);
         let long_given_up = intent(Some(NOW.0 - 5_000), None);
         let unknown_status = Flag(Reason::UnknownStatus);
@@ -345,13 +372,17 @@ mod tests {
             (Phase::Created, None, [Start, Start, Adopt, Adopt]),
             (Phase::Created, just_given_up, [Wait, Wait, Adopt, Adopt]),
             (Phase::Created, long_given_up, [Wait, Start, Adopt, Adopt]),
-            (processing(None), None, [Wait, Miss, Wait, unknown_status]),
+            (
+                processing(None),
+                None,
+                [Wait, MarkMissing, Wait, unknown_status],
+            ),
             (processing(None), just_given_up, [Wait, Wait, Adopt, Adopt]),
             (processing(None), long_given_up, [Wait, Start, Adopt, Adopt]),
             (
                 processing(Some(NOW.0 - 50)),
                 None,
-                [Wait, Start, Action::Clear, unknown_status],
+                [Wait, Start, Action::ClearAttention, unknown_status],
             ),
             (
                 processing(Some(NOW.0 - 50)),
@@ -404,7 +435,7 @@ mod tests {
         };
         let order = order(phase, None);
         check(&order, Observed::Absent, Action::Wait);
-        let suspected = choose(&order, Observed::Absent, &POLICY, true);
+        let suspected = choose(&order, Observed::Absent, &POLICY, Occasion::Restart);
         assert_eq!(suspected, Action::Wait);
     }
 
@@ -412,22 +443,22 @@ mod tests {
     fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
         let once = order(processing(None), None);
         assert_eq!(
-            choose(&once, Observed::Absent, &POLICY, false),
-            Action::Miss
+            choose(&once, Observed::Absent, &POLICY, Occasion::Pass),
+            Action::MarkMissing
         );
         assert_eq!(
-            choose(&once, Observed::Absent, &POLICY, true),
+            choose(&once, Observed::Absent, &POLICY, Occasion::Restart),
             Action::Start
         );
         // The same look seen twice is one absence.
         let same = order(processing(Some(NOW.0)), None);
         assert_eq!(
-            choose(&same, Observed::Absent, &POLICY, false),
+            choose(&same, Observed::Absent, &POLICY, Occasion::Pass),
             Action::Wait
         );
         let twice = order(processing(Some(NOW.0 - 1)), None);
         assert_eq!(
-            choose(&twice, Observed::Absent, &POLICY, false),
+            choose(&twice, Observed::Absent, &POLICY, Occasion::Pass),
             Action::Start
         );
     }
@@ -445,16 +476,19 @@ mod tests {
                 ..POLICY
             };
             lost.is_released = false;
-            assert_eq!(choose(&lost, Observed::Absent, &policy, false), action);
+            assert_eq!(
+                choose(&lost, Observed::Absent, &policy, Occasion::Pass),
+                action
+            );
             lost.is_released = true;
             assert_eq!(
-                choose(&lost, Observed::Absent, &policy, false),
+                choose(&lost, Observed::Absent, &policy, Occasion::Pass),
                 Action::Start
             );
             // Only a forgotten one: a process that runs is left alone.
             assert_eq!(
-                choose(&lost, Observed::Running, &policy, false),
-                Action::Clear
+                choose(&lost, Observed::Running, &policy, Occasion::Pass),
+                Action::ClearAttention
             );
         }
     }
@@ -479,12 +513,12 @@ mod tests {
         check(&well, Observed::Running, Action::Wait);
         let mut flagged = well;
         flagged.attention = Some(Reason::UnknownStatus);
-        check(&flagged, Observed::Running, Action::Clear);
+        check(&flagged, Observed::Running, Action::ClearAttention);
         let mut tried = well;
         tried.attempts = 1;
-        check(&tried, Observed::Running, Action::Clear);
+        check(&tried, Observed::Running, Action::ClearAttention);
         let missed = order(processing(Some(1)), None);
-        check(&missed, Observed::Running, Action::Clear);
+        check(&missed, Observed::Running, Action::ClearAttention);
     }
 
     #[test]
@@ -529,22 +563,70 @@ mod tests {
         odd.attempts = 1;
         odd.next_attempt_at = Some(Timestamp(NOW.0 + 1));
         check(&odd, unrecognised(), Action::Wait);
-        check(&odd, Observed::Running, Action::Clear);
+        check(&odd, Observed::Running, Action::ClearAttention);
         odd.next_attempt_at = Some(NOW);
         check(&odd, unrecognised(), Action::Flag(Reason::UnknownStatus));
     }
 
     #[test]
     fn after_a_refusal_only_a_look_up_decides() {
-        for (observed, expected) in [
-            (Observed::Running, Action::Adopt),
-            (unrecognised(), Action::Adopt),
-            (Observed::Succeeded, Action::Settle(Outcome::Succeeded)),
-            (Observed::Failed, Action::Settle(Outcome::Failed)),
-            (Observed::Absent, Action::Flag(Reason::StartRefused)),
-            (Observed::Unknown, Action::Wait),
+        let fresh = order(Phase::Created, None);
+        let missed = order(processing(Some(1)), None);
+        let refused = Action::Flag(Reason::StartRefused);
+        let unknown_status = Action::Flag(Reason::UnknownStatus);
+        for (observed, of_new, of_missed) in [
+            (Observed::Absent, refused, refused),
+            (Observed::Running, Action::Adopt, Action::ClearAttention),
+            (unrecognised(), Action::Adopt, unknown_status),
         ] {
-            assert_eq!(decide_refused(&observed), expected);
+            let decided = |order| choose(order, observed.clone(), &POLICY, Occasion::Refusal);
+            assert_eq!((decided(&fresh), decided(&missed)), (of_new, of_missed));
+        }
+        for (observed, outcome) in [
+            (Observed::Succeeded, Outcome::Succeeded),
+            (Observed::Failed, Outcome::Failed),
+        ] {
+            for order in [&fresh, &missed] {
+                let decided = choose(order, observed.clone(), &POLICY, Occasion::Refusal);
+                assert_eq!(decided, Action::Settle(outcome));
+            }
+        }
+    }
+
+    #[test]
+    fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
+        let at_turn = |order: &OpenOrder| decide(order, Occasion::Turn, None, &POLICY, NOW);
+        let expired = intent(Some(NOW.0 - 5_000), None);
+        assert_eq!(at_turn(&order(Phase::Created, None)), Action::Start);
+        assert_eq!(at_turn(&order(Phase::Created, expired)), Action::Start);
+        for phase in [processing(None), processing(Some(1))] {
+            for intent in [None, expired] {
+                let forgotten = order(phase, intent);
+                assert_eq!(at_turn(&forgotten), Action::LookUp);
+                let again = choose(&forgotten, Observed::Absent, &POLICY, Occasion::Turn);
+                assert_eq!(again, Action::Start);
+            }
+        }
+        let mut worn_out = order(Phase::Created, None);
+        worn_out.starts = 5;
+        assert_eq!(at_turn(&worn_out), Action::Flag(Reason::MaxStarts));
+        let mut in_backoff = order(Phase::Created, None);
+        in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+        assert_eq!(at_turn(&in_backoff), Action::Wait);
+    }
+
+    #[test]
+    fn a_look_that_says_nothing_changes_nothing() {
+        let look = Look {
+            observed: Observed::Unknown,
+            began_at: NOW,
+        };
+        for phase in [Phase::Created, processing(None), processing(Some(1))] {
+            for intent in [None, intent(Some(0), None)] {
+                let order = order(phase, intent);
+                let decided = decide(&order, Occasion::Pass, Some(&look), &POLICY, NOW);
+                assert_eq!(decided, Action::Wait);
+            }
         }
     }
 }

@@ -127,17 +127,17 @@ impl Pace {
     }
 
     /// Whether one more request of any kind may leave now, beside `requests` that have.
-    pub fn may_ask(&self, now: Timestamp, requests: usize) -> bool {
-        requests < self.max_requests && self.reach.may_ask(now)
+    pub fn may_send(&self, now: Timestamp, requests: usize) -> bool {
+        requests < self.max_requests && self.reach.may_send(now)
     }
 
     /// Whether one more order may be made ready to be started now, beside `starting` that are or
     /// have left. At a high rate some are ready before there is a place for their requests, so that
     /// no place is empty while intents are written.
-    pub fn may_prepare(&self, now: Timestamp, starting: usize) -> bool {
+    pub fn may_stage(&self, now: Timestamp, starting: usize) -> bool {
         let ahead = (self.rate.rate() * INTENT_TAKES.as_secs_f64()) as usize;
         let places = self.max_requests + ahead.min(self.max_requests);
-        starting < places && self.reach.may_ask(now)
+        starting < places && self.reach.may_send(now)
     }
 
     /// When the next start may leave, `now` or later; nothing while as many processes run as may.
@@ -151,18 +151,18 @@ impl Pace {
     }
 
     /// A start leaves now.
-    pub fn starts(&mut self, now: Timestamp) {
+    pub fn on_start_sent(&mut self, now: Timestamp) {
         self.beat.started(now);
     }
 
     /// A start was accepted: there is one more process.
-    pub fn started(&mut self) {
+    pub fn on_start_accepted(&mut self) {
         self.in_flight += 1;
         self.lives.started();
     }
 
     /// Raises the rate while all is quiet. Tells whether it has reached its ceiling again.
-    pub fn quiet(&mut self, now: Timestamp) -> bool {
+    pub fn recover(&mut self, now: Timestamp) -> bool {
         let is_full_again = self.rate.quiet(now);
         self.beat.set_rate(self.rate.rate());
         is_full_again
@@ -310,23 +310,23 @@ mod tests {
     fn no_more_requests_are_made_at_once_than_allowed_and_none_while_it_is_down_or_rests() {
         let now = Timestamp(1_000);
         let mut limiter = pace(Learned::default(), now);
-        assert!(limiter.may_ask(now, 7) && !limiter.may_ask(now, 8));
+        assert!(limiter.may_send(now, 7) && !limiter.may_send(now, 8));
         let mut failure = Failure::new("answered 503", false);
         failure.is_overload = true;
         failure.retry_after = Some(Duration::from_secs(2));
         assert_eq!(limiter.failed(now, &failure), (true, false));
         assert_eq!(limiter.rate().rate(), 25.0);
-        assert!(!limiter.may_ask(now, 0) && limiter.may_ask(Timestamp(3_000), 0));
+        assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
         let down = Failure::new("no connection", true);
         assert_eq!(limiter.failed(now, &down), (false, true));
-        assert!(!limiter.may_ask(Timestamp(3_000), 0));
-        assert!(limiter.answered(Timestamp(3_000)) && limiter.may_ask(Timestamp(3_000), 0));
+        assert!(!limiter.may_send(Timestamp(3_000), 0));
+        assert!(limiter.answered(Timestamp(3_000)) && limiter.may_send(Timestamp(3_000), 0));
     }
 
     #[test]
     fn orders_are_made_ready_ahead_of_their_places_only_at_a_high_rate() {
         let now = Timestamp(1_000);
-        let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_prepare(now, *starting));
+        let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));
         for (ceiling, expected) in [(3.0, 8), (50.0, 8), (499.0, 8), (1_500.0, 11), (0.0, 16)] {
             let mut limiter = Pace::new(ceiling, 8, Learned::default(), Reach::Unknown, now);
             assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
@@ -347,11 +347,11 @@ mod tests {
         assert_eq!(limiter.lives().processes(), Some(0));
         let window = limiter.lives().window().unwrap();
         for _ in 0..window - 1 {
-            limiter.started();
+            limiter.on_start_accepted();
         }
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
         assert_eq!(limiter.next_start_at(now, 1), None);
-        limiter.started();
+        limiter.on_start_accepted();
         assert_eq!(limiter.next_start_at(now, 0), None);
         limiter.found_running(window - 1);
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
@@ -377,9 +377,9 @@ mod tests {
         let mut starts = 0;
         let mut reached = 0;
         for now in (0..180_000).map(Timestamp) {
-            reached += usize::from(now.0 % 1_000 == 0 && limiter.quiet(now));
+            reached += usize::from(now.0 % 1_000 == 0 && limiter.recover(now));
             if limiter.next_start_at(now, 0) == Some(now) {
-                limiter.starts(now);
+                limiter.on_start_sent(now);
                 starts += 1;
             }
         }

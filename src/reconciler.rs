@@ -7,25 +7,30 @@
 
 mod arrivals;
 mod asking;
+mod effects;
+mod observations;
 mod observe;
 mod order_log;
 mod schedule;
-mod sight;
 mod start;
+mod start_attempt;
+mod start_queue;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use self::arrivals::Arrivals;
 use self::asking::Asking;
+pub use self::effects::Decision;
 pub use self::schedule::{Schedule, ScheduleError};
+pub use self::start::Stage;
+use self::start_queue::StartQueue;
 use crate::clock::Clock;
-use crate::decide::{LostProcess, Policy};
+use crate::decide::{Look, LostProcess, Occasion, OpenOrder, Policy, decide};
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
-use crate::store::{Heartbeat, LeaderLock, Startable, Store};
+use crate::store::{Heartbeat, LeaderLock, StartCandidate, Store};
 use crate::tally::Ended;
 use crate::upstream::Upstream;
 
@@ -114,9 +119,9 @@ pub struct Report {
     /// Orders that were newly found to need looking at, or still do.
     pub flagged: usize,
     /// Changes that came too late.
-    pub overtaken: usize,
+    pub conflicts: usize,
     /// Orders that could have been started if there had been time.
-    pub left: bool,
+    pub has_more: bool,
     /// Whether the upstream gave no usable answer in the end, although one was needed.
     pub unreachable: bool,
 }
@@ -125,8 +130,8 @@ impl Report {
     fn is_eventful(&self) -> bool {
         let still = Self {
             observed: self.observed,
-            overtaken: self.overtaken,
-            left: self.left,
+            conflicts: self.conflicts,
+            has_more: self.has_more,
             unreachable: self.unreachable,
             ..Self::default()
         };
@@ -147,7 +152,7 @@ impl std::fmt::Display for Report {
             ("refused", self.refused),
             ("unanswered", self.unanswered),
             ("flagged", self.flagged),
-            ("overtaken", self.overtaken),
+            ("conflicts", self.conflicts),
         ] {
             if count > 0 {
                 write!(f, " {name}={count}")?;
@@ -157,23 +162,34 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// What the reconciler acts on.
-struct World<U, C> {
+/// An event inside the reconciler, for whoever watches it at work, as the simulation does.
+#[derive(Clone, Copy, Debug)]
+pub enum Trace<'a> {
+    /// An order was decided about.
+    Decided(&'a Decision<'a>),
+    /// An order has entered a stage of being started.
+    Entered(Stage, &'a StartCandidate),
+}
+
+/// Receives the events inside the reconciler.
+type Hook = dyn Fn(Trace<'_>);
+
+/// Everything that the reconciler acts on.
+struct Context<U, C> {
     store: Store,
     upstream: Asking<U>,
     clock: C,
     settings: Settings,
+    hook: Option<Box<Hook>>,
 }
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
-    world: World<U, C>,
+    context: Context<U, C>,
     pace: Pace,
-    pulse: Pulse,
+    heartbeat: HeartbeatWriter,
     looked_at: Option<Timestamp>,
-    /// Orders that are to be started again, as the last look has found them; first those whose
-    /// process was forgotten, then the oldest.
-    again: VecDeque<Startable>,
+    queue: StartQueue,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
     probed_at: Option<Timestamp>,
@@ -197,22 +213,30 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let tally = heartbeat.tally.clone();
         Ok(Self {
             pace,
-            pulse: Pulse {
+            heartbeat: HeartbeatWriter {
                 heartbeat,
                 written_at: None,
             },
             looked_at: None,
-            again: VecDeque::new(),
+            queue: StartQueue::default(),
             probed: 0,
             probed_at: None,
             probes: 0,
-            world: World {
+            context: Context {
                 store,
                 upstream: Asking::new(upstream, tally),
                 clock,
                 settings,
+                hook: None,
             },
         })
+    }
+
+    /// Calls `hook` at each decision, and whenever an order enters a stage of being started.
+    #[must_use]
+    pub fn traced(mut self, hook: impl Fn(Trace<'_>) + 'static) -> Self {
+        self.context.hook = Some(Box::new(hook));
+        self
     }
 
     /// One turn: observe, decide, settle, and then start what is due, until the next look is due.
@@ -220,7 +244,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        let began_at = self.world.clock.now();
+        let began_at = self.context.clock.now();
         let mut report = Report::default();
         let done = self.turn(&mut report, stop).await;
         let ended = match &done {
@@ -228,38 +252,38 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             Ok(()) => Ended::Ok,
             Err(_) => Ended::Failed,
         };
-        let took = self.world.clock.now().since(began_at);
-        self.world.upstream.tally().passed(ended, took);
+        let took = self.context.clock.now().since(began_at);
+        self.context.upstream.tally().passed(ended, took);
         done?;
         if report.is_eventful() {
             log::info!(target: "order_service::pass", "{report}");
         }
-        self.pulse.heartbeat.last_pass_at = Some(self.world.clock.now());
+        self.heartbeat.heartbeat.last_pass_at = Some(self.context.clock.now());
         if report.is_eventful() {
-            self.pulse.written_at = None;
+            self.heartbeat.written_at = None;
         }
-        self.beat().await?;
+        self.write_heartbeat_if_due().await?;
         Ok(report)
     }
 
     /// Tells a last time how things are, so that nothing is lost of what was counted, and that it
     /// leads no longer.
     pub async fn end(mut self) {
-        self.pulse.written_at = None;
-        self.pulse.heartbeat.leader_since = None;
-        if let Err(error) = self.beat().await {
+        self.heartbeat.written_at = None;
+        self.heartbeat.heartbeat.leader_since = None;
+        if let Err(error) = self.write_heartbeat_if_due().await {
             log::debug!("the last heartbeat was not written: {error:#}");
         }
     }
 
     async fn turn(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
-        let now = self.world.clock.now();
+        let now = self.context.clock.now();
         let is_resting = self.pace.reach().is_resting(now);
         if !is_resting && self.is_answered().await? {
             if self.is_look_due() {
                 self.observe(report, stop).await?;
             }
-            self.beat().await?;
+            self.write_heartbeat_if_due().await?;
             self.start_due(report, stop).await?;
         }
         let met = self.pace.take_met();
@@ -268,17 +292,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(())
     }
 
-    async fn beat(&mut self) -> anyhow::Result<()> {
-        self.pulse.beat(&self.world, &self.pace).await
+    async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
+        self.heartbeat.write_if_due(&self.context, &self.pace).await
     }
 
     /// Looks are made on schedule, not in passes that new orders bring, and only as often as is
     /// good for the upstream.
     fn is_look_due(&self) -> bool {
-        let now = self.world.clock.now();
+        let now = self.context.clock.now();
         let is_on_schedule = self
             .looked_at
-            .is_none_or(|at| self.world.settings.schedule.next_after(at) <= now || at > now);
+            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now || at > now);
         is_on_schedule && self.pace.are_looks_due(now)
     }
 
@@ -289,12 +313,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if !self.pace.reach().is_down() {
             return Ok(true);
         }
-        let now = self.world.clock.now();
+        let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < PROBE_INTERVAL && at <= now;
         if self.probed_at.is_some_and(is_soon) {
             return Ok(false);
         }
-        let store = &self.world.store;
+        let store = &self.context.store;
         let next = match store.next_open(self.probed)? {
             None => store.next_open(0)?,
             next => next,
@@ -308,28 +332,36 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probes.is_multiple_of(LOOK_INSTEAD_EVERY) {
             return Ok(true);
         }
-        let result = self.world.upstream.look_up(&self.world.clock, &id).await;
+        let result = self
+            .context
+            .upstream
+            .look_up(&self.context.clock, &id)
+            .await;
         self.note(result.as_ref().err());
         Ok(result.is_ok())
     }
 
     /// Takes note of an answer, or of why there was none.
     fn note(&mut self, failure: Option<&Failure>) {
-        let now = self.world.clock.now();
+        let now = self.context.clock.now();
         note(&mut self.pace, now, failure);
     }
 }
 
 /// The heartbeat, and when it was last written.
-struct Pulse {
+struct HeartbeatWriter {
     heartbeat: Heartbeat,
     written_at: Option<Timestamp>,
 }
 
-impl Pulse {
+impl HeartbeatWriter {
     /// Writes the heartbeat if the upstream's reach has changed, or if it is old.
-    async fn beat<U, C: Clock>(&mut self, world: &World<U, C>, pace: &Pace) -> anyhow::Result<()> {
-        let now = world.clock.now();
+    async fn write_if_due<U, C: Clock>(
+        &mut self,
+        context: &Context<U, C>,
+        pace: &Pace,
+    ) -> anyhow::Result<()> {
+        let now = context.clock.now();
         let is_news = self.heartbeat.reach != *pace.reach().reach();
         let is_old = self
             .written_at
@@ -337,19 +369,46 @@ impl Pulse {
         if is_news || is_old {
             self.heartbeat.reach = pace.reach().reach().clone();
             self.heartbeat.learned = pace.learned();
-            self.heartbeat.tally = world.upstream.tally().clone();
-            let next_pass_at = world.settings.schedule.next_after(now);
+            self.heartbeat.tally = context.upstream.tally().clone();
+            let next_pass_at = context.settings.schedule.next_after(now);
             self.heartbeat.next_pass_at = Some(next_pass_at);
             self.heartbeat.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
             let heartbeat = self.heartbeat.clone();
-            world.store.write_heartbeat(heartbeat).await?;
+            context.store.write_heartbeat(heartbeat).await?;
             self.written_at = Some(now);
         }
         Ok(())
     }
 }
 
-impl<U, C> World<U, C> {
+impl<U, C> Context<U, C> {
+    /// Decides about one order.
+    fn decide<'a>(
+        &self,
+        order: &'a OpenOrder,
+        occasion: Occasion,
+        look: Option<&'a Look>,
+        now: Timestamp,
+    ) -> Decision<'a> {
+        let decision = Decision {
+            order,
+            occasion,
+            look,
+            action: decide(order, occasion, look, &self.policy(), now),
+        };
+        if let Some(hook) = &self.hook {
+            hook(Trace::Decided(&decision));
+        }
+        decision
+    }
+
+    /// An order has entered a stage of being started.
+    fn enter(&self, stage: Stage, order: &StartCandidate) {
+        if let Some(hook) = &self.hook {
+            hook(Trace::Entered(stage, order));
+        }
+    }
+
     fn policy(&self) -> Policy {
         Policy {
             request_timeout: self.settings.request_timeout,
@@ -412,8 +471,8 @@ pub async fn run<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let mut ticks = reconciler.world.settings.schedule.ticks().await?;
-    let arrivals = Arrivals::watch(&reconciler.world.store)?;
+    let mut ticks = reconciler.context.settings.schedule.ticks().await?;
+    let arrivals = Arrivals::watch(&reconciler.context.store)?;
     let mut trouble = None;
     while !stop.begun.is_cancelled() {
         match reconciler.pass(stop).await {
@@ -421,7 +480,7 @@ pub async fn run<U: Upstream, C: Clock>(
                 if trouble.take().is_some() {
                     log::info!("passes succeed again");
                 }
-                if report.left {
+                if report.has_more {
                     continue;
                 }
             }
@@ -461,7 +520,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             );
             break false;
         }
-        if !report.left || stop.begun.is_cancelled() {
+        if !report.has_more || stop.begun.is_cancelled() {
             break true;
         }
     };

@@ -45,7 +45,9 @@ pub use self::operate::Decided;
 pub use self::page::Filter;
 pub use self::prune::Removed;
 pub use self::record::{Change, Recorded, Step, Trouble};
-use self::rows::{FOUND, OPEN_ORDER, found_of, heartbeat, id_of, startable_of, write_heartbeat};
+use self::rows::{
+    FOUND, OPEN_ORDER, found_of, heartbeat, id_of, start_candidate_of, write_heartbeat,
+};
 pub use self::watch::Watch;
 pub use self::watched::Watchlist;
 use self::writer::Writer;
@@ -113,7 +115,7 @@ pub struct Found {
 
 /// An order that may be started, or started again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Startable {
+pub struct StartCandidate {
     /// Its id.
     pub id: OrderId,
     /// All else about it.
@@ -298,27 +300,36 @@ impl Store {
     }
 
     /// At most `limit` orders after the place `after` that have neither a process nor a start of
-    /// unknown outcome and may be started now. Oldest first.
+    /// unknown outcome and may be started now: those that were tried before, or those that were not.
+    /// Oldest first.
     pub fn startable(
         &self,
         now: Timestamp,
         max_starts: u32,
+        is_tried: bool,
         after: i64,
         limit: usize,
-    ) -> Result<Vec<Startable>, StoreError> {
+    ) -> Result<Vec<StartCandidate>, StoreError> {
         self.read(|db| {
             let sql = format!(
                 "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
                  WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL \
-                 AND (starts < ?2 OR released_at IS NOT NULL) \
+                 AND (attempts > 0) = ?6 AND (starts < ?2 OR released_at IS NOT NULL) \
                  AND (next_attempt_at IS NULL OR next_attempt_at <= ?3 OR next_attempt_at > ?4) \
                  ORDER BY seq LIMIT ?5"
             );
             let clock_set_back = now.after(crate::pace::BACKOFF_MAX);
             db.prepare_cached(&sql)?
                 .query_map(
-                    params![after, max_starts, now.0, clock_set_back.0, limit as i64],
-                    startable_of,
+                    params![
+                        after,
+                        max_starts,
+                        now.0,
+                        clock_set_back.0,
+                        limit as i64,
+                        is_tried
+                    ],
+                    start_candidate_of,
                 )?
                 .collect()
         })

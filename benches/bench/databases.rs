@@ -225,7 +225,7 @@ pub async fn settle(
 async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<()> {
     let recorded = store.record(changes, now).await?;
     anyhow::ensure!(
-        recorded.overtaken.is_empty(),
+        recorded.conflicts.is_empty(),
         "an order was not where it was put"
     );
     Ok(())

@@ -92,7 +92,7 @@ impl Reachability {
     }
 
     /// Whether anything may be asked at `now`.
-    pub fn may_ask(&self, now: Timestamp) -> bool {
+    pub fn may_send(&self, now: Timestamp) -> bool {
         !self.is_down() && !self.is_resting(now)
     }
 

@@ -6,7 +6,7 @@
 
 use log::Level;
 
-use super::World;
+use super::Context;
 use crate::explain::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
 use crate::store::{Change, Filter, Recorded, Step, StoreError};
@@ -14,7 +14,7 @@ use crate::store::{Change, Filter, Recorded, Step, StoreError};
 /// Log target of these lines.
 const TARGET: &str = "order_service::orders";
 
-impl<U, C> World<U, C> {
+impl<U, C> Context<U, C> {
     /// Records changes in one transaction, and then logs those that took effect.
     pub(super) async fn record_changes(
         &self,
@@ -25,7 +25,7 @@ impl<U, C> World<U, C> {
         let recorded = self.store.record(changes, now).await?;
         for Change { seq, step } in logged.into_iter().flatten() {
             // Of an order that had moved on, all is left out.
-            if !recorded.overtaken.contains(&seq) {
+            if !recorded.conflicts.contains(&seq) {
                 self.log_step(seq, &step, now);
             }
         }

@@ -75,7 +75,7 @@ pub struct Recorded {
     /// How many took effect.
     pub changed: usize,
     /// The places of the orders that had moved on, one for each change that found one so.
-    pub overtaken: Vec<i64>,
+    pub conflicts: Vec<i64>,
 }
 
 pub(super) fn record(
@@ -114,7 +114,7 @@ pub(super) fn record(
                 journal(db, *seq, reason, now)?;
             }
         } else {
-            recorded.overtaken.push(*seq);
+            recorded.conflicts.push(*seq);
         }
     }
     Ok(recorded)

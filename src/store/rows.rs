@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Found, Heartbeat, Startable};
+use super::{Found, Heartbeat, StartCandidate};
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
 use crate::pace::Reach;
@@ -97,8 +97,8 @@ pub(super) fn order_of(
     })
 }
 
-pub(super) fn startable_of(row: &Row<'_>) -> rusqlite::Result<Startable> {
-    Ok(Startable {
+pub(super) fn start_candidate_of(row: &Row<'_>) -> rusqlite::Result<StartCandidate> {
+    Ok(StartCandidate {
         id: id_of(row, 1)?,
         order: open_order_of(row)?,
     })

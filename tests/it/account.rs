@@ -48,7 +48,7 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
     let seq = order.seq;
     let changes: Vec<_> = steps.into_iter().map(|step| Change { seq, step }).collect();
     let recorded = store.record(changes, Timestamp(2)).await.unwrap();
-    assert!(recorded.overtaken.is_empty());
+    assert!(recorded.conflicts.is_empty());
 }
 
 /// One order that is CREATED, two that are PROCESSING, one FULFILLED and one FAILED.

@@ -3,6 +3,7 @@
 
 mod looks;
 mod stage;
+mod stages;
 mod starts;
 mod told;
 mod trouble;

@@ -21,7 +21,7 @@ async fn create(store: &Store, id: &str, at: i64) -> i64 {
 async fn record(store: &Store, seq: i64, steps: Vec<Step>, at: i64) -> (usize, usize) {
     let changes = steps.into_iter().map(|step| Change { seq, step }).collect();
     let recorded = store.record(changes, Timestamp(at)).await.unwrap();
-    (recorded.changed, recorded.overtaken.len())
+    (recorded.changed, recorded.conflicts.len())
 }
 
 /// The journal as anyone can read it: order, from, to, reason, time.

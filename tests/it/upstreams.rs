@@ -69,7 +69,7 @@ impl Orders {
             });
         }
         let recorded = orders.store.record(changes, SystemClock.now()).await;
-        assert!(recorded.unwrap().overtaken.is_empty());
+        assert!(recorded.unwrap().conflicts.is_empty());
         orders
     }
 

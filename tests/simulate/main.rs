@@ -74,7 +74,6 @@ fn main() -> ExitCode {
         println!("the crash model does not fit what was measured");
         return ExitCode::FAILURE;
     }
-    run::count_decisions();
     let begun = Instant::now();
     let mut total = run::Totals::default();
     for seed in seeds {
@@ -144,14 +143,14 @@ fn report(total: &run::Totals, begun: Instant) {
     println!(
         "\ndecisions, by the kinds of fault that were injected in that pass or the one before"
     );
-    print!("  {:<50}", "row; observed; action");
+    print!("  {:<70}", "row; occasion; observed; action");
     for fault in world::Fault::ALL {
         print!(" {:>8.8}", format!("{fault:?}"));
     }
     println!();
     let mut unreached = Vec::new();
     for (cell, counts) in run::decisions() {
-        print!("  {cell:<50}");
+        print!("  {cell:<70}");
         for fault in world::Fault::ALL {
             let count = counts.get(&fault).copied().unwrap_or(0);
             print!(" {count:>8}");
@@ -164,6 +163,11 @@ fn report(total: &run::Totals, begun: Instant) {
     println!("\nnever met: {}", unreached.len());
     for pair in unreached {
         println!("  {pair}");
+    }
+    println!("\nways of starting an order");
+    for ((from, to), count) in run::ways() {
+        let from = from.map_or_else(|| "Due".to_owned(), |stage| format!("{stage:?}"));
+        println!("  {:<30} {count:>9}", format!("{from} to {to:?}"));
     }
     println!("\n{} passed, 0 failed", total.seeds);
 }

@@ -317,7 +317,7 @@ impl One {
         while is_to_go_on(self) {
             let report = drive(&self.world, self.reconciler.pass(&stop));
             ended_at = self.world.time();
-            if !report.unwrap().unwrap().left {
+            if !report.unwrap().unwrap().has_more {
                 next_second(&self.world);
             }
         }

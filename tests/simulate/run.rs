@@ -1,6 +1,7 @@
 //! One seed: orders are created, passes run, everything goes wrong; then the weather clears, and
 //! every order has to settle within a stated number of passes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
@@ -10,9 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use order_service::decide::LostProcess;
+use order_service::decide::{LostProcess, Occasion, row_of};
 use order_service::order::{OrderId, Status};
-use order_service::reconciler::{Reconciler, Settings, Stop};
+use order_service::reconciler::{Decision, Reconciler, Settings, Stage, Stop, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
 use rusqlite::Connection;
 
@@ -56,37 +57,27 @@ impl Totals {
 type Decisions = BTreeMap<String, BTreeMap<Fault, u64>>;
 
 static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
-static LOGGER: DecisionCounter = DecisionCounter;
 
-struct DecisionCounter;
+/// Ways from one stage of starting an order to the next.
+type Ways = BTreeMap<(Option<Stage>, Stage), u64>;
 
-impl log::Log for DecisionCounter {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == "order_service::decide"
+static WAYS: Mutex<Ways> = Mutex::new(BTreeMap::new());
+
+fn count_decision(decision: &Decision<'_>) {
+    let observed = decision.look.map(|look| &look.observed);
+    let observed = observed.map_or_else(|| "-".to_owned(), |observed| format!("{observed:?}"));
+    let row = row_of(decision.order);
+    let occasion = match decision.occasion {
+        Occasion::Pass | Occasion::Restart => "pass",
+        Occasion::Turn => "turn",
+        Occasion::Refusal => "refusal",
+    };
+    let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
+    let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    for fault in RECENT.faults() {
+        let faults = decisions.entry(cell.clone()).or_default();
+        *faults.entry(fault).or_default() += 1;
     }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
-        let line = record.args().to_string();
-        let cell = line
-            .rsplit_once("; ")
-            .map_or(line.as_str(), |(cell, _)| cell);
-        let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        for fault in RECENT.faults() {
-            let faults = decisions.entry(cell.to_owned()).or_default();
-            *faults.entry(fault).or_default() += 1;
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// Counts what is decided from now on.
-pub fn count_decisions() {
-    log::set_logger(&LOGGER).unwrap();
-    log::set_max_level(log::LevelFilter::Trace);
 }
 
 pub fn decisions() -> Decisions {
@@ -96,12 +87,48 @@ pub fn decisions() -> Decisions {
         .clone()
 }
 
+pub fn ways() -> Ways {
+    WAYS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// The stage that each order is in while it is started. Each is in one, and takes the ways that the
+/// drawing in `src/reconciler/start.rs` shows.
+#[derive(Default)]
+struct Stages(BTreeMap<i64, Stage>);
+
+impl Stages {
+    fn enter(&mut self, stage: Stage, seq: i64) {
+        use Stage::{Due, InFlight, Left, Ready, WritingIntent, WritingResult};
+        let from = self.0.insert(seq, stage);
+        let is_drawn = match from {
+            None | Some(Due | Left | WritingResult) => {
+                matches!(stage, WritingIntent | Ready | WritingResult | Left)
+            }
+            Some(WritingIntent) => matches!(stage, Ready | Left),
+            Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
+            Some(InFlight) => matches!(stage, WritingIntent | WritingResult | Left),
+        };
+        assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
+        let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
+        *ways.entry((from, stage)).or_default() += 1;
+    }
+
+    /// A pass has ended: nothing is under way.
+    fn rest(&self) {
+        for (seq, stage) in &self.0 {
+            let rests = matches!(stage, Stage::Due | Stage::Left | Stage::WritingResult);
+            assert!(rests, "order {seq} is left in {stage:?}");
+        }
+    }
+}
+
 struct Run {
     world: Rc<World>,
     gate: Arc<WriteWeather>,
     store: Store,
     settings: Settings,
     totals: Totals,
+    stages: Rc<RefCell<Stages>>,
     created: u64,
     _folder: tempfile::TempDir,
 }
@@ -163,6 +190,7 @@ impl Run {
             store,
             settings,
             totals: Totals::default(),
+            stages: Rc::default(),
             created: 0,
             _folder: folder,
         }
@@ -284,7 +312,14 @@ impl Run {
     fn reconciler(&self) -> Reconciler<Handle, Handle> {
         let handle = Handle(self.world.clone());
         let settings = self.settings.clone();
-        Reconciler::new(self.store.clone(), handle.clone(), handle, settings).unwrap()
+        let stages = self.stages.clone();
+        *stages.borrow_mut() = Stages::default();
+        Reconciler::new(self.store.clone(), handle.clone(), handle, settings)
+            .unwrap()
+            .traced(move |trace| match trace {
+                Trace::Decided(decision) => count_decision(decision),
+                Trace::Entered(stage, order) => stages.borrow_mut().enter(stage, order.order.seq),
+            })
     }
 
     /// A pass; if the program dies in it, the next one takes its place.
@@ -299,6 +334,7 @@ impl Run {
         }
         self.world.oracle.borrow_mut().check();
         if outcome.is_some() {
+            self.stages.borrow().rest();
             return reconciler;
         }
         self.totals.deaths += 1;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, SetClock};
 use order_service::decide::{
-    Circumstances, Intent, Look, LostProcess, OpenOrder, Phase, Policy, decide,
+    Intent, Look, LostProcess, Occasion, OpenOrder, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::pace::Failure;
@@ -74,15 +74,17 @@ fn list(length: usize, status: &str) -> Vec<u8> {
 
 pub(super) fn decide_all(_turns: usize) -> Turn {
     let (orders, looks) = (orders(), looks());
-    let at = Circumstances {
-        now: NOW,
-        restart_suspected: false,
-    };
     Box::new(move || {
         for _ in 0..ROUNDS {
             for order in &orders {
                 for look in &looks {
-                    black_box(decide(black_box(order), black_box(look), &POLICY, at));
+                    black_box(decide(
+                        black_box(order),
+                        Occasion::Pass,
+                        Some(black_box(look)),
+                        &POLICY,
+                        NOW,
+                    ));
                 }
             }
         }

@@ -142,11 +142,11 @@ fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
     block_on(stage.store.fail(id, stage.clock.now())).unwrap();
-    let mut overtaken = 0;
+    let mut conflicts = 0;
     for _ in 0..30 {
-        overtaken += pass(&mut reconciler).overtaken;
+        conflicts += pass(&mut reconciler).conflicts;
     }
-    assert_eq!(overtaken, 1);
+    assert_eq!(conflicts, 1);
     assert_eq!(stage.order("a49").status, Status::Failed);
     let requests = stage.upstream.take_requests();
     assert!(requests.contains(&"start a48".to_owned()));

@@ -52,10 +52,10 @@ fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
         stage.create(id);
     }
     let mut reconciler = stage.reconciler();
-    assert!(pass(&mut reconciler).left);
+    assert!(pass(&mut reconciler).has_more);
     let before = written_at(&stage);
     stage.forward(1_000);
-    assert!(pass(&mut reconciler).left, "its turn has not come");
+    assert!(pass(&mut reconciler).has_more, "its turn has not come");
     assert_eq!(written_at(&stage), before);
     stage.upstream.look_fate.set(Fate::Refused);
     stage.forward(1_000);

@@ -6,17 +6,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::decide::Look;
+use crate::decide::{Look, OpenOrder, Phase};
 use crate::order::{IdIndex, Observed, Texts, Timestamp};
 use crate::pace::{self, Failure};
 use crate::store::Watchlist;
 use crate::upstream::Entry;
 
 /// The orders that are looked at, and what was seen of each.
-pub(super) struct Sight {
+pub(super) struct Observations {
     pub orders: Watchlist,
-    listed: Listed,
-    looked_up: HashMap<usize, Look>,
+    listed: ListSnapshot,
+    pub looked_up: HashMap<usize, Look>,
     /// The orders whose own look-up failed.
     pub failures: Vec<(usize, Failure)>,
     /// Whether every order was seen.
@@ -31,11 +31,11 @@ pub(super) struct Sight {
     pub look_ups: usize,
 }
 
-impl Sight {
+impl Observations {
     pub fn new(orders: Watchlist) -> Self {
         Self {
             orders,
-            listed: Listed::new(0, Timestamp(0)),
+            listed: ListSnapshot::new(0, Timestamp(0)),
             looked_up: HashMap::new(),
             failures: Vec::new(),
             unconfirmed: Vec::new(),
@@ -61,15 +61,53 @@ impl Sight {
 
     /// The places of the orders that the list does not know.
     pub fn unlisted(&self) -> impl Iterator<Item = usize> {
-        let said = self.listed.said.iter().enumerate();
-        said.filter_map(|(place, said)| (*said == Said::Absent).then_some(place))
+        let said = self.listed.statuses.iter().enumerate();
+        said.filter_map(|(place, said)| (*said == ListedStatus::Absent).then_some(place))
     }
 
-    /// How many orders have no process, as far as was seen; some may be counted twice.
-    pub fn absent(&self) -> usize {
+    /// Counts the processes that are newly missing, and those that were known, of the orders that were
+    /// confirmed at `since` or later.
+    pub fn missing(&self, since: Option<Timestamp>) -> Missing {
+        let mut missing = Missing::default();
+        // While nearly none is absent, it makes no difference how many are known.
         let looks = self.looked_up.values();
-        let looked_up = looks.filter(|look| look.observed == Observed::Absent);
-        self.unlisted().count() + looked_up.count()
+        let absent = looks.filter(|look| look.observed == Observed::Absent);
+        if !pace::is_restart(self.unlisted().count() + absent.count(), 0) {
+            return missing;
+        }
+        for (place, order) in self.orders.orders().enumerate() {
+            let (Phase::Processing { confirmed_at, .. }, Some(look)) =
+                (order.phase, self.look(place))
+            else {
+                continue;
+            };
+            let is_counted = order.intent.is_none()
+                && !order.is_missed()
+                && look.observed != Observed::Unknown
+                && since.is_none_or(|at| confirmed_at >= at);
+            missing.known += usize::from(is_counted);
+            missing.missing += usize::from(is_counted && order.is_missing_in(look));
+        }
+        missing
+    }
+
+    /// Takes back what the list said of the orders that it did not know and that are `doubtful`;
+    /// returns them, with the moment when the list was asked for.
+    pub fn take_doubtful(
+        &mut self,
+        is_doubtful: impl Fn(&OpenOrder, &Look) -> bool,
+    ) -> Vec<(usize, Timestamp)> {
+        let unlisted = self.unlisted().filter_map(|place| {
+            let (order, look) = (self.orders.order(place), self.look(place)?);
+            let is_taken = order.is_missing_in(look) && is_doubtful(&order, look);
+            is_taken.then_some((place, look.began_at))
+        });
+        let doubtful: Vec<_> = unlisted.collect();
+        for (place, _) in &doubtful {
+            self.looked_up.remove(place);
+            self.listed.statuses[*place] = ListedStatus::Nothing;
+        }
+        doubtful
     }
 
     /// An order was looked up.
@@ -77,16 +115,8 @@ impl Sight {
         self.looked_up.insert(place, look);
     }
 
-    /// What was seen of an order does not count.
-    pub fn forget(&mut self, place: usize) {
-        self.looked_up.remove(&place);
-        if let Some(said) = self.listed.said.get_mut(place) {
-            *said = Said::Nothing;
-        }
-    }
-
     /// A list was read, to the end if it had so many entries.
-    pub fn read(&mut self, mut listed: Listed, entries: Option<u64>) {
+    pub fn read(&mut self, mut listed: ListSnapshot, entries: Option<u64>) {
         self.is_listed = true;
         self.entries = entries;
         if entries.is_some() {
@@ -108,38 +138,52 @@ impl Sight {
     }
 }
 
+/// Processes that are newly missing, of those that were known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub missing: usize,
+    pub known: usize,
+}
+
+impl Missing {
+    /// Whether the upstream must have been restarted.
+    pub fn is_restart(self) -> bool {
+        pace::is_restart(self.missing, self.known)
+    }
+}
+
 /// A list that is read. Its entries are gathered, and their orders found many at a time; those whose
 /// status is not known are rare, and told by themselves.
-pub(super) struct Reading<'a> {
+pub(super) struct ListReader<'a> {
     orders: &'a Watchlist,
     /// Made when there is something to find: while it is, more of the list arrives.
     index: Option<IdIndex<'a>>,
-    listed: Listed,
+    listed: ListSnapshot,
     ids: Texts,
-    said: Vec<Said>,
+    statuses: Vec<ListedStatus>,
 }
 
 /// How many entries are gathered. What is fetched for them fits the processor's nearest memory.
 const GATHERED_MAX: usize = 128;
 
-impl<'a> Reading<'a> {
+impl<'a> ListReader<'a> {
     /// A list that was asked for at `began_at`.
     pub fn new(orders: &'a Watchlist, began_at: Timestamp) -> Self {
         Self {
             orders,
             index: None,
-            listed: Listed::new(orders.len(), began_at),
+            listed: ListSnapshot::new(orders.len(), began_at),
             ids: Texts::default(),
-            said: Vec::with_capacity(GATHERED_MAX),
+            statuses: Vec::with_capacity(GATHERED_MAX),
         }
     }
 
     /// Takes note of an entry.
     pub fn tell(&mut self, entry: &Entry<'_>) {
         match Observed::of_status(&entry.status) {
-            Observed::Running => self.gather(&entry.order_id, Said::Running),
-            Observed::Succeeded => self.gather(&entry.order_id, Said::Succeeded),
-            Observed::Failed => self.gather(&entry.order_id, Said::Failed),
+            Observed::Running => self.gather(&entry.order_id, ListedStatus::Running),
+            Observed::Succeeded => self.gather(&entry.order_id, ListedStatus::Succeeded),
+            Observed::Failed => self.gather(&entry.order_id, ListedStatus::Failed),
             Observed::Unrecognised(word) => {
                 if let Some(place) = self.find().find(&entry.order_id) {
                     self.listed.tell_odd(place, word);
@@ -150,16 +194,16 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn gather(&mut self, id: &str, said: Said) {
+    fn gather(&mut self, id: &str, said: ListedStatus) {
         self.ids.push(id);
-        self.said.push(said);
-        if self.said.len() == GATHERED_MAX {
+        self.statuses.push(said);
+        if self.statuses.len() == GATHERED_MAX {
             self.find();
         }
     }
 
     /// What the list has said.
-    pub fn end(mut self) -> Listed {
+    pub fn end(mut self) -> ListSnapshot {
         self.find();
         self.listed
     }
@@ -168,17 +212,17 @@ impl<'a> Reading<'a> {
     fn find(&mut self) -> &IdIndex<'a> {
         let index = self.index.get_or_insert_with(|| self.orders.ids().index());
         index.find_each(&self.ids, |at, place| {
-            self.listed.tell(place, self.said[at]);
+            self.listed.tell(place, self.statuses[at]);
         });
         self.ids.clear();
-        self.said.clear();
+        self.statuses.clear();
         index
     }
 }
 
 /// What a list says.
-pub(super) struct Listed {
-    said: Vec<Said>,
+pub(super) struct ListSnapshot {
+    statuses: Vec<ListedStatus>,
     absent: Look,
     running: Look,
     succeeded: Look,
@@ -190,7 +234,7 @@ pub(super) struct Listed {
 
 /// What a list says of one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum ListedStatus {
     Nothing,
     Absent,
     Running,
@@ -202,12 +246,12 @@ enum Said {
     Contradiction,
 }
 
-impl Listed {
+impl ListSnapshot {
     /// A list that was asked for at `began_at` and has said nothing yet, for so many orders.
     fn new(orders: usize, began_at: Timestamp) -> Self {
         let look = |observed| Look { observed, began_at };
         Self {
-            said: vec![Said::Nothing; orders],
+            statuses: vec![ListedStatus::Nothing; orders],
             absent: look(Observed::Absent),
             running: look(Observed::Running),
             succeeded: look(Observed::Succeeded),
@@ -218,46 +262,46 @@ impl Listed {
     }
 
     /// An entry is of the order at this place, and its status is known.
-    fn tell(&mut self, place: usize, said: Said) {
-        let before = &mut self.said[place];
-        if *before == Said::Nothing {
+    fn tell(&mut self, place: usize, said: ListedStatus) {
+        let before = &mut self.statuses[place];
+        if *before == ListedStatus::Nothing {
             *before = said;
         } else if *before != said {
-            *before = Said::Contradiction;
+            *before = ListedStatus::Contradiction;
         }
     }
 
     /// The same, with a status that is not known.
     fn tell_odd(&mut self, place: usize, word: Box<str>) {
-        self.tell(place, Said::Odd);
+        self.tell(place, ListedStatus::Odd);
         let look = Look {
             observed: Observed::Unrecognised(word),
             // All that a list says began with it.
             began_at: self.running.began_at,
         };
         if *self.odd.entry(place).or_insert_with(|| look.clone()) != look {
-            self.said[place] = Said::Contradiction;
+            self.statuses[place] = ListedStatus::Contradiction;
         }
     }
 
     /// It was whole: what it has not named is absent.
     fn end(&mut self) {
-        for said in &mut self.said {
-            if *said == Said::Nothing {
-                *said = Said::Absent;
+        for said in &mut self.statuses {
+            if *said == ListedStatus::Nothing {
+                *said = ListedStatus::Absent;
             }
         }
     }
 
     fn look(&self, place: usize) -> Option<&Look> {
-        match self.said.get(place)? {
-            Said::Nothing => None,
-            Said::Absent => Some(&self.absent),
-            Said::Running => Some(&self.running),
-            Said::Succeeded => Some(&self.succeeded),
-            Said::Failed => Some(&self.failed),
-            Said::Odd => self.odd.get(&place),
-            Said::Contradiction => Some(&self.contradiction),
+        match self.statuses.get(place)? {
+            ListedStatus::Nothing => None,
+            ListedStatus::Absent => Some(&self.absent),
+            ListedStatus::Running => Some(&self.running),
+            ListedStatus::Succeeded => Some(&self.succeeded),
+            ListedStatus::Failed => Some(&self.failed),
+            ListedStatus::Odd => self.odd.get(&place),
+            ListedStatus::Contradiction => Some(&self.contradiction),
         }
     }
 }
@@ -291,7 +335,7 @@ mod tests {
             store.record(changes.collect(), Timestamp(1)).await.unwrap();
         });
         let orders = store.watched().unwrap();
-        let mut reading = Reading::new(&orders, Timestamp(7));
+        let mut reading = ListReader::new(&orders, Timestamp(7));
         for (order_id, status) in [
             ("a0", "RUNNING"),
             ("a1", "FAILED"),
@@ -310,7 +354,8 @@ mod tests {
             reading.tell(&Entry { order_id, status });
         }
         let mut listed = reading.end();
-        let told = |listed: &Listed, place| listed.look(place).map(|look| look.observed.clone());
+        let told =
+            |listed: &ListSnapshot, place| listed.look(place).map(|look| look.observed.clone());
         let paused = Observed::of_status("PAUSED");
         assert_eq!(told(&listed, 0), Some(Observed::Running));
         assert_eq!(told(&listed, 1), Some(Observed::Unknown));

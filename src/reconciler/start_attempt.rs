@@ -1,0 +1,211 @@
+//! One attempt to start an order: the calls to the upstream, and the reading of their answers.
+//!
+//! The stages of an attempt, and their order, are in `start.rs`. What an answer means for the order
+//! is decided in `decide`.
+
+use super::{Context, Report, Stop, effects};
+use crate::clock::Clock;
+use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
+use crate::order::{Reason, Timestamp};
+use crate::pace::Failure;
+use crate::store::{StartCandidate, Step};
+use crate::upstream::{StartError, Upstream};
+
+/// A request to the upstream for one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// A look-up.
+    LookUp,
+    /// A start, whose intent is on disk.
+    Start,
+}
+
+/// The upstream's answer to a call.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The answer to a look-up.
+    Observed(Look),
+    /// None to a look-up.
+    NotObserved(Failure),
+    /// The start was accepted.
+    Accepted,
+    /// The start cannot have reached the upstream.
+    NotSent(Failure),
+    /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
+    Ambiguous {
+        answer: Option<u16>,
+        failure: Failure,
+    },
+    /// The start was refused, perhaps because there is a process: `look` has looked for one.
+    Refused { detail: String, look: Look },
+}
+
+/// What follows from an order's turn, or from an answer.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Changes to be recorded.
+    pub steps: Vec<Step>,
+    /// The call to be made next.
+    pub next: Option<Call>,
+    /// Why the upstream gave no usable answer.
+    pub failure: Option<Failure>,
+}
+
+impl<U: Upstream, C: Clock> Context<U, C> {
+    /// Asks the upstream. The answer to a start is not waited for when the program has to end.
+    pub async fn call(&self, call: Call, candidate: &StartCandidate, stop: &Stop) -> Answer {
+        match call {
+            Call::LookUp => match self.look_up(candidate).await {
+                Ok(look) => Answer::Observed(look),
+                Err(failure) => Answer::NotObserved(failure),
+            },
+            Call::Start => self.start(candidate, stop).await,
+        }
+    }
+
+    async fn start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
+        let StartCandidate { id, order } = candidate;
+        self.upstream.tally().starts(order.starts_so_far() > 0);
+        let given_up = async {
+            stop.abandon.cancelled().await;
+            StartError::Ambiguous {
+                answer: None,
+                failure: Failure::new("the program ended before the answer came", false),
+            }
+        };
+        match self.upstream.start(&self.clock, id, given_up).await {
+            Ok(()) => Answer::Accepted,
+            Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
+            Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
+            Err(StartError::Refused { answer, detail }) => match self.look_up(candidate).await {
+                Ok(look) => Answer::Refused { detail, look },
+                Err(failure) => Answer::Ambiguous {
+                    answer: Some(answer),
+                    failure,
+                },
+            },
+        }
+    }
+
+    async fn look_up(&self, candidate: &StartCandidate) -> Result<Look, Failure> {
+        let began_at = self.clock.now();
+        let observed = self.upstream.look_up(&self.clock, &candidate.id).await?;
+        Ok(Look { observed, began_at })
+    }
+}
+
+impl<U, C> Context<U, C> {
+    /// Decides about an order whose turn to be started has come.
+    pub fn at_turn(
+        &self,
+        candidate: &StartCandidate,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Outcome {
+        self.conclude(candidate, Occasion::Turn, None, None, now, report)
+    }
+
+    /// Reads an answer.
+    pub fn on_answer(
+        &self,
+        candidate: &StartCandidate,
+        answer: Answer,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        match answer {
+            Answer::Observed(look) => {
+                return self.conclude(candidate, Occasion::Turn, Some(&look), None, now, report);
+            }
+            Answer::Refused { detail, look } => {
+                return self.on_refusal(candidate, &look, &detail, now, report);
+            }
+            Answer::Accepted if candidate.order.phase == Phase::Created => {
+                report.started += 1;
+                outcome.steps.push(Step::Started);
+            }
+            Answer::Accepted => {
+                report.restarted += 1;
+                outcome.steps.push(Step::Restarted);
+            }
+            Answer::NotObserved(failure) => outcome.failure = Some(failure),
+            Answer::NotSent(failure) => {
+                outcome.steps.push(Step::Withdrawn);
+                outcome.failure = Some(failure);
+            }
+            Answer::Ambiguous { answer, failure } => {
+                let step = self.give_up(candidate, answer, failure.detail.clone(), now);
+                outcome.steps.push(step);
+                outcome.failure = Some(failure);
+            }
+        }
+        report.unanswered += usize::from(outcome.failure.is_some());
+        outcome
+    }
+
+    /// The upstream did not take the start: whatever process there is, this start did not make it.
+    fn on_refusal(
+        &self,
+        candidate: &StartCandidate,
+        look: &Look,
+        detail: &str,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Outcome {
+        log::debug!("order {:?}: {detail}", candidate.id.as_str());
+        let withdrawn = StartCandidate {
+            id: candidate.id.clone(),
+            order: OpenOrder {
+                intent: None,
+                ..candidate.order
+            },
+        };
+        let (occasion, look, detail) = (Occasion::Refusal, Some(look), Some(detail));
+        let mut outcome = self.conclude(&withdrawn, occasion, look, detail, now, report);
+        outcome.steps.insert(0, Step::Withdrawn);
+        outcome
+    }
+
+    /// Decides, and gathers what follows.
+    fn conclude(
+        &self,
+        candidate: &StartCandidate,
+        occasion: Occasion,
+        look: Option<&Look>,
+        refusal: Option<&str>,
+        now: Timestamp,
+        report: &mut Report,
+    ) -> Outcome {
+        let decision = self.decide(&candidate.order, occasion, look, now);
+        let (id, mut steps) = (candidate.id.as_str(), Vec::new());
+        effects::apply(&decision, id, refusal, now, report, &mut steps);
+        let next = match decision.action {
+            Action::Start => Some(Call::Start),
+            Action::LookUp => Some(Call::LookUp),
+            _ => None,
+        };
+        Outcome {
+            steps,
+            next,
+            failure: None,
+        }
+    }
+
+    /// The outcome of a start is not known: the order is left alone until an absence would count.
+    fn give_up(
+        &self,
+        candidate: &StartCandidate,
+        answer: Option<u16>,
+        detail: String,
+        now: Timestamp,
+    ) -> Step {
+        let StartCandidate { id, order } = candidate;
+        let id = id.as_str();
+        log::debug!("order {id:?}: {detail}");
+        let mut trouble = effects::trouble(order, id, Reason::UpstreamUnreachable, detail, now);
+        let counts_from = now.after(self.settings.request_timeout);
+        trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
+        Step::GivenUp { answer, trouble }
+    }
+}

@@ -1,0 +1,118 @@
+//! The orders that are due to be started, in the order of their turns.
+//!
+//! The starts themselves are in `start.rs`.
+
+use std::collections::VecDeque;
+
+use anyhow::Context as _;
+
+use crate::decide::Phase;
+use crate::order::Timestamp;
+use crate::pace::Watched;
+use crate::store::{StartCandidate, Store, StoreError};
+
+/// Orders read ahead. At a thousand starts a second this is one second's worth.
+const READ_AHEAD: usize = 1_000;
+
+/// The orders that are due, each queue oldest first.
+#[derive(Default)]
+pub(super) struct StartQueue {
+    /// Orders whose process was forgotten.
+    forgotten: VecDeque<StartCandidate>,
+    /// Orders that were never tried.
+    new: ReadAhead,
+    /// Orders that were tried before: their start got no answer and has come to nothing, or was
+    /// refused.
+    unanswered: VecDeque<StartCandidate>,
+    refused: ReadAhead,
+}
+
+/// A part of the orders that are due, read as they are needed.
+#[derive(Default)]
+struct ReadAhead {
+    orders: VecDeque<StartCandidate>,
+    after: i64,
+    is_all_read: bool,
+}
+
+impl StartQueue {
+    /// Begins a pass: new orders are read afresh.
+    pub fn begin(&mut self) {
+        (self.new, self.refused) = Default::default();
+    }
+
+    /// Replaces what was known of the orders that were looked at, of which `again` are to be started
+    /// again. The others keep their turns.
+    pub fn update(&mut self, looked_at: &[Watched], again: Vec<StartCandidate>) {
+        let is_kept = |kept: &StartCandidate| {
+            let found = looked_at.binary_search_by_key(&kept.order.seq, |order| order.seq);
+            found.is_err()
+        };
+        let (created, forgotten): (Vec<_>, Vec<_>) = again
+            .into_iter()
+            .partition(|next| next.order.phase == Phase::Created);
+        for (queue, added) in [
+            (&mut self.forgotten, forgotten),
+            (&mut self.unanswered, created),
+        ] {
+            queue.retain(is_kept);
+            queue.extend(added);
+            queue.make_contiguous().sort_by_key(|next| next.order.seq);
+        }
+    }
+
+    /// Reads on where everything read before is gone.
+    pub fn fill(&mut self, store: &Store, now: Timestamp, max_starts: u32) -> anyhow::Result<()> {
+        let fill = |queue: &mut ReadAhead, is_tried| {
+            queue.fill(|after| store.startable(now, max_starts, is_tried, after, READ_AHEAD))
+        };
+        fill(&mut self.new, false)
+            .and_then(|()| fill(&mut self.refused, true))
+            .context("the orders that are due could not be read")
+    }
+
+    /// Takes the order whose turn is next: first those whose process was forgotten, then the oldest.
+    pub fn pop(&mut self) -> Option<StartCandidate> {
+        if !self.forgotten.is_empty() {
+            return self.forgotten.pop_front();
+        }
+        let seq = |queue: &VecDeque<StartCandidate>| {
+            queue.front().map_or(i64::MAX, |next| next.order.seq)
+        };
+        [
+            &mut self.new.orders,
+            &mut self.unanswered,
+            &mut self.refused.orders,
+        ]
+        .into_iter()
+        .min_by_key(|queue| seq(queue))?
+        .pop_front()
+    }
+
+    /// Gives back an order whose process was forgotten and that was not looked up after all.
+    pub fn put_back(&mut self, forgotten: StartCandidate) {
+        self.forgotten.push_front(forgotten);
+    }
+
+    /// Whether no order that was read is left.
+    pub fn is_empty(&self) -> bool {
+        self.forgotten.is_empty()
+            && self.new.orders.is_empty()
+            && self.unanswered.is_empty()
+            && self.refused.orders.is_empty()
+    }
+}
+
+impl ReadAhead {
+    fn fill(
+        &mut self,
+        read: impl FnOnce(i64) -> Result<Vec<StartCandidate>, StoreError>,
+    ) -> Result<(), StoreError> {
+        if self.orders.is_empty() && !self.is_all_read {
+            self.orders = read(self.after)?.into();
+            self.is_all_read = self.orders.len() < READ_AHEAD;
+            self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
+        }
+        Ok(())
+    }
+}

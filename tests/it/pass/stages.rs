@@ -1,0 +1,137 @@
+//! The ways of an order through the stages of being started.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use order_service::reconciler::Stage::{
+    self, Due, InFlight, Left, Ready, WritingIntent, WritingResult,
+};
+use order_service::reconciler::Trace;
+
+use super::*;
+
+/// The stages that an order has entered.
+type Entered = Rc<RefCell<Vec<(String, Stage)>>>;
+
+/// A reconciler that takes notes, and does `also` at each stage.
+fn traced(
+    stage: &super::Stage,
+    also: impl Fn(&str, Stage) + 'static,
+) -> (Reconciler<InMemory, SetClock>, Entered) {
+    let entered = Entered::default();
+    let notes = entered.clone();
+    let reconciler = stage.reconciler().traced(move |trace| {
+        if let Trace::Entered(stage, order) = trace {
+            notes.borrow_mut().push((order.id.to_string(), stage));
+            also(order.id.as_str(), stage);
+        }
+    });
+    (reconciler, entered)
+}
+
+/// The way of one order.
+fn way(entered: &Entered, id: &str) -> Vec<Stage> {
+    let entered = entered.borrow();
+    let of_order = entered.iter().filter(|(other, _)| other == id);
+    of_order.map(|(_, stage)| *stage).collect()
+}
+
+const STARTED: [Stage; 4] = [WritingIntent, Ready, InFlight, WritingResult];
+const LOOKED_UP_AND_STARTED: [Stage; 6] = [
+    Ready,
+    InFlight,
+    WritingIntent,
+    Ready,
+    InFlight,
+    WritingResult,
+];
+
+#[test]
+fn every_way_through_the_stages_is_taken_and_no_other() {
+    let mut walked: BTreeSet<(Option<Stage>, Stage)> = BTreeSet::new();
+    let mut walk = |entered: &Entered, id: &str, expected: &[Stage]| {
+        let way = way(entered, id);
+        assert_eq!(way, expected, "{id}");
+        let from = std::iter::once(None).chain(way.iter().copied().map(Some));
+        walked.extend(from.zip(way.iter().copied()));
+    };
+
+    // A start is accepted, or refused.
+    for fate in [Fate::Answered, Fate::Status(400)] {
+        let stage = super::Stage::new(100);
+        stage.create("a1");
+        let (mut reconciler, entered) = traced(&stage, |_, _| {});
+        stage.upstream.start_fate.set(fate);
+        pass(&mut reconciler);
+        walk(&entered, "a1", &STARTED);
+    }
+
+    // The upstream goes down with the first start, while another is ready.
+    let stage = super::Stage::new(100);
+    stage.create("a1");
+    stage.create("a2");
+    let (mut reconciler, entered) = traced(&stage, |_, _| {});
+    stage.upstream.start_fate.set(Fate::Refused);
+    pass(&mut reconciler);
+    walk(&entered, "a1", &STARTED);
+    walk(&entered, "a2", &[WritingIntent, Ready, WritingResult]);
+
+    // A forgotten order is looked up at its turn; one that an operator has settled by then is not
+    // started.
+    let stage = forgotten(50, LostProcess::Restart);
+    let (mut reconciler, entered) = traced(&stage, |_, _| {});
+    pass(&mut reconciler);
+    let id = OrderId::new("a49").unwrap();
+    block_on(stage.store.fail(id, stage.clock.now())).unwrap();
+    for _ in 0..30 {
+        pass(&mut reconciler);
+    }
+    walk(&entered, "a0", &LOOKED_UP_AND_STARTED);
+    walk(&entered, "a49", &[Ready, InFlight, WritingIntent, Left]);
+
+    // Its process is there again, or the look-up fails.
+    for is_lost in [false, true] {
+        let stage = forgotten(1, LostProcess::Restart);
+        let (model, lost) = (stage.upstream.model.clone(), stage.upstream.lost.clone());
+        let now = stage.clock.now();
+        let (mut reconciler, entered) = traced(&stage, move |id, stage| match stage {
+            Ready if is_lost => lost.borrow_mut().push(id.to_owned()),
+            Ready => drop(model.borrow_mut().start(id, now, &mut |_| 0)),
+            _ => {}
+        });
+        pass(&mut reconciler);
+        stage.forward(1_000);
+        pass(&mut reconciler);
+        let end = if is_lost { Left } else { WritingResult };
+        walk(&entered, "a0", &[Ready, InFlight, end]);
+    }
+
+    // The upstream goes down with the first look-up, while another is ready.
+    let stage = forgotten(2, LostProcess::Restart);
+    let look_fate = stage.upstream.look_fate.clone();
+    let (mut reconciler, entered) = traced(&stage, move |_, stage| {
+        if stage == Ready {
+            look_fate.set(Fate::Refused);
+        }
+    });
+    pass(&mut reconciler);
+    stage.forward(1_000);
+    pass(&mut reconciler);
+    walk(&entered, "a0", &[Ready, InFlight, Left]);
+    walk(&entered, "a1", &[Ready, Due]);
+
+    let drawn = [
+        (None, WritingIntent),
+        (None, Ready),
+        (Some(WritingIntent), Ready),
+        (Some(WritingIntent), Left),
+        (Some(Ready), InFlight),
+        (Some(Ready), Due),
+        (Some(Ready), WritingResult),
+        (Some(InFlight), WritingIntent),
+        (Some(InFlight), WritingResult),
+        (Some(InFlight), Left),
+    ];
+    assert_eq!(walked, drawn.into_iter().collect());
+}
