@@ -82,10 +82,10 @@ pub fn read_record(path: &Path) -> anyhow::Result<Vec<Entry>> {
         line.clear();
         file.read_until(b'\n', &mut line).with_context(place)?;
         // What has no end yet may get the rest of it before it is read again.
-        if !line.ends_with(b"\n") {
+        let Some(entry) = line.strip_suffix(b"\n") else {
             break;
-        }
-        match serde_json::from_slice(&line) {
+        };
+        match serde_json::from_slice(entry) {
             Ok(entry) => entries.push(entry),
             Err(error) if error.is_eof() => {}
             Err(error) => return Err(error).with_context(place),
