@@ -1,7 +1,12 @@
-//! Many ids, one after the other in one text, and a way to find one among them.
+//! Many ids, one after the other in one text, and a way to find many of them at once.
 //!
-//! A pass watches up to a million orders: an allocation for each id would cost more time and memory
-//! than all else that is known of them.
+//! A pass observes up to a million orders. Measured against the plain ways, in turns:
+//!
+//! - An id of its own for each order, and the standard library's map from ids to places: a pass
+//!   that settles a million orders takes 139 MiB instead of 80 (`scripts/bench settle`).
+//! - One look into the table for each entry of the list, instead of [`IdIndex::find_each`]: a pass
+//!   without news among 100,000 open orders takes 1.6 times as long as list and reading alone
+//!   instead of 1.1 times (`scripts/bench unchanged`).
 
 use std::hash::BuildHasher;
 use std::hint::black_box;
