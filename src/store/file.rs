@@ -113,19 +113,40 @@ impl OpenedFile {
         Ok(())
     }
 
-    /// Whether no other log or index has taken the place of ours. If one has, another program may
-    /// have written to the database, and what our log holds is out of date.
-    pub fn has_no_other_log(&self) -> bool {
-        self.opened[1..]
-            .iter()
-            .all(|(path, identity)| match Identity::of(path) {
-                Ok(found) => found == *identity,
-                Err(error) => error.kind() == io::ErrorKind::NotFound,
-            })
+    /// Whether what our log holds may be put into the database: no other program can have seen the
+    /// database without it, and written. One that has opened it finds the index, and reads nothing
+    /// from an empty log that it has made; one that has made an index of its own shares nothing with us.
+    pub fn may_be_folded(&self) -> bool {
+        let [_, log, index] = &self.opened;
+        match (Found::at(log), Found::at(index)) {
+            (Found::Another { is_empty }, Found::Ours) => is_empty,
+            (Found::Another { .. }, _) | (_, Found::Another { .. }) => false,
+            _ => true,
+        }
     }
 
     pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
         super::open::open_error(&self.path, error.into())
+    }
+}
+
+/// What is found at a path that led to a file when that was opened.
+enum Found {
+    Ours,
+    Nothing,
+    Another { is_empty: bool },
+}
+
+impl Found {
+    fn at((path, identity): &(PathBuf, Identity)) -> Self {
+        match fs::metadata(path) {
+            Ok(file) if Identity::from(&file) == *identity => Self::Ours,
+            Ok(file) => Self::Another {
+                is_empty: file.len() == 0,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Nothing,
+            Err(_) => Self::Another { is_empty: false },
+        }
     }
 }
 

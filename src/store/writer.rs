@@ -351,7 +351,7 @@ impl Connected {
     fn check_files(&mut self) -> Result<(), Failure> {
         let checked = self.file.check();
         if let Err(Unsafe::Moved(path)) = &checked {
-            if !self.is_rescued && self.file.has_no_other_log() {
+            if !self.is_rescued && self.file.may_be_folded() {
                 self.is_rescued = self.fold.rescue(&self.db);
                 log::warn!(
                     "{} has left its place: the write-ahead log was folded back completely={}",
