@@ -65,42 +65,48 @@ fn api_after(world: &World, script: &str) -> Program {
     world.spawn("order-service", command, true)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_log_or_an_index_that_is_removed_stops_writes_and_a_crash_after_that_loses_nothing() {
-    for (name, meanwhile) in [
-        ("orders.db-wal", Meanwhile::Writes),
-        ("orders.db-shm", Meanwhile::Writes),
-        ("orders.db-wal", Meanwhile::Nothing),
-        ("orders.db-shm", Meanwhile::Nothing),
-        ("orders.db-wal", Meanwhile::Visit),
-    ] {
-        let world = World::new();
-        let client = Client::new();
-        let api = world.api(&[]);
-        let created = create(&client, &api, 'a', 20).await;
-        fs::remove_file(world.path(name)).unwrap();
-        match meanwhile {
-            Meanwhile::Writes => check_refused(&client, &api).await,
-            Meanwhile::Nothing => {}
-            // SQLite makes a new log for it, which stays empty.
-            Meanwhile::Visit => drop(world.run("order-service", &["explain", "a0"], &[])),
-        }
-        api.logs("folded back completely=true");
-        assert!(api.logged().contains(name), "{}", api.logged());
-        api.kill();
-        let api = world.api(&[]);
-        assert_eq!(ids(&client, &api).await, created, "{name} {meanwhile:?}");
-        create(&client, &api, 'b', 1).await;
-        assert_eq!(api.stop(), Some(0));
-    }
-}
-
 /// What happens before the program itself looks at its files.
 #[derive(Debug)]
 enum Meanwhile {
     Nothing,
-    Writes,
+    Write,
+    /// SQLite makes a new log for it, which stays empty.
     Visit,
+}
+
+async fn check_removed(name: &str, meanwhile: Meanwhile) {
+    let world = World::new();
+    let client = Client::new();
+    let api = world.api(&[]);
+    let created = create(&client, &api, 'a', 20).await;
+    fs::remove_file(world.path(name)).unwrap();
+    match meanwhile {
+        Meanwhile::Nothing => {}
+        Meanwhile::Write => check_refused(&client, &api).await,
+        Meanwhile::Visit => drop(world.run("order-service", &["explain", "a0"], &[])),
+    }
+    api.logs("folded back completely=true");
+    assert!(api.logged().contains(name), "{}", api.logged());
+    api.kill();
+    let api = world.api(&[]);
+    assert_eq!(ids(&client, &api).await, created, "{name} {meanwhile:?}");
+    create(&client, &api, 'b', 1).await;
+    assert_eq!(api.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_or_an_index_that_is_removed_stops_writes_and_a_crash_after_that_loses_nothing() {
+    let checks = [
+        ("orders.db-wal", Meanwhile::Write),
+        ("orders.db-shm", Meanwhile::Write),
+        ("orders.db-wal", Meanwhile::Nothing),
+        ("orders.db-shm", Meanwhile::Nothing),
+        ("orders.db-wal", Meanwhile::Visit),
+    ]
+    .map(|(name, meanwhile)| tokio::spawn(check_removed(name, meanwhile)));
+    for check in checks {
+        check.await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,6 +149,31 @@ async fn a_database_that_is_moved_away_is_whole_without_its_log_and_goes_on_when
     api.kill();
     let api = world.api(&[]);
     assert_eq!(ids(&client, &api).await.len(), created.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_log() {
+    for stops in [true, false] {
+        let world = World::new();
+        let client = Client::new();
+        let api = world.api(&[]);
+        let kept = create(&client, &api, 'a', 5).await;
+        let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        create(&client, &api, 'b', 5).await;
+        fs::rename(world.path("backup.db"), world.database()).unwrap();
+        if stops {
+            assert_eq!(api.stop(), Some(0));
+        } else {
+            api.logs("folded back completely=true");
+            api.kill();
+        }
+        let ran = world.run("order-service", &["check"], &[]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let api = world.api(&[]);
+        assert_eq!(ids(&client, &api).await, kept);
+        create(&client, &api, 'c', 1).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
