@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::order::{Observed, Outcome, Reason, Timestamp};
-use crate::pace::BACKOFF_MAX;
+use crate::pace::{BACKOFF_MAX, Queue};
 
 /// An order that is not settled, as the reconciler knows it. Its id is kept beside it: nothing is
 /// decided by that.
@@ -143,6 +143,15 @@ impl OpenOrder {
     pub fn is_due(&self, now: Timestamp) -> bool {
         self.next_attempt_at
             .is_none_or(|at| at <= now || at > now.after(BACKOFF_MAX))
+    }
+
+    /// The queue in which it waits for its turn to be started.
+    pub fn queue(&self) -> Queue {
+        match self.phase {
+            Phase::Processing { .. } => Queue::Forgotten,
+            Phase::Created if self.attempts == 0 && self.intent.is_none() => Queue::New,
+            Phase::Created => Queue::Tried,
+        }
     }
 
     /// Starts that may have taken effect, with the present intent if it never got an answer.

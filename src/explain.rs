@@ -21,7 +21,8 @@ use crate::pace::{LearnedRate, Reach};
 use crate::reconciler::is_overdue;
 use crate::store::Heartbeat;
 
-/// The number up to which the orders ahead of one are counted, which bounds what counting costs.
+/// The number up to which the orders that wait in a queue are counted, which bounds what counting
+/// costs.
 pub const AHEAD_MAX: u64 = 10_000;
 
 /// All that is known of one order.
@@ -33,7 +34,7 @@ pub struct OrderDetails {
     pub open: Option<OpenOrder>,
     /// Its part of the journal, oldest first: the moment, and the reason's word.
     pub journal: Vec<(Timestamp, String)>,
-    /// Number of orders that are started before this one, [`AHEAD_MAX`] at most.
+    /// Number of starts that come before this order's; from [`AHEAD_MAX`] on it may be more.
     pub ahead: u64,
     /// The reconciler's report on itself and on the upstream.
     pub heartbeat: Heartbeat,
@@ -367,11 +368,11 @@ impl OrderDetails {
     /// stored; what it did tells which one it mostly is: one that holds leaves the order for a while.
     fn after_loss(&self, open: &OpenOrder, reason: Option<Reason>, now: Timestamp) -> Vec<String> {
         if open.is_released {
-            return vec![format!(
-                "It is looked for once more, and started again if it is not found, in the next \
-                 pass{}, before new orders.",
-                self.pass_time(now)
-            )];
+            let again = "It is looked for once more when its turn comes, and started again if it is \
+                         not found.";
+            let mut lines = vec![again.to_owned()];
+            lines.extend(self.turn(open, now));
+            return lines;
         }
         let held = "Nothing happens until an operator decides. If its process is seen again, it goes on \
                     by itself.";
@@ -389,7 +390,7 @@ impl OrderDetails {
         }
         vec![format!(
             "It is looked for again in the next pass{}. If it is missing still, it goes as the \
-             reconciler's --lost-process says: `restart` starts it again before new orders, at the \
+             reconciler's --lost-process says: `restart` starts it again when its turn comes, at the \
              pace; `hold` leaves it to you; `fail` makes it FAILED.",
             self.pass_time(now)
         )]

@@ -8,6 +8,7 @@
 //! - `rate`: starts per second.
 //! - `lives`: processes in flight.
 //! - `looks`, with what `durations` has learned: looks.
+//! - `turns`: which order is started next.
 //! - `reach`: whether anything may be asked at all.
 
 mod durations;
@@ -15,6 +16,7 @@ mod lives;
 mod looks;
 mod rate;
 mod reach;
+mod turns;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -27,6 +29,7 @@ use self::looks::Looks;
 pub use self::looks::{Plan, Watched, list_cost, look_ups_cost};
 pub use self::rate::{Beat, LearnedRate};
 pub use self::reach::{Failure, Met, Reach, Reachability};
+pub use self::turns::{Queue, Turns};
 use crate::order::{Observed, Timestamp};
 
 /// The wait after a first failure.

@@ -252,7 +252,14 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     );
     let mut released = held;
     open(&mut released).is_released = true;
-    check(&released, &["An operator has asked", "before new orders"]);
+    check(
+        &released,
+        &[
+            "An operator has asked",
+            "when its turn comes",
+            "the next to be started",
+        ],
+    );
     check(
         &troubled(processing(), MaxStarts, "started 5 times", 1),
         &[

@@ -6,9 +6,8 @@ use std::collections::VecDeque;
 
 use anyhow::Context as _;
 
-use crate::decide::Phase;
 use crate::order::Timestamp;
-use crate::pace::Watched;
+use crate::pace::{Queue, Turns, Watched};
 use crate::store::{StartCandidate, Store, StoreError};
 
 /// Orders read ahead. At a thousand starts a second this is one second's worth.
@@ -25,6 +24,7 @@ pub(super) struct StartQueue {
     /// refused.
     unanswered: VecDeque<StartCandidate>,
     refused: ReadAhead,
+    turns: Turns,
 }
 
 /// A part of the orders that are due, read as they are needed.
@@ -48,12 +48,12 @@ impl StartQueue {
             let found = looked_at.binary_search_by_key(&kept.order.seq, |order| order.seq);
             found.is_err()
         };
-        let (created, forgotten): (Vec<_>, Vec<_>) = again
+        let (forgotten, unanswered): (Vec<_>, Vec<_>) = again
             .into_iter()
-            .partition(|next| next.order.phase == Phase::Created);
+            .partition(|next| next.order.queue() == Queue::Forgotten);
         for (queue, added) in [
             (&mut self.forgotten, forgotten),
-            (&mut self.unanswered, created),
+            (&mut self.unanswered, unanswered),
         ] {
             queue.retain(is_kept);
             queue.extend(added);
@@ -71,22 +71,28 @@ impl StartQueue {
             .context("the orders that are due could not be read")
     }
 
-    /// Takes the order whose turn is next: first those whose process was forgotten, then the oldest.
+    /// Takes the order whose turn is next.
     pub fn pop(&mut self) -> Option<StartCandidate> {
-        if !self.forgotten.is_empty() {
-            return self.forgotten.pop_front();
+        let mut turns = self.turns;
+        let queue = turns.next(|queue| match queue {
+            Queue::Forgotten => !self.forgotten.is_empty(),
+            Queue::New => !self.new.orders.is_empty(),
+            Queue::Tried => !self.unanswered.is_empty() || !self.refused.orders.is_empty(),
+        })?;
+        self.turns = turns;
+        match queue {
+            Queue::Forgotten => self.forgotten.pop_front(),
+            Queue::New => self.new.orders.pop_front(),
+            Queue::Tried => {
+                let seq = |orders: &VecDeque<StartCandidate>| {
+                    orders.front().map_or(i64::MAX, |next| next.order.seq)
+                };
+                match seq(&self.unanswered) < seq(&self.refused.orders) {
+                    true => self.unanswered.pop_front(),
+                    false => self.refused.orders.pop_front(),
+                }
+            }
         }
-        let seq = |queue: &VecDeque<StartCandidate>| {
-            queue.front().map_or(i64::MAX, |next| next.order.seq)
-        };
-        [
-            &mut self.new.orders,
-            &mut self.unanswered,
-            &mut self.refused.orders,
-        ]
-        .into_iter()
-        .min_by_key(|queue| seq(queue))?
-        .pop_front()
     }
 
     /// Gives back an order whose process was forgotten and that was not looked up after all.

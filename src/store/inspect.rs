@@ -15,8 +15,10 @@ use super::check::{self, Finding};
 use super::prune::{Removed, prunable, pruned};
 use super::rows::{heartbeat, open_order};
 use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
+use crate::decide::OpenOrder;
 use crate::explain::{AHEAD_MAX, OrderDetails};
 use crate::order::{OrderId, Status, Timestamp};
+use crate::pace::Queue;
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
 /// indexes, and not much more.
@@ -184,10 +186,11 @@ pub(super) fn details(
     let Some(Found { order, .. }) = find(&db, id)? else {
         return Ok(None);
     };
+    let open = open_order(&db, order.seq)?;
     Ok(Some(OrderDetails {
-        open: open_order(&db, order.seq)?,
+        ahead: open.map_or(Ok(0), |open| ahead(&db, &open, now))?,
+        open,
         journal: journal_of(&db, order.seq)?,
-        ahead: ahead(&db, order.seq, now)?,
         heartbeat: heartbeat(&db)?,
         order,
     }))
@@ -200,26 +203,37 @@ fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestam
         .collect()
 }
 
-/// Number of orders that are started before the one at this place, [`AHEAD_MAX`] at most: the CREATED
-/// ones before it that may be started now, and those whose process was forgotten, which come first.
-/// One that waits for an operator, or for the end of its backoff, is in nobody's way.
-fn ahead(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<u64> {
-    const SQL: &str = "\
-        SELECT count(*) FROM ( \
-            SELECT 1 FROM orders INDEXED BY orders_by_status \
-            WHERE status = 'CREATED' AND seq < ?1 AND intent_at IS NULL \
-            AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL) \
-            AND (next_attempt_at IS NULL OR next_attempt_at <= ?2) \
-            UNION ALL \
-            SELECT 1 FROM orders INDEXED BY orders_with_attention \
-            WHERE attention IS NOT NULL AND attention = 'process_lost' AND seq <> ?1 \
-            AND (next_attempt_at IS NULL OR released_at IS NOT NULL) \
-            LIMIT ?3)";
-    db.prepare_cached(SQL)?
-        .query_row(params![seq, now.0, AHEAD_MAX.cast_signed()], |row| {
-            row.get::<_, i64>(0)
-        })
-        .map(i64::unsigned_abs)
+/// Number of starts that come before that of an order that waits for its turn, about. At most
+/// [`AHEAD_MAX`] orders are counted in each queue. One that waits for an operator, or for the end of
+/// its backoff, is in nobody's way.
+fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result<u64> {
+    let own = order.queue();
+    own.starts_before(|queue| {
+        let before = if queue == own { order.seq } else { i64::MAX };
+        let due = match queue {
+            Queue::Forgotten => {
+                "orders INDEXED BY orders_with_attention WHERE attention IS NOT NULL \
+                 AND status = 'PROCESSING' AND (released_at IS NOT NULL \
+                     OR attention = 'process_lost' AND next_attempt_at IS NULL)"
+            }
+            Queue::New => {
+                "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
+                 AND intent_at IS NULL AND attempts = 0"
+            }
+            Queue::Tried => {
+                "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
+                 AND intent_at IS NULL AND attempts > 0 \
+                 AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL)"
+            }
+        };
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {due} AND seq < ?1 \
+             AND coalesce(next_attempt_at, ?2) <= ?2 LIMIT {AHEAD_MAX})"
+        );
+        db.prepare_cached(&sql)?
+            .query_row(params![before, now.0], |row| row.get::<_, i64>(0))
+            .map(i64::unsigned_abs)
+    })
 }
 
 /// Why a copy could not be made.

@@ -273,10 +273,11 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     heartbeat.next_pass_at = Some(now);
     heartbeat.learned.rate = Some(LearnedRate::new(0.5, now));
     store.write_heartbeat(heartbeat).await.unwrap();
-    // "c" itself and the two whose backoff is over; not the one that is held.
+    // "c" itself, and one of the two whose backoff is over: these have half as many turns. Not the one
+    // that is held.
     let ran = world.run("order-service", &["explain", "last"], &[]);
-    let says = "3 orders are ahead of it. At the present rate of 0.5 starts/s its turn comes in \
-                about 6.0 s.";
+    let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s its turn comes in \
+                about 4.0 s.";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
 }
 

@@ -96,6 +96,20 @@ impl Oracle {
         self.orders.values().map(|order| order.accepted).collect()
     }
 
+    /// The orders that may be started now, of those that were tried before or of those that were not.
+    pub fn due(&self, now: Timestamp, is_tried: bool) -> BTreeSet<i64> {
+        let db = self.db.as_ref().unwrap();
+        let mut query = db
+            .prepare_cached(
+                "SELECT seq FROM orders WHERE status = 'CREATED' AND intent_at IS NULL \
+                 AND (attempts > 0) = ?1 AND coalesce(next_attempt_at, 0) <= ?2 \
+                 AND (starts < ?3 OR released_at IS NOT NULL)",
+            )
+            .unwrap();
+        let seqs = query.query_map((is_tried, now.0, self.max_starts), |row| row.get(0));
+        seqs.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
     /// A start leaves: its intent is on disk, and no earlier one is in the dark.
     pub fn start_sent(&mut self, id: &str, now: Timestamp) {
         let intent: Option<i64> = self

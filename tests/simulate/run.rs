@@ -2,7 +2,7 @@
 //! every order has to settle within a stated number of passes.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use order_service::decide::{LostProcess, Occasion, row_of};
+use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::order::{OrderId, Status};
 use order_service::reconciler::{Decision, Reconciler, Settings, Stage, Stop, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
@@ -92,30 +92,74 @@ pub fn ways() -> Ways {
 }
 
 /// The stage that each order is in while it is started. Each is in one, and takes the ways that the
-/// drawing in `src/reconciler/start.rs` shows.
+/// drawing in `src/reconciler/start.rs` shows. No queue is passed over for longer than its share allows.
 #[derive(Default)]
-struct Stages(BTreeMap<i64, Stage>);
+struct Stages {
+    stages: BTreeMap<i64, Stage>,
+    /// The new orders, and those that were tried before, that were due when the pass began and have
+    /// not had their turn; and the turns that others have had since these last had one.
+    waiting: [BTreeSet<i64>; 2],
+    passed_over: [u32; 2],
+}
+
+/// Turns of other queues between two of each of these, at most: of five turns new orders have two,
+/// orders that were tried before one.
+const PASSED_OVER_MAX: [u32; 2] = [2, 4];
 
 impl Stages {
-    fn enter(&mut self, stage: Stage, seq: i64) {
-        use Stage::{Due, InFlight, Left, Ready, WritingIntent, WritingResult};
-        let from = self.0.insert(seq, stage);
-        let is_drawn = match from {
-            None | Some(Due | Left | WritingResult) => {
-                matches!(stage, WritingIntent | Ready | WritingResult | Left)
+    /// A pass begins.
+    fn begin(&mut self, waiting: [BTreeSet<i64>; 2]) {
+        self.waiting = waiting;
+        for (waiting, passed_over) in self.waiting.iter().zip(&mut self.passed_over) {
+            if waiting.is_empty() {
+                *passed_over = 0;
             }
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, order: &OpenOrder) {
+        use Stage::{Due, InFlight, Left, Ready, WritingIntent, WritingResult};
+        let seq = order.seq;
+        let from = self.stages.insert(seq, stage);
+        let is_turn = matches!(from, None | Some(Due | Left | WritingResult));
+        let is_drawn = match from {
+            _ if is_turn => matches!(stage, WritingIntent | Ready | WritingResult | Left),
             Some(WritingIntent) => matches!(stage, Ready | Left),
             Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
-            Some(InFlight) => matches!(stage, WritingIntent | WritingResult | Left),
+            _ => matches!(stage, WritingIntent | WritingResult | Left),
         };
         assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
+        if is_turn {
+            self.check_turn(order);
+        }
         let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
         *ways.entry((from, stage)).or_default() += 1;
     }
 
+    fn check_turn(&mut self, order: &OpenOrder) {
+        let is_new = order.phase == Phase::Created && order.attempts == 0 && order.intent.is_none();
+        let is_tried = order.phase == Phase::Created && !is_new;
+        for (kind, is_own) in [is_new, is_tried].into_iter().enumerate() {
+            let (waiting, passed_over) = (&mut self.waiting[kind], &mut self.passed_over[kind]);
+            if is_own {
+                let oldest = waiting.first().copied().unwrap_or(i64::MAX);
+                assert!(order.seq <= oldest, "{order:?} before order {oldest}");
+                waiting.remove(&order.seq);
+                *passed_over = 0;
+            } else if !waiting.is_empty() {
+                *passed_over += 1;
+                let most = PASSED_OVER_MAX[kind];
+                assert!(
+                    *passed_over <= most,
+                    "{waiting:?} wait, and {order:?} is next"
+                );
+            }
+        }
+    }
+
     /// A pass has ended: nothing is under way.
     fn rest(&self) {
-        for (seq, stage) in &self.0 {
+        for (seq, stage) in &self.stages {
             let rests = matches!(stage, Stage::Due | Stage::Left | Stage::WritingResult);
             assert!(rests, "order {seq} is left in {stage:?}");
         }
@@ -318,7 +362,7 @@ impl Run {
             .unwrap()
             .traced(move |trace| match trace {
                 Trace::Decided(decision) => count_decision(decision),
-                Trace::Entered(stage, order) => stages.borrow_mut().enter(stage, order.order.seq),
+                Trace::Entered(stage, order) => stages.borrow_mut().enter(stage, &order.order),
             })
     }
 
@@ -326,6 +370,11 @@ impl Run {
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
         RECENT.begin_pass();
+        let waiting = {
+            let oracle = self.world.oracle.borrow();
+            [false, true].map(|is_tried| oracle.due(self.world.time(), is_tried))
+        };
+        self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
         let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {

@@ -49,6 +49,8 @@ pub(super) struct InMemory {
     pub(super) look_fate: Rc<Cell<Fate>>,
     /// If it is another than that of look-ups.
     pub(super) list_fate: Rc<Cell<Option<Fate>>>,
+    /// Orders whose starts are refused for good: those whose ids begin like this.
+    pub(super) refused: Rc<Cell<Option<&'static str>>>,
     /// Orders whose look-ups are lost on their way.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
     /// Every request, as "start a1", "look a1" or "list".
@@ -64,6 +66,7 @@ impl InMemory {
             start_fate: Rc::new(Cell::new(Fate::Answered)),
             look_fate: Rc::new(Cell::new(Fate::Answered)),
             list_fate: Rc::default(),
+            refused: Rc::default(),
             lost: Rc::default(),
             requests: Rc::default(),
         }
@@ -95,7 +98,11 @@ impl Upstream for InMemory {
             answer,
             failure: failure("no answer", false),
         };
-        let fate = self.start_fate.get();
+        let is_refused = |prefix| id.as_str().starts_with(prefix);
+        let fate = match self.refused.get().is_some_and(is_refused) {
+            true => Fate::Status(400),
+            false => self.start_fate.get(),
+        };
         match fate {
             Fate::Refused => {
                 return Err(StartError::Unavailable(failure("connection refused", true)));

@@ -4,7 +4,7 @@ use super::looks::lasting;
 use super::*;
 
 #[test]
-fn the_oldest_order_is_started_first_whatever_became_of_its_first_start() {
+fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_became_of_it() {
     let stage = Stage::new(100);
     let mut reconciler = stage.reconciler();
     for (id, fate) in [
@@ -20,10 +20,40 @@ fn the_oldest_order_is_started_first_whatever_became_of_its_first_start() {
     stage.upstream.take_requests();
     stage.forward(10_000);
     stage.create("a4");
-    assert_eq!(pass(&mut reconciler).started, 4);
+    assert_eq!(pass(&mut stage.reconciler()).started, 4);
     let mut requests = stage.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
-    assert_eq!(requests, ["start a1", "start a2", "start a3", "start a4"]);
+    // The new one has a turn of its own.
+    assert_eq!(requests, ["start a4", "start a1", "start a2", "start a3"]);
+}
+
+#[test]
+fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_within_ten_seconds() {
+    let mut stage = Stage::new(600);
+    stage.upstream.refused.set(Some("bad"));
+    for n in 0..3_000 {
+        stage.create(&format!("bad{n}"));
+    }
+    assert_eq!(pass(&mut stage.reconciler()).refused, 3_000);
+    stage.forward(10_000);
+    for n in 0..20 {
+        stage.create(&format!("good{n}"));
+    }
+    (stage.settings.start_rate, stage.settings.max_in_flight) = (50.0, 8);
+    stage.upstream.take_requests();
+    let mut reconciler = stage.reconciler();
+    let begun = stage.clock.now();
+    while stage.count(Status::Processing) < 20 {
+        pass(&mut reconciler);
+    }
+    let took = stage.clock.now().since(begun);
+    assert!(took <= Duration::from_secs(10), "{took:?}");
+    // Nor do good ones stop the others.
+    let requests = stage.upstream.take_requests();
+    let last = requests.iter().rposition(|r| r.starts_with("start good"));
+    let until_then = requests.iter().take(last.unwrap());
+    let bad = until_then.filter(|r| r.starts_with("start bad")).count();
+    assert!((8..=12).contains(&bad), "one turn in three: {bad}");
 }
 
 #[test]
