@@ -257,7 +257,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "An operator has asked",
             "when its turn comes",
-            "the next to be started",
+            "No other order is ahead",
         ],
     );
     check(
