@@ -57,7 +57,14 @@ pub enum ServiceCommand {
     /// Run the stand-in for the order process service
     Simulator(SimulatorArgs),
     /// Hold the database against the order process service, as both are now: exit code 0 if all is
-    /// clean, 6 if not
+    /// clean, 6 if not, 4 if the service gave no usable answer
+    #[command(
+        after_help = "Exit codes: 0 if the account is clean; 6 if disagreeing, held or started \
+                      twice is above 0, or unknown is, because of a status that is not known; 4 if \
+                      the order process service gave no usable answer, and none of the others is \
+                      above 0; 1 if it failed, 2 for a wrong setting, 3 if the database cannot be \
+                      used."
+    )]
     Account(AccountArgs),
     /// Let orders be started again that are held or refused: this may repeat their work
     Restart(RestartArgs),
@@ -200,7 +207,7 @@ pub struct SimulatorArgs {
 #[derive(Debug, Args)]
 pub struct AccountArgs {
     #[command(flatten)]
-    pub database: DatabaseArgs,
+    pub database: ExistingDatabaseArgs,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
     /// The reconciler's --lost-process: what it holds is not clean
@@ -227,7 +234,7 @@ pub struct RestartArgs {
     #[arg(long, conflicts_with = "ids")]
     pub all_lost: bool,
     #[command(flatten)]
-    pub database: DatabaseArgs,
+    pub database: ExistingDatabaseArgs,
 }
 
 /// `order-service fail`.
@@ -237,7 +244,7 @@ pub struct FailArgs {
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<OrderId>,
     #[command(flatten)]
-    pub database: DatabaseArgs,
+    pub database: ExistingDatabaseArgs,
 }
 
 /// `order-service explain`.
@@ -247,7 +254,7 @@ pub struct ExplainArgs {
     #[arg(value_name = "ID")]
     pub id: OrderId,
     #[command(flatten)]
-    pub database: ExistingDatabaseArgs,
+    pub database: ReadDatabaseArgs,
 }
 
 /// `order-service backup`.
@@ -260,14 +267,14 @@ pub struct BackupArgs {
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]
-    pub database: ExistingDatabaseArgs,
+    pub database: ReadDatabaseArgs,
 }
 
 /// `order-service check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     #[command(flatten)]
-    pub database: ExistingDatabaseArgs,
+    pub database: ReadDatabaseArgs,
 }
 
 /// `order-service prune`.
@@ -286,7 +293,7 @@ pub struct PruneArgs {
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
-    pub database: DatabaseArgs,
+    pub database: ExistingDatabaseArgs,
 }
 
 /// What goes wrong in the simulator.
@@ -353,7 +360,7 @@ pub struct ReconcilerArgs {
 #[derive(Debug, Args)]
 pub struct ReconcilerHealthArgs {
     #[command(flatten)]
-    pub database: DatabaseArgs,
+    pub database: ReadDatabaseArgs,
 }
 
 /// Where the orders are.
@@ -369,10 +376,23 @@ pub struct DatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// Where the orders are, for those who only read them.
+/// Where the orders are, for commands that write to them, and make no database.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
-    /// SQLite database: sqlite:FILE or a path; it is only read
+    /// SQLite database: sqlite:FILE or a path; it has to be there
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        default_value = "sqlite:orders.db"
+    )]
+    pub database_url: DatabasePath,
+}
+
+/// Where the orders are, for those who only read them.
+#[derive(Debug, Args)]
+pub struct ReadDatabaseArgs {
+    /// SQLite database: sqlite:FILE or a path; it has to be there, and is only read
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -432,7 +452,7 @@ pub struct ReconcileArgs {
         value_parser = parse_rate
     )]
     pub start_rate: f64,
-    /// Requests to the order process service at once, of all kinds
+    /// Requests to the order process service at once, of all kinds: 1 to 1024
     #[arg(
         long,
         env = "MAX_IN_FLIGHT",
@@ -442,7 +462,7 @@ pub struct ReconcileArgs {
     )]
     pub max_in_flight: usize,
     /// How long a start or a look-up may take; for the list the longest silence, with 10 min in
-    /// all. A number with a unit: ms, s, m
+    /// all. A number with a unit (ms, s, m), from 1ms to 10m
     #[arg(
         long,
         env = "REQUEST_TIMEOUT",
@@ -513,7 +533,8 @@ pub enum LogFormat {
 /// # Errors
 /// It has a character that cannot stand in an HTTP header.
 pub fn order_process_token() -> Result<Option<String>, &'static str> {
-    const WRONG: &str = "ORDER_PROCESS_TOKEN may hold visible ASCII characters only";
+    const WRONG: &str = "ORDER_PROCESS_TOKEN may hold visible ASCII characters only; a carriage \
+                         return at its end comes from lines that were written on Windows";
     match std::env::var("ORDER_PROCESS_TOKEN") {
         Ok(token) if token.is_empty() => Ok(None),
         Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(token)),

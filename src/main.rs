@@ -6,7 +6,7 @@ use std::sync::Arc;
 use order_service::api::Api;
 use order_service::config::{self, ApiArgs, ServeArgs, ServiceCommand, SimulatorArgs};
 use order_service::operator::{self, client};
-use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread, WrongSetting};
+use order_service::program::{self, Exit, LOG_DEFAULT, LineStyle, ReconcilerThread, WrongSetting};
 use order_service::simulator::Simulator;
 use order_service::store::{Mode, Store};
 use order_service::{dev, health, server, simulator};
@@ -17,15 +17,14 @@ const OPERATOR_LOG_DEFAULT: &str = "order_service=warn,rustls_platform_verifier=
 
 fn main() -> ExitCode {
     let config::OrderService { log, command } = config::order_service();
-    let levels = match &command {
-        ServiceCommand::Serve(_)
-        | ServiceCommand::Api(_)
-        | ServiceCommand::Simulator(_)
-        | ServiceCommand::Health(_) => LOG_DEFAULT,
-        ServiceCommand::Dev(_) => dev::LOG_DEFAULT,
-        _ => OPERATOR_LOG_DEFAULT,
+    let (style, levels) = match &command {
+        ServiceCommand::Serve(_) | ServiceCommand::Api(_) | ServiceCommand::Simulator(_) => {
+            (LineStyle::Dated, LOG_DEFAULT)
+        }
+        ServiceCommand::Dev(_) => (LineStyle::Dated, dev::LOG_DEFAULT),
+        _ => (LineStyle::Plain, OPERATOR_LOG_DEFAULT),
     };
-    program::log_to_stderr(log.log_format, levels);
+    program::log_to_stderr(log.log_format, style, levels);
     program::run(async {
         match command {
             ServiceCommand::Serve(args) => serve(*args).await,

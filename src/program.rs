@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -116,8 +116,17 @@ pub fn tell_health(found: anyhow::Result<String>) -> Exit {
     }
 }
 
+/// The text of a line on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineStyle {
+    /// `2026-11-28T21:41:29.682Z ERROR program: …`, for programs that run on.
+    Dated,
+    /// `error: …`, for commands that someone types, as their parser writes it.
+    Plain,
+}
+
 /// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that is not set.
-pub fn log_to_stderr(format: LogFormat, default: &str) {
+pub fn log_to_stderr(format: LogFormat, style: LineStyle, default: &str) {
     let mut builder = env_logger::Builder::new();
     match std::env::var("RUST_LOG") {
         Ok(filters) if !filters.is_empty() => builder.parse_filters(&filters),
@@ -125,8 +134,16 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
             .filter_level(LevelFilter::Warn)
             .parse_filters(default),
     };
-    match format {
-        LogFormat::Text => builder.format(|out, record| {
+    match (format, style) {
+        (LogFormat::Text, LineStyle::Plain) => builder.format(|out, record| {
+            let style = out.default_level_style(record.level());
+            let level = match record.level() {
+                Level::Warn => "warning".to_owned(),
+                level => level.as_str().to_ascii_lowercase(),
+            };
+            writeln!(out, "{style}{level}{style:#}: {}", record.args())
+        }),
+        (LogFormat::Text, LineStyle::Dated) => builder.format(|out, record| {
             // Plain unless standard error is a terminal and NO_COLOR is not set.
             let style = out.default_level_style(record.level());
             writeln!(
@@ -138,7 +155,7 @@ pub fn log_to_stderr(format: LogFormat, default: &str) {
                 record.args()
             )
         }),
-        LogFormat::Json => builder.format(|out, record| {
+        (LogFormat::Json, _) => builder.format(|out, record| {
             let line = JsonLine {
                 at: Rfc3339(SystemClock.now()),
                 level: record.level().as_str().to_ascii_lowercase(),

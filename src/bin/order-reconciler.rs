@@ -5,14 +5,18 @@ use std::process::ExitCode;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::health;
 use order_service::operator::client;
-use order_service::program::{self, Exit, LOG_DEFAULT, ReconcilerThread};
+use order_service::program::{self, Exit, LOG_DEFAULT, LineStyle, ReconcilerThread};
 use order_service::reconciler::{Settings, Stop};
 use order_service::store::{LeaderLock, Mode, Store};
 use order_service::upstream::HttpUpstream;
 
 fn main() -> ExitCode {
     let config::OrderReconciler { log, command } = config::order_reconciler();
-    program::log_to_stderr(log.log_format, LOG_DEFAULT);
+    let style = match &command {
+        ReconcilerCommand::Run(_) => LineStyle::Dated,
+        ReconcilerCommand::Health(_) => LineStyle::Plain,
+    };
+    program::log_to_stderr(log.log_format, style, LOG_DEFAULT);
     program::run(async {
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,

@@ -21,10 +21,13 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     if let Some(command) = meant(first.as_deref()) {
         arguments.insert(at, command.into());
     }
-    let command = without_empty_variables(T::command());
-    command
-        .clone()
-        .try_get_matches_from(&arguments)
+    let command = adapt(T::command());
+    let matches = command.clone().try_get_matches_from(&arguments);
+    let is_help = matches.as_ref().is_err_and(|error| !error.use_stderr());
+    if !is_help && let Some(what) = control_character(&command, &arguments, at) {
+        command.clone().error(ErrorKind::InvalidValue, what).exit();
+    }
+    matches
         .and_then(|matches| match contradiction(&matches) {
             Some(what) => Err(command.clone().error(ErrorKind::ArgumentConflict, what)),
             None => T::from_arg_matches(&matches),
@@ -122,10 +125,57 @@ fn variable_behind(
     (!is_given).then_some(variable)
 }
 
-/// Forgets the variables that are set to nothing.
-fn without_empty_variables(command: Command) -> Command {
+/// A control character in a setting of the command at the index `at`, in words. A file of variables
+/// with line ends of Windows leaves a carriage return at the end of each value; it would go unnoticed
+/// into the name of a file, and cannot be seen in a message that repeats the value.
+fn control_character(command: &Command, arguments: &[OsString], at: usize) -> Option<String> {
+    let describe = |setting: &str, value: &str| {
+        let wrong = value.chars().find(|found| found.is_control())?;
+        let name = match wrong {
+            '\r' => ", a carriage return, which lines have that were written on Windows".to_owned(),
+            '\n' => ", the end of a line".to_owned(),
+            _ => String::new(),
+        };
+        Some(format!(
+            "{setting} has the control character {wrong:?}{name}; remove it"
+        ))
+    };
+    let words = arguments.iter().skip(1).map(|word| word.to_string_lossy());
+    let words: Vec<_> = words.take_while(|word| word != "--").collect();
+    let flags = words.iter().enumerate().find_map(|(index, word)| {
+        if let Some((flag, value)) = word.split_once('=')
+            && flag.starts_with("--")
+        {
+            return describe(flag, value);
+        }
+        let flag = words.get(index.checked_sub(1)?)?;
+        flag.starts_with("--").then(|| describe(flag, word))?
+    });
+    flags.or_else(|| {
+        let of_command = arguments
+            .get(at)
+            .and_then(|name| command.find_subcommand(name));
+        let settings = of_command.into_iter().flat_map(Command::get_arguments);
+        let mut variables = command
+            .get_arguments()
+            .chain(settings)
+            .filter_map(|argument| {
+                let variable = argument.get_env()?;
+                Some((variable.to_string_lossy(), std::env::var_os(variable)?))
+            });
+        variables.find_map(|(variable, value)| {
+            let setting = format!("the environment variable {variable}");
+            describe(&setting, &value.to_string_lossy())
+        })
+    })
+}
+
+/// Forgets the variables that are set to nothing, and keeps the values of the others out of the help:
+/// they may be secret, and the help is often kept or shown.
+fn adapt(command: Command) -> Command {
     command
         .mut_args(|argument| {
+            let argument = argument.hide_env_values(true);
             let is_empty = argument
                 .get_env()
                 .and_then(std::env::var_os)
@@ -136,5 +186,5 @@ fn without_empty_variables(command: Command) -> Command {
                 argument
             }
         })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(adapt)
 }

@@ -383,3 +383,107 @@ fn variable_or(variable: &str) -> &str {
         variable
     }
 }
+
+#[test]
+fn the_help_shows_no_value_of_the_environment() {
+    let world = World::new();
+    for (command, settings) in commands() {
+        let ran = run(&world, &command, &["--help"], &[]);
+        for (_, variable, _) in settings {
+            if variable.is_empty() {
+                continue;
+            }
+            let secret = [(variable, "s3cr3t")];
+            assert_eq!(
+                run(&world, &command, &["--help"], &secret).stdout,
+                ran.stdout
+            );
+        }
+    }
+}
+
+#[test]
+fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
+    let world = World::new();
+    let mut variables: Vec<_> = commands()
+        .into_iter()
+        .flat_map(|(command, settings)| settings.into_iter().map(move |of| (command.clone(), of)))
+        .collect();
+    let database = ["restart", "fail", "prune", "account"];
+    variables.extend(database.map(|name| (vec!["order-service", name], DATABASE)));
+    for (command, (flag, variable, default)) in variables {
+        if variable.is_empty() {
+            continue;
+        }
+        let value = format!("{}\r", default.trim_matches('"'));
+        let by_variable = run(&world, &command, &[], &[(variable, &value)]);
+        let by_flag = run(&world, &command, &[flag, &value], &[]);
+        let joined = format!("{flag}={value}");
+        let by_one_word = run(&world, &command, &[&joined], &[]);
+        let help = run(&world, &command, &["--help"], &[(variable, &value)]);
+        assert_eq!(help.code, Some(0), "{help:?}");
+        for (name, ran) in [
+            (variable, by_variable),
+            (flag, by_flag),
+            (flag, by_one_word),
+        ] {
+            assert_eq!(ran.code, Some(2), "{command:?}: {ran:?}");
+            assert_eq!(ran.stdout, "", "{ran:?}");
+            let said = ran.stderr.lines().next().unwrap_or_default();
+            let says = format!("{name} has the control character '\\r', a carriage return");
+            assert!(
+                said.starts_with("error: ") && said.contains(&says),
+                "{ran:?}"
+            );
+            assert!(!ran.stderr.contains('\r'), "{ran:?}");
+        }
+    }
+    let left = fs::read_dir(world.path(".")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        left.iter()
+            .all(|name| name.to_string_lossy().ends_with(".log")),
+        "nothing was begun: {left:?}"
+    );
+    let token = [("ORDER_PROCESS_TOKEN", "s3cr3t\r")];
+    let ran = world.run("order-reconciler", &["--once"], &token);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("carriage return"), "{ran:?}");
+    assert!(!ran.stderr.contains("s3cr3t"), "{ran:?}");
+}
+
+#[test]
+fn a_command_that_needs_a_database_does_not_say_that_it_makes_one() {
+    let world = World::new();
+    for (command, more) in [
+        (vec!["order-service", "account"], vec![]),
+        (vec!["order-service", "restart"], vec!["a1"]),
+        (vec!["order-service", "fail"], vec!["a1"]),
+        (
+            vec!["order-service", "prune"],
+            vec!["--settled-before", "1d"],
+        ),
+        (vec!["order-service", "explain"], vec!["a1"]),
+        (vec!["order-service", "check"], vec![]),
+        (vec!["order-service", "backup"], vec!["copy.db"]),
+        (vec!["order-reconciler", "health"], vec![]),
+    ] {
+        let help = run(&world, &command, &["--help"], &[]).stdout;
+        assert!(!help.contains("created if it is not there"), "{command:?}");
+        assert!(help.contains("it has to be there"), "{command:?}");
+        let ran = run(&world, &command, &more, &[]);
+        assert!(matches!(ran.code, Some(1 | 3)), "{ran:?}");
+        let line = ran.stderr.strip_suffix('\n').unwrap();
+        assert!(
+            line.starts_with("error: ") && !line.contains('\n'),
+            "{ran:?}"
+        );
+        assert!(line.ends_with("there is no such database"), "{ran:?}");
+    }
+    assert!(!world.database().exists());
+    let help = run(&world, &["order-service", "account"], &["--help"], &[]).stdout;
+    let codes = help.split_once("Exit codes:").unwrap().1;
+    for code in ["0", "1", "2", "3", "4", "6"] {
+        assert!(codes.contains(code), "{code}: {help}");
+    }
+}
