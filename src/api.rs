@@ -34,7 +34,6 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use warp::filters::BoxedFilter;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::path::FullPath;
@@ -46,11 +45,11 @@ pub use self::json::write_order;
 use self::listing::Listing;
 use self::overview::Overview;
 pub(crate) use self::problem::Problem;
-pub(crate) use self::request::same_site;
 use self::routes::{Endpoint, Route};
 use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
 use crate::server::{self, Occupancy, Situation};
+use crate::site::Site;
 use crate::store::Store;
 
 /// The paths of all routes, as templates.
@@ -70,15 +69,20 @@ pub struct Api {
     /// Looks at single orders that may be made on the threads that serve everyone.
     looks: Semaphore,
     draining: CancellationToken,
+    site: Site,
     dev: Dev,
 }
+
+/// A handler of paths that the API does not know: `None` for those that it does not know either.
+pub(crate) type Handler =
+    Box<dyn Fn(&Method, &str) -> Option<Result<Response, Problem>> + Send + Sync>;
 
 /// Additions of `order-service dev`.
 enum Dev {
     /// The program is another one.
     Off,
-    /// The dashboard creates orders; these routes, if there are any, break and mend the simulator.
-    On(Option<BoxedFilter<(Response,)>>),
+    /// The dashboard creates orders; this handler, if there is one, breaks and mends the simulator.
+    On(Option<Handler>),
 }
 
 impl Dev {
@@ -93,26 +97,27 @@ impl Dev {
 }
 
 impl Api {
-    /// An API on a database. From `draining` on it tells that it is not ready, and no one waits
-    /// for a change any more.
+    /// An API on a database, served as `site`. From `draining` on it tells that it is not ready, and no
+    /// one waits for a change any more.
     ///
     /// # Panics
     /// Outside of the tokio runtime that is to serve it.
-    pub fn new(store: Store, draining: CancellationToken) -> Arc<Self> {
-        Self::with(store, draining, Dev::Off)
+    pub fn new(store: Store, site: Site, draining: CancellationToken) -> Arc<Self> {
+        Self::with(store, site, draining, Dev::Off)
     }
 
     /// Like [`Api::new`], for `order-service dev`: the dashboard creates orders, and breaks and mends
-    /// the simulator through `routes`, if there is one.
-    pub fn for_dev(
+    /// the simulator through `handler`, if there is one.
+    pub(crate) fn for_dev(
         store: Store,
+        site: Site,
         draining: CancellationToken,
-        routes: Option<BoxedFilter<(Response,)>>,
+        handler: Option<Handler>,
     ) -> Arc<Self> {
-        Self::with(store, draining, Dev::On(routes))
+        Self::with(store, site, draining, Dev::On(handler))
     }
 
-    fn with(store: Store, draining: CancellationToken, dev: Dev) -> Arc<Self> {
+    fn with(store: Store, site: Site, draining: CancellationToken, dev: Dev) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
@@ -122,6 +127,7 @@ impl Api {
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
+            site,
             dev,
             store,
         })
@@ -140,20 +146,17 @@ impl Api {
     }
 
     /// Everything that is served.
-    pub fn routes(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
-        let all = self
-            .shared()
+    pub fn routes(
+        self: &Arc<Self>,
+    ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + use<> {
+        self.shared()
             .and(warp::method())
             .and(warp::path::full())
             .and(query())
             .and(warp::ext::optional())
             .and(warp::header::headers_cloned())
             .and(warp::body::stream())
-            .then(Self::respond);
-        match &self.dev {
-            Dev::On(Some(routes)) => routes.clone().or(all).unify().boxed(),
-            Dev::Off | Dev::On(None) => all.boxed(),
-        }
+            .then(Self::respond)
     }
 
     /// Answers a request by its route, and counts it.
@@ -168,7 +171,9 @@ impl Api {
     ) -> Response {
         let began = Instant::now();
         let found = Route::of(path.as_str());
+        let admitted = self.admit(situation, &method, &headers);
         let result = match (found, situation) {
+            _ if let Err(problem) = admitted => Err(problem),
             (Some((route, segment)), situation)
                 if situation.is_none() || route.is_always_served() =>
             {
@@ -181,13 +186,36 @@ impl Api {
             }
             (_, Some(Situation::Crowded)) => Err(Problem::crowded()),
             (_, Some(Situation::Draining)) => Err(Problem::draining()),
-            (_, None) => Err(Problem::no_such_path(path.as_str())),
+            (_, _) => self
+                .dev_answer(&method, path.as_str())
+                .unwrap_or_else(|| Err(Problem::no_such_path(path.as_str()))),
         };
         let response = answer(result);
         let label = found.map_or(OTHER, |(route, _)| route.template);
         self.traffic
             .count(label, &method, response.status(), began.elapsed());
         response
+    }
+
+    /// Refuses what is not clearly for this site, and changes that another site's page asks for.
+    fn admit(
+        &self,
+        situation: Option<Situation>,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<(), Problem> {
+        if situation == Some(Situation::UnclearHost) {
+            return Err(Problem::unclear_host());
+        }
+        self.site.check(method, headers).map_err(Problem::foreign)
+    }
+
+    /// The answer of `order-service dev` to a path that the API does not have.
+    fn dev_answer(&self, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
+        match &self.dev {
+            Dev::On(Some(handler)) => handler(method, path),
+            Dev::Off | Dev::On(None) => None,
+        }
     }
 
     /// Calls the handler of a route. `segment` is what the route's template leaves open.
@@ -247,22 +275,11 @@ pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
     response
 }
 
-pub(crate) fn answer(result: Result<Response, Problem>) -> Response {
+fn answer(result: Result<Response, Problem>) -> Response {
     result.unwrap_or_else(Problem::reply)
-}
-
-pub(crate) fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
-    warp::get().or(warp::head()).unify()
 }
 
 /// The query as it was sent, empty if there was none.
 fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
     warp::query::raw().or(warp::any().map(String::new)).unify()
-}
-
-/// The answer to a method that a path does not have.
-pub(crate) fn not_allowed(
-    allow: &'static str,
-) -> impl Filter<Extract = (Response,), Error = Infallible> + Copy {
-    warp::method().map(move |method: Method| Problem::not_allowed(&method, allow).reply())
 }

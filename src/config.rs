@@ -22,13 +22,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::command_line::{parse, simulator_without_simulator};
 use self::values::{
-    parse_address, parse_age, parse_in_flight, parse_rate, parse_seconds, parse_seed, parse_starts,
-    parse_timeout, parse_url,
+    parse_address, parse_age, parse_host, parse_in_flight, parse_rate, parse_seconds, parse_seed,
+    parse_starts, parse_timeout, parse_url,
 };
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::{Schedule, Settings};
 use crate::simulator::faults::Faults;
+use crate::site::Site;
 use crate::store::DatabasePath;
 use crate::upstream::UpstreamUrl;
 
@@ -414,6 +415,23 @@ pub struct ListenArgs {
         value_parser = parse_address
     )]
     pub listen: SocketAddr,
+    /// Name that requests may have as their Host, besides IP addresses and localhost; may be repeated, or
+    /// separated by commas. Where it does not listen on loopback, none means any [default: none]
+    #[arg(
+        long = "allowed-host",
+        env = "ALLOWED_HOSTS",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = parse_host
+    )]
+    pub allowed_hosts: Vec<String>,
+}
+
+impl ListenArgs {
+    /// The names under which the API is served.
+    pub fn site(&self) -> Site {
+        Site::new(self.listen.ip(), &self.allowed_hosts)
+    }
 }
 
 /// Where the order process service is. Its token comes from `ORDER_PROCESS_TOKEN` alone: a flag

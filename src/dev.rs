@@ -1,7 +1,7 @@
 //! `order-service dev`: API, reconciler and simulator in one program, to try them out on one machine.
 //!
-//! All of it is temporary. The dashboard has buttons that break and mend the simulator; their routes
-//! are here, as the API does not know the simulator.
+//! All of it is temporary. The dashboard has buttons that break and mend the simulator; their handler
+//! is here, as the API does not know the simulator.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,14 +11,11 @@ use anyhow::Context;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use warp::Filter;
-use warp::filters::BoxedFilter;
-use warp::http::{HeaderMap, StatusCode};
-use warp::path::FullPath;
+use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
 use crate::account;
-use crate::api::{self, Api, Problem};
+use crate::api::{self, Api, Handler, Problem};
 use crate::config::DevArgs;
 use crate::operator::client;
 use crate::program::{self, Exit, ReconcilerThread};
@@ -87,8 +84,11 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let policy = settings.lost_process;
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
-    let routes = simulator.clone().map(routes);
-    let api = Api::for_dev(store.clone(), stop.begun.clone(), routes);
+    let handler = simulator.clone().map(|simulator| -> Handler {
+        Box::new(move |method, path| answer(&simulator, method, path))
+    });
+    let site = args.listen.site();
+    let api = Api::for_dev(store.clone(), site, stop.begun.clone(), handler);
     let exit = program::serve(listener, api, store.clone(), reconciler, &stop).await?;
     if let Some(simulator) = &simulator {
         mend(simulator).await;
@@ -203,52 +203,37 @@ struct State {
     choices: Vec<&'static str>,
 }
 
-/// The routes that break and mend the simulator, for the buttons of the dashboard. They are no part
-/// of the API, and not in its description.
-fn routes(simulator: Arc<Simulator>) -> BoxedFilter<(Response,)> {
-    let simulator = warp::any().map(move || simulator.clone());
-    let show = api::get_or_head()
-        .and(simulator.clone())
-        .map(|simulator: Arc<Simulator>| state(&simulator));
-    let refused = simulator
-        .clone()
-        .and(api::not_allowed("GET, HEAD"))
-        .map(|_, response| response);
-    let state = warp::path!("dev" / "simulator").and(show.or(refused).unify());
-    let change = warp::path!("dev" / "simulator" / String)
-        .and(warp::post())
-        .and(simulator.clone())
-        .and(warp::path::full())
-        .and(warp::header::headers_cloned())
-        .map(
-            |choice: String, simulator: Arc<Simulator>, path: FullPath, headers: HeaderMap| {
-                api::answer(change(&simulator, &choice, &path, &headers))
-            },
-        );
-    let refused = warp::path!("dev" / "simulator" / String)
-        .and(simulator)
-        .and(api::not_allowed("POST"))
-        .map(|_, _, response| response);
-    state.or(change).unify().or(refused).unify().boxed()
+/// The path of the simulator's state. Below it, each choice is a path to post to.
+const PATH: &str = "/dev/simulator";
+
+/// Answers the requests that break and mend the simulator, for the buttons of the dashboard. They are
+/// no part of the API, and not in its description.
+fn answer(simulator: &Simulator, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
+    let allow = match path.strip_prefix(PATH)?.strip_prefix('/') {
+        None if path == PATH && [Method::GET, Method::HEAD].contains(method) => {
+            return Some(Ok(state(simulator)));
+        }
+        None if path == PATH => "GET, HEAD",
+        Some(choice) if *method == Method::POST => {
+            change(simulator, choice)?;
+            return Some(Ok(state(simulator)));
+        }
+        Some(choice) if !choice.is_empty() && !choice.contains('/') => "POST",
+        _ => return None,
+    };
+    Some(Err(Problem::not_allowed(method, allow)))
 }
 
-/// Breaks or mends it, as the last part of the path says.
-fn change(
-    simulator: &Simulator,
-    choice: &str,
-    path: &FullPath,
-    headers: &HeaderMap,
-) -> Result<Response, Problem> {
-    api::same_site(headers)?;
+/// Breaks or mends it; nothing if there is no such choice.
+fn change(simulator: &Simulator, choice: &str) -> Option<()> {
     if choice == CRASH {
         // One that is down already stays so, which is what was asked for.
         simulator.crash(None);
     } else {
-        let chosen = choices().find(|known| known.name == choice);
-        let chosen = chosen.ok_or_else(|| Problem::no_such_path(path.as_str()))?;
+        let chosen = choices().find(|known| known.name == choice)?;
         simulator.set_faults(chosen.faults);
     }
-    Ok(state(simulator))
+    Some(())
 }
 
 fn state(simulator: &Simulator) -> Response {

@@ -22,7 +22,8 @@
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL.
 //! - [`api`]: the HTTP routes.
 //! - [`simulator`]: a stand-in for the order process service.
-//! - [`server`]: HTTP connections and their limits, for `api` and `simulator`.
+//! - [`server`], [`site`]: HTTP connections and their limits, and which requests are from other sites'
+//!   pages, for `api` and `simulator`.
 //! - [`account`]: the database held against the upstream, and against the simulator's record.
 //! - [`backup`]: a whole copy of the database in one file, taken while all is running.
 //! - [`prune`]: the removal of orders that settled long ago.
@@ -61,6 +62,7 @@ pub mod prune;
 pub mod reconciler;
 pub mod server;
 pub mod simulator;
+pub mod site;
 pub mod spread;
 pub mod store;
 pub mod tally;

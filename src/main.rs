@@ -58,7 +58,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     tell_address(&listener)?;
     log::info!("the upstream is {}", args.upstream.order_process_url);
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    let api = Api::new(store.clone(), stop.begun.clone());
+    let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::serve(listener, api, store, reconciler, &stop).await
 }
 
@@ -67,7 +67,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
     tell_address(&listener)?;
-    let api = Api::new(store.clone(), stop.begun.clone());
+    let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::drained(&stop, async {
         let others = std::future::ready(());
         api.serve(listener, stop.begun.clone(), others).await;

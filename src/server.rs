@@ -15,9 +15,10 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use hyper::header::{HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, Uri};
+use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
@@ -54,14 +55,16 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept, which happens when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is unusual about a connection, which the served program may answer differently to.
-/// It is in the extensions of each request that comes on such a connection.
+/// What is unusual about a request or its connection, which the served program may answer differently
+/// to. It is in the extensions of each such request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Situation {
     /// All places are taken.
     Crowded,
     /// The program is about to end.
     Draining,
+    /// The request does not say once for which host it is.
+    UnclearHost,
 }
 
 /// How many places for connections there are and how many are taken: shared by a server and
@@ -200,7 +203,7 @@ where
     let is_usual = situation.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let begun = in_flight.begin();
-        if let Some(situation) = situation {
+        if let Some(situation) = normalize_host(&mut request).or(situation) {
             request.extensions_mut().insert(situation);
         }
         // CONNECT names a host instead of a path, and warp expects a path.
@@ -230,6 +233,25 @@ where
         .max_buf_size(HEAD_BYTES_MAX)
         .keep_alive(is_usual)
         .serve_connection(TokioIo::new(Box::pin(stream)), service)
+}
+
+/// Makes `Host` the one host that a request is for. A target with a host stands above the header (RFC
+/// 9112, section 3.2.2); HTTP/1.0 needs neither.
+fn normalize_host<B>(request: &mut Request<B>) -> Option<Situation> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let is_clear = match (hosts.next(), hosts.next()) {
+        (Some(_), None) => true,
+        (None, _) => request.version() == Version::HTTP_10,
+        (Some(_), Some(_)) => false,
+    };
+    if !is_clear {
+        return Some(Situation::UnclearHost);
+    }
+    let named = request.uri().authority();
+    if let Some(host) = named.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
+        request.headers_mut().insert(HOST, host);
+    }
+    None
 }
 
 /// The places for connections.

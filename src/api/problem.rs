@@ -15,6 +15,7 @@ use self::kinds::Kind;
 pub(super) use self::kinds::page;
 use super::json::{self, OrderJson, location};
 use crate::order::Order;
+use crate::site::Foreign;
 use crate::store::{Cursor, Gone, StoreError};
 
 /// Seconds after which a client may try again what could not be done now.
@@ -123,12 +124,20 @@ impl Problem {
             .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
-    pub fn cross_site() -> Self {
+    pub fn foreign(foreign: Foreign) -> Self {
+        let kind = match foreign {
+            Foreign::Host(_) => &kinds::WRONG_HOST,
+            Foreign::Page(..) => &kinds::CROSS_SITE,
+        };
+        Self::new(kind, foreign.to_string())
+    }
+
+    pub fn unclear_host() -> Self {
         Self::new(
-            &kinds::CROSS_SITE,
-            "the request has the header \"Sec-Fetch-Site: cross-site\", which a browser sends for \
-             a page of another site",
+            &kinds::INVALID_HOST,
+            "the header Host has to be there exactly once",
         )
+        .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
     pub fn crowded() -> Self {

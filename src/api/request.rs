@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use percent_encoding::percent_decode_str;
 use url::form_urlencoded;
 use warp::http::HeaderMap;
-use warp::http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
+use warp::http::header::{ACCEPT, CONTENT_TYPE};
 
 pub(super) use self::body::{new_order, read_body};
 pub(super) use self::event::{After, EventQuery, next_page};
@@ -21,9 +21,6 @@ pub(super) use self::prefer::Wait;
 use super::problem::Problem;
 use crate::order::{OrderId, Status};
 use crate::store::{Cursor, Filter};
-
-/// Where a browser's request comes from (W3C Fetch Metadata, section 2.3).
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The largest page.
 const LIMIT_MAX: usize = 1_000;
@@ -148,16 +145,6 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
             &name,
             format!("there is no parameter {name:?} here, nor any other"),
         )),
-    }
-}
-
-/// Refuses what a browser sends for a page of another site.
-pub(crate) fn same_site(headers: &HeaderMap) -> Result<(), Problem> {
-    match headers.get(SEC_FETCH_SITE) {
-        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"cross-site") => {
-            Err(Problem::cross_site())
-        }
-        _ => Ok(()),
     }
 }
 

@@ -52,7 +52,6 @@ impl Api {
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Result<Response, Problem> {
         request::no_parameters(query)?;
-        request::same_site(headers)?;
         request::is_json(headers)?;
         let body = request::read_body(headers, body).await?;
         let id = request::new_order(&body)?;

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
 use crate::decide::LostProcess;
+use crate::site::is_host;
 use crate::upstream::{UpstreamUrl, UpstreamUrlError};
 
 /// The longest time a request may be given.
@@ -21,6 +22,16 @@ const IN_FLIGHT_MAX: usize = 1_024;
 pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080".to_owned())
+}
+
+pub(super) fn parse_host(text: &str) -> Result<String, String> {
+    let host = text.trim();
+    match is_host(host) {
+        true => Ok(host.to_owned()),
+        false => {
+            Err("write a host name without a scheme or port, such as orders.example".to_owned())
+        }
+    }
 }
 
 pub(super) fn parse_url(text: &str) -> Result<UpstreamUrl, UpstreamUrlError> {

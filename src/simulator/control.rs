@@ -3,7 +3,7 @@
 //! The public contract does not know it, and it answers while the simulated service is down. The
 //! meaning of the faults is in `faults`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +12,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use warp::http::StatusCode;
+use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::{Json, WithStatus};
 use warp::{Filter, Rejection, Reply};
 
 use super::Simulator;
-use crate::server::{self, Occupancy};
+use crate::server::{self, Occupancy, Situation};
+use crate::site::{Foreign, Site};
+
+/// The address that is assumed if the system does not tell it: the one with the stricter check.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// The largest configuration that is read, in bytes: many times what there is to say.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
@@ -38,14 +42,27 @@ pub(super) async fn serve(
 ) {
     if let Some(listener) = listener {
         let others = std::future::ready(());
-        let service = warp::service(routes(simulator));
+        let address = listener
+            .local_addr()
+            .map_or(LOOPBACK, |address| address.ip());
+        let service = warp::service(routes(simulator, Site::new(address, &[])));
         server::serve(listener, service, Occupancy::default(), stop, others).await;
     }
 }
 
 fn routes(
     simulator: Arc<Simulator>,
+    site: Site,
 ) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+    // A request that may be served has no route here, and goes on to the others.
+    let refused = warp::method()
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional())
+        .and_then(move |method, headers, situation| {
+            std::future::ready(
+                refusal(&site, &method, &headers, situation).ok_or_else(warp::reject::not_found),
+            )
+        });
     let simulator = warp::any().map(move || simulator.clone());
     let body = warp::body::content_length_limit(BODY_BYTES_MAX).and(warp::body::bytes());
     let faults = warp::path!("faults");
@@ -65,7 +82,26 @@ fn routes(
         .and(simulator)
         .and(body.or(none).unify())
         .map(|simulator: Arc<Simulator>, body: Bytes| crash(&simulator, &body));
-    show.or(change).or(crash)
+    refused.or(show).or(change).or(crash)
+}
+
+/// The answer to a request that is not clearly for this address, or comes from a page.
+fn refusal(
+    site: &Site,
+    method: &Method,
+    headers: &HeaderMap,
+    situation: Option<Situation>,
+) -> Option<WithStatus<Json>> {
+    if situation == Some(Situation::UnclearHost) {
+        let what = "the header Host has to be there exactly once";
+        return Some(message(StatusCode::BAD_REQUEST, what));
+    }
+    let foreign = site.check(method, headers).err()?;
+    let status = match foreign {
+        Foreign::Host(_) => StatusCode::MISDIRECTED_REQUEST,
+        Foreign::Page(..) => StatusCode::FORBIDDEN,
+    };
+    Some(message(status, &foreign.to_string()))
 }
 
 /// The body of `POST /crash`.

@@ -7,11 +7,11 @@ use crate::lists::long_name;
 use crate::wire::{Wire, statuses};
 use crate::world::{Answer, Client, PATIENCE, Program, World, assert_problem, fill};
 
-const HOST: &str = "Host: x\r\n";
+const HOST: &str = "Host: localhost\r\n";
 
 /// The start of a `POST /order` whose body of 12 bytes is sent once the server asks for it.
 const ASKING: &str =
-    "POST /order HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 12\r\n\r\n";
+    "POST /order HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 12\r\n\r\n";
 
 /// What the server says when it waits for the body.
 const GO_ON: &str = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -132,6 +132,26 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             "POST /order HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(),
             400,
         ),
+        (
+            "no Host",
+            "GET /order HTTP/1.1\r\nAccept: */*\r\n\r\n".to_owned(),
+            400,
+        ),
+        (
+            "two Hosts",
+            format!("GET /order HTTP/1.1\r\n{HOST}{HOST}\r\n"),
+            400,
+        ),
+        (
+            "two Hosts in HTTP/1.0",
+            format!("GET /livez HTTP/1.0\r\n{HOST}Host: b\r\n\r\n"),
+            400,
+        ),
+        (
+            "no Host beside a whole URL",
+            "GET http://localhost/order HTTP/1.1\r\n\r\n".to_owned(),
+            400,
+        ),
     ] {
         let mut wire = Wire::open(&api);
         wire.send(request);
@@ -153,8 +173,9 @@ async fn a_method_or_target_without_a_path_does_no_harm() {
     for (line, expected) in [
         ("CONNECT example.org:80 HTTP/1.1", 400..500),
         ("OPTIONS * HTTP/1.1", 400..500),
-        // The path of this one is `/`.
-        ("GET http://example.org HTTP/1.1", 200..201),
+        // The host of the target counts, and the path of this one is `/`.
+        ("GET http://example.org HTTP/1.1", 421..422),
+        ("GET http://localhost HTTP/1.1", 200..201),
         ("GET ?status=CREATED HTTP/1.1", 400..500),
     ] {
         let mut wire = Wire::open(&api);
@@ -210,7 +231,8 @@ async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
     let client = Client::new();
     // A proxy that believes the length would see a second request in the tail.
     let mut wire = Wire::open(&api);
-    let hidden = "POST /order HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
+    let hidden =
+        "POST /order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
     wire.send(format!(
         "POST /order HTTP/1.1\r\n{HOST}Content-Length: 22\r\nTransfer-Encoding: chunked\r\n\r\n\
          c\r\n{{\"id\":\"two\"}}\r\n0\r\n\r\n{hidden}"

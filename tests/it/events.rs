@@ -369,7 +369,7 @@ async fn a_stop_ends_streams_with_a_proper_end() {
     client.create(&api.url, "a1").await;
     let mut wires: Vec<_> = (0..20).map(|_| Wire::open(&api)).collect();
     for wire in &mut wires {
-        wire.send("GET /event HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n");
+        wire.send("GET /event HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
         wire.read_until("\n\n\r\n");
     }
     api.signal("TERM");

@@ -383,7 +383,9 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     let mut readers = Vec::new();
     for version in ["1.0", "1.1"] {
         let mut reader = Wire::narrow(&api).await;
-        reader.send(format!("GET /order HTTP/{version}\r\nHost: x\r\n\r\n"));
+        reader.send(format!(
+            "GET /order HTTP/{version}\r\nHost: localhost\r\n\r\n"
+        ));
         reader.read_until("\r\n\r\n");
         readers.push(reader);
     }

@@ -9,6 +9,7 @@
 //! - `waiting`: answers that are held until an order is settled.
 //! - `attention`: orders that need looking at, as the API and `explain` tell of them.
 //! - `clients`: clients that misbehave, and the shutdown beside them.
+//! - `sites`: pages of other sites, and the names under which the service is served.
 //! - `pages`, `openapi`: the pages for people, and the description of the API, held to the code.
 //! - `programs`: flags, variables, exit codes, health, signals, databases that cannot be used.
 //! - `deploy`: the systemd units.
@@ -65,6 +66,7 @@ mod programs;
 mod prune;
 mod removed;
 mod restored;
+mod sites;
 mod stats;
 mod store;
 mod tidy;

@@ -52,6 +52,7 @@ impl Document {
         let component = match answer.status {
             405 => "MethodNotAllowed",
             404 if self.0["paths"][path].is_null() => "NotFound",
+            421 => "WrongHost",
             _ => "",
         };
         let operation = &self.0["paths"][path][method.to_lowercase()];
@@ -155,6 +156,9 @@ async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_rout
         let told: BTreeSet<_> = told.map(str::to_owned).collect();
         assert_eq!(told, allowed, "{path}");
     }
+    let foreign = client.request("GET", format!("{}/livez", program.url));
+    let foreign = client.send(foreign.header("host", "a.example")).await;
+    document.check("/livez", "GET", &foreign);
     let nowhere = client.get(format!("{}/nowhere", program.url)).await;
     document.check("/nowhere", "GET", &nowhere);
 }

@@ -21,6 +21,7 @@ type Setting = (&'static str, &'static str, &'static str);
 
 const DATABASE: Setting = ("--database-url", "DATABASE_URL", "sqlite:orders.db");
 const LISTEN: Setting = ("--listen", "LISTEN_ADDR", "127.0.0.1:8080");
+const HOSTS: Setting = ("--allowed-host", "ALLOWED_HOSTS", "");
 const URL: Setting = (
     "--order-process-url",
     "ORDER_PROCESS_URL",
@@ -55,18 +56,21 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
     vec![
         (
             vec!["order-service", "serve"],
-            with(&[DATABASE, LISTEN, URL, LOG]),
+            with(&[DATABASE, LISTEN, HOSTS, URL, LOG]),
         ),
         (
             vec!["order-service", "dev"],
             [
-                with(&[LISTEN, (URL.0, URL.1, ""), LOG]),
+                with(&[LISTEN, HOSTS, (URL.0, URL.1, ""), LOG]),
                 vec![("--simulator-listen", "SIMULATOR_LISTEN_ADDR", "127.0.0.1:0")],
                 simulated("10").to_vec(),
             ]
             .concat(),
         ),
-        (vec!["order-service", "api"], vec![DATABASE, LISTEN, LOG]),
+        (
+            vec!["order-service", "api"],
+            vec![DATABASE, LISTEN, HOSTS, LOG],
+        ),
         (
             vec!["order-service", "simulator"],
             [
@@ -369,7 +373,7 @@ fn a_second_signal_ends_a_program_at_once() {
     let body = r#"{"id":"a1"}"#;
     write!(
         client,
-        "POST /order HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        "POST /order HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     )

@@ -236,7 +236,7 @@ async fn a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_an
     created(&store, &["last".into()], days_ago(0)).await;
     let api = world.api(&[]);
     let mut slow = crate::wire::Wire::narrow(&api).await;
-    slow.send("GET /order HTTP/1.1\r\nHost: x\r\n\r\n");
+    slow.send("GET /order HTTP/1.1\r\nHost: localhost\r\n\r\n");
     slow.read_until("\"id\":");
     pruned(&world, 20_000);
     let rest = slow.rest();

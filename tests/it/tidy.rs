@@ -199,7 +199,7 @@ fn the_settings_in_readme_are_those_of_the_programs() {
         assert!(entry.contains(default), "{flag}: {entry}");
         checked += 1;
     }
-    assert_eq!(checked, 10, "every flag of serve is in README");
+    assert_eq!(checked, 11, "every flag of serve is in README");
 }
 
 #[test]

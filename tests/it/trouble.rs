@@ -426,8 +426,10 @@ async fn a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_fro
     assert!(files >= FILES / 2, "only {files} files may be open at once");
     let world = World::new();
     let api = world.api(&[]);
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let post = "POST /order HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
+    let get =
+        |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let post =
+        "POST /order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
     let silent = crowd(&api, 3_000);
     for _ in 0..5 {
         for path in ["/livez", "/readyz", "/healthz"] {

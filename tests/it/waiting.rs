@@ -35,7 +35,7 @@ async fn create_and_wait(client: &Client, api: &Program, id: &str, prefer: &str)
 }
 
 fn waiting(id: &str, seconds: u32) -> String {
-    format!("GET /order/{id} HTTP/1.1\r\nHost: x\r\nPrefer: wait={seconds}\r\n\r\n")
+    format!("GET /order/{id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait={seconds}\r\n\r\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +208,7 @@ async fn a_stop_answers_those_who_wait_with_what_is_so() {
             let body = format!("{{\"id\":\"b{n}\"}}");
             let length = body.len();
             wire.send(format!(
-                "POST /order HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\
+                "POST /order HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\
                  Content-Length: {length}\r\n\r\n{body}"
             ));
         }
@@ -302,7 +302,7 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
         assert!(Instant::now() < deadline, "the place stays taken");
     }
     let mut wire = Wire::open(&api);
-    let head = "POST /order HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n";
+    let head = "POST /order HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n";
     wire.send(format!(
         "{head}Content-Length: 12\r\n\r\n{{\"id\":\"bye\"}}"
     ));

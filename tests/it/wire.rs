@@ -88,7 +88,9 @@ pub fn statuses(text: &str) -> Vec<u16> {
 /// A request and its answer over a connection of its own, without anyone who tidies it up.
 pub fn plain(api: &Program, head: &str, body: &[u8]) -> String {
     let mut wire = Wire::open(api);
-    wire.send(format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    wire.send(format!(
+        "{head}\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    ));
     wire.send(body);
     wire.rest()
 }

@@ -1,9 +1,11 @@
 //! What a path runs in: a database of its own, and a runtime. The same orders each time.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use order_service::api::Api;
 use order_service::order::{OrderId, Timestamp};
+use order_service::site::Site;
 use order_service::store::{Change, DatabasePath, Mode, OpenGate, Store};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -51,7 +53,8 @@ impl World {
     /// An API on this database.
     pub fn api(&self) -> Arc<Api> {
         let _entered = self.runtime.enter();
-        Api::new(self.store.clone(), CancellationToken::new())
+        let site = Site::new(Ipv4Addr::LOCALHOST.into(), &[]);
+        Api::new(self.store.clone(), site, CancellationToken::new())
     }
 
     /// Waits for something that happens in it.

@@ -48,6 +48,12 @@ kinds! {
     "Correct the parameter that `member` names; `/docs` lists all parameters. A cursor for `after` \
      comes from the `Link` header of the previous page."
 
+    INVALID_HOST "invalid-host" 400
+    "The request does not say for which host it is"
+    "An HTTP/1.1 request has no header `Host`, or more than one (RFC 9112, section 3.2). Nothing was \
+     done, and the connection is closed."
+    "Every usual client sends `Host`. Look at what wrote the request, or at the proxy that changed it."
+
     INVALID_PATH "invalid-path" 400
     "The path is not valid"
     "The path has a `%` that is not followed by two hexadecimal digits, or its escapes are not UTF-8."
@@ -101,10 +107,20 @@ kinds! {
 
     CROSS_SITE "cross-site" 403
     "A page of another site may not change anything here"
-    "The header `Sec-Fetch-Site: cross-site` says that a browser sends this request for a page of \
-     another site. Nothing was done. Otherwise any page that someone visits could create orders in \
-     their name."
-    "Call the service from a program, or serve the page from the same site as the service."
+    "A browser sends this request for a page of another site: the header `Sec-Fetch-Site` is neither \
+     `same-origin` nor `none`, or, without it, the host in `Origin` is not that in `Host`. Nothing was \
+     done. Otherwise any page that someone visits could create orders in their name."
+    "Call the service from a program, or serve the page at the same host and port as the service. If a \
+     proxy in between changes `Host`, have it pass on that of the browser; or name the host of the page \
+     with `--allowed-host` (`ALLOWED_HOSTS`)."
+
+    WRONG_HOST "wrong-host" 421
+    "This host is not served here"
+    "The header `Host` has a name that this service does not know. It listens on loopback, or was \
+     given names with `--allowed-host`. Nothing was done. Otherwise any page that someone visits could \
+     have its own name lead to this service, and read and create orders."
+    "Use the IP address or `localhost`. To serve it under a name, as behind a proxy, start it with \
+     `--allowed-host NAME`, or `ALLOWED_HOSTS` with names separated by commas."
 
     REMOVED "removed" 410
     "Reading cannot go on from this position without missing something"

@@ -269,7 +269,7 @@ async fn the_simulator_of_dev_is_broken_and_mended_from_its_own_pages() {
     }
     for (method, path, site, status) in [
         ("POST", "/calm", "cross-site", 403),
-        ("POST", "/crash", "cross-site", 403),
+        ("POST", "/crash", "same-site", 403),
         ("POST", "/none", "same-origin", 404),
         ("PUT", "/calm", "same-origin", 405),
         ("POST", "", "same-origin", 405),

@@ -1,0 +1,259 @@
+//! Which requests are meant for this program, and which a browser sends for a page of another site.
+//!
+//! A page whose name is made to resolve to this machine (DNS rebinding) is the same site to a browser,
+//! and only `Host` still shows the name; so names have to be known where the program listens on
+//! loopback, and is believed to be out of reach. Pure: `api` and `simulator` turn a refusal into an
+//! answer.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use hyper::header::{HOST, HeaderName, ORIGIN};
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Method, Uri};
+
+/// Where a browser's request comes from (W3C Fetch Metadata, section 2.3).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The names under which a program is served.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// In lower case.
+    names: Vec<String>,
+    has_to_be_named: bool,
+}
+
+/// A request that is not for this site, or not from it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    /// `Host` names another site.
+    #[error(
+        "the Host {0:?} is not known here: an IP address, localhost and the names that \
+         --allowed-host (ALLOWED_HOSTS) lists are"
+    )]
+    Host(String),
+    /// A page of another site asks for a change.
+    #[error("the header {0} is {1:?}, which a browser sends for a page of another site")]
+    Page(&'static str, String),
+}
+
+impl Site {
+    /// The site of a program that listens at `address`. Its names are checked on loopback, and anywhere
+    /// if there are any in `allowed`.
+    pub fn new(address: IpAddr, allowed: &[String]) -> Self {
+        Self {
+            has_to_be_named: address.to_canonical().is_loopback() || !allowed.is_empty(),
+            names: allowed.iter().map(|name| known_form(name)).collect(),
+        }
+    }
+
+    /// Checks `Host`, and for a method that may change something the page that it comes from.
+    /// HTTP/1.0 has no `Host`, and no browser uses it.
+    pub fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), Foreign> {
+        let host = headers.get(HOST);
+        if self.has_to_be_named
+            && let Some(host) = host
+        {
+            let is_known = host_of(host.as_bytes()).is_some_and(|host| self.is_known(&host));
+            if !is_known {
+                return Err(Foreign::Host(text(host.as_bytes())));
+            }
+        }
+        if method.is_safe() {
+            return Ok(());
+        }
+        if let Some(site) = headers.get(SEC_FETCH_SITE) {
+            let site = site.as_bytes();
+            let is_own = [&b"same-origin"[..], b"none"].contains(&&*site.to_ascii_lowercase());
+            return match is_own {
+                true => Ok(()),
+                false => Err(Foreign::Page("Sec-Fetch-Site", text(site))),
+            };
+        }
+        let Some(origin) = headers.get(ORIGIN) else {
+            return Ok(());
+        };
+        let from = origin.to_str().ok().and_then(host_of_origin);
+        let own = host.and_then(|host| host_of(host.as_bytes()));
+        if from.is_some_and(|from| own.as_ref() == Some(&from) || self.names.contains(&from)) {
+            return Ok(());
+        }
+        Err(Foreign::Page("Origin", text(origin.as_bytes())))
+    }
+
+    fn is_known(&self, host: &str) -> bool {
+        is_ip(host)
+            || host == "localhost"
+            || host.ends_with(".localhost")
+            || self.names.iter().any(|name| name == host)
+    }
+}
+
+/// Returns whether this is a host name or an IP address, without a scheme or a port.
+pub fn is_host(text: &str) -> bool {
+    host_of(text.as_bytes()).is_some_and(|host| host == known_form(text))
+}
+
+/// The host of a `Host` header, in its [known form](known_form).
+fn host_of(value: &[u8]) -> Option<String> {
+    let authority = Authority::try_from(value).ok()?;
+    // A user has no place in it.
+    let is_plain = !authority.as_str().contains('@') && !authority.host().is_empty();
+    is_plain.then(|| known_form(authority.host()))
+}
+
+/// The host of a page, in its [known form](known_form). `null`, which stands for a page without one,
+/// has none.
+fn host_of_origin(origin: &str) -> Option<String> {
+    let uri: Uri = origin.parse().ok()?;
+    uri.scheme()?;
+    host_of(uri.authority()?.as_str().as_bytes())
+}
+
+/// The form in which hosts are compared: in lower case, without the dot of the root.
+fn known_form(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+fn is_ip(host: &str) -> bool {
+    let v6 = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    match v6 {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<IpAddr>().is_ok(),
+    }
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    fn site(address: &str, names: &[&str]) -> Site {
+        let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
+        Site::new(address.parse().unwrap(), &names)
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
+        pairs.collect()
+    }
+
+    #[test]
+    fn a_name_has_to_be_known_on_loopback_and_wherever_there_is_a_list_of_them() {
+        let loopback = site("127.0.0.1", &[]);
+        let v6 = site("::1", &[]);
+        let mapped = site("::ffff:127.0.0.1", &[]);
+        let any = site("0.0.0.0", &[]);
+        let listed = site("0.0.0.0", &["Orders.example."]);
+        let check = |site: &Site, host| site.check(&Method::GET, &headers(&[("host", host)]));
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[::1]",
+            "192.0.2.7",
+            "localhost",
+            "LOCALHOST:8080",
+            "localhost.",
+            "api.localhost",
+        ] {
+            for site in [&loopback, &v6, &mapped, &any, &listed] {
+                assert_eq!(check(site, host), Ok(()), "{host}");
+            }
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "evillocalhost",
+            "a@localhost",
+            "localhost:80:80",
+            "::1",
+            "[fe80::1%25lo]",
+            "orders.example.evil.example",
+            "",
+        ] {
+            for site in [&loopback, &v6, &mapped, &listed] {
+                let refused = Err(Foreign::Host(host.to_owned()));
+                assert_eq!(check(site, host), refused, "{host}");
+            }
+            assert_eq!(check(&any, host), Ok(()), "{host}");
+        }
+        for host in ["orders.example", "ORDERS.example:443", "orders.example."] {
+            assert_eq!(check(&listed, host), Ok(()), "{host}");
+            assert!(check(&loopback, host).is_err(), "{host}");
+        }
+        // HTTP/1.0.
+        assert_eq!(loopback.check(&Method::GET, &HeaderMap::new()), Ok(()));
+    }
+
+    #[test]
+    fn a_page_of_another_site_changes_nothing() {
+        let site = Site::new(Ipv4Addr::UNSPECIFIED.into(), &[]);
+        let proxied = self::site("127.0.0.1", &["orders.example"]);
+        let host = ("host", "localhost:8080");
+        let from = |value| ("origin", value);
+        let fetch = |value| ("sec-fetch-site", value);
+        for (site, sent, is_refused) in [
+            (&site, vec![host], false),
+            (&site, vec![host, from("http://localhost:8080")], false),
+            (&site, vec![host, from("https://LOCALHOST")], false),
+            (&site, vec![host, from("http://evil.example")], true),
+            (&site, vec![host, from("http://127.0.0.1:8080")], true),
+            (&site, vec![host, from("null")], true),
+            (&site, vec![host, from("localhost:8080")], true),
+            (&site, vec![host, from("")], true),
+            (&site, vec![from("http://localhost")], true),
+            (&proxied, vec![host, from("https://orders.example")], false),
+            (&proxied, vec![host, from("https://evil.example")], true),
+            (&site, vec![host, fetch("same-origin")], false),
+            (&site, vec![host, fetch("None")], false),
+            (&site, vec![host, fetch("cross-site")], true),
+            (&site, vec![host, fetch("same-site")], true),
+            (&site, vec![host, fetch("")], true),
+            // What the browser says of itself decides.
+            (
+                &site,
+                vec![host, fetch("same-origin"), from("https://a.example")],
+                false,
+            ),
+            (
+                &site,
+                vec![host, fetch("cross-site"), from("http://localhost:8080")],
+                true,
+            ),
+        ] {
+            let result = site.check(&Method::POST, &headers(&sent));
+            assert_eq!(result.is_err(), is_refused, "{sent:?}");
+            assert_eq!(site.check(&Method::GET, &headers(&sent)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_host_is_written_without_a_scheme_or_a_port() {
+        for host in ["orders.example", "ORDERS", "192.0.2.7", "[2001:db8::1]"] {
+            assert!(is_host(host), "{host}");
+        }
+        for other in [
+            "",
+            "http://orders.example",
+            "orders.example:80",
+            "a b",
+            "a/b",
+            "a@b",
+        ] {
+            assert!(!is_host(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Pages of other sites, and the names under which the service is served: the API, the simulator of
+//! `dev`, and the address that breaks and mends a simulator.
+
+use serde_json::json;
+
+use crate::wire::{Wire, statuses};
+use crate::world::{Answer, Client, Program, World, assert_problem};
+
+/// `POST` with these headers; the body is that of an order.
+async fn post(client: &Client, url: &str, id: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = client
+        .request("POST", url)
+        .body(json!({ "id": id }).to_string());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.send(request).await
+}
+
+async fn get(client: &Client, url: String, host: &str) -> Answer {
+    client
+        .send(client.request("GET", url).header("host", host))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_can_change_nothing() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let url = format!("{}/order", api.url);
+    let fetch = |value| ("sec-fetch-site", value);
+    let own = format!("http://{}", api.address());
+    for headers in [
+        &[fetch("cross-site")][..],
+        &[fetch("Cross-Site")],
+        &[fetch("same-site")],
+        &[fetch("cross-site"), ("origin", &own)],
+        &[("origin", "https://evil.example")],
+        &[("origin", "null")],
+    ] {
+        let refused = post(&client, &url, "a1", headers).await;
+        assert_problem(&refused, 403);
+        let detail = refused.json()["detail"].to_string();
+        assert!(detail.contains(headers[0].1), "{detail}");
+    }
+    let read = client
+        .request("GET", &url)
+        .header("sec-fetch-site", "cross-site");
+    let read = client.send(read).await;
+    assert_eq!((read.status, &*read.body), (200, "[]\n"));
+    for (id, header) in [
+        ("a1", fetch("same-origin")),
+        ("a2", fetch("none")),
+        ("a3", ("origin", &own)),
+    ] {
+        let created = post(&client, &url, id, &[header]).await;
+        assert_eq!(created.status, 201, "{header:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_loopback_only_addresses_and_known_names_are_served() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    for path in ["/", "/order", "/livez", "/metrics", "/none"] {
+        let refused = get(
+            &client,
+            format!("{}{path}", api.url),
+            "rebound.example:8080",
+        )
+        .await;
+        assert_problem(&refused, 421);
+        let detail = refused.json()["detail"].to_string();
+        assert!(detail.contains("rebound.example:8080"), "{detail}");
+        assert!(detail.contains("--allowed-host"), "{detail}");
+    }
+    let url = format!("{}/order", api.url);
+    let refused = post(&client, &url, "a1", &[("host", "rebound.example")]).await;
+    assert_problem(&refused, 421);
+    for host in ["localhost", "127.0.0.1", "[::1]:8080"] {
+        let read = get(&client, url.clone(), host).await;
+        assert_eq!((read.status, &*read.body), (200, "[]\n"), "{host}");
+    }
+    // A client of HTTP/1.0 need not say.
+    let mut wire = Wire::open(&api);
+    wire.send("GET /livez HTTP/1.0\r\n\r\n");
+    assert_eq!(statuses(&wire.rest()), [200]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_allowed_are_served_and_may_change_something() {
+    let world = World::new();
+    let client = Client::new();
+    let by_flag = world.api(&[
+        "--allowed-host",
+        "Orders.example",
+        "--allowed-host",
+        "b.example",
+    ]);
+    let database = world.database();
+    let arguments = [
+        "api",
+        "--listen",
+        "0.0.0.0:0",
+        "--database-url",
+        database.to_str().unwrap(),
+    ];
+    let variables = [("ALLOWED_HOSTS", "orders.example, b.example")];
+    let by_variable = world.start_with("order-service", &arguments, &variables, true);
+    let port = by_variable.address().rsplit_once(':').unwrap().1;
+    for (n, url) in [by_flag.url.clone(), format!("http://127.0.0.1:{port}")]
+        .iter()
+        .enumerate()
+    {
+        let live = |host| get(&client, format!("{url}/livez"), host);
+        assert_eq!(live("orders.example").await.status, 200);
+        assert_eq!(live("B.example:8443").await.status, 200);
+        assert_problem(&live("c.example").await, 421);
+        let host = ("host", "orders.example");
+        let created = |id: usize, origin| {
+            let headers = [host, ("origin", origin)];
+            let (client, url) = (&client, format!("{url}/order"));
+            async move { post(client, &url, &id.to_string(), &headers).await.status }
+        };
+        assert_eq!(created(10 + n, "https://orders.example").await, 201);
+        // A page of the one, an API of the other.
+        assert_eq!(created(20 + n, "https://b.example").await, 201);
+        assert_eq!(created(30 + n, "https://c.example").await, 403);
+    }
+    let wrong = world.run(
+        "order-service",
+        &["api", "--allowed-host", "http://b.example"],
+        &[],
+    );
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("orders.example"), "{}", wrong.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_another_address_any_name_is_served() {
+    let world = World::new();
+    let database = world.database();
+    let arguments = [
+        "api",
+        "--listen",
+        "0.0.0.0:0",
+        "--database-url",
+        database.to_str().unwrap(),
+    ];
+    let api = world.start("order-service", &arguments, true);
+    let port = api.address().rsplit_once(':').unwrap().1;
+    let live = format!("http://127.0.0.1:{port}/livez");
+    let live = get(&Client::new(), live, "orders.example").await;
+    assert_eq!(live.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_breaks_no_simulator() {
+    let world = World::new();
+    let mut simulator = world.simulator(&["--control", "127.0.0.1:0"]);
+    let printed = simulator.stdout_until("control on ");
+    let control = printed.trim().strip_prefix("control on ").unwrap();
+    let client = Client::new();
+    let crash = format!("{control}/crash");
+    let refused = post(&client, &crash, "a1", &[("origin", "https://evil.example")]).await;
+    assert_eq!(refused.status, 403, "{refused:?}");
+    let refused = post(&client, &crash, "a1", &[("host", "rebound.example")]).await;
+    assert_eq!(refused.status, 421, "{refused:?}");
+    let faults = get(&client, format!("{control}/faults"), "rebound.example").await;
+    assert_eq!(faults.status, 421, "{faults:?}");
+    let change = client
+        .request("PUT", format!("{control}/faults"))
+        .body("{}");
+    let change = change.header("sec-fetch-site", "cross-site");
+    assert_eq!(client.send(change).await.status, 403);
+    assert_eq!(is_alive(&client, &simulator).await, 200);
+    let read = get(&client, format!("{control}/faults"), "localhost").await;
+    assert_eq!(read.status, 200, "{read:?}");
+    let crashed = client.send(client.request("POST", crash)).await;
+    assert_eq!(crashed.status, 200, "{crashed:?}");
+}
+
+async fn is_alive(client: &Client, simulator: &Program) -> u16 {
+    client
+        .get(format!("{}/order_process", simulator.url))
+        .await
+        .status
+}
