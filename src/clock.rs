@@ -11,12 +11,18 @@ use serde::{Serialize, Serializer};
 use crate::order::Timestamp;
 
 /// Tells the time and waits for it.
-pub trait Clock {
+pub trait Clock: 'static {
     /// The present moment.
     fn now(&self) -> Timestamp;
 
     /// Returns when `moment` has come, at once if it has passed.
     fn sleep_until(&self, moment: Timestamp) -> impl Future<Output = ()>;
+
+    /// Returns at this moment, as the end of waiting for something else: a clock that skips the time
+    /// slept must not skip that.
+    fn deadline(&self, moment: Timestamp) -> impl Future<Output = ()> {
+        self.sleep_until(moment)
+    }
 }
 
 /// The machine's clock.
@@ -60,6 +66,10 @@ impl Clock for SetClock {
 
     async fn sleep_until(&self, moment: Timestamp) {
         self.set(self.now().max(moment));
+    }
+
+    async fn deadline(&self, _moment: Timestamp) {
+        std::future::pending().await
     }
 }
 

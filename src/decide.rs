@@ -179,6 +179,16 @@ impl OpenOrder {
         )
     }
 
+    /// Whether its process was found missing, or its start was begun, after this look had.
+    pub fn is_newer_than(&self, look: &Look) -> bool {
+        let missed_at = match self.phase {
+            Phase::Processing { missed_at, .. } => missed_at,
+            Phase::Created => None,
+        };
+        let known_at = missed_at.max(self.intent.map(|intent| intent.written_at));
+        known_at.is_some_and(|at| look.began_at < at)
+    }
+
     /// Whether this look says that a process is gone that was known to exist before it began.
     pub fn is_missing_in(&self, look: &Look) -> bool {
         match self.phase {
@@ -231,6 +241,13 @@ pub fn decide(
         // An outcome is an outcome, whatever else is known.
         (_, _, Observed::Succeeded) => Action::Settle(Outcome::Succeeded),
         (_, _, Observed::Failed) => Action::Settle(Outcome::Failed),
+
+        // What a slow list has said is older than what is known by now.
+        (Processing { .. }, _, Observed::Running | Observed::Unrecognised(_))
+            if order.is_newer_than(look) =>
+        {
+            Action::Wait
+        }
 
         // A process exists that was not known: after a crash, a lost answer, a restored backup,
         // or by another client.
@@ -622,6 +639,27 @@ mod tests {
         let mut in_backoff = order(Phase::Created, None);
         in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
         assert_eq!(at_turn(&in_backoff), Action::Wait);
+    }
+
+    #[test]
+    fn a_look_that_is_older_than_what_is_known_brings_no_process_back() {
+        for (observed, at_once) in [
+            (Observed::Running, Action::ClearAttention),
+            (unrecognised(), Action::Flag(Reason::UnknownStatus)),
+        ] {
+            let missed = order(processing(Some(NOW.0 + 1)), None);
+            check(&missed, observed.clone(), Action::Wait);
+            let missed = order(processing(Some(NOW.0)), None);
+            check(&missed, observed.clone(), at_once);
+            let mut begun = order(processing(Some(1)), intent(None, None));
+            check(&begun, observed.clone(), Action::Adopt);
+            begun.intent = Some(Intent {
+                written_at: Timestamp(NOW.0 + 1),
+                given_up_at: None,
+                answer: None,
+            });
+            check(&begun, observed, Action::Wait);
+        }
     }
 
     #[test]

@@ -7,11 +7,12 @@
 //!
 //! - `rate`: starts per second.
 //! - `lives`: processes in flight.
-//! - `looks`, with what `durations` has learned: looks.
+//! - `looks`, with what `durations` has learned: looks. `list_time`: how long a list may take.
 //! - `turns`: which order is started next.
 //! - `reach`: whether anything may be asked at all.
 
 mod durations;
+mod list_time;
 mod lives;
 mod looks;
 mod rate;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::durations::Durations;
+use self::list_time::ListTime;
 pub use self::lives::Lives;
 use self::looks::Looks;
 pub use self::looks::{Plan, Watched, list_cost, look_ups_cost};
@@ -75,6 +77,7 @@ pub struct Pace {
     lives: Lives,
     durations: Durations,
     looks: Looks,
+    list_time: ListTime,
     /// Processes that are known to run.
     in_flight: u64,
 }
@@ -101,6 +104,7 @@ impl Pace {
             lives: learned.lives,
             durations: learned.durations,
             looks: Looks::new(now),
+            list_time: ListTime::default(),
             in_flight: 0,
         }
     }
@@ -205,6 +209,20 @@ impl Pace {
     /// A complete list told how many processes there are.
     pub fn listed(&mut self, entries: u64, now: Timestamp) {
         self.lives.listed(entries, now);
+    }
+
+    /// How long a list may take that begins now.
+    pub fn list_limit(&self) -> Duration {
+        self.list_time.limit(self.lives.processes())
+    }
+
+    /// A list has ended after so long: it was complete, with so many entries, or was not.
+    pub fn on_list_read(&mut self, entries: Option<u64>, took: Duration) {
+        match entries {
+            Some(entries) => self.list_time.on_complete(entries, took),
+            None if took >= self.list_limit() => self.list_time.on_cut(),
+            None => {}
+        }
     }
 
     /// Whether anything may be looked at.

@@ -8,6 +8,7 @@
 mod arrivals;
 mod asking;
 mod effects;
+mod list_read;
 mod observations;
 mod observe;
 mod order_log;
@@ -16,6 +17,7 @@ mod start;
 mod start_attempt;
 mod start_queue;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::arrivals::Arrivals;
 use self::asking::Asking;
 pub use self::effects::Decision;
+use self::list_read::ListRead;
 pub use self::schedule::{Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
@@ -185,10 +188,12 @@ struct Context<U, C> {
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
-    context: Context<U, C>,
+    context: Rc<Context<U, C>>,
     pace: Pace,
     heartbeat: HeartbeatWriter,
     looked_at: Option<Timestamp>,
+    /// The list that is being read.
+    list: Option<ListRead>,
     queue: StartQueue,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
@@ -218,24 +223,27 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 written_at: None,
             },
             looked_at: None,
+            list: None,
             queue: StartQueue::default(),
             probed: 0,
             probed_at: None,
             probes: 0,
-            context: Context {
+            context: Rc::new(Context {
                 store,
                 upstream: Asking::new(upstream, tally),
                 clock,
                 settings,
                 hook: None,
-            },
+            }),
         })
     }
 
     /// Calls `hook` at each decision, and whenever an order enters a stage of being started.
     #[must_use]
     pub fn traced(mut self, hook: impl Fn(Trace<'_>) + 'static) -> Self {
-        self.context.hook = Some(Box::new(hook));
+        if let Some(context) = Rc::get_mut(&mut self.context) {
+            context.hook = Some(Box::new(hook));
+        }
         self
     }
 
@@ -277,6 +285,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     async fn turn(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
+        self.take_list(report, stop).await?;
         let now = self.context.clock.now();
         let is_resting = self.pace.reach().is_resting(now);
         if !is_resting && self.is_answered().await? {
@@ -496,6 +505,7 @@ pub async fn run<U: Upstream, C: Clock>(
             () = stop.begun.cancelled() => {}
             () = ticks.next() => {}
             () = arrivals.next() => {}
+            () = ListRead::read_on(&mut reconciler.list) => {}
         }
     }
     ticks.end().await;
@@ -520,8 +530,15 @@ pub async fn run_once<U: Upstream, C: Clock>(
             );
             break false;
         }
-        if !report.has_more || stop.begun.is_cancelled() {
+        if report.has_more && !stop.begun.is_cancelled() {
+            continue;
+        }
+        if reconciler.list.is_none() || stop.begun.is_cancelled() {
             break true;
+        }
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = ListRead::read_on(&mut reconciler.list) => {}
         }
     };
     reconciler.end().await;

@@ -30,11 +30,8 @@ const SHOWN_MAX: usize = 200;
 /// The only path there is.
 const PATH: &str = "/order_process";
 
-/// How long a list may take in all. A million processes are 72 MB.
-const LIST_MAX: Duration = Duration::from_secs(600);
-
 /// What the reconciler asks of the order process service.
-pub trait Upstream {
+pub trait Upstream: 'static {
     /// Starts a process. `Ok` means that it was accepted.
     fn start(&self, id: &OrderId) -> impl Future<Output = Result<(), StartError>>;
 
@@ -43,7 +40,7 @@ pub trait Upstream {
 
     /// Reads the list of all processes, and tells each entry as it comes. `Ok`, with the number
     /// of entries, means that it was complete; after an error what was told holds, and what was
-    /// not told proves nothing.
+    /// not told proves nothing. How long it may take in all is the caller's business.
     fn list(&self, tell: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
 }
 
@@ -296,7 +293,7 @@ impl Upstream for HttpUpstream {
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        let request = self.client.get(self.url.clone()).timeout(LIST_MAX);
+        let request = self.client.get(self.url.clone());
         let mut response = request.send().await.map_err(|error| no_answer(&error))?;
         let status = response.status();
         if status != StatusCode::OK {

@@ -6,7 +6,7 @@
 use std::cell::{RefCell, RefMut};
 
 use crate::clock::Clock;
-use crate::order::{Observed, OrderId};
+use crate::order::{Observed, OrderId, Timestamp};
 use crate::pace::Failure;
 use crate::tally::{Answer, Kind, Tally};
 use crate::upstream::{Entry, StartError, Upstream};
@@ -66,13 +66,22 @@ impl<U: Upstream> Asking<U> {
             .await
     }
 
-    /// Reads the list of all processes, and tells each entry as it comes.
+    /// Reads the list of all processes up to `until`, and calls `on_entry` with each entry as it comes.
     pub async fn list(
         &self,
         clock: &impl Clock,
-        tell: impl FnMut(Entry<'_>),
+        until: Timestamp,
+        on_entry: impl FnMut(Entry<'_>),
     ) -> Result<u64, Failure> {
-        let listed = self.upstream.list(tell);
+        let listed = async {
+            tokio::select! {
+                biased;
+                result = self.upstream.list(on_entry) => result,
+                () = clock.deadline(until) => {
+                    Err(Failure::new("the list took too long and was cut off", false))
+                }
+            }
+        };
         self.counted(clock, Kind::List, listed, answer_to_look)
             .await
     }

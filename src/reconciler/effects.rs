@@ -46,7 +46,8 @@ pub(super) fn apply(
             if order.phase == Phase::Created {
                 report.adopted += 1;
                 steps.push(Step::Adopted);
-            } else if order.intent.is_some() {
+            } else if order.intent.is_some() && !look.is_some_and(|look| order.is_newer_than(look))
+            {
                 report.restarted += 1;
                 steps.push(Step::Restarted);
             }

@@ -116,14 +116,10 @@ impl Observations {
     }
 
     /// A list was read, to the end if it had so many entries.
-    pub fn read(&mut self, mut listed: ListSnapshot, entries: Option<u64>) {
+    pub fn read(&mut self, listed: ListSnapshot, entries: Option<u64>) {
         self.is_listed = true;
         self.entries = entries;
-        if entries.is_some() {
-            listed.end();
-        } else {
-            self.is_complete = false;
-        }
+        self.is_complete &= entries.is_some();
         self.listed = listed;
     }
 
@@ -179,7 +175,7 @@ impl<'a> ListReader<'a> {
     }
 
     /// Takes note of an entry.
-    pub fn tell(&mut self, entry: &Entry<'_>) {
+    pub fn on_entry(&mut self, entry: &Entry<'_>) {
         match Observed::of_status(&entry.status) {
             Observed::Running => self.gather(&entry.order_id, ListedStatus::Running),
             Observed::Succeeded => self.gather(&entry.order_id, ListedStatus::Succeeded),
@@ -202,9 +198,16 @@ impl<'a> ListReader<'a> {
         }
     }
 
-    /// What the list has said.
-    pub fn end(mut self) -> ListSnapshot {
+    /// What the list has said. What a complete one has not named is absent.
+    pub fn end(mut self, is_complete: bool) -> ListSnapshot {
         self.find();
+        if is_complete {
+            for status in &mut self.listed.statuses {
+                if *status == ListedStatus::Nothing {
+                    *status = ListedStatus::Absent;
+                }
+            }
+        }
         self.listed
     }
 
@@ -261,6 +264,31 @@ impl ListSnapshot {
         }
     }
 
+    /// The same list, for the orders that are open by now: about those that were not when it began it
+    /// says nothing.
+    pub fn for_orders(mut self, before: &Watchlist, now: &Watchlist) -> Self {
+        let mut at = 0;
+        let mut statuses = Vec::with_capacity(now.len());
+        let mut odd = HashMap::new();
+        for (place, order) in now.watched().iter().enumerate() {
+            let earlier = &before.watched()[at..];
+            at += earlier.partition_point(|other| other.seq < order.seq);
+            let is_same = before
+                .watched()
+                .get(at)
+                .is_some_and(|other| other.seq == order.seq);
+            if let Some(look) = self.odd.remove(&at).filter(|_| is_same) {
+                odd.insert(place, look);
+            }
+            statuses.push(match is_same {
+                true => self.statuses[at],
+                false => ListedStatus::Nothing,
+            });
+        }
+        (self.statuses, self.odd) = (statuses, odd);
+        self
+    }
+
     /// An entry is of the order at this place, and its status is known.
     fn tell(&mut self, place: usize, said: ListedStatus) {
         let before = &mut self.statuses[place];
@@ -281,15 +309,6 @@ impl ListSnapshot {
         };
         if *self.odd.entry(place).or_insert_with(|| look.clone()) != look {
             self.statuses[place] = ListedStatus::Contradiction;
-        }
-    }
-
-    /// It was whole: what it has not named is absent.
-    fn end(&mut self) {
-        for said in &mut self.statuses {
-            if *said == ListedStatus::Nothing {
-                *said = ListedStatus::Absent;
-            }
         }
     }
 
@@ -335,25 +354,28 @@ mod tests {
             store.record(changes.collect(), Timestamp(1)).await.unwrap();
         });
         let orders = store.watched().unwrap();
-        let mut reading = ListReader::new(&orders, Timestamp(7));
-        for (order_id, status) in [
-            ("a0", "RUNNING"),
-            ("a1", "FAILED"),
-            ("b1", "FAILED"),
-            (" not an id", "FAILED"),
-            ("a2", "PAUSED"),
-            ("a3", "PAUSED"),
-            ("a0", "RUNNING"),
-            ("a1", "SUCCEEDED"),
-            ("a1", "FAILED"),
-            ("a2", "PAUSED"),
-            ("a3", "HALTED"),
-            ("a4", "SUCCEEDED"),
-        ] {
-            let (order_id, status) = (order_id.into(), status.into());
-            reading.tell(&Entry { order_id, status });
-        }
-        let mut listed = reading.end();
+        let read = |is_complete| {
+            let mut reading = ListReader::new(&orders, Timestamp(7));
+            for (order_id, status) in [
+                ("a0", "RUNNING"),
+                ("a1", "FAILED"),
+                ("b1", "FAILED"),
+                (" not an id", "FAILED"),
+                ("a2", "PAUSED"),
+                ("a3", "PAUSED"),
+                ("a0", "RUNNING"),
+                ("a1", "SUCCEEDED"),
+                ("a1", "FAILED"),
+                ("a2", "PAUSED"),
+                ("a3", "HALTED"),
+                ("a4", "SUCCEEDED"),
+            ] {
+                let (order_id, status) = (order_id.into(), status.into());
+                reading.on_entry(&Entry { order_id, status });
+            }
+            reading.end(is_complete)
+        };
+        let listed = read(false);
         let told =
             |listed: &ListSnapshot, place| listed.look(place).map(|look| look.observed.clone());
         let paused = Observed::of_status("PAUSED");
@@ -363,7 +385,25 @@ mod tests {
         assert_eq!(told(&listed, 3), Some(Observed::Unknown));
         assert_eq!(told(&listed, 4), Some(Observed::Succeeded));
         assert_eq!(told(&listed, 5), None);
-        listed.end();
-        assert_eq!(told(&listed, 5), Some(Observed::Absent));
+        assert_eq!(told(&read(true), 5), Some(Observed::Absent));
+        // Of the orders that are open later it speaks of those that were open when it began.
+        let later = orders.chosen(&[1, 2, 5]);
+        let listed = read(true).for_orders(&orders, &later);
+        let paused = Observed::of_status("PAUSED");
+        assert_eq!(told(&listed, 0), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 1), Some(paused));
+        assert_eq!(told(&listed, 2), Some(Observed::Absent));
+        let earlier = orders.chosen(&[0, 4]);
+        let mut reading = ListReader::new(&earlier, Timestamp(7));
+        reading.on_entry(&Entry {
+            order_id: "a4".into(),
+            status: "FAILED".into(),
+        });
+        let listed = reading.end(true).for_orders(&earlier, &orders);
+        assert_eq!(told(&listed, 0), Some(Observed::Absent));
+        assert_eq!(told(&listed, 4), Some(Observed::Failed));
+        for unknown in [1, 2, 3, 5] {
+            assert_eq!(told(&listed, unknown), None);
+        }
     }
 }

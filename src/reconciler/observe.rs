@@ -9,14 +9,15 @@ use anyhow::Context as _;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::observations::{ListReader, Observations};
+use super::list_read::{ListAnswer, ListRead};
+use super::observations::Observations;
 use super::{Decision, Reconciler, Report, Stop, effects, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Plan;
 use crate::store::{Change, StartCandidate, Step, Watchlist};
-use crate::upstream::{Entry, Upstream};
+use crate::upstream::Upstream;
 
 /// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
 /// wait.
@@ -26,34 +27,104 @@ const BATCH_MAX: usize = 2_000;
 /// a pass. The others' turn comes in the next.
 const CONFIRMED_MAX: usize = 2_000;
 
-/// When the list cannot be used, this many orders are looked up one by one instead.
+/// Within this time nearly every list is read.
+const LIST_HEAD_START: Duration = Duration::from_secs(1);
+
+/// When the list cannot be used, or not yet, this many orders are looked up one by one instead.
 const INSTEAD_OF_LIST_MAX: usize = 500;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Looks for the processes of the orders that should have one, as far as that is due, and
     /// records what was seen. Keeps those that are to be started again.
+    ///
+    /// A list has a head start: if it is read by then, as nearly all are, what it says comes before
+    /// the next starts. Otherwise it is read beside these, and some orders are looked up meanwhile.
     pub(super) async fn observe(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
         let began_at = self.context.clock.now();
         self.looked_at = Some(began_at);
         let mut orders = self.context.store.watched()?;
         let plan = self.pace.plan(orders.watched(), began_at);
-        let mut not_chosen = 0;
-        if let Plan::LookUps(places) = &plan
-            && places.len() < orders.len()
-        {
-            let all = self.count_running(&orders, began_at);
-            orders = orders.chosen(places);
-            not_chosen = all - self.count_running(&orders, began_at);
-        }
-        report.observed = orders.len();
-        let mut seen = Observations::new(orders);
-        match plan {
-            Plan::LookUps(_) => {
-                let all = (0..seen.orders.len()).collect();
-                self.look_up_each(&mut seen, all, usize::MAX, stop).await;
+        if plan == Plan::List && self.list.is_none() {
+            let until = began_at.after(self.pace.list_limit());
+            self.list = Some(ListRead::begin(self.context.clone(), orders, until));
+            tokio::select! {
+                biased;
+                () = stop.begun.cancelled() => {}
+                () = ListRead::read_on(&mut self.list) => {}
+                () = self.context.clock.deadline(began_at.after(LIST_HEAD_START)) => {}
             }
-            Plan::List => self.read_list(&mut seen, stop).await,
+            return match ListRead::take_answer(&mut self.list) {
+                Some(answer) => self.on_list(answer, report, stop).await,
+                None => Ok(()),
+            };
         }
+        let (mut limit, mut not_chosen) = (INSTEAD_OF_LIST_MAX, 0);
+        if let Plan::LookUps(places) = &plan {
+            limit = usize::MAX;
+            if places.len() < orders.len() {
+                let all = self.count_running(&orders, began_at);
+                orders = orders.chosen(places);
+                not_chosen = all - self.count_running(&orders, began_at);
+            }
+        }
+        let mut seen = Observations::new(orders);
+        self.look_up_all(&mut seen, limit, stop).await;
+        self.conclude(seen, began_at, not_chosen, report, stop)
+            .await
+    }
+
+    /// Takes the list that has ended meanwhile, if one has. What has happened since it began is known
+    /// from the orders as they are now.
+    pub(super) async fn take_list(
+        &mut self,
+        report: &mut Report,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
+            return Ok(());
+        };
+        let orders = self.context.store.watched()?;
+        answer.snapshot = answer.snapshot.for_orders(&answer.orders, &orders);
+        answer.orders = orders;
+        self.on_list(answer, report, stop).await
+    }
+
+    /// Reads the end of a list. If the list cannot be used, some orders are looked up instead, so that
+    /// a list that never works cannot strand anyone.
+    async fn on_list(
+        &mut self,
+        answer: ListAnswer,
+        report: &mut Report,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let now = self.context.clock.now();
+        let ListAnswer {
+            began_at, result, ..
+        } = answer;
+        self.note(result.as_ref().err());
+        let entries = result.as_ref().ok().copied();
+        self.pace.on_list_read(entries, now.since(began_at));
+        let mut seen = Observations::new(answer.orders);
+        seen.read(answer.snapshot, entries);
+        if let Err(failure) = result
+            && !self.pace.reach().is_down()
+        {
+            log::warn!("{}; some orders are looked up instead", failure.detail);
+            self.look_up_all(&mut seen, INSTEAD_OF_LIST_MAX, stop).await;
+        }
+        self.conclude(seen, began_at, 0, report, stop).await
+    }
+
+    /// Decides about what was seen, and records that.
+    async fn conclude(
+        &mut self,
+        mut seen: Observations,
+        began_at: Timestamp,
+        not_chosen: u64,
+        report: &mut Report,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        report.observed += seen.orders.len();
         if seen.is_complete {
             self.heartbeat.heartbeat.last_seen_at = Some(began_at);
         }
@@ -126,7 +197,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 self.pace.saw(seq, look.began_at);
             }
         }
-        self.pace.looked(began_at, seen.cost());
+        // A long list is followed by a pause all the same.
+        let now = self.context.clock.now();
+        let is_late = now.since(began_at) > LIST_HEAD_START;
+        let looked_at = if is_late { now } else { began_at };
+        self.pace.looked(looked_at, seen.cost());
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -142,6 +217,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         seen.unconfirmed = doubtful;
         seen.unconfirmed
             .retain(|(place, _)| !seen.looked_up.contains_key(place));
+    }
+
+    async fn look_up_all(&mut self, seen: &mut Observations, limit: usize, stop: &Stop) {
+        let all = (0..seen.orders.len()).collect();
+        self.look_up_each(seen, all, limit, stop).await;
     }
 
     /// Asks for each of these orders that is due and was not seen, up to `limit` of them, unless
@@ -179,7 +259,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                     (at, began_at, result)
                 });
             }
-            let Some((at, began_at, result)) = asked.next().await else {
+            let answered = ListRead::beside(&mut self.list, asked.next()).await;
+            let Some((at, began_at, result)) = answered else {
                 break;
             };
             let failure = result.as_ref().err();
@@ -195,26 +276,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         // An upstream that is down is no order's fault, and stored once.
         if !self.pace.reach().is_down() {
             seen.failures.extend(failures);
-        }
-    }
-
-    /// Reads the list of all processes. If it cannot be used, some orders are looked up instead,
-    /// so that a list that never works cannot strand anyone.
-    async fn read_list(&mut self, seen: &mut Observations, stop: &Stop) {
-        let began_at = self.context.clock.now();
-        let mut reading = ListReader::new(&seen.orders, began_at);
-        let tell = |entry: Entry<'_>| reading.tell(&entry);
-        let result = self.context.upstream.list(&self.context.clock, tell).await;
-        let listed = reading.end();
-        self.note(result.as_ref().err());
-        seen.read(listed, result.as_ref().ok().copied());
-        if let Err(failure) = result
-            && !self.pace.reach().is_down()
-        {
-            log::warn!("{}; some orders are looked up instead", failure.detail);
-            let all = (0..seen.orders.len()).collect();
-            self.look_up_each(seen, all, INSTEAD_OF_LIST_MAX, stop)
-                .await;
         }
     }
 

@@ -27,6 +27,7 @@ use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 
+use super::list_read::ListRead;
 use super::start_attempt::{Answer, Call, Outcome};
 use super::start_queue::StartQueue;
 use super::{Context, HeartbeatWriter, Reconciler, Report, Stop, note};
@@ -60,6 +61,9 @@ pub(super) struct StartPipeline<'a, U, C> {
     pace: &'a mut Pace,
     heartbeat: &'a mut HeartbeatWriter,
     report: &'a mut Report,
+    /// Read on meanwhile. When it is at its end the next pass is due, which decides about it.
+    list: &'a mut Option<ListRead>,
+    is_list_read: bool,
     /// When the next pass is due: no order's turn comes any more.
     until: Timestamp,
     due: &'a mut StartQueue,
@@ -91,6 +95,7 @@ enum Event {
     Committed(anyhow::Result<Recorded>),
     /// The next turn has come, or the program is to end.
     Turn,
+    ListRead,
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
@@ -111,6 +116,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             pace: &mut self.pace,
             heartbeat: &mut self.heartbeat,
             report,
+            list: &mut self.list,
+            is_list_read: false,
             until: self.context.settings.schedule.next_after(now),
             due: &mut self.queue,
             pending: PendingChanges::default(),
@@ -133,10 +140,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 Some(Event::Answered(order, answer)) => self.on_answered(order, answer).await,
                 Some(Event::Committed(result)) => self.on_committed(result),
                 Some(Event::Turn) => {}
+                Some(Event::ListRead) => self.is_list_read = true,
                 None => break,
             }
         }
-        self.report.has_more = !self.due.is_empty() && !self.stop.begun.is_cancelled();
+        let has_more = self.is_list_read || !self.due.is_empty();
+        self.report.has_more = has_more && !self.stop.begun.is_cancelled();
         self.error.map_or(Ok(()), Err)
     }
 
@@ -166,6 +175,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             biased;
             Some((order, answer)) = self.in_flight.next() => Event::Answered(order, answer),
             result = committed => Event::Committed(result),
+            () = ListRead::read_on(self.list) => Event::ListRead,
             () = turn => Event::Turn,
         })
     }
@@ -189,7 +199,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         if self.error.is_none() {
             self.error = self.due.fill(store, now, max_starts).err();
         }
-        let has_turn = self.error.is_none() && !self.due.is_empty() && now < self.until;
+        let may_turn = self.error.is_none() && !self.is_list_read && now < self.until;
+        let has_turn = may_turn && !self.due.is_empty();
         let starting = self.starting();
         if !has_turn || !self.may_send() || !self.pace.may_stage(now, starting) {
             return None;

@@ -182,9 +182,10 @@ impl Oracle {
             Observed::Running | Observed::Unrecognised(_) => {}
         }
         if *observed != Observed::Absent {
-            order.seen_at = Some(began_at);
+            order.seen_at = order.seen_at.max(Some(began_at));
         }
-        order.open_start = None;
+        // What was asked before a start was sent says nothing about it.
+        order.open_start.take_if(|start| began_at >= start.sent_at);
     }
 
     /// A list was told, whole or not.

@@ -77,10 +77,12 @@ pub enum Fault {
     OddStatus,
     /// The upstream dies right after it.
     Death,
+    /// The answer takes long to arrive, a list up to a minute.
+    Slow,
 }
 
 impl Fault {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::None,
         Self::Unreachable,
         Self::Lost,
@@ -91,6 +93,7 @@ impl Fault {
         Self::BadList,
         Self::OddStatus,
         Self::Death,
+        Self::Slow,
     ];
 }
 
@@ -350,6 +353,14 @@ impl World {
         }
     }
 
+    /// The time that a slow answer takes, up to `most`.
+    async fn delay(self: &Rc<Self>, fault: Fault, most: Duration) {
+        if fault == Fault::Slow {
+            let millis = self.draws.below(most.as_millis() as u64);
+            self.sleep(Duration::from_millis(millis)).await;
+        }
+    }
+
     /// Some time on the way, there or back.
     fn travel(self: &Rc<Self>) -> Sleep {
         self.sleep(Duration::from_millis(
@@ -470,6 +481,7 @@ impl Upstream for Handle {
                         Err(silent(None))
                     }
                     _ => {
+                        world.delay(fault, world.request_timeout).await;
                         world.travel().await;
                         if is_new {
                             Ok(())
@@ -511,7 +523,8 @@ impl Upstream for Handle {
             }
             _ if !world.is_up() => Err(failure("no connection", true)),
             _ if !world.survives(Touch::LookUp) => Err(failure("broke off", false)),
-            Fault::None | Fault::OddStatus => {
+            Fault::None | Fault::OddStatus | Fault::Slow => {
+                world.delay(fault, world.request_timeout).await;
                 let status = world.model.borrow().look_up(id.as_str(), world.time());
                 Ok(match status {
                     None => Observed::Absent,
@@ -543,7 +556,7 @@ impl Upstream for Handle {
                 return Err(failure("no answer", false));
             }
             Fault::Error | Fault::Refused => return Err(failure("answered 500", false)),
-            Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death => {}
+            Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death | Fault::Slow => {}
         }
         if !world.is_up() {
             return Err(failure("no connection", true));
@@ -585,6 +598,7 @@ impl Upstream for Handle {
                 *status = "PAUSED";
             }
         }
+        world.delay(fault, Duration::from_secs(60)).await;
         world.travel().await;
         world.touch().await;
         world.tell(|| format!("list ({fault:?}) of {}", processes.len()));

@@ -1,5 +1,7 @@
 //! What look-ups and lists say of orders, whole or broken.
 
+use std::time::Instant;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,22 +249,75 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_list_may_take_longer_than_the_request_timeout_as_long_as_it_is_not_silent() {
+/// A list that takes three seconds, far longer than the request timeout, and is not silent for as long.
+fn long_list() -> Reply {
     let mut pieces = vec!["[".to_owned()];
     for id in many() {
         pieces.push(format!("{},", process(&id, "SUCCEEDED")));
     }
     pieces.push(format!("{}]", process("another", "RUNNING")));
-    // Twice the timeout in all.
-    let pause = TIMEOUT * 2 / 40;
-    let upstream = Scripted::new(move |_, _| Reply::Pieces(pause, pieces.clone())).await;
+    Reply::Pieces(Duration::from_millis(75), pieces)
+}
+
+/// Answers to all else while a list is read.
+fn meanwhile(asked: &Asked, list: &Reply) -> Reply {
+    match asked.looked_up() {
+        _ if asked.is_start() => answer(200, ""),
+        Some(id) if id == "order-7" => answer(200, process(&id, "FAILED")),
+        Some(id) => answer(200, process(&id, "RUNNING")),
+        None => list.clone(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_and_single_looks_go_on_while_a_list_is_read() {
+    let upstream = Scripted::new(|asked, _| meanwhile(asked, &long_list())).await;
     let orders = Orders::processing(&many()).await;
     let mut reconciler = orders.reconciler(&upstream);
+    let begun = Instant::now();
     reconciler.pass().await;
-    let is_settled = |order: &Order| order.status == Status::Fulfilled;
-    assert!(orders.all().iter().all(is_settled), "{:?}", orders.all());
-    assert_eq!(upstream.asked().len(), 1);
+    orders.create("new").await;
+    reconciler.until_status("new", Status::Processing).await;
+    reconciler.until_status("order-7", Status::Failed).await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(2_900), "{took:?}");
+    let lists = || upstream.asked().into_iter().filter(Asked::is_list);
+    assert_eq!(lists().count(), 1);
+    let is_settled = |order: &Order| order.id.as_str() == "new" || order.status.is_settled();
+    while !orders.all().iter().all(is_settled) {
+        reconciler.pass().await;
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it is never read"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(lists().count(), 1);
+    assert_eq!(orders.order("order-0").status, Status::Fulfilled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_never_ends_delays_neither_starts_nor_the_end() {
+    let endless = Reply::Pieces(Duration::from_millis(100), vec![" ".to_owned(); 10_000]);
+    let upstream = Scripted::new(move |asked, _| meanwhile(asked, &endless)).await;
+    let orders = Orders::processing(&many()).await;
+    let reconciler = orders.world.reconciler(&upstream.url, &[]);
+    until_asked(&upstream, |asked| asked.iter().any(Asked::is_list)).await;
+    orders.create("new").await;
+    until_asked(&upstream, |asked| asked.iter().any(Asked::is_start)).await;
+    let begun = Instant::now();
+    reconciler.signal("TERM");
+    assert_eq!(ended(reconciler).await.0, Some(0));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(
+        upstream
+            .asked()
+            .iter()
+            .filter(|asked| asked.is_list())
+            .count()
+            == 1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

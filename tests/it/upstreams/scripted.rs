@@ -27,6 +27,10 @@ impl Clock for SkippingClock {
         // Answers that are there are read before the next request is sent.
         tokio::task::yield_now().await;
     }
+
+    async fn deadline(&self, moment: Timestamp) {
+        tokio::time::sleep(moment.since(self.now())).await;
+    }
 }
 
 /// A request as it came in.
