@@ -3,7 +3,7 @@
 //! It records intent and reports state; it never calls the order process service. All paths and
 //! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`. Single orders are
 //! in `api/single.rs`, lists in `api/listing.rs`, events in `api/events.rs`, and what wakes those who
-//! wait for a change in `api/watcher.rs`. The JSON of orders and events is in `api/json.rs`, errors
+//! wait for a change in `api/watcher.rs`. How many read the database at once is in `api/reads.rs`. The JSON of orders and events is in `api/json.rs`, errors
 //! are in `api/problem.rs`. The health of the program is in `api/health.rs`, what is known of all
 //! orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, counts of requests in
 //! `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only `order-service dev`
@@ -17,6 +17,7 @@ mod metrics;
 mod overview;
 mod pages;
 mod problem;
+mod reads;
 mod request;
 mod routes;
 mod single;
@@ -45,6 +46,7 @@ pub use self::json::write_order;
 use self::listing::Listing;
 use self::overview::Overview;
 pub(crate) use self::problem::Problem;
+use self::reads::Reads;
 use self::routes::{Endpoint, Route};
 use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
@@ -64,6 +66,8 @@ pub struct Api {
     overview: Overview,
     traffic: Traffic,
     watcher: Arc<Watcher>,
+    /// Reads of pages.
+    lists: Arc<Reads>,
     /// Of the server that serves this.
     occupancy: Occupancy,
     /// Looks at single orders that may be made on the threads that serve everyone.
@@ -123,6 +127,7 @@ impl Api {
             overview: Overview::default(),
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
+            lists: Arc::new(Reads::new(store.clone())),
             occupancy: Occupancy::default(),
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
@@ -232,7 +237,7 @@ impl Api {
             Endpoint::Order => self.get(segment, query, headers).await,
             Endpoint::Explain => self.explain(segment, query).await,
             Endpoint::Orders if method == Method::POST => self.create(query, headers, body).await,
-            Endpoint::Orders => self.list(query, headers),
+            Endpoint::Orders => self.list(query, headers).await,
             Endpoint::Events => self.events(method, query, headers).await,
             Endpoint::Stats => self.stats(query).await,
             Endpoint::Metrics => self.metrics(query).await,
@@ -256,10 +261,16 @@ impl Api {
     }
 
     /// `GET /order`: a page, or everything.
-    fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
+    async fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         let query = request::ListQuery::parse(query)?;
         let form = request::form(headers);
-        Listing::new(self.store.clone(), query, form)?.reply()
+        let place = self.occupancy.long_answer();
+        let place = place.ok_or_else(Problem::too_many_lists)?;
+        let mut response = Listing::new(self.lists.clone(), query, form)
+            .reply()
+            .await?;
+        response.extensions_mut().insert(place);
+        Ok(response)
     }
 }
 

@@ -40,6 +40,10 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections served at once. Each costs a file descriptor and some 10 KiB.
 pub const CONNECTIONS_MAX: usize = 2048;
 
+/// Share of the connections that [long answers](LongAnswer) may take, in percent: the others are always
+/// left for what is answered at once.
+const LONG_PERCENT: usize = 75;
+
 /// Connections above [`CONNECTIONS_MAX`] that are answered once, quickly, and then closed.
 const CROWDED_MAX: usize = 256;
 
@@ -73,7 +77,15 @@ pub enum Situation {
 pub struct Occupancy {
     normal: Arc<Semaphore>,
     crowded: Arc<Semaphore>,
+    long: Arc<Semaphore>,
     in_flight: InFlight,
+}
+
+/// A place for an answer that may take long, because it is held, or goes on, or is read slowly. One in
+/// the extensions of a response is kept until that is written.
+#[derive(Clone)]
+pub struct LongAnswer {
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Default for Occupancy {
@@ -82,6 +94,7 @@ impl Default for Occupancy {
         Self {
             normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
+            long: Arc::new(Semaphore::new(CONNECTIONS_MAX * LONG_PERCENT / 100)),
             in_flight: InFlight::default(),
         }
     }
@@ -96,6 +109,14 @@ impl Occupancy {
     /// Connections above that, which are only told that there is no place, and how many may be.
     pub fn crowd(&self) -> (usize, usize) {
         (taken(&self.crowded, CROWDED_MAX), CROWDED_MAX)
+    }
+
+    /// A place for an answer that may take long, if there is one.
+    pub fn long_answer(&self) -> Option<LongAnswer> {
+        let permit = self.long.clone().try_acquire_owned().ok()?;
+        Some(LongAnswer {
+            _permit: Arc::new(permit),
+        })
     }
 
     /// Requests whose answers are not written yet.
@@ -212,11 +233,12 @@ where
         }
         let answer = service.clone().call(request);
         async move {
-            let answer = answer.await?;
+            let mut answer = answer.await?;
+            let long = answer.extensions_mut().remove::<LongAnswer>();
             // The closure is dropped with the body, and ends the request then.
             let written = |body: B| {
                 body.map_err(move |error| {
-                    let _ = &begun;
+                    let _ = (&begun, &long);
                     error
                 })
             };

@@ -51,7 +51,7 @@ impl Api {
                 after,
                 limit,
                 order,
-            } => self.event_page(after, limit, order)?,
+            } => self.event_page(after, limit, order).await?,
             EventQuery::Stream { after, order } => self.event_stream(method, after, order).await?,
         };
         response
@@ -60,19 +60,22 @@ impl Api {
         Ok(response)
     }
 
-    fn event_page(
+    async fn event_page(
         &self,
         after: Cursor,
         limit: usize,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
         let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
-        let (mut events, next) =
-            tokio::task::block_in_place(|| self.store.events(order.as_ref(), after, limit + 1))
-                .map_err(|error| reading_problem(error, path))?;
+        let place = self.occupancy.long_answer();
+        let place = place.ok_or_else(Problem::too_many_lists)?;
+        let page = |store: &Store| store.events(order.as_ref(), after, limit + 1);
+        let read = self.lists.read(page).await;
+        let (mut events, next) = read.map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
         let mut response = json_answer(StatusCode::OK, array(&events));
+        response.extensions_mut().insert(place);
         if !is_last
             && let Some(last) = events.last()
             && let Some(link) = next_link(&path(next.at(last.seq)))
@@ -100,9 +103,9 @@ impl Api {
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
         }
-        let Some(subscription) = self.watcher.subscribe(newest) else {
-            return Err(Problem::too_many_streams());
-        };
+        let place = self.occupancy.long_answer();
+        let place = place.ok_or_else(Problem::too_many_streams)?;
+        let subscription = self.watcher.subscribe(newest);
         let mut comments = tokio::time::interval(COMMENT_INTERVAL);
         comments.reset();
         comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -120,7 +123,9 @@ impl Api {
             draining: self.draining.clone(),
             is_broken: false,
         };
-        Ok(stream_answer(stream.pieces()))
+        let mut response = stream_answer(stream.pieces());
+        response.extensions_mut().insert(place);
+        Ok(response)
     }
 }
 

@@ -12,6 +12,7 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::json_answer;
+use super::reads::Reads;
 use crate::clock::{Clock, Rfc3339, SystemClock};
 use crate::health;
 use crate::order::Timestamp;
@@ -26,6 +27,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
     store: Store,
+    reads: Reads,
     draining: CancellationToken,
     started_at: Timestamp,
     draining_since: Mutex<Option<Timestamp>>,
@@ -89,6 +91,7 @@ pub(super) fn live() -> HealthReport {
 impl Health {
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         Self {
+            reads: Reads::new(store.clone()),
             store,
             draining,
             started_at: SystemClock.now(),
@@ -104,7 +107,10 @@ impl Health {
 
     /// The same, and how the upstream and the reconciler are.
     pub async fn all(&self) -> HealthReport {
-        HealthReport::new(vec![self.database().await, self.accepting()], self.others())
+        HealthReport::new(
+            vec![self.database().await, self.accepting()],
+            self.others().await,
+        )
     }
 
     fn accepting(&self) -> Check {
@@ -168,8 +174,8 @@ impl Health {
         check
     }
 
-    fn others(&self) -> Vec<Check> {
-        let Ok(heartbeat) = tokio::task::block_in_place(|| self.store.heartbeat()) else {
+    async fn others(&self) -> Vec<Check> {
+        let Ok(heartbeat) = self.reads.read(|store| store.heartbeat()).await else {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.reach {

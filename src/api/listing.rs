@@ -4,14 +4,18 @@
 //! be written, and each order is told as it was when its page was read. If orders are removed that
 //! it would have come to, it breaks off; who reads in pages is told so and may read what is left.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use warp::Reply;
 use warp::http::StatusCode;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::reply::Response;
 
 use super::json::{ORDER_BYTES, write_order};
-use super::problem::{Problem, next_link, reading_problem, store_problem};
+use super::problem::{Problem, next_link, reading_problem};
+use super::reads::Reads;
 use super::request::{Form, ListQuery};
 use crate::order::Order;
 use crate::store::{Cursor, Store, StoreError};
@@ -22,37 +26,36 @@ const STREAM_PAGE: usize = 250;
 
 /// A list of orders on its way to a client.
 pub(super) struct Listing {
-    store: Store,
+    reads: Arc<Reads>,
     query: ListQuery,
     form: Form,
-    /// The place of the newest order that existed when the request began.
-    last: i64,
+    /// The place of the newest order that existed when the request began, once that is known.
+    last: Option<i64>,
     is_begun: bool,
     is_done: bool,
 }
 
 impl Listing {
-    pub fn new(store: Store, query: ListQuery, form: Form) -> Result<Self, Problem> {
-        let last = tokio::task::block_in_place(|| store.newest_seq()).map_err(store_problem)?;
-        Ok(Self {
-            store,
+    pub fn new(reads: Arc<Reads>, query: ListQuery, form: Form) -> Self {
+        Self {
+            reads,
             query,
             form,
-            last,
+            last: None,
             is_begun: false,
             is_done: false,
-        })
+        }
     }
 
     /// The answer: whole if it fits one page, streamed otherwise.
-    pub fn reply(mut self) -> Result<Response, Problem> {
+    pub async fn reply(mut self) -> Result<Response, Problem> {
         let content_type = match self.form {
             Form::Array => "application/json",
             Form::Lines => "application/x-ndjson",
         };
         let mut link = None;
         let mut response = if let Some(limit) = self.query.limit {
-            let read = self.read(limit + 1);
+            let read = self.read(limit + 1).await;
             let (mut orders, next) = read.map_err(|error| self.problem(error))?;
             if orders.len() > limit {
                 orders.truncate(limit);
@@ -62,12 +65,12 @@ impl Listing {
             self.is_done = true;
             self.write(&orders).into_response()
         } else {
-            let first = self.read_on().map_err(|error| self.problem(error))?;
+            let first = self.read_on().await.map_err(|error| self.problem(error))?;
             if self.is_done {
                 first.into_response()
             } else {
-                let pages = std::iter::once(Ok(Bytes::from(first))).chain(self);
-                warp::reply::stream(futures_util::stream::iter(pages)).into_response()
+                let first = futures_util::stream::iter([Ok(Bytes::from(first))]);
+                warp::reply::stream(first.chain(self.pieces())).into_response()
             }
         };
         *response.status_mut() = StatusCode::OK;
@@ -81,11 +84,16 @@ impl Listing {
         Ok(response)
     }
 
-    fn read(&self, limit: usize) -> Result<(Vec<Order>, Cursor), StoreError> {
-        tokio::task::block_in_place(|| {
-            self.store
-                .page_after(&self.query.filter, self.query.after, self.last, limit)
-        })
+    async fn read(&mut self, limit: usize) -> Result<(Vec<Order>, Cursor), StoreError> {
+        let (query, last) = (&self.query, &mut self.last);
+        let page = |store: &Store| {
+            let last = match last {
+                Some(last) => *last,
+                None => *last.insert(store.newest_seq()?),
+            };
+            store.page_after(&query.filter, query.after, last, limit)
+        };
+        self.reads.read(page).await
     }
 
     /// The path of what comes after a position.
@@ -98,8 +106,8 @@ impl Listing {
     }
 
     /// The next piece of a stream.
-    fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
-        let (orders, next) = self.read(STREAM_PAGE)?;
+    async fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
+        let (orders, next) = self.read(STREAM_PAGE).await?;
         self.is_done = orders.len() < STREAM_PAGE;
         self.query.after = next;
         Ok(self.write(&orders))
@@ -127,22 +135,19 @@ impl Listing {
         self.is_begun = true;
         body
     }
-}
-
-/// The pieces of a stream. After an error there are no more, and the connection breaks: a list
-/// that is not whole must not look as if it were.
-impl Iterator for Listing {
-    type Item = Result<Bytes, StoreError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.is_done {
-            return None;
-        }
-        let piece = self.read_on();
-        if let Err(error) = &piece {
-            log::warn!("a list of orders broke off: {error}");
-            self.is_done = true;
-        }
-        Some(piece.map(Bytes::from))
+    /// The rest of a stream. No piece is read before the one before it was taken. After an error there
+    /// are no more, and the connection breaks: a list that is not whole must not look as if it were.
+    fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
+        futures_util::stream::unfold(self, |mut listing| async {
+            if listing.is_done {
+                return None;
+            }
+            let piece = listing.read_on().await;
+            if let Err(error) = &piece {
+                log::warn!("a list of orders broke off: {error}");
+                listing.is_done = true;
+            }
+            Some((piece.map(Bytes::from), listing))
+        })
     }
 }

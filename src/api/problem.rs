@@ -155,6 +155,13 @@ impl Problem {
         )
     }
 
+    pub fn too_many_lists() -> Self {
+        Self::temporary(
+            &kinds::TOO_MANY_LISTS,
+            "all places for lists are taken by answers that are not read yet; try again later",
+        )
+    }
+
     pub fn too_many_streams() -> Self {
         Self::temporary(
             &kinds::TOO_MANY_STREAMS,

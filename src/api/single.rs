@@ -1,6 +1,6 @@
 //! Single orders: creating one, reading one, explaining one, and waiting until one is settled.
 //!
-//! Who waits holds a place at the watcher and a connection; it reads the order when it is woken,
+//! Who waits holds a connection, and one of the places for long answers; it reads the order when it is woken,
 //! when its time is over, or when the program is about to end, whichever comes first.
 
 use std::time::Duration;
@@ -128,6 +128,7 @@ impl Api {
     /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
     async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<Found>, NotHeld> {
         let until = Instant::now() + wait.duration();
+        let mut place = None;
         let mut waiter = loop {
             // The event first: what is read after it is at least as new.
             let read = |store: &Store| Ok((store.newest_event()?, store.find(id)?));
@@ -138,10 +139,12 @@ impl Api {
             if found.order.status.is_settled() || is_over {
                 return Ok(Some(found));
             }
+            if place.is_none() {
+                place = Some(self.occupancy.long_answer().ok_or(NotHeld::Full)?);
+            }
             match self.watcher.wait_for(found.order.seq, newest_event) {
                 Waiting::Begun(waiter) => break waiter,
                 Waiting::Missed => {}
-                Waiting::Full => return Err(NotHeld::Full),
             }
         };
         tokio::select! {

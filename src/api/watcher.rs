@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
+use super::reads::Reads;
 use crate::order::{Event, OrderId};
-use crate::server::CONNECTIONS_MAX;
 use crate::store::{Cursor, EventWatch, Store, StoreError};
 
 /// How often to look for new events while someone waits: a change is told this much later at
@@ -25,24 +25,6 @@ const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that are read at once. With the longest ids they take 300 KB, once in a process.
 const BATCH_MAX: usize = 500;
 
-/// Requests that may wait for an order at once: a thousand, and some that are about to leave. Each
-/// takes some 20 KiB, most of which is its connection's.
-pub(super) const WAITING_MAX: usize = 1024;
-
-/// Streams of events that may be open at once: two hundred, and some that are about to leave. Each
-/// takes some 20 KiB, most of which is its connection's; one whose client does not read takes
-/// a page and the connection's buffer more.
-pub(super) const STREAMS_MAX: usize = 256;
-
-/// Connections that are always left for those who do not wait: health, creations, lists.
-const OTHERS_MIN: usize = 512;
-
-const _: () = assert!(WAITING_MAX + STREAMS_MAX + OTHERS_MIN <= CONNECTIONS_MAX);
-
-/// Those who have waited, and streams, that may read the database at once. A thousand who are
-/// woken together take turns, and leave the other connections to the database to everyone else.
-const READS_MAX: usize = 2;
-
 /// Wakes those who wait for changes of orders.
 pub(super) struct Watcher(Arc<Shared>);
 
@@ -50,7 +32,7 @@ struct Shared {
     store: Store,
     state: Mutex<State>,
     latest: watch::Sender<Arc<Batch>>,
-    reads: Semaphore,
+    reads: Reads,
 }
 
 #[derive(Default)]
@@ -116,8 +98,6 @@ pub(super) enum Waiting {
     Begun(Waiter),
     /// Something may have happened to the order since it was read.
     Missed,
-    /// There is no place.
-    Full,
 }
 
 /// Someone who waits until an order is settled; from the drop on no one does.
@@ -141,7 +121,7 @@ impl Drop for Waiter {
     }
 }
 
-/// A stream's place, and what it is told.
+/// A stream's share in what is noticed.
 pub(super) struct Subscription {
     shared: Arc<Shared>,
     latest: watch::Receiver<Arc<Batch>>,
@@ -170,10 +150,10 @@ impl Drop for Subscription {
 impl Watcher {
     pub fn new(store: Store) -> Self {
         Self(Arc::new(Shared {
+            reads: Reads::new(store.clone()),
             store,
             state: Mutex::default(),
             latest: watch::Sender::new(Batch::nothing(Cursor::default())),
-            reads: Semaphore::new(READS_MAX),
         }))
     }
 
@@ -181,9 +161,6 @@ impl Watcher {
     /// `newest_event`.
     pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Waiting {
         let mut state = self.0.state();
-        if state.waiting.len() >= WAITING_MAX {
-            return Waiting::Full;
-        }
         if state.is_awake && newest_event.seq < state.told.seq {
             return Waiting::Missed;
         }
@@ -205,19 +182,15 @@ impl Watcher {
         (state.waiting.len(), state.streams)
     }
 
-    /// A place for a stream, if there is one. It is told what comes after the position
-    /// `newest_event`, and perhaps some of what was before.
-    pub fn subscribe(&self, newest_event: Cursor) -> Option<Subscription> {
+    /// Subscribes to what comes after the position `newest_event`, and perhaps to some of what was before.
+    pub fn subscribe(&self, newest_event: Cursor) -> Subscription {
         let mut state = self.0.state();
-        if state.streams >= STREAMS_MAX {
-            return None;
-        }
         state.streams += 1;
         self.awake(&mut state, newest_event);
-        Some(Subscription {
+        Subscription {
             shared: self.0.clone(),
             latest: self.0.latest.subscribe(),
-        })
+        }
     }
 
     /// Has someone look for what comes after the position `newest_event`, unless someone looks.
@@ -232,14 +205,12 @@ impl Watcher {
         tokio::spawn(self.0.clone().look());
     }
 
-    /// Reads from the database when it is this reader's turn.
+    /// Reads from the database, when those before have: a thousand who are woken together.
     pub async fn read<T>(
         &self,
         read: impl FnOnce(&Store) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        // The semaphore is never closed.
-        let _turn = self.0.reads.acquire().await;
-        tokio::task::block_in_place(|| read(&self.0.store))
+        self.0.reads.read(read).await
     }
 }
 
@@ -376,7 +347,6 @@ mod tests {
             match self.watcher.wait_for(order_seq, newest_event) {
                 Waiting::Begun(waiter) => waiter,
                 Waiting::Missed => panic!("missed"),
-                Waiting::Full => panic!("full"),
             }
         }
 
@@ -428,13 +398,9 @@ mod tests {
     async fn all_who_wait_for_an_order_are_woken_and_leave_nothing_behind() {
         let bench = Bench::new();
         let seq = bench.create("a1").await;
-        let mut waiters: Vec<_> = (0..WAITING_MAX)
+        let mut waiters: Vec<_> = (0..1_000)
             .map(|_| bench.begin(seq, Cursor::bare(1)))
             .collect();
-        assert!(matches!(
-            bench.watcher.wait_for(seq, Cursor::bare(1)),
-            Waiting::Full
-        ));
         drop(waiters.pop());
         waiters.push(bench.begin(seq, Cursor::bare(1)));
         bench.settle(seq).await;
@@ -469,7 +435,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn batches_follow_each_other_without_a_gap() {
         let bench = Bench::new();
-        let mut subscription = bench.watcher.subscribe(Cursor::default()).unwrap();
+        let mut subscription = bench.watcher.subscribe(Cursor::default());
         let mut seen = 0;
         for n in 0..40 {
             let seq = bench.create(&format!("a{n}")).await;

@@ -2,15 +2,15 @@
 //! single request is in `http`.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
 use order_service::store::{Change, Step, Trouble};
 use serde_json::Value;
 
-use crate::wire::Wire;
-use crate::world::{Client, Program, World, assert_problem, fill};
+use crate::wire::{Wire, statuses};
+use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill};
 
 /// How large the write-ahead log may become, in bytes: it is folded back at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
@@ -369,6 +369,62 @@ async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
     assert_eq!(ids(&page), all[..3]);
     let orders: Value = serde_json::from_str(&slow.rest()).unwrap();
     assert!(ids(&orders) == all, "{} orders", ids(&orders).len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
+async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
+    let files = rlimit::increase_nofile_limit(4_096).unwrap_or(0);
+    if files < 2_000 {
+        println!("skipped: only {files} files may be open at once");
+        return;
+    }
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let names: Vec<_> = (0..16_000).map(long_name).collect();
+    fill(&world.store(), &names, 2_000).await;
+    let mut slow = Vec::new();
+    for _ in 0..1_536 {
+        let mut wire = Wire::narrow(&api).await;
+        wire.send("GET /order HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        slow.push(wire);
+    }
+    let begun = Instant::now();
+    let mut slowest = Duration::ZERO;
+    for n in 0..100 {
+        let asked = Instant::now();
+        assert_eq!(client.create(&api.url, &format!("a{n}")).await.status, 201);
+        for path in ["/livez", "/order/a0"] {
+            let read = client.get(format!("{}{path}", api.url)).await;
+            assert_eq!(read.status, 200, "{path}: {read:?}");
+        }
+        slowest = slowest.max(asked.elapsed());
+    }
+    println!(
+        "three requests took {slowest:?} at most, of {:?}",
+        begun.elapsed()
+    );
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // All of them have begun, and there is no place for another one.
+    for wire in &mut slow {
+        assert_eq!(statuses(&wire.read_until("\r\n\r\n")), [200]);
+    }
+    for path in ["/order", "/order?limit=1", "/event"] {
+        let refused = client.get(format!("{}{path}", api.url)).await;
+        assert_problem(&refused, 503);
+        assert!(refused.body.contains("too-many-lists"), "{refused:?}");
+    }
+    drop(slow);
+    let deadline = Instant::now() + PATIENCE;
+    while client
+        .get(format!("{}/order?limit=1", api.url))
+        .await
+        .status
+        == 503
+    {
+        assert!(Instant::now() < deadline, "the places stay taken");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,6 +41,7 @@
 //! | `clients::a_stop_ends_whatever_clients_do` | the program waits 15 s for clients that do nothing |
 //! | `clients::a_client_that_dawdles_is_told_so_and_holds_up_no_one` | the program waits 10 s for a body |
 //! | `events::a_stream_in_which_nothing_happens_sends_comments` | a comment comes every 15 s |
+//! | `lists::fifteen_hundred_slow_lists_hold_up_no_one_else` | opens 1,536 connections |
 //! | `lists::a_slow_reader_holds_up_neither_others_nor_the_database` | 16,000 orders are needed to fill a connection |
 //! | `waiting::a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others` | opens 1,200 connections |
 //! | `life::two_thousand_orders_settle_as_the_upstream_says` | 2,000 orders |

@@ -14,9 +14,11 @@ use crate::world::{
     Answer, Client, PATIENCE, Program, World, assert_agree, assert_problem, is_settled,
 };
 
-/// Requests that may wait, and streams that may be open, at once.
-const WAITING_MAX: usize = 1_024;
-const STREAMS_MAX: usize = 256;
+/// Requests that may wait, streams and lists, at once: three quarters of the connections.
+const LONG_MAX: usize = 1_536;
+
+/// How many of them are streams here.
+const STREAMS: usize = 256;
 
 async fn wait(client: &Client, api: &Program, id: &str, prefer: &str) -> Answer {
     let request = client
@@ -256,10 +258,10 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
     }
     settle(&store, [1]).await;
     let mut streams = Vec::new();
-    for _ in 0..STREAMS_MAX {
+    for _ in 0..STREAMS {
         streams.push(Events::open(&client, &api, "", None).await);
     }
-    let mut waiters = crowd(&api, (0..WAITING_MAX).map(|_| waiting("shared", 60))).await;
+    let mut waiters = crowd(&api, (0..LONG_MAX - STREAMS).map(|_| waiting("shared", 60))).await;
     let deadline = Instant::now() + PATIENCE;
     let refused = loop {
         let answer = wait(&client, &api, "open", "wait=1").await;
@@ -279,16 +281,14 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
     assert_problem(&refused, 503);
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
     // Everything else goes on.
-    for path in [
-        "/livez",
-        "/readyz",
-        "/healthz",
-        "/order",
-        "/event",
-        "/order/open",
-    ] {
+    for path in ["/livez", "/readyz", "/healthz", "/stats", "/order/open"] {
         let answer = Client::new().get(format!("{}{path}", api.url)).await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    }
+    for path in ["/order", "/order?limit=1", "/event"] {
+        let refused = client.get(format!("{}{path}", api.url)).await;
+        assert_problem(&refused, 503);
+        assert!(refused.body.contains("too-many-lists"), "{refused:?}");
     }
     assert_eq!(wait(&client, &api, "done", "wait=60").await.status, 200);
     // The wish is not granted; the order is created all the same.
@@ -325,7 +325,7 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
             assert_eq!(statuses(&answer), [503], "{answer}");
         }
     }
-    assert!(woken >= WAITING_MAX - 1, "{woken} were woken");
+    assert!(woken >= LONG_MAX - STREAMS - 1, "{woken} were woken");
     for stream in &mut streams {
         let mut event = stream.next().await;
         while (&event["order_id"], &event["to"]) != (&json!("shared"), &json!("FAILED")) {

@@ -139,14 +139,21 @@ kinds! {
 
     TOO_MANY_WAITING "too-many-waiting" 503
     "Too many requests wait already"
-    "The request had the header `Prefer: wait=N`, the order is not settled, and the limit of waiting \
-     requests is reached. Nothing is wrong with the order."
+    "The request had the header `Prefer: wait=N`, the order is not settled, and requests that \
+     wait, streams and lists have taken all places that there are for them. Nothing is wrong with the order."
     "Ask without the header `Prefer`, or again after the seconds in `Retry-After`. To wait for many \
      orders, use one stream: `GET /event` with `Accept: text/event-stream`."
 
+    TOO_MANY_LISTS "too-many-lists" 503
+    "Too many lists are being read already"
+    "Lists, streams and requests that wait together take three quarters of the places for connections at \
+     most, so that single orders can always be created and read."
+    "Try again after the seconds in `Retry-After`. If it lasts, look for clients that read lists slowly, \
+     or leave streams open; `http_streams` and `http_requests_waiting` in `GET /metrics` have them."
+
     TOO_MANY_STREAMS "too-many-streams" 503
     "Too many streams are open already"
-    "The limit of open event streams is reached."
+    "Streams, lists and requests that wait have taken all places that there are for them."
     "Read pages of `GET /event` instead, or try again after the seconds in `Retry-After`. One stream \
      has the events of all orders: a program needs no more than one."
 
