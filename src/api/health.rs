@@ -3,7 +3,7 @@
 //! Ready means that orders can be created. An upstream that is down is reported, and does not make
 //! the API unready: orders are kept until it is back. The reconciler's health is decided in `health`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -30,13 +30,14 @@ pub(super) struct Health {
     reads: Reads,
     draining: CancellationToken,
     started_at: Timestamp,
-    draining_since: Mutex<Option<Timestamp>>,
+    draining_since: Arc<OnceLock<Timestamp>>,
     database: tokio::sync::Mutex<Option<Probed>>,
 }
 
 #[derive(Clone)]
 struct Probed {
     at: Instant,
+    since: Timestamp,
     check: Check,
 }
 
@@ -89,13 +90,21 @@ pub(super) fn live() -> HealthReport {
 }
 
 impl Health {
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(store: Store, draining: CancellationToken) -> Self {
+        let draining_since = Arc::new(OnceLock::new());
+        let (begun, begun_at) = (draining.clone(), draining_since.clone());
+        tokio::spawn(async move {
+            begun.cancelled().await;
+            begun_at.get_or_init(|| SystemClock.now());
+        });
         Self {
             reads: Reads::new(store.clone()),
             store,
             draining,
             started_at: SystemClock.now(),
-            draining_since: Mutex::new(None),
+            draining_since,
             database: tokio::sync::Mutex::new(None),
         }
     }
@@ -116,11 +125,7 @@ impl Health {
     fn accepting(&self) -> Check {
         let draining = self.draining.is_cancelled();
         let since = if draining {
-            *self
-                .draining_since
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert_with(|| SystemClock.now())
+            *self.draining_since.get_or_init(|| SystemClock.now())
         } else {
             self.started_at
         };
@@ -144,7 +149,8 @@ impl Health {
         {
             return probed.check.clone();
         }
-        let probe = self.store.probe(SystemClock.now());
+        let asked_at = SystemClock.now();
+        let probe = self.store.probe(asked_at);
         let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
             Ok(Ok(())) => (OK, "orders can be written"),
             Ok(Err(StoreError::Overloaded)) => {
@@ -156,19 +162,31 @@ impl Health {
                 "orders cannot be written: a write has waited for too long",
             ),
         };
+        // Requests notice a change before someone asks.
+        let writing = self.store.writing();
+        let changed_at = match status {
+            OK => writing.succeeding_since,
+            _ => writing.failing_since,
+        };
         let since = match &*known {
-            Some(probed) if probed.check.status == status => probed.check.since,
-            None if status == OK => Some(Rfc3339(self.started_at)),
-            _ => Some(Rfc3339(SystemClock.now())),
+            Some(probed) if probed.check.status == status => {
+                changed_at.map_or(probed.since, |at| at.max(probed.since))
+            }
+            Some(probed) => changed_at
+                .filter(|at| *at >= probed.since)
+                .unwrap_or(asked_at),
+            None if status == OK => changed_at.unwrap_or(self.started_at),
+            None => changed_at.unwrap_or(asked_at),
         };
         let check = Check {
             name: "database",
             status,
-            since,
+            since: Some(Rfc3339(since)),
             detail: detail.to_owned(),
         };
         *known = Some(Probed {
             at: Instant::now(),
+            since,
             check: check.clone(),
         });
         check
@@ -204,5 +222,55 @@ impl Health {
             },
         };
         vec![upstream, reconciler]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::OrderId;
+    use crate::store::{DatabasePath, Mode};
+
+    /// Longer than a clock's tick, and than anything else takes here.
+    const PAUSE: Duration = Duration::from_millis(300);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn since_is_when_it_began_and_not_when_someone_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("orders.db");
+        let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+        let draining = CancellationToken::new();
+        let health = Health::new(store.clone(), draining.clone());
+        let since = |check: &Check| check.since.unwrap().0;
+        let create = async |id: &str| {
+            let created = store.create(OrderId::new(id).unwrap(), Timestamp(0));
+            created.await.is_ok()
+        };
+        let started_at = health.started_at;
+        assert_eq!(since(&health.database().await), started_at);
+
+        std::fs::rename(&path, folder.path().join("away")).unwrap();
+        assert!(!create("a1").await);
+        tokio::time::sleep(BELIEVED_FOR + PAUSE).await;
+        let asked_at = SystemClock.now();
+        let found = health.database().await;
+        assert_eq!(found.status, FAILING);
+        let failing_since = since(&found);
+        assert!(failing_since.after(PAUSE) < asked_at, "{failing_since:?}");
+
+        std::fs::rename(folder.path().join("away"), &path).unwrap();
+        assert!(create("a1").await);
+        tokio::time::sleep(BELIEVED_FOR + PAUSE).await;
+        let asked_at = SystemClock.now();
+        let found = health.database().await;
+        assert_eq!(found.status, OK);
+        assert!(since(&found) > failing_since && since(&found).after(PAUSE) < asked_at);
+
+        draining.cancel();
+        tokio::time::sleep(PAUSE * 2).await;
+        let asked_at = SystemClock.now();
+        let found = health.accepting();
+        assert_eq!(found.status, FAILING);
+        assert!(since(&found).after(PAUSE) < asked_at);
     }
 }

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::StoreError;
+use crate::clock::{Clock, SystemClock};
+use crate::order::Timestamp;
 use crate::spread::Histogram;
 
 /// Upper bounds of what a commit may take, in microseconds: from a fast disk to one that hangs.
@@ -32,6 +34,10 @@ pub struct Writing {
     pub waiting: usize,
     /// Writes that may wait.
     pub waiting_max: usize,
+    /// When writes began to fail; nothing while the last one has succeeded.
+    pub failing_since: Option<Timestamp>,
+    /// When writes succeeded again, if any had failed before.
+    pub succeeding_since: Option<Timestamp>,
 }
 
 /// The same, as it is counted.
@@ -44,17 +50,29 @@ impl Counts {
         self.change(|writing| {
             writing.took.count_us(&COMMITTED_WITHIN_US, took);
             writing.at_once.count(&COMMITTED_AT_ONCE, writes as u64);
+            if writing.failing_since.take().is_some() {
+                writing.succeeding_since = Some(SystemClock.now());
+            }
         });
     }
 
     /// A caller was told that its write was not done, or perhaps not.
     pub fn refused(&self, error: &StoreError) {
-        self.change(|writing| match error {
-            StoreError::Overloaded => writing.overloaded += 1,
-            StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
-                writing.unwritable += 1;
+        self.change(|writing| {
+            match error {
+                // Others are carried out meanwhile.
+                StoreError::Overloaded => {
+                    writing.overloaded += 1;
+                    return;
+                }
+                StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
+                    writing.unwritable += 1;
+                }
+                StoreError::OutcomeUnknown => writing.unknown += 1,
             }
-            StoreError::OutcomeUnknown => writing.unknown += 1,
+            writing
+                .failing_since
+                .get_or_insert_with(|| SystemClock.now());
         });
     }
 
