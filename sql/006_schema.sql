@@ -57,8 +57,9 @@ CREATE TABLE orders (
 CREATE INDEX orders_by_status ON orders (status, seq);
 -- The few starts whose outcome is not known.
 CREATE INDEX orders_with_intent ON orders (seq) WHERE intent_at IS NOT NULL;
--- The few orders that need attention, which are also counted by reason.
-CREATE INDEX orders_with_attention ON orders (seq, attention) WHERE attention IS NOT NULL;
+-- The few orders that need attention, which are also counted by reason and by who brings them on.
+CREATE INDEX orders_with_attention
+    ON orders (seq, attention, attempts, next_attempt_at, released_at) WHERE attention IS NOT NULL;
 
 -- Every change of a status, in the order in which they happened; written in the same transaction
 -- as the change. The statuses follow from the reason and are not stored again.
@@ -92,6 +93,10 @@ CREATE TABLE heartbeat (
     id               INTEGER PRIMARY KEY CHECK (id = 1),
     -- When the present leader took over.
     leader_since     INTEGER,
+    -- When the last leader ended in order; NULL while one leads.
+    led_until        INTEGER,
+    -- What the present or last leader does with an order whose process was forgotten.
+    policy           TEXT CHECK (policy IS NULL OR policy = 'restart' OR policy = 'hold' OR policy = 'fail'),
     -- The last completed pass, and when the next one is expected at the latest.
     last_pass_at     INTEGER,
     next_pass_at     INTEGER,

@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
-use crate::order::{Observed, Order, OrderId, Reason, Status};
+use crate::order::{Attention, Observed, Order, OrderId, Reason, ResolvedBy, Status};
 use crate::program::Exit;
 use crate::simulator::model::Did;
 use crate::simulator::record::Entry;
@@ -177,8 +177,8 @@ pub async fn take(
     each_processing(store, |order| {
         if unseen.get(&order.seq) == Some(&order.starts) {
             lost += 1;
-            let reason = order.attention.map(|attention| attention.reason);
-            let is_held = policy == LostProcess::Hold || reason == Some(Reason::MaxStarts);
+            let is_held =
+                policy == LostProcess::Hold || order.attention.is_some_and(|of| is_held(&of));
             held += u64::from(is_held);
         }
     })?;
@@ -202,6 +202,12 @@ fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), Sto
         after = last.seq;
         page.into_iter().for_each(&mut tell);
     }
+}
+
+/// Whether an order that is PROCESSING waits for an operator, as the reconciler left it. One whose
+/// restart is refused is tried again.
+fn is_held(attention: &Attention) -> bool {
+    attention.by == ResolvedBy::Operator && attention.reason != Reason::StartRefused
 }
 
 fn disagrees(status: Status, observed: &Observed) -> bool {

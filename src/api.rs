@@ -50,6 +50,8 @@ use self::reads::Reads;
 use self::routes::{Endpoint, Route};
 use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
+use crate::explain::Invocation;
+use crate::program;
 use crate::server::{self, Occupancy, Situation};
 use crate::site::Site;
 use crate::store::Store;
@@ -75,6 +77,8 @@ pub struct Api {
     draining: CancellationToken,
     site: Site,
     dev: Dev,
+    /// The beginning of the commands that explanations show.
+    invocation: Invocation,
 }
 
 /// A handler of paths that the API does not know: `None` for those that it does not know either.
@@ -133,6 +137,11 @@ impl Api {
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
             site,
+            invocation: match dev {
+                Dev::Off => Invocation::elsewhere(),
+                // Whoever looks at it sits at this machine.
+                Dev::On(_) => Invocation::here(program::own_name(), store.path()),
+            },
             dev,
             store,
         })

@@ -100,6 +100,20 @@ pub enum LostProcess {
     Fail,
 }
 
+impl LostProcess {
+    /// Every policy.
+    pub const ALL: [Self; 3] = [Self::Restart, Self::Hold, Self::Fail];
+
+    /// The word that stands for it in settings, in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Hold => "hold",
+            Self::Fail => "fail",
+        }
+    }
+}
+
 /// The occasion on which an order is decided about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Occasion {

@@ -8,6 +8,7 @@
 mod words;
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,10 +16,10 @@ use serde::Serialize;
 pub use self::words::span;
 use self::words::{clean, future, lasting, past, quoted};
 use crate::clock::Rfc3339;
-use crate::decide::{Intent, OpenOrder, Phase};
-use crate::order::{Attention, Order, Reason, Status, Timestamp};
+use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
+use crate::health::Reconciler;
+use crate::order::{Attention, Order, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::{LearnedRate, Reach};
-use crate::reconciler::is_overdue;
 use crate::store::Heartbeat;
 
 /// The number up to which the orders that wait in a queue are counted, which bounds what counting
@@ -72,6 +73,32 @@ pub struct ExplainedEvent {
     pub text: String,
 }
 
+/// The beginning of the commands: the program, and the options with which it finds the database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invocation {
+    program: String,
+    database: Option<String>,
+}
+
+impl Invocation {
+    /// For readers elsewhere, to whom paths of this machine mean nothing.
+    pub fn elsewhere() -> Self {
+        Self {
+            program: "order-service".to_owned(),
+            database: None,
+        }
+    }
+
+    /// For a shell on this machine, in whatever folder: `program` and `database` are paths, or the name
+    /// by which a shell finds the program.
+    pub fn here(program: impl Into<String>, database: &Path) -> Self {
+        Self {
+            program: program.into(),
+            database: Some(database.to_string_lossy().into_owned()),
+        }
+    }
+}
+
 /// A command for a shell on the machine that has the database.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Command {
@@ -118,8 +145,8 @@ impl fmt::Display for Explanation {
 }
 
 impl OrderDetails {
-    /// Explains the order. `options` are those that a command needs to find the same database.
-    pub fn explain(&self, now: Timestamp, options: &[&str]) -> Explanation {
+    /// Explains the order, with commands that begin so.
+    pub fn explain(&self, now: Timestamp, invocation: &Invocation) -> Explanation {
         let events = self.journal.iter().map(|(at, reason)| ExplainedEvent {
             at: Rfc3339(*at),
             reason: reason.clone(),
@@ -136,7 +163,7 @@ impl OrderDetails {
             why: self.why(now),
             next: self.next(now),
             advice: self.advice(),
-            commands: self.commands(options),
+            commands: self.commands(invocation),
         }
     }
 
@@ -160,12 +187,21 @@ impl OrderDetails {
                 "It took {} from its creation to its end.",
                 span(updated_at.since(*created_at))
             ),
-            None => "Nothing is wrong with it.".to_owned(),
-            Some(attention) => format!(
-                "It has needed attention for {}: {}.",
-                span(now.since(attention.since)),
-                attention.reason.as_str()
-            ),
+            None => match self.reconciler(now).trouble {
+                None => "Nothing is wrong with it.".to_owned(),
+                Some(trouble) => format!("Nothing is wrong with the order itself, but {trouble}."),
+            },
+            Some(Attention {
+                reason, by, since, ..
+            }) => {
+                let lasting = span(now.since(*since));
+                let goes_on = match (by, self.reconciler(now).trouble) {
+                    (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
+                    (ResolvedBy::Itself, None) => "and goes on by itself.".to_owned(),
+                    (ResolvedBy::Itself, Some(trouble)) => format!("and {trouble}."),
+                };
+                format!("It has had {} for {lasting}, {goes_on}", reason.as_str())
+            }
         };
         format!("Order {id:?} has been {status} for {lasting}. {condition} {starts}")
     }
@@ -273,14 +309,26 @@ impl OrderDetails {
         let Some(open) = &self.open else {
             return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
-        if is_overdue(self.heartbeat.next_pass_at, now) {
-            return vec![match self.heartbeat.last_pass_at {
-                None => "Nothing happens until a reconciler runs on this database.".to_owned(),
-                Some(at) => format!(
-                    "Nothing happens until a reconciler runs again: the last one was killed, or is \
-                     stuck. Its last pass ended {}.",
+        let heartbeat = &self.heartbeat;
+        if self.reconciler(now).trouble.is_some() {
+            return vec![match (heartbeat.leader_since, heartbeat.led_until) {
+                (None, None) => {
+                    "Nothing happens until a reconciler runs on this database.".to_owned()
+                }
+                (None, Some(at)) => format!(
+                    "Nothing happens until a reconciler runs again: the last one has shut down, {}.",
                     past(at, now)
                 ),
+                (Some(_), _) => {
+                    let last = heartbeat.last_pass_at;
+                    let last = last.map_or_else(String::new, |at| {
+                        format!(" Its last pass ended {}.", past(at, now))
+                    });
+                    format!(
+                        "Nothing happens until a reconciler runs again: the last one was killed, or \
+                         is stuck.{last}"
+                    )
+                }
             }];
         }
         if self.is_upstream_down() {
@@ -308,7 +356,7 @@ impl OrderDetails {
             }
             (Phase::Created, None, _) => self.turn(open, now),
             (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
-                self.after_loss(open, reason, now)
+                self.after_loss(open, now)
             }
             (Phase::Processing { .. }, None, Some(_)) => vec![format!(
                 "It is looked at again by itself{}.",
@@ -364,9 +412,8 @@ impl OrderDetails {
         lines
     }
 
-    /// What becomes of an order whose process was forgotten. The policy is the reconciler's and not
-    /// stored; what it did tells which one it mostly is: one that holds leaves the order for a while.
-    fn after_loss(&self, open: &OpenOrder, reason: Option<Reason>, now: Timestamp) -> Vec<String> {
+    /// The future of an order whose process was forgotten.
+    fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if open.is_released {
             let again = "It is looked for once more when its turn comes, and started again if it is \
                          not found.";
@@ -374,25 +421,24 @@ impl OrderDetails {
             lines.extend(self.turn(open, now));
             return lines;
         }
-        let held = "Nothing happens until an operator decides. If its process is seen again, it goes on \
-                    by itself.";
-        if reason == Some(Reason::MaxStarts) {
-            return vec![held.to_owned()];
-        }
-        if let Some(at) = open.next_attempt_at {
+        let attention = self.order.attention.as_ref();
+        if attention.is_some_and(|of| of.by == ResolvedBy::Operator) {
             return vec![
-                held.to_owned(),
-                format!(
-                    "That holds under --lost-process hold. Under another policy it goes on {}.",
-                    future(at, now)
-                ),
+                "Nothing happens until an operator decides. If its process is seen again, it goes on \
+                 by itself."
+                    .to_owned(),
             ];
         }
+        let then = match self.heartbeat.policy {
+            Some(LostProcess::Restart) => "it is started again when its turn comes, at the pace",
+            Some(LostProcess::Hold) => "it is held until an operator decides",
+            Some(LostProcess::Fail) => "it becomes FAILED",
+            None => "it goes as the reconciler's --lost-process says",
+        };
         vec![format!(
-            "It is looked for again in the next pass{}. If it is missing still, it goes as the \
-             reconciler's --lost-process says: `restart` starts it again when its turn comes, at the \
-             pace; `hold` leaves it to you; `fail` makes it FAILED.",
-            self.pass_time(now)
+            "It is looked for again in the next pass{}{}. If it is missing still, {then}.",
+            self.pass_time(now),
+            not_before(open, now)
         )]
     }
 
@@ -410,8 +456,8 @@ impl OrderDetails {
                  for this order."
             }
             Reason::StartRefused => {
-                "Find out in the upstream's log why it refuses, and mend it there; the order is \
-                 tried again by itself."
+                "Find out in the upstream's log why it refuses, and mend it there: the order is tried \
+                 again from time to time."
             }
             Reason::UnknownStatus => {
                 "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
@@ -429,7 +475,7 @@ impl OrderDetails {
         vec![advice.to_owned()]
     }
 
-    fn commands(&self, options: &[&str]) -> Vec<Command> {
+    fn commands(&self, invocation: &Invocation) -> Vec<Command> {
         let restart = match self.order.attention.as_ref().map(|of| of.reason) {
             Some(Reason::StartRefused) => "Tries again in the next pass.",
             Some(Reason::ProcessLost) => "Starts it again, which repeats the work if it was done.",
@@ -437,8 +483,10 @@ impl OrderDetails {
             _ => return Vec::new(),
         };
         let command = |name: &str, effect| {
-            let mut words = vec!["order-service".to_owned(), name.to_owned()];
-            words.extend(options.iter().map(|word| quoted(word)));
+            let mut words = vec![quoted(&invocation.program), name.to_owned()];
+            if let Some(database) = &invocation.database {
+                words.extend(["--database-url".to_owned(), quoted(database)]);
+            }
             let id = self.order.id.as_str();
             if id.starts_with('-') {
                 words.push("--".to_owned());
@@ -452,6 +500,10 @@ impl OrderDetails {
             commands.push(command("fail", "Settles it as FAILED, for ever."));
         }
         commands
+    }
+
+    fn reconciler(&self, now: Timestamp) -> Reconciler {
+        Reconciler::of(&self.heartbeat, now)
     }
 
     fn is_upstream_down(&self) -> bool {

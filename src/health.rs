@@ -89,15 +89,15 @@ pub struct Reconciler {
 impl Reconciler {
     /// Reads a heartbeat. A reconciler that was killed is noticed when its next pass is late.
     pub fn of(heartbeat: &Heartbeat, now: Timestamp) -> Self {
-        match (heartbeat.leader_since, heartbeat.last_pass_at) {
+        match (heartbeat.leader_since, heartbeat.led_until) {
             (None, None) => Self {
                 status: "none",
                 since: None,
                 trouble: Some("no reconciler has led on this database yet"),
             },
-            (None, last) => Self {
+            (None, ended_at) => Self {
                 status: "none",
-                since: last,
+                since: ended_at,
                 trouble: Some("no reconciler runs: the last one has shut down"),
             },
             _ if is_overdue(heartbeat.next_pass_at, now) => Self {

@@ -14,6 +14,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{
     self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, PruneArgs, RestartArgs,
 };
+use crate::explain::Invocation;
 use crate::order::OrderId;
 use crate::program::{self, Exit, WrongSetting};
 use crate::prune::{self, End, Pruning};
@@ -69,8 +70,8 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let now = SystemClock.now();
     if let Some(details) = database.details(&args.id, now)? {
-        let path = database.path().to_string_lossy();
-        program::print(details.explain(now, &["--database-url", &path]));
+        let invocation = Invocation::here(program::own_name(), database.path());
+        program::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();

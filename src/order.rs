@@ -301,11 +301,35 @@ impl Reason {
     }
 }
 
+/// Who brings an order on that has not gone its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResolvedBy {
+    /// An operator has to decide or to mend something.
+    Operator,
+    /// It goes on by itself.
+    Itself,
+}
+
+impl ResolvedBy {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Operator, Self::Itself];
+
+    /// The word that stands for it in JSON and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Itself => "itself",
+        }
+    }
+}
+
 /// That an order needs looking at, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attention {
     /// Why.
     pub reason: Reason,
+    /// Who brings it on.
+    pub by: ResolvedBy,
     /// Since when, without a break.
     pub since: Timestamp,
     /// What was seen, in words.

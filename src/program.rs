@@ -91,6 +91,17 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// The name by which a shell finds this program: as it was typed if it was found through `PATH`, else
+/// its path.
+pub fn own_name() -> String {
+    let typed = std::env::args_os().next().unwrap_or_default();
+    let is_path = typed.as_encoded_bytes().contains(&b'/');
+    match std::env::current_exe() {
+        Ok(path) if is_path => path.to_string_lossy().into_owned(),
+        _ => typed.to_string_lossy().into_owned(),
+    }
+}
+
 /// Prints to standard output. If that is closed or full, the work goes on: its exit code tells.
 pub fn print(text: impl Display) {
     let mut out = io::stdout().lock();

@@ -207,6 +207,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut heartbeat = store.heartbeat()?;
         let now = clock.now();
         heartbeat.leader_since = Some(now);
+        heartbeat.led_until = None;
+        heartbeat.policy = Some(settings.lost_process);
         heartbeat.tally.led();
         let pace = Pace::new(
             settings.start_rate,
@@ -279,6 +281,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub async fn end(mut self) {
         self.heartbeat.written_at = None;
         self.heartbeat.heartbeat.leader_since = None;
+        self.heartbeat.heartbeat.led_until = Some(self.context.clock.now());
         if let Err(error) = self.write_heartbeat_if_due().await {
             log::debug!("the last heartbeat was not written: {error:#}");
         }

@@ -53,7 +53,7 @@ pub use self::watched::Watchlist;
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
-use crate::decide::OpenOrder;
+use crate::decide::{LostProcess, OpenOrder};
 use crate::explain::OrderDetails;
 use crate::history::History;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
@@ -127,6 +127,10 @@ pub struct StartCandidate {
 pub struct Heartbeat {
     /// When the present leader took over; nothing once it has ended, unless it was killed.
     pub leader_since: Option<Timestamp>,
+    /// When the last leader ended in order; nothing while one leads.
+    pub led_until: Option<Timestamp>,
+    /// The policy of the present or last leader; nothing until there was one.
+    pub policy: Option<LostProcess>,
     /// The end of the last completed pass.
     pub last_pass_at: Option<Timestamp>,
     /// When the next pass begins by the schedule.

@@ -24,6 +24,7 @@ pub(super) struct OrderJson<'a> {
 #[derive(Serialize)]
 struct AttentionJson<'a> {
     reason: &'static str,
+    by: &'static str,
     since: Rfc3339,
     detail: &'a str,
     next_attempt_at: Option<Rfc3339>,
@@ -46,6 +47,7 @@ impl<'a> From<&'a Attention> for AttentionJson<'a> {
     fn from(attention: &'a Attention) -> Self {
         Self {
             reason: attention.reason.as_str(),
+            by: attention.by.as_str(),
             since: Rfc3339(attention.since),
             detail: &attention.detail,
             next_attempt_at: attention.next_attempt_at.map(Rfc3339),
@@ -121,7 +123,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::order::{Reason, Timestamp};
+    use crate::order::{Reason, ResolvedBy, Timestamp};
 
     fn parsed(body: &[u8]) -> serde_json::Value {
         serde_json::from_slice(body).expect("it is JSON")
@@ -137,12 +139,14 @@ mod tests {
             starts in any::<u32>(),
             status in 0..Status::ALL.len(),
             reason in 0..Reason::ALL.len(),
+            by in 0..ResolvedBy::ALL.len(),
             has in any::<[bool; 2]>(),
         ) {
             let [created_at, updated_at, since, next_attempt_at] = times.map(Timestamp);
             let next_attempt_at = has[1].then_some(next_attempt_at);
             let detail = String::from_iter(detail);
             let reason = Reason::ALL[reason];
+            let by = ResolvedBy::ALL[by];
             let order = Order {
                 seq: 1,
                 id: OrderId::new(&*id).unwrap(),
@@ -152,6 +156,7 @@ mod tests {
                 starts,
                 attention: has[0].then(|| Attention {
                     reason,
+                    by,
                     since,
                     detail: detail.clone(),
                     next_attempt_at,
@@ -159,6 +164,7 @@ mod tests {
             };
             let attention = has[0].then(|| json!({
                 "reason": reason.as_str(),
+                "by": by.as_str(),
                 "since": Rfc3339(since),
                 "detail": detail,
                 "next_attempt_at": next_attempt_at.map(Rfc3339),

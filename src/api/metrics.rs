@@ -20,7 +20,7 @@ use super::traffic::ANSWERED_WITHIN_US;
 use super::{Api, request};
 use crate::history::SETTLED_WITHIN_MS;
 use crate::order::EventReason;
-use crate::order::{Reason, Status};
+use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::Reach;
 use crate::reconciler::is_overdue;
 use crate::spread::Histogram;
@@ -92,7 +92,12 @@ fn orders(metrics: &mut Exposition, seen: &Seen) {
     let history = &seen.history;
     let by_status = Status::ALL.map(|of| each((of.as_str(), seen.orders(of) as f64)));
     metrics.add(&table::ORDERS, by_status);
-    let by_reason = Reason::ALL.map(|of| each((of.as_str(), seen.attention(of) as f64)));
+    let by_reason = Reason::ALL.into_iter().flat_map(|reason| {
+        ResolvedBy::ALL.map(|by| {
+            let count = seen.attention(reason, by) as f64;
+            ([reason.as_str(), by.as_str()], Value::Real(count))
+        })
+    });
     metrics.add(&table::ORDERS_NEEDING_ATTENTION, by_reason);
     let oldest = seen.glance.oldest_open.as_ref();
     metrics.moment(&table::OLDEST_OPEN_ORDER, oldest.map(|of| of.created_at));

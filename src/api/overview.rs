@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::{Clock, SystemClock};
 use crate::history::History;
-use crate::order::{Reason, Status, Timestamp};
+use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
 use crate::store::{Glance, Store, StoreError};
 
@@ -56,20 +56,20 @@ impl Seen {
         self.history.orders(status).saturating_sub(removed)
     }
 
-    /// How many orders need looking at for this reason, as they themselves say: while the upstream
-    /// is down, all open orders do that have no other reason.
-    pub fn attention(&self, reason: Reason) -> u64 {
+    /// How many orders need looking at for this reason and are brought on so, as they themselves
+    /// say: while the upstream is down, all open orders do that have no other reason.
+    pub fn attention(&self, reason: Reason, by: ResolvedBy) -> u64 {
         let stored = self.glance.attention.iter();
         let told = stored
             .clone()
-            .filter(|(of, _)| *of == reason)
-            .map(|(_, count)| count)
+            .filter(|(of, of_by, _)| (*of, *of_by) == (reason, by))
+            .map(|(_, _, count)| count)
             .sum();
         let is_down = matches!(self.glance.heartbeat.reach, Reach::Down { .. });
-        if reason != Reason::UpstreamUnreachable || !is_down {
+        if (reason, by) != (Reason::UpstreamUnreachable, ResolvedBy::Itself) || !is_down {
             return told;
         }
-        let with_reason: u64 = stored.map(|(_, count)| count).sum();
+        let with_reason: u64 = stored.map(|(_, _, count)| count).sum();
         told + self.history.open().saturating_sub(with_reason)
     }
 }

@@ -105,7 +105,11 @@ impl Api {
         let found = self.watcher.read(|store| store.details(&id, now)).await;
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-        Ok(json_answer(StatusCode::OK, explained(&details, now)))
+        let explanation = details.explain(now, &self.invocation);
+        Ok(json_answer(
+            StatusCode::OK,
+            explained(&details, explanation),
+        ))
     }
 
     /// The order as it is now.
@@ -156,9 +160,8 @@ impl Api {
     }
 }
 
-/// An order and its story as JSON. Commands have no option for the database: its path is nothing for
-/// clients.
-fn explained(details: &OrderDetails, now: Timestamp) -> Vec<u8> {
+/// An order and its story as JSON.
+fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     #[derive(Serialize)]
     struct Explained<'a> {
         order: OrderJson<'a>,
@@ -167,7 +170,7 @@ fn explained(details: &OrderDetails, now: Timestamp) -> Vec<u8> {
     }
     let body = Explained {
         order: OrderJson::from(&details.order),
-        explanation: details.explain(now, &[]),
+        explanation,
     };
     serde_json::to_vec(&body).expect("strings can be written to memory")
 }
@@ -212,7 +215,7 @@ fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Cloc
 mod tests {
     use super::*;
     use crate::clock::SetClock;
-    use crate::order::{Attention, Reason};
+    use crate::order::{Attention, Reason, ResolvedBy};
 
     #[test]
     fn an_open_order_is_asked_for_again_after_the_next_look_at_it() {
@@ -225,6 +228,7 @@ mod tests {
             starts: 0,
             attention: next_attempt_at.map(|at| Attention {
                 reason: Reason::StartRefused,
+                by: ResolvedBy::Itself,
                 since: Timestamp(0),
                 detail: String::new(),
                 next_attempt_at: at.map(Timestamp),

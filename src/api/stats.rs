@@ -15,10 +15,11 @@ use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::{Api, json_answer, request};
 use crate::clock::Rfc3339;
+use crate::decide::LostProcess;
 use crate::health;
 use crate::history::History;
 use crate::order::EventReason;
-use crate::order::{Reason, Status, Timestamp};
+use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::{Learned, Reach};
 use crate::store::{Heartbeat, Sizes};
 
@@ -45,6 +46,7 @@ struct Stats {
     at: Rfc3339,
     orders: BTreeMap<Status, u64>,
     attention: BTreeMap<&'static str, u64>,
+    attention_by: BTreeMap<&'static str, u64>,
     oldest_open: Option<OldestOpen>,
     per_minute: Vec<Minute>,
     time_to_settle: TimeToSettle,
@@ -123,6 +125,8 @@ struct Reconciler {
     last_pass_at: Option<Rfc3339>,
     next_pass_at: Option<Rfc3339>,
     next_look_at: Option<Rfc3339>,
+    /// What it does with an order whose process was forgotten.
+    policy: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -142,12 +146,20 @@ impl Stats {
         let (now, history) = (seen.now, &*seen.history);
         let heartbeat = &seen.glance.heartbeat;
         let orders = Status::ALL.map(|status| (status, seen.orders(status)));
-        let attention = Reason::ALL.map(|reason| (reason.as_str(), seen.attention(reason)));
+        let attention = Reason::ALL.map(|reason| {
+            let by = ResolvedBy::ALL.map(|by| seen.attention(reason, by));
+            (reason.as_str(), by.iter().sum())
+        });
+        let attention_by = ResolvedBy::ALL.map(|by| {
+            let of = Reason::ALL.map(|reason| seen.attention(reason, by));
+            (by.as_str(), of.iter().sum())
+        });
         let oldest_open = seen.glance.oldest_open.as_ref();
         Self {
             at: Rfc3339(now),
             orders: orders.into(),
             attention: attention.into(),
+            attention_by: attention_by.into(),
             oldest_open: oldest_open.map(|order| OldestOpen {
                 id: order.id.to_string(),
                 status: order.status,
@@ -230,6 +242,7 @@ fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
         last_pass_at: heartbeat.last_pass_at.map(Rfc3339),
         next_pass_at: heartbeat.next_pass_at.map(Rfc3339),
         next_look_at: heartbeat.next_look_at.map(Rfc3339),
+        policy: heartbeat.policy.map(LostProcess::as_str),
     }
 }
 

@@ -99,16 +99,16 @@ pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
 
 impl ValueEnum for LostProcess {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Restart, Self::Hold, Self::Fail]
+        &Self::ALL
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
-        let (name, help) = match self {
-            Self::Restart => ("restart", "Start it again, which may repeat its work"),
-            Self::Hold => ("hold", "Leave it PROCESSING, with attention process_lost"),
-            Self::Fail => ("fail", "Settle it as FAILED"),
+        let help = match self {
+            Self::Restart => "Start it again, which may repeat its work",
+            Self::Hold => "Leave it PROCESSING, with attention process_lost",
+            Self::Fail => "Settle it as FAILED",
         };
-        Some(PossibleValue::new(name).help(help))
+        Some(PossibleValue::new(self.as_str()).help(help))
     }
 }
 

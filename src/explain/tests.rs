@@ -38,6 +38,8 @@ fn created() -> OrderDetails {
         ahead: 0,
         heartbeat: Heartbeat {
             leader_since: Some(ago(600)),
+            led_until: None,
+            policy: Some(LostProcess::Restart),
             last_pass_at: Some(ago(1)),
             next_pass_at: Some(Timestamp(NOW.0 + 400)),
             last_seen_at: Some(ago(2)),
@@ -71,8 +73,13 @@ fn open(case: &mut OrderDetails) -> &mut OpenOrder {
 
 fn troubled(mut case: OrderDetails, reason: Reason, detail: &str, attempts: u32) -> OrderDetails {
     let next_attempt_at = (attempts > 0).then_some(Timestamp(NOW.0 + 40_000));
+    let is_held = attempts > 0 && matches!(reason, Reason::ProcessLost | Reason::MaxStarts);
     case.order.attention = Some(Attention {
         reason,
+        by: match is_held {
+            true => ResolvedBy::Operator,
+            false => ResolvedBy::Itself,
+        },
         since: ago(12),
         detail: detail.to_owned(),
         next_attempt_at,
@@ -86,7 +93,7 @@ fn troubled(mut case: OrderDetails, reason: Reason, detail: &str, attempts: u32)
 
 #[track_caller]
 fn check(case: &OrderDetails, says: &[&str]) {
-    let text = case.explain(NOW, &[]).to_string();
+    let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
     for words in says {
         assert!(text.contains(words), "{words:?} in:\n{text}");
     }
@@ -169,7 +176,7 @@ fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
             "a settled order never changes",
         ],
     );
-    let text = case.explain(NOW, &[]).to_string();
+    let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
     assert!(
         !text.contains("Why") && !text.contains("you can do"),
         "{text}"
@@ -208,7 +215,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(created(), StartRefused, "it answered 422.", 3),
         &[
-            "It has needed attention for 12 s: start_refused.",
+            "It has had start_refused for 12 s, and goes on by itself.",
             "has refused for 12 s",
             "it answered 422.",
             "3 attempts in a row have failed.",
@@ -238,6 +245,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &held,
         &[
+            "It has had process_lost for 12 s, and needs an operator.",
             "has not known it for 12 s",
             "Nobody can know",
             "Nothing happens until an operator decides",
@@ -245,13 +253,30 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             fail,
         ],
     );
-    let missed = troubled(processing(), ProcessLost, "forgotten", 0);
-    check(
-        &missed,
-        &["It is looked for again in the next pass", "--lost-process"],
-    );
+    let mut missed = troubled(processing(), ProcessLost, "forgotten", 0);
+    for (policy, then) in [
+        (
+            Some(LostProcess::Restart),
+            "it is started again when its turn comes",
+        ),
+        (Some(LostProcess::Hold), "it is held until an operator"),
+        (Some(LostProcess::Fail), "it becomes FAILED."),
+        (None, "--lost-process"),
+    ] {
+        missed.heartbeat.policy = policy;
+        check(
+            &missed,
+            &[
+                "process_lost for 12 s, and goes on by itself.",
+                "It is looked for again in the next pass",
+                then,
+            ],
+        );
+    }
     let mut released = held;
     open(&mut released).is_released = true;
+    let attention = released.order.attention.as_mut().unwrap();
+    attention.by = ResolvedBy::Itself;
     check(
         &released,
         &[
@@ -276,7 +301,10 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &["It has been held", "until an operator decides", restart],
     );
     assert!(
-        !created.explain(NOW, &[]).to_string().contains(fail),
+        !created
+            .explain(NOW, &Invocation::elsewhere())
+            .to_string()
+            .contains(fail),
         "only PROCESSING can be failed"
     );
 }
@@ -303,17 +331,40 @@ fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
 #[test]
 fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
     let mut case = created();
+    let says = |case: &OrderDetails, summary: &str, next: &str| {
+        check(case, &[summary, next]);
+        let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
+        assert!(!text.contains("by itself"), "{text}");
+        assert!(!text.contains("Nothing is wrong with it."), "{text}");
+    };
+    case.heartbeat.leader_since = None;
     case.heartbeat.last_pass_at = None;
     case.heartbeat.next_pass_at = None;
-    check(
+    says(
         &case,
-        &["Nothing happens until a reconciler runs on this database."],
+        "Nothing is wrong with the order itself, but no reconciler has led on this database yet.",
+        "Nothing happens until a reconciler runs on this database.",
     );
+    // After a clean end, the next pass that was told is not late yet.
+    case.heartbeat.led_until = Some(ago(3));
+    case.heartbeat.last_pass_at = Some(ago(4));
+    case.heartbeat.next_pass_at = Some(Timestamp(NOW.0 + 400));
+    let next =
+        "Nothing happens until a reconciler runs again: the last one has shut down, 3.0 s ago";
+    says(&case, "the last one has shut down.", next);
+    says(
+        &troubled(case.clone(), Reason::StartRefused, "it answered 422", 1),
+        "It has had start_refused for 12 s, and no reconciler runs: the last one has shut down.",
+        next,
+    );
+    case.heartbeat.leader_since = Some(ago(900));
+    case.heartbeat.led_until = None;
     case.heartbeat.last_pass_at = Some(ago(600));
     case.heartbeat.next_pass_at = Some(ago(599));
-    check(
+    says(
         &case,
-        &["the last one was killed, or is stuck. Its last pass ended 10 min ago"],
+        "but the reconciler was killed, or is stuck: its next pass is more than a minute late.",
+        "the last one was killed, or is stuck. Its last pass ended 10 min ago",
     );
 }
 
@@ -329,11 +380,19 @@ fn a_command_can_be_pasted_whatever_the_id() {
         assert_eq!(quoted(id), word);
     }
     let mut case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
-    assert!(!case.explain(NOW, &[]).to_string().contains('\u{1b}'));
+    assert!(
+        !case
+            .explain(NOW, &Invocation::elsewhere())
+            .to_string()
+            .contains('\u{1b}')
+    );
     case.order.id = OrderId::new("-x").unwrap();
     let text = case
-        .explain(NOW, &["--database-url", "/a b/o.db"])
+        .explain(
+            NOW,
+            &Invocation::here("/a b/order-service", Path::new("/a b/o.db")),
+        )
         .to_string();
-    let command = "\n  order-service restart --database-url '/a b/o.db' -- -x   # ";
+    let command = "\n  '/a b/order-service' restart --database-url '/a b/o.db' -- -x   # ";
     assert!(text.contains(command), "{text}");
 }

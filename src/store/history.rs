@@ -9,19 +9,19 @@ use rusqlite::{Connection, Row};
 use super::cursor::{Extent, Sequence};
 use super::file::beside;
 use super::prune::{Removed, base, pruned};
-use super::rows::{heartbeat, impossible, reason_of};
+use super::rows::{heartbeat, impossible, needs_operator, reason_of, resolved_by};
 use super::{Heartbeat, find, next_open};
 use crate::history::{Entry, History};
 use crate::order::EventReason;
-use crate::order::{Order, Reason, Timestamp};
+use crate::order::{Order, Reason, ResolvedBy, Timestamp};
 
 /// Everything that is told of the whole, as of one moment.
 #[derive(Clone, Debug)]
 pub struct Glance {
     /// What was removed.
     pub pruned: Removed,
-    /// How many orders need looking at, by the reason that is stored with each.
-    pub attention: Vec<(Reason, u64)>,
+    /// How many orders need looking at, by the reason that is stored with each and by who brings it on.
+    pub attention: Vec<(Reason, ResolvedBy, u64)>,
     /// The oldest order that is open.
     pub oldest_open: Option<Order>,
     /// What the reconciler last told of itself.
@@ -100,20 +100,25 @@ pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
 struct UnknownReason(String);
 
 /// Read off the index alone.
-const ATTENTION: &str = "SELECT attention, count(*) FROM orders INDEXED BY orders_with_attention \
-                         WHERE attention IS NOT NULL GROUP BY attention";
+const ATTENTION: &str = concat!(
+    "SELECT attention, ",
+    needs_operator!(),
+    ", count(*) FROM orders INDEXED BY orders_with_attention \
+     WHERE attention IS NOT NULL GROUP BY 1, 2"
+);
 
 /// How many orders there are with each reason that is stored.
-fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, u64)>> {
+fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, ResolvedBy, u64)>> {
     let counted = db
         .prepare_cached(ATTENTION)?
         .query_map([], |row| {
-            Ok((reason_of(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs()))
+            let count = row.get::<_, i64>(2)?.unsigned_abs();
+            Ok((reason_of(row, 0)?, resolved_by(row, 1)?, count))
         })?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     Ok(counted
         .into_iter()
-        .filter_map(|(reason, count)| Some((reason?, count)))
+        .filter_map(|(reason, by, count)| Some((reason?, by, count)))
         .collect())
 }
 

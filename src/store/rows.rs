@@ -5,22 +5,43 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Found, Heartbeat, StartCandidate};
-use crate::decide::{Intent, OpenOrder, Phase};
-use crate::order::{Attention, Order, OrderId, Reason, Status, Timestamp};
+use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
+use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
 
+/// Whether an operator has to bring an order on, by its columns. A refusal is tried again by itself,
+/// but five in a row do not go away. A forgotten process that was only missed has no
+/// next attempt yet; one that was held has. An order that an operator has released goes on by itself.
+macro_rules! needs_operator {
+    () => {
+        "CASE attention \
+         WHEN 'max_starts' THEN released_at IS NULL \
+         WHEN 'start_refused' THEN released_at IS NULL AND attempts >= 5 \
+         WHEN 'process_lost' THEN released_at IS NULL AND next_attempt_at IS NOT NULL \
+         AND (SELECT policy FROM heartbeat WHERE id = 1) IS NOT 'restart' \
+         ELSE 0 END"
+    };
+}
+pub(super) use needs_operator;
+
 /// The columns of an [`Order`], as [`order_of`] reads them.
-pub(super) const ORDER: &str = "seq, id, status, created_at, updated_at, \
-                     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
-                     attention, attention_since, attention_detail, next_attempt_at";
+pub(super) const ORDER: &str = concat!(
+    "seq, id, status, created_at, updated_at, \
+     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+     attention, attention_since, attention_detail, next_attempt_at, ",
+    needs_operator!()
+);
 
 /// An order by its id, with what the heartbeat tells its readers, as [`found_of`] reads it: one
 /// statement, because nothing is asked for more often.
-pub(super) const FOUND: &str = "SELECT seq, orders.id, status, created_at, updated_at, \
-                     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
-                     attention, attention_since, attention_detail, next_attempt_at, \
-                     upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at \
-                     FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1";
+pub(super) const FOUND: &str = concat!(
+    "SELECT seq, orders.id, status, created_at, updated_at, \
+     starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+     attention, attention_since, attention_detail, next_attempt_at, ",
+    needs_operator!(),
+    ", upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at \
+     FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1"
+);
 
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
@@ -45,14 +66,14 @@ pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachabl
 
 /// An order and the next look, as [`FOUND`] tells them.
 pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<Found> {
-    let is_down: bool = row.get(10)?;
+    let is_down: bool = row.get(11)?;
     let unreachable = match is_down {
-        true => Some(unreachable_of(row, 11)?),
+        true => Some(unreachable_of(row, 12)?),
         false => None,
     };
     Ok(Found {
         order: order_of(row, unreachable.as_ref())?,
-        next_look_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
+        next_look_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
     })
 }
 
@@ -73,6 +94,7 @@ pub(super) fn order_of(
     let attention = match reason_of(row, 6)? {
         Some(reason) => Some(Attention {
             reason,
+            by: resolved_by(row, 10)?,
             since: Timestamp(row.get(7)?),
             detail: row.get(8)?,
             next_attempt_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
@@ -81,6 +103,7 @@ pub(super) fn order_of(
             .filter(|_| !status.is_settled())
             .map(|unreachable| Attention {
                 reason: Reason::UpstreamUnreachable,
+                by: ResolvedBy::Itself,
                 since: unreachable.since.max(created_at),
                 detail: unreachable.detail.clone(),
                 next_attempt_at: unreachable.next_pass_at,
@@ -161,6 +184,14 @@ pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option
         .and_then(Reason::from_name))
 }
 
+/// Who brings an order on, as [`needs_operator`] tells it.
+pub(super) fn resolved_by(row: &Row<'_>, column: usize) -> rusqlite::Result<ResolvedBy> {
+    Ok(match row.get(column)? {
+        true => ResolvedBy::Operator,
+        false => ResolvedBy::Itself,
+    })
+}
+
 /// A value that the schema's CHECKs refuse, or that someone else wrote.
 pub(super) fn impossible(
     column: usize,
@@ -172,7 +203,8 @@ pub(super) fn impossible(
 pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-         upstream, upstream_since, upstream_detail, next_look_at, learned, tally FROM heartbeat",
+         upstream, upstream_since, upstream_detail, next_look_at, learned, tally, \
+         led_until, policy FROM heartbeat",
     )?
     .query_row([], |row| {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
@@ -188,6 +220,8 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
         };
         Ok(Heartbeat {
             leader_since: time(0)?,
+            led_until: time(10)?,
+            policy: policy_of(row, 11)?,
             last_pass_at: time(1)?,
             next_pass_at: time(2)?,
             last_seen_at: time(3)?,
@@ -198,6 +232,12 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             tally: from_json(row, 9)?,
         })
     })
+}
+
+fn policy_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<LostProcess>> {
+    let word = row.get_ref(column)?.as_str_or_null()?;
+    let policy = |word| LostProcess::ALL.into_iter().find(|of| of.as_str() == word);
+    Ok(word.and_then(policy))
 }
 
 fn from_json<T: DeserializeOwned + Default>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
@@ -220,7 +260,7 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         next_look_at = ?8, learned = ?9, tally = ?10",
+         next_look_at = ?8, learned = ?9, tally = ?10, led_until = ?11, policy = ?12",
     )?
     .execute(params![
         heartbeat.leader_since.map(|t| t.0),
@@ -233,6 +273,8 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         heartbeat.next_look_at.map(|t| t.0),
         to_json(&heartbeat.learned)?,
         to_json(&heartbeat.tally)?,
+        heartbeat.led_until.map(|t| t.0),
+        heartbeat.policy.map(LostProcess::as_str),
     ])
     .map(drop)
 }

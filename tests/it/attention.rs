@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use order_service::clock::{Clock, Rfc3339, SystemClock};
+use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
 use order_service::pace::LearnedRate;
 use order_service::pace::Reach;
@@ -116,6 +117,11 @@ async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
         let order = client.get(path).await.json();
         let expected = json!({
             "reason": reason.as_str(),
+            // No reconciler has told its policy: what is held was held by one that holds.
+            "by": match reason {
+                Reason::MaxStarts | Reason::ProcessLost => "operator",
+                _ => "itself",
+            },
             "since": Rfc3339(SINCE),
             "detail": format!("seen: {}", reason.as_str()),
             "next_attempt_at": Rfc3339(Timestamp(SINCE.0 + 5_000)),
@@ -145,6 +151,7 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
         let order = client.get(format!("{}/order/{id}", api.url)).await.json();
         let expected = json!({
             "reason": "upstream_unreachable",
+            "by": "itself",
             "since": Rfc3339(down_since),
             "detail": "no route",
             "next_attempt_at": Rfc3339(Timestamp(down_since.0 + 1_000)),
@@ -163,6 +170,111 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     heartbeat.reach = Reach::Up { since: down_since };
     store.write_heartbeat(heartbeat).await.unwrap();
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
+}
+
+/// Who brings an order on, as the API tells it.
+async fn by(client: &Client, api: &str, id: &str) -> String {
+    let order = client.get(format!("{api}/order/{id}")).await.json();
+    order["attention"]["by"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
+    let world = World::new();
+    let store = world.store();
+    let refusals = |count| vec![flagged(Reason::StartRefused); count];
+    order(&store, "four", refusals(4)).await;
+    order(&store, "five", refusals(5)).await;
+    order(&store, "worn", vec![flagged(Reason::MaxStarts)]).await;
+    let missed = Step::Missed { began_at: SINCE };
+    order(&store, "missed", vec![Step::Adopted, missed]).await;
+    let held = vec![Step::Adopted, flagged(Reason::ProcessLost)];
+    order(&store, "held", held).await;
+    let api = world.api(&[]);
+    let client = Client::new();
+    let told = client.get(format!("{}/stats", api.url)).await.json();
+    assert_eq!(told["reconciler"]["policy"], Value::Null);
+    let mut heartbeat = store.heartbeat().unwrap();
+    for (policy, held) in [
+        (LostProcess::Hold, "operator"),
+        (LostProcess::Fail, "operator"),
+        // It was held under another one, and is started again now.
+        (LostProcess::Restart, "itself"),
+    ] {
+        heartbeat.policy = Some(policy);
+        store.write_heartbeat(heartbeat.clone()).await.unwrap();
+        for (id, expected) in [
+            ("four", "itself"),
+            ("five", "operator"),
+            ("worn", "operator"),
+            ("missed", "itself"),
+            ("held", held),
+        ] {
+            let found = by(&client, &api.url, id).await;
+            assert_eq!(found, expected, "{id}, {policy:?}");
+        }
+        let told = client.get(format!("{}/stats", api.url)).await.json();
+        assert_eq!(told["reconciler"]["policy"], policy.as_str());
+        let operator = 2 + u64::from(held == "operator");
+        let expected = json!({"operator": operator, "itself": 5 - operator});
+        assert_eq!(told["attention_by"], expected);
+        let metrics = client.get(format!("{}/metrics", api.url)).await.body;
+        let sample = format!(
+            "orders_needing_attention{{reason=\"process_lost\",by=\"operator\"}} {}.0\n",
+            u64::from(held == "operator")
+        );
+        assert!(metrics.contains(&sample), "{sample}");
+    }
+    // What an operator has decided goes on by itself.
+    heartbeat.policy = Some(LostProcess::Hold);
+    store.write_heartbeat(heartbeat).await.unwrap();
+    let ran = world.run("order-service", &["restart", "held", "worn", "five"], &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for id in ["held", "worn", "five"] {
+        assert_eq!(by(&client, &api.url, id).await, "itself", "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconciler_tells_its_policy_and_when_it_has_ended() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let client = Client::new();
+    let reconciler = async || {
+        let told = client.get(format!("{}/stats", api.url)).await.json();
+        told["reconciler"].clone()
+    };
+    let told = reconciler().await;
+    assert_eq!(told["detail"], "no reconciler has led on this database yet");
+    // With one order, for which the upstream has to be asked.
+    client.create(&api.url, "a1").await;
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let once = [
+        "--once",
+        "--lost-process",
+        "hold",
+        "--order-process-url",
+        &simulator.url,
+    ];
+    let before = SystemClock.now();
+    let ran = world.run("order-reconciler", &once, &[]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let told = reconciler().await;
+    assert_eq!(told["policy"], "hold");
+    assert_eq!(told["status"], "none");
+    assert_eq!(
+        told["detail"],
+        "no reconciler runs: the last one has shut down"
+    );
+    let since = told["since"].as_str().unwrap();
+    assert!(since > &*Rfc3339(before).to_string(), "{told}");
+    assert!(since < &*Rfc3339(SystemClock.now()).to_string(), "{told}");
+    let explained = client
+        .get(format!("{}/order/a1/explain", api.url))
+        .await
+        .json();
+    let next = explained["next"][0].as_str().unwrap();
+    assert!(next.contains("the last one has shut down"), "{explained}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,6 +381,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     let now = SystemClock.now();
     let mut heartbeat = store.heartbeat().unwrap();
     heartbeat.reach = Reach::Up { since: now };
+    heartbeat.leader_since = Some(now);
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);
     heartbeat.learned.rate = Some(LearnedRate::new(0.5, now));
@@ -286,16 +399,16 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
     let world = World::new();
     let store = world.store();
     let lost = || vec![Step::Adopted, flagged(Reason::ProcessLost)];
-    let program = Path::new(env!("CARGO_BIN_EXE_order-service"));
     for id in ["p1", "it's lost", "--all-lost"] {
         order(&store, id, lost()).await;
         let ran = world.run("order-service", &["explain", "--", id], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         let commands = ran.stdout.lines().map(str::trim);
         let commands: Vec<_> = commands
-            .filter(|line| line.starts_with("order-service "))
+            .filter(|line| line.contains("order-service "))
             .collect();
         assert_eq!(commands.len(), 2, "{ran:?}");
+        // They work also where the shell does not find the program.
         for (command, says) in commands
             .iter()
             .zip(["will be started again", "is FAILED now"])
@@ -303,7 +416,7 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
             let output = Command::new("/bin/sh")
                 .args(["-c", command])
                 .env_clear()
-                .env("PATH", program.parent().unwrap())
+                .env("PATH", "/nowhere")
                 .current_dir("/")
                 .output()
                 .unwrap();
@@ -317,4 +430,23 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
         let order = store.order(&OrderId::new(id).unwrap()).unwrap().unwrap();
         assert_eq!(order.status, Status::Failed, "{id}");
     }
+    // One that was found through PATH is found so again.
+    order(&store, "p2", lost()).await;
+    let program = Path::new(env!("CARGO_BIN_EXE_order-service"));
+    let explain = [
+        "-c",
+        "order-service explain p2 | grep -o 'order-service fail [^#]*' | sh",
+    ];
+    let output = Command::new("/bin/sh")
+        .args(explain)
+        .env(
+            "PATH",
+            format!("{}:/usr/bin:/bin", program.parent().unwrap().display()),
+        )
+        .env("DATABASE_URL", world.database())
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("is FAILED now"), "{said}");
 }

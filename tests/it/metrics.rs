@@ -207,7 +207,7 @@ async fn what_is_counted_of_a_run_is_what_happened() {
     expect("order_transitions_total{reason=\"restarted\"}", 0);
     expect("order_time_to_settle_seconds_count", 50);
     expect(
-        "orders_needing_attention{reason=\"upstream_unreachable\"}",
+        "orders_needing_attention{reason=\"upstream_unreachable\",by=\"itself\"}",
         0,
     );
     expect("starts_total", 50);
@@ -319,7 +319,7 @@ async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
         told.get("order_service_upstream_up") == Some(&0.0)
     })
     .await;
-    let attention = "orders_needing_attention{reason=\"upstream_unreachable\"}";
+    let attention = "orders_needing_attention{reason=\"upstream_unreachable\",by=\"itself\"}";
     assert_eq!(of(&told, attention), 1);
     let created_at = of(&told, "oldest_open_order_timestamp_seconds") as i64;
     assert!((SystemClock.now().0 / 1_000 - created_at) < PATIENCE.as_secs() as i64);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
-use order_service::order::{Reason, Timestamp};
+use order_service::order::{Reason, ResolvedBy, Timestamp};
 use order_service::pace::Reach;
 use order_service::store::{Change, Step, Trouble};
 use rusqlite::Connection;
@@ -175,6 +175,13 @@ async fn attention_is_counted_as_each_order_tells_it() {
             *counts.get_mut(reason).unwrap() += 1;
         }
         assert_eq!(told["attention"], json!(counts));
+        let mut by = BTreeMap::from(ResolvedBy::ALL.map(|by| (by.as_str(), 0)));
+        for order in flagged.json().as_array().unwrap() {
+            let word = order["attention"]["by"].as_str().unwrap();
+            *by.get_mut(word).unwrap() += 1;
+        }
+        assert_eq!(told["attention_by"], json!(by));
+        assert_eq!(told["attention_by"]["operator"], 1);
         let list = client
             .get(format!("{}/order?limit=1", api.url))
             .await

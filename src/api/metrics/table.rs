@@ -75,9 +75,9 @@ metrics! {
     "If `CREATED` rises, more orders come than are started: raise `--start-rate` if the upstream takes \
      more. If `PROCESSING` stays at its limit, the short life of the upstream limits what runs at once."
 
-    ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason"]
-    "Open orders that need attention, by reason."
-    => "`process_lost`, `max_starts` or `start_refused` above 0"
+    ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason", "by"]
+    "Open orders that need attention, by reason and by who brings them on: an `operator`, or each `itself`."
+    => "`by=\"operator\"` above 0"
     "An operator has to decide: `GET /order?attention=true`, then `GET /order/{id}/explain`, then \
      `order-service restart` or `fail`."
 
