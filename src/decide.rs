@@ -270,9 +270,6 @@ pub fn decide(
             Action::Adopt
         }
 
-        // Contradictions say nothing.
-        (_, _, Observed::Unknown) => Action::Wait,
-
         // The answer to an earlier start may still be on its way.
         (_, Some(intent), Observed::Absent) if !intent.has_expired(look.began_at, policy) => {
             Action::Wait
@@ -381,21 +378,22 @@ mod tests {
         Observed::of_status("PAUSED")
     }
 
-    /// What is decided on a look that began now; `Unknown` stands for none.
+    /// What is decided on a look that began now, or on none.
     fn choose(
         order: &OpenOrder,
-        observed: Observed,
+        observed: impl Into<Option<Observed>>,
         policy: &Policy,
         occasion: Occasion,
     ) -> Action {
-        let look = (observed != Observed::Unknown).then_some(Look {
+        let look = observed.into().map(|observed| Look {
             observed,
             began_at: NOW,
         });
         decide(order, occasion, look.as_ref(), policy, NOW)
     }
 
-    fn check(order: &OpenOrder, observed: Observed, expected: Action) {
+    fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
+        let observed = observed.into();
         let action = choose(order, observed.clone(), &POLICY, Occasion::Pass);
         assert_eq!(action, expected, "{order:?} {observed:?}");
     }
@@ -437,7 +435,7 @@ mod tests {
         ];
         for (phase, intent, [unknown, absent, running, odd]) in rows {
             let order = order(phase, intent);
-            check(&order, Observed::Unknown, unknown);
+            check(&order, None, unknown);
             check(&order, Observed::Absent, absent);
             check(&order, Observed::Running, running);
             check(&order, unrecognised(), odd);
@@ -540,11 +538,11 @@ mod tests {
         check(&order, Observed::Absent, Action::Wait);
         check(&order, Observed::Running, Action::Adopt);
         order.next_attempt_at = Some(NOW);
-        check(&order, Observed::Unknown, Action::Start);
+        check(&order, None, Action::Start);
         order.next_attempt_at = Some(NOW.after(BACKOFF_MAX * 2));
-        check(&order, Observed::Unknown, Action::Start);
+        check(&order, None, Action::Start);
         order.next_attempt_at = Some(NOW.after(BACKOFF_MAX));
-        check(&order, Observed::Unknown, Action::Wait);
+        check(&order, None, Action::Wait);
     }
 
     #[test]
@@ -673,21 +671,6 @@ mod tests {
                 answer: None,
             });
             check(&begun, observed, Action::Wait);
-        }
-    }
-
-    #[test]
-    fn a_look_that_says_nothing_changes_nothing() {
-        let look = Look {
-            observed: Observed::Unknown,
-            began_at: NOW,
-        };
-        for phase in [Phase::Created, processing(None), processing(Some(1))] {
-            for intent in [None, intent(Some(0), None)] {
-                let order = order(phase, intent);
-                let decided = decide(&order, Occasion::Pass, Some(&look), &POLICY, NOW);
-                assert_eq!(decided, Action::Wait);
-            }
         }
     }
 }

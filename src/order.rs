@@ -229,10 +229,8 @@ impl Outcome {
 /// What the order process service last told of an order's process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Observed {
-    /// Nothing: it was not asked, did not answer, or its answer made no sense. Never the same as
-    /// [`Observed::Absent`].
-    Unknown,
-    /// A complete answer did not know the order.
+    /// A complete answer did not know the order. Silence is never this: where nothing was observed, there
+    /// is no `Observed`.
     Absent,
     /// The process runs.
     Running,

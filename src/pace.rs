@@ -249,7 +249,7 @@ impl Pace {
         match observed {
             Observed::Running => self.durations.outlived(from, to),
             Observed::Succeeded | Observed::Failed => self.durations.ended(from, to),
-            Observed::Absent | Observed::Unknown | Observed::Unrecognised(_) => {}
+            Observed::Absent | Observed::Unrecognised(_) => {}
         }
     }
 
@@ -439,7 +439,7 @@ mod tests {
         };
         assert_eq!(limiter.stuck_after(), Duration::from_secs(1_200));
         let before = limiter.learned().durations;
-        limiter.learn(&order, &Observed::Unknown, Timestamp(5_000));
+        limiter.learn(&order, &Observed::Absent, Timestamp(5_000));
         assert_eq!(limiter.learned().durations, before);
         limiter.learn(&order, &Observed::Running, Timestamp(5_000));
         limiter.saw(1, Timestamp(5_000));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
+use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
 pub use self::list::{Entry, ListDecoder, ListError};
@@ -23,6 +23,10 @@ use crate::pace::Failure;
 
 /// The longest answer to a look-up or a start that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
+
+/// A start uses a connection that was idle for no longer than this: the peer may be about to close it,
+/// and a start that ends so may have taken effect.
+const START_IDLE_MAX: Duration = Duration::from_millis(500);
 
 /// How much of an unexpected answer is shown, in characters.
 const SHOWN_MAX: usize = 200;
@@ -35,7 +39,7 @@ pub trait Upstream: 'static {
     /// Starts a process. `Ok` means that it was accepted.
     fn start(&self, id: &OrderId) -> impl Future<Output = Result<(), StartError>>;
 
-    /// Looks one order's process up; never [`Observed::Unknown`].
+    /// Looks one order's process up.
     fn look_up(&self, id: &OrderId) -> impl Future<Output = Result<Observed, Failure>>;
 
     /// Reads the list of all processes, and tells each entry as it comes. `Ok`, with the number
@@ -57,6 +61,9 @@ pub enum StartError {
         /// What was seen.
         failure: Failure,
     },
+    /// It was accepted, but not in the upstream's words: these are of a portal, a proxy or another
+    /// service, or broke off. Only a look-up can tell.
+    Doubtful(Failure),
     /// The upstream answered about this very order, and did not accept it. A process may exist.
     Refused {
         /// The HTTP status of the answer.
@@ -132,7 +139,11 @@ impl UpstreamUrl {
 /// The order process service over HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpUpstream {
-    client: Client,
+    /// For starts: its connections are hardly ever idle for long enough to be closed by the peer.
+    starts: Client,
+    looks: Client,
+    /// Makes a connection for each request.
+    unpooled: Client,
     url: Url,
     request_timeout: Duration,
 }
@@ -150,17 +161,38 @@ impl HttpUpstream {
     ) -> anyhow::Result<Self> {
         // Fails only if there is a provider already, which then serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut client = Client::builder()
+        let builder = || Self::builder(url, token, request_timeout);
+        let build = |builder: ClientBuilder| {
+            builder.build().context(
+                "no HTTPS client can be made; the system's root certificates are needed: install \
+                 the package ca-certificates, or name a file in SSL_CERT_FILE",
+            )
+        };
+        Ok(Self {
+            starts: build(builder()?.pool_idle_timeout(START_IDLE_MAX))?,
+            looks: build(builder()?)?,
+            unpooled: build(builder()?.pool_max_idle_per_host(0))?,
+            url: url.0.clone(),
+            request_timeout,
+        })
+    }
+
+    fn builder(
+        url: &UpstreamUrl,
+        token: Option<&str>,
+        request_timeout: Duration,
+    ) -> anyhow::Result<ClientBuilder> {
+        let mut builder = Client::builder()
             .user_agent(concat!("order-service/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .connect_timeout(request_timeout)
             .read_timeout(request_timeout);
         if url.is_loopback() {
-            client = client.no_proxy();
+            builder = builder.no_proxy();
         }
         if url.0.scheme() == "http" {
             // Certificates are not needed, and may not be there.
-            client = client.tls_certs_only([]);
+            builder = builder.tls_certs_only([]);
         }
         if let Some(token) = token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
@@ -169,16 +201,9 @@ impl HttpUpstream {
                 )
             })?;
             value.set_sensitive(true);
-            client = client.default_headers([(AUTHORIZATION, value)].into_iter().collect());
+            builder = builder.default_headers([(AUTHORIZATION, value)].into_iter().collect());
         }
-        Ok(Self {
-            client: client.build().context(
-                "no HTTPS client can be made; the system's root certificates are needed: install \
-                 the package ca-certificates, or name a file in SSL_CERT_FILE",
-            )?,
-            url: url.0.clone(),
-            request_timeout,
-        })
+        Ok(builder)
     }
 
     /// The URL of one order's process. Everything but letters and digits is escaped, so that no
@@ -190,12 +215,22 @@ impl HttpUpstream {
         url
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<(StatusCode, Answer), reqwest::Error> {
-        let response = request.timeout(self.request_timeout).send().await?;
-        let status = response.status();
-        let retry_after = retry_after(&response);
-        let body = read_at_most(response, ANSWER_MAX).await?;
-        Ok((status, Answer { body, retry_after }))
+    /// Asks for something. A connection that was kept alive may have been closed by the peer meanwhile:
+    /// a request that ends before it is answered is repeated once, on a connection of its own.
+    async fn get(&self, url: Url, timeout: Option<Duration>) -> Result<Response, reqwest::Error> {
+        let send = |client: &Client| {
+            let request = client.get(url.clone());
+            match timeout {
+                Some(timeout) => request.timeout(timeout).send(),
+                None => request.send(),
+            }
+        };
+        match send(&self.looks).await {
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                send(&self.unpooled).await
+            }
+            result => result,
+        }
     }
 
     /// An answer that tells of the upstream's state, or of our access to it.
@@ -231,16 +266,11 @@ impl HttpUpstream {
     }
 }
 
-struct Answer {
-    body: Vec<u8>,
-    retry_after: Option<Duration>,
-}
-
 impl Upstream for HttpUpstream {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         let body = serde_json::json!({ "order_id": id.as_str() }).to_string();
         let request = self
-            .client
+            .starts
             .post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .body(body);
@@ -257,13 +287,19 @@ impl Upstream for HttpUpstream {
             }
         };
         let status = response.status();
-        // Any 2xx accepts it, whatever the body says or however it breaks off.
-        if status.is_success() {
-            let _ = read_at_most(response, ANSWER_MAX).await;
-            return Ok(());
-        }
         let retry_after = retry_after(&response);
-        let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
+        let body = read_at_most(response, ANSWER_MAX).await;
+        if status.is_success() {
+            // The upstream itself says nothing more than that.
+            let detail = match body {
+                Ok(body) if body.is_empty() => return Ok(()),
+                Ok(body) => shown(status, &body),
+                Err(error) => format!("{status}, and broke off: {}", root_cause(&error)),
+            };
+            let detail = format!("the start was answered {detail}, and no process is found");
+            return Err(StartError::Doubtful(Failure::new(detail, false)));
+        }
+        let body = body.unwrap_or_default();
         if is_trouble(status) {
             return Err(StartError::Ambiguous {
                 answer: (!is_relayed(status)).then(|| status.as_u16()),
@@ -281,20 +317,26 @@ impl Upstream for HttpUpstream {
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        let (status, answer) = self
-            .send(self.client.get(self.url_of(id)))
+        let no_answer = |error| no_answer(&error);
+        let timeout = Some(self.request_timeout);
+        let response = self
+            .get(self.url_of(id), timeout)
             .await
-            .map_err(|error| no_answer(&error))?;
+            .map_err(no_answer)?;
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let body = read_at_most(response, ANSWER_MAX)
+            .await
+            .map_err(no_answer)?;
         if status != StatusCode::OK {
-            return Err(self.trouble(status, &answer.body, answer.retry_after));
+            return Err(self.trouble(status, &body, retry_after));
         }
-        observed_of(id, &answer.body)
+        observed_of(id, &body)
             .map_err(|what| Failure::new(format!("a look-up was answered with {what}"), false))
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        let request = self.client.get(self.url.clone());
-        let mut response = request.send().await.map_err(|error| no_answer(&error))?;
+        let response = self.get(self.url.clone(), None).await;
+        let mut response = response.map_err(|error| no_answer(&error))?;
         let status = response.status();
         if status != StatusCode::OK {
             let retry_after = retry_after(&response);

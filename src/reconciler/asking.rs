@@ -52,6 +52,7 @@ impl<U: Upstream> Asking<U> {
             Ok(()) => Answer::Ok,
             Err(StartError::Refused { .. }) => Answer::Refused,
             Err(StartError::Unavailable(_)) => Answer::Unavailable,
+            Err(StartError::Doubtful(_)) => Answer::Ambiguous,
             Err(StartError::Ambiguous { failure, .. }) => {
                 Answer::of_failure(failure, Answer::Ambiguous)
             }

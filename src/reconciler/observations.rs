@@ -61,8 +61,17 @@ impl Observations {
 
     /// The places of the orders that the list does not know.
     pub fn unlisted(&self) -> impl Iterator<Item = usize> {
-        let said = self.listed.statuses.iter().enumerate();
-        said.filter_map(|(place, said)| (*said == ListedStatus::Absent).then_some(place))
+        self.listed_as(ListedStatus::Absent)
+    }
+
+    /// The places of the orders about which the list contradicts itself.
+    pub fn contradictions(&self) -> impl Iterator<Item = usize> {
+        self.listed_as(ListedStatus::Contradiction)
+    }
+
+    fn listed_as(&self, status: ListedStatus) -> impl Iterator<Item = usize> {
+        let statuses = self.listed.statuses.iter().enumerate();
+        statuses.filter_map(move |(place, other)| (*other == status).then_some(place))
     }
 
     /// Counts the processes that are newly missing, and those that were known, of the orders that were
@@ -83,7 +92,6 @@ impl Observations {
             };
             let is_counted = order.intent.is_none()
                 && !order.is_missed()
-                && look.observed != Observed::Unknown
                 && since.is_none_or(|at| confirmed_at >= at);
             missing.known += usize::from(is_counted);
             missing.missing += usize::from(is_counted && order.is_missing_in(look));
@@ -186,7 +194,7 @@ impl<'a> ListReader<'a> {
                 }
             }
             // No status says this.
-            Observed::Absent | Observed::Unknown => {}
+            Observed::Absent => {}
         }
     }
 
@@ -230,7 +238,6 @@ pub(super) struct ListSnapshot {
     running: Look,
     succeeded: Look,
     failed: Look,
-    contradiction: Look,
     /// The statuses that are not known.
     odd: HashMap<usize, Look>,
 }
@@ -259,7 +266,6 @@ impl ListSnapshot {
             running: look(Observed::Running),
             succeeded: look(Observed::Succeeded),
             failed: look(Observed::Failed),
-            contradiction: look(Observed::Unknown),
             odd: HashMap::new(),
         }
     }
@@ -314,13 +320,12 @@ impl ListSnapshot {
 
     fn look(&self, place: usize) -> Option<&Look> {
         match self.statuses.get(place)? {
-            ListedStatus::Nothing => None,
+            ListedStatus::Nothing | ListedStatus::Contradiction => None,
             ListedStatus::Absent => Some(&self.absent),
             ListedStatus::Running => Some(&self.running),
             ListedStatus::Succeeded => Some(&self.succeeded),
             ListedStatus::Failed => Some(&self.failed),
             ListedStatus::Odd => self.odd.get(&place),
-            ListedStatus::Contradiction => Some(&self.contradiction),
         }
     }
 }
@@ -380,9 +385,9 @@ mod tests {
             |listed: &ListSnapshot, place| listed.look(place).map(|look| look.observed.clone());
         let paused = Observed::of_status("PAUSED");
         assert_eq!(told(&listed, 0), Some(Observed::Running));
-        assert_eq!(told(&listed, 1), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 1), None);
         assert_eq!(told(&listed, 2), Some(paused));
-        assert_eq!(told(&listed, 3), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 3), None);
         assert_eq!(told(&listed, 4), Some(Observed::Succeeded));
         assert_eq!(told(&listed, 5), None);
         assert_eq!(told(&read(true), 5), Some(Observed::Absent));
@@ -390,7 +395,7 @@ mod tests {
         let later = orders.chosen(&[1, 2, 5]);
         let listed = read(true).for_orders(&orders, &later);
         let paused = Observed::of_status("PAUSED");
-        assert_eq!(told(&listed, 0), Some(Observed::Unknown));
+        assert_eq!(told(&listed, 0), None);
         assert_eq!(told(&listed, 1), Some(paused));
         assert_eq!(told(&listed, 2), Some(Observed::Absent));
         let earlier = orders.chosen(&[0, 4]);

@@ -112,6 +112,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             log::warn!("{}; some orders are looked up instead", failure.detail);
             self.look_up_all(&mut seen, INSTEAD_OF_LIST_MAX, stop).await;
         }
+        let contradictions = seen.contradictions().collect();
+        self.look_up_each(&mut seen, contradictions, CONFIRMED_MAX, stop)
+            .await;
         self.conclude(seen, began_at, 0, report, stop).await
     }
 

@@ -6,7 +6,7 @@
 use super::{Context, Report, Stop, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
-use crate::order::{Reason, Timestamp};
+use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Failure;
 use crate::store::{StartCandidate, Step};
 use crate::upstream::{StartError, Upstream};
@@ -77,6 +77,13 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             Ok(()) => Answer::Accepted,
             Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
+            Err(StartError::Doubtful(failure)) => match self.look_up(candidate).await {
+                Ok(look) if look.observed != Observed::Absent => Answer::Accepted,
+                _ => Answer::Ambiguous {
+                    answer: None,
+                    failure,
+                },
+            },
             Err(StartError::Refused { answer, detail }) => match self.look_up(candidate).await {
                 Ok(look) => Answer::Refused { detail, look },
                 Err(failure) => Answer::Ambiguous {

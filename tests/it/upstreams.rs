@@ -284,6 +284,11 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
     ];
     side_by_side(cases, |reply| async move {
         let shown = format!("{reply:?}");
+        // A connection may have been closed before the request was sent: it is repeated once.
+        let requests = match &reply {
+            Reply::HangUp => 2,
+            _ => 1,
+        };
         let upstream = Scripted::new(move |_, _| reply.clone()).await;
         let orders = Orders::processing(&many()).await;
         for n in 0..40 {
@@ -298,9 +303,9 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
             let (asked, connections) = (upstream.asked().len(), upstream.connections());
             reconciler.pass().await;
             let asked = upstream.asked().split_off(asked);
-            assert!(asked.len() <= 1, "{shown}: {asked:#?}");
+            assert!(asked.len() <= requests, "{shown}: {asked:#?}");
             ids.extend(asked.iter().map(Asked::looked_up));
-            assert!(upstream.connections() <= connections + 1, "{shown}");
+            assert!(upstream.connections() <= connections + requests, "{shown}");
         }
         assert!(ids.len() >= 3, "{shown}, another order each time: {ids:?}");
     })

@@ -141,7 +141,7 @@ impl Oracle {
                 order.absent_by_look_up_at = None;
             }
             Err(StartError::Unavailable(_)) => order.open_start = None,
-            Err(StartError::Ambiguous { .. }) => {
+            Err(StartError::Ambiguous { .. } | StartError::Doubtful(_)) => {
                 if let Some(start) = &mut order.open_start {
                     start.given_up_at = Some(now);
                 }
@@ -164,7 +164,6 @@ impl Oracle {
             return;
         };
         match observed {
-            Observed::Unknown => return,
             Observed::Absent => {
                 order.was_absent |= order.seen_at.is_some_and(|seen| began_at >= seen);
                 if is_look_up {
@@ -195,13 +194,13 @@ impl Oracle {
         is_complete: bool,
         began_at: Timestamp,
     ) {
-        let mut told: HashMap<&str, Observed> = HashMap::new();
+        let mut told: HashMap<&str, Option<Observed>> = HashMap::new();
         for (id, status) in processes {
-            let observed = Observed::of_status(status);
+            let observed = Some(Observed::of_status(status));
             told.entry(id)
                 .and_modify(|earlier| {
                     if *earlier != observed {
-                        *earlier = Observed::Unknown;
+                        *earlier = None;
                     }
                 })
                 .or_insert(observed);
@@ -209,7 +208,8 @@ impl Oracle {
         let ids: Vec<String> = self.orders.keys().cloned().collect();
         for id in ids {
             match told.get(id.as_str()) {
-                Some(observed) => self.observed(&id, observed, began_at, false),
+                Some(Some(observed)) => self.observed(&id, observed, began_at, false),
+                Some(None) => {}
                 None if is_complete => self.observed(&id, &Observed::Absent, began_at, false),
                 None => {}
             }

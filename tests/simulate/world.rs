@@ -79,10 +79,12 @@ pub enum Fault {
     Death,
     /// The answer takes long to arrive, a list up to a minute.
     Slow,
+    /// The answer is not the upstream's own, which the request may have reached or not.
+    Foreign,
 }
 
 impl Fault {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::None,
         Self::Unreachable,
         Self::Lost,
@@ -94,6 +96,7 @@ impl Fault {
         Self::OddStatus,
         Self::Death,
         Self::Slow,
+        Self::Foreign,
     ];
 }
 
@@ -462,6 +465,12 @@ impl Upstream for Handle {
                 answer: 400,
                 detail: "answered 400".to_owned(),
             }),
+            Fault::Foreign => {
+                if world.draws.below(2) == 0 {
+                    world.take_effect(id.as_str());
+                }
+                Err(StartError::Doubtful(failure("<html>", false)))
+            }
             fault => {
                 let is_new = world.take_effect(id.as_str());
                 let processes = world.model.borrow().len();
@@ -516,7 +525,9 @@ impl Upstream for Handle {
                 world.sleep(world.request_timeout).await;
                 Err(failure("no answer", false))
             }
-            Fault::Error | Fault::Refused | Fault::BadList => Err(failure("answered 500", false)),
+            Fault::Error | Fault::Refused | Fault::BadList | Fault::Foreign => {
+                Err(failure("answered 500", false))
+            }
             Fault::Death => {
                 world.end_life();
                 Err(failure("broke off", false))
@@ -555,7 +566,9 @@ impl Upstream for Handle {
                 world.sleep(world.request_timeout).await;
                 return Err(failure("no answer", false));
             }
-            Fault::Error | Fault::Refused => return Err(failure("answered 500", false)),
+            Fault::Error | Fault::Refused | Fault::Foreign => {
+                return Err(failure("answered 500", false));
+            }
             Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death | Fault::Slow => {}
         }
         if !world.is_up() {

@@ -27,7 +27,7 @@ const CHUNK: usize = 16 * 1024;
 pub(super) const CHOICES: u64 = (PHASES * INTENTS * LOOKS * ROUNDS) as u64;
 const PHASES: usize = 3;
 const INTENTS: usize = 2;
-const LOOKS: usize = 6;
+const LOOKS: usize = 5;
 const ROUNDS: usize = 100;
 
 /// Open orders in the pass.
@@ -132,7 +132,6 @@ fn looks() -> [Look; LOOKS] {
         Observed::Running,
         Observed::Succeeded,
         Observed::Failed,
-        Observed::Unknown,
         Observed::of_status("PAUSED"),
     ]
     .map(|observed| Look {

@@ -135,23 +135,23 @@ fn it_is_told_when_the_upstream_is_looked_at_next() {
 }
 
 #[test]
-fn a_list_that_contradicts_itself_tells_nothing_and_one_that_repeats_itself_all() {
-    let stage = Stage::new(1);
-    for n in 0..50 {
-        stage.create(&format!("a{n}"));
-    }
-    let mut reconciler = stage.reconciler();
-    pass(&mut reconciler);
-    stage.upstream.list_fate.set(Some(Fate::Contradictory));
-    stage.forward(1_000);
-    let report = pass(&mut reconciler);
-    assert_eq!((report.observed, report.settled, report.missed), (50, 0, 0));
-    assert_eq!(report.flagged, 0, "{report}");
-    stage.upstream.list_fate.set(Some(Fate::Twice));
-    while stage.count(Status::Processing) > 0 {
-        stage.forward(1_000);
+fn what_a_list_contradicts_itself_about_is_looked_up_and_what_it_repeats_is_not() {
+    for (fate, look_ups) in [(Fate::Contradictory, 50), (Fate::Twice, 0)] {
+        let stage = Stage::new(1);
+        for n in 0..50 {
+            stage.create(&format!("a{n}"));
+        }
+        let mut reconciler = stage.reconciler();
         pass(&mut reconciler);
-        assert!(stage.clock.now() < Timestamp(1_800_000_070_000));
+        stage.upstream.list_fate.set(Some(fate));
+        stage.upstream.take_requests();
+        stage.forward(1_000);
+        let report = pass(&mut reconciler);
+        assert_eq!((report.observed, report.missed), (50, 0));
+        assert_eq!((report.settled, report.flagged), (50, 0), "{report}");
+        let requests = stage.upstream.take_requests();
+        assert_eq!(requests[0], "list");
+        assert_eq!(requests.len() - 1, look_ups, "{fate:?}");
     }
 }
 

@@ -31,16 +31,11 @@ async fn a_start_says_exactly_what_the_upstream_accepts_and_never_names_a_callba
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_2xx_accepts_a_start_whatever_its_body_says() {
+async fn a_2xx_without_a_body_accepts_a_start() {
     let cases = [
         answer(200, ""),
-        answer(200, "{\"order_id\":\"another\",\"status\":\"FAILED\"}"),
-        answer(201, "<html>created</html>"),
-        answer(202, "[]"),
-        answer(206, "x"),
+        answer(202, ""),
         Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n".into()),
-        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut".into()),
-        Reply::Bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ncu".into()),
         Reply::Bytes("HTTP/1.0 200 OK\r\n\r\n".into()),
         Reply::Answer(200, "Retry-After: 60\r\n", String::new()),
         // An answer before the answer.
@@ -49,24 +44,86 @@ async fn any_2xx_accepts_a_start_whatever_its_body_says() {
         ),
     ];
     side_by_side(cases, |reply| async move {
-        let shown = format!("{reply:?}");
-        let upstream = Scripted::new(move |asked, _| {
-            if asked.is_start() {
-                reply.clone()
-            } else {
-                answer(500, "no look-up is needed")
-            }
+        let no_look_up = answer(500, "no look-up is needed");
+        check_started(reply, no_look_up, 1).await;
+    })
+    .await;
+}
+
+/// Answers that are not the upstream's own, although they are a success.
+fn foreign() -> [Reply; 7] {
+    [
+        answer(200, "{\"order_id\":\"another\",\"status\":\"FAILED\"}"),
+        answer(200, "{}"),
+        answer(201, "<html>created</html>"),
+        answer(202, "[]"),
+        answer(206, "null"),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ncut".into()),
+        Reply::Bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\ncu".into()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_2xx_with_a_body_accepts_a_start_if_a_look_up_finds_the_process() {
+    side_by_side(foreign(), |reply| async move {
+        let found = answer(200, process("a1", "RUNNING"));
+        check_started(reply, found, 2).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_start_met_another_service_is_never_failed() {
+    let unknown = [answer(200, "{}"), answer(200, "<html>"), Reply::HangUp];
+    let cases = foreign()
+        .into_iter()
+        .flat_map(|reply| unknown.clone().map(|unknown| (reply.clone(), unknown)));
+    side_by_side(cases, |(reply, unknown)| async move {
+        let shown = format!("{reply:?} {unknown:?}");
+        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
+            true => reply.clone(),
+            false => unknown.clone(),
         })
         .await;
         let orders = Orders::created(&["a1"]).await;
-        assert!(orders.once(&upstream).await, "{shown}");
-        let order = orders.order("a1");
-        assert_eq!(order.status, Status::Processing, "{shown}: {order:?}");
-        assert_eq!(order.starts, 1, "{shown}");
-        assert_eq!(order.attention, None, "{shown}");
-        assert_eq!(upstream.asked().len(), 1, "{shown}");
+        let settings = Settings {
+            lost_process: LostProcess::Fail,
+            ..settings()
+        };
+        let mut reconciler = orders.reconciler_with(&upstream, settings);
+        for _ in 0..200 {
+            reconciler.pass().await;
+            let order = orders.order("a1");
+            assert_eq!(order.status, Status::Created, "{shown}: {order:?}");
+        }
+        let attention = orders.order("a1").attention.unwrap();
+        assert!(
+            matches!(
+                attention.reason,
+                Reason::UpstreamUnreachable | Reason::MaxStarts
+            ),
+            "{shown}: {attention:?}"
+        );
+        assert!(upstream.starts() <= 5, "{shown}");
     })
     .await;
+}
+
+/// Checks that an order whose start is answered so is started, with so many requests.
+async fn check_started(reply: Reply, look_up: Reply, requests: usize) {
+    let shown = format!("{reply:?}");
+    let upstream = Scripted::new(move |asked, _| match asked.is_start() {
+        true => reply.clone(),
+        false => look_up.clone(),
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    assert!(orders.once(&upstream).await, "{shown}");
+    let order = orders.order("a1");
+    assert_eq!(order.status, Status::Processing, "{shown}: {order:?}");
+    assert_eq!(order.starts, 1, "{shown}");
+    assert_eq!(order.attention, None, "{shown}");
+    assert_eq!(upstream.asked().len(), requests, "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

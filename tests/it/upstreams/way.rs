@@ -236,3 +236,29 @@ async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
         "{log}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_on_a_connection_that_the_peer_has_closed_is_repeated_once_on_another() {
+    for orders in [vec!["a1".to_owned()], many()] {
+        let ids = orders.clone();
+        let upstream = Scripted::new(move |asked, before| {
+            let earlier = before.iter().filter(|other| !other.is_start()).count();
+            match asked.looked_up() {
+                // Every other one.
+                _ if earlier.is_multiple_of(2) => Reply::HangUp,
+                Some(id) => answer(200, process(&id, "SUCCEEDED")),
+                None => {
+                    let entries: Vec<_> = ids.iter().map(|id| process(id, "SUCCEEDED")).collect();
+                    answer(200, format!("[{}]", entries.join(",")))
+                }
+            }
+        })
+        .await;
+        let orders = Orders::processing(&orders).await;
+        assert!(orders.once(&upstream).await);
+        assert_eq!(upstream.asked().len(), 2);
+        let is_settled =
+            |order: &Order| order.status == Status::Fulfilled && order.attention.is_none();
+        assert!(orders.all().iter().all(is_settled), "{:?}", orders.all());
+    }
+}
