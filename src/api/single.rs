@@ -195,6 +195,10 @@ fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Re
     response
 }
 
+/// The longest time for which a client is told not to ask again. An order may wait for a schedule that
+/// comes once a year, but an operator may help it on, and what was stored may be ahead of the clock.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
 /// In how many seconds, at least one, it makes sense to ask for an order again: when the
 /// reconciler will have looked at it. Nothing once it is settled.
 fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Clock) -> Option<u64> {
@@ -208,6 +212,7 @@ fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Cloc
         (_, own) => next_look_at.max(own.flatten()),
     };
     let wait = at.map_or(Duration::ZERO, |at| at.since(clock.now()));
+    let wait = wait.min(RETRY_AFTER_MAX);
     Some((wait.as_millis().div_ceil(1_000) as u64).max(1))
 }
 
@@ -260,6 +265,15 @@ mod tests {
                 Some(60),
             ),
             (Status::Processing, Some(now + 90_000), None, Some(90)),
+            // No one is sent away for hours.
+            (Status::Processing, None, Some(now + 300_000), Some(300)),
+            (Status::Processing, None, Some(now + 21_600_000), Some(300)),
+            (
+                Status::Created,
+                Some(now + 21_600_000),
+                Some(now + 1_000),
+                Some(300),
+            ),
             (Status::Fulfilled, None, Some(now + 60_000), None),
             (Status::Failed, None, None, None),
         ] {
