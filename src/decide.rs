@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::order::{Observed, Outcome, Reason, Timestamp};
-use crate::pace::{BACKOFF_MAX, Queue};
+use crate::pace::Queue;
 
 /// An order that is not settled, as the reconciler knows it. Its id is kept beside it: nothing is
 /// decided by that.
@@ -60,11 +60,12 @@ pub struct Intent {
 impl Intent {
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
-    /// could write down that it was given up, that was one timeout after the intent at the latest.
+    /// could write down that it was given up, that was one timeout after the intent at the latest. By
+    /// the clock of an earlier run nobody can tell how long ago it was, so it counts from this one.
     fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
         let timeout = policy.request_timeout;
         let given_up_at = self.given_up_at.unwrap_or(self.written_at.after(timeout));
-        began_at >= given_up_at.after(timeout)
+        began_at >= given_up_at.max(policy.run_began_at).after(timeout)
     }
 }
 
@@ -86,6 +87,9 @@ pub struct Policy {
     pub max_starts: u32,
     /// What to do with an order whose process was forgotten.
     pub lost_process: LostProcess,
+    /// When this run began: the program was started, or the clock stepped. What was sent before may
+    /// have been sent just before.
+    pub run_began_at: Timestamp,
 }
 
 /// What to do with an order whose process was forgotten. Nobody can know whether that process had
@@ -152,11 +156,9 @@ pub enum Action {
 }
 
 impl OpenOrder {
-    /// Whether its backoff is over. A wait longer than any backoff comes from a clock that was
-    /// set back, and does not count.
+    /// Whether its backoff is over.
     pub fn is_due(&self, now: Timestamp) -> bool {
-        self.next_attempt_at
-            .is_none_or(|at| at <= now || at > now.after(BACKOFF_MAX))
+        self.next_attempt_at.is_none_or(|at| at <= now)
     }
 
     /// The queue in which it waits for its turn to be started.
@@ -343,6 +345,7 @@ mod tests {
         request_timeout: Duration::from_millis(5_000),
         max_starts: 5,
         lost_process: LostProcess::Restart,
+        run_began_at: Timestamp(0),
     };
     const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -532,17 +535,13 @@ mod tests {
     }
 
     #[test]
-    fn an_order_in_backoff_is_not_started_and_a_clock_set_back_does_not_strand_it() {
+    fn an_order_in_backoff_is_not_started() {
         let mut order = order(Phase::Created, None);
         order.next_attempt_at = Some(Timestamp(NOW.0 + 1));
         check(&order, Observed::Absent, Action::Wait);
         check(&order, Observed::Running, Action::Adopt);
         order.next_attempt_at = Some(NOW);
         check(&order, None, Action::Start);
-        order.next_attempt_at = Some(NOW.after(BACKOFF_MAX * 2));
-        check(&order, None, Action::Start);
-        order.next_attempt_at = Some(NOW.after(BACKOFF_MAX));
-        check(&order, None, Action::Wait);
     }
 
     #[test]

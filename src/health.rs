@@ -100,14 +100,21 @@ impl Reconciler {
                 since: ended_at,
                 trouble: Some("no reconciler runs: the last one has shut down"),
             },
-            _ if is_overdue(heartbeat.next_pass_at, now) => Self {
-                status: "overdue",
-                since: heartbeat.next_pass_at,
-                trouble: Some(
-                    "the reconciler was killed, or is stuck: its next pass is more than a minute \
-                     late",
-                ),
-            },
+            _ if is_overdue(heartbeat, now) => {
+                let is_ahead = |at: &Timestamp| *at > now;
+                let is_set_back = heartbeat.next_pass_at.as_ref().is_some_and(is_ahead);
+                Self {
+                    status: "overdue",
+                    since: heartbeat.next_pass_at.filter(|_| !is_set_back),
+                    trouble: Some(if is_set_back {
+                        "the clock was set back, and the reconciler has told of no pass since: it was \
+                         killed, or is stuck"
+                    } else {
+                        "the reconciler was killed, or is stuck: its next pass is more than a minute \
+                         late"
+                    }),
+                }
+            }
             (since, _) => Self {
                 status: "leading",
                 since,

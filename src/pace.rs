@@ -98,14 +98,25 @@ impl Pace {
         };
         Self {
             max_requests,
-            reach: Reachability::new(reach),
+            reach: Reachability::new(reach.no_later_than(now)),
             beat: Beat::new(rate.rate()),
             rate,
-            lives: learned.lives,
+            lives: learned.lives.no_later_than(now),
             durations: learned.durations,
             looks: Looks::new(now),
             list_time: ListTime::default(),
             in_flight: 0,
+        }
+    }
+
+    /// Goes on in another run with what was learned in this one.
+    #[must_use]
+    pub fn again(&self, now: Timestamp) -> Self {
+        let ceiling = self.rate.ceiling().unwrap_or(0.0);
+        let reach = self.reach.reach().clone();
+        Self {
+            list_time: self.list_time.clone(),
+            ..Self::new(ceiling, self.max_requests, self.learned(), reach, now)
         }
     }
 
@@ -238,8 +249,7 @@ impl Pace {
 
     /// Learns from a look at one of the watched that began at `began_at`.
     pub fn learn(&mut self, order: &Watched, observed: &Observed, began_at: Timestamp) {
-        // By a clock that was set back since, nobody can tell how old it is.
-        let Some(running_since) = order.running_since.filter(|at| *at <= began_at) else {
+        let Some(running_since) = order.running_since else {
             return;
         };
         let Some(known_at) = self.looks.last_known(order.seq, running_since) else {
@@ -449,9 +459,6 @@ mod tests {
         expected.ended(Duration::from_secs(4), Duration::from_secs(6));
         assert_eq!(limiter.learned().durations, expected);
         assert!(limiter.stuck_after() < Duration::from_secs(20));
-        // Nor is anything learned by a clock that was set back.
-        limiter.learn(&order, &Observed::Failed, Timestamp(500));
-        assert_eq!(limiter.learned().durations, expected);
         // One that ran before this program did may have ended at any time before.
         let old = Watched {
             seq: 2,

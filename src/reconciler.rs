@@ -17,19 +17,21 @@ mod start;
 mod start_attempt;
 mod start_queue;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use self::arrivals::Arrivals;
 use self::asking::Asking;
 pub use self::effects::Decision;
 use self::list_read::ListRead;
-pub use self::schedule::{Schedule, ScheduleError};
+pub use self::schedule::{Moments, Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
-use crate::clock::Clock;
+use crate::clock::{Clock, SteadyClock};
 use crate::decide::{Look, LostProcess, Occasion, OpenOrder, Policy, decide};
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
@@ -46,6 +48,10 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How late a pass may be before something is wrong: far longer than one takes, in which requests
 /// run into their timeouts, and than the heartbeat is old while nothing happens.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
+
+/// How far what it tells may lie ahead of the clock of whoever reads it: as far as clocks differ
+/// that are set right all the time.
+const AHEAD_MAX: Duration = Duration::from_secs(1);
 
 /// How long an upstream that is down is left alone between two probes, at the least. A little less
 /// than the usual schedule's second, so that a tick that comes early is not lost.
@@ -181,14 +187,19 @@ type Hook = dyn Fn(Trace<'_>);
 struct Context<U, C> {
     store: Store,
     upstream: Asking<U>,
-    clock: C,
+    /// Set right between passes only.
+    clock: SteadyClock<C>,
     settings: Settings,
+    /// When this run began: the program was started, or the clock stepped.
+    run_began_at: Cell<Timestamp>,
     hook: Option<Box<Hook>>,
 }
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
     context: Rc<Context<U, C>>,
+    /// Whether this run has begun: the first, or the one that follows a step of the clock.
+    has_begun: bool,
     pace: Pace,
     heartbeat: HeartbeatWriter,
     looked_at: Option<Timestamp>,
@@ -219,6 +230,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         );
         let tally = heartbeat.tally.clone();
         Ok(Self {
+            has_begun: false,
             pace,
             heartbeat: HeartbeatWriter {
                 heartbeat,
@@ -233,8 +245,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             context: Rc::new(Context {
                 store,
                 upstream: Asking::new(upstream, tally),
-                clock,
+                clock: SteadyClock::new(clock),
                 settings,
+                run_began_at: Cell::new(now),
                 hook: None,
             }),
         })
@@ -254,6 +267,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        if self.context.clock.set_right() {
+            log::warn!(
+                "the clock was set back or forward: this reconciler begins as after a start"
+            );
+            self.has_begun = false;
+            self.context.run_began_at.set(self.context.clock.now());
+        }
         let began_at = self.context.clock.now();
         let mut report = Report::default();
         let done = self.turn(&mut report, stop).await;
@@ -276,6 +296,31 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
+    /// Begins a run. By a clock that was stepped nobody can tell how long ago anything was; so all that
+    /// has to be waited for is waited for from here on, and what was stored must not lie ahead.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        let now = self.context.clock.now();
+        let set_right = self.context.store.set_times_right(now).await;
+        set_right.context("the times of open orders could not be read or set right")?;
+        let Heartbeat {
+            leader_since,
+            last_pass_at,
+            last_seen_at,
+            ..
+        } = &mut self.heartbeat.heartbeat;
+        for past in [leader_since, last_pass_at, last_seen_at] {
+            *past = past.map(|at| at.min(now));
+        }
+        self.heartbeat.written_at = None;
+        self.pace = self.pace.again(now);
+        self.looked_at = None;
+        self.list = None;
+        self.queue.clear();
+        self.probed_at = None;
+        self.has_begun = true;
+        Ok(())
+    }
+
     /// Tells a last time how things are, so that nothing is lost of what was counted, and that it
     /// leads no longer.
     pub async fn end(mut self) {
@@ -288,6 +333,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     async fn turn(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
+        if !self.has_begun {
+            self.begin().await?;
+        }
         self.take_list(report, stop).await?;
         let now = self.context.clock.now();
         let is_resting = self.pace.reach().is_resting(now);
@@ -314,7 +362,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let now = self.context.clock.now();
         let is_on_schedule = self
             .looked_at
-            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now || at > now);
+            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
         is_on_schedule && self.pace.are_looks_due(now)
     }
 
@@ -326,7 +374,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             return Ok(true);
         }
         let now = self.context.clock.now();
-        let is_soon = |at| now.since(at) < PROBE_INTERVAL && at <= now;
+        let is_soon = |at| now.since(at) < PROBE_INTERVAL;
         if self.probed_at.is_some_and(is_soon) {
             return Ok(false);
         }
@@ -377,7 +425,7 @@ impl HeartbeatWriter {
         let is_news = self.heartbeat.reach != *pace.reach().reach();
         let is_old = self
             .written_at
-            .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL || at > now);
+            .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
         if is_news || is_old {
             self.heartbeat.reach = pace.reach().reach().clone();
             self.heartbeat.learned = pace.learned();
@@ -426,6 +474,7 @@ impl<U, C> Context<U, C> {
             request_timeout: self.settings.request_timeout,
             max_starts: self.settings.max_starts,
             lost_process: self.settings.lost_process,
+            run_began_at: self.run_began_at.get(),
         }
     }
 }
@@ -483,7 +532,8 @@ pub async fn run<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let mut ticks = reconciler.context.settings.schedule.ticks().await?;
+    let now = reconciler.context.clock.now();
+    let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let arrivals = Arrivals::watch(&reconciler.context.store)?;
     let mut trouble = None;
     while !stop.begun.is_cancelled() {
@@ -506,7 +556,7 @@ pub async fn run<U: Upstream, C: Clock>(
         }
         tokio::select! {
             () = stop.begun.cancelled() => {}
-            () = ticks.next() => {}
+            () = ticks.next(&reconciler.context.clock) => {}
             () = arrivals.next() => {}
             () = ListRead::read_on(&mut reconciler.list) => {}
         }
@@ -518,11 +568,29 @@ pub async fn run<U: Upstream, C: Clock>(
     Ok(())
 }
 
-/// Passes until every order that is due was tried once. Tells whether the upstream could be used.
+/// Passes until every order that is due was tried once. Tells whether the upstream could be used. A
+/// start without an outcome that is found is given its time first: this run is the only one to wait.
 pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
+    let Context {
+        store,
+        clock,
+        settings,
+        ..
+    } = &*reconciler.context;
+    let waits_until = clock.now().after(settings.request_timeout);
+    if store.has_unknown_start(waits_until)? {
+        log::info!(
+            "a start of an earlier run has no outcome: waiting for {:?}",
+            settings.request_timeout
+        );
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = clock.sleep_until(waits_until) => {}
+        }
+    }
     let is_usable = loop {
         let report = reconciler.pass(stop).await?;
         if report.unreachable {
@@ -549,9 +617,13 @@ pub async fn run_once<U: Upstream, C: Clock>(
 }
 
 /// Whether the next pass should have been completed by now: the program that leads is stuck, or
-/// there is none.
-pub fn is_overdue(next_pass_at: Option<Timestamp>, now: Timestamp) -> bool {
-    next_pass_at.is_none_or(|at| now > at.after(OVERDUE_AFTER))
+/// there is none. One that gets on tells of no moment ahead of the clock: it notices within a second
+/// that the clock was set back.
+pub fn is_overdue(heartbeat: &Heartbeat, now: Timestamp) -> bool {
+    let told_at = heartbeat.last_pass_at.max(heartbeat.leader_since);
+    let is_ahead = told_at.is_some_and(|at| at > now.after(AHEAD_MAX));
+    let is_late = |at: Timestamp| now > at.after(OVERDUE_AFTER);
+    is_ahead || heartbeat.next_pass_at.is_none_or(is_late)
 }
 
 #[cfg(test)]
@@ -560,10 +632,29 @@ mod tests {
 
     #[test]
     fn a_pass_is_overdue_a_minute_after_the_moment_that_was_told() {
-        let next_pass_at = Some(Timestamp(1_000));
+        let mut heartbeat = Heartbeat {
+            next_pass_at: Some(Timestamp(1_000)),
+            ..Heartbeat::default()
+        };
         for (now, expected) in [(0, false), (1_000, false), (61_000, false), (61_001, true)] {
-            assert_eq!(is_overdue(next_pass_at, Timestamp(now)), expected, "{now}");
+            assert_eq!(is_overdue(&heartbeat, Timestamp(now)), expected, "{now}");
         }
-        assert!(is_overdue(None, Timestamp(0)), "there was none");
+        heartbeat.next_pass_at = None;
+        assert!(is_overdue(&heartbeat, Timestamp(0)), "there was none");
+    }
+
+    #[test]
+    fn a_last_pass_ahead_of_the_clock_is_not_one_that_was_in_time() {
+        let mut heartbeat = Heartbeat {
+            leader_since: Some(Timestamp(0)),
+            last_pass_at: Some(Timestamp(10_000)),
+            next_pass_at: Some(Timestamp(11_000)),
+            ..Heartbeat::default()
+        };
+        for (now, expected) in [(10_000, false), (9_000, false), (8_999, true), (0, true)] {
+            assert_eq!(is_overdue(&heartbeat, Timestamp(now)), expected, "{now}");
+        }
+        heartbeat.leader_since = Some(Timestamp(12_000));
+        assert!(is_overdue(&heartbeat, Timestamp(10_000)));
     }
 }

@@ -23,6 +23,7 @@ mod page;
 mod prune;
 mod record;
 mod rows;
+mod times;
 mod watch;
 mod watched;
 mod writer;
@@ -123,7 +124,7 @@ pub struct StartCandidate {
 }
 
 /// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heartbeat {
     /// When the present leader took over; nothing once it has ended, unless it was killed.
     pub leader_since: Option<Timestamp>,
@@ -318,24 +319,26 @@ impl Store {
             let sql = format!(
                 "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
                  WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL \
-                 AND (attempts > 0) = ?6 AND (starts < ?2 OR released_at IS NOT NULL) \
-                 AND (next_attempt_at IS NULL OR next_attempt_at <= ?3 OR next_attempt_at > ?4) \
-                 ORDER BY seq LIMIT ?5"
+                 AND (attempts > 0) = ?5 AND (starts < ?2 OR released_at IS NOT NULL) \
+                 AND (next_attempt_at IS NULL OR next_attempt_at <= ?3) \
+                 ORDER BY seq LIMIT ?4"
             );
-            let clock_set_back = now.after(crate::pace::BACKOFF_MAX);
             db.prepare_cached(&sql)?
                 .query_map(
-                    params![
-                        after,
-                        max_starts,
-                        now.0,
-                        clock_set_back.0,
-                        limit as i64,
-                        is_tried
-                    ],
+                    params![after, max_starts, now.0, limit as i64, is_tried],
                     start_candidate_of,
                 )?
                 .collect()
+        })
+    }
+
+    /// Whether there is a start without an outcome whose order may be started again by `due_by`.
+    pub fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
+        const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders INDEXED BY orders_with_intent \
+             WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, ?1) <= ?1)";
+        self.read(|db| {
+            db.prepare_cached(SQL)?
+                .query_row([due_by.0], |row| row.get(0))
         })
     }
 

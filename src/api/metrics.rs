@@ -40,11 +40,7 @@ impl Api {
             Ok(seen) => {
                 orders(&mut metrics, &seen);
                 let heartbeat = &seen.glance.heartbeat;
-                reconciler(
-                    &mut metrics,
-                    heartbeat,
-                    is_overdue(heartbeat.next_pass_at, seen.now),
-                );
+                reconciler(&mut metrics, heartbeat, is_overdue(heartbeat, seen.now));
                 upstream(&mut metrics, &seen);
             }
             Err(error) => drop(store_problem(error)),

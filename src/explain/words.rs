@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::clock::Rfc3339;
 use crate::order::Timestamp;
 
-/// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`.
+/// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`; by another clock it may lie ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {
     if at > now {
-        // The clocks of two programs differ, or one was set back.
-        return future(at, now);
+        let ahead = span(at.since(now));
+        return format!("at {}, {ahead} ahead of the clock", Rfc3339(at));
     }
     format!("{} ago ({})", span(now.since(at)), Rfc3339(at))
 }

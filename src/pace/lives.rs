@@ -49,6 +49,13 @@ impl Lives {
         self.processes
     }
 
+    /// The same, as of no later than `now`.
+    #[must_use]
+    pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
+        self.began_at = self.began_at.map(|at| at.min(now));
+        self
+    }
+
     /// Lives that were seen to end.
     pub fn ended(&self) -> u64 {
         self.ended

@@ -102,11 +102,7 @@ impl Looks {
 
     /// Whether anything may be looked at.
     pub fn are_due(&self, now: Timestamp) -> bool {
-        now >= self.next_at || self.is_clock_set_back(now)
-    }
-
-    fn is_clock_set_back(&self, now: Timestamp) -> bool {
-        self.last_at.is_some_and(|at| at > now)
+        now >= self.next_at
     }
 
     /// When anything may be looked at again.
@@ -130,9 +126,6 @@ impl Looks {
         entries: Option<u64>,
         now: Timestamp,
     ) -> Plan {
-        if self.is_clock_set_back(now) {
-            self.forget(now);
-        }
         if self.each_at.len() > watched.len() {
             self.each_at
                 .retain(|seq, _| watched.binary_search_by_key(seq, |order| order.seq).is_ok());
@@ -144,8 +137,7 @@ impl Looks {
         } else {
             let hazards = durations.hazards();
             let is_due = |order: &Watched| {
-                // By a clock that was set back, its age is not known until the clock has caught up.
-                let Some(running_since) = order.running_since.filter(|at| *at <= now) else {
+                let Some(running_since) = order.running_since else {
                     return true;
                 };
                 let Some(known_at) = self.last_known(order.seq, running_since) else {
@@ -324,27 +316,6 @@ mod tests {
         assert_eq!(pause(500, 200), 40_000, "they still would");
         assert_eq!(pause(500, 5), 10_000, "the share is bounded");
         assert_eq!(pause(500, 100_000), 60_000, "at least every minute");
-    }
-
-    #[test]
-    fn a_clock_set_back_does_not_stop_the_looks() {
-        let mut looks = Looks::new(s(1_000));
-        looks.looked(
-            s(1_000),
-            Duration::from_millis(10),
-            Duration::from_secs(300),
-        );
-        assert!(!looks.are_due(s(1_000)) && !looks.are_due(s(1_001)));
-        assert!(looks.are_due(s(999)));
-        let watched = running(vec![1_000; 100]);
-        looks.saw_all(s(1_000));
-        let all = Plan::LookUps((0..100).collect());
-        for now in 990..999 {
-            let durations = ten_minutes();
-            assert_eq!(looks.plan(&watched, &durations, Some(9_999), s(now)), all);
-            looks.saw_all(s(now));
-            looks.looked(s(now), look_ups_cost(100), Duration::from_secs(300));
-        }
     }
 
     #[test]

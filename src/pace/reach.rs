@@ -12,9 +12,10 @@ use crate::order::Timestamp;
 const FAILURES_TO_DOWN: u32 = 3;
 
 /// Whether the upstream gives usable answers, and since when.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
     /// It was not asked yet.
+    #[default]
     Unknown,
     /// It answers.
     Up {
@@ -28,6 +29,17 @@ pub enum Reach {
         /// What was seen instead of an answer.
         detail: String,
     },
+}
+
+impl Reach {
+    /// The same, as of no later than `now`.
+    #[must_use]
+    pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
+        if let Self::Up { since } | Self::Down { since, .. } = &mut self {
+            *since = now.min(*since);
+        }
+        self
+    }
 }
 
 /// Keeps the upstream's reach from what single requests met.
@@ -84,11 +96,9 @@ impl Reachability {
         matches!(self.reach, Reach::Down { .. })
     }
 
-    /// Whether the upstream has asked to be left alone for longer than until `now`. A longer wait
-    /// than any that is granted comes from a clock that was set back, and does not count.
+    /// Whether the upstream has asked to be left alone for longer than until `now`.
     pub fn is_resting(&self, now: Timestamp) -> bool {
-        self.not_before
-            .is_some_and(|at| at > now && at <= now.after(BACKOFF_MAX))
+        self.not_before.is_some_and(|at| at > now)
     }
 
     /// Whether anything may be asked at `now`.

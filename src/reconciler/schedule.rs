@@ -1,11 +1,13 @@
 //! When passes begin: a cron expression with seconds, in UTC.
 //!
-//! The scheduler only ever says "now"; it never runs a pass itself, because it would run the next
-//! one beside the last. `reconciler::run` loops over what it says.
+//! The scheduler only ever wakes; it never runs a pass itself, because it would run the next one
+//! beside the last, nor does it decide that one is due: it would wait until a clock that was set back
+//! has caught up. `reconciler::run` loops over the moments that [`Ticks`] finds to have come.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, Utc};
@@ -14,7 +16,11 @@ use croner::parser::{CronParser, Seconds};
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler};
 
+use crate::clock::{Clock, SteadyClock, SystemClock};
 use crate::order::Timestamp;
+
+/// How often the next moment is computed anew, at the least: the clock may have been set meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A cron expression with seconds: `sec min hour day month weekday`, in UTC.
 #[derive(Clone, Debug)]
@@ -33,6 +39,9 @@ pub struct ScheduleError {
     cause: String,
 }
 
+/// The moment of a pass that never comes.
+const NEVER: Timestamp = Timestamp(i64::MAX);
+
 impl FromStr for Schedule {
     type Err = ScheduleError;
 
@@ -50,10 +59,14 @@ impl FromStr for Schedule {
             .map_err(|cause| error(cause.to_string()))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
             .map_err(|_| error("it never comes".to_owned()))?;
-        Ok(Self {
+        let schedule = Self {
             text: text.to_owned(),
             cron,
-        })
+        };
+        if schedule.next_after(SystemClock.now()) == NEVER {
+            return Err(error("its last moment has passed".to_owned()));
+        }
+        Ok(schedule)
     }
 }
 
@@ -76,13 +89,11 @@ impl Schedule {
         // Fractions of a second would be carried over to the next moment.
         DateTime::from_timestamp(now.0.div_euclid(1_000), 0)
             .and_then(|now| self.cron.find_next_occurrence(&now, false).ok())
-            .map_or(Timestamp(i64::MAX), |next| {
-                Timestamp(next.timestamp_millis())
-            })
+            .map_or(NEVER, |next| Timestamp(next.timestamp_millis()))
     }
 
-    /// Starts to keep the schedule. Needs a tokio runtime.
-    pub(super) async fn ticks(&self) -> anyhow::Result<Ticks> {
+    /// Starts to keep the schedule from `now` on. Needs a tokio runtime.
+    pub(super) async fn ticks(&self, now: Timestamp) -> anyhow::Result<Ticks> {
         let notify = Arc::new(Notify::new());
         let tick = notify.clone();
         let scheduler = JobScheduler::new()
@@ -101,20 +112,64 @@ impl Schedule {
             .start()
             .await
             .context("the scheduler cannot be started")?;
-        Ok(Ticks { notify, scheduler })
+        Ok(Ticks {
+            moments: Moments::new(self.clone(), now),
+            notify,
+            scheduler,
+        })
+    }
+}
+
+/// The moments of a schedule, by a clock that may be set back or forward.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    schedule: Schedule,
+    /// When one was last found to have come.
+    last: Timestamp,
+}
+
+impl Moments {
+    /// Those after `now`.
+    pub fn new(schedule: Schedule, now: Timestamp) -> Self {
+        Self {
+            schedule,
+            last: now,
+        }
+    }
+
+    /// Whether one has come since one last had. A clock that was stepped leaves that open: then one has.
+    pub fn has_come<C: Clock>(&mut self, clock: &SteadyClock<C>) -> bool {
+        let now = clock.time_of_day();
+        let has_come = self.schedule.next_after(self.last) <= now || clock.is_stepped();
+        if has_come {
+            self.last = now;
+        }
+        has_come
+    }
+
+    /// How long to wait before it is asked again whether one has come.
+    pub fn wait<C: Clock>(&self, clock: &SteadyClock<C>) -> Duration {
+        let next = self.schedule.next_after(self.last);
+        next.since(clock.time_of_day()).min(LOOK_EVERY)
     }
 }
 
 /// The moments of a schedule, as they come.
 pub(super) struct Ticks {
+    moments: Moments,
     notify: Arc<Notify>,
     scheduler: JobScheduler,
 }
 
 impl Ticks {
     /// Returns at the next moment, or at once if one has come since the last call.
-    pub async fn next(&mut self) {
-        self.notify.notified().await;
+    pub async fn next<C: Clock>(&mut self, clock: &SteadyClock<C>) {
+        while !self.moments.has_come(clock) {
+            tokio::select! {
+                () = self.notify.notified() => {}
+                () = clock.sleep(self.moments.wait(clock)) => {}
+            }
+        }
     }
 
     /// Ends the scheduler.
@@ -128,6 +183,7 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SetClock;
 
     #[test]
     fn a_schedule_has_seconds_and_is_kept_in_utc() {
@@ -144,13 +200,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_schedule_that_is_over_for_good_is_refused() {
+        let error = "* * * * * * 2020".parse::<Schedule>().unwrap_err();
+        assert!(error.to_string().contains("its last moment has passed"));
+        assert!("* * * * * * 2020-2098".parse::<Schedule>().is_ok());
+    }
+
+    #[test]
+    fn moments_come_although_the_clock_is_set_back_or_forward() {
+        const HOUR: i64 = 3_600_000;
+        let begun = Timestamp(1_800_000_000_000);
+        for (schedule, by, within) in [
+            ("* * * * * *", -6 * HOUR, 1),
+            ("* * * * * *", 6 * HOUR, 1),
+            ("0 0 * * * *", -6 * HOUR, 1),
+            ("0 0 * * * *", 6 * HOUR, 1),
+        ] {
+            let other = SetClock::new(begun);
+            let clock = SteadyClock::new(other.clone());
+            let mut moments = Moments::new(schedule.parse().unwrap(), other.now());
+            assert!(!moments.has_come(&clock));
+            other.step(Timestamp(begun.0 + by));
+            let mut waited = Duration::ZERO;
+            while !moments.has_come(&clock) {
+                waited += moments.wait(&clock);
+                other.set(other.now().after(moments.wait(&clock)));
+            }
+            assert!(waited <= Duration::from_secs(within), "{schedule} {by}");
+            // The pass that follows sets the clock right, and the next moment is one of the schedule.
+            clock.set_right();
+            assert!(!moments.has_come(&clock));
+            let next = moments.schedule.next_after(other.now());
+            other.set(Timestamp(next.0 - 1));
+            assert!(!moments.has_come(&clock));
+            other.set(next);
+            assert!(moments.has_come(&clock), "{schedule} {by}");
+        }
+    }
+
     #[tokio::test]
     async fn a_moment_that_has_not_come_is_waited_for() {
         let leap_day: Schedule = "0 0 0 29 2 *".parse().unwrap();
-        let mut ticks = leap_day.ticks().await.unwrap();
+        let clock = SteadyClock::new(SystemClock);
+        let mut ticks = leap_day.ticks(clock.now()).await.unwrap();
         tokio::select! {
             biased;
-            () = ticks.next() => panic!("it is not that day"),
+            () = ticks.next(&clock) => panic!("it is not that day"),
             () = tokio::task::yield_now() => {}
         }
         ticks.end().await;

@@ -21,6 +21,7 @@
 //! be written about them, or when they have moved on meanwhile.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::StreamExt;
@@ -36,6 +37,10 @@ use crate::order::Timestamp;
 use crate::pace::Pace;
 use crate::store::{Change, Recorded, StartCandidate, Step};
 use crate::upstream::Upstream;
+
+/// How long orders are started in one pass, however far the next one is: between two passes the clock
+/// is set right.
+const PASS_MAX: Duration = Duration::from_secs(60);
 
 /// The stages of starting an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,6 +115,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
         }
         self.queue.begin();
+        let until = self.context.settings.schedule.next_after(now);
         let pipeline = StartPipeline {
             context: &self.context,
             stop,
@@ -118,7 +124,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             report,
             list: &mut self.list,
             is_list_read: false,
-            until: self.context.settings.schedule.next_after(now),
+            until: until.min(now.after(PASS_MAX)),
             due: &mut self.queue,
             pending: PendingChanges::default(),
             commit: None,

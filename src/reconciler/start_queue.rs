@@ -36,6 +36,15 @@ struct ReadAhead {
 }
 
 impl StartQueue {
+    /// Forgets all orders. The turns go on.
+    pub fn clear(&mut self) {
+        let turns = self.turns;
+        *self = Self {
+            turns,
+            ..Self::default()
+        };
+    }
+
     /// Begins a pass: new orders are read afresh.
     pub fn begin(&mut self) {
         (self.new, self.refused) = Default::default();

@@ -1,6 +1,7 @@
 //! The reconciler's pass on one thread: the simulator's model in memory for an upstream, a clock
 //! that is moved by hand, a real database underneath. No sleeps, no sockets.
 
+mod clock;
 mod looks;
 mod stage;
 mod stages;
@@ -87,11 +88,12 @@ fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() 
         assert_eq!(stage.reason("a1"), Some(Reason::UpstreamUnreachable));
         stage.upstream.start_fate.set(Fate::Answered);
         let mut waited = 0;
+        // Even a reconciler that knows nothing of the one before.
+        let mut reconciler = stage.reconciler();
         while stage.order("a1").status == Status::Created {
             stage.forward(1_000);
             waited += 1_000;
-            // Even a reconciler that knows nothing of the one before.
-            pass(&mut stage.reconciler());
+            pass(&mut reconciler);
             assert!(waited < 60_000, "it converges");
         }
         let requests = stage.upstream.take_requests();
@@ -310,7 +312,7 @@ fn what_was_forgotten_and_what_may_not_have_been_started_take_turns() {
     assert_eq!(pass(&mut reconciler).missed, 2);
     stage.forward(4_000);
     stage.upstream.take_requests();
-    pass(&mut stage.reconciler());
+    pass(&mut reconciler);
     let mut requests = stage.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     // The forgotten ones are looked up once more first.

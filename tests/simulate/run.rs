@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
+use order_service::health;
 use order_service::order::{OrderId, Status};
-use order_service::reconciler::{Decision, Reconciler, Settings, Stage, Stop, Trace};
+use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Stop, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
 use rusqlite::Connection;
 
@@ -22,6 +24,10 @@ use crate::world::{Fault, Handle, RECENT, Weather, World, WriteWeather};
 /// Once nothing goes wrong any more, every order settles within this many passes, one a second:
 /// the longest backoff, two absences, and the longest process.
 const PASSES_TO_SETTLE: u32 = 700;
+
+/// A pass is due within this time after the last: the schedule's second, and a second in which a step
+/// of the clock may go unnoticed.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// What a run, or many, came to.
 #[derive(Default)]
@@ -173,6 +179,9 @@ struct Run {
     settings: Settings,
     totals: Totals,
     stages: Rc<RefCell<Stages>>,
+    /// The clock of the program that runs, and the moments of its passes by it.
+    clock: SteadyClock<Handle>,
+    moments: Moments,
     created: u64,
     _folder: tempfile::TempDir,
 }
@@ -228,7 +237,11 @@ impl Run {
             oracle.max_starts = settings.max_starts;
         }
         world.tell(|| format!("{settings:?}, processes below {duration} s"));
+        let clock = SteadyClock::new(Handle(world.clone()));
+        let moments = Moments::new(settings.schedule.clone(), clock.now());
         Self {
+            clock,
+            moments,
             world,
             gate,
             store,
@@ -261,6 +274,7 @@ impl Run {
             faults,
             death: [0, 0, 3, 15][draws.below(4) as usize],
             write_fault: [0, 0, 10][draws.below(3) as usize],
+            step: [0, 0, 5, 30][draws.below(4) as usize],
         }
     }
 
@@ -295,7 +309,7 @@ impl Run {
                 self.operate();
             }
             reconciler = self.pass(reconciler);
-            self.step_time();
+            self.await_moment();
         }
     }
 
@@ -308,7 +322,7 @@ impl Run {
             if self.is_quiet() {
                 break;
             }
-            self.step_time();
+            self.await_moment();
         }
         self.world.oracle.borrow_mut().check_end();
         let ended = self.store.heartbeat().unwrap().learned.lives.ended();
@@ -348,13 +362,27 @@ impl Run {
                 .all(|order| is_held(order.attention.as_ref().map(|a| a.reason)))
     }
 
-    fn step_time(&self) {
+    /// Waits for the next pass, which is due within a second: however the clock is set, passes go on.
+    fn await_moment(&mut self) {
         let world = &self.world;
-        world.move_to(world.time().0 + 900 + world.draws.below(200) as i64);
+        let rested_at = world.time();
+        let share = 10 * world.weather.borrow().step;
+        while !self.moments.has_come(&self.clock) {
+            let wait = self.moments.wait(&self.clock);
+            let part = 1 + world.draws.below(wait.as_millis() as u64);
+            world.move_to(world.time().0 + part as i64);
+            world.may_step(share);
+            let waited = world.time().since(rested_at);
+            assert!(waited <= WAIT_MAX, "no pass for {waited:?}");
+        }
+        // And then for the processor.
+        world.move_to(world.time().0 + world.draws.below(200) as i64);
     }
 
-    fn reconciler(&self) -> Reconciler<Handle, Handle> {
+    fn reconciler(&mut self) -> Reconciler<Handle, Handle> {
         let handle = Handle(self.world.clone());
+        self.clock = SteadyClock::new(handle.clone());
+        self.moments = Moments::new(self.settings.schedule.clone(), self.clock.now());
         let settings = self.settings.clone();
         let stages = self.stages.clone();
         *stages.borrow_mut() = Stages::default();
@@ -372,18 +400,25 @@ impl Run {
         RECENT.begin_pass();
         let waiting = {
             let oracle = self.world.oracle.borrow();
-            [false, true].map(|is_tried| oracle.due(self.world.time(), is_tried))
+            [false, true].map(|is_tried| oracle.due(self.world.time_of_day(), is_tried))
         };
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
+        self.clock.set_right();
         let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {
             Some(result) => self.world.tell(|| format!("pass: {result:?}")),
             None => self.world.tell(|| "the program dies".to_owned()),
         }
         self.world.oracle.borrow_mut().check();
-        if outcome.is_some() {
+        if let Some(result) = outcome {
             self.stages.borrow().rest();
+            if result.is_ok() && !self.clock.is_stepped() {
+                let heartbeat = self.store.heartbeat().unwrap();
+                let now = self.world.time_of_day();
+                let trouble = health::Reconciler::of(&heartbeat, now).trouble;
+                assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
+            }
             return reconciler;
         }
         self.totals.deaths += 1;
@@ -396,7 +431,7 @@ impl Run {
         self.created += 1;
         let creation = drive(
             &self.world,
-            self.store.create(id.clone(), self.world.time()),
+            self.store.create(id.clone(), self.world.time_of_day()),
         );
         match creation {
             Some(Ok(Creation::Created(_))) => {
@@ -414,7 +449,7 @@ impl Run {
         let Some(id) = self.store.lost().unwrap().into_iter().next() else {
             return;
         };
-        let now = self.world.time();
+        let now = self.world.time_of_day();
         // Noted before: the decision may take effect without being heard of.
         if self.world.draws.below(2) == 0 {
             self.world.oracle.borrow_mut().released(id.as_str());

@@ -142,6 +142,8 @@ pub struct Weather {
     pub death: u64,
     /// A write is refused, or not heard of.
     pub write_fault: u64,
+    /// The clock is set back or forward at a touch of the world.
+    pub step: u64,
 }
 
 /// An upstream that may die of its work, and is down for a while then.
@@ -153,6 +155,8 @@ struct Fragile {
 /// Everything outside the pass.
 pub struct World {
     now: Cell<i64>,
+    /// How far the time of day is ahead of that, in milliseconds.
+    ahead: Cell<i64>,
     timers: RefCell<BTreeMap<(i64, u64), Waker>>,
     timer_count: Cell<u64>,
     pub draws: Arc<Draws>,
@@ -182,6 +186,7 @@ impl World {
     ) -> Rc<Self> {
         Rc::new(Self {
             now: Cell::new(1_800_000_000_000),
+            ahead: Cell::new(0),
             timers: RefCell::default(),
             timer_count: Cell::new(0),
             draws: Arc::new(Draws::new(seed)),
@@ -334,8 +339,32 @@ impl World {
         fault
     }
 
-    /// A point at which the program may die.
+    /// The time of day, which may be set back or forward.
+    pub fn time_of_day(&self) -> Timestamp {
+        Timestamp(self.now.get() + self.ahead.get())
+    }
+
+    /// The clock may be set back or forward, by seconds or by hours.
+    pub fn may_step(&self, share: u64) {
+        if share == 0 || !self.draws.permille(share) {
+            return;
+        }
+        let unit = [1_000, 3_600_000][self.draws.below(2) as usize];
+        let by = (unit + self.draws.below(11 * unit)) as i64;
+        let (by, name) = match self.draws.below(2) {
+            0 => (-by, "clock set back"),
+            _ => (by, "clock set forward"),
+        };
+        self.ahead.set(self.ahead.get() + by);
+        self.tell(|| format!("{name} by {} ms", by.abs()));
+        let mut faults = self.faults.borrow_mut();
+        *faults.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// A point at which the program may die, and the clock be stepped.
     async fn touch(&self) {
+        let step = self.weather.borrow().step;
+        self.may_step(step);
         if self.draws.permille(self.weather.borrow().death) {
             *self
                 .faults
@@ -414,12 +443,16 @@ pub struct Handle(pub Rc<World>);
 
 impl Clock for Handle {
     fn now(&self) -> Timestamp {
-        self.0.time()
+        self.0.time_of_day()
     }
 
-    async fn sleep_until(&self, moment: Timestamp) {
+    fn uptime(&self) -> Duration {
+        self.0.time().since(Timestamp(0))
+    }
+
+    async fn sleep(&self, length: Duration) {
         self.0.touch().await;
-        self.0.sleep(moment.since(self.0.time())).await;
+        self.0.sleep(length).await;
     }
 }
 

@@ -41,6 +41,7 @@ const POLICY: Policy = Policy {
     request_timeout: Duration::from_secs(5),
     max_starts: 5,
     lost_process: LostProcess::Restart,
+    run_began_at: Timestamp(0),
 };
 
 /// How far apart the passes are, so that each of them looks at everything.

@@ -20,11 +20,11 @@ fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_bec
     stage.upstream.take_requests();
     stage.forward(10_000);
     stage.create("a4");
-    assert_eq!(pass(&mut stage.reconciler()).started, 4);
+    assert_eq!(pass(&mut reconciler).started, 4);
     let mut requests = stage.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     // The new one has a turn of its own.
-    assert_eq!(requests, ["start a4", "start a1", "start a2", "start a3"]);
+    assert_eq!(requests, ["start a1", "start a4", "start a2", "start a3"]);
 }
 
 #[test]

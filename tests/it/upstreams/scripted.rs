@@ -21,9 +21,13 @@ impl Clock for SkippingClock {
         Timestamp(SystemClock.now().0 + self.0.load(Ordering::Relaxed))
     }
 
-    async fn sleep_until(&self, moment: Timestamp) {
-        let rest = moment.since(self.now()).as_millis();
-        self.0.fetch_add(rest as i64, Ordering::Relaxed);
+    fn uptime(&self) -> Duration {
+        SystemClock.uptime() + Duration::from_millis(self.0.load(Ordering::Relaxed).unsigned_abs())
+    }
+
+    async fn sleep(&self, length: Duration) {
+        let length = length.as_millis() as i64;
+        self.0.fetch_add(length, Ordering::Relaxed);
         // Answers that are there are read before the next request is sent.
         tokio::task::yield_now().await;
     }

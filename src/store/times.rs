@@ -1,0 +1,71 @@
+//! Times of open orders that lie ahead of the clock, because it was set back since they were written,
+//! or because the database comes from a machine whose clock was ahead.
+//!
+//! They are set right here, once, by the reconciler when it begins a run; nobody else has to think
+//! of them. What has happened to an order, and when, is told as it was written.
+
+use rusqlite::{Connection, params};
+
+use super::{Store, StoreError};
+use crate::order::{Status, Timestamp};
+use crate::pace::BACKOFF_MAX;
+
+/// Orders set right in one transaction.
+const BATCH_MAX: usize = 2_000;
+
+impl Store {
+    /// Sets right the times of open orders by which something is waited for: what has happened did so
+    /// by `now`, and no attempt is put off for longer than the longest backoff.
+    pub async fn set_times_right(&self, now: Timestamp) -> Result<(), StoreError> {
+        for status in [Status::Created, Status::Processing] {
+            let mut after = 0;
+            loop {
+                let seqs = self.read(|db| ahead(db, status, after, now))?;
+                let Some(last) = seqs.last() else {
+                    break;
+                };
+                after = *last;
+                self.inner
+                    .writer
+                    .write(move |db| set_right(db, &seqs, now))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The places of the first orders after the place `after` of which a time is not as it can be.
+fn ahead(
+    db: &Connection,
+    status: Status,
+    after: i64,
+    now: Timestamp,
+) -> rusqlite::Result<Vec<i64>> {
+    const SQL: &str = "SELECT seq FROM orders INDEXED BY orders_by_status \
+         WHERE status = ?1 AND seq > ?2 \
+         AND (intent_at > ?3 OR given_up_at > ?3 OR confirmed_at > ?3 OR missed_at > ?3 \
+              OR next_attempt_at > ?4) \
+         ORDER BY seq LIMIT ?5";
+    let latest = now.after(BACKOFF_MAX);
+    db.prepare_cached(SQL)?
+        .query_map(
+            params![status.as_str(), after, now.0, latest.0, BATCH_MAX as i64],
+            |row| row.get(0),
+        )?
+        .collect()
+}
+
+fn set_right(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
+    const SQL: &str = "UPDATE orders SET \
+             intent_at = min(intent_at, ?2), given_up_at = min(given_up_at, ?2), \
+             confirmed_at = min(confirmed_at, ?2), missed_at = min(missed_at, ?2), \
+             next_attempt_at = min(next_attempt_at, ?3) \
+         WHERE seq = ?1";
+    let latest = now.after(BACKOFF_MAX);
+    let mut update = db.prepare_cached(SQL)?;
+    for seq in seqs {
+        update.execute(params![seq, now.0, latest.0])?;
+    }
+    Ok(())
+}

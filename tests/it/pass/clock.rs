@@ -1,0 +1,141 @@
+//! Passes by a clock that is set back or forward, by seconds and by hours, in a run and between two.
+
+use order_service::health;
+
+use super::*;
+
+const SECOND: i64 = 1_000;
+const HOUR: i64 = 3_600_000;
+
+/// Steps of the clock.
+const STEPS: [i64; 6] = [-6 * HOUR, -HOUR, -10 * SECOND, 10 * SECOND, HOUR, 6 * HOUR];
+
+impl Stage {
+    fn step(&self, by: i64) {
+        self.clock.step(Timestamp(self.clock.now().0 + by));
+    }
+
+    fn health(&self) -> health::Reconciler {
+        health::Reconciler::of(&self.store.heartbeat().unwrap(), self.clock.now())
+    }
+}
+
+/// A reconciler that goes on, and another that takes its place.
+fn each_way(check: impl Fn(i64, bool)) {
+    for by in STEPS {
+        check(by, false);
+        check(by, true);
+    }
+}
+
+#[test]
+fn a_process_that_was_confirmed_ahead_of_the_clock_is_missed_as_any_other_is() {
+    each_way(|by, is_restarted| {
+        let mut stage = Stage::new(100_000);
+        stage.settings.lost_process = LostProcess::Restart;
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        pass(&mut reconciler);
+        assert_eq!(stage.order("a1").status, Status::Processing);
+        stage.step(by);
+        if is_restarted {
+            reconciler = stage.reconciler();
+        }
+        stage.forward(SECOND);
+        pass(&mut reconciler);
+        stage.upstream.model.borrow_mut().forget_everything();
+        stage.upstream.take_requests();
+        for _ in 0..10 {
+            stage.forward(SECOND);
+            pass(&mut reconciler);
+        }
+        let requests = stage.upstream.take_requests();
+        let starts = requests.iter().filter(|request| *request == "start a1");
+        assert_eq!(starts.count(), 1, "{by} {is_restarted}: {requests:?}");
+    });
+}
+
+#[test]
+fn no_step_of_the_clock_brings_a_second_start_before_the_first_had_its_time() {
+    each_way(|by, is_restarted| {
+        let stage = Stage::new(100_000);
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        stage.upstream.start_fate.set(Fate::Lost);
+        pass(&mut reconciler);
+        stage.upstream.start_fate.set(Fate::Answered);
+        assert_eq!(stage.upstream.take_requests(), ["start a1"]);
+        stage.step(by);
+        if is_restarted {
+            reconciler = stage.reconciler();
+        }
+        let began = stage.clock.uptime();
+        let repeated_after = loop {
+            pass(&mut reconciler);
+            let passed = stage.clock.uptime() - began;
+            if stage.order("a1").status == Status::Processing {
+                break passed;
+            }
+            assert!(passed < Duration::from_secs(600), "{by} {is_restarted}");
+            stage.forward(SECOND);
+        };
+        assert!(
+            repeated_after >= stage.settings.request_timeout,
+            "{by} {is_restarted}: {repeated_after:?}"
+        );
+        // No backoff counts for longer than the longest, which the first is far from.
+        let most = if by < -10 * SECOND { 302 } else { 20 };
+        assert!(repeated_after <= Duration::from_secs(most));
+    });
+}
+
+#[test]
+fn no_order_waits_for_a_clock_that_was_set_back_to_catch_up() {
+    each_way(|by, is_restarted| {
+        let stage = Stage::new(100_000);
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        stage.upstream.start_fate.set(Fate::Status(400));
+        for _ in 0..40 {
+            pass(&mut reconciler);
+            stage.forward(SECOND);
+        }
+        assert_eq!(stage.reason("a1"), Some(Reason::StartRefused));
+        stage.step(by);
+        if is_restarted {
+            reconciler = stage.reconciler();
+        }
+        stage.upstream.start_fate.set(Fate::Answered);
+        let began = stage.clock.uptime();
+        while stage.order("a1").status == Status::Created {
+            stage.forward(SECOND);
+            pass(&mut reconciler);
+            let passed = stage.clock.uptime() - began;
+            assert!(passed < Duration::from_secs(302), "{by} {is_restarted}");
+        }
+    });
+}
+
+#[test]
+fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
+    for by in STEPS {
+        let stage = Stage::new(100_000);
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        pass(&mut reconciler);
+        assert_eq!(stage.health().trouble, None);
+        stage.step(by);
+        let told = stage.health();
+        // Ten seconds forward, a pass may still be on its way.
+        let is_known = by != 10 * SECOND;
+        assert_eq!(told.status == "overdue", is_known, "{by}");
+        assert!(told.since.is_none_or(|since| since <= stage.clock.now()));
+        pass(&mut reconciler);
+        assert_eq!(stage.health().trouble, None, "{by}");
+        let heartbeat = stage.store.heartbeat().unwrap();
+        let past = [heartbeat.leader_since, heartbeat.last_pass_at];
+        assert!(past.iter().all(|at| *at <= Some(stage.clock.now())));
+        let next = heartbeat.next_look_at.max(heartbeat.next_pass_at).unwrap();
+        assert!(next.since(stage.clock.now()) <= Duration::from_secs(60));
+    }
+}
