@@ -132,7 +132,7 @@ impl Api {
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             lists: Arc::new(Reads::new(store.clone())),
-            occupancy: Occupancy::default(),
+            occupancy: Occupancy::within(server::raise_file_limit()),
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
@@ -154,7 +154,6 @@ impl Api {
         stop: CancellationToken,
         others: impl Future<Output = ()>,
     ) {
-        server::raise_file_limit();
         let service = warp::service(self.routes());
         server::serve(listener, service, self.occupancy.clone(), stop, others).await;
     }

@@ -3,11 +3,11 @@
 //! Owns connections and their limits, and nothing else: it does not know what it serves. What is
 //! served is in `api` and in `simulator`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
@@ -37,15 +38,22 @@ const CROWDED_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client may leave the answer unread before the connection is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections served at once. Each costs a file descriptor and some 10 KiB.
+/// Connections served at once, if so many files may be open. Each costs some 10 KiB.
 pub const CONNECTIONS_MAX: usize = 2048;
+
+/// Connections served at once, however few files may be open.
+const CONNECTIONS_MIN: usize = 64;
+
+/// For so many connections there is one more, in the crowd: it is answered once, quickly, and then closed.
+const SERVED_PER_CROWDED: usize = 8;
+
+/// Files that are left for what is not a connection to this server: the database, and requests to the
+/// upstream.
+const OTHER_FILES: usize = 256;
 
 /// Share of the connections that [long answers](LongAnswer) may take, in percent: the others are always
 /// left for what is answered at once.
 const LONG_PERCENT: usize = 75;
-
-/// Connections above [`CONNECTIONS_MAX`] that are answered once, quickly, and then closed.
-const CROWDED_MAX: usize = 256;
 
 /// The buffer of a connection, and with it the largest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -75,6 +83,8 @@ pub enum Situation {
 /// whoever tells of it.
 #[derive(Clone)]
 pub struct Occupancy {
+    served_max: usize,
+    crowd_max: usize,
     normal: Arc<Semaphore>,
     crowded: Arc<Semaphore>,
     long: Arc<Semaphore>,
@@ -88,27 +98,31 @@ pub struct LongAnswer {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
-impl Default for Occupancy {
-    /// All places are free.
-    fn default() -> Self {
+impl Occupancy {
+    /// As many free places as fit in this limit of open files.
+    pub fn within(files: usize) -> Self {
+        let for_connections = files.saturating_sub(OTHER_FILES);
+        let served_max = (for_connections / (SERVED_PER_CROWDED + 1) * SERVED_PER_CROWDED)
+            .clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
+        let crowd_max = served_max / SERVED_PER_CROWDED;
         Self {
-            normal: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            crowded: Arc::new(Semaphore::new(CROWDED_MAX)),
-            long: Arc::new(Semaphore::new(CONNECTIONS_MAX * LONG_PERCENT / 100)),
+            served_max,
+            crowd_max,
+            normal: Arc::new(Semaphore::new(served_max)),
+            crowded: Arc::new(Semaphore::new(crowd_max)),
+            long: Arc::new(Semaphore::new(served_max * LONG_PERCENT / 100)),
             in_flight: InFlight::default(),
         }
     }
-}
 
-impl Occupancy {
     /// Connections that are served, and how many may be.
     pub fn connections(&self) -> (usize, usize) {
-        (taken(&self.normal, CONNECTIONS_MAX), CONNECTIONS_MAX)
+        (taken(&self.normal, self.served_max), self.served_max)
     }
 
     /// Connections above that, which are only told that there is no place, and how many may be.
     pub fn crowd(&self) -> (usize, usize) {
-        (taken(&self.crowded, CROWDED_MAX), CROWDED_MAX)
+        (taken(&self.crowded, self.crowd_max), self.crowd_max)
     }
 
     /// A place for an answer that may take long, if there is one.
@@ -163,6 +177,7 @@ pub async fn serve<S, B>(
     let in_flight = occupancy.in_flight.clone();
     let places = Places {
         occupancy,
+        idle: Idle::default(),
         crowd: Mutex::default(),
     };
     loop {
@@ -171,7 +186,8 @@ pub async fn serve<S, B>(
             () = stop.cancelled() => break,
             next = places.accept(&listener) => next,
         };
-        let connection = connection(stream, place.situation, in_flight.clone(), service.clone());
+        let guest = place.guest(place.situation, &in_flight);
+        let connection = connection(stream, guest, service.clone());
         tokio::spawn(place.hold(graceful.watch(connection)));
     }
     let drained = async {
@@ -192,8 +208,8 @@ pub async fn serve<S, B>(
             biased;
             () = &mut drained => return,
             (stream, place) = places.accept(&listener) => {
-                let draining = Some(Situation::Draining);
-                let connection = connection(stream, draining, InFlight::default(), service.clone());
+                let guest = place.guest(Some(Situation::Draining), &InFlight::default());
+                let connection = connection(stream, guest, service.clone());
                 tokio::spawn(place.hold(connection));
             }
         }
@@ -204,8 +220,7 @@ pub async fn serve<S, B>(
 /// answer is written or given up.
 fn connection<S, B>(
     stream: TcpStream,
-    situation: Option<Situation>,
-    in_flight: InFlight,
+    guest: Guest,
     service: S,
 ) -> impl GracefulConnection<Error = hyper::Error> + Send
 where
@@ -221,18 +236,22 @@ where
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let is_usual = situation.is_none();
+    let is_usual = guest.situation.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let begun = in_flight.begin();
-        if let Some(situation) = normalize_host(&mut request).or(situation) {
+        let begun = guest.begin();
+        if let Some(situation) = normalize_host(&mut request).or(guest.situation) {
             request.extensions_mut().insert(situation);
         }
         // CONNECT names a host instead of a path, and warp expects a path.
         if request.uri().path_and_query().is_none() {
             *request.uri_mut() = Uri::from_static("/");
         }
-        let answer = service.clone().call(request);
+        let answer = begun.is_some().then(|| service.clone().call(request));
         async move {
+            let Some(answer) = answer else {
+                // The connection has given way, and is about to be dropped.
+                return std::future::pending().await;
+            };
             let mut answer = answer.await?;
             let long = answer.extensions_mut().remove::<LongAnswer>();
             // The closure is dropped with the body, and ends the request then.
@@ -279,6 +298,7 @@ fn normalize_host<B>(request: &mut Request<B>) -> Option<Situation> {
 /// The places for connections.
 struct Places {
     occupancy: Occupancy,
+    idle: Idle,
     /// Those in the crowd, oldest first: each with the means to send it away.
     crowd: Mutex<VecDeque<CancellationToken>>,
 }
@@ -286,18 +306,36 @@ struct Places {
 /// A connection's place.
 struct Place {
     situation: Option<Situation>,
-    /// In the crowd: cancelled to end the connection, and once it has ended.
-    sent_away: Option<DropGuard>,
+    /// Where it is while no request is in flight on it; a connection in the crowd is never idle.
+    idle: Option<Idle>,
+    /// Cancelled to end the connection, and once it has ended.
+    end: DropGuard,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
+    fn new(situation: Option<Situation>, idle: Option<Idle>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            situation,
+            idle,
+            end: CancellationToken::new().drop_guard(),
+            _permit: permit,
+        }
+    }
+
+    /// The connection at this place.
+    fn guest(&self, situation: Option<Situation>, in_flight: &InFlight) -> Guest {
+        let end = self.end.token();
+        Guest {
+            situation,
+            in_flight: in_flight.clone(),
+            idleness: self.idle.as_ref().map(|idle| idle.enter(end.clone())),
+        }
+    }
+
     /// Serves a connection until its end, or until it is sent away.
     async fn hold<E: Display>(self, connection: impl Future<Output = Result<(), E>>) {
-        let ended = match &self.sent_away {
-            None => Some(connection.await),
-            Some(sent_away) => sent_away.token().run_until_cancelled(connection).await,
-        };
+        let ended = self.end.token().run_until_cancelled(connection).await;
         if let Some(Err(error)) = ended {
             log::debug!("connection: {error}");
         }
@@ -305,9 +343,9 @@ impl Place {
 }
 
 impl Places {
-    /// Waits for a connection, and finds a place for it: one of the normal ones, or one in the
-    /// crowd, from which the oldest is sent away if need be: most likely one that has not asked
-    /// for anything yet.
+    /// Waits for a connection, and finds a place for it: a free one, that of the connection that has
+    /// been idle longest, or, if a request is in flight on each, one in the crowd. From there the oldest
+    /// is sent away if need be: most likely one that has not asked for anything yet.
     async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
         let stream = loop {
             match listener.accept().await {
@@ -318,13 +356,8 @@ impl Places {
                 }
             }
         };
-        if let Ok(permit) = self.occupancy.normal.clone().try_acquire_owned() {
-            let place = Place {
-                situation: None,
-                sent_away: None,
-                _permit: permit,
-            };
-            return (stream, place);
+        if let Some(permit) = self.served().await {
+            return (stream, Place::new(None, Some(self.idle.clone()), permit));
         }
         let permit = loop {
             if let Ok(permit) = self.occupancy.crowded.clone().try_acquire_owned() {
@@ -335,23 +368,123 @@ impl Places {
             }
             tokio::task::yield_now().await;
         };
-        let sent_away = CancellationToken::new();
+        let place = Place::new(Some(Situation::Crowded), None, permit);
         let mut crowd = self.crowd();
-        crowd.push_back(sent_away.clone());
+        crowd.push_back(place.end.token().clone());
         // Some of those that are remembered have left by themselves.
-        if crowd.len() > 2 * CROWDED_MAX {
+        if crowd.len() > 2 * self.occupancy.crowd_max {
             crowd.retain(|sent_away| !sent_away.is_cancelled());
         }
-        let place = Place {
-            situation: Some(Situation::Crowded),
-            sent_away: Some(sent_away.drop_guard()),
-            _permit: permit,
-        };
+        drop(crowd);
         (stream, place)
+    }
+
+    /// A place where a connection is served, unless a request is in flight on each that is.
+    async fn served(&self) -> Option<OwnedSemaphorePermit> {
+        let places = self.occupancy.normal.clone();
+        if let Ok(permit) = places.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        if !self.idle.end_longest() {
+            return None;
+        }
+        // It comes as soon as that connection's task has run. The semaphore is never closed.
+        places.acquire_owned().await.ok()
     }
 
     fn crowd(&self) -> MutexGuard<'_, VecDeque<CancellationToken>> {
         self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection, as its requests see it.
+struct Guest {
+    situation: Option<Situation>,
+    in_flight: InFlight,
+    idleness: Option<Arc<Idleness>>,
+}
+
+impl Guest {
+    /// Begins a request; nothing if the connection has given way to another one.
+    fn begin(&self) -> Option<Begun> {
+        if self
+            .idleness
+            .as_ref()
+            .is_some_and(|idleness| !idleness.end())
+        {
+            return None;
+        }
+        Some(self.in_flight.begin(self.idleness.clone()))
+    }
+}
+
+/// The connections that no request is in flight on, by since when: the one that has been idle longest
+/// gives way to a new one when all places are taken. A client that keeps connections for later has to be
+/// ready for that at any time anyway.
+#[derive(Clone, Default)]
+struct Idle(Arc<Mutex<IdleConnections>>);
+
+#[derive(Default)]
+struct IdleConnections {
+    /// Each with the means to end it. The numbers grow with time.
+    since: BTreeMap<u64, CancellationToken>,
+    last: u64,
+}
+
+impl Idle {
+    /// A new connection, which is idle until its first request.
+    fn enter(&self, end: CancellationToken) -> Arc<Idleness> {
+        let idleness = Idleness {
+            since: AtomicU64::new(0),
+            idle: self.clone(),
+            connection: end,
+        };
+        idleness.begin();
+        Arc::new(idleness)
+    }
+
+    /// Ends the connection that has been idle longest; false if none is idle.
+    fn end_longest(&self) -> bool {
+        let longest = self.lock().since.pop_first();
+        if let Some((_, end)) = &longest {
+            end.cancel();
+        }
+        longest.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, IdleConnections> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's part in [`Idle`], which it leaves with the drop.
+struct Idleness {
+    /// Its number there, or 0 while it is not idle.
+    since: AtomicU64,
+    idle: Idle,
+    connection: CancellationToken,
+}
+
+impl Idleness {
+    fn begin(&self) {
+        let mut idle = self.idle.lock();
+        idle.last += 1;
+        let since = idle.last;
+        idle.since.insert(since, self.connection.clone());
+        self.since.store(since, Ordering::Relaxed);
+    }
+
+    /// Ends it; false if the connection has given way.
+    fn end(&self) -> bool {
+        let mut idle = self.idle.lock();
+        let since = self.since.swap(0, Ordering::Relaxed);
+        since == 0 || idle.since.remove(&since).is_some()
+    }
+}
+
+impl Drop for Idleness {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -366,9 +499,12 @@ struct InFlightCount {
 }
 
 impl InFlight {
-    fn begin(&self) -> Begun {
+    fn begin(&self, idleness: Option<Arc<Idleness>>) -> Begun {
         self.0.count.fetch_add(1, Ordering::AcqRel);
-        Begun(self.0.clone())
+        Begun {
+            in_flight: self.0.clone(),
+            idleness,
+        }
     }
 
     fn count(&self) -> usize {
@@ -389,27 +525,71 @@ impl InFlight {
 }
 
 /// A request in flight; it is over when this is dropped.
-struct Begun(Arc<InFlightCount>);
+struct Begun {
+    in_flight: Arc<InFlightCount>,
+    idleness: Option<Arc<Idleness>>,
+}
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.none.notify_waiters();
+        if let Some(idleness) = &self.idleness {
+            idleness.begin();
+        }
+        if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.in_flight.none.notify_waiters();
         }
     }
 }
 
 /// Raises the limit of open files towards what all connections need together, as far as the system
-/// allows without privileges.
-pub fn raise_file_limit() {
-    let wanted = (CONNECTIONS_MAX + CROWDED_MAX + 256) as u64;
-    match rlimit::increase_nofile_limit(wanted) {
-        Ok(limit) if limit < wanted => {
-            log::warn!(
-                "only {limit} files may be open at once; {wanted} would be enough for every connection"
-            );
+/// allows without privileges. Returns the limit.
+pub fn raise_file_limit() -> usize {
+    let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_CROWDED + OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    // None is no limit.
+    let (now, max) = (
+        limit.current.unwrap_or(u64::MAX),
+        limit.maximum.unwrap_or(u64::MAX),
+    );
+    let raised = now.max(max.min(wanted as u64));
+    let mut limit_now = now;
+    if raised > now {
+        let limit = Rlimit {
+            current: Some(raised),
+            maximum: limit.maximum,
+        };
+        match setrlimit(Resource::Nofile, limit) {
+            Ok(()) => limit_now = raised,
+            Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
         }
-        Ok(_) => {}
-        Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
+    }
+    if limit_now < wanted as u64 {
+        log::warn!(
+            "only {limit_now} files may be open at once; {wanted} would be enough for \
+             {CONNECTIONS_MAX} connections"
+        );
+    }
+    usize::try_from(limit_now).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_places_as_files_may_be_open_for_them() {
+        for (files, served, crowd) in [
+            (0, 64, 8),
+            (256, 64, 8),
+            (1_024, 680, 85),
+            (2_560, 2_048, 256),
+            (usize::MAX, 2_048, 256),
+        ] {
+            let occupancy = Occupancy::within(files);
+            assert_eq!(occupancy.connections(), (0, served), "{files}");
+            assert_eq!(occupancy.crowd(), (0, crowd), "{files}");
+            let long = std::iter::from_fn(|| occupancy.long_answer());
+            assert_eq!(long.collect::<Vec<_>>().len(), served / 4 * 3);
+        }
     }
 }

@@ -48,7 +48,7 @@ impl Upstream {
         runtime.spawn(server::serve(
             listener,
             service,
-            Occupancy::default(),
+            Occupancy::within(usize::MAX),
             stop,
             others,
         ));

@@ -10,7 +10,7 @@ use order_service::store::{Change, Step, Trouble};
 use serde_json::Value;
 
 use crate::wire::{Wire, statuses};
-use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill};
+use crate::world::{Client, PATIENCE, Program, World, assert_problem, file_limit, fill};
 
 /// How large the write-ahead log may become, in bytes: it is folded back at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
@@ -374,7 +374,7 @@ async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
-    let files = rlimit::increase_nofile_limit(4_096).unwrap_or(0);
+    let files = file_limit(4_096);
     if files < 2_000 {
         println!("skipped: only {files} files may be open at once");
         return;

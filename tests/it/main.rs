@@ -31,7 +31,7 @@
 //!
 //! | test | reason |
 //! |---|---|
-//! | `trouble::a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_from_the_end` | opens 3,000 connections, twice |
+//! | `trouble::a_crowd_of_silent_connections_keeps_no_one_from_anything_or_from_the_end` | opens 3,000 connections, twice |
 //! | `trouble::more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory` | 1,800 clients are refused 3,000 times |
 //! | `trouble::an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturbs_no_other` | twelve programs run under load before they are killed |
 //! | `removed::a_stream_that_falls_behind_a_removal_ends_instead_of_skipping` | 20,000 orders are needed to fill a connection |

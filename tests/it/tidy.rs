@@ -188,7 +188,7 @@ fn the_settings_in_readme_are_those_of_the_programs() {
         if !variable.starts_with('`') || !serve.contains(&format!("{flag} ")) {
             continue;
         }
-        let variable = format!("[env: {}=]", variable.trim_matches('`'));
+        let variable = format!("[env: {}]", variable.trim_matches('`'));
         let default = default.trim_matches('`');
         let entry = serve.split("\n      --").find(|entry| {
             format!("--{entry}").starts_with(&format!("{flag} "))

@@ -17,9 +17,9 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use self::disk::Disk;
-use self::load::{Load, Told, assert_refused, kind, try_create};
+use self::load::{Load, Told, assert_refused, kind};
 use crate::wire::{Wire, statuses};
-use crate::world::{Client, PATIENCE, Program, World, assert_statuses_agree};
+use crate::world::{Client, PATIENCE, Program, World, assert_statuses_agree, file_limit};
 
 /// Open files that the tests here need together.
 const FILES: u64 = 8192;
@@ -280,7 +280,7 @@ fn resident(program: &Program) -> u64 {
 async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     const WIDTH: usize = 1_800;
     const OVERLOADS: usize = 3_000;
-    let files = rlimit::increase_nofile_limit(FILES).unwrap_or(0);
+    let files = file_limit(FILES);
     assert!(files >= FILES / 2, "only {files} files may be open at once");
     let world = World::in_memory();
     let api = world.api(&[]);
@@ -421,44 +421,36 @@ fn crowd(api: &Program, count: usize) -> Vec<TcpStream> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_from_the_end() {
-    let files = rlimit::increase_nofile_limit(FILES).unwrap_or(0);
+async fn a_crowd_of_silent_connections_keeps_no_one_from_anything_or_from_the_end() {
+    let files = file_limit(FILES);
     assert!(files >= FILES / 2, "only {files} files may be open at once");
     let world = World::new();
     let api = world.api(&[]);
     let get =
         |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let post =
-        "POST /order HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"id\":\"bad\"}";
     let silent = crowd(&api, 3_000);
-    for _ in 0..5 {
-        for path in ["/livez", "/readyz", "/healthz"] {
+    for n in 0..5 {
+        let body = format!("{{\"id\":\"a{n}\"}}");
+        let length = body.len();
+        let post = "POST /order HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+        let created = ask(
+            &api,
+            &format!("{post}Content-Length: {length}\r\n\r\n{body}"),
+        )
+        .await;
+        assert_eq!(statuses(&created), [201], "{created}");
+        for path in ["/livez", "/readyz", "/healthz", "/order", "/order/a0"] {
             let answer = ask(&api, &get(path)).await;
             assert_eq!(statuses(&answer), [200], "{path}: {answer}");
-        }
-        for request in [post.to_owned(), get("/order"), get("/order/a1")] {
-            let answer = ask(&api, &request).await;
-            assert_eq!(statuses(&answer), [503], "{answer}");
-            assert!(answer.contains("application/problem+json"), "{answer}");
-            assert!(answer.contains("retry-after: "), "{answer}");
-            assert!(answer.contains("nothing was done"), "{answer}");
         }
     }
     let ran = world.run("order-service", &["health", "--listen", api.address()], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(
+        ids(&Client::new(), &api).await,
+        ["a0", "a1", "a2", "a3", "a4"]
+    );
     drop(silent);
-    let deadline = Instant::now() + PATIENCE;
-    let client = loop {
-        // The places are free as soon as it has noticed that the crowd is gone.
-        let client = Client::new();
-        let answer = try_create(&client, &api.url, "a1").await;
-        if answer.is_some_and(|answer| answer.status == 201) {
-            break client;
-        }
-        assert!(Instant::now() < deadline, "the places stay taken");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    assert_eq!(ids(&client, &api).await, ["a1"]);
     let silent = crowd(&api, 3_000);
     let mut api = api;
     api.signal("TERM");
@@ -466,4 +458,87 @@ async fn a_crowd_of_silent_connections_keeps_no_one_from_the_health_paths_or_fro
     let log = api.logged();
     assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
     drop(silent);
+}
+
+/// The places where so few files may be open that there are as few as there can be.
+const FEW_FILES: u32 = 300;
+const PLACES: usize = 64;
+const LONG_PLACES: usize = 48;
+
+const LIVE: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_that_has_been_idle_longest_gives_way() {
+    let world = World::new();
+    let api = world.api_with_files(FEW_FILES);
+    api.logs("only 300 files");
+    let is_live = |wire: &mut Wire| {
+        wire.send(LIVE);
+        wire.read_until("}\n").starts_with("HTTP/1.1 200")
+    };
+    let mut unused = Wire::open(&api);
+    let mut kept = Wire::open(&api);
+    for _ in 0..5 {
+        // Fewer than there are places, all of them accepted before it is used again.
+        let silent = crowd(&api, PLACES - 2);
+        assert!(is_live(&mut Wire::open(&api)));
+        drop(silent);
+        assert!(is_live(&mut kept));
+    }
+    assert_eq!(unused.rest(), "", "it was closed without an answer");
+    let silent = crowd(&api, 2 * PLACES);
+    assert_eq!(kept.rest(), "");
+    // What comes next is served all the same.
+    let mut last = Wire::open(&api);
+    assert!(is_live(&mut last));
+    assert_eq!(Client::new().create(&api.url, "a1").await.status, 201);
+    drop(silent);
+    assert_eq!(api.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_request_is_in_flight_on_each_connection_others_are_told_so() {
+    let world = World::new();
+    let api = world.api_with_files(FEW_FILES);
+    assert_eq!(Client::new().create(&api.url, "a1").await.status, 201);
+    let post = "POST /order HTTP/1.1\r\nHost: localhost\r\n";
+    let mut busy = Vec::new();
+    for n in 0..PLACES {
+        let mut wire = Wire::open(&api);
+        if n < LONG_PLACES {
+            wire.send("GET /order/a1 HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=30\r\n\r\n");
+        } else {
+            wire.send(format!(
+                "{post}Expect: 100-continue\r\nContent-Length: 12\r\n\r\n"
+            ));
+            wire.read_until("100 Continue\r\n\r\n");
+        }
+        busy.push(wire);
+    }
+    let request = |line: &str| format!("{line}\r\nHost: localhost\r\nConnection: close\r\n");
+    for _ in 0..20 {
+        for path in ["/livez", "/readyz", "/healthz", "/metrics"] {
+            let get = format!("{}\r\n", request(&format!("GET {path} HTTP/1.1")));
+            let answer = ask(&api, &get).await;
+            assert_eq!(statuses(&answer), [200], "{path}: {answer}");
+        }
+        let create = request("POST /order HTTP/1.1");
+        for request in [
+            format!("{create}Content-Length: 12\r\n\r\n{{\"id\":\"bad\"}}"),
+            format!("{}\r\n", request("GET /order HTTP/1.1")),
+            format!("{}\r\n", request("GET /order/a1 HTTP/1.1")),
+        ] {
+            let answer = ask(&api, &request).await;
+            assert_eq!(statuses(&answer), [503], "{answer}");
+            assert!(answer.contains("too-many-connections"), "{answer}");
+            assert!(answer.contains("retry-after: "), "{answer}");
+            assert!(answer.contains("nothing was done"), "{answer}");
+        }
+    }
+    // One that is done leaves its place, whether its connection is kept or not.
+    let mut done = busy.pop().unwrap();
+    done.send("{\"id\":\"two\"}");
+    assert!(done.read_until("}\n").contains("201 Created"));
+    assert_eq!(Client::new().create(&api.url, "a3").await.status, 201);
+    assert_eq!(done.rest(), "", "it was idle, and gave way");
 }

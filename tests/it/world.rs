@@ -14,10 +14,23 @@ use order_service::order::OrderId;
 use order_service::simulator::model::{Did, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
 use order_service::store::{Creation, DatabasePath, Mode, Store};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up. Far longer than it takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many files a test may have open at once, after asking for so many.
+pub fn file_limit(wanted: u64) -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    let max = limit.maximum.unwrap_or(u64::MAX);
+    let now = limit.current.unwrap_or(u64::MAX);
+    limit.current = Some(now.max(wanted.min(max)));
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.current.unwrap_or(now),
+        Err(_) => now,
+    }
+}
 
 /// A folder with a database and the logs of the programs that use it.
 pub struct World {
@@ -120,6 +133,25 @@ impl World {
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
         command
+    }
+
+    /// The API alone, on a free port, where no more files than these may be open.
+    pub fn api_with_files(&self, files: u32) -> Program {
+        let database = self.database();
+        let database = database
+            .to_str()
+            .expect("temporary folders have plain names");
+        let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", database];
+        let whole = self.command("order-service", &arguments);
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
+            .arg(whole.get_program())
+            .args(whole.get_args())
+            .env_clear()
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        self.spawn("order-service", limited, true)
     }
 
     /// Starts a program; if it `listens`, waits until it says where.

@@ -227,8 +227,9 @@ metrics! {
 
     HTTP_CONNECTIONS Gauge "http_connections" ["place"]
     "Open connections: served, or in the crowd that is only told that there is no place."
-    => "`served` near `http_connections_max`, or any in the `crowd`"
-    "Clients keep too many connections open."
+    => "any in the `crowd`"
+    "A request is in flight on each that is served, since idle ones give way: clients read slowly, wait or \
+     stream. `http_connections_max` follows from the limit of open files."
 
     HTTP_CONNECTIONS_MAX Gauge "http_connections_max" ["place"]
     "Connections that there are places for."

@@ -159,9 +159,10 @@ kinds! {
 
     TOO_MANY_CONNECTIONS "too-many-connections" 503
     "Too many connections are open"
-    "The limit of connections is reached, and this one was accepted only to say so. Nothing was done."
-    "Try again after the seconds in `Retry-After`, and keep connections open instead of opening one \
-     for each request. If it lasts, look for clients that open connections and do not close them."
+    "A request is in flight on every connection that is served, and this one was accepted only to say so. \
+     Nothing was done."
+    "Try again after the seconds in `Retry-After`. If it lasts, look for clients that read slowly, wait \
+     or stream on many connections; `http_connections` in `GET /metrics` has them."
 
     SHUTTING_DOWN "shutting-down" 503
     "The service is shutting down"
