@@ -33,6 +33,7 @@ pub use self::start::Stage;
 use self::start_queue::StartQueue;
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::{Look, LostProcess, Occasion, OpenOrder, PassContext, Policy, decide};
+use crate::explain::span;
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
 use crate::store::{Heartbeat, LeaderLock, StartCandidate, Store};
@@ -271,13 +272,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        if self.context.clock.set_right() {
-            log::warn!(
-                "the clock was set back or forward: this reconciler begins as after a start"
-            );
-            self.has_begun = false;
-            self.context.run_began_at.set(self.context.clock.now());
-        }
+        self.set_clock_right();
         let began_at = self.context.clock.now();
         let mut report = Report::default();
         let done = self.turn(&mut report, stop).await;
@@ -298,6 +293,21 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.write_heartbeat_if_due().await?;
         Ok(report)
+    }
+
+    fn set_clock_right(&mut self) {
+        let before = self.context.clock.now();
+        if self.context.clock.set_right() {
+            let now = self.context.clock.now();
+            let (way, by) = match now < before {
+                true => ("back", before.since(now)),
+                false => ("forward", now.since(before)),
+            };
+            let by = span(by);
+            log::warn!("the clock was set {way} by {by}: this reconciler begins as after a start");
+            self.has_begun = false;
+            self.context.run_began_at.set(now);
+        }
     }
 
     /// Begins a run. By a clock that was stepped nobody can tell how long ago anything was; so all that
