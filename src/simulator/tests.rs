@@ -64,8 +64,8 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
     let simulator = Arc::new(Simulator::new(&options(&log)).unwrap());
     let served = tokio::spawn(serve(listener, None, simulator, stop.clone()));
     let start = "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
-        Content-Length: 19\r\nHost: s\r\nConnection: close\r\n\r\n{\"order_id\":\"a/ 1\"}";
-    let of = |line| format!("{line} HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n");
+        Content-Length: 19\r\nHost: localhost\r\nConnection: close\r\n\r\n{\"order_id\":\"a/ 1\"}";
+    let of = |line| format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let told = r#"{"order_id":"a/ 1","status":"RUNNING"}"#;
     let (json, text) = ("application/json", "text/plain");
     let (list, other) = (Some(Asked::List), Some(Asked::Other));
@@ -169,7 +169,7 @@ impl Running {
     async fn control(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let length = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\nHost: s\r\n\
+            "{method} {path} HTTP/1.1\r\nContent-Length: {length}\r\nHost: localhost\r\n\
              Connection: close\r\n\r\n{body}"
         );
         let (status, _, body) = exchange(self.control, &request).await;
@@ -195,12 +195,12 @@ fn starting(order_id: &str) -> String {
     let length = body.len();
     format!(
         "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\nHost: s\r\nConnection: close\r\n\r\n{body}"
+         Content-Length: {length}\r\nHost: localhost\r\nConnection: close\r\n\r\n{body}"
     )
 }
 
 fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: s\r\nConnection: close\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
 /// Sends the bytes of a request; all that comes back, and the error that it ends with.
