@@ -56,7 +56,6 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
     tell_address(&listener)?;
-    log::info!("the upstream is {}", args.upstream.order_process_url);
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::serve(listener, api, store, reconciler, &stop).await

@@ -399,7 +399,9 @@ fn no_answer(error: &reqwest::Error) -> Failure {
     let detail = if error.is_timeout() {
         "the upstream did not answer in time".to_owned()
     } else if error.is_connect() {
-        format!("the upstream cannot be reached: {}", root_cause(error))
+        let origin = error.url().map(|url| url.origin().ascii_serialization());
+        let at = origin.map_or_else(String::new, |origin| format!(" at {origin}"));
+        format!("the upstream cannot be reached{at}: {}", root_cause(error))
     } else {
         format!("the upstream broke off: {}", root_cause(error))
     };

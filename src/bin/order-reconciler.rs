@@ -32,7 +32,6 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
-    log::info!("the upstream is {}", args.upstream.order_process_url);
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }

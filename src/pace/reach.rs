@@ -119,10 +119,11 @@ impl Reachability {
     }
 
     /// Takes note of a request without a usable answer. `certain` says that it cannot be due to
-    /// what was asked, as when no connection can be made. Tells whether the upstream counts as
-    /// down from now on and did not before.
+    /// what was asked, as when no connection can be made. Returns whether to report that the upstream
+    /// is down: it was not before, or was so when an earlier run ended.
     pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> bool {
         self.met.failure = true;
+        let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
@@ -132,7 +133,7 @@ impl Reachability {
         match &mut self.reach {
             Reach::Down { detail, .. } => {
                 detail.clone_from(&failure.detail);
-                false
+                is_first
             }
             _ if failure.certain || self.failures_in_a_row >= FAILURES_TO_DOWN => {
                 self.reach = Reach::Down {
@@ -194,5 +195,15 @@ mod tests {
         assert_eq!(*since, Timestamp(11));
         assert!(reachability.answered(Timestamp(15)));
         assert!(reachability.failed(Timestamp(16), &failure(true)));
+    }
+
+    #[test]
+    fn an_upstream_that_was_down_when_an_earlier_run_ended_is_reported_by_this_one() {
+        let detail = "answered 500".to_owned();
+        let since = Timestamp(1);
+        let mut reachability = Reachability::new(Reach::Down { since, detail });
+        let failure = Failure::new("answered 404", false);
+        assert!(reachability.failed(Timestamp(2), &failure));
+        assert!(!reachability.failed(Timestamp(3), &failure));
     }
 }
