@@ -344,6 +344,15 @@ impl Program {
         }
     }
 
+    /// The next line that it prints; nothing if it ends first.
+    pub fn line_of_stdout(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout
+            .read_line(&mut line)
+            .expect("stdout can be read");
+        line
+    }
+
     /// All that it prints until it ends.
     pub fn rest_of_stdout(&mut self) -> String {
         let mut printed = String::new();

@@ -366,16 +366,10 @@ fn a_variable_that_is_set_to_nothing_counts_as_unset() {
     for (command, port) in [("api", "8080"), ("simulator", "8000")] {
         let mut program =
             world.start_with("order-service", &[command], &[("LISTEN_ADDR", "")], false);
-        let deadline = Instant::now() + PATIENCE;
         let address = format!("127.0.0.1:{port}");
-        while !program.logged().contains(&address)
-            && TcpStream::connect(&address).is_err()
-            && Instant::now() < deadline
-        {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let line = program.line_of_stdout();
         program.signal("TERM");
-        let said = program.rest_of_stdout() + &program.logged();
+        let said = line + &program.rest_of_stdout() + &program.logged();
         assert!(said.contains(&address), "{said}");
     }
 }
