@@ -228,8 +228,8 @@ impl OrderDetails {
             && let Some((processes, _)) = lives.expected(now)
         {
             lines.push(format!(
-                "The upstream was last found to have forgotten everything {}. It lives for about \
-                 {processes:.0} processes.",
+                "The upstream was last found to have forgotten everything {}. It counts as living \
+                 for about {processes:.0} processes.",
                 past(at, now)
             ));
         }
@@ -261,7 +261,12 @@ impl OrderDetails {
             }
             _ => {}
         }
-        if open.attempts > 0 {
+        // A held order is only looked at: that is no attempt.
+        let is_held = matches!(
+            self.order.attention.as_ref().map(|of| of.reason),
+            Some(Reason::ProcessLost | Reason::MaxStarts)
+        );
+        if open.attempts > 0 && !is_held {
             lines.push(match open.attempts {
                 1 => "One attempt has failed.".to_owned(),
                 n => format!("{n} attempts in a row have failed."),

@@ -55,6 +55,9 @@ const OTHER_FILES: usize = 256;
 /// left for what is answered at once.
 const LONG_PERCENT: usize = 75;
 
+/// One in so many places is left to lists by streams.
+const KEPT_FOR_LISTS: usize = 32;
+
 /// The buffer of a connection, and with it the largest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -131,6 +134,15 @@ impl Occupancy {
         Some(LongAnswer {
             _permit: Arc::new(permit),
         })
+    }
+
+    /// A place for a stream, if there is one. Streams leave some to lists, which are read instead where
+    /// there is no stream.
+    pub fn stream(&self) -> Option<LongAnswer> {
+        match self.long.available_permits() > self.served_max / KEPT_FOR_LISTS {
+            true => self.long_answer(),
+            false => None,
+        }
     }
 
     /// Requests whose answers are not written yet.

@@ -103,7 +103,7 @@ impl Api {
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
         }
-        let place = self.occupancy.long_answer();
+        let place = self.occupancy.stream();
         let place = place.ok_or_else(Problem::too_many_streams)?;
         let subscription = self.watcher.subscribe(newest);
         let mut comments = tokio::time::interval(COMMENT_INTERVAL);

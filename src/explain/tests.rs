@@ -253,6 +253,8 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             fail,
         ],
     );
+    let text = held.explain(NOW, &Invocation::elsewhere()).to_string();
+    assert!(!text.contains("failed"), "nothing was attempted: {text}");
     let mut missed = troubled(processing(), ProcessLost, "forgotten", 0);
     for (policy, then) in [
         (

@@ -247,14 +247,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     async fn on_answered(&mut self, order: StartCandidate, answer: Answer) {
         let now = self.now();
-        match &answer {
-            Answer::Accepted => self.pace.on_start_accepted(),
-            Answer::Refused { .. } => self.pace.on_start_refused(),
-            Answer::Ambiguous {
-                answer: Some(500..),
-                ..
-            } => self.pace.on_server_error(),
-            _ => {}
+        if matches!(answer, Answer::Accepted) {
+            self.pace.on_start_accepted();
         }
         let outcome = self.context.on_answer(&order, answer, now, self.report);
         note(self.pace, now, outcome.failure.as_ref());
@@ -271,7 +265,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         match outcome.next {
             Some(Call::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);
-                self.pending.add(&order, outcome.steps);
+                let previous = order.order.intent.map(|intent| intent.written_at);
+                self.pending.add(&order, vec![Step::Intended { previous }]);
                 self.pending.intents.push(order);
             }
             Some(Call::LookUp) => {

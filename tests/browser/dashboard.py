@@ -3,13 +3,19 @@
     dashboard.py PROGRAM SCREENSHOTS
 """
 
+import http.server
+import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
+import urllib.error
 import urllib.parse
+import urllib.request
 
 from page import Page, Program
 from selenium.webdriver.common.keys import Keys
@@ -142,14 +148,17 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
     )
     assert page.browser.title.startswith("The upstream does not answer")
     page.until("they are marked", lambda: [note for _, _, note in page.rows()].count("no answer") == 10)
-    page.click(".counts a", "Need looking at")
+    page.until("they are no one's to look at", lambda: "10 orders go on by themselves. No answer: 10." in page.text(".counts"))
+    assert count(page, "Need looking at") == "0"
+    page.click(".reasons a")
     page.until("they are listed", lambda: page.address() == "/?attention=true" and len(page.rows()) == 10)
+    assert not page.all(".needy")
     page.click(".orders a")
-    page.until("it is told why", lambda: "Why it needs looking at" in page.text(".order"))
+    page.until("it is told why", lambda: "Why it does not go its way" in page.text(".order"))
     assert "When it answers, this order goes on by itself" in page.text(".order")
     page.check_everywhere("broken")
     page.click(".dev button", "^calm$")
-    page.until("all is well", lambda: page.text("#verdict") == "All is well")
+    page.until("all is well", lambda: page.text("#verdict") == "Everything runs")
     page.until("the open order has settled", lambda: "a settled order never changes" in page.text(".order"))
     page.until("the list is empty", lambda: "There is none now" in page.text(".list"))
 
@@ -157,15 +166,15 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
 # Whatever the statistics may say, as changes of what they say when all is well, the verdict, and a part
 # of what is said besides.
 STATISTICS = [
-    ({}, "All is well", "It has answered for 3 min. It looked at orders 2 s ago; the next look is in 9 s."),
+    ({}, "Everything runs", "It has answered for 3 min. It looked at orders 2 s ago; the next look is in 9 s."),
     (
         {"upstream.life.expected_seconds": 420, "pace.starts_per_second": 12, "restarts.last_hour": 3},
-        "All is well",
-        "It lives about 7 min at 12 starts/s; 3 orders were started again in the last hour.",
+        "Everything runs",
+        "As far as was seen, it lives about 7 min; 3 orders were started again in the last hour. The pace of 12 starts/s is below",
     ),
     (
         {"pace.starts_per_second": 12.5, "pace.reason": "the upstream did not answer in time"},
-        "All is well",
+        "Everything runs",
         "The pace of 13 starts/s is below its ceiling of 50: the upstream did not answer in time.",
     ),
     (
@@ -186,16 +195,48 @@ STATISTICS = [
     (
         {"reconciler.status": "none", "reconciler.since": None, "reconciler.detail": "no reconciler has led on this database yet"},
         "No reconciler runs",
-        "No reconciler has led on this database yet. Orders are kept, and nothing else happens to them.",
+        "No reconciler has led on this database yet. Orders are kept, and nothing else happens to them until one runs.",
+    ),
+    (
+        {"reconciler.status": "none", "reconciler.since": -90, "reconciler.detail": "no reconciler runs: the last one has shut down"},
+        "No reconciler runs",
+        "No reconciler runs: the last one has shut down, 90 s ago. Orders are kept, and nothing else happens to them until one runs.",
     ),
     (
         {"database.status": "failing", "database.since": -5, "database.detail": "orders cannot be written; the log says why"},
         "Orders cannot be written",
-        "It has failed for 5 s: orders cannot be written; the log says why. No order is acknowledged, and none is lost.",
+        "It has failed for 5 s: orders cannot be written; the log says why. What cannot be written is answered with 503.",
     ),
-    ({"attention.process_lost": 1, "orders.PROCESSING": 1}, "1 order needs looking at", "1 process runs."),
-    ({"attention.upstream_unreachable": 2}, "The upstream answers for some orders only", ""),
+    (
+        {"attention.process_lost": 1, "attention_by.operator": 1, "orders.PROCESSING": 3},
+        "1 order needs looking at",
+        "3 orders are PROCESSING; the processes of 1 of them are forgotten.",
+    ),
+    # All of them were forgotten, and are started again.
+    (
+        {"attention.process_lost": 130, "attention_by.itself": 130, "orders.PROCESSING": 130, "pace.window": 400},
+        "Everything runs, some orders are held up for now",
+        "130 orders are PROCESSING, 400 at most may be so at once; the processes of 130 of them are forgotten.",
+    ),
+    ({"attention.upstream_unreachable": 2, "attention_by.itself": 2}, "The upstream answers for some orders only", ""),
+    ({"upstream.status": "unknown", "upstream.since": None}, "Nothing was asked of the upstream yet", "It was not asked for anything yet."),
+    # At rest it tells of itself every five seconds.
+    (
+        {"reconciler.last_pass_at": -4.6, "reconciler.next_pass_at": -4},
+        "Everything runs",
+        "It has led for 11 min, and looks at what is due every second or so.",
+    ),
+    (
+        {"reconciler.last_pass_at": -70, "reconciler.next_pass_at": -10},
+        "Everything runs",
+        "It looked at orders 70 s ago; the next look was due 10 s ago.",
+    ),
+    ({"database.bytes": 1_000_000, "database.wal_bytes": 3_000_000}, "Everything runs", "It has 4.0 MB on disk, 3.0 MB of it in its log."),
+    ({}, "Everything runs", "It has 123 bytes on disk."),
 ]
+
+# FULFILLED and FAILED orders, and what is said of them.
+SHARES = [(0, 0, None), (100, 0, "0 %"), (100, 113, "53 %"), (9_999, 1, "less than 1 %"), (1, 9_999, "more than 99 %"), (0, 3, "100 %")]
 
 
 def the_sentences_say_what_the_statistics_say(program, page):
@@ -207,13 +248,14 @@ def the_sentences_say_what_the_statistics_say(program, page):
         const at = (seconds) => new Date(moment + seconds * 1000).toISOString();
         const well = () => ({
           orders: { CREATED: 0, PROCESSING: 0, FULFILLED: 100, FAILED: 90 },
+          attention_by: { operator: 0, itself: 0 },
           attention: { start_refused: 0, upstream_unreachable: 0, unknown_status: 0, process_lost: 0, max_starts: 0 },
           oldest_open: { id: "a1", status: "CREATED", created_at: at(-130) },
           restarts: { last_hour: 0, total: 0 },
           database: { status: "ok", since: at(-700), detail: null, bytes: 123, wal_bytes: 0 },
           upstream: { status: "up", since: at(-180), detail: null, last_seen_at: at(-2), process_seconds: null,
             life: { processes: null, began_at: null, ended: 0, expected_processes: null, expected_seconds: null } },
-          reconciler: { status: "leading", since: at(-700), detail: null, last_pass_at: at(-2), next_pass_at: at(9), next_look_at: null },
+          reconciler: { status: "leading", since: at(-700), detail: null, last_pass_at: at(-2), next_pass_at: at(9), next_look_at: null, policy: "restart" },
           pace: { starts_per_second: 50, ceiling: 50, reason: null, in_flight: 0, window: null },
         });
         import("/dashboard/words.js").then(({ signs, verdict }) => done(changes.map((change) => {
@@ -234,6 +276,13 @@ def the_sentences_say_what_the_statistics_say(program, page):
     for (change, verdict, part), (found, sentences) in zip(STATISTICS, told):
         assert found == verdict, (change, found)
         assert part in sentences, (change, sentences)
+        assert "is looking at them now" not in sentences, (change, sentences)
+    shares = page.browser.execute_async_script(
+        "const [counts, done] = arguments; import('/dashboard/words.js').then(({ failedShare }) =>"
+        " done(counts.map(([FULFILLED, FAILED]) => failedShare({ orders: { FULFILLED, FAILED } }))))",
+        [[fulfilled, failed] for fulfilled, failed, _ in SHARES],
+    )
+    assert shares == [share for _, _, share in SHARES], shares
 
 
 def what_a_crash_has_cost_is_told(program, page):
@@ -257,21 +306,105 @@ def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(prog
 def changes_appear_when_there_is_no_place_for_a_stream(program, page):
     page.browser.get("about:blank")
     address = urllib.parse.urlsplit(program.url)
-    ask = f"GET /event HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    ask = f"GET /event?after=latest HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     streams = []
-    for _ in range(256):
+    refused = 0
+    # The stream of the page that was left may take a moment to end, and leave its place.
+    while refused < 3:
         stream = socket.create_connection((address.hostname, address.port))
         stream.sendall(ask)
+        status = stream.recv(12)
+        assert status in (b"HTTP/1.1 200", b"HTTP/1.1 503"), status
         streams.append(stream)
-    # The stream of the page that was left may take a moment to end.
-    for stream in streams:
-        assert stream.recv(12).startswith(b"HTTP/1.1")
+        if status.endswith(b"503"):
+            refused += 1
+            time.sleep(0.2)
     page.open()
     page.until("it is told", lambda: "Too many streams are open" in page.text(".list"))
     program.create("late")
     page.until("the order appears", lambda: status_of(page, "late") in SETTLED)
     for stream in streams:
         stream.close()
+
+
+class Withholding(http.server.BaseHTTPRequestHandler):
+    """A proxy that gives an answer on when it is complete, as many do: a stream never is."""
+
+    protocol_version = "HTTP/1.1"
+    program = None
+
+    def do_GET(self):
+        if "text/event-stream" in self.headers.get("Accept", ""):
+            time.sleep(60)
+            return
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+        request = urllib.request.Request(self.program + self.path, headers=headers)
+        try:
+            answer = urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            body = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in ("content-length", "connection", "transfer-encoding", "date"):
+                    self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def changes_appear_behind_a_proxy_that_gives_no_stream_on(program, page):
+    Withholding.program = program.url
+    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Withholding)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    page.browser.get(f"http://127.0.0.1:{proxy.server_port}/")
+    page.until("it is told", lambda: "No stream gets through" in page.text(".list") and page.rows())
+    program.create("withheld")
+    page.until("the order appears", lambda: status_of(page, "withheld") in SETTLED)
+    page.browser.get("about:blank")
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def the_orders_of_a_database_that_is_gone_are_not_shown(program, page):
+    program.create("before")
+    page.open()
+    page.until("the order is there", lambda: status_of(page, "before") in SETTLED)
+    program.restart()
+    page.until("the page is empty", lambda: "There is no order yet" in page.text(".list"))
+    program.create("after")
+    page.until("the new one alone is there", lambda: [row[0] for row in page.rows()] == ["after"])
+    page.open("/?order=before")
+    page.until("it is told", lambda: "There is no order with this id" in page.text(".order"))
+
+
+def the_commands_for_an_operator_say_where_and_work(program, page):
+    # Forgotten for good: the upstream crashes, and what was lost is held.
+    program.restart("--lost-process", "hold")
+    for number in range(20):
+        program.create(f"h{number}")
+    page.open()
+    page.until("processes run", lambda: [status for _, status, _ in page.rows()].count("PROCESSING") > 3)
+    page.click(".dev button", "crash now")
+    page.until("someone has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? looking at", page.text("#verdict")))
+    page.until("they are counted", lambda: count(page, "Need looking at") != "0" and page.all(".counts .needy") and page.all(".reasons.held"))
+    page.click(".counts a", "Need looking at")
+    page.click(".orders a")
+    page.until("it is told why", lambda: "Why it needs looking at" in page.text(".order"))
+    page.check_everywhere("held")
+    assert "In a shell on the machine that has the database" in page.text(".order").replace("\n", " ")
+    commands = [element.text for element in page.all(".command code")]
+    fail = next(command for command in commands if " fail " in command)
+    assert "--database-url" in fail, fail
+    ran = subprocess.run(["sh", "-c", fail], capture_output=True, text=True, cwd="/")
+    assert "is FAILED now" in ran.stdout, ran
 
 
 def a_program_that_does_not_answer_is_told_and_what_is_old_looks_old(program, page):
@@ -283,7 +416,7 @@ def a_program_that_does_not_answer_is_told_and_what_is_old_looks_old(program, pa
     assert page.all(".state.stale") and page.all(".counts.stale") and page.all(".charts.stale")
     page.check_everywhere("silent")
     program.signal(signal.SIGCONT)
-    page.until("it is read again", lambda: page.text("#verdict") == "All is well" and not page.all(".stale"))
+    page.until("it is read again", lambda: page.text("#verdict") == "Everything runs" and not page.all(".stale"))
 
 
 TESTS = [
@@ -300,7 +433,10 @@ TESTS = [
     # Before those in which requests fail on purpose.
     nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about,
     changes_appear_when_there_is_no_place_for_a_stream,
+    changes_appear_behind_a_proxy_that_gives_no_stream_on,
     a_program_that_does_not_answer_is_told_and_what_is_old_looks_old,
+    the_orders_of_a_database_that_is_gone_are_not_shown,
+    the_commands_for_an_operator_say_where_and_work,
 ]
 
 

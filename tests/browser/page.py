@@ -27,10 +27,14 @@ class Program:
     """`order-service dev` on a free port."""
 
     def __init__(self, path):
+        self.path = path
         self.folder = tempfile.mkdtemp()
-        arguments = ["dev", "--listen", "127.0.0.1:0", "--max-order-process-duration", "3", "--request-timeout", "1s"]
+        self.start("127.0.0.1:0")
+
+    def start(self, listen, *more):
+        arguments = ["dev", "--listen", listen, "--max-order-process-duration", "3", "--request-timeout", "1s", *more]
         self.process = subprocess.Popen(
-            [path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=self.folder
+            [self.path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=self.folder
         )
         self.url = None
         for line in self.process.stdout:
@@ -51,10 +55,18 @@ class Program:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def stop(self):
+    def end(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.communicate(timeout=PATIENCE)
+
+    def restart(self, *more):
+        """Begins anew at the same address, with another database."""
+        self.end()
+        self.start(urllib.parse.urlsplit(self.url).netloc, *more)
+
+    def stop(self):
+        self.end()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

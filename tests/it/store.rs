@@ -1,9 +1,7 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
 use order_service::order::{OrderId, Outcome, Timestamp};
-use order_service::store::{
-    Change, Creation, DatabasePath, Filter, Mode, PreviousIntent, Step, Store,
-};
+use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -102,10 +100,7 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     let seq = create(&store, "a1", 1).await;
     let intend = |previous: Option<i64>| {
         vec![Step::Intended {
-            previous: previous.map(|at| PreviousIntent {
-                written_at: Timestamp(at),
-                is_counted: true,
-            }),
+            previous: previous.map(Timestamp),
         }]
     };
     assert_eq!(record(&store, seq, intend(None), 5).await, (1, 0));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, SetClock};
 use order_service::decide::{
-    Intent, Look, LostProcess, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
+    Intent, Look, LostProcess, Occasion, OpenOrder, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::pace::Failure;
@@ -84,10 +84,7 @@ pub(super) fn decide_all(_turns: usize) -> Turn {
                         Occasion::Pass,
                         Some(black_box(look)),
                         &POLICY,
-                        PassContext {
-                            now: NOW,
-                            restarted_at: None,
-                        },
+                        NOW,
                     ));
                 }
             }

@@ -153,7 +153,8 @@ kinds! {
 
     TOO_MANY_STREAMS "too-many-streams" 503
     "Too many streams are open already"
-    "Streams, lists and requests that wait have taken all places that there are for them."
+    "Streams, lists and requests that wait have taken all places that there are for them; some of these are \
+     for lists alone."
     "Read pages of `GET /event` instead, or try again after the seconds in `Retry-After`. One stream \
      has the events of all orders: a program needs no more than one."
 

@@ -3,7 +3,7 @@
 /* global uPlot */
 import { html, useEffect, useRef, useState } from "./preact-htm.js";
 import { local, minute } from "./time.js";
-import { counted, number, span } from "./words.js";
+import { counted, failedShare, number, span } from "./words.js";
 
 const HEIGHT = 130;
 
@@ -11,13 +11,14 @@ export function Charts({ known }) {
   const { stats, trouble } = known;
   if (!stats) return html`<section class="charts"><h2>The last hour</h2></section>`;
   const { per_minute: minutes, time_to_settle: time } = stats;
+  const failed = failedShare(stats);
   const settled = html`<b>${counted(time.orders, "order")}</b> settled`;
   return html`<section class=${`charts ${trouble ? "stale" : ""}`} aria-labelledby="pace-title">
     <h2 id="pace-title">The last hour</h2>
     <${Minutes} minutes=${minutes} />
     <p class="times">${time.orders === 0
       ? "No order was settled."
-      : html`${settled}: half of them within <b>${span(time.p50_seconds)}</b> of their creation, 95 of 100 within <b>${span(time.p95_seconds)}</b>.`}</p>
+      : html`${settled}: half of them within <b>${span(time.p50_seconds)}</b> of their creation, 95 of 100 within <b>${span(time.p95_seconds)}</b>.`}${failed !== null && html` Of all settled orders, <b>${failed}</b> are FAILED.`}</p>
   </section>`;
 }
 

@@ -32,7 +32,7 @@ function title({ list, statuses, attention }) {
   if (list === "latest") return "Latest changes";
   const isOpen = statuses.join() === STILL_OPEN.join();
   const words = isOpen ? "Open orders" : statuses.length ? `Orders that are ${statuses.join(" or ")}` : "All orders";
-  return attention ? (statuses.length ? `${words} and need looking at` : "Orders that need looking at") : words;
+  return attention ? (statuses.length ? `${words} and do not go their way` : "Orders that do not go their way") : words;
 }
 
 // An order by its id: the whole of it, for the API knows no other search.
@@ -68,17 +68,26 @@ function Latest({ view, known, mode }) {
         setRows(newest);
       }, 100);
     };
+    // Those that come while the latest ones are read; nothing when they are not being read.
+    let meanwhile = null;
     const take = (events) => {
+      meanwhile?.push(...events);
       for (const event of events) {
         if (event.seq > (last.get(event.order_id)?.seq ?? 0)) last.set(event.order_id, event);
       }
       show();
     };
+    // The program may have begun anew, with another database: what was known before is forgotten.
     const begin = async (seq) => {
+      const since = [];
+      meanwhile = since;
       try {
         const { items } = await askPage(`/event?after=${Math.max(0, seq - EVENTS_READ)}&limit=${EVENTS_READ}`);
+        if (meanwhile !== since) return;
+        meanwhile = null;
         setTrouble(null);
-        take(items);
+        last = new Map();
+        take([...items, ...since]);
       } catch (error) {
         setTrouble(error.message);
       }
@@ -103,18 +112,18 @@ function Latest({ view, known, mode }) {
         const event = byId.get(id);
         const attention = STILL_OPEN.includes(event.to) ? needy.get(id) : null;
         const note = attention ? noteOf({ attention }) : REMARKABLE[event.reason];
-        return html`<${Row} key=${id} id=${id} view=${view} status=${event.to} at=${event.at} note=${note} isNeedy=${Boolean(attention)} />`;
+        return html`<${Row} key=${id} id=${id} view=${view} status=${event.to} at=${event.at} note=${note} isNeedy=${attention?.by === "operator"} />`;
       })}
     <//>`;
 }
 
 const NONE = new Map();
 
-// The attention of the orders that need looking at, by id: of the oldest ones, if there are many. It is
+// The attention of the orders that do not go their way, by id: of the oldest ones, if there are many. It is
 // not in the journal, and the statistics tell when it has changed.
 function useNeedy({ stats }) {
   const [needy, setNeedy] = useState(NONE);
-  const attention = JSON.stringify(stats?.attention);
+  const attention = JSON.stringify([stats?.attention, stats?.attention_by]);
   const count = stats ? attentionTotal(stats) : 0;
   useEffect(() => {
     if (!count) return setNeedy(NONE);
@@ -130,6 +139,7 @@ function useNeedy({ stats }) {
 const MODES = {
   live: "Changes appear as they happen.",
   polling: "Too many streams are open: changes appear within seconds.",
+  blocked: "No stream gets through: changes appear within seconds.",
   off: "Connecting: changes do not appear now.",
 };
 
@@ -169,8 +179,8 @@ function Page({ view, known, mode }) {
     const ignore = feed.listen(({ begin, events }) => (begin !== undefined || events) && again.current());
     return () => (ignore(), clearTimeout(timer), gone.abort());
   }, [path]);
-  // What needs looking at is not in the journal: the statistics tell that it has changed.
-  const attention = JSON.stringify(known.stats?.attention);
+  // What does not go its way is not in the journal: the statistics tell that it has changed.
+  const attention = JSON.stringify([known.stats?.attention, known.stats?.attention_by]);
   useEffect(() => again.current(), [attention]);
   const { items, next, trouble } = page;
   if (trouble && !items) {
@@ -188,7 +198,7 @@ function Page({ view, known, mode }) {
     <div aria-busy=${page.of !== path} class=${page.of === path ? "" : "stale"}>
       <${Table} columns=${["Order", "Status", "Changed"]} label=${title(view)}>
         ${items.map((order) => html`<${Row} key=${order.id} id=${order.id} view=${view} status=${order.status}
-          at=${order.updated_at} note=${noteOf(order)} isNeedy=${order.attention !== null} />`)}
+          at=${order.updated_at} note=${noteOf(order)} isNeedy=${order.attention?.by === "operator"} />`)}
       <//>
     </div>
     ${pages}`;

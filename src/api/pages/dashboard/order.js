@@ -1,5 +1,6 @@
 // One order, in the sentences of /order/{id}/explain.
 import { Link } from "./address.js";
+import { IS_DEV } from "./dev.js";
 import { html, useEffect, useRef, useState } from "./preact-htm.js";
 import { ask, orderPath } from "./server.js";
 import { Status } from "./state.js";
@@ -91,13 +92,16 @@ function Content({ found }) {
     ${trouble && html`<p class="bad">Not up to date: ${trouble.message}.</p>`}
     <p class="lead"><${Status} of=${order.status} /> <span>since ${local(order.updated_at, moment)}, ${ago(order.updated_at, moment)}</span></p>
     <p>${summary}</p>
-    ${order.attention ? html`<div class="attention"><${Sentences} title="Why it needs looking at" of=${[...why, ...advice]} /></div>` : html`<${Sentences} title="Why it is where it is" of=${why} />`}
+    ${order.attention ? html`<div class="attention"><${Sentences} title=${order.attention.by === "operator" ? "Why it needs looking at" : "Why it does not go its way"} of=${[...why, ...advice]} /></div>` : html`<${Sentences} title="Why it is where it is" of=${why} />`}
     <${Sentences} title="What happens next" of=${next} />
     <h3>What happened</h3>
     <${Timeline} events=${events} />
     <${Sentences} title="What was observed" of=${observed} />
     <h3>In a shell</h3>
-    ${commands(explained).map((command) => html`<${Command} key=${command.command} ...${command} />`)}
+    ${reading(explained).map((command) => html`<${Command} key=${command.command} ...${command} />`)}
+    ${explained.commands.length > 0 && html`<h3>In a shell on the machine that has the database</h3>
+      ${!IS_DEV && html`<p class="faint">In the folder of <code>orders.db</code>, or with <code>--database-url</code> and the path of the database.</p>`}
+      ${explained.commands.map((command) => html`<${Command} key=${command.command} ...${command} />`)}`}
   `;
 }
 
@@ -115,13 +119,12 @@ function Timeline({ events }) {
   </ol>`;
 }
 
-// The commands of the explanation, after those that only read. The path of an order has nothing that a
-// shell minds.
-function commands(explained) {
+// Commands that only read, anywhere. The path of an order has nothing that a shell minds.
+function reading(explained) {
   const url = location.origin + orderPath(explained.order.id);
-  const reading = [{ effect: "Reads this order.", command: `curl -sS ${url}` }];
-  if (!isSettled(explained)) reading.push({ effect: "Waits for its end, for a minute at most.", command: `curl -sS ${url} -H 'Prefer: wait=60'` });
-  return [...reading, ...explained.commands];
+  const commands = [{ effect: "Reads this order.", command: `curl -sS ${url}` }];
+  if (!isSettled(explained)) commands.push({ effect: "Waits for its end, for a minute at most.", command: `curl -sS ${url} -H 'Prefer: wait=60'` });
+  return commands;
 }
 
 // A command to copy, by hand where the browser does not let a page do it: it does on this machine

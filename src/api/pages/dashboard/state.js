@@ -2,7 +2,7 @@
 import { ALL, Link, START, STATUSES, filtered, sameList } from "./address.js";
 import { html } from "./preact-htm.js";
 import { local, secondsSince, useNow } from "./time.js";
-import { ATTENTION, attentionTotal, capital, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
+import { ATTENTION, capital, counted, number, openOrders, signs, verdict, wholeSpan } from "./words.js";
 
 export function State({ known }) {
   const moment = useNow();
@@ -48,14 +48,14 @@ export function Counts({ known, view }) {
   // The links are there before their counts: nothing moves when those come.
   const count = (orders) => (stats ? number(orders(stats)) : "–");
   const all = ({ orders }) => Object.values(orders).reduce((sum, of) => sum + of, 0);
-  const needy = stats ? attentionTotal(stats) : 0;
+  const { operator = 0, itself = 0 } = stats?.attention_by ?? {};
   const reasons = Object.entries(stats?.attention ?? {}).filter(([, orders]) => orders > 0);
   const tiles = [
     { label: "Latest changes", value: null, to: START },
     { label: "All", value: count(all), to: ALL },
     { label: "Open", value: count(openOrders), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
     ...STATUSES.map((status) => ({ label: status, value: count(({ orders }) => orders[status]), to: filtered({ statuses: [status] }), status })),
-    { label: "Need looking at", value: count(attentionTotal), to: filtered({ attention: true }), needy: needy > 0 },
+    { label: "Need looking at", value: count(({ attention_by: by }) => by.operator), to: filtered({ attention: true }), needy: operator > 0 },
   ];
   return html`<nav class=${`counts ${trouble ? "stale" : ""}`} aria-label="Orders by status">
     <ul>
@@ -66,7 +66,7 @@ export function Counts({ known, view }) {
         <//>
       </li>`)}
     </ul>
-    ${reasons.length > 0 && html`<p class="reasons">${reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", ")}</p>`}
+    ${reasons.length > 0 && html`<p class=${`reasons ${operator > 0 ? "held" : ""}`}>${operator > 0 && `${counted(operator, "order needs", "orders need")} looking at. `}${itself > 0 && html`<${Link} to=${filtered({ attention: true })}>${counted(itself, "order goes on by itself", "orders go on by themselves")}<//>. `}${capital(reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", "))}.</p>`}
   </nav>`;
 }
 

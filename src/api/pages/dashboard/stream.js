@@ -5,14 +5,18 @@ import { ask, askPage, trouble } from "./server.js";
 
 // The server sends a comment every 15 s: a stream that is silent for longer is dead.
 const SILENCE_MS = 40_000;
+// A stream says at once where it begins. A proxy on the way may keep it back until it ends, which it
+// does not.
+const FIRST_MS = 3000;
 // Between two attempts to connect.
 const PAUSE_MS = 1000;
-// Between two pages while there is no place for a stream, and pages until it is tried again.
+// Between two pages while there is no stream, and pages until it is tried again.
 const POLL_MS = 3000;
 const POLLS = 10;
 
 // Tells its listeners { begin: seq } whenever it begins, when all that is known may be old, and
-// { events } from then on. Its `mode` is "live", "polling" or "off".
+// { events } from then on. Its `mode` is "live", "polling" (no place for a stream), "blocked" (none gets through)
+// or "off".
 class Feed {
   mode = "off";
   #listeners = new Set();
@@ -58,7 +62,8 @@ class Feed {
         await this.#stream(signal);
       } catch (error) {
         if (signal.aborted) return;
-        if (error.kind === "too-many-streams") await this.#poll(signal).catch(() => {});
+        const mode = { "too-many-streams": "polling", blocked: "blocked" }[error.kind];
+        if (mode) await this.#poll(mode, signal).catch(() => {});
       }
       if (signal.aborted) return;
       this.#turn("off");
@@ -69,7 +74,8 @@ class Feed {
   async #stream(signal) {
     const silence = new AbortController();
     const listen = AbortSignal.any([signal, silence.signal]);
-    let timer = setTimeout(() => silence.abort(), SILENCE_MS);
+    let isBegun = false;
+    let timer = setTimeout(() => silence.abort(), FIRST_MS);
     try {
       const headers = { Accept: "text/event-stream" };
       const answer = await fetch("/event?after=latest", { headers, signal: listen });
@@ -84,7 +90,10 @@ class Feed {
         const messages = (rest + value).split("\n\n");
         rest = messages.pop();
         this.#take(messages);
+        isBegun = true;
       }
+    } catch (error) {
+      throw !isBegun && silence.signal.aborted ? Object.assign(new Error("no stream gets through"), { kind: "blocked" }) : error;
     } finally {
       clearTimeout(timer);
     }
@@ -106,10 +115,10 @@ class Feed {
     if (events.length) this.#tell({ events });
   }
 
-  async #poll(signal) {
+  async #poll(mode, signal) {
     let last = await newest(signal);
     this.#tell({ begin: last });
-    this.#turn("polling");
+    this.#turn(mode);
     for (let polls = 0; polls < POLLS; polls += 1) {
       await pause(POLL_MS, signal);
       for (let more = true; more;) {

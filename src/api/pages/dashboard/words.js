@@ -67,14 +67,16 @@ export function attentionTotal(stats) {
 // The worst of it in a few words, and how bad it is: good, warn or bad.
 export function verdict(stats) {
   const { database, upstream, reconciler } = stats;
-  const held = attentionTotal(stats) - stats.attention.upstream_unreachable;
+  const { operator, itself } = stats.attention_by;
   if (database.status !== "ok") return { level: "bad", words: "Orders cannot be written" };
   if (reconciler.status === "none") return { level: "bad", words: "No reconciler runs" };
   if (reconciler.status === "overdue") return { level: "bad", words: "The reconciler has stopped" };
   if (upstream.status === "down") return { level: "bad", words: "The upstream does not answer" };
-  if (held > 0) return { level: "warn", words: `${counted(held, "order needs", "orders need")} looking at` };
-  if (attentionTotal(stats) > 0) return { level: "warn", words: "The upstream answers for some orders only" };
-  return { level: "good", words: "All is well" };
+  if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} looking at` };
+  if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
+  if (upstream.status === "unknown") return { level: "good", words: "Nothing was asked of the upstream yet" };
+  // Without a number: a new one would be announced every two seconds.
+  return { level: "good", words: itself > 0 ? "Everything runs, some orders are held up for now" : "Everything runs" };
 }
 
 // Each thing that orders depend on: how it is, since when, and what that means for them.
@@ -88,9 +90,9 @@ export function signs(stats, moment) {
 
 function database({ database: { status, since, detail, bytes: size, wal_bytes: log } }, moment) {
   const time = since ? ` for ${lasting(since, moment)}` : "";
-  if (status !== "ok") return { level: "bad", words: [`It has failed${time}: ${sentence(detail)} No order is acknowledged, and none is lost.`] };
-  const room = log > 64e6 ? `, and ${bytes(log)} more in its log` : "";
-  return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size)} on disk${room}.`] };
+  if (status !== "ok") return { level: "bad", words: [`It has failed${time}: ${sentence(detail)} What cannot be written is answered with 503.`] };
+  const ofLog = log > 0 ? `, ${bytes(log)} of it in its log` : "";
+  return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size + log)} on disk${ofLog}.`] };
 }
 
 function upstream(stats, moment) {
@@ -104,14 +106,13 @@ function upstream(stats, moment) {
   const words = [`It has answered for ${lasting(since, moment)}. `];
   const { starts_per_second: pace, ceiling, reason } = stats.pace;
   if (life.expected_seconds !== null) {
-    words.push(`It lives about ${wholeSpan(life.expected_seconds)}${pace === null ? "" : ` at ${rate(pace)} starts/s`}; `);
+    words.push(`As far as was seen, it lives about ${wholeSpan(life.expected_seconds)}; `);
     words.push(`${restarted(stats.restarts.last_hour)} in the last hour. `);
   } else if (stats.restarts.last_hour) {
     words.push(`It has forgotten processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
   }
   if (pace !== null && ceiling !== null && pace < ceiling) {
-    const told = life.expected_seconds === null ? `The pace of ${rate(pace)} starts/s is` : "The pace is";
-    words.push(`${told} below its ceiling of ${rate(ceiling)}${reason ? `: ${sentence(reason)}` : "."}`);
+    words.push(`The pace of ${rate(pace)} starts/s is below its ceiling of ${rate(ceiling)}${reason ? `: ${sentence(reason)}` : "."}`);
   }
   const isTroubled = stats.attention.upstream_unreachable > 0;
   return { level: isTroubled ? "warn" : "good", words };
@@ -138,7 +139,10 @@ const DENSE_SECONDS = 3;
 
 function reconciler(stats, moment) {
   const { status, since, detail, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
-  if (status === "none") return { level: "bad", words: [`${sentence(capital(detail))} Orders are kept, and nothing else happens to them.`] };
+  if (status === "none") {
+    const ended = since ? `, ${ago(since, moment)}` : "";
+    return { level: "bad", words: [`${sentence(capital(detail) + ended)} Orders are kept, and nothing else happens to them until one runs.`] };
+  }
   const leads = since ? `It has led for ${lasting(since, moment)}` : "It leads";
   const lastly = last ? `It looked at orders ${ago(last, moment)}` : "It has not looked at any order yet";
   if (status === "overdue") {
@@ -146,17 +150,30 @@ function reconciler(stats, moment) {
     return { level: "bad", words: [`${lastly}${late}. Nothing happens to orders until one runs again.`] };
   }
   const words = [];
-  const isDense = last && next && secondsSince(last, Date.parse(next)) <= DENSE_SECONDS && secondsSince(last, moment) <= DENSE_SECONDS;
-  const isAtIt = next && secondsSince(next, moment) > 1;
+  // It tells of itself every few seconds: between two passes that lie closer, both moments are old.
+  const isDense = last && next && Math.abs(secondsSince(last, Date.parse(next))) <= DENSE_SECONDS;
   if (isDense) words.push(`${leads}, and looks at what is due every second or so. `);
-  else if (isAtIt) words.push(`${lastly}, and is looking at them now. `);
+  else if (next && secondsSince(next, moment) > 1) words.push(`${lastly}; the next look was due ${ago(next, moment)}. `);
   else words.push(`${lastly}${next ? `; the next look is ${until(next, moment)}` : ""}. `);
   const { PROCESSING } = stats.orders;
   if (PROCESSING && stats.upstream.status === "up") {
-    const when = look && secondsSince(look, moment) < -1 ? ` The processes that run are asked for ${until(look, moment)}.` : "";
-    words.push(`${counted(PROCESSING, "process runs", "processes run")}${stats.pace.window === null ? "" : ` of ${number(stats.pace.window)} at most`}.${when}`);
+    const lost = stats.attention.process_lost;
+    const forgotten = lost > 0 ? `; the processes of ${number(lost)} of them are forgotten` : "";
+    const most = stats.pace.window === null ? "" : `, ${number(stats.pace.window)} at most may be so at once`;
+    const when = look && secondsSince(look, moment) < -1 ? ` Their processes are asked for ${until(look, moment)}.` : "";
+    words.push(`${counted(PROCESSING, "order is", "orders are")} PROCESSING${most}${forgotten}.${when}`);
   }
   return { level: "good", words };
+}
+
+// Of the settled orders, how many are FAILED. Nothing while none is settled.
+export function failedShare({ orders: { FULFILLED, FAILED } }) {
+  const settled = FULFILLED + FAILED;
+  if (settled === 0) return null;
+  const share = (100 * FAILED) / settled;
+  if (FAILED > 0 && share < 1) return "less than 1 %";
+  if (FULFILLED > 0 && share > 99) return "more than 99 %";
+  return `${Math.round(share)} %`;
 }
 
 export function capital(text) {
@@ -176,7 +193,7 @@ export const REMARKABLE = {
   failed_by_operator: "its process was forgotten; an operator made it fail",
 };
 
-// In a list, why an order needs looking at.
+// In a list, why an order does not go its way.
 export const ATTENTION = {
   start_refused: "start refused",
   upstream_unreachable: "no answer",
