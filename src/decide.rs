@@ -57,7 +57,15 @@ pub struct Intent {
     pub answer: Option<u16>,
 }
 
+/// Answers from here on may be a gateway's, made after the start was passed on.
+const SERVER_ERROR: u16 = 500;
+
 impl Intent {
+    /// Whether the start may have taken effect, by its answer alone.
+    fn is_in_doubt(&self) -> bool {
+        self.answer.is_none_or(|answer| answer >= SERVER_ERROR)
+    }
+
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
     /// could write down that it was given up, that was one timeout after the intent at the latest. By
@@ -132,6 +140,15 @@ pub enum Occasion {
     Refusal,
 }
 
+/// The moment of a choice, and what is the same for all orders by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassContext {
+    /// The present moment.
+    pub now: Timestamp,
+    /// When the upstream was last found to have been restarted.
+    pub restarted_at: Option<Timestamp>,
+}
+
 /// The one step to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -172,8 +189,19 @@ impl OpenOrder {
 
     /// Starts that may have taken effect, with the present intent if it never got an answer.
     pub fn starts_so_far(&self) -> u32 {
-        let is_silent = self.intent.is_some_and(|intent| intent.answer.is_none());
-        self.starts + u32::from(is_silent)
+        let is_in_doubt = self.intent.is_some_and(|intent| intent.is_in_doubt());
+        self.starts + u32::from(is_in_doubt)
+    }
+
+    /// Whether the present intent counts as a start after a look that found no process, late enough.
+    /// Silence does. A server error does only if that look cannot tell, in another life of the upstream,
+    /// or if not even a doubtful second start is allowed.
+    pub fn is_intent_counted(&self, policy: &Policy, at: PassContext) -> bool {
+        self.intent.is_some_and(|intent| {
+            let is_of_this_life = at.restarted_at.is_none_or(|at| at <= intent.written_at);
+            let is_cleared = intent.answer.is_some() && is_of_this_life && policy.max_starts > 1;
+            intent.is_in_doubt() && !is_cleared
+        })
     }
 
     /// Takes note that its process was missing in a look that began at `began_at`.
@@ -238,16 +266,16 @@ pub fn decide(
     occasion: Occasion,
     look: Option<&Look>,
     policy: &Policy,
-    now: Timestamp,
+    at: PassContext,
 ) -> Action {
     use Phase::{Created, Processing};
     let Some(look) = look else {
         return match (order.phase, order.intent, occasion) {
             // Without an intent there is no start of ours to know about, so nothing needs to be
             // seen first: a start of a process that exists is refused.
-            (Created, None, _) => start(order, policy, now),
+            (Created, None, _) => start(order, policy, at),
             // That its earlier start came to nothing was seen by the look that brought its turn about.
-            (Created, Some(_), Occasion::Turn) => start(order, policy, now),
+            (Created, Some(_), Occasion::Turn) => start(order, policy, at),
             // Meanwhile its process may be there again.
             (Processing { .. }, _, Occasion::Turn) => Action::LookUp,
             _ => Action::Wait,
@@ -279,7 +307,7 @@ pub fn decide(
         (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
             Action::Flag(Reason::StartRefused)
         }
-        (Created, _, Observed::Absent) => start(order, policy, now),
+        (Created, _, Observed::Absent) => start(order, policy, at),
 
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
@@ -289,29 +317,30 @@ pub fn decide(
             }
         }
         (Processing { .. }, None, Observed::Unrecognised(_)) => {
-            flag(order, Reason::UnknownStatus, now)
+            flag(order, Reason::UnknownStatus, at.now)
         }
 
         // A start that was sent after an earlier process was forgotten has come to nothing.
-        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, now),
+        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
         // A look that began before the start was confirmed cannot have seen the process.
         (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look) => Action::Wait,
         // One absence may be a lapse; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier one has brought the turn about.
-            _ if occasion == Occasion::Turn => lost(order, policy, now),
+            _ if occasion == Occasion::Turn => lost(order, policy, at),
             None if occasion == Occasion::Pass => Action::MarkMissing,
             Some(missed_at) if missed_at >= look.began_at => Action::Wait,
-            _ => lost(order, policy, now),
+            _ => lost(order, policy, at),
         },
     }
 }
 
 /// Starts an order unless it was started too often, or has to wait.
-fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
-    if order.starts_so_far() >= policy.max_starts && !order.is_released {
-        flag(order, Reason::MaxStarts, now)
-    } else if order.is_due(now) {
+fn start(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
+    let starts = order.starts + u32::from(order.is_intent_counted(policy, at));
+    if starts >= policy.max_starts && !order.is_released {
+        flag(order, Reason::MaxStarts, at.now)
+    } else if order.is_due(at.now) {
         Action::Start
     } else {
         Action::Wait
@@ -319,11 +348,11 @@ fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
 }
 
 /// What the policy says about an order whose process was forgotten.
-fn lost(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
+fn lost(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
     match policy.lost_process {
-        _ if order.is_released => start(order, policy, now),
-        LostProcess::Restart => start(order, policy, now),
-        LostProcess::Hold => flag(order, Reason::ProcessLost, now),
+        _ if order.is_released => start(order, policy, at),
+        LostProcess::Restart => start(order, policy, at),
+        LostProcess::Hold => flag(order, Reason::ProcessLost, at.now),
         LostProcess::Fail => Action::Fail,
     }
 }
@@ -348,6 +377,10 @@ mod tests {
         run_began_at: Timestamp(0),
     };
     const NOW: Timestamp = Timestamp(1_000_000);
+    const AT: PassContext = PassContext {
+        now: NOW,
+        restarted_at: None,
+    };
 
     fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
         OpenOrder {
@@ -392,7 +425,7 @@ mod tests {
             observed,
             began_at: NOW,
         });
-        decide(order, occasion, look.as_ref(), policy, NOW)
+        decide(order, occasion, look.as_ref(), policy, AT)
     }
 
     fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
@@ -632,7 +665,7 @@ mod tests {
 
     #[test]
     fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
-        let at_turn = |order: &OpenOrder| decide(order, Occasion::Turn, None, &POLICY, NOW);
+        let at_turn = |order: &OpenOrder| decide(order, Occasion::Turn, None, &POLICY, AT);
         let expired = intent(Some(NOW.0 - 5_000), None);
         assert_eq!(at_turn(&order(Phase::Created, None)), Action::Start);
         assert_eq!(at_turn(&order(Phase::Created, expired)), Action::Start);
@@ -670,6 +703,44 @@ mod tests {
                 answer: None,
             });
             check(&begun, observed, Action::Wait);
+        }
+    }
+
+    #[test]
+    fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_process() {
+        let written_at = NOW.0 - 10_000;
+        let look = Look {
+            observed: Observed::Absent,
+            began_at: NOW,
+        };
+        let decided = |answer, max_starts, restarted_at: Option<i64>| {
+            let mut order = order(Phase::Created, intent(Some(0), answer));
+            order.starts = max_starts - 1;
+            let policy = Policy {
+                max_starts,
+                ..POLICY
+            };
+            let at = PassContext {
+                restarted_at: restarted_at.map(Timestamp),
+                ..AT
+            };
+            assert_eq!(
+                order.starts_so_far() == max_starts,
+                answer.is_none_or(|answer| answer >= 500)
+            );
+            decide(&order, Occasion::Pass, Some(&look), &policy, at)
+        };
+        let held = Action::Flag(Reason::MaxStarts);
+        for answer in [500, 502, 503, 504, 520, 599] {
+            for restarted_at in [None, Some(written_at - 1), Some(written_at)] {
+                assert_eq!(decided(Some(answer), 5, restarted_at), Action::Start);
+            }
+            assert_eq!(decided(Some(answer), 5, Some(written_at + 1)), held);
+            assert_eq!(decided(Some(answer), 1, None), held);
+        }
+        for (answer, expected) in [(None, held), (Some(429), Action::Start)] {
+            assert_eq!(decided(answer, 5, None), expected);
+            assert_eq!(decided(answer, 1, Some(written_at + 1)), expected);
         }
     }
 }

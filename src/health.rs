@@ -107,8 +107,8 @@ impl Reconciler {
                     status: "overdue",
                     since: heartbeat.next_pass_at.filter(|_| !is_set_back),
                     trouble: Some(if is_set_back {
-                        "the clock was set back, and the reconciler has told of no pass since: it was \
-                         killed, or is stuck"
+                        "the clock was set back, and the reconciler has told of no pass since: one \
+                         that gets on does so within seconds"
                     } else {
                         "the reconciler was killed, or is stuck: its next pass is more than a minute \
                          late"

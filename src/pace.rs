@@ -80,6 +80,8 @@ pub struct Pace {
     list_time: ListTime,
     /// Processes that are known to run.
     in_flight: u64,
+    /// Whether starts meet nothing but server errors.
+    is_failing: bool,
 }
 
 impl Pace {
@@ -106,6 +108,7 @@ impl Pace {
             looks: Looks::new(now),
             list_time: ListTime::default(),
             in_flight: 0,
+            is_failing: false,
         }
     }
 
@@ -154,7 +157,10 @@ impl Pace {
     /// no place is empty while intents are written.
     pub fn may_stage(&self, now: Timestamp, starting: usize) -> bool {
         let ahead = (self.rate.rate() * INTENT_TAKES.as_secs_f64()) as usize;
-        let places = self.max_requests + ahead.min(self.max_requests);
+        let places = match self.is_failing {
+            true => 1,
+            false => self.max_requests + ahead.min(self.max_requests),
+        };
         starting < places && self.reach.may_send(now)
     }
 
@@ -175,8 +181,20 @@ impl Pace {
 
     /// A start was accepted: there is one more process.
     pub fn on_start_accepted(&mut self) {
+        self.is_failing = false;
         self.in_flight += 1;
         self.lives.started();
+    }
+
+    /// A start was refused: the upstream takes starts.
+    pub fn on_start_refused(&mut self) {
+        self.is_failing = false;
+    }
+
+    /// A start was answered with a server error, and may have taken effect. Until one is answered
+    /// otherwise, one order at a time tries.
+    pub fn on_server_error(&mut self) {
+        self.is_failing = true;
     }
 
     /// Raises the rate while all is quiet. Tells whether it has reached its ceiling again.
@@ -363,6 +381,18 @@ mod tests {
             assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
             limiter.failed(now, &Failure::new("no connection", true));
             assert_eq!(ready_at_once(&limiter), Some(0), "it is down");
+        }
+    }
+
+    #[test]
+    fn while_starts_meet_server_errors_one_order_at_a_time_tries() {
+        let now = Timestamp(1_000);
+        let mut limiter = pace(Learned::default(), now);
+        for recover in [Pace::on_start_accepted, Pace::on_start_refused] {
+            limiter.on_server_error();
+            assert!(limiter.may_stage(now, 0) && !limiter.may_stage(now, 1));
+            recover(&mut limiter);
+            assert!(limiter.may_stage(now, 7));
         }
     }
 

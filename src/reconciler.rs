@@ -32,7 +32,8 @@ pub use self::schedule::{Moments, Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
 use crate::clock::{Clock, SteadyClock};
-use crate::decide::{Look, LostProcess, Occasion, OpenOrder, Policy, decide};
+use crate::decide::{Look, LostProcess, Occasion, OpenOrder, PassContext, Policy, decide};
+use crate::explain::span;
 use crate::order::Timestamp;
 use crate::pace::{Failure, Pace};
 use crate::store::{Heartbeat, LeaderLock, StartCandidate, Store};
@@ -192,6 +193,8 @@ struct Context<U, C> {
     settings: Settings,
     /// When this run began: the program was started, or the clock stepped.
     run_began_at: Cell<Timestamp>,
+    /// When the upstream was last found to have been restarted.
+    restarted_at: Cell<Option<Timestamp>>,
     hook: Option<Box<Hook>>,
 }
 
@@ -229,6 +232,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
         );
         let tally = heartbeat.tally.clone();
+        let restarted_at = pace.lives().restarted_at();
         Ok(Self {
             has_begun: false,
             pace,
@@ -248,6 +252,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 clock: SteadyClock::new(clock),
                 settings,
                 run_began_at: Cell::new(now),
+                restarted_at: Cell::new(restarted_at),
                 hook: None,
             }),
         })
@@ -267,13 +272,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        if self.context.clock.set_right() {
-            log::warn!(
-                "the clock was set back or forward: this reconciler begins as after a start"
-            );
-            self.has_begun = false;
-            self.context.run_began_at.set(self.context.clock.now());
-        }
+        self.set_clock_right();
         let began_at = self.context.clock.now();
         let mut report = Report::default();
         let done = self.turn(&mut report, stop).await;
@@ -296,6 +295,21 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
+    fn set_clock_right(&mut self) {
+        let before = self.context.clock.now();
+        if self.context.clock.set_right() {
+            let now = self.context.clock.now();
+            let (way, by) = match now < before {
+                true => ("back", before.since(now)),
+                false => ("forward", now.since(before)),
+            };
+            let by = span(by);
+            log::warn!("the clock was set {way} by {by}: this reconciler begins as after a start");
+            self.has_begun = false;
+            self.context.run_began_at.set(now);
+        }
+    }
+
     /// Begins a run. By a clock that was stepped nobody can tell how long ago anything was; so all that
     /// has to be waited for is waited for from here on, and what was stored must not lie ahead.
     async fn begin(&mut self) -> anyhow::Result<()> {
@@ -313,6 +327,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.heartbeat.written_at = None;
         self.pace = self.pace.again(now);
+        let restarted_at = self.pace.lives().restarted_at();
+        self.context.restarted_at.set(restarted_at);
         self.looked_at = None;
         self.list = None;
         self.queue.clear();
@@ -454,12 +470,24 @@ impl<U, C> Context<U, C> {
             order,
             occasion,
             look,
-            action: decide(order, occasion, look, &self.policy(), now),
+            action: decide(order, occasion, look, &self.policy(), self.at(now)),
         };
         if let Some(hook) = &self.hook {
             hook(Trace::Decided(&decision));
         }
         decision
+    }
+
+    /// Whether an order's intent counts as a start, although no process was found.
+    fn is_intent_counted(&self, order: &OpenOrder, now: Timestamp) -> bool {
+        order.is_intent_counted(&self.policy(), self.at(now))
+    }
+
+    fn at(&self, now: Timestamp) -> PassContext {
+        PassContext {
+            now,
+            restarted_at: self.restarted_at.get(),
+        }
     }
 
     /// An order has entered a stage of being started.

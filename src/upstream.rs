@@ -55,8 +55,7 @@ pub enum StartError {
     Unavailable(Failure),
     /// It may have taken effect: the order must be observed before it is started again.
     Ambiguous {
-        /// The HTTP status of the upstream's own answer, if there was one: it says that it did not
-        /// accept the start.
+        /// The HTTP status of the answer, if there was one.
         answer: Option<u16>,
         /// What was seen.
         failure: Failure,
@@ -302,7 +301,8 @@ impl Upstream for HttpUpstream {
         let body = body.unwrap_or_default();
         if is_trouble(status) {
             return Err(StartError::Ambiguous {
-                answer: (!is_relayed(status)).then(|| status.as_u16()),
+                // A gateway's 408 may follow a request that it has passed on.
+                answer: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
                 failure: self.trouble(status, &body, retry_after),
             });
         }
@@ -392,15 +392,6 @@ fn is_trouble(status: StatusCode) -> bool {
                 | StatusCode::REQUEST_TIMEOUT
                 | StatusCode::TOO_MANY_REQUESTS
         )
-}
-
-/// Answers of something in between, which may have passed the request on: they say nothing about
-/// whether it took effect.
-fn is_relayed(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::REQUEST_TIMEOUT | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
-    )
 }
 
 /// A request that met no answer, or half of one.

@@ -66,6 +66,11 @@ impl Lives {
         self.began_at
     }
 
+    /// When the upstream was last found to have been restarted.
+    pub fn restarted_at(&self) -> Option<Timestamp> {
+        self.began_at.filter(|_| self.ended > 0)
+    }
+
     /// How long a life lasts, in processes and in time; nothing while none was seen to end. One
     /// that lasts longer than that already counts as far as it has come.
     pub fn expected(&self, now: Timestamp) -> Option<(f64, Duration)> {

@@ -152,7 +152,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let lives = self.pace.lives();
         // What was confirmed before the last restart was found may have been forgotten in it: no
         // second one is needed to explain that.
-        let restarted_at = lives.began_at().filter(|_| lives.ended() > 0);
+        let restarted_at = lives.restarted_at();
         let of_all = seen.missing(None);
         if !seen.missing(restarted_at).is_restart() {
             if let Some(entries) = seen.entries {
@@ -170,6 +170,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (missing, known) = (of_all.missing, of_all.known);
         let left = seen.entries.unwrap_or((known - missing) as u64);
         self.pace.restarted(left, now);
+        self.context.restarted_at.set(Some(now));
         let lives = self.pace.lives();
         let window = lives.window().unwrap_or(0);
         let life = lives.expected(now).map_or(0.0, |(processes, _)| processes);

@@ -247,8 +247,14 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     async fn on_answered(&mut self, order: StartCandidate, answer: Answer) {
         let now = self.now();
-        if matches!(answer, Answer::Accepted) {
-            self.pace.on_start_accepted();
+        match &answer {
+            Answer::Accepted => self.pace.on_start_accepted(),
+            Answer::Refused { .. } => self.pace.on_start_refused(),
+            Answer::Ambiguous {
+                answer: Some(500..),
+                ..
+            } => self.pace.on_server_error(),
+            _ => {}
         }
         let outcome = self.context.on_answer(&order, answer, now, self.report);
         note(self.pace, now, outcome.failure.as_ref());
@@ -265,8 +271,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         match outcome.next {
             Some(Call::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);
-                let previous = order.order.intent.map(|intent| intent.written_at);
-                self.pending.add(&order, vec![Step::Intended { previous }]);
+                self.pending.add(&order, outcome.steps);
                 self.pending.intents.push(order);
             }
             Some(Call::LookUp) => {

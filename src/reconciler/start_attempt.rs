@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Failure;
-use crate::store::{StartCandidate, Step};
+use crate::store::{PreviousIntent, StartCandidate, Step};
 use crate::upstream::{StartError, Upstream};
 
 /// A request to the upstream for one order.
@@ -43,7 +43,7 @@ pub(super) enum Answer {
 /// What follows from an order's turn, or from an answer.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Changes to be recorded.
+    /// Changes to be recorded; for a start, its intent.
     pub steps: Vec<Step>,
     /// The call to be made next.
     pub next: Option<Call>,
@@ -188,7 +188,14 @@ impl<U, C> Context<U, C> {
         let (id, mut steps) = (candidate.id.as_str(), Vec::new());
         effects::apply(&decision, id, refusal, now, report, &mut steps);
         let next = match decision.action {
-            Action::Start => Some(Call::Start),
+            Action::Start => {
+                let previous = candidate.order.intent.map(|intent| PreviousIntent {
+                    written_at: intent.written_at,
+                    is_counted: self.is_intent_counted(&candidate.order, now),
+                });
+                steps.push(Step::Intended { previous });
+                Some(Call::Start)
+            }
             Action::LookUp => Some(Call::LookUp),
             _ => None,
         };

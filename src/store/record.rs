@@ -21,10 +21,10 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// A start is about to be sent. It takes the place of an earlier one that is known to have
-    /// come to nothing, `previous`; if that one never got an answer, it counts as a start.
+    /// come to nothing, `previous`.
     Intended {
-        /// When the earlier intent was written.
-        previous: Option<Timestamp>,
+        /// The earlier intent.
+        previous: Option<PreviousIntent>,
     },
     /// The intended start of a CREATED order was accepted.
     Started,
@@ -56,6 +56,15 @@ pub enum Step {
     Delayed(Trouble),
     /// All is well again.
     Cleared,
+}
+
+/// An intent whose place another one takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreviousIntent {
+    /// When it was written.
+    pub written_at: Timestamp,
+    /// Whether it counts as a start.
+    pub is_counted: bool,
 }
 
 /// Why an order needs looking at, and when it is tried again.
@@ -139,16 +148,21 @@ pub(super) fn journal(
 fn intend(
     db: &Connection,
     seq: i64,
-    previous: Option<Timestamp>,
+    previous: Option<PreviousIntent>,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET \
-             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+             starts = starts + ?4, \
              intent_at = ?2, given_up_at = NULL, start_answer = NULL \
          WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING') AND intent_at IS ?3",
-        params![seq, now.0, previous.map(|at| at.0)],
+        params![
+            seq,
+            now.0,
+            previous.map(|intent| intent.written_at.0),
+            previous.is_some_and(|intent| intent.is_counted)
+        ],
     )
 }
 
@@ -176,7 +190,7 @@ pub(super) fn settle(
     change(
         db,
         "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), \
-             starts = starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+             starts = starts + (intent_at IS NOT NULL AND coalesce(start_answer, 500) >= 500), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
              confirmed_at = NULL, missed_at = NULL, released_at = NULL, \
              attempts = 0, next_attempt_at = NULL, \
@@ -251,7 +265,7 @@ fn give_up(
 fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET starts = starts + (start_answer IS NULL), \
+        "UPDATE orders SET starts = starts + (coalesce(start_answer, 500) >= 500), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL \
          WHERE seq = ?1 AND intent_at IS NOT NULL",
         params![seq],

@@ -1,7 +1,9 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
 use order_service::order::{OrderId, Outcome, Timestamp};
-use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
+use order_service::store::{
+    Change, Creation, DatabasePath, Filter, Mode, PreviousIntent, Step, Store,
+};
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -100,7 +102,10 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     let seq = create(&store, "a1", 1).await;
     let intend = |previous: Option<i64>| {
         vec![Step::Intended {
-            previous: previous.map(Timestamp),
+            previous: previous.map(|at| PreviousIntent {
+                written_at: Timestamp(at),
+                is_counted: true,
+            }),
         }]
     };
     assert_eq!(record(&store, seq, intend(None), 5).await, (1, 0));

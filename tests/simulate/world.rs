@@ -67,7 +67,7 @@ pub enum Fault {
     Late,
     /// It takes effect, and the answer is lost.
     AnswerLost,
-    /// The upstream's own error, without effect.
+    /// A server error. A start may have taken effect.
     Error,
     /// A refusal, without effect.
     Refused,
@@ -493,7 +493,13 @@ impl Upstream for Handle {
                 world.late.borrow_mut().push(arrival);
                 Err(silent(None))
             }
-            Fault::Error => Err(silent(Some(503))),
+            Fault::Error => {
+                // A gateway's own, before or after it has passed the start on.
+                if world.draws.below(2) == 0 && world.take_effect(id.as_str()) {
+                    world.oracle.borrow_mut().accepted_in_doubt(id.as_str());
+                }
+                Err(silent(Some(503)))
+            }
             Fault::Refused => Err(StartError::Refused {
                 answer: 400,
                 detail: "answered 400".to_owned(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, SetClock};
 use order_service::decide::{
-    Intent, Look, LostProcess, Occasion, OpenOrder, Phase, Policy, decide,
+    Intent, Look, LostProcess, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::pace::Failure;
@@ -84,7 +84,10 @@ pub(super) fn decide_all(_turns: usize) -> Turn {
                         Occasion::Pass,
                         Some(black_box(look)),
                         &POLICY,
-                        NOW,
+                        PassContext {
+                            now: NOW,
+                            restarted_at: None,
+                        },
                     ));
                 }
             }

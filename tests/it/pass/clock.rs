@@ -1,6 +1,7 @@
 //! Passes by a clock that is set back or forward, by seconds and by hours, in a run and between two.
 
 use order_service::health;
+use order_service::reconciler::run_once;
 
 use super::*;
 
@@ -137,5 +138,29 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         assert!(past.iter().all(|at| *at <= Some(stage.clock.now())));
         let next = heartbeat.next_look_at.max(heartbeat.next_pass_at).unwrap();
         assert!(next.since(stage.clock.now()) <= Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn one_pass_alone_gives_a_start_that_it_finds_its_time_and_then_repeats_it() {
+    for (fate, requests) in [
+        (Fate::Lost, ["look a1", "start a1"].as_slice()),
+        (Fate::AnswerLost, &["look a1"]),
+    ] {
+        let stage = Stage::new(100_000);
+        stage.create("a1");
+        stage.upstream.start_fate.set(fate);
+        let once = || block_on(run_once(stage.reconciler(), &Stop::default())).unwrap();
+        let began = stage.clock.uptime();
+        once();
+        assert_eq!(stage.clock.uptime(), began, "nothing is waited for");
+        assert_eq!(stage.upstream.take_requests(), ["start a1"]);
+        stage.upstream.start_fate.set(Fate::Answered);
+        stage.step(6 * HOUR);
+        assert!(once());
+        assert_eq!(stage.upstream.take_requests(), requests, "{fate:?}");
+        let waited = stage.clock.uptime() - began;
+        assert_eq!(waited, stage.settings.request_timeout);
+        assert_eq!(stage.order("a1").status, Status::Processing);
     }
 }

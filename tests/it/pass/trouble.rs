@@ -152,3 +152,56 @@ fn each_refusal_in_a_row_doubles_the_wait() {
         stage.clock.set(next_attempt_at);
     }
 }
+
+#[test]
+fn starts_that_fail_for_an_hour_turn_no_order_into_an_operators_case() {
+    let mut stage = Stage::new(100);
+    stage.settings.max_in_flight = 8;
+    for n in 0..20 {
+        stage.create(&format!("a{n}"));
+    }
+    let mut reconciler = stage.reconciler();
+    stage.upstream.start_fate.set(Fate::Status(503));
+    let begun = stage.clock.now();
+    while stage.clock.now().since(begun) < Duration::from_secs(3_600) {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    for n in 0..20 {
+        let reason = stage.reason(&format!("a{n}"));
+        assert!(
+            matches!(reason, None | Some(Reason::UpstreamUnreachable)),
+            "{reason:?}"
+        );
+    }
+    stage.upstream.start_fate.set(Fate::Answered);
+    for _ in 0..400 {
+        pass(&mut reconciler);
+        stage.forward(1_000);
+    }
+    for n in 0..20 {
+        let order = stage.order(&format!("a{n}"));
+        assert_eq!((order.starts, order.attention), (1, None));
+    }
+}
+
+#[test]
+fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
+    for status in [500, 502] {
+        let mut stage = Stage::new(100);
+        stage.settings.max_starts = 1;
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        stage.upstream.start_fate.set(Fate::Status(status));
+        for _ in 0..60 {
+            pass(&mut reconciler);
+            stage.forward(1_000);
+        }
+        let order = stage.order("a1");
+        assert_eq!(order.attention.map(|of| of.reason), Some(Reason::MaxStarts));
+        assert_eq!((order.status, order.starts), (Status::Created, 1));
+        let requests = stage.upstream.take_requests();
+        let starts = requests.iter().filter(|request| *request == "start a1");
+        assert_eq!(starts.count(), 1, "{requests:?}");
+    }
+}

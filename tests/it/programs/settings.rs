@@ -105,6 +105,11 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (RECONCILE[0], "* * * * *", "*/5 * * * * *"),
     (RECONCILE[0], "61 * * * * *", "*/5 * * * * *"),
     (RECONCILE[0], "0 0 0 30 2 *", "*/5 * * * * *"),
+    (
+        RECONCILE[0],
+        "* * * * * * 2020",
+        "its last moment has passed",
+    ),
     (RECONCILE[1], "fast", "0 for no ceiling"),
     (RECONCILE[1], "inf", "0 for no ceiling"),
     (RECONCILE[2], "0", "from 1 to 1024"),
