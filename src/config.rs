@@ -227,6 +227,9 @@ pub struct AccountArgs {
 
 /// `order-service restart`.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "order-service restart <ID>...\n       order-service restart --all-lost"
+)]
 pub struct RestartArgs {
     /// The orders
     #[arg(value_name = "ID", required_unless_present = "all_lost")]

@@ -268,7 +268,7 @@ fn choices() -> impl Iterator<Item = Choice> {
             "crashing" => {
                 "it crashes 2 s after its first start, then after 20 s, in turn, and forgets all"
             }
-            _ => "nothing works for 20 s of each minute",
+            _ => "nothing works in the first 20 s of each minute of the clock",
         };
         Some(Choice {
             name,

@@ -107,6 +107,9 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     } else {
         args.ids
     };
+    if ids.is_empty() {
+        program::print("no order has a process that was forgotten\n");
+    }
     let mut exit = Exit::Done;
     for id in ids {
         let decided = store.release(id.clone(), SystemClock.now()).await?;

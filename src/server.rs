@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -156,13 +156,10 @@ fn taken(places: &Semaphore, max: usize) -> usize {
 }
 
 /// Opens a listening socket at the address that `flag` set.
-///
-/// # Errors
-/// The address is in use, not this machine's, or not permitted. The error names address and flag.
 pub async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address}; {flag} takes another address, or port 0 for a free one"
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow!(
+            "cannot listen on {address}: {error}; {flag} takes another address, or port 0 for a free one"
         )
     })
 }

@@ -97,7 +97,7 @@ impl Faults {
     /// - `flaky`: a network and a gateway on a bad day. Nothing is forgotten.
     /// - `crashing`: it dies as the real one does, and two or twenty seconds after its first start,
     ///   in turn.
-    /// - `outage`: nothing works for 20 seconds of each minute.
+    /// - `outage`: nothing works in the first 20 seconds of each minute of the clock.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
             "calm" => Some(Self::default()),
