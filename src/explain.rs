@@ -176,7 +176,11 @@ impl OrderDetails {
             ..
         } = &self.order;
         let id = id.as_str();
-        let lasting = span(now.since(*updated_at));
+        // A reader of an order that never changes is not told its age anew.
+        let lasting = match status.is_settled() {
+            true => format!("since {}", Rfc3339(*updated_at)),
+            false => format!("for {}", span(now.since(*updated_at))),
+        };
         let starts = match self.order.starts {
             0 => "No start was sent for it, as far as is known.".to_owned(),
             1 => "One start was sent for it that took effect, or may have.".to_owned(),
@@ -203,7 +207,7 @@ impl OrderDetails {
                 format!("It has had {} for {lasting}, {goes_on}", reason.as_str())
             }
         };
-        format!("Order {id:?} has been {status} for {lasting}. {condition} {starts}")
+        format!("Order {id:?} has been {status} {lasting}. {condition} {starts}")
     }
 
     fn observed(&self, now: Timestamp) -> Vec<String> {

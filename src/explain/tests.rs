@@ -170,7 +170,7 @@ fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
     check(
         &case,
         &[
-            "Order \"a1\" has been FULFILLED for 20 s. It took 10 s from its creation to its end.",
+            "Order \"a1\" has been FULFILLED since 2026-11-22T09:59:40.000Z. It took 10 s from its creation to its end.",
             "it was started again",
             "Its process succeeded.",
             "a settled order never changes",

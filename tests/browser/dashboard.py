@@ -82,6 +82,7 @@ def an_open_order_tells_its_story_and_has_a_command_that_works(program, page):
     page.open("/?status=FULFILLED")
     page.click(".orders a")
     page.until("its journal is there", lambda: len(page.all(".timeline li")) == 3)
+    assert re.search(r"has been FULFILLED since 20\S+Z\. It took", page.text(".order")), "an age would grow old"
     for words in ("It was created.", "Its process was started.", "Its process succeeded.", "a settled order never changes"):
         assert words in page.text(".order"), words
     command = page.text(".command code")

@@ -115,7 +115,7 @@ metrics! {
 
     RECONCILER_LAST_PASS Gauge "reconciler_last_pass_timestamp_seconds" []
     "Time at which the last pass ended."
-    => "older than a minute"
+    => "older than the pause between two ticks of `--schedule`, and a minute more"
     "As for `reconciler_overdue`."
 
     RECONCILER_LAST_SEEN Gauge "reconciler_last_seen_timestamp_seconds" []
