@@ -40,7 +40,8 @@
 //!   name warp.
 //! - The API never calls the upstream and does not know the simulator, and the reconciler never
 //!   serves orders. They meet in the database alone, so each can run without the other.
-//! - A pass takes upstream, store and clock from outside, and runs on one thread.
+//! - A pass takes upstream, store and clock from outside, and runs on one thread. The clock only goes
+//!   forward in it; a clock that was set back or forward before it is met as a start of the program is.
 //! - Nothing is believed about the upstream that it did not say in a complete answer.
 //! - No start leaves before its intent is on disk; none is repeated before the first was observed.
 
