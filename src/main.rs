@@ -55,6 +55,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    let url = &args.upstream.order_process_url;
+    log::info!(target: "order_service::upstream", "the upstream is {url}");
     tell_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());

@@ -195,7 +195,6 @@ fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
 
 /// The upstream at this URL, with the token from the environment.
 pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
-    log::info!("the upstream is {url}");
     let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
     HttpUpstream::new(url, token.as_deref(), request_timeout)
 }

@@ -32,6 +32,8 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    let url = &args.upstream.order_process_url;
+    log::info!(target: "order_service::upstream", "the upstream is {url}");
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }
