@@ -139,8 +139,14 @@ impl Moments {
 
     /// Whether one has come since one last had. A clock that was stepped leaves that open: then one has.
     pub fn has_come<C: Clock>(&mut self, clock: &SteadyClock<C>) -> bool {
-        let now = clock.time_of_day();
-        let has_come = self.schedule.next_after(self.last) <= now || clock.is_stepped();
+        if clock.is_stepped() {
+            self.last = clock.time_of_day();
+            return true;
+        }
+        let now = clock.now();
+        // A pass that an order has brought may have set the clock right.
+        self.last = self.last.min(now);
+        let has_come = self.schedule.next_after(self.last) <= now;
         if has_come {
             self.last = now;
         }
@@ -150,7 +156,7 @@ impl Moments {
     /// How long to wait before it is asked again whether one has come.
     pub fn wait<C: Clock>(&self, clock: &SteadyClock<C>) -> Duration {
         let next = self.schedule.next_after(self.last);
-        next.since(clock.time_of_day()).min(LOOK_EVERY)
+        next.since(clock.now()).min(LOOK_EVERY)
     }
 }
 
@@ -235,6 +241,12 @@ mod tests {
             other.set(Timestamp(next.0 - 1));
             assert!(!moments.has_come(&clock));
             other.set(next);
+            assert!(moments.has_come(&clock), "{schedule} {by}");
+            // A pass that an order brings may be the first to see that the clock was set back.
+            other.step(Timestamp(other.now().0 - HOUR));
+            clock.set_right();
+            moments.has_come(&clock);
+            other.set(moments.schedule.next_after(other.now()));
             assert!(moments.has_come(&clock), "{schedule} {by}");
         }
     }

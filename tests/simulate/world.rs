@@ -344,12 +344,12 @@ impl World {
         Timestamp(self.now.get() + self.ahead.get())
     }
 
-    /// The clock may be set back or forward, by seconds or by hours.
+    /// The clock may be set back or forward, by little, by seconds or by hours.
     pub fn may_step(&self, share: u64) {
         if share == 0 || !self.draws.permille(share) {
             return;
         }
-        let unit = [1_000, 3_600_000][self.draws.below(2) as usize];
+        let unit = [10, 1_000, 3_600_000][self.draws.below(3) as usize];
         let by = (unit + self.draws.below(11 * unit)) as i64;
         let (by, name) = match self.draws.below(2) {
             0 => (-by, "clock set back"),
