@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::fmt::Display;
+use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,10 +22,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
@@ -182,7 +184,8 @@ pub async fn serve<S, B>(
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let graceful = GracefulShutdown::new();
+    // Each connection holds a receiver until its end.
+    let (stopping, stopped) = watch::channel(());
     let in_flight = occupancy.in_flight.clone();
     let places = Places {
         occupancy,
@@ -196,13 +199,16 @@ pub async fn serve<S, B>(
             next = places.accept(&listener) => next,
         };
         let guest = place.guest(place.situation, &in_flight);
-        let connection = connection(stream, guest, service.clone());
-        tokio::spawn(place.hold(graceful.watch(connection)));
+        let stopped = Some(stopped.clone());
+        let service = service.clone();
+        tokio::spawn(serve_connection(stream, place, guest, stopped, service));
     }
+    drop(stopped);
+    stopping.send_replace(());
     let drained = async {
         tokio::join!(others, async {
             tokio::select! {
-                () = graceful.shutdown() => {}
+                () = stopping.closed() => {}
                 // Who has sent half of a head has asked for nothing yet, and is not waited for.
                 () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
                 () = tokio::time::sleep(DRAIN_TIMEOUT) => {
@@ -218,21 +224,21 @@ pub async fn serve<S, B>(
             () = &mut drained => return,
             (stream, place) = places.accept(&listener) => {
                 let guest = place.guest(Some(Situation::Draining), &InFlight::default());
-                let connection = connection(stream, guest, service.clone());
-                tokio::spawn(place.hold(connection));
+                tokio::spawn(serve_connection(stream, place, guest, None, service.clone()));
             }
         }
     }
 }
 
-/// Serves a connection. Each request has the situation in its extensions, and is in flight until its
-/// answer is written or given up.
-fn connection<S, B>(
+/// Serves a connection until its end, or until it is sent away. Each request has the situation in its
+/// extensions, and is in flight until its answer is written or given up.
+async fn serve_connection<S, B>(
     stream: TcpStream,
+    place: Place,
     guest: Guest,
+    mut stopped: Option<watch::Receiver<()>>,
     service: S,
-) -> impl GracefulConnection<Error = hyper::Error> + Send
-where
+) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
         + Clone
         + Send
@@ -241,10 +247,14 @@ where
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    // To HTTP/1.0 the end of a connection is the end of an answer. So it is reset, whatever ends it,
+    // the death of this program included, unless all was said.
+    let _ = stream.set_zero_linger();
     // Answers are written whole: waiting to fill a segment would only delay them.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let mut stream = Box::pin(stream);
     let is_usual = guest.situation.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let begun = guest.begin();
@@ -273,16 +283,42 @@ where
             Ok::<_, Infallible>(answer.map(written))
         }
     });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(if is_usual {
-            HEAD_TIMEOUT
-        } else {
-            CROWDED_HEAD_TIMEOUT
-        })
-        .max_buf_size(HEAD_BYTES_MAX)
-        .keep_alive(is_usual)
-        .serve_connection(TokioIo::new(Box::pin(stream)), service)
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(if is_usual {
+                HEAD_TIMEOUT
+            } else {
+                CROWDED_HEAD_TIMEOUT
+            })
+            .max_buf_size(HEAD_BYTES_MAX)
+            .keep_alive(is_usual)
+            .serve_connection(TokioIo::new(stream.as_mut()), service)
+    );
+    let served = async {
+        if let Some(stopped) = &mut stopped {
+            tokio::select! {
+                ended = connection.as_mut() => return ended,
+                _ = stopped.changed() => connection.as_mut().graceful_shutdown(),
+            }
+        }
+        connection.as_mut().await
+    };
+    let ended = place.end.token().run_until_cancelled(served).await;
+    if let Some(Err(error)) = &ended {
+        log::debug!("connection: {error}");
+    }
+    if ended.is_some_and(|ended| !ended.is_err_and(|error| cuts_answer(&error))) {
+        // What is still on its way gets there.
+        let _ = set_socket_linger(stream.get_ref(), None);
+    }
+}
+
+/// Returns whether an answer can have been cut off: its body failed, or the client did not take it.
+fn cuts_answer(error: &hyper::Error) -> bool {
+    let source = error.source();
+    let io = source.and_then(|source| source.downcast_ref::<io::Error>());
+    error.is_user() || io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Makes `Host` the one host that a request is for. A target with a host stands above the header (RFC
@@ -339,14 +375,6 @@ impl Place {
             situation,
             in_flight: in_flight.clone(),
             idleness: self.idle.as_ref().map(|idle| idle.enter(end.clone())),
-        }
-    }
-
-    /// Serves a connection until its end, or until it is sent away.
-    async fn hold<E: Display>(self, connection: impl Future<Output = Result<(), E>>) {
-        let ended = self.end.token().run_until_cancelled(connection).await;
-        if let Some(Err(error)) = ended {
-            log::debug!("connection: {error}");
         }
     }
 }

@@ -437,10 +437,14 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     // What is in the log would be found there.
     store.fold().await;
     let mut readers = Vec::new();
-    for version in ["1.0", "1.1"] {
+    for (version, accept) in [
+        ("1.0", "*/*"),
+        ("1.0", "application/x-ndjson"),
+        ("1.1", "*/*"),
+    ] {
         let mut reader = Wire::narrow(&api).await;
         reader.send(format!(
-            "GET /order HTTP/{version}\r\nHost: localhost\r\n\r\n"
+            "GET /order HTTP/{version}\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
         ));
         reader.read_until("\r\n\r\n");
         readers.push(reader);
@@ -451,8 +455,22 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     let half = file.metadata().unwrap().len() / 2;
     file.set_len(half).unwrap();
     for mut reader in readers {
-        let list = reader.rest();
+        let (list, is_reset) = reader.rest_and_reset();
         assert!(!list.ends_with(']') && !list.ends_with("0\r\n\r\n"));
+        assert!(is_reset, "a proxy that speaks HTTP/1.0 takes it for whole");
     }
-    assert_eq!(api.logged().matches("broke off").count(), 2);
+    assert_eq!(api.logged().matches("broke off").count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_dies_with_the_program_does_not_look_as_if_it_were_whole() {
+    let world = World::new();
+    let api = world.api(&[]);
+    let names: Vec<_> = (0..16_000).map(long_name).collect();
+    fill(&world.store(), &names, 2_000).await;
+    let mut reader = Wire::narrow(&api).await;
+    reader.send("GET /order HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n");
+    reader.read_until("\r\n\r\n");
+    api.kill();
+    assert!(reader.rest_and_reset().1);
 }

@@ -66,6 +66,14 @@ impl Wire {
         String::from_utf8_lossy(&read).into_owned()
     }
 
+    /// Everything up to the end of the connection, and whether that is a reset.
+    pub fn rest_and_reset(&mut self) -> (String, bool) {
+        let mut read = Vec::new();
+        let ended = self.0.read_to_end(&mut read);
+        let is_reset = ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        (String::from_utf8_lossy(&read).into_owned(), is_reset)
+    }
+
     /// Everything up to the end of the connection, however it ends.
     pub fn rest(&mut self) -> String {
         let mut read = Vec::new();
