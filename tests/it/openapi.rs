@@ -139,13 +139,10 @@ async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_rout
     assert_eq!(told, routes.map(str::to_owned).collect());
     for path in paths {
         let url = format!("{}{}", program.url, path.replace("{id}", "a1"));
-        // What a path allows is what the document has of it, and HEAD beside GET.
+        // What a path allows is what the document has of it.
         let mut allowed: BTreeSet<String> = BTreeSet::new();
         for (other, method, _) in document.operations() {
             if &other == path {
-                if method == "GET" {
-                    allowed.insert("HEAD".to_owned());
-                }
                 allowed.insert(method);
             }
         }
@@ -265,6 +262,9 @@ async fn every_request_is_answered_as_the_document_says() {
     answered.insert(("/order".to_owned(), "POST".to_owned(), 503));
     // All that the document has was seen here, but for what is tested where it can be brought about.
     for (path, method, operation) in document.operations() {
+        if method == "HEAD" {
+            continue;
+        }
         for status in operation["responses"].as_object().unwrap().keys() {
             let status: u16 = status.parse().unwrap();
             let key = (path.clone(), method.clone(), status);
@@ -328,7 +328,8 @@ async fn the_document_is_whole_and_its_examples_are_what_it_says() {
 }
 
 fn check_examples(document: &Document, problems: &str, what: &str, response: &Value) {
-    for media in response["content"].as_object().unwrap().values() {
+    for media in response["content"].as_object().into_iter().flatten() {
+        let (_, media) = media;
         if media["schema"].is_null() {
             continue;
         }

@@ -104,7 +104,6 @@ function response(api, [status, part]) {
 function curl(api, method, path, operation) {
   const id = path.replace("{id}", "a1");
   const words = ["curl -sS"];
-  if (method === "head") words.push("-I");
   words.push(`${location.origin}${id}`);
   const body = resolve(api, operation.requestBody)?.content?.["application/json"];
   if (body) words.push(`-H 'Content-Type: application/json' -d '${JSON.stringify(body.example)}'`);
@@ -139,7 +138,8 @@ function schema(api, [name, part]) {
     table(["Member", "Is", ""], members));
 }
 
-const METHODS = ["get", "head", "post", "put", "patch", "delete", "options"];
+// HEAD is GET without the body, which the introduction says once.
+const METHODS = ["get", "post", "put", "patch", "delete", "options"];
 
 function page(api) {
   const operations = Object.entries(api.paths).flatMap(([path, item]) =>
@@ -161,8 +161,8 @@ function page(api) {
         operation(api, path, item.parameters ?? [], method, op)),
     ]),
     el("h2", {}, "Everywhere"),
-    ["NotFound", "MethodNotAllowed"].map((name) => api.components.responses[name])
-      .map((part, at) => response(api, [["404", "405"][at], part])),
+    Object.entries({ InvalidHost: "400", NotFound: "404", MethodNotAllowed: "405", WrongHost: "421" })
+      .map(([name, status]) => response(api, [status, api.components.responses[name]])),
     el("h2", {}, "What the members mean"),
     Object.entries(api.components.schemas).map((entry) => schema(api, entry)),
   ].flat(Infinity);

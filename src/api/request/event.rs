@@ -41,6 +41,7 @@ pub(in super::super) enum EventQuery {
 impl EventQuery {
     pub fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let mut after = None;
+        let mut last_seen = None;
         let mut limit_given = None;
         let mut order = None;
         let mut seen = HashSet::new();
@@ -65,6 +66,7 @@ impl EventQuery {
                     })?;
                     after = Some(After::Event(position));
                 }
+                "lastEventId" => last_seen = last_event_id("lastEventId", &value)?,
                 "limit" => limit_given = Some(limit(&value)?),
                 "order_id" => {
                     order = Some(OrderId::new(&*value).map_err(|error| {
@@ -75,13 +77,20 @@ impl EventQuery {
                     return Err(Problem::parameter(
                         &name,
                         format!(
-                            "there is no parameter {name:?}; there are after, limit and order_id"
+                            "there is no parameter {name:?}; there are after, lastEventId, limit and \
+                             order_id"
                         ),
                     ));
                 }
             }
         }
         if !prefers(headers, "text/event-stream") {
+            if last_seen.is_some() {
+                return Err(Problem::parameter(
+                    "lastEventId",
+                    "lastEventId is for a stream (Accept: text/event-stream); a page takes after",
+                ));
+            }
             return match after {
                 Some(After::Latest) => Err(Problem::parameter(
                     "after",
@@ -99,7 +108,11 @@ impl EventQuery {
             ));
         }
         // A client that connects again sends the same URL: where it was is newer.
-        let after = last_event_id(headers)?
+        let header = headers.get("last-event-id");
+        let header = header.map(|value| value.to_str().unwrap_or("not text"));
+        let header = last_event_id("Last-Event-ID", header.unwrap_or_default())?;
+        let after = header
+            .or(last_seen)
             .map(After::Event)
             .or(after)
             .unwrap_or(After::Event(Cursor::default()));
@@ -132,19 +145,16 @@ pub(in super::super) fn next_page(
     query.finish()
 }
 
-/// The position in `Last-Event-ID`, which a client sends when it connects again (the HTML standard,
-/// section 9.2.4). An empty one is none.
-fn last_event_id(headers: &HeaderMap) -> Result<Option<Cursor>, Problem> {
-    let Some(value) = headers.get("last-event-id") else {
-        return Ok(None);
-    };
-    match value.to_str().map(str::trim) {
-        Ok("") => Ok(None),
-        Ok(text) if let Ok(position) = text.parse() => Ok(Some(position)),
-        _ => Err(Problem::parameter(
-            "Last-Event-ID",
-            "the header Last-Event-ID has to be the id of an event that this service has sent",
-        )),
+/// The position in the header `Last-Event-ID`, which a client sends when it connects again (the HTML
+/// standard, section 9.2.4), or in the parameter `lastEventId`, where one cannot set headers. An empty
+/// one is none.
+fn last_event_id(name: &str, value: &str) -> Result<Option<Cursor>, Problem> {
+    match value.trim() {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            let what = "has to be the id of an event that this service has sent";
+            Problem::parameter(name, format!("{name} {what}"))
+        }),
     }
 }
 
@@ -185,6 +195,7 @@ mod tests {
             ("order_id=%00", "order_id"),
             ("order_id=a&order_id=a", "order_id"),
             ("status=CREATED", "status"),
+            ("lastEventId=9", "lastEventId"),
             ("After=1", "After"),
         ] {
             let refused = EventQuery::parse(query, &HeaderMap::new()).unwrap_err();
@@ -222,6 +233,16 @@ mod tests {
             ),
             ("after=latest", Some("9"), Some(after(9))),
             ("after=7", Some(""), Some(after(7))),
+            ("lastEventId=9", None, Some(after(9))),
+            ("after=7&lastEventId=9", None, Some(after(9))),
+            (
+                "after=latest&lastEventId=9-30-5",
+                Some(""),
+                Some(After::Event("9-30-5".parse().unwrap())),
+            ),
+            ("lastEventId=8", Some("9"), Some(after(9))),
+            ("after=7&lastEventId=", None, Some(after(7))),
+            ("lastEventId=x", None, None),
             ("", Some("x"), None),
             ("", Some("-1"), None),
         ] {
