@@ -198,7 +198,7 @@ impl OpenOrder {
     /// or if not even a doubtful second start is allowed.
     pub fn is_intent_counted(&self, policy: &Policy, at: PassContext) -> bool {
         self.intent.is_some_and(|intent| {
-            let is_of_this_life = at.restarted_at.is_none_or(|at| at <= intent.written_at);
+            let is_of_this_life = at.restarted_at.is_none_or(|at| at < intent.written_at);
             let is_cleared = intent.answer.is_some() && is_of_this_life && policy.max_starts > 1;
             intent.is_in_doubt() && !is_cleared
         })
@@ -732,10 +732,13 @@ mod tests {
         };
         let held = Action::Flag(Reason::MaxStarts);
         for answer in [500, 502, 503, 504, 520, 599] {
-            for restarted_at in [None, Some(written_at - 1), Some(written_at)] {
+            for restarted_at in [None, Some(written_at - 1)] {
                 assert_eq!(decided(Some(answer), 5, restarted_at), Action::Start);
             }
-            assert_eq!(decided(Some(answer), 5, Some(written_at + 1)), held);
+            // After a clock was set back, what is told of one moment may have been in any order.
+            for restarted_at in [written_at, written_at + 1] {
+                assert_eq!(decided(Some(answer), 5, Some(restarted_at)), held);
+            }
             assert_eq!(decided(Some(answer), 1, None), held);
         }
         for (answer, expected) in [(None, held), (Some(429), Action::Start)] {
