@@ -45,6 +45,24 @@
 //! | `lists::a_slow_reader_holds_up_neither_others_nor_the_database` | 16,000 orders are needed to fill a connection |
 //! | `waiting::a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others` | opens 1,200 connections |
 //! | `life::two_thousand_orders_settle_as_the_upstream_says` | 2,000 orders |
+//! | `programs::databases::a_database_that_is_locked_for_five_seconds_ends_with_3` | each program waits 5 s for the lock |
+//! | `programs::health::the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answers` | the command waits 5 s for an answer |
+//! | `trouble::a_process_that_is_stopped_while_it_writes_stops_writes_alone_until_it_goes_on_or_dies` | a write waits 5 s for its turn |
+//! | `trouble::a_write_lock_that_is_not_let_go_stops_writes_alone_and_what_was_refused_never_happens` | the same |
+//! | `upstreams::an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait` | one upstream lets every request run into its timeout |
+//! | `waiting::when_the_time_is_over_the_order_is_told_as_it_is` | an answer is held for as many seconds as it was asked for |
+//!
+//! These stay in `cargo test`, because the service is for what they show:
+//!
+//! | test | reason |
+//! |---|---|
+//! | `life::a_reconciler_killed_at_any_moment_is_continued_by_the_next` | 2,000 orders, and five kills among them |
+//! | `life::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 4,000 orders |
+//! | `life::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
+//! | `programs::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
+//! | `restored::a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_nothing` | runs the programs once for each way to restore |
+//! | `upstreams::looks::starts_and_single_looks_go_on_while_a_list_is_read` | a list has a head start of 1 s |
+//! | `upstreams::starts::an_order_whose_start_met_another_service_is_never_failed` | 200 passes for each pair of answers |
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 

@@ -16,7 +16,12 @@ fn read(path: &str) -> String {
 
 /// Every Rust file of the library and the programs, with its path from the root.
 fn sources() -> Vec<(String, String)> {
-    let mut folders: Vec<PathBuf> = vec![root().join("src")];
+    files("src")
+}
+
+/// Every Rust file in this folder, with its path from the root.
+fn files(folder: &str) -> Vec<(String, String)> {
+    let mut folders: Vec<PathBuf> = vec![root().join(folder)];
     let mut sources = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -229,25 +234,25 @@ fn readme_names_every_row_of_the_bench_as_its_list_does() {
 }
 
 #[test]
-fn the_table_of_slow_tests_names_those_that_are_left_out() {
-    let told: BTreeSet<String> = read("tests/it/main.rs")
+fn the_tables_of_slow_tests_name_those_that_are_left_out_and_none_that_is_not_there() {
+    let named: BTreeSet<String> = read("tests/it/main.rs")
         .lines()
         .filter_map(|line| line.strip_prefix("//! | `")?.split_once('`'))
         .map(|(test, _)| test.to_owned())
         .collect();
-    let mut left_out = BTreeSet::new();
-    for entry in fs::read_dir(root().join("tests/it")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            let module = path.file_stem().unwrap().display().to_string();
-            let text = fs::read_to_string(path).unwrap();
-            for after in text.split("#[ignore = \"slow;").skip(1) {
-                let (_, name) = after.split_once("fn ").unwrap();
-                let (name, _) = name.split_once('(').unwrap();
-                left_out.insert(format!("{module}::{name}"));
-            }
-        }
+    let (mut left_out, mut there) = (BTreeSet::new(), BTreeSet::new());
+    for (path, text) in files("tests/it") {
+        let module = path.strip_prefix("tests/it/").unwrap();
+        let module = module.strip_suffix(".rs").unwrap().replace('/', "::");
+        let name_after = |after: &str| {
+            let (_, name) = after.split_once("fn ")?;
+            Some(format!("{module}::{}", name.split_once('(')?.0))
+        };
+        let slow = text.split("#[ignore = \"slow;").skip(1);
+        left_out.extend(slow.filter_map(name_after));
+        there.extend(text.lines().filter_map(name_after));
     }
-    assert!(!told.is_empty());
-    assert_eq!(told, left_out);
+    assert!(!left_out.is_empty());
+    assert_eq!(left_out.difference(&named).next(), None, "not in the table");
+    assert_eq!(named.difference(&there).next(), None, "not there");
 }

@@ -199,6 +199,7 @@ async fn check_held(hold: impl Fn(&World) -> Held) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_write_lock_that_is_not_let_go_stops_writes_alone_and_what_was_refused_never_happens() {
     tokio::join!(
         check_held(|world| Held::ours(world, "orders.db-write")),
@@ -261,6 +262,7 @@ async fn check_stopped(ending: Ending) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn a_process_that_is_stopped_while_it_writes_stops_writes_alone_until_it_goes_on_or_dies() {
     tokio::join!(check_stopped(Ending::GoesOn), check_stopped(Ending::Dies));
 }

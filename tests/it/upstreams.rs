@@ -275,6 +275,7 @@ async fn once_ends_with_4_when_no_request_met_a_usable_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait() {
     let cases = [
         Reply::HangUp,

@@ -95,6 +95,7 @@ async fn a_creation_that_waits_is_answered_with_what_came_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
 async fn when_the_time_is_over_the_order_is_told_as_it_is() {
     let world = World::new();
     let api = world.api(&[]);

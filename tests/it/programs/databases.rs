@@ -113,6 +113,7 @@ fn create(world: &World, path: &Path) {
 }
 
 #[test]
+#[ignore = "slow; scripts/test all"]
 fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
     let world = World::new();
     let path = |name: &str| world.path(name).to_str().unwrap().to_owned();

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use super::*;
 
 #[test]
+#[ignore = "slow; scripts/test all"]
 fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answers() {
     let world = World::new();
     let api = world.api(&[]);
