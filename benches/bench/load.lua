@@ -37,7 +37,7 @@ local function id()
 end
 
 local function get(path)
-    return "GET " .. path .. " HTTP/1.1\r\nHost: bench\r\n\r\n"
+    return "GET " .. path .. " HTTP/1.1\r\nHost: localhost\r\n\r\n"
 end
 
 function request()
@@ -48,7 +48,7 @@ function request()
         local at = math.random(0, count - 1) * 37
         return get("/order/" .. ids:sub(at + 1, at + 36))
     end
-    return "POST /order HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+    return "POST /order HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         .. "Content-Length: 45\r\n\r\n{\"id\":\"" .. id() .. "\"}"
 end
 
