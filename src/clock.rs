@@ -90,7 +90,7 @@ impl<C: Clock> SteadyClock<C> {
         Self { clock, set }
     }
 
-    /// Whether the other clock was set back or forward since this was last set.
+    /// Returns whether the other clock was set back or forward since this was last set.
     pub fn is_stepped(&self) -> bool {
         self.clock.now().0.abs_diff(self.now().0) >= STEP_MIN.as_millis() as u64
     }

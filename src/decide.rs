@@ -61,7 +61,7 @@ pub struct Intent {
 const SERVER_ERROR: u16 = 500;
 
 impl Intent {
-    /// Whether the start may have taken effect, by its answer alone.
+    /// Returns whether the start may have taken effect, by its answer alone.
     fn is_in_doubt(&self) -> bool {
         self.answer.is_none_or(|answer| answer >= SERVER_ERROR)
     }
@@ -173,7 +173,7 @@ pub enum Action {
 }
 
 impl OpenOrder {
-    /// Whether its backoff is over.
+    /// Returns whether its backoff is over.
     pub fn is_due(&self, now: Timestamp) -> bool {
         self.next_attempt_at.is_none_or(|at| at <= now)
     }
@@ -223,7 +223,7 @@ impl OpenOrder {
         )
     }
 
-    /// Whether its process was found missing, or its start was begun, after this look had.
+    /// Returns whether its process was found missing, or its start was begun, after this look had.
     pub fn is_newer_than(&self, look: &Look) -> bool {
         let missed_at = match self.phase {
             Phase::Processing { missed_at, .. } => missed_at,

@@ -478,7 +478,7 @@ impl<U, C> Context<U, C> {
         decision
     }
 
-    /// Whether an order's intent counts as a start, although no process was found.
+    /// Returns whether an order's intent counts as a start, although no process was found.
     fn is_intent_counted(&self, order: &OpenOrder, now: Timestamp) -> bool {
         order.is_intent_counted(&self.policy(), self.at(now))
     }

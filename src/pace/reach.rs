@@ -96,7 +96,7 @@ impl Reachability {
         matches!(self.reach, Reach::Down { .. })
     }
 
-    /// Whether the upstream has asked to be left alone for longer than until `now`.
+    /// Returns whether the upstream has asked to be left alone for longer than until `now`.
     pub fn is_resting(&self, now: Timestamp) -> bool {
         self.not_before.is_some_and(|at| at > now)
     }

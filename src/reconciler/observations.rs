@@ -150,7 +150,7 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    /// Whether the upstream must have been restarted.
+    /// Returns whether the upstream must have been restarted.
     pub fn is_restart(self) -> bool {
         pace::is_restart(self.missing, self.known)
     }

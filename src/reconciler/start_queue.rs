@@ -109,7 +109,7 @@ impl StartQueue {
         self.forgotten.push_front(forgotten);
     }
 
-    /// Whether no order that was read is left.
+    /// Returns whether no order that was read is left.
     pub fn is_empty(&self) -> bool {
         self.forgotten.is_empty()
             && self.new.orders.is_empty()
