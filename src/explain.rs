@@ -213,7 +213,7 @@ impl OrderDetails {
     fn observed(&self, now: Timestamp) -> Vec<String> {
         let heartbeat = &self.heartbeat;
         let mut lines = vec![match &heartbeat.reach {
-            Reach::Unknown => "The upstream was not asked for anything yet.".to_owned(),
+            Reach::Unknown => "It is not known yet whether the upstream answers.".to_owned(),
             Reach::Up { since } => format!("The upstream has answered {}.", lasting(*since, now)),
             Reach::Down { since, detail } => format!(
                 "The upstream has given no usable answer {}: {}.",
@@ -221,19 +221,30 @@ impl OrderDetails {
                 clean(detail)
             ),
         }];
-        if let Some(at) = heartbeat.last_seen_at {
+        let may_have_process =
+            |open: OpenOrder| open.phase != Phase::Created || open.intent.is_some();
+        if let Some(at) = heartbeat.last_seen_at
+            && at >= self.order.created_at
+            && self.open.is_some_and(may_have_process)
+        {
             lines.push(format!(
-                "The processes that were due for it were last observed {}.",
+                "All processes that were due to be observed were last observed {}.",
                 past(at, now)
             ));
         }
         let lives = &heartbeat.learned.lives;
         if let Some(at) = lives.began_at()
-            && let Some((processes, _)) = lives.expected(now)
+            && let Some((processes, time)) = lives.expected(now)
         {
+            let life = match time {
+                Some(_) => format!("It is estimated to live for about {processes:.0} processes."),
+                None => format!(
+                    "None of its lives was observed from its beginning to its end yet, so \
+                     {processes:.0} processes are assumed."
+                ),
+            };
             lines.push(format!(
-                "The upstream was last found to have forgotten everything {}. It counts as living \
-                 for about {processes:.0} processes.",
+                "The upstream was last found to have forgotten everything {}. {life}",
                 past(at, now)
             ));
         }
@@ -291,12 +302,14 @@ impl OrderDetails {
                 "The upstream has refused {lasting} to start a process for it, and has none: \
                  {detail}."
             ),
-            Reason::UpstreamUnreachable if self.is_upstream_down() => format!(
-                "The upstream has been down {lasting}, so nothing can be asked about any order."
-            ),
+            Reason::UpstreamUnreachable if self.is_upstream_down() => {
+                "The upstream is down, so nothing can be asked about any order.".to_owned()
+            }
+            Reason::UpstreamUnreachable if self.open.is_some_and(|open| open.intent.is_some()) => {
+                format!("No start of it has been confirmed {lasting}: {detail}.")
+            }
             Reason::UpstreamUnreachable => format!(
-                "The upstream answers others, and has given no usable answer about this order \
-                 {lasting}: {detail}."
+                "The upstream has given no usable answer about this order {lasting}: {detail}."
             ),
             Reason::UnknownStatus => format!(
                 "The upstream has answered {lasting} with a status that is not known here: {detail}. \
@@ -354,11 +367,9 @@ impl OrderDetails {
         let reason = self.order.attention.as_ref().map(|a| a.reason);
         match (open.phase, open.intent, reason) {
             (_, Some(_), _) => vec![format!(
-                "Its process is looked for in the next pass{}. If there is one, it is taken over. It \
-                 is started again only when a complete answer, asked for late enough, does not \
-                 know it{}.",
-                self.pass_time(now),
-                not_before(open, now)
+                "Its process is looked for{}. If there is one, it is taken over. It is started again \
+                 only when a complete answer, asked for late enough, does not know it.",
+                self.attempt_time(open, now)
             )],
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.is_released => {
                 vec!["Nothing happens until an operator decides.".to_owned()]
@@ -369,10 +380,7 @@ impl OrderDetails {
             }
             (Phase::Processing { .. }, None, Some(_)) => vec![format!(
                 "It is looked at again by itself{}.",
-                match due_at(open, now) {
-                    Some(at) => format!(", {}", future(at, now)),
-                    None => format!(" in the next pass{}", self.pass_time(now)),
-                }
+                self.attempt_time(open, now)
             )],
             (Phase::Processing { .. }, None, None) => vec![format!(
                 "Its process is looked at again{}, and later the less likely it is to have ended. \
@@ -524,6 +532,14 @@ impl OrderDetails {
         match self.heartbeat.next_look_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
             _ => " in the next pass".to_owned() + &self.pass_time(now),
+        }
+    }
+
+    /// When an order is looked up next, as a part of a sentence.
+    fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
+        match due_at(open, now) {
+            Some(at) => format!(" {}", future(at, now)),
+            None => format!(" in the next pass{}", self.pass_time(now)),
         }
     }
 

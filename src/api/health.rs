@@ -197,7 +197,11 @@ impl Health {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.reach {
-            Reach::Unknown => (UNKNOWN, None, "it was not asked yet".to_owned()),
+            Reach::Unknown => (
+                UNKNOWN,
+                None,
+                "it is not known yet whether it answers".to_owned(),
+            ),
             Reach::Up { since } => (OK, Some(*since), "it answers".to_owned()),
             Reach::Down { since, detail } => (FAILING, Some(*since), detail.clone()),
         };

@@ -171,7 +171,8 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     let processes = lives.processes().map(|count| count as f64);
     metrics.one(&table::UPSTREAM_LIFE_PROCESSES, processes);
     let expected = lives.expected(seen.now);
-    let (processes, seconds) = expected.map(|(of, time)| (of, time.as_secs_f64())).unzip();
+    let (processes, time) = expected.unzip();
+    let seconds = time.flatten().map(|time| time.as_secs_f64());
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_PROCESSES, processes);
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_SECONDS, seconds);
     let mean = learned.durations.known_mean();

@@ -227,7 +227,7 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
             began_at: lives.began_at().map(Rfc3339),
             ended: lives.ended(),
             expected_processes: expected.map(|(processes, _)| processes.round() as u64),
-            expected_seconds: expected.map(|(_, time)| seconds(time)),
+            expected_seconds: expected.and_then(|(_, time)| time).map(seconds),
         },
         process_seconds: heartbeat.learned.durations.known_mean().map(seconds),
     }

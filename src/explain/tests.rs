@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::order::OrderId;
-use crate::pace::{Learned, LearnedRate};
+use crate::pace::{Learned, LearnedRate, Lives};
 use crate::tally::Tally;
 
 const NOW: Timestamp = Timestamp(1_795_341_600_000);
@@ -208,6 +208,62 @@ fn a_start_without_an_outcome_is_told_with_what_has_to_be_seen_before_another_on
 }
 
 #[test]
+fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_looks() {
+    let mut case = troubled(created(), Reason::UpstreamUnreachable, "it answered 501", 2);
+    open(&mut case).intent = Some(Intent {
+        written_at: ago(4),
+        given_up_at: Some(ago(3)),
+        answer: Some(501),
+    });
+    let says = [
+        "All processes that were due to be observed were last observed 2.0 s ago",
+        "No start of it has been confirmed for 12 s (since 2026-11-22T09:59:48.000Z): it answered 501.",
+        "answered with 501 3.0 s ago",
+        "Its process is looked for in 40 s (2026-11-22T10:00:40.000Z). If",
+    ];
+    check(&case, &says);
+    let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
+    assert!(
+        !text.contains("no usable answer"),
+        "looks were answered: {text}"
+    );
+    // In the beginning, nothing else was asked.
+    case.heartbeat.reach = Reach::Unknown;
+    case.heartbeat.last_seen_at = Some(ago(31));
+    check(
+        &case,
+        &["It is not known yet whether the upstream answers."],
+    );
+    let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
+    assert!(
+        !text.contains("last observed"),
+        "that was before it: {text}"
+    );
+}
+
+#[test]
+fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
+    let mut case = processing();
+    let mut lives = Lives::default();
+    lives.restarted(0, ago(900));
+    case.heartbeat.learned.lives = lives.clone();
+    check(
+        &case,
+        &[
+            "last found to have forgotten everything 15 min ago",
+            "None of its lives was observed from its beginning to its end yet, so 20000 processes \
+             are assumed.",
+        ],
+    );
+    lives.restarted(0, ago(300));
+    case.heartbeat.learned.lives = lives;
+    check(
+        &case,
+        &["It is estimated to live for about 15000 processes."],
+    );
+}
+
+#[test]
 fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     use Reason::{MaxStarts, ProcessLost, StartRefused, UnknownStatus, UpstreamUnreachable};
     let restart = "order-service restart a1";
@@ -228,7 +284,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "has given no usable answer about this order for 12 s",
             "One attempt has failed.",
-            "It is looked at again by itself, in 40 s",
+            "It is looked at again by itself in 40 s",
             "in the upstream's log",
         ],
     );
@@ -323,7 +379,7 @@ fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
         &[
             "The upstream has given no usable answer for 40 s (since 20",
             "connection refused",
-            "nothing can be asked about any order",
+            "The upstream is down, so nothing can be asked about any order.",
             "silence says nothing",
             "--order-process-url",
         ],

@@ -39,7 +39,7 @@ pub struct Lives {
     ended: u64,
     /// A moving average of those, in processes.
     mean: f64,
-    /// The same in seconds.
+    /// The same in seconds; 0 until one was observed from its beginning to its end.
     mean_seconds: f64,
 }
 
@@ -71,16 +71,22 @@ impl Lives {
         self.began_at.filter(|_| self.ended > 0)
     }
 
-    /// How long a life lasts, in processes and in time; nothing while none was seen to end. One
-    /// that lasts longer than that already counts as far as it has come.
-    pub fn expected(&self, now: Timestamp) -> Option<(f64, Duration)> {
+    /// Estimated length of a life, in processes and in time; `None` while none was seen to end. The
+    /// time is `None` while none was observed from its beginning: the processes are then an
+    /// assumption. A life that lasts longer already counts as far as it has come.
+    pub fn expected(&self, now: Timestamp) -> Option<(f64, Option<Duration>)> {
         if self.ended == 0 {
             return None;
         }
         let so_far = self.processes.unwrap_or(0) as f64;
         let age = self.began_at.map_or(Duration::ZERO, |at| now.since(at));
-        let mean = Duration::try_from_secs_f64(self.mean_seconds).unwrap_or_default();
-        Some((self.mean.max(so_far), mean.max(age)))
+        let mean = Some(self.mean_seconds).filter(|mean| *mean > 0.0);
+        let time = mean.map(|mean| {
+            Duration::try_from_secs_f64(mean)
+                .unwrap_or_default()
+                .max(age)
+        });
+        Some((self.mean.max(so_far), time))
     }
 
     /// How many processes may be in flight; nothing while no life was seen to end.
@@ -111,9 +117,11 @@ impl Lives {
         let age = self.began_at.map_or(0.0, |at| now.since(at).as_secs_f64());
         if self.ended == 0 {
             self.mean = LIFE_ASSUMED;
-            self.mean_seconds = age;
         }
         if let Some(counted) = self.processes.replace(processes) {
+            if self.mean_seconds == 0.0 {
+                self.mean_seconds = age;
+            }
             // What was started before the restart was noticed is of the new life.
             let lived = counted.saturating_sub(processes) as f64;
             self.mean += (lived - self.mean) * LIFE_WEIGHT;
@@ -176,13 +184,32 @@ mod tests {
         lives.restarted(0, Timestamp(600_000));
         lives.listed(20_000, Timestamp(601_000));
         let (processes, time) = lives.expected(Timestamp(601_000)).unwrap();
-        assert_eq!((processes, time.as_secs()), (20_000.0, 600));
+        assert_eq!((processes, time.unwrap().as_secs()), (20_000.0, 600));
         lives.restarted(0, Timestamp(800_000));
         let (_, time) = lives.expected(Timestamp(800_000)).unwrap();
-        assert_eq!((time.as_secs(), lives.ended()), (500, 2));
+        assert_eq!((time.unwrap().as_secs(), lives.ended()), (500, 2));
         assert_eq!(lives.began_at(), Some(Timestamp(800_000)));
         let (_, time) = lives.expected(Timestamp(1_800_000)).unwrap();
-        assert_eq!(time.as_secs(), 1_000, "this one is older than most");
+        assert_eq!(
+            time.unwrap().as_secs(),
+            1_000,
+            "this one is older than most"
+        );
+    }
+
+    #[test]
+    fn a_life_whose_beginning_was_not_observed_has_no_length() {
+        let mut lives = Lives::default();
+        lives.restarted(0, Timestamp(500_000));
+        let expected = lives.expected(Timestamp(900_000));
+        assert_eq!(expected, Some((LIFE_ASSUMED, None)));
+        lives.restarted(0, Timestamp(1_100_000));
+        let (_, time) = lives.expected(Timestamp(1_100_000)).unwrap();
+        assert_eq!(
+            time.unwrap().as_secs(),
+            600,
+            "the first one is no part of it"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ const FAILURES_TO_DOWN: u32 = 3;
 /// Whether the upstream gives usable answers, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// It was not asked yet.
+    /// Not known yet: no usable answer, and too few failures.
     #[default]
     Unknown,
     /// It answers.

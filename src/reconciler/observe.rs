@@ -176,7 +176,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let life = lives.expected(now).map_or(0.0, |(processes, _)| processes);
         log::warn!(
             "the upstream seems to have been restarted{before}: it has forgotten {missing} of \
-             {known} processes. A life lasts about {life:.0} processes, so at most {window} run \
+             {known} processes. A life is taken to last {life:.0} processes, so at most {window} run \
              at once; the pace falls to {:.1} starts/s",
             self.pace.rate().rate()
         );

@@ -220,7 +220,7 @@ STATISTICS = [
         "130 orders are PROCESSING, 400 at most may be so at once; the processes of 130 of them are forgotten.",
     ),
     ({"attention.upstream_unreachable": 2, "attention_by.itself": 2}, "The upstream answers for some orders only", ""),
-    ({"upstream.status": "unknown", "upstream.since": None}, "Nothing was asked of the upstream yet", "It was not asked for anything yet."),
+    ({"upstream.status": "unknown", "upstream.since": None}, "Not known yet whether the upstream answers", "It is not known yet whether it answers."),
     # At rest it tells of itself every five seconds.
     (
         {"reconciler.last_pass_at": -4.6, "reconciler.next_pass_at": -4},

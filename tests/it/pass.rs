@@ -290,7 +290,7 @@ fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
     pass(&mut reconciler);
     let lives = stage.store.heartbeat().unwrap().learned.lives;
     let (processes, time) = lives.expected(stage.clock.now()).unwrap();
-    assert_eq!((processes, time.as_secs()), (16_000.0, 10));
+    assert_eq!((processes, time.unwrap().as_secs()), (16_000.0, 10));
 }
 
 #[test]

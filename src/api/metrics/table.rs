@@ -163,10 +163,12 @@ metrics! {
     "Processes since the last restart of the upstream."
 
     UPSTREAM_LIFE_EXPECTED_PROCESSES Gauge "upstream_life_expected_processes" []
-    "Expected number of processes between two restarts of the upstream."
+    "Expected number of processes between two restarts of the upstream; assumed while the expected time \
+     is absent."
 
     UPSTREAM_LIFE_EXPECTED_SECONDS Gauge "upstream_life_expected_seconds" []
-    "Expected time between two restarts of the upstream."
+    "Expected time between two restarts of the upstream; absent until one life was observed from its \
+     beginning to its end."
 
     UPSTREAM_PROCESS_DURATION_MEAN Gauge "upstream_process_duration_mean_seconds" []
     "Mean duration of a process, as learned."

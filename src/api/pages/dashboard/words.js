@@ -74,7 +74,7 @@ export function verdict(stats) {
   if (upstream.status === "down") return { level: "bad", words: "The upstream does not answer" };
   if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} looking at` };
   if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
-  if (upstream.status === "unknown") return { level: "good", words: "Nothing was asked of the upstream yet" };
+  if (upstream.status === "unknown") return { level: "good", words: "Not known yet whether the upstream answers" };
   // Without a number: a new one would be announced every two seconds.
   return { level: "good", words: itself > 0 ? "Everything runs, some orders are held up for now" : "Everything runs" };
 }
@@ -97,7 +97,7 @@ function database({ database: { status, since, detail, bytes: size, wal_bytes: l
 
 function upstream(stats, moment) {
   const { status, since, detail, life } = stats.upstream;
-  if (status === "unknown") return { level: "quiet", words: ["It was not asked for anything yet."] };
+  if (status === "unknown") return { level: "quiet", words: ["It is not known yet whether it answers."] };
   if (status === "down") {
     // An error is an answer, and no use.
     const silence = /\banswered\b/.test(detail) ? "has given no usable answer" : "has not answered";
