@@ -57,16 +57,20 @@ pub(super) struct HealthReport {
 }
 
 pub(super) const OK: &str = "ok";
+/// Orders can be created, and something else is failing.
+const DEGRADED: &str = "degraded";
 const FAILING: &str = "failing";
 const UNKNOWN: &str = "unknown";
 
 impl HealthReport {
-    /// Made of the checks that matter for its status, and of others.
+    /// Made of the checks on which the status code depends, and of others.
     fn new(checks: Vec<Check>, others: Vec<Check>) -> Self {
-        let status = if checks.iter().all(|check| check.status == OK) {
-            OK
-        } else {
+        let status = if checks.iter().any(|check| check.status != OK) {
             FAILING
+        } else if others.iter().any(|check| check.status == FAILING) {
+            DEGRADED
+        } else {
+            OK
         };
         Self {
             status,
@@ -75,10 +79,9 @@ impl HealthReport {
     }
 
     pub fn reply(&self) -> Response {
-        let status = if self.status == OK {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
+        let status = match self.status {
+            FAILING => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::OK,
         };
         json_answer(status, serde_json::to_vec(self).unwrap_or_default())
     }
