@@ -37,7 +37,12 @@ use crate::upstream::UpstreamUrl;
 ///
 /// Without a command it does the same as `order-service serve`, and takes its flags.
 #[derive(Debug, Parser)]
-#[command(name = "order-service", version, max_term_width = 100)]
+#[command(
+    name = "order-service",
+    version,
+    max_term_width = 100,
+    override_usage = "order-service [OPTIONS] [COMMAND]"
+)]
 pub struct OrderService {
     #[command(flatten)]
     pub log: LogArgs,
@@ -90,7 +95,12 @@ pub enum ServiceCommand {
 
 /// The reconciler, as a program of its own that serves no HTTP.
 #[derive(Debug, Parser)]
-#[command(name = "order-reconciler", version, max_term_width = 100)]
+#[command(
+    name = "order-reconciler",
+    version,
+    max_term_width = 100,
+    override_usage = "order-reconciler [OPTIONS] [COMMAND]"
+)]
 pub struct OrderReconciler {
     #[command(flatten)]
     pub log: LogArgs,
@@ -227,9 +237,8 @@ pub struct AccountArgs {
 
 /// `order-service restart`.
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "order-service restart <ID>...\n       order-service restart --all-lost"
-)]
+#[command(override_usage = "order-service restart [OPTIONS] <ID>...\n       \
+                      order-service restart [OPTIONS] --all-lost")]
 pub struct RestartArgs {
     /// The orders
     #[arg(value_name = "ID", required_unless_present = "all_lost")]

@@ -73,6 +73,11 @@ fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
     ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
     }
+    for program in ["order-service", "order-reconciler"] {
+        let usage = format!("Usage: {program} [OPTIONS] [COMMAND]\n");
+        let ran = world.run(program, &["unknown"], &[]);
+        assert!(ran.stderr.contains(&usage), "{ran:?}");
+    }
 }
 
 #[test]
