@@ -24,8 +24,9 @@ fn main() -> ExitCode {
         ServiceCommand::Dev(_) => (LineStyle::Dated, dev::LOG_DEFAULT),
         _ => (LineStyle::Plain, OPERATOR_LOG_DEFAULT),
     };
-    program::log_to_stderr(log.log_format, style, levels);
+    let logs = program::log_to_stderr(log.log_format, style, levels);
     program::run(async {
+        logs?;
         match command {
             ServiceCommand::Serve(args) => serve(*args).await,
             ServiceCommand::Dev(args) => dev::run(*args).await,

@@ -3,6 +3,8 @@
 //!
 //! Nothing here knows what an order is.
 
+mod logging;
+
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,16 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use log::{Level, LevelFilter};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use self::logging::{LOG_DEFAULT, LOG_PARTS, LineStyle, log_to_stderr};
 use crate::api::Api;
-use crate::clock::{Clock, Rfc3339, SystemClock};
-use crate::config::LogFormat;
+use crate::clock::SystemClock;
 use crate::reconciler::{self, ABANDON_AFTER, Reconciler, Settings, Stop};
 use crate::store::{OpenError, Store};
 use crate::upstream::HttpUpstream;
@@ -125,77 +125,6 @@ pub fn tell_health(found: anyhow::Result<String>) -> Exit {
             Exit::Failed
         }
     }
-}
-
-/// The text of a line on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineStyle {
-    /// `2026-11-28T21:41:29.682Z ERROR program: …`, for programs that run on.
-    Dated,
-    /// `error: …`, for commands that someone types, as their parser writes it.
-    Plain,
-}
-
-/// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that is not set.
-pub fn log_to_stderr(format: LogFormat, style: LineStyle, default: &str) {
-    let mut builder = env_logger::Builder::new();
-    match std::env::var("RUST_LOG") {
-        Ok(filters) if !filters.is_empty() => builder.parse_filters(&filters),
-        _ => builder
-            .filter_level(LevelFilter::Warn)
-            .parse_filters(default),
-    };
-    match (format, style) {
-        (LogFormat::Text, LineStyle::Plain) => builder.format(|out, record| {
-            let style = out.default_level_style(record.level());
-            let level = match record.level() {
-                Level::Warn => "warning".to_owned(),
-                level => level.as_str().to_ascii_lowercase(),
-            };
-            writeln!(out, "{style}{level}{style:#}: {}", record.args())
-        }),
-        (LogFormat::Text, LineStyle::Dated) => builder.format(|out, record| {
-            // Plain unless standard error is a terminal and NO_COLOR is not set.
-            let style = out.default_level_style(record.level());
-            writeln!(
-                out,
-                "{} {style}{:5}{style:#} {}: {}",
-                Rfc3339(SystemClock.now()),
-                record.level(),
-                origin(record.target()),
-                record.args()
-            )
-        }),
-        (LogFormat::Json, _) => builder.format(|out, record| {
-            let line = JsonLine {
-                at: Rfc3339(SystemClock.now()),
-                level: record.level().as_str().to_ascii_lowercase(),
-                origin: origin(record.target()),
-                message: record.args().to_string(),
-            };
-            let line = serde_json::to_string(&line).map_err(std::io::Error::other)?;
-            writeln!(out, "{line}")
-        }),
-    };
-    builder.init();
-}
-
-/// What is logged unless `RUST_LOG` says otherwise. The certificate verifier's errors come back to
-/// us and are told once.
-pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
-
-#[derive(Serialize)]
-struct JsonLine<'a> {
-    at: Rfc3339,
-    level: String,
-    origin: &'a str,
-    message: String,
-}
-
-/// The part of the program that a line comes from.
-fn origin(target: &str) -> &str {
-    let path = target.strip_prefix("order_service::").unwrap_or(target);
-    path.split("::").next().unwrap_or(path)
 }
 
 /// Notified by the second stop signal: the program ends at once.

@@ -16,8 +16,9 @@ fn main() -> ExitCode {
         ReconcilerCommand::Run(_) => LineStyle::Dated,
         ReconcilerCommand::Health(_) => LineStyle::Plain,
     };
-    program::log_to_stderr(log.log_format, style, LOG_DEFAULT);
+    let logs = program::log_to_stderr(log.log_format, style, LOG_DEFAULT);
     program::run(async {
+        logs?;
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
             ReconcilerCommand::Health(args) => Ok(program::tell_health(health::of_reconciler(
@@ -54,7 +55,7 @@ async fn once(
     stop: &Stop,
 ) -> anyhow::Result<Exit> {
     let Some(_lead) = LeaderLock::try_take(store.path())? else {
-        log::warn!("another reconciler leads; nothing was done");
+        log::warn!(target: "order_service::reconciler", "another reconciler leads; nothing was done");
         return Ok(Exit::NotLeading);
     };
     let mut thread = ReconcilerThread::once(store, upstream, settings, stop.clone())?;

@@ -310,6 +310,53 @@ fn the_levels_of_the_log_are_as_asked() {
 }
 
 #[test]
+fn a_mistake_in_rust_log_is_refused_or_told_with_what_would_be_right() {
+    let world = World::new();
+    let arguments = ["--once", "--database-url", "a.db"];
+    for (levels, says) in [
+        (
+            "order_service=debgu",
+            "unknown level \"debgu\"; expected off, error",
+        ),
+        ("hyper=fine", "unknown level \"fine\""),
+        ("order_service=", ""),
+        (
+            "info,order-service=debug",
+            "nothing logs as \"order-service\"; expected order_service, or",
+        ),
+        ("order_service::ordres=debug", "and one of account, api"),
+        ("order_service::pass=info,", ""),
+        ("info/a/b", "more than one \"/\""),
+    ] {
+        let ran = world.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        if says.is_empty() {
+            assert_eq!(ran.code, Some(0), "{levels}: {ran:?}");
+            assert!(!ran.stderr.contains("RUST_LOG"), "{levels}: {ran:?}");
+        } else {
+            assert_eq!(ran.code, Some(2), "{levels}: {ran:?}");
+            let line = ran.stderr.strip_suffix('\n').unwrap();
+            assert!(
+                !line.contains('\n') && line.contains("RUST_LOG: "),
+                "{ran:?}"
+            );
+            assert!(line.contains(says), "{levels}: {ran:?}");
+        }
+    }
+    // Names of other programs are not for us to judge, and nothing is silent because of them.
+    for levels in ["debgu", "hyper=info"] {
+        let database = format!("{levels}.db");
+        let arguments = ["--once", "--database-url", &database];
+        let ran = world.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(
+            ran.stderr.contains("WARN  program: RUST_LOG sets no level"),
+            "{ran:?}"
+        );
+        assert!(ran.stderr.contains("created the database"), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_free_port_is_taken_and_printed() {
     let world = World::new();
     for program in [

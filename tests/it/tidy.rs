@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use order_service::program::LOG_PARTS;
+
 use crate::world::World;
 
 fn root() -> &'static Path {
@@ -45,6 +47,26 @@ fn code(text: &str) -> String {
         .filter(|line| !line.trim_start().starts_with("//"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+#[test]
+fn what_logs_can_be_named_in_rust_log() {
+    let mut parts = BTreeSet::new();
+    for (name, text) in sources() {
+        let code = code(&text);
+        let module = name["src/".len()..].split(['/', '.']).next().unwrap();
+        let logs = ["error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| code.contains(&format!("log::{level}!(")));
+        if logs && !["main", "bin"].contains(&module) {
+            parts.insert(module.to_owned());
+        }
+        for target in code.split("\"order_service::").skip(1) {
+            parts.insert(target.split('"').next().unwrap().to_owned());
+        }
+    }
+    parts.remove("");
+    assert_eq!(parts, LOG_PARTS.map(str::to_owned).into());
 }
 
 #[test]

@@ -1,0 +1,156 @@
+//! The log on standard error: its levels, by `RUST_LOG`, and the text of its lines.
+
+use std::io::Write as _;
+
+use log::{Level, LevelFilter};
+use serde::Serialize;
+
+use super::WrongSetting;
+use crate::clock::{Clock, Rfc3339, SystemClock};
+use crate::config::LogFormat;
+
+/// The text of a line on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineStyle {
+    /// `2026-11-28T21:41:29.682Z ERROR program: …`, for programs that run on.
+    Dated,
+    /// `error: …`, for commands that someone types, as their parser writes it.
+    Plain,
+}
+
+/// Levels unless `RUST_LOG` sets others. The certificate verifier's errors come back to us and are
+/// logged once.
+pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
+
+/// Parts of the program that log, each as `order_service::PART`.
+pub const LOG_PARTS: [&str; 12] = [
+    "account",
+    "api",
+    "dev",
+    "operator",
+    "orders",
+    "pass",
+    "program",
+    "reconciler",
+    "server",
+    "simulator",
+    "store",
+    "upstream",
+];
+
+/// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that sets none for this
+/// program.
+///
+/// # Errors
+/// `RUST_LOG` has a mistake. The levels are then those of `default`.
+pub fn log_to_stderr(
+    format: LogFormat,
+    style: LineStyle,
+    default: &str,
+) -> Result<(), WrongSetting> {
+    let filters = std::env::var_os("RUST_LOG").unwrap_or_default();
+    let filters = filters.to_string_lossy();
+    let is_for_us = is_for_us(&filters);
+    let mut builder = env_logger::Builder::new();
+    if !matches!(is_for_us, Ok(true)) {
+        builder
+            .filter_level(LevelFilter::Warn)
+            .parse_filters(default);
+    }
+    if is_for_us.is_ok() {
+        builder.parse_filters(&filters);
+    }
+    match (format, style) {
+        (LogFormat::Text, LineStyle::Plain) => builder.format(|out, record| {
+            let style = out.default_level_style(record.level());
+            let level = match record.level() {
+                Level::Warn => "warning".to_owned(),
+                level => level.as_str().to_ascii_lowercase(),
+            };
+            writeln!(out, "{style}{level}{style:#}: {}", record.args())
+        }),
+        (LogFormat::Text, LineStyle::Dated) => builder.format(|out, record| {
+            // Plain unless standard error is a terminal and NO_COLOR is not set.
+            let style = out.default_level_style(record.level());
+            writeln!(
+                out,
+                "{} {style}{:5}{style:#} {}: {}",
+                Rfc3339(SystemClock.now()),
+                record.level(),
+                origin(record.target()),
+                record.args()
+            )
+        }),
+        (LogFormat::Json, _) => builder.format(|out, record| {
+            let line = JsonLine {
+                at: Rfc3339(SystemClock.now()),
+                level: record.level().as_str().to_ascii_lowercase(),
+                origin: origin(record.target()),
+                message: record.args().to_string(),
+            };
+            let line = serde_json::to_string(&line).map_err(std::io::Error::other)?;
+            writeln!(out, "{line}")
+        }),
+    };
+    builder.init();
+    let is_for_us = is_for_us.map_err(|wrong| WrongSetting(format!("RUST_LOG: {wrong}")))?;
+    if !is_for_us && !filters.is_empty() {
+        log::warn!(
+            "RUST_LOG sets no level for this program, which logs as if it were unset; expected a level \
+             (off, error, warn, info, debug or trace), or order_service=LEVEL, in {filters:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Returns whether `filters` have a level for this program. A name of another program says nothing
+/// about it: the variable may be meant for both.
+fn is_for_us(filters: &str) -> Result<bool, String> {
+    const US: &str = "order_service";
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let (directives, text) = filters.split_once('/').unwrap_or((filters, ""));
+    if text.contains('/') {
+        return Err(format!("{filters:?} has more than one \"/\""));
+    }
+    let mut is_for_us = false;
+    for directive in directives.split(',').map(str::trim) {
+        let (name, level) = directive.split_once('=').unwrap_or((directive, ""));
+        let level = level.trim();
+        if !level.is_empty() && !is_level(level) {
+            return Err(format!(
+                "unknown level {level:?}; expected off, error, warn, info, debug or trace"
+            ));
+        }
+        let part = name
+            .strip_prefix(US)
+            .and_then(|rest| rest.strip_prefix("::"));
+        let part = part.map(|path| path.split("::").next().unwrap_or(path));
+        let is_known = match part {
+            Some(part) => LOG_PARTS.contains(&part),
+            None => name == US,
+        };
+        // Most likely this program is meant.
+        if name.starts_with("order") && !is_known {
+            return Err(format!(
+                "nothing logs as {name:?}; expected {US}, or {US}:: and one of {}",
+                LOG_PARTS.join(", ")
+            ));
+        }
+        is_for_us |= is_known || is_level(directive);
+    }
+    Ok(is_for_us)
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    at: Rfc3339,
+    level: String,
+    origin: &'a str,
+    message: String,
+}
+
+/// The part of the program that a line comes from.
+fn origin(target: &str) -> &str {
+    let path = target.strip_prefix("order_service::").unwrap_or(target);
+    path.split("::").next().unwrap_or(path)
+}
