@@ -147,6 +147,19 @@ impl Report {
         };
         *self != still
     }
+
+    /// Logs a line with the counts that are not 0; for machines, each count is a field of it.
+    fn log(&self) {
+        log::info!(
+            target: "order_service::pass",
+            observed = self.observed, started = self.started, adopted = self.adopted,
+            restarted = self.restarted, missed = self.missed,
+            failed_by_policy = self.failed_by_policy, settled = self.settled,
+            refused = self.refused, unanswered = self.unanswered, flagged = self.flagged,
+            conflicts = self.conflicts;
+            "{self}"
+        );
+    }
 }
 
 impl std::fmt::Display for Report {
@@ -285,7 +298,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.context.upstream.tally().passed(ended, took);
         done?;
         if report.is_eventful() {
-            log::info!(target: "order_service::pass", "{report}");
+            report.log();
         }
         self.heartbeat.heartbeat.last_pass_at = Some(self.context.clock.now());
         if report.is_eventful() {

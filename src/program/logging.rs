@@ -1,9 +1,12 @@
 //! The log on standard error: its levels, by `RUST_LOG`, and the text of its lines.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
+use log::kv::{self, Key, VisitSource};
 use log::{Level, LevelFilter};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::WrongSetting;
 use crate::clock::{Clock, Rfc3339, SystemClock};
@@ -82,12 +85,15 @@ pub fn log_to_stderr(
             )
         }),
         (LogFormat::Json, _) => builder.format(|out, record| {
-            let line = JsonLine {
+            let mut line = JsonLine {
                 at: Rfc3339(SystemClock.now()),
                 level: record.level().as_str().to_ascii_lowercase(),
                 origin: origin(record.target()),
                 message: record.args().to_string(),
+                fields: Fields::default(),
             };
+            let fields = record.key_values().visit(&mut line.fields);
+            fields.map_err(std::io::Error::other)?;
             let line = serde_json::to_string(&line).map_err(std::io::Error::other)?;
             writeln!(out, "{line}")
         }),
@@ -147,6 +153,21 @@ struct JsonLine<'a> {
     level: String,
     origin: &'a str,
     message: String,
+    #[serde(flatten)]
+    fields: Fields,
+}
+
+/// Fields of a line, besides its text.
+#[derive(Default, Serialize)]
+struct Fields(BTreeMap<String, Value>);
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let number = value.to_u64().map(Value::from);
+        let value = number.unwrap_or_else(|| value.to_string().into());
+        self.0.insert(key.to_string(), value);
+        Ok(())
+    }
 }
 
 /// The part of the program that a line comes from.

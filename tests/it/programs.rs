@@ -268,12 +268,23 @@ async fn a_log_in_json_is_one_object_a_line() {
     service.logs("a second signal");
     let log = service.logged();
     assert!(log.lines().count() >= 4, "{log}");
+    let mut counts = 0;
     for line in log.lines() {
         let value: Value = serde_json::from_str(line).expect(line);
         for member in ["at", "level", "origin", "message"] {
             assert!(value[member].is_string(), "{member}: {line}");
         }
+        // A pass tells each count as a number, in its text only those that are not 0.
+        for (name, count) in value.as_object().unwrap() {
+            if let Some(count) = count.as_u64() {
+                let said = value["message"].as_str().unwrap();
+                let says = said.contains(&format!("{name}={count}"));
+                assert_eq!(says, count > 0 || name == "observed", "{line}");
+                counts += 1;
+            }
+        }
     }
+    assert!(counts >= 11, "{log}");
     // So is the one line of a failure.
     let arguments = ["--log-format", "json", "--database-url", "no/such.db"];
     let ran = world.run("order-reconciler", &arguments, &[]);
