@@ -54,8 +54,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
-    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
+    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let url = &args.upstream.order_process_url;
     log::info!(target: "order_service::upstream", "the upstream is {url}");
     tell_address(&listener)?;
@@ -66,8 +66,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
-    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
+    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     tell_address(&listener)?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::drained(&stop, async {

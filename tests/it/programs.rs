@@ -182,9 +182,7 @@ fn a_port_in_use_ends_with_1_and_one_line_that_names_it() {
         assert!(errors[0].contains("in use"), "{ran:?}");
         assert!(errors[0].contains("--listen"), "{ran:?}");
         assert_eq!(ran.stdout, "", "nothing was served");
-        if command == "dev" {
-            assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
-        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
     }
 }
 
