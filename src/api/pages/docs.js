@@ -139,7 +139,7 @@ function schema(api, [name, part]) {
 }
 
 // HEAD is GET without the body, which the introduction says once.
-const METHODS = ["get", "post", "put", "patch", "delete", "options"];
+const METHODS = ["post", "get", "put", "patch", "delete", "options"];
 
 function page(api) {
   const operations = Object.entries(api.paths).flatMap(([path, item]) =>
