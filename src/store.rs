@@ -43,7 +43,7 @@ pub use self::inspect::{Contents, CopyError, Inspection};
 pub use self::journal::EventWatch;
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
-pub use self::page::Filter;
+pub use self::page::{AttentionFilter, Filter};
 pub use self::prune::Removed;
 pub use self::record::{Change, PreviousIntent, Recorded, Step, Trouble};
 use self::rows::{

@@ -19,11 +19,19 @@ pub(super) use self::body::{new_order, read_body};
 pub(super) use self::event::{After, EventQuery, next_page};
 pub(super) use self::prefer::Wait;
 use super::problem::Problem;
-use crate::order::{OrderId, Status};
-use crate::store::{Cursor, Filter};
+use crate::order::{OrderId, ResolvedBy, Status};
+use crate::store::{AttentionFilter, Cursor, Filter};
 
 /// The largest page.
 const LIMIT_MAX: usize = 1_000;
+
+/// The values of the parameter `attention`.
+const ATTENTION: [(&str, AttentionFilter); 4] = [
+    ("true", AttentionFilter::Any),
+    ("false", AttentionFilter::Without),
+    ("operator", AttentionFilter::By(ResolvedBy::Operator)),
+    ("itself", AttentionFilter::By(ResolvedBy::Itself)),
+];
 
 /// The id in a path segment. A plus is a plus.
 pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
@@ -72,12 +80,14 @@ impl ListQuery {
                     }
                 }
                 "attention" => {
-                    parsed.filter.attention = Some(value.parse().map_err(|_| {
+                    let known = ATTENTION.iter().find(|(word, _)| *word == value);
+                    let (_, attention) = known.ok_or_else(|| {
                         Problem::parameter(
                             "attention",
-                            format!("attention is true or false, not {value:?}"),
+                            format!("attention is true, false, operator or itself, not {value:?}"),
                         )
-                    })?);
+                    })?;
+                    parsed.filter.attention = Some(*attention);
                 }
                 "limit" => {
                     parsed.limit = Some(limit(&value)?);
@@ -112,8 +122,9 @@ impl ListQuery {
         for status in &self.filter.statuses {
             query.append_pair("status", status.as_str());
         }
-        if let Some(attention) = self.filter.attention {
-            query.append_pair("attention", if attention { "true" } else { "false" });
+        let is_wanted = |known: &&(&str, _)| Some(known.1) == self.filter.attention;
+        if let Some((word, _)) = ATTENTION.iter().find(is_wanted) {
+            query.append_pair("attention", word);
         }
         if let Some(limit) = self.limit {
             query.append_pair("limit", &limit.to_string());
@@ -333,12 +344,16 @@ mod tests {
 
     #[test]
     fn a_query_is_taken_whole_or_refused_with_the_name_of_what_is_wrong() {
-        let query = ListQuery::parse("status=CREATED,FAILED&status=CREATED&limit=10").unwrap();
-        assert_eq!(query.filter.statuses.len(), 3);
-        assert_eq!(query.limit, Some(10));
         let after = "7-3-4000000000".parse().unwrap();
-        let again = ListQuery::parse(&query.next(after)).unwrap();
-        assert_eq!(again, ListQuery { after, ..query });
+        for (word, attention) in ATTENTION {
+            let words = format!("status=CREATED,FAILED&status=CREATED&limit=10&attention={word}");
+            let query = ListQuery::parse(&words).unwrap();
+            assert_eq!(query.filter.statuses.len(), 3);
+            assert_eq!(query.filter.attention, Some(attention));
+            assert_eq!(query.limit, Some(10));
+            let again = ListQuery::parse(&query.next(after)).unwrap();
+            assert_eq!(again, ListQuery { after, ..query });
+        }
         for bad in [
             "status=",
             "status=created",

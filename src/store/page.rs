@@ -2,24 +2,36 @@
 
 use rusqlite::{Connection, params};
 
-use super::rows::{ORDER, order_of, unreachable};
-use crate::order::{Order, Status};
+use self::AttentionFilter::{Any, By, Without};
+use super::rows::{ORDER, needs_operator, order_of, unreachable};
+use crate::order::{Order, ResolvedBy, Status};
 
 /// Which orders to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Those with one of these statuses; nothing means any.
     pub statuses: Vec<Status>,
-    /// Those that need looking at, or those that do not.
-    pub attention: Option<bool>,
+    /// Those whose attention is so; nothing means any or none.
+    pub attention: Option<AttentionFilter>,
+}
+
+/// Orders by their attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionFilter {
+    /// Orders with attention.
+    Any,
+    /// Orders with attention that are brought on so.
+    By(ResolvedBy),
+    /// Orders without attention.
+    Without,
 }
 
 impl Filter {
-    /// Whether settled orders can be among them, and so some that are removed one day. One that
-    /// needs looking at is never settled.
+    /// Returns whether settled orders can be among them, and so some that are removed one day. One with
+    /// attention is never settled.
     pub(super) fn takes_settled(&self) -> bool {
         let mut statuses = self.statuses.iter();
-        self.attention != Some(true)
+        !matches!(self.attention, Some(Any | By(_)))
             && (self.statuses.is_empty() || statuses.any(|status| status.is_settled()))
     }
 }
@@ -52,33 +64,39 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
     };
     statuses.sort_unstable();
     statuses.dedup();
-    let mut source = "orders";
-    let mut condition = "";
-    match filter.attention {
-        None => {}
-        // While the upstream is down, every open order needs looking at, and no other.
-        Some(attention) if upstream_is_down => {
-            statuses.retain(|status| status.is_settled() != attention);
-        }
-        Some(true) => {
-            source = "orders INDEXED BY orders_with_attention";
-            condition = " AND attention IS NOT NULL";
-        }
-        Some(false) => condition = " AND attention IS NULL",
-    }
-    let range = "seq > ?1 AND seq <= ?2";
+    let by_operator = concat!(" AND ", needs_operator!());
+    let by_itself = concat!(" AND NOT ", needs_operator!());
+    // While the upstream is down, every open order has attention, and no settled one.
+    let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
+        (None, _) => (None, false, ""),
+        (Some(Any), true) => (Some(true), false, ""),
+        (Some(By(ResolvedBy::Itself)), true) => (Some(true), false, by_itself),
+        (Some(Without), true) => (Some(false), false, ""),
+        (Some(Without), false) => (None, false, " AND attention IS NULL"),
+        (Some(Any), false) => (None, true, ""),
+        (Some(By(ResolvedBy::Itself)), false) => (None, true, by_itself),
+        (Some(By(ResolvedBy::Operator)), _) => (None, true, by_operator),
+    };
+    statuses.retain(|status| open.is_none_or(|open| status.is_settled() != open));
     if statuses.is_empty() {
         return None;
     }
-    if statuses.len() == Status::ALL.len() || filter.attention == Some(true) && !upstream_is_down {
-        let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
-        let of_status = if statuses.len() == Status::ALL.len() {
-            String::new()
-        } else {
-            format!(" AND status IN ({})", words.join(", "))
+    let range = "seq > ?1 AND seq <= ?2";
+    let is_any = statuses.len() == Status::ALL.len();
+    if is_any || is_stored {
+        let source = match is_stored {
+            true => "orders INDEXED BY orders_with_attention WHERE attention IS NOT NULL AND",
+            false => "orders WHERE",
+        };
+        let of_status = match is_any {
+            true => String::new(),
+            false => {
+                let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
+                format!(" AND status IN ({})", words.join(", "))
+            }
         };
         return Some(format!(
-            "SELECT {ORDER} FROM {source} WHERE {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
+            "SELECT {ORDER} FROM {source} {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
         ));
     }
     // One range of the index for each status, merged as they are read.
@@ -117,17 +135,22 @@ mod tests {
         let by_attention = "orders_with_attention (seq>? AND seq<?)";
         let by_seq = "INTEGER PRIMARY KEY (rowid>? AND rowid<?)";
         let open = vec![Status::Created, Status::Processing];
+        let (operator, itself) = (By(ResolvedBy::Operator), By(ResolvedBy::Itself));
         for (statuses, attention, is_down, index) in [
             (vec![], None, false, by_seq),
             (Status::ALL.to_vec(), None, false, by_seq),
             (vec![Status::Failed], None, false, by_status),
             (open.clone(), None, false, by_status),
-            (vec![], Some(true), false, by_attention),
-            (open.clone(), Some(true), false, by_attention),
-            (vec![], Some(false), false, by_seq),
-            (open, Some(false), false, by_status),
-            (vec![], Some(true), true, by_status),
-            (vec![], Some(false), true, by_status),
+            (vec![], Some(Any), false, by_attention),
+            (open.clone(), Some(Any), false, by_attention),
+            (vec![], Some(Without), false, by_seq),
+            (open.clone(), Some(Without), false, by_status),
+            (vec![], Some(Any), true, by_status),
+            (vec![], Some(Without), true, by_status),
+            (vec![], Some(operator), false, by_attention),
+            (open, Some(operator), true, by_attention),
+            (vec![], Some(itself), false, by_attention),
+            (vec![], Some(itself), true, by_status),
         ] {
             let filter = Filter {
                 statuses,
@@ -140,7 +163,7 @@ mod tests {
         }
         let settled = Filter {
             statuses: vec![Status::Failed],
-            attention: Some(true),
+            attention: Some(Any),
         };
         assert_eq!(page_sql(&settled, true), None);
     }

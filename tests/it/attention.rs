@@ -69,21 +69,32 @@ async fn list(client: &Client, api: &str, query: &str) -> Vec<Value> {
     answer.json().as_array().unwrap().clone()
 }
 
-/// Checks that the filter takes those orders of which each alone says that it needs looking at.
+/// Checks that the filter takes those orders of which each alone says so.
 async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
-    let mut attended = BTreeSet::new();
-    let mut others = BTreeSet::new();
+    let (mut attended, mut others) = (BTreeSet::new(), BTreeSet::new());
+    let (mut operator, mut itself) = (BTreeSet::new(), BTreeSet::new());
     for order in list(client, api, "").await {
         let id = order["id"].as_str().unwrap().to_owned();
         let path = id.replace(' ', "%20");
         let alone = client.get(format!("{api}/order/{path}")).await.json();
         assert_eq!(alone, order, "alone and in the list");
-        match order["attention"] {
-            Value::Null => others.insert(id),
-            _ => attended.insert(id),
+        match order["attention"]["by"].as_str() {
+            None => others.insert(id),
+            Some(by) => {
+                attended.insert(id.clone());
+                match by {
+                    "operator" => operator.insert(id),
+                    _ => itself.insert(id),
+                }
+            }
         };
     }
-    for (value, expected) in [("true", &attended), ("false", &others)] {
+    for (value, expected) in [
+        ("true", &attended),
+        ("false", &others),
+        ("operator", &operator),
+        ("itself", &itself),
+    ] {
         let mut found = BTreeSet::new();
         for status in ["CREATED", "PROCESSING", "FULFILLED", "FAILED"] {
             let query = format!("attention={value}&status={status}");
@@ -213,6 +224,7 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
             let found = by(&client, &api.url, id).await;
             assert_eq!(found, expected, "{id}, {policy:?}");
         }
+        assert_eq!(assert_filter_agrees(&client, &api.url).await, 5);
         let told = client.get(format!("{}/stats", api.url)).await.json();
         assert_eq!(told["reconciler"]["policy"], policy.as_str());
         let operator = 2 + u64::from(held == "operator");

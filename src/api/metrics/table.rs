@@ -78,7 +78,7 @@ metrics! {
     ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason", "by"]
     "Open orders that need attention, by reason and by who brings them on: an `operator`, or each `itself`."
     => "`by=\"operator\"` above 0"
-    "An operator has to decide or to mend something: `GET /order?attention=true`, then \
+    "An operator has to decide or to mend something: `GET /order?attention=operator`, then \
      `GET /order/{id}/explain`, then what that advises. Its commands, `order-service restart` and `fail`, \
      are for a shell on the machine that has the database."
 
