@@ -152,7 +152,7 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
     page.until("they are no one's to look at", lambda: "10 orders go on by themselves. No answer: 10." in page.text(".counts"))
     assert count(page, "Need looking at") == "0"
     page.click(".reasons a")
-    page.until("they are listed", lambda: page.address() == "/?attention=true" and len(page.rows()) == 10)
+    page.until("they are listed", lambda: page.address() == "/?attention=itself" and len(page.rows()) == 10)
     assert not page.all(".needy")
     page.click(".orders a")
     page.until("it is told why", lambda: "Why it does not go its way" in page.text(".order"))
@@ -304,6 +304,24 @@ def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(prog
     assert not complaints, complaints
 
 
+def what_is_wrong_in_the_address_is_told_with_what_would_be_right(program, page):
+    for wrong, says in [
+        ("status=FOO", "the statuses are CREATED, PROCESSING"),
+        ("status=FAILED,FOO", "the statuses are CREATED, PROCESSING"),
+        ("attention=FOO", "attention is true, false, operator or itself"),
+    ]:
+        page.open(f"/?{wrong}")
+        page.until("it is told", lambda: says in page.text(".list") and "FOO" in page.text("#list-title"))
+        assert not page.rows(), wrong
+
+
+def the_page_of_the_api_begins_with_creating_an_order(program, page):
+    page.browser.get(f"{program.url}/docs")
+    links = page.until("it is made", lambda: [link.text for link in page.all("nav a")])
+    assert links[:3] == ["POST /order", "GET /order", "GET /order/{id}"], links
+    assert not [link for link in links if link.endswith((".js", ".css"))], links
+
+
 def changes_appear_when_there_is_no_place_for_a_stream(program, page):
     page.browser.get("about:blank")
     address = urllib.parse.urlsplit(program.url)
@@ -397,6 +415,7 @@ def the_commands_for_an_operator_say_where_and_work(program, page):
     page.until("someone has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? looking at", page.text("#verdict")))
     page.until("they are counted", lambda: count(page, "Need looking at") != "0" and page.all(".counts .needy") and page.all(".reasons.held"))
     page.click(".counts a", "Need looking at")
+    page.until("they are listed", lambda: page.address() == "/?attention=operator" and page.text("#list-title") == "Orders that need looking at" and page.rows())
     page.click(".orders a")
     page.until("it is told why", lambda: "Why it needs looking at" in page.text(".order"))
     page.check_everywhere("held")
@@ -431,8 +450,10 @@ TESTS = [
     the_sentences_say_what_the_statistics_say,
     a_broken_upstream_is_told_in_a_sentence_until_it_is_mended,
     what_a_crash_has_cost_is_told,
+    the_page_of_the_api_begins_with_creating_an_order,
     # Before those in which requests fail on purpose.
     nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about,
+    what_is_wrong_in_the_address_is_told_with_what_would_be_right,
     changes_appear_when_there_is_no_place_for_a_stream,
     changes_appear_behind_a_proxy_that_gives_no_stream_on,
     a_program_that_does_not_answer_is_told_and_what_is_old_looks_old,

@@ -5,7 +5,7 @@ import { html, useEffect, useState } from "./preact-htm.js";
 export const STATUSES = ["CREATED", "PROCESSING", "FULFILLED", "FAILED"];
 
 // The latest changes, no order open: what is shown at first.
-export const START = { list: "latest", statuses: [], attention: false, after: null, order: null };
+export const START = { list: "latest", statuses: [], attention: null, after: null, order: null };
 
 // A list of its own for everything: without a filter, the latest changes are shown.
 export const ALL = { ...START, list: "orders" };
@@ -16,10 +16,11 @@ export function filtered(filter) {
 
 export function read(search) {
   const query = new URLSearchParams(search);
-  const wanted = query.getAll("status").flatMap((words) => words.split(","));
-  const statuses = STATUSES.filter((status) => wanted.includes(status));
-  const attention = query.get("attention") === "true";
-  const isFiltered = statuses.length > 0 || attention || query.get("list") === "all";
+  const wanted = new Set(query.getAll("status").flatMap((words) => words.split(",")));
+  // What is no status or attention is asked for all the same: the answer says what would be one.
+  const statuses = [...STATUSES.filter((status) => wanted.delete(status)), ...wanted];
+  const attention = query.get("attention");
+  const isFiltered = statuses.length > 0 || attention !== null || query.get("list") === "all";
   return {
     list: isFiltered ? "orders" : "latest",
     statuses,
@@ -33,8 +34,8 @@ export function address(view) {
   const query = new URLSearchParams();
   if (view.list === "orders") {
     for (const status of view.statuses) query.append("status", status);
-    if (view.attention) query.set("attention", "true");
-    if (!view.statuses.length && !view.attention) query.set("list", "all");
+    if (view.attention !== null) query.set("attention", view.attention);
+    if (!view.statuses.length && view.attention === null) query.set("list", "all");
     if (view.after) query.set("after", view.after);
   }
   if (view.order !== null) query.set("order", view.order);

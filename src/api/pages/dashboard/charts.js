@@ -67,12 +67,13 @@ function options(element, width, hover) {
   return {
     width,
     height: HEIGHT,
-    padding: [8, 8, 0, 0],
+    // The last label stands under the end of the axis.
+    padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: { y: false, drag: { setScale: false }, points: { size: 7 } },
     scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high * 1.05, 4)] } },
     axes: [
-      { ...axis, space: 70, size: 28, values: (_, ticks) => ticks.map((at) => minute(at * 1000)) },
+      { ...axis, space: 60, size: 28, values: (_, ticks) => ticks.map((at) => minute(at * 1000)) },
       { ...axis, space: 32, size: 44, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] },
     ],
     series: [{}, series("created", { fill: colour(element, "created-faint") }), series("settled", { dash: [6, 3] })],

@@ -14,6 +14,14 @@ const LATEST = 30;
 const EVENTS_READ = 3 * LATEST;
 const NEEDY_READ = 200;
 
+// Orders by their attention, as the API's parameter has it.
+const WITH_ATTENTION = {
+  true: "do not go their way",
+  false: "go their way",
+  operator: "need looking at",
+  itself: "go on by themselves",
+};
+
 const STILL_OPEN = ["CREATED", "PROCESSING"];
 // A list that is shown is read again at most so often, however much happens.
 const PAUSE_MS = 1000;
@@ -32,7 +40,9 @@ function title({ list, statuses, attention }) {
   if (list === "latest") return "Latest changes";
   const isOpen = statuses.join() === STILL_OPEN.join();
   const words = isOpen ? "Open orders" : statuses.length ? `Orders that are ${statuses.join(" or ")}` : "All orders";
-  return attention ? (statuses.length ? `${words} and do not go their way` : "Orders that do not go their way") : words;
+  if (attention === null) return words;
+  const so = WITH_ATTENTION[attention] ?? `have the attention ${attention}`;
+  return statuses.length ? `${words} ${isOpen ? "that" : "and"} ${so}` : `Orders that ${so}`;
 }
 
 // An order by its id: the whole of it, for the API knows no other search.
@@ -153,7 +163,7 @@ function Page({ view, known, mode }) {
   const again = useRef(() => {});
   const query = new URLSearchParams();
   for (const status of view.statuses) query.append("status", status);
-  if (view.attention) query.set("attention", "true");
+  if (view.attention !== null) query.set("attention", view.attention);
   query.set("limit", PAGE);
   if (view.after) query.set("after", view.after);
   const path = `/order?${query}`;

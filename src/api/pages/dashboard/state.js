@@ -55,7 +55,7 @@ export function Counts({ known, view }) {
     { label: "All", value: count(all), to: ALL },
     { label: "Open", value: count(openOrders), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
     ...STATUSES.map((status) => ({ label: status, value: count(({ orders }) => orders[status]), to: filtered({ statuses: [status] }), status })),
-    { label: "Need looking at", value: count(({ attention_by: by }) => by.operator), to: filtered({ attention: true }), needy: operator > 0 },
+    { label: "Need looking at", value: count(({ attention_by: by }) => by.operator), to: filtered({ attention: "operator" }), needy: operator > 0 },
   ];
   return html`<nav class=${`counts ${trouble ? "stale" : ""}`} aria-label="Orders by status">
     <ul>
@@ -66,7 +66,7 @@ export function Counts({ known, view }) {
         <//>
       </li>`)}
     </ul>
-    ${reasons.length > 0 && html`<p class=${`reasons ${operator > 0 ? "held" : ""}`}>${operator > 0 && `${counted(operator, "order needs", "orders need")} looking at. `}${itself > 0 && html`<${Link} to=${filtered({ attention: true })}>${counted(itself, "order goes on by itself", "orders go on by themselves")}<//>. `}${capital(reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", "))}.</p>`}
+    ${reasons.length > 0 && html`<p class=${`reasons ${operator > 0 ? "held" : ""}`}>${operator > 0 && `${counted(operator, "order needs", "orders need")} looking at. `}${itself > 0 && html`<${Link} to=${filtered({ attention: "itself" })}>${counted(itself, "order goes on by itself", "orders go on by themselves")}<//>. `}${capital(reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", "))}.</p>`}
   </nav>`;
 }
 
