@@ -398,13 +398,14 @@ impl Run {
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
         RECENT.begin_pass();
+        // By the clock of the program, which does not follow the smallest steps.
+        self.clock.set_right();
         let waiting = {
             let oracle = self.world.oracle.borrow();
-            [false, true].map(|is_tried| oracle.due(self.world.time_of_day(), is_tried))
+            [false, true].map(|is_tried| oracle.due(self.clock.now(), is_tried))
         };
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
-        self.clock.set_right();
         let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {
             Some(result) => self.world.tell(|| format!("pass: {result:?}")),
