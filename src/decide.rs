@@ -37,8 +37,8 @@ pub enum Phase {
     Created,
     /// PROCESSING.
     Processing {
-        /// When its process was last known to exist: only looks that began later can say that it
-        /// does not.
+        /// When its process was last known to exist: only looks that began one request timeout later
+        /// can say that it does not.
         confirmed_at: Timestamp,
         /// When the look began that missed its process first, if the last one did.
         missed_at: Option<Timestamp>,
@@ -68,12 +68,12 @@ impl Intent {
 
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
-    /// could write down that it was given up, that was one timeout after the intent at the latest. By
-    /// the clock of an earlier run nobody can tell how long ago it was, so it counts from this one.
+    /// could write down that it was given up, that was one timeout after the intent at the latest.
     fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
-        let timeout = policy.request_timeout;
-        let given_up_at = self.given_up_at.unwrap_or(self.written_at.after(timeout));
-        began_at >= given_up_at.max(policy.run_began_at).after(timeout)
+        let given_up_at = self
+            .given_up_at
+            .unwrap_or(self.written_at.after(policy.request_timeout));
+        began_at >= policy.visible_from(given_up_at)
     }
 }
 
@@ -98,6 +98,15 @@ pub struct Policy {
     /// When this run began: the program was started, or the clock stepped. What was sent before may
     /// have been sent just before.
     pub run_began_at: Timestamp,
+}
+
+impl Policy {
+    /// Returns the moment from which on looks show all that was so at `at`: one request timeout
+    /// later, because reads may lag by that much. By the clock of an earlier run nobody can tell how
+    /// long ago `at` was, so it counts from the beginning of this one.
+    fn visible_from(&self, at: Timestamp) -> Timestamp {
+        at.max(self.run_began_at).after(self.request_timeout)
+    }
 }
 
 /// What to do with an order whose process was forgotten. Nobody can know whether that process had
@@ -162,6 +171,8 @@ pub enum Action {
     Adopt,
     /// Record how the process ended.
     Settle(Outcome),
+    /// Record a process that was not known, and how it ended.
+    AdoptAndSettle(Outcome),
     /// Record that a process that existed was not found, and look again in the next pass.
     MarkMissing,
     /// Settle the order as FAILED, because its process was forgotten and the policy says so.
@@ -223,26 +234,44 @@ impl OpenOrder {
         )
     }
 
-    /// Returns whether its process was found missing, or its start was begun, after this look had.
-    pub fn is_newer_than(&self, look: &Look) -> bool {
+    /// Returns whether its process was found missing after this look had begun, or its start was sent
+    /// so late that the look may show what was before.
+    pub fn is_newer_than(&self, look: &Look, policy: &Policy) -> bool {
         let missed_at = match self.phase {
             Phase::Processing { missed_at, .. } => missed_at,
             Phase::Created => None,
         };
-        let known_at = missed_at.max(self.intent.map(|intent| intent.written_at));
+        let sent_at = self.intent.map(|intent| intent.written_at);
+        let known_at = missed_at.max(sent_at.map(|at| policy.visible_from(at)));
         known_at.is_some_and(|at| look.began_at < at)
     }
 
-    /// Whether this look says that a process is gone that was known to exist before it began.
-    pub fn is_missing_in(&self, look: &Look) -> bool {
+    /// Returns whether its process was known to exist so early that a look begun at `began_at` shows it
+    /// unless it is gone.
+    pub fn is_visible_at(&self, began_at: Timestamp, policy: &Policy) -> bool {
         match self.phase {
             Phase::Processing { confirmed_at, .. } => {
-                self.intent.is_none()
-                    && look.observed == Observed::Absent
-                    && look.began_at > confirmed_at
+                self.intent.is_none() && began_at >= policy.visible_from(confirmed_at)
             }
             Phase::Created => false,
         }
+    }
+
+    /// Returns whether this look says that a process is gone that was known to exist.
+    pub fn is_missing_in(&self, look: &Look, policy: &Policy) -> bool {
+        look.observed == Observed::Absent && self.is_visible_at(look.began_at, policy)
+    }
+
+    /// Returns whether this look does not show a process that was known to exist when it began, too
+    /// soon for that to count.
+    pub fn is_missing_too_soon_in(&self, look: &Look, policy: &Policy) -> bool {
+        let is_known = match self.phase {
+            Phase::Processing { confirmed_at, .. } => {
+                self.intent.is_none() && look.began_at >= confirmed_at
+            }
+            Phase::Created => false,
+        };
+        is_known && look.observed == Observed::Absent && !self.is_visible_at(look.began_at, policy)
     }
 }
 
@@ -283,12 +312,12 @@ pub fn decide(
     };
     match (order.phase, order.intent, &look.observed) {
         // An outcome is an outcome, whatever else is known.
-        (_, _, Observed::Succeeded) => Action::Settle(Outcome::Succeeded),
-        (_, _, Observed::Failed) => Action::Settle(Outcome::Failed),
+        (_, _, Observed::Succeeded) => settle(order, Outcome::Succeeded, look, policy),
+        (_, _, Observed::Failed) => settle(order, Outcome::Failed, look, policy),
 
         // What a slow list has said is older than what is known by now.
         (Processing { .. }, _, Observed::Running | Observed::Unrecognised(_))
-            if order.is_newer_than(look) =>
+            if order.is_newer_than(look, policy) =>
         {
             Action::Wait
         }
@@ -322,8 +351,10 @@ pub fn decide(
 
         // A start that was sent after an earlier process was forgotten has come to nothing.
         (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
-        // A look that began before the start was confirmed cannot have seen the process.
-        (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look) => Action::Wait,
+        // A look that began so soon after the start was confirmed may not show the process yet.
+        (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look, policy) => {
+            Action::Wait
+        }
         // One absence may be a lapse; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier one has brought the turn about.
@@ -332,6 +363,19 @@ pub fn decide(
             Some(missed_at) if missed_at >= look.began_at => Action::Wait,
             _ => lost(order, policy, at),
         },
+    }
+}
+
+/// Settles an order. An outcome from before its last start was sent is not that of the last process.
+fn settle(order: &OpenOrder, outcome: Outcome, look: &Look, policy: &Policy) -> Action {
+    let is_known = match order.phase {
+        Phase::Created => false,
+        Phase::Processing { .. } => order.intent.is_none() || order.is_newer_than(look, policy),
+    };
+    if is_known {
+        Action::Settle(outcome)
+    } else {
+        Action::AdoptAndSettle(outcome)
     }
 }
 
@@ -405,7 +449,7 @@ mod tests {
 
     fn processing(missed_at: Option<i64>) -> Phase {
         Phase::Processing {
-            confirmed_at: Timestamp(NOW.0 - 100),
+            confirmed_at: Timestamp(NOW.0 - 5_000),
             missed_at: missed_at.map(Timestamp),
         }
     }
@@ -437,7 +481,7 @@ mod tests {
     /// The table, cell by cell: every phase in its plain form, against every observation.
     #[test]
     fn every_cell_of_the_table_is_what_it_is_meant_to_be() {
-        use Action::{Adopt, Flag, MarkMissing, Settle, Start, Wait};
+        use Action::{Adopt, AdoptAndSettle, Flag, MarkMissing, Settle, Start, Wait};
         let just_given_up = intent(Some(NOW.0), None);
         let long_given_up = intent(Some(NOW.0 - 5_000), None);
         let unknown_status = Flag(Reason::UnknownStatus);
@@ -475,8 +519,12 @@ mod tests {
             check(&order, Observed::Absent, absent);
             check(&order, Observed::Running, running);
             check(&order, unrecognised(), odd);
-            check(&order, Observed::Succeeded, Settle(Outcome::Succeeded));
-            check(&order, Observed::Failed, Settle(Outcome::Failed));
+            let settle = match running {
+                Adopt => AdoptAndSettle,
+                _ => Settle,
+            };
+            check(&order, Observed::Succeeded, settle(Outcome::Succeeded));
+            check(&order, Observed::Failed, settle(Outcome::Failed));
         }
     }
 
@@ -502,15 +550,51 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_began_before_the_start_was_confirmed_proves_no_loss() {
-        let phase = Phase::Processing {
-            confirmed_at: NOW,
-            missed_at: None,
+    fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not_before() {
+        let absent = Look {
+            observed: Observed::Absent,
+            began_at: NOW,
         };
-        let order = order(phase, None);
-        check(&order, Observed::Absent, Action::Wait);
-        let suspected = choose(&order, Observed::Absent, &POLICY, Occasion::Restart);
-        assert_eq!(suspected, Action::Wait);
+        // Whether it is missing, and whether it is so too soon.
+        let check = |confirmed_at, run_began_at, expected: (bool, bool)| {
+            let phase = Phase::Processing {
+                confirmed_at: Timestamp(confirmed_at),
+                missed_at: None,
+            };
+            let order = order(phase, None);
+            let policy = Policy {
+                run_began_at: Timestamp(run_began_at),
+                ..POLICY
+            };
+            let is_missing = order.is_missing_in(&absent, &policy);
+            let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
+            assert_eq!((is_missing, is_too_soon), expected);
+            for occasion in [Occasion::Pass, Occasion::Restart, Occasion::Turn] {
+                let decided = choose(&order, Observed::Absent, &policy, occasion);
+                assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
+            }
+            let running = Look {
+                observed: Observed::Running,
+                ..absent
+            };
+            assert!(!order.is_missing_in(&running, &policy));
+            assert!(!order.is_missing_too_soon_in(&running, &policy));
+        };
+        check(NOW.0 - 5_000, 0, (true, false));
+        check(NOW.0 - 4_999, 0, (false, true));
+        check(NOW.0, 0, (false, true));
+        check(NOW.0 + 1, 0, (false, false));
+        // What an earlier run has confirmed may have been so just before this one.
+        check(0, NOW.0 - 5_000, (true, false));
+        check(0, NOW.0 - 4_999, (false, true));
+        // With a start under way nothing is known, and of a new order nothing was.
+        for order in [
+            order(processing(None), intent(None, None)),
+            order(Phase::Created, None),
+        ] {
+            assert!(!order.is_missing_in(&absent, &POLICY));
+            assert!(!order.is_missing_too_soon_in(&absent, &POLICY));
+        }
     }
 
     #[test]
@@ -656,10 +740,9 @@ mod tests {
             (Observed::Succeeded, Outcome::Succeeded),
             (Observed::Failed, Outcome::Failed),
         ] {
-            for order in [&fresh, &missed] {
-                let decided = choose(order, observed.clone(), &POLICY, Occasion::Refusal);
-                assert_eq!(decided, Action::Settle(outcome));
-            }
+            let decided = |order| choose(order, observed.clone(), &POLICY, Occasion::Refusal);
+            assert_eq!(decided(&fresh), Action::AdoptAndSettle(outcome));
+            assert_eq!(decided(&missed), Action::Settle(outcome));
         }
     }
 
@@ -695,14 +778,35 @@ mod tests {
             check(&missed, observed.clone(), Action::Wait);
             let missed = order(processing(Some(NOW.0)), None);
             check(&missed, observed.clone(), at_once);
-            let mut begun = order(processing(Some(1)), intent(None, None));
-            check(&begun, observed.clone(), Action::Adopt);
-            begun.intent = Some(Intent {
-                written_at: Timestamp(NOW.0 + 1),
+        }
+    }
+
+    #[test]
+    fn what_is_seen_so_soon_after_a_second_start_may_be_the_first_process() {
+        for (written_at, run_began_at, is_second) in [
+            (NOW.0 - 5_000, 0, true),
+            (NOW.0 - 4_999, 0, false),
+            (0, NOW.0 - 5_000, true),
+            (0, NOW.0 - 4_999, false),
+        ] {
+            let policy = Policy {
+                run_began_at: Timestamp(run_began_at),
+                ..POLICY
+            };
+            let begun = Intent {
+                written_at: Timestamp(written_at),
                 given_up_at: None,
                 answer: None,
-            });
-            check(&begun, observed, Action::Wait);
+            };
+            let order = order(processing(Some(1)), Some(begun));
+            let decided = |observed| choose(&order, observed, &policy, Occasion::Pass);
+            let [seen, settled] = match is_second {
+                true => [Action::Adopt, Action::AdoptAndSettle(Outcome::Failed)],
+                false => [Action::Wait, Action::Settle(Outcome::Failed)],
+            };
+            assert_eq!(decided(Observed::Running), seen);
+            assert_eq!(decided(unrecognised()), seen);
+            assert_eq!(decided(Observed::Failed), settled);
         }
     }
 

@@ -132,6 +132,8 @@ pub struct Report {
     pub conflicts: usize,
     /// Orders that could have been started if there had been time.
     pub has_more: bool,
+    /// Whether a process was missing too soon for that to count.
+    pub is_too_soon: bool,
     /// Whether the upstream gave no usable answer in the end, although one was needed.
     pub unreachable: bool,
 }
@@ -142,6 +144,7 @@ impl Report {
             observed: self.observed,
             conflicts: self.conflicts,
             has_more: self.has_more,
+            is_too_soon: self.is_too_soon,
             unreachable: self.unreachable,
             ..Self::default()
         };
@@ -385,6 +388,22 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.heartbeat.write_if_due(&self.context, &self.pace).await
     }
 
+    /// Waits for one request timeout, unless the program is to end.
+    async fn wait(&self, why: &str, stop: &Stop) {
+        let timeout = self.context.settings.request_timeout;
+        log::info!("{why}: waiting for {timeout:?}");
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = self.context.clock.sleep(timeout) => {}
+        }
+    }
+
+    /// Makes the next pass look at everything.
+    fn look_again(&mut self) {
+        self.looked_at = None;
+        self.pace.look_again(self.context.clock.now());
+    }
+
     /// Looks are made on schedule, not in passes that new orders bring, and only as often as is
     /// good for the upstream.
     fn is_look_due(&self) -> bool {
@@ -610,7 +629,8 @@ pub async fn run<U: Upstream, C: Clock>(
 }
 
 /// Passes until every order that is due was tried once. Tells whether the upstream could be used. A
-/// start without an outcome that is found is given its time first: this run is the only one to wait.
+/// start without an outcome that is found is given its time first, and a process that is missing is
+/// looked for again when that counts: this run is the only one to wait.
 pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
@@ -621,19 +641,14 @@ pub async fn run_once<U: Upstream, C: Clock>(
         settings,
         ..
     } = &*reconciler.context;
-    let waits_until = clock.now().after(settings.request_timeout);
-    if store.has_unknown_start(waits_until)? {
-        log::info!(
-            "a start of an earlier run has no outcome: waiting for {:?}",
-            settings.request_timeout
-        );
-        tokio::select! {
-            () = stop.begun.cancelled() => {}
-            () = clock.sleep_until(waits_until) => {}
-        }
+    if store.has_unknown_start(clock.now().after(settings.request_timeout))? {
+        let why = "a start of an earlier run has no outcome";
+        reconciler.wait(why, stop).await;
     }
+    let (mut has_waited, mut is_too_soon) = (false, false);
     let is_usable = loop {
         let report = reconciler.pass(stop).await?;
+        is_too_soon |= report.is_too_soon;
         if report.unreachable {
             let seen = reconciler.pace.reach().last_failure();
             log::warn!(
@@ -642,16 +657,26 @@ pub async fn run_once<U: Upstream, C: Clock>(
             );
             break false;
         }
-        if report.has_more && !stop.begun.is_cancelled() {
-            continue;
-        }
-        if reconciler.list.is_none() || stop.begun.is_cancelled() {
+        if stop.begun.is_cancelled() {
             break true;
         }
-        tokio::select! {
-            () = stop.begun.cancelled() => {}
-            () = ListRead::read_on(&mut reconciler.list) => {}
+        if report.has_more {
+            continue;
         }
+        if reconciler.list.is_some() {
+            tokio::select! {
+                () = stop.begun.cancelled() => {}
+                () = ListRead::read_on(&mut reconciler.list) => {}
+            }
+            continue;
+        }
+        if has_waited || !is_too_soon {
+            break true;
+        }
+        has_waited = true;
+        let why = "a process is missing, which does not count so soon";
+        reconciler.wait(why, stop).await;
+        reconciler.look_again();
     };
     reconciler.end().await;
     Ok(is_usable)

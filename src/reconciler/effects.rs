@@ -33,24 +33,13 @@ pub(super) fn apply(
     let Decision { order, look, .. } = *decision;
     match decision.action {
         Action::Wait | Action::Start | Action::LookUp => {}
-        Action::Adopt if order.phase == Phase::Created => {
-            report.adopted += 1;
-            steps.push(Step::Adopted);
-        }
-        Action::Adopt => {
-            report.restarted += 1;
-            steps.push(Step::Restarted);
+        Action::Adopt => steps.push(adopt(order, report)),
+        Action::AdoptAndSettle(outcome) => {
+            report.settled += 1;
+            steps.extend([adopt(order, report), Step::Settled(outcome)]);
         }
         Action::Settle(outcome) => {
             report.settled += 1;
-            if order.phase == Phase::Created {
-                report.adopted += 1;
-                steps.push(Step::Adopted);
-            } else if order.intent.is_some() && !look.is_some_and(|look| order.is_newer_than(look))
-            {
-                report.restarted += 1;
-                steps.push(Step::Restarted);
-            }
             steps.push(Step::Settled(outcome));
         }
         Action::MarkMissing => {
@@ -69,6 +58,19 @@ pub(super) fn apply(
             steps.push(Step::Flagged(trouble(order, id, reason, detail, now)));
         }
         Action::ClearAttention => steps.push(Step::Cleared),
+    }
+}
+
+fn adopt(order: &OpenOrder, report: &mut Report) -> Step {
+    match order.phase {
+        Phase::Created => {
+            report.adopted += 1;
+            Step::Adopted
+        }
+        Phase::Processing { .. } => {
+            report.restarted += 1;
+            Step::Restarted
+        }
     }
 }
 

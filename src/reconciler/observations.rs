@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::decide::{Look, OpenOrder, Phase};
+use crate::decide::{Look, OpenOrder, Phase, Policy};
 use crate::order::{IdIndex, Observed, Texts, Timestamp};
 use crate::pace::{self, Failure};
 use crate::store::Watchlist;
@@ -75,8 +75,8 @@ impl Observations {
     }
 
     /// Counts the processes that are newly missing, and those that were known, of the orders that were
-    /// confirmed at `since` or later.
-    pub fn missing(&self, since: Option<Timestamp>) -> Missing {
+    /// confirmed after `since`. One that was confirmed too late for its absence to count is neither.
+    pub fn missing(&self, since: Option<Timestamp>, policy: &Policy) -> Missing {
         let mut missing = Missing::default();
         // While nearly none is absent, it makes no difference how many are known.
         let looks = self.looked_up.values();
@@ -90,24 +90,39 @@ impl Observations {
             else {
                 continue;
             };
-            let is_counted = order.intent.is_none()
+            let is_counted = order.is_visible_at(look.began_at, policy)
                 && !order.is_missed()
-                && since.is_none_or(|at| confirmed_at >= at);
+                && since.is_none_or(|at| confirmed_at > at);
             missing.known += usize::from(is_counted);
-            missing.missing += usize::from(is_counted && order.is_missing_in(look));
+            missing.missing += usize::from(is_counted && look.observed == Observed::Absent);
         }
         missing
+    }
+
+    /// Returns whether a process was absent too soon after it was confirmed for that to count.
+    pub fn is_any_missing_too_soon(&self, policy: &Policy) -> bool {
+        let is_too_soon = |place| {
+            let look = self.look(place);
+            look.is_some_and(|look| {
+                self.orders
+                    .order(place)
+                    .is_missing_too_soon_in(look, policy)
+            })
+        };
+        let mut places = self.unlisted().chain(self.looked_up.keys().copied());
+        places.any(is_too_soon)
     }
 
     /// Takes back what the list said of the orders that it did not know and that are `doubtful`;
     /// returns them, with the moment when the list was asked for.
     pub fn take_doubtful(
         &mut self,
+        policy: &Policy,
         is_doubtful: impl Fn(&OpenOrder, &Look) -> bool,
     ) -> Vec<(usize, Timestamp)> {
         let unlisted = self.unlisted().filter_map(|place| {
             let (order, look) = (self.orders.order(place), self.look(place)?);
-            let is_taken = order.is_missing_in(look) && is_doubtful(&order, look);
+            let is_taken = order.is_missing_in(look, policy) && is_doubtful(&order, look);
             is_taken.then_some((place, look.began_at))
         });
         let doubtful: Vec<_> = unlisted.collect();

@@ -13,7 +13,7 @@ use super::list_read::{ListAnswer, ListRead};
 use super::observations::Observations;
 use super::{Decision, Reconciler, Report, Stop, effects, note};
 use crate::clock::Clock;
-use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
+use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::Plan;
 use crate::store::{Change, StartCandidate, Step, Watchlist};
@@ -136,6 +136,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             false => Occasion::Pass,
         };
         self.confirm(&mut seen, occasion, stop).await;
+        report.is_too_soon |= seen.is_any_missing_too_soon(&self.context.policy());
         let settled = self.settle(&seen, occasion, began_at, report).await;
         // Also if what was seen could not be recorded: the upstream has been asked all the same.
         self.remember(&seen, began_at);
@@ -148,13 +149,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Whether so many processes are newly missing that the upstream must have been restarted.
     fn suspect_restart(&mut self, seen: &Observations) -> bool {
-        let now = self.context.clock.now();
+        let (now, policy) = (self.context.clock.now(), self.context.policy());
         let lives = self.pace.lives();
         // What was confirmed before the last restart was found may have been forgotten in it: no
         // second one is needed to explain that.
         let restarted_at = lives.restarted_at();
-        let of_all = seen.missing(None);
-        if !seen.missing(restarted_at).is_restart() {
+        let of_all = seen.missing(None, &policy);
+        if !seen.missing(restarted_at, &policy).is_restart() {
             if let Some(entries) = seen.entries {
                 self.pace.listed(entries, now);
             }
@@ -212,7 +213,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// are to be started again are looked up just before their start.
     async fn confirm(&mut self, seen: &mut Observations, occasion: Occasion, stop: &Stop) {
         let now = self.context.clock.now();
-        let doubtful = seen.take_doubtful(|order, look| {
+        let policy = self.context.policy();
+        let doubtful = seen.take_doubtful(&policy, |order, look| {
             let decision = self.context.decide(order, occasion, Some(look), now);
             matches!(decision.action, Action::Fail | Action::Flag(_))
         });
@@ -293,7 +295,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         began_at: Timestamp,
         report: &mut Report,
     ) -> anyhow::Result<u64> {
-        let now = self.context.clock.now();
+        let (now, policy) = (self.context.clock.now(), self.context.policy());
         let stuck_after = self.pace.stuck_after();
         let mut still = 0;
         let mut changes = unseen(seen, now, report);
@@ -303,7 +305,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         for (place, (watched, mut order)) in orders.enumerate() {
             let look = seen.look(place);
             if runs(&order, stuck_after, began_at)
-                && !look.is_some_and(|look| is_over(&order, look))
+                && !look.is_some_and(|look| is_over(&order, look, &policy))
             {
                 still += 1;
             }
@@ -316,7 +318,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 continue;
             }
             let id = seen.orders.ids().get(place);
-            let missed = missed_by(&decision);
+            let missed = missed_by(&decision, &policy);
             for decision in missed.iter().chain([&decision]) {
                 effects::apply(decision, id, None, now, report, &mut steps);
             }
@@ -367,18 +369,19 @@ fn runs(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
 }
 
 /// Whether this look says that the order's process does not run any more.
-fn is_over(order: &OpenOrder, look: &Look) -> bool {
-    matches!(look.observed, Observed::Succeeded | Observed::Failed) || order.is_missing_in(look)
+fn is_over(order: &OpenOrder, look: &Look, policy: &Policy) -> bool {
+    matches!(look.observed, Observed::Succeeded | Observed::Failed)
+        || order.is_missing_in(look, policy)
 }
 
 /// The news of a missing process, if a decision leaves the order without one. It is news once: the
 /// next look must not take it for another restart.
-fn missed_by<'a>(decision: &Decision<'a>) -> Option<Decision<'a>> {
+fn missed_by<'a>(decision: &Decision<'a>, policy: &Policy) -> Option<Decision<'a>> {
     let is_news = matches!(decision.action, Action::Start | Action::Flag(_))
         && !decision.order.is_missed()
         && decision
             .look
-            .is_some_and(|look| decision.order.is_missing_in(look));
+            .is_some_and(|look| decision.order.is_missing_in(look, policy));
     is_news.then_some(Decision {
         action: Action::MarkMissing,
         ..*decision

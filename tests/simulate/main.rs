@@ -3,6 +3,7 @@
 //! the run exactly.
 //!
 //! - `world`: virtual time, and what happens at each point where the pass touches the world.
+//! - `past`: the upstream's recent past, of which reads that lag still tell.
 //! - `oracle`: what must always hold, checked after every step.
 //! - `run`: one seed from the first order to the last.
 //! - `pace`: how soon many orders settle, beside clients with a `fixed` pace.
@@ -17,6 +18,7 @@ mod fit;
 mod fixed;
 mod oracle;
 mod pace;
+mod past;
 mod run;
 mod world;
 

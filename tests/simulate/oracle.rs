@@ -23,7 +23,10 @@ struct Known {
     told: BTreeSet<&'static str>,
     /// When an answer last told that a process exists, or a start was accepted.
     seen_at: Option<Timestamp>,
-    /// Whether a complete answer has missed a process that was known before.
+    /// When the last start that was accepted was answered.
+    confirmed_at: Option<Timestamp>,
+    /// Whether a complete answer has missed a process that was known before, and that a read which
+    /// lags by one request timeout would have found.
     was_absent: bool,
     /// When a look-up of this very order began that last told that there is no process.
     absent_by_look_up_at: Option<Timestamp>,
@@ -46,7 +49,19 @@ pub struct Oracle {
     pub policy: &'static str,
     pub max_starts: u32,
     pub second_starts_in_a_life: u64,
+    /// Orders with a process in this life, and those among them whose start took effect before it was
+    /// given up.
     alive: BTreeSet<String>,
+    alive_in_time: BTreeSet<String>,
+}
+
+/// The arrival of a start at the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Before its answer was given up.
+    InTime,
+    /// Up to one request timeout later.
+    Late,
 }
 
 impl Oracle {
@@ -60,6 +75,7 @@ impl Oracle {
             max_starts: 5,
             second_starts_in_a_life: 0,
             alive: BTreeSet::new(),
+            alive_in_time: BTreeSet::new(),
         }
     }
 
@@ -82,14 +98,18 @@ impl Oracle {
 
     pub fn life_ended(&mut self, _at: Timestamp) {
         self.alive.clear();
+        self.alive_in_time.clear();
     }
 
-    pub fn accepted(&mut self, id: &str) {
+    pub fn accepted(&mut self, id: &str, arrival: Arrival) {
         if let Some(order) = self.orders.get_mut(id) {
             order.accepted += 1;
         }
         if !self.alive.insert(id.to_owned()) {
             self.second_starts_in_a_life += 1;
+        }
+        if arrival == Arrival::InTime {
+            self.alive_in_time.insert(id.to_owned());
         }
     }
 
@@ -117,7 +137,8 @@ impl Oracle {
         seqs.unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// A start leaves: its intent is on disk, and no earlier one is in the dark.
+    /// A start leaves: its intent is on disk, no earlier one is in the dark, and there is no process,
+    /// unless its start took effect after it was given up.
     pub fn start_sent(&mut self, id: &str, now: Timestamp) {
         let intent: Option<i64> = self
             .db
@@ -128,6 +149,10 @@ impl Oracle {
             })
             .unwrap();
         assert!(intent.is_some(), "a start of {id} left without an intent");
+        assert!(
+            !self.alive_in_time.contains(id),
+            "a start of {id} left although it has a process"
+        );
         let order = self.orders.entry(id.to_owned()).or_default();
         assert!(
             order.open_start.is_none(),
@@ -144,7 +169,7 @@ impl Oracle {
         match result {
             Ok(()) => {
                 order.open_start = None;
-                order.seen_at = Some(now);
+                (order.seen_at, order.confirmed_at) = (Some(now), Some(now));
                 order.absent_by_look_up_at = None;
             }
             Err(StartError::Unavailable(_)) => order.open_start = None,
@@ -172,7 +197,9 @@ impl Oracle {
         };
         match observed {
             Observed::Absent => {
-                order.was_absent |= order.seen_at.is_some_and(|seen| began_at >= seen);
+                let confirmed_at = order.confirmed_at.map(|at| at.after(timeout));
+                let known_at = order.seen_at.map(|at| Some(at).max(confirmed_at));
+                order.was_absent |= known_at.is_some_and(|known_at| Some(began_at) >= known_at);
                 if is_look_up {
                     order.absent_by_look_up_at = Some(began_at);
                 }

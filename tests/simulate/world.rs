@@ -20,7 +20,8 @@ use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
 use order_service::upstream::{Entry, StartError, Upstream};
 
-use crate::oracle::Oracle;
+use crate::oracle::{Arrival, Oracle};
+use crate::past::Past;
 
 /// Numbers from a seed (SplitMix64; Steele, Lea and Flood, 2014).
 #[derive(Debug)]
@@ -81,10 +82,12 @@ pub enum Fault {
     Slow,
     /// The answer is not the upstream's own, which the request may have reached or not.
     Foreign,
+    /// A look-up or a list is answered from a state up to one request timeout old.
+    Lagging,
 }
 
 impl Fault {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::None,
         Self::Unreachable,
         Self::Lost,
@@ -97,6 +100,7 @@ impl Fault {
         Self::Death,
         Self::Slow,
         Self::Foreign,
+        Self::Lagging,
     ];
 }
 
@@ -162,6 +166,7 @@ pub struct World {
     pub draws: Arc<Draws>,
     pub weather: RefCell<Weather>,
     pub model: RefCell<Model>,
+    past: RefCell<Past>,
     pub oracle: RefCell<Oracle>,
     fragile: RefCell<Fragile>,
     /// Requests take no longer than this on their way, in milliseconds.
@@ -170,6 +175,7 @@ pub struct World {
     late: RefCell<Vec<(i64, String)>>,
     /// Set when the program has died at a touch of the world.
     pub is_dead: Arc<AtomicBool>,
+    max_duration_secs: u32,
     pub request_timeout: Duration,
     pub faults: RefCell<BTreeMap<String, u64>>,
     pub requests: Cell<u64>,
@@ -192,6 +198,7 @@ impl World {
             draws: Arc::new(Draws::new(seed)),
             weather: RefCell::default(),
             model: RefCell::new(Model::new(max_duration_secs)),
+            past: RefCell::new(Past::new(request_timeout)),
             oracle: RefCell::new(Oracle::new(request_timeout)),
             fragile: RefCell::new(Fragile {
                 crash: None,
@@ -200,6 +207,7 @@ impl World {
             travel_ms: Cell::new(30),
             late: RefCell::default(),
             is_dead: Arc::default(),
+            max_duration_secs,
             request_timeout,
             faults: RefCell::default(),
             requests: Cell::new(0),
@@ -237,7 +245,7 @@ impl World {
             arrived
         };
         for (_, id) in arrived {
-            self.take_effect(&id);
+            self.take_effect(&id, Arrival::Late);
         }
     }
 
@@ -249,8 +257,11 @@ impl World {
     /// The upstream dies, and forgets.
     pub fn end_life(&self) {
         self.tell(|| "the upstream dies".to_owned());
-        self.model.borrow_mut().forget_everything();
-        self.oracle.borrow_mut().life_ended(self.time());
+        let (mut model, now) = (self.model.borrow_mut(), self.time());
+        let fresh = Model::new(self.max_duration_secs);
+        let ended = std::mem::replace(&mut *model, fresh);
+        self.past.borrow_mut().on_end(ended, now);
+        self.oracle.borrow_mut().life_ended(now);
         self.lives.set(self.lives.get() + 1);
     }
 
@@ -301,7 +312,7 @@ impl World {
         self.end_life();
     }
 
-    fn take_effect(&self, id: &str) -> bool {
+    fn take_effect(&self, id: &str, arrival: Arrival) -> bool {
         let draws = self.draws.clone();
         let draw = &mut |below| draws.below(below);
         let is_new = self.model.borrow_mut().start(id, self.time(), draw);
@@ -312,9 +323,21 @@ impl World {
             )
         });
         if is_new {
-            self.oracle.borrow_mut().accepted(id);
+            self.past.borrow_mut().on_start(id, self.time());
+            self.oracle.borrow_mut().accepted(id, arrival);
         }
         is_new
+    }
+
+    /// The moment as of which a read is answered that began at `began_at`.
+    fn read_at(&self, fault: Fault, began_at: Timestamp) -> Timestamp {
+        if fault != Fault::Lagging {
+            return self.time();
+        }
+        let lag = self
+            .draws
+            .below(self.request_timeout.as_millis() as u64 + 1);
+        Timestamp(began_at.0 - lag as i64)
     }
 
     fn draw_fault(&self) -> Fault {
@@ -495,7 +518,7 @@ impl Upstream for Handle {
             }
             Fault::Error => {
                 // A gateway's own, before or after it has passed the start on.
-                if world.draws.below(2) == 0 && world.take_effect(id.as_str()) {
+                if world.draws.below(2) == 0 && world.take_effect(id.as_str(), Arrival::InTime) {
                     world.oracle.borrow_mut().accepted_in_doubt(id.as_str());
                 }
                 Err(silent(Some(503)))
@@ -506,12 +529,12 @@ impl Upstream for Handle {
             }),
             Fault::Foreign => {
                 if world.draws.below(2) == 0 {
-                    world.take_effect(id.as_str());
+                    world.take_effect(id.as_str(), Arrival::InTime);
                 }
                 Err(StartError::Doubtful(failure("<html>", false)))
             }
             fault => {
-                let is_new = world.take_effect(id.as_str());
+                let is_new = world.take_effect(id.as_str(), Arrival::InTime);
                 let processes = world.model.borrow().len();
                 let touch = if is_new {
                     Touch::Start { processes }
@@ -573,9 +596,11 @@ impl Upstream for Handle {
             }
             _ if !world.is_up() => Err(failure("no connection", true)),
             _ if !world.survives(Touch::LookUp) => Err(failure("broke off", false)),
-            Fault::None | Fault::OddStatus | Fault::Slow => {
+            Fault::None | Fault::OddStatus | Fault::Slow | Fault::Lagging => {
                 world.delay(fault, world.request_timeout).await;
-                let status = world.model.borrow().look_up(id.as_str(), world.time());
+                let read_at = world.read_at(fault, began_at);
+                let (model, past) = (world.model.borrow(), world.past.borrow());
+                let status = past.look_up(&model, id.as_str(), read_at);
                 Ok(match status {
                     None => Observed::Absent,
                     Some("RUNNING") if fault == Fault::OddStatus => Observed::of_status("PAUSED"),
@@ -608,7 +633,12 @@ impl Upstream for Handle {
             Fault::Error | Fault::Refused | Fault::Foreign => {
                 return Err(failure("answered 500", false));
             }
-            Fault::None | Fault::BadList | Fault::OddStatus | Fault::Death | Fault::Slow => {}
+            Fault::None
+            | Fault::BadList
+            | Fault::OddStatus
+            | Fault::Death
+            | Fault::Slow
+            | Fault::Lagging => {}
         }
         if !world.is_up() {
             return Err(failure("no connection", true));
@@ -619,7 +649,11 @@ impl Upstream for Handle {
         }
         let draws = world.draws.clone();
         let draw = &mut |below| draws.below(below);
-        let mut processes = world.model.borrow().list(world.time(), draw);
+        let read_at = world.read_at(fault, began_at);
+        let mut processes = {
+            let (model, past) = (world.model.borrow(), world.past.borrow());
+            past.list(&model, read_at, draw)
+        };
         let mut is_whole = true;
         let mut is_complete = true;
         if fault == Fault::BadList {

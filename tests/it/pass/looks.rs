@@ -231,7 +231,7 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
     for id in ["a0", "a1", "a2"] {
         stage.upstream.model.borrow_mut().start(id, now, draw);
     }
-    pass(&mut stage.reconciler());
+    pass(&mut stage.old_reconciler());
     assert!(!stage.upstream.take_requests().contains(&"list".to_owned()));
     let lives = stage.store.heartbeat().unwrap().learned.lives;
     assert_eq!((lives.ended(), lives.processes()), (1, Some(3)));

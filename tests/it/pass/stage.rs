@@ -1,6 +1,7 @@
 //! What a pass acts on, all of it in memory and on one thread.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,11 @@ pub(super) struct InMemory {
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
     /// Orders whose look-ups are lost on their way.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
+    /// How long what is read is behind, in milliseconds; and when each process began.
+    pub(super) lag: Rc<Cell<i64>>,
+    began: Rc<RefCell<HashMap<String, Timestamp>>>,
+    /// Another upstream behind the same address, which is reached by every other request or so.
+    pub(super) other: Rc<RefCell<Option<Model>>>,
     /// Every request, as "start a1", "look a1" or "list".
     pub(super) requests: Rc<RefCell<Vec<String>>>,
 }
@@ -68,6 +74,9 @@ impl InMemory {
             list_fate: Rc::default(),
             refused: Rc::default(),
             lost: Rc::default(),
+            lag: Rc::default(),
+            began: Rc::default(),
+            other: Rc::default(),
             requests: Rc::default(),
         }
     }
@@ -77,6 +86,27 @@ impl InMemory {
         let next = self.draws.get().wrapping_mul(6_364_136_223_846_793_005);
         self.draws.set(next.wrapping_add(1_442_695_040_888_963_407));
         (self.draws.get() >> 33) % below
+    }
+
+    /// A request reaches one of the upstreams.
+    fn request(&self, request: String) {
+        self.requests.borrow_mut().push(request);
+        if let Some(other) = &mut *self.other.borrow_mut()
+            && self.draw(2) == 0
+        {
+            std::mem::swap(&mut *self.model.borrow_mut(), other);
+        }
+    }
+
+    /// The moment as of which reads are answered.
+    fn read_at(&self) -> Timestamp {
+        Timestamp(self.clock.now().0 - self.lag.get())
+    }
+
+    /// Whether the process of an order had begun by then.
+    fn has_begun(&self, id: &str) -> bool {
+        let began = self.began.borrow();
+        began.get(id).is_none_or(|began| *began <= self.read_at())
     }
 
     pub(super) fn take_requests(&self) -> Vec<String> {
@@ -93,7 +123,7 @@ fn failure(detail: &str, certain: bool) -> Failure {
 
 impl Upstream for InMemory {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
-        self.requests.borrow_mut().push(format!("start {id}"));
+        self.request(format!("start {id}"));
         let ambiguous = |answer| StartError::Ambiguous {
             answer,
             failure: failure("no answer", false),
@@ -133,6 +163,9 @@ impl Upstream for InMemory {
             self.model.borrow_mut().start(id.as_str(), now, draw);
         }
         let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
+        if is_new {
+            self.began.borrow_mut().insert(id.to_string(), now);
+        }
         match (fate, is_new) {
             (Fate::AnswerLost, _) => Err(ambiguous(None)),
             (_, true) => Ok(()),
@@ -144,7 +177,7 @@ impl Upstream for InMemory {
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        self.requests.borrow_mut().push(format!("look {id}"));
+        self.request(format!("look {id}"));
         if !matches!(self.look_fate.get(), Fate::Answered | Fate::Odd) {
             return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
         }
@@ -152,7 +185,8 @@ impl Upstream for InMemory {
             return Err(failure("no answer", false));
         }
         let model = self.model.borrow();
-        let mut status = model.look_up(id.as_str(), self.clock.now());
+        let mut status = model.look_up(id.as_str(), self.read_at());
+        status = status.filter(|_| self.has_begun(id.as_str()));
         if self.look_fate.get() == Fate::Odd {
             status = status.map(|_| "PAUSED");
         }
@@ -160,9 +194,10 @@ impl Upstream for InMemory {
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        self.requests.borrow_mut().push("list".to_owned());
+        self.request("list".to_owned());
         let draw = &mut |below| self.draw(below);
-        let mut processes = self.model.borrow().list(self.clock.now(), draw);
+        let mut processes = self.model.borrow().list(self.read_at(), draw);
+        processes.retain(|(id, _)| self.has_begun(id));
         let fate = self.list_fate.get().unwrap_or(self.look_fate.get());
         let again = |other: Option<&'static str>| {
             let told = processes.iter();
@@ -226,6 +261,13 @@ impl Stage {
     pub(super) fn reconciler(&self) -> Reconciler<InMemory, SetClock> {
         let (store, upstream) = (self.store.clone(), self.upstream.clone());
         Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
+    }
+
+    /// A reconciler whose run began one request timeout ago: what it does not find is missing.
+    pub(super) fn old_reconciler(&self) -> Reconciler<InMemory, SetClock> {
+        let reconciler = self.reconciler();
+        self.forward(self.settings.request_timeout.as_millis() as i64);
+        reconciler
     }
 
     /// An earlier run has left this.

@@ -21,7 +21,7 @@ fn traced(
 ) -> (Reconciler<InMemory, SetClock>, Entered) {
     let entered = Entered::default();
     let notes = entered.clone();
-    let reconciler = stage.reconciler().traced(move |trace| {
+    let reconciler = stage.old_reconciler().traced(move |trace| {
         if let Trace::Entered(stage, order) = trace {
             notes.borrow_mut().push((order.id.to_string(), stage));
             also(order.id.as_str(), stage);

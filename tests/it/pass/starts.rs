@@ -63,7 +63,7 @@ fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() 
     for id in ["b0", "b1", "b2"] {
         stage.create(id);
     }
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     for _ in 0..40 {
         // The clock is moved by waiting for the pace alone.
         pass(&mut reconciler);
@@ -99,7 +99,7 @@ fn a_start_that_is_refused_because_there_is_a_process_adopts_it() {
 #[test]
 fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
     let stage = forgotten(1, LostProcess::Restart);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     pass(&mut reconciler);
     stage.forward(1_000);
     stage.upstream.start_fate.set(Fate::Status(400));
@@ -118,7 +118,7 @@ fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
 #[test]
 fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_comes() {
     let stage = forgotten(50, LostProcess::Restart);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     pass(&mut reconciler);
     let waiting: Vec<String> = (0..50)
         .map(|n| format!("a{n}"))
@@ -153,7 +153,7 @@ fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made(
         let draw = &mut |below: u64| below - 1;
         stage.upstream.model.borrow_mut().start(&id, now, draw);
     }
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     assert!(pass(&mut reconciler).observed > 0);
     for _ in 0..3 {
         assert_eq!(pass(&mut reconciler).observed, 0);
@@ -168,7 +168,7 @@ fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made(
 #[test]
 fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
     let stage = forgotten(50, LostProcess::Restart);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
     block_on(stage.store.fail(id, stage.clock.now())).unwrap();

@@ -104,7 +104,7 @@ fn a_report_counts_what_was_found_and_what_was_done() {
         assert_eq!(pass(&mut reconciler), expected);
     }
     let stage = forgotten(1, LostProcess::Fail);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     let missed = one(Report {
         missed: 1,
         ..Report::default()
@@ -117,7 +117,7 @@ fn a_report_counts_what_was_found_and_what_was_done() {
     });
     assert_eq!(pass(&mut reconciler), failed);
     let stage = forgotten(1, LostProcess::Hold);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     pass(&mut reconciler);
     stage.forward(1_000);
     let flagged = one(Report {
@@ -130,7 +130,7 @@ fn a_report_counts_what_was_found_and_what_was_done() {
 #[test]
 fn a_second_start_whose_answer_was_lost_counts_as_a_restart_when_its_end_is_seen() {
     let stage = forgotten(1, LostProcess::Restart);
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     pass(&mut reconciler);
     stage.forward(1_000);
     stage.upstream.start_fate.set(Fate::AnswerLost);

@@ -91,7 +91,7 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
         let stage = forgotten(50, policy);
         stage.upstream.list_fate.set(Some(Fate::Answered));
         stage.upstream.look_fate.set(look_fate);
-        let mut reconciler = stage.reconciler();
+        let mut reconciler = stage.old_reconciler();
         let mut missed = 0;
         for _ in 0..30 {
             missed += pass(&mut reconciler).missed;

@@ -102,7 +102,7 @@ fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
     stage.upstream.lost.borrow_mut().extend(odd);
     stage.upstream.list_fate.set(Some(Fate::Lost));
     let ended = || stage.store.heartbeat().unwrap().learned.lives.ended();
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = stage.old_reconciler();
     assert_eq!(pass(&mut reconciler).missed, 20);
     assert_eq!(ended(), 1);
     stage.upstream.lost.borrow_mut().clear();
