@@ -9,7 +9,6 @@ use std::path::Path;
 use std::process::Command;
 
 use rusqlite::Connection;
-use serde_json::Value;
 
 use crate::world::{Answer, Client, Program, Ran, World, assert_agree, assert_problem};
 
@@ -20,16 +19,6 @@ async fn create(client: &Client, api: &Program, letter: char, count: usize) -> V
         assert_eq!(answer.status, 201, "{answer:?}");
     }
     ids
-}
-
-async fn ids(client: &Client, api: &Program) -> Vec<String> {
-    let answer = client.get(format!("{}/order", api.url)).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let Value::Array(orders) = answer.json() else {
-        panic!("not an array: {answer:?}");
-    };
-    let id = |order: &Value| order["id"].as_str().unwrap().to_owned();
-    orders.iter().map(id).collect()
 }
 
 /// Expects that nothing can be written, and that nothing was.
@@ -89,7 +78,7 @@ async fn check_removed(name: &str, meanwhile: Meanwhile) {
     assert!(api.logged().contains(name), "{}", api.logged());
     api.kill();
     let api = world.api(&[]);
-    assert_eq!(ids(&client, &api).await, created, "{name} {meanwhile:?}");
+    assert_eq!(client.ids(&api.url).await, created, "{name} {meanwhile:?}");
     create(&client, &api, 'b', 1).await;
     assert_eq!(api.stop(), Some(0));
 }
@@ -148,7 +137,7 @@ async fn a_database_that_is_moved_away_is_whole_without_its_log_and_goes_on_when
     assert!(api.logged().contains("can be written again"));
     api.kill();
     let api = world.api(&[]);
-    assert_eq!(ids(&client, &api).await.len(), created.len() + 1);
+    assert_eq!(client.ids(&api.url).await.len(), created.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,7 +160,7 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
         let ran = world.run("order-service", &["check"], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         let api = world.api(&[]);
-        assert_eq!(ids(&client, &api).await, kept);
+        assert_eq!(client.ids(&api.url).await, kept);
         create(&client, &api, 'c', 1).await;
     }
 }
@@ -238,7 +227,7 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     create(&client, &api, 'b', 1).await;
     api.kill();
     let api = world.api(&[]);
-    assert_eq!(ids(&client, &api).await.len(), created.len() + 1);
+    assert_eq!(client.ids(&api.url).await.len(), created.len() + 1);
 }
 
 /// Runs a program after a script that mounts something for it alone: its exit code, and its log.
@@ -335,7 +324,7 @@ async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so
     assert!(api.logged().contains("disk I/O error"), "{}", api.logged());
     api.kill();
     let api = world.api(&[]);
-    let there: BTreeSet<_> = ids(&client, &api).await.into_iter().collect();
+    let there: BTreeSet<_> = client.ids(&api.url).await.into_iter().collect();
     let lost: Vec<_> = acknowledged.difference(&there).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
 }

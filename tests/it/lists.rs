@@ -10,7 +10,7 @@ use order_service::store::{Change, Step, Trouble};
 use serde_json::Value;
 
 use crate::wire::{Wire, statuses};
-use crate::world::{Client, PATIENCE, Program, World, assert_problem, file_limit, fill};
+use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill, has_many_files};
 
 /// How large the write-ahead log may become, in bytes: it is folded back at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
@@ -378,9 +378,7 @@ async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
-    let files = file_limit(4_096);
-    if files < 2_000 {
-        println!("skipped: only {files} files may be open at once");
+    if !has_many_files() {
         return;
     }
     let world = World::new();

@@ -28,9 +28,7 @@ use self::stage::{Fate, InMemory, Stage, block_on, pass};
 fn orders_go_through_all_statuses_and_agree_with_the_model() {
     let mut stage = Stage::new(10);
     stage.settings.max_in_flight = 8;
-    for n in 0..100 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(100);
     let mut reconciler = stage.reconciler();
     assert_eq!(pass(&mut reconciler).started, 100);
     assert_eq!(stage.count(Status::Processing), 100);
@@ -193,9 +191,7 @@ fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() 
 fn forgotten(orders: usize, lost_process: LostProcess) -> Stage {
     let mut stage = Stage::new(100);
     stage.settings.lost_process = lost_process;
-    for n in 0..orders {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(orders);
     assert_eq!(pass(&mut stage.reconciler()).started, orders);
     stage.upstream.model.borrow_mut().forget_everything();
     stage.forward(1_000);
@@ -407,9 +403,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
 #[test]
 fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
     let stage = Stage::new(3);
-    for n in 0..2_000 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(2_000);
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     stage.forward(5_000);
@@ -430,9 +424,7 @@ fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
 fn starts_keep_to_the_pace_and_the_oldest_go_first() {
     let mut stage = Stage::new(600);
     stage.settings.start_rate = 50.0;
-    for n in 0..200 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(200);
     let mut reconciler = stage.reconciler();
     let begun = stage.clock.now();
     let mut passes = 0;
@@ -461,9 +453,7 @@ fn starts_keep_to_the_pace_and_the_oldest_go_first() {
 fn a_clock_that_is_set_back_strands_nobody() {
     let mut stage = Stage::new(2);
     stage.settings.start_rate = 10.0;
-    for n in 0..10 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(10);
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     stage.forward(-86_400_000);

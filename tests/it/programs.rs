@@ -218,20 +218,11 @@ fn a_token_that_cannot_be_sent_ends_with_2_and_is_not_shown() {
 async fn the_token_is_in_no_log_at_any_level() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let database = world.database();
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--database-url",
-        database.to_str().unwrap(),
-        "--order-process-url",
-        &simulator.url,
-    ];
     let variables = [
         ("ORDER_PROCESS_TOKEN", "sentinel-7f3a"),
         ("RUST_LOG", "trace"),
     ];
-    let mut service = world.start_with("order-service", &arguments, &variables, true);
+    let mut service = world.serve_with(&simulator.url, &[], &variables);
     let client = Client::new();
     client.create(&service.url, "a1").await;
     client.settled(&service.url, 1).await;

@@ -89,6 +89,16 @@ async fn on_loopback_only_addresses_and_known_names_are_served() {
     assert_eq!(statuses(&wire.rest()), [200]);
 }
 
+/// The API on every address, and its URL on loopback.
+fn everywhere(world: &World, variables: &[(&str, &str)]) -> (Program, String) {
+    let database = world.database_url();
+    let arguments = ["api", "--listen", "0.0.0.0:0", "--database-url", &database];
+    let api = world.start_with("order-service", &arguments, variables, true);
+    let port = api.address().rsplit_once(':').unwrap().1;
+    let url = format!("http://127.0.0.1:{port}");
+    (api, url)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_that_are_allowed_are_served_and_may_change_something() {
     let world = World::new();
@@ -99,21 +109,9 @@ async fn names_that_are_allowed_are_served_and_may_change_something() {
         "--allowed-host",
         "b.example",
     ]);
-    let database = world.database();
-    let arguments = [
-        "api",
-        "--listen",
-        "0.0.0.0:0",
-        "--database-url",
-        database.to_str().unwrap(),
-    ];
     let variables = [("ALLOWED_HOSTS", "orders.example, b.example")];
-    let by_variable = world.start_with("order-service", &arguments, &variables, true);
-    let port = by_variable.address().rsplit_once(':').unwrap().1;
-    for (n, url) in [by_flag.url.clone(), format!("http://127.0.0.1:{port}")]
-        .iter()
-        .enumerate()
-    {
+    let (_by_variable, url) = everywhere(&world, &variables);
+    for (n, url) in [by_flag.url.clone(), url].iter().enumerate() {
         let live = |host| get(&client, format!("{url}/livez"), host);
         assert_eq!(live("orders.example").await.status, 200);
         assert_eq!(live("B.example:8443").await.status, 200);
@@ -141,18 +139,8 @@ async fn names_that_are_allowed_are_served_and_may_change_something() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_another_address_any_name_is_served() {
     let world = World::new();
-    let database = world.database();
-    let arguments = [
-        "api",
-        "--listen",
-        "0.0.0.0:0",
-        "--database-url",
-        database.to_str().unwrap(),
-    ];
-    let api = world.start("order-service", &arguments, true);
-    let port = api.address().rsplit_once(':').unwrap().1;
-    let live = format!("http://127.0.0.1:{port}/livez");
-    let live = get(&Client::new(), live, "orders.example").await;
+    let (_api, url) = everywhere(&world, &[]);
+    let live = get(&Client::new(), format!("{url}/livez"), "orders.example").await;
     assert_eq!(live.status, 200);
 }
 

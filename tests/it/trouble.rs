@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use serde_json::Value;
 
 use self::disk::Disk;
 use self::load::{Load, Told, assert_refused, kind};
@@ -35,17 +34,6 @@ async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
         assert!(Instant::now() < deadline, "{path}: {answer:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// All ids, in the order of creation.
-async fn ids(client: &Client, api: &Program) -> Vec<String> {
-    let answer = client.get(format!("{}/order", api.url)).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    let Value::Array(orders) = answer.json() else {
-        panic!("not an array: {answer:?}");
-    };
-    let id = |order: &Value| order["id"].as_str().unwrap().to_owned();
-    orders.iter().map(id).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +66,7 @@ async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_r
         answers(&client, &service, "/readyz", 503).await;
         answers(&client, &service, "/livez", 200).await;
         answers(&client, &service, &format!("/order/{first}"), 200).await;
-        assert!(ids(&client, &service).await.contains(&first));
+        assert!(client.ids(&service.url).await.contains(&first));
         if round == 1 {
             told.add(load.end().await);
             service.kill();
@@ -92,13 +80,13 @@ async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_r
         assert_eq!(answer.status, 201, "{answer:?}");
         told.note(id, &answer);
         told.add(load.end().await);
-        told.check(&ids(&client, &service).await);
+        told.check(&client.ids(&service.url).await);
         let log = service.logged();
         assert!(log.contains("the database cannot be written: "), "{log}");
         assert!(log.contains("the database can be written again"), "{log}");
         assert!(!log.contains("panicked"), "{log}");
         if round == 2 {
-            let count = ids(&client, &service).await.len();
+            let count = client.ids(&service.url).await.len();
             let orders = client.settled(&service.url, count).await;
             // None was started twice. A start that a kill prevented counts all the same.
             assert_statuses_agree(&world, &orders);
@@ -158,7 +146,7 @@ async fn assert_only_reads(client: &Client, api: &Program, told: &mut Told) {
         }
         let live = client.get(format!("{}/livez", api.url)).await;
         assert_eq!(live.status, 200, "{live:?}");
-        let listed = ids(client, api).await;
+        let listed = client.ids(&api.url).await;
         assert!(!is_refused.get(), "reads waited for the writer");
         answers(client, api, "/readyz", 503).await;
         listed
@@ -176,7 +164,7 @@ async fn assert_recovered(client: &Client, api: &Program, told: &mut Told) {
     let next = client.create(&api.url, "next").await;
     assert_eq!(next.status, 201, "{next:?}");
     told.note("next".to_owned(), &next);
-    told.check(&ids(client, api).await);
+    told.check(&client.ids(&api.url).await);
     let log = api.logged();
     assert!(!log.contains("panicked"), "{log}");
 }
@@ -239,7 +227,7 @@ async fn check_stopped(ending: Ending) {
             "it is never caught while it writes"
         );
     }
-    let before = ids(&client, &api).await;
+    let before = client.ids(&api.url).await;
     // What the other one was told is not known yet.
     let mut here = Told {
         unknown: before.into_iter().collect(),
@@ -354,7 +342,7 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     );
     told.created.insert("first".to_owned());
     assert!(told.unknown.is_empty(), "{:?}", told.unknown);
-    told.check(&ids(&client, &api).await);
+    told.check(&client.ids(&api.url).await);
     answers(&client, &api, "/readyz", 200).await;
     assert_eq!(client.create(&api.url, "last").await.status, 201);
     let log = api.logged();
@@ -387,12 +375,12 @@ async fn an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturb
         assert!(undisturbed.refused.is_empty(), "{undisturbed:?}");
         assert!(undisturbed.unknown.is_empty(), "{undisturbed:?}");
         told.add(undisturbed);
-        told.check(&ids(&client, &steady).await);
+        told.check(&client.ids(&steady.url).await);
         if round % 4 == 3 {
             // Nobody is left who could have kept anything in memory.
             steady.kill();
             steady = world.api(&[]);
-            told.check(&ids(&client, &steady).await);
+            told.check(&client.ids(&steady.url).await);
         }
     }
     assert!(told.refused.is_empty(), "{:?}", told.refused);
@@ -449,7 +437,7 @@ async fn a_crowd_of_silent_connections_keeps_no_one_from_anything_or_from_the_en
     let ran = world.run("order-service", &["health", "--listen", api.address()], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(
-        ids(&Client::new(), &api).await,
+        Client::new().ids(&api.url).await,
         ["a0", "a1", "a2", "a3", "a4"]
     );
     drop(silent);

@@ -32,6 +32,15 @@ pub fn file_limit(wanted: u64) -> u64 {
     }
 }
 
+/// Lets a test have 4,096 files open at once. Returns false, and says so, if that is less than 2,000.
+pub fn has_many_files() -> bool {
+    let files = file_limit(4_096);
+    if files < 2_000 {
+        println!("skipped: only {files} files may be open at once");
+    }
+    files >= 2_000
+}
+
 /// A folder with a database and the logs of the programs that use it.
 pub struct World {
     folder: tempfile::TempDir,
@@ -60,6 +69,12 @@ impl World {
         self.path("orders.db")
     }
 
+    /// The database, as an argument of a program.
+    pub fn database_url(&self) -> String {
+        let path = self.database().into_os_string().into_string();
+        path.expect("temporary folders have plain names")
+    }
+
     pub fn simulator_log(&self) -> PathBuf {
         self.path("simulator.log")
     }
@@ -80,43 +95,37 @@ impl World {
 
     /// The API alone, on a free port.
     pub fn api(&self, arguments: &[&str]) -> Program {
-        let database = self.database();
-        let mut all = vec!["api", "--listen", "127.0.0.1:0", "--database-url"];
-        all.push(
-            database
-                .to_str()
-                .expect("temporary folders have plain names"),
-        );
+        let database = self.database_url();
+        let mut all = vec!["api", "--listen", "127.0.0.1:0"];
+        all.extend(["--database-url", &database]);
         all.extend(arguments);
         self.start("order-service", &all, true)
     }
 
     /// API and reconciler in one, on a free port.
     pub fn serve(&self, upstream: &str, arguments: &[&str]) -> Program {
-        let database = self.database();
-        let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--database-url"];
-        all.push(
-            database
-                .to_str()
-                .expect("temporary folders have plain names"),
-        );
-        all.extend(["--order-process-url", upstream]);
+        self.serve_with(upstream, arguments, &[])
+    }
+
+    /// Like `serve`, with these environment variables.
+    pub fn serve_with(
+        &self,
+        upstream: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Program {
+        let database = self.database_url();
+        let mut all = vec!["serve", "--listen", "127.0.0.1:0"];
+        all.extend(["--database-url", &database, "--order-process-url", upstream]);
         all.extend(arguments);
-        self.start("order-service", &all, true)
+        self.start_with("order-service", &all, variables, true)
     }
 
     /// The reconciler alone.
     pub fn reconciler(&self, upstream: &str, arguments: &[&str]) -> Program {
-        let database = self.database();
-        let mut all = vec!["--database-url"];
-        all.push(
-            database
-                .to_str()
-                .expect("temporary folders have plain names"),
-        );
-        all.extend(["--order-process-url", upstream]);
-        all.extend(arguments);
-        self.start("order-reconciler", &all, false)
+        let database = self.database_url();
+        let all = ["--database-url", &database, "--order-process-url", upstream];
+        self.start("order-reconciler", &[&all, arguments].concat(), false)
     }
 
     /// Any program, without the variables of whoever runs the tests.
@@ -137,11 +146,14 @@ impl World {
 
     /// The API alone, on a free port, where no more files than these may be open.
     pub fn api_with_files(&self, files: u32) -> Program {
-        let database = self.database();
-        let database = database
-            .to_str()
-            .expect("temporary folders have plain names");
-        let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", database];
+        let database = self.database_url();
+        let arguments = [
+            "api",
+            "--listen",
+            "127.0.0.1:0",
+            "--database-url",
+            &database,
+        ];
         let whole = self.command("order-service", &arguments);
         let mut limited = Command::new("sh");
         limited
@@ -478,15 +490,27 @@ impl Client {
         }
     }
 
+    /// All orders, in the order of creation.
+    pub async fn orders(&self, api: &str) -> Vec<Value> {
+        let answer = self.get(format!("{api}/order")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let Value::Array(orders) = answer.json() else {
+            panic!("not an array: {answer:?}");
+        };
+        orders
+    }
+
+    /// All ids, in the order of creation.
+    pub async fn ids(&self, api: &str) -> Vec<String> {
+        let id = |order: &Value| order["id"].as_str().expect("an id is a text").to_owned();
+        self.orders(api).await.iter().map(id).collect()
+    }
+
     /// All orders, once `done` holds of them.
     pub async fn orders_when(&self, api: &str, done: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let answer = self.get(format!("{api}/order")).await;
-            assert_eq!(answer.status, 200, "{answer:?}");
-            let Value::Array(orders) = answer.json() else {
-                panic!("not an array: {answer:?}");
-            };
+            let orders = self.orders(api).await;
             if done(&orders) {
                 return orders;
             }

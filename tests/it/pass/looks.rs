@@ -46,9 +46,7 @@ fn looks_are_made_on_schedule_and_not_because_orders_come_in() {
 fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing() {
     let stage = Stage::new(1_000);
     stage.has_learned(lasting((0..600).map(Duration::from_secs)));
-    for n in 0..2_000 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(2_000);
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     stage.upstream.take_requests();
@@ -83,9 +81,7 @@ fn twenty_seconds(orders: usize) -> (Stage, Reconciler<InMemory, SetClock>) {
     let stage = Stage::new(1_000);
     let twenty = Duration::from_secs(20);
     stage.has_learned(lasting(std::iter::repeat_n(twenty, 500)));
-    for n in 0..orders {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(orders);
     pass(&mut stage.reconciler());
     stage.forward(1_000);
     stage.upstream.take_requests();
@@ -138,9 +134,7 @@ fn it_is_told_when_the_upstream_is_looked_at_next() {
 fn what_a_list_contradicts_itself_about_is_looked_up_and_what_it_repeats_is_not() {
     for (fate, look_ups) in [(Fate::Contradictory, 50), (Fate::Twice, 0)] {
         let stage = Stage::new(1);
-        for n in 0..50 {
-            stage.create(&format!("a{n}"));
-        }
+        stage.create_many(50);
         let mut reconciler = stage.reconciler();
         pass(&mut reconciler);
         stage.upstream.list_fate.set(Some(fate));
@@ -207,9 +201,7 @@ fn a_look_up_without_an_answer_leaves_not_all_seen() {
 #[test]
 fn it_is_learned_how_long_processes_take() {
     let stage = Stage::new(4);
-    for n in 0..100 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(100);
     let mut reconciler = stage.reconciler();
     while stage.count(Status::Created) + stage.count(Status::Processing) > 0 {
         pass(&mut reconciler);
@@ -259,9 +251,7 @@ fn while_nothing_can_be_recorded_the_upstream_is_not_asked_all_the_time() {
     let path = DatabasePath::from(stage.store.path().to_owned());
     stage.store = Store::open(&path, Mode::Inline(disk.clone())).unwrap();
     stage.has_learned(lasting((0..600).map(Duration::from_secs)));
-    for n in 0..2_000 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(2_000);
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     stage.forward(100_000);

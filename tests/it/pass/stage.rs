@@ -285,6 +285,13 @@ impl Stage {
         assert!(matches!(creation, Creation::Created(_)));
     }
 
+    /// Creates orders with the ids `a0`, `a1`, ….
+    pub(super) fn create_many(&self, orders: usize) {
+        for n in 0..orders {
+            self.create(&format!("a{n}"));
+        }
+    }
+
     pub(super) fn order(&self, id: &str) -> Order {
         let id = OrderId::new(id).unwrap();
         self.store.order(&id).unwrap().unwrap()

@@ -52,9 +52,7 @@ fn an_upstream_that_is_down_is_not_probed_more_often_because_orders_come_in() {
 #[test]
 fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
     let stage = Stage::new(3);
-    for n in 0..50 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(50);
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     stage.upstream.look_fate.set(Fate::Refused);
@@ -157,9 +155,7 @@ fn each_refusal_in_a_row_doubles_the_wait() {
 fn starts_that_fail_for_an_hour_turn_no_order_into_an_operators_case() {
     let mut stage = Stage::new(100);
     stage.settings.max_in_flight = 8;
-    for n in 0..20 {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(20);
     let mut reconciler = stage.reconciler();
     stage.upstream.start_fate.set(Fate::Status(503));
     let begun = stage.clock.now();

@@ -25,9 +25,7 @@ fn short_lived(orders: usize, max_duration_secs: u32) -> Stage {
         durations,
         rate: None,
     });
-    for n in 0..orders {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(orders);
     stage
 }
 

@@ -218,21 +218,12 @@ async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_o
 async fn what_happens_to_each_order_is_logged_elsewhere_only_when_it_is_asked_for() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let database = world.database();
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--database-url",
-        database.to_str().unwrap(),
-        "--order-process-url",
-        &simulator.url,
-    ];
     let client = Client::new();
     let more = "order_service=info,order_service::orders=debug";
     for (count, levels, is_logged) in [(1, "", false), (2, more, true)] {
         let id = format!("a{count}");
         let variables = [("RUST_LOG", levels)];
-        let program = world.start_with("order-service", &arguments, &variables, true);
+        let program = world.serve_with(&simulator.url, &[], &variables);
         client.create(&program.url, &id).await;
         client.settled(&program.url, count).await;
         program.logs("settled=1");
