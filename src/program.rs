@@ -234,11 +234,13 @@ impl ReconcilerThread {
         stop: Stop,
     ) -> anyhow::Result<Self> {
         Self::begin(async move || {
-            let Some(_lead) = reconciler::lead(&store, &stop).await? else {
-                return Ok(());
-            };
-            let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
-            reconciler::run(reconciler, &stop).await
+            while let Some(lead) = reconciler::lead(&store, &stop).await? {
+                let (store, upstream, settings) =
+                    (store.clone(), upstream.clone(), settings.clone());
+                let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+                reconciler::run(reconciler, &lead, &stop).await?;
+            }
+            Ok(())
         })
     }
 }

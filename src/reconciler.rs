@@ -568,7 +568,7 @@ fn note(pace: &mut Pace, now: Timestamp, failure: Option<&Failure>) {
 /// Takes the lead, or waits for it. Nothing if the program is to end first.
 pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<LeaderLock>> {
     let mut told = false;
-    loop {
+    while !stop.begun.is_cancelled() {
         if let Some(lock) = LeaderLock::try_take(store.path())? {
             log::info!("this reconciler leads");
             return Ok(Some(lock));
@@ -578,25 +578,28 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<LeaderLoc
             told = true;
         }
         tokio::select! {
-            () = stop.begun.cancelled() => return Ok(None),
+            () = stop.begun.cancelled() => {}
             () = tokio::time::sleep(STANDBY_INTERVAL) => {}
         }
     }
+    Ok(None)
 }
 
-/// Passes on the schedule, and at once when an order was created by any process, until `stop`.
+/// Passes on the schedule, and at once when an order was created by any process, until `stop` or until
+/// the lead is lost.
 ///
 /// # Errors
 /// The schedule cannot be kept. A pass that fails ends nothing.
 pub async fn run<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
+    lead: &LeaderLock,
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let now = reconciler.context.clock.now();
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let arrivals = Arrivals::watch(&reconciler.context.store)?;
     let mut trouble = None;
-    while !stop.begun.is_cancelled() {
+    while !stop.begun.is_cancelled() && !lead.is_lost() {
         match reconciler.pass(stop).await {
             Ok(report) => {
                 if trouble.take().is_some() {
@@ -622,7 +625,13 @@ pub async fn run<U: Upstream, C: Clock>(
         }
     }
     ticks.end().await;
-    if !stop.abandon.is_cancelled() {
+    if lead.is_lost() {
+        log::error!(
+            "{} is another file than the lock that this reconciler holds: it gives up the lead, which \
+             another may have",
+            lead.path().display()
+        );
+    } else if !stop.abandon.is_cancelled() {
         reconciler.end().await;
     }
     Ok(())

@@ -3,7 +3,7 @@
 //! Every way in which it can be unusable ends here in one line that says what to do. Which files it
 //! consists of is in `store/file.rs`; reading and writing are elsewhere in `store`.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -501,7 +501,8 @@ const LEADER_LOCK: &str = "-leader";
 /// process ends, however that happens.
 #[derive(Debug)]
 pub struct LeaderLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl LeaderLock {
@@ -509,13 +510,30 @@ impl LeaderLock {
     pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
         let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => {
+                let path = beside(path, LEADER_LOCK);
+                Ok(Some(Self { file, path }).filter(|lock| !lock.is_lost()))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(OpenError::LockFile {
                 path: beside(path, LEADER_LOCK),
                 source,
             }),
         }
+    }
+
+    /// Returns whether there is another file at the path of the lock, which another reconciler may hold.
+    /// While there is none, no one else can hold it.
+    pub fn is_lost(&self) -> bool {
+        match (self.file.metadata(), fs::metadata(&self.path)) {
+            (Ok(held), Ok(found)) => Identity::from(&held) != Identity::from(&found),
+            _ => false,
+        }
+    }
+
+    /// The path of the lock.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -365,6 +365,25 @@ fn a_new_database_is_closed_to_others_and_its_locks_are_for_those_who_may_write_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reconciler_whose_lock_is_replaced_gives_up_the_lead() {
+    let world = World::new();
+    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let first = world.serve(&simulator.url, &[]);
+    first.logs("this reconciler leads");
+    let second = world.reconciler(&simulator.url, &[]);
+    second.logs("stands by");
+    fs::remove_file(world.path("orders.db-leader")).unwrap();
+    second.logs("this reconciler leads");
+    first.logs("it gives up the lead");
+    first.logs("another reconciler leads; this one stands by");
+    assert_eq!(second.stop(), Some(0));
+    let client = Client::new();
+    client.create(&first.url, "a1").await;
+    client.settled(&first.url, 1).await;
+    assert_eq!(first.stop(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root; scripts/test all"]
 async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service() {
     const SERVICE: u32 = 54_321;
