@@ -25,6 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
+/// How soon a reconciler that gets on has noticed that the clock was set, and written a heartbeat.
+const STEP_NOTICED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The status of a reconciler whose next pass is late.
+const OVERDUE: &str = "overdue";
+
 /// Asks the API that listens at `address`. Returns its answer; an unhealthy one is an error.
 pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
     let address = SocketAddr::new(reachable(address.ip()), address.port());
@@ -66,9 +72,14 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error.
-pub fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
-    let heartbeat = read_heartbeat(database)?;
+/// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error. One
+/// that is overdue is read again: the clock may have been set just now.
+pub async fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
+    let mut heartbeat = read_heartbeat(database)?;
+    if Reconciler::of(&heartbeat, SystemClock.now()).status == OVERDUE {
+        tokio::time::sleep(STEP_NOTICED_WITHIN).await;
+        heartbeat = read_heartbeat(database)?;
+    }
     let last = last_pass(&heartbeat);
     match Reconciler::of(&heartbeat, SystemClock.now()).trouble {
         Some(trouble) => bail!("{trouble}; {last}"),
@@ -104,7 +115,7 @@ impl Reconciler {
                 let is_ahead = |at: &Timestamp| *at > now;
                 let is_set_back = heartbeat.next_pass_at.as_ref().is_some_and(is_ahead);
                 Self {
-                    status: "overdue",
+                    status: OVERDUE,
                     since: heartbeat.next_pass_at.filter(|_| !is_set_back),
                     trouble: Some(if is_set_back {
                         "the clock was set back, and the reconciler has told of no pass since: one \
@@ -129,5 +140,31 @@ pub fn last_pass(heartbeat: &Heartbeat) -> String {
     match heartbeat.last_pass_at {
         Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
         None => "no pass has ended on this database yet".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Mode, Store};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reconciler_that_notices_a_step_of_the_clock_is_healthy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Threaded).unwrap();
+        let write = async |pass_at: Timestamp| {
+            let heartbeat = Heartbeat {
+                leader_since: Some(pass_at),
+                last_pass_at: Some(pass_at),
+                next_pass_at: Some(pass_at),
+                ..Heartbeat::default()
+            };
+            store.write_heartbeat(heartbeat).await.unwrap();
+        };
+        let now = SystemClock.now();
+        write(Timestamp(now.0 - 3_600_000)).await;
+        let (found, ()) = tokio::join!(of_reconciler(&path), write(now));
+        assert!(found.is_ok(), "{found:?}");
     }
 }

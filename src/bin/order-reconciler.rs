@@ -21,9 +21,10 @@ fn main() -> ExitCode {
         logs?;
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
-            ReconcilerCommand::Health(args) => Ok(program::tell_health(health::of_reconciler(
-                &args.database.database_url,
-            ))),
+            ReconcilerCommand::Health(args) => {
+                let found = health::of_reconciler(&args.database.database_url);
+                Ok(program::tell_health(found.await))
+            }
         }
     })
 }
