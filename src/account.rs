@@ -204,8 +204,8 @@ fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), Sto
     }
 }
 
-/// Whether an order that is PROCESSING waits for an operator, as the reconciler left it. One whose
-/// restart is refused is tried again.
+/// Returns whether an order that is PROCESSING waits for an operator, as the reconciler left it. One
+/// whose restart is refused is tried again.
 fn is_held(attention: &Attention) -> bool {
     attention.by == ResolvedBy::Operator && attention.reason != Reason::StartRefused
 }

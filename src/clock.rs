@@ -20,10 +20,10 @@ pub trait Clock: 'static {
     /// The present moment.
     fn now(&self) -> Timestamp;
 
-    /// How much time has passed since some moment before. It only goes forward.
+    /// Time since some moment before. It only goes forward.
     fn uptime(&self) -> Duration;
 
-    /// Returns when so much time has passed.
+    /// Waits for that long.
     fn sleep(&self, length: Duration) -> impl Future<Output = ()>;
 
     /// Returns when `moment` has come unless the clock is set meanwhile, at once if it has passed.

@@ -309,7 +309,7 @@ pub struct PruneArgs {
     pub database: ExistingDatabaseArgs,
 }
 
-/// What goes wrong in the simulator.
+/// The faults of the simulator.
 #[derive(Debug, Args)]
 pub struct FaultArgs {
     /// What goes wrong in the simulator: nothing, requests, everything at times, or it crashes
@@ -376,7 +376,7 @@ pub struct ReconcilerHealthArgs {
     pub database: ReadDatabaseArgs,
 }
 
-/// Where the orders are.
+/// The database of programs that make it if need be.
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; created if it is not there
@@ -389,7 +389,7 @@ pub struct DatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// Where the orders are, for commands that write to them, and make no database.
+/// The database of commands that write to it, and make none.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; it has to be there
@@ -402,7 +402,7 @@ pub struct ExistingDatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// Where the orders are, for those who only read them.
+/// The database of commands that only read it.
 #[derive(Debug, Args)]
 pub struct ReadDatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; it has to be there, and is only read
@@ -415,7 +415,7 @@ pub struct ReadDatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// Where to listen.
+/// The address of the API, and the names under which it is served.
 #[derive(Debug, Args)]
 pub struct ListenArgs {
     /// Address to listen on; port 0 takes a free one, which is printed
@@ -446,7 +446,7 @@ impl ListenArgs {
     }
 }
 
-/// Where the order process service is. Its token comes from `ORDER_PROCESS_TOKEN` alone: a flag
+/// The address of the order process service. Its token comes from `ORDER_PROCESS_TOKEN` alone: a flag
 /// could be read by every user of the machine.
 #[derive(Debug, Args)]
 pub struct UpstreamArgs {
@@ -461,7 +461,7 @@ pub struct UpstreamArgs {
     pub order_process_url: UpstreamUrl,
 }
 
-/// How orders are carried through.
+/// The reconciler's settings.
 #[derive(Debug, Args)]
 pub struct ReconcileArgs {
     /// When to look at orders, besides at once for a new one: cron with seconds, in UTC
@@ -535,7 +535,7 @@ impl ReconcileArgs {
     }
 }
 
-/// How to log.
+/// The log's settings.
 #[derive(Debug, Args)]
 pub struct LogArgs {
     /// Format of the log on standard error; levels through RUST_LOG

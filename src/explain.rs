@@ -46,17 +46,17 @@ pub struct OrderDetails {
 pub struct Explanation {
     /// The moment of which it speaks.
     pub at: Rfc3339,
-    /// Where the order is.
+    /// The order's condition.
     pub summary: String,
     /// Its part of the journal, oldest first.
     pub events: Vec<ExplainedEvent>,
     /// The last observations of the upstream and the reconciler; empty once the order is settled.
     pub observed: Vec<String>,
-    /// Why the order is where it is; empty once it is settled.
+    /// The reasons for that; empty once the order is settled.
     pub why: Vec<String>,
-    /// What happens next, and when.
+    /// The next events, and when they are expected.
     pub next: Vec<String>,
-    /// What a person can do about it; empty if nothing has to be done.
+    /// Advice to a person; empty if nothing has to be done.
     pub advice: Vec<String>,
     /// The commands that help.
     pub commands: Vec<Command>,
@@ -65,7 +65,7 @@ pub struct Explanation {
 /// An entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExplainedEvent {
-    /// When it was written.
+    /// The moment of writing.
     pub at: Rfc3339,
     /// The word that stands for it.
     pub reason: String,
@@ -104,7 +104,7 @@ impl Invocation {
 pub struct Command {
     /// The line to type.
     pub command: String,
-    /// What it does.
+    /// Its effect.
     pub effect: &'static str,
 }
 
@@ -293,7 +293,7 @@ impl OrderDetails {
         lines
     }
 
-    /// What the attention means.
+    /// The meaning of the attention.
     fn trouble(&self, attention: &Attention, now: Timestamp) -> String {
         let detail = clean(&attention.detail);
         let lasting = lasting(attention.since, now);
@@ -390,7 +390,7 @@ impl OrderDetails {
         }
     }
 
-    /// When a CREATED order's turn comes.
+    /// The turn of a CREATED order.
     fn turn(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(at) = due_at(open, now) {
@@ -527,7 +527,7 @@ impl OrderDetails {
         matches!(self.heartbeat.reach, Reach::Down { .. })
     }
 
-    /// When the next look may begin, at the earliest.
+    /// The moment at which the next look may begin, at the earliest, as a part of a sentence.
     fn look_time(&self, now: Timestamp) -> String {
         match self.heartbeat.next_look_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
@@ -535,7 +535,7 @@ impl OrderDetails {
         }
     }
 
-    /// When an order is looked up next, as a part of a sentence.
+    /// The moment of an order's next look-up, as a part of a sentence.
     fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
         match due_at(open, now) {
             Some(at) => format!(" {}", future(at, now)),
@@ -543,7 +543,7 @@ impl OrderDetails {
         }
     }
 
-    /// When the next pass is, as a part of a sentence. It is not told when it is about to be.
+    /// The moment of the next pass, as a part of a sentence; empty if it is about to be.
     fn pass_time(&self, now: Timestamp) -> String {
         match self.heartbeat.next_pass_at {
             Some(at) if at > now => format!(", {}", future(at, now)),
@@ -570,7 +570,7 @@ fn meaning(reason: &str) -> String {
     text.to_owned()
 }
 
-/// What is known of a start whose outcome is not.
+/// The story of a start without an outcome.
 fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
     let written = past(intent.written_at, now);
     match (intent.given_up_at, intent.answer) {
@@ -590,7 +590,7 @@ fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
     }
 }
 
-/// When the next attempt may be made, if that is not now.
+/// The moment at which the next attempt may be made, if that is not now.
 fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
     open.next_attempt_at.filter(|_| !open.is_due(now))
 }

@@ -19,13 +19,13 @@ use crate::order::Timestamp;
 use crate::reconciler::is_overdue;
 use crate::store::{DatabasePath, Heartbeat, read_heartbeat};
 
-/// How long the program may take to answer.
+/// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest answer, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// How soon a reconciler that gets on has noticed that the clock was set, and written a heartbeat.
+/// Time in which a reconciler that gets on notices that the clock was set, and writes a heartbeat.
 const STEP_NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The status of a reconciler whose next pass is late.
@@ -93,7 +93,7 @@ pub struct Reconciler {
     pub status: &'static str,
     /// The beginning of that status, if it is known.
     pub since: Option<Timestamp>,
-    /// Why it does not lead, or does not get on.
+    /// The reason why it does not lead, or does not get on.
     pub trouble: Option<&'static str>,
 }
 

@@ -299,7 +299,7 @@ impl Reason {
     }
 }
 
-/// Who brings an order on that has not gone its way.
+/// The one who brings on an order that has not gone its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResolvedBy {
     /// An operator has to decide or to mend something.
@@ -326,7 +326,7 @@ impl ResolvedBy {
 pub struct Attention {
     /// Why.
     pub reason: Reason,
-    /// Who brings it on.
+    /// The one who brings it on.
     pub by: ResolvedBy,
     /// Since when, without a break.
     pub since: Timestamp,

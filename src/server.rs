@@ -72,8 +72,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause after a failed accept, which happens when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is unusual about a request or its connection, which the served program may answer differently
-/// to. It is in the extensions of each such request.
+/// An unusual condition of a request or its connection, which the served program may answer differently.
+/// It is in the extensions of each such request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Situation {
     /// All places are taken.
@@ -104,7 +104,7 @@ pub struct LongAnswer {
 }
 
 impl Occupancy {
-    /// As many free places as fit in this limit of open files.
+    /// Free places, as many as fit in this limit of open files.
     pub fn within(files: usize) -> Self {
         let for_connections = files.saturating_sub(OTHER_FILES);
         let served_max = (for_connections / (SERVED_PER_CROWDED + 1) * SERVED_PER_CROWDED)
@@ -343,7 +343,8 @@ struct Places {
 /// A connection's place.
 struct Place {
     situation: Option<Situation>,
-    /// Where it is while no request is in flight on it; a connection in the crowd is never idle.
+    /// The queue that it stands in while no request is in flight on it; a connection in the crowd is never
+    /// idle.
     idle: Option<Idle>,
     /// Cancelled to end the connection, and once it has ended.
     end: DropGuard,

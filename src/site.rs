@@ -11,7 +11,7 @@ use hyper::header::{HOST, HeaderName, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Uri};
 
-/// Where a browser's request comes from (W3C Fetch Metadata, section 2.3).
+/// Header with the origin of a browser's request (W3C Fetch Metadata, section 2.3).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The names under which a program is served.

@@ -128,7 +128,7 @@ pub struct StartCandidate {
 pub struct Heartbeat {
     /// When the present leader took over; nothing once it has ended, unless it was killed.
     pub leader_since: Option<Timestamp>,
-    /// When the last leader ended in order; nothing while one leads.
+    /// The moment at which the last leader ended in order; nothing while one leads.
     pub led_until: Option<Timestamp>,
     /// The policy of the present or last leader; nothing until there was one.
     pub policy: Option<LostProcess>,
@@ -332,7 +332,7 @@ impl Store {
         })
     }
 
-    /// Whether there is a start without an outcome whose order may be started again by `due_by`.
+    /// Returns whether there is a start without an outcome whose order may be started again by `due_by`.
     pub fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
         const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders INDEXED BY orders_with_intent \
              WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, ?1) <= ?1)";

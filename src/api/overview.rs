@@ -56,8 +56,8 @@ impl Seen {
         self.history.orders(status).saturating_sub(removed)
     }
 
-    /// How many orders need looking at for this reason and are brought on so, as they themselves
-    /// say: while the upstream is down, all open orders do that have no other reason.
+    /// Number of orders with this attention, as they themselves say: while the upstream is down, all open
+    /// orders without another reason have it.
     pub fn attention(&self, reason: Reason, by: ResolvedBy) -> u64 {
         let stored = self.glance.attention.iter();
         let told = stored

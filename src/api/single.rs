@@ -1,7 +1,7 @@
 //! Single orders: creating one, reading one, explaining one, and waiting until one is settled.
 //!
-//! Who waits holds a connection, and one of the places for long answers; it reads the order when it is woken,
-//! when its time is over, or when the program is about to end, whichever comes first.
+//! A request that waits holds a connection, and one of the places for long answers; it reads the order when it
+//! is woken, when its time is over, or when the program is about to end, whichever comes first.
 
 use std::time::Duration;
 

@@ -125,7 +125,7 @@ struct Reconciler {
     last_pass_at: Option<Rfc3339>,
     next_pass_at: Option<Rfc3339>,
     next_look_at: Option<Rfc3339>,
-    /// What it does with an order whose process was forgotten.
+    /// Its policy for orders whose process was forgotten.
     policy: Option<&'static str>,
 }
 

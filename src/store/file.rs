@@ -113,8 +113,8 @@ impl OpenedFile {
         Ok(())
     }
 
-    /// Whether what our log holds may be put into the database: no other program can have seen the
-    /// database without it, and written. One that has opened it finds the index, and reads nothing
+    /// Returns whether the contents of our log may be put into the database: no other program can have seen
+    /// the database without it, and written. One that has opened it finds the index, and reads nothing
     /// from an empty log that it has made; one that has made an index of its own shares nothing with us.
     pub fn may_be_folded(&self) -> bool {
         let [_, log, index] = &self.opened;
@@ -130,7 +130,7 @@ impl OpenedFile {
     }
 }
 
-/// What is found at a path that led to a file when that was opened.
+/// The finding at a path that led to a file when that was opened.
 enum Found {
     Ours,
     Nothing,
@@ -239,8 +239,8 @@ fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// What has run out, if something has, so that the file at this path, or one beside it, could not be
-/// opened. SQLite does not say.
+/// The resource that has run out, if one has, so that the file at this path, or one beside it, could not
+/// be opened. SQLite does not say.
 pub(super) fn shortage(path: &Path) -> Option<OpenError> {
     let folder = path.parent()?;
     let open = |_| File::open(folder);

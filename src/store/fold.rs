@@ -39,8 +39,8 @@ const AGAIN_AFTER: i64 = 1_000;
 /// How long the writer may wait for readers. They are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
 
-/// How often the thread beside the writer looks whether the files are still in their places: a log
-/// that is removed is to be folded back before the program may die, though no one writes.
+/// Interval at which the thread beside the writer looks whether the files are still in their places: a
+/// log that is removed is to be folded back before the program may die, though no one writes.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Copies what it can without waiting for anyone.

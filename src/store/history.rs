@@ -20,7 +20,7 @@ use crate::order::{Order, Reason, ResolvedBy, Timestamp};
 pub struct Glance {
     /// What was removed.
     pub pruned: Removed,
-    /// How many orders need looking at, by the reason that is stored with each and by who brings it on.
+    /// Numbers of orders with attention, by the reason that is stored with each and by who brings it on.
     pub attention: Vec<(Reason, ResolvedBy, u64)>,
     /// The oldest order that is open.
     pub oldest_open: Option<Order>,

@@ -170,7 +170,7 @@ pub enum OpenError {
     Descriptors {
         /// The database, or the file beside it.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A pragma did not take effect.

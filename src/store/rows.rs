@@ -9,7 +9,7 @@ use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
 
-/// Whether an operator has to bring an order on, by its columns. A refusal is tried again by itself,
+/// True in SQL if an operator has to bring an order on, by its columns. A refusal is tried again by itself,
 /// but five in a row do not go away. A forgotten process that was only missed has no
 /// next attempt yet; one that was held has. An order that an operator has released goes on by itself.
 macro_rules! needs_operator {
@@ -184,7 +184,7 @@ pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option
         .and_then(Reason::from_name))
 }
 
-/// Who brings an order on, as [`needs_operator`] tells it.
+/// The one who brings an order on, by the value of [`needs_operator`].
 pub(super) fn resolved_by(row: &Row<'_>, column: usize) -> rusqlite::Result<ResolvedBy> {
     Ok(match row.get(column)? {
         true => ResolvedBy::Operator,

@@ -280,7 +280,7 @@ fn unwritable(why: &'static str) -> StoreError {
 struct Connected {
     db: Connection,
     file: OpenedFile,
-    /// Whether what the log held is in the database, since one of the files has left its place.
+    /// True once the contents of the log are in the database, since one of the files has left its place.
     is_rescued: bool,
     turn: File,
     write: File,
@@ -434,10 +434,10 @@ impl Connected {
     }
 }
 
-/// Why a write failed.
+/// The failure of a write.
 struct Failure {
     cause: Arc<dyn std::error::Error + Send + Sync>,
-    /// Whether nothing was written for sure.
+    /// True if nothing was written for sure.
     is_certain: bool,
 }
 

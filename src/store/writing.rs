@@ -34,13 +34,13 @@ pub struct Writing {
     pub waiting: usize,
     /// Writes that may wait.
     pub waiting_max: usize,
-    /// When writes began to fail; nothing while the last one has succeeded.
+    /// The moment at which writes began to fail; nothing while the last one has succeeded.
     pub failing_since: Option<Timestamp>,
-    /// When writes succeeded again, if any had failed before.
+    /// The moment at which writes succeeded again, if any had failed before.
     pub succeeding_since: Option<Timestamp>,
 }
 
-/// The same, as it is counted.
+/// The counts behind [`Writing`].
 #[derive(Clone, Default)]
 pub(super) struct Counts(Arc<Mutex<Writing>>);
 

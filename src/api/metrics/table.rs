@@ -15,7 +15,7 @@ pub(super) struct Metric {
     pub kind: Kind,
     pub labels: &'static [&'static str],
     pub help: &'static str,
-    /// When to be alarmed, and what to do then. `None` for those that are looked at beside others.
+    /// The condition for an alarm, and the advice for it. `None` for those that are looked at beside others.
     alarm: Option<(&'static str, &'static str)>,
 }
 
