@@ -5,10 +5,10 @@
 //! it: it may have died at any point. Orders are never served from here, and the API is not
 //! known: the two meet in the database alone.
 
-mod arrivals;
 mod asking;
 mod effects;
 mod list_read;
+mod new_orders;
 mod observations;
 mod observe;
 mod order_log;
@@ -24,10 +24,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
-use self::arrivals::Arrivals;
 use self::asking::Asking;
 pub use self::effects::Decision;
 use self::list_read::ListRead;
+use self::new_orders::NewOrders;
 pub use self::schedule::{Moments, Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
@@ -42,6 +42,10 @@ use crate::upstream::Upstream;
 
 /// How often a standby tries to take the lead.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Interval between two glances for new orders of other processes. They are nearly all that an idle
+/// reconciler does: 50 a second take 0.25 % of a core.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How old the heartbeat may become while nothing happens. Each costs a disk flush.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -597,7 +601,8 @@ pub async fn run<U: Upstream, C: Clock>(
 ) -> anyhow::Result<()> {
     let now = reconciler.context.clock.now();
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
-    let arrivals = Arrivals::watch(&reconciler.context.store)?;
+    let mut new_orders = NewOrders::after_newest(&reconciler.context.store, POLL_INTERVAL)
+        .context("new orders cannot be noticed")?;
     let mut trouble = None;
     while !stop.begun.is_cancelled() && !lead.is_lost() {
         match reconciler.pass(stop).await {
@@ -620,7 +625,7 @@ pub async fn run<U: Upstream, C: Clock>(
         tokio::select! {
             () = stop.begun.cancelled() => {}
             () = ticks.next(&reconciler.context.clock) => {}
-            () = arrivals.next() => {}
+            () = new_orders.next() => {}
             () = ListRead::read_on(&mut reconciler.list) => {}
         }
     }

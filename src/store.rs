@@ -6,11 +6,12 @@
 //! journal is read in `store/journal.rs`, what an operator decides in `store/operate.rs`, what is
 //! told of the whole in `store/history.rs`, which orders are on a page in `store/page.rs`, what is
 //! removed in `store/prune.rs`, and from which positions readers go on in `store/cursor.rs`, how rows
-//! are read in `store/rows.rs`, how new ones are noticed in `store/watch.rs`, and which the
+//! are read in `store/rows.rs`, who is woken by a commit in `store/commits.rs`, and which the
 //! reconciler watches in `store/watched.rs`. What looks at a file from beside, to copy or check it,
 //! is in `store/inspect.rs`. The methods speak of orders, not of SQL.
 
 mod check;
+mod commits;
 mod cursor;
 mod file;
 mod fold;
@@ -24,7 +25,6 @@ mod prune;
 mod record;
 mod rows;
 mod times;
-mod watch;
 mod watched;
 mod writer;
 mod writing;
@@ -36,11 +36,11 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OptionalExtension, params};
 
 pub use self::check::Finding;
+pub use self::commits::Commits;
 pub use self::cursor::{Cursor, Gone};
 use self::cursor::{Extent, Histories, Sequence};
 pub use self::history::{Glance, Sizes};
 pub use self::inspect::{Contents, CopyError, Inspection};
-pub use self::journal::EventWatch;
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::page::{AttentionFilter, Filter};
@@ -49,7 +49,6 @@ pub use self::record::{Change, PreviousIntent, Recorded, Step, Trouble};
 use self::rows::{
     FOUND, OPEN_ORDER, found_of, heartbeat, id_of, start_candidate_of, write_heartbeat,
 };
-pub use self::watch::Watch;
 pub use self::watched::Watchlist;
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};

@@ -13,14 +13,18 @@ use tokio::sync::{oneshot, watch};
 
 use super::reads::Reads;
 use crate::order::{Event, OrderId};
-use crate::store::{Cursor, EventWatch, Store, StoreError};
+use crate::store::{Commits, Cursor, Store, StoreError};
 
-/// How often to look for new events while someone waits: a change is told this much later at
-/// most. One look costs some microseconds.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval between two glances for events of other processes, while someone waits: 100 a second take
+/// 0.5 % of a core.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The same while the database cannot be read.
+/// Wait before the next attempt when the database cannot be read.
 const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Wait after new events, for each stream: a stream that is woken takes some microseconds, which a
+/// thousand commits a second would multiply. What comes meanwhile is told together.
+const PAUSE_PER_STREAM: Duration = Duration::from_micros(50);
 
 /// Events that are read at once. With the longest ids they take 300 KB, once in a process.
 const BATCH_MAX: usize = 500;
@@ -31,8 +35,10 @@ pub(super) struct Watcher(Arc<Shared>);
 struct Shared {
     store: Store,
     state: Mutex<State>,
+    /// The newest events. Its receivers are the streams.
     latest: watch::Sender<Arc<Batch>>,
     reads: Reads,
+    poll_interval: Duration,
 }
 
 #[derive(Default)]
@@ -44,7 +50,6 @@ struct State {
     /// Those who wait, by the order's place; the second number tells them apart.
     waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
     next_number: u64,
-    streams: usize,
 }
 
 /// Successive events of all orders.
@@ -121,39 +126,34 @@ impl Drop for Waiter {
     }
 }
 
-/// A stream's share in what is noticed.
-pub(super) struct Subscription {
-    shared: Arc<Shared>,
-    latest: watch::Receiver<Arc<Batch>>,
-}
+/// A stream's share in what is noticed, as long as there is the watcher.
+pub(super) struct Subscription(watch::Receiver<Arc<Batch>>);
 
 impl Subscription {
     /// The newest events that were read. All up to the last of them can be read from the
     /// database too.
     pub fn latest(&mut self) -> Arc<Batch> {
-        self.latest.borrow_and_update().clone()
+        self.0.borrow_and_update().clone()
     }
 
     /// Returns when there are others than [`Subscription::latest`] has last told.
     pub async fn news(&mut self) {
-        // The sender is in `shared`: the channel cannot be closed.
-        let _ = self.latest.changed().await;
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.shared.state().streams -= 1;
+        let _ = self.0.changed().await;
     }
 }
 
 impl Watcher {
     pub fn new(store: Store) -> Self {
+        Self::polling(store, POLL_INTERVAL)
+    }
+
+    fn polling(store: Store, poll_interval: Duration) -> Self {
         Self(Arc::new(Shared {
             reads: Reads::new(store.clone()),
             store,
             state: Mutex::default(),
             latest: watch::Sender::new(Batch::nothing(Cursor::default())),
+            poll_interval,
         }))
     }
 
@@ -178,19 +178,16 @@ impl Watcher {
 
     /// How many requests wait, and how many streams are open.
     pub fn taken(&self) -> (usize, usize) {
-        let state = self.0.state();
-        (state.waiting.len(), state.streams)
+        let waiting = self.0.state().waiting.len();
+        (waiting, self.0.latest.receiver_count())
     }
 
     /// Subscribes to what comes after the position `newest_event`, and perhaps to some of what was before.
     pub fn subscribe(&self, newest_event: Cursor) -> Subscription {
         let mut state = self.0.state();
-        state.streams += 1;
+        let subscription = Subscription(self.0.latest.subscribe());
         self.awake(&mut state, newest_event);
-        Subscription {
-            shared: self.0.clone(),
-            latest: self.0.latest.subscribe(),
-        }
+        subscription
     }
 
     /// Has someone look for what comes after the position `newest_event`, unless someone looks.
@@ -221,18 +218,20 @@ impl Shared {
 
     /// Looks for events until no one waits for any.
     async fn look(self: Arc<Self>) {
-        let mut eyes = None;
+        let mut commits = None;
         let mut is_blind = false;
         while let Some(told) = self.told_if_awaited() {
-            match tokio::task::block_in_place(|| self.look_once(&mut eyes, told)) {
+            match tokio::task::block_in_place(|| self.look_once(&mut commits, told)) {
                 Ok((events, last)) => {
                     is_blind = false;
                     let may_be_more = events.len() == BATCH_MAX;
                     if !events.is_empty() {
                         self.tell(Batch::new(told, events, last));
+                        let streams = self.latest.receiver_count() as f64;
+                        tokio::time::sleep(PAUSE_PER_STREAM.mul_f64(streams)).await;
                     }
-                    if !may_be_more {
-                        tokio::time::sleep(LOOK_INTERVAL).await;
+                    if !may_be_more && let Some(commits) = &mut commits {
+                        commits.next().await;
                     }
                 }
                 Err(StoreError::Gone(_)) => self.skip(),
@@ -241,7 +240,6 @@ impl Shared {
                         log::warn!("changes of orders cannot be noticed: {error}");
                     }
                     is_blind = true;
-                    eyes = None;
                     tokio::time::sleep(BLIND_INTERVAL).await;
                 }
             }
@@ -250,21 +248,20 @@ impl Shared {
 
     fn look_once(
         &self,
-        eyes: &mut Option<EventWatch>,
+        commits: &mut Option<Commits>,
         told: Cursor,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        let eyes = match eyes {
-            Some(eyes) => eyes,
-            None => eyes.insert(self.store.watch_events()?),
-        };
-        eyes.look(told, BATCH_MAX)
+        if commits.is_none() {
+            *commits = Some(self.store.commits(self.poll_interval)?);
+        }
+        self.store.events(None, told, BATCH_MAX)
     }
 
     /// The position up to which all events were told; nothing if no one waits for another one, from
     /// when on no one looks either.
     fn told_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
-        state.is_awake = !state.waiting.is_empty() || state.streams > 0;
+        state.is_awake = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
         state.is_awake.then_some(state.told)
     }
 
@@ -309,12 +306,13 @@ mod tests {
 
     struct Bench {
         _folder: tempfile::TempDir,
-        /// As of another process.
+        /// The store that orders are created and settled in.
         other: Store,
         watcher: Watcher,
     }
 
     impl Bench {
+        /// Another process creates and settles.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = DatabasePath::from(folder.path().join("orders.db"));
@@ -322,6 +320,15 @@ mod tests {
                 other: Store::open(&path, Mode::Threaded).unwrap(),
                 watcher: Watcher::new(Store::open(&path, Mode::Threaded).unwrap()),
                 _folder: folder,
+            }
+        }
+
+        /// The watcher's own process creates and settles, and no other is polled for.
+        fn in_one_process() -> Self {
+            let bench = Self::new();
+            Self {
+                watcher: Watcher::polling(bench.other.clone(), Duration::MAX),
+                ..bench
             }
         }
 
@@ -392,6 +399,22 @@ mod tests {
         assert!(matches!(missed, Waiting::Missed));
         bench.settle(other).await;
         stays.settled().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn in_one_process_who_waits_is_woken_without_a_poll() {
+        let bench = Bench::in_one_process();
+        let mut subscription = bench.watcher.subscribe(Cursor::default());
+        for n in 0..20 {
+            let seq = bench.create(&format!("a{n}")).await;
+            let newest = bench.other.newest_event().unwrap();
+            let mut waiter = bench.begin(seq, newest);
+            bench.settle(seq).await;
+            waiter.settled().await;
+            while subscription.latest().last.seq < newest.seq + 2 {
+                subscription.news().await;
+            }
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,10 @@
-//! The journal as its readers see it: pages of events, and a watch that notices new ones.
+//! The journal as its readers see it: pages of events.
 //!
 //! Events are numbered without gaps in the order in which they are committed: each number is
 //! the greatest so far and one more, taken inside a transaction that no other can overlap. A reader
 //! that has seen all events up to one misses none by going on from there, or is refused
 //! (`store/cursor.rs`). They are written in `store/record.rs`.
 
-use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, Row, params};
 
 use super::cursor::{Extent, Histories, Sequence};
@@ -40,50 +39,6 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
         self.snapshot(|db| events(db, &self.inner.histories, order, after, limit))
-    }
-
-    /// Something that notices events of all orders, whichever process wrote them.
-    pub fn watch_events(&self) -> Result<EventWatch, StoreError> {
-        Ok(EventWatch {
-            db: self.inner.readers.get()?,
-            histories: self.inner.histories.clone(),
-            version: None,
-        })
-    }
-}
-
-/// Notices events, at the cost of a glance at shared memory while there are none.
-pub struct EventWatch {
-    db: r2d2::PooledConnection<SqliteConnectionManager>,
-    histories: Histories,
-    /// The version of the database in which all events were read.
-    version: Option<i64>,
-}
-
-impl EventWatch {
-    /// Like [`Store::events`]. If the database is as it was when there were fewer than `limit`, it
-    /// is not read.
-    ///
-    /// # Errors
-    /// [`StoreError::Gone`] if some of what follows may have been missed.
-    pub fn look(
-        &mut self,
-        after: Cursor,
-        limit: usize,
-    ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        let version = self
-            .db
-            .prepare_cached("PRAGMA data_version")?
-            .query_row([], |row| row.get(0))?;
-        if self.version == Some(version) {
-            return Ok((Vec::new(), after));
-        }
-        let db = self.db.unchecked_transaction()?;
-        let (events, next) = events(&db, &self.histories, None, after, limit)?;
-        drop(db);
-        // What is committed since the version was read has another version: it is seen next time.
-        self.version = (events.len() < limit).then_some(version);
-        Ok((events, next))
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::file::{OpenedFile, Unsafe, lock_file};
 use super::fold::Fold;
@@ -80,6 +80,7 @@ pub(super) struct Writer {
     is_stuck: Arc<AtomicBool>,
     empties_next: Arc<AtomicBool>,
     counts: Counts,
+    commits: watch::Sender<()>,
 }
 
 enum Place {
@@ -143,12 +144,19 @@ impl Writer {
         let is_stuck = Arc::new(AtomicBool::new(false));
         let fold = Fold::new(&db).map_err(|error| file.error(error))?;
         let counts = Counts::default();
-        let shared = (is_stuck.clone(), fold.empties_next(), counts.clone());
+        let commits = watch::Sender::new(());
+        let shared = (
+            is_stuck.clone(),
+            fold.empties_next(),
+            counts.clone(),
+            commits.clone(),
+        );
         let writer = |place| Self {
             place,
             is_stuck: shared.0,
             empties_next: shared.1,
             counts: shared.2,
+            commits: shared.3,
         };
         let mut connected = Connected {
             turn: lock("-turn")?,
@@ -160,6 +168,7 @@ impl Writer {
             is_stuck,
             fold,
             counts,
+            commits,
         };
         if let Mode::Inline(gate) = mode {
             let connected = Box::new(Mutex::new(connected));
@@ -191,6 +200,11 @@ impl Writer {
     pub async fn fold(&self) -> Result<(), StoreError> {
         self.empties_next.store(true, Ordering::Release);
         self.write(|_| Ok(())).await
+    }
+
+    /// Returns a receiver that sees a change at each commit from now on.
+    pub fn commits(&self) -> watch::Receiver<()> {
+        self.commits.subscribe()
     }
 
     /// What was done, and what waits.
@@ -289,6 +303,7 @@ struct Connected {
     is_stuck: Arc<AtomicBool>,
     fold: Fold,
     counts: Counts,
+    commits: watch::Sender<()>,
 }
 
 /// This process' turn to write.
@@ -412,6 +427,7 @@ impl Connected {
     fn finish(&mut self, batch: Vec<Box<dyn Write>>, result: Result<(), Failure>) {
         match &result {
             Ok(()) => {
+                self.commits.send_replace(());
                 let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
                 if self.trouble.take().is_some() || was_stuck {
                     log::info!("the database can be written again");

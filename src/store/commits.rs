@@ -1,0 +1,157 @@
+//! Wakes those who look for commits, by whatever process.
+//!
+//! The writer of this process announces each of its own. Those of other processes are polled for,
+//! at the cost of a glance at a file's time. Neither says what was committed: a wake-up makes its
+//! receiver look, and one too many does no harm.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, watch};
+
+use super::file::beside;
+use super::{Store, StoreError};
+
+/// Time after the last write to the log in which a commit may become visible: the flush lies between.
+/// It is also far longer than two writes can have the same time.
+const VISIBLE_WITHIN: Duration = Duration::from_millis(200);
+
+/// Glances after which a receiver is woken in any case, for a commit whose flush took longer.
+const GLANCES_MAX: u64 = 50;
+
+/// Wakes one who looks for commits.
+pub struct Commits {
+    own: watch::Receiver<()>,
+    others: Arc<Notify>,
+}
+
+impl Commits {
+    /// Returns when something may have been committed since the last call.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.own.changed() => {}
+            () = self.others.notified() => {}
+        }
+    }
+}
+
+impl Store {
+    /// Returns a receiver of the commits from now on: of those of this process at once, of others
+    /// once a poll has found them.
+    pub fn commits(&self, poll_interval: Duration) -> Result<Commits, StoreError> {
+        let others = Arc::new(Notify::new());
+        let listener = Arc::downgrade(&others);
+        let mut log = Log::new(self);
+        let poll = move || {
+            for glances in 1u64.. {
+                std::thread::sleep(poll_interval);
+                let Some(others) = listener.upgrade() else {
+                    break;
+                };
+                // If the file cannot be asked, SQLite can.
+                if log.may_be_news().unwrap_or(true) || glances.is_multiple_of(GLANCES_MAX) {
+                    others.notify_one();
+                }
+            }
+        };
+        // A thread's sleep and a glance take 50 us of processor, a runtime's timer and a glance 80.
+        let thread = std::thread::Builder::new().name("commits".to_owned());
+        let spawned = thread.spawn(poll);
+        spawned.map_err(|error| StoreError::Unreadable(Box::new(error)))?;
+        Ok(Commits {
+            own: self.inner.writer.commits(),
+            others,
+        })
+    }
+}
+
+/// The write-ahead log, which every commit writes to.
+struct Log {
+    path: PathBuf,
+    written_at: Option<SystemTime>,
+}
+
+impl Log {
+    fn new(store: &Store) -> Self {
+        Self {
+            path: beside(store.path(), "-wal"),
+            written_at: None,
+        }
+    }
+
+    /// Returns whether a commit may have become visible since this was last asked.
+    fn may_be_news(&mut self) -> io::Result<bool> {
+        let written_at = self.path.metadata()?.modified()?;
+        let is_later = self.written_at.replace(written_at) != Some(written_at);
+        // A clock that was set back says nothing.
+        let age = written_at.elapsed().unwrap_or_default();
+        Ok(is_later || age < VISIBLE_WITHIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use futures_util::FutureExt;
+
+    use super::super::{DatabasePath, Mode};
+    use super::*;
+    use crate::order::Timestamp;
+
+    /// The stores of two processes.
+    fn stores() -> (tempfile::TempDir, [Store; 2]) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let stores = [(), ()].map(|()| Store::open(&path, Mode::Threaded).unwrap());
+        (folder, stores)
+    }
+
+    impl Log {
+        /// Looks as if its last write were some time ago.
+        fn age(&self) {
+            let long_ago = SystemTime::now() - 2 * VISIBLE_WITHIN;
+            let file = File::options().write(true).open(&self.path).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_of_this_process_wakes_everyone_once_without_a_poll() {
+        let (_folder, [store, other]) = stores();
+        let mut receivers = [(), ()].map(|()| store.commits(Duration::MAX).unwrap());
+        store.probe(Timestamp(1)).await.unwrap();
+        for receiver in &mut receivers {
+            assert!(receiver.next().now_or_never().is_some());
+            assert!(receiver.next().now_or_never().is_none());
+        }
+        other.probe(Timestamp(1)).await.unwrap();
+        assert!(receivers[0].next().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_glance_finds_each_commit_of_another_process_and_nothing_else() {
+        let (_folder, [store, other]) = stores();
+        let mut log = Log::new(&store);
+        other.probe(Timestamp(1)).await.unwrap();
+        assert!(log.may_be_news().unwrap());
+        assert!(log.may_be_news().unwrap(), "it may not be visible yet");
+        log.age();
+        assert!(log.may_be_news().unwrap());
+        assert!(!log.may_be_news().unwrap());
+        other.probe(Timestamp(1)).await.unwrap();
+        assert!(log.may_be_news().unwrap());
+    }
+
+    #[tokio::test]
+    async fn polls_wake_after_some_glances_also_if_none_has_found_a_commit() {
+        let (_folder, [store, _]) = stores();
+        Log::new(&store).age();
+        let mut commits = store.commits(Duration::from_millis(1)).unwrap();
+        for _ in 0..3 {
+            commits.next().await;
+        }
+    }
+}
