@@ -220,6 +220,7 @@ impl OpenOrder {
         if let Phase::Processing { missed_at, .. } = &mut self.phase {
             *missed_at = Some(began_at);
             self.attention = Some(Reason::ProcessLost);
+            (self.attempts, self.next_attempt_at) = (0, None);
         }
     }
 

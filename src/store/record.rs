@@ -213,14 +213,14 @@ fn restart(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<bool> 
     )
 }
 
-/// What is shown of an order whose process is missing.
+/// What is shown of an order whose process is missing. That was answered, so that no attempt has failed.
 const MISSED: &str =
     "the upstream does not know its process any more; it may or may not have done its work";
 
 fn miss(db: &Connection, seq: i64, began_at: Timestamp, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET missed_at = ?2, \
+        "UPDATE orders SET missed_at = ?2, attempts = 0, next_attempt_at = NULL, \
              attention_since = iif(attention IS ?4, attention_since, ?3), \
              attention = ?4, attention_detail = ?5 \
          WHERE seq = ?1 AND status = 'PROCESSING'",

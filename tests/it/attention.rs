@@ -32,11 +32,19 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
 }
 
 fn flagged(reason: Reason) -> Step {
-    Step::Flagged(Trouble {
+    Step::Flagged(trouble(reason))
+}
+
+fn delayed() -> Step {
+    Step::Delayed(trouble(Reason::UpstreamUnreachable))
+}
+
+fn trouble(reason: Reason) -> Trouble {
+    Trouble {
         reason,
         detail: format!("seen: {}", reason.as_str()),
         next_attempt_at: Timestamp(SINCE.0 + 5_000),
-    })
+    }
 }
 
 /// Orders in every status, without and with each reason that they can have.
@@ -197,8 +205,10 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
     order(&store, "four", refusals(4)).await;
     order(&store, "five", refusals(5)).await;
     order(&store, "worn", vec![flagged(Reason::MaxStarts)]).await;
-    let missed = Step::Missed { began_at: SINCE };
-    order(&store, "missed", vec![Step::Adopted, missed]).await;
+    let missed = || Step::Missed { began_at: SINCE };
+    order(&store, "missed", vec![Step::Adopted, missed()]).await;
+    let late = vec![Step::Adopted, delayed(), missed()];
+    order(&store, "missed-late", late).await;
     let held = vec![Step::Adopted, flagged(Reason::ProcessLost)];
     order(&store, "held", held).await;
     let api = world.api(&[]);
@@ -219,16 +229,17 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
             ("five", "operator"),
             ("worn", "operator"),
             ("missed", "itself"),
+            ("missed-late", "itself"),
             ("held", held),
         ] {
             let found = by(&client, &api.url, id).await;
             assert_eq!(found, expected, "{id}, {policy:?}");
         }
-        assert_eq!(assert_filter_agrees(&client, &api.url).await, 5);
+        assert_eq!(assert_filter_agrees(&client, &api.url).await, 6);
         let told = client.get(format!("{}/stats", api.url)).await.json();
         assert_eq!(told["reconciler"]["policy"], policy.as_str());
         let operator = 2 + u64::from(held == "operator");
-        let expected = json!({"operator": operator, "itself": 5 - operator});
+        let expected = json!({"operator": operator, "itself": 6 - operator});
         assert_eq!(told["attention_by"], expected);
         let metrics = client.get(format!("{}/metrics", api.url)).await.body;
         let sample = format!(
