@@ -28,6 +28,9 @@ CREATE TABLE orders (
     start_answer      INTEGER,
     -- When the process was last known to exist by an answer to a start or an adoption.
     confirmed_at      INTEGER,
+    -- Whether a look has seen the process. It is noted where the row is written anyway, and once
+    -- for each process while the policy is `fail`.
+    process_seen      INTEGER NOT NULL DEFAULT 0 CHECK (process_seen = 0 OR process_seen = 1),
     -- When the look began that missed the process first, if the last one did.
     missed_at         INTEGER,
     -- When an operator asked for it to be started again, whatever the policy.
@@ -43,7 +46,7 @@ CREATE TABLE orders (
 
     CHECK (status IN ('CREATED', 'PROCESSING') OR intent_at IS NULL),
     CHECK (status IN ('CREATED', 'PROCESSING') OR released_at IS NULL),
-    CHECK (status = 'PROCESSING' OR missed_at IS NULL),
+    CHECK (status = 'PROCESSING' OR (missed_at IS NULL AND process_seen = 0)),
     CHECK (given_up_at IS NULL OR intent_at IS NOT NULL),
     CHECK (start_answer IS NULL OR given_up_at IS NOT NULL),
     CHECK ((status = 'PROCESSING') = (confirmed_at IS NOT NULL)),

@@ -16,6 +16,8 @@ pub struct OpenOrder {
     pub seq: i64,
     /// How far it has come.
     pub phase: Phase,
+    /// Whether a look is on record that has seen its process.
+    pub is_seen: bool,
     /// The start that was about to be sent and whose outcome is not known.
     pub intent: Option<Intent>,
     /// How many starts were sent that may have taken effect, without the present intent.
@@ -117,7 +119,8 @@ pub enum LostProcess {
     Restart,
     /// Leave it PROCESSING until an operator decides.
     Hold,
-    /// Settle it as FAILED.
+    /// Settle it as FAILED, or hold it if no look is on record that has seen its process: there may
+    /// never have been one.
     Fail,
 }
 
@@ -173,6 +176,8 @@ pub enum Action {
     Settle(Outcome),
     /// Record a process that was not known, and how it ended.
     AdoptAndSettle(Outcome),
+    /// Record that a look has seen the process.
+    NoteSeen,
     /// Record that a process that existed was not found, and look again in the next pass.
     MarkMissing,
     /// Settle the order as FAILED, because its process was forgotten and the policy says so.
@@ -342,6 +347,8 @@ pub fn decide(
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
                 Action::ClearAttention
+            } else if policy.lost_process == LostProcess::Fail && !order.is_seen {
+                Action::NoteSeen
             } else {
                 Action::Wait
             }
@@ -397,8 +404,8 @@ fn lost(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
     match policy.lost_process {
         _ if order.is_released => start(order, policy, at),
         LostProcess::Restart => start(order, policy, at),
-        LostProcess::Hold => flag(order, Reason::ProcessLost, at.now),
-        LostProcess::Fail => Action::Fail,
+        LostProcess::Fail if order.is_seen => Action::Fail,
+        LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, at.now),
     }
 }
 
@@ -431,6 +438,7 @@ mod tests {
         OpenOrder {
             seq: 1,
             phase,
+            is_seen: true,
             intent,
             starts: 0,
             is_released: false,
@@ -649,6 +657,38 @@ mod tests {
                 choose(&lost, Observed::Running, &policy, Occasion::Pass),
                 Action::ClearAttention
             );
+        }
+    }
+
+    #[test]
+    fn a_process_that_no_look_has_seen_is_held_where_others_fail_and_noted_when_it_is_seen() {
+        for (lost_process, unseen_runs, unseen_is_lost) in [
+            (LostProcess::Restart, Action::Wait, Action::Start),
+            (
+                LostProcess::Hold,
+                Action::Wait,
+                Action::Flag(Reason::ProcessLost),
+            ),
+            (
+                LostProcess::Fail,
+                Action::NoteSeen,
+                Action::Flag(Reason::ProcessLost),
+            ),
+        ] {
+            let policy = Policy {
+                lost_process,
+                ..POLICY
+            };
+            let decided =
+                |order: &OpenOrder, observed| choose(order, observed, &policy, Occasion::Restart);
+            let mut order = order(processing(None), None);
+            assert_eq!(decided(&order, Observed::Running), Action::Wait);
+            order.is_seen = false;
+            assert_eq!(decided(&order, Observed::Running), unseen_runs);
+            assert_eq!(decided(&order, Observed::Absent), unseen_is_lost);
+            // Recording that all is well records that it was seen.
+            order.attempts = 1;
+            assert_eq!(decided(&order, Observed::Running), Action::ClearAttention);
         }
     }
 

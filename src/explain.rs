@@ -315,6 +315,11 @@ impl OrderDetails {
                 "The upstream has answered {lasting} with a status that is not known here: {detail}. \
                  Nobody here can tell whether that is good or bad."
             ),
+            Reason::ProcessLost if self.is_unseen_under_fail() => format!(
+                "The upstream has accepted its start, and has not known its process {lasting}. No \
+                 look is on record that has seen the process: there may never have been one. So the \
+                 order does not become FAILED, although --lost-process is `fail`."
+            ),
             Reason::ProcessLost => format!(
                 "The upstream had a process for it, and has not known it {lasting}, \
                  most likely because it was restarted. Nobody can know whether that process had done \
@@ -448,6 +453,9 @@ impl OrderDetails {
         }
         let then = match self.heartbeat.policy {
             Some(LostProcess::Restart) => "it is started again when its turn comes, at the pace",
+            Some(LostProcess::Fail) if self.is_unseen_under_fail() => {
+                "it is held until an operator decides, because no look is on record that has seen it"
+            }
             Some(LostProcess::Hold) => "it is held until an operator decides",
             Some(LostProcess::Fail) => "it becomes FAILED",
             None => "it goes as the reconciler's --lost-process says",
@@ -521,6 +529,12 @@ impl OrderDetails {
 
     fn reconciler(&self, now: Timestamp) -> Reconciler {
         Reconciler::of(&self.heartbeat, now)
+    }
+
+    /// Returns whether the policy would settle the order as FAILED if a look had seen its process.
+    fn is_unseen_under_fail(&self) -> bool {
+        let is_fail = self.heartbeat.policy == Some(LostProcess::Fail);
+        is_fail && self.open.is_some_and(|open| !open.is_seen)
     }
 
     fn is_upstream_down(&self) -> bool {

@@ -197,7 +197,10 @@ pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::
 
 /// Records of CREATED orders that they were started.
 pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Result<()> {
-    let steps = [Step::Intended { previous: None }, Step::Started];
+    let steps = [
+        Step::Intended { previous: None },
+        Step::Started { is_seen: false },
+    ];
     let changes = seqs
         .iter()
         .flat_map(|seq| steps.clone().map(|step| Change { seq: *seq, step }));

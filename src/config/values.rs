@@ -106,7 +106,7 @@ impl ValueEnum for LostProcess {
         let help = match self {
             Self::Restart => "Start it again, which may repeat its work",
             Self::Hold => "Leave it PROCESSING, with attention process_lost",
-            Self::Fail => "Settle it as FAILED",
+            Self::Fail => "Settle it as FAILED; hold it if no look has seen its process",
         };
         Some(PossibleValue::new(self.as_str()).help(help))
     }

@@ -27,6 +27,7 @@ fn created() -> OrderDetails {
         open: Some(OpenOrder {
             seq: 7,
             phase: Phase::Created,
+            is_seen: false,
             intent: None,
             starts: 0,
             is_released: false,
@@ -60,10 +61,12 @@ fn processing() -> OrderDetails {
     case.order.updated_at = ago(20);
     case.order.starts = 1;
     case.journal.push((ago(20), "started".to_owned()));
-    open(&mut case).phase = Phase::Processing {
+    let order = open(&mut case);
+    order.phase = Phase::Processing {
         confirmed_at: ago(20),
         missed_at: None,
     };
+    order.is_seen = true;
     case
 }
 
@@ -311,6 +314,17 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     );
     let text = held.explain(NOW, &Invocation::elsewhere()).to_string();
     assert!(!text.contains("failed"), "nothing was attempted: {text}");
+    let mut unseen = held.clone();
+    unseen.heartbeat.policy = Some(LostProcess::Fail);
+    open(&mut unseen).is_seen = false;
+    check(
+        &unseen,
+        &[
+            "The upstream has accepted its start, and has not known its process for 12 s",
+            "No look is on record that has seen the process",
+            "Nothing happens until an operator decides",
+        ],
+    );
     let mut missed = troubled(processing(), ProcessLost, "forgotten", 0);
     for (policy, then) in [
         (
@@ -322,14 +336,22 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         (None, "--lost-process"),
     ] {
         missed.heartbeat.policy = policy;
+        open(&mut missed).is_seen = true;
         check(
             &missed,
             &[
                 "process_lost for 12 s, and goes on by itself.",
                 "It is looked for again in the next pass",
                 then,
+                "The upstream had a process for it",
             ],
         );
+        let held = match policy {
+            Some(LostProcess::Fail) => "it is held until an operator decides, because no look is",
+            _ => then,
+        };
+        open(&mut missed).is_seen = false;
+        check(&missed, &[held]);
     }
     let mut released = held;
     open(&mut released).is_released = true;

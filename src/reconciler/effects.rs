@@ -42,6 +42,7 @@ pub(super) fn apply(
             report.settled += 1;
             steps.push(Step::Settled(outcome));
         }
+        Action::NoteSeen => steps.push(Step::Seen),
         Action::MarkMissing => {
             report.missed += 1;
             let began_at = look.map_or(now, |look| look.began_at);
@@ -69,7 +70,7 @@ fn adopt(order: &OpenOrder, report: &mut Report) -> Step {
         }
         Phase::Processing { .. } => {
             report.restarted += 1;
-            Step::Restarted
+            Step::Restarted { is_seen: true }
         }
     }
 }

@@ -52,8 +52,8 @@ impl<U, C> Context<U, C> {
 fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
     Some(match step {
-        Step::Started => "started".to_owned(),
-        Step::Restarted => "started again: the upstream had forgotten it".to_owned(),
+        Step::Started { .. } => "started".to_owned(),
+        Step::Restarted { .. } => "started again: the upstream had forgotten it".to_owned(),
         Step::Adopted => "has a process already, which is taken over".to_owned(),
         Step::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
         Step::Settled(Outcome::Failed) => format!("FAILED after {took}"),
@@ -68,6 +68,6 @@ fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
                 reason => format!("needs attention, {}: {}", reason.as_str(), trouble.detail),
             }
         }
-        Step::Intended { .. } | Step::Withdrawn | Step::Cleared => return None,
+        Step::Intended { .. } | Step::Withdrawn | Step::Seen | Step::Cleared => return None,
     })
 }

@@ -248,7 +248,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn on_answered(&mut self, order: StartCandidate, answer: Answer) {
         let now = self.now();
         match &answer {
-            Answer::Accepted => self.pace.on_start_accepted(),
+            Answer::Accepted { .. } => self.pace.on_start_accepted(),
             Answer::Refused { .. } => self.pace.on_start_refused(),
             Answer::Ambiguous {
                 answer: Some(500..),

@@ -27,8 +27,8 @@ pub(super) enum Answer {
     Observed(Look),
     /// None to a look-up.
     NotObserved(Failure),
-    /// The start was accepted.
-    Accepted,
+    /// The start was accepted, or a look has seen the process.
+    Accepted { is_seen: bool },
     /// The start cannot have reached the upstream.
     NotSent(Failure),
     /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
@@ -74,11 +74,11 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             }
         };
         match self.upstream.start(&self.clock, id, given_up).await {
-            Ok(()) => Answer::Accepted,
+            Ok(()) => Answer::Accepted { is_seen: false },
             Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
             Err(StartError::Doubtful(failure)) => match self.look_up(candidate).await {
-                Ok(look) if look.observed != Observed::Absent => Answer::Accepted,
+                Ok(look) if look.observed != Observed::Absent => Answer::Accepted { is_seen: true },
                 _ => Answer::Ambiguous {
                     answer: None,
                     failure,
@@ -128,13 +128,13 @@ impl<U, C> Context<U, C> {
             Answer::Refused { detail, look } => {
                 return self.on_refusal(candidate, &look, &detail, now, report);
             }
-            Answer::Accepted if candidate.order.phase == Phase::Created => {
+            Answer::Accepted { is_seen } if candidate.order.phase == Phase::Created => {
                 report.started += 1;
-                outcome.steps.push(Step::Started);
+                outcome.steps.push(Step::Started { is_seen });
             }
-            Answer::Accepted => {
+            Answer::Accepted { is_seen } => {
                 report.restarted += 1;
-                outcome.steps.push(Step::Restarted);
+                outcome.steps.push(Step::Restarted { is_seen });
             }
             Answer::NotObserved(failure) => outcome.failure = Some(failure),
             Answer::NotSent(failure) => {

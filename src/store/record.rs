@@ -27,9 +27,15 @@ pub enum Step {
         previous: Option<PreviousIntent>,
     },
     /// The intended start of a CREATED order was accepted.
-    Started,
+    Started {
+        /// Whether a look has seen the process.
+        is_seen: bool,
+    },
     /// The intended start of an order whose earlier process was forgotten has taken effect.
-    Restarted,
+    Restarted {
+        /// Whether a look has seen the new process.
+        is_seen: bool,
+    },
     /// The intended start came to nothing: it cannot have reached the upstream, or was refused.
     Withdrawn,
     /// The answer to the intended start was given up, or told of trouble.
@@ -41,6 +47,8 @@ pub enum Step {
     },
     /// A process was seen.
     Adopted,
+    /// The process of a PROCESSING order was seen.
+    Seen,
     /// A process was seen to have ended.
     Settled(Outcome),
     /// A process that was known to exist was missing in the look that began then.
@@ -54,7 +62,7 @@ pub enum Step {
     Flagged(Trouble),
     /// A look at the order failed; all else about it stays as it is.
     Delayed(Trouble),
-    /// All is well again.
+    /// All is well again: the process was seen to run.
     Cleared,
 }
 
@@ -96,9 +104,19 @@ pub(super) fn record(
     for Change { seq, step } in changes {
         let (changed, reason) = match step {
             Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
-            Step::Started => (to_processing(db, *seq, now)?, Some(EventReason::Started)),
-            Step::Adopted => (to_processing(db, *seq, now)?, Some(EventReason::Adopted)),
-            Step::Restarted => (restart(db, *seq, now)?, Some(EventReason::Restarted)),
+            Step::Started { is_seen } => (
+                to_processing(db, *seq, *is_seen, now)?,
+                Some(EventReason::Started),
+            ),
+            Step::Adopted => (
+                to_processing(db, *seq, true, now)?,
+                Some(EventReason::Adopted),
+            ),
+            Step::Restarted { is_seen } => (
+                restart(db, *seq, *is_seen, now)?,
+                Some(EventReason::Restarted),
+            ),
+            Step::Seen => (see(db, *seq)?, None),
             Step::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
             Step::FailedByPolicy => (
                 settle(db, *seq, Outcome::Failed, now)?,
@@ -168,16 +186,22 @@ fn intend(
 
 /// A start of ours that has an intent counts as a start; a process that came from elsewhere does
 /// not.
-fn to_processing(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<bool> {
+fn to_processing(
+    db: &Connection,
+    seq: i64,
+    is_seen: bool,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET status = 'PROCESSING', updated_at = max(updated_at, ?2), \
              starts = starts + (intent_at IS NOT NULL), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, confirmed_at = ?2, \
+             process_seen = ?3, \
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'CREATED'",
-        params![seq, now.0],
+        params![seq, now.0, is_seen],
     )
 }
 
@@ -192,7 +216,7 @@ pub(super) fn settle(
         "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), \
              starts = starts + (intent_at IS NOT NULL AND coalesce(start_answer, 500) >= 500), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
-             confirmed_at = NULL, missed_at = NULL, released_at = NULL, \
+             confirmed_at = NULL, process_seen = 0, missed_at = NULL, released_at = NULL, \
              attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING'",
@@ -201,15 +225,23 @@ pub(super) fn settle(
 }
 
 /// The order stays PROCESSING, by another process.
-fn restart(db: &Connection, seq: i64, now: Timestamp) -> rusqlite::Result<bool> {
+fn restart(db: &Connection, seq: i64, is_seen: bool, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET starts = starts + 1, confirmed_at = ?2, missed_at = NULL, \
-             intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
+        "UPDATE orders SET starts = starts + 1, confirmed_at = ?2, process_seen = ?3, \
+             missed_at = NULL, intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING' AND intent_at IS NOT NULL",
-        params![seq, now.0],
+        params![seq, now.0, is_seen],
+    )
+}
+
+fn see(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET process_seen = 1 WHERE seq = ?1 AND status = 'PROCESSING'",
+        params![seq],
     )
 }
 
@@ -270,6 +302,9 @@ fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlit
          WHERE seq = ?1 AND intent_at IS NOT NULL",
         params![seq],
     )?;
+    if trouble.reason == Reason::UnknownStatus {
+        see(db, seq)?;
+    }
     delay(db, seq, trouble, now)
 }
 
@@ -294,7 +329,7 @@ fn clear(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET attempts = 0, next_attempt_at = NULL, \
-             missed_at = NULL, released_at = NULL, \
+             process_seen = 1, missed_at = NULL, released_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING'",
         params![seq],

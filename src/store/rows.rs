@@ -46,7 +46,7 @@ pub(super) const FOUND: &str = concat!(
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
                           confirmed_at, attempts, next_attempt_at, attention, \
-                          missed_at, released_at";
+                          missed_at, released_at, process_seen";
 
 /// The upstream's absence as an order's readers see it.
 pub(super) struct Unreachable {
@@ -158,6 +158,7 @@ pub(super) fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
     Ok(OpenOrder {
         seq: row.get(0)?,
         phase,
+        is_seen: row.get(13)?,
         intent,
         starts: row.get(3)?,
         is_released: time(12)?.is_some(),

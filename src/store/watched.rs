@@ -21,9 +21,16 @@ pub(super) const READ_AT_ONCE: usize = 10_000;
 pub struct Watchlist {
     ids: Ids,
     watched: Vec<Watched>,
-    starts: Vec<u8>,
+    notes: Vec<Notes>,
     /// Those of which more is known than this, with their places.
     others: Vec<(usize, OpenOrder)>,
+}
+
+/// What is kept of every order, besides since when its process runs.
+#[derive(Clone, Copy, Debug)]
+struct Notes {
+    starts: u8,
+    is_seen: bool,
 }
 
 impl Watchlist {
@@ -54,18 +61,18 @@ impl Watchlist {
     pub fn order(&self, place: usize) -> OpenOrder {
         match self.others.binary_search_by_key(&place, |other| other.0) {
             Ok(at) => self.others[at].1,
-            Err(_) => plain(self.watched[place], self.starts[place]),
+            Err(_) => plain(self.watched[place], self.notes[place]),
         }
     }
 
     /// All of them.
     pub fn orders(&self) -> impl Iterator<Item = OpenOrder> {
         let mut others = self.others.iter().peekable();
-        let all = self.watched.iter().zip(&self.starts).enumerate();
+        let all = self.watched.iter().zip(&self.notes).enumerate();
         all.map(
-            move |(place, (watched, starts))| match others.next_if(|other| other.0 == place) {
+            move |(place, (watched, notes))| match others.next_if(|other| other.0 == place) {
                 Some((_, order)) => *order,
-                None => plain(*watched, *starts),
+                None => plain(*watched, *notes),
             },
         )
     }
@@ -88,17 +95,20 @@ impl Watchlist {
             seq: order.seq,
             running_since: running_since(&order),
         };
-        let starts = u8::try_from(order.starts).unwrap_or(u8::MAX);
-        if plain(watched, starts) != order {
+        let notes = Notes {
+            starts: u8::try_from(order.starts).unwrap_or(u8::MAX),
+            is_seen: order.is_seen,
+        };
+        if plain(watched, notes) != order {
             self.others.push((self.watched.len(), order));
         }
         self.watched.push(watched);
-        self.starts.push(starts);
+        self.notes.push(notes);
     }
 }
 
 /// An order of which nothing more is known than this.
-fn plain(watched: Watched, starts: u8) -> OpenOrder {
+fn plain(watched: Watched, notes: Notes) -> OpenOrder {
     let missed_at = None;
     OpenOrder {
         seq: watched.seq,
@@ -109,8 +119,9 @@ fn plain(watched: Watched, starts: u8) -> OpenOrder {
                 missed_at,
             },
         },
+        is_seen: notes.is_seen,
         intent: None,
-        starts: u32::from(starts),
+        starts: u32::from(notes.starts),
         is_released: false,
         attempts: 0,
         next_attempt_at: None,
@@ -143,10 +154,16 @@ pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result
         let seq = row.get(0)?;
         let running_since = row.get::<_, Option<i64>>(2)?.map(Timestamp);
         let order = match running_since {
-            Some(_) => OpenOrder {
-                starts: row.get(3)?,
-                ..plain(Watched { seq, running_since }, 0)
-            },
+            Some(_) => {
+                let notes = Notes {
+                    starts: 0,
+                    is_seen: row.get(4)?,
+                };
+                OpenOrder {
+                    starts: row.get(3)?,
+                    ..plain(Watched { seq, running_since }, notes)
+                }
+            }
             None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
         };
         list.push(order);
@@ -154,17 +171,17 @@ pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result
     Ok(list.len() - before)
 }
 
-/// The next orders that are watched: since when their process runs, and their starts. Of those of
+/// The next orders that are watched: since when their process runs, their starts, and whether it was seen. Of those of
 /// which there is more to tell, nothing is told here: the columns that say nothing of nearly all took a
 /// fifth of the time.
 const NEXT_WATCHED: &str = "\
     SELECT seq, id, \
            iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
                AND next_attempt_at IS NULL AND attention IS NULL, confirmed_at, NULL), \
-           starts \
+           starts, process_seen \
     FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING' AND seq > ?1 \
     UNION ALL \
-    SELECT seq, id, NULL, NULL FROM orders INDEXED BY orders_with_intent \
+    SELECT seq, id, NULL, NULL, NULL FROM orders INDEXED BY orders_with_intent \
     WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
     ORDER BY seq LIMIT ?2";
 
@@ -194,6 +211,7 @@ mod tests {
                    UPDATE orders SET attempts = 1 WHERE seq = 4; \
                    UPDATE orders SET next_attempt_at = 1 WHERE seq = 7; \
                    UPDATE orders SET starts = 1000 WHERE seq = 8; \
+                   UPDATE orders SET process_seen = 1 WHERE seq IN (2, 14); \
                    UPDATE orders SET attention = 'process_lost', attention_since = 1, \
                                      attention_detail = '' WHERE seq = 11; \
                    UPDATE orders SET intent_at = 1 WHERE seq = 13;";
@@ -216,7 +234,11 @@ mod tests {
     fn an_order_is_given_back_as_it_was_read_whatever_is_known_of_it() {
         let runs = |seq| {
             let running_since = Some(Timestamp(seq * 10));
-            plain(Watched { seq, running_since }, 1)
+            let notes = Notes {
+                starts: 1,
+                is_seen: seq % 2 == 0,
+            };
+            plain(Watched { seq, running_since }, notes)
         };
         let intent = Some(Intent {
             written_at: Timestamp(5),

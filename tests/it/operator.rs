@@ -301,7 +301,7 @@ async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
             "begins after an entry of the journal that is not there",
         ),
         (
-            "UPDATE orders SET status = 'FAILED', confirmed_at = NULL WHERE id = 'p'",
+            "UPDATE orders SET status = 'FAILED', confirmed_at = NULL, process_seen = 0 WHERE id = 'p'",
             "order \"p\": it is FAILED, and its journal ends with PROCESSING",
         ),
         (
@@ -341,6 +341,16 @@ async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
             "PRAGMA ignore_check_constraints = ON;
           UPDATE orders SET attempts = 1 WHERE id = 'f'",
             "order \"f\": it is settled and has notes",
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON;
+          UPDATE orders SET process_seen = 1 WHERE id = 'f'",
+            "order \"f\": it is settled and has notes",
+        ),
+        (
+            "PRAGMA ignore_check_constraints = ON;
+          UPDATE orders SET process_seen = 1 WHERE id = 'c'",
+            "order \"c\": it has notes of a process that it never had",
         ),
         (
             "PRAGMA ignore_check_constraints = ON; UPDATE orders SET status = 'LOST' WHERE id = 'c'",

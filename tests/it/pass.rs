@@ -4,6 +4,7 @@
 mod clock;
 mod lag;
 mod looks;
+mod seen;
 mod stage;
 mod stages;
 mod starts;
@@ -192,7 +193,13 @@ fn forgotten(orders: usize, lost_process: LostProcess) -> Stage {
     let mut stage = Stage::new(100);
     stage.settings.lost_process = lost_process;
     stage.create_many(orders);
-    assert_eq!(pass(&mut stage.reconciler()).started, orders);
+    let mut reconciler = stage.reconciler();
+    assert_eq!(pass(&mut reconciler).started, orders);
+    if lost_process == LostProcess::Fail {
+        // That a look has seen them matters there alone.
+        stage.forward(1_000);
+        assert_eq!(pass(&mut reconciler).observed, orders);
+    }
     stage.upstream.model.borrow_mut().forget_everything();
     stage.forward(1_000);
     stage.upstream.take_requests();

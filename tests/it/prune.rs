@@ -228,7 +228,7 @@ async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
     for step in [
         Step::Adopted,
         Step::Intended { previous: None },
-        Step::Restarted,
+        Step::Restarted { is_seen: true },
     ] {
         record(&store, restart(step), days_ago(98)).await;
     }

@@ -47,7 +47,10 @@ async fn the_journal_holds_every_change_of_a_status_and_nothing_else() {
     let a2 = create(&store, "a2", 2).await;
     let intended = Step::Intended { previous: None };
     assert_eq!(record(&store, a1, vec![intended], 3).await, (1, 0));
-    assert_eq!(record(&store, a1, vec![Step::Started], 4).await, (1, 0));
+    assert_eq!(
+        record(&store, a1, vec![Step::Started { is_seen: false }], 4).await,
+        (1, 0)
+    );
     let fast = vec![Step::Adopted, Step::Settled(Outcome::Failed)];
     assert_eq!(record(&store, a2, fast, 5).await, (2, 0));
     let done = Step::Settled(Outcome::Succeeded);
@@ -79,7 +82,7 @@ async fn a_settled_order_never_changes_again() {
     let entries = journal(&world);
     for step in [
         Step::Intended { previous: None },
-        Step::Started,
+        Step::Started { is_seen: false },
         Step::Adopted,
         Step::Withdrawn,
         Step::Cleared,
@@ -134,6 +137,8 @@ async fn the_schema_refuses_impossible_rows() {
         "updated_at = created_at - 1",
         "starts = -1",
         "confirmed_at = 1",
+        "process_seen = 1",
+        "status = 'PROCESSING', confirmed_at = 1, process_seen = 2",
         "given_up_at = 1",
         "intent_at = 1, start_answer = 503",
         "attention = 'process_lost'",

@@ -65,7 +65,7 @@ impl Orders {
             });
             changes.push(Change {
                 seq,
-                step: Step::Started,
+                step: Step::Started { is_seen: false },
             });
         }
         let recorded = orders.store.record(changes, SystemClock.now()).await;

@@ -23,6 +23,8 @@ struct Known {
     told: BTreeSet<&'static str>,
     /// When an answer last told that a process exists, or a start was accepted.
     seen_at: Option<Timestamp>,
+    /// Whether a look has ever shown a process.
+    was_shown: bool,
     /// When the last start that was accepted was answered.
     confirmed_at: Option<Timestamp>,
     /// Whether a complete answer has missed a process that was known before, and that a read which
@@ -215,6 +217,7 @@ impl Oracle {
             Observed::Running | Observed::Unrecognised(_) => {}
         }
         if *observed != Observed::Absent {
+            order.was_shown = true;
             order.seen_at = order.seen_at.max(Some(began_at));
         }
         // What was asked before a start was sent says nothing about it.
@@ -320,6 +323,7 @@ impl Oracle {
             "failed_by_policy" => {
                 assert_eq!(policy, "fail", "{id}");
                 assert!(is_lost(), "{id} was not known to be lost: {order:?}");
+                assert!(order.was_shown, "{id}: no look saw its process: {order:?}");
             }
             "failed_by_operator" => assert!(order.is_failed_by_operator, "{id}"),
             other => panic!("{id}: {other} is no reason"),
@@ -384,7 +388,7 @@ impl Oracle {
             if !matches!(status.as_str(), "FULFILLED" | "FAILED") {
                 let is_held = match attention.as_deref() {
                     Some("max_starts") => starts >= self.max_starts,
-                    Some("process_lost") => self.policy == "hold",
+                    Some("process_lost") => self.policy != "restart",
                     _ => false,
                 };
                 assert!(

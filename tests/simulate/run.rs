@@ -14,9 +14,9 @@ use std::time::Duration;
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::health;
-use order_service::order::{OrderId, Status};
+use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status};
 use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Stop, Trace};
-use order_service::store::{Creation, DatabasePath, Decided, Mode, Store};
+use order_service::store::{Creation, DatabasePath, Decided, Filter, Mode, Store};
 use rusqlite::Connection;
 
 use crate::world::{Fault, Handle, RECENT, Weather, World, WriteWeather};
@@ -335,31 +335,18 @@ impl Run {
 
     /// Whether every order is settled, or held until someone decides.
     fn is_quiet(&self) -> bool {
-        let counts = self.store.counts().unwrap();
-        let open: u64 = counts
-            .iter()
-            .filter(|(status, _)| !status.is_settled())
-            .map(|(_, count)| count)
-            .sum();
-        let is_held = |reason: Option<order_service::order::Reason>| {
-            use order_service::order::Reason::{MaxStarts, ProcessLost};
-            match reason {
-                Some(MaxStarts) => true,
-                Some(ProcessLost) => self.settings.lost_process == LostProcess::Hold,
-                _ => false,
-            }
-        };
-        let filter = order_service::store::Filter {
+        let open = Filter {
             statuses: vec![Status::Created, Status::Processing],
             attention: None,
         };
-        open == 0
-            || self
-                .store
-                .page(&filter, 0, i64::MAX, 1_000)
-                .unwrap()
-                .iter()
-                .all(|order| is_held(order.attention.as_ref().map(|a| a.reason)))
+        let is_held = |order: &Order| {
+            let attention = order.attention.as_ref();
+            attention.is_some_and(|of| {
+                of.by == ResolvedBy::Operator && of.reason != Reason::StartRefused
+            })
+        };
+        let open = self.store.page(&open, 0, i64::MAX, 1_000).unwrap();
+        open.iter().all(is_held)
     }
 
     /// Waits for the next pass, which is due within a second: however the clock is set, passes go on.

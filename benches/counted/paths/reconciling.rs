@@ -118,6 +118,7 @@ fn orders() -> Vec<OpenOrder> {
     let order = |phase, intent| OpenOrder {
         seq: 1,
         phase,
+        is_seen: false,
         intent,
         starts: 0,
         is_released: false,

@@ -18,13 +18,19 @@ fn passes(stage: &Stage, reconciler: &mut Reconciler<InMemory, SetClock>, second
 
 /// A stage with the default policy, and orders that have just been started.
 fn started(orders: usize, max_duration_secs: u32) -> (Stage, Reconciler<InMemory, SetClock>) {
+    started_under(LostProcess::Restart, orders, max_duration_secs)
+}
+
+fn started_under(
+    policy: LostProcess,
+    orders: usize,
+    max_duration_secs: u32,
+) -> (Stage, Reconciler<InMemory, SetClock>) {
     let mut stage = Stage::new(max_duration_secs);
-    stage.settings.lost_process = LostProcess::Restart;
+    stage.settings.lost_process = policy;
     let ten_minutes = (0..600).map(Duration::from_secs);
     stage.has_learned(lasting(ten_minutes));
-    for n in 0..orders {
-        stage.create(&format!("a{n}"));
-    }
+    stage.create_many(orders);
     let mut reconciler = stage.reconciler();
     assert_eq!(pass(&mut reconciler).started, orders);
     (stage, reconciler)
@@ -119,6 +125,44 @@ fn reads_that_lag_longer_cost_refused_starts_and_no_second_process() {
         let order = stage.order(&format!("a{n}"));
         assert!(order.status.is_settled());
         assert_eq!(order.starts, 1, "the upstream has refused the others");
+    }
+}
+
+/// The number of orders whose status is not that of their process.
+fn disagreeing(stage: &Stage, orders: usize) -> usize {
+    let model = stage.upstream.model.borrow();
+    let disagrees = |n: &usize| {
+        let order = stage.order(&format!("a{n}"));
+        let status = match model.look_up(order.id.as_str(), stage.clock.now()) {
+            Some("SUCCEEDED") => Status::Fulfilled,
+            Some("FAILED") => Status::Failed,
+            _ => Status::Processing,
+        };
+        order.status != status
+    };
+    (0..orders).filter(disagrees).count()
+}
+
+#[test]
+fn what_two_upstreams_or_reads_that_lag_longer_cost_under_the_other_policies() {
+    for policy in [LostProcess::Hold, LostProcess::Fail] {
+        // Not seen yet is not lost.
+        let (stage, mut reconciler) = started_under(policy, 3, 600);
+        stage.upstream.lag.set(30_000);
+        assert_eq!(passes(&stage, &mut reconciler, 25), 3);
+        assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
+        passes(&stage, &mut reconciler, 1_000);
+        assert_eq!(disagreeing(&stage, 3), 0, "{policy:?}");
+        let (stage, mut reconciler) = started_under(policy, 50, 600);
+        *stage.upstream.other.borrow_mut() = Some(Model::new(600));
+        passes(&stage, &mut reconciler, 1_500);
+        if !stage.upstream.other.borrow().as_ref().unwrap().is_empty() {
+            stage.upstream.swap();
+        }
+        assert!(stage.upstream.other.borrow().as_ref().unwrap().is_empty());
+        assert_eq!(stage.upstream.starts(), 50, "{policy:?}");
+        let is_failed = policy == LostProcess::Fail;
+        assert_eq!(disagreeing(&stage, 50) > 0, is_failed, "{policy:?}");
     }
 }
 

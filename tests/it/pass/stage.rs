@@ -36,6 +36,8 @@ pub(super) enum Fate {
     Contradictory,
     /// It is refused because there is a process, which there is by then.
     Exists,
+    /// It takes effect, and its answer is not the upstream's own.
+    Foreign,
     /// No effect, and the wish to be left alone for so many seconds.
     Rest(u64),
 }
@@ -91,9 +93,14 @@ impl InMemory {
     /// A request reaches one of the upstreams.
     fn request(&self, request: String) {
         self.requests.borrow_mut().push(request);
-        if let Some(other) = &mut *self.other.borrow_mut()
-            && self.draw(2) == 0
-        {
+        if self.other.borrow().is_some() && self.draw(2) == 0 {
+            self.swap();
+        }
+    }
+
+    /// The next request reaches the other upstream, if there is one.
+    pub(super) fn swap(&self) {
+        if let Some(other) = &mut *self.other.borrow_mut() {
             std::mem::swap(&mut *self.model.borrow_mut(), other);
         }
     }
@@ -107,6 +114,15 @@ impl InMemory {
     fn has_begun(&self, id: &str) -> bool {
         let began = self.began.borrow();
         began.get(id).is_none_or(|began| *began <= self.read_at())
+    }
+
+    /// Starts that were sent.
+    pub(super) fn starts(&self) -> usize {
+        let requests = self.requests.borrow();
+        requests
+            .iter()
+            .filter(|request| request.starts_with("start"))
+            .count()
     }
 
     pub(super) fn take_requests(&self) -> Vec<String> {
@@ -168,6 +184,7 @@ impl Upstream for InMemory {
         }
         match (fate, is_new) {
             (Fate::AnswerLost, _) => Err(ambiguous(None)),
+            (Fate::Foreign, _) => Err(StartError::Doubtful(failure("<html>", false))),
             (_, true) => Ok(()),
             (_, false) => Err(StartError::Refused {
                 answer: 400,
