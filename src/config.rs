@@ -472,16 +472,16 @@ pub struct ReconcileArgs {
         default_value_t = Settings::default().schedule
     )]
     pub schedule: Schedule,
-    /// Starts per second at most; decimals are allowed, 0 means no ceiling
+    /// Starts per second at most; decimals are allowed, 0 means no ceiling. Default: none, but 50 where
+    /// a forgotten process needs an operator
     #[arg(
         long,
         env = "START_RATE",
         value_name = "PER SECOND",
-        default_value_t = Settings::default().start_rate,
         allow_negative_numbers = true,
         value_parser = parse_rate
     )]
-    pub start_rate: f64,
+    pub start_rate: Option<f64>,
     /// Requests to the order process service at once, of all kinds: 1 to 1024
     #[arg(
         long,

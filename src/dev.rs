@@ -155,7 +155,7 @@ fn print_banner(
             lines
         }
     };
-    let pace = match args.reconcile.start_rate {
+    let pace = match args.reconcile.settings().ceiling() {
         0.0 => "no ceiling".to_owned(),
         rate => format!("{rate} starts/s at most"),
     };

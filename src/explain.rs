@@ -19,7 +19,7 @@ use crate::clock::Rfc3339;
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::health::Reconciler;
 use crate::order::{Attention, Order, Reason, ResolvedBy, Status, Timestamp};
-use crate::pace::{LearnedRate, Reach};
+use crate::pace::{Reach, StartRate};
 use crate::store::Heartbeat;
 
 /// The number up to which the orders that wait in a queue are counted, which bounds what counting
@@ -404,8 +404,15 @@ impl OrderDetails {
                 future(at, now)
             ));
         }
+        let resting_until = self.heartbeat.learned.resting_until;
+        if let Some(at) = resting_until.filter(|at| *at > now) {
+            lines.push(format!(
+                "The upstream has asked to be left alone: nothing is started or looked at for {}.",
+                span(at.since(now))
+            ));
+        }
         let rate = self.heartbeat.learned.rate.as_ref();
-        lines.push(match (self.ahead, rate.map(LearnedRate::rate)) {
+        lines.push(match (self.ahead, rate.map(StartRate::rate)) {
             (0, _) if lines.is_empty() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
@@ -423,9 +430,16 @@ impl OrderDetails {
                 } else {
                     "more than"
                 };
+                let reason = rate.and_then(StartRate::reason);
+                let reason = reason.map_or_else(String::new, |reason| {
+                    format!(
+                        " The rate is reduced: {}.",
+                        clean(reason).trim_end_matches('.')
+                    )
+                });
                 format!(
                     "{} ahead of it. At the present rate of {pace:.1} starts/s its turn comes in \
-                     {about} {}.",
+                     {about} {}.{reason}",
                     orders_are(ahead),
                     span(wait)
                 )

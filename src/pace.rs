@@ -11,10 +11,9 @@
 //! - `turns`: which order is started next.
 //! - `reach`: whether anything may be asked at all.
 
-mod durations;
 mod list_time;
 mod lives;
-mod looks;
+mod polling;
 mod rate;
 mod reach;
 mod turns;
@@ -24,13 +23,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::durations::Durations;
 use self::list_time::ListTime;
 pub use self::lives::Lives;
-use self::looks::Looks;
-pub use self::looks::{Plan, Watched, list_cost, look_ups_cost};
-pub use self::rate::{Beat, LearnedRate};
-pub use self::reach::{Failure, Met, Reach, Reachability};
+use self::polling::Polling;
+pub use self::polling::{Durations, Plan, Watched, list_cost, look_ups_cost};
+pub use self::rate::{Beat, StartRate};
+pub use self::reach::{Cause, Failure, Met, Reach, Reachability};
 pub use self::turns::{Queue, Turns};
 use crate::order::{Observed, Timestamp};
 
@@ -59,11 +57,32 @@ const STUCK_AFTER: u32 = 2;
 #[serde(default)]
 pub struct Learned {
     /// Starts per second; nothing before the first run.
-    pub rate: Option<LearnedRate>,
+    pub rate: Option<StartRate>,
     /// How long it lives.
     pub lives: Lives,
     /// How long processes take.
     pub durations: Durations,
+    /// Until when the upstream has asked to be left alone.
+    pub resting_until: Option<Timestamp>,
+}
+
+/// A request to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// A start, not a look.
+    pub is_start: bool,
+    /// When it was sent.
+    pub sent_at: Timestamp,
+}
+
+impl Call {
+    /// A look that was sent at this moment.
+    pub const fn look(sent_at: Timestamp) -> Self {
+        Self {
+            is_start: false,
+            sent_at,
+        }
+    }
 }
 
 /// The limiter that every request to the upstream passes, and all that was learned for it.
@@ -72,16 +91,18 @@ pub struct Pace {
     /// Requests at once, of all kinds.
     max_requests: usize,
     reach: Reachability,
-    rate: LearnedRate,
+    rate: StartRate,
     beat: Beat,
     lives: Lives,
     durations: Durations,
-    looks: Looks,
+    polling: Polling,
     list_time: ListTime,
     /// Processes that are known to run.
     in_flight: u64,
-    /// Whether starts meet nothing but server errors.
+    /// Whether starts meet nothing but silence and server errors.
     is_failing: bool,
+    /// Whether the limit that starts have met counts looks too.
+    are_looks_limited: bool,
 }
 
 impl Pace {
@@ -96,19 +117,20 @@ impl Pace {
     ) -> Self {
         let rate = match learned.rate {
             Some(rate) => rate.under(ceiling, now),
-            None => LearnedRate::new(ceiling, now),
+            None => StartRate::new(ceiling, now),
         };
         Self {
             max_requests,
-            reach: Reachability::new(reach.no_later_than(now)),
+            reach: Reachability::new(reach.no_later_than(now)).resting(learned.resting_until, now),
             beat: Beat::new(rate.rate()),
             rate,
             lives: learned.lives.no_later_than(now),
             durations: learned.durations,
-            looks: Looks::new(now),
+            polling: Polling::new(now),
             list_time: ListTime::default(),
             in_flight: 0,
             is_failing: false,
+            are_looks_limited: false,
         }
     }
 
@@ -119,13 +141,14 @@ impl Pace {
         let reach = self.reach.reach().clone();
         Self {
             list_time: self.list_time.clone(),
-            ..Self::new(ceiling, self.max_requests, self.learned(), reach, now)
+            ..Self::new(ceiling, self.max_requests, self.learned(now), reach, now)
         }
     }
 
     /// What to keep for a later run.
-    pub fn learned(&self) -> Learned {
+    pub fn learned(&self, now: Timestamp) -> Learned {
         Learned {
+            resting_until: self.reach.resting_until(now),
             rate: Some(self.rate.clone()),
             lives: self.lives.clone(),
             durations: self.durations.clone(),
@@ -138,8 +161,25 @@ impl Pace {
     }
 
     /// Starts per second.
-    pub fn rate(&self) -> &LearnedRate {
+    pub fn rate(&self) -> &StartRate {
         &self.rate
+    }
+
+    /// Returns what limits the starts, in words, if something does.
+    pub fn limit(&self) -> Option<String> {
+        let window = self.lives.window();
+        if let Some(window) = window.filter(|window| self.in_flight >= *window) {
+            return Some(format!(
+                "at most {window} processes run at once, because the upstream forgets them when it \
+                 crashes"
+            ));
+        }
+        let reason = self.rate.reason().map(str::to_owned);
+        reason.or_else(|| {
+            self.rate
+                .ceiling()
+                .map(|_| "the ceiling of the start rate".to_owned())
+        })
     }
 
     /// How long the upstream lives.
@@ -176,11 +216,20 @@ impl Pace {
 
     /// A start leaves now.
     pub fn on_start_sent(&mut self, now: Timestamp) {
+        self.rate.on_sent();
         self.beat.started(now);
     }
 
+    /// A look leaves now. If the upstream limits the rate of requests, it takes a start's turn.
+    pub fn on_look_sent(&mut self, now: Timestamp) {
+        if self.are_looks_limited {
+            self.beat.started(now);
+        }
+    }
+
     /// A start was accepted: there is one more process.
-    pub fn on_start_accepted(&mut self) {
+    pub fn on_start_accepted(&mut self, seq: i64, now: Timestamp) {
+        self.polling.on_started(seq, now);
         self.is_failing = false;
         self.in_flight += 1;
         self.lives.started();
@@ -191,36 +240,45 @@ impl Pace {
         self.is_failing = false;
     }
 
-    /// A start was answered with a server error, and may have taken effect. Until one is answered
+    /// A start was not answered, or with a server error, and may have taken effect. Until one is answered
     /// otherwise, one order at a time tries.
-    pub fn on_server_error(&mut self) {
+    pub fn on_start_in_doubt(&mut self) {
         self.is_failing = true;
     }
 
-    /// Raises the rate while all is quiet. Tells whether it has reached its ceiling again.
+    /// Raises a reduced rate by the time that has passed. Returns whether the reduction is over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
-        let is_full_again = self.rate.quiet(now);
-        self.beat.set_rate(self.rate.rate());
+        let is_full_again = self.rate.recover(now);
+        self.are_looks_limited &= self.rate.is_refused();
+        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
         is_full_again
     }
 
     /// Takes note of a usable answer. Tells whether the upstream had not answered before.
-    pub fn answered(&mut self, now: Timestamp) -> bool {
+    pub fn answered(&mut self, call: Call, now: Timestamp) -> bool {
+        if !call.is_start {
+            self.polling.on_answered();
+        }
         let was_down = self.reach.is_down();
         let is_news = self.reach.answered(now);
         if was_down {
             // It may have been restarted.
-            self.looks.forget(now);
+            self.polling.forget(now);
         }
         is_news
     }
 
     /// Takes note of a request without a usable answer. Tells whether that lowers the rate, and
     /// whether the upstream counts as down from now on and did not before.
-    pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> (bool, bool) {
-        let is_slower = failure.is_overload && self.rate.overloaded(now, &failure.detail);
-        self.beat.set_rate(self.rate.rate());
-        (is_slower, self.reach.failed(now, failure))
+    pub fn failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
+        let is_overload = matches!(failure.cause, Cause::Overload | Cause::Silence);
+        let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
+        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
+        if !call.is_start && failure.cause == Cause::Overload {
+            self.polling.on_refused(now);
+            self.are_looks_limited = true;
+        }
+        (is_slower, self.reach.failed(call.is_start, now, failure))
     }
 
     /// What requests have met since this was last asked.
@@ -230,14 +288,21 @@ impl Pace {
 
     /// The upstream was found to have been restarted, and to have so many processes now.
     pub fn restarted(&mut self, processes: u64, now: Timestamp) {
-        self.rate.restarted(now);
-        self.beat.set_rate(self.rate.rate());
+        self.rate.on_restart(now);
+        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
         self.lives.restarted(processes, now);
     }
 
     /// A complete list told how many processes there are.
-    pub fn listed(&mut self, entries: u64, now: Timestamp) {
+    pub fn listed(&mut self, entries: u64, began_at: Timestamp, now: Timestamp) {
+        self.on_seen(began_at);
         self.lives.listed(entries, now);
+    }
+
+    /// A look that began at `began_at` has seen a process of this life of the upstream.
+    pub fn on_seen(&mut self, began_at: Timestamp) {
+        self.rate.on_seen(began_at);
+        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
     }
 
     /// How long a list may take that begins now.
@@ -254,15 +319,27 @@ impl Pace {
         }
     }
 
-    /// Whether anything may be looked at.
-    pub fn are_looks_due(&self, now: Timestamp) -> bool {
-        self.looks.are_due(now)
+    /// Returns whether one more look may be sent now, beside `requests`.
+    pub fn may_look(&self, now: Timestamp, requests: usize) -> bool {
+        self.may_send(now, requests) && !self.polling.is_refused(now)
     }
 
-    /// Chooses what to look at. `watched` is in the order of `seq`.
-    pub fn plan(&mut self, watched: &[Watched], now: Timestamp) -> Plan {
-        self.looks
-            .plan(watched, &self.durations, self.lives.processes(), now)
+    /// Whether anything may be looked at.
+    pub fn are_looks_due(&self, now: Timestamp) -> bool {
+        now >= self.polling.next_at()
+    }
+
+    /// When one of a few orders is due to be looked at.
+    pub fn look_due_at(&self) -> Option<Timestamp> {
+        self.polling.due_at()
+    }
+
+    /// Chooses what to look at. `watched` is in the order of `seq`. `is_often` says that the schedule
+    /// has moments enough for each of a few orders to wait for its own.
+    pub fn plan(&mut self, watched: &[Watched], is_often: bool, now: Timestamp) -> Plan {
+        let least = self.request_cost();
+        self.polling
+            .plan(watched, self.lives.processes(), least, is_often, now)
     }
 
     /// Learns from a look at one of the watched that began at `began_at`.
@@ -270,35 +347,57 @@ impl Pace {
         let Some(running_since) = order.running_since else {
             return;
         };
-        let Some(known_at) = self.looks.last_known(order.seq, running_since) else {
+        let Some(known_at) = self.polling.last_known(order.seq, running_since) else {
             return;
         };
         let (from, to) = (known_at.since(running_since), began_at.since(running_since));
-        match observed {
-            Observed::Running => self.durations.outlived(from, to),
-            Observed::Succeeded | Observed::Failed => self.durations.ended(from, to),
-            Observed::Absent | Observed::Unrecognised(_) => {}
+        if matches!(observed, Observed::Absent | Observed::Unrecognised(_)) {
+            return;
+        }
+        self.durations.on_observed(to.saturating_sub(from));
+        if *observed != Observed::Running {
+            self.durations.on_ended(to);
         }
     }
 
     /// An order was looked up.
     pub fn saw(&mut self, seq: i64, began_at: Timestamp) {
-        self.looks.saw(seq, began_at);
+        self.polling.saw(seq, began_at);
+    }
+
+    /// Forgets what was learned of durations since `before`, because it will be learned again.
+    pub fn unlearn(&mut self, before: Durations) {
+        self.durations = before;
+    }
+
+    /// Durations of processes.
+    pub fn durations(&self) -> &Durations {
+        &self.durations
     }
 
     /// All orders were looked at.
     pub fn saw_all(&mut self, began_at: Timestamp) {
-        self.looks.saw_all(began_at);
+        self.polling.saw_all(began_at);
     }
 
     /// When the next look may begin.
     pub fn next_look_at(&self) -> Timestamp {
-        self.looks.next_at()
+        self.polling.next_at()
+    }
+
+    /// Cost of a request to the upstream, whatever it asks for: where a limit counts looks too, each takes
+    /// the place of a start.
+    fn request_cost(&self) -> Duration {
+        match self.are_looks_limited {
+            true => Duration::from_secs_f64(1.0 / self.rate.rate()),
+            false => Duration::ZERO,
+        }
     }
 
     /// Looks that began at `began_at` are over and cost the upstream `cost`.
-    pub fn looked(&mut self, began_at: Timestamp, cost: Duration) {
-        self.looks.looked(began_at, cost, self.durations.mean());
+    pub fn looked(&mut self, began_at: Timestamp, requests: usize, cost: Duration) {
+        let cost = cost.max(self.request_cost().mul_f64(requests as f64));
+        self.polling.on_looked(began_at, cost, &self.durations);
     }
 
     /// So many processes are known to run and are not stuck.
@@ -308,7 +407,7 @@ impl Pace {
 
     /// Something is not as it should be: everything is looked at as soon as possible.
     pub fn look_again(&mut self, now: Timestamp) {
-        self.looks.forget(now);
+        self.polling.forget(now);
     }
 
     /// A process that has run for longer than this is stuck.
@@ -351,45 +450,68 @@ mod tests {
         assert!(waits.len() > 50);
     }
 
-    fn pace(learned: Learned, now: Timestamp) -> Pace {
-        Pace::new(50.0, 8, learned, Reach::Unknown, now)
+    fn pace(ceiling: f64, learned: Learned, now: Timestamp) -> Pace {
+        Pace::new(ceiling, 8, learned, Reach::Unknown, now)
+    }
+
+    /// A start that was sent at this moment.
+    fn start(sent_at: Timestamp) -> Call {
+        Call {
+            is_start: true,
+            sent_at,
+        }
+    }
+
+    fn no_connection() -> Failure {
+        Failure::new("no connection", Cause::NoAccess)
     }
 
     #[test]
     fn no_more_requests_are_made_at_once_than_allowed_and_none_while_it_is_down_or_rests() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(Learned::default(), now);
+        let mut limiter = pace(50.0, Learned::default(), now);
         assert!(limiter.may_send(now, 7) && !limiter.may_send(now, 8));
-        let mut failure = Failure::new("answered 503", false);
-        failure.is_overload = true;
+        let mut failure = Failure::new("answered 503", Cause::Overload);
         failure.retry_after = Some(Duration::from_secs(2));
-        assert_eq!(limiter.failed(now, &failure), (true, false));
-        assert_eq!(limiter.rate().rate(), 25.0);
+        assert_eq!(limiter.failed(start(now), now, &failure), (true, false));
+        assert!((44.0..46.0).contains(&limiter.rate().rate()));
         assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
-        let down = Failure::new("no connection", true);
-        assert_eq!(limiter.failed(now, &down), (false, true));
+        // Another run leaves it alone too, but not for ever.
+        let mut learned = limiter.learned(now);
+        assert_eq!(learned.resting_until, Some(Timestamp(3_000)));
+        assert!(!pace(50.0, learned.clone(), now).may_send(Timestamp(2_999), 0));
+        learned.resting_until = Some(Timestamp(i64::MAX));
+        assert!(pace(50.0, learned, now).may_send(now.after(BACKOFF_MAX), 0));
+        let call = start(Timestamp(1_500));
+        assert_eq!(limiter.failed(call, now, &no_connection()), (false, true));
         assert!(!limiter.may_send(Timestamp(3_000), 0));
-        assert!(limiter.answered(Timestamp(3_000)) && limiter.may_send(Timestamp(3_000), 0));
+        let at = Timestamp(3_000);
+        assert!(limiter.answered(start(at), at) && limiter.may_send(at, 0));
     }
 
     #[test]
     fn orders_are_made_ready_ahead_of_their_places_only_at_a_high_rate() {
         let now = Timestamp(1_000);
         let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));
+        let fast = Learned {
+            rate: Some(StartRate::doubled_to(50_000.0, now)),
+            ..Learned::default()
+        };
         for (ceiling, expected) in [(3.0, 8), (50.0, 8), (499.0, 8), (1_500.0, 11), (0.0, 16)] {
-            let mut limiter = Pace::new(ceiling, 8, Learned::default(), Reach::Unknown, now);
+            let mut limiter = pace(ceiling, fast.clone(), now);
             assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
-            limiter.failed(now, &Failure::new("no connection", true));
+            limiter.failed(start(now), now, &no_connection());
             assert_eq!(ready_at_once(&limiter), Some(0), "it is down");
         }
     }
 
     #[test]
-    fn while_starts_meet_server_errors_one_order_at_a_time_tries() {
+    fn while_no_start_is_answered_for_certain_one_order_at_a_time_tries() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(Learned::default(), now);
-        for recover in [Pace::on_start_accepted, Pace::on_start_refused] {
-            limiter.on_server_error();
+        let mut limiter = pace(50.0, Learned::default(), now);
+        let accepted: fn(&mut Pace) = |pace| pace.on_start_accepted(1, Timestamp(1_000));
+        for recover in [accepted, Pace::on_start_refused] {
+            limiter.on_start_in_doubt();
             assert!(limiter.may_stage(now, 0) && !limiter.may_stage(now, 1));
             recover(&mut limiter);
             assert!(limiter.may_stage(now, 7));
@@ -399,108 +521,177 @@ mod tests {
     #[test]
     fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_run() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(Learned::default(), now);
-        limiter.listed(100, now);
+        let mut limiter = pace(50.0, Learned::default(), now);
+        limiter.listed(100, now, now);
         assert_eq!(limiter.lives().processes(), Some(100));
         limiter.restarted(0, now);
-        let mut limiter = pace(limiter.learned(), now);
-        assert_eq!((limiter.rate().rate(), limiter.lives().ended()), (3.0, 1));
+        let mut limiter = pace(50.0, limiter.learned(now), now);
+        assert_eq!((limiter.rate().rate(), limiter.lives().ended()), (1.25, 1));
         assert_eq!(limiter.lives().processes(), Some(0));
+        assert_eq!(
+            limiter.limit().as_deref(),
+            Some("the upstream was restarted")
+        );
         let window = limiter.lives().window().unwrap();
-        for _ in 0..window - 1 {
-            limiter.on_start_accepted();
+        for seq in 1..window {
+            limiter.on_start_accepted(seq as i64, now);
         }
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
         assert_eq!(limiter.next_start_at(now, 1), None);
-        limiter.on_start_accepted();
+        limiter.on_start_accepted(0, now);
         assert_eq!(limiter.next_start_at(now, 0), None);
+        assert!(limiter.limit().unwrap().contains("at most"));
         limiter.found_running(window - 1);
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
     }
 
     #[test]
     fn an_upstream_that_answers_again_is_looked_at_at_once() {
-        let mut limiter = pace(Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), Duration::from_millis(10));
+        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
+        limiter.looked(Timestamp(0), 1, Duration::from_secs(1));
         assert!(!limiter.are_looks_due(Timestamp(10)));
-        limiter.answered(Timestamp(10));
+        limiter.answered(start(Timestamp(0)), Timestamp(10));
         assert!(!limiter.are_looks_due(Timestamp(10)), "it was not down");
-        limiter.failed(Timestamp(11), &Failure::new("no connection", true));
-        limiter.answered(Timestamp(12));
+        limiter.failed(start(Timestamp(0)), Timestamp(11), &no_connection());
+        limiter.answered(start(Timestamp(0)), Timestamp(12));
         assert!(limiter.are_looks_due(Timestamp(12)));
     }
 
-    #[test]
-    fn every_start_takes_its_turn_at_a_rate_that_rises_while_all_is_quiet() {
-        let mut limiter = pace(Learned::default(), Timestamp(0));
-        limiter.restarted(0, Timestamp(0));
-        assert_eq!(limiter.next_start_at(Timestamp(0), 0), Some(Timestamp(0)));
-        let mut starts = 0;
-        let mut reached = 0;
-        for now in (0..180_000).map(Timestamp) {
-            reached += usize::from(now.0 % 1_000 == 0 && limiter.recover(now));
+    /// Sends starts as they are due for so many seconds, of which an upstream takes `limit` a second
+    /// and refuses the others; looks each second that count too. Returns what was accepted and
+    /// refused.
+    fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
+        let mut counts = [0; 2];
+        let mut tokens = 1.0_f64;
+        let refusal = Failure::new("the upstream answered 429", Cause::Overload);
+        for now in (0..seconds * 1_000).map(Timestamp) {
+            tokens = (tokens + limit / 1e3).min(1.0);
+            if now.0 % 1_000 == 0 {
+                limiter.recover(now);
+                limiter.on_seen(now);
+            }
             if limiter.next_start_at(now, 0) == Some(now) {
                 limiter.on_start_sent(now);
-                starts += 1;
+                let is_taken = tokens >= 1.0;
+                counts[usize::from(!is_taken)] += 1;
+                match is_taken {
+                    true => tokens -= 1.0,
+                    false => {
+                        limiter.failed(start(now), now, &refusal);
+                    }
+                }
             }
         }
-        // 3/s at first, 50/s at the ceiling, which it is told once to have reached.
-        assert!((4_000..8_000).contains(&starts), "{starts}");
-        assert_eq!((limiter.rate().rate(), reached), (50.0, 1));
+        counts
+    }
+
+    #[test]
+    fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
+        for limit in [2.0, 5.0, 40.0] {
+            let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
+            let [accepted, refused] = drive(&mut limiter, 300, limit);
+            let possible = limit * 300.0;
+            assert!(
+                f64::from(accepted) > 0.9 * possible,
+                "{limit}: {accepted} of {possible}"
+            );
+            assert!(
+                refused * 10 < accepted,
+                "{limit}: {refused} beside {accepted}"
+            );
+            assert!(limiter.limit().unwrap().contains("429"));
+        }
+    }
+
+    #[test]
+    fn starts_that_are_taken_are_sent_ever_faster() {
+        let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
+        assert_eq!((limiter.rate().rate(), limiter.limit()), (500.0, None));
+        let [accepted, _] = drive(&mut limiter, 3, 1e6);
+        // A start each millisecond is the most here.
+        assert!((2_000..3_000).contains(&accepted), "{accepted}");
+        assert!(limiter.rate().rate() >= 1_000.0);
+        let mut under_a_ceiling = pace(50.0, Learned::default(), Timestamp(0));
+        let [accepted, _] = drive(&mut under_a_ceiling, 100, 1e6);
+        assert!((4_950..5_010).contains(&accepted), "{accepted}");
+        assert!(under_a_ceiling.limit().unwrap().contains("ceiling"));
+    }
+
+    #[test]
+    fn looks_that_a_limit_counts_take_the_places_of_starts() {
+        let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
+        let refusal = Failure::new("the upstream answered 429", Cause::Overload);
+        limiter.failed(start(Timestamp(10)), Timestamp(20), &refusal);
+        limiter.on_start_sent(Timestamp(30));
+        let due = limiter.next_start_at(Timestamp(30), 0);
+        limiter.on_look_sent(Timestamp(30));
+        assert_eq!(
+            limiter.next_start_at(Timestamp(30), 0),
+            due,
+            "looks are free"
+        );
+        assert!(limiter.may_look(Timestamp(30), 0));
+        limiter.failed(Call::look(Timestamp(31)), Timestamp(32), &refusal);
+        assert!(!limiter.may_look(Timestamp(32), 0) && limiter.may_send(Timestamp(32), 0));
+        limiter.on_look_sent(Timestamp(2_000));
+        assert!(limiter.next_start_at(Timestamp(2_000), 0) > due);
+        limiter.looked(Timestamp(2_000), 1, Duration::ZERO);
+        assert!(
+            !limiter.are_looks_due(Timestamp(2_080)) && limiter.are_looks_due(Timestamp(2_100))
+        );
     }
 
     #[test]
     fn what_requests_met_is_told_once() {
-        let mut limiter = pace(Learned::default(), Timestamp(0));
+        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
         let (answer, failure) = (true, true);
-        limiter.answered(Timestamp(1));
+        limiter.answered(start(Timestamp(0)), Timestamp(1));
         let met = |answer, failure| Met { answer, failure };
         assert_eq!(limiter.take_met(), met(answer, false));
-        limiter.failed(Timestamp(2), &Failure::new("answered 500", false));
+        let unusable = Failure::new("answered 500", Cause::Unusable);
+        limiter.failed(start(Timestamp(0)), Timestamp(2), &unusable);
         assert_eq!(limiter.take_met(), met(false, failure));
         assert_eq!(limiter.take_met(), met(false, false));
     }
 
     #[test]
     fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
-        let mut limiter = pace(Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), Duration::from_millis(10));
+        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
+        limiter.looked(Timestamp(0), 1, Duration::from_secs(1));
         assert!(!limiter.are_looks_due(Timestamp(10)));
         limiter.look_again(Timestamp(10));
         assert!(limiter.are_looks_due(Timestamp(10)));
     }
 
     #[test]
-    fn it_is_learned_from_looks_how_long_processes_take_and_which_are_stuck() {
-        let mut limiter = pace(Learned::default(), Timestamp(0));
+    fn durations_are_learned_from_looks_and_with_them_which_processes_are_stuck() {
+        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
         let order = Watched {
             seq: 1,
             running_since: Some(Timestamp(1_000)),
         };
-        assert_eq!(limiter.stuck_after(), Duration::from_secs(1_200));
-        let before = limiter.learned().durations;
+        let durations = |limiter: &Pace| limiter.learned(Timestamp(0)).durations;
+        assert_eq!(limiter.stuck_after(), Duration::from_secs(1_320));
+        let before = durations(&limiter);
         limiter.learn(&order, &Observed::Absent, Timestamp(5_000));
-        assert_eq!(limiter.learned().durations, before);
+        assert_eq!(durations(&limiter), before);
         limiter.learn(&order, &Observed::Running, Timestamp(5_000));
+        assert_eq!(durations(&limiter).mean(), None);
         limiter.saw(1, Timestamp(5_000));
         limiter.learn(&order, &Observed::Failed, Timestamp(7_000));
-        let mut expected = Durations::default();
-        expected.outlived(Duration::ZERO, Duration::from_secs(4));
-        expected.ended(Duration::from_secs(4), Duration::from_secs(6));
-        assert_eq!(limiter.learned().durations, expected);
-        assert!(limiter.stuck_after() < Duration::from_secs(20));
+        assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
+        assert_eq!(limiter.stuck_after(), Duration::from_secs(12));
         // One that ran before this program did may have ended at any time before.
         let old = Watched {
             seq: 2,
             running_since: Some(Timestamp(-1)),
         };
         limiter.learn(&old, &Observed::Failed, Timestamp(7_000));
-        assert_eq!(limiter.learned().durations, expected);
+        assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
         // A look at all of them is one at this one.
         limiter.saw_all(Timestamp(9_000));
         limiter.learn(&order, &Observed::Running, Timestamp(21_000));
-        expected.outlived(Duration::from_secs(8), Duration::from_secs(20));
-        assert_eq!(limiter.learned().durations, expected);
+        assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(18)));
     }
 
     #[test]

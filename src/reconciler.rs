@@ -34,8 +34,8 @@ use self::start_queue::StartQueue;
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::{Look, LostProcess, Occasion, OpenOrder, PassContext, Policy, decide};
 use crate::explain::span;
-use crate::order::Timestamp;
-use crate::pace::{Failure, Pace};
+use crate::order::{Status, Timestamp};
+use crate::pace::{Call, Failure, Pace};
 use crate::store::{Heartbeat, LeaderLock, StartCandidate, Store};
 use crate::tally::Ended;
 use crate::upstream::Upstream;
@@ -58,6 +58,9 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 /// that are set right all the time.
 const AHEAD_MAX: Duration = Duration::from_secs(1);
 
+/// With a schedule no slower than this, orders are looked at in moments of their own.
+const OWN_MOMENT_MAX: Duration = Duration::from_secs(1);
+
 /// How long an upstream that is down is left alone between two probes, at the least. A little less
 /// than the usual schedule's second, so that a tick that comes early is not lost.
 const PROBE_INTERVAL: Duration = Duration::from_millis(900);
@@ -65,6 +68,15 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(900);
 /// Every so many probes of an upstream that is down, the list is tried if it is due to be read:
 /// there may be an upstream whose look-ups alone do not work.
 const LOOK_INSTEAD_EVERY: u32 = 8;
+
+/// Default ceiling of starts per second where a forgotten process needs an operator.
+const GUARDED_RATE: f64 = 50.0;
+
+/// A limit of the start rate is logged if it holds up orders for so long.
+const WAIT_LOGGED: Duration = Duration::from_secs(10);
+
+/// And no more often than this.
+const WAIT_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// How long after the stop signal the answer to a start is waited for.
 pub const ABANDON_AFTER: Duration = Duration::from_secs(20);
@@ -74,8 +86,8 @@ pub const ABANDON_AFTER: Duration = Duration::from_secs(20);
 pub struct Settings {
     /// When passes begin.
     pub schedule: Schedule,
-    /// Starts per second at most; 0 for no ceiling.
-    pub start_rate: f64,
+    /// Starts per second at most; 0 for no ceiling, `None` for the default of [`Self::ceiling`].
+    pub start_rate: Option<f64>,
     /// Requests to the upstream at once.
     pub max_in_flight: usize,
     /// How long a request may take.
@@ -91,12 +103,22 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             schedule: Schedule::default(),
-            start_rate: 50.0,
+            start_rate: None,
             max_in_flight: 8,
             request_timeout: Duration::from_secs(5),
             max_starts: 5,
             lost_process: LostProcess::Restart,
         }
+    }
+}
+
+impl Settings {
+    /// Starts per second at most, 0 without a ceiling. Where a forgotten process is a case for a person,
+    /// the default has one: what is started fast is forgotten in great number.
+    pub fn ceiling(&self) -> f64 {
+        let is_guarded = self.lost_process != LostProcess::Restart || self.max_starts == 1;
+        let default = if is_guarded { GUARDED_RATE } else { 0.0 };
+        self.start_rate.unwrap_or(default)
     }
 }
 
@@ -229,6 +251,8 @@ pub struct Reconciler<U, C> {
     /// The list that is being read.
     list: Option<ListRead>,
     queue: StartQueue,
+    /// When it was last logged that orders wait.
+    wait_logged_at: Option<Timestamp>,
     /// The place of the order that was last asked about only to hear whether anyone answers.
     probed: i64,
     probed_at: Option<Timestamp>,
@@ -245,7 +269,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         heartbeat.policy = Some(settings.lost_process);
         heartbeat.tally.led();
         let pace = Pace::new(
-            settings.start_rate,
+            settings.ceiling(),
             settings.max_in_flight,
             heartbeat.learned.clone(),
             heartbeat.reach.clone(),
@@ -263,6 +287,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             looked_at: None,
             list: None,
             queue: StartQueue::default(),
+            wait_logged_at: None,
             probed: 0,
             probed_at: None,
             probes: 0,
@@ -307,12 +332,38 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if report.is_eventful() {
             report.log();
         }
+        if report.has_more {
+            self.log_wait()?;
+        }
         self.heartbeat.heartbeat.last_pass_at = Some(self.context.clock.now());
         if report.is_eventful() {
             self.heartbeat.written_at = None;
         }
         self.write_heartbeat_if_due().await?;
         Ok(report)
+    }
+
+    /// Logs what holds up orders that are due, if it holds them up for long.
+    fn log_wait(&mut self) -> anyhow::Result<()> {
+        let now = self.context.clock.now();
+        let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
+        let Some(reason) = self.pace.limit() else {
+            return Ok(());
+        };
+        if self.wait_logged_at.is_some_and(is_soon) {
+            return Ok(());
+        }
+        self.wait_logged_at = Some(now);
+        let waiting = self.context.store.count(Status::Created)?;
+        let rate = self.pace.rate().rate();
+        let wait = Duration::try_from_secs_f64(waiting as f64 / rate).unwrap_or(Duration::MAX);
+        if wait >= WAIT_LOGGED {
+            let wait = span(wait);
+            log::info!(
+                "orders wait waiting={waiting} rate={rate:.1} about={wait:?} reason={reason:?}"
+            );
+        }
+        Ok(())
     }
 
     fn set_clock_right(&mut self) {
@@ -374,7 +425,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.take_list(report, stop).await?;
         let now = self.context.clock.now();
-        let is_resting = self.pace.reach().is_resting(now);
+        let is_resting = self.pace.reach().resting_until(now).is_some();
         if !is_resting && self.is_answered().await? {
             if self.is_look_due() {
                 self.observe(report, stop).await?;
@@ -415,7 +466,28 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let is_on_schedule = self
             .looked_at
             .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
-        is_on_schedule && self.pace.are_looks_due(now)
+        let is_due = is_on_schedule || self.next_look_at().is_some_and(|at| at <= now);
+        is_due && self.pace.are_looks_due(now)
+    }
+
+    /// When one of a few orders is to be looked at, before the schedule's next moment.
+    pub fn next_look_at(&self) -> Option<Timestamp> {
+        let looked_at = self.looked_at?;
+        self.pace.look_due_at().filter(|_| self.is_often(looked_at))
+    }
+
+    /// Returns whether the schedule has its next moment so soon that an order may be looked at in one of
+    /// its own: a schedule that is slower than once a second is kept to.
+    fn is_often(&self, now: Timestamp) -> bool {
+        self.context.settings.schedule.next_after(now).since(now) <= OWN_MOMENT_MAX
+    }
+
+    /// Returns when one of a few orders is to be looked at.
+    async fn look_due(clock: &impl Clock, at: Option<Timestamp>) {
+        match at {
+            Some(at) => clock.sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether it makes sense to ask anything: while the upstream is down, one look-up a pass finds
@@ -449,14 +521,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .upstream
             .look_up(&self.context.clock, &id)
             .await;
-        self.note(result.as_ref().err());
+        self.note(Call::look(now), result.as_ref().err());
         Ok(result.is_ok())
     }
 
     /// Takes note of an answer, or of why there was none.
-    fn note(&mut self, failure: Option<&Failure>) {
+    fn note(&mut self, call: Call, failure: Option<&Failure>) {
         let now = self.context.clock.now();
-        note(&mut self.pace, now, failure);
+        note(&mut self.pace, call, now, failure);
     }
 }
 
@@ -474,13 +546,14 @@ impl HeartbeatWriter {
         pace: &Pace,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
-        let is_news = self.heartbeat.reach != *pace.reach().reach();
+        let is_news = self.heartbeat.reach != *pace.reach().reach()
+            || self.heartbeat.learned.resting_until != pace.reach().resting_until(now);
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
         if is_news || is_old {
             self.heartbeat.reach = pace.reach().reach().clone();
-            self.heartbeat.learned = pace.learned();
+            self.heartbeat.learned = pace.learned(now);
             self.heartbeat.tally = context.upstream.tally().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.heartbeat.next_pass_at = Some(next_pass_at);
@@ -544,22 +617,28 @@ impl<U, C> Context<U, C> {
 }
 
 /// Takes note of an answer, or of why there was none, and tells the log what that changes.
-fn note(pace: &mut Pace, now: Timestamp, failure: Option<&Failure>) {
+fn note(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) {
     let Some(failure) = failure else {
         let was_down = pace.reach().is_down();
-        if pace.answered(now) {
+        if pace.answered(call, now) {
             let again = if was_down { " again" } else { "" };
             log::info!("the upstream answers{again}");
         }
         return;
     };
-    let (is_slower, is_down) = pace.failed(now, failure);
+    let rested_until = pace.reach().resting_until(now);
+    let (is_slower, is_down) = pace.failed(call, now, failure);
     if is_slower {
-        log::info!(
-            "the pace falls to {:.1} starts/s: {}",
-            pace.rate().rate(),
-            failure.detail
-        );
+        let (rate, detail) = (pace.rate().rate(), &failure.detail);
+        log::info!("start rate reduced rate={rate:.1} reason={detail:?}");
+    }
+    if let Some(at) = pace
+        .reach()
+        .resting_until(now)
+        .filter(|at| Some(*at) > rested_until)
+    {
+        let (wait, detail) = (span(at.since(now)), &failure.detail);
+        log::info!("the upstream is left alone for {wait}, as it has asked: {detail}");
     }
     if is_down {
         log::warn!(
@@ -622,10 +701,12 @@ pub async fn run<U: Upstream, C: Clock>(
                 }
             }
         }
+        let look_at = reconciler.next_look_at();
         tokio::select! {
             () = stop.begun.cancelled() => {}
             () = ticks.next(&reconciler.context.clock) => {}
             () = new_orders.next() => {}
+            () = Reconciler::<U, C>::look_due(&reconciler.context.clock, look_at) => {}
             () = ListRead::read_on(&mut reconciler.list) => {}
         }
     }

@@ -263,6 +263,11 @@ impl Store {
         self.read(counts)
     }
 
+    /// Returns the number of orders in a status.
+    pub fn count(&self, status: Status) -> Result<u64, StoreError> {
+        self.read(|db| count(db, status))
+    }
+
     /// How many processes were started in the place of a forgotten one, those of removed orders
     /// included.
     pub fn restarts(&self) -> Result<u64, StoreError> {
@@ -501,12 +506,16 @@ fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Found>> {
 fn counts(db: &Connection) -> rusqlite::Result<Vec<(Status, u64)>> {
     let mut counts = Vec::new();
     for status in Status::ALL {
-        let count = db
-            .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
-            .query_row([status.as_str()], |row| row.get::<_, i64>(0))?;
-        counts.push((status, count.unsigned_abs()));
+        counts.push((status, count(db, status)?));
     }
     Ok(counts)
+}
+
+fn count(db: &Connection, status: Status) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
+        .query_row([status.as_str()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
 }
 
 fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, OrderId)>> {

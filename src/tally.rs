@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pace::Failure;
+use crate::pace::{Cause, Failure};
 use crate::spread::Histogram;
 
 /// Upper bounds of what a request to the upstream or a pass may take, in milliseconds: from a
@@ -74,9 +74,9 @@ impl Kind {
 impl Answer {
     /// What a request without a usable answer came to, in general or `otherwise`.
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
-        if failure.is_overload {
+        if matches!(failure.cause, Cause::Overload | Cause::Silence) {
             Self::Overload
-        } else if failure.certain {
+        } else if failure.cause == Cause::NoAccess {
             Self::Unavailable
         } else {
             otherwise
@@ -214,12 +214,12 @@ mod tests {
 
     #[test]
     fn a_failure_counts_by_what_can_be_done_about_it() {
-        let mut failure = Failure::new("answered 500", false);
+        let mut failure = Failure::new("answered 500", Cause::Unusable);
         let of = |failure: &Failure| Answer::of_failure(failure, Answer::Unusable);
         assert_eq!(of(&failure), Answer::Unusable);
-        failure.certain = true;
+        failure.cause = Cause::NoAccess;
         assert_eq!(of(&failure), Answer::Unavailable);
-        failure.is_overload = true;
+        failure.cause = Cause::Overload;
         assert_eq!(of(&failure), Answer::Overload);
     }
 }

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 pub use self::list::{Entry, ListDecoder, ListError};
 use crate::order::{Observed, OrderId};
-use crate::pace::Failure;
+use crate::pace::{Cause, Failure};
 
 /// The longest answer to a look-up or a start that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
@@ -240,13 +240,13 @@ impl HttpUpstream {
                 shown(status, body),
                 self.hint(status)
             ),
-            // These will be answered to whatever is asked next, too.
-            certain: matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-                || status.is_redirection(),
-            is_overload: matches!(
-                status,
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-            ),
+            cause: match status {
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
+                // These are answered to whatever is asked next, too.
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::NoAccess,
+                status if status.is_redirection() => Cause::NoAccess,
+                _ => Cause::Unusable,
+            },
             retry_after,
         }
     }
@@ -296,9 +296,16 @@ impl Upstream for HttpUpstream {
                 Err(error) => format!("{status}, and broke off: {}", root_cause(&error)),
             };
             let detail = format!("the start was answered {detail}, and no process is found");
-            return Err(StartError::Doubtful(Failure::new(detail, false)));
+            return Err(StartError::Doubtful(Failure::new(detail, Cause::Unusable)));
         }
         let body = body.unwrap_or_default();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(StartError::Unavailable(self.trouble(
+                status,
+                &body,
+                retry_after,
+            )));
+        }
         if is_trouble(status) {
             return Err(StartError::Ambiguous {
                 // A gateway's 408 may follow a request that it has passed on.
@@ -330,8 +337,12 @@ impl Upstream for HttpUpstream {
         if status != StatusCode::OK {
             return Err(self.trouble(status, &body, retry_after));
         }
-        observed_of(id, &body)
-            .map_err(|what| Failure::new(format!("a look-up was answered with {what}"), false))
+        observed_of(id, &body).map_err(|what| {
+            Failure::new(
+                format!("a look-up was answered with {what}"),
+                Cause::Unusable,
+            )
+        })
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
@@ -344,8 +355,9 @@ impl Upstream for HttpUpstream {
             return Err(self.trouble(status, &body, retry_after));
         }
         let mut decoder = ListDecoder::new();
-        let broken =
-            |error: ListError| Failure::new(format!("the list cannot be used: {error}"), false);
+        let broken = |error: ListError| {
+            Failure::new(format!("the list cannot be used: {error}"), Cause::Unusable)
+        };
         while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
             decoder.push(&chunk, &mut tell).map_err(broken)?;
         }
@@ -407,8 +419,11 @@ fn no_answer(error: &reqwest::Error) -> Failure {
     };
     Failure {
         detail,
-        certain: error.is_connect(),
-        is_overload: error.is_timeout() && !error.is_connect(),
+        cause: match () {
+            () if error.is_connect() => Cause::NoAccess,
+            () if error.is_timeout() => Cause::Silence,
+            () => Cause::Unusable,
+        },
         retry_after: None,
     }
 }

@@ -175,7 +175,7 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     let seconds = time.flatten().map(|time| time.as_secs_f64());
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_PROCESSES, processes);
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_SECONDS, seconds);
-    let mean = learned.durations.known_mean();
+    let mean = learned.durations.mean();
     metrics.one(
         &table::UPSTREAM_PROCESS_DURATION_MEAN,
         mean.map(|mean| mean.as_secs_f64()),

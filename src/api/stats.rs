@@ -134,11 +134,15 @@ struct Pace {
     /// Null while it is not known, and where nothing limits it.
     starts_per_second: Option<f64>,
     ceiling: Option<f64>,
-    /// What brought it below its ceiling.
+    /// Reason of a reduction.
     reason: Option<String>,
     in_flight: u64,
     /// How many may be in flight.
     window: Option<u64>,
+    /// Time in which all orders that are CREATED are started at this rate.
+    wait_seconds: Option<f64>,
+    /// Until when the upstream has asked to be left alone.
+    resting_until: Option<Rfc3339>,
 }
 
 impl Stats {
@@ -180,7 +184,7 @@ impl Stats {
             },
             upstream: upstream(heartbeat, now),
             reconciler: reconciler(heartbeat, now),
-            pace: pace(&heartbeat.learned, seen.orders(Status::Processing)),
+            pace: pace(&heartbeat.learned, seen),
         }
     }
 }
@@ -229,7 +233,7 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
             expected_processes: expected.map(|(processes, _)| processes.round() as u64),
             expected_seconds: expected.and_then(|(_, time)| time).map(seconds),
         },
-        process_seconds: heartbeat.learned.durations.known_mean().map(seconds),
+        process_seconds: heartbeat.learned.durations.mean().map(seconds),
     }
 }
 
@@ -246,15 +250,21 @@ fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
     }
 }
 
-fn pace(learned: &Learned, in_flight: u64) -> Pace {
+fn pace(learned: &Learned, seen: &Seen) -> Pace {
     let rate = learned.rate.as_ref();
+    let limited = rate.filter(|rate| rate.is_limited());
+    let waiting = seen.orders(Status::Created) as f64;
+    let wait_seconds = limited.map(|rate| (waiting / rate.rate()).ceil());
     Pace {
-        starts_per_second: rate
-            .filter(|rate| rate.is_limited())
-            .map(|rate| (rate.rate() * 1e3).round() / 1e3),
+        starts_per_second: limited.map(|rate| (rate.rate() * 1e3).round() / 1e3),
         ceiling: rate.and_then(|rate| rate.ceiling()),
         reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
-        in_flight,
+        in_flight: seen.orders(Status::Processing),
         window: learned.lives.window(),
+        wait_seconds,
+        resting_until: learned
+            .resting_until
+            .filter(|at| *at > seen.now)
+            .map(Rfc3339),
     }
 }

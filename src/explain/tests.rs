@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::order::OrderId;
-use crate::pace::{Learned, LearnedRate, Lives};
+use crate::pace::{Learned, Lives, StartRate};
 use crate::tally::Tally;
 
 const NOW: Timestamp = Timestamp(1_795_341_600_000);
@@ -48,7 +48,7 @@ fn created() -> OrderDetails {
             next_look_at: Some(Timestamp(NOW.0 + 12_000)),
             tally: Tally::default(),
             learned: Learned {
-                rate: Some(LearnedRate::new(12.5, ago(3))),
+                rate: Some(StartRate::new(12.5, ago(3))),
                 ..Learned::default()
             },
         },
@@ -254,7 +254,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
         &case,
         &[
             "last found to have forgotten everything 15 min ago",
-            "None of its lives was observed from its beginning to its end yet, so 20000 processes \
+            "None of its lives was observed from its beginning to its end yet, so 40000 processes \
              are assumed.",
         ],
     );
@@ -262,7 +262,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
     case.heartbeat.learned.lives = lives;
     check(
         &case,
-        &["It is estimated to live for about 15000 processes."],
+        &["It is estimated to live for about 24000 processes."],
     );
 }
 

@@ -11,10 +11,10 @@ use crate::order::Timestamp;
 /// How long a life counts as before any was seen to end, in processes: half of what the modelled
 /// service lives when this program drives it (`scripts/simulate pace`: starts by deaths). A first
 /// restart may be anybody's deployment, and must not bring the work nearly to a halt.
-const LIFE_ASSUMED: f64 = 20_000.0;
+const LIFE_ASSUMED: f64 = 40_000.0;
 
 /// How much the last life counts against all before it. Lives differ by a factor of four.
-const LIFE_WEIGHT: f64 = 0.25;
+const LIFE_WEIGHT: f64 = 0.4;
 
 /// The window is one part in this many of a life.
 ///
@@ -156,11 +156,11 @@ mod tests {
 
     #[test]
     fn the_window_shrinks_with_each_short_life_and_never_to_nothing() {
-        assert_eq!(window_after(&[40]), Some(5_003));
-        assert_eq!(window_after(&[40, 40]), Some(3_755));
+        assert_eq!(window_after(&[40]), Some(8_005));
+        assert_eq!(window_after(&[40, 40]), Some(4_808));
         assert_eq!(window_after(&[40; 30]), Some(16));
         let long = window_after(&[30_000; 20]).unwrap();
-        assert!((9_900..10_000).contains(&long), "{long}");
+        assert!((9_900..=10_100).contains(&long), "{long}");
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
         let mut lives = Lives::default();
         lives.listed(6_700, Timestamp(0));
         lives.restarted(0, Timestamp(0));
-        assert_eq!(lives.window(), Some(5_558));
+        assert_eq!(lives.window(), Some(8_893));
         for _ in 0..30_000 {
             lives.started();
         }
@@ -184,10 +184,10 @@ mod tests {
         lives.restarted(0, Timestamp(600_000));
         lives.listed(20_000, Timestamp(601_000));
         let (processes, time) = lives.expected(Timestamp(601_000)).unwrap();
-        assert_eq!((processes, time.unwrap().as_secs()), (20_000.0, 600));
+        assert_eq!((processes, time.unwrap().as_secs()), (32_000.0, 600));
         lives.restarted(0, Timestamp(800_000));
         let (_, time) = lives.expected(Timestamp(800_000)).unwrap();
-        assert_eq!((time.unwrap().as_secs(), lives.ended()), (500, 2));
+        assert_eq!((time.unwrap().as_secs(), lives.ended()), (440, 2));
         assert_eq!(lives.began_at(), Some(Timestamp(800_000)));
         let (_, time) = lives.expected(Timestamp(1_800_000)).unwrap();
         assert_eq!(
@@ -224,7 +224,7 @@ mod tests {
         }
         // Twenty of them were started before the restart was noticed.
         lives.restarted(20, Timestamp(0));
-        assert_eq!(expected(&lives), 16_000.0);
+        assert_eq!(expected(&lives), 25_600.0);
         assert_eq!(lives.processes(), Some(20));
     }
 }

@@ -76,6 +76,13 @@ impl Reachability {
         }
     }
 
+    /// Goes on leaving the upstream alone until a moment that an earlier run was told.
+    #[must_use]
+    pub fn resting(mut self, until: Option<Timestamp>, now: Timestamp) -> Self {
+        self.not_before = until.map(|at| at.min(now.after(BACKOFF_MAX)));
+        self
+    }
+
     /// Detail of the last failure since this was made.
     pub fn last_failure(&self) -> Option<&str> {
         self.last_failure.as_deref()
@@ -96,14 +103,14 @@ impl Reachability {
         matches!(self.reach, Reach::Down { .. })
     }
 
-    /// Returns whether the upstream has asked to be left alone for longer than until `now`.
-    pub fn is_resting(&self, now: Timestamp) -> bool {
-        self.not_before.is_some_and(|at| at > now)
+    /// Returns the moment until which the upstream has asked to be left alone, if that lies ahead.
+    pub fn resting_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.not_before.filter(|at| *at > now)
     }
 
     /// Whether anything may be asked at `now`.
     pub fn may_send(&self, now: Timestamp) -> bool {
-        !self.is_down() && !self.is_resting(now)
+        !self.is_down() && self.resting_until(now).is_none()
     }
 
     /// Takes note of a usable answer. Tells whether this is a change.
@@ -118,24 +125,32 @@ impl Reachability {
         true
     }
 
-    /// Takes note of a request without a usable answer. `certain` says that it cannot be due to
-    /// what was asked, as when no connection can be made. Returns whether to report that the upstream
+    /// Takes note of a request without a usable answer. Returns whether to report that the upstream
     /// is down: it was not before, or was so when an earlier run ended.
-    pub fn failed(&mut self, now: Timestamp, failure: &Failure) -> bool {
+    pub fn failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
         self.met.failure = true;
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        self.failures_in_a_row += 1;
-        let since = *self.first_failure_at.get_or_insert(now);
         if let Some(wait) = failure.retry_after {
             self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
         }
+        // An answer to a start, or one that asks for fewer requests, comes from an upstream that is there.
+        let is_there = match failure.cause {
+            Cause::NoAccess | Cause::Silence => false,
+            Cause::Overload => true,
+            Cause::Unusable => is_start,
+        };
+        if is_there {
+            return false;
+        }
+        self.failures_in_a_row += 1;
+        let since = *self.first_failure_at.get_or_insert(now);
         match &mut self.reach {
             Reach::Down { detail, .. } => {
                 detail.clone_from(&failure.detail);
                 is_first
             }
-            _ if failure.certain || self.failures_in_a_row >= FAILURES_TO_DOWN => {
+            _ if failure.cause == Cause::NoAccess || self.failures_in_a_row >= FAILURES_TO_DOWN => {
                 self.reach = Reach::Down {
                     since,
                     detail: failure.detail.clone(),
@@ -152,49 +167,83 @@ impl Reachability {
 pub struct Failure {
     /// What was seen, in words.
     pub detail: String,
-    /// Whether it cannot be due to what was asked.
-    pub certain: bool,
-    /// Whether it tells that the upstream has too much to do.
-    pub is_overload: bool,
+    /// Its kind.
+    pub cause: Cause,
     /// How long the upstream asked to be left alone.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure that tells nothing else.
-    pub fn new(detail: impl Into<String>, certain: bool) -> Self {
+    pub fn new(detail: impl Into<String>, cause: Cause) -> Self {
         Self {
             detail: detail.into(),
-            certain,
-            is_overload: false,
+            cause,
             retry_after: None,
         }
     }
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No connection, or none that is let in: every other request would meet the same.
+    NoAccess,
+    /// An answer that asks for fewer requests: 429 or 503.
+    Overload,
+    /// No answer in time.
+    Silence,
+    /// An answer that cannot be used.
+    Unusable,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn failure(cause: Cause) -> Failure {
+        Failure::new("it failed", cause)
+    }
+
     #[test]
     fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
         let mut reachability = Reachability::new(Reach::Unknown);
-        let failure = |certain| Failure::new("answered 500", certain);
+        let failed = |reachability: &mut Reachability, now, cause| {
+            reachability.failed(false, Timestamp(now), &failure(cause))
+        };
         assert!(reachability.answered(Timestamp(1)));
         for now in 2..10 {
-            assert!(!reachability.failed(Timestamp(now), &failure(false)));
+            assert!(!failed(&mut reachability, now, Cause::Unusable));
             assert!(!reachability.answered(Timestamp(now)));
         }
-        assert!(!reachability.failed(Timestamp(11), &failure(false)));
-        assert!(!reachability.failed(Timestamp(12), &failure(false)));
-        assert!(reachability.failed(Timestamp(13), &failure(false)));
-        assert!(!reachability.failed(Timestamp(14), &failure(false)));
+        assert!(!failed(&mut reachability, 11, Cause::Unusable));
+        assert!(!failed(&mut reachability, 12, Cause::Silence));
+        assert!(failed(&mut reachability, 13, Cause::Unusable));
+        assert!(!failed(&mut reachability, 14, Cause::Unusable));
         let Reach::Down { since, .. } = reachability.reach() else {
             panic!("it counts as down");
         };
         assert_eq!(*since, Timestamp(11));
         assert!(reachability.answered(Timestamp(15)));
-        assert!(reachability.failed(Timestamp(16), &failure(true)));
+        assert!(failed(&mut reachability, 16, Cause::NoAccess));
+    }
+
+    #[test]
+    fn an_upstream_that_refuses_starts_or_asks_for_fewer_requests_is_not_down() {
+        let mut reachability = Reachability::new(Reach::Unknown);
+        reachability.answered(Timestamp(1));
+        for now in 2..20 {
+            let now = Timestamp(now);
+            assert!(!reachability.failed(true, now, &failure(Cause::Unusable)));
+            assert!(!reachability.failed(true, now, &failure(Cause::Overload)));
+            assert!(!reachability.failed(false, now, &failure(Cause::Overload)));
+        }
+        assert!(reachability.may_send(Timestamp(20)));
+        // One that is silent to starts is.
+        for now in 21..23 {
+            assert!(!reachability.failed(true, Timestamp(now), &failure(Cause::Silence)));
+        }
+        assert!(reachability.failed(true, Timestamp(23), &failure(Cause::Silence)));
     }
 
     #[test]
@@ -202,8 +251,7 @@ mod tests {
         let detail = "answered 500".to_owned();
         let since = Timestamp(1);
         let mut reachability = Reachability::new(Reach::Down { since, detail });
-        let failure = Failure::new("answered 404", false);
-        assert!(reachability.failed(Timestamp(2), &failure));
-        assert!(!reachability.failed(Timestamp(3), &failure));
+        assert!(reachability.failed(false, Timestamp(2), &failure(Cause::Unusable)));
+        assert!(!reachability.failed(false, Timestamp(3), &failure(Cause::Unusable)));
     }
 }

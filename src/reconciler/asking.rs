@@ -7,7 +7,7 @@ use std::cell::{RefCell, RefMut};
 
 use crate::clock::Clock;
 use crate::order::{Observed, OrderId, Timestamp};
-use crate::pace::Failure;
+use crate::pace::{Cause, Failure};
 use crate::tally::{Answer, Kind, Tally};
 use crate::upstream::{Entry, StartError, Upstream};
 
@@ -79,7 +79,7 @@ impl<U: Upstream> Asking<U> {
                 biased;
                 result = self.upstream.list(on_entry) => result,
                 () = clock.deadline(until) => {
-                    Err(Failure::new("the list took too long and was cut off", false))
+                    Err(Failure::new("the list took too long and was cut off", Cause::Unusable))
                 }
             }
         };

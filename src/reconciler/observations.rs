@@ -146,6 +146,11 @@ impl Observations {
         self.listed = listed;
     }
 
+    /// Number of requests that it took.
+    pub fn requests(&self) -> usize {
+        self.look_ups + usize::from(self.is_listed)
+    }
+
     /// What it has cost the upstream.
     pub fn cost(&self) -> Duration {
         let list = if self.is_listed {

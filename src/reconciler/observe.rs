@@ -15,7 +15,7 @@ use super::{Decision, Reconciler, Report, Stop, effects, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::Plan;
+use crate::pace::{Call, Plan};
 use crate::store::{Change, StartCandidate, Step, Watchlist};
 use crate::upstream::Upstream;
 
@@ -43,9 +43,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let began_at = self.context.clock.now();
         self.looked_at = Some(began_at);
         let mut orders = self.context.store.watched()?;
-        let plan = self.pace.plan(orders.watched(), began_at);
+        let is_often = self.is_often(began_at);
+        let plan = self.pace.plan(orders.watched(), is_often, began_at);
         if plan == Plan::List && self.list.is_none() {
             let until = began_at.after(self.pace.list_limit());
+            self.pace.on_look_sent(began_at);
             self.list = Some(ListRead::begin(self.context.clone(), orders, until));
             tokio::select! {
                 biased;
@@ -101,7 +103,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let ListAnswer {
             began_at, result, ..
         } = answer;
-        self.note(result.as_ref().err());
+        self.note(Call::look(began_at), result.as_ref().err());
         let entries = result.as_ref().ok().copied();
         self.pace.on_list_read(entries, now.since(began_at));
         let mut seen = Observations::new(answer.orders);
@@ -131,13 +133,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if seen.is_complete {
             self.heartbeat.heartbeat.last_seen_at = Some(began_at);
         }
-        let occasion = match self.suspect_restart(&seen) {
+        let occasion = match self.suspect_restart(&seen, began_at) {
             true => Occasion::Restart,
             false => Occasion::Pass,
         };
         self.confirm(&mut seen, occasion, stop).await;
         report.is_too_soon |= seen.is_any_missing_too_soon(&self.context.policy());
+        let durations = self.pace.durations().clone();
         let settled = self.settle(&seen, occasion, began_at, report).await;
+        if settled.is_err() {
+            self.pace.unlearn(durations);
+        }
         // Also if what was seen could not be recorded: the upstream has been asked all the same.
         self.remember(&seen, began_at);
         self.pace.found_running(not_chosen + settled?);
@@ -148,7 +154,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Whether so many processes are newly missing that the upstream must have been restarted.
-    fn suspect_restart(&mut self, seen: &Observations) -> bool {
+    fn suspect_restart(&mut self, seen: &Observations, began_at: Timestamp) -> bool {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
         let lives = self.pace.lives();
         // What was confirmed before the last restart was found may have been forgotten in it: no
@@ -157,7 +163,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let of_all = seen.missing(None, &policy);
         if !seen.missing(restarted_at, &policy).is_restart() {
             if let Some(entries) = seen.entries {
-                self.pace.listed(entries, now);
+                self.pace.listed(entries, began_at, now);
+            } else if of_all.known > of_all.missing {
+                self.pace.on_seen(began_at);
             }
             return of_all.is_restart();
         }
@@ -178,7 +186,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         log::warn!(
             "the upstream seems to have been restarted{before}: it has forgotten {missing} of \
              {known} processes. A life is taken to last {life:.0} processes, so at most {window} run \
-             at once; the pace falls to {:.1} starts/s",
+             at once; the start rate is reduced to {:.1}/s",
             self.pace.rate().rate()
         );
         true
@@ -206,7 +214,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let now = self.context.clock.now();
         let is_late = now.since(began_at) > LIST_HEAD_START;
         let looked_at = if is_late { now } else { began_at };
-        self.pace.looked(looked_at, seen.cost());
+        self.pace.looked(looked_at, seen.requests(), seen.cost());
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -253,12 +261,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let context = &self.context;
         let mut asked = FuturesUnordered::new();
         loop {
-            while self.pace.may_send(context.clock.now(), asked.len())
+            while self.pace.may_look(context.clock.now(), asked.len())
                 && !stop.begun.is_cancelled()
                 && let Some(at) = waiting.next()
             {
                 let id = seen.orders.ids().order_id(at);
                 seen.look_ups += 1;
+                self.pace.on_look_sent(context.clock.now());
                 asked.push(async move {
                     let began_at = context.clock.now();
                     let result = context.upstream.look_up(&context.clock, &id).await;
@@ -270,7 +279,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 break;
             };
             let failure = result.as_ref().err();
-            note(&mut self.pace, context.clock.now(), failure);
+            note(
+                &mut self.pace,
+                Call::look(began_at),
+                context.clock.now(),
+                failure,
+            );
             match result {
                 Ok(observed) => seen.saw(at, Look { observed, began_at }),
                 Err(failure) => failures.push((at, failure)),

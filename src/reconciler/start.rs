@@ -34,7 +34,7 @@ use super::start_queue::StartQueue;
 use super::{Context, HeartbeatWriter, Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::Pace;
+use crate::pace::{self, Pace};
 use crate::store::{Change, Recorded, StartCandidate, Step};
 use crate::upstream::Upstream;
 
@@ -77,7 +77,7 @@ pub(super) struct StartPipeline<'a, U, C> {
     /// Being written. One commit at a time: all that comes meanwhile shares the next.
     commit: Option<Commit<'a>>,
     ready: VecDeque<(Call, StartCandidate)>,
-    in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, Answer)>>,
+    in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, pace::Call, Answer)>>,
     /// After an error no turn comes any more, and what is under way is waited for.
     error: Option<anyhow::Error>,
 }
@@ -96,7 +96,7 @@ struct Commit<'a> {
 
 /// Something that was waited for.
 enum Event {
-    Answered(StartCandidate, Answer),
+    Answered(StartCandidate, pace::Call, Answer),
     Committed(anyhow::Result<Recorded>),
     /// The next turn has come, or the program is to end.
     Turn,
@@ -115,7 +115,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
         }
         self.queue.begin();
-        let until = self.context.settings.schedule.next_after(now);
+        let mut until = self.context.settings.schedule.next_after(now);
+        if let Some(look_at) = self.next_look_at() {
+            until = until.min(look_at);
+        }
         let pipeline = StartPipeline {
             context: &self.context,
             stop,
@@ -143,7 +146,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.send();
             self.begin_commit();
             match self.next_event().await {
-                Some(Event::Answered(order, answer)) => self.on_answered(order, answer).await,
+                Some(Event::Answered(order, call, answer)) => {
+                    self.on_answered(order, call, answer).await
+                }
                 Some(Event::Committed(result)) => self.on_committed(result),
                 Some(Event::Turn) => {}
                 Some(Event::ListRead) => self.is_list_read = true,
@@ -179,7 +184,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         };
         Some(tokio::select! {
             biased;
-            Some((order, answer)) = self.in_flight.next() => Event::Answered(order, answer),
+            Some((order, call, answer)) = self.in_flight.next() => {
+                Event::Answered(order, call, answer)
+            }
             result = committed => Event::Committed(result),
             () = ListRead::read_on(self.list) => Event::ListRead,
             () = turn => Event::Turn,
@@ -226,9 +233,13 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         {
             self.context.enter(Stage::InFlight, &order);
             let (context, stop) = (self.context, self.stop);
+            let sent = pace::Call {
+                is_start: call == Call::Start,
+                sent_at: self.now(),
+            };
             self.in_flight.push(Box::pin(async move {
                 let answer = context.call(call, &order, stop).await;
-                (order, answer)
+                (order, sent, answer)
             }));
         }
     }
@@ -245,19 +256,19 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, call: pace::Call, answer: Answer) {
         let now = self.now();
         match &answer {
-            Answer::Accepted { .. } => self.pace.on_start_accepted(),
+            Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
             Answer::Refused { .. } => self.pace.on_start_refused(),
             Answer::Ambiguous {
-                answer: Some(500..),
+                answer: None | Some(500..),
                 ..
-            } => self.pace.on_server_error(),
+            } => self.pace.on_start_in_doubt(),
             _ => {}
         }
         let outcome = self.context.on_answer(&order, answer, now, self.report);
-        note(self.pace, now, outcome.failure.as_ref());
+        note(self.pace, call, now, outcome.failure.as_ref());
         self.conclude(order, outcome);
         // A long pass does not look like none, and readers hear of the upstream now.
         let written = self.heartbeat.write_if_due(self.context, self.pace).await;

@@ -7,7 +7,7 @@ use super::{Context, Report, Stop, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::Failure;
+use crate::pace::{Cause, Failure};
 use crate::store::{PreviousIntent, StartCandidate, Step};
 use crate::upstream::{StartError, Upstream};
 
@@ -70,7 +70,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             stop.abandon.cancelled().await;
             StartError::Ambiguous {
                 answer: None,
-                failure: Failure::new("the program ended before the answer came", false),
+                failure: Failure::new("the program ended before the answer came", Cause::Unusable),
             }
         };
         match self.upstream.start(&self.clock, id, given_up).await {

@@ -3,7 +3,7 @@
 use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
-use order_service::pace::Failure;
+use order_service::pace::{Cause, Failure};
 use order_service::program::Exit;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use order_service::upstream::{Entry, StartError, Upstream};
@@ -34,7 +34,7 @@ impl Upstream for Lists {
         }
         match self.is_whole {
             true => Ok(self.processes.len() as u64),
-            false => Err(Failure::new("it broke off", false)),
+            false => Err(Failure::new("it broke off", Cause::Unusable)),
         }
     }
 }

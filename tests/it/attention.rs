@@ -8,8 +8,8 @@ use std::process::Command;
 use order_service::clock::{Clock, Rfc3339, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
-use order_service::pace::LearnedRate;
 use order_service::pace::Reach;
+use order_service::pace::StartRate;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use serde_json::{Value, json};
 
@@ -407,7 +407,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     heartbeat.leader_since = Some(now);
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);
-    heartbeat.learned.rate = Some(LearnedRate::new(0.5, now));
+    heartbeat.learned.rate = Some(StartRate::new(0.5, now));
     store.write_heartbeat(heartbeat).await.unwrap();
     // "c" itself, and one of the two whose backoff is over: these have half as many turns. Not the one
     // that is held.

@@ -30,7 +30,8 @@ const URL: Setting = (
 const LOG: Setting = ("--log-format", "LOG_FORMAT", "text");
 const RECONCILE: [Setting; 6] = [
     ("--schedule", "RECONCILE_SCHEDULE", "\"* * * * * *\""),
-    ("--start-rate", "START_RATE", "50"),
+    // Not a value but words: it depends on others.
+    ("--start-rate", "START_RATE", ""),
     ("--max-in-flight", "MAX_IN_FLIGHT", "8"),
     ("--request-timeout", "REQUEST_TIMEOUT", "5s"),
     ("--lost-process", "LOST_PROCESS", "restart"),

@@ -118,7 +118,7 @@ async fn what_is_told_of_a_run_is_what_the_database_counts() {
     assert_eq!(told["upstream"]["detail"], Value::Null);
     assert_eq!(told["upstream"]["life"]["ended"], 0);
     assert_eq!(told["reconciler"]["status"], "leading");
-    let pace = json!({"starts_per_second": null, "ceiling": null, "reason": null, "in_flight": 0, "window": null});
+    let pace = json!({"starts_per_second": null, "ceiling": null, "reason": null, "in_flight": 0, "window": null, "wait_seconds": null, "resting_until": null});
     assert_eq!(told["pace"], pace, "without a ceiling nothing limits it");
 }
 

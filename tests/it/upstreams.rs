@@ -121,7 +121,7 @@ impl Orders {
 fn settings() -> Settings {
     Settings {
         schedule: "* * * * * *".parse().unwrap(),
-        start_rate: 50.0,
+        start_rate: Some(50.0),
         max_in_flight: 8,
         request_timeout: TIMEOUT_IN_RULES,
         max_starts: 5,
@@ -330,7 +330,7 @@ async fn at_most_as_many_requests_are_in_flight_as_allowed() {
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
     let few = Settings {
-        start_rate: 0.0,
+        start_rate: Some(0.0),
         max_in_flight: 3,
         ..settings()
     };

@@ -6,16 +6,18 @@
 //! - `past`: the upstream's recent past, of which reads that lag still tell.
 //! - `oracle`: what must always hold, checked after every step.
 //! - `run`: one seed from the first order to the last.
-//! - `pace`: how soon many orders settle, beside clients with a `fixed` pace.
+//! - `pace`: how soon many orders settle under each kind of upstream, which may have `limits`, beside
+//!   clients with a `fixed` pace.
 //! - `fit`: the model of the upstream's crashes beside what was measured.
 //!
 //! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and tells what happened;
-//! `scripts/simulate pace` compares paces.
+//! `scripts/simulate pace` prints how orders fare under each kind of upstream.
 
 #![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
 
 mod fit;
 mod fixed;
+mod limits;
 mod oracle;
 mod pace;
 mod past;
@@ -31,12 +33,8 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 5_000 };
 /// The same of the comparison with what was measured.
 const FIT_SEEDS: u64 = 3;
 
-/// What `scripts/simulate pace` runs.
-const PACE: pace::Scale = pace::Scale {
-    orders: 10_000,
-    seeds: 100,
-    fixed_seeds: 60,
-};
+/// Runs of each case of `scripts/simulate pace`.
+const PACE_SEEDS: u64 = 100;
 
 fn main() -> ExitCode {
     let mut seeds = 1..=SEEDS;
@@ -76,6 +74,9 @@ fn main() -> ExitCode {
         println!("the crash model does not fit what was measured");
         return ExitCode::FAILURE;
     }
+    if is_all && !pace::keeps_to_limits() {
+        return ExitCode::FAILURE;
+    }
     let begun = Instant::now();
     let mut total = run::Totals::default();
     for seed in seeds {
@@ -99,27 +100,24 @@ fn number(text: Option<String>) -> Option<u64> {
 }
 
 fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
-    let mut scale = PACE;
+    let (mut name, mut seeds) = (String::new(), PACE_SEEDS);
     while let Some(argument) = arguments.next() {
-        match (argument.as_str(), number(arguments.next())) {
-            ("--orders", Some(orders)) => scale.orders = orders as usize,
-            ("--seeds", Some(seeds)) if seeds > 0 => scale.seeds = seeds,
-            ("--fixed-seeds", Some(seeds)) => scale.fixed_seeds = seeds,
+        match (argument.as_str(), arguments.next()) {
+            ("--case", Some(case)) => name = case,
+            ("--seeds", Some(count)) => match count.parse() {
+                Ok(count) if count > 0 => seeds = count,
+                _ => return usage(),
+            },
             _ => return usage(),
         }
     }
-    let fits = fit::fit(FIT_SEEDS.max(scale.fixed_seeds));
-    pace::compare(scale);
-    pace::recover(scale.orders);
-    match fits {
-        Some(()) => ExitCode::SUCCESS,
-        None => ExitCode::FAILURE,
-    }
+    pace::compare(&name, seeds);
+    ExitCode::SUCCESS
 }
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--orders N] [--seeds N] [--fixed-seeds N]"
+        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--case NAME] [--seeds N]"
     );
     ExitCode::from(2)
 }

@@ -14,11 +14,12 @@ use std::time::Duration;
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::health;
-use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status};
+use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Stop, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Filter, Mode, Store};
 use rusqlite::Connection;
 
+use crate::limits::Limit;
 use crate::world::{Fault, Handle, RECENT, Weather, World, WriteWeather};
 
 /// Once nothing goes wrong any more, every order settles within this many passes, one a second:
@@ -223,7 +224,7 @@ impl Run {
             (LostProcess::Fail, "fail"),
         ][draws.below(4) as usize];
         let settings = Settings {
-            start_rate: [0.0, 5.0, 50.0][draws.below(3) as usize],
+            start_rate: [None, Some(5.0), Some(50.0)][draws.below(3) as usize],
             max_in_flight: [1, 2, 8][draws.below(3) as usize],
             request_timeout: timeout,
             max_starts: [1, 3, 5, 1_000][draws.below(4) as usize],
@@ -275,6 +276,7 @@ impl Run {
             death: [0, 0, 3, 15][draws.below(4) as usize],
             write_fault: [0, 0, 10][draws.below(3) as usize],
             step: [0, 0, 5, 30][draws.below(4) as usize],
+            limit: (draws.below(4) == 0).then(|| Limit::draw(draws)),
         }
     }
 
@@ -284,6 +286,7 @@ impl Run {
         self.gate
             .fault
             .store(weather.write_fault, Ordering::Relaxed);
+        self.world.limit.borrow_mut().clone_from(&weather.limit);
         *self.world.weather.borrow_mut() = weather;
     }
 
@@ -309,7 +312,7 @@ impl Run {
                 self.operate();
             }
             reconciler = self.pass(reconciler);
-            self.await_moment();
+            self.await_moment(reconciler.next_look_at());
         }
     }
 
@@ -322,7 +325,7 @@ impl Run {
             if self.is_quiet() {
                 break;
             }
-            self.await_moment();
+            self.await_moment(reconciler.next_look_at());
         }
         self.world.oracle.borrow_mut().check_end();
         let ended = self.store.heartbeat().unwrap().learned.lives.ended();
@@ -349,12 +352,14 @@ impl Run {
         open.iter().all(is_held)
     }
 
-    /// Waits for the next pass, which is due within a second: however the clock is set, passes go on.
-    fn await_moment(&mut self) {
+    /// Waits for the next pass, which is due within a second, or in the moment of an order before: however
+    /// the clock is set, passes go on.
+    fn await_moment(&mut self, look_at: Option<Timestamp>) {
         let world = &self.world;
         let rested_at = world.time();
         let share = 10 * world.weather.borrow().step;
-        while !self.moments.has_come(&self.clock) {
+        let is_look_due = |clock: &SteadyClock<Handle>| look_at.is_some_and(|at| at <= clock.now());
+        while !self.moments.has_come(&self.clock) && !is_look_due(&self.clock) {
             let wait = self.moments.wait(&self.clock);
             let part = 1 + world.draws.below(wait.as_millis() as u64);
             world.move_to(world.time().0 + part as i64);

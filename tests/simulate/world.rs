@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use order_service::clock::Clock;
 use order_service::order::{Observed, OrderId, Timestamp};
-use order_service::pace::Failure;
+use order_service::pace::{Cause, Failure, list_cost, look_ups_cost};
 use order_service::simulator::crash::{CrashModel, Touch};
 use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
 use order_service::upstream::{Entry, StartError, Upstream};
 
+use crate::limits::Limit;
 use crate::oracle::{Arrival, Oracle};
 use crate::past::Past;
 
@@ -148,6 +149,8 @@ pub struct Weather {
     pub write_fault: u64,
     /// The clock is set back or forward at a touch of the world.
     pub step: u64,
+    /// The upstream limits the rate of requests.
+    pub limit: Option<Limit>,
 }
 
 /// An upstream that may die of its work, and is down for a while then.
@@ -169,6 +172,13 @@ pub struct World {
     past: RefCell<Past>,
     pub oracle: RefCell<Oracle>,
     fragile: RefCell<Fragile>,
+    /// Moments at which the upstream is killed, the next one last.
+    pub kills: RefCell<Vec<Timestamp>>,
+    pub limit: RefCell<Option<Limit>>,
+    /// Moments of the starts that the limit let through, and of those that it refused.
+    pub admitted: RefCell<[Vec<Timestamp>; 2]>,
+    /// Cost of all looks to the upstream, about.
+    pub looks_cost: Cell<Duration>,
     /// Requests take no longer than this on their way, in milliseconds.
     travel_ms: Cell<u64>,
     /// Starts that are still on their way although nobody waits for them.
@@ -204,6 +214,10 @@ impl World {
                 crash: None,
                 down_until: Timestamp(0),
             }),
+            kills: RefCell::default(),
+            limit: RefCell::default(),
+            admitted: RefCell::default(),
+            looks_cost: Cell::default(),
             travel_ms: Cell::new(30),
             late: RefCell::default(),
             is_dead: Arc::default(),
@@ -247,6 +261,36 @@ impl World {
         for (_, id) in arrived {
             self.take_effect(&id, Arrival::Late);
         }
+        while let Some(at) = self.kills.borrow_mut().pop_if(|at| at.0 <= now) {
+            self.die(&mut self.fragile.borrow_mut(), at);
+        }
+    }
+
+    fn on_look(&self, cost: Duration) {
+        self.looks_cost.set(self.looks_cost.get() + cost);
+    }
+
+    /// Lets a request through the limit, or says how it is refused.
+    fn admit(&self, is_start: bool) -> Result<(), (u16, Failure)> {
+        let mut limit = self.limit.borrow_mut();
+        let Some(limit) = limit
+            .as_mut()
+            .filter(|limit| is_start || limit.counts_looks)
+        else {
+            return Ok(());
+        };
+        let admitted = limit.admit(self.time());
+        if is_start {
+            self.admitted.borrow_mut()[usize::from(admitted.is_err())].push(self.time());
+        }
+        let status = limit.status;
+        admitted.map_err(|retry_after| {
+            let failure = Failure {
+                retry_after,
+                ..Failure::new(format!("the upstream answered {status}"), Cause::Overload)
+            };
+            (status, failure)
+        })
     }
 
     /// What a dead program was waiting for does not matter any more.
@@ -269,11 +313,6 @@ impl World {
     pub fn make_fragile(&self, crash: Option<CrashModel>) {
         self.travel_ms.set(3);
         self.fragile.borrow_mut().crash = crash;
-    }
-
-    /// Nobody can reach the upstream for a while.
-    pub fn cut_off(&self, while_: Duration) {
-        self.fragile.borrow_mut().down_until = self.time().after(while_);
     }
 
     /// Whether the upstream is there: it may have died of a completion since the last request.
@@ -480,10 +519,12 @@ impl Clock for Handle {
 }
 
 fn failure(detail: &str, certain: bool) -> Failure {
-    Failure {
-        is_overload: detail == "no answer",
-        ..Failure::new(detail, certain)
-    }
+    let cause = match (detail, certain) {
+        (_, true) => Cause::NoAccess,
+        ("no answer", _) => Cause::Silence,
+        _ => Cause::Unusable,
+    };
+    Failure::new(detail, cause)
 }
 
 impl Upstream for Handle {
@@ -501,8 +542,21 @@ impl Upstream for Handle {
             failure: failure("no answer", false),
         };
         world.travel().await;
+        let is_up = world.is_up();
+        let admitted = if is_up { world.admit(true) } else { Ok(()) };
         let result = match fault {
-            _ if !world.is_up() => Err(StartError::Unavailable(failure("no connection", true))),
+            _ if !is_up => Err(StartError::Unavailable(failure("no connection", true))),
+            _ if admitted.is_err() => {
+                world.travel().await;
+                let (status, failure) = admitted.unwrap_err();
+                Err(match status {
+                    429 => StartError::Unavailable(failure),
+                    _ => StartError::Ambiguous {
+                        answer: Some(status),
+                        failure,
+                    },
+                })
+            }
             Fault::Unreachable => Err(StartError::Unavailable(failure("no connection", true))),
             Fault::Lost => {
                 world.sleep(world.request_timeout).await;
@@ -595,9 +649,11 @@ impl Upstream for Handle {
                 Err(failure("broke off", false))
             }
             _ if !world.is_up() => Err(failure("no connection", true)),
+            _ if let Err((_, failure)) = world.admit(false) => Err(failure),
             _ if !world.survives(Touch::LookUp) => Err(failure("broke off", false)),
             Fault::None | Fault::OddStatus | Fault::Slow | Fault::Lagging => {
                 world.delay(fault, world.request_timeout).await;
+                world.on_look(look_ups_cost(1));
                 let read_at = world.read_at(fault, began_at);
                 let (model, past) = (world.model.borrow(), world.past.borrow());
                 let status = past.look_up(&model, id.as_str(), read_at);
@@ -643,7 +699,11 @@ impl Upstream for Handle {
         if !world.is_up() {
             return Err(failure("no connection", true));
         }
+        if let Err((_, failure)) = world.admit(false) {
+            return Err(failure);
+        }
         let entries = world.model.borrow().len();
+        world.on_look(list_cost(entries as u64));
         if !world.survives(Touch::List { entries }) {
             return Err(failure("broke off", false));
         }

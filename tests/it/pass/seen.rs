@@ -102,7 +102,7 @@ fn a_process_that_an_operator_has_started_again_has_yet_to_be_seen() {
     for is_seen_before in [false, true] {
         let id = OrderId::new("a0").unwrap();
         block_on(stage.store.release(id, stage.clock.now())).unwrap();
-        stage.forward(1_000);
+        stage.forward(1_100);
         assert_eq!(pass(&mut reconciler).restarted, 1);
         assert!(!is_seen(&stage), "{is_seen_before}");
         if !is_seen_before {
@@ -110,7 +110,7 @@ fn a_process_that_an_operator_has_started_again_has_yet_to_be_seen() {
             assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
         }
     }
-    stage.forward(1_000);
+    stage.forward(1_100);
     pass(&mut reconciler);
     assert!(is_seen(&stage));
     forget(&stage, &mut reconciler);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use order_service::clock::{Clock, SetClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
-use order_service::pace::{Failure, Learned};
+use order_service::pace::{Cause, Failure, Learned, StartRate};
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
 use order_service::simulator::model::Model;
 use order_service::store::{Creation, DatabasePath, Filter, Heartbeat, Mode, OpenGate, Store};
@@ -131,10 +131,12 @@ impl InMemory {
 }
 
 fn failure(detail: &str, certain: bool) -> Failure {
-    Failure {
-        is_overload: detail == "no answer",
-        ..Failure::new(detail, certain)
-    }
+    let cause = match (detail, certain) {
+        (_, true) => Cause::NoAccess,
+        ("no answer", _) => Cause::Silence,
+        _ => Cause::Unusable,
+    };
+    Failure::new(detail, cause)
 }
 
 impl Upstream for InMemory {
@@ -255,24 +257,41 @@ pub(super) struct Stage {
     pub(super) settings: Settings,
 }
 
+/// Knowledge of an earlier run in which the upstream took every start, however fast they came.
+pub(super) fn unlimited() -> Learned {
+    let mut rate = StartRate::new(0.0, Timestamp(0));
+    let mut now = Timestamp(0);
+    while rate.rate() < 10_000.0 {
+        now = now.after(Duration::from_secs(1));
+        (0..rate.rate() as u32).for_each(|_| rate.on_sent());
+        rate.on_seen(now);
+    }
+    Learned {
+        rate: Some(rate),
+        ..Learned::default()
+    }
+}
+
 impl Stage {
     pub(super) fn new(max_duration_secs: u32) -> Self {
         let world = World::in_memory();
         let path = DatabasePath::from(world.database());
         let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
         let clock = SetClock::new(Timestamp(1_800_000_000_000));
-        Self {
+        let stage = Self {
             _world: world,
             store,
             upstream: InMemory::new(clock.clone(), max_duration_secs),
             clock,
             settings: Settings {
-                start_rate: 0.0,
+                start_rate: Some(0.0),
                 max_in_flight: 1,
                 lost_process: LostProcess::Hold,
                 ..Settings::default()
             },
-        }
+        };
+        stage.has_learned(unlimited());
+        stage
     }
 
     pub(super) fn reconciler(&self) -> Reconciler<InMemory, SetClock> {

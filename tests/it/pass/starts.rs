@@ -39,7 +39,7 @@ fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_withi
     for n in 0..20 {
         stage.create(&format!("good{n}"));
     }
-    (stage.settings.start_rate, stage.settings.max_in_flight) = (50.0, 8);
+    (stage.settings.start_rate, stage.settings.max_in_flight) = (Some(50.0), 8);
     stage.upstream.take_requests();
     let mut reconciler = stage.reconciler();
     let begun = stage.clock.now();
@@ -59,7 +59,7 @@ fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_withi
 #[test]
 fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() {
     let mut stage = forgotten(3, LostProcess::Restart);
-    stage.settings.start_rate = 0.5;
+    stage.settings.start_rate = Some(0.5);
     for id in ["b0", "b1", "b2"] {
         stage.create(id);
     }
@@ -124,7 +124,7 @@ fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_com
         .map(|n| format!("a{n}"))
         .filter(|id| stage.order(id).starts == 1)
         .collect();
-    assert!(waiting.len() > 40, "the pace is slow");
+    assert!(waiting.len() > 30, "the pace is slow");
     let draw = &mut |_: u64| 1;
     for id in &waiting {
         let now = stage.clock.now();

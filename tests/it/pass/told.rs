@@ -25,7 +25,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
     assert_eq!(written_at(&stage), stage.clock.now());
-    stage.forward(1_000);
+    stage.forward(1_100);
     assert_eq!(
         pass(&mut reconciler).observed,
         1,
@@ -47,7 +47,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
 #[test]
 fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
     let mut stage = Stage::new(100);
-    stage.settings.start_rate = 0.1;
+    stage.settings.start_rate = Some(0.1);
     for id in ["a1", "a2"] {
         stage.create(id);
     }
@@ -73,7 +73,7 @@ fn the_upstream_counts_as_unreachable_when_nothing_that_was_asked_got_an_answer(
     stage.create("a1");
     let mut reconciler = stage.reconciler();
     pass(&mut reconciler);
-    stage.forward(1_000);
+    stage.forward(1_100);
     stage.upstream.look_fate.set(Fate::Lost);
     assert!(pass(&mut reconciler).unreachable, "it did not answer");
     stage.create("a2");

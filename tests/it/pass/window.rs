@@ -19,11 +19,12 @@ fn short_lived(orders: usize, max_duration_secs: u32) -> Stage {
     assert_eq!(lives.window(), Some(WINDOW as u64));
     let mut durations = Durations::default();
     let longest = Duration::from_secs(max_duration_secs.into());
-    durations.ended(longest, longest);
+    durations.on_observed(longest);
+    durations.on_ended(longest);
     stage.has_learned(Learned {
         lives,
         durations,
-        rate: None,
+        ..unlimited()
     });
     stage.create_many(orders);
     stage
@@ -87,7 +88,7 @@ fn processes_that_are_not_looked_at_keep_their_places() {
     for n in 1..40 {
         stage.create(&format!("a{n}"));
     }
-    stage.forward(1_000);
+    stage.forward(1_100);
     let report = pass(&mut reconciler);
     assert_eq!(report.started, WINDOW - running(&stage).min(1), "{report}");
     assert_eq!(stage.upstream.take_requests()[1], "look a0", "and no list");

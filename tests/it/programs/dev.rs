@@ -45,7 +45,7 @@ async fn paste(client: &Client, command: &str) -> Answer {
 async fn the_commands_of_dev_work_when_pasted() {
     let world = World::new();
     let (mut program, banner) = dev(&world, &["--max-order-process-duration", "2"]);
-    assert_eq!(told(&banner, "pace"), "50 starts/s at most");
+    assert_eq!(told(&banner, "pace"), "no ceiling");
     let api = told(&banner, "API").to_owned();
     let (data, _) = told(&banner, "data").split_once(',').unwrap();
     assert!(Path::new(data).starts_with(fs::canonicalize(world.path("tmp")).unwrap()));

@@ -269,7 +269,7 @@ fn assert_looked_up_before_the_second_start(asked: &[Asked]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_no_process() {
-    let trouble = [401, 403, 407, 408, 429, 500, 501, 502, 503, 504, 599];
+    let trouble = [401, 403, 407, 408, 500, 501, 502, 503, 504, 599];
     let cases = trouble
         .into_iter()
         .flat_map(|status| [(status, true), (status, false)]);
@@ -302,6 +302,24 @@ async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_
         assert_looked_up_before_the_second_start(&asked);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_refused_for_its_rate_was_not_taken_and_is_no_case_of_the_order() {
+    let upstream = Scripted::new(|asked, before| match asked.is_start() {
+        true if before.is_empty() => answer(429, "slowly"),
+        true => answer(200, ""),
+        false => answer(200, process("a1", "RUNNING")),
+    })
+    .await;
+    let orders = Orders::created(&["a1"]).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    let is_processing = |all: &[Order]| all[0].status == Status::Processing;
+    reconciler.until_all(is_processing).await;
+    let asked = upstream.asked_about("a1");
+    assert!(asked[0].is_start() && asked[1].is_start(), "{asked:#?}");
+    let order = &orders.all()[0];
+    assert_eq!((order.starts, &order.attention), (1, &None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,7 +371,7 @@ async fn retry_after_is_honoured_although_another_request_in_flight_succeeds() {
     .await;
     let orders = Orders::created(&["a1", "a2"]).await;
     let at_once = Settings {
-        start_rate: 0.0,
+        start_rate: Some(0.0),
         ..settings()
     };
     let mut reconciler = orders.reconciler_with(&upstream, at_once);

@@ -104,15 +104,19 @@ function upstream(stats, moment) {
     return { level: "bad", words: [`The upstream ${silence} for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
   }
   const words = [`It has answered for ${lasting(since, moment)}. `];
-  const { starts_per_second: pace, ceiling, reason } = stats.pace;
+  const { starts_per_second: pace, reason, wait_seconds: wait, resting_until: rest } = stats.pace;
   if (life.expected_seconds !== null) {
     words.push(`As far as was seen, it lives about ${wholeSpan(life.expected_seconds)}; `);
     words.push(`${restarted(stats.restarts.last_hour)} in the last hour. `);
   } else if (stats.restarts.last_hour) {
     words.push(`It has forgotten processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
   }
-  if (pace !== null && ceiling !== null && pace < ceiling) {
-    words.push(`The pace of ${rate(pace)} starts/s is below its ceiling of ${rate(ceiling)}${reason ? `: ${sentence(reason)}` : "."}`);
+  if (rest !== null && secondsSince(rest, moment) < 0) {
+    words.push(`It has asked to be left alone: nothing is started or looked at for ${wholeSpan(-secondsSince(rest, moment))}. `);
+  }
+  if (pace !== null && reason) words.push(`The start rate is reduced to ${rate(pace)}/s: ${sentence(reason)} `);
+  if (pace !== null && wait > LONG_WAIT_SECONDS) {
+    words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} at ${rate(pace)} starts/s.`);
   }
   const isTroubled = stats.attention.upstream_unreachable > 0;
   return { level: isTroubled ? "warn" : "good", words };
@@ -133,6 +137,9 @@ function waiting(stats, moment) {
   const oldest = { text: open === 1 ? "for" : "the oldest for", to: { ...START, order: id } };
   return [many, `${verb}, `, oldest, ` ${lasting(at, moment)}.`];
 }
+
+// Orders that wait for less than this are none that wait.
+const LONG_WAIT_SECONDS = 10;
 
 // A schedule that is so dense that telling of each look would only flicker.
 const DENSE_SECONDS = 3;

@@ -1,0 +1,96 @@
+//! Limits of the rate of requests, as gateways and services impose them.
+
+use std::time::Duration;
+
+use order_service::order::Timestamp;
+
+use crate::world::Draws;
+
+/// How requests are counted.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A token bucket: `rate` tokens a second, `burst` at most.
+    TokenBucket { rate: f64, burst: f64 },
+    /// At most `limit` requests in each window. A refusal names the time until the next one.
+    FixedWindow { limit: u32, window: Duration },
+}
+
+/// A limit, and the requests that it has counted.
+#[derive(Clone, Debug)]
+pub struct Limit {
+    kind: Kind,
+    /// Looks count too, and are refused too.
+    pub counts_looks: bool,
+    /// HTTP status of a refusal.
+    pub status: u16,
+    /// Tokens that are left, or requests in this window.
+    level: f64,
+    changed_at: Option<Timestamp>,
+}
+
+impl Limit {
+    pub fn new(kind: Kind, status: u16, counts_looks: bool) -> Self {
+        Self {
+            kind,
+            counts_looks,
+            status,
+            level: 0.0,
+            changed_at: None,
+        }
+    }
+
+    /// Any limit, so tight that it is met by a few orders.
+    pub fn draw(draws: &Draws) -> Self {
+        let kind = match draws.below(2) {
+            0 => Kind::TokenBucket {
+                rate: 0.5 * (1 + draws.below(10)) as f64,
+                burst: (1 + draws.below(5)) as f64,
+            },
+            _ => Kind::FixedWindow {
+                limit: 1 + draws.below(10) as u32,
+                window: Duration::from_secs(1 + draws.below(20)),
+            },
+        };
+        let status = [429, 503][draws.below(2) as usize];
+        Self::new(kind, status, draws.below(2) == 0)
+    }
+
+    /// Requests a second that it lets through.
+    pub fn rate(&self) -> f64 {
+        match &self.kind {
+            Kind::TokenBucket { rate, .. } => *rate,
+            Kind::FixedWindow { limit, window } => f64::from(*limit) / window.as_secs_f64(),
+        }
+    }
+
+    /// Lets a request through, or refuses it with its `Retry-After`.
+    pub fn admit(&mut self, now: Timestamp) -> Result<(), Option<Duration>> {
+        match self.kind {
+            Kind::TokenBucket { rate, burst } => {
+                let passed = self.changed_at.map(|at| now.since(at).as_secs_f64());
+                let refilled = passed.map_or(burst, |passed| self.level + passed * rate);
+                self.level = refilled.min(burst);
+                self.changed_at = Some(now);
+                if self.level < 1.0 {
+                    return Err(None);
+                }
+                self.level -= 1.0;
+            }
+            Kind::FixedWindow { limit, window } => {
+                let window = window.as_millis() as i64;
+                let began_at = Timestamp(now.0 - now.0.rem_euclid(window));
+                if self.changed_at != Some(began_at) {
+                    self.level = 0.0;
+                    self.changed_at = Some(began_at);
+                }
+                if self.level >= f64::from(limit) {
+                    let left = (began_at.0 + window - now.0) as u64;
+                    // Whole seconds, rounded up, as the header has them.
+                    return Err(Some(Duration::from_secs(left.div_ceil(1_000))));
+                }
+                self.level += 1.0;
+            }
+        }
+        Ok(())
+    }
+}
