@@ -17,7 +17,7 @@ CREATE TABLE orders (
                                               OR status = 'FULFILLED' OR status = 'FAILED'),
     created_at        INTEGER NOT NULL,
     updated_at        INTEGER NOT NULL CHECK (updated_at >= created_at),
-    -- Starts that were sent and may have taken effect.
+    -- Starts that were sent and may have taken effect, with the one whose outcome is not known.
     starts            INTEGER NOT NULL DEFAULT 0 CHECK (starts >= 0),
 
     -- From here on: the reconciler's notes about an open order. A settled order has none.

@@ -20,7 +20,8 @@ pub struct OpenOrder {
     pub is_seen: bool,
     /// The start that was about to be sent and whose outcome is not known.
     pub intent: Option<Intent>,
-    /// How many starts were sent that may have taken effect, without the present intent.
+    /// How many starts were sent that may have taken effect. The present intent counts unless its
+    /// answer says that it was not taken.
     pub starts: u32,
     /// Whether an operator wants it started again, whatever the policy.
     pub is_released: bool,
@@ -59,15 +60,13 @@ pub struct Intent {
     pub answer: Option<u16>,
 }
 
-/// Answers from here on may be a gateway's, made after the start was passed on.
-const SERVER_ERROR: u16 = 500;
+/// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error
+/// may be a gateway's, made after the start was passed on.
+pub fn is_in_doubt(answer: Option<u16>) -> bool {
+    answer.is_none_or(|answer| answer >= 500)
+}
 
 impl Intent {
-    /// Returns whether the start may have taken effect, by its answer alone.
-    fn is_in_doubt(&self) -> bool {
-        self.answer.is_none_or(|answer| answer >= SERVER_ERROR)
-    }
-
     /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
     /// could write down that it was given up, that was one timeout after the intent at the latest.
@@ -203,20 +202,19 @@ impl OpenOrder {
         }
     }
 
-    /// Starts that may have taken effect, with the present intent if it never got an answer.
-    pub fn starts_so_far(&self) -> u32 {
-        let is_in_doubt = self.intent.is_some_and(|intent| intent.is_in_doubt());
-        self.starts + u32::from(is_in_doubt)
+    /// Returns whether the present intent counts as a start so far.
+    pub fn is_intent_counted(&self) -> bool {
+        self.intent.is_some_and(|intent| is_in_doubt(intent.answer))
     }
 
-    /// Whether the present intent counts as a start after a look that found no process, late enough.
-    /// Silence does. A server error does only if that look cannot tell, in another life of the upstream,
-    /// or if not even a doubtful second start is allowed.
-    pub fn is_intent_counted(&self, policy: &Policy, at: PassContext) -> bool {
+    /// Returns whether the present intent counts no longer after a look that found no process, late
+    /// enough. Silence goes on to count. So does a server error if that look cannot tell, in another
+    /// life of the upstream, or if not even a doubtful second start is allowed.
+    pub fn is_intent_cleared(&self, policy: &Policy, at: PassContext) -> bool {
         self.intent.is_some_and(|intent| {
             let is_of_this_life = at.restarted_at.is_none_or(|at| at < intent.written_at);
-            let is_cleared = intent.answer.is_some() && is_of_this_life && policy.max_starts > 1;
-            intent.is_in_doubt() && !is_cleared
+            let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
+            is_answered && is_of_this_life && policy.max_starts > 1
         })
     }
 
@@ -389,7 +387,8 @@ fn settle(order: &OpenOrder, outcome: Outcome, look: &Look, policy: &Policy) -> 
 
 /// Starts an order unless it was started too often, or has to wait.
 fn start(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
-    let starts = order.starts + u32::from(order.is_intent_counted(policy, at));
+    let cleared = u32::from(order.is_intent_cleared(policy, at));
+    let starts = order.starts.saturating_sub(cleared);
     if starts >= policy.max_starts && !order.is_released {
         flag(order, Reason::MaxStarts, at.now)
     } else if order.is_due(at.now) {
@@ -744,7 +743,7 @@ mod tests {
         lost.is_released = true;
         check(&lost, Observed::Absent, Action::Start);
         let mut silent = order(Phase::Created, intent(Some(0), None));
-        silent.starts = 4;
+        silent.starts = 5;
         check(&silent, Observed::Absent, held);
         let mut answered = order(Phase::Created, intent(Some(0), Some(503)));
         answered.starts = 4;
@@ -860,7 +859,7 @@ mod tests {
         };
         let decided = |answer, max_starts, restarted_at: Option<i64>| {
             let mut order = order(Phase::Created, intent(Some(0), answer));
-            order.starts = max_starts - 1;
+            order.starts = max_starts - u32::from(!order.is_intent_counted());
             let policy = Policy {
                 max_starts,
                 ..POLICY
@@ -869,10 +868,8 @@ mod tests {
                 restarted_at: restarted_at.map(Timestamp),
                 ..AT
             };
-            assert_eq!(
-                order.starts_so_far() == max_starts,
-                answer.is_none_or(|answer| answer >= 500)
-            );
+            let is_counted = answer.is_none_or(|answer| answer >= 500);
+            assert_eq!(order.is_intent_counted(), is_counted);
             decide(&order, Occasion::Pass, Some(&look), &policy, at)
         };
         let held = Action::Flag(Reason::MaxStarts);

@@ -575,21 +575,18 @@ impl<U, C> Context<U, C> {
         look: Option<&'a Look>,
         now: Timestamp,
     ) -> Decision<'a> {
+        let (policy, at) = (self.policy(), self.at(now));
         let decision = Decision {
             order,
             occasion,
             look,
-            action: decide(order, occasion, look, &self.policy(), self.at(now)),
+            action: decide(order, occasion, look, &policy, at),
+            is_intent_cleared: order.is_intent_cleared(&policy, at),
         };
         if let Some(hook) = &self.hook {
             hook(Trace::Decided(&decision));
         }
         decision
-    }
-
-    /// Returns whether an order's intent counts as a start, although no process was found.
-    fn is_intent_counted(&self, order: &OpenOrder, now: Timestamp) -> bool {
-        order.is_intent_counted(&self.policy(), self.at(now))
     }
 
     fn at(&self, now: Timestamp) -> PassContext {

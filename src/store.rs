@@ -45,7 +45,7 @@ pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::operate::Decided;
 pub use self::page::{AttentionFilter, Filter};
 pub use self::prune::Removed;
-pub use self::record::{Change, PreviousIntent, Recorded, Step, Trouble};
+pub use self::record::{Change, Recorded, Step, Trouble};
 use self::rows::{
     FOUND, OPEN_ORDER, found_of, heartbeat, id_of, start_candidate_of, write_heartbeat,
 };

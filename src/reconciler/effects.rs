@@ -18,6 +18,8 @@ pub struct Decision<'a> {
     pub look: Option<&'a Look>,
     /// What is to be done.
     pub action: Action,
+    /// Whether the start that the order intended counts no longer if it has left no process.
+    pub is_intent_cleared: bool,
 }
 
 /// Adds the steps of a decision, and counts them in the report. `refusal` is what the upstream said
@@ -33,10 +35,11 @@ pub(super) fn apply(
     let Decision { order, look, .. } = *decision;
     match decision.action {
         Action::Wait | Action::Start | Action::LookUp => {}
-        Action::Adopt => steps.push(adopt(order, report)),
+        Action::Adopt => adopt(order, report, steps),
         Action::AdoptAndSettle(outcome) => {
             report.settled += 1;
-            steps.extend([adopt(order, report), Step::Settled(outcome)]);
+            adopt(order, report, steps);
+            steps.push(Step::Settled(outcome));
         }
         Action::Settle(outcome) => {
             report.settled += 1;
@@ -50,11 +53,13 @@ pub(super) fn apply(
         }
         Action::Fail => {
             report.failed_by_policy += 1;
+            steps.extend(intent_cleared(decision));
             steps.push(Step::FailedByPolicy);
         }
         Action::Flag(reason) => {
             report.flagged += 1;
             report.refused += usize::from(reason == Reason::StartRefused);
+            steps.extend(intent_cleared(decision));
             let detail = flag_detail(order, reason, look, refusal);
             steps.push(Step::Flagged(trouble(order, id, reason, detail, now)));
         }
@@ -62,8 +67,14 @@ pub(super) fn apply(
     }
 }
 
-fn adopt(order: &OpenOrder, report: &mut Report) -> Step {
-    match order.phase {
+/// A process was found: a start that did not count any more has taken effect after all.
+fn adopt(order: &OpenOrder, report: &mut Report, steps: &mut Vec<Step>) {
+    let uncounted = order.intent.filter(|_| !order.is_intent_counted());
+    steps.extend(uncounted.map(|intent| Step::Counted {
+        written_at: intent.written_at,
+        is_counted: true,
+    }));
+    steps.push(match order.phase {
         Phase::Created => {
             report.adopted += 1;
             Step::Adopted
@@ -72,7 +83,18 @@ fn adopt(order: &OpenOrder, report: &mut Report) -> Step {
             report.restarted += 1;
             Step::Restarted { is_seen: true }
         }
-    }
+    });
+}
+
+/// The step of taking the start that an order intended off the count, if that is so. No process was
+/// found.
+pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Step> {
+    let cleared = decision.order.intent;
+    let cleared = cleared.filter(|_| decision.is_intent_cleared)?;
+    Some(Step::Counted {
+        written_at: cleared.written_at,
+        is_counted: false,
+    })
 }
 
 fn flag_detail(
@@ -91,7 +113,7 @@ fn flag_detail(
         }
         (Reason::MaxStarts, _) => format!(
             "it may have been started {} times and is not started again",
-            order.starts_so_far()
+            order.starts
         ),
         (reason, _) => match refusal {
             Some(refusal) => refusal.to_owned(),

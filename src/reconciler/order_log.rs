@@ -68,6 +68,10 @@ fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
                 reason => format!("needs attention, {}: {}", reason.as_str(), trouble.detail),
             }
         }
-        Step::Intended { .. } | Step::Withdrawn | Step::Seen | Step::Cleared => return None,
+        Step::Intended { .. }
+        | Step::Counted { .. }
+        | Step::Withdrawn
+        | Step::Seen
+        | Step::Cleared => return None,
     })
 }

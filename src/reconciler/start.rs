@@ -33,6 +33,7 @@ use super::start_attempt::{Answer, Call, Outcome};
 use super::start_queue::StartQueue;
 use super::{Context, HeartbeatWriter, Reconciler, Report, Stop, note};
 use crate::clock::Clock;
+use crate::decide::is_in_doubt;
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
 use crate::store::{Change, Recorded, StartCandidate, Step};
@@ -261,10 +262,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
             Answer::Refused { .. } => self.pace.on_start_refused(),
-            Answer::Ambiguous {
-                answer: None | Some(500..),
-                ..
-            } => self.pace.on_start_in_doubt(),
+            Answer::Ambiguous { answer, .. } if is_in_doubt(*answer) => {
+                self.pace.on_start_in_doubt();
+            }
             _ => {}
         }
         let outcome = self.context.on_answer(&order, answer, now, self.report);

@@ -5,10 +5,10 @@
 
 use super::{Context, Report, Stop, effects};
 use crate::clock::Clock;
-use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
+use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::{Cause, Failure};
-use crate::store::{PreviousIntent, StartCandidate, Step};
+use crate::store::{StartCandidate, Step};
 use crate::upstream::{StartError, Upstream};
 
 /// A request to the upstream for one order.
@@ -65,7 +65,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 
     async fn start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
         let StartCandidate { id, order } = candidate;
-        self.upstream.tally().starts(order.starts_so_far() > 0);
+        self.upstream.tally().starts(order.starts > 0);
         let given_up = async {
             stop.abandon.cancelled().await;
             StartError::Ambiguous {
@@ -189,10 +189,8 @@ impl<U, C> Context<U, C> {
         effects::apply(&decision, id, refusal, now, report, &mut steps);
         let next = match decision.action {
             Action::Start => {
-                let previous = candidate.order.intent.map(|intent| PreviousIntent {
-                    written_at: intent.written_at,
-                    is_counted: self.is_intent_counted(&candidate.order, now),
-                });
+                steps.extend(effects::intent_cleared(&decision));
+                let previous = candidate.order.intent.map(|intent| intent.written_at);
                 steps.push(Step::Intended { previous });
                 Some(Call::Start)
             }
@@ -220,6 +218,10 @@ impl<U, C> Context<U, C> {
         let mut trouble = effects::trouble(order, id, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
         trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
-        Step::GivenUp { answer, trouble }
+        Step::GivenUp {
+            answer,
+            is_counted: is_in_doubt(answer),
+            trouble,
+        }
     }
 }

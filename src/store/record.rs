@@ -20,11 +20,18 @@ pub struct Change {
 /// What happened to an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A start is about to be sent. It takes the place of an earlier one that is known to have
-    /// come to nothing, `previous`.
+    /// A start is about to be sent, which counts until it is known not to. It takes the place of an
+    /// earlier one that is known to have come to nothing, `previous`.
     Intended {
-        /// The earlier intent.
-        previous: Option<PreviousIntent>,
+        /// When the earlier intent was written.
+        previous: Option<Timestamp>,
+    },
+    /// The start that was intended then counts no longer, or counts after all.
+    Counted {
+        /// When the intent was written.
+        written_at: Timestamp,
+        /// Whether it counts.
+        is_counted: bool,
     },
     /// The intended start of a CREATED order was accepted.
     Started {
@@ -42,6 +49,8 @@ pub enum Step {
     GivenUp {
         /// The HTTP status of the answer, if there was one.
         answer: Option<u16>,
+        /// Whether it goes on to count.
+        is_counted: bool,
         /// What to show, and when to try again.
         trouble: Trouble,
     },
@@ -64,15 +73,6 @@ pub enum Step {
     Delayed(Trouble),
     /// All is well again: the process was seen to run.
     Cleared,
-}
-
-/// An intent whose place another one takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PreviousIntent {
-    /// When it was written.
-    pub written_at: Timestamp,
-    /// Whether it counts as a start.
-    pub is_counted: bool,
 }
 
 /// Why an order needs looking at, and when it is tried again.
@@ -104,6 +104,10 @@ pub(super) fn record(
     for Change { seq, step } in changes {
         let (changed, reason) = match step {
             Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
+            Step::Counted {
+                written_at,
+                is_counted,
+            } => (count(db, *seq, *written_at, *is_counted)?, None),
             Step::Started { is_seen } => (
                 to_processing(db, *seq, *is_seen, now)?,
                 Some(EventReason::Started),
@@ -123,7 +127,14 @@ pub(super) fn record(
                 Some(EventReason::FailedByPolicy),
             ),
             Step::Withdrawn => (withdraw(db, *seq)?, None),
-            Step::GivenUp { answer, trouble } => (give_up(db, *seq, *answer, trouble, now)?, None),
+            Step::GivenUp {
+                answer,
+                is_counted,
+                trouble,
+            } => {
+                let is_given_up = give_up(db, *seq, *answer, *is_counted, trouble, now)?;
+                (is_given_up, None)
+            }
             Step::Settled(outcome) => {
                 let reason = match outcome {
                     Outcome::Succeeded => EventReason::Succeeded,
@@ -166,26 +177,31 @@ pub(super) fn journal(
 fn intend(
     db: &Connection,
     seq: i64,
-    previous: Option<PreviousIntent>,
+    previous: Option<Timestamp>,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET \
-             starts = starts + ?4, \
+        "UPDATE orders SET starts = starts + 1, \
              intent_at = ?2, given_up_at = NULL, start_answer = NULL \
          WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING') AND intent_at IS ?3",
-        params![
-            seq,
-            now.0,
-            previous.map(|intent| intent.written_at.0),
-            previous.is_some_and(|intent| intent.is_counted)
-        ],
+        params![seq, now.0, previous.map(|at| at.0)],
     )
 }
 
-/// A start of ours that has an intent counts as a start; a process that came from elsewhere does
-/// not.
+fn count(
+    db: &Connection,
+    seq: i64,
+    written_at: Timestamp,
+    is_counted: bool,
+) -> rusqlite::Result<bool> {
+    change(
+        db,
+        "UPDATE orders SET starts = starts + iif(?3, 1, -1) WHERE seq = ?1 AND intent_at = ?2",
+        params![seq, written_at.0, is_counted],
+    )
+}
+
 fn to_processing(
     db: &Connection,
     seq: i64,
@@ -195,7 +211,6 @@ fn to_processing(
     change(
         db,
         "UPDATE orders SET status = 'PROCESSING', updated_at = max(updated_at, ?2), \
-             starts = starts + (intent_at IS NOT NULL), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, confirmed_at = ?2, \
              process_seen = ?3, \
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
@@ -214,7 +229,6 @@ pub(super) fn settle(
     change(
         db,
         "UPDATE orders SET status = ?3, updated_at = max(updated_at, ?2), \
-             starts = starts + (intent_at IS NOT NULL AND coalesce(start_answer, 500) >= 500), \
              intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
              confirmed_at = NULL, process_seen = 0, missed_at = NULL, released_at = NULL, \
              attempts = 0, next_attempt_at = NULL, \
@@ -228,7 +242,7 @@ pub(super) fn settle(
 fn restart(db: &Connection, seq: i64, is_seen: bool, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET starts = starts + 1, confirmed_at = ?2, process_seen = ?3, \
+        "UPDATE orders SET confirmed_at = ?2, process_seen = ?3, \
              missed_at = NULL, intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
@@ -263,7 +277,7 @@ fn miss(db: &Connection, seq: i64, began_at: Timestamp, now: Timestamp) -> rusql
 fn withdraw(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET intent_at = NULL \
+        "UPDATE orders SET starts = starts - 1, intent_at = NULL \
          WHERE seq = ?1 AND intent_at IS NOT NULL AND given_up_at IS NULL",
         params![seq],
     )
@@ -273,12 +287,13 @@ fn give_up(
     db: &Connection,
     seq: i64,
     answer: Option<u16>,
+    is_counted: bool,
     trouble: &Trouble,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET given_up_at = ?2, start_answer = ?6, \
+        "UPDATE orders SET given_up_at = ?2, start_answer = ?6, starts = starts - ?7, \
              attempts = attempts + 1, next_attempt_at = ?3, \
              attention_since = iif(attention IS ?4, attention_since, ?2), \
              attention = ?4, attention_detail = ?5 \
@@ -289,7 +304,8 @@ fn give_up(
             trouble.next_attempt_at.0,
             trouble.reason.as_str(),
             trouble.detail,
-            answer
+            answer,
+            !is_counted
         ],
     )
 }
@@ -297,8 +313,7 @@ fn give_up(
 fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
-        "UPDATE orders SET starts = starts + (coalesce(start_answer, 500) >= 500), \
-             intent_at = NULL, given_up_at = NULL, start_answer = NULL \
+        "UPDATE orders SET intent_at = NULL, given_up_at = NULL, start_answer = NULL \
          WHERE seq = ?1 AND intent_at IS NOT NULL",
         params![seq],
     )?;

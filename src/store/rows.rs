@@ -26,8 +26,7 @@ pub(super) use needs_operator;
 
 /// The columns of an [`Order`], as [`order_of`] reads them.
 pub(super) const ORDER: &str = concat!(
-    "seq, id, status, created_at, updated_at, \
-     starts + (intent_at IS NOT NULL AND coalesce(start_answer, 500) >= 500), \
+    "seq, id, status, created_at, updated_at, starts, \
      attention, attention_since, attention_detail, next_attempt_at, ",
     needs_operator!()
 );
@@ -35,8 +34,7 @@ pub(super) const ORDER: &str = concat!(
 /// An order by its id, with what the heartbeat tells its readers, as [`found_of`] reads it: one
 /// statement, because nothing is asked for more often.
 pub(super) const FOUND: &str = concat!(
-    "SELECT seq, orders.id, status, created_at, updated_at, \
-     starts + (intent_at IS NOT NULL AND coalesce(start_answer, 500) >= 500), \
+    "SELECT seq, orders.id, status, created_at, updated_at, starts, \
      attention, attention_since, attention_detail, next_attempt_at, ",
     needs_operator!(),
     ", upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at \

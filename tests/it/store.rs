@@ -1,9 +1,7 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
-use order_service::order::{OrderId, Outcome, Timestamp};
-use order_service::store::{
-    Change, Creation, DatabasePath, Filter, Mode, PreviousIntent, Step, Store,
-};
+use order_service::order::{OrderId, Outcome, Reason, Timestamp};
+use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store, Trouble};
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -105,10 +103,7 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     let seq = create(&store, "a1", 1).await;
     let intend = |previous: Option<i64>| {
         vec![Step::Intended {
-            previous: previous.map(|at| PreviousIntent {
-                written_at: Timestamp(at),
-                is_counted: true,
-            }),
+            previous: previous.map(Timestamp),
         }]
     };
     assert_eq!(record(&store, seq, intend(None), 5).await, (1, 0));
@@ -117,8 +112,8 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     assert_eq!(record(&store, seq, intend(Some(5)), 8).await, (1, 0));
     assert_eq!(
         store.watched().unwrap().order(0).starts,
-        1,
-        "the silent one counts"
+        2,
+        "the silent one counts, and the new one"
     );
 }
 
@@ -178,5 +173,51 @@ fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
                 });
             }
         });
+    }
+}
+
+#[tokio::test]
+async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none() {
+    let world = World::new();
+    let store = store(&world);
+    let seq = create(&store, "a1", 1).await;
+    let at = Timestamp(5);
+    let given_up = |answer, is_counted| Step::GivenUp {
+        answer,
+        is_counted,
+        trouble: Trouble {
+            reason: Reason::UpstreamUnreachable,
+            detail: "no answer".to_owned(),
+            next_attempt_at: Timestamp(9),
+        },
+    };
+    let counted = |written_at, is_counted| Step::Counted {
+        written_at,
+        is_counted,
+    };
+    let intended = || Step::Intended { previous: None };
+    let again = || Step::Intended { previous: Some(at) };
+    for (step, expected, starts) in [
+        (intended(), (1, 0), 1),
+        (Step::Withdrawn, (1, 0), 0),
+        (intended(), (1, 0), 1),
+        (given_up(Some(429), false), (1, 0), 0),
+        (again(), (1, 0), 1),
+        (given_up(Some(503), true), (1, 0), 1),
+        (counted(Timestamp(4), false), (0, 1), 1),
+        (counted(at, false), (1, 0), 0),
+        (counted(at, true), (1, 0), 1),
+        (Step::Adopted, (1, 0), 1),
+        (counted(at, true), (0, 1), 1),
+        (intended(), (1, 0), 2),
+        (Step::Restarted { is_seen: false }, (1, 0), 2),
+        (intended(), (1, 0), 3),
+        (Step::Settled(Outcome::Failed), (1, 0), 3),
+    ] {
+        let shown = format!("{step:?}");
+        let recorded = record(&store, seq, vec![step], at.0).await;
+        let id = OrderId::new("a1").unwrap();
+        let order = store.order(&id).unwrap().unwrap();
+        assert_eq!((recorded, order.starts), (expected, starts), "{shown}");
     }
 }

@@ -100,8 +100,7 @@ fn watched<T: Send>(
 fn scanned(database: &Path) -> anyhow::Result<f64> {
     let db = rusqlite::Connection::open(database)?;
     let mut scan = db.prepare(
-        "SELECT seq, id, status, created_at, updated_at, \
-         starts + (intent_at IS NOT NULL AND start_answer IS NULL), \
+        "SELECT seq, id, status, created_at, updated_at, starts, \
          attention, attention_since, attention_detail, next_attempt_at FROM orders ORDER BY seq",
     )?;
     let begun = Instant::now();

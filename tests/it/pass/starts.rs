@@ -182,3 +182,43 @@ fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
     assert!(requests.contains(&"start a48".to_owned()));
     assert!(!requests.contains(&"start a49".to_owned()));
 }
+
+#[test]
+fn a_start_that_was_believed_not_to_be_taken_counts_when_its_process_is_found() {
+    for is_taken in [false, true] {
+        let stage = Stage::new(100);
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        stage.upstream.start_fate.set(Fate::Status(429));
+        pass(&mut reconciler);
+        assert_eq!(stage.order("a1").starts, 0);
+        stage.upstream.start_fate.set(Fate::Answered);
+        if is_taken {
+            let (now, draw) = (stage.clock.now(), &mut |below: u64| below - 1);
+            assert!(stage.upstream.model.borrow_mut().start("a1", now, draw));
+        }
+        stage.forward(10_000);
+        let report = pass(&mut reconciler);
+        assert_eq!(report.adopted, usize::from(is_taken), "{report}");
+        assert_eq!(stage.order("a1").starts, 1);
+    }
+}
+
+#[test]
+fn a_start_that_a_server_error_answered_is_taken_off_also_when_the_order_is_held() {
+    for (fate, starts) in [(Fate::Status(503), 1), (Fate::Lost, 2)] {
+        let mut stage = forgotten(1, LostProcess::Restart);
+        stage.upstream.start_fate.set(fate);
+        let mut reconciler = stage.old_reconciler();
+        pass(&mut reconciler);
+        stage.forward(1_000);
+        assert_eq!(pass(&mut reconciler).unanswered, 1);
+        assert_eq!(stage.order("a0").starts, 2);
+        stage.settings.lost_process = LostProcess::Hold;
+        let mut reconciler = stage.old_reconciler();
+        stage.forward(5_000);
+        assert_eq!(pass(&mut reconciler).flagged, 1);
+        assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
+        assert_eq!(stage.order("a0").starts, starts, "{fate:?}");
+    }
+}
