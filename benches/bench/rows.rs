@@ -64,7 +64,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "starts",
-        what: "starts without a ceiling, 100,000 due",
+        what: "starts at a learned rate, 100,000 due",
         run: passes::starts,
     },
     Row {

@@ -10,7 +10,7 @@ use anyhow::ensure;
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SetClock, SystemClock};
 use order_service::order::{Observed, OrderId, Status};
-use order_service::pace::Failure;
+use order_service::pace::{Failure, StartRate};
 use order_service::program::reconciler_runtime;
 use order_service::reconciler::{Reconciler, Settings, Stop};
 use order_service::store::{DatabasePath, Mode, Store};
@@ -66,7 +66,11 @@ const TO_SETTLE: Template = Template {
     reached: Reached::Processing,
 };
 
-/// Starts without a ceiling, by the program itself, from its beginning to its end.
+/// Starts per second that are as good as no limit here.
+const FAST: f64 = 50_000.0;
+
+/// Starts at the rate that an earlier run has learned of an upstream that took every start, by the
+/// program itself, from its beginning to its end.
 pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ids = ids_of(TO_START.names(bench)?)?;
     let simulator =
@@ -78,6 +82,7 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             let scratch = bench.scratch()?;
             let database = scratch.path().join("orders.db");
             TO_START.copy(bench, &database)?;
+            learn_a_fast_upstream(&database)?;
             let simulator = simulator(scratch.path())?;
             let unlimited = ["--start-rate", "0", "--max-in-flight", "64", "--once"];
             let (took, _) = once(&database, &simulator.url, &unlimited)?;
@@ -101,6 +106,22 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         .against(reference)
         .goal(Goal::RatioAtLeast(0.7)),
     ])
+}
+
+/// Leaves what is known of an upstream that took every start, however fast they came.
+fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
+    let mut now = SystemClock.now();
+    let mut rate = StartRate::new(0.0, now);
+    while rate.rate() < FAST {
+        now = now.after(Duration::from_secs(1));
+        (0..rate.rate() as u32).for_each(|_| rate.on_sent());
+        rate.on_seen(now);
+    }
+    let store = Store::open(&DatabasePath::from(database.to_owned()), Mode::Threaded)?;
+    let mut heartbeat = store.heartbeat()?;
+    heartbeat.learned.rate = Some(rate);
+    tokio::runtime::Runtime::new()?.block_on(store.write_heartbeat(heartbeat))?;
+    Ok(())
 }
 
 /// A million outcomes from the list, by the program itself.
