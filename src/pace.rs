@@ -1,13 +1,13 @@
-//! How fast to start, which orders to look at, how many processes at once, how long to back off:
-//! pure functions of `now` and of what happened before.
+//! Limits of what is asked of the upstream: start rate, processes in flight, looks, backoff. Pure functions
+//! of `now` and of what happened before.
 //!
-//! The order process service dies under load and takes all it knows with it, so a request that
+//! The order process service crashes under load and loses its in-memory state, so a request that
 //! need not be made is better not made. [`Pace`] is the one limiter that every request passes.
 //! What to do about an order is decided in `decide`.
 //!
 //! - `rate`: starts per second.
 //! - `lives`: processes in flight.
-//! - `looks`, with what `durations` has learned: looks. `list_time`: how long a list may take.
+//! - `polling`: which orders to look at, and when. `list_time`: how long a list may take.
 //! - `turns`: which order is started next.
 //! - `reach`: whether anything may be asked at all.
 
