@@ -15,6 +15,7 @@ mod order_log;
 mod schedule;
 mod start;
 mod start_attempt;
+mod start_commits;
 mod start_queue;
 
 use std::cell::Cell;

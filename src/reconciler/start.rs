@@ -23,20 +23,20 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::list_read::ListRead;
 use super::start_attempt::{Answer, Call, Outcome};
+use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
 use super::{Context, HeartbeatWriter, Reconciler, Report, Stop, note};
 use crate::clock::Clock;
 use crate::decide::is_in_doubt;
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
-use crate::store::{Change, Recorded, StartCandidate, Step};
+use crate::store::{StartCandidate, Step};
 use crate::upstream::Upstream;
 
 /// How long orders are started in one pass, however far the next one is: between two passes the clock
@@ -73,32 +73,17 @@ pub(super) struct StartPipeline<'a, U, C> {
     /// When the next pass is due: no order's turn comes any more.
     until: Timestamp,
     due: &'a mut StartQueue,
-    /// Written with the next commit.
-    pending: PendingChanges,
-    /// Being written. One commit at a time: all that comes meanwhile shares the next.
-    commit: Option<Commit<'a>>,
+    commits: StartCommits<'a>,
     ready: VecDeque<(Call, StartCandidate)>,
     in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, pace::Call, Answer)>>,
     /// After an error no turn comes any more, and what is under way is waited for.
     error: Option<anyhow::Error>,
 }
 
-/// Changes to be written, and the orders whose intents are among them.
-#[derive(Default)]
-struct PendingChanges {
-    changes: Vec<Change>,
-    intents: Vec<StartCandidate>,
-}
-
-struct Commit<'a> {
-    intents: Vec<StartCandidate>,
-    done: LocalBoxFuture<'a, anyhow::Result<Recorded>>,
-}
-
 /// Something that was waited for.
 enum Event {
     Answered(StartCandidate, pace::Call, Answer),
-    Committed(anyhow::Result<Recorded>),
+    Committed(Committed),
     /// The next turn has come, or the program is to end.
     Turn,
     ListRead,
@@ -130,8 +115,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             is_list_read: false,
             until: until.min(now.after(PASS_MAX)),
             due: &mut self.queue,
-            pending: PendingChanges::default(),
-            commit: None,
+            commits: StartCommits::default(),
             ready: VecDeque::new(),
             in_flight: FuturesUnordered::new(),
             error: None,
@@ -145,12 +129,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         loop {
             self.take_turns();
             self.send();
-            self.begin_commit();
+            self.commits.begin(self.context);
             match self.next_event().await {
                 Some(Event::Answered(order, call, answer)) => {
                     self.on_answered(order, call, answer).await
                 }
-                Some(Event::Committed(result)) => self.on_committed(result),
+                Some(Event::Committed(committed)) => self.on_committed(committed),
                 Some(Event::Turn) => {}
                 Some(Event::ListRead) => self.is_list_read = true,
                 None => break,
@@ -164,15 +148,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     /// Waits for what comes first. `None` if nothing is under way and no turn will come.
     async fn next_event(&mut self) -> Option<Event> {
         let turn_at = self.next_turn_at();
-        if self.in_flight.is_empty() && self.commit.is_none() && turn_at.is_none() {
+        if self.in_flight.is_empty() && self.commits.is_idle() && turn_at.is_none() {
             return None;
         }
-        let committed = async {
-            match &mut self.commit {
-                Some(commit) => (&mut commit.done).await,
-                None => std::future::pending().await,
-            }
-        };
         let turn = async {
             match turn_at {
                 Some(at) => tokio::select! {
@@ -188,7 +166,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             Some((order, call, answer)) = self.in_flight.next() => {
                 Event::Answered(order, call, answer)
             }
-            result = committed => Event::Committed(result),
+            committed = self.commits.next() => Event::Committed(committed),
             () = ListRead::read_on(self.list) => Event::ListRead,
             () = turn => Event::Turn,
         })
@@ -282,8 +260,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         match outcome.next {
             Some(Call::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);
-                self.pending.add(&order, outcome.steps);
-                self.pending.intents.push(order);
+                self.commits.add_intent(order, outcome.steps);
             }
             Some(Call::LookUp) => {
                 self.context.enter(Stage::Ready, &order);
@@ -299,55 +276,26 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             false => Stage::WritingResult,
         };
         self.context.enter(stage, order);
-        self.pending.add(order, steps);
+        self.commits.add(order, steps);
     }
 
-    fn begin_commit(&mut self) {
-        if self.commit.is_some() || self.pending.changes.is_empty() {
-            return;
+    fn on_committed(&mut self, committed: Committed) {
+        self.report.conflicts += committed.conflicts;
+        if let Some(error) = committed.error {
+            self.error.get_or_insert(error);
         }
-        let PendingChanges { changes, intents } = std::mem::take(&mut self.pending);
-        let context = self.context;
-        let done = Box::pin(async move {
-            let recorded = context.record_changes(changes, context.clock.now()).await;
-            recorded
-                .context("starts could not be recorded; none was sent that was not written down")
-        });
-        self.commit = Some(Commit { intents, done });
-    }
-
-    fn on_committed(&mut self, result: anyhow::Result<Recorded>) {
-        let commit = self.commit.take();
-        let recorded = match result {
-            Ok(recorded) => Some(recorded),
-            Err(error) => {
-                self.error.get_or_insert(error);
-                None
-            }
-        };
-        // An order that has moved on meanwhile is not the one that was decided about.
-        let conflicts = recorded.as_ref().map(|recorded| &recorded.conflicts);
-        self.report.conflicts += conflicts.map_or(0, Vec::len);
-        let is_written = |order: &StartCandidate| {
-            conflicts.is_some_and(|conflicts| !conflicts.contains(&order.order.seq))
-        };
-        for order in commit.into_iter().flat_map(|commit| commit.intents) {
-            if is_written(&order) {
-                self.context.enter(Stage::Ready, &order);
-                self.ready.push_back((Call::Start, order));
-            } else {
-                self.context.enter(Stage::Left, &order);
-            }
+        for order in committed.left {
+            self.context.enter(Stage::Left, &order);
+        }
+        for order in committed.intents {
+            self.context.enter(Stage::Ready, &order);
+            self.ready.push_back((Call::Start, order));
         }
     }
 
     /// Orders that are past their turn and whose start has no answer yet.
     fn starting(&self) -> usize {
-        let committing = self
-            .commit
-            .as_ref()
-            .map_or(0, |commit| commit.intents.len());
-        self.pending.intents.len() + committing + self.ready.len() + self.in_flight.len()
+        self.commits.intents() + self.ready.len() + self.in_flight.len()
     }
 
     fn may_send(&self) -> bool {
@@ -356,13 +304,5 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     fn now(&self) -> Timestamp {
         self.context.clock.now()
-    }
-}
-
-impl PendingChanges {
-    fn add(&mut self, order: &StartCandidate, steps: Vec<Step>) {
-        let seq = order.order.seq;
-        let changes = steps.into_iter().map(|step| Change { seq, step });
-        self.changes.extend(changes);
     }
 }

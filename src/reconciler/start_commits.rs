@@ -1,0 +1,107 @@
+//! The commits of starting orders: many orders share one, and one is written at a time.
+//!
+//! Which changes are written, and when an order moves on, is in `start.rs`.
+
+use anyhow::Context as _;
+use futures_util::future::LocalBoxFuture;
+
+use super::Context;
+use crate::clock::Clock;
+use crate::store::{Change, Recorded, StartCandidate, Step};
+use crate::upstream::Upstream;
+
+/// Changes that are written, or wait to be.
+#[derive(Default)]
+pub(super) struct StartCommits<'a> {
+    /// Written with the next commit, and the orders whose intents are among them.
+    changes: Vec<Change>,
+    intents: Vec<StartCandidate>,
+    /// Being written. All that comes meanwhile shares the next.
+    commit: Option<Commit<'a>>,
+}
+
+struct Commit<'a> {
+    intents: Vec<StartCandidate>,
+    done: LocalBoxFuture<'a, anyhow::Result<Recorded>>,
+}
+
+/// The end of a commit.
+pub(super) struct Committed {
+    /// Orders whose intents are written.
+    pub intents: Vec<StartCandidate>,
+    /// Orders whose intents are not: they have moved on meanwhile, or nothing could be written.
+    pub left: Vec<StartCandidate>,
+    /// Number of changes of orders that had moved on.
+    pub conflicts: usize,
+    /// Why nothing was written.
+    pub error: Option<anyhow::Error>,
+}
+
+impl<'a> StartCommits<'a> {
+    /// Adds changes of an order to the next commit.
+    pub fn add(&mut self, order: &StartCandidate, steps: Vec<Step>) {
+        let seq = order.order.seq;
+        let changes = steps.into_iter().map(|step| Change { seq, step });
+        self.changes.extend(changes);
+    }
+
+    /// Adds changes of an order, with the intent to start it, to the next commit.
+    pub fn add_intent(&mut self, order: StartCandidate, steps: Vec<Step>) {
+        self.add(&order, steps);
+        self.intents.push(order);
+    }
+
+    /// Begins to write what was added, unless a commit is being written.
+    pub fn begin<U: Upstream, C: Clock>(&mut self, context: &'a Context<U, C>) {
+        if self.commit.is_some() || self.changes.is_empty() {
+            return;
+        }
+        let changes = std::mem::take(&mut self.changes);
+        let intents = std::mem::take(&mut self.intents);
+        let done = Box::pin(async move {
+            let recorded = context.record_changes(changes, context.clock.now()).await;
+            recorded
+                .context("starts could not be recorded; none was sent that was not written down")
+        });
+        self.commit = Some(Commit { intents, done });
+    }
+
+    /// Waits for the end of the commit that is being written; for ever if there is none.
+    pub async fn next(&mut self) -> Committed {
+        let result = match &mut self.commit {
+            Some(commit) => (&mut commit.done).await,
+            None => std::future::pending().await,
+        };
+        let intents = self.commit.take().map_or_else(Vec::new, |of| of.intents);
+        match result {
+            Ok(Recorded { conflicts, .. }) => {
+                // An order that has moved on meanwhile is not the one that was decided about.
+                let is_written = |order: &StartCandidate| !conflicts.contains(&order.order.seq);
+                let (intents, left) = intents.into_iter().partition(is_written);
+                Committed {
+                    intents,
+                    left,
+                    conflicts: conflicts.len(),
+                    error: None,
+                }
+            }
+            Err(error) => Committed {
+                intents: Vec::new(),
+                left: intents,
+                conflicts: 0,
+                error: Some(error),
+            },
+        }
+    }
+
+    /// Returns whether no commit is being written.
+    pub fn is_idle(&self) -> bool {
+        self.commit.is_none()
+    }
+
+    /// Number of orders whose intents are not written yet.
+    pub fn intents(&self) -> usize {
+        let committing = self.commit.as_ref().map_or(0, |of| of.intents.len());
+        self.intents.len() + committing
+    }
+}
