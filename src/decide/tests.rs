@@ -1,0 +1,471 @@
+//! The table, cell by cell, and the moments from which things count.
+
+use super::*;
+
+const POLICY: Policy = Policy {
+    request_timeout: Duration::from_millis(5_000),
+    max_starts: 5,
+    lost_process: LostProcess::Restart,
+    run_began_at: Timestamp(0),
+};
+const NOW: Timestamp = Timestamp(1_000_000);
+const AT: PassContext = PassContext {
+    now: NOW,
+    restarted_at: None,
+};
+
+fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
+    OpenOrder {
+        seq: 1,
+        phase,
+        is_seen: true,
+        intent,
+        starts: 0,
+        is_released: false,
+        attempts: 0,
+        next_attempt_at: None,
+        attention: None,
+    }
+}
+
+fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
+    Some(Intent {
+        written_at: Timestamp(NOW.0 - 10_000),
+        given_up_at: given_up_at.map(Timestamp),
+        answer,
+    })
+}
+
+fn processing(missed_at: Option<i64>) -> Phase {
+    Phase::Processing {
+        confirmed_at: Timestamp(NOW.0 - 5_000),
+        missed_at: missed_at.map(Timestamp),
+    }
+}
+
+fn unrecognised() -> Observed {
+    Observed::of_status("PAUSED")
+}
+
+/// What is decided on a look that began now, or on none.
+fn choose(
+    order: &OpenOrder,
+    observed: impl Into<Option<Observed>>,
+    policy: &Policy,
+    occasion: Occasion,
+) -> Action {
+    let look = observed.into().map(|observed| Look {
+        observed,
+        began_at: NOW,
+    });
+    decide(order, occasion, look.as_ref(), policy, AT)
+}
+
+fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
+    let observed = observed.into();
+    let action = choose(order, observed.clone(), &POLICY, Occasion::Pass);
+    assert_eq!(action, expected, "{order:?} {observed:?}");
+}
+
+/// The table, cell by cell: every phase in its plain form, against every observation.
+#[test]
+fn every_cell_of_the_table_is_what_it_is_meant_to_be() {
+    use Action::{Adopt, AdoptAndSettle, Flag, MarkMissing, Settle, Start, Wait};
+    let just_given_up = intent(Some(NOW.0), None);
+    let long_given_up = intent(Some(NOW.0 - 5_000), None);
+    let unknown_status = Flag(Reason::UnknownStatus);
+    // The columns are Unknown, Absent, Running, and a status that is not known.
+    let rows = [
+        (Phase::Created, None, [Start, Start, Adopt, Adopt]),
+        (Phase::Created, just_given_up, [Wait, Wait, Adopt, Adopt]),
+        (Phase::Created, long_given_up, [Wait, Start, Adopt, Adopt]),
+        (
+            processing(None),
+            None,
+            [Wait, MarkMissing, Wait, unknown_status],
+        ),
+        (processing(None), just_given_up, [Wait, Wait, Adopt, Adopt]),
+        (processing(None), long_given_up, [Wait, Start, Adopt, Adopt]),
+        (
+            processing(Some(NOW.0 - 50)),
+            None,
+            [Wait, Start, Action::ClearAttention, unknown_status],
+        ),
+        (
+            processing(Some(NOW.0 - 50)),
+            just_given_up,
+            [Wait, Wait, Adopt, Adopt],
+        ),
+        (
+            processing(Some(NOW.0 - 50)),
+            long_given_up,
+            [Wait, Start, Adopt, Adopt],
+        ),
+    ];
+    for (phase, intent, [unknown, absent, running, odd]) in rows {
+        let order = order(phase, intent);
+        check(&order, None, unknown);
+        check(&order, Observed::Absent, absent);
+        check(&order, Observed::Running, running);
+        check(&order, unrecognised(), odd);
+        let settle = match running {
+            Adopt => AdoptAndSettle,
+            _ => Settle,
+        };
+        check(&order, Observed::Succeeded, settle(Outcome::Succeeded));
+        check(&order, Observed::Failed, settle(Outcome::Failed));
+    }
+}
+
+#[test]
+fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_before() {
+    let early = order(Phase::Created, intent(Some(NOW.0 - 4_999), None));
+    check(&early, Observed::Absent, Action::Wait);
+    let in_time = order(Phase::Created, intent(Some(NOW.0 - 5_000), None));
+    check(&in_time, Observed::Absent, Action::Start);
+}
+
+#[test]
+fn after_our_own_crash_the_start_counts_as_given_up_as_late_as_it_can_have_been() {
+    let long_ago = order(Phase::Created, intent(None, None));
+    check(&long_ago, Observed::Absent, Action::Start);
+    let mut just_now = long_ago;
+    just_now.intent = Some(Intent {
+        written_at: Timestamp(NOW.0 - 9_999),
+        given_up_at: None,
+        answer: None,
+    });
+    check(&just_now, Observed::Absent, Action::Wait);
+}
+
+#[test]
+fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not_before() {
+    let absent = Look {
+        observed: Observed::Absent,
+        began_at: NOW,
+    };
+    // Whether it is missing, and whether it is so too soon.
+    let check = |confirmed_at, run_began_at, expected: (bool, bool)| {
+        let phase = Phase::Processing {
+            confirmed_at: Timestamp(confirmed_at),
+            missed_at: None,
+        };
+        let order = order(phase, None);
+        let policy = Policy {
+            run_began_at: Timestamp(run_began_at),
+            ..POLICY
+        };
+        let is_missing = order.is_missing_in(&absent, &policy);
+        let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
+        assert_eq!((is_missing, is_too_soon), expected);
+        for occasion in [Occasion::Pass, Occasion::Restart, Occasion::Turn] {
+            let decided = choose(&order, Observed::Absent, &policy, occasion);
+            assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
+        }
+        let running = Look {
+            observed: Observed::Running,
+            ..absent
+        };
+        assert!(!order.is_missing_in(&running, &policy));
+        assert!(!order.is_missing_too_soon_in(&running, &policy));
+    };
+    check(NOW.0 - 5_000, 0, (true, false));
+    check(NOW.0 - 4_999, 0, (false, true));
+    check(NOW.0, 0, (false, true));
+    check(NOW.0 + 1, 0, (false, false));
+    // What an earlier run has confirmed may have been so just before this one.
+    check(0, NOW.0 - 5_000, (true, false));
+    check(0, NOW.0 - 4_999, (false, true));
+    // With a start under way nothing is known, and of a new order nothing was.
+    for order in [
+        order(processing(None), intent(None, None)),
+        order(Phase::Created, None),
+    ] {
+        assert!(!order.is_missing_in(&absent, &POLICY));
+        assert!(!order.is_missing_too_soon_in(&absent, &POLICY));
+    }
+}
+
+#[test]
+fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
+    let once = order(processing(None), None);
+    assert_eq!(
+        choose(&once, Observed::Absent, &POLICY, Occasion::Pass),
+        Action::MarkMissing
+    );
+    assert_eq!(
+        choose(&once, Observed::Absent, &POLICY, Occasion::Restart),
+        Action::Start
+    );
+    // The same look seen twice is one absence.
+    let same = order(processing(Some(NOW.0)), None);
+    assert_eq!(
+        choose(&same, Observed::Absent, &POLICY, Occasion::Pass),
+        Action::Wait
+    );
+    let twice = order(processing(Some(NOW.0 - 1)), None);
+    assert_eq!(
+        choose(&twice, Observed::Absent, &POLICY, Occasion::Pass),
+        Action::Start
+    );
+}
+
+#[test]
+fn a_lost_process_is_treated_as_the_policy_says_unless_an_operator_has_decided() {
+    let mut lost = order(processing(Some(NOW.0 - 1)), None);
+    for (lost_process, action) in [
+        (LostProcess::Restart, Action::Start),
+        (LostProcess::Hold, Action::Flag(Reason::ProcessLost)),
+        (LostProcess::Fail, Action::Fail),
+    ] {
+        let policy = Policy {
+            lost_process,
+            ..POLICY
+        };
+        lost.is_released = false;
+        assert_eq!(
+            choose(&lost, Observed::Absent, &policy, Occasion::Pass),
+            action
+        );
+        lost.is_released = true;
+        assert_eq!(
+            choose(&lost, Observed::Absent, &policy, Occasion::Pass),
+            Action::Start
+        );
+        // Only a forgotten one: a process that runs is left alone.
+        assert_eq!(
+            choose(&lost, Observed::Running, &policy, Occasion::Pass),
+            Action::ClearAttention
+        );
+    }
+}
+
+#[test]
+fn a_process_that_no_look_has_seen_is_held_where_others_fail_and_noted_when_it_is_seen() {
+    for (lost_process, unseen_runs, unseen_is_lost) in [
+        (LostProcess::Restart, Action::Wait, Action::Start),
+        (
+            LostProcess::Hold,
+            Action::Wait,
+            Action::Flag(Reason::ProcessLost),
+        ),
+        (
+            LostProcess::Fail,
+            Action::NoteSeen,
+            Action::Flag(Reason::ProcessLost),
+        ),
+    ] {
+        let policy = Policy {
+            lost_process,
+            ..POLICY
+        };
+        let decided =
+            |order: &OpenOrder, observed| choose(order, observed, &policy, Occasion::Restart);
+        let mut order = order(processing(None), None);
+        assert_eq!(decided(&order, Observed::Running), Action::Wait);
+        order.is_seen = false;
+        assert_eq!(decided(&order, Observed::Running), unseen_runs);
+        assert_eq!(decided(&order, Observed::Absent), unseen_is_lost);
+        // Recording that all is well records that it was seen.
+        order.attempts = 1;
+        assert_eq!(decided(&order, Observed::Running), Action::ClearAttention);
+    }
+}
+
+#[test]
+fn an_order_in_backoff_is_not_started() {
+    let mut order = order(Phase::Created, None);
+    order.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+    check(&order, Observed::Absent, Action::Wait);
+    check(&order, Observed::Running, Action::Adopt);
+    order.next_attempt_at = Some(NOW);
+    check(&order, None, Action::Start);
+}
+
+#[test]
+fn whatever_was_wrong_is_cleared_when_the_process_is_seen_to_run() {
+    let well = order(processing(None), None);
+    check(&well, Observed::Running, Action::Wait);
+    let mut flagged = well;
+    flagged.attention = Some(Reason::UnknownStatus);
+    check(&flagged, Observed::Running, Action::ClearAttention);
+    let mut tried = well;
+    tried.attempts = 1;
+    check(&tried, Observed::Running, Action::ClearAttention);
+    let missed = order(processing(Some(1)), None);
+    check(&missed, Observed::Running, Action::ClearAttention);
+}
+
+#[test]
+fn every_row_has_a_name_of_its_own() {
+    let some = intent(None, None);
+    let rows = [
+        (Phase::Created, None, "created"),
+        (Phase::Created, some, "created, intent"),
+        (processing(None), None, "processing"),
+        (processing(Some(1)), None, "processing, missed"),
+        (processing(None), some, "processing, intent"),
+        (processing(Some(1)), some, "processing, intent"),
+    ];
+    for (phase, intent, name) in rows {
+        assert_eq!(row_of(&order(phase, intent)), name);
+    }
+}
+
+#[test]
+fn an_order_started_as_often_as_allowed_is_held_and_a_silent_intent_counts() {
+    let held = Action::Flag(Reason::MaxStarts);
+    let mut fresh = order(Phase::Created, None);
+    fresh.starts = 5;
+    check(&fresh, Observed::Absent, held);
+    let mut lost = order(processing(Some(0)), None);
+    lost.starts = 5;
+    check(&lost, Observed::Absent, held);
+    lost.is_released = true;
+    check(&lost, Observed::Absent, Action::Start);
+    let mut silent = order(Phase::Created, intent(Some(0), None));
+    silent.starts = 5;
+    check(&silent, Observed::Absent, held);
+    let mut answered = order(Phase::Created, intent(Some(0), Some(503)));
+    answered.starts = 4;
+    check(&answered, Observed::Absent, Action::Start);
+}
+
+#[test]
+fn a_standing_flag_is_renewed_only_when_its_backoff_is_over() {
+    let mut odd = order(processing(None), None);
+    odd.attention = Some(Reason::UnknownStatus);
+    odd.attempts = 1;
+    odd.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+    check(&odd, unrecognised(), Action::Wait);
+    check(&odd, Observed::Running, Action::ClearAttention);
+    odd.next_attempt_at = Some(NOW);
+    check(&odd, unrecognised(), Action::Flag(Reason::UnknownStatus));
+}
+
+#[test]
+fn after_a_refusal_only_a_look_up_decides() {
+    let fresh = order(Phase::Created, None);
+    let missed = order(processing(Some(1)), None);
+    let refused = Action::Flag(Reason::StartRefused);
+    let unknown_status = Action::Flag(Reason::UnknownStatus);
+    for (observed, of_new, of_missed) in [
+        (Observed::Absent, refused, refused),
+        (Observed::Running, Action::Adopt, Action::ClearAttention),
+        (unrecognised(), Action::Adopt, unknown_status),
+    ] {
+        let decided = |order| choose(order, observed.clone(), &POLICY, Occasion::Refusal);
+        assert_eq!((decided(&fresh), decided(&missed)), (of_new, of_missed));
+    }
+    for (observed, outcome) in [
+        (Observed::Succeeded, Outcome::Succeeded),
+        (Observed::Failed, Outcome::Failed),
+    ] {
+        let decided = |order| choose(order, observed.clone(), &POLICY, Occasion::Refusal);
+        assert_eq!(decided(&fresh), Action::AdoptAndSettle(outcome));
+        assert_eq!(decided(&missed), Action::Settle(outcome));
+    }
+}
+
+#[test]
+fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
+    let at_turn = |order: &OpenOrder| decide(order, Occasion::Turn, None, &POLICY, AT);
+    let expired = intent(Some(NOW.0 - 5_000), None);
+    assert_eq!(at_turn(&order(Phase::Created, None)), Action::Start);
+    assert_eq!(at_turn(&order(Phase::Created, expired)), Action::Start);
+    for phase in [processing(None), processing(Some(1))] {
+        for intent in [None, expired] {
+            let forgotten = order(phase, intent);
+            assert_eq!(at_turn(&forgotten), Action::LookUp);
+            let again = choose(&forgotten, Observed::Absent, &POLICY, Occasion::Turn);
+            assert_eq!(again, Action::Start);
+        }
+    }
+    let mut worn_out = order(Phase::Created, None);
+    worn_out.starts = 5;
+    assert_eq!(at_turn(&worn_out), Action::Flag(Reason::MaxStarts));
+    let mut in_backoff = order(Phase::Created, None);
+    in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+    assert_eq!(at_turn(&in_backoff), Action::Wait);
+}
+
+#[test]
+fn a_look_that_is_older_than_what_is_known_brings_no_process_back() {
+    for (observed, at_once) in [
+        (Observed::Running, Action::ClearAttention),
+        (unrecognised(), Action::Flag(Reason::UnknownStatus)),
+    ] {
+        let missed = order(processing(Some(NOW.0 + 1)), None);
+        check(&missed, observed.clone(), Action::Wait);
+        let missed = order(processing(Some(NOW.0)), None);
+        check(&missed, observed.clone(), at_once);
+    }
+}
+
+#[test]
+fn what_is_seen_so_soon_after_a_second_start_may_be_the_first_process() {
+    for (written_at, run_began_at, is_second) in [
+        (NOW.0 - 5_000, 0, true),
+        (NOW.0 - 4_999, 0, false),
+        (0, NOW.0 - 5_000, true),
+        (0, NOW.0 - 4_999, false),
+    ] {
+        let policy = Policy {
+            run_began_at: Timestamp(run_began_at),
+            ..POLICY
+        };
+        let begun = Intent {
+            written_at: Timestamp(written_at),
+            given_up_at: None,
+            answer: None,
+        };
+        let order = order(processing(Some(1)), Some(begun));
+        let decided = |observed| choose(&order, observed, &policy, Occasion::Pass);
+        let [seen, settled] = match is_second {
+            true => [Action::Adopt, Action::AdoptAndSettle(Outcome::Failed)],
+            false => [Action::Wait, Action::Settle(Outcome::Failed)],
+        };
+        assert_eq!(decided(Observed::Running), seen);
+        assert_eq!(decided(unrecognised()), seen);
+        assert_eq!(decided(Observed::Failed), settled);
+    }
+}
+
+#[test]
+fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_process() {
+    let written_at = NOW.0 - 10_000;
+    let look = Look {
+        observed: Observed::Absent,
+        began_at: NOW,
+    };
+    let decided = |answer, max_starts, restarted_at: Option<i64>| {
+        let mut order = order(Phase::Created, intent(Some(0), answer));
+        order.starts = max_starts - u32::from(!order.is_intent_counted());
+        let policy = Policy {
+            max_starts,
+            ..POLICY
+        };
+        let at = PassContext {
+            restarted_at: restarted_at.map(Timestamp),
+            ..AT
+        };
+        let is_counted = answer.is_none_or(|answer| answer >= 500);
+        assert_eq!(order.is_intent_counted(), is_counted);
+        decide(&order, Occasion::Pass, Some(&look), &policy, at)
+    };
+    let held = Action::Flag(Reason::MaxStarts);
+    for answer in [500, 502, 503, 504, 520, 599] {
+        for restarted_at in [None, Some(written_at - 1)] {
+            assert_eq!(decided(Some(answer), 5, restarted_at), Action::Start);
+        }
+        // After a clock was set back, what is told of one moment may have been in any order.
+        for restarted_at in [written_at, written_at + 1] {
+            assert_eq!(decided(Some(answer), 5, Some(restarted_at)), held);
+        }
+        assert_eq!(decided(Some(answer), 1, None), held);
+    }
+    for (answer, expected) in [(None, held), (Some(429), Action::Start)] {
+        assert_eq!(decided(answer, 5, None), expected);
+        assert_eq!(decided(answer, 1, Some(written_at + 1)), expected);
+    }
+}
