@@ -29,6 +29,15 @@ impl Program {
         Self::listening(command, &database.with_extension("api.log"))
     }
 
+    /// API and reconciler in one program, on a free port.
+    pub fn serve(database: &Path, upstream: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--database-url"]);
+        command.arg(database);
+        command.args(["--order-process-url", upstream]);
+        Self::listening(command, &database.with_extension("serve.log"))
+    }
+
     /// The reconciler alone.
     pub fn reconciler(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-reconciler"));

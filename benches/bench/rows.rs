@@ -34,7 +34,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "processing",
-        what: "from POST /order to PROCESSING, both programs idle",
+        what: "from POST /order to PROCESSING, one program and two, idle",
         run: wait::processing,
     },
     Row {

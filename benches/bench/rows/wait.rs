@@ -2,7 +2,7 @@
 //!
 //! `caller`: one connection that creates orders one after the other, a million in place, against the
 //! disk's own flush in the same rounds. `processing`: from a creation until the order is seen as
-//! PROCESSING, with API and reconciler as two programs that have nothing else to do.
+//! PROCESSING, with API and reconciler as one program and as two, which have nothing else to do.
 
 use std::time::{Duration, Instant};
 
@@ -73,25 +73,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
-    let database = scratch.path().join("orders.db");
     let simulator = Program::simulator(scratch.path(), &["--max-order-process-duration", "1"])?;
+    let one = Program::serve(&scratch.path().join("one.db"), &simulator.url)?;
+    let mut lines = followed(&one, "one program")?;
+    drop(one);
+    let database = scratch.path().join("two.db");
     let api = Program::api(&database)?;
     let _reconciler = Program::reconciler(&database, &simulator.url, &[])?;
+    lines.extend(followed(&api, "two programs")?);
+    Ok(lines)
+}
+
+/// How long it takes until orders are PROCESSING that are created one by one.
+fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
     let mut connection = Connection::open(&api.url)?;
     let mut taken = Vec::new();
     for number in 0..FOLLOWED {
         std::thread::sleep(Duration::from_millis(fastrand::u64(60..REST_MAX_MS)));
-        taken.push(until_processing(&mut connection, &format!("o{number}"))?);
+        let id = format!("{programs} {number}").replace(' ', "-");
+        taken.push(until_processing(&mut connection, &id)?);
     }
     taken.sort_by(f64::total_cmp);
     let line = |word: &str, share| {
-        let what = format!("POST /order to PROCESSING, {word}");
+        let what = format!("POST /order to PROCESSING, {programs}, {word}");
         Line::new(what, Unit::Millis, vec![percentile(&taken, share)])
     };
-    Ok(vec![
-        line("p50", 0.5),
-        line("p99", 0.99).goal(Goal::Below(50.0)),
-    ])
+    let last = line("p99", 0.99).goal(Goal::Below(50.0));
+    Ok(vec![line("p50", 0.5), last])
 }
 
 /// How long it takes from the request to the first answer that tells of it, in milliseconds.
