@@ -388,8 +388,8 @@ impl OrderDetails {
                 self.attempt_time(open, now)
             )],
             (Phase::Processing { .. }, None, None) => vec![format!(
-                "Its process is looked at again{}, and later the less likely it is to have ended. \
-                 When it has, the order is FULFILLED or FAILED.",
+                "Its process is looked at again{}. When it has ended, the order is FULFILLED or \
+                 FAILED.",
                 self.look_time(now)
             )],
         }
