@@ -62,9 +62,48 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
     body
 }
 
-/// Appends an order.
+/// Appends an order, as [`OrderJson`] is serialised.
+///
+/// Lists have orders by the million, and hardly a byte in them has to be escaped. A serialiser looks for
+/// such bytes in names, statuses and times too: with it a list of a million orders took 25 % longer
+/// (`scripts/bench list`, 2.06 against 1.65 million orders a second, in turns).
 pub fn write_order(body: &mut Vec<u8>, order: &Order) {
-    write(body, &OrderJson::from(order));
+    body.extend_from_slice(b"{\"id\":");
+    let id = order.id.as_str();
+    match is_plain(id) {
+        true => {
+            body.push(b'"');
+            body.extend_from_slice(id.as_bytes());
+            body.push(b'"');
+        }
+        false => write(body, &order.id),
+    }
+    body.extend_from_slice(b",\"status\":\"");
+    body.extend_from_slice(order.status.as_str().as_bytes());
+    let (created_at, updated_at) = (Rfc3339(order.created_at), Rfc3339(order.updated_at));
+    let starts = order.starts;
+    std::io::Write::write_fmt(
+        body,
+        format_args!(
+            "\",\"created_at\":\"{created_at}\",\"updated_at\":\"{updated_at}\",\"starts\":{starts}"
+        ),
+    )
+    .expect("times and numbers can be written to memory");
+    match &order.attention {
+        None => body.extend_from_slice(b",\"attention\":null}"),
+        Some(attention) => {
+            body.extend_from_slice(b",\"attention\":");
+            write(body, &AttentionJson::from(attention));
+            body.push(b'}');
+        }
+    }
+}
+
+/// Returns whether no byte of a text has to be escaped (RFC 8259, section 7).
+fn is_plain(text: &str) -> bool {
+    let is_plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
+    // To the end, whatever is found: that takes many bytes at a time.
+    text.bytes().fold(true, |all, byte| all & is_plain(byte))
 }
 
 /// Size of an event as JSON, about, in bytes.
@@ -177,7 +216,9 @@ mod tests {
                 "starts": starts,
                 "attention": attention,
             });
-            prop_assert_eq!(parsed(&super::order(&order)), expected);
+            let written = super::order(&order);
+            prop_assert_eq!(&written, &serde_json::to_vec(&OrderJson::from(&order)).unwrap());
+            prop_assert_eq!(parsed(&written), expected);
         }
     }
 
