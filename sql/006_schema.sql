@@ -28,8 +28,8 @@ CREATE TABLE orders (
     start_answer      INTEGER,
     -- When the process was last known to exist by an answer to a start or an adoption.
     confirmed_at      INTEGER,
-    -- Whether a look has seen the process. It is noted where the row is written anyway, and once
-    -- for each process while the policy is `fail`.
+    -- 1 if a look has seen the process. That is noted where the row is written anyway, and once for
+    -- each process while the policy is `fail`.
     process_seen      INTEGER NOT NULL DEFAULT 0 CHECK (process_seen = 0 OR process_seen = 1),
     -- When the look began that missed the process first, if the last one did.
     missed_at         INTEGER,

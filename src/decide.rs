@@ -16,7 +16,7 @@ pub struct OpenOrder {
     pub seq: i64,
     /// How far it has come.
     pub phase: Phase,
-    /// Whether a look is on record that has seen its process.
+    /// Set if a look is on record that has seen its process.
     pub is_seen: bool,
     /// The start that was about to be sent and whose outcome is not known.
     pub intent: Option<Intent>,

@@ -159,7 +159,7 @@ pub struct Report {
     pub conflicts: usize,
     /// Orders that could have been started if there had been time.
     pub has_more: bool,
-    /// Whether a process was missing too soon for that to count.
+    /// Set if a process was missing too soon for that to count.
     pub is_too_soon: bool,
     /// Whether the upstream gave no usable answer in the end, although one was needed.
     pub unreachable: bool,

@@ -18,7 +18,7 @@ pub struct Decision<'a> {
     pub look: Option<&'a Look>,
     /// What is to be done.
     pub action: Action,
-    /// Whether the start that the order intended counts no longer if it has left no process.
+    /// Set if the start that the order intended counts no longer once no process is found.
     pub is_intent_cleared: bool,
 }
 

@@ -30,17 +30,17 @@ pub enum Step {
     Counted {
         /// When the intent was written.
         written_at: Timestamp,
-        /// Whether it counts.
+        /// Adds it to the count, or takes it off.
         is_counted: bool,
     },
     /// The intended start of a CREATED order was accepted.
     Started {
-        /// Whether a look has seen the process.
+        /// Set if a look has seen the process.
         is_seen: bool,
     },
     /// The intended start of an order whose earlier process was forgotten has taken effect.
     Restarted {
-        /// Whether a look has seen the new process.
+        /// Set if a look has seen the new process.
         is_seen: bool,
     },
     /// The intended start came to nothing: it cannot have reached the upstream, or was refused.
@@ -49,7 +49,7 @@ pub enum Step {
     GivenUp {
         /// The HTTP status of the answer, if there was one.
         answer: Option<u16>,
-        /// Whether it goes on to count.
+        /// Takes it off the count if not set.
         is_counted: bool,
         /// What to show, and when to try again.
         trouble: Trouble,

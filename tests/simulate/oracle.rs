@@ -23,11 +23,11 @@ struct Known {
     told: BTreeSet<&'static str>,
     /// When an answer last told that a process exists, or a start was accepted.
     seen_at: Option<Timestamp>,
-    /// Whether a look has ever shown a process.
+    /// Set once a look has shown a process.
     was_shown: bool,
     /// When the last start that was accepted was answered.
     confirmed_at: Option<Timestamp>,
-    /// Whether a complete answer has missed a process that was known before, and that a read which
+    /// Set once a complete answer has missed a process that was known before, and that a read which
     /// lags by one request timeout would have found.
     was_absent: bool,
     /// When a look-up of this very order began that last told that there is no process.

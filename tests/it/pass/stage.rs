@@ -110,7 +110,7 @@ impl InMemory {
         Timestamp(self.clock.now().0 - self.lag.get())
     }
 
-    /// Whether the process of an order had begun by then.
+    /// Returns whether the process of an order had begun by then.
     fn has_begun(&self, id: &str) -> bool {
         let began = self.began.borrow();
         began.get(id).is_none_or(|began| *began <= self.read_at())
