@@ -54,7 +54,7 @@ pub enum Phase {
 pub struct Intent {
     /// When it was written.
     pub written_at: Timestamp,
-    /// When its answer was given up. Nothing if this program died before.
+    /// When its answer was given up. Nothing if this program died before, or could not write it down.
     pub given_up_at: Option<Timestamp>,
     /// The HTTP status of the answer, if there was one. It then told of trouble, not of the order.
     pub answer: Option<u16>,
@@ -67,13 +67,11 @@ pub fn is_in_doubt(answer: Option<u16>) -> bool {
 }
 
 impl Intent {
-    /// Whether an absence that was observed by a look begun at `began_at` is news of this start:
+    /// Returns whether an absence that was observed by a look begun at `began_at` is news of this start:
     /// one request timeout after it was given up it has either arrived or never will. If nobody
-    /// could write down that it was given up, that was one timeout after the intent at the latest.
+    /// could write down that it was given up, that was before this run began.
     fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
-        let given_up_at = self
-            .given_up_at
-            .unwrap_or(self.written_at.after(policy.request_timeout));
+        let given_up_at = self.given_up_at.unwrap_or(self.written_at);
         began_at >= policy.visible_from(given_up_at)
     }
 }
@@ -96,8 +94,8 @@ pub struct Policy {
     pub max_starts: u32,
     /// What to do with an order whose process was forgotten.
     pub lost_process: LostProcess,
-    /// When this run began: the program was started, or the clock stepped. What was sent before may
-    /// have been sent just before.
+    /// When this run began: the program was started, the clock stepped, or a pass failed. What was
+    /// sent before may have been sent, and given up, just before.
     pub run_began_at: Timestamp,
 }
 

@@ -234,7 +234,7 @@ struct Context<U, C> {
     /// Set right between passes only.
     clock: SteadyClock<C>,
     settings: Settings,
-    /// When this run began: the program was started, or the clock stepped.
+    /// When this run began: the program was started, the clock stepped, or a pass failed.
     run_began_at: Cell<Timestamp>,
     /// When the upstream was last found to have been restarted.
     restarted_at: Cell<Option<Timestamp>>,
@@ -329,6 +329,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let took = self.context.clock.now().since(began_at);
         self.context.upstream.tally().passed(ended, took);
+        if done.is_err() {
+            // That a start was given up may not be on record.
+            self.context.run_began_at.set(self.context.clock.now());
+        }
         done?;
         if report.is_eventful() {
             report.log();

@@ -126,16 +126,19 @@ fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_be
 }
 
 #[test]
-fn after_our_own_crash_the_start_counts_as_given_up_as_late_as_it_can_have_been() {
-    let long_ago = order(Phase::Created, intent(None, None));
-    check(&long_ago, Observed::Absent, Action::Start);
-    let mut just_now = long_ago;
-    just_now.intent = Some(Intent {
-        written_at: Timestamp(NOW.0 - 9_999),
-        given_up_at: None,
-        answer: None,
-    });
-    check(&just_now, Observed::Absent, Action::Wait);
+fn a_start_that_nobody_wrote_down_as_given_up_was_so_before_this_run_at_the_latest() {
+    let unknown = order(Phase::Created, intent(None, None));
+    for (run_began_at, expected) in [
+        (NOW.0 - 5_000, Action::Start),
+        (NOW.0 - 4_999, Action::Wait),
+    ] {
+        let policy = Policy {
+            run_began_at: Timestamp(run_began_at),
+            ..POLICY
+        };
+        let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Pass);
+        assert_eq!(decided, expected);
+    }
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! Which orders a pass looks at, how, and how often.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use order_service::pace::Durations;
-use order_service::store::{Gate, Passage};
 
 use super::*;
 
@@ -230,27 +229,10 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
     assert_eq!((lives.ended(), lives.processes()), (1, Some(3)));
 }
 
-/// A disk that may be full.
-#[derive(Default)]
-struct Disk {
-    is_full: AtomicBool,
-}
-
-impl Gate for Disk {
-    fn next(&self) -> Passage {
-        match self.is_full.load(Ordering::Relaxed) {
-            true => Passage::Refused,
-            false => Passage::Open,
-        }
-    }
-}
-
 #[test]
 fn while_nothing_can_be_recorded_the_upstream_is_not_asked_all_the_time() {
     let mut stage = Stage::new(20);
-    let disk = Arc::new(Disk::default());
-    let path = DatabasePath::from(stage.store.path().to_owned());
-    stage.store = Store::open(&path, Mode::Inline(disk.clone())).unwrap();
+    let disk = stage.on_a_disk();
     stage.has_learned(lasting((0..600).map(Duration::from_secs)));
     stage.create_many(2_000);
     let mut reconciler = stage.reconciler();

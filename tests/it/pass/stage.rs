@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use order_service::clock::{Clock, SetClock};
@@ -12,7 +13,9 @@ use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::{Cause, Failure, Learned, StartRate};
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
 use order_service::simulator::model::Model;
-use order_service::store::{Creation, DatabasePath, Filter, Heartbeat, Mode, OpenGate, Store};
+use order_service::store::{
+    Creation, DatabasePath, Filter, Gate, Heartbeat, Mode, OpenGate, Passage, Store,
+};
 use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
@@ -248,6 +251,21 @@ impl Upstream for InMemory {
     }
 }
 
+/// A disk that may be full.
+#[derive(Default)]
+pub(super) struct Disk {
+    pub(super) is_full: AtomicBool,
+}
+
+impl Gate for Disk {
+    fn next(&self) -> Passage {
+        match self.is_full.load(Ordering::Relaxed) {
+            true => Passage::Refused,
+            false => Passage::Open,
+        }
+    }
+}
+
 /// Everything a pass acts on.
 pub(super) struct Stage {
     _world: World,
@@ -304,6 +322,14 @@ impl Stage {
         let reconciler = self.reconciler();
         self.forward(self.settings.request_timeout.as_millis() as i64);
         reconciler
+    }
+
+    /// Puts the database on a disk that may be full.
+    pub(super) fn on_a_disk(&mut self) -> Arc<Disk> {
+        let disk = Arc::new(Disk::default());
+        let path = DatabasePath::from(self.store.path().to_owned());
+        self.store = Store::open(&path, Mode::Inline(disk.clone())).unwrap();
+        disk
     }
 
     /// An earlier run has left this.

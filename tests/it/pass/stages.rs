@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use order_service::reconciler::Stage::{
     self, Due, InFlight, Left, Ready, WritingIntent, WritingResult,
@@ -134,4 +135,35 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
         (Some(InFlight), Left),
     ];
     assert_eq!(walked, drawn.into_iter().collect());
+}
+
+#[test]
+fn a_start_whose_end_could_not_be_written_counts_from_the_pass_that_failed() {
+    let mut stage = super::Stage::new(100_000);
+    let disk = stage.on_a_disk();
+    stage.create_many(2);
+    stage.upstream.start_fate.set(Fate::Lost);
+    // Each answer is given up after the timeout, and the second intent is written before the first is.
+    let (clock, fate) = (stage.clock.clone(), stage.upstream.start_fate.clone());
+    let full = disk.clone();
+    let mut reconciler = stage.reconciler().traced(move |trace| {
+        if let Trace::Entered(InFlight, order) = trace
+            && fate.get() == Fate::Lost
+        {
+            clock.set(clock.now().after(Duration::from_secs(5)));
+            let is_last = order.id.as_str() == "a1";
+            full.is_full.store(is_last, Ordering::Relaxed);
+        }
+    });
+    block_on(reconciler.pass(&Stop::default())).unwrap_err();
+    disk.is_full.store(false, Ordering::Relaxed);
+    stage.upstream.start_fate.set(Fate::Answered);
+    assert_eq!(stage.upstream.take_requests(), ["start a0", "start a1"]);
+    let began = stage.clock.now();
+    while stage.order("a1").status == Status::Created {
+        stage.forward(500);
+        pass(&mut reconciler);
+    }
+    let took = stage.clock.now().since(began);
+    assert!(took >= stage.settings.request_timeout, "{took:?}");
 }
