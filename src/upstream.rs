@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
@@ -214,11 +216,12 @@ impl HttpUpstream {
         url
     }
 
-    /// Asks for something. A connection that was kept alive may have been closed by the peer meanwhile:
-    /// a request that ends before it is answered is repeated once, on a connection of its own.
+    /// Asks for something, past caches that comply. A connection that was kept alive may have been closed
+    /// by the peer meanwhile: a request that ends before it is answered is repeated once, on a connection
+    /// of its own.
     async fn get(&self, url: Url, timeout: Option<Duration>) -> Result<Response, reqwest::Error> {
         let send = |client: &Client| {
-            let request = client.get(url.clone());
+            let request = client.get(url.clone()).header(CACHE_CONTROL, "no-cache");
             match timeout {
                 Some(timeout) => request.timeout(timeout).send(),
                 None => request.send(),
@@ -229,6 +232,22 @@ impl HttpUpstream {
                 send(&self.unpooled).await
             }
             result => result,
+        }
+    }
+
+    /// Checks that an answer of this `Age` may say what does not exist. An older one than reads may lag
+    /// comes from a cache, and lacks what has begun meanwhile.
+    fn check_age(&self, age: Option<Duration>) -> Result<(), Failure> {
+        match age.filter(|age| *age > self.request_timeout) {
+            Some(age) => Err(Failure::new(
+                format!(
+                    "the answer is {} s old and comes from a cache; exempt {} from caching",
+                    age.as_secs(),
+                    self.url
+                ),
+                Cause::Outdated,
+            )),
+            None => Ok(()),
         }
     }
 
@@ -286,7 +305,7 @@ impl Upstream for HttpUpstream {
             }
         };
         let status = response.status();
-        let retry_after = retry_after(&response);
+        let retry_after = seconds(&response, RETRY_AFTER);
         let body = read_at_most(response, ANSWER_MAX).await;
         if status.is_success() {
             // The upstream itself says nothing more than that.
@@ -330,19 +349,24 @@ impl Upstream for HttpUpstream {
             .get(self.url_of(id), timeout)
             .await
             .map_err(no_answer)?;
-        let (status, retry_after) = (response.status(), retry_after(&response));
+        let (status, retry_after) = (response.status(), seconds(&response, RETRY_AFTER));
+        let age = seconds(&response, AGE);
         let body = read_at_most(response, ANSWER_MAX)
             .await
             .map_err(no_answer)?;
         if status != StatusCode::OK {
             return Err(self.trouble(status, &body, retry_after));
         }
-        observed_of(id, &body).map_err(|what| {
+        let observed = observed_of(id, &body).map_err(|what| {
             Failure::new(
                 format!("a look-up was answered with {what}"),
                 Cause::Unusable,
             )
-        })
+        })?;
+        if observed == Observed::Absent {
+            self.check_age(age)?;
+        }
+        Ok(observed)
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
@@ -350,10 +374,11 @@ impl Upstream for HttpUpstream {
         let mut response = response.map_err(|error| no_answer(&error))?;
         let status = response.status();
         if status != StatusCode::OK {
-            let retry_after = retry_after(&response);
+            let retry_after = seconds(&response, RETRY_AFTER);
             let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
             return Err(self.trouble(status, &body, retry_after));
         }
+        let age = seconds(&response, AGE);
         let mut decoder = ListDecoder::new();
         let broken = |error: ListError| {
             Failure::new(format!("the list cannot be used: {error}"), Cause::Unusable)
@@ -361,7 +386,9 @@ impl Upstream for HttpUpstream {
         while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
             decoder.push(&chunk, &mut tell).map_err(broken)?;
         }
-        decoder.finish().map_err(broken)
+        let entries = decoder.finish().map_err(broken)?;
+        self.check_age(age)?;
+        Ok(entries)
     }
 }
 
@@ -437,9 +464,10 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// `Retry-After` as a number of seconds (RFC 9110, section 10.2.3). A date is left to backoff.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+/// The number of seconds in a header: `Retry-After` (RFC 9110, section 10.2.3), of which a date is left
+/// to backoff, or `Age` (RFC 9111, section 5.1).
+fn seconds(response: &Response, header: HeaderName) -> Option<Duration> {
+    let seconds = response.headers().get(header)?.to_str().ok()?;
     Some(Duration::from_secs(seconds.trim().parse().ok()?))
 }
 

@@ -134,10 +134,11 @@ impl Reachability {
         if let Some(wait) = failure.retry_after {
             self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
         }
-        // An answer to a start, or one that asks for fewer requests, comes from an upstream that is there.
+        // An answer to a start, or one that asks for fewer requests, comes from an upstream that is there,
+        // and a cache's does not say that it is not.
         let is_there = match failure.cause {
             Cause::NoAccess | Cause::Silence => false,
-            Cause::Overload => true,
+            Cause::Overload | Cause::Outdated => true,
             Cause::Unusable => is_start,
         };
         if is_there {
@@ -193,6 +194,8 @@ pub enum Cause {
     Overload,
     /// No answer in time.
     Silence,
+    /// A cache's answer, too old to say what does not exist.
+    Outdated,
     /// An answer that cannot be used.
     Unusable,
 }
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_refuses_starts_or_asks_for_fewer_requests_is_not_down() {
+    fn an_upstream_that_refuses_starts_asks_for_fewer_requests_or_is_cached_is_not_down() {
         let mut reachability = Reachability::new(Reach::Unknown);
         reachability.answered(Timestamp(1));
         for now in 2..20 {
@@ -237,6 +240,7 @@ mod tests {
             assert!(!reachability.failed(true, now, &failure(Cause::Unusable)));
             assert!(!reachability.failed(true, now, &failure(Cause::Overload)));
             assert!(!reachability.failed(false, now, &failure(Cause::Overload)));
+            assert!(!reachability.failed(false, now, &failure(Cause::Outdated)));
         }
         assert!(reachability.may_send(Timestamp(20)));
         // One that is silent to starts is.

@@ -50,6 +50,60 @@ async fn an_answer_to_a_look_up_that_is_not_about_this_order_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_may_lag() {
+    let cases = [
+        ("Age: 0\r\n", Reason::ProcessLost, ""),
+        ("Age: 60\r\n", Reason::UpstreamUnreachable, "60 s old"),
+    ];
+    side_by_side(cases, |(age, reason, said)| async move {
+        let upstream = Scripted::new(move |_, _| Reply::Answer(200, age, "{}".into())).await;
+        let orders = Orders::processing(&["a1".into()]).await;
+        let mut reconciler = orders.reconciler(&upstream);
+        let order = reconciler.until_attention("a1", reason).await;
+        let detail = order.attention.unwrap().detail;
+        assert!(detail.contains(said), "{detail}");
+        let asked = &upstream.asked()[0];
+        assert_eq!(asked.headers["cache-control"], "no-cache");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_list_of_a_cache_says_holds_and_what_it_lacks_is_not_lost() {
+    let list = format!("{}]", half_a_list());
+    let upstream = Scripted::new(move |asked, _| {
+        let body = if asked.is_list() { &list } else { "{}" };
+        Reply::Answer(200, "Age: 60\r\n", body.to_owned())
+    })
+    .await;
+    let orders = Orders::processing(&many()).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    // Long after absences count.
+    let until = upstream.clock.now().after(TIMEOUT_IN_RULES * 3);
+    while upstream.clock.now() < until {
+        reconciler.pass().await;
+    }
+    let all = orders.all();
+    let is_settled = |order: &Order| order.status == Status::Fulfilled;
+    assert!(all[..20].iter().all(is_settled), "{all:?}");
+    for order in &all[20..] {
+        assert_eq!(order.status, Status::Processing, "{order:?}");
+        assert_ne!(reason_of(order), Some(Reason::ProcessLost), "{order:?}");
+    }
+    assert_eq!(upstream.starts(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_counts_however_long_a_cache_has_kept_it() {
+    let succeeded = process("a1", "SUCCEEDED");
+    let upstream =
+        Scripted::new(move |_, _| Reply::Answer(200, "Age: 60\r\n", succeeded.clone())).await;
+    let orders = Orders::processing(&["a1".into()]).await;
+    let mut reconciler = orders.reconciler(&upstream);
+    reconciler.until_status("a1", Status::Fulfilled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_an_empty_object_is_an_absence_and_it_flags_the_loss() {
     side_by_side(["{}", " {\n}\r\n"], |body| async move {
         let upstream = Scripted::new(move |_, _| answer(200, body)).await;
