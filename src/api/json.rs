@@ -62,7 +62,7 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
     body
 }
 
-/// Appends an order, as [`OrderJson`] is serialised.
+/// Appends an order, as `OrderJson` is serialised.
 ///
 /// Lists have orders by the million, and hardly a byte in them has to be escaped. A serialiser looks for
 /// such bytes in names, statuses and times too: with it a list of a million orders took 25 % longer
