@@ -45,6 +45,10 @@ const MISSING_MIN: usize = 10;
 /// And more than one in this many of those that were known.
 const MISSING_SHARE: usize = 3;
 
+/// Looks that a limit counts cost no more than this: a twentieth of the longest pause between two of them.
+/// However slow the limit, orders in doubt have to be looked at.
+const LIMITED_COST_MAX: Duration = Duration::from_millis(500);
+
 /// How long it takes to write intents, about: what starts meanwhile is made ready ahead.
 const INTENT_TAKES: Duration = Duration::from_millis(2);
 
@@ -264,6 +268,7 @@ impl Pace {
         if was_down {
             // It may have been restarted.
             self.polling.forget(now);
+            self.are_looks_limited = false;
         }
         is_news
     }
@@ -271,10 +276,11 @@ impl Pace {
     /// Takes note of a request without a usable answer. Tells whether that lowers the rate, and
     /// whether the upstream counts as down from now on and did not before.
     pub fn failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
-        let is_overload = matches!(failure.cause, Cause::Overload | Cause::Silence);
+        let is_refused = matches!(failure.cause, Cause::TooMany | Cause::Overload);
+        let is_overload = is_refused || failure.cause == Cause::Silence;
         let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
         self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
-        if !call.is_start && failure.cause == Cause::Overload {
+        if !call.is_start && is_refused {
             self.polling.on_refused(now);
             self.are_looks_limited = true;
         }
@@ -321,7 +327,8 @@ impl Pace {
 
     /// Returns whether one more look may be sent now, beside `requests`.
     pub fn may_look(&self, now: Timestamp, requests: usize) -> bool {
-        self.may_send(now, requests) && !self.polling.is_refused(now)
+        let is_free = requests == 0 || !self.are_looks_limited;
+        is_free && self.may_send(now, requests) && !self.polling.is_refused(now)
     }
 
     /// Whether anything may be looked at.
@@ -396,7 +403,11 @@ impl Pace {
 
     /// Looks that began at `began_at` are over and cost the upstream `cost`.
     pub fn looked(&mut self, began_at: Timestamp, requests: usize, cost: Duration) {
-        let cost = cost.max(self.request_cost().mul_f64(requests as f64));
+        let of_limit = self
+            .request_cost()
+            .mul_f64(requests as f64)
+            .min(LIMITED_COST_MAX);
+        let cost = cost.max(of_limit);
         self.polling.on_looked(began_at, cost, &self.durations);
     }
 
@@ -639,6 +650,12 @@ mod tests {
         assert!(
             !limiter.are_looks_due(Timestamp(2_080)) && limiter.are_looks_due(Timestamp(2_100))
         );
+        assert!(limiter.may_look(Timestamp(2_100), 0), "one at a time");
+        assert!(!limiter.may_look(Timestamp(2_100), 1));
+        // However many and however slow the limit, there is another look soon.
+        limiter.looked(Timestamp(3_000), 1_000, Duration::ZERO);
+        assert!(!limiter.are_looks_due(Timestamp(12_999)));
+        assert!(limiter.are_looks_due(Timestamp(13_000)));
     }
 
     #[test]

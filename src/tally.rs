@@ -74,7 +74,10 @@ impl Kind {
 impl Answer {
     /// What a request without a usable answer came to, in general or `otherwise`.
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
-        if matches!(failure.cause, Cause::Overload | Cause::Silence) {
+        if matches!(
+            failure.cause,
+            Cause::TooMany | Cause::Overload | Cause::Silence
+        ) {
             Self::Overload
         } else if failure.cause == Cause::NoAccess {
             Self::Unavailable

@@ -260,7 +260,8 @@ impl HttpUpstream {
                 self.hint(status)
             ),
             cause: match status {
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
+                StatusCode::TOO_MANY_REQUESTS => Cause::TooMany,
+                StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
                 // These are answered to whatever is asked next, too.
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::NoAccess,
                 status if status.is_redirection() => Cause::NoAccess,

@@ -201,7 +201,7 @@ impl Polling {
 
     /// A look was answered.
     pub fn on_answered(&mut self) {
-        self.refused = 0;
+        (self.refused, self.refused_until) = (0, None);
     }
 
     /// Returns whether looks wait because one was refused.
@@ -439,6 +439,7 @@ mod tests {
             now = until;
         }
         polling.on_answered();
+        assert!(!polling.is_refused(s(0)));
         polling.on_refused(now);
         assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
     }

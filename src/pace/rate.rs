@@ -263,6 +263,7 @@ impl StartRate {
             return false;
         }
         let plateau = self.rate();
+        let is_slowest = plateau <= RATE_MIN.min(self.most());
         let is_soon = |cut: &Cut| now.since(cut.at) < STEP;
         let growth = match self.cut.as_ref().is_some_and(is_soon) {
             true => REFUSAL_CUT_AGAIN,
@@ -280,7 +281,7 @@ impl StartRate {
             is_restart: false,
             reason: detail.to_owned(),
         });
-        true
+        !is_slowest
     }
 
     /// The upstream was restarted.
@@ -427,7 +428,8 @@ mod tests {
             let (sent_at, now) = (now * 1_000, now * 1_000 + 1);
             rate.recover(Timestamp(sent_at));
             let before = rate.rate();
-            assert!(refused(&mut rate, sent_at, now));
+            let is_reduced = refused(&mut rate, sent_at, now);
+            assert_eq!(is_reduced, before > RATE_MIN, "{before}");
             assert!(rate.rate() < before || before == RATE_MIN, "{before}");
         }
         assert_eq!(rate.rate(), RATE_MIN);

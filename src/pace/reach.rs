@@ -138,8 +138,8 @@ impl Reachability {
         // and a cache's does not say that it is not.
         let is_there = match failure.cause {
             Cause::NoAccess | Cause::Silence => false,
-            Cause::Overload | Cause::Outdated => true,
-            Cause::Unusable => is_start,
+            Cause::TooMany | Cause::Outdated => true,
+            Cause::Overload | Cause::Unusable => is_start,
         };
         if is_there {
             return false;
@@ -190,7 +190,9 @@ impl Failure {
 pub enum Cause {
     /// No connection, or none that is let in: every other request would meet the same.
     NoAccess,
-    /// An answer that asks for fewer requests: 429 or 503.
+    /// An answer that asks for fewer requests: 429.
+    TooMany,
+    /// An answer that nothing can be done at present: 503, which gateways also give instead of 429.
     Overload,
     /// No answer in time.
     Silence,
@@ -239,7 +241,7 @@ mod tests {
             let now = Timestamp(now);
             assert!(!reachability.failed(true, now, &failure(Cause::Unusable)));
             assert!(!reachability.failed(true, now, &failure(Cause::Overload)));
-            assert!(!reachability.failed(false, now, &failure(Cause::Overload)));
+            assert!(!reachability.failed(false, now, &failure(Cause::TooMany)));
             assert!(!reachability.failed(false, now, &failure(Cause::Outdated)));
         }
         assert!(reachability.may_send(Timestamp(20)));

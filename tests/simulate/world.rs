@@ -284,10 +284,14 @@ impl World {
             self.admitted.borrow_mut()[usize::from(admitted.is_err())].push(self.time());
         }
         let status = limit.status;
+        let cause = match status {
+            429 => Cause::TooMany,
+            _ => Cause::Overload,
+        };
         admitted.map_err(|retry_after| {
             let failure = Failure {
                 retry_after,
-                ..Failure::new(format!("the upstream answered {status}"), Cause::Overload)
+                ..Failure::new(format!("the upstream answered {status}"), cause)
             };
             (status, failure)
         })
