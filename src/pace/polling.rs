@@ -89,7 +89,7 @@ pub fn list_cost(entries: u64) -> Duration {
 /// Number of look-ups that cost the upstream no more than the list, if each request costs `least`.
 fn look_ups_max(entries: Option<u64>, least: Duration) -> usize {
     let Some(entries) = entries else {
-        return LOOK_UPS_UNSEEN;
+        return if least.is_zero() { LOOK_UPS_UNSEEN } else { 1 };
     };
     let list = list_cost(entries).max(least);
     let look_ups = list.as_nanos() / LOOK_UP_COST.max(least).as_nanos();
@@ -335,15 +335,16 @@ mod tests {
         );
         assert_eq!(how(1, Some(0)), Plan::LookUps(vec![0]));
         assert_eq!(how(0, Some(0)), Plan::LookUps(vec![]));
-        // Where each request counts, one list is better than two look-ups, unless it is long.
-        let limited = |entries| {
+        // Where each request counts, one list is better than two look-ups, unless it is known to be long.
+        let limited = |entries: Option<u64>| {
             let least = Duration::from_millis(200);
             polling
                 .clone()
-                .plan(&running([-1, -1]), Some(entries), least, true, s(0))
+                .plan(&running([-1, -1]), entries, least, true, s(0))
         };
-        assert_eq!(limited(10_000), Plan::List);
-        assert_eq!(limited(1_000_000), Plan::LookUps(vec![0, 1]));
+        assert_eq!(limited(None), Plan::List);
+        assert_eq!(limited(Some(10_000)), Plan::List);
+        assert_eq!(limited(Some(1_000_000)), Plan::LookUps(vec![0, 1]));
     }
 
     #[test]
