@@ -169,14 +169,19 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
 STATISTICS = [
     ({}, "Everything runs", "It has answered for 3 min. It looked at orders 2 s ago; the next look is in 9 s."),
     (
-        {"upstream.life.expected_seconds": 420, "pace.starts_per_second": 12, "restarts.last_hour": 3},
+        {"upstream.life.expected_seconds": 420, "pace.starts_per_second": 12, "pace.reason": "the upstream was restarted", "restarts.last_hour": 3},
         "Everything runs",
-        "As far as was seen, it lives about 7 min; 3 orders were started again in the last hour. The pace of 12 starts/s is below",
+        "As far as was seen, it lives about 7 min; 3 orders were started again in the last hour. The start rate is reduced to 12/s: the upstream was restarted.",
     ),
     (
         {"pace.starts_per_second": 12.5, "pace.reason": "the upstream did not answer in time"},
         "Everything runs",
-        "The pace of 13 starts/s is below its ceiling of 50: the upstream did not answer in time.",
+        "The start rate is reduced to 13/s: the upstream did not answer in time.",
+    ),
+    (
+        {"pace.wait_seconds": 40, "orders.CREATED": 2000},
+        "Everything runs",
+        "2,000 orders wait to be started, about 40 s at 50 starts/s.",
     ),
     (
         {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "no route to it", "orders.CREATED": 37},
@@ -257,7 +262,7 @@ def the_sentences_say_what_the_statistics_say(program, page):
           upstream: { status: "up", since: at(-180), detail: null, last_seen_at: at(-2), process_seconds: null,
             life: { processes: null, began_at: null, ended: 0, expected_processes: null, expected_seconds: null } },
           reconciler: { status: "leading", since: at(-700), detail: null, last_pass_at: at(-2), next_pass_at: at(9), next_look_at: null, policy: "restart" },
-          pace: { starts_per_second: 50, ceiling: 50, reason: null, in_flight: 0, window: null },
+          pace: { starts_per_second: 50, ceiling: 50, reason: null, in_flight: 0, window: null, wait_seconds: 1, resting_until: null },
         });
         import("/dashboard/words.js").then(({ signs, verdict }) => done(changes.map((change) => {
           const stats = well();
