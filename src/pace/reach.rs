@@ -47,6 +47,8 @@ impl Reach {
 pub struct Reachability {
     reach: Reach,
     failures_in_a_row: u32,
+    /// Whether the last look had no failure that says otherwise.
+    does_answer_looks: bool,
     first_failure_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
     /// Whether a request met a usable answer, and whether one did not, since this was last asked.
@@ -69,6 +71,7 @@ impl Reachability {
         Self {
             reach,
             failures_in_a_row: 0,
+            does_answer_looks: true,
             first_failure_at: None,
             not_before: None,
             met: Met::default(),
@@ -115,6 +118,7 @@ impl Reachability {
 
     /// Takes note of a usable answer. Tells whether this is a change.
     pub fn answered(&mut self, now: Timestamp) -> bool {
+        self.does_answer_looks = true;
         self.met.answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
@@ -134,12 +138,15 @@ impl Reachability {
         if let Some(wait) = failure.retry_after {
             self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
         }
-        // An answer to a start, or one that asks for fewer requests, comes from an upstream that is there,
-        // and a cache's does not say that it is not.
+        if !is_start {
+            self.does_answer_looks = matches!(failure.cause, Cause::TooMany | Cause::Outdated);
+        }
+        // One that answers looks is there whatever it answers to starts, and so is one that asks for fewer
+        // requests. A cache's answer does not say that it is not.
         let is_there = match failure.cause {
             Cause::NoAccess | Cause::Silence => false,
             Cause::TooMany | Cause::Outdated => true,
-            Cause::Overload | Cause::Unusable => is_start,
+            Cause::Overload | Cause::Unusable => is_start && self.does_answer_looks,
         };
         if is_there {
             return false;
@@ -245,6 +252,11 @@ mod tests {
             assert!(!reachability.failed(false, now, &failure(Cause::Outdated)));
         }
         assert!(reachability.may_send(Timestamp(20)));
+        // Where looks fail too, what starts meet counts.
+        let mut failing = Reachability::new(Reach::Unknown);
+        assert!(!failing.failed(false, Timestamp(1), &failure(Cause::Overload)));
+        assert!(!failing.failed(true, Timestamp(2), &failure(Cause::Overload)));
+        assert!(failing.failed(true, Timestamp(3), &failure(Cause::Overload)));
         // One that is silent to starts is.
         for now in 21..23 {
             assert!(!reachability.failed(true, Timestamp(now), &failure(Cause::Silence)));
