@@ -15,31 +15,11 @@ use serde::Serialize;
 
 pub use self::words::span;
 use self::words::{clean, future, lasting, past, quoted};
-use crate::clock::Rfc3339;
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
-use crate::health::Reconciler;
-use crate::order::{Attention, Order, Reason, ResolvedBy, Status, Timestamp};
+use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
+use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{Reach, StartRate};
-use crate::store::Heartbeat;
-
-/// The number up to which the orders that wait in a queue are counted, which bounds what counting
-/// costs.
-pub const AHEAD_MAX: u64 = 10_000;
-
-/// All that is known of one order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OrderDetails {
-    /// The order as its readers see it.
-    pub order: Order,
-    /// The order as the reconciler sees it, while it is open.
-    pub open: Option<OpenOrder>,
-    /// Its part of the journal, oldest first: the moment, and the reason's word.
-    pub journal: Vec<(Timestamp, String)>,
-    /// Number of starts that come before this order's; from [`AHEAD_MAX`] on it may be more.
-    pub ahead: u64,
-    /// The reconciler's report on itself and on the upstream.
-    pub heartbeat: Heartbeat,
-}
+use crate::reconciler_state::Leadership;
 
 /// One order explained. Each text is a sentence or several.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -191,7 +171,7 @@ impl OrderDetails {
                 "It took {} from its creation to its end.",
                 span(updated_at.since(*created_at))
             ),
-            None => match self.reconciler(now).trouble {
+            None => match self.leadership(now).trouble {
                 None => "Nothing is wrong with it.".to_owned(),
                 Some(trouble) => format!("Nothing is wrong with the order itself, but {trouble}."),
             },
@@ -199,7 +179,7 @@ impl OrderDetails {
                 reason, by, since, ..
             }) => {
                 let lasting = span(now.since(*since));
-                let goes_on = match (by, self.reconciler(now).trouble) {
+                let goes_on = match (by, self.leadership(now).trouble) {
                     (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
                     (ResolvedBy::Itself, None) => "and goes on by itself.".to_owned(),
                     (ResolvedBy::Itself, Some(trouble)) => format!("and {trouble}."),
@@ -211,7 +191,7 @@ impl OrderDetails {
     }
 
     fn observed(&self, now: Timestamp) -> Vec<String> {
-        let heartbeat = &self.heartbeat;
+        let heartbeat = &self.reconciler;
         let mut lines = vec![match &heartbeat.reach {
             Reach::Unknown => "It is not known yet whether the upstream answers.".to_owned(),
             Reach::Up { since } => format!("The upstream has answered {}.", lasting(*since, now)),
@@ -336,8 +316,8 @@ impl OrderDetails {
         let Some(open) = &self.open else {
             return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
-        let heartbeat = &self.heartbeat;
-        if self.reconciler(now).trouble.is_some() {
+        let heartbeat = &self.reconciler;
+        if self.leadership(now).trouble.is_some() {
             return vec![match (heartbeat.leader_since, heartbeat.led_until) {
                 (None, None) => {
                     "Nothing happens until a reconciler runs on this database.".to_owned()
@@ -404,14 +384,14 @@ impl OrderDetails {
                 future(at, now)
             ));
         }
-        let resting_until = self.heartbeat.learned.resting_until;
+        let resting_until = self.reconciler.learned.resting_until;
         if let Some(at) = resting_until.filter(|at| *at > now) {
             lines.push(format!(
                 "The upstream has asked to be left alone: nothing is started or looked at for {}.",
                 span(at.since(now))
             ));
         }
-        let rate = self.heartbeat.learned.rate.as_ref();
+        let rate = self.reconciler.learned.rate.as_ref();
         lines.push(match (self.ahead, rate.map(StartRate::rate)) {
             (0, _) if lines.is_empty() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
@@ -425,7 +405,7 @@ impl OrderDetails {
             (ahead, Some(pace)) => {
                 let wait =
                     Duration::try_from_secs_f64(ahead as f64 / pace).unwrap_or(Duration::MAX);
-                let about = if ahead < AHEAD_MAX {
+                let about = if ahead < COUNTED_AHEAD_MAX {
                     "about"
                 } else {
                     "more than"
@@ -465,7 +445,7 @@ impl OrderDetails {
                     .to_owned(),
             ];
         }
-        let then = match self.heartbeat.policy {
+        let then = match self.reconciler.policy {
             Some(LostProcess::Restart) => "it is started again when its turn comes, at the pace",
             Some(LostProcess::Fail) if self.is_unseen_under_fail() => {
                 "it is held until an operator decides, because no look is on record that has seen it"
@@ -541,23 +521,23 @@ impl OrderDetails {
         commands
     }
 
-    fn reconciler(&self, now: Timestamp) -> Reconciler {
-        Reconciler::of(&self.heartbeat, now)
+    fn leadership(&self, now: Timestamp) -> Leadership {
+        self.reconciler.leadership(now)
     }
 
     /// Returns whether the policy would settle the order as FAILED if a look had seen its process.
     fn is_unseen_under_fail(&self) -> bool {
-        let is_fail = self.heartbeat.policy == Some(LostProcess::Fail);
+        let is_fail = self.reconciler.policy == Some(LostProcess::Fail);
         is_fail && self.open.is_some_and(|open| !open.is_seen)
     }
 
     fn is_upstream_down(&self) -> bool {
-        matches!(self.heartbeat.reach, Reach::Down { .. })
+        matches!(self.reconciler.reach, Reach::Down { .. })
     }
 
     /// The moment at which the next look may begin, at the earliest, as a part of a sentence.
     fn look_time(&self, now: Timestamp) -> String {
-        match self.heartbeat.next_look_at {
+        match self.reconciler.next_look_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
             _ => " in the next pass".to_owned() + &self.pass_time(now),
         }
@@ -573,7 +553,7 @@ impl OrderDetails {
 
     /// The moment of the next pass, as a part of a sentence; empty if it is about to be.
     fn pass_time(&self, now: Timestamp) -> String {
-        match self.heartbeat.next_pass_at {
+        match self.reconciler.next_pass_at {
             Some(at) if at > now => format!(", {}", future(at, now)),
             _ => String::new(),
         }
@@ -633,7 +613,7 @@ fn not_before(open: &OpenOrder, now: Timestamp) -> String {
 fn orders_are(count: u64) -> String {
     match count {
         1 => "1 order is".to_owned(),
-        AHEAD_MAX.. => format!("{AHEAD_MAX} orders or more are"),
+        COUNTED_AHEAD_MAX.. => format!("{COUNTED_AHEAD_MAX} orders or more are"),
         n => format!("{n} orders are"),
     }
 }

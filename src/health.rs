@@ -14,10 +14,9 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::clock::{Clock, Rfc3339, SystemClock};
-use crate::order::Timestamp;
-use crate::reconciler::is_overdue;
-use crate::store::{DatabasePath, Heartbeat, read_heartbeat};
+use crate::clock::{Clock, SystemClock};
+use crate::reconciler_state::LeadershipStatus;
+use crate::store::{DatabasePath, read_heartbeat};
 
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,9 +26,6 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 /// Time in which a reconciler that gets on notices that the clock was set, and writes a heartbeat.
 const STEP_NOTICED_WITHIN: Duration = Duration::from_secs(2);
-
-/// The status of a reconciler whose next pass is late.
-const OVERDUE: &str = "overdue";
 
 /// Asks the API that listens at `address`. Returns its answer; an unhealthy one is an error.
 pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
@@ -75,77 +71,23 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error. One
 /// that is overdue is read again: the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
-    let mut heartbeat = read_heartbeat(database)?;
-    if Reconciler::of(&heartbeat, SystemClock.now()).status == OVERDUE {
+    let mut state = read_heartbeat(database)?;
+    if state.leadership(SystemClock.now()).status == LeadershipStatus::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
-        heartbeat = read_heartbeat(database)?;
+        state = read_heartbeat(database)?;
     }
-    let last = last_pass(&heartbeat);
-    match Reconciler::of(&heartbeat, SystemClock.now()).trouble {
+    let last = state.last_pass();
+    match state.leadership(SystemClock.now()).trouble {
         Some(trouble) => bail!("{trouble}; {last}"),
         None => Ok(last),
-    }
-}
-
-/// The reconciler that leads on a database, by its heartbeat.
-pub struct Reconciler {
-    /// `leading`, `overdue` or `none`.
-    pub status: &'static str,
-    /// The beginning of that status, if it is known.
-    pub since: Option<Timestamp>,
-    /// The reason why it does not lead, or does not get on.
-    pub trouble: Option<&'static str>,
-}
-
-impl Reconciler {
-    /// Reads a heartbeat. A reconciler that was killed is noticed when its next pass is late.
-    pub fn of(heartbeat: &Heartbeat, now: Timestamp) -> Self {
-        match (heartbeat.leader_since, heartbeat.led_until) {
-            (None, None) => Self {
-                status: "none",
-                since: None,
-                trouble: Some("no reconciler has led on this database yet"),
-            },
-            (None, ended_at) => Self {
-                status: "none",
-                since: ended_at,
-                trouble: Some("no reconciler runs: the last one has shut down"),
-            },
-            _ if is_overdue(heartbeat, now) => {
-                let is_ahead = |at: &Timestamp| *at > now;
-                let is_set_back = heartbeat.next_pass_at.as_ref().is_some_and(is_ahead);
-                Self {
-                    status: OVERDUE,
-                    since: heartbeat.next_pass_at.filter(|_| !is_set_back),
-                    trouble: Some(if is_set_back {
-                        "the clock was set back, and the reconciler has told of no pass since: one \
-                         that gets on does so within seconds"
-                    } else {
-                        "the reconciler was killed, or is stuck: its next pass is more than a minute \
-                         late"
-                    }),
-                }
-            }
-            (since, _) => Self {
-                status: "leading",
-                since,
-                trouble: None,
-            },
-        }
-    }
-}
-
-/// The end of the last pass, in words.
-pub fn last_pass(heartbeat: &Heartbeat) -> String {
-    match heartbeat.last_pass_at {
-        Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
-        None => "no pass has ended on this database yet".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::order::Timestamp;
+    use crate::reconciler_state::ReconcilerState;
     use crate::store::{Mode, Store};
 
     #[tokio::test(flavor = "multi_thread")]
@@ -154,11 +96,11 @@ mod tests {
         let path = DatabasePath::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
         let write = async |pass_at: Timestamp| {
-            let heartbeat = Heartbeat {
+            let heartbeat = ReconcilerState {
                 leader_since: Some(pass_at),
                 last_pass_at: Some(pass_at),
                 next_pass_at: Some(pass_at),
-                ..Heartbeat::default()
+                ..ReconcilerState::default()
             };
             store.write_heartbeat(heartbeat).await.unwrap();
         };

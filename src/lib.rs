@@ -15,8 +15,11 @@
 //! - [`order`]: the nouns. Ids, statuses, orders, observations; parsed at the edge.
 //! - [`decide`]: what to do about an order, given what was observed. One pure table.
 //! - [`pace`]: how fast to start, how to look, how long to back off. Pure.
-//! - [`history`], [`tally`]: what the journal adds up to, and what the reconciler counts; both
-//!   [`spread`] durations. Pure.
+//! - [`histogram`], [`journal_stats`], [`reconciler_metrics`]: distributions of durations, totals of
+//!   the journal, counters of the reconciler. Pure.
+//! - [`reconciler_state`], [`order_details`]: the state that the reconciler reports, and everything
+//!   that is known of one order. Pure.
+//! - [`id_arena`]: many ids in one allocation, and an index of them.
 //! - [`reconciler`]: the pass: observe, decide, settle, start. And the loop around it.
 //! - [`upstream`]: the client of the order process service, and its wire format.
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL.
@@ -34,8 +37,8 @@
 //!
 //! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
 //!
-//! - `order`, `decide`, `pace`, `history`, `tally`, `spread` and the simulator's model, crashes and faults use
-//!   std and serde alone: no clock, no network, no database, no randomness of their own.
+//! - `order`, `decide`, `pace`, `histogram`, `journal_stats`, `reconciler_metrics`, `reconciler_state`,
+//!   `order_details`, `explain` and the simulator's model, crashes and faults use std and serde alone: no clock, no network, no database, no randomness of their own.
 //! - Only `store` names rusqlite, only `upstream` names reqwest, only `api`, `simulator` and `dev`
 //!   name warp.
 //! - The API never calls the upstream and does not know the simulator, and the reconciler never
@@ -54,17 +57,20 @@ pub mod decide;
 pub mod dev;
 pub mod explain;
 pub mod health;
-pub mod history;
+pub mod histogram;
+pub mod id_arena;
+pub mod journal_stats;
 pub mod operator;
 pub mod order;
+pub mod order_details;
 pub mod pace;
 pub mod program;
 pub mod prune;
 pub mod reconciler;
+pub mod reconciler_metrics;
+pub mod reconciler_state;
 pub mod server;
 pub mod simulator;
 pub mod site;
-pub mod spread;
 pub mod store;
-pub mod tally;
 pub mod upstream;

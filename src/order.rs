@@ -1,11 +1,11 @@
-//! The nouns: order ids (many of them in `order/ids.rs`), statuses, orders, their events (in
-//! `order/event.rs`), and what was observed of their processes.
+//! The nouns: order ids (many of them in `id_arena`), statuses, orders, their events (in
+//! `order/event.rs`), moments, and what was observed of their processes.
 //!
 //! Everything is parsed once, at the edge, and is valid from then on. No I/O and no clock live
 //! here. What to do about an order is decided next door, in `decide`.
 
 mod event;
-mod ids;
+mod rfc3339;
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 pub use self::event::{Event, EventReason};
-pub use self::ids::{IdIndex, Ids, Texts};
+pub use self::rfc3339::Rfc3339;
 
 /// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
 /// and an index entry still fits a database page many times.
@@ -58,39 +58,39 @@ impl OrderId {
     /// Checks a text and makes it an id.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, IdError> {
         let text = text.into();
-        check(&text)?;
+        Self::check(&text)?;
         Ok(Self(text))
+    }
+
+    /// Checks that a text can be an id; an error is the first rule that it breaks.
+    pub(crate) fn check(text: &str) -> Result<(), IdError> {
+        if text.is_empty() {
+            return Err(IdError::Empty);
+        }
+        // A scalar value takes at most four bytes: most texts need no count.
+        if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
+            return Err(IdError::TooLong);
+        }
+        // What nearly all are made of breaks neither of the next rules, and is checked many bytes at a time.
+        let is_plain = |all, byte: u8| all & byte.is_ascii_graphic();
+        if !text.bytes().fold(true, is_plain) {
+            if text.chars().any(char::is_control) {
+                return Err(IdError::Control);
+            }
+            if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+                return Err(IdError::Space);
+            }
+        }
+        if matches!(text, "." | "..") {
+            return Err(IdError::Dots);
+        }
+        Ok(())
     }
 
     /// The id as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
-
-/// Whether a text can be an id; if not, the first rule that it breaks.
-fn check(text: &str) -> Result<(), IdError> {
-    if text.is_empty() {
-        return Err(IdError::Empty);
-    }
-    // A scalar value takes at most four bytes: most texts need no count.
-    if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
-        return Err(IdError::TooLong);
-    }
-    // What nearly all are made of breaks neither of the next rules, and is told many bytes at a time.
-    let is_plain = |all, byte: u8| all & byte.is_ascii_graphic();
-    if !text.bytes().fold(true, is_plain) {
-        if text.chars().any(char::is_control) {
-            return Err(IdError::Control);
-        }
-        if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
-            return Err(IdError::Space);
-        }
-    }
-    if matches!(text, "." | "..") {
-        return Err(IdError::Dots);
-    }
-    Ok(())
 }
 
 impl fmt::Display for OrderId {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, Rfc3339, SystemClock};
-use crate::order::Timestamp;
+use crate::clock::{Clock, SystemClock};
+use crate::order::{Rfc3339, Timestamp};
 use crate::store::{Removed, Store, StoreError};
 
 /// Orders that are removed in one transaction: some tens of milliseconds of work, for which everyone

@@ -37,8 +37,9 @@ use crate::decide::{Look, LostProcess, Occasion, OpenOrder, PassContext, Policy,
 use crate::explain::span;
 use crate::order::{Status, Timestamp};
 use crate::pace::{Call, Failure, Pace};
-use crate::store::{Heartbeat, LeaderLock, StartCandidate, Store};
-use crate::tally::Ended;
+use crate::reconciler_metrics::PassOutcome;
+use crate::reconciler_state::ReconcilerState;
+use crate::store::{LeaderLock, StartCandidate, Store};
 use crate::upstream::Upstream;
 
 /// How often a standby tries to take the lead.
@@ -50,14 +51,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How old the heartbeat may become while nothing happens. Each costs a disk flush.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How late a pass may be before something is wrong: far longer than one takes, in which requests
-/// run into their timeouts, and than the heartbeat is old while nothing happens.
-const OVERDUE_AFTER: Duration = Duration::from_secs(60);
-
-/// How far what it tells may lie ahead of the clock of whoever reads it: as far as clocks differ
-/// that are set right all the time.
-const AHEAD_MAX: Duration = Duration::from_secs(1);
 
 /// With a schedule no slower than this, orders are looked at in moments of their own.
 const OWN_MOMENT_MAX: Duration = Duration::from_secs(1);
@@ -268,7 +261,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         heartbeat.leader_since = Some(now);
         heartbeat.led_until = None;
         heartbeat.policy = Some(settings.lost_process);
-        heartbeat.tally.led();
+        heartbeat.metrics.led();
         let pace = Pace::new(
             settings.ceiling(),
             settings.max_in_flight,
@@ -276,7 +269,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             heartbeat.reach.clone(),
             now,
         );
-        let tally = heartbeat.tally.clone();
+        let tally = heartbeat.metrics.clone();
         let restarted_at = pace.lives().restarted_at();
         Ok(Self {
             has_begun: false,
@@ -323,9 +316,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut report = Report::default();
         let done = self.turn(&mut report, stop).await;
         let ended = match &done {
-            Ok(()) if report.unreachable => Ended::Unreachable,
-            Ok(()) => Ended::Ok,
-            Err(_) => Ended::Failed,
+            Ok(()) if report.unreachable => PassOutcome::Unreachable,
+            Ok(()) => PassOutcome::Ok,
+            Err(_) => PassOutcome::Failed,
         };
         let took = self.context.clock.now().since(began_at);
         self.context.upstream.tally().passed(ended, took);
@@ -392,7 +385,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let now = self.context.clock.now();
         let set_right = self.context.store.set_times_right(now).await;
         set_right.context("the times of open orders could not be read or set right")?;
-        let Heartbeat {
+        let ReconcilerState {
             leader_since,
             last_pass_at,
             last_seen_at,
@@ -539,7 +532,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
 /// The heartbeat, and when it was last written.
 struct HeartbeatWriter {
-    heartbeat: Heartbeat,
+    heartbeat: ReconcilerState,
     written_at: Option<Timestamp>,
 }
 
@@ -559,7 +552,7 @@ impl HeartbeatWriter {
         if is_news || is_old {
             self.heartbeat.reach = pace.reach().reach().clone();
             self.heartbeat.learned = pace.learned(now);
-            self.heartbeat.tally = context.upstream.tally().clone();
+            self.heartbeat.metrics = context.upstream.tally().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.heartbeat.next_pass_at = Some(next_pass_at);
             self.heartbeat.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
@@ -777,47 +770,4 @@ pub async fn run_once<U: Upstream, C: Clock>(
     };
     reconciler.end().await;
     Ok(is_usable)
-}
-
-/// Whether the next pass should have been completed by now: the program that leads is stuck, or
-/// there is none. One that gets on tells of no moment ahead of the clock: it notices within a second
-/// that the clock was set back.
-pub fn is_overdue(heartbeat: &Heartbeat, now: Timestamp) -> bool {
-    let told_at = heartbeat.last_pass_at.max(heartbeat.leader_since);
-    let is_ahead = told_at.is_some_and(|at| at > now.after(AHEAD_MAX));
-    let is_late = |at: Timestamp| now > at.after(OVERDUE_AFTER);
-    is_ahead || heartbeat.next_pass_at.is_none_or(is_late)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pass_is_overdue_a_minute_after_the_moment_that_was_told() {
-        let mut heartbeat = Heartbeat {
-            next_pass_at: Some(Timestamp(1_000)),
-            ..Heartbeat::default()
-        };
-        for (now, expected) in [(0, false), (1_000, false), (61_000, false), (61_001, true)] {
-            assert_eq!(is_overdue(&heartbeat, Timestamp(now)), expected, "{now}");
-        }
-        heartbeat.next_pass_at = None;
-        assert!(is_overdue(&heartbeat, Timestamp(0)), "there was none");
-    }
-
-    #[test]
-    fn a_last_pass_ahead_of_the_clock_is_not_one_that_was_in_time() {
-        let mut heartbeat = Heartbeat {
-            leader_since: Some(Timestamp(0)),
-            last_pass_at: Some(Timestamp(10_000)),
-            next_pass_at: Some(Timestamp(11_000)),
-            ..Heartbeat::default()
-        };
-        for (now, expected) in [(10_000, false), (9_000, false), (8_999, true), (0, true)] {
-            assert_eq!(is_overdue(&heartbeat, Timestamp(now)), expected, "{now}");
-        }
-        heartbeat.leader_since = Some(Timestamp(12_000));
-        assert!(is_overdue(&heartbeat, Timestamp(10_000)));
-    }
 }

@@ -53,12 +53,11 @@ pub use self::watched::Watchlist;
 use self::writer::Writer;
 pub use self::writer::{Gate, Mode, OpenGate, Passage};
 pub use self::writing::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
-use crate::decide::{LostProcess, OpenOrder};
-use crate::explain::OrderDetails;
-use crate::history::History;
+use crate::decide::OpenOrder;
+use crate::journal_stats::JournalStats;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
-use crate::pace::{Learned, Reach};
-use crate::tally::Tally;
+use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
 
 /// Store errors, grouped by what the caller may do next: try again, but look first after
 /// [`StoreError::OutcomeUnknown`], and begin anew after [`StoreError::Gone`].
@@ -120,31 +119,6 @@ pub struct StartCandidate {
     pub id: OrderId,
     /// All else about it.
     pub order: OpenOrder,
-}
-
-/// What the reconciler tells of itself and of the upstream: true of all open orders, stored once.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heartbeat {
-    /// When the present leader took over; nothing once it has ended, unless it was killed.
-    pub leader_since: Option<Timestamp>,
-    /// The moment at which the last leader ended in order; nothing while one leads.
-    pub led_until: Option<Timestamp>,
-    /// The policy of the present or last leader; nothing until there was one.
-    pub policy: Option<LostProcess>,
-    /// The end of the last completed pass.
-    pub last_pass_at: Option<Timestamp>,
-    /// When the next pass begins by the schedule.
-    pub next_pass_at: Option<Timestamp>,
-    /// When the open orders that were due for it were last observed.
-    pub last_seen_at: Option<Timestamp>,
-    /// Whether the upstream answers.
-    pub reach: Reach,
-    /// When orders that are PROCESSING are looked at next, at the earliest.
-    pub next_look_at: Option<Timestamp>,
-    /// What was learned of how the upstream may be driven.
-    pub learned: Learned,
-    /// What the reconcilers on this database have counted.
-    pub tally: Tally,
 }
 
 /// The orders on one file, shared by everything in this process.
@@ -353,7 +327,7 @@ impl Store {
 
     /// Brings a history up to date with the journal, and tells all else that is told of the whole,
     /// as of one moment.
-    pub fn glance(&self, history: &mut History, now: Timestamp) -> Result<Glance, StoreError> {
+    pub fn glance(&self, history: &mut JournalStats, now: Timestamp) -> Result<Glance, StoreError> {
         self.read(|db| history::glance(db, history, now))
     }
 
@@ -416,12 +390,12 @@ impl Store {
     }
 
     /// What the reconciler last told of itself.
-    pub fn heartbeat(&self) -> Result<Heartbeat, StoreError> {
+    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
         self.read(heartbeat)
     }
 
     /// Replaces what the reconciler tells of itself.
-    pub async fn write_heartbeat(&self, heartbeat: Heartbeat) -> Result<(), StoreError> {
+    pub async fn write_heartbeat(&self, heartbeat: ReconcilerState) -> Result<(), StoreError> {
         self.inner
             .writer
             .write(move |db| write_heartbeat(db, &heartbeat))
@@ -467,7 +441,7 @@ impl Store {
 }
 
 /// What the reconciler on a database last told of itself, without touching the file otherwise.
-pub fn read_heartbeat(path: &DatabasePath) -> Result<Heartbeat, OpenError> {
+pub fn read_heartbeat(path: &DatabasePath) -> Result<ReconcilerState, OpenError> {
     open::read_only(path, heartbeat)
 }
 

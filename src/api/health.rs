@@ -13,9 +13,8 @@ use warp::reply::Response;
 
 use super::json_answer;
 use super::reads::Reads;
-use crate::clock::{Clock, Rfc3339, SystemClock};
-use crate::health;
-use crate::order::Timestamp;
+use crate::clock::{Clock, SystemClock};
+use crate::order::{Rfc3339, Timestamp};
 use crate::pace::Reach;
 use crate::store::{Store, StoreError};
 
@@ -214,7 +213,7 @@ impl Health {
             since: since.map(Rfc3339),
             detail,
         };
-        let found = health::Reconciler::of(&heartbeat, SystemClock.now());
+        let found = heartbeat.leadership(SystemClock.now());
         let reconciler = Check {
             name: "reconciler",
             status: match (heartbeat.last_pass_at, found.trouble) {
@@ -225,7 +224,7 @@ impl Health {
             since: found.since.map(Rfc3339),
             detail: match found.trouble {
                 Some(trouble) => trouble.to_owned(),
-                None => health::last_pass(&heartbeat),
+                None => heartbeat.last_pass(),
             },
         };
         vec![upstream, reconciler]

@@ -4,8 +4,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use crate::clock::Rfc3339;
-use crate::order::{Attention, Event, EventReason, Order, OrderId, Status};
+use crate::order::{Attention, Event, EventReason, Order, OrderId, Rfc3339, Status};
 
 /// Size of an order as JSON, about, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;

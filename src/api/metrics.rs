@@ -18,14 +18,14 @@ use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::traffic::ANSWERED_WITHIN_US;
 use super::{Api, request};
-use crate::history::SETTLED_WITHIN_MS;
+use crate::histogram::Histogram;
+use crate::journal_stats::SETTLED_WITHIN_MS;
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::Reach;
-use crate::reconciler::is_overdue;
-use crate::spread::Histogram;
-use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Heartbeat, Sizes, Writing};
-use crate::tally::TOOK_WITHIN_MS;
+use crate::reconciler_metrics::TOOK_WITHIN_MS;
+use crate::reconciler_state::ReconcilerState;
+use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, Writing};
 
 impl Api {
     /// `GET /metrics`.
@@ -40,7 +40,7 @@ impl Api {
             Ok(seen) => {
                 orders(&mut metrics, &seen);
                 let heartbeat = &seen.glance.heartbeat;
-                reconciler(&mut metrics, heartbeat, is_overdue(heartbeat, seen.now));
+                reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(seen.now));
                 upstream(&mut metrics, &seen);
             }
             Err(error) => drop(store_problem(error)),
@@ -136,8 +136,8 @@ fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: 
 }
 
 /// The reconciler's report on itself.
-fn reconciler(metrics: &mut Exposition, heartbeat: &Heartbeat, is_late: bool) {
-    let tally = &heartbeat.tally;
+fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bool) {
+    let tally = &heartbeat.metrics;
     metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_late)));
     metrics.moment(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
     metrics.add(&table::RECONCILER_LEADERSHIPS, count(tally.leaderships()));
@@ -161,7 +161,7 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     };
     metrics.one(&table::UPSTREAM_UP, is_up);
     metrics.moment(&table::UPSTREAM_CHANGED, since);
-    let requests = heartbeat.tally.requests().map(|(kind, result, took)| {
+    let requests = heartbeat.metrics.requests().map(|(kind, result, took)| {
         let labels = [kind.as_str(), result.as_str()];
         (labels, ms(took, &TOOK_WITHIN_MS))
     });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::{Clock, SystemClock};
-use crate::history::History;
+use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
 use crate::store::{Glance, Store, StoreError};
@@ -17,13 +17,13 @@ use crate::store::{Glance, Store, StoreError};
 /// The history, shared by all who ask.
 #[derive(Default)]
 pub(super) struct Overview {
-    history: Arc<Mutex<History>>,
+    history: Arc<Mutex<JournalStats>>,
 }
 
 /// Everything as of one moment. Others who ask wait until it is dropped.
 pub(super) struct Seen {
     pub now: Timestamp,
-    pub history: OwnedMutexGuard<History>,
+    pub history: OwnedMutexGuard<JournalStats>,
     pub glance: Glance,
 }
 

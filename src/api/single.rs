@@ -19,8 +19,9 @@ use super::request::{self, Wait};
 use super::watcher::Waiting;
 use super::{Api, json, json_answer};
 use crate::clock::{Clock, SystemClock};
-use crate::explain::{Explanation, OrderDetails};
+use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::order_details::OrderDetails;
 use crate::store::{Creation, Found, Store, StoreError};
 
 /// Says how long an answer was allowed to take (RFC 7240, section 3).

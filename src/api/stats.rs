@@ -14,14 +14,13 @@ use super::health::{Check, OK};
 use super::overview::Seen;
 use super::problem::{Problem, store_problem};
 use super::{Api, json_answer, request};
-use crate::clock::Rfc3339;
 use crate::decide::LostProcess;
-use crate::health;
-use crate::history::History;
+use crate::journal_stats::JournalStats;
 use crate::order::EventReason;
-use crate::order::{Reason, ResolvedBy, Status, Timestamp};
+use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::{Learned, Reach};
-use crate::store::{Heartbeat, Sizes};
+use crate::reconciler_state::ReconcilerState;
+use crate::store::Sizes;
 
 impl Api {
     /// `GET /stats`.
@@ -189,7 +188,7 @@ impl Stats {
     }
 }
 
-fn per_minute(history: &History, now: Timestamp) -> Vec<Minute> {
+fn per_minute(history: &JournalStats, now: Timestamp) -> Vec<Minute> {
     let told = history.per_minute(now).into_iter();
     told.map(|minute| Minute {
         at: Rfc3339(minute.at),
@@ -199,7 +198,7 @@ fn per_minute(history: &History, now: Timestamp) -> Vec<Minute> {
     .collect()
 }
 
-fn time_to_settle(history: &History, now: Timestamp) -> TimeToSettle {
+fn time_to_settle(history: &JournalStats, now: Timestamp) -> TimeToSettle {
     let times = history.time_to_settle(now);
     TimeToSettle {
         orders: times.len(),
@@ -213,7 +212,7 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1_000.0
 }
 
-fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
+fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> Upstream {
     let (status, since, detail) = match &heartbeat.reach {
         Reach::Unknown => ("unknown", None, None),
         Reach::Up { since } => ("up", Some(*since), None),
@@ -237,10 +236,10 @@ fn upstream(heartbeat: &Heartbeat, now: Timestamp) -> Upstream {
     }
 }
 
-fn reconciler(heartbeat: &Heartbeat, now: Timestamp) -> Reconciler {
-    let reconciler = health::Reconciler::of(heartbeat, now);
+fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
+    let reconciler = heartbeat.leadership(now);
     Reconciler {
-        status: reconciler.status,
+        status: reconciler.status.as_str(),
         since: reconciler.since.map(Rfc3339),
         detail: reconciler.trouble,
         last_pass_at: heartbeat.last_pass_at.map(Rfc3339),

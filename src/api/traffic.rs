@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use warp::http::{Method, StatusCode};
 
-use crate::spread::Histogram;
+use crate::histogram::Histogram;
 
 /// Upper bounds of what an answer may take to begin, in microseconds: from a look at one order to
 /// the longest wait that can be asked for.

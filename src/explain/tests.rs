@@ -3,7 +3,8 @@
 use super::*;
 use crate::order::OrderId;
 use crate::pace::{Learned, Lives, StartRate};
-use crate::tally::Tally;
+use crate::reconciler_metrics::ReconcilerMetrics;
+use crate::reconciler_state::ReconcilerState;
 
 const NOW: Timestamp = Timestamp(1_795_341_600_000);
 
@@ -37,7 +38,7 @@ fn created() -> OrderDetails {
         }),
         journal: vec![(ago(30), "created".to_owned())],
         ahead: 0,
-        heartbeat: Heartbeat {
+        reconciler: ReconcilerState {
             leader_since: Some(ago(600)),
             led_until: None,
             policy: Some(LostProcess::Restart),
@@ -46,7 +47,7 @@ fn created() -> OrderDetails {
             last_seen_at: Some(ago(2)),
             reach: Reach::Up { since: ago(600) },
             next_look_at: Some(Timestamp(NOW.0 + 12_000)),
-            tally: Tally::default(),
+            metrics: ReconcilerMetrics::default(),
             learned: Learned {
                 rate: Some(StartRate::new(12.5, ago(3))),
                 ..Learned::default()
@@ -125,13 +126,13 @@ fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that
             "500 orders are ahead of it. At the present rate of 12.5 starts/s its turn comes in about 40 s.",
         ],
     );
-    case.ahead = AHEAD_MAX;
+    case.ahead = COUNTED_AHEAD_MAX;
     check(
         &case,
         &["10000 orders or more are ahead of it.", "more than 13 min."],
     );
     case.ahead = 1;
-    case.heartbeat.learned.rate = None;
+    case.reconciler.learned.rate = None;
     check(
         &case,
         &["1 order is ahead of it. The start rate is not known yet."],
@@ -231,8 +232,8 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
         "looks were answered: {text}"
     );
     // In the beginning, nothing else was asked.
-    case.heartbeat.reach = Reach::Unknown;
-    case.heartbeat.last_seen_at = Some(ago(31));
+    case.reconciler.reach = Reach::Unknown;
+    case.reconciler.last_seen_at = Some(ago(31));
     check(
         &case,
         &["It is not known yet whether the upstream answers."],
@@ -249,7 +250,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
     let mut case = processing();
     let mut lives = Lives::default();
     lives.restarted(0, ago(900));
-    case.heartbeat.learned.lives = lives.clone();
+    case.reconciler.learned.lives = lives.clone();
     check(
         &case,
         &[
@@ -259,7 +260,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
         ],
     );
     lives.restarted(0, ago(300));
-    case.heartbeat.learned.lives = lives;
+    case.reconciler.learned.lives = lives;
     check(
         &case,
         &["It is estimated to live for about 24000 processes."],
@@ -315,7 +316,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     let text = held.explain(NOW, &Invocation::elsewhere()).to_string();
     assert!(!text.contains("failed"), "nothing was attempted: {text}");
     let mut unseen = held.clone();
-    unseen.heartbeat.policy = Some(LostProcess::Fail);
+    unseen.reconciler.policy = Some(LostProcess::Fail);
     open(&mut unseen).is_seen = false;
     check(
         &unseen,
@@ -335,7 +336,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         (Some(LostProcess::Fail), "it becomes FAILED."),
         (None, "--lost-process"),
     ] {
-        missed.heartbeat.policy = policy;
+        missed.reconciler.policy = policy;
         open(&mut missed).is_seen = true;
         check(
             &missed,
@@ -392,7 +393,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
 #[test]
 fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
     let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
-    case.heartbeat.reach = Reach::Down {
+    case.reconciler.reach = Reach::Down {
         since: ago(40),
         detail: "connection refused".to_owned(),
     };
@@ -417,18 +418,18 @@ fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
         assert!(!text.contains("by itself"), "{text}");
         assert!(!text.contains("Nothing is wrong with it."), "{text}");
     };
-    case.heartbeat.leader_since = None;
-    case.heartbeat.last_pass_at = None;
-    case.heartbeat.next_pass_at = None;
+    case.reconciler.leader_since = None;
+    case.reconciler.last_pass_at = None;
+    case.reconciler.next_pass_at = None;
     says(
         &case,
         "Nothing is wrong with the order itself, but no reconciler has led on this database yet.",
         "Nothing happens until a reconciler runs on this database.",
     );
     // After a clean end, the next pass that was told is not late yet.
-    case.heartbeat.led_until = Some(ago(3));
-    case.heartbeat.last_pass_at = Some(ago(4));
-    case.heartbeat.next_pass_at = Some(Timestamp(NOW.0 + 400));
+    case.reconciler.led_until = Some(ago(3));
+    case.reconciler.last_pass_at = Some(ago(4));
+    case.reconciler.next_pass_at = Some(Timestamp(NOW.0 + 400));
     let next =
         "Nothing happens until a reconciler runs again: the last one has shut down, 3.0 s ago";
     says(&case, "the last one has shut down.", next);
@@ -437,10 +438,10 @@ fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
         "It has had start_refused for 12 s, and no reconciler runs: the last one has shut down.",
         next,
     );
-    case.heartbeat.leader_since = Some(ago(900));
-    case.heartbeat.led_until = None;
-    case.heartbeat.last_pass_at = Some(ago(600));
-    case.heartbeat.next_pass_at = Some(ago(599));
+    case.reconciler.leader_since = Some(ago(900));
+    case.reconciler.led_until = None;
+    case.reconciler.last_pass_at = Some(ago(600));
+    case.reconciler.next_pass_at = Some(ago(599));
     says(
         &case,
         "but the reconciler was killed, or is stuck: its next pass is more than a minute late.",

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Rfc3339;
-use crate::order::Timestamp;
+use crate::order::{Rfc3339, Timestamp};
 
 /// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`; by another clock it may lie ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {

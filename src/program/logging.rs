@@ -9,8 +9,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::WrongSetting;
-use crate::clock::{Clock, Rfc3339, SystemClock};
+use crate::clock::{Clock, SystemClock};
 use crate::config::LogFormat;
+use crate::order::Rfc3339;
 
 /// The text of a line on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

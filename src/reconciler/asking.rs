@@ -8,19 +8,19 @@ use std::cell::{RefCell, RefMut};
 use crate::clock::Clock;
 use crate::order::{Observed, OrderId, Timestamp};
 use crate::pace::{Cause, Failure};
-use crate::tally::{Answer, Kind, Tally};
+use crate::reconciler_metrics::{Answer, Kind, ReconcilerMetrics};
 use crate::upstream::{Entry, StartError, Upstream};
 
 /// The upstream, and what was counted.
 pub(super) struct Asking<U> {
     upstream: U,
     /// Borrowed for an instant only, never across a wait.
-    tally: RefCell<Tally>,
+    tally: RefCell<ReconcilerMetrics>,
 }
 
 impl<U> Asking<U> {
     /// Counts on from what an earlier run had counted.
-    pub fn new(upstream: U, tally: Tally) -> Self {
+    pub fn new(upstream: U, tally: ReconcilerMetrics) -> Self {
         Self {
             upstream,
             tally: RefCell::new(tally),
@@ -28,7 +28,7 @@ impl<U> Asking<U> {
     }
 
     /// What was counted, to add to it or to read it; to be let go at once.
-    pub fn tally(&self) -> RefMut<'_, Tally> {
+    pub fn tally(&self) -> RefMut<'_, ReconcilerMetrics> {
         self.tally.borrow_mut()
     }
 }

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::decide::{Look, OpenOrder, Phase, Policy};
-use crate::order::{IdIndex, Observed, Texts, Timestamp};
+use crate::id_arena::{IdIndex, StringArena};
+use crate::order::{Observed, Timestamp};
 use crate::pace::{self, Failure};
 use crate::store::Watchlist;
 use crate::upstream::Entry;
@@ -183,7 +184,7 @@ pub(super) struct ListReader<'a> {
     /// Made when there is something to find: while it is, more of the list arrives.
     index: Option<IdIndex<'a>>,
     listed: ListSnapshot,
-    ids: Texts,
+    ids: StringArena,
     statuses: Vec<ListedStatus>,
 }
 
@@ -197,7 +198,7 @@ impl<'a> ListReader<'a> {
             orders,
             index: None,
             listed: ListSnapshot::new(orders.len(), began_at),
-            ids: Texts::default(),
+            ids: StringArena::default(),
             statuses: Vec::with_capacity(GATHERED_MAX),
         }
     }
@@ -242,7 +243,7 @@ impl<'a> ListReader<'a> {
     /// Finds what was gathered.
     fn find(&mut self) -> &IdIndex<'a> {
         let index = self.index.get_or_insert_with(|| self.orders.ids().index());
-        index.find_each(&self.ids, |at, place| {
+        index.lookup_batch(&self.ids, |at, place| {
             self.listed.tell(place, self.statuses[at]);
         });
         self.ids.clear();

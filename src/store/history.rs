@@ -10,10 +10,11 @@ use super::cursor::{Extent, Sequence};
 use super::file::beside;
 use super::prune::{Removed, base, pruned};
 use super::rows::{heartbeat, impossible, needs_operator, reason_of, resolved_by};
-use super::{Heartbeat, find, next_open};
-use crate::history::{Entry, History};
+use super::{find, next_open};
+use crate::journal_stats::{JournalEntry, JournalStats};
 use crate::order::EventReason;
 use crate::order::{Order, Reason, ResolvedBy, Timestamp};
+use crate::reconciler_state::ReconcilerState;
 
 /// Everything that is told of the whole, as of one moment.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub struct Glance {
     /// The oldest order that is open.
     pub oldest_open: Option<Order>,
     /// What the reconciler last told of itself.
-    pub heartbeat: Heartbeat,
+    pub heartbeat: ReconcilerState,
 }
 
 /// What the database takes on disk, in bytes.
@@ -44,7 +45,7 @@ pub struct Sizes {
 /// say whether these had been counted.
 pub(super) fn glance(
     db: &Connection,
-    history: &mut History,
+    history: &mut JournalStats,
     now: Timestamp,
 ) -> rusqlite::Result<Glance> {
     // One moment for all of it; ends by itself when it is dropped.
@@ -68,14 +69,14 @@ pub(super) fn glance(
     })
 }
 
-/// The columns of an [`Entry`], as [`entry_of`] reads them. An order is looked up only where it is
+/// The columns of an [`JournalEntry`], as [`entry_of`] reads them. An order is looked up only where it is
 /// settled.
 pub(super) const ENTRY: &str = "seq, at, reason, \
      CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
      THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
 
 /// Folds in the entries after the last one.
-fn fold(db: &Connection, history: &mut History, now: Timestamp) -> rusqlite::Result<()> {
+fn fold(db: &Connection, history: &mut JournalStats, now: Timestamp) -> rusqlite::Result<()> {
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
     let mut query = db.prepare_cached(&sql)?;
     for entry in query.query_map([history.last_seq()], entry_of)? {
@@ -84,9 +85,9 @@ fn fold(db: &Connection, history: &mut History, now: Timestamp) -> rusqlite::Res
     Ok(())
 }
 
-pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<Entry> {
+pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
     let word = row.get_ref(2)?.as_str()?;
-    Ok(Entry {
+    Ok(JournalEntry {
         seq: row.get(0)?,
         at: Timestamp(row.get(1)?),
         reason: EventReason::from_name(word)

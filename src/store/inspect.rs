@@ -16,8 +16,8 @@ use super::prune::{Removed, prunable, pruned};
 use super::rows::{heartbeat, open_order};
 use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
 use crate::decide::OpenOrder;
-use crate::explain::{AHEAD_MAX, OrderDetails};
 use crate::order::{OrderId, Status, Timestamp};
+use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::Queue;
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
@@ -191,7 +191,7 @@ pub(super) fn details(
         ahead: open.map_or(Ok(0), |open| ahead(&db, &open, now))?,
         open,
         journal: journal_of(&db, order.seq)?,
-        heartbeat: heartbeat(&db)?,
+        reconciler: heartbeat(&db)?,
         order,
     }))
 }
@@ -204,7 +204,7 @@ fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestam
 }
 
 /// Number of starts that come before that of an order that waits for its turn, about. At most
-/// [`AHEAD_MAX`] orders are counted in each queue. One that waits for an operator, or for the end of
+/// [`COUNTED_AHEAD_MAX`] orders are counted in each queue. One that waits for an operator, or for the end of
 /// its backoff, is in nobody's way.
 fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result<u64> {
     let own = order.queue();
@@ -228,7 +228,7 @@ fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result
         };
         let sql = format!(
             "SELECT count(*) FROM (SELECT 1 FROM {due} AND seq < ?1 \
-             AND coalesce(next_attempt_at, ?2) <= ?2 LIMIT {AHEAD_MAX})"
+             AND coalesce(next_attempt_at, ?2) <= ?2 LIMIT {COUNTED_AHEAD_MAX})"
         );
         db.prepare_cached(&sql)?
             .query_row(params![before, now.0], |row| row.get::<_, i64>(0))

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::history::{ENTRY, entry_of};
 use super::rows::{impossible, status_of};
-use crate::history::History;
+use crate::journal_stats::JournalStats;
 use crate::order::{Status, Timestamp};
 
 /// Orders that may be removed: those that settled before a moment, `?1`.
@@ -69,7 +69,7 @@ fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
 }
 
 /// What the removed entries add up to.
-pub(super) fn base(db: &Connection) -> rusqlite::Result<History> {
+pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
     db.prepare_cached("SELECT history FROM pruned")?
         .query_row([], |row| {
             serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| impossible(0, error))

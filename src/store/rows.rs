@@ -4,10 +4,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Found, Heartbeat, StartCandidate};
+use super::{Found, StartCandidate};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
+use crate::reconciler_state::ReconcilerState;
 
 /// True in SQL if an operator has to bring an order on, by its columns. A refusal is tried again by itself,
 /// but five in a row do not go away. A forgotten process that was only missed has no
@@ -199,7 +200,7 @@ pub(super) fn impossible(
     rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
 }
 
-pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
+pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<ReconcilerState> {
     db.prepare_cached(
         "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
          upstream, upstream_since, upstream_detail, next_look_at, learned, tally, \
@@ -217,7 +218,7 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             },
             _ => Reach::Unknown,
         };
-        Ok(Heartbeat {
+        Ok(ReconcilerState {
             leader_since: time(0)?,
             led_until: time(10)?,
             policy: policy_of(row, 11)?,
@@ -228,7 +229,7 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<Heartbeat> {
             next_look_at: time(7)?,
             // What another version has learned is learned again; what it has counted is lost.
             learned: from_json(row, 8)?,
-            tally: from_json(row, 9)?,
+            metrics: from_json(row, 9)?,
         })
     })
 }
@@ -250,7 +251,10 @@ fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
 }
 
-pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlite::Result<()> {
+pub(super) fn write_heartbeat(
+    db: &Connection,
+    heartbeat: &ReconcilerState,
+) -> rusqlite::Result<()> {
     let (upstream, since, detail) = match &heartbeat.reach {
         Reach::Unknown => ("unknown", None, None),
         Reach::Up { since } => ("up", Some(since.0), None),
@@ -271,7 +275,7 @@ pub(super) fn write_heartbeat(db: &Connection, heartbeat: &Heartbeat) -> rusqlit
         detail,
         heartbeat.next_look_at.map(|t| t.0),
         to_json(&heartbeat.learned)?,
-        to_json(&heartbeat.tally)?,
+        to_json(&heartbeat.metrics)?,
         heartbeat.led_until.map(|t| t.0),
         heartbeat.policy.map(LostProcess::as_str),
     ])

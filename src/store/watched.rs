@@ -8,7 +8,8 @@ use rusqlite::{Connection, params};
 
 use super::rows::{impossible, open_order};
 use crate::decide::{OpenOrder, Phase};
-use crate::order::{Ids, Timestamp};
+use crate::id_arena::IdArena;
+use crate::order::Timestamp;
 use crate::pace::Watched;
 
 /// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
@@ -19,7 +20,7 @@ pub(super) const READ_AT_ONCE: usize = 10_000;
 /// oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Watchlist {
-    ids: Ids,
+    ids: IdArena,
     watched: Vec<Watched>,
     notes: Vec<Notes>,
     /// Those of which more is known than this, with their places.
@@ -50,7 +51,7 @@ impl Watchlist {
     }
 
     /// Their ids.
-    pub fn ids(&self) -> &Ids {
+    pub fn ids(&self) -> &IdArena {
         &self.ids
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::StoreError;
 use crate::clock::{Clock, SystemClock};
+use crate::histogram::Histogram;
 use crate::order::Timestamp;
-use crate::spread::Histogram;
 
 /// Upper bounds of what a commit may take, in microseconds: from a fast disk to one that hangs.
 pub const COMMITTED_WITHIN_US: [u64; 12] = [

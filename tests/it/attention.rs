@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use order_service::clock::{Clock, Rfc3339, SystemClock};
+use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
-use order_service::order::{OrderId, Outcome, Reason, Status, Timestamp};
+use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
 use order_service::pace::Reach;
 use order_service::pace::StartRate;
 use order_service::store::{Change, Creation, Step, Store, Trouble};

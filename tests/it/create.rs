@@ -1,8 +1,8 @@
 //! `POST /order`: what is taken, what is refused and how, and what the answer holds.
 
 use chrono::DateTime;
-use order_service::clock::{Clock, Rfc3339, SystemClock};
-use order_service::order::Outcome;
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{Outcome, Rfc3339};
 use order_service::store::{Change, Step};
 use serde_json::json;
 

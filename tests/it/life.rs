@@ -271,8 +271,8 @@ async fn a_reconciler_with_nothing_to_do_passes_on_schedule_and_no_oftener() {
     assert_eq!(reconciler.stop(), Some(0));
     // One as it begins, and those of the seconds that have begun since.
     let most = begun.elapsed().as_secs() + 2;
-    let tally = world.store().heartbeat().unwrap().tally;
-    let passes: u64 = tally.passes().map(|(_, took)| took.len()).sum();
+    let metrics = world.store().heartbeat().unwrap().metrics;
+    let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
     assert!(
         (1..=most).contains(&passes),
         "{passes} passes, at most {most}"

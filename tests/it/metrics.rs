@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
-use order_service::tally::{Answer, Kind};
+use order_service::reconciler_metrics::{Answer, Kind};
 
 use crate::world::{Client, PATIENCE, World, fill};
 
@@ -326,11 +326,11 @@ async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
     let name = "reconciler_pass_duration_seconds_count{result=\"unreachable\"}";
     metrics_when(&client, &service.url, |told| of(told, name) > 0).await;
     let heartbeat = world.store().heartbeat().unwrap();
-    let mut asked = heartbeat.tally.requests();
+    let mut asked = heartbeat.metrics.requests();
     assert!(asked.all(|(_, answer, _)| answer == Answer::Unavailable));
     assert!(
         heartbeat
-            .tally
+            .metrics
             .requests()
             .any(|(kind, _, _)| kind == Kind::Start)
     );

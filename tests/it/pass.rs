@@ -514,10 +514,10 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         };
         *asked.entry(kind).or_default() += 1;
     }
-    let tally = stage.store.heartbeat().unwrap().tally;
+    let metrics = stage.store.heartbeat().unwrap().metrics;
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     let mut answers = BTreeSet::new();
-    for (kind, answer, took) in tally.requests() {
+    for (kind, answer, took) in metrics.requests() {
         *counted.entry(kind.as_str()).or_default() += took.len();
         answers.insert((kind.as_str(), answer.as_str()));
     }
@@ -525,9 +525,9 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
     for answer in ["ok", "refused", "overload", "unavailable"] {
         assert!(answers.contains(&("start", answer)), "{answers:?}");
     }
-    assert_eq!(tally.sent_starts(), asked["start"]);
-    assert!(tally.sent_repeated_starts() > 0);
-    assert_eq!(tally.leaderships(), fates.len() as u64);
-    let passes: u64 = tally.passes().map(|(_, took)| took.len()).sum();
+    assert_eq!(metrics.sent_starts(), asked["start"]);
+    assert!(metrics.sent_repeated_starts() > 0);
+    assert_eq!(metrics.leaderships(), fates.len() as u64);
+    let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
     assert_eq!(passes, 9 * fates.len() as u64);
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
-use order_service::health;
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Stop, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Filter, Mode, Store};
@@ -409,7 +408,7 @@ impl Run {
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = self.store.heartbeat().unwrap();
                 let now = self.world.time_of_day();
-                let trouble = health::Reconciler::of(&heartbeat, now).trouble;
+                let trouble = heartbeat.leadership(now).trouble;
                 assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
             }
             return reconciler;

@@ -3,8 +3,8 @@
 use std::fmt::{Display, Write as _};
 
 use super::table::{Metric, PREFIX};
+use crate::histogram::Histogram;
 use crate::order::Timestamp;
-use crate::spread::Histogram;
 
 /// The text's media type.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

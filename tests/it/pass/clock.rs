@@ -1,7 +1,7 @@
 //! Passes by a clock that is set back or forward, by seconds and by hours, in a run and between two.
 
-use order_service::health;
 use order_service::reconciler::run_once;
+use order_service::reconciler_state::{Leadership, LeadershipStatus};
 
 use super::*;
 
@@ -16,8 +16,8 @@ impl Stage {
         self.clock.step(Timestamp(self.clock.now().0 + by));
     }
 
-    fn health(&self) -> health::Reconciler {
-        health::Reconciler::of(&self.store.heartbeat().unwrap(), self.clock.now())
+    fn health(&self) -> Leadership {
+        self.store.heartbeat().unwrap().leadership(self.clock.now())
     }
 }
 
@@ -129,7 +129,7 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         let told = stage.health();
         // Ten seconds forward, a pass may still be on its way.
         let is_known = by != 10 * SECOND;
-        assert_eq!(told.status == "overdue", is_known, "{by}");
+        assert_eq!(told.status == LeadershipStatus::Overdue, is_known, "{by}");
         assert!(told.since.is_none_or(|since| since <= stage.clock.now()));
         pass(&mut reconciler);
         assert_eq!(stage.health().trouble, None, "{by}");

@@ -12,10 +12,9 @@ use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::{Cause, Failure, Learned, StartRate};
 use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::Model;
-use order_service::store::{
-    Creation, DatabasePath, Filter, Gate, Heartbeat, Mode, OpenGate, Passage, Store,
-};
+use order_service::store::{Creation, DatabasePath, Filter, Gate, Mode, OpenGate, Passage, Store};
 use order_service::upstream::{Entry, StartError, Upstream};
 
 use crate::world::World;
@@ -334,7 +333,7 @@ impl Stage {
 
     /// An earlier run has left this.
     pub(super) fn has_learned(&self, learned: Learned) {
-        let heartbeat = Heartbeat {
+        let heartbeat = ReconcilerState {
             learned,
             ..self.store.heartbeat().unwrap()
         };

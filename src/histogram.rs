@@ -15,13 +15,13 @@ const SPANS: u64 = 128;
 /// How many durations of about what length there were.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Spread {
+pub struct HdrHistogram {
     /// By span; see [`span_of`].
     counts: BTreeMap<u64, u64>,
     count: u64,
 }
 
-impl Spread {
+impl HdrHistogram {
     /// Counts a duration.
     pub fn count(&mut self, duration: Duration) {
         *self.counts.entry(span_of(millis(duration))).or_default() += 1;
@@ -176,7 +176,7 @@ mod tests {
             mut times in prop::collection::vec(0u64..100_000_000, 1..200),
             share in 0.0..=1.0f64,
         ) {
-            let mut spread = Spread::default();
+            let mut spread = HdrHistogram::default();
             for ms in &times {
                 spread.count(Duration::from_millis(*ms));
             }
@@ -193,7 +193,7 @@ mod tests {
             second in prop::collection::vec(0u64..1_000_000, 0..50),
         ) {
             let of = |times: &[u64]| {
-                let mut spread = Spread::default();
+                let mut spread = HdrHistogram::default();
                 times.iter().for_each(|ms| spread.count(Duration::from_millis(*ms)));
                 spread
             };

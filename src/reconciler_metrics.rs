@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::histogram::Histogram;
 use crate::pace::{Cause, Failure};
-use crate::spread::Histogram;
 
 /// Upper bounds of what a request to the upstream or a pass may take, in milliseconds: from a
 /// service next door to the longest list.
@@ -51,7 +51,7 @@ pub enum Answer {
 /// How a pass ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ended {
+pub enum PassOutcome {
     /// All was done that was due.
     Ok,
     /// The upstream gave no usable answer.
@@ -99,7 +99,7 @@ impl Answer {
     }
 }
 
-impl Ended {
+impl PassOutcome {
     /// The word that stands for it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -113,22 +113,22 @@ impl Ended {
 /// What the reconcilers on a database have counted, all together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Tally {
+pub struct ReconcilerMetrics {
     leaderships: u64,
-    passes: BTreeMap<Ended, Histogram>,
+    passes: BTreeMap<PassOutcome, Histogram>,
     requests: BTreeMap<Kind, BTreeMap<Answer, Histogram>>,
     starts: u64,
     repeated_starts: u64,
 }
 
-impl Tally {
+impl ReconcilerMetrics {
     /// A reconciler has taken the lead.
     pub fn led(&mut self) {
         self.leaderships += 1;
     }
 
     /// A pass has ended.
-    pub fn passed(&mut self, ended: Ended, took: Duration) {
+    pub fn passed(&mut self, ended: PassOutcome, took: Duration) {
         let passes = self.passes.entry(ended).or_default();
         passes.count_ms(&TOOK_WITHIN_MS, took);
     }
@@ -152,7 +152,7 @@ impl Tally {
     }
 
     /// The durations of passes, in milliseconds, by how they ended.
-    pub fn passes(&self) -> impl Iterator<Item = (Ended, &Histogram)> {
+    pub fn passes(&self) -> impl Iterator<Item = (PassOutcome, &Histogram)> {
         self.passes.iter().map(|(ended, passes)| (*ended, passes))
     }
 
@@ -182,13 +182,13 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_read_back_as_it_was_and_counted_on() {
-        let mut tally = Tally::default();
+        let mut tally = ReconcilerMetrics::default();
         tally.led();
-        tally.passed(Ended::Unreachable, Duration::from_millis(7));
+        tally.passed(PassOutcome::Unreachable, Duration::from_millis(7));
         tally.asked(Kind::LookUp, Answer::Ok, Duration::from_secs(3_600));
         tally.starts(false);
         let text = serde_json::to_string(&tally).unwrap();
-        let mut again: Tally = serde_json::from_str(&text).unwrap();
+        let mut again: ReconcilerMetrics = serde_json::from_str(&text).unwrap();
         assert_eq!(again, tally);
         again.asked(Kind::LookUp, Answer::Ok, Duration::ZERO);
         again.asked(Kind::Start, Answer::Refused, Duration::ZERO);
@@ -207,11 +207,11 @@ mod tests {
 
     #[test]
     fn what_another_version_has_counted_and_this_one_does_not_know_is_no_hindrance() {
-        let tally: Tally = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
+        let tally: ReconcilerMetrics = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
         assert_eq!(tally.sent_starts(), 3);
         assert_eq!(
-            serde_json::from_str::<Tally>("{}").unwrap(),
-            Tally::default()
+            serde_json::from_str::<ReconcilerMetrics>("{}").unwrap(),
+            ReconcilerMetrics::default()
         );
     }
 

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::histogram::{HdrHistogram, Histogram};
 use crate::order::{EventReason, Status, Timestamp};
-use crate::spread::{Histogram, Spread};
 
 /// Minutes that are told apart. What is older counts in the totals only.
 pub const MINUTES: usize = 60;
@@ -27,7 +27,7 @@ pub const SETTLED_WITHIN_MS: [u64; 16] = [
 
 /// An entry of the journal, as far as it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct JournalEntry {
     /// Its place in the journal.
     pub seq: i64,
     /// When it was written.
@@ -41,7 +41,7 @@ pub struct Entry {
 /// What the journal adds up to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct History {
+pub struct JournalStats {
     /// Not kept: what is left of the journal begins anywhere.
     #[serde(skip)]
     last_seq: i64,
@@ -59,12 +59,12 @@ struct Minute {
     created: u64,
     settled: u64,
     restarted: u64,
-    time_to_settle: Spread,
+    time_to_settle: HdrHistogram,
 }
 
 /// What is told of a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct MinuteCounts {
     /// When it began.
     pub at: Timestamp,
     /// Orders that were created in it.
@@ -73,7 +73,7 @@ pub struct Told {
     pub settled: u64,
 }
 
-impl History {
+impl JournalStats {
     /// The place of the last entry that was folded in; 0 before the first of those that are left.
     pub fn last_seq(&self) -> i64 {
         self.last_seq
@@ -81,7 +81,7 @@ impl History {
 
     /// Folds in an entry. One that was written more than an hour from
     /// `now` counts in the totals only.
-    pub fn fold(&mut self, entry: &Entry, now: Timestamp) {
+    pub fn fold(&mut self, entry: &JournalEntry, now: Timestamp) {
         self.last_seq = entry.seq;
         *self.entries.entry(entry.reason).or_default() += 1;
         let time_to_settle = entry
@@ -143,11 +143,11 @@ impl History {
     }
 
     /// The last [`MINUTES`] minutes, oldest first; the last one is not over yet.
-    pub fn per_minute(&self, now: Timestamp) -> Vec<Told> {
+    pub fn per_minute(&self, now: Timestamp) -> Vec<MinuteCounts> {
         (oldest(now)..=minute_of(now))
             .map(|minute| {
                 let happened = self.minutes.get(&minute);
-                Told {
+                MinuteCounts {
                     at: Timestamp(minute.saturating_mul(MINUTE_MS)),
                     created: happened.map_or(0, |minute| minute.created),
                     settled: happened.map_or(0, |minute| minute.settled),
@@ -162,8 +162,8 @@ impl History {
     }
 
     /// The times from creation to end of the orders that were settled in these minutes.
-    pub fn time_to_settle(&self, now: Timestamp) -> Spread {
-        let mut all = Spread::default();
+    pub fn time_to_settle(&self, now: Timestamp) -> HdrHistogram {
+        let mut all = HdrHistogram::default();
         for minute in self.lately(now) {
             all.add(&minute.time_to_settle);
         }

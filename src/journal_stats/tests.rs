@@ -9,8 +9,8 @@ use super::*;
 /// Ten days after the epoch, in the middle of a minute.
 const NOW: Timestamp = Timestamp(10 * 86_400_000 + 30_000);
 
-fn entry(reason: EventReason, at: Timestamp, age: Duration) -> Entry {
-    Entry {
+fn entry(reason: EventReason, at: Timestamp, age: Duration) -> JournalEntry {
+    JournalEntry {
         seq: 0,
         at,
         reason,
@@ -21,8 +21,8 @@ fn entry(reason: EventReason, at: Timestamp, age: Duration) -> Entry {
     }
 }
 
-fn folded(entries: &[Entry], now: Timestamp) -> History {
-    let mut history = History::default();
+fn folded(entries: &[JournalEntry], now: Timestamp) -> JournalStats {
+    let mut history = JournalStats::default();
     for entry in entries {
         history.fold(entry, now);
     }
@@ -34,11 +34,11 @@ prop_compose! {
     fn journal()(entries in prop::collection::vec(
         (0..EventReason::ALL.len(), -7_200_000..3_600_000i64, 0..1_000_000u64),
         0..200,
-    )) -> Vec<Entry> {
+    )) -> Vec<JournalEntry> {
         entries
             .into_iter()
             .enumerate()
-            .map(|(place, (reason, at, age))| Entry {
+            .map(|(place, (reason, at, age))| JournalEntry {
                 seq: place as i64 + 1,
                 ..entry(
                     EventReason::ALL[reason],
@@ -68,16 +68,16 @@ proptest! {
     #[test]
     fn what_is_told_is_what_counting_the_journal_gives(journal in journal()) {
         let history = folded(&journal, NOW);
-        let count = |matches: &dyn Fn(&Entry) -> bool| {
+        let count = |matches: &dyn Fn(&JournalEntry) -> bool| {
             journal.iter().filter(|entry| matches(entry)).count() as u64
         };
         for reason in EventReason::ALL {
             prop_assert_eq!(history.entries_with(reason), count(&|entry| entry.reason == reason));
         }
-        let is_settled = |entry: &Entry| entry.reason.to_status().is_settled();
+        let is_settled = |entry: &JournalEntry| entry.reason.to_status().is_settled();
         let mut settled_lately = 0;
         for told in history.per_minute(NOW) {
-            let within = |entry: &Entry| (told.at.0..told.at.0 + 60_000).contains(&entry.at.0);
+            let within = |entry: &JournalEntry| (told.at.0..told.at.0 + 60_000).contains(&entry.at.0);
             let created = count(&|entry| entry.reason == EventReason::Created && within(entry));
             let settled = count(&|entry| is_settled(entry) && within(entry));
             prop_assert_eq!((told.created, told.settled), (created, settled));
@@ -147,17 +147,17 @@ proptest! {
         journal in journal(),
         removed in prop::collection::vec(any::<bool>(), 200),
     ) {
-        let is_removed = |entry: &&Entry| {
+        let is_removed = |entry: &&JournalEntry| {
             // The newest entry is never removed.
             removed[entry.seq as usize - 1] && entry.seq < journal.len() as i64
         };
-        let (gone, left): (Vec<&Entry>, Vec<&Entry>) = journal.iter().partition(is_removed);
-        let mut base = History::default();
+        let (gone, left): (Vec<&JournalEntry>, Vec<&JournalEntry>) = journal.iter().partition(is_removed);
+        let mut base = JournalStats::default();
         for entry in gone {
             base.fold(entry, NOW);
         }
         let kept = serde_json::to_string(&base).unwrap();
-        let mut history: History = serde_json::from_str(&kept).unwrap();
+        let mut history: JournalStats = serde_json::from_str(&kept).unwrap();
         prop_assert_eq!(history.last_seq(), 0, "all that is left is still to be folded in");
         for entry in left {
             history.fold(entry, NOW);

@@ -1,0 +1,166 @@
+//! The state that the reconciler reports about itself and the upstream, and its reading: whether one
+//! leads, and whether it makes progress.
+//!
+//! Pure. The reconciler writes it with each heartbeat, `store` keeps the last one, and the API, the
+//! `health` commands and `explain` read it.
+
+use std::time::Duration;
+
+use crate::decide::LostProcess;
+use crate::order::{Rfc3339, Timestamp};
+use crate::pace::{Learned, Reach};
+use crate::reconciler_metrics::ReconcilerMetrics;
+
+/// Delay of a pass from which on the reconciler counts as stuck: far longer than a pass takes in
+/// which requests run into their timeouts, and than the interval between two heartbeats.
+const OVERDUE_AFTER: Duration = Duration::from_secs(60);
+
+/// How far the state may lie ahead of the reader's clock: as far as clocks differ that are
+/// synchronised. More means that a clock was set back.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
+
+/// The state of the reconciler and of the upstream. It holds for all open orders and is stored once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReconcilerState {
+    /// When the present leader took over; nothing after it has shut down, unless it was killed.
+    pub leader_since: Option<Timestamp>,
+    /// When the last leader shut down; nothing while one leads.
+    pub led_until: Option<Timestamp>,
+    /// The policy of the present or last leader; nothing before the first.
+    pub policy: Option<LostProcess>,
+    /// The end of the last completed pass.
+    pub last_pass_at: Option<Timestamp>,
+    /// When the next pass begins by the schedule.
+    pub next_pass_at: Option<Timestamp>,
+    /// When the open orders that were due for a poll were last observed.
+    pub last_seen_at: Option<Timestamp>,
+    /// Whether the upstream answers.
+    pub reach: Reach,
+    /// The earliest moment at which orders that are PROCESSING are polled next.
+    pub next_look_at: Option<Timestamp>,
+    /// What was learned of the upstream's limits.
+    pub learned: Learned,
+    /// Counters of all reconcilers on this database.
+    pub metrics: ReconcilerMetrics,
+}
+
+/// The leadership of a database, derived from the last heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// Whether a reconciler leads and makes progress.
+    pub status: LeadershipStatus,
+    /// The beginning of that status, if it is known.
+    pub since: Option<Timestamp>,
+    /// Why no reconciler leads, or why the leader makes no progress.
+    pub trouble: Option<&'static str>,
+}
+
+/// Whether a reconciler leads and makes progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeadershipStatus {
+    /// No reconciler leads.
+    None,
+    /// One leads, or did until it was killed, and its next pass is late.
+    Overdue,
+    /// One leads and makes progress.
+    Leading,
+}
+
+impl LeadershipStatus {
+    /// Returns the word that stands for it in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Overdue => "overdue",
+            Self::Leading => "leading",
+        }
+    }
+}
+
+impl ReconcilerState {
+    /// Returns whether the next pass should have been completed by now: the leader is stuck, or there
+    /// is none. A leader that makes progress reports no moment ahead of the clock, because it notices
+    /// within a second that the clock was set back.
+    pub fn is_overdue(&self, now: Timestamp) -> bool {
+        let reported_at = self.last_pass_at.max(self.leader_since);
+        let is_ahead = reported_at.is_some_and(|at| at > now.after(CLOCK_SKEW_MAX));
+        let is_late = |at: Timestamp| now > at.after(OVERDUE_AFTER);
+        is_ahead || self.next_pass_at.is_none_or(is_late)
+    }
+
+    /// Returns whether a reconciler leads. One that was killed is noticed when its next pass is late.
+    pub fn leadership(&self, now: Timestamp) -> Leadership {
+        match (self.leader_since, self.led_until) {
+            (None, None) => Leadership {
+                status: LeadershipStatus::None,
+                since: None,
+                trouble: Some("no reconciler has led on this database yet"),
+            },
+            (None, ended_at) => Leadership {
+                status: LeadershipStatus::None,
+                since: ended_at,
+                trouble: Some("no reconciler runs: the last one has shut down"),
+            },
+            _ if self.is_overdue(now) => {
+                let is_set_back = self.next_pass_at.is_some_and(|at| at > now);
+                Leadership {
+                    status: LeadershipStatus::Overdue,
+                    since: self.next_pass_at.filter(|_| !is_set_back),
+                    trouble: Some(if is_set_back {
+                        "the clock was set back, and the reconciler has completed no pass since; one \
+                         that makes progress does so within seconds"
+                    } else {
+                        "the reconciler was killed, or is stuck: its next pass is more than a minute \
+                         late"
+                    }),
+                }
+            }
+            (since, _) => Leadership {
+                status: LeadershipStatus::Leading,
+                since,
+                trouble: None,
+            },
+        }
+    }
+
+    /// Returns a clause that says when the last pass ended.
+    pub fn last_pass(&self) -> String {
+        match self.last_pass_at {
+            Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
+            None => "no pass has ended on this database yet".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_is_overdue_a_minute_after_the_moment_that_was_reported() {
+        let mut state = ReconcilerState {
+            next_pass_at: Some(Timestamp(1_000)),
+            ..ReconcilerState::default()
+        };
+        for (now, expected) in [(0, false), (1_000, false), (61_000, false), (61_001, true)] {
+            assert_eq!(state.is_overdue(Timestamp(now)), expected, "{now}");
+        }
+        state.next_pass_at = None;
+        assert!(state.is_overdue(Timestamp(0)), "there was none");
+    }
+
+    #[test]
+    fn a_last_pass_ahead_of_the_clock_is_not_one_that_was_in_time() {
+        let mut state = ReconcilerState {
+            leader_since: Some(Timestamp(0)),
+            last_pass_at: Some(Timestamp(10_000)),
+            next_pass_at: Some(Timestamp(11_000)),
+            ..ReconcilerState::default()
+        };
+        for (now, expected) in [(10_000, false), (9_000, false), (8_999, true), (0, true)] {
+            assert_eq!(state.is_overdue(Timestamp(now)), expected, "{now}");
+        }
+        state.leader_since = Some(Timestamp(12_000));
+        assert!(state.is_overdue(Timestamp(10_000)));
+    }
+}
