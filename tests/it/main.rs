@@ -22,7 +22,8 @@
 //! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
 //! - `store`: the database: its schema and its journal.
-//! - `tidy`: what the documentation claims, read off the code.
+//! - `tidy`: what the documentation of the code claims, read off the code.
+//! - `docs`: README and the pages under `docs`, held to the programs and to each other.
 //!
 //! # Slow tests
 //!
@@ -71,6 +72,7 @@ mod attention;
 mod clients;
 mod create;
 mod deploy;
+mod docs;
 mod events;
 mod files;
 mod http;

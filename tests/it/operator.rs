@@ -183,7 +183,7 @@ async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
     client.settled(&api.url, 3).await;
     reconciler.kill();
     api.kill();
-    // As README says: what is there is put away with all that belongs to it.
+    // As docs/operations.md says: what is there is put away with all that belongs to it.
     fs::create_dir(world.path("old")).unwrap();
     for name in files(&world) {
         if name.starts_with("orders.db") {

@@ -1,4 +1,4 @@
-//! What the documentation claims about the code, read off the code.
+//! What the documentation of the code claims about it, read off the code.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 
 use order_service::program::LOG_PARTS;
 
-use crate::world::World;
-
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -193,42 +191,6 @@ fn every_migration_is_run_and_every_query_is_used() {
             assert!(is_used, "sql/{name} is not used");
         }
     }
-}
-
-#[test]
-fn the_settings_in_readme_are_those_of_the_programs() {
-    let readme = read("README.md");
-    let help = |program: &str, command: &str| {
-        let world = World::new();
-        let output = world
-            .command(program, &[command, "--help"])
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let serve = help("order-service", "serve");
-    let mut checked = 0;
-    for row in readme.lines().filter(|line| line.starts_with("| `--")) {
-        let cells: Vec<_> = row.split('|').map(str::trim).collect();
-        let [_, flag, variable, default, ..] = cells[..] else {
-            continue;
-        };
-        let flag = flag.trim_matches('`');
-        if !variable.starts_with('`') || !serve.contains(&format!("{flag} ")) {
-            continue;
-        }
-        let variable = format!("[env: {}]", variable.trim_matches('`'));
-        let default = default.trim_matches('`');
-        let entry = serve.split("\n      --").find(|entry| {
-            format!("--{entry}").starts_with(&format!("{flag} "))
-                || entry.contains(&format!("{flag} "))
-        });
-        let entry = entry.unwrap_or_else(|| panic!("{flag} is not in the help"));
-        assert!(entry.contains(&variable), "{flag}: {entry}");
-        assert!(entry.contains(default), "{flag}: {entry}");
-        checked += 1;
-    }
-    assert_eq!(checked, 11, "every flag of serve is in README");
 }
 
 #[test]
