@@ -1,7 +1,7 @@
 //! The backup: a whole copy of the database in one file, taken while all is running.
 //!
 //! A file gets its final name when it is complete, checked and flushed, and not before: a backup
-//! that exists can be relied on. How pages are copied is in `store/inspect.rs`.
+//! that exists can be relied on. How pages are copied is in `store/sqlite/read_only.rs`.
 
 use std::ffi::OsString;
 use std::fmt;

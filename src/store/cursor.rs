@@ -6,12 +6,10 @@
 //! reader has seen what once stood behind it. And a restored backup gives out numbers a second time,
 //! for other orders. So a position carries how many entries had been pruned when it was given out,
 //! and the history in which it was: a database begins a new one whenever it is opened in another file
-//! than before (`store/open.rs`).
+//! than before (`store/sqlite/histories.rs`).
 
 use std::fmt;
 use std::str::FromStr;
-
-use rusqlite::{Connection, OptionalExtension};
 
 /// A position to go on from; by default the beginning, which all that is there follows. Clients see
 /// it as a text of which they need not know what is in it.
@@ -122,68 +120,22 @@ pub(super) struct Extent {
     pub pruned: i64,
 }
 
-impl Extent {
-    pub fn read(db: &Connection, sequence: Sequence) -> rusqlite::Result<Self> {
-        let sql = match sequence {
-            Sequence::Orders => {
-                "SELECT (SELECT coalesce(max(seq), 0) FROM orders), last_order_seq, entries FROM pruned"
-            }
-            Sequence::Journal => {
-                "SELECT (SELECT coalesce(max(seq), 0) FROM journal), last_entry_seq, entries FROM pruned"
-            }
-        };
-        db.prepare_cached(sql)?.query_row([], |row| {
-            Ok(Self {
-                sequence,
-                newest: row.get(0)?,
-                last_pruned: row.get(1)?,
-                pruned: row.get(2)?,
-            })
-        })
-    }
-}
-
 /// Histories of a database, oldest first. None begins while a program has the file open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Histories(Vec<History>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct History {
-    id: u32,
+pub(super) struct History {
+    pub id: u32,
     /// The newest of each [`Sequence`] when it began, and how many entries had been pruned.
-    newest: [i64; 2],
-    pruned: i64,
+    pub newest: [i64; 2],
+    pub pruned: i64,
 }
 
 impl Histories {
-    /// Reads them, after a new one was begun if the file is not the one of the last.
-    pub fn open(db: &Connection, file: &str) -> rusqlite::Result<Self> {
-        let begun = db
-            .query_row(
-                "INSERT INTO histories (file, newest_order, newest_entry, pruned) \
-                 SELECT ?1, (SELECT coalesce(max(seq), 0) FROM orders), \
-                        (SELECT coalesce(max(seq), 0) FROM journal), entries FROM pruned \
-                 WHERE ?1 IS NOT (SELECT file FROM histories ORDER BY number DESC LIMIT 1) \
-                 RETURNING id, newest_entry",
-                [file],
-                |row| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?)),
-            )
-            .optional()?;
-        if let Some((id, entry @ 1..)) = begun {
-            log::warn!(
-                "the database is in another file than before: began history={id} after entry={entry}"
-            );
-        }
-        db.prepare("SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number")?
-            .query_map([], |row| {
-                Ok(History {
-                    id: row.get(0)?,
-                    newest: [row.get(1)?, row.get(2)?],
-                    pruned: row.get(3)?,
-                })
-            })?
-            .collect::<rusqlite::Result<_>>()
-            .map(Self)
+    /// Those of a database, oldest first.
+    pub fn new(histories: Vec<History>) -> Self {
+        Self(histories)
     }
 
     /// The position after a number that is read now.

@@ -112,7 +112,7 @@ fn the_pure_modules_use_nothing_that_acts() {
 #[test]
 fn each_large_library_is_named_in_its_own_module_only() {
     let owners: [(&str, &[&str]); 3] = [
-        ("rusqlite", &["src/store"]),
+        ("rusqlite", &["src/store/sqlite"]),
         ("reqwest", &["src/upstream"]),
         ("warp::", &["src/api", "src/simulator", "src/dev.rs"]),
     ];
@@ -180,7 +180,7 @@ fn all_printing_goes_through_one_place_that_a_closed_output_does_not_end() {
 
 #[test]
 fn every_migration_is_run_and_every_query_is_used() {
-    let open = read("src/store/open.rs");
+    let open = read("src/store/sqlite/open.rs");
     let sources = sources();
     for entry in fs::read_dir(root().join("sql")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

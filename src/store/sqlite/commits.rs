@@ -5,14 +5,15 @@
 //! receiver look, and one too many does no harm.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 
+use super::Engine;
 use super::file::beside;
-use super::{Store, StoreError};
+use crate::store::StoreError;
 
 /// Time after the last write to the log in which a commit may become visible: the flush lies between.
 /// It is also far longer than two writes can have the same time.
@@ -37,13 +38,13 @@ impl Commits {
     }
 }
 
-impl Store {
+impl Engine {
     /// Returns a receiver of the commits from now on: of those of this process at once, of others
     /// once a poll has found them.
     pub fn commits(&self, poll_interval: Duration) -> Result<Commits, StoreError> {
         let others = Arc::new(Notify::new());
         let listener = Arc::downgrade(&others);
-        let mut log = Log::new(self);
+        let mut log = Log::new(self.path());
         let poll = move || {
             for glances in 1u64.. {
                 std::thread::sleep(poll_interval);
@@ -61,7 +62,7 @@ impl Store {
         let spawned = thread.spawn(poll);
         spawned.map_err(|error| StoreError::Unreadable(Box::new(error)))?;
         Ok(Commits {
-            own: self.inner.writer.commits(),
+            own: self.queue().commits(),
             others,
         })
     }
@@ -74,9 +75,9 @@ struct Log {
 }
 
 impl Log {
-    fn new(store: &Store) -> Self {
+    fn new(database: &Path) -> Self {
         Self {
-            path: beside(store.path(), "-wal"),
+            path: beside(database, "-wal"),
             written_at: None,
         }
     }
@@ -97,9 +98,9 @@ mod tests {
 
     use futures_util::FutureExt;
 
-    use super::super::{DatabasePath, Mode};
     use super::*;
     use crate::order::Timestamp;
+    use crate::store::{DatabasePath, Mode, Store};
 
     /// The stores of two processes.
     fn stores() -> (tempfile::TempDir, [Store; 2]) {
@@ -134,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn a_glance_finds_each_commit_of_another_process_and_nothing_else() {
         let (_folder, [store, other]) = stores();
-        let mut log = Log::new(&store);
+        let mut log = Log::new(store.path());
         other.probe(Timestamp(1)).await.unwrap();
         assert!(log.may_be_news().unwrap());
         assert!(log.may_be_news().unwrap(), "it may not be visible yet");
@@ -148,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn polls_wake_after_some_glances_also_if_none_has_found_a_commit() {
         let (_folder, [store, _]) = stores();
-        Log::new(&store).age();
+        Log::new(store.path()).age();
         let mut commits = store.commits(Duration::from_millis(1)).unwrap();
         for _ in 0..3 {
             commits.next().await;

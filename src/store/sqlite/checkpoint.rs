@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::OpenError;
 use super::file::OpenedFile;
 use super::open::writing_connection;
+use crate::store::OpenError;
 
 /// The log is folded back beside the writer when it has grown to this many frames, some 28 MB.
 /// Larger ones save writing: pages that change often are copied once.
@@ -207,23 +207,19 @@ impl Log {
 mod tests {
     use std::sync::Barrier;
 
-    use super::super::{DatabasePath, Mode, Store};
     use super::*;
+    use crate::store::{DatabasePath, Mode, Store};
 
     /// Pages that one commit puts into the log, at the least.
     const WRITTEN: i64 = 256;
 
     /// Writes, and tells how many frames there are in the log afterwards.
     async fn write(store: &Store, reader: &Connection) -> i64 {
-        store
-            .inner
-            .writer
-            .write(|db| {
-                db.execute_batch("CREATE TABLE IF NOT EXISTS much (what BLOB)")?;
-                db.execute("INSERT INTO much VALUES (zeroblob(?1))", [WRITTEN * 4096])
-            })
-            .await
-            .unwrap();
+        let bytes = WRITTEN * 4096;
+        let sql = format!(
+            "CREATE TABLE IF NOT EXISTS much (what BLOB); INSERT INTO much VALUES (zeroblob({bytes}))"
+        );
+        store.execute(sql).await.unwrap();
         Log::after(reader, LOOK).unwrap().frames
     }
 

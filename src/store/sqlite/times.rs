@@ -6,37 +6,14 @@
 
 use rusqlite::{Connection, params};
 
-use super::{Store, StoreError};
 use crate::order::{Status, Timestamp};
 use crate::pace::BACKOFF_MAX;
 
 /// Orders set right in one transaction.
 const BATCH_MAX: usize = 2_000;
 
-impl Store {
-    /// Sets right the times of open orders by which something is waited for: what has happened did so
-    /// by `now`, and no attempt is put off for longer than the longest backoff.
-    pub async fn set_times_right(&self, now: Timestamp) -> Result<(), StoreError> {
-        for status in [Status::Created, Status::Processing] {
-            let mut after = 0;
-            loop {
-                let seqs = self.read(|db| ahead(db, status, after, now))?;
-                let Some(last) = seqs.last() else {
-                    break;
-                };
-                after = *last;
-                self.inner
-                    .writer
-                    .write(move |db| set_right(db, &seqs, now))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// The places of the first orders after the place `after` of which a time is not as it can be.
-fn ahead(
+pub(super) fn ahead(
     db: &Connection,
     status: Status,
     after: i64,
@@ -56,7 +33,7 @@ fn ahead(
         .collect()
 }
 
-fn set_right(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn set_right(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE orders SET \
              intent_at = min(intent_at, ?2), given_up_at = min(given_up_at, ?2), \
              confirmed_at = min(confirmed_at, ?2), missed_at = min(missed_at, ?2), \

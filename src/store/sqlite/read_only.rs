@@ -3,7 +3,6 @@
 //!
 //! For the operator's commands. What is checked is in `store/check.rs`.
 
-use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,14 +10,17 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
-use super::check::{self, Finding};
-use super::prune::{Removed, prunable, pruned};
-use super::rows::{heartbeat, open_order};
-use super::{DatabasePath, Found, OpenError, StoreError, counts, find, open};
+use super::check;
+use super::open;
+use super::orders::{counts, find};
+use super::prune::prunable;
+use super::row_mapping::{heartbeat, open_order};
+use super::stats::pruned;
 use crate::decide::OpenOrder;
-use crate::order::{OrderId, Status, Timestamp};
+use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::Queue;
+use crate::store::{Contents, DatabasePath, Finding, Found, OpenError, Removed, StoreError};
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
 /// indexes, and not much more.
@@ -34,37 +36,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Inspection {
     db: Connection,
     path: PathBuf,
-}
-
-/// How much there is in a database.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Contents {
-    /// Orders in each status.
-    pub orders: Vec<(Status, u64)>,
-    /// The newest entry of the journal; 0 if there is none.
-    pub newest_seq: i64,
-    /// What was removed from it.
-    pub pruned: Removed,
-}
-
-impl fmt::Display for Contents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let orders: Vec<_> = self
-            .orders
-            .iter()
-            .map(|(status, count)| format!("{count} {status}"))
-            .collect();
-        writeln!(f, "  {:<8} {}", "orders", orders.join(", "))?;
-        writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)?;
-        match self.pruned.orders() {
-            0 => Ok(()),
-            orders => writeln!(
-                f,
-                "  {:<8} {orders} orders and {} entries, before",
-                "pruned", self.pruned.entries
-            ),
-        }
-    }
 }
 
 impl Inspection {

@@ -4,36 +4,15 @@
 //! The rules are SQL that walks along an index, so that a million orders take seconds and no more
 //! memory than one. Each finding says what to do.
 
-use std::fmt;
-
 use rusqlite::{Connection, Row};
 
 use super::open;
 use crate::order::OrderId;
+use crate::store::Finding;
 
 /// Findings of one kind that are told one by one; of more, only their number is. More lines than
 /// fit a screen or two help no one.
 const TOLD_MAX: u64 = 50;
-
-/// Something that is not as it must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The order it is about, if it is about one.
-    pub order: Option<String>,
-    /// What is wrong.
-    pub what: String,
-    /// What to do about it.
-    pub to_do: &'static str,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(id) = &self.order {
-            write!(f, "order {id:?}: ")?;
-        }
-        write!(f, "{}; {}", self.what, self.to_do)
-    }
-}
 
 const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \
                        restore the newest backup; then look after the disk";
@@ -47,26 +26,32 @@ const SCHEMA: &str = "someone has changed the schema by hand: give it the form t
 /// What must hold beyond the schema: names, and queries that find what does not hold. Their
 /// columns are the order's id, or NULL, and what is wrong.
 const RULES: [(&str, &str); 8] = [
-    ("notes", include_str!("../../sql/check_orders.sql")),
+    ("notes", include_str!("../../../sql/check_orders.sql")),
     (
         "gaps in the journal",
-        include_str!("../../sql/check_gaps.sql"),
+        include_str!("../../../sql/check_gaps.sql"),
     ),
     (
         "what was pruned",
-        include_str!("../../sql/check_pruned.sql"),
+        include_str!("../../../sql/check_pruned.sql"),
     ),
-    ("histories", include_str!("../../sql/check_histories.sql")),
-    ("changes", include_str!("../../sql/check_changes.sql")),
+    (
+        "histories",
+        include_str!("../../../sql/check_histories.sql"),
+    ),
+    ("changes", include_str!("../../../sql/check_changes.sql")),
     (
         "ends of the journal",
-        include_str!("../../sql/check_ends.sql"),
+        include_str!("../../../sql/check_ends.sql"),
     ),
     (
         "times and starts",
-        include_str!("../../sql/check_times.sql"),
+        include_str!("../../../sql/check_times.sql"),
     ),
-    ("heartbeat", include_str!("../../sql/check_heartbeat.sql")),
+    (
+        "heartbeat",
+        include_str!("../../../sql/check_heartbeat.sql"),
+    ),
 ];
 
 /// Checks everything. What cannot be read is a finding as well, and ends only its own check.

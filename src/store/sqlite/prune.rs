@@ -4,77 +4,17 @@
 //! The newest order and the order of the newest entry stay: SQLite gives out the greatest number
 //! that there is and one more, so as long as these are there no number is given out twice.
 
-use std::ops::AddAssign;
+use rusqlite::{Connection, OptionalExtension, params};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-
-use super::history::{ENTRY, entry_of};
-use super::rows::{impossible, status_of};
-use crate::journal_stats::JournalStats;
+use super::row_mapping::status_of;
+use super::stats::{ENTRY, base, entry_of, removed_of};
 use crate::order::{Status, Timestamp};
+use crate::store::Removed;
 
 /// Orders that may be removed: those that settled before a moment, `?1`.
 const PRUNABLE: &str = "status IN ('FULFILLED', 'FAILED') AND updated_at < ?1 \
                         AND seq < (SELECT max(seq) FROM orders) \
                         AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)";
-
-/// How much was removed, or would be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Orders that were FULFILLED.
-    pub fulfilled: u64,
-    /// Orders that were FAILED.
-    pub failed: u64,
-    /// Their entries of the journal.
-    pub entries: u64,
-}
-
-impl Removed {
-    /// All orders.
-    pub fn orders(&self) -> u64 {
-        self.fulfilled + self.failed
-    }
-
-    /// Orders that were in this status.
-    pub fn in_status(&self, status: Status) -> u64 {
-        match status {
-            Status::Created | Status::Processing => 0,
-            Status::Fulfilled => self.fulfilled,
-            Status::Failed => self.failed,
-        }
-    }
-}
-
-impl AddAssign for Removed {
-    fn add_assign(&mut self, other: Self) {
-        self.fulfilled += other.fulfilled;
-        self.failed += other.failed;
-        self.entries += other.entries;
-    }
-}
-
-/// Reads how much was removed up to now.
-pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Removed> {
-    db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
-        .query_row([], removed_of)
-}
-
-fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
-    let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-    Ok(Removed {
-        fulfilled: count(0)?,
-        failed: count(1)?,
-        entries: count(2)?,
-    })
-}
-
-/// What the removed entries add up to.
-pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
-    db.prepare_cached("SELECT history FROM pruned")?
-        .query_row([], |row| {
-            serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| impossible(0, error))
-        })
-}
 
 /// How much would be removed.
 pub(super) fn prunable(db: &Connection, settled_before: Timestamp) -> rusqlite::Result<Removed> {

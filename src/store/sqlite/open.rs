@@ -1,7 +1,7 @@
 //! How a database file is named, created, migrated, checked and locked.
 //!
 //! Every way in which it can be unusable ends here in one line that says what to do. Which files it
-//! consists of is in `store/file.rs`; reading and writing are elsewhere in `store`.
+//! consists of is in `store/sqlite/file.rs`; reading and writing are elsewhere.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::cursor::Histories;
 use super::file::{self, Identity, OpenedFile, beside, lock_file};
+use super::histories::histories;
+use crate::store::cursor::Histories;
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
 /// They are only added, never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../sql/006_schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../../../sql/006_schema.sql")];
 
 /// Format that the first migration leads to. No release has written an earlier one.
 const FORMAT_FIRST: i64 = 6;
@@ -330,7 +331,7 @@ fn migrate(path: &Path, file: Identity) -> Result<(Connection, Histories), Unmig
     upgrade(&change, format)?;
     // A file that may only be read is found out now and not by the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    let histories = Histories::open(&change, &file.to_string())?;
+    let histories = histories(&change, &file.to_string())?;
     change.commit()?;
     Ok((db, histories))
 }
@@ -388,7 +389,7 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
         }
     };
     check("journal_mode", mode, "wal")?;
-    // The log is folded back by `store/fold.rs`.
+    // The log is folded back by `store/sqlite/checkpoint.rs`.
     db.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0;",
     )?;
@@ -539,9 +540,9 @@ impl LeaderLock {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Inspection, Mode, Store};
     use super::*;
     use crate::order::OrderId;
+    use crate::store::{Inspection, Mode, Store};
 
     #[test]
     fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {

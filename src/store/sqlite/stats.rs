@@ -6,37 +6,14 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::cursor::{Extent, Sequence};
 use super::file::beside;
-use super::prune::{Removed, base, pruned};
-use super::rows::{heartbeat, impossible, needs_operator, reason_of, resolved_by};
-use super::{find, next_open};
+use super::histories::extent;
+use super::orders::{find, next_open};
+use super::row_mapping::{heartbeat, impossible, needs_operator, reason_of, resolved_by};
 use crate::journal_stats::{JournalEntry, JournalStats};
-use crate::order::EventReason;
-use crate::order::{Order, Reason, ResolvedBy, Timestamp};
-use crate::reconciler_state::ReconcilerState;
-
-/// Everything that is told of the whole, as of one moment.
-#[derive(Clone, Debug)]
-pub struct Glance {
-    /// What was removed.
-    pub pruned: Removed,
-    /// Numbers of orders with attention, by the reason that is stored with each and by who brings it on.
-    pub attention: Vec<(Reason, ResolvedBy, u64)>,
-    /// The oldest order that is open.
-    pub oldest_open: Option<Order>,
-    /// What the reconciler last told of itself.
-    pub heartbeat: ReconcilerState,
-}
-
-/// What the database takes on disk, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sizes {
-    /// The file itself.
-    pub database: u64,
-    /// The write-ahead log beside it.
-    pub log: u64,
-}
+use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
+use crate::store::cursor::Sequence;
+use crate::store::{Glance, Removed, Sizes};
 
 /// Brings a history up to date, and tells the rest.
 ///
@@ -50,7 +27,7 @@ pub(super) fn glance(
 ) -> rusqlite::Result<Glance> {
     // One moment for all of it; ends by itself when it is dropped.
     let db = db.unchecked_transaction()?;
-    let journal = Extent::read(&db, Sequence::Journal)?;
+    let journal = extent(&db, Sequence::Journal)?;
     // What was removed up to the last entry that was folded in is in the history already. If more
     // was, the history begins anew with all of it, as does one that has nothing in it yet.
     if journal.last_pruned > history.last_seq() {
@@ -67,6 +44,29 @@ pub(super) fn glance(
         oldest_open,
         heartbeat: heartbeat(&db)?,
     })
+}
+
+/// Reads how much was removed up to now.
+pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Removed> {
+    db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
+        .query_row([], removed_of)
+}
+
+pub(super) fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
+    let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
+    Ok(Removed {
+        fulfilled: count(0)?,
+        failed: count(1)?,
+        entries: count(2)?,
+    })
+}
+
+/// What the removed entries add up to.
+pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
+    db.prepare_cached("SELECT history FROM pruned")?
+        .query_row([], |row| {
+            serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| impossible(0, error))
+        })
 }
 
 /// The columns of an [`JournalEntry`], as [`entry_of`] reads them. An order is looked up only where it is

@@ -4,11 +4,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Found, StartCandidate};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::Reach;
 use crate::reconciler_state::ReconcilerState;
+use crate::store::{Found, StartCandidate};
 
 /// True in SQL if an operator has to bring an order on, by its columns. A refusal is tried again by itself,
 /// but five in a row do not go away. A forgotten process that was only missed has no

@@ -1,8 +1,7 @@
-//! The one writer of a process: a queue, a thread, and many writes in one commit.
+//! The one writer of a process: a thread that takes writes off the queue, many in one commit.
 //!
-//! A commit costs a disk flush whatever is in it, so everything that waits goes into the next one.
 //! Processes take turns through two advisory locks beside the database, because SQLite's own
-//! busy handler sleeps and can starve one of them. What the writes do is their own business.
+//! busy handler sleeps and can starve one of them.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,154 +9,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::mpsc;
 
+use super::checkpoint::Fold;
 use super::file::{OpenedFile, Unsafe, lock_file};
-use super::fold::Fold;
 use super::open::WRITE_LOCK;
-use super::writing::{Counts, Writing};
-use super::{OpenError, StoreError};
-
-/// Writes that may wait. At the speed of a slow disk this is about a second of work.
-const QUEUE_MAX: usize = 4096;
-
-/// Writes that share a commit at most. More gains nothing and makes the first of them wait.
-const BATCH_MAX: usize = 256;
-
-/// How long a write may wait for its turn before it is taken back.
-const WAIT_MAX: Duration = Duration::from_secs(5);
-
-/// How long a write that has begun may take before its outcome is called unknown.
-const COMMIT_MAX: Duration = Duration::from_secs(10);
+use super::{operator, prune, record, row_mapping, times};
+use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
+use crate::store::write::Write;
+use crate::store::{OpenError, StoreError};
 
 /// How long to wait for someone who writes without knowing our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where writes are carried out.
-#[derive(Clone)]
-pub enum Mode {
-    /// On a thread of their own, many in one commit.
-    Threaded,
-    /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
-    /// that must be repeatable.
-    Inline(Arc<dyn Gate>),
-}
-
-/// Decides what becomes of each write.
-pub trait Gate: Send + Sync {
-    /// What becomes of the next one.
-    fn next(&self) -> Passage;
-}
-
-/// What becomes of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
-    /// It is carried out.
-    Open,
-    /// It is refused, as by a full disk: nothing is done.
-    Refused,
-    /// It is carried out, and its caller does not hear of it.
-    Unheard,
-    /// The program dies before it: its caller waits for ever.
-    DeathBefore,
-    /// The program dies after it: its caller waits for ever.
-    DeathAfter,
-}
-
-/// Lets every write through.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OpenGate;
-
-impl Gate for OpenGate {
-    fn next(&self) -> Passage {
-        Passage::Open
-    }
-}
-
+/// The queue of the writer, and what it may be asked besides.
 pub(super) struct Writer {
-    place: Place,
-    /// Whether a write was taken back because no turn came, and none has come since.
-    is_stuck: Arc<AtomicBool>,
+    pub queue: Queue,
     empties_next: Arc<AtomicBool>,
-    counts: Counts,
-    commits: watch::Sender<()>,
-}
-
-enum Place {
-    Threaded(mpsc::Sender<Box<dyn Write>>),
-    Inline(Box<Mutex<Connected>>, Arc<dyn Gate>),
-}
-
-/// A write, with its caller waiting.
-trait Write: Send {
-    /// Whether the caller still waits. From then on it waits to the end.
-    fn claim(&self) -> bool;
-    /// Carries it out, inside a transaction. May be called again after a rollback.
-    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()>;
-    /// Tells the caller that it is on disk, or why it is not.
-    fn finish(self: Box<Self>, result: Result<(), StoreError>);
-}
-
-struct Pending<T, F> {
-    run: F,
-    result: Option<T>,
-    claimed: Arc<AtomicBool>,
-    reply: oneshot::Sender<Result<T, StoreError>>,
-}
-
-impl Pending<(), fn(&Connection) -> rusqlite::Result<()>> {
-    /// A write of nothing, for which no one waits.
-    fn nothing() -> Box<dyn Write> {
-        Box::new(Self {
-            run: |_| Ok(()),
-            result: None,
-            claimed: Arc::default(),
-            reply: oneshot::channel().0,
-        })
-    }
-}
-
-impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Write for Pending<T, F> {
-    fn claim(&self) -> bool {
-        !self.claimed.swap(true, Ordering::AcqRel)
-    }
-
-    fn apply(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        self.result = Some((self.run)(db)?);
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>, result: Result<(), StoreError>) {
-        let outcome = match (result, self.result) {
-            (Ok(()), Some(value)) => Ok(value),
-            (Ok(()), None) => Err(StoreError::OutcomeUnknown),
-            (Err(error), _) => Err(error),
-        };
-        // A caller that has gone away wants no answer.
-        let _ = self.reply.send(outcome);
-    }
 }
 
 impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
         let lock = |suffix| lock_file(&file.path, suffix);
-        let is_stuck = Arc::new(AtomicBool::new(false));
         let fold = Fold::new(&db).map_err(|error| file.error(error))?;
-        let counts = Counts::default();
-        let commits = watch::Sender::new(());
-        let shared = (
-            is_stuck.clone(),
-            fold.empties_next(),
-            counts.clone(),
-            commits.clone(),
-        );
-        let writer = |place| Self {
-            place,
-            is_stuck: shared.0,
-            empties_next: shared.1,
-            counts: shared.2,
-            commits: shared.3,
-        };
+        let empties_next = fold.empties_next();
+        let shared = Shared::default();
         let mut connected = Connected {
             turn: lock("-turn")?,
             write: lock(WRITE_LOCK)?,
@@ -165,129 +41,83 @@ impl Writer {
             file,
             is_rescued: false,
             trouble: None,
-            is_stuck,
             fold,
-            counts,
-            commits,
+            shared: shared.clone(),
         };
-        if let Mode::Inline(gate) = mode {
-            let connected = Box::new(Mutex::new(connected));
-            return Ok(writer(Place::Inline(connected, gate)));
-        }
-        let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
-        let file = connected.file.clone();
-        let (looked_at, weak_queue) = (file.clone(), queue.downgrade());
-        connected.fold.start_beside(&file, move || {
-            // The writer sees the same, and sees to it.
-            if looked_at.check().is_err()
-                && let Some(queue) = weak_queue.upgrade()
-            {
-                let _ = queue.try_send(Pending::nothing());
+        let queue = match mode {
+            Mode::Inline(gate) => {
+                let connected = Mutex::new(connected);
+                Queue::inline(shared, gate, move |write| {
+                    let (_, mut nothing) = mpsc::channel(1);
+                    let mut connected = connected.lock().unwrap_or_else(PoisonError::into_inner);
+                    connected.commit(write, &mut nothing);
+                })
             }
-        })?;
-        std::thread::Builder::new()
-            .name("writer".to_owned())
-            .spawn(move || {
-                while let Some(first) = waiting.blocking_recv() {
-                    connected.commit(first, &mut waiting);
-                }
-            })
-            .map_err(|error| file.error(error))?;
-        Ok(writer(Place::Threaded(queue)))
+            Mode::Threaded => {
+                let (queue, sender, mut waiting) = Queue::new(shared);
+                let file = connected.file.clone();
+                let (looked_at, weak_sender) = (file.clone(), sender.downgrade());
+                connected.fold.start_beside(&file, move || {
+                    // The writer sees the same, and sees to it.
+                    if looked_at.check().is_err()
+                        && let Some(sender) = weak_sender.upgrade()
+                    {
+                        let _ = sender.try_send(Pending::nothing());
+                    }
+                })?;
+                std::thread::Builder::new()
+                    .name("writer".to_owned())
+                    .spawn(move || {
+                        while let Some(first) = waiting.blocking_recv() {
+                            connected.commit(first, &mut waiting);
+                        }
+                    })
+                    .map_err(|error| file.error(error))?;
+                queue
+            }
+        };
+        Ok(Self {
+            queue,
+            empties_next,
+        })
     }
 
     /// Folds the write-ahead log back into the database and empties it, as far as readers allow.
     pub async fn fold(&self) -> Result<(), StoreError> {
         self.empties_next.store(true, Ordering::Release);
-        self.write(|_| Ok(())).await
-    }
-
-    /// Returns a receiver that sees a change at each commit from now on.
-    pub fn commits(&self) -> watch::Receiver<()> {
-        self.commits.subscribe()
-    }
-
-    /// What was done, and what waits.
-    pub fn told(&self) -> Writing {
-        let waiting = match &self.place {
-            Place::Threaded(queue) => queue.max_capacity() - queue.capacity(),
-            Place::Inline(..) => 0,
-        };
-        self.counts.told(waiting, QUEUE_MAX)
-    }
-
-    /// Has `run` carried out inside a transaction, and returns when that is on disk.
-    pub async fn write<T, F>(&self, run: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    {
-        let result = self.try_write(run).await;
-        if let Err(error) = &result {
-            self.counts.refused(error);
-        }
-        result
-    }
-
-    async fn try_write<T, F>(&self, run: F) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    {
-        let (reply, mut answer) = oneshot::channel();
-        let claimed = Arc::new(AtomicBool::new(false));
-        let pending = Box::new(Pending {
-            run,
-            result: None,
-            claimed: claimed.clone(),
-            reply,
-        });
-        let queue = match &self.place {
-            Place::Threaded(queue) => queue,
-            Place::Inline(connected, gate) => {
-                let passage = gate.next();
-                match passage {
-                    Passage::DeathBefore => return std::future::pending().await,
-                    Passage::Refused => return Err(unwritable("the gate is closed")),
-                    Passage::Open | Passage::Unheard | Passage::DeathAfter => {}
-                }
-                let (_, mut nothing) = mpsc::channel(1);
-                connected
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .commit(pending, &mut nothing);
-                return match passage {
-                    Passage::DeathAfter => std::future::pending().await,
-                    Passage::Unheard => Err(StoreError::OutcomeUnknown),
-                    _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
-                };
-            }
-        };
-        queue
-            .try_send(pending)
-            .map_err(|_| StoreError::Overloaded)?;
-        if let Ok(result) = tokio::time::timeout(WAIT_MAX, &mut answer).await {
-            return result.unwrap_or(Err(StoreError::OutcomeUnknown));
-        }
-        if !claimed.swap(true, Ordering::AcqRel) {
-            // Taken back before it was begun: it will not happen any more.
-            if !self.is_stuck.swap(true, Ordering::AcqRel) {
-                log::error!(
-                    "the database cannot be written: another program holds the turn to write"
-                );
-            }
-            return Err(unwritable("no turn to write came in time"));
-        }
-        match tokio::time::timeout(COMMIT_MAX, answer).await {
-            Ok(Ok(result)) => result,
-            _ => Err(StoreError::OutcomeUnknown),
-        }
+        self.queue.write(|reply| Write::Nothing { reply }).await
     }
 }
 
-fn unwritable(why: &'static str) -> StoreError {
-    let why: Box<dyn std::error::Error + Send + Sync> = why.into();
-    StoreError::Unwritable(why.into())
+/// Carries out a write, inside a transaction. May be called again after a rollback.
+fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
+    match write {
+        Write::Create { id, now, reply } => reply.keep(record::create(db, id, *now)?),
+        Write::Restart { id, now, reply } => reply.keep(operator::release(db, id, *now)?),
+        Write::Fail { id, now, reply } => reply.keep(operator::fail(db, id, *now)?),
+        Write::Record {
+            changes,
+            now,
+            reply,
+        } => reply.keep(record::record(db, changes, *now)?),
+        Write::Heartbeat { heartbeat, reply } => {
+            reply.keep(row_mapping::write_heartbeat(db, heartbeat)?);
+        }
+        Write::SetTimesRight { seqs, now, reply } => {
+            reply.keep(times::set_right(db, seqs, *now)?);
+        }
+        Write::Prune {
+            seqs,
+            settled_before,
+            now,
+            reply,
+        } => reply.keep(prune::prune(db, seqs, *settled_before, *now)?),
+        Write::Probe { now, reply } => reply.keep(record::probe(db, *now)?),
+        Write::Nothing { reply } => reply.keep(()),
+        #[cfg(test)]
+        Write::Sql { sql, reply } => reply.keep(db.execute_batch(sql)?),
+    }
+    Ok(())
 }
 
 /// The writing connection and its locks.
@@ -300,10 +130,8 @@ struct Connected {
     write: File,
     /// The last failure, to log each kind once.
     trouble: Option<String>,
-    is_stuck: Arc<AtomicBool>,
     fold: Fold,
-    counts: Counts,
-    commits: watch::Sender<()>,
+    shared: Shared,
 }
 
 /// This process' turn to write.
@@ -319,7 +147,7 @@ impl Drop for Turn<'_> {
 
 impl Connected {
     /// Commits `first` together with all that waits by the time our turn has come.
-    fn commit(&mut self, first: Box<dyn Write>, waiting: &mut mpsc::Receiver<Box<dyn Write>>) {
+    fn commit(&mut self, first: Pending, waiting: &mut mpsc::Receiver<Pending>) {
         let wanted_at = Instant::now();
         let begun = self.begin();
         let mut batch = vec![first];
@@ -333,7 +161,9 @@ impl Connected {
             Ok(()) => {
                 let result = self.apply(&mut batch);
                 if result.is_ok() {
-                    self.counts.committed(batch.len(), wanted_at.elapsed());
+                    self.shared
+                        .counts
+                        .committed(batch.len(), wanted_at.elapsed());
                 }
                 self.end();
                 self.finish(batch, result);
@@ -397,10 +227,10 @@ impl Connected {
 
     /// Applies the writes and commits. If one of them fails by its own fault, all the others are
     /// carried out without it.
-    fn apply(&mut self, batch: &mut Vec<Box<dyn Write>>) -> Result<(), Failure> {
+    fn apply(&mut self, batch: &mut Vec<Pending>) -> Result<(), Failure> {
         let mut index = 0;
         while index < batch.len() {
-            match batch[index].apply(&self.db) {
+            match carry_out(&self.db, &mut batch[index].write) {
                 Ok(()) => index += 1,
                 Err(error) => {
                     self.roll_back()?;
@@ -409,7 +239,10 @@ impl Connected {
                     }
                     log::error!("a write was refused by the database: {error}");
                     let failure = Failure::from(error);
-                    batch.remove(index).finish(Err(failure.to_store_error()));
+                    batch
+                        .remove(index)
+                        .write
+                        .finish(Err(failure.to_store_error()));
                     self.db.execute_batch("BEGIN IMMEDIATE")?;
                     index = 0;
                 }
@@ -424,11 +257,11 @@ impl Connected {
     }
 
     /// Tells the callers, and the log when something has changed.
-    fn finish(&mut self, batch: Vec<Box<dyn Write>>, result: Result<(), Failure>) {
+    fn finish(&mut self, batch: Vec<Pending>, result: Result<(), Failure>) {
         match &result {
             Ok(()) => {
-                self.commits.send_replace(());
-                let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
+                self.shared.commits.send_replace(());
+                let was_stuck = self.shared.is_stuck.swap(false, Ordering::AcqRel);
                 if self.trouble.take().is_some() || was_stuck {
                     log::info!("the database can be written again");
                 }
@@ -441,8 +274,8 @@ impl Connected {
                 }
             }
         }
-        for write in batch {
-            write.finish(match &result {
+        for pending in batch {
+            pending.write.finish(match &result {
                 Ok(()) => Ok(()),
                 Err(failure) => Err(failure.to_store_error()),
             });
@@ -511,6 +344,7 @@ fn is_its_own_fault(error: &rusqlite::Error) -> bool {
 mod tests {
     use super::*;
     use crate::order::{OrderId, Status, Timestamp};
+    use crate::store::queue::QUEUE_MAX;
     use crate::store::{Creation, DatabasePath, Store};
 
     struct Bench {
@@ -586,11 +420,7 @@ mod tests {
         let bad = tokio::spawn(async move {
             let insert = "INSERT INTO orders (id, status, created_at, updated_at) \
                           VALUES ('bad', 'LOST', 0, 0)";
-            store
-                .inner
-                .writer
-                .write(move |db| db.execute(insert, []))
-                .await
+            store.execute(insert.to_owned()).await
         });
         let twice = [bench.create("a2"), bench.create("a2")];
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -3,14 +3,15 @@
 //! Events are numbered without gaps in the order in which they are committed: each number is
 //! the greatest so far and one more, taken inside a transaction that no other can overlap. A reader
 //! that has seen all events up to one misses none by going on from there, or is refused
-//! (`store/cursor.rs`). They are written in `store/record.rs`.
+//! (`store/cursor.rs`). They are written in `store/sqlite/record.rs`.
 
 use rusqlite::{Connection, Row, params};
 
-use super::cursor::{Extent, Histories, Sequence};
-use super::rows::{id_of, impossible, status_of};
-use super::{Cursor, Store, StoreError};
+use super::histories::extent;
+use super::row_mapping::{id_of, impossible, status_of};
 use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
+use crate::store::cursor::{Histories, Sequence};
+use crate::store::{Cursor, StoreError};
 
 /// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
 /// SQLite's planner thinks of it: it is read in its own order, and the ids are added.
@@ -18,38 +19,15 @@ const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
                      journal.from_status, journal.to_status, journal.at, journal.reason \
                      FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
 
-impl Store {
-    /// The position of the newest event.
-    pub fn newest_event(&self) -> Result<Cursor, StoreError> {
-        self.read(|db| {
-            let now = Extent::read(db, Sequence::Journal)?;
-            Ok(self.inner.histories.position(now.newest, &now))
-        })
-    }
-
-    /// Returns at most `limit` events after a position, in their order, and the next position: of
-    /// all orders, or of one.
-    ///
-    /// # Errors
-    /// [`StoreError::Gone`] if some of what follows may have been missed.
-    pub fn events(
-        &self,
-        order: Option<&OrderId>,
-        after: Cursor,
-        limit: usize,
-    ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        self.snapshot(|db| events(db, &self.inner.histories, order, after, limit))
-    }
-}
-
-fn events(
+/// See [`Store::events`](crate::store::Store::events).
+pub(super) fn events(
     db: &Connection,
     histories: &Histories,
     order: Option<&OrderId>,
     after: Cursor,
     limit: usize,
 ) -> Result<(Vec<Event>, Cursor), StoreError> {
-    let mut now = Extent::read(db, Sequence::Journal)?;
+    let mut now = extent(db, Sequence::Journal)?;
     if is_whole(db, order)? {
         // None of these was pruned.
         now.last_pruned = 0;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
 
-use super::OpenError;
+use crate::store::OpenError;
 
 /// Permissions of a new database: its group may read it, others may not. The umask may take some away.
 const DATABASE_MODE: u32 = 0o640;

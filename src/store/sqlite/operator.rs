@@ -4,21 +4,9 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::record::{journal, settle};
-use super::rows::{reason_of, status_of};
-use crate::order::{EventReason, OrderId, Outcome, Reason, Status, Timestamp};
-
-/// What came of an operator's decision about one order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decided {
-    /// It will be, or was, done.
-    Done,
-    /// There is no such order.
-    Missing,
-    /// The order is settled, in this status; that never changes.
-    Settled(Status),
-    /// The order is in this status, and nothing is wrong that this would mend.
-    NotInTrouble(Status, Option<Reason>),
-}
+use super::row_mapping::{id_of, reason_of, status_of};
+use crate::order::{EventReason, OrderId, Outcome, Timestamp};
+use crate::store::Decided;
 
 /// Lets an order be started again, whatever the policy, as soon as its process is not found.
 pub(super) fn release(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Decided> {
@@ -72,6 +60,6 @@ pub(super) fn lost(db: &Connection) -> rusqlite::Result<Vec<OrderId>> {
          WHERE attention IS NOT NULL AND status = 'PROCESSING' \
          AND attention IN ('process_lost', 'max_starts') ORDER BY seq",
     )?
-    .query_map([], |row| super::rows::id_of(row, 0))?
+    .query_map([], |row| id_of(row, 0))?
     .collect()
 }

@@ -4,17 +4,10 @@
 //! Of an order that merely runs, a few words are kept and no allocation of its own; what is more
 //! than that is kept whole. What to do about them is decided elsewhere.
 
-use rusqlite::{Connection, params};
-
-use super::rows::{impossible, open_order};
 use crate::decide::{OpenOrder, Phase};
 use crate::id_arena::IdArena;
-use crate::order::Timestamp;
+use crate::order::{IdError, Timestamp};
 use crate::pace::Watched;
-
-/// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
-/// write-ahead log cannot begin anew.
-pub(super) const READ_AT_ONCE: usize = 10_000;
 
 /// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
 /// oldest first.
@@ -84,14 +77,24 @@ impl Watchlist {
         let mut chosen = Self::default();
         for &place in places {
             // What is an id here is one there, too.
-            if chosen.ids.push(self.ids.get(place)).is_ok() {
-                chosen.push(self.order(place));
-            }
+            let _ = chosen.push(self.ids.get(place), self.order(place));
         }
         chosen
     }
 
-    fn push(&mut self, order: OpenOrder) {
+    /// Adds the order that comes next.
+    pub(super) fn push(&mut self, id: &str, order: OpenOrder) -> Result<(), IdError> {
+        self.ids.push(id)?;
+        self.push_order(order);
+        Ok(())
+    }
+
+    /// The number of the last order; 0 if there is none.
+    pub(super) fn last_seq(&self) -> i64 {
+        self.watched.last().map_or(0, |order| order.seq)
+    }
+
+    fn push_order(&mut self, order: OpenOrder) {
         let watched = Watched {
             seq: order.seq,
             running_since: running_since(&order),
@@ -105,6 +108,15 @@ impl Watchlist {
         }
         self.watched.push(watched);
         self.notes.push(notes);
+    }
+}
+
+/// An order whose process is known to run, and of which nothing more is known.
+pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) -> OpenOrder {
+    let running_since = Some(since);
+    OpenOrder {
+        starts,
+        ..plain(Watched { seq, running_since }, Notes { starts: 0, is_seen })
     }
 }
 
@@ -142,94 +154,11 @@ fn running_since(order: &OpenOrder) -> Option<Timestamp> {
     }
 }
 
-/// Adds the orders that come next to the list; the last are among them if they are fewer than
-/// [`READ_AT_ONCE`].
-pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result<usize> {
-    let before = list.len();
-    let after = list.watched.last().map_or(0, |order| order.seq);
-    let mut query = db.prepare_cached(NEXT_WATCHED)?;
-    let mut rows = query.query(params![after, READ_AT_ONCE as i64])?;
-    while let Some(row) = rows.next()? {
-        let id = row.get_ref(1)?.as_str()?;
-        list.ids.push(id).map_err(|error| impossible(1, error))?;
-        let seq = row.get(0)?;
-        let running_since = row.get::<_, Option<i64>>(2)?.map(Timestamp);
-        let order = match running_since {
-            Some(_) => {
-                let notes = Notes {
-                    starts: 0,
-                    is_seen: row.get(4)?,
-                };
-                OpenOrder {
-                    starts: row.get(3)?,
-                    ..plain(Watched { seq, running_since }, notes)
-                }
-            }
-            None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
-        };
-        list.push(order);
-    }
-    Ok(list.len() - before)
-}
-
-/// The next orders that are watched: since when their process runs, their starts, and whether it was seen. Of those of
-/// which there is more to tell, nothing is told here: the columns that say nothing of nearly all took a
-/// fifth of the time.
-const NEXT_WATCHED: &str = "\
-    SELECT seq, id, \
-           iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
-               AND next_attempt_at IS NULL AND attention IS NULL, confirmed_at, NULL), \
-           starts, process_seen \
-    FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING' AND seq > ?1 \
-    UNION ALL \
-    SELECT seq, id, NULL, NULL, NULL FROM orders INDEXED BY orders_with_intent \
-    WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
-    ORDER BY seq LIMIT ?2";
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::decide::Intent;
     use crate::order::Reason;
-    use crate::store::{DatabasePath, Mode, Store};
-
-    #[tokio::test]
-    async fn all_are_read_however_many_there_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
-        let store = Store::open(&path, Mode::Threaded).unwrap();
-        // Every third has an intent, every fifth is of no concern.
-        let fill = format!(
-            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {}) \
-             INSERT INTO orders (seq, id, status, created_at, updated_at, intent_at, confirmed_at) \
-             SELECT n, 'a' || n, iif(n % 3 = 0 OR n % 5 = 0, 'CREATED', 'PROCESSING'), 0, 0, \
-                    iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
-            3 * READ_AT_ONCE
-        );
-        // And one of each kind of which there is more to tell.
-        let odd = "UPDATE orders SET missed_at = 1 WHERE seq = 1; \
-                   UPDATE orders SET released_at = 1 WHERE seq = 2; \
-                   UPDATE orders SET attempts = 1 WHERE seq = 4; \
-                   UPDATE orders SET next_attempt_at = 1 WHERE seq = 7; \
-                   UPDATE orders SET starts = 1000 WHERE seq = 8; \
-                   UPDATE orders SET process_seen = 1 WHERE seq IN (2, 14); \
-                   UPDATE orders SET attention = 'process_lost', attention_since = 1, \
-                                     attention_detail = '' WHERE seq = 11; \
-                   UPDATE orders SET intent_at = 1 WHERE seq = 13;";
-        let write = move |db: &Connection| db.execute_batch(&format!("{fill}; {odd}"));
-        store.inner.writer.write(write).await.unwrap();
-        let list = store.watched().unwrap();
-        for (place, order) in list.orders().enumerate().take(20) {
-            let whole = store.read(|db| open_order(db, order.seq)).unwrap();
-            assert_eq!(Some(order), whole, "{place}");
-        }
-        let expected = (1..=3 * READ_AT_ONCE).filter(|n| n % 3 == 0 || n % 5 != 0);
-        let seqs = list.watched().iter().map(|order| order.seq as usize);
-        assert!(seqs.eq(expected.clone()));
-        for (place, n) in expected.enumerate() {
-            assert_eq!(list.ids().get(place), format!("a{n}"));
-        }
-    }
 
     #[test]
     fn an_order_is_given_back_as_it_was_read_whatever_is_known_of_it() {
@@ -275,8 +204,7 @@ mod tests {
         ];
         let mut list = Watchlist::default();
         for order in orders {
-            list.ids.push(&format!("a{}", order.seq)).unwrap();
-            list.push(order);
+            list.push(&format!("a{}", order.seq), order).unwrap();
         }
         assert!(list.orders().eq(orders));
         assert_eq!(list.others.len(), 6);

@@ -1,0 +1,272 @@
+//! Orders in one SQLite file.
+//!
+//! Reads use a small pool of connections; every write of this process goes through one writer
+//! (`writer`) that commits many at once, and whose log is copied back in `checkpoint`. How a file is
+//! opened and checked is in `open`, which files a database consists of in `file`, how rows are read
+//! in `row_mapping`. A connection that only reads, for the operator's commands, is in `read_only`.
+
+mod check;
+mod checkpoint;
+mod commits;
+mod file;
+mod histories;
+mod journal;
+mod open;
+mod open_orders;
+mod operator;
+mod orders;
+mod page;
+mod prune;
+mod read_only;
+mod record;
+mod row_mapping;
+mod stats;
+mod times;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::Connection;
+
+pub use self::commits::Commits;
+pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
+pub use self::read_only::{CopyError, Inspection};
+use self::writer::Writer;
+use super::cursor::{Histories, Sequence};
+use super::queue::{Mode, Queue};
+use super::write::Write;
+use super::{Cursor, Filter, Found, Glance, Removed, Sizes, StartCandidate, StoreError, Watchlist};
+use crate::journal_stats::JournalStats;
+use crate::order::{Event, Order, OrderId, Status, Timestamp};
+use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Unreadable(Box::new(error))
+    }
+}
+
+impl From<r2d2::Error> for StoreError {
+    fn from(error: r2d2::Error) -> Self {
+        Self::Unreadable(Box::new(error))
+    }
+}
+
+/// The orders in one file. The methods are those of [`Store`](super::Store).
+pub(super) struct Engine {
+    path: PathBuf,
+    histories: Histories,
+    readers: r2d2::Pool<SqliteConnectionManager>,
+    writer: Writer,
+}
+
+impl Engine {
+    pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
+        let (file, db, histories) = open::prepare(path)?;
+        let readers = open::readers(&file)?;
+        let writer = Writer::start(db, file.clone(), mode)?;
+        // All that is open now belongs to one file.
+        file.check().map_err(|error| file.error(error))?;
+        Ok(Self {
+            path: file.path,
+            histories,
+            readers,
+            writer,
+        })
+    }
+
+    /// Opens a database that must be there already.
+    pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
+        open::must_exist(path)?;
+        Self::open(path, Mode::Threaded)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn queue(&self) -> &Queue {
+        &self.writer.queue
+    }
+
+    pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+        self.read(|db| orders::find(db, id))
+    }
+
+    pub fn details(
+        &self,
+        id: &OrderId,
+        now: Timestamp,
+    ) -> Result<Option<OrderDetails>, StoreError> {
+        self.read(|db| read_only::details(db, id, now))
+    }
+
+    pub fn newest_seq(&self) -> Result<i64, StoreError> {
+        self.read(orders::newest_seq)
+    }
+
+    pub fn page(
+        &self,
+        filter: &Filter,
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<Order>, StoreError> {
+        self.read(|db| page::page(db, filter, after, last, limit))
+    }
+
+    pub fn page_after(
+        &self,
+        filter: &Filter,
+        after: Cursor,
+        last: i64,
+        limit: usize,
+    ) -> Result<(Vec<Order>, Cursor), StoreError> {
+        self.snapshot(|db| {
+            let mut now = histories::extent(db, Sequence::Orders)?;
+            if !filter.takes_settled() {
+                // None of these was ever pruned.
+                now.last_pruned = 0;
+            }
+            let here = self.histories.resume(after, &now)?;
+            let orders = page::page(db, filter, after.seq, last, limit)?;
+            let next = here.at(orders.last().map_or(after.seq, |order| order.seq));
+            Ok((orders, next))
+        })
+    }
+
+    pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
+        self.read(orders::counts)
+    }
+
+    pub fn count(&self, status: Status) -> Result<u64, StoreError> {
+        self.read(|db| orders::count(db, status))
+    }
+
+    pub fn restarts(&self) -> Result<u64, StoreError> {
+        self.read(orders::restarts)
+    }
+
+    pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
+        self.read(operator::lost)
+    }
+
+    pub fn watched(&self) -> Result<Watchlist, StoreError> {
+        let mut list = Watchlist::default();
+        while self.read(|db| open_orders::read_on(db, &mut list))? == open_orders::READ_AT_ONCE {}
+        Ok(list)
+    }
+
+    pub fn startable(
+        &self,
+        now: Timestamp,
+        max_starts: u32,
+        is_tried: bool,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<StartCandidate>, StoreError> {
+        self.read(|db| orders::startable(db, now, max_starts, is_tried, after, limit))
+    }
+
+    pub fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
+        self.read(|db| orders::has_unknown_start(db, due_by))
+    }
+
+    pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
+        self.read(|db| orders::next_open(db, after))
+    }
+
+    pub fn glance(&self, history: &mut JournalStats, now: Timestamp) -> Result<Glance, StoreError> {
+        self.read(|db| stats::glance(db, history, now))
+    }
+
+    pub fn pruned(&self) -> Result<Removed, StoreError> {
+        self.read(stats::pruned)
+    }
+
+    pub fn next_prunable(
+        &self,
+        settled_before: Timestamp,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.read(|db| prune::next_prunable(db, settled_before, after, limit))
+    }
+
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.read(prune::free_bytes)
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        stats::sizes(&self.path)
+    }
+
+    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        self.read(row_mapping::heartbeat)
+    }
+
+    pub fn newest_event(&self) -> Result<Cursor, StoreError> {
+        self.read(|db| {
+            let now = histories::extent(db, Sequence::Journal)?;
+            Ok(self.histories.position(now.newest, &now))
+        })
+    }
+
+    pub fn events(
+        &self,
+        order: Option<&OrderId>,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<(Vec<Event>, Cursor), StoreError> {
+        self.snapshot(|db| journal::events(db, &self.histories, order, after, limit))
+    }
+
+    /// Some orders at a time, so that others who write have their turn.
+    pub async fn set_times_right(&self, now: Timestamp) -> Result<(), StoreError> {
+        for status in [Status::Created, Status::Processing] {
+            let mut after = 0;
+            loop {
+                let seqs = self.read(|db| times::ahead(db, status, after, now))?;
+                let Some(last) = seqs.last() else {
+                    break;
+                };
+                after = *last;
+                let write = |reply| Write::SetTimesRight { seqs, now, reply };
+                self.queue().write(write).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies everything into the database file itself. If that cannot be done, the next one to open
+    /// the file does it.
+    pub async fn fold(&self) {
+        if let Err(error) = self.writer.fold().await {
+            log::debug!("the write-ahead log was not folded back: {error}");
+        }
+    }
+
+    fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let db = self.readers.get()?;
+        Ok(query(&db)?)
+    }
+
+    /// Reads as of one moment.
+    fn snapshot<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let db = self.readers.get()?;
+        query(&*db.unchecked_transaction()?)
+    }
+}
+
+/// What the reconciler on a database last told of itself, without touching the file otherwise.
+pub fn read_heartbeat(path: &DatabasePath) -> Result<ReconcilerState, OpenError> {
+    open::read_only(path, row_mapping::heartbeat)
+}

@@ -1,0 +1,89 @@
+//! Reading the orders whose process has to be observed.
+
+use rusqlite::{Connection, params};
+
+use super::row_mapping::{impossible, open_order};
+use crate::order::Timestamp;
+use crate::store::Watchlist;
+use crate::store::open_orders::running;
+
+/// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
+/// write-ahead log cannot begin anew.
+pub(super) const READ_AT_ONCE: usize = 10_000;
+
+/// Adds the orders that come next to the list; the last are among them if they are fewer than
+/// [`READ_AT_ONCE`].
+pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result<usize> {
+    let before = list.len();
+    let after = list.last_seq();
+    let mut query = db.prepare_cached(NEXT_WATCHED)?;
+    let mut rows = query.query(params![after, READ_AT_ONCE as i64])?;
+    while let Some(row) = rows.next()? {
+        let id = row.get_ref(1)?.as_str()?;
+        let seq = row.get(0)?;
+        let order = match row.get::<_, Option<i64>>(2)? {
+            Some(since) => running(seq, Timestamp(since), row.get(3)?, row.get(4)?),
+            None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
+        };
+        list.push(id, order).map_err(|error| impossible(1, error))?;
+    }
+    Ok(list.len() - before)
+}
+
+/// The next orders that are watched: since when their process runs, their starts, and whether it was seen. Of those of
+/// which there is more to tell, nothing is told here: the columns that say nothing of nearly all took a
+/// fifth of the time.
+const NEXT_WATCHED: &str = "\
+    SELECT seq, id, \
+           iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
+               AND next_attempt_at IS NULL AND attention IS NULL, confirmed_at, NULL), \
+           starts, process_seen \
+    FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING' AND seq > ?1 \
+    UNION ALL \
+    SELECT seq, id, NULL, NULL, NULL FROM orders INDEXED BY orders_with_intent \
+    WHERE intent_at IS NOT NULL AND status = 'CREATED' AND seq > ?1 \
+    ORDER BY seq LIMIT ?2";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DatabasePath, Mode, Store};
+
+    #[tokio::test]
+    async fn all_are_read_however_many_there_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Threaded).unwrap();
+        // Every third has an intent, every fifth is of no concern.
+        let fill = format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {}) \
+             INSERT INTO orders (seq, id, status, created_at, updated_at, intent_at, confirmed_at) \
+             SELECT n, 'a' || n, iif(n % 3 = 0 OR n % 5 = 0, 'CREATED', 'PROCESSING'), 0, 0, \
+                    iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
+            3 * READ_AT_ONCE
+        );
+        // And one of each kind of which there is more to tell.
+        let odd = "UPDATE orders SET missed_at = 1 WHERE seq = 1; \
+                   UPDATE orders SET released_at = 1 WHERE seq = 2; \
+                   UPDATE orders SET attempts = 1 WHERE seq = 4; \
+                   UPDATE orders SET next_attempt_at = 1 WHERE seq = 7; \
+                   UPDATE orders SET starts = 1000 WHERE seq = 8; \
+                   UPDATE orders SET process_seen = 1 WHERE seq IN (2, 14); \
+                   UPDATE orders SET attention = 'process_lost', attention_since = 1, \
+                                     attention_detail = '' WHERE seq = 11; \
+                   UPDATE orders SET intent_at = 1 WHERE seq = 13;";
+        store.execute(format!("{fill}; {odd}")).await.unwrap();
+        let list = store.watched().unwrap();
+        let db = Connection::open(store.path()).unwrap();
+        for (place, order) in list.orders().enumerate().take(20) {
+            let whole = open_order(&db, order.seq).unwrap();
+            assert_eq!(Some(order), whole, "{place}");
+        }
+        let expected = (1..=3 * READ_AT_ONCE).filter(|n| n % 3 == 0 || n % 5 != 0);
+        let seqs = list.watched().iter().map(|order| order.seq as usize);
+        assert!(seqs.eq(expected.clone()));
+        for (place, n) in expected.enumerate() {
+            assert_eq!(list.ids().get(place), format!("a{n}"));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Reading orders: one by its id, those that are due, and how many there are.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::row_mapping::{FOUND, OPEN_ORDER, found_of, id_of, start_candidate_of};
+use super::stats::base;
+use crate::order::{EventReason, OrderId, Status, Timestamp};
+use crate::store::{Found, StartCandidate};
+
+pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Found>> {
+    db.prepare_cached(FOUND)?
+        .query_row([id.as_str()], found_of)
+        .optional()
+}
+
+pub(super) fn counts(db: &Connection) -> rusqlite::Result<Vec<(Status, u64)>> {
+    let mut counts = Vec::new();
+    for status in Status::ALL {
+        counts.push((status, count(db, status)?));
+    }
+    Ok(counts)
+}
+
+pub(super) fn count(db: &Connection, status: Status) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?
+        .query_row([status.as_str()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+pub(super) fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, OrderId)>> {
+    db.prepare_cached(
+        "SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'CREATED' AND seq > ?1 \
+         UNION ALL \
+         SELECT seq, id FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'PROCESSING' AND seq > ?1 \
+         ORDER BY seq LIMIT 1",
+    )?
+    .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
+    .optional()
+}
+
+pub(super) fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached("SELECT coalesce(max(seq), 0) FROM orders")?
+        .query_row([], |row| row.get(0))
+}
+
+/// See [`Store::startable`](crate::store::Store::startable).
+pub(super) fn startable(
+    db: &Connection,
+    now: Timestamp,
+    max_starts: u32,
+    is_tried: bool,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<StartCandidate>> {
+    let sql = format!(
+        "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
+         WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL \
+         AND (attempts > 0) = ?5 AND (starts < ?2 OR released_at IS NOT NULL) \
+         AND (next_attempt_at IS NULL OR next_attempt_at <= ?3) \
+         ORDER BY seq LIMIT ?4"
+    );
+    db.prepare_cached(&sql)?
+        .query_map(
+            params![after, max_starts, now.0, limit as i64, is_tried],
+            start_candidate_of,
+        )?
+        .collect()
+}
+
+/// See [`Store::has_unknown_start`](crate::store::Store::has_unknown_start).
+pub(super) fn has_unknown_start(db: &Connection, due_by: Timestamp) -> rusqlite::Result<bool> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders INDEXED BY orders_with_intent \
+             WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, ?1) <= ?1)";
+    db.prepare_cached(SQL)?
+        .query_row([due_by.0], |row| row.get(0))
+}
+
+/// See [`Store::restarts`](crate::store::Store::restarts).
+pub(super) fn restarts(db: &Connection) -> rusqlite::Result<u64> {
+    let db = db.unchecked_transaction()?;
+    let left: i64 = db
+        .prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
+        .query_row([], |row| row.get(0))?;
+    let removed = base(&db)?.entries_with(EventReason::Restarted);
+    Ok(removed + left.unsigned_abs())
+}
