@@ -11,7 +11,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
 use crate::order::{Attention, Observed, Order, OrderId, Reason, ResolvedBy, Status};
 use crate::program::Exit;
-use crate::simulator::model::Did;
+use crate::simulator::model::Effect;
 use crate::simulator::record::Entry;
 use crate::store::{Filter, Store, StoreError};
 use crate::upstream::Upstream;
@@ -223,9 +223,9 @@ fn second_starts(record: &[Entry]) -> u64 {
     let mut alive = HashSet::new();
     let mut twice = 0;
     for entry in record {
-        match &entry.did {
-            Did::BeganLife { .. } => alive.clear(),
-            Did::Started { order_id, .. } | Did::StartedForEver { order_id } => {
+        match &entry.effect {
+            Effect::BeganLife { .. } => alive.clear(),
+            Effect::Started { order_id, .. } | Effect::StartedForEver { order_id } => {
                 twice += u64::from(!alive.insert(order_id.as_str()));
             }
             _ => {}

@@ -52,7 +52,7 @@ use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
 use crate::explain::Invocation;
 use crate::program;
-use crate::server::{self, Occupancy, Situation};
+use crate::server::{self, ConnectionState, ConnectionStats};
 use crate::site::Site;
 use crate::store::Store;
 
@@ -71,7 +71,7 @@ pub struct Api {
     /// Reads of pages.
     lists: Arc<Reads>,
     /// Of the server that serves this.
-    occupancy: Occupancy,
+    connections: ConnectionStats,
     /// Looks at single orders that may be made on the threads that serve everyone.
     looks: Semaphore,
     draining: CancellationToken,
@@ -132,7 +132,7 @@ impl Api {
             traffic: Traffic::default(),
             watcher: Arc::new(Watcher::new(store.clone())),
             lists: Arc::new(Reads::new(store.clone())),
-            occupancy: Occupancy::within(server::raise_file_limit()),
+            connections: ConnectionStats::within(server::raise_file_limit()),
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
@@ -155,7 +155,7 @@ impl Api {
         others: impl Future<Output = ()>,
     ) {
         let service = warp::service(self.routes());
-        server::serve(listener, service, self.occupancy.clone(), stop, others).await;
+        server::serve(listener, service, self.connections.clone(), stop, others).await;
     }
 
     /// Everything that is served.
@@ -178,18 +178,16 @@ impl Api {
         method: Method,
         path: FullPath,
         query: String,
-        situation: Option<Situation>,
+        state: Option<ConnectionState>,
         headers: HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Response {
         let began = Instant::now();
         let found = Route::of(path.as_str());
-        let admitted = self.admit(situation, &method, &headers);
-        let result = match (found, situation) {
+        let admitted = self.admit(state, &method, &headers);
+        let result = match (found, state) {
             _ if let Err(problem) = admitted => Err(problem),
-            (Some((route, segment)), situation)
-                if situation.is_none() || route.is_always_served() =>
-            {
+            (Some((route, segment)), state) if state.is_none() || route.is_always_served() => {
                 if route.allows(&method) {
                     let handled = self.handle(route, segment, &method, &query, &headers, body);
                     handled.await
@@ -197,8 +195,8 @@ impl Api {
                     Err(Problem::not_allowed(&method, route.allow))
                 }
             }
-            (_, Some(Situation::Crowded)) => Err(Problem::crowded()),
-            (_, Some(Situation::Draining)) => Err(Problem::draining()),
+            (_, Some(ConnectionState::Overflow)) => Err(Problem::crowded()),
+            (_, Some(ConnectionState::Draining)) => Err(Problem::draining()),
             (_, _) => self
                 .dev_answer(&method, path.as_str())
                 .unwrap_or_else(|| Err(Problem::no_such_path(path.as_str()))),
@@ -213,11 +211,11 @@ impl Api {
     /// Refuses what is not clearly for this site, and changes that another site's page asks for.
     fn admit(
         &self,
-        situation: Option<Situation>,
+        state: Option<ConnectionState>,
         method: &Method,
         headers: &HeaderMap,
     ) -> Result<(), Problem> {
-        if situation == Some(Situation::UnclearHost) {
+        if state == Some(ConnectionState::AmbiguousHost) {
             return Err(Problem::unclear_host());
         }
         self.site.check(method, headers).map_err(Problem::foreign)
@@ -272,7 +270,7 @@ impl Api {
     async fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         let query = request::ListQuery::parse(query)?;
         let form = request::form(headers);
-        let place = self.occupancy.long_answer();
+        let place = self.connections.long_answer();
         let place = place.ok_or_else(Problem::too_many_lists)?;
         let mut response = Listing::new(self.lists.clone(), query, form)
             .reply()

@@ -1,9 +1,8 @@
-//! The clock, as something that is passed in: the programs read the machine's, tests and benches
-//! bring one that they move by hand.
+//! Clocks, passed as arguments: the programs use the machine's, tests and benchmarks one that they set.
 //!
-//! It has two readings. The time of day is what is stored and told, and may be set back or forward at
-//! any moment; the uptime only goes forward, and waits are measured by it. [`SteadyClock`] is both in
-//! one, for work that must not see the time of day move under its hands.
+//! A clock has two readings. The time of day is stored and reported, and may be set back or forward at
+//! any moment; the uptime only goes forward, and waits are measured by it. [`SteadyClock`] combines
+//! them, for work during which the time of day must not jump.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,24 +12,25 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::order::Timestamp;
 
-/// Tells the time and waits for it.
+/// A source of time that can be waited on.
 pub trait Clock: 'static {
-    /// The present moment.
+    /// Returns the time of day.
     fn now(&self) -> Timestamp;
 
-    /// Time since some moment before. It only goes forward.
+    /// Returns the time since a fixed moment in the past. It never decreases.
     fn uptime(&self) -> Duration;
 
-    /// Waits for that long.
+    /// Waits for this duration.
     fn sleep(&self, length: Duration) -> impl Future<Output = ()>;
 
-    /// Returns when `moment` has come unless the clock is set meanwhile, at once if it has passed.
+    /// Waits until `moment`, or returns at once if it has passed. Does not notice a clock that is set
+    /// meanwhile.
     fn sleep_until(&self, moment: Timestamp) -> impl Future<Output = ()> {
         self.sleep(moment.since(self.now()))
     }
 
-    /// Returns at this moment, as the end of waiting for something else: a clock that skips the time
-    /// slept must not skip that.
+    /// Waits until `moment`, as the deadline of waiting for something else: a clock that skips sleeps
+    /// must not skip this one.
     fn deadline(&self, moment: Timestamp) -> impl Future<Output = ()> {
         self.sleep_until(moment)
     }
@@ -40,8 +40,8 @@ pub trait Clock: 'static {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
-/// The longest time for which a sleeper does not look at the clock. The timers that wake it stand
-/// still while the machine is suspended.
+/// Maximum time between two readings of the uptime by a sleeper: timers stand still while the machine
+/// is suspended.
 const NAP_MAX: Duration = Duration::from_secs(1);
 
 impl Clock for SystemClock {
@@ -52,7 +52,7 @@ impl Clock for SystemClock {
         Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// Since the machine was started, a suspend included.
+    /// Returns the time since the machine was started, suspends included.
     fn uptime(&self) -> Duration {
         Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
     }
@@ -69,40 +69,40 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that only goes forward between two moments at which it is set right by another.
+/// A clock that only goes forward, except when it is resynchronised with another one.
 #[derive(Debug)]
 pub struct SteadyClock<C> {
     clock: C,
-    /// The present moment and the uptime when this was last set.
-    set: Cell<(Timestamp, Duration)>,
+    /// Time of day and uptime of the last synchronisation.
+    synced: Cell<(Timestamp, Duration)>,
 }
 
-/// A difference from the other clock that counts as a step, and is far more than it takes to read both.
-/// A smaller one stays. It does not grow: a clock that is slowed down or sped up takes the uptime along.
+/// Minimum difference from the other clock that counts as a step: far more than reading both takes. A
+/// smaller one is ignored. It cannot grow, because slewing the clock slews the uptime too.
 const STEP_MIN: Duration = Duration::from_millis(200);
 
 impl<C: Clock> SteadyClock<C> {
-    /// Goes on from what `clock` tells.
+    /// Returns a clock that starts at the present time of `clock`.
     pub fn new(clock: C) -> Self {
-        let set = Cell::new((clock.now(), clock.uptime()));
-        Self { clock, set }
+        let synced = Cell::new((clock.now(), clock.uptime()));
+        Self { clock, synced }
     }
 
-    /// Returns whether the other clock was set back or forward since this was last set.
+    /// Returns whether the other clock was set back or forward since the last synchronisation.
     pub fn is_stepped(&self) -> bool {
         self.clock.now().0.abs_diff(self.now().0) >= STEP_MIN.as_millis() as u64
     }
 
-    /// Sets this by the other clock if that one was stepped. Tells whether it was.
-    pub fn set_right(&self) -> bool {
+    /// Synchronises with the other clock if that one was stepped. Returns whether it was.
+    pub fn resync(&self) -> bool {
         let is_stepped = self.is_stepped();
         if is_stepped {
-            self.set.set((self.clock.now(), self.clock.uptime()));
+            self.synced.set((self.clock.now(), self.clock.uptime()));
         }
         is_stepped
     }
 
-    /// The present moment by the other clock.
+    /// Returns the time of day of the other clock.
     pub fn time_of_day(&self) -> Timestamp {
         self.clock.now()
     }
@@ -110,7 +110,7 @@ impl<C: Clock> SteadyClock<C> {
 
 impl<C: Clock> Clock for SteadyClock<C> {
     fn now(&self) -> Timestamp {
-        let (now, uptime) = self.set.get();
+        let (now, uptime) = self.synced.get();
         now.after(self.clock.uptime().saturating_sub(uptime))
     }
 
@@ -128,16 +128,16 @@ impl<C: Clock> Clock for SteadyClock<C> {
     }
 }
 
-/// A clock that stands still until it is set, or slept on: then the moment has come at once. Clones
-/// tell the same time.
+/// A clock that stands still until it is set; a sleep sets it and returns at once. Clones share the
+/// time.
 #[derive(Clone, Debug)]
-pub struct SetClock {
+pub struct ManualClock {
     now: Rc<Cell<Timestamp>>,
     uptime: Rc<Cell<Duration>>,
 }
 
-impl SetClock {
-    /// It is `now`.
+impl ManualClock {
+    /// Returns a clock that is set to `now`.
     pub fn new(now: Timestamp) -> Self {
         Self {
             now: Rc::new(Cell::new(now)),
@@ -145,19 +145,19 @@ impl SetClock {
         }
     }
 
-    /// Lets time pass until it is `now`. If that is earlier than it was, the clock is set back.
+    /// Lets time pass until `now`. An earlier time sets the clock back.
     pub fn set(&self, now: Timestamp) {
         self.uptime.set(self.uptime.get() + now.since(self.now()));
         self.now.set(now);
     }
 
-    /// Sets the clock to `now`, without any time passing.
+    /// Sets the time of day to `now`, without any time passing.
     pub fn step(&self, now: Timestamp) {
         self.now.set(now);
     }
 }
 
-impl Clock for SetClock {
+impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         self.now.get()
     }
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_steady_clock_goes_forward_whatever_happens_to_the_other_until_it_is_set_right() {
-        let other = SetClock::new(Timestamp(100_000));
+        let other = ManualClock::new(Timestamp(100_000));
         let steady = SteadyClock::new(other.clone());
         let step = |by| other.step(Timestamp(other.now().0 + by));
         for by in [-7_200_000, -1_000, 1_000, 7_200_000] {
@@ -191,17 +191,17 @@ mod tests {
             other.set(other.now().after(Duration::from_secs(5)));
             assert_eq!(steady.now(), before.1.after(Duration::from_secs(5)));
             assert!(steady.is_stepped(), "{by}");
-            assert!(steady.set_right());
+            assert!(steady.resync());
             assert_eq!(steady.now(), Timestamp(before.0.0 + by + 5_000));
-            assert!(!steady.set_right());
+            assert!(!steady.resync());
         }
-        // A small step shortens or lengthens nothing. Many of them are one that is not small.
+        // A small step is ignored, until several add up to STEP_MIN.
         let before = steady.now();
         step(100);
-        assert!(!steady.set_right());
+        assert!(!steady.resync());
         assert_eq!(steady.now(), before);
         step(100);
-        assert!(steady.set_right());
+        assert!(steady.resync());
         assert_eq!(steady.now(), other.now());
     }
 

@@ -1,8 +1,7 @@
-//! What the programs can be told: flags, each with an environment variable, checked before
-//! anything is begun.
+//! The command lines of the programs: flags, each with an environment variable, validated before
+//! anything starts.
 //!
-//! A variable that is set to nothing counts as unset. What the settings mean is explained where
-//! they are used.
+//! An empty variable counts as unset. The meaning of a setting is documented where it is used.
 
 // The documentation of a flattened group would become the help of the whole command.
 #![allow(
@@ -46,12 +45,11 @@ use crate::upstream::UpstreamUrl;
 pub struct OrderService {
     #[command(flatten)]
     pub log: LogArgs,
-    /// What to do.
     #[command(subcommand)]
     pub command: ServiceCommand,
 }
 
-/// What `order-service` can do.
+/// The commands of `order-service`.
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
     /// Run the API and the reconciler in one process: the smallest deployment
@@ -60,10 +58,10 @@ pub enum ServiceCommand {
     Dev(Box<DevArgs>),
     /// Run the HTTP API alone
     Api(ApiArgs),
-    /// Run the stand-in for the order process service
+    /// Run a simulator of the order process service
     Simulator(SimulatorArgs),
-    /// Hold the database against the order process service, as both are now: exit code 0 if all is
-    /// clean, 6 if not, 4 if the service gave no usable answer
+    /// Compare the database with the order process service, as both are now: exit code 0 if the
+    /// account is clean, 6 if not, 4 if the service gave no usable answer
     #[command(
         after_help = "Exit codes: 0 if the account is clean; 6 if disagreeing, held or started \
                       twice is above 0, or unknown is, because of a status that is not known; 4 if \
@@ -72,28 +70,28 @@ pub enum ServiceCommand {
                       used."
     )]
     Account(AccountArgs),
-    /// Let orders be started again that are held or refused: this may repeat their work
+    /// Request another start of held or refused orders, which may repeat their work
     Restart(RestartArgs),
     /// Settle orders as FAILED whose process was forgotten
     Fail(FailArgs),
-    /// Tell in plain words what happened to an order, why it is where it is, and what comes next
+    /// Explain what happened to an order, why it is in its state, and what comes next
     Explain(ExplainArgs),
-    /// Copy the database into one checked file, while all is running
+    /// Copy the database into one checked file, while the programs run
     Backup(BackupArgs),
-    /// Check that a database is sound: exit code 0 if it is, 1 if not
+    /// Check the integrity of a database: exit code 0 if it is sound, 1 if not
     Check(CheckArgs),
-    /// Remove orders that settled long ago, with their part of the journal, while all is running
+    /// Remove orders that settled long ago, with their part of the journal, while the programs run
     #[command(
-        after_help = "Open orders are never removed, nor what the numbering of orders and \
-                            events needs: the newest order and that of the newest event. The file \
-                            does not get smaller: what becomes free in it is used for new orders."
+        after_help = "Open orders are never removed, nor the newest order and that of the newest \
+                            event, which the numbering needs. The file does not shrink: its free \
+                            space is used for new orders."
     )]
     Prune(PruneArgs),
-    /// Tell whether the program that listens is healthy: exit code 0 if it is, 1 if not
+    /// Check whether the API is healthy: exit code 0 if it is, 1 if not
     Health(ServiceHealthArgs),
 }
 
-/// The reconciler, as a program of its own that serves no HTTP.
+/// The reconciler alone, without an HTTP server.
 #[derive(Debug, Parser)]
 #[command(
     name = "order-reconciler",
@@ -104,23 +102,22 @@ pub enum ServiceCommand {
 pub struct OrderReconciler {
     #[command(flatten)]
     pub log: LogArgs,
-    /// What to do.
     #[command(subcommand)]
     pub command: ReconcilerCommand,
 }
 
-/// What `order-reconciler` can do.
+/// The commands of `order-reconciler`.
 #[derive(Debug, Subcommand)]
 pub enum ReconcilerCommand {
-    /// Start a process for every order and carry its outcome back, by polling alone
+    /// Start a process for every order and poll for its outcome
     #[command(
         name = "run",
         override_usage = "order-reconciler [OPTIONS]\n       order-reconciler health [OPTIONS]",
-        after_help = "order-reconciler health tells whether the running reconciler is healthy: \
+        after_help = "order-reconciler health checks whether the running reconciler is healthy: \
                       exit code 0 if it is, 1 if not."
     )]
     Run(Box<ReconcilerArgs>),
-    /// Tell whether the running reconciler is healthy: exit code 0 if it is, 1 if not
+    /// Check whether the running reconciler is healthy: exit code 0 if it is, 1 if not
     Health(ReconcilerHealthArgs),
 }
 
@@ -142,7 +139,7 @@ pub struct ServeArgs {
 pub struct DevArgs {
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// URL of an order process service to use instead of the simulator, whose flags are then refused;
+    /// URL of an order process service to use instead of the simulator, whose flags are then rejected;
     /// ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
     #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL", value_parser = parse_url)]
     pub order_process_url: Option<UpstreamUrl>,
@@ -157,8 +154,8 @@ pub struct DevArgs {
         value_parser = parse_address
     )]
     pub simulator_listen: SocketAddr,
-    /// The simulator's processes run a random whole number of seconds below this and toss a coin;
-    /// the first one takes 3 s at most and succeeds
+    /// Upper bound of the simulator's process durations, a random whole number of seconds below this;
+    /// outcomes are random, but the first process takes 3 s at most and succeeds
     #[arg(
         long,
         env = "MAX_ORDER_PROCESS_DURATION",
@@ -195,7 +192,7 @@ pub struct SimulatorArgs {
         value_parser = parse_address
     )]
     pub listen: SocketAddr,
-    /// Processes run a random whole number of seconds below this
+    /// Upper bound of the process durations, a random whole number of seconds below this
     #[arg(
         long,
         env = "MAX_ORDER_PROCESS_DURATION",
@@ -207,7 +204,7 @@ pub struct SimulatorArgs {
     /// Seed of the randomness, to repeat a run [default: drawn, and logged]
     #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
     pub seed: Option<u64>,
-    /// File to record every request in, and what it did, as a JSON object a line [default: none]
+    /// File to append a JSON line to for each request and its effect [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
     #[command(flatten)]
@@ -221,7 +218,7 @@ pub struct AccountArgs {
     pub database: ExistingDatabaseArgs,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
-    /// The reconciler's --lost-process: what it holds is not clean
+    /// The reconciler's --lost-process: with hold or fail, orders with lost processes are not clean
     #[arg(
         long,
         env = "LOST_PROCESS",
@@ -230,7 +227,7 @@ pub struct AccountArgs {
         default_value_t = Settings::default().lost_process
     )]
     pub lost_process: LostProcess,
-    /// The simulator's record, which tells whether an order was started twice [default: none]
+    /// The simulator's record, which shows whether an order was started twice [default: none]
     #[arg(long, env = "SIMULATOR_LOG", value_name = "FILE")]
     pub record: Option<PathBuf>,
 }
@@ -276,7 +273,7 @@ pub struct BackupArgs {
     /// The file to write
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Put it in the place of a file that exists
+    /// Replace an existing file
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]
@@ -293,8 +290,8 @@ pub struct CheckArgs {
 /// `order-service prune`.
 #[derive(Debug, Args)]
 pub struct PruneArgs {
-    /// How long ago an order has to have been FULFILLED or FAILED: a number with a unit, such as
-    /// 90d or 12h
+    /// Minimum time since an order became FULFILLED or FAILED: a number with a unit, such as 90d or
+    /// 12h
     #[arg(
         long,
         value_name = "DURATION",
@@ -302,7 +299,7 @@ pub struct PruneArgs {
         value_parser = parse_age
     )]
     pub settled_before: Duration,
-    /// Say what would be removed, and change nothing
+    /// Print what would be removed, and change nothing
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
@@ -312,8 +309,8 @@ pub struct PruneArgs {
 /// The faults of the simulator.
 #[derive(Debug, Args)]
 pub struct FaultArgs {
-    /// What goes wrong in the simulator: nothing, requests, everything at times, or it crashes
-    /// (2 s after its first start, then 20 s after the next one, in turn)
+    /// Faults of the simulator: none, failing requests, crashes (alternately 2 s and 20 s after its
+    /// first start), or periodic outages
     #[arg(
         long,
         env = "SIMULATOR_PRESET",
@@ -322,8 +319,8 @@ pub struct FaultArgs {
         value_parser = PossibleValuesParser::new(Faults::PRESETS)
     )]
     pub preset: String,
-    /// Address to break and mend the simulator at while it runs: GET and PUT /faults, POST /crash;
-    /// port 0 takes a free one, which is printed [default: none]
+    /// Address that controls the simulator's faults: GET and PUT /faults, POST /crash; port 0 takes a
+    /// free one, which is printed [default: none]
     #[arg(
         long,
         env = "SIMULATOR_CONTROL",
@@ -334,9 +331,9 @@ pub struct FaultArgs {
 }
 
 impl FaultArgs {
-    /// The same, as the simulator takes it.
+    /// Returns the faults of the preset.
     pub fn faults(&self) -> Faults {
-        // The flag takes no other names.
+        // The parser accepts known names only.
         Faults::preset(&self.preset).unwrap_or_default()
     }
 }
@@ -376,7 +373,7 @@ pub struct ReconcilerHealthArgs {
     pub database: ReadDatabaseArgs,
 }
 
-/// The database of programs that make it if need be.
+/// The database of programs that create it if absent.
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; created if it is not there
@@ -389,7 +386,7 @@ pub struct DatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// The database of commands that write to it, and make none.
+/// The database of commands that write to it, and do not create it.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
     /// SQLite database: sqlite:FILE or a path; it has to be there
@@ -415,7 +412,7 @@ pub struct ReadDatabaseArgs {
     pub database_url: DatabasePath,
 }
 
-/// The address of the API, and the names under which it is served.
+/// The address of the API, and its host names.
 #[derive(Debug, Args)]
 pub struct ListenArgs {
     /// Address to listen on; port 0 takes a free one, which is printed
@@ -428,7 +425,7 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
     /// Name that requests may have as their Host, besides IP addresses and localhost; may be repeated, or
-    /// separated by commas. Where it does not listen on loopback, none means any [default: none]
+    /// separated by commas. Without any, all are allowed unless it listens on loopback [default: none]
     #[arg(
         long = "allowed-host",
         env = "ALLOWED_HOSTS",
@@ -440,14 +437,14 @@ pub struct ListenArgs {
 }
 
 impl ListenArgs {
-    /// The names under which the API is served.
+    /// Returns the host names of the API.
     pub fn site(&self) -> Site {
         Site::new(self.listen.ip(), &self.allowed_hosts)
     }
 }
 
-/// The address of the order process service. Its token comes from `ORDER_PROCESS_TOKEN` alone: a flag
-/// could be read by every user of the machine.
+/// The URL of the order process service. Its token comes from `ORDER_PROCESS_TOKEN` alone: every user of
+/// the machine could read a flag.
 #[derive(Debug, Args)]
 pub struct UpstreamArgs {
     /// URL of the order process service; ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
@@ -464,7 +461,7 @@ pub struct UpstreamArgs {
 /// The reconciler's settings.
 #[derive(Debug, Args)]
 pub struct ReconcileArgs {
-    /// When to look at orders, besides at once for a new one: cron with seconds, in UTC
+    /// Schedule of the passes, besides one at once for a new order: cron with seconds, in UTC
     #[arg(
         long,
         env = "RECONCILE_SCHEDULE",
@@ -472,8 +469,8 @@ pub struct ReconcileArgs {
         default_value_t = Settings::default().schedule
     )]
     pub schedule: Schedule,
-    /// Starts per second at most; decimals are allowed, 0 means no ceiling. Default: none, but 50 where
-    /// a forgotten process needs an operator
+    /// Maximum number of starts per second; decimals are allowed, 0 means no ceiling. Default: none, but
+    /// 50 where a forgotten process needs an operator
     #[arg(
         long,
         env = "START_RATE",
@@ -482,7 +479,7 @@ pub struct ReconcileArgs {
         value_parser = parse_rate
     )]
     pub start_rate: Option<f64>,
-    /// Requests to the order process service at once, of all kinds: 1 to 1024
+    /// Maximum number of concurrent requests to the order process service, of all kinds: 1 to 1024
     #[arg(
         long,
         env = "MAX_IN_FLIGHT",
@@ -491,8 +488,8 @@ pub struct ReconcileArgs {
         value_parser = parse_in_flight
     )]
     pub max_in_flight: usize,
-    /// How long a start or a look-up may take; for the list the longest silence, with 10 min in
-    /// all. A number with a unit (ms, s, m), from 1ms to 10m
+    /// Timeout of a start or a look-up; for a list the longest silence, with 10 min in all. A number
+    /// with a unit (ms, s, m), from 1ms to 10m
     #[arg(
         long,
         env = "REQUEST_TIMEOUT",
@@ -510,7 +507,7 @@ pub struct ReconcileArgs {
         default_value_t = Settings::default().lost_process
     )]
     pub lost_process: LostProcess,
-    /// An order that was started so often is held, not started again
+    /// Number of starts after which an order is held instead of started again
     #[arg(
         long,
         env = "MAX_STARTS",
@@ -522,7 +519,7 @@ pub struct ReconcileArgs {
 }
 
 impl ReconcileArgs {
-    /// The same, as the reconciler takes it.
+    /// Returns the settings of the reconciler.
     pub fn settings(&self) -> Settings {
         Settings {
             schedule: self.schedule.clone(),
@@ -554,27 +551,26 @@ pub struct LogArgs {
 pub enum LogFormat {
     /// For people
     Text,
-    /// One object a line
+    /// One JSON object a line
     Json,
 }
 
-/// The token for the order process service, if there is one.
+/// Returns the token for the order process service, if there is one.
 ///
 /// # Errors
-/// It has a character that cannot stand in an HTTP header.
+/// The token has a character that an HTTP header cannot hold.
 pub fn order_process_token() -> Result<Option<String>, &'static str> {
-    const WRONG: &str = "ORDER_PROCESS_TOKEN may hold visible ASCII characters only; a carriage \
-                         return at its end comes from lines that were written on Windows";
+    const INVALID: &str = "ORDER_PROCESS_TOKEN may hold visible ASCII characters only; a carriage \
+                         return at its end comes from a file with line ends of Windows";
     match std::env::var("ORDER_PROCESS_TOKEN") {
         Ok(token) if token.is_empty() => Ok(None),
         Ok(token) if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Some(token)),
         Err(std::env::VarError::NotPresent) => Ok(None),
-        _ => Err(WRONG),
+        _ => Err(INVALID),
     }
 }
 
-/// Parses the arguments of `order-service`; prints and exits on a wrong one, or when asked for
-/// help.
+/// Parses the arguments of `order-service`. Prints and exits on an error, and for help.
 pub fn order_service() -> OrderService {
     parse(
         |first| match first {
@@ -586,8 +582,7 @@ pub fn order_service() -> OrderService {
     )
 }
 
-/// Parses the arguments of `order-reconciler`; prints and exits on a wrong one, or when asked for
-/// help.
+/// Parses the arguments of `order-reconciler`. Prints and exits on an error, and for help.
 pub fn order_reconciler() -> OrderReconciler {
     parse(
         |first| match first {

@@ -12,7 +12,7 @@ use order_service::store::{Mode, Store};
 use order_service::{dev, health, server, simulator};
 use tokio::net::TcpListener;
 
-/// What an operator's command logs: its own lines say the rest.
+/// Default log levels of the commands that print a result of their own.
 const OPERATOR_LOG_DEFAULT: &str = "order_service=warn,rustls_platform_verifier=off";
 
 fn main() -> ExitCode {
@@ -57,8 +57,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let url = &args.upstream.order_process_url;
-    log::info!(target: "order_service::upstream", "the upstream is {url}");
-    tell_address(&listener)?;
+    log::info!(target: "order_service::upstream", "upstream configured url={url}");
+    print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::serve(listener, api, store, reconciler, &stop).await
@@ -68,7 +68,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let stop = program::stop_on_signals()?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
-    tell_address(&listener)?;
+    print_address(&listener)?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
     program::drained(&stop, async {
         let others = std::future::ready(());
@@ -92,7 +92,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     };
     let simulator = Arc::new(Simulator::new(&options)?);
     server::raise_file_limit();
-    tell_address(&listener)?;
+    print_address(&listener)?;
     if let Some(control) = &control {
         program::print(format_args!(
             "control on http://{}\n",
@@ -103,8 +103,8 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Scripts read this line: it says which port was taken.
-fn tell_address(listener: &TcpListener) -> anyhow::Result<()> {
+/// Prints the address, from which scripts read the port that port 0 took.
+fn print_address(listener: &TcpListener) -> anyhow::Result<()> {
     program::print(format_args!(
         "listening on http://{}\n",
         listener.local_addr()?

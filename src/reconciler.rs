@@ -366,7 +366,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     fn set_clock_right(&mut self) {
         let before = self.context.clock.now();
-        if self.context.clock.set_right() {
+        if self.context.clock.resync() {
             let now = self.context.clock.now();
             let (way, by) = match now < before {
                 true => ("back", before.since(now)),

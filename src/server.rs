@@ -1,7 +1,6 @@
-//! Serves a tower service over HTTP/1.1 so that no client can hold up another, or the shutdown.
+//! An HTTP/1.1 server for a tower service, in which no client can delay another one or the shutdown.
 //!
-//! Owns connections and their limits, and nothing else: it does not know what it serves. What is
-//! served is in `api` and in `simulator`.
+//! Owns connections and their limits, and nothing else: `api` and `simulator` supply the services.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -30,107 +29,107 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
 
-/// How long a client may take for the head of a request. It is the idle limit of a kept-alive
-/// connection too, and therefore longer than most clients keep one in their pool.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// Maximum time for a client to send the head of a request. It is also the idle limit of a kept-alive
+/// connection, and therefore longer than most clients keep one in their pool.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// The same for a client that came when all places were taken.
-const CROWDED_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Like [`HEADER_TIMEOUT`], for a connection in the overflow.
+const OVERFLOW_HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a client may leave the answer unread before the connection is closed.
+/// Maximum time for which a client may leave its answer unread before the connection is closed.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections served at once, if so many files may be open. Each costs some 10 KiB.
+/// Maximum number of connections served at once, if the limit of open files allows it. Each takes about
+/// 10 KiB.
 pub const CONNECTIONS_MAX: usize = 2048;
 
-/// Connections served at once, however few files may be open.
+/// Maximum number of connections served at once, however low the limit of open files.
 const CONNECTIONS_MIN: usize = 64;
 
-/// For so many connections there is one more, in the crowd: it is answered once, quickly, and then closed.
-const SERVED_PER_CROWDED: usize = 8;
+/// Number of slots for each one in the overflow, whose connection is answered once, quickly, and then
+/// closed.
+const SERVED_PER_OVERFLOW: usize = 8;
 
-/// Files that are left for what is not a connection to this server: the database, and requests to the
-/// upstream.
+/// Open files reserved for other uses than connections: the database, and requests to the upstream.
 const OTHER_FILES: usize = 256;
 
-/// Share of the connections that [long answers](LongAnswer) may take, in percent: the others are always
-/// left for what is answered at once.
+/// Maximum share of the slots that [long answers](LongAnswer) may take, in percent: the others are
+/// reserved for requests that are answered at once.
 const LONG_PERCENT: usize = 75;
 
-/// One in so many places is left to lists by streams.
-const KEPT_FOR_LISTS: usize = 32;
+/// Divisor of the slots: streams leave one in this many to lists.
+const RESERVED_FOR_LISTS: usize = 32;
 
-/// The buffer of a connection, and with it the largest head of a request, in bytes.
+/// Size of the buffer of a connection, and so of the largest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// How long requests in flight may take to finish once the program is told to stop.
+/// Maximum time for requests in flight to finish at shutdown.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long the last answers may take to leave, once all requests are answered.
+/// Time for the last answers to be sent once all requests are answered.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Pause after a failed accept, which happens when file descriptors run out.
+/// Pause before a failed accept is retried: file descriptors may have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An unusual condition of a request or its connection, which the served program may answer differently.
-/// It is in the extensions of each such request.
+/// An exceptional state of a connection or its request, stored in the extensions of the request so that
+/// the service can answer differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Situation {
-    /// All places are taken.
-    Crowded,
-    /// The program is about to end.
+pub enum ConnectionState {
+    /// All slots are taken.
+    Overflow,
+    /// The server is shutting down.
     Draining,
-    /// The request does not say once for which host it is.
-    UnclearHost,
+    /// The request does not name exactly one host.
+    AmbiguousHost,
 }
 
-/// How many places for connections there are and how many are taken: shared by a server and
-/// whoever tells of it.
+/// The slots for connections and their use, shared by a server and the metrics.
 #[derive(Clone)]
-pub struct Occupancy {
+pub struct ConnectionStats {
     served_max: usize,
-    crowd_max: usize,
+    overflow_max: usize,
     normal: Arc<Semaphore>,
-    crowded: Arc<Semaphore>,
+    overflow: Arc<Semaphore>,
     long: Arc<Semaphore>,
     in_flight: InFlight,
 }
 
-/// A place for an answer that may take long, because it is held, or goes on, or is read slowly. One in
-/// the extensions of a response is kept until that is written.
+/// A permit for an answer that may take long: a held request, a stream, or a long list. A permit in the
+/// extensions of a response is kept until the response is written.
 #[derive(Clone)]
 pub struct LongAnswer {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
-impl Occupancy {
-    /// Free places, as many as fit in this limit of open files.
+impl ConnectionStats {
+    /// Returns free slots, as many as fit in this limit of open files.
     pub fn within(files: usize) -> Self {
         let for_connections = files.saturating_sub(OTHER_FILES);
-        let served_max = (for_connections / (SERVED_PER_CROWDED + 1) * SERVED_PER_CROWDED)
+        let served_max = (for_connections / (SERVED_PER_OVERFLOW + 1) * SERVED_PER_OVERFLOW)
             .clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
-        let crowd_max = served_max / SERVED_PER_CROWDED;
+        let overflow_max = served_max / SERVED_PER_OVERFLOW;
         Self {
             served_max,
-            crowd_max,
+            overflow_max,
             normal: Arc::new(Semaphore::new(served_max)),
-            crowded: Arc::new(Semaphore::new(crowd_max)),
+            overflow: Arc::new(Semaphore::new(overflow_max)),
             long: Arc::new(Semaphore::new(served_max * LONG_PERCENT / 100)),
             in_flight: InFlight::default(),
         }
     }
 
-    /// Connections that are served, and how many may be.
-    pub fn connections(&self) -> (usize, usize) {
+    /// Returns the number of connections that are served, and its maximum.
+    pub fn served(&self) -> (usize, usize) {
         (taken(&self.normal, self.served_max), self.served_max)
     }
 
-    /// Connections above that, which are only told that there is no place, and how many may be.
-    pub fn crowd(&self) -> (usize, usize) {
-        (taken(&self.crowded, self.crowd_max), self.crowd_max)
+    /// Returns the number of connections in the overflow, which get one answer only, and its maximum.
+    pub fn overflow(&self) -> (usize, usize) {
+        (taken(&self.overflow, self.overflow_max), self.overflow_max)
     }
 
-    /// A place for an answer that may take long, if there is one.
+    /// Takes a permit for a long answer, if there is one.
     pub fn long_answer(&self) -> Option<LongAnswer> {
         let permit = self.long.clone().try_acquire_owned().ok()?;
         Some(LongAnswer {
@@ -138,41 +137,40 @@ impl Occupancy {
         })
     }
 
-    /// A place for a stream, if there is one. Streams leave some to lists, which are read instead where
-    /// there is no stream.
+    /// Takes a permit for a stream, if there is one. Streams leave some permits to lists, which clients
+    /// read where they get no stream.
     pub fn stream(&self) -> Option<LongAnswer> {
-        match self.long.available_permits() > self.served_max / KEPT_FOR_LISTS {
+        match self.long.available_permits() > self.served_max / RESERVED_FOR_LISTS {
             true => self.long_answer(),
             false => None,
         }
     }
 
-    /// Requests whose answers are not written yet.
+    /// Returns the number of requests whose answers are not written yet.
     pub fn requests(&self) -> usize {
         self.in_flight.count()
     }
 }
 
-fn taken(places: &Semaphore, max: usize) -> usize {
-    max.saturating_sub(places.available_permits())
+fn taken(slots: &Semaphore, max: usize) -> usize {
+    max.saturating_sub(slots.available_permits())
 }
 
-/// Opens a listening socket at the address that `flag` set.
+/// Listens at the address that `flag` set.
 pub async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         anyhow!(
-            "cannot listen on {address}: {error}; {flag} takes another address, or port 0 for a free one"
+            "cannot listen on {address}: {error}; set {flag} to another address, or to port 0 for a free one"
         )
     })
 }
 
-/// Serves until `stop`, then lets requests in flight finish, for [`DRAIN_TIMEOUT`] at most. Until
-/// they have, and `others` have ended too, new connections are answered as
-/// [`Situation::Draining`].
+/// Serves until `stop`, then lets requests in flight finish, for [`DRAIN_TIMEOUT`] at most. Until they
+/// and `others` have finished, new connections are in the state [`ConnectionState::Draining`].
 pub async fn serve<S, B>(
     listener: TcpListener,
     service: S,
-    occupancy: Occupancy,
+    stats: ConnectionStats,
     stop: CancellationToken,
     others: impl Future<Output = ()>,
 ) where
@@ -180,24 +178,24 @@ pub async fn serve<S, B>(
     S: Clone + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
 {
-    // Each connection holds a receiver until its end.
+    // Each connection keeps a receiver until its end.
     let (stopping, stopped) = watch::channel(());
-    let in_flight = occupancy.in_flight.clone();
-    let places = Places {
-        occupancy,
-        idle: Idle::default(),
-        crowd: Mutex::default(),
+    let in_flight = stats.in_flight.clone();
+    let slots = Slots {
+        stats,
+        idle: IdleQueue::default(),
+        overflow: Mutex::default(),
     };
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, slot) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            next = places.accept(&listener) => next,
+            next = slots.accept(&listener) => next,
         };
-        let guest = place.guest(place.situation, &in_flight);
+        let tracker = slot.tracker(slot.state, &in_flight);
         let stopped = Some(stopped.clone());
         let service = service.clone();
-        tokio::spawn(serve_connection(stream, place, guest, stopped, service));
+        tokio::spawn(serve_connection(stream, slot, tracker, stopped, service));
     }
     drop(stopped);
     stopping.send_replace(());
@@ -205,10 +203,10 @@ pub async fn serve<S, B>(
         tokio::join!(others, async {
             tokio::select! {
                 () = stopping.closed() => {}
-                // Who has sent half of a head has asked for nothing yet, and is not waited for.
+                // Does not wait for connections that have not sent a complete request head.
                 () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
                 () = tokio::time::sleep(DRAIN_TIMEOUT) => {
-                    log::warn!("requests were still open after {DRAIN_TIMEOUT:?} and are cut off");
+                    log::warn!("drain timed out; open requests are cut off timeout={DRAIN_TIMEOUT:?}");
                 }
             }
         });
@@ -218,20 +216,20 @@ pub async fn serve<S, B>(
         tokio::select! {
             biased;
             () = &mut drained => return,
-            (stream, place) = places.accept(&listener) => {
-                let guest = place.guest(Some(Situation::Draining), &InFlight::default());
-                tokio::spawn(serve_connection(stream, place, guest, None, service.clone()));
+            (stream, slot) = slots.accept(&listener) => {
+                let tracker = slot.tracker(Some(ConnectionState::Draining), &InFlight::default());
+                tokio::spawn(serve_connection(stream, slot, tracker, None, service.clone()));
             }
         }
     }
 }
 
-/// Serves a connection until its end, or until it is sent away. Each request has the situation in its
-/// extensions, and is in flight until its answer is written or given up.
+/// Serves a connection until its end, or until it is evicted. Each request has the state in its
+/// extensions, and is in flight until its answer is written or aborted.
 async fn serve_connection<S, B>(
     stream: TcpStream,
-    place: Place,
-    guest: Guest,
+    slot: Slot,
+    tracker: RequestTracker,
     mut stopped: Option<watch::Receiver<()>>,
     service: S,
 ) where
@@ -239,33 +237,33 @@ async fn serve_connection<S, B>(
     S: Clone + Send + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
 {
-    // To HTTP/1.0 the end of a connection is the end of an answer. So it is reset, whatever ends it,
-    // the death of this program included, unless all was said.
+    // In HTTP/1.0 the end of the connection is the end of an answer. So whatever ends it, a crash of
+    // this program included, resets it, unless the answer was complete.
     let _ = stream.set_zero_linger();
-    // Answers are written whole: waiting to fill a segment would only delay them.
+    // Answers are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let mut stream = Box::pin(stream);
-    let is_usual = guest.situation.is_none();
+    let is_regular = tracker.state.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let begun = guest.begin();
-        if let Some(situation) = normalize_host(&mut request).or(guest.situation) {
-            request.extensions_mut().insert(situation);
+        let begun = tracker.begin();
+        if let Some(state) = normalize_host(&mut request).or(tracker.state) {
+            request.extensions_mut().insert(state);
         }
-        // CONNECT names a host instead of a path, and warp expects a path.
+        // CONNECT has a host instead of a path, and warp requires a path.
         if request.uri().path_and_query().is_none() {
             *request.uri_mut() = Uri::from_static("/");
         }
         let answer = begun.is_some().then(|| service.clone().call(request));
         async move {
             let Some(answer) = answer else {
-                // The connection has given way, and is about to be dropped.
+                // The connection was evicted, and is about to be dropped.
                 return std::future::pending().await;
             };
             let mut answer = answer.await?;
             let long = answer.extensions_mut().remove::<LongAnswer>();
-            // The closure is dropped with the body, and ends the request then.
+            // The closure is dropped with the body, which ends the request.
             let written = |body: B| {
                 body.map_err(move |error| {
                     let _ = (&begun, &long);
@@ -278,13 +276,13 @@ async fn serve_connection<S, B>(
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(if is_usual {
-                HEAD_TIMEOUT
+            .header_read_timeout(if is_regular {
+                HEADER_TIMEOUT
             } else {
-                CROWDED_HEAD_TIMEOUT
+                OVERFLOW_HEADER_TIMEOUT
             })
             .max_buf_size(HEAD_BYTES_MAX)
-            .keep_alive(is_usual)
+            .keep_alive(is_regular)
             .serve_connection(TokioIo::new(stream.as_mut()), service)
     );
     let served = async {
@@ -296,26 +294,26 @@ async fn serve_connection<S, B>(
         }
         connection.as_mut().await
     };
-    let ended = place.end.token().run_until_cancelled(served).await;
+    let ended = slot.end.token().run_until_cancelled(served).await;
     if let Some(Err(error)) = &ended {
         log::debug!("connection: {error}");
     }
     if ended.is_some_and(|ended| !ended.is_err_and(|error| cuts_answer(&error))) {
-        // What is still on its way gets there.
+        // The answer was complete: unsent data is still sent.
         let _ = set_socket_linger(stream.get_ref(), None);
     }
 }
 
-/// Returns whether an answer can have been cut off: its body failed, or the client did not take it.
+/// Returns whether an answer may have been cut off: its body failed, or the client did not read it.
 fn cuts_answer(error: &hyper::Error) -> bool {
     let source = error.source();
     let io = source.and_then(|source| source.downcast_ref::<io::Error>());
     error.is_user() || io.is_some_and(|io| io.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Makes `Host` the one host that a request is for. A target with a host stands above the header (RFC
-/// 9112, section 3.2.2); HTTP/1.0 needs neither.
-fn normalize_host<B>(request: &mut Request<B>) -> Option<Situation> {
+/// Sets `Host` to the host of the request. A target with a host overrides the header (RFC 9112, section
+/// 3.2.2); HTTP/1.0 needs neither.
+fn normalize_host<B>(request: &mut Request<B>) -> Option<ConnectionState> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let is_clear = match (hosts.next(), hosts.next()) {
         (Some(_), None) => true,
@@ -323,7 +321,7 @@ fn normalize_host<B>(request: &mut Request<B>) -> Option<Situation> {
         (Some(_), Some(_)) => false,
     };
     if !is_clear {
-        return Some(Situation::UnclearHost);
+        return Some(ConnectionState::AmbiguousHost);
     }
     let named = request.uri().authority();
     if let Some(host) = named.and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
@@ -332,51 +330,54 @@ fn normalize_host<B>(request: &mut Request<B>) -> Option<Situation> {
     None
 }
 
-/// The places for connections.
-struct Places {
-    occupancy: Occupancy,
-    idle: Idle,
-    /// Those in the crowd, oldest first: each with the means to send it away.
-    crowd: Mutex<VecDeque<CancellationToken>>,
+/// The slots of a server.
+struct Slots {
+    stats: ConnectionStats,
+    idle: IdleQueue,
+    /// Tokens that end the connections in the overflow, oldest first.
+    overflow: Mutex<VecDeque<CancellationToken>>,
 }
 
-/// A connection's place.
-struct Place {
-    situation: Option<Situation>,
-    /// The queue that it stands in while no request is in flight on it; a connection in the crowd is never
-    /// idle.
-    idle: Option<Idle>,
-    /// Cancelled to end the connection, and once it has ended.
+/// The slot of a connection.
+struct Slot {
+    state: Option<ConnectionState>,
+    /// Queue for times without a request in flight; `None` in the overflow, which is never idle.
+    idle: Option<IdleQueue>,
+    /// Guard of the token that ends the connection, cancelled at its end too.
     end: DropGuard,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
-    fn new(situation: Option<Situation>, idle: Option<Idle>, permit: OwnedSemaphorePermit) -> Self {
+impl Slot {
+    fn new(
+        state: Option<ConnectionState>,
+        idle: Option<IdleQueue>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         Self {
-            situation,
+            state,
             idle,
             end: CancellationToken::new().drop_guard(),
             _permit: permit,
         }
     }
 
-    /// The connection at this place.
-    fn guest(&self, situation: Option<Situation>, in_flight: &InFlight) -> Guest {
+    /// Returns the tracker of this connection's requests.
+    fn tracker(&self, state: Option<ConnectionState>, in_flight: &InFlight) -> RequestTracker {
         let end = self.end.token();
-        Guest {
-            situation,
+        RequestTracker {
+            state,
             in_flight: in_flight.clone(),
-            idleness: self.idle.as_ref().map(|idle| idle.enter(end.clone())),
+            idle_entry: self.idle.as_ref().map(|idle| idle.enter(end.clone())),
         }
     }
 }
 
-impl Places {
-    /// Waits for a connection, and finds a place for it: a free one, that of the connection that has
-    /// been idle longest, or, if a request is in flight on each, one in the crowd. From there the oldest
-    /// is sent away if need be: most likely one that has not asked for anything yet.
-    async fn accept(&self, listener: &TcpListener) -> (TcpStream, Place) {
+impl Slots {
+    /// Accepts a connection, and assigns a slot: a free one, that of the connection that has been idle
+    /// longest, or, if all have a request in flight, one in the overflow. A full overflow evicts its
+    /// oldest connection, most likely one that has not sent a request.
+    async fn accept(&self, listener: &TcpListener) -> (TcpStream, Slot) {
         let stream = loop {
             match listener.accept().await {
                 Ok((stream, _)) => break stream,
@@ -386,95 +387,96 @@ impl Places {
                 }
             }
         };
-        if let Some(permit) = self.served().await {
-            return (stream, Place::new(None, Some(self.idle.clone()), permit));
+        if let Some(permit) = self.take_slot().await {
+            return (stream, Slot::new(None, Some(self.idle.clone()), permit));
         }
         let permit = loop {
-            if let Ok(permit) = self.occupancy.crowded.clone().try_acquire_owned() {
+            if let Ok(permit) = self.stats.overflow.clone().try_acquire_owned() {
                 break permit;
             }
-            if let Some(oldest) = self.crowd().pop_front() {
+            if let Some(oldest) = self.overflow().pop_front() {
                 oldest.cancel();
             }
             tokio::task::yield_now().await;
         };
-        let place = Place::new(Some(Situation::Crowded), None, permit);
-        let mut crowd = self.crowd();
-        crowd.push_back(place.end.token().clone());
-        // Some of those that are remembered have left by themselves.
-        if crowd.len() > 2 * self.occupancy.crowd_max {
-            crowd.retain(|sent_away| !sent_away.is_cancelled());
+        let slot = Slot::new(Some(ConnectionState::Overflow), None, permit);
+        let mut overflow = self.overflow();
+        overflow.push_back(slot.end.token().clone());
+        // Some of the connections have ended by themselves.
+        if overflow.len() > 2 * self.stats.overflow_max {
+            overflow.retain(|end| !end.is_cancelled());
         }
-        drop(crowd);
-        (stream, place)
+        drop(overflow);
+        (stream, slot)
     }
 
-    /// A place where a connection is served, unless a request is in flight on each that is.
-    async fn served(&self) -> Option<OwnedSemaphorePermit> {
-        let places = self.occupancy.normal.clone();
-        if let Ok(permit) = places.clone().try_acquire_owned() {
+    /// Takes a slot, if need be by evicting the connection that has been idle longest. Returns `None` if
+    /// all have a request in flight.
+    async fn take_slot(&self) -> Option<OwnedSemaphorePermit> {
+        let slots = self.stats.normal.clone();
+        if let Ok(permit) = slots.clone().try_acquire_owned() {
             return Some(permit);
         }
-        if !self.idle.end_longest() {
+        if !self.idle.evict_longest() {
             return None;
         }
-        // It comes as soon as that connection's task has run. The semaphore is never closed.
-        places.acquire_owned().await.ok()
+        // The evicted connection's task releases its permit. The semaphore is never closed.
+        slots.acquire_owned().await.ok()
     }
 
-    fn crowd(&self) -> MutexGuard<'_, VecDeque<CancellationToken>> {
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    fn overflow(&self) -> MutexGuard<'_, VecDeque<CancellationToken>> {
+        self.overflow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection, as its requests see it.
-struct Guest {
-    situation: Option<Situation>,
+/// The state of a connection that its requests share.
+struct RequestTracker {
+    state: Option<ConnectionState>,
     in_flight: InFlight,
-    idleness: Option<Arc<Idleness>>,
+    idle_entry: Option<Arc<IdleEntry>>,
 }
 
-impl Guest {
-    /// Begins a request; nothing if the connection has given way to another one.
-    fn begin(&self) -> Option<Begun> {
+impl RequestTracker {
+    /// Begins a request. Returns `None` if the connection was evicted.
+    fn begin(&self) -> Option<RequestGuard> {
         if self
-            .idleness
+            .idle_entry
             .as_ref()
-            .is_some_and(|idleness| !idleness.end())
+            .is_some_and(|idle_entry| !idle_entry.end())
         {
             return None;
         }
-        Some(self.in_flight.begin(self.idleness.clone()))
+        Some(self.in_flight.begin(self.idle_entry.clone()))
     }
 }
 
-/// The connections that no request is in flight on, by since when: the one that has been idle longest
-/// gives way to a new one when all places are taken. A client that keeps connections for later has to be
-/// ready for that at any time anyway.
+/// A queue of the connections without a request in flight. When all slots are taken, a new connection
+/// evicts the one that has been idle longest: clients that pool connections have to tolerate that at any
+/// time anyway.
 #[derive(Clone, Default)]
-struct Idle(Arc<Mutex<IdleConnections>>);
+struct IdleQueue(Arc<Mutex<IdleConnections>>);
 
 #[derive(Default)]
 struct IdleConnections {
-    /// Each with the means to end it. The numbers grow with time.
+    /// Tokens that end the connections, by a number that grows with time.
     since: BTreeMap<u64, CancellationToken>,
     last: u64,
 }
 
-impl Idle {
-    /// A new connection, which is idle until its first request.
-    fn enter(&self, end: CancellationToken) -> Arc<Idleness> {
-        let idleness = Idleness {
+impl IdleQueue {
+    /// Adds a new connection, which is idle until its first request.
+    fn enter(&self, end: CancellationToken) -> Arc<IdleEntry> {
+        let idle_entry = IdleEntry {
             since: AtomicU64::new(0),
             idle: self.clone(),
             connection: end,
         };
-        idleness.begin();
-        Arc::new(idleness)
+        idle_entry.begin();
+        Arc::new(idle_entry)
     }
 
-    /// Ends the connection that has been idle longest; false if none is idle.
-    fn end_longest(&self) -> bool {
+    /// Evicts the connection that has been idle longest. Returns false if none is idle.
+    fn evict_longest(&self) -> bool {
         let longest = self.lock().since.pop_first();
         if let Some((_, end)) = &longest {
             end.cancel();
@@ -487,15 +489,15 @@ impl Idle {
     }
 }
 
-/// A connection's part in [`Idle`], which it leaves with the drop.
-struct Idleness {
-    /// Its number there, or 0 while it is not idle.
+/// A connection's entry in [`IdleQueue`], removed on drop.
+struct IdleEntry {
+    /// Number in the queue; 0 while a request is in flight.
     since: AtomicU64,
-    idle: Idle,
+    idle: IdleQueue,
     connection: CancellationToken,
 }
 
-impl Idleness {
+impl IdleEntry {
     fn begin(&self) {
         let mut idle = self.idle.lock();
         idle.last += 1;
@@ -504,7 +506,7 @@ impl Idleness {
         self.since.store(since, Ordering::Relaxed);
     }
 
-    /// Ends it; false if the connection has given way.
+    /// Leaves the queue. Returns false if the connection was evicted.
     fn end(&self) -> bool {
         let mut idle = self.idle.lock();
         let since = self.since.swap(0, Ordering::Relaxed);
@@ -512,13 +514,13 @@ impl Idleness {
     }
 }
 
-impl Drop for Idleness {
+impl Drop for IdleEntry {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-/// The requests whose answers are not written yet.
+/// A counter of the requests whose answers are not written yet.
 #[derive(Clone, Default)]
 struct InFlight(Arc<InFlightCount>);
 
@@ -529,11 +531,11 @@ struct InFlightCount {
 }
 
 impl InFlight {
-    fn begin(&self, idleness: Option<Arc<Idleness>>) -> Begun {
+    fn begin(&self, idle_entry: Option<Arc<IdleEntry>>) -> RequestGuard {
         self.0.count.fetch_add(1, Ordering::AcqRel);
-        Begun {
+        RequestGuard {
             in_flight: self.0.clone(),
-            idleness,
+            idle_entry,
         }
     }
 
@@ -541,10 +543,10 @@ impl InFlight {
         self.0.count.load(Ordering::Acquire)
     }
 
-    /// Returns when there are none.
+    /// Waits until no request is in flight.
     async fn none(&self) {
         loop {
-            // Before the count is read: it may fall in between.
+            // Created before the count is read, so that no notification is missed.
             let none = self.0.none.notified();
             if self.count() == 0 {
                 return;
@@ -554,16 +556,16 @@ impl InFlight {
     }
 }
 
-/// A request in flight; it is over when this is dropped.
-struct Begun {
+/// A guard of a request in flight, which ends on drop.
+struct RequestGuard {
     in_flight: Arc<InFlightCount>,
-    idleness: Option<Arc<Idleness>>,
+    idle_entry: Option<Arc<IdleEntry>>,
 }
 
-impl Drop for Begun {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        if let Some(idleness) = &self.idleness {
-            idleness.begin();
+        if let Some(idle_entry) = &self.idle_entry {
+            idle_entry.begin();
         }
         if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.in_flight.none.notify_waiters();
@@ -571,12 +573,12 @@ impl Drop for Begun {
     }
 }
 
-/// Raises the limit of open files towards what all connections need together, as far as the system
-/// allows without privileges. Returns the limit.
+/// Raises the limit of open files to what all connections need, as far as possible without privileges.
+/// Returns the limit.
 pub fn raise_file_limit() -> usize {
-    let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_CROWDED + OTHER_FILES;
+    let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_OVERFLOW + OTHER_FILES;
     let limit = getrlimit(Resource::Nofile);
-    // None is no limit.
+    // `None` means unlimited.
     let (now, max) = (
         limit.current.unwrap_or(u64::MAX),
         limit.maximum.unwrap_or(u64::MAX),
@@ -595,8 +597,8 @@ pub fn raise_file_limit() -> usize {
     }
     if limit_now < wanted as u64 {
         log::warn!(
-            "only {limit_now} files may be open at once; {wanted} would be enough for \
-             {CONNECTIONS_MAX} connections"
+            "limit of open files is low limit={limit_now} wanted={wanted} \
+             connections={CONNECTIONS_MAX}"
         );
     }
     usize::try_from(limit_now).unwrap_or(usize::MAX)
@@ -607,18 +609,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_as_many_places_as_files_may_be_open_for_them() {
-        for (files, served, crowd) in [
+    fn slots_are_as_many_as_the_limit_of_open_files_allows() {
+        for (files, served, overflow) in [
             (0, 64, 8),
             (256, 64, 8),
             (1_024, 680, 85),
             (2_560, 2_048, 256),
             (usize::MAX, 2_048, 256),
         ] {
-            let occupancy = Occupancy::within(files);
-            assert_eq!(occupancy.connections(), (0, served), "{files}");
-            assert_eq!(occupancy.crowd(), (0, crowd), "{files}");
-            let long = std::iter::from_fn(|| occupancy.long_answer());
+            let stats = ConnectionStats::within(files);
+            assert_eq!(stats.served(), (0, served), "{files}");
+            assert_eq!(stats.overflow(), (0, overflow), "{files}");
+            let long = std::iter::from_fn(|| stats.long_answer());
             assert_eq!(long.collect::<Vec<_>>().len(), served / 4 * 3);
         }
     }

@@ -1,9 +1,9 @@
-//! The simulator: stands in for the order process service, over HTTP.
+//! A simulator of the order process service, served over HTTP.
 //!
-//! `model` decides what it does, `faults` what goes wrong, `crash` when it dies: these are pure and
-//! can be called without HTTP. Here are the time, the randomness, and the order in which things
-//! happen. HTTP is next door in `connections`, the address that breaks and mends it in `control`, the
-//! file that records it all in `record`.
+//! `model` answers requests, `faults` injects failures, `crash` decides when the service crashes: these
+//! are pure and can be called without HTTP. This file supplies the time and the randomness, and puts
+//! all events in one order. `connections` speaks HTTP, `control` serves the address at which faults are
+//! set, `record` writes the record file.
 
 mod connections;
 mod control;
@@ -22,31 +22,32 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, SystemClock};
 use crate::order::Timestamp;
 pub use control::listen as listen_for_control;
-use crash::{CrashModel, Hazard, Touch};
+use crash::{Access, CrashModel, Hazard};
 use faults::{Fault, Faults};
-use model::{Answer, Asked, Did, Model, Request};
+use model::{Answer, Effect, Model, Request, RequestKind};
 use record::{Entry, Record};
 
-/// Makes the seed of the faults another than that of the processes. Any number would do.
+/// Constant that makes the seed of the faults differ from that of the processes; its value is
+/// arbitrary.
 const FAULT_SEED: u64 = 0x000f_a017;
 
 /// Settings of a simulator.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// A process runs a random whole number of seconds below this; at 0 or 1 it ends at once.
+    /// Upper bound of the duration of a process, in seconds: a random whole number below this. At 0 or
+    /// 1 a process ends at once.
     pub max_duration_secs: u32,
-    /// The first process of each life succeeds after some seconds, for whoever tries it out.
+    /// Makes the first process of each life succeed after some seconds, for a first try of the service.
     pub first_succeeds: bool,
-    /// Source of the randomness, to repeat a run; drawn if there is none.
+    /// Seed of the randomness, to repeat a run; random if absent.
     pub seed: Option<u64>,
-    /// File that the record is added to.
+    /// File that the record is appended to.
     pub log: Option<PathBuf>,
-    /// Faults, until the control address sets others.
+    /// Faults to inject until the control address sets others.
     pub faults: Faults,
 }
 
-/// Serves the simulator until `stop`. At `control`, if there is such a listener, it can be broken
-/// and mended while it runs.
+/// Serves the simulator until `stop`, and the control address at `control` if there is one.
 pub async fn serve(
     listener: TcpListener,
     control: Option<TcpListener>,
@@ -58,39 +59,42 @@ pub async fn serve(
     served
 }
 
-/// A simulator, which can be broken and mended while it is served.
+/// A simulator, whose faults can be changed while it is served.
 pub struct Simulator(Mutex<State>);
 
-/// The state behind one lock, so that the record has the order in which things happened.
+/// The whole state, behind one lock so that the record is in the order of the events.
 struct State {
     model: Model,
     crash: CrashModel,
     faults: Faults,
     seed: u64,
     max_duration_secs: u32,
-    /// Draws of starts alone: the processes of a seed end the same way, whatever else is asked for
-    /// and goes wrong.
+    /// Randomness of starts alone: a seed gives processes the same outcomes whatever other requests
+    /// and faults there are.
     start_rng: fastrand::Rng,
     rng: fastrand::Rng,
     record: Option<Record>,
-    /// Cancelled when the service dies, and with it every connection.
+    /// Token that is cancelled when the service crashes, and closes every connection.
     life: CancellationToken,
-    /// The end of this life, once a start has fixed it.
+    /// End of this life, fixed by its first start.
     life_ends_at: Option<Timestamp>,
-    /// Lives that have ended since the faults were set.
+    /// Number of lives that have ended since the faults were set.
     lives: usize,
-    /// Time from a crash until it runs again.
+    /// Time from a crash to the restart.
     restart_after: Duration,
 }
 
-/// An answer, and what is to go wrong on its way.
-struct Sent {
+/// An answer, and the fault to inject while it is sent.
+struct Delivery {
     answer: Answer,
     fault: Option<Fault>,
 }
 
 impl Simulator {
-    /// Returns a simulator that runs, without any process. Fails if the record cannot be opened.
+    /// Returns a running simulator without any process.
+    ///
+    /// # Errors
+    /// The record cannot be opened.
     pub fn new(options: &Options) -> anyhow::Result<Self> {
         let seed = options.seed.unwrap_or_else(|| fastrand::u64(..));
         let max_duration_secs = options.max_duration_secs;
@@ -121,7 +125,7 @@ impl Simulator {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The present life: cancelled when it ends.
+    /// Returns the token of the present life, which is cancelled at its end.
     fn life(&self) -> CancellationToken {
         self.lock().life.clone()
     }
@@ -130,39 +134,39 @@ impl Simulator {
         self.lock().restart_after
     }
 
-    /// Runs again after a crash, without any process.
+    /// Restarts after a crash, without any process.
     fn begin_life(&self) {
         self.lock().begin_life(SystemClock.now());
     }
 
-    /// Ends the life if its time has come, without any request.
+    /// Ends the life if its time has come, for times without any request.
     fn tick(&self) {
         self.lock().catch_up(SystemClock.now());
     }
 
-    /// Ends the life now, for so long, or for as long as the faults say; nothing if it has ended
-    /// already.
+    /// Crashes now and restarts after `restart_after`, or after the time that the faults say. Returns
+    /// false if the simulator is down already.
     pub fn crash(&self, restart_after: Option<Duration>) -> bool {
         let mut state = self.lock();
         let is_alive = !state.life.is_cancelled();
         if is_alive {
-            state.die(SystemClock.now(), None);
+            state.crash(SystemClock.now(), None);
             state.restart_after = restart_after.unwrap_or(state.restart_after);
         }
         is_alive
     }
 
-    /// Returns whether it runs, and has not crashed.
+    /// Returns whether the simulator runs, and has not crashed.
     pub fn is_alive(&self) -> bool {
         !self.life().is_cancelled()
     }
 
-    /// Returns what goes wrong.
+    /// Returns the faults that are injected.
     pub fn faults(&self) -> Faults {
         self.lock().faults.clone()
     }
 
-    /// Sets what goes wrong. The lives are counted anew, this one from its next start.
+    /// Sets the faults to inject. Lives are counted from here on, the present one from its next start.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().set_faults(faults);
     }
@@ -175,9 +179,9 @@ impl Simulator {
         Ok(faults)
     }
 
-    /// Does what is asked for, and records it before anyone can see the answer; there is none in
-    /// death. What comes over a connection of an earlier `life` is not for the next one.
-    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Option<Sent> {
+    /// Processes a request, and records it before the client can see the answer. Returns `None` while
+    /// the service is down, and for a connection of an earlier `life`.
+    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Option<Delivery> {
         let mut state = self.lock();
         let at = SystemClock.now();
         state.catch_up(at);
@@ -191,11 +195,11 @@ impl Simulator {
 impl State {
     fn begin_life(&mut self, now: Timestamp) {
         self.life = CancellationToken::new();
-        let did = Did::BeganLife {
+        let effect = Effect::BeganLife {
             seed: self.seed,
             max_duration_secs: self.max_duration_secs,
         };
-        self.write(now, None, None, None, &did);
+        self.write(now, None, None, None, &effect);
     }
 
     fn set_faults(&mut self, faults: Faults) {
@@ -204,52 +208,52 @@ impl State {
         self.life_ends_at = None;
     }
 
-    /// Brings what happens without a request: processes end, and the service may.
+    /// Applies the events up to `now` that need no request: processes end, and the service may crash.
     fn catch_up(&mut self, now: Timestamp) {
         if self.life.is_cancelled() {
             return;
         }
         if self.life_ends_at.is_some_and(|end| end <= now) {
-            self.die(now, None);
+            self.crash(now, None);
         } else if self.faults.crash.like_the_real_one {
             let (model, draw) = (&mut self.model, &mut |n| self.rng.u64(..n));
             if self.crash.catch_up(model, now, draw).is_some() {
-                self.die(now, None);
+                self.crash(now, None);
             }
         } else {
             while self.model.next_completion(now).is_some() {}
         }
     }
 
-    /// Ends the life, and every connection with it.
-    fn die(&mut self, now: Timestamp, request: Option<Asked>) {
+    /// Ends the life and closes every connection.
+    fn crash(&mut self, now: Timestamp, request: Option<RequestKind>) {
         log::warn!("crashed forgotten_processes={}", self.model.len());
         self.model.forget_everything();
         self.crash.forget_everything();
         self.lives += 1;
         self.life_ends_at = None;
         self.restart_after = Duration::from_millis(self.faults.crash.restart_after_ms);
-        self.write(now, request, None, None, &Did::Crashed);
+        self.write(now, request, None, None, &Effect::Crashed);
         self.life.cancel();
     }
 
-    fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Option<Sent> {
-        let asked = Asked::from(request);
+    fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Option<Delivery> {
+        let kind = RequestKind::from(request);
         let draw = &mut |n| self.rng.u64(..n);
-        let fault = self.faults.choose(asked, at, draw);
+        let fault = self.faults.choose(kind, at, draw);
         let mut answer = match fault.filter(|fault| !fault.has_effect(draw)) {
             Some(fault) => Answer::text(200, &fault.to_string()),
-            None if asked == Asked::Start => {
+            None if kind == RequestKind::Start => {
                 let draw = &mut |n| self.start_rng.u64(..n);
                 self.model.answer(request, at, draw)
             }
             None => self.model.answer(request, at, draw),
         };
-        if self.life_ends_at.is_none() && matches!(answer.did, Did::Started { .. }) {
+        if self.life_ends_at.is_none() && matches!(answer.effect, Effect::Started { .. }) {
             self.life_ends_at = self.faults.crash.end_of_life(self.lives, at);
         }
-        if self.is_killed_by(&answer.did, at) {
-            self.die(at, Some(asked));
+        if self.is_fatal(&answer.effect, at) {
+            self.crash(at, Some(kind));
             return None;
         }
         if let Some(fault) = fault {
@@ -258,30 +262,31 @@ impl State {
         let status = fault
             .is_none_or(Fault::is_answered)
             .then_some(answer.status);
-        // The request has had its effect: for the client a 500 is an answer that says nothing.
-        if !self.write(at, Some(asked), status, fault, &answer.did) {
+        // The request has had its effect, so a 500 leaves the client in doubt, as it should.
+        if !self.write(at, Some(kind), status, fault, &answer.effect) {
             answer = Answer::text(500, "the record cannot be written");
         }
-        Some(Sent { answer, fault })
+        Some(Delivery { answer, fault })
     }
 
-    /// Returns whether the access to the map of processes ended the service as it can end the real one.
-    fn is_killed_by(&mut self, did: &Did, at: Timestamp) -> bool {
+    /// Returns whether the access to the map of processes crashes the service, as it can crash the real
+    /// one.
+    fn is_fatal(&mut self, effect: &Effect, at: Timestamp) -> bool {
         if !self.faults.crash.like_the_real_one {
             return false;
         }
-        let touch = Touch::of(did, self.model.len());
-        touch.is_some_and(|touch| self.crash.dies(touch, at, &mut |n| self.rng.u64(..n)))
+        let access = Access::of(effect, self.model.len());
+        access.is_some_and(|access| self.crash.is_fatal(access, at, &mut |n| self.rng.u64(..n)))
     }
 
-    /// Records what happened, if there is a record; false if that was not possible.
+    /// Records an event, if there is a record. Returns false if the write failed.
     fn write(
         &mut self,
         at: Timestamp,
-        request: Option<Asked>,
+        request: Option<RequestKind>,
         answer: Option<u16>,
         fault: Option<Fault>,
-        did: &Did,
+        effect: &Effect,
     ) -> bool {
         let Some(record) = &mut self.record else {
             return true;
@@ -291,10 +296,10 @@ impl State {
             request,
             answer,
             fault,
-            did: did.clone(),
+            effect: effect.clone(),
         });
         if let Err(error) = &written {
-            log::error!("cannot write the record, which misses an entry: {error}");
+            log::error!("cannot write the record; an entry is missing: {error}");
         }
         written.is_ok()
     }

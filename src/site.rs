@@ -1,9 +1,8 @@
-//! Which requests are meant for this program, and which a browser sends for a page of another site.
+//! Checks of the `Host` of a request, and of the site of the page that sent it.
 //!
 //! A page whose name is made to resolve to this machine (DNS rebinding) is the same site to a browser,
-//! and only `Host` still shows the name; so names have to be known where the program listens on
-//! loopback, and is believed to be out of reach. Pure: `api` and `simulator` turn a refusal into an
-//! answer.
+//! and only `Host` shows its name. So a program that listens on loopback, which seems out of reach,
+//! accepts known names only. Pure: `api` and `simulator` turn a refusal into an answer.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -14,48 +13,48 @@ use hyper::{HeaderMap, Method, Uri};
 /// Header with the origin of a browser's request (W3C Fetch Metadata, section 2.3).
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The names under which a program is served.
+/// The host names of a server.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// In lower case.
+    /// Allowed names, in [canonical form](canonical_host).
     names: Vec<String>,
-    has_to_be_named: bool,
+    checks_host: bool,
 }
 
-/// A request that is not for this site, or not from it.
+/// A request for another host, or from another site's page.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Foreign {
+pub enum ForeignRequest {
     /// `Host` names another site.
     #[error(
-        "the Host {0:?} is not known here: an IP address, localhost and the names that \
-         --allowed-host (ALLOWED_HOSTS) lists are"
+        "unknown Host {0:?}; expected an IP address, localhost or a name that --allowed-host \
+         (ALLOWED_HOSTS) lists"
     )]
     Host(String),
     /// A page of another site asks for a change.
-    #[error("the header {0} is {1:?}, which a browser sends for a page of another site")]
+    #[error("the header {0} is {1:?}, so the request is from a page of another site")]
     Page(&'static str, String),
 }
 
 impl Site {
-    /// The site of a program that listens at `address`. Its names are checked on loopback, and anywhere
-    /// if there are any in `allowed`.
+    /// Returns the site of a server that listens at `address`. Host names are checked on loopback, and
+    /// anywhere if `allowed` has any.
     pub fn new(address: IpAddr, allowed: &[String]) -> Self {
         Self {
-            has_to_be_named: address.to_canonical().is_loopback() || !allowed.is_empty(),
-            names: allowed.iter().map(|name| known_form(name)).collect(),
+            checks_host: address.to_canonical().is_loopback() || !allowed.is_empty(),
+            names: allowed.iter().map(|name| canonical_host(name)).collect(),
         }
     }
 
-    /// Checks `Host`, and for a method that may change something the page that it comes from.
-    /// HTTP/1.0 has no `Host`, and no browser uses it.
-    pub fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), Foreign> {
+    /// Checks `Host`, and for an unsafe method the site of the page that sent the request. HTTP/1.0 has
+    /// no `Host`, and no browser uses it.
+    pub fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), ForeignRequest> {
         let host = headers.get(HOST);
-        if self.has_to_be_named
+        if self.checks_host
             && let Some(host) = host
         {
             let is_known = host_of(host.as_bytes()).is_some_and(|host| self.is_known(&host));
             if !is_known {
-                return Err(Foreign::Host(text(host.as_bytes())));
+                return Err(ForeignRequest::Host(text(host.as_bytes())));
             }
         }
         if method.is_safe() {
@@ -66,7 +65,7 @@ impl Site {
             let is_own = [&b"same-origin"[..], b"none"].contains(&&*site.to_ascii_lowercase());
             return match is_own {
                 true => Ok(()),
-                false => Err(Foreign::Page("Sec-Fetch-Site", text(site))),
+                false => Err(ForeignRequest::Page("Sec-Fetch-Site", text(site))),
             };
         }
         let Some(origin) = headers.get(ORIGIN) else {
@@ -77,7 +76,7 @@ impl Site {
         if from.is_some_and(|from| own.as_ref() == Some(&from) || self.names.contains(&from)) {
             return Ok(());
         }
-        Err(Foreign::Page("Origin", text(origin.as_bytes())))
+        Err(ForeignRequest::Page("Origin", text(origin.as_bytes())))
     }
 
     fn is_known(&self, host: &str) -> bool {
@@ -88,29 +87,29 @@ impl Site {
     }
 }
 
-/// Returns whether this is a host name or an IP address, without a scheme or a port.
+/// Returns whether a text is a host name or an IP address, without a scheme or a port.
 pub fn is_host(text: &str) -> bool {
-    host_of(text.as_bytes()).is_some_and(|host| host == known_form(text))
+    host_of(text.as_bytes()).is_some_and(|host| host == canonical_host(text))
 }
 
-/// The host of a `Host` header, in its [known form](known_form).
+/// Returns the host of a `Host` header, in [canonical form](canonical_host).
 fn host_of(value: &[u8]) -> Option<String> {
     let authority = Authority::try_from(value).ok()?;
-    // A user has no place in it.
+    // Refuses user information.
     let is_plain = !authority.as_str().contains('@') && !authority.host().is_empty();
-    is_plain.then(|| known_form(authority.host()))
+    is_plain.then(|| canonical_host(authority.host()))
 }
 
-/// The host of a page, in its [known form](known_form). `null`, which stands for a page without one,
-/// has none.
+/// Returns the host of an origin, in [canonical form](canonical_host); none for `null`, the origin of a
+/// page without one.
 fn host_of_origin(origin: &str) -> Option<String> {
     let uri: Uri = origin.parse().ok()?;
     uri.scheme()?;
     host_of(uri.authority()?.as_str().as_bytes())
 }
 
-/// The form in which hosts are compared: in lower case, without the dot of the root.
-fn known_form(host: &str) -> String {
+/// Returns the form in which hosts are compared: in lower case, without the dot of the root.
+fn canonical_host(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
@@ -185,7 +184,7 @@ mod tests {
             "",
         ] {
             for site in [&loopback, &v6, &mapped, &listed] {
-                let refused = Err(Foreign::Host(host.to_owned()));
+                let refused = Err(ForeignRequest::Host(host.to_owned()));
                 assert_eq!(check(site, host), refused, "{host}");
             }
             assert_eq!(check(&any, host), Ok(()), "{host}");
@@ -222,7 +221,7 @@ mod tests {
             (&site, vec![host, fetch("cross-site")], true),
             (&site, vec![host, fetch("same-site")], true),
             (&site, vec![host, fetch("")], true),
-            // What the browser says of itself decides.
+            // Sec-Fetch-Site takes precedence over Origin.
             (
                 &site,
                 vec![host, fetch("same-origin"), from("https://a.example")],

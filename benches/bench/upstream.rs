@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use order_service::server::{self, Occupancy};
+use order_service::server::{self, ConnectionStats};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl Upstream {
         runtime.spawn(server::serve(
             listener,
             service,
-            Occupancy::within(usize::MAX),
+            ConnectionStats::within(usize::MAX),
             stop,
             others,
         ));

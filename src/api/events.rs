@@ -67,7 +67,7 @@ impl Api {
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
         let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
-        let place = self.occupancy.long_answer();
+        let place = self.connections.long_answer();
         let place = place.ok_or_else(Problem::too_many_lists)?;
         let page = |store: &Store| store.events(order.as_ref(), after, limit + 1);
         let read = self.lists.read(page).await;
@@ -103,7 +103,7 @@ impl Api {
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
         }
-        let place = self.occupancy.stream();
+        let place = self.connections.stream();
         let place = place.ok_or_else(Problem::too_many_streams)?;
         let subscription = self.watcher.subscribe(newest);
         let mut comments = tokio::time::interval(COMMENT_INTERVAL);

@@ -70,15 +70,18 @@ impl Api {
         let (waiting, streams) = self.watcher.taken();
         metrics.one(&table::HTTP_REQUESTS_WAITING, Some(waiting as f64));
         metrics.one(&table::HTTP_STREAMS, Some(streams as f64));
-        let (open, max) = self.occupancy.connections();
-        let (crowd, crowd_max) = self.occupancy.crowd();
-        let places = |served, crowd| [("served", served), ("crowd", crowd)].map(each);
-        metrics.add(&table::HTTP_CONNECTIONS, places(open as f64, crowd as f64));
+        let (open, max) = self.connections.served();
+        let (overflow, overflow_max) = self.connections.overflow();
+        let slots = |served, overflow| [("served", served), ("crowd", overflow)].map(each);
+        metrics.add(
+            &table::HTTP_CONNECTIONS,
+            slots(open as f64, overflow as f64),
+        );
         metrics.add(
             &table::HTTP_CONNECTIONS_MAX,
-            places(max as f64, crowd_max as f64),
+            slots(max as f64, overflow_max as f64),
         );
-        let in_flight = self.occupancy.requests();
+        let in_flight = self.connections.requests();
         metrics.one(&table::HTTP_REQUESTS_IN_FLIGHT, Some(in_flight as f64));
     }
 }

@@ -15,7 +15,7 @@ use self::kinds::Kind;
 pub(super) use self::kinds::page;
 use super::json::{self, OrderJson, location};
 use crate::order::Order;
-use crate::site::Foreign;
+use crate::site::ForeignRequest;
 use crate::store::{Cursor, Gone, StoreError};
 
 /// Seconds after which a client may try again what could not be done now.
@@ -124,10 +124,10 @@ impl Problem {
             .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
-    pub fn foreign(foreign: Foreign) -> Self {
+    pub fn foreign(foreign: ForeignRequest) -> Self {
         let kind = match foreign {
-            Foreign::Host(_) => &kinds::WRONG_HOST,
-            Foreign::Page(..) => &kinds::CROSS_SITE,
+            ForeignRequest::Host(_) => &kinds::WRONG_HOST,
+            ForeignRequest::Page(..) => &kinds::CROSS_SITE,
         };
         Self::new(kind, foreign.to_string())
     }

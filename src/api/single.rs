@@ -145,7 +145,7 @@ impl Api {
                 return Ok(Some(found));
             }
             if place.is_none() {
-                place = Some(self.occupancy.long_answer().ok_or(NotHeld::Full)?);
+                place = Some(self.connections.long_answer().ok_or(NotHeld::Full)?);
             }
             match self.watcher.wait_for(found.order.seq, newest_event) {
                 Waiting::Begun(waiter) => break waiter,
@@ -220,7 +220,7 @@ fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Cloc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SetClock;
+    use crate::clock::ManualClock;
     use crate::order::{Attention, Reason, ResolvedBy};
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
             }),
         };
         let now = 1_000_000;
-        let clock = SetClock::new(Timestamp(now));
+        let clock = ManualClock::new(Timestamp(now));
         for (status, own, next_look_at, seconds) in [
             // Started at once, whatever the schedule.
             (Status::Created, None, Some(now + 60_000), Some(1)),

@@ -1,4 +1,4 @@
-//! `order-reconciler`: carries orders through the order process service. Serves no HTTP.
+//! `order-reconciler`: the reconciler alone, without an HTTP server.
 
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     let url = &args.upstream.order_process_url;
-    log::info!(target: "order_service::upstream", "the upstream is {url}");
+    log::info!(target: "order_service::upstream", "upstream configured url={url}");
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }
@@ -56,7 +56,7 @@ async fn once(
     stop: &Stop,
 ) -> anyhow::Result<Exit> {
     let Some(_lead) = LeaderLock::try_take(store.path())? else {
-        log::warn!(target: "order_service::reconciler", "another reconciler leads; nothing was done");
+        log::warn!(target: "order_service::reconciler", "another reconciler is the leader; nothing was done");
         return Ok(Exit::NotLeading);
     };
     let mut thread = ReconcilerThread::once(store, upstream, settings, stop.clone())?;

@@ -1,5 +1,4 @@
-//! The command line as a whole: which command is meant, which variables count, and what is told of
-//! a mistake.
+//! The command line as a whole: the default command, empty variables, and the reports of errors.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -9,16 +8,16 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
-/// Parses the arguments, after adding the command that is meant when none is given: `meant` chooses
-/// it by the first argument. `contradiction` says what cannot be meant, if there is such a thing.
+/// Parses the arguments, after inserting the command that `default_command` returns for the first
+/// argument. `contradiction` returns the error of settings that exclude each other.
 pub(super) fn parse<T: CommandFactory + FromArgMatches>(
-    meant: impl FnOnce(Option<&str>) -> Option<&'static str>,
+    default_command: impl FnOnce(Option<&str>) -> Option<&'static str>,
     contradiction: impl FnOnce(&ArgMatches) -> Option<String>,
 ) -> T {
     let mut arguments: Vec<_> = std::env::args_os().collect();
     let at = first_after_globals(&arguments);
     let first = arguments.get(at).map(|first| first.to_string_lossy());
-    if let Some(command) = meant(first.as_deref()) {
+    if let Some(command) = default_command(first.as_deref()) {
         arguments.insert(at, command.into());
     }
     let command = adapt(T::command());
@@ -41,7 +40,7 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
                 error.insert(ContextKind::InvalidValue, hidden);
             }
             let variable = variable_behind(&error, &command, &arguments, at);
-            // If standard error is closed, the exit code still tells.
+            // If standard error is closed, the exit code remains.
             let _ = error.print();
             if let Some(variable) = variable {
                 let _ = writeln!(
@@ -53,9 +52,8 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
         })
 }
 
-/// A flag of the simulator that `dev` was given together with an upstream that takes its place. A
-/// variable may be meant for another program: of these only the preset counts, since with it someone
-/// waits for trouble that never comes.
+/// Returns the error of `dev` with both an upstream and a flag of the simulator. Variables may be meant
+/// for another program, so of these only the preset counts: its faults would never come.
 pub(super) fn simulator_without_simulator(matches: &ArgMatches) -> Option<String> {
     let ("dev", dev) = matches.subcommand()? else {
         return None;
@@ -88,7 +86,7 @@ pub(super) fn simulator_without_simulator(matches: &ArgMatches) -> Option<String
     ))
 }
 
-/// The index of the first argument after those that may stand before a command.
+/// Returns the index of the first argument after the global flags.
 fn first_after_globals(arguments: &[OsString]) -> usize {
     const LOG_FORMAT: &str = "--log-format";
     let mut at = 1.min(arguments.len());
@@ -102,7 +100,7 @@ fn first_after_globals(arguments: &[OsString]) -> usize {
     at
 }
 
-/// The variable that a wrong value came from, if it came from one. The command is at the index `at`.
+/// Returns the variable that a wrong value came from, if any. The command is at the index `at`.
 fn variable_behind(
     error: &clap::Error,
     command: &Command,
@@ -125,14 +123,14 @@ fn variable_behind(
     (!is_given).then_some(variable)
 }
 
-/// A control character in a setting of the command at the index `at`, in words. A file of variables
-/// with line ends of Windows leaves a carriage return at the end of each value; it would go unnoticed
-/// into the name of a file, and cannot be seen in a message that repeats the value.
+/// Returns the error of a control character in a setting of the command at the index `at`. A file of
+/// variables with line ends of Windows leaves a carriage return at the end of each value, which would
+/// end up in the name of a file, and is invisible in a message that repeats the value.
 fn control_character(command: &Command, arguments: &[OsString], at: usize) -> Option<String> {
     let describe = |setting: &str, value: &str| {
         let wrong = value.chars().find(|found| found.is_control())?;
         let name = match wrong {
-            '\r' => ", a carriage return, which lines have that were written on Windows".to_owned(),
+            '\r' => ", a carriage return, as at line ends of Windows".to_owned(),
             '\n' => ", the end of a line".to_owned(),
             _ => String::new(),
         };
@@ -170,8 +168,8 @@ fn control_character(command: &Command, arguments: &[OsString], at: usize) -> Op
     })
 }
 
-/// Forgets the variables that are set to nothing, and keeps the values of the others out of the help:
-/// they may be secret, and the help is often kept or shown.
+/// Ignores empty variables, and hides the values of the others in the help: they may be secret, and the
+/// help is often kept or shared.
 fn adapt(command: Command) -> Command {
     command
         .mut_args(|argument| {

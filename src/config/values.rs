@@ -1,4 +1,4 @@
-//! The values of flags: what may be written, and what to write instead of what may not.
+//! Parsers of the values of flags. An error says what to write instead.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use crate::decide::LostProcess;
 use crate::site::is_host;
 use crate::upstream::{UpstreamUrl, UpstreamUrlError};
 
-/// The longest time a request may be given.
+/// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
-/// The most requests at once that anyone could mean.
+/// Maximum of `--max-in-flight`, above any reasonable number of concurrent requests.
 const IN_FLIGHT_MAX: usize = 1_024;
 
 pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
@@ -83,16 +83,16 @@ pub(super) fn parse_timeout(text: &str) -> Result<humantime::Duration, String> {
     let timeout = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
     if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
-        return Err("it takes 1ms to 10m".to_owned());
+        return Err("write a duration from 1ms to 10m".to_owned());
     }
     Ok(timeout.into())
 }
 
 pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
-    const RIGHT: &str = "write a number with a unit, such as 90d or 12h";
-    let age = humantime::parse_duration(text).map_err(|error| format!("{error}; {RIGHT}"))?;
+    const EXPECTED: &str = "write a number with a unit, such as 90d or 12h";
+    let age = humantime::parse_duration(text).map_err(|error| format!("{error}; {EXPECTED}"))?;
     if age.is_zero() {
-        return Err(format!("it has to be some time ago; {RIGHT}"));
+        return Err(format!("the duration is zero; {EXPECTED}"));
     }
     Ok(age)
 }
@@ -106,7 +106,7 @@ impl ValueEnum for LostProcess {
         let help = match self {
             Self::Restart => "Start it again, which may repeat its work",
             Self::Hold => "Leave it PROCESSING, with attention process_lost",
-            Self::Fail => "Settle it as FAILED; hold it if no look has seen its process",
+            Self::Fail => "Settle it as FAILED; hold it if no poll has seen its process",
         };
         Some(PossibleValue::new(self.as_str()).help(help))
     }

@@ -189,7 +189,7 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SetClock;
+    use crate::clock::ManualClock;
 
     #[test]
     fn a_schedule_has_seconds_and_is_kept_in_utc() {
@@ -223,7 +223,7 @@ mod tests {
             ("0 0 * * * *", -6 * HOUR, 1),
             ("0 0 * * * *", 6 * HOUR, 1),
         ] {
-            let other = SetClock::new(begun);
+            let other = ManualClock::new(begun);
             let clock = SteadyClock::new(other.clone());
             let mut moments = Moments::new(schedule.parse().unwrap(), other.now());
             assert!(!moments.has_come(&clock));
@@ -235,7 +235,7 @@ mod tests {
             }
             assert!(waited <= Duration::from_secs(within), "{schedule} {by}");
             // The pass that follows sets the clock right, and the next moment is one of the schedule.
-            clock.set_right();
+            clock.resync();
             assert!(!moments.has_come(&clock));
             let next = moments.schedule.next_after(other.now());
             other.set(Timestamp(next.0 - 1));
@@ -244,7 +244,7 @@ mod tests {
             assert!(moments.has_come(&clock), "{schedule} {by}");
             // A pass that an order brings may be the first to see that the clock was set back.
             other.step(Timestamp(other.now().0 - HOUR));
-            clock.set_right();
+            clock.resync();
             moments.has_come(&clock);
             other.set(moments.schedule.next_after(other.now()));
             assert!(moments.has_come(&clock), "{schedule} {by}");

@@ -1,9 +1,9 @@
-//! The simulator over HTTP: served while it lives, torn off when it dies, refused until it runs
-//! again.
+//! The simulator's HTTP server: serves while the service runs, resets every connection when it
+//! crashes, refuses connections until it restarts.
 //!
-//! Reads requests and does to connections what a fault says; `simulator` decides both. Has an
-//! accept loop of its own, because `server` never harms a connection. Like the real service it
-//! knows no limits but those of the system.
+//! Reads requests and applies faults to connections; `simulator` chooses answers and faults. It has an
+//! accept loop of its own, because `server` never breaks a connection. Like the real service it has no
+//! limits but those of the system.
 
 use std::future::{pending, ready};
 use std::io;
@@ -31,38 +31,38 @@ use url::form_urlencoded;
 
 use super::faults::Fault;
 use super::model::Request;
-use super::{Sent, Simulator};
+use super::{Delivery, Simulator};
 
-/// The only path there is.
+/// The only path that is served.
 const PATH: &str = "/order_process";
 
-/// The largest body of a start, in bytes: far above any order id, far below the memory.
+/// Maximum size of the body of a start, in bytes: far above any order id, far below the memory.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// Connections that the system keeps for us until we accept them; it allows no more by default.
+/// Backlog of connections that are not accepted yet: the default maximum of Linux.
 const BACKLOG: u32 = 4096;
 
-/// Time for requests in flight to finish at the end. They are answered at once, but for
-/// what a fault delays.
+/// Time for requests in flight to finish at shutdown. All but those that a fault delays are answered
+/// at once.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Interval at which the service may die without a request.
+/// Interval of the checks for a crash that no request causes.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Pause after a failure to accept or to listen again.
+/// Pause before a failed accept or listen is retried.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Time for what was written of a broken body to leave before the connection is closed.
+/// Time for the part of a cut body to be sent before the connection is closed.
 const FLUSH_PAUSE: Duration = Duration::from_millis(20);
 
-/// Delay of a slow answer: enough to be noticed, and within the five seconds that a client
-/// usually waits.
+/// Delay of a slow answer: long enough to be noticed, and within the usual client timeout of five
+/// seconds.
 const LATE: Duration = Duration::from_secs(1);
 
-/// The wish that comes with a 503 and a 429, in seconds.
+/// `Retry-After` of a 503 and a 429, in seconds.
 const RETRY_AFTER_SECS: &str = "2";
 
-/// A host that is nobody's (RFC 2606).
+/// The target of a redirect: a reserved host that never resolves (RFC 2606).
 const ELSEWHERE: &str = "http://elsewhere.invalid/order_process";
 
 /// Serves one life after the other, until `stop`.
@@ -73,7 +73,7 @@ pub(super) async fn serve(
 ) -> anyhow::Result<()> {
     let address = listener
         .local_addr()
-        .context("the simulator's address is not known")?;
+        .context("cannot read the simulator's address")?;
     loop {
         serve_a_life(&listener, &simulator, &stop).await;
         if stop.is_cancelled() {
@@ -89,7 +89,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Listens at the same address after a while, in which connections are refused.
+/// Listens at the same address again, and refuses connections until then.
 async fn listen_again(address: SocketAddr, after: Duration) -> TcpListener {
     let begun = tokio::time::Instant::now();
     loop {
@@ -109,14 +109,14 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // Connections of the last life may not be gone yet.
+    // Connections of the last life may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Serves until the life ends, which tears off every connection, or until `stop`, which lets
-/// requests in flight finish.
+/// Serves until the life ends, which resets every connection, or until `stop`, which lets requests in
+/// flight finish.
 async fn serve_a_life(
     listener: &TcpListener,
     simulator: &Arc<Simulator>,
@@ -146,25 +146,25 @@ async fn serve_a_life(
         }
     }
     let ended = async { while connections.join_next().await.is_some() {} };
-    // What is left then is dropped, and closed with it.
+    // Dropping the rest closes its connections.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, ended).await;
 }
 
-/// Serves a connection until the client closes it, a fault or the end of the `life` tears it off, or
-/// `stop` and the request in flight is answered.
+/// Serves a connection until the client closes it, until a fault or the end of the `life` resets it, or
+/// after `stop` until the request in flight is answered.
 async fn serve_client(
     mut stream: TcpStream,
     life: CancellationToken,
     simulator: Arc<Simulator>,
     stop: CancellationToken,
 ) {
-    // Answers are written whole: waiting to fill a segment would only delay them.
+    // Answers are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request: hyper::Request<Incoming>| async {
-        let sent = respond(&simulator, &life, request).await;
-        deliver(sent).await
+        let delivery = respond(&simulator, &life, request).await;
+        deliver(delivery).await
     });
-    let is_torn = {
+    let is_reset = {
         let io = TokioIo::new(&mut stream);
         let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
         let served = async {
@@ -180,9 +180,9 @@ async fn serve_client(
             result = served => result.is_err(),
         }
     };
-    if is_torn {
-        // It ends with a reset: what was not yet sent is thrown away. If that fails, it is closed in
-        // order, and no answer comes that way either.
+    if is_reset {
+        // Closes with a reset, which discards unsent data. If this fails, the connection is closed in
+        // order, and no answer arrives either.
         let _ = stream.set_zero_linger();
     }
 }
@@ -192,7 +192,7 @@ async fn respond(
     simulator: &Simulator,
     life: &CancellationToken,
     request: hyper::Request<Incoming>,
-) -> Option<Sent> {
+) -> Option<Delivery> {
     let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or_default();
     let body = match head.method {
@@ -201,7 +201,7 @@ async fn respond(
     };
     let order_id = parameter(query, "order_id");
     let callback_url = parameter(query, "callback_url");
-    // The path is compared as a whole: a slash at its end makes it another.
+    // A trailing slash makes another path.
     let request = match (head.uri.path(), &head.method, &body) {
         (PATH, &Method::GET | &Method::HEAD, _) => Request::of_get(order_id.as_deref()),
         (PATH, &Method::POST, Ok(body)) => Request::Start {
@@ -222,14 +222,15 @@ async fn respond(
     simulator.answer(life, &request)
 }
 
-/// The first parameter of that name.
+/// Returns the first query parameter with this name.
 fn parameter(query: &str, name: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())
 }
 
-/// The whole body, unless it is larger than [`BODY_BYTES_MAX`] or breaks off.
+/// Reads the whole body. A body above [`BODY_BYTES_MAX`] or one that breaks off gives the request to
+/// answer instead.
 async fn read(body: Incoming) -> Result<Bytes, Request<'static>> {
     let whole = Limited::new(body, BODY_BYTES_MAX).collect().await;
     whole.map(|whole| whole.to_bytes()).map_err(|error| {
@@ -243,12 +244,12 @@ async fn read(body: Incoming) -> Result<Bytes, Request<'static>> {
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Returns what goes over the connection, never if it is kept and nothing comes; an error tears it
-/// off.
-async fn deliver(sent: Option<Sent>) -> io::Result<Response<Body>> {
-    let torn = io::Error::from(io::ErrorKind::ConnectionReset);
-    let Some(Sent { answer, fault }) = sent else {
-        return Err(torn);
+/// Returns the response to send, with its fault applied. Never returns if the client is to wait for
+/// ever; an error resets the connection.
+async fn deliver(delivery: Option<Delivery>) -> io::Result<Response<Body>> {
+    let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+    let Some(Delivery { answer, fault }) = delivery else {
+        return Err(reset);
     };
     let mut response = Response::builder().status(answer.status);
     if let Some(content_type) = answer.content_type {
@@ -258,7 +259,7 @@ async fn deliver(sent: Option<Sent>) -> io::Result<Response<Body>> {
     let whole = Full::new(bytes.clone()).map_err(|never| match never {});
     let mut body = whole.boxed_unsync();
     match fault {
-        Some(Fault::AnswerLost | Fault::Reset) => return Err(torn),
+        Some(Fault::AnswerLost | Fault::Reset) => return Err(reset),
         Some(Fault::NeverAnswered | Fault::Ignored) => return pending().await,
         Some(Fault::SlowHeaders) => sleep(LATE).await,
         Some(Fault::Unavailable | Fault::TooMany) => {
@@ -268,7 +269,7 @@ async fn deliver(sent: Option<Sent>) -> io::Result<Response<Body>> {
         Some(Fault::Cut) => {
             let begun = ready(Ok(Frame::data(bytes)));
             let broken = async {
-                // What was written leaves while nothing more comes.
+                // The first part is sent meanwhile.
                 sleep(FLUSH_PAUSE).await;
                 Err(io::ErrorKind::UnexpectedEof.into())
             };
@@ -276,6 +277,6 @@ async fn deliver(sent: Option<Sent>) -> io::Result<Response<Body>> {
         }
         _ => {}
     }
-    // A number and fixed texts are always a proper head.
+    // Fixed header values and a numeric status are always valid.
     Ok(response.body(body).unwrap_or_default())
 }

@@ -1,7 +1,7 @@
-//! The address at which the simulator is broken and mended while it runs.
+//! The control address of the simulator: reads and sets its faults, and crashes it.
 //!
-//! The public contract does not know it, and it answers while the simulated service is down. The
-//! meaning of the faults is in `faults`.
+//! It is not part of the simulated contract, and it answers while the simulated service is down.
+//! `faults` defines the faults.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use warp::reply::{Json, WithStatus};
 use warp::{Filter, Rejection, Reply};
 
 use super::Simulator;
-use crate::server::{self, Occupancy, Situation};
-use crate::site::{Foreign, Site};
+use crate::server::{self, ConnectionState, ConnectionStats};
+use crate::site::{ForeignRequest, Site};
 
-/// The address that is assumed if the system does not tell it: the one with the stricter check.
+/// The address that is assumed if the system does not report it: loopback has the stricter check.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// The largest configuration that is read, in bytes: many times what there is to say.
+/// Maximum size of a body, in bytes: many times that of all faults.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
 
-/// Opens the control address, if there is to be one.
+/// Listens at the control address, if there is one.
 pub async fn listen(address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = address else {
         return Ok(None);
@@ -46,7 +46,7 @@ pub(super) async fn serve(
             .local_addr()
             .map_or(LOOPBACK, |address| address.ip());
         let service = warp::service(routes(simulator, Site::new(address, &[])));
-        server::serve(listener, service, Occupancy::within(0), stop, others).await;
+        server::serve(listener, service, ConnectionStats::within(0), stop, others).await;
     }
 }
 
@@ -54,13 +54,13 @@ fn routes(
     simulator: Arc<Simulator>,
     site: Site,
 ) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
-    // A request that may be served has no route here, and goes on to the others.
+    // An accepted request is rejected as not found here, so that the other routes are tried.
     let refused = warp::method()
         .and(warp::header::headers_cloned())
         .and(warp::ext::optional())
-        .and_then(move |method, headers, situation| {
+        .and_then(move |method, headers, state| {
             std::future::ready(
-                refusal(&site, &method, &headers, situation).ok_or_else(warp::reject::not_found),
+                refusal(&site, &method, &headers, state).ok_or_else(warp::reject::not_found),
             )
         });
     let simulator = warp::any().map(move || simulator.clone());
@@ -85,21 +85,21 @@ fn routes(
     refused.or(show).or(change).or(crash)
 }
 
-/// The answer to a request that is not clearly for this address, or comes from a page.
+/// Returns the refusal of a request with an ambiguous or unknown host, or from another site's page.
 fn refusal(
     site: &Site,
     method: &Method,
     headers: &HeaderMap,
-    situation: Option<Situation>,
+    state: Option<ConnectionState>,
 ) -> Option<WithStatus<Json>> {
-    if situation == Some(Situation::UnclearHost) {
-        let what = "the header Host has to be there exactly once";
+    if state == Some(ConnectionState::AmbiguousHost) {
+        let what = "the request needs exactly one Host header";
         return Some(message(StatusCode::BAD_REQUEST, what));
     }
     let foreign = site.check(method, headers).err()?;
     let status = match foreign {
-        Foreign::Host(_) => StatusCode::MISDIRECTED_REQUEST,
-        Foreign::Page(..) => StatusCode::FORBIDDEN,
+        ForeignRequest::Host(_) => StatusCode::MISDIRECTED_REQUEST,
+        ForeignRequest::Page(..) => StatusCode::FORBIDDEN,
     };
     Some(message(status, &foreign.to_string()))
 }
@@ -134,6 +134,6 @@ fn crash(simulator: &Simulator, body: &[u8]) -> WithStatus<Json> {
     };
     match simulator.crash(restart_after_ms.map(Duration::from_millis)) {
         true => message(StatusCode::OK, "crashed"),
-        false => message(StatusCode::CONFLICT, "it is down already"),
+        false => message(StatusCode::CONFLICT, "the simulator is down already"),
     }
 }

@@ -1,8 +1,7 @@
-//! Faults that are injected on purpose, and their chances.
+//! The faults to inject, and their chances.
 //!
-//! Pure: the time and the randomness come in. What a fault does to an answer is in
-//! `faults/fault.rs`; `simulator` does to connections what a fault says; how the real service dies
-//! is in `crash`.
+//! Pure: time and randomness are arguments. `faults/fault.rs` applies a fault to an answer, `simulator`
+//! to a connection; `crash` models the crashes of the real service.
 
 mod fault;
 
@@ -13,36 +12,36 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::fault::Fault;
-use super::crash::happens;
-use super::model::{Asked, Draw};
+use super::crash::occurs;
+use super::model::{Draw, RequestKind};
 use crate::order::Timestamp;
 
 /// The faults to inject, and their chances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Of starts.
+    /// Faults of starts.
     pub start: Chances,
-    /// Of look-ups.
+    /// Faults of look-ups.
     pub look_up: Chances,
-    /// Of lists.
+    /// Faults of lists.
     pub list: Chances,
-    /// Times in which nothing works.
+    /// Periodic outages.
     pub outage: Outage,
     /// Crashes.
     pub crash: Crash,
 }
 
-/// The chance of each fault at a request, from 0 to 1. One that is not named does not happen.
+/// The chance of each fault for a request, from 0 to 1; 0 if absent.
 pub type Chances = BTreeMap<Fault, f64>;
 
-/// A time in which nothing works, again and again. Every request is answered 503, reset or never
-/// answered, and has no effect.
+/// A periodic outage, in which every request is answered 503, reset or never answered, and has no
+/// effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Outage {
-    /// From the beginning of one to that of the next, in milliseconds; 0 for none. They are counted
-    /// from the beginning of 1970, so that they depend on nothing but the clock.
+    /// Time from the beginning of one outage to that of the next, in milliseconds; 0 for none. Counted
+    /// from the beginning of 1970, so that outages depend on the clock alone.
     pub every_ms: u64,
     /// Duration of each, in milliseconds.
     pub lasts_ms: u64,
@@ -54,22 +53,22 @@ impl Outage {
     }
 }
 
-/// Crashes of the service, in which it forgets everything.
+/// Crashes of the service, in each of which it forgets every process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crash {
-    /// Time from the first start of a life to its end, in milliseconds. The lives take turns; without
-    /// any of these they do not end this way.
+    /// Times from the first start of a life to its end, in milliseconds: one for each life, cyclically.
+    /// Empty for no such crashes.
     pub lives_ms: Vec<u64>,
-    /// As the real one does: when a process completes while another request is served, and most
-    /// often while the map of processes grows.
+    /// Whether the service crashes as the real one does: when a process completes while another request
+    /// is served, most often while the map of processes grows.
     pub like_the_real_one: bool,
-    /// Time in which connections are refused until it runs again, in milliseconds.
+    /// Time from a crash to the restart, in milliseconds. Connections are refused meanwhile.
     pub restart_after_ms: u64,
 }
 
 impl Default for Crash {
-    /// No crashes; after one that is asked for, a container is up again after a second.
+    /// Returns no crashes; after a requested one the restart takes a second, like that of a container.
     fn default() -> Self {
         Self {
             lives_ms: Vec::new(),
@@ -80,10 +79,10 @@ impl Default for Crash {
 }
 
 impl Crash {
-    /// The end of the life of this number, which began to work at `started`.
+    /// Returns the end of life `number`, whose first start was at `started`.
     pub fn end_of_life(&self, number: usize, started: Timestamp) -> Option<Timestamp> {
-        let turn = number.checked_rem(self.lives_ms.len())?;
-        Some(started.after(Duration::from_millis(self.lives_ms[turn])))
+        let index = number.checked_rem(self.lives_ms.len())?;
+        Some(started.after(Duration::from_millis(self.lives_ms[index])))
     }
 }
 
@@ -91,21 +90,21 @@ impl Faults {
     /// The names of the presets.
     pub const PRESETS: [&str; 4] = ["calm", "flaky", "crashing", "outage"];
 
-    /// A configuration by its name.
+    /// Returns the preset with this name.
     ///
-    /// - `calm`: nothing goes wrong.
-    /// - `flaky`: a network and a gateway on a bad day. Nothing is forgotten.
-    /// - `crashing`: it dies as the real one does, and two or twenty seconds after its first start,
-    ///   in turn.
-    /// - `outage`: nothing works in the first 20 seconds of each minute of the clock.
+    /// - `calm`: no faults.
+    /// - `flaky`: failures of the network and of a gateway. Nothing is forgotten.
+    /// - `crashing`: crashes as the real service does, and alternately two and twenty seconds after the
+    ///   first start of a life.
+    /// - `outage`: an outage in the first 20 seconds of each minute of the clock.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
             "calm" => Some(Self::default()),
             "flaky" => Some(Self::flaky()),
             "crashing" => Some(Self {
                 crash: Crash {
-                    // Before the first processes have ended; then, so that all come to an end that last
-                    // some seconds, long after.
+                    // First before any process has ended; then long enough for processes of some
+                    // seconds to complete.
                     lives_ms: vec![2_000, 20_000],
                     like_the_real_one: true,
                     ..Crash::default()
@@ -123,7 +122,7 @@ impl Faults {
         }
     }
 
-    /// One request in four to six fails, each in a way that a client can survive.
+    /// Returns faults of one request in four to six, all of which a client can survive.
     fn flaky() -> Self {
         let all = [
             (Fault::AnswerLost, 0.03),
@@ -144,34 +143,34 @@ impl Faults {
             (Fault::Omitted, 0.02),
             (Fault::Repeated, 0.02),
         ];
-        let of = |asked| {
+        let of = |kind| {
             let all = all.into_iter();
-            all.filter(|(fault, _)| fault.applies_to(asked)).collect()
+            all.filter(|(fault, _)| fault.applies_to(kind)).collect()
         };
         Self {
-            start: of(Asked::Start),
-            look_up: of(Asked::LookUp),
-            list: of(Asked::List),
+            start: of(RequestKind::Start),
+            look_up: of(RequestKind::LookUp),
+            list: of(RequestKind::List),
             ..Self::default()
         }
     }
 
-    /// Draws the fault of a request, if it is to have one.
-    pub fn choose(&self, asked: Asked, now: Timestamp, draw: &mut Draw) -> Option<Fault> {
-        let chances = match asked {
-            Asked::Start => &self.start,
-            Asked::LookUp => &self.look_up,
-            Asked::List => &self.list,
-            Asked::Other => return None,
+    /// Draws the fault of a request, or `None`.
+    pub fn choose(&self, kind: RequestKind, now: Timestamp, draw: &mut Draw) -> Option<Fault> {
+        let chances = match kind {
+            RequestKind::Start => &self.start,
+            RequestKind::LookUp => &self.look_up,
+            RequestKind::List => &self.list,
+            RequestKind::Other => return None,
         };
         if self.outage.is_on(now) {
             let dead = [Fault::Unavailable, Fault::Reset, Fault::Ignored];
             return Some(dead[draw(3) as usize]);
         }
-        // They exclude each other: each is weighed against what the ones before it have left.
+        // Faults exclude each other, so each chance is relative to what the earlier ones left.
         let mut left = 1.0;
         for (&fault, &chance) in chances {
-            if chance > 0.0 && happens(chance / left, draw) {
+            if chance > 0.0 && occurs(chance / left, draw) {
                 return Some(fault);
             }
             left -= chance;
@@ -179,18 +178,18 @@ impl Faults {
         None
     }
 
-    /// Returns it with changes in JSON: members that are not named stay, `null` sets one back, and
-    /// `preset` begins from a preset. An error says what is wrong with the changes.
+    /// Returns the faults with changes applied, as JSON: absent members stay, `null` resets one to its
+    /// default, and `preset` begins from a preset. An error says what is wrong with the changes.
     pub fn changed(&self, changes: &[u8]) -> Result<Self, String> {
         let changes: Value = serde_json::from_slice(changes).map_err(|e| e.to_string())?;
         let Value::Object(mut changes) = changes else {
-            return Err("not a JSON object".to_owned());
+            return Err("the body is not a JSON object".to_owned());
         };
         let base = match changes.remove("preset") {
             None => self.clone(),
             Some(name) => name.as_str().and_then(Self::preset).ok_or_else(|| {
                 let names = Self::PRESETS.join(", ");
-                format!("there is no preset {name}; there are: {names}")
+                format!("unknown preset {name}; expected one of {names}")
             })?,
         };
         let mut whole = serde_json::to_value(base).map_err(|e| e.to_string())?;
@@ -200,32 +199,32 @@ impl Faults {
         Ok(changed)
     }
 
-    /// Refuses what cannot happen.
+    /// Checks that each fault applies to its request, and that chances are possible.
     fn check(&self) -> Result<(), String> {
         let kinds = [
-            ("start", Asked::Start, &self.start),
-            ("look_up", Asked::LookUp, &self.look_up),
-            ("list", Asked::List, &self.list),
+            ("start", RequestKind::Start, &self.start),
+            ("look_up", RequestKind::LookUp, &self.look_up),
+            ("list", RequestKind::List, &self.list),
         ];
-        for (name, asked, chances) in kinds {
+        for (name, kind, chances) in kinds {
             for (fault, chance) in chances {
-                if !fault.applies_to(asked) {
-                    return Err(format!("{name} cannot have {fault}"));
+                if !fault.applies_to(kind) {
+                    return Err(format!("the fault {fault} does not apply to {name}"));
                 }
                 if !(0.0..=1.0).contains(chance) {
-                    return Err(format!("{name}.{fault} takes 0 to 1, not {chance}"));
+                    return Err(format!("{name}.{fault} is {chance}; expected 0 to 1"));
                 }
             }
-            // A little more than 1 is a matter of rounding.
+            // Tolerates rounding.
             if chances.values().sum::<f64>() > 1.000_001 {
-                return Err(format!("the chances of {name} are above 1 together"));
+                return Err(format!("the chances of {name} add up to more than 1"));
             }
         }
         Ok(())
     }
 }
 
-/// Merges changes into a JSON value, as RFC 7396 says.
+/// Merges changes into a JSON value (RFC 7396).
 fn merge(whole: &mut Value, changes: Value) {
     match (whole, changes) {
         (Value::Object(whole), Value::Object(changes)) => {
@@ -248,12 +247,12 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000_000);
 
     #[test]
-    fn every_preset_can_be_told_and_set_again() {
+    fn every_preset_survives_a_round_trip_through_json() {
         for name in Faults::PRESETS {
             let faults = Faults::preset(name).unwrap();
             assert_eq!(faults.check(), Ok(()), "{name}");
-            let told = serde_json::to_vec(&faults).unwrap();
-            assert_eq!(serde_json::from_slice::<Faults>(&told).unwrap(), faults);
+            let json = serde_json::to_vec(&faults).unwrap();
+            assert_eq!(serde_json::from_slice::<Faults>(&json).unwrap(), faults);
             let by_name = format!("{{\"preset\":\"{name}\"}}");
             assert_eq!(Faults::default().changed(by_name.as_bytes()), Ok(faults));
         }
@@ -293,19 +292,19 @@ mod tests {
             (r#"{"crash":{"now":true}}"#, "unknown field `now`"),
             (
                 r#"{"preset":"stormy"}"#,
-                "there are: calm, flaky, crashing, outage",
+                "expected one of calm, flaky, crashing, outage",
             ),
-            (r#"{"preset":1}"#, "there is no preset 1"),
+            (r#"{"preset":1}"#, "unknown preset 1"),
             (
                 r#"{"start":{"reset":1.5}}"#,
-                "start.reset takes 0 to 1, not 1.5",
+                "start.reset is 1.5; expected 0 to 1",
             ),
-            (r#"{"start":{"cut":0.1}}"#, "start cannot have cut"),
+            (r#"{"start":{"cut":0.1}}"#, "cut does not apply to start"),
             (
                 r#"{"look_up":{"omitted":1}}"#,
-                "look_up cannot have omitted",
+                "omitted does not apply to look_up",
             ),
-            (r#"{"list":{"cut":0.6,"500":0.6}}"#, "above 1"),
+            (r#"{"list":{"cut":0.6,"500":0.6}}"#, "more than 1"),
         ] {
             let error = Faults::default().changed(changes.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{changes}: {error}");
@@ -319,7 +318,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut seen = BTreeMap::new();
         for _ in 0..80_000 {
-            let fault = faults.choose(Asked::Start, NOW, &mut |n| rng.u64(..n));
+            let fault = faults.choose(RequestKind::Start, NOW, &mut |n| rng.u64(..n));
             *seen.entry(fault).or_insert(0_u32) += 1;
         }
         for (fault, expected) in [
@@ -330,8 +329,8 @@ mod tests {
         ] {
             assert!(seen[&fault].abs_diff(expected) < 500, "{seen:?}");
         }
-        for asked in [Asked::List, Asked::LookUp, Asked::Other] {
-            assert_eq!(faults.choose(asked, NOW, &mut |_| 0), None);
+        for kind in [RequestKind::List, RequestKind::LookUp, RequestKind::Other] {
+            assert_eq!(faults.choose(kind, NOW, &mut |_| 0), None);
         }
     }
 
@@ -339,7 +338,7 @@ mod tests {
     fn an_outage_ends_and_comes_again() {
         let faults = Faults::preset("outage").unwrap();
         for (ms, is_on) in [(0, true), (19_999, true), (20_000, false), (60_000, true)] {
-            let fault = faults.choose(Asked::Start, Timestamp(ms), &mut |_| 0);
+            let fault = faults.choose(RequestKind::Start, Timestamp(ms), &mut |_| 0);
             assert_eq!(fault, is_on.then_some(Fault::Unavailable), "{ms}");
         }
     }
@@ -358,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_tries_a_crash_sees_it_within_seconds_and_orders_settle_all_the_same() {
+    fn the_preset_crashing_crashes_within_seconds_and_lets_orders_settle_later() {
         let crash = Faults::preset("crashing").unwrap().crash;
         let lasts = |number| crash.end_of_life(number, NOW).unwrap().since(NOW).as_secs();
         assert!(lasts(0) < 3, "the first process has not ended");

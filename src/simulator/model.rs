@@ -1,10 +1,10 @@
-//! The order process service as a value, in memory, one request at a time.
+//! An in-memory model of the order process service.
 //!
-//! Pure. The time and the randomness come in, so that a simulation on one thread can call it
-//! directly and repeat itself exactly. HTTP is next door in `simulator`, the file in `record`.
+//! Pure: time and randomness are arguments, so that a simulation on one thread can call it directly
+//! and repeat a run exactly. `simulator` serves it, `record` writes the file.
 //!
-//! Gives the answers of the real service byte for byte, its mistakes included: a client has to
-//! live with them. Callbacks are accepted and never delivered, as for a client behind NAT.
+//! Answers equal those of the real service byte for byte, mistakes included, because clients have to
+//! tolerate them. Callbacks are accepted and never delivered, as for a client behind NAT.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -16,39 +16,39 @@ use serde_json::Value;
 
 use crate::order::Timestamp;
 
-/// A source of randomness: draws a number below the one it is given, which is never 0.
+/// A source of randomness: returns a number below its argument, which is never 0.
 pub type Draw<'a> = dyn FnMut(u64) -> u64 + 'a;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
 
-/// The duration of a first process that is sure to succeed, in seconds: long enough to be seen
-/// PROCESSING, short enough to be waited for. It stays below the longest duration.
+/// Duration of a first process that always succeeds, in seconds: long enough to be seen PROCESSING,
+/// short enough to wait for. It is capped below the longest duration.
 const FIRST_SECS: u64 = 3;
 
-/// Every process since the life began. It only grows.
+/// The processes of one life of the service. Their number only grows.
 #[derive(Debug, Default)]
 pub struct Model {
     max_duration_secs: u32,
     first_succeeds: bool,
-    /// In the order of their start: a map's own order would not repeat itself.
+    /// In the order of their starts: the iteration order of a map could not be repeated.
     processes: Vec<Process>,
-    places: HashMap<Arc<str>, usize>,
-    /// Completions that were not taken yet, the next one on top.
-    endings: BinaryHeap<Reverse<Timestamp>>,
+    indices: HashMap<Arc<str>, usize>,
+    /// Completions that were not taken yet, the earliest on top.
+    completions: BinaryHeap<Reverse<Timestamp>>,
 }
 
 #[derive(Debug)]
 struct Process {
     order_id: Arc<str>,
-    /// Nothing for one that runs for ever.
+    /// End of the process; `None` if it runs for ever.
     ends_at: Option<Timestamp>,
     outcome: Status,
 }
 
-/// A process as it is shown in JSON.
+/// A process as JSON.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct ProcessView<'a> {
     order_id: &'a str,
     status: Status,
 }
@@ -66,7 +66,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// The word that stands for it in JSON.
+    /// The status in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "RUNNING",
@@ -88,14 +88,14 @@ pub enum Request<'a> {
     },
     /// A new process.
     Start {
-        /// The header of that name.
+        /// The header `Content-Type`.
         content_type: Option<&'a str>,
-        /// The order's id, in JSON.
+        /// The JSON body with the order's id.
         body: &'a [u8],
-        /// The query's parameter of that name.
+        /// The query parameter `callback_url`.
         callback_url: Option<&'a str>,
     },
-    /// Something that the order process service does not have.
+    /// A request that the order process service does not support.
     Other {
         /// The HTTP status of the answer.
         status: u16,
@@ -105,7 +105,7 @@ pub enum Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// The request that a GET makes: an empty `order_id` is the same as none.
+    /// Returns the request of a GET: an empty `order_id` counts as none.
     pub fn of_get(order_id: Option<&'a str>) -> Self {
         match order_id {
             None | Some("") => Self::List,
@@ -117,18 +117,18 @@ impl<'a> Request<'a> {
 /// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Asked {
+pub enum RequestKind {
     /// All processes.
     List,
     /// The process of one order.
     LookUp,
     /// A new process.
     Start,
-    /// Something that the order process service does not have.
+    /// A request that the order process service does not support.
     Other,
 }
 
-impl From<&Request<'_>> for Asked {
+impl From<&Request<'_>> for RequestKind {
     fn from(request: &Request<'_>) -> Self {
         match request {
             Request::List => Self::List,
@@ -144,63 +144,64 @@ impl From<&Request<'_>> for Asked {
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// The header of that name.
+    /// The header `Content-Type`.
     pub content_type: Option<&'static str>,
-    /// Not always JSON, even where the content type says so.
+    /// The body, which is not always JSON, even where the content type says so.
     pub body: Vec<u8>,
     /// Effect of the request.
-    pub did: Did,
+    pub effect: Effect,
 }
 
 impl Answer {
-    fn of(status: u16, content_type: &'static str, body: Vec<u8>, did: Did) -> Self {
+    fn of(status: u16, content_type: &'static str, body: Vec<u8>, effect: Effect) -> Self {
         Self {
             status,
             content_type: Some(content_type),
             body,
-            did,
+            effect,
         }
     }
 
-    /// An answer in words to a request that has no effect.
+    /// Returns a plain-text answer to a request that has no effect.
     pub fn text(status: u16, reason: &str) -> Self {
-        let did = Did::Refused {
+        let effect = Effect::Refused {
             reason: reason.to_owned(),
         };
-        Self::of(status, TEXT, format!("{reason}\n").into_bytes(), did)
+        Self::of(status, TEXT, format!("{reason}\n").into_bytes(), effect)
     }
 
-    /// The message is put together by hand, as the real service does it: nothing is escaped.
-    fn refusal(content_type: &'static str, message: &str, did: Did) -> Self {
+    /// Returns a 400 whose JSON is formatted without escaping, as the real service does.
+    fn refusal(content_type: &'static str, message: &str, effect: Effect) -> Self {
         let body = format!("{{\"message\":\"{message}\"}}").into_bytes();
-        Self::of(400, content_type, body, did)
+        Self::of(400, content_type, body, effect)
     }
 }
 
-/// An effect of a request, for the record.
+/// The effect of a request, for the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "snake_case")]
-pub enum Did {
+pub enum Effect {
     /// Began to run, without any process.
     BeganLife {
-        /// Source of its randomness.
+        /// Seed of the randomness.
         seed: u64,
-        /// No process runs as long as this.
+        /// Exclusive upper bound of the duration of a process, in seconds.
         max_duration_secs: u32,
     },
     /// Returned the status of every process.
     Listed {
-        /// Their number.
+        /// Number of processes.
         entries: usize,
     },
     /// Returned the status of a process.
-    Told {
+    #[serde(rename = "told")]
+    LookedUp {
         /// The order.
         order_id: String,
         /// The status of its process.
         status: Status,
     },
-    /// Returned that there is no process.
+    /// Returned an empty object: the order has no process.
     Unknown {
         /// The order.
         order_id: String,
@@ -211,25 +212,25 @@ pub enum Did {
         order_id: String,
         /// End of the process, in milliseconds since 1970.
         ends_at: Timestamp,
-        /// Status at its end.
+        /// Final status.
         outcome: Status,
-        /// The client hopes for a callback.
+        /// Whether the client gave a callback URL.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         callback: bool,
     },
-    /// Refused the callback, but started a process that never ends.
+    /// Refused the callback URL, but started a process that never ends.
     StartedForEver {
         /// The order.
         order_id: String,
     },
-    /// Started nothing: there is a process already.
+    /// Refused a start because the order has a process.
     Exists {
         /// The order.
         order_id: String,
     },
-    /// Ended, and forgot everything.
+    /// Crashed and forgot every process.
     Crashed,
-    /// Did nothing.
+    /// Effect nothing.
     Refused {
         /// The reason.
         reason: String,
@@ -237,8 +238,8 @@ pub enum Did {
 }
 
 impl Model {
-    /// A service that has just begun to run. Processes take whole seconds below
-    /// `max_duration_secs`; 0 is taken for 1, and they all end at once.
+    /// Returns a service without any process. Processes take whole seconds below `max_duration_secs`;
+    /// 0 counts as 1: all processes end at once.
     pub fn new(max_duration_secs: u32) -> Self {
         Self {
             max_duration_secs,
@@ -252,7 +253,7 @@ impl Model {
         self
     }
 
-    /// Does what a request asks for.
+    /// Processes a request.
     pub fn answer(&mut self, request: &Request<'_>, now: Timestamp, draw: &mut Draw) -> Answer {
         match *request {
             Request::Other { status, reason } => Answer::text(status, reason),
@@ -265,10 +266,10 @@ impl Model {
             } => match order_id(content_type, body) {
                 Ok(order_id) => self.answer_start(order_id, callback_url, now, draw),
                 Err((content_type, reason)) => {
-                    let did = Did::Refused {
+                    let effect = Effect::Refused {
                         reason: reason.into(),
                     };
-                    Answer::refusal(content_type, reason, did)
+                    Answer::refusal(content_type, reason, effect)
                 }
             },
         }
@@ -276,22 +277,22 @@ impl Model {
 
     fn answer_list(&self, now: Timestamp, draw: &mut Draw) -> Answer {
         let mut body = Vec::new();
-        let shown = self.shuffled(draw).into_iter().map(|p| p.shown(now));
-        // Neither texts nor the memory they are written to can refuse.
-        let _ = serde_json::Serializer::new(&mut body).collect_seq(shown);
+        let view = self.shuffled(draw).into_iter().map(|p| p.view(now));
+        // Serialising strings to memory cannot fail.
+        let _ = serde_json::Serializer::new(&mut body).collect_seq(view);
         let entries = self.len();
-        Answer::of(200, JSON, body, Did::Listed { entries })
+        Answer::of(200, JSON, body, Effect::Listed { entries })
     }
 
     fn answer_look_up(&self, order_id: &str, now: Timestamp) -> Answer {
         let process = self.process(order_id);
         let order_id = order_id.to_owned();
         let Some(process) = process else {
-            return Answer::of(200, JSON, b"{}".to_vec(), Did::Unknown { order_id });
+            return Answer::of(200, JSON, b"{}".to_vec(), Effect::Unknown { order_id });
         };
-        let body = serde_json::to_vec(&process.shown(now)).unwrap_or_default();
+        let body = serde_json::to_vec(&process.view(now)).unwrap_or_default();
         let status = process.status(now);
-        Answer::of(200, JSON, body, Did::Told { order_id, status })
+        Answer::of(200, JSON, body, Effect::LookedUp { order_id, status })
     }
 
     fn answer_start(
@@ -303,23 +304,23 @@ impl Model {
     ) -> Answer {
         let Some((ends_at, process)) = self.add(&order_id, now, draw) else {
             let message = format!("order process for order {order_id} exists");
-            return Answer::refusal(JSON, &message, Did::Exists { order_id });
+            return Answer::refusal(JSON, &message, Effect::Exists { order_id });
         };
         let callback_url = callback_url.filter(|url| !url.is_empty());
         if callback_url.is_some_and(|url| !is_callback_url(url)) {
-            // The real service looks at the URL only after the process is in its map.
+            // The real service validates the URL only after it has added the process.
             process.ends_at = None;
-            let did = Did::StartedForEver { order_id };
-            return Answer::refusal(JSON, "invalid callback url", did);
+            let effect = Effect::StartedForEver { order_id };
+            return Answer::refusal(JSON, "invalid callback url", effect);
         }
         let callback = callback_url.is_some();
         let outcome = process.outcome;
-        self.endings.push(Reverse(ends_at));
+        self.completions.push(Reverse(ends_at));
         Answer {
             status: if callback { 202 } else { 200 },
             content_type: None,
             body: Vec::new(),
-            did: Did::Started {
+            effect: Effect::Started {
                 order_id,
                 ends_at,
                 outcome,
@@ -328,30 +329,30 @@ impl Model {
         }
     }
 
-    /// Starts a process unless the order has one; tells whether it did.
+    /// Starts a process unless the order has one. Returns whether it did.
     pub fn start(&mut self, order_id: &str, now: Timestamp, draw: &mut Draw) -> bool {
         let ends_at = self.add(order_id, now, draw).map(|(ends_at, _)| ends_at);
-        self.endings.extend(ends_at.map(Reverse));
+        self.completions.extend(ends_at.map(Reverse));
         ends_at.is_some()
     }
 
-    /// Takes the earliest completion up to `now` that was not taken yet: its moment. Each process
-    /// completes once, unless it runs for ever. Takes logarithmic time.
+    /// Takes the earliest completion up to `now` that was not taken yet, and returns its time. Each
+    /// process completes once, unless it runs for ever. Takes logarithmic time.
     pub fn next_completion(&mut self, now: Timestamp) -> Option<Timestamp> {
-        let Reverse(ends_at) = *self.endings.peek()?;
+        let Reverse(ends_at) = *self.completions.peek()?;
         if ends_at > now {
             return None;
         }
-        self.endings.pop();
+        self.completions.pop();
         Some(ends_at)
     }
 
-    /// The status of an order's process, if there is one.
+    /// Returns the status of an order's process, if there is one.
     pub fn look_up(&self, order_id: &str, now: Timestamp) -> Option<&'static str> {
         Some(self.process(order_id)?.status(now).as_str())
     }
 
-    /// Every order id and the status of its process, in a new random order.
+    /// Returns every order id with the status of its process, in a new random order.
     pub fn list(&self, now: Timestamp, draw: &mut Draw) -> Vec<(String, &'static str)> {
         let listed = |process: &Process| {
             let status = process.status(now).as_str();
@@ -369,7 +370,7 @@ impl Model {
         };
     }
 
-    /// The number of processes.
+    /// Returns the number of processes.
     pub fn len(&self) -> usize {
         self.processes.len()
     }
@@ -380,21 +381,21 @@ impl Model {
     }
 
     fn process(&self, order_id: &str) -> Option<&Process> {
-        self.places.get(order_id).map(|&i| &self.processes[i])
+        self.indices.get(order_id).map(|&i| &self.processes[i])
     }
 
-    /// Adds a process, and tells when it ends; nothing if there is one already.
+    /// Adds a process and returns it with its end, or `None` if the order has one already.
     fn add(
         &mut self,
         order_id: &str,
         now: Timestamp,
         draw: &mut Draw,
     ) -> Option<(Timestamp, &mut Process)> {
-        if self.places.contains_key(order_id) {
+        if self.indices.contains_key(order_id) {
             return None;
         }
         let below = u64::from(self.max_duration_secs.max(1));
-        // Drawn in any case: a seed gives the others the same durations and outcomes.
+        // Drawn even if not used, so that the other processes of a seed stay the same.
         let mut secs = draw(below);
         let mut outcome = [Status::Succeeded, Status::Failed][draw(2) as usize];
         if self.first_succeeds && self.is_empty() {
@@ -404,7 +405,7 @@ impl Model {
         let duration = Duration::from_secs(secs);
         let order_id: Arc<str> = order_id.into();
         let ends_at = now.after(duration);
-        self.places.insert(order_id.clone(), self.processes.len());
+        self.indices.insert(order_id.clone(), self.processes.len());
         let process = self.processes.push_mut(Process {
             order_id,
             ends_at: Some(ends_at),
@@ -413,11 +414,11 @@ impl Model {
         Some((ends_at, process))
     }
 
-    /// All processes, shuffled as Fisher and Yates do it.
+    /// Returns all processes in random order (Fisher–Yates shuffle).
     fn shuffled(&self, draw: &mut Draw) -> Vec<&Process> {
         let mut processes: Vec<_> = self.processes.iter().collect();
         for i in (1..processes.len()).rev() {
-            // Not above i, and therefore a usize.
+            // At most i, so it fits a usize.
             processes.swap(i, draw(i as u64 + 1) as usize);
         }
         processes
@@ -432,16 +433,16 @@ impl Process {
         }
     }
 
-    fn shown(&self, now: Timestamp) -> Shown<'_> {
+    fn view(&self, now: Timestamp) -> ProcessView<'_> {
         let status = self.status(now);
-        Shown {
+        ProcessView {
             order_id: &self.order_id,
             status,
         }
     }
 }
 
-/// The order id in a start; or the content type and the text of the refusal.
+/// Parses the order id of a start. An error is the content type and the text of the refusal.
 fn order_id(
     content_type: Option<&str>,
     body: &[u8],
@@ -461,7 +462,7 @@ fn order_id(
     }
 }
 
-/// Returns whether there are a scheme and a host.
+/// Returns whether a URL has a scheme and a host.
 fn is_callback_url(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else {
         return false;
@@ -482,7 +483,7 @@ mod tests {
     const NOW: Timestamp = Timestamp(1_000_000);
     const LATER: Timestamp = Timestamp(i64::MAX);
 
-    /// The longest duration, FAILED, and the order of the starts in a list.
+    /// Draws the longest duration, FAILED, and lists in the order of the starts.
     fn highest(n: u64) -> u64 {
         n - 1
     }
@@ -497,7 +498,7 @@ mod tests {
         model.answer(&request, NOW, &mut highest)
     }
 
-    /// What a GET is answered, which is 200 and JSON in any case.
+    /// Returns the body of the answer to a GET, which is always 200 and JSON.
     fn get(model: &mut Model, order_id: Option<&str>) -> String {
         let answer = model.answer(&Request::of_get(order_id), NOW, &mut highest);
         assert_eq!(

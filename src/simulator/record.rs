@@ -1,8 +1,8 @@
-//! The simulator's record: a file with one line of JSON for each request, written before the
-//! answer leaves.
+//! The simulator's record: a file with one line of JSON for each request, written before the answer
+//! is sent.
 //!
-//! Nothing waits in this program's memory: the file can be read while the simulator runs, and
-//! misses no answer that a client received before the simulator was killed.
+//! Writes are not buffered: the file can be read while the simulator runs, and has every answer that
+//! a client received, even if the simulator was killed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,43 +12,43 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::faults::Fault;
-pub use super::model::Asked;
-use super::model::Did;
+use super::model::Effect;
+pub use super::model::RequestKind;
 use crate::order::Timestamp;
 
-/// A line of the record.
+/// An entry of the record.
 ///
 /// ```json
 /// {"at":1795341600123,"request":"look_up","answer":200,"did":"told","order_id":"a1","status":"RUNNING"}
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Moment at which it happened, in milliseconds since 1970.
+    /// Time of the event, in milliseconds since 1970.
     pub at: Timestamp,
-    /// Kind of the request; nothing where a life begins, or ends by itself.
+    /// Kind of the request; absent where a life begins, or ends without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request: Option<Asked>,
-    /// The HTTP status that was answered; nothing where nothing was.
+    pub request: Option<RequestKind>,
+    /// HTTP status of the answer; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<u16>,
-    /// The failure that was injected, if there was one.
+    /// The fault that was injected, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// Effect of the request. Its word is in `did`, its fields stand beside it.
+    /// Effect of the request: its name in the member `did`, with its fields beside it.
     #[serde(flatten)]
-    pub did: Did,
+    pub effect: Effect,
 }
 
-/// The file of the record, open at its end.
+/// A record, open for appending.
 #[derive(Debug)]
 pub(super) struct Record {
     file: File,
-    /// The file may end within a line: a simulator was killed there, or the disk was full.
+    /// Whether the file may end within a line, because the simulator was killed or the disk was full.
     may_be_torn: bool,
 }
 
 impl Record {
-    /// Opens a record, or begins one.
+    /// Opens a record, or creates it.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let open = || {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
@@ -58,7 +58,7 @@ impl Record {
         open().with_context(|| format!("cannot write the record {}", path.display()))
     }
 
-    /// Adds an entry with one write, on a line of its own: an empty one may be left before it.
+    /// Appends an entry with one write, on a line of its own; an empty line may precede it.
     pub(super) fn write(&mut self, entry: &Entry) -> io::Result<()> {
         let mut line = Vec::with_capacity(256);
         if std::mem::replace(&mut self.may_be_torn, true) {
@@ -72,23 +72,26 @@ impl Record {
     }
 }
 
-/// Reads a record, also while it is written. Lines that are empty or were cut short are left out:
-/// their answers never left. An error names the file, and the line that is no entry.
+/// Reads a record, also while it is written. Skips empty and truncated lines: their answers were never
+/// sent.
+///
+/// # Errors
+/// The file cannot be read, or a line is not an entry; the error names both.
 pub fn read_record(path: &Path) -> anyhow::Result<Vec<Entry>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut file, mut line, mut entries) = (BufReader::new(file), Vec::new(), Vec::new());
     for number in 1.. {
-        let place = || format!("{}, line {number}", path.display());
+        let position = || format!("{}, line {number}", path.display());
         line.clear();
-        file.read_until(b'\n', &mut line).with_context(place)?;
-        // What has no end yet may get the rest of it before it is read again.
+        file.read_until(b'\n', &mut line).with_context(position)?;
+        // The last line may still be being written.
         let Some(entry) = line.strip_suffix(b"\n") else {
             break;
         };
         match serde_json::from_slice(entry) {
             Ok(entry) => entries.push(entry),
             Err(error) if error.is_eof() => {}
-            Err(error) => return Err(error).with_context(place),
+            Err(error) => return Err(error).with_context(position),
         }
     }
     Ok(entries)
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cut_short_anywhere_is_left_out_and_spoils_no_later_one() {
+    fn a_line_cut_short_anywhere_is_skipped_and_affects_no_later_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record");
         for line in LINES.lines() {

@@ -12,19 +12,19 @@ use super::*;
 
 /// Asks in the present life.
 fn ask(simulator: &Simulator, request: &Request<'_>) -> Option<Answer> {
-    let sent = simulator.answer(&simulator.life(), request);
-    sent.map(|sent| sent.answer)
+    let delivery = simulator.answer(&simulator.life(), request);
+    delivery.map(|sent| sent.answer)
 }
 
 /// Starts a process: the effect, unless the simulator died of it.
-fn start(simulator: &Simulator, order_id: usize) -> Option<Did> {
+fn start(simulator: &Simulator, order_id: usize) -> Option<Effect> {
     let body = format!("{{\"order_id\":\"{order_id}\"}}");
     let request = Request::Start {
         content_type: Some("application/json"),
         body: body.as_bytes(),
         callback_url: None,
     };
-    ask(simulator, &request).map(|answer| answer.did)
+    ask(simulator, &request).map(|answer| answer.effect)
 }
 
 fn options(log: &Path) -> Options {
@@ -68,16 +68,16 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
     let of = |line| format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let told = r#"{"order_id":"a/ 1","status":"RUNNING"}"#;
     let (json, text) = ("application/json", "text/plain");
-    let (list, other) = (Some(Asked::List), Some(Asked::Other));
+    let (list, other) = (Some(RequestKind::List), Some(RequestKind::Other));
     let (none, nowhere) = ("method not allowed\n", "404 page not found\n");
-    for (request, status, content_type, body, asked) in [
-        (start.to_owned(), 200, "", "", Some(Asked::Start)),
+    for (request, status, content_type, body, kind) in [
+        (start.to_owned(), 200, "", "", Some(RequestKind::Start)),
         (
             of("GET /order_process?order_id=a%2F+1"),
             200,
             json,
             told,
-            Some(Asked::LookUp),
+            Some(RequestKind::LookUp),
         ),
         (
             of("GET /order_process?order_id="),
@@ -95,14 +95,14 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
         let entry = read_record(&log).unwrap().pop().unwrap();
         assert_eq!(
             (entry.request, entry.answer),
-            (asked, Some(status)),
+            (kind, Some(status)),
             "{request}"
         );
     }
-    let first = read_record(&log).unwrap().swap_remove(0).did;
+    let first = read_record(&log).unwrap().swap_remove(0).effect;
     assert_eq!(
         first,
-        Did::BeganLife {
+        Effect::BeganLife {
             seed: 1,
             max_duration_secs: 600
         }
@@ -223,7 +223,7 @@ async fn an_answer_that_is_lost_had_its_effect_and_a_request_that_is_reset_had_n
     assert_eq!(running.start("a1").await, RESET);
     let entry = running.last();
     assert_eq!((entry.fault, entry.answer), (Some(Fault::AnswerLost), None));
-    assert!(matches!(entry.did, Did::Started { .. }));
+    assert!(matches!(entry.effect, Effect::Started { .. }));
     running
         .control("PUT", "/faults", r#"{"start":{"answer_lost":0,"reset":1}}"#)
         .await;
@@ -333,16 +333,16 @@ async fn a_crash_tears_every_connection_forgets_everything_and_refuses_until_it_
     assert!(refusals > 0 && begun.elapsed() >= Duration::from_millis(300));
     let (list, _) = running.get("").await;
     assert!(list.ends_with(b"[]"));
-    let mut did = running.record().into_iter().map(|entry| entry.did);
-    assert!(did.any(|did| did == Did::Crashed));
-    assert!(matches!(did.next(), Some(Did::BeganLife { .. })));
+    let mut effects = running.record().into_iter().map(|entry| entry.effect);
+    assert!(effects.any(|effect| effect == Effect::Crashed));
+    assert!(matches!(effects.next(), Some(Effect::BeganLife { .. })));
     running.end().await;
 }
 
 #[tokio::test]
 async fn it_dies_again_and_again_after_the_first_start_of_a_life() {
     let running = Running::with(r#"{"crash":{"lives_ms":[10,50],"restart_after_ms":0}}"#).await;
-    let began = |entry: &&Entry| matches!(entry.did, Did::BeganLife { .. });
+    let began = |entry: &&Entry| matches!(entry.effect, Effect::BeganLife { .. });
     while running.record().iter().filter(began).count() < 3 {
         // Refused, reset or answered: it is only to go on.
         if let Ok(mut stream) = TcpStream::connect(running.address).await {
@@ -364,16 +364,16 @@ async fn a_life_without_a_start_does_not_end_and_its_turn_waits() {
     while running.record().len() < 24 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let did: Vec<_> = running
+    let effects: Vec<_> = running
         .record()
         .into_iter()
         .skip(21)
-        .map(|entry| entry.did)
+        .map(|entry| entry.effect)
         .collect();
-    assert!(matches!(did[0], Did::Started { .. }), "{did:?}");
+    assert!(matches!(effects[0], Effect::Started { .. }), "{effects:?}");
     assert!(
-        matches!(did[1..], [Did::Crashed, Did::BeganLife { .. }]),
-        "{did:?}"
+        matches!(effects[1..], [Effect::Crashed, Effect::BeganLife { .. }]),
+        "{effects:?}"
     );
     running.end().await;
 }
@@ -418,7 +418,7 @@ fn processes_end_as_the_seed_says_whatever_else_is_asked_for_and_goes_wrong() {
                 ask(&simulator, &Request::List);
             }
             match start(&simulator, order_id) {
-                Some(Did::Started { outcome, .. }) => outcome,
+                Some(Effect::Started { outcome, .. }) => outcome,
                 other => panic!("{other:?}"),
             }
         };

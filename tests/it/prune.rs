@@ -480,7 +480,7 @@ fn an_age_that_is_none_is_refused_with_what_would_be_right() {
     let world = World::new();
     for (age, says) in [
         ("90", "time unit needed"),
-        ("0s", "some time ago"),
+        ("0s", "the duration is zero"),
         ("-90d", "write a number with a unit, such as 90d"),
         ("soon", "write a number with a unit, such as 90d"),
         ("", "write a number with a unit, such as 90d"),

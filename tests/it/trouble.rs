@@ -461,7 +461,7 @@ const LIVE: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 async fn the_connection_that_has_been_idle_longest_gives_way() {
     let world = World::new();
     let api = world.api_with_files(FEW_FILES);
-    api.logs("only 300 files");
+    api.logs("limit of open files is low limit=300");
     let is_live = |wire: &mut Wire| {
         wire.send(LIVE);
         wire.read_until("}\n").starts_with("HTTP/1.1 200")

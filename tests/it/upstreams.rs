@@ -16,7 +16,7 @@ use order_service::reconciler::{Reconciler, Settings, Stop, run_once};
 use order_service::store::{Change, Creation, Filter, Mode, OpenGate, Step, Store};
 use order_service::upstream::HttpUpstream;
 
-use self::scripted::{Asked, Reply, Scripted, SkippingClock, answer, process};
+use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
 use crate::world::{PATIENCE, Program, World};
 
 mod looks;
@@ -177,8 +177,8 @@ impl Passes<'_> {
     async fn until_asked(
         &mut self,
         upstream: &Scripted,
-        holds: impl Fn(&[Asked]) -> bool,
-    ) -> Vec<Asked> {
+        holds: impl Fn(&[ReceivedRequest]) -> bool,
+    ) -> Vec<ReceivedRequest> {
         self.until(|_| Some(upstream.asked()).filter(|asked| holds(asked)))
             .await
     }
@@ -210,7 +210,10 @@ async fn until<T, D: std::fmt::Debug>(
 }
 
 /// Waits until a scripted upstream was asked so, by a program.
-async fn until_asked(upstream: &Scripted, holds: impl Fn(&[Asked]) -> bool) -> Vec<Asked> {
+async fn until_asked(
+    upstream: &Scripted,
+    holds: impl Fn(&[ReceivedRequest]) -> bool,
+) -> Vec<ReceivedRequest> {
     until(
         || Some(upstream.asked()).filter(|asked| holds(asked)),
         || upstream.asked(),
@@ -305,7 +308,7 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
             reconciler.pass().await;
             let asked = upstream.asked().split_off(asked);
             assert!(asked.len() <= requests, "{shown}: {asked:#?}");
-            ids.extend(asked.iter().map(Asked::looked_up));
+            ids.extend(asked.iter().map(ReceivedRequest::looked_up));
             assert!(upstream.connections() <= connections + requests, "{shown}");
         }
         assert!(ids.len() >= 3, "{shown}, another order each time: {ids:?}");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::OrderId;
-use order_service::simulator::model::{Did, Status as ProcessStatus};
+use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
 use order_service::store::{Creation, DatabasePath, Mode, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -237,9 +237,9 @@ impl World {
     pub fn outcomes(&self) -> HashMap<String, ProcessStatus> {
         let mut outcomes = HashMap::new();
         for entry in self.record() {
-            match entry.did {
-                Did::BeganLife { .. } => outcomes.clear(),
-                Did::Started {
+            match entry.effect {
+                Effect::BeganLife { .. } => outcomes.clear(),
+                Effect::Started {
                     order_id, outcome, ..
                 } => {
                     let earlier = outcomes.insert(order_id.clone(), outcome);

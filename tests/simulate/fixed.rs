@@ -8,7 +8,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use order_service::order::Timestamp;
-use order_service::simulator::crash::{CrashModel, Hazard, Touch};
+use order_service::simulator::crash::{Access, CrashModel, Hazard};
 
 /// As long as the measured service took to be started again: 50 starts were missed at each death.
 pub const RESTART: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ impl Service {
             && end <= now
         {
             self.ends.pop();
-            if crash.dies(Touch::Completion, end, &mut |n| rng.u64(..n)) {
+            if crash.is_fatal(Access::Completion, end, &mut |n| rng.u64(..n)) {
                 self.die(end);
                 break;
             }
@@ -89,9 +89,9 @@ impl Service {
     }
 
     /// Whether this kills it.
-    fn dies(&mut self, touch: Touch, now: Timestamp, rng: &mut fastrand::Rng) -> bool {
+    fn is_fatal(&mut self, access: Access, now: Timestamp, rng: &mut fastrand::Rng) -> bool {
         let crash = self.crash.as_mut();
-        let dies = crash.is_some_and(|crash| crash.dies(touch, now, &mut |n| rng.u64(..n)));
+        let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, &mut |n| rng.u64(..n)));
         if dies {
             self.die(now);
         }
@@ -177,7 +177,7 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
                 ends_at,
                 life,
             });
-            if !service.dies(Touch::Start { processes }, now, &mut rng) {
+            if !service.is_fatal(Access::Start { processes }, now, &mut rng) {
                 service.ends.push(Reverse(ends_at));
             }
             continue;
@@ -186,14 +186,14 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
             Looks::ListEvery(_) => {
                 look_at += look_every - 10.0 + 20.0 * rng.f64();
                 let entries = *service.processes() as usize;
-                if !is_up || service.dies(Touch::List { entries }, now, &mut rng) {
+                if !is_up || service.is_fatal(Access::List { entries }, now, &mut rng) {
                     continue;
                 }
                 open.len()
             }
             Looks::LookUpsPerSecond(_) => {
                 look_at += look_every;
-                if !is_up || service.dies(Touch::LookUp, now, &mut rng) {
+                if !is_up || service.is_fatal(Access::LookUp, now, &mut rng) {
                     continue;
                 }
                 open.len().min(1)

@@ -390,7 +390,7 @@ impl Run {
         self.totals.passes += 1;
         RECENT.begin_pass();
         // By the clock of the program, which does not follow the smallest steps.
-        self.clock.set_right();
+        self.clock.resync();
         let waiting = {
             let oracle = self.world.oracle.borrow();
             [false, true].map(|is_tried| oracle.due(self.clock.now(), is_tried))

@@ -15,7 +15,7 @@ use std::time::Duration;
 use order_service::clock::Clock;
 use order_service::order::{Observed, OrderId, Timestamp};
 use order_service::pace::{Cause, Failure, list_cost, look_ups_cost};
-use order_service::simulator::crash::{CrashModel, Touch};
+use order_service::simulator::crash::{Access, CrashModel};
 use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
 use order_service::upstream::{Entry, StartError, Upstream};
@@ -335,12 +335,12 @@ impl World {
     }
 
     /// Whether the upstream survives what was asked of it.
-    fn survives(&self, touch: Touch) -> bool {
+    fn survives(&self, access: Access) -> bool {
         let mut fragile = self.fragile.borrow_mut();
         let draw = &mut |below| self.draws.below(below);
         let now = self.time();
         let crash = fragile.crash.as_mut();
-        let dies = crash.is_some_and(|crash| crash.dies(touch, now, draw));
+        let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, draw));
         if dies {
             self.die(&mut fragile, now);
         }
@@ -594,13 +594,13 @@ impl Upstream for Handle {
             fault => {
                 let is_new = world.take_effect(id.as_str(), Arrival::InTime);
                 let processes = world.model.borrow().len();
-                let touch = if is_new {
-                    Touch::Start { processes }
+                let access = if is_new {
+                    Access::Start { processes }
                 } else {
-                    Touch::LookUp
+                    Access::LookUp
                 };
                 match fault {
-                    _ if !world.survives(touch) => Err(silent(None)),
+                    _ if !world.survives(access) => Err(silent(None)),
                     Fault::AnswerLost => {
                         world.sleep(world.request_timeout).await;
                         Err(silent(None))
@@ -654,7 +654,7 @@ impl Upstream for Handle {
             }
             _ if !world.is_up() => Err(failure("no connection", true)),
             _ if let Err((_, failure)) = world.admit(false) => Err(failure),
-            _ if !world.survives(Touch::LookUp) => Err(failure("broke off", false)),
+            _ if !world.survives(Access::LookUp) => Err(failure("broke off", false)),
             Fault::None | Fault::OddStatus | Fault::Slow | Fault::Lagging => {
                 world.delay(fault, world.request_timeout).await;
                 world.on_look(look_ups_cost(1));
@@ -708,7 +708,7 @@ impl Upstream for Handle {
         }
         let entries = world.model.borrow().len();
         world.on_look(list_cost(entries as u64));
-        if !world.survives(Touch::List { entries }) {
+        if !world.survives(Access::List { entries }) {
             return Err(failure("broke off", false));
         }
         let draws = world.draws.clone();

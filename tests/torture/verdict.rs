@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::Duration;
 
-use order_service::simulator::model::Did;
+use order_service::simulator::model::Effect;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -57,16 +57,16 @@ impl Recorded {
             let is_believed = entry
                 .answer
                 .is_some_and(|status| BELIEVED.contains(&status));
-            match entry.did {
-                Did::BeganLife { .. } => recorded.lives += 1,
-                Did::Started {
+            match entry.effect {
+                Effect::BeganLife { .. } => recorded.lives += 1,
+                Effect::Started {
                     order_id, outcome, ..
                 } => {
                     let to_count = recorded.to_count.entry(order_id.clone()).or_default();
                     *to_count += u64::from(!is_believed);
                     recorded.started(order_id, status_after(outcome));
                 }
-                Did::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
+                Effect::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
                 _ => {}
             }
         }

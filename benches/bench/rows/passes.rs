@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures_util::StreamExt;
-use order_service::clock::{Clock, SetClock, SystemClock};
+use order_service::clock::{Clock, ManualClock, SystemClock};
 use order_service::order::{Observed, OrderId, Status};
 use order_service::pace::{Failure, StartRate};
 use order_service::program::reconciler_runtime;
@@ -305,14 +305,14 @@ fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(
 
 /// Passes in this process, on a clock that is moved on before each.
 struct Passes<U> {
-    reconciler: Reconciler<U, SetClock>,
-    clock: SetClock,
+    reconciler: Reconciler<U, ManualClock>,
+    clock: ManualClock,
     runtime: tokio::runtime::Runtime,
 }
 
 impl<U: Upstream> Passes<U> {
     fn new(store: Store, upstream: U) -> anyhow::Result<Self> {
-        let clock = SetClock::new(SystemClock.now());
+        let clock = ManualClock::new(SystemClock.now());
         let settings = Settings {
             max_in_flight: REQUESTS,
             ..Settings::default()

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use order_service::clock::{Clock, SetClock};
+use order_service::clock::{Clock, ManualClock};
 use order_service::decide::{
     Intent, Look, LostProcess, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
 };
@@ -156,7 +156,7 @@ pub(super) fn pass(_turns: usize) -> Turn {
         lost_process: POLICY.lost_process,
         ..Settings::default()
     };
-    let clock = SetClock::new(NOW);
+    let clock = ManualClock::new(NOW);
     let upstream = Listed(list(OPEN as usize, "RUNNING"));
     let mut reconciler = Reconciler::new(world.store.clone(), upstream, clock.clone(), settings)
         .expect("the database can be read");

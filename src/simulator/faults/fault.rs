@@ -1,25 +1,25 @@
-//! The ways in which one request can fail, and what each does to its answer.
+//! The failures of a single request, and their effects on its answer.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::simulator::model::{Answer, Asked, Draw};
+use crate::simulator::model::{Answer, Draw, RequestKind};
 
 /// A failure that is injected into one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// It has its effect; then the connection is reset instead of an answer.
+    /// The request has its effect; then the connection is reset instead of an answer.
     AnswerLost,
     /// The connection is reset before the request has any effect.
     Reset,
-    /// It has its effect, and is never answered.
+    /// The request has its effect, and is never answered.
     NeverAnswered,
-    /// It has no effect, and is never answered.
+    /// The request has no effect, and is never answered.
     Ignored,
-    /// The answer is right but late.
+    /// The answer is correct but late.
     SlowHeaders,
     /// Internal server error. The request may have had its effect.
     #[serde(rename = "500")]
@@ -36,45 +36,45 @@ pub enum Fault {
     /// Unauthorized.
     #[serde(rename = "401")]
     Unauthorized,
-    /// Found, with a Location elsewhere.
+    /// Found, with a Location on another host.
     #[serde(rename = "302")]
     Elsewhere,
     /// A web page with status 200.
     Html,
     /// The body breaks off at any byte, and so does the connection.
     Cut,
-    /// The body breaks off at any byte, but ends as if it were whole.
+    /// The body breaks off at any byte, but the response ends as if it were whole.
     CutEnded,
     /// The list lacks entries.
     Omitted,
     /// The list has entries twice, some of them with another status the second time.
     Repeated,
-    /// A status that nobody has heard of.
+    /// A status that the contract does not have.
     UnknownStatus,
 }
 
 impl fmt::Display for Fault {
-    /// Writes its word in JSON.
+    /// Writes the name of the fault in JSON.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
 }
 
 impl Fault {
-    /// Returns whether such a request can have it: the answer to a start has no body, and only a list
-    /// has entries.
-    pub const fn applies_to(self, asked: Asked) -> bool {
+    /// Returns whether this kind of request can have the fault: the answer to a start has no body, and
+    /// only a list has entries.
+    pub const fn applies_to(self, kind: RequestKind) -> bool {
         match self {
-            Self::Omitted | Self::Repeated => matches!(asked, Asked::List),
+            Self::Omitted | Self::Repeated => matches!(kind, RequestKind::List),
             Self::Html | Self::Cut | Self::CutEnded | Self::UnknownStatus => {
-                matches!(asked, Asked::List | Asked::LookUp)
+                matches!(kind, RequestKind::List | RequestKind::LookUp)
             }
-            _ => !matches!(asked, Asked::Other),
+            _ => !matches!(kind, RequestKind::Other),
         }
     }
 
-    /// Returns whether the request has its effect all the same. Behind a gateway both is possible, and the
-    /// client cannot tell.
+    /// Draws whether the request has its effect. Behind a gateway both are possible, and the client cannot
+    /// tell them apart.
     pub fn has_effect(self, draw: &mut Draw) -> bool {
         match self {
             Self::Reset | Self::Ignored | Self::TooMany | Self::Unauthorized | Self::Elsewhere => {
@@ -93,7 +93,7 @@ impl Fault {
         )
     }
 
-    /// Makes a right answer wrong, unless the fault leaves answers as they are.
+    /// Corrupts a correct answer, unless the fault leaves answers as they are.
     pub fn corrupt(self, answer: &mut Answer, draw: &mut Draw) {
         match self {
             Self::InternalError => replace(answer, 500, TEXT, "internal server error\n"),
@@ -104,16 +104,16 @@ impl Fault {
             Self::Elsewhere => replace(answer, 302, TEXT, "found\n"),
             Self::Html => replace(answer, 200, HTML, PORTAL),
             Self::Cut | Self::CutEnded => {
-                // At least the last byte is missing.
+                // Below the length, so that the last byte is always missing.
                 let length = draw((answer.body.len() as u64).max(1)) as usize;
                 answer.body.truncate(length);
             }
             Self::Omitted | Self::Repeated | Self::UnknownStatus => {
-                // An answer is always read; in `{}` there is nothing to change.
+                // The model's answers always parse; `{}` has nothing to change.
                 let mut body = serde_json::from_slice(&answer.body).unwrap_or_default();
                 match &mut body {
                     Value::Array(entries) => self.rearrange(entries, draw),
-                    entry => set_status(entry, unheard_of(draw)),
+                    entry => set_status(entry, unknown_status(draw)),
                 }
                 answer.body = body.to_string().into_bytes();
             }
@@ -121,22 +121,22 @@ impl Fault {
         }
     }
 
-    /// Makes a single entry of a list wrong, or some, or all of them.
+    /// Corrupts one entry of a list, some of them, or all.
     fn rearrange(self, entries: &mut Vec<Value>, draw: &mut Draw) {
         if entries.is_empty() {
             return;
         }
         let share = 1 << draw(11);
         let some = draw(entries.len() as u64) as usize;
-        let mut places = 0..;
-        let mut chosen = |draw: &mut Draw| places.next() == Some(some) || draw(1_024) < share;
+        let mut indices = 0..;
+        let mut chosen = |draw: &mut Draw| indices.next() == Some(some) || draw(1_024) < share;
         match self {
             Self::Omitted => entries.retain(|_| !chosen(draw)),
             Self::Repeated => {
                 let mut again = entries.clone();
                 again.retain(|_| chosen(draw));
                 for mut entry in again {
-                    // With one in four, the status stays as it is.
+                    // One in four keeps its status.
                     if let Some(status) = STATUSES.get(draw(4) as usize) {
                         set_status(&mut entry, status);
                     }
@@ -146,7 +146,7 @@ impl Fault {
             _ => {
                 for entry in entries {
                     if chosen(draw) {
-                        set_status(entry, unheard_of(draw));
+                        set_status(entry, unknown_status(draw));
                     }
                 }
             }
@@ -154,15 +154,15 @@ impl Fault {
     }
 }
 
-/// Does nothing to an entry that has none.
+/// Sets the status of an entry, unless it has none.
 fn set_status(entry: &mut Value, status: &str) {
     if let Some(old) = entry.get_mut("status") {
         *old = status.into();
     }
 }
 
-fn unheard_of(draw: &mut Draw) -> &'static str {
-    UNHEARD_OF[draw(UNHEARD_OF.len() as u64) as usize]
+fn unknown_status(draw: &mut Draw) -> &'static str {
+    UNKNOWN_STATUSES[draw(UNKNOWN_STATUSES.len() as u64) as usize]
 }
 
 const TEXT: &str = "text/plain";
@@ -172,8 +172,9 @@ const PORTAL: &str = "<!doctype html>\n<html><body><h1>Please sign in</h1></body
 
 const STATUSES: [&str; 3] = ["RUNNING", "SUCCEEDED", "FAILED"];
 
-/// Statuses that the contract does not have, in ways that a lenient client could take for one.
-const UNHEARD_OF: [&str; 5] = ["PAUSED", "CANCELLED", "running", "SUCCEEDED ", ""];
+/// Statuses that the contract does not have, some of which a lenient client could take for one that it
+/// has.
+const UNKNOWN_STATUSES: [&str; 5] = ["PAUSED", "CANCELLED", "running", "SUCCEEDED ", ""];
 
 fn replace(answer: &mut Answer, status: u16, content_type: &'static str, body: &str) {
     answer.status = status;
@@ -191,7 +192,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
-    fn listed(count: usize) -> Answer {
+    fn list(count: usize) -> Answer {
         let mut model = Model::new(600);
         for i in 0..count {
             assert!(model.start(&format!("a{i:03}"), NOW, &mut |n| n - 1));
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_cut_can_be_at_every_byte_and_never_leaves_the_whole() {
-        let whole = listed(2);
+        let whole = list(2);
         for length in 0..whole.body.len() {
             let mut answer = whole.clone();
             Fault::Cut.corrupt(&mut answer, &mut |n| (length as u64).min(n - 1));
@@ -221,36 +222,36 @@ mod tests {
     }
 
     #[test]
-    fn a_spoilt_list_is_still_json_but_not_the_same() {
-        let whole = listed(100);
+    fn a_corrupted_list_is_still_json_but_not_the_same() {
+        let whole = list(100);
         let all = entries(&whole);
         for seed in 0..200 {
             let mut rng = fastrand::Rng::with_seed(seed);
-            let mut spoilt = |fault: Fault| {
+            let mut corrupted = |fault: Fault| {
                 let mut answer = whole.clone();
                 fault.corrupt(&mut answer, &mut |n| rng.u64(..n));
                 entries(&answer)
             };
-            let omitted = spoilt(Fault::Omitted);
+            let omitted = corrupted(Fault::Omitted);
             assert!(omitted.len() < all.len() && omitted.iter().all(|e| all.contains(e)));
-            let repeated = spoilt(Fault::Repeated);
+            let repeated = corrupted(Fault::Repeated);
             assert!(repeated.len() > all.len() && all.iter().all(|e| repeated.contains(e)));
-            let unheard = spoilt(Fault::UnknownStatus);
-            assert_eq!(unheard.len(), all.len());
-            assert!(unheard.iter().any(|(_, status)| status != "RUNNING"));
+            let unknown = corrupted(Fault::UnknownStatus);
+            assert_eq!(unknown.len(), all.len());
+            assert!(unknown.iter().any(|(_, status)| status != "RUNNING"));
         }
     }
 
     #[test]
-    fn a_look_up_can_tell_an_unheard_of_status_too() {
+    fn a_look_up_can_have_an_unknown_status_too() {
         let mut model = Model::new(600);
         assert!(model.start("a1", NOW, &mut |n| n - 1));
-        let mut told = |order_id| {
+        let mut body = |order_id| {
             let mut answer = model.answer(&Request::LookUp { order_id }, NOW, &mut |_| 0);
             Fault::UnknownStatus.corrupt(&mut answer, &mut |_| 0);
             String::from_utf8(answer.body).unwrap()
         };
-        assert_eq!(told("a1"), r#"{"order_id":"a1","status":"PAUSED"}"#);
-        assert_eq!(told("a2"), "{}");
+        assert_eq!(body("a1"), r#"{"order_id":"a1","status":"PAUSED"}"#);
+        assert_eq!(body("a2"), "{}");
     }
 }

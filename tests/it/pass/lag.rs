@@ -7,7 +7,11 @@ use super::looks::lasting;
 use super::*;
 
 /// Passes, one a second, until so much time has passed. Returns how many processes were missed.
-fn passes(stage: &Stage, reconciler: &mut Reconciler<InMemory, SetClock>, seconds: i64) -> usize {
+fn passes(
+    stage: &Stage,
+    reconciler: &mut Reconciler<InMemory, ManualClock>,
+    seconds: i64,
+) -> usize {
     let mut missed = 0;
     for _ in 0..seconds {
         missed += pass(reconciler).missed;
@@ -17,7 +21,7 @@ fn passes(stage: &Stage, reconciler: &mut Reconciler<InMemory, SetClock>, second
 }
 
 /// A stage with the default policy, and orders that have just been started.
-fn started(orders: usize, max_duration_secs: u32) -> (Stage, Reconciler<InMemory, SetClock>) {
+fn started(orders: usize, max_duration_secs: u32) -> (Stage, Reconciler<InMemory, ManualClock>) {
     started_under(LostProcess::Restart, orders, max_duration_secs)
 }
 
@@ -25,7 +29,7 @@ fn started_under(
     policy: LostProcess,
     orders: usize,
     max_duration_secs: u32,
-) -> (Stage, Reconciler<InMemory, SetClock>) {
+) -> (Stage, Reconciler<InMemory, ManualClock>) {
     let mut stage = Stage::new(max_duration_secs);
     stage.settings.lost_process = policy;
     let ten_minutes = (0..600).map(Duration::from_secs);

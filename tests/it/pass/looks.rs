@@ -76,7 +76,7 @@ fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing(
 }
 
 /// A stage with processes of twenty seconds, as is known, and a reconciler that has just begun.
-fn twenty_seconds(orders: usize) -> (Stage, Reconciler<InMemory, SetClock>) {
+fn twenty_seconds(orders: usize) -> (Stage, Reconciler<InMemory, ManualClock>) {
     let stage = Stage::new(1_000);
     let twenty = Duration::from_secs(20);
     stage.has_learned(lasting(std::iter::repeat_n(twenty, 500)));

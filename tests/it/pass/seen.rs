@@ -16,7 +16,7 @@ fn failing(orders: usize) -> Stage {
 }
 
 /// Passes, one a second, until a process that was forgotten just now has been missed for good.
-fn forget(stage: &Stage, reconciler: &mut Reconciler<InMemory, SetClock>) {
+fn forget(stage: &Stage, reconciler: &mut Reconciler<InMemory, ManualClock>) {
     stage.upstream.model.borrow_mut().forget_everything();
     for _ in 0..20 {
         stage.forward(1_000);
@@ -142,7 +142,7 @@ fn that_processes_are_seen_is_written_once_for_all_and_under_other_policies_neve
         stage.store = Store::open(&path, Mode::Inline(counter.clone())).unwrap();
         let mut reconciler = stage.reconciler();
         pass(&mut reconciler);
-        let writes = |reconciler: &mut Reconciler<InMemory, SetClock>| {
+        let writes = |reconciler: &mut Reconciler<InMemory, ManualClock>| {
             let before = counter.0.load(Ordering::Relaxed);
             stage.forward(1_000);
             assert_eq!(pass(reconciler).observed, 50);

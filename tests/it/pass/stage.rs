@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use order_service::clock::{Clock, SetClock};
+use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
 use order_service::pace::{Cause, Failure, Learned, StartRate};
@@ -48,7 +48,7 @@ pub(super) enum Fate {
 #[derive(Clone)]
 pub(super) struct InMemory {
     pub(super) model: Rc<RefCell<Model>>,
-    pub(super) clock: SetClock,
+    pub(super) clock: ManualClock,
     draws: Rc<Cell<u64>>,
     pub(super) start_fate: Rc<Cell<Fate>>,
     pub(super) look_fate: Rc<Cell<Fate>>,
@@ -68,7 +68,7 @@ pub(super) struct InMemory {
 }
 
 impl InMemory {
-    pub(super) fn new(clock: SetClock, max_duration_secs: u32) -> Self {
+    pub(super) fn new(clock: ManualClock, max_duration_secs: u32) -> Self {
         Self {
             model: Rc::new(RefCell::new(Model::new(max_duration_secs))),
             clock,
@@ -269,7 +269,7 @@ impl Gate for Disk {
 pub(super) struct Stage {
     _world: World,
     pub(super) store: Store,
-    pub(super) clock: SetClock,
+    pub(super) clock: ManualClock,
     pub(super) upstream: InMemory,
     pub(super) settings: Settings,
 }
@@ -294,7 +294,7 @@ impl Stage {
         let world = World::in_memory();
         let path = DatabasePath::from(world.database());
         let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
-        let clock = SetClock::new(Timestamp(1_800_000_000_000));
+        let clock = ManualClock::new(Timestamp(1_800_000_000_000));
         let stage = Self {
             _world: world,
             store,
@@ -311,13 +311,13 @@ impl Stage {
         stage
     }
 
-    pub(super) fn reconciler(&self) -> Reconciler<InMemory, SetClock> {
+    pub(super) fn reconciler(&self) -> Reconciler<InMemory, ManualClock> {
         let (store, upstream) = (self.store.clone(), self.upstream.clone());
         Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
     }
 
     /// A reconciler whose run began one request timeout ago: what it does not find is missing.
-    pub(super) fn old_reconciler(&self) -> Reconciler<InMemory, SetClock> {
+    pub(super) fn old_reconciler(&self) -> Reconciler<InMemory, ManualClock> {
         let reconciler = self.reconciler();
         self.forward(self.settings.request_timeout.as_millis() as i64);
         reconciler
@@ -385,6 +385,6 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
         .block_on(future)
 }
 
-pub(super) fn pass(reconciler: &mut Reconciler<InMemory, SetClock>) -> Report {
+pub(super) fn pass(reconciler: &mut Reconciler<InMemory, ManualClock>) -> Report {
     block_on(reconciler.pass(&Stop::default())).unwrap()
 }

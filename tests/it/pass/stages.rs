@@ -19,7 +19,7 @@ type Entered = Rc<RefCell<Vec<(String, Stage)>>>;
 fn traced(
     stage: &super::Stage,
     also: impl Fn(&str, Stage) + 'static,
-) -> (Reconciler<InMemory, SetClock>, Entered) {
+) -> (Reconciler<InMemory, ManualClock>, Entered) {
     let entered = Entered::default();
     let notes = entered.clone();
     let reconciler = stage.old_reconciler().traced(move |trace| {

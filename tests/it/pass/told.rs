@@ -7,7 +7,7 @@ fn written_at(stage: &Stage) -> Timestamp {
 }
 
 /// Passes, one a second from the next on, until the heartbeat is written: after so many seconds.
-fn seconds_until_written(stage: &Stage, reconciler: &mut Reconciler<InMemory, SetClock>) -> i64 {
+fn seconds_until_written(stage: &Stage, reconciler: &mut Reconciler<InMemory, ManualClock>) -> i64 {
     let before = written_at(stage);
     let begun = stage.clock.now();
     while written_at(stage) == before {

@@ -139,7 +139,10 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
             let detail = order.attention.unwrap().detail;
             assert!(detail.contains("PAUSED"), "{detail}");
         }
-        assert_eq!(upstream.asked().iter().any(Asked::is_list), by_list);
+        assert_eq!(
+            upstream.asked().iter().any(ReceivedRequest::is_list),
+            by_list
+        );
     }
     // So does one of an order that was never seen to be started.
     let upstream = Scripted::new(|asked, _| match asked.is_start() {
@@ -299,7 +302,7 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
             .await;
         assert_eq!(upstream.starts(), 0, "{shown}");
         let asked = upstream.asked();
-        assert!(asked.iter().any(Asked::is_list), "{shown}");
+        assert!(asked.iter().any(ReceivedRequest::is_list), "{shown}");
     })
     .await;
 }
@@ -315,7 +318,7 @@ fn long_list() -> Reply {
 }
 
 /// Answers to all else while a list is read.
-fn meanwhile(asked: &Asked, list: &Reply) -> Reply {
+fn meanwhile(asked: &ReceivedRequest, list: &Reply) -> Reply {
     match asked.looked_up() {
         _ if asked.is_start() => answer(200, ""),
         Some(id) if id == "order-7" => answer(200, process(&id, "FAILED")),
@@ -336,7 +339,12 @@ async fn starts_and_single_looks_go_on_while_a_list_is_read() {
     reconciler.until_status("order-7", Status::Failed).await;
     let took = begun.elapsed();
     assert!(took < Duration::from_millis(2_900), "{took:?}");
-    let lists = || upstream.asked().into_iter().filter(Asked::is_list);
+    let lists = || {
+        upstream
+            .asked()
+            .into_iter()
+            .filter(ReceivedRequest::is_list)
+    };
     assert_eq!(lists().count(), 1);
     let is_settled = |order: &Order| order.id.as_str() == "new" || order.status.is_settled();
     while !orders.all().iter().all(is_settled) {
@@ -357,9 +365,15 @@ async fn a_list_that_never_ends_delays_neither_starts_nor_the_end() {
     let upstream = Scripted::new(move |asked, _| meanwhile(asked, &endless)).await;
     let orders = Orders::processing(&many()).await;
     let reconciler = orders.world.reconciler(&upstream.url, &[]);
-    until_asked(&upstream, |asked| asked.iter().any(Asked::is_list)).await;
+    until_asked(&upstream, |asked| {
+        asked.iter().any(ReceivedRequest::is_list)
+    })
+    .await;
     orders.create("new").await;
-    until_asked(&upstream, |asked| asked.iter().any(Asked::is_start)).await;
+    until_asked(&upstream, |asked| {
+        asked.iter().any(ReceivedRequest::is_start)
+    })
+    .await;
     let begun = Instant::now();
     reconciler.signal("TERM");
     assert_eq!(ended(reconciler).await.0, Some(0));
@@ -406,7 +420,7 @@ async fn an_order_that_a_list_names_twice_and_differently_is_looked_up() {
     let looked_up: BTreeSet<_> = upstream
         .asked()
         .iter()
-        .filter_map(Asked::looked_up)
+        .filter_map(ReceivedRequest::looked_up)
         .collect();
     let contradicted = ["order-0", "order-1", "order-2"].map(str::to_owned);
     assert_eq!(looked_up, BTreeSet::from(contradicted));

@@ -39,7 +39,7 @@ impl Clock for SkippingClock {
 
 /// A request as it came in.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct ReceivedRequest {
     pub method: String,
     pub target: String,
     pub headers: BTreeMap<String, String>,
@@ -49,7 +49,7 @@ pub(super) struct Asked {
     pub is_answered: bool,
 }
 
-impl Asked {
+impl ReceivedRequest {
     pub fn is_start(&self) -> bool {
         self.method == "POST"
     }
@@ -100,26 +100,28 @@ pub(super) fn process(id: &str, status: &str) -> String {
     serde_json::json!({ "order_id": id, "status": status }).to_string()
 }
 
-type Script = dyn Fn(&Asked, &[Asked]) -> Reply + Send + Sync;
+type Script = dyn Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync;
 
 /// An upstream that does as it is told, and remembers what it was asked.
 pub(super) struct Scripted {
     pub url: String,
     pub address: String,
     pub clock: SkippingClock,
-    pub seen: Arc<Mutex<Vec<Asked>>>,
+    pub seen: Arc<Mutex<Vec<ReceivedRequest>>>,
     pub connections: Arc<Mutex<usize>>,
 }
 
 impl Scripted {
     /// `script` sees each request, and those before it.
-    pub async fn new(script: impl Fn(&Asked, &[Asked]) -> Reply + Send + Sync + 'static) -> Self {
+    pub async fn new(
+        script: impl Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         Self::at("127.0.0.1:0", script).await
     }
 
     pub async fn at(
         address: &str,
-        script: impl Fn(&Asked, &[Asked]) -> Reply + Send + Sync + 'static,
+        script: impl Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -145,12 +147,12 @@ impl Scripted {
         upstream
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<ReceivedRequest> {
         self.seen.lock().unwrap().clone()
     }
 
     /// All that was asked about one order.
-    pub fn asked_about(&self, id: &str) -> Vec<Asked> {
+    pub fn asked_about(&self, id: &str) -> Vec<ReceivedRequest> {
         let mut asked = self.asked();
         asked.retain(|asked| asked.order_id().as_deref() == Some(id));
         asked
@@ -169,7 +171,7 @@ impl Scripted {
 async fn serve(
     mut stream: TcpStream,
     script: Arc<Script>,
-    seen: Arc<Mutex<Vec<Asked>>>,
+    seen: Arc<Mutex<Vec<ReceivedRequest>>>,
     clock: SkippingClock,
 ) {
     let mut buffer = Vec::new();
@@ -221,7 +223,7 @@ async fn next_request(
     stream: &mut TcpStream,
     buffer: &mut Vec<u8>,
     clock: &SkippingClock,
-) -> Option<Asked> {
+) -> Option<ReceivedRequest> {
     let mut chunk = [0; 4096];
     loop {
         let text = String::from_utf8_lossy(buffer).into_owned();
@@ -235,7 +237,7 @@ async fn next_request(
             let length = headers.get("content-length").map_or("0", String::as_str);
             let length: usize = length.parse().unwrap();
             if rest.len() >= length {
-                let asked = Asked {
+                let asked = ReceivedRequest {
                     method: first.next()?.to_owned(),
                     target: first.next()?.to_owned(),
                     headers,

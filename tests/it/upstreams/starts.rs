@@ -206,7 +206,7 @@ async fn a_refused_order_is_tried_again_with_backoff_and_stops_no_other() {
     let starts: Vec<_> = upstream
         .asked_about("bad")
         .into_iter()
-        .filter(Asked::is_start)
+        .filter(ReceivedRequest::is_start)
         .collect();
     let waits: Vec<_> = starts
         .windows(2)
@@ -244,16 +244,16 @@ async fn a_restart_forgets_no_backoff() {
     upstream.clock.sleep_until(next).await;
     assert!(orders.once(&upstream).await);
     let mut asked = upstream.asked();
-    asked.retain(Asked::is_start);
+    asked.retain(ReceivedRequest::is_start);
     assert_eq!(asked.len(), 2, "{asked:#?}");
     assert!(asked[1].at >= next, "{asked:#?}");
 }
 
 /// The requests about an order whose first start brought trouble: no second start before a
 /// look-up that could have seen the first.
-fn assert_looked_up_before_the_second_start(asked: &[Asked]) {
+fn assert_looked_up_before_the_second_start(asked: &[ReceivedRequest]) {
     assert!(asked[0].is_start(), "{asked:?}");
-    let second = asked.iter().skip(1).position(Asked::is_start);
+    let second = asked.iter().skip(1).position(ReceivedRequest::is_start);
     let before = &asked[1..=second.unwrap_or(asked.len() - 1)];
     if second.is_some() {
         // It was given up later than it was asked.
@@ -275,7 +275,7 @@ async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_
         .flat_map(|status| [(status, true), (status, false)]);
     side_by_side(cases, |(status, took_effect)| async move {
         let upstream = Scripted::new(move |asked, before| {
-            if asked.is_start() && !before.iter().any(Asked::is_start) {
+            if asked.is_start() && !before.iter().any(ReceivedRequest::is_start) {
                 answer(status, "trouble")
             } else if asked.is_start() {
                 answer(200, "")

@@ -182,8 +182,8 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
         .world
         .start_with("order-reconciler", &arguments, &variables, false);
     let asked = until_asked(&upstream, |asked| {
-        asked.iter().any(Asked::is_start)
-            && asked.iter().any(Asked::is_list)
+        asked.iter().any(ReceivedRequest::is_start)
+            && asked.iter().any(ReceivedRequest::is_list)
             && asked.iter().any(|asked| asked.looked_up().is_some())
     })
     .await;
