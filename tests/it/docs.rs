@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use order_service::api;
+use order_service::decide::LostProcess;
+use order_service::order::Reason;
 use order_service::program::Exit;
 
 use crate::tidy::{read, root};
@@ -325,6 +327,74 @@ async fn the_operations_page_names_every_file_beside_the_database() {
         .map(str::to_owned);
     assert_eq!(named.collect::<BTreeSet<_>>(), beside);
     drop(program);
+}
+
+#[test]
+fn the_guarantees_page_names_every_policy_and_every_reason_for_attention() {
+    let page = read("docs/guarantees.md");
+    let named = |heading| -> BTreeSet<String> {
+        let rows = rows(section(&page, heading));
+        let names = rows.iter().flat_map(|row| code_spans(row[0]));
+        names.map(str::to_owned).collect()
+    };
+    let policies = LostProcess::ALL.map(|policy| policy.as_str().to_owned());
+    assert_eq!(named("## When the upstream forgets"), policies.into());
+    let reasons = Reason::ALL.map(|reason| reason.as_str().to_owned());
+    assert_eq!(named("## Attention"), reasons.into());
+}
+
+/// The items of the lists of a page, and its rows and paragraphs, each on one line.
+fn items(page: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    for line in page.lines() {
+        let is_continued = line.starts_with("  ") || line.starts_with(char::is_alphanumeric);
+        let is_numbered = line
+            .split_once(". ")
+            .is_some_and(|(number, _)| number.parse::<u8>().is_ok());
+        if !is_continued || is_numbered {
+            items.push(String::new());
+        }
+        let item = items.last_mut().unwrap();
+        item.push_str(line);
+        item.push(' ');
+    }
+    items
+}
+
+#[test]
+fn every_file_and_function_that_a_page_names_is_there() {
+    let folders = [
+        "src/", "sql/", "tests/", "benches/", "scripts/", "deploy/", "docs/",
+    ];
+    let (mut files, mut functions) = (0, 0);
+    for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
+        for item in items(&read(page)) {
+            let mut code = String::new();
+            for path in code_spans(&item) {
+                let Some(folder) = folders.iter().find(|folder| path.starts_with(**folder)) else {
+                    continue;
+                };
+                let path = path.split(' ').next().unwrap();
+                assert!(root().join(path).exists(), "{page}: {path}");
+                files += 1;
+                if *folder == "src/" && path.ends_with(".rs") {
+                    code.push_str(&read(path));
+                }
+            }
+            for name in code_spans(&item).filter_map(|span| span.strip_suffix("()")) {
+                let (of, name) = name.rsplit_once("::").unwrap_or(("", name));
+                let is_there = [format!("fn {name}("), format!("fn {name}<")];
+                let is_there = is_there.iter().any(|text| code.contains(text));
+                assert!(
+                    is_there && code.contains(of),
+                    "{page}: {of} {name} in: {item}"
+                );
+                functions += 1;
+            }
+        }
+    }
+    assert!(files > 40, "{files} files were found");
+    assert!(functions > 10, "{functions} functions were found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
