@@ -10,7 +10,7 @@ use std::fmt;
 use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
 use crate::order::{Attention, Observed, Order, OrderId, Reason, ResolvedBy, Status};
-use crate::program::Exit;
+use crate::process::Exit;
 use crate::simulator::model::Effect;
 use crate::simulator::record::Entry;
 use crate::store::{Filter, Store, StoreError};

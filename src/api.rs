@@ -51,7 +51,7 @@ use self::routes::{Endpoint, Route};
 use self::traffic::{OTHER, Traffic};
 use self::watcher::Watcher;
 use crate::explain::Invocation;
-use crate::program;
+use crate::process;
 use crate::server::{self, ConnectionState, ConnectionStats};
 use crate::site::Site;
 use crate::store::Store;
@@ -140,7 +140,7 @@ impl Api {
             invocation: match dev {
                 Dev::Off => Invocation::elsewhere(),
                 // Whoever looks at it sits at this machine.
-                Dev::On(_) => Invocation::here(program::own_name(), store.path()),
+                Dev::On(_) => Invocation::here(process::own_name(), store.path()),
             },
             dev,
             store,

@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
-use crate::store::{Contents, CopyError, DatabasePath, Finding, Inspection, OpenError, StoreError};
+use crate::store::{
+    Contents, CopyError, DatabasePath, Finding, Inspection, OpenError, StoreError, lock_files,
+    log_files,
+};
 
 /// A backup that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,8 +149,7 @@ impl Target {
             Ok(_) if !replace => return Err(BackupError::Exists(path)),
             _ => {}
         }
-        for suffix in LOGS {
-            let log = beside(&path, suffix);
+        for log in log_files(&path) {
             if fs::metadata(&log).is_ok_and(|meta| meta.len() > 0) {
                 return Err(BackupError::Leftover(log));
             }
@@ -206,26 +208,14 @@ struct Logs(PathBuf);
 
 impl Drop for Logs {
     fn drop(&mut self) {
-        for suffix in LOGS {
+        for log in log_files(&self.0) {
             // Mostly there is none.
-            let _ = fs::remove_file(beside(&self.0, suffix));
+            let _ = fs::remove_file(log);
         }
     }
 }
 
-/// What SQLite keeps beside a database.
-const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
-
-/// What our programs keep beside a database, besides.
-const LOCKS: [&str; 3] = ["-turn", "-write", "-leader"];
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// Whether a path leads to the database, or to a file that belongs to it.
+/// Returns whether a path leads to the database, or to a file that belongs to it.
 fn is_own(database: &Path, path: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
     let is_same_file = match (identity(database), identity(path)) {
@@ -234,10 +224,8 @@ fn is_own(database: &Path, path: &Path) -> bool {
     };
     is_same_file
         || path == database
-        || LOGS
-            .iter()
-            .chain(&LOCKS)
-            .any(|suffix| path == beside(database, suffix))
+        || log_files(database).iter().any(|log| path == log)
+        || lock_files(database).iter().any(|lock| path == lock)
 }
 
 /// Checks a copy, and tells what is in it.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use self::command_line::{parse, simulator_without_simulator};
 use self::values::{
@@ -26,6 +26,7 @@ use self::values::{
 };
 use crate::decide::LostProcess;
 use crate::order::OrderId;
+use crate::process::LogFormat;
 use crate::reconciler::{Schedule, Settings};
 use crate::simulator::faults::Faults;
 use crate::site::Site;
@@ -544,15 +545,6 @@ pub struct LogArgs {
         default_value = "text"
     )]
     pub log_format: LogFormat,
-}
-
-/// The format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
 }
 
 /// Returns the token for the order process service, if there is one.

@@ -16,10 +16,12 @@ use warp::reply::Response;
 
 use crate::account;
 use crate::api::{self, Api, Handler, Problem};
+use crate::commands::client;
 use crate::config::DevArgs;
-use crate::operator::client;
-use crate::program::{self, Exit, ReconcilerThread};
+use crate::process::{self, Exit};
+use crate::reconciler::ReconcilerThread;
 use crate::server;
+use crate::service;
 use crate::simulator::faults::{Faults, Outage};
 use crate::simulator::record::read_record;
 use crate::simulator::{self, Simulator};
@@ -34,7 +36,7 @@ pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
 
 /// Runs everything until a signal, and prints the account.
 pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let folder = tempfile::Builder::new()
         .prefix("order-service-")
         .tempdir()
@@ -89,13 +91,13 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     });
     let site = args.listen.site();
     let api = Api::for_dev(store.clone(), site, stop.begun.clone(), handler);
-    let exit = program::serve(listener, api, store.clone(), reconciler, &stop).await?;
+    let exit = service::run(listener, api, store.clone(), reconciler, &stop).await?;
     if let Some(simulator) = &simulator {
         mend(simulator).await;
     }
     let record = simulator.map(|_| read_record(&record)).transpose()?;
     let account = account::take(&store, &upstream, policy, record.as_deref()).await?;
-    program::print(format_args!("\n{account}"));
+    process::print(format_args!("\n{account}"));
     simulator_stop.cancel();
     Ok(match exit {
         Exit::Done => account.exit(),
@@ -163,7 +165,7 @@ fn print_banner(
         Some(_) => "",
         None => "  To see an upstream crash and forget, press \"crash now\" in the dashboard.\n",
     };
-    program::print(format_args!(
+    process::print(format_args!(
         "
   order-service dev: everything on this machine, nothing is kept
 

@@ -5,17 +5,14 @@
 //! it as JSON, the dashboard shows that, and `order-service explain` prints it. What will be done is
 //! decided in `decide` and is only described here.
 
-mod words;
-
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::words::span;
-use self::words::{clean, future, lasting, past, quoted};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
+use crate::messages::{clean, future, lasting, past, quoted, span};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{Reach, StartRate};

@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use order_service::api::Api;
+use order_service::commands::{self, client};
 use order_service::config::{self, ApiArgs, ServeArgs, ServiceCommand, SimulatorArgs};
-use order_service::operator::{self, client};
-use order_service::program::{self, Exit, LOG_DEFAULT, LineStyle, ReconcilerThread, WrongSetting};
+use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, WrongSetting};
+use order_service::reconciler::ReconcilerThread;
 use order_service::simulator::Simulator;
 use order_service::store::{Mode, Store};
-use order_service::{dev, health, server, simulator};
+use order_service::{dev, health, server, service, simulator};
 use tokio::net::TcpListener;
 
 /// Default log levels of the commands that print a result of their own.
@@ -24,34 +25,34 @@ fn main() -> ExitCode {
         ServiceCommand::Dev(_) => (LineStyle::Dated, dev::LOG_DEFAULT),
         _ => (LineStyle::Plain, OPERATOR_LOG_DEFAULT),
     };
-    let logs = program::log_to_stderr(log.log_format, style, levels);
-    program::run(async {
+    let logs = process::log_to_stderr(log.log_format, style, levels);
+    process::run(async {
         logs?;
         match command {
             ServiceCommand::Serve(args) => serve(*args).await,
             ServiceCommand::Dev(args) => dev::run(*args).await,
             ServiceCommand::Api(args) => api(args).await,
             ServiceCommand::Simulator(args) => simulator(args).await,
-            ServiceCommand::Account(args) => operator::account(args).await,
-            ServiceCommand::Restart(args) => operator::restart(args).await,
-            ServiceCommand::Fail(args) => operator::fail(args).await,
-            ServiceCommand::Backup(args) => operator::backup(args).await,
-            ServiceCommand::Check(args) => operator::check(&args),
-            ServiceCommand::Explain(args) => operator::explain(&args),
-            ServiceCommand::Prune(args) => operator::prune(args).await,
+            ServiceCommand::Account(args) => commands::account(args).await,
+            ServiceCommand::Restart(args) => commands::restart(args).await,
+            ServiceCommand::Fail(args) => commands::fail(args).await,
+            ServiceCommand::Backup(args) => commands::backup(args).await,
+            ServiceCommand::Check(args) => commands::check(&args),
+            ServiceCommand::Explain(args) => commands::explain(&args),
+            ServiceCommand::Prune(args) => commands::prune(args).await,
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {
                     let what = "--listen needs the port that the program listens on";
                     return Err(WrongSetting(what.into()).into());
                 }
-                Ok(program::tell_health(health::of_api(args.listen).await))
+                Ok(process::print_health(health::of_api(args.listen).await))
             }
         }
     })
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
@@ -61,16 +62,16 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
-    program::serve(listener, api, store, reconciler, &stop).await
+    service::run(listener, api, store, reconciler, &stop).await
 }
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     print_address(&listener)?;
     let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
-    program::drained(&stop, async {
+    process::drained(&stop, async {
         let others = std::future::ready(());
         api.serve(listener, stop.begun.clone(), others).await;
         store.fold().await;
@@ -80,7 +81,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
 }
 
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let listener = server::listen(args.listen, "--listen").await?;
     let control = simulator::listen_for_control(args.faults.control).await?;
     let options = simulator::Options {
@@ -94,7 +95,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
     server::raise_file_limit();
     print_address(&listener)?;
     if let Some(control) = &control {
-        program::print(format_args!(
+        process::print(format_args!(
             "control on http://{}\n",
             control.local_addr()?
         ));
@@ -105,7 +106,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
 
 /// Prints the address, from which scripts read the port that port 0 took.
 fn print_address(listener: &TcpListener) -> anyhow::Result<()> {
-    program::print(format_args!(
+    process::print(format_args!(
         "listening on http://{}\n",
         listener.local_addr()?
     ));

@@ -28,9 +28,10 @@ pub use self::lives::Lives;
 use self::polling::Polling;
 pub use self::polling::{Durations, Plan, Watched, list_cost, look_ups_cost};
 pub use self::rate::{Beat, StartRate};
-pub use self::reach::{Cause, Failure, Met, Reach, Reachability};
+pub use self::reach::{Met, Reach, Reachability};
 pub use self::turns::{Queue, Turns};
 use crate::order::{Observed, Timestamp};
+use crate::upstream::{Cause, Failure};
 
 /// The wait after a first failure.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);

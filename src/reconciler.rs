@@ -17,13 +17,13 @@ mod start;
 mod start_attempt;
 mod start_commits;
 mod start_queue;
+mod thread;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio_util::sync::CancellationToken;
 
 use self::asking::Asking;
 pub use self::effects::Decision;
@@ -32,15 +32,17 @@ use self::new_orders::NewOrders;
 pub use self::schedule::{Moments, Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
+pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::{Look, LostProcess, Occasion, OpenOrder, PassContext, Policy, decide};
-use crate::explain::span;
+use crate::messages::span;
 use crate::order::{Status, Timestamp};
-use crate::pace::{Call, Failure, Pace};
+use crate::pace::{Call, Pace};
+use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{LeaderLock, StartCandidate, Store};
-use crate::upstream::Upstream;
+use crate::upstream::{Failure, Upstream};
 
 /// How often a standby tries to take the lead.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
@@ -71,9 +73,6 @@ const WAIT_LOGGED: Duration = Duration::from_secs(10);
 
 /// And no more often than this.
 const WAIT_LOGGED_EVERY: Duration = Duration::from_secs(60);
-
-/// How long after the stop signal the answer to a start is waited for.
-pub const ABANDON_AFTER: Duration = Duration::from_secs(20);
 
 /// What a reconciler is told by its operator.
 #[derive(Clone, Debug)]
@@ -114,15 +113,6 @@ impl Settings {
         let default = if is_guarded { GUARDED_RATE } else { 0.0 };
         self.start_rate.unwrap_or(default)
     }
-}
-
-/// Asks a reconciler to end.
-#[derive(Clone, Debug, Default)]
-pub struct Stop {
-    /// Nothing new is begun any more.
-    pub begun: CancellationToken,
-    /// Answers are not waited for any more.
-    pub abandon: CancellationToken,
 }
 
 /// What one pass did.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::histogram::Histogram;
-use crate::pace::{Cause, Failure};
+use crate::upstream::{Cause, Failure};
 
 /// Upper bounds of what a request to the upstream or a pass may take, in milliseconds: from a
 /// service next door to the longest list.

@@ -31,7 +31,7 @@ use self::queue::Queue;
 pub use self::queue::{Gate, Mode, OpenGate, Passage};
 pub use self::sqlite::{
     Commits, CopyError, DatabasePath, DatabasePathError, Inspection, LeaderLock, OpenError,
-    read_heartbeat,
+    lock_files, log_files, read_heartbeat,
 };
 pub use self::transition::{Change, Recorded, Step, Trouble};
 use self::write::Write;

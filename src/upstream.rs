@@ -1,56 +1,32 @@
-//! The client of the order process service. The only place that knows its wire format.
+//! The order process service as the reconciler sees it: what can be asked, and how that can fail.
 //!
-//! Nothing is believed that it did not say in a complete answer. What its answers mean for an
-//! order is decided in `decide`; the list is decoded in `upstream/list.rs`.
+//! Pure. The client over HTTP and the wire format are in `upstream/http.rs`, and the list is decoded in
+//! `upstream/list.rs`. What the answers mean for an order is decided in `decide`.
 
+mod http;
 mod list;
 
-use std::error::Error as StdError;
-use std::future::Future;
-use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Context;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-};
-use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
-use serde::Deserialize;
-
+pub use self::http::{HttpUpstream, UpstreamUrl, UpstreamUrlError};
 pub use self::list::{Entry, ListDecoder, ListError};
 use crate::order::{Observed, OrderId};
-use crate::pace::{Cause, Failure};
 
-/// The longest answer to a look-up or a start that is read, in bytes.
-const ANSWER_MAX: usize = 64 * 1024;
-
-/// A start uses a connection that was idle for no longer than this: the peer may be about to close it,
-/// and a start that ends so may have taken effect.
-const START_IDLE_MAX: Duration = Duration::from_millis(500);
-
-/// How much of an unexpected answer is shown, in characters.
-const SHOWN_MAX: usize = 200;
-
-/// The only path there is.
-const PATH: &str = "/order_process";
-
-/// What the reconciler asks of the order process service.
+/// The requests that the reconciler makes to the order process service.
 pub trait Upstream: 'static {
-    /// Starts a process. `Ok` means that it was accepted.
+    /// Starts a process. `Ok` means that the upstream has accepted it.
     fn start(&self, id: &OrderId) -> impl Future<Output = Result<(), StartError>>;
 
-    /// Looks one order's process up.
+    /// Looks up the process of one order.
     fn look_up(&self, id: &OrderId) -> impl Future<Output = Result<Observed, Failure>>;
 
-    /// Reads the list of all processes, and tells each entry as it comes. `Ok`, with the number
-    /// of entries, means that it was complete; after an error what was told holds, and what was
-    /// not told proves nothing. How long it may take in all is the caller's business.
-    fn list(&self, tell: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
+    /// Reads the list of all processes, and calls `on_entry` with each entry as it arrives. `Ok`, with
+    /// the number of entries, means that the list was complete. After an error the entries that
+    /// arrived hold, and the absence of others proves nothing. The caller limits the time in all.
+    fn list(&self, on_entry: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
 }
 
-/// Why a start was not accepted, by the caller's next move.
+/// A start that was not accepted, by the caller's next move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
     /// It cannot have reached the upstream: it may be repeated.
@@ -74,531 +50,41 @@ pub enum StartError {
     },
 }
 
-/// URL of the order process service, `http` or `https`. It ends in `/order_process`, whether that was
-/// written or not.
+/// A request without a usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamUrl(Url);
-
-/// A text that cannot be the URL of the order process service.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UpstreamUrlError {
-    /// It is not a URL.
-    #[error("is not a URL ({0}); write something like http://127.0.0.1:8000")]
-    Malformed(url::ParseError),
-    /// It has another scheme.
-    #[error("must begin with http:// or https://")]
-    Scheme,
-    /// It has a user name or a password.
-    #[error("must not hold a user name or password; put a token into ORDER_PROCESS_TOKEN")]
-    Credentials,
-    /// It has a query or a fragment.
-    #[error("must not have a query or a fragment; write it up to /order_process or before that")]
-    Query,
+pub struct Failure {
+    /// What was seen, in words.
+    pub detail: String,
+    /// Its kind.
+    pub cause: Cause,
+    /// How long the upstream asked to be left alone.
+    pub retry_after: Option<Duration>,
 }
 
-impl FromStr for UpstreamUrl {
-    type Err = UpstreamUrlError;
-
-    fn from_str(text: &str) -> Result<Self, UpstreamUrlError> {
-        let mut url = Url::parse(text).map_err(UpstreamUrlError::Malformed)?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(UpstreamUrlError::Scheme);
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(UpstreamUrlError::Credentials);
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(UpstreamUrlError::Query);
-        }
-        let path = url.path().trim_end_matches('/');
-        let base = path.strip_suffix(PATH).unwrap_or(path);
-        let path = format!("{}{PATH}", base.trim_end_matches('/'));
-        url.set_path(&path);
-        Ok(Self(url))
-    }
-}
-
-impl std::fmt::Display for UpstreamUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.as_str())
-    }
-}
-
-impl UpstreamUrl {
-    fn is_loopback(&self) -> bool {
-        let Some(host) = self.0.host_str() else {
-            return false;
-        };
-        host == "localhost"
-            || host
-                .trim_matches(['[', ']'])
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.to_canonical().is_loopback())
-    }
-}
-
-/// The order process service over HTTP.
-#[derive(Clone, Debug)]
-pub struct HttpUpstream {
-    /// For starts: its connections are hardly ever idle for long enough to be closed by the peer.
-    starts: Client,
-    looks: Client,
-    /// Makes a connection for each request.
-    unpooled: Client,
-    url: Url,
-    request_timeout: Duration,
-}
-
-impl HttpUpstream {
-    /// A client for the service at `url`. Requests take `request_timeout` at most; of the list it
-    /// is the longest silence. `token` is sent as a bearer token (RFC 6750, section 2.1).
-    ///
-    /// # Errors
-    /// The token cannot stand in a header, or the system's root certificates cannot be used.
-    pub fn new(
-        url: &UpstreamUrl,
-        token: Option<&str>,
-        request_timeout: Duration,
-    ) -> anyhow::Result<Self> {
-        // Fails only if there is a provider already, which then serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || Self::builder(url, token, request_timeout);
-        let build = |builder: ClientBuilder| {
-            builder.build().context(
-                "no HTTPS client can be made; the system's root certificates are needed: install \
-                 the package ca-certificates, or name a file in SSL_CERT_FILE",
-            )
-        };
-        Ok(Self {
-            starts: build(builder()?.pool_idle_timeout(START_IDLE_MAX))?,
-            looks: build(builder()?)?,
-            unpooled: build(builder()?.pool_max_idle_per_host(0))?,
-            url: url.0.clone(),
-            request_timeout,
-        })
-    }
-
-    fn builder(
-        url: &UpstreamUrl,
-        token: Option<&str>,
-        request_timeout: Duration,
-    ) -> anyhow::Result<ClientBuilder> {
-        let mut builder = Client::builder()
-            .user_agent(concat!("order-service/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .connect_timeout(request_timeout)
-            .read_timeout(request_timeout);
-        if url.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        if url.0.scheme() == "http" {
-            // Certificates are not needed, and may not be there.
-            builder = builder.tls_certs_only([]);
-        }
-        if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
-                anyhow::anyhow!(
-                    "ORDER_PROCESS_TOKEN has a character that cannot stand in an HTTP header"
-                )
-            })?;
-            value.set_sensitive(true);
-            builder = builder.default_headers([(AUTHORIZATION, value)].into_iter().collect());
-        }
-        Ok(builder)
-    }
-
-    /// The URL of one order's process. Everything but letters and digits is escaped, so that no
-    /// character can end the parameter or be taken for another.
-    fn url_of(&self, id: &OrderId) -> Url {
-        let mut url = self.url.clone();
-        let id = utf8_percent_encode(id.as_str(), NON_ALPHANUMERIC);
-        url.set_query(Some(&format!("order_id={id}")));
-        url
-    }
-
-    /// Asks for something, past caches that comply. A connection that was kept alive may have been closed
-    /// by the peer meanwhile: a request that ends before it is answered is repeated once, on a connection
-    /// of its own.
-    async fn get(&self, url: Url, timeout: Option<Duration>) -> Result<Response, reqwest::Error> {
-        let send = |client: &Client| {
-            let request = client.get(url.clone()).header(CACHE_CONTROL, "no-cache");
-            match timeout {
-                Some(timeout) => request.timeout(timeout).send(),
-                None => request.send(),
-            }
-        };
-        match send(&self.looks).await {
-            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                send(&self.unpooled).await
-            }
-            result => result,
-        }
-    }
-
-    /// Checks that an answer of this `Age` may say what does not exist. An older one than reads may lag
-    /// comes from a cache, and lacks what has begun meanwhile.
-    fn check_age(&self, age: Option<Duration>) -> Result<(), Failure> {
-        match age.filter(|age| *age > self.request_timeout) {
-            Some(age) => Err(Failure::new(
-                format!(
-                    "the answer is {} s old and comes from a cache; exempt {} from caching",
-                    age.as_secs(),
-                    self.url
-                ),
-                Cause::Outdated,
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// An answer that tells of the upstream's state, or of our access to it.
-    fn trouble(&self, status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
-        Failure {
-            detail: format!(
-                "the upstream answered {}{}",
-                shown(status, body),
-                self.hint(status)
-            ),
-            cause: match status {
-                StatusCode::TOO_MANY_REQUESTS => Cause::TooMany,
-                StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
-                // These are answered to whatever is asked next, too.
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::NoAccess,
-                status if status.is_redirection() => Cause::NoAccess,
-                _ => Cause::Unusable,
-            },
-            retry_after,
-        }
-    }
-
-    /// A remark that tells where to look after an answer with this status.
-    fn hint(&self, status: StatusCode) -> String {
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                " (is ORDER_PROCESS_TOKEN right?)".to_owned()
-            }
-            // It has this path, and answers 200 about an order that it does not know.
-            StatusCode::NOT_FOUND => format!(" (is this the right URL? {})", self.url),
-            status if status.is_redirection() => " (redirects are not followed)".to_owned(),
-            _ => String::new(),
+impl Failure {
+    /// A failure that tells nothing else.
+    pub fn new(detail: impl Into<String>, cause: Cause) -> Self {
+        Self {
+            detail: detail.into(),
+            cause,
+            retry_after: None,
         }
     }
 }
 
-impl Upstream for HttpUpstream {
-    async fn start(&self, id: &OrderId) -> Result<(), StartError> {
-        let body = serde_json::json!({ "order_id": id.as_str() }).to_string();
-        let request = self
-            .starts
-            .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .body(body);
-        let response = match request.timeout(self.request_timeout).send().await {
-            Ok(response) => response,
-            Err(error) if error.is_connect() => {
-                return Err(StartError::Unavailable(no_answer(&error)));
-            }
-            Err(error) => {
-                return Err(StartError::Ambiguous {
-                    answer: None,
-                    failure: no_answer(&error),
-                });
-            }
-        };
-        let status = response.status();
-        let retry_after = seconds(&response, RETRY_AFTER);
-        let body = read_at_most(response, ANSWER_MAX).await;
-        if status.is_success() {
-            // The upstream itself says nothing more than that.
-            let detail = match body {
-                Ok(body) if body.is_empty() => return Ok(()),
-                Ok(body) => shown(status, &body),
-                Err(error) => format!("{status}, and broke off: {}", root_cause(&error)),
-            };
-            let detail = format!("the start was answered {detail}, and no process is found");
-            return Err(StartError::Doubtful(Failure::new(detail, Cause::Unusable)));
-        }
-        let body = body.unwrap_or_default();
-        if status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(StartError::Unavailable(self.trouble(
-                status,
-                &body,
-                retry_after,
-            )));
-        }
-        if is_trouble(status) {
-            return Err(StartError::Ambiguous {
-                // A gateway's 408 may follow a request that it has passed on.
-                answer: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
-                failure: self.trouble(status, &body, retry_after),
-            });
-        }
-        Err(StartError::Refused {
-            answer: status.as_u16(),
-            detail: format!(
-                "the start was answered {}{}",
-                shown(status, &body),
-                self.hint(status)
-            ),
-        })
-    }
-
-    async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        let no_answer = |error| no_answer(&error);
-        let timeout = Some(self.request_timeout);
-        let response = self
-            .get(self.url_of(id), timeout)
-            .await
-            .map_err(no_answer)?;
-        let (status, retry_after) = (response.status(), seconds(&response, RETRY_AFTER));
-        let age = seconds(&response, AGE);
-        let body = read_at_most(response, ANSWER_MAX)
-            .await
-            .map_err(no_answer)?;
-        if status != StatusCode::OK {
-            return Err(self.trouble(status, &body, retry_after));
-        }
-        let observed = observed_of(id, &body).map_err(|what| {
-            Failure::new(
-                format!("a look-up was answered with {what}"),
-                Cause::Unusable,
-            )
-        })?;
-        if observed == Observed::Absent {
-            self.check_age(age)?;
-        }
-        Ok(observed)
-    }
-
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        let response = self.get(self.url.clone(), None).await;
-        let mut response = response.map_err(|error| no_answer(&error))?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            let retry_after = seconds(&response, RETRY_AFTER);
-            let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
-            return Err(self.trouble(status, &body, retry_after));
-        }
-        let age = seconds(&response, AGE);
-        let mut decoder = ListDecoder::new();
-        let broken = |error: ListError| {
-            Failure::new(format!("the list cannot be used: {error}"), Cause::Unusable)
-        };
-        while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
-            decoder.push(&chunk, &mut tell).map_err(broken)?;
-        }
-        let entries = decoder.finish().map_err(broken)?;
-        self.check_age(age)?;
-        Ok(entries)
-    }
-}
-
-/// What a 200 to a look-up of `id` says.
-fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
-    #[derive(Deserialize)]
-    struct Process {
-        order_id: String,
-        status: String,
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
-
-    // An empty object and nothing else means that the order is not known.
-    if serde_json::from_slice::<Nothing>(body).is_ok() && body.trim_ascii().starts_with(b"{") {
-        return Ok(Observed::Absent);
-    }
-    if !body.trim_ascii().starts_with(b"{") {
-        return Err(format!("something that is no object: {}", excerpt(body)));
-    }
-    let process: Process = serde_json::from_slice(body)
-        .map_err(|error| format!("an object that is no process ({error}): {}", excerpt(body)))?;
-    if process.order_id != id.as_str() {
-        return Err("the process of another order".to_owned());
-    }
-    Ok(Observed::of_status(&process.status))
-}
-
-/// Answers that tell of the upstream's state, or of our access to it, and not of the order.
-fn is_trouble(status: StatusCode) -> bool {
-    status.is_server_error()
-        || status.is_redirection()
-        || status.is_informational()
-        || matches!(
-            status,
-            StatusCode::UNAUTHORIZED
-                | StatusCode::FORBIDDEN
-                | StatusCode::PROXY_AUTHENTICATION_REQUIRED
-                | StatusCode::REQUEST_TIMEOUT
-                | StatusCode::TOO_MANY_REQUESTS
-        )
-}
-
-/// A request that met no answer, or half of one.
-fn no_answer(error: &reqwest::Error) -> Failure {
-    let detail = if error.is_timeout() {
-        "the upstream did not answer in time".to_owned()
-    } else if error.is_connect() {
-        let origin = error.url().map(|url| url.origin().ascii_serialization());
-        let at = origin.map_or_else(String::new, |origin| format!(" at {origin}"));
-        format!("the upstream cannot be reached{at}: {}", root_cause(error))
-    } else {
-        format!("the upstream broke off: {}", root_cause(error))
-    };
-    Failure {
-        detail,
-        cause: match () {
-            () if error.is_connect() => Cause::NoAccess,
-            () if error.is_timeout() => Cause::Silence,
-            () => Cause::Unusable,
-        },
-        retry_after: None,
-    }
-}
-
-/// The innermost cause, which says what happened; the outer ones repeat the URL.
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn StdError = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}
-
-/// The number of seconds in a header: `Retry-After` (RFC 9110, section 10.2.3), of which a date is left
-/// to backoff, or `Age` (RFC 9111, section 5.1).
-fn seconds(response: &Response, header: HeaderName) -> Option<Duration> {
-    let seconds = response.headers().get(header)?.to_str().ok()?;
-    Some(Duration::from_secs(seconds.trim().parse().ok()?))
-}
-
-/// The body up to `max` bytes; what is longer is cut, and then is no valid JSON any more.
-async fn read_at_most(mut response: Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        let room = max - body.len();
-        if chunk.len() > room {
-            body.extend_from_slice(&chunk[..room]);
-            break;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-fn shown(status: StatusCode, body: &[u8]) -> String {
-    if body.is_empty() {
-        status.as_u16().to_string()
-    } else {
-        format!("{}: {}", status.as_u16(), excerpt(body))
-    }
-}
-
-/// The beginning of a body, on one line.
-fn excerpt(body: &[u8]) -> String {
-    String::from_utf8_lossy(body)
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(SHOWN_MAX)
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_is_checked_and_gets_the_path() {
-        for (text, url) in [
-            (
-                "http://127.0.0.1:8000",
-                "http://127.0.0.1:8000/order_process",
-            ),
-            ("https://a.example/", "https://a.example/order_process"),
-            ("https://a.example/x/", "https://a.example/x/order_process"),
-            (
-                "https://a.example/order_process",
-                "https://a.example/order_process",
-            ),
-            (
-                "https://a.example/x//order_process//",
-                "https://a.example/x/order_process",
-            ),
-            (
-                "https://a.example/my_order_process",
-                "https://a.example/my_order_process/order_process",
-            ),
-        ] {
-            assert_eq!(text.parse::<UpstreamUrl>().unwrap().to_string(), url);
-        }
-        for text in [
-            "",
-            "127.0.0.1:8000",
-            "ftp://a.example",
-            "http://",
-            "http://u:p@a.example",
-            "http://a.example?x=1",
-            "http://a.example#x",
-        ] {
-            assert!(text.parse::<UpstreamUrl>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn only_an_empty_object_means_that_the_order_is_not_known() {
-        let id = OrderId::new("a1").unwrap();
-        assert_eq!(observed_of(&id, b"{}"), Ok(Observed::Absent));
-        assert_eq!(observed_of(&id, b" { }\n"), Ok(Observed::Absent));
-        for (body, observed) in [
-            (r#"{"order_id":"a1","status":"RUNNING"}"#, Observed::Running),
-            (
-                r#"{"status":"SUCCEEDED","order_id":"a1","more":[1]}"#,
-                Observed::Succeeded,
-            ),
-            (r#"{"order_id":"a1","status":"FAILED"}"#, Observed::Failed),
-            (
-                r#"{"order_id":"a1","status":"PAUSED"}"#,
-                Observed::Unrecognised("PAUSED".into()),
-            ),
-        ] {
-            assert_eq!(observed_of(&id, body.as_bytes()), Ok(observed), "{body}");
-        }
-        for body in [
-            "",
-            "null",
-            "[]",
-            "[{}]",
-            r#"[{"order_id":"a1","status":"RUNNING"}]"#,
-            r#"["a1","RUNNING"]"#,
-            r#"{"message":"hello"}"#,
-            r#"{"order_id":"a1"}"#,
-            r#"{"status":"RUNNING"}"#,
-            r#"{"order_id":"a2","status":"RUNNING"}"#,
-            r#"{"order_id":"a1","status":"RUNNING","status":"FAILED"}"#,
-            r#"{"order_id":"a1","status":null}"#,
-            r#"{"order_id":"a1","status":"RUNNING"}{}"#,
-            "<html></html>",
-        ] {
-            assert!(observed_of(&id, body.as_bytes()).is_err(), "{body}");
-        }
-    }
-
-    #[test]
-    fn every_character_of_an_id_survives_in_the_url() {
-        let url = "http://127.0.0.1:8000".parse().unwrap();
-        let upstream = HttpUpstream::new(&url, None, Duration::from_secs(1)).unwrap();
-        let id = OrderId::new("a;b&c+d#e%f g/h=é\"").unwrap();
-        let url = upstream.url_of(&id);
-        let back: Vec<_> = url.query_pairs().collect();
-        assert_eq!(back, [("order_id".into(), id.as_str().into())]);
-        assert!(!url.query().unwrap().contains([';', '+', '#', ' ', '/']));
-    }
-
-    #[test]
-    fn a_token_that_cannot_be_sent_is_refused() {
-        let url = "http://127.0.0.1:8000".parse().unwrap();
-        assert!(HttpUpstream::new(&url, Some("a\nb"), Duration::from_secs(1)).is_err());
-    }
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No connection, or none that is let in: every other request would meet the same.
+    NoAccess,
+    /// An answer that asks for fewer requests: 429.
+    TooMany,
+    /// An answer that nothing can be done at present: 503, which gateways also give instead of 429.
+    Overload,
+    /// No answer in time.
+    Silence,
+    /// A cache's answer, too old to say what does not exist.
+    Outdated,
+    /// An answer that cannot be used.
+    Unusable,
 }

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
+use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::health;
-use order_service::operator::client;
-use order_service::program::{self, Exit, LOG_DEFAULT, LineStyle, ReconcilerThread};
-use order_service::reconciler::{Settings, Stop};
+use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
+use order_service::reconciler::{ReconcilerThread, Settings};
 use order_service::store::{LeaderLock, Mode, Store};
 use order_service::upstream::HttpUpstream;
 
@@ -16,21 +16,21 @@ fn main() -> ExitCode {
         ReconcilerCommand::Run(_) => LineStyle::Dated,
         ReconcilerCommand::Health(_) => LineStyle::Plain,
     };
-    let logs = program::log_to_stderr(log.log_format, style, LOG_DEFAULT);
-    program::run(async {
+    let logs = process::log_to_stderr(log.log_format, style, LOG_DEFAULT);
+    process::run(async {
         logs?;
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
             ReconcilerCommand::Health(args) => {
                 let found = health::of_reconciler(&args.database.database_url);
-                Ok(program::tell_health(found.await))
+                Ok(process::print_health(found.await))
             }
         }
     })
 }
 
 async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
@@ -41,7 +41,7 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     }
     let mut thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let mut outcome = Ok(());
-    program::drained(&stop, async {
+    process::drained(&stop, async {
         outcome = thread.ended().await;
         store.fold().await;
     })

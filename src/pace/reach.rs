@@ -3,10 +3,9 @@
 //! Pure. An upstream that is down is asked by one look-up a pass, and one that has asked for rest
 //! gets it; both are told by `Pace`, which every request passes.
 
-use std::time::Duration;
-
 use super::BACKOFF_MAX;
 use crate::order::Timestamp;
+use crate::upstream::{Cause, Failure};
 
 /// Failures in a row, over different orders, after which it is not the orders' fault.
 const FAILURES_TO_DOWN: u32 = 3;
@@ -168,45 +167,6 @@ impl Reachability {
             _ => false,
         }
     }
-}
-
-/// A request without a usable answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What was seen, in words.
-    pub detail: String,
-    /// Its kind.
-    pub cause: Cause,
-    /// How long the upstream asked to be left alone.
-    pub retry_after: Option<Duration>,
-}
-
-impl Failure {
-    /// A failure that tells nothing else.
-    pub fn new(detail: impl Into<String>, cause: Cause) -> Self {
-        Self {
-            detail: detail.into(),
-            cause,
-            retry_after: None,
-        }
-    }
-}
-
-/// Kinds of failure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// No connection, or none that is let in: every other request would meet the same.
-    NoAccess,
-    /// An answer that asks for fewer requests: 429.
-    TooMany,
-    /// An answer that nothing can be done at present: 503, which gateways also give instead of 429.
-    Overload,
-    /// No answer in time.
-    Silence,
-    /// A cache's answer, too old to say what does not exist.
-    Outdated,
-    /// An answer that cannot be used.
-    Unusable,
 }
 
 #[cfg(test)]

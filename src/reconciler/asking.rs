@@ -7,9 +7,8 @@ use std::cell::{RefCell, RefMut};
 
 use crate::clock::Clock;
 use crate::order::{Observed, OrderId, Timestamp};
-use crate::pace::{Cause, Failure};
 use crate::reconciler_metrics::{Answer, Kind, ReconcilerMetrics};
-use crate::upstream::{Entry, StartError, Upstream};
+use crate::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 /// The upstream, and what was counted.
 pub(super) struct Asking<U> {

@@ -1,5 +1,4 @@
-//! The changes that follow from a decision about one order. Pure: recording them is the caller's
-//! business.
+//! The changes that follow from a decision about one order. No I/O: the caller records them.
 
 use super::Report;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};

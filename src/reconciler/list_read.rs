@@ -11,9 +11,8 @@ use super::Context;
 use super::observations::{ListReader, ListSnapshot};
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::Failure;
 use crate::store::Watchlist;
-use crate::upstream::{Entry, Upstream};
+use crate::upstream::{Entry, Failure, Upstream};
 
 /// A list that is being read, over as many passes as it takes. Dropping it ends the request.
 pub(super) struct ListRead {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::decide::{Look, OpenOrder, Phase, Policy};
 use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
-use crate::pace::{self, Failure};
+use crate::pace;
 use crate::store::Watchlist;
-use crate::upstream::Entry;
+use crate::upstream::{Entry, Failure};
 
 /// The orders that are looked at, and what was seen of each.
 pub(super) struct Observations {

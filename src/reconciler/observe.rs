@@ -11,11 +11,12 @@ use futures_util::stream::FuturesUnordered;
 
 use super::list_read::{ListAnswer, ListRead};
 use super::observations::Observations;
-use super::{Decision, Reconciler, Report, Stop, effects, note};
+use super::{Decision, Reconciler, Report, effects, note};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::{Call, Plan};
+use crate::process::Stop;
 use crate::store::{Change, StartCandidate, Step, Watchlist};
 use crate::upstream::Upstream;
 

@@ -7,7 +7,7 @@
 use log::Level;
 
 use super::Context;
-use crate::explain::span;
+use crate::messages::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
 use crate::store::{Change, Filter, Recorded, Step, StoreError};
 

@@ -31,11 +31,12 @@ use super::list_read::ListRead;
 use super::start_attempt::{Answer, Call, Outcome};
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
-use super::{Context, HeartbeatWriter, Reconciler, Report, Stop, note};
+use super::{Context, HeartbeatWriter, Reconciler, Report, note};
 use crate::clock::Clock;
 use crate::decide::is_in_doubt;
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
+use crate::process::Stop;
 use crate::store::{StartCandidate, Step};
 use crate::upstream::Upstream;
 

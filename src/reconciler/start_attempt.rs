@@ -3,13 +3,13 @@
 //! The stages of an attempt, and their order, are in `start.rs`. What an answer means for the order
 //! is decided in `decide`.
 
-use super::{Context, Report, Stop, effects};
+use super::{Context, Report, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::{Cause, Failure};
+use crate::process::Stop;
 use crate::store::{StartCandidate, Step};
-use crate::upstream::{StartError, Upstream};
+use crate::upstream::{Cause, Failure, StartError, Upstream};
 
 /// A request to the upstream for one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,6 +30,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 
 pub use self::commits::Commits;
+pub use self::file::{lock_files, log_files};
 pub use self::open::{DatabasePath, DatabasePathError, LeaderLock, OpenError};
 pub use self::read_only::{CopyError, Inspection};
 use self::writer::Writer;
@@ -146,7 +147,7 @@ impl Engine {
     }
 
     pub fn restarts(&self) -> Result<u64, StoreError> {
-        self.read(orders::restarts)
+        self.read(stats::restarts)
     }
 
     pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {

@@ -3,10 +3,9 @@
 use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
-use order_service::pace::{Cause, Failure};
-use order_service::program::Exit;
+use order_service::process::Exit;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
-use order_service::upstream::{Entry, StartError, Upstream};
+use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
 

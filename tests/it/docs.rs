@@ -7,7 +7,7 @@ use std::path::Path;
 use order_service::api;
 use order_service::decide::LostProcess;
 use order_service::order::Reason;
-use order_service::program::Exit;
+use order_service::process::Exit;
 
 use crate::tidy::{read, root};
 use crate::world::{Client, World};

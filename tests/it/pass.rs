@@ -20,7 +20,8 @@ use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Reason, Status, Timestamp};
 use order_service::pace::Learned;
-use order_service::reconciler::{Reconciler, Report, Stop};
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Report};
 use order_service::store::{DatabasePath, Mode, Store};
 
 use self::stage::{Fate, InMemory, Stage, block_on, pass, unlimited};

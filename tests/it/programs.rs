@@ -434,7 +434,7 @@ fn a_second_signal_ends_a_program_at_once() {
     start.read_exact(&mut begun).unwrap();
     assert_eq!(&begun, b"POST");
     service.signal("TERM");
-    service.logs("a second signal ends at once");
+    service.logs("a second signal exits immediately");
     let deadline = Instant::now() + PATIENCE;
     while api_health(&world, service.address()).code == Some(0) {
         assert!(Instant::now() < deadline, "it does not drain");

@@ -1,10 +1,10 @@
 //! What the documentation of the code claims about it, read off the code.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use order_service::program::LOG_PARTS;
+use order_service::process::LOG_PARTS;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -47,15 +47,80 @@ fn code(text: &str) -> String {
         .join("\n")
 }
 
+/// Returns whether a file holds tests alone.
+fn is_tests(path: &str) -> bool {
+    path.ends_with("/tests.rs")
+}
+
+/// The first segment of a file's path in `src`: its module.
+fn module_of(path: &str) -> &str {
+    path["src/".len()..].split(['/', '.']).next().unwrap()
+}
+
+/// The bullets of the map in lib.rs, in order: the modules that each names, and its text.
+fn map() -> Vec<(Vec<String>, String)> {
+    let lib = read("src/lib.rs");
+    let docs: Vec<_> = lib
+        .lines()
+        .map_while(|line| line.strip_prefix("//!"))
+        .collect();
+    let docs = docs.join("\n");
+    let bullets = docs.split("\n - [").skip(1);
+    bullets
+        .map(|bullet| {
+            let bullet = format!("[{}", bullet.split("\n\n").next().unwrap());
+            let (names, text) = bullet.split_once("]:").unwrap();
+            let names = names.split('`').skip(1).step_by(2).map(str::to_owned);
+            (names.collect(), text.to_owned())
+        })
+        .collect()
+}
+
+/// The names that follow `prefix` in the code, one level deep: `a` and `b` for `prefix::{a::X, b}`.
+fn imported(code: &str, prefix: &str) -> BTreeSet<String> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names = BTreeSet::new();
+    for (at, _) in code.match_indices(prefix) {
+        // The end of a longer path, as in `super::super::x`.
+        if code[..at].ends_with(|c: char| is_word(c) || c == ':') {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        let mut depth = 0;
+        let mut is_first = true;
+        for (at, c) in rest.char_indices() {
+            if is_first && is_word(c) {
+                let name: String = rest[at..].chars().take_while(|c| is_word(*c)).collect();
+                names.insert(name);
+            }
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            is_first = depth == 1 && matches!(c, '{' | ',') || is_first && c.is_whitespace();
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    names
+}
+
 #[test]
 fn what_logs_can_be_named_in_rust_log() {
     let mut parts = BTreeSet::new();
-    for (name, text) in sources() {
+    for (path, text) in sources() {
         let code = code(&text);
-        let module = name["src/".len()..].split(['/', '.']).next().unwrap();
+        let module = module_of(&path);
         let logs = ["error", "warn", "info", "debug", "trace"]
             .iter()
-            .any(|level| code.contains(&format!("log::{level}!(")));
+            .flat_map(|level| {
+                code.split(&format!("log::{level}!("))
+                    .skip(1)
+                    .collect::<Vec<_>>()
+            })
+            .any(|arguments| !arguments.trim_start().starts_with("target: "));
         if logs && !["main", "bin"].contains(&module) {
             parts.insert(module.to_owned());
         }
@@ -68,30 +133,73 @@ fn what_logs_can_be_named_in_rust_log() {
 }
 
 #[test]
-fn the_pure_modules_use_nothing_that_acts() {
-    let pure = [
-        "src/order.rs",
-        "src/order/event.rs",
-        "src/order/rfc3339.rs",
-        "src/order_details.rs",
-        "src/decide.rs",
-        "src/pace.rs",
-        "src/explain.rs",
-        "src/explain/words.rs",
-        "src/journal_stats.rs",
-        "src/histogram.rs",
-        "src/reconciler_metrics.rs",
-        "src/simulator/model.rs",
-        "src/simulator/crash.rs",
-        "src/simulator/faults.rs",
-    ];
+fn the_map_in_lib_rs_names_every_module_once() {
+    let lib = read("src/lib.rs");
+    let modules = lib.lines().filter_map(|line| line.strip_prefix("pub mod "));
+    let mut modules: Vec<_> = modules.map(|line| line.trim_end_matches(';')).collect();
+    let map = map();
+    let mut named: Vec<_> = map.iter().flat_map(|(names, _)| names).collect();
+    modules.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(modules, named);
+}
+
+#[test]
+fn no_module_imports_one_that_comes_after_it_on_the_map() {
+    let map = map();
+    let order: Vec<_> = map.iter().flat_map(|(names, _)| names).collect();
+    let rank = |module: &str| order.iter().position(|name| *name == module);
+    for (path, text) in sources().iter().filter(|(path, _)| !is_tests(path)) {
+        let own = rank(module_of(path)).unwrap_or(usize::MAX);
+        for name in imported(&code(text), "crate::") {
+            if let Some(rank) = rank(&name) {
+                assert!(rank <= own, "{path} imports {name}, which comes after it");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_files_of_a_folder_import_each_other_in_no_circle() {
+    let sources = sources();
+    let mut imports: BTreeMap<(&str, &str), BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in sources.iter().filter(|(path, _)| !is_tests(path)) {
+        let (folder, file) = path.rsplit_once('/').unwrap();
+        let absolute = folder.replacen("src/", "crate::", 1).replace('/', "::") + "::";
+        let mut names = imported(&code(text), "super::");
+        names.extend(imported(&code(text), &absolute));
+        imports.insert((folder, file.strip_suffix(".rs").unwrap()), names);
+    }
+    // Files that import nothing that is left are taken away, until only circles are left.
+    loop {
+        let is_there = |folder: &str, name: &str| imports.contains_key(&(folder, name));
+        let free = imports.iter().find(|((folder, file), names)| {
+            *folder == "src"
+                || !names
+                    .iter()
+                    .any(|name| name != file && is_there(folder, name))
+        });
+        let Some(free) = free.map(|(file, _)| *file) else {
+            break;
+        };
+        imports.remove(&free);
+    }
+    let circles: Vec<_> = imports.keys().collect();
+    assert!(circles.is_empty(), "{circles:?} import each other");
+}
+
+#[test]
+fn what_is_pure_uses_nothing_that_acts_and_imports_what_is_pure_alone() {
     let acts = [
-        "std::time::Instant",
+        "Instant",
         "SystemTime",
         "std::fs",
         "std::net",
         "std::thread",
         "std::env",
+        "std::io",
+        "RandomState",
+        "hashbrown",
         "fastrand",
         "tokio",
         "rusqlite",
@@ -101,10 +209,57 @@ fn the_pure_modules_use_nothing_that_acts() {
         "log::",
         "chrono",
     ];
-    for path in pure {
-        let code = code(&read(path));
+    let map = map();
+    let pure = map.iter().filter(|(_, text)| text.contains("Pure"));
+    let mut pure: Vec<_> = pure.flat_map(|(names, _)| names.clone()).collect();
+    pure.extend(["model", "crash", "faults"].map(|file| format!("simulator/{file}")));
+    let is_pure = |path: &str| {
+        path != "src/upstream/http.rs"
+            && pure.iter().any(|module| {
+                let rest = path["src/".len()..].strip_prefix(module.as_str());
+                rest.is_some_and(|rest| rest.starts_with(['/', '.']))
+            })
+    };
+    let mut checked = 0;
+    for (path, text) in sources().iter().filter(|(path, _)| !is_tests(path)) {
+        let header = text.lines().take_while(|line| line.starts_with("//!"));
+        if !is_pure(path) {
+            let says_so = header.into_iter().any(|line| line.starts_with("//! Pure"));
+            assert!(
+                !says_so,
+                "{path} says that it is pure, and the map does not"
+            );
+            continue;
+        }
+        checked += 1;
+        let code = code(text);
         for word in acts {
             assert!(!code.contains(word), "{path} names {word}");
+        }
+        for name in imported(&code, "crate::") {
+            let is_own = name == "simulator" && path.starts_with("src/simulator/");
+            assert!(is_own || pure.contains(&name), "{path} imports {name}");
+        }
+    }
+    assert!(checked > 20, "the pure files were found");
+}
+
+#[test]
+fn the_names_of_the_files_beside_a_database_are_known_in_the_store_alone() {
+    for (path, text) in sources() {
+        for suffix in [
+            "\"-wal",
+            "\"-shm",
+            "\"-journal",
+            "\"-turn",
+            "\"-write",
+            "\"-leader",
+        ] {
+            let is_owner = path.starts_with("src/store");
+            assert!(
+                is_owner || !code(&text).contains(suffix),
+                "{path} names {suffix}"
+            );
         }
     }
 }
@@ -144,18 +299,6 @@ fn the_api_knows_neither_upstream_nor_simulator_and_the_reconciler_does_not_know
 }
 
 #[test]
-fn the_map_in_lib_rs_names_every_module() {
-    let lib = read("src/lib.rs");
-    for line in lib.lines().filter_map(|line| line.strip_prefix("pub mod ")) {
-        let module = line.trim_end_matches(';');
-        assert!(
-            lib.contains(&format!("[`{module}`]")),
-            "{module} is not on the map"
-        );
-    }
-}
-
-#[test]
 fn every_file_opens_with_what_it_owns() {
     for (path, text) in sources() {
         let opening = text
@@ -173,7 +316,7 @@ fn all_printing_goes_through_one_place_that_a_closed_output_does_not_end() {
         for word in ["print!(", "println!(", "dbg!("] {
             assert!(!code.contains(word), "{path} has {word}");
         }
-        let is_owner = path == "src/program.rs";
+        let is_owner = path == "src/process.rs";
         assert!(is_owner || !code.contains("stdout()"), "{path}");
     }
 }

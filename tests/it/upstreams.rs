@@ -12,7 +12,8 @@ use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Order, OrderId, Outcome, Reason, Status};
-use order_service::reconciler::{Reconciler, Settings, Stop, run_once};
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Settings, run_once};
 use order_service::store::{Change, Creation, Filter, Mode, OpenGate, Step, Store};
 use order_service::upstream::HttpUpstream;
 

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use order_service::order::{OrderId, Status, Timestamp};
-use order_service::reconciler::{Reconciler, Settings, Stop};
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Settings};
 use order_service::simulator::crash::{CrashModel, Hazard};
 use order_service::store::{Creation, DatabasePath, Mode, Store};
 use rusqlite::Connection;

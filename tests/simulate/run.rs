@@ -14,7 +14,8 @@ use std::time::Duration;
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
-use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Stop, Trace};
+use order_service::process::Stop;
+use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Trace};
 use order_service::store::{Creation, DatabasePath, Decided, Filter, Mode, Store};
 use rusqlite::Connection;
 

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use order_service::clock::Clock;
 use order_service::order::{Observed, OrderId, Timestamp};
-use order_service::pace::{Cause, Failure, list_cost, look_ups_cost};
+use order_service::pace::{list_cost, look_ups_cost};
 use order_service::simulator::crash::{Access, CrashModel};
 use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
-use order_service::upstream::{Entry, StartError, Upstream};
+use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::limits::Limit;
 use crate::oracle::{Arrival, Oracle};

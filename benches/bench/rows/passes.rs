@@ -10,11 +10,11 @@ use anyhow::ensure;
 use futures_util::StreamExt;
 use order_service::clock::{Clock, ManualClock, SystemClock};
 use order_service::order::{Observed, OrderId, Status};
-use order_service::pace::{Failure, StartRate};
-use order_service::program::reconciler_runtime;
-use order_service::reconciler::{Reconciler, Settings, Stop};
+use order_service::pace::StartRate;
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Settings, reconciler_runtime};
 use order_service::store::{DatabasePath, Mode, Store};
-use order_service::upstream::{Entry, HttpUpstream, StartError, Upstream};
+use order_service::upstream::{Entry, Failure, HttpUpstream, StartError, Upstream};
 
 use crate::Bench;
 use crate::databases::{self, Ids, MILLION, Reached, Template};

@@ -9,10 +9,10 @@ use order_service::decide::{
     Intent, Look, LostProcess, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
-use order_service::pace::Failure;
-use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::store::{Change, Step};
-use order_service::upstream::{Entry, ListDecoder, StartError, Upstream};
+use order_service::upstream::{Entry, Failure, ListDecoder, StartError, Upstream};
 
 use super::Turn;
 use super::world::{NOW, World, ids};

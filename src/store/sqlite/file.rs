@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::ErrorCode;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
 
@@ -34,6 +35,28 @@ const OPENED: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Files that a store opens, and some to spare. If so many cannot be opened, that is why it failed.
 const OPEN_FILES: usize = 64;
+
+/// Suffixes of all files that SQLite may keep beside a database.
+const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// The lock of the queue for the write lock: its holder is the next to write.
+pub(super) const QUEUE_LOCK: &str = "-turn";
+
+/// The lock that a process holds while it writes, and while it sets up the file.
+pub(super) const WRITE_LOCK: &str = "-write";
+
+/// The lock that the leader holds.
+pub(super) const LEADER_LOCK: &str = "-leader";
+
+/// Returns the files that SQLite may keep beside a database at this path.
+pub fn log_files(database: &Path) -> [PathBuf; 3] {
+    LOGS.map(|suffix| beside(database, suffix))
+}
+
+/// Returns the lock files beside a database at this path.
+pub fn lock_files(database: &Path) -> [PathBuf; 3] {
+    [QUEUE_LOCK, WRITE_LOCK, LEADER_LOCK].map(|suffix| beside(database, suffix))
+}
 
 /// An existing database: its path, and which files it consists of since it was opened.
 #[derive(Clone, Debug)]
@@ -126,7 +149,7 @@ impl OpenedFile {
     }
 
     pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
-        super::open::open_error(&self.path, error.into())
+        open_error(&self.path, error.into())
     }
 }
 
@@ -237,6 +260,34 @@ fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
         lock.set_permissions(Permissions::from_mode(LOCK_MODE_SHARED))?;
     }
     Ok(())
+}
+
+/// Converts an error of SQLite into one that says what an operator can do.
+pub(super) fn open_error(
+    path: &Path,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> OpenError {
+    let path = path.to_owned();
+    let code = source
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code);
+    match code {
+        Some(ErrorCode::NotADatabase) => return OpenError::NotADatabase(path),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            return OpenError::Locked(path);
+        }
+        _ => {}
+    }
+    if let Some(shortage) = shortage(&path) {
+        return shortage;
+    }
+    match code {
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            OpenError::ReadOnly(path)
+        }
+        Some(ErrorCode::DiskFull) => OpenError::Full(path),
+        _ => OpenError::Other { path, source },
+    }
 }
 
 /// The resource that has run out, if one has, so that the file at this path, or one beside it, could not

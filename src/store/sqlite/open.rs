@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{self, Identity, OpenedFile, beside, lock_file};
+use super::file::{
+    self, Identity, LEADER_LOCK, OpenedFile, WRITE_LOCK, beside, lock_file, open_error,
+};
 use super::histories::histories;
 use crate::store::cursor::Histories;
 
@@ -196,34 +198,6 @@ pub enum OpenError {
     },
 }
 
-/// Puts what SQLite says into an operator's words.
-pub(super) fn open_error(
-    path: &Path,
-    source: Box<dyn std::error::Error + Send + Sync>,
-) -> OpenError {
-    let path = path.to_owned();
-    let code = source
-        .downcast_ref::<rusqlite::Error>()
-        .and_then(rusqlite::Error::sqlite_error_code);
-    match code {
-        Some(ErrorCode::NotADatabase) => return OpenError::NotADatabase(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            return OpenError::Locked(path);
-        }
-        _ => {}
-    }
-    if let Some(shortage) = file::shortage(&path) {
-        return shortage;
-    }
-    match code {
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            OpenError::ReadOnly(path)
-        }
-        Some(ErrorCode::DiskFull) => OpenError::Full(path),
-        _ => OpenError::Other { path, source },
-    }
-}
-
 /// Finds the file, creates it if need be, brings it up to date, and begins a new history if it is
 /// another file than before. Returns the connection that writes. Safe to do at the same moment in
 /// several processes.
@@ -259,9 +233,6 @@ pub(super) fn prepare(
     }
     Ok((file, db, histories))
 }
-
-/// The lock that a process holds while it writes, and while it sets up the file.
-pub(super) const WRITE_LOCK: &str = "-write";
 
 fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     // A symbolic link is followed, so that all its users meet at the same lock files.
@@ -494,9 +465,6 @@ pub(super) fn empty() -> rusqlite::Result<Connection> {
 fn existing() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
-
-/// The lock that the reconciler that leads holds.
-const LEADER_LOCK: &str = "-leader";
 
 /// The right to be the one reconciler on a database. The operating system takes it back when the
 /// process ends, however that happens.

@@ -3,8 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::row_mapping::{FOUND, OPEN_ORDER, found_of, id_of, start_candidate_of};
-use super::stats::base;
-use crate::order::{EventReason, OrderId, Status, Timestamp};
+use crate::order::{OrderId, Status, Timestamp};
 use crate::store::{Found, StartCandidate};
 
 pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Found>> {
@@ -76,14 +75,4 @@ pub(super) fn has_unknown_start(db: &Connection, due_by: Timestamp) -> rusqlite:
              WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, ?1) <= ?1)";
     db.prepare_cached(SQL)?
         .query_row([due_by.0], |row| row.get(0))
-}
-
-/// See [`Store::restarts`](crate::store::Store::restarts).
-pub(super) fn restarts(db: &Connection) -> rusqlite::Result<u64> {
-    let db = db.unchecked_transaction()?;
-    let left: i64 = db
-        .prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
-        .query_row([], |row| row.get(0))?;
-    let removed = base(&db)?.entries_with(EventReason::Restarted);
-    Ok(removed + left.unsigned_abs())
 }

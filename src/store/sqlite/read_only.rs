@@ -11,6 +11,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
 use super::check;
+use super::file::open_error;
 use super::open;
 use super::orders::{counts, find};
 use super::prune::prunable;
@@ -44,7 +45,7 @@ impl Inspection {
         let (db, path) = open::for_reading(path)?;
         db.busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
-            .map_err(|error| open::open_error(&path, Box::new(error)))?;
+            .map_err(|error| open_error(&path, Box::new(error)))?;
         Ok(Self { db, path })
     }
 

@@ -12,8 +12,7 @@ use rusqlite::{Connection, ErrorCode};
 use tokio::sync::mpsc;
 
 use super::checkpoint::Fold;
-use super::file::{OpenedFile, Unsafe, lock_file};
-use super::open::WRITE_LOCK;
+use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
 use super::{operator, prune, record, row_mapping, times};
 use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
@@ -35,7 +34,7 @@ impl Writer {
         let empties_next = fold.empties_next();
         let shared = Shared::default();
         let mut connected = Connected {
-            turn: lock("-turn")?,
+            turn: lock(QUEUE_LOCK)?,
             write: lock(WRITE_LOCK)?,
             db,
             file,

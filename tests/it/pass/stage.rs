@@ -10,12 +10,13 @@ use std::time::Duration;
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
-use order_service::pace::{Cause, Failure, Learned, StartRate};
-use order_service::reconciler::{Reconciler, Report, Settings, Stop};
+use order_service::pace::{Learned, StartRate};
+use order_service::process::Stop;
+use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::Model;
 use order_service::store::{Creation, DatabasePath, Filter, Gate, Mode, OpenGate, Passage, Store};
-use order_service::upstream::{Entry, StartError, Upstream};
+use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
 

@@ -16,18 +16,21 @@ use crate::config::{
 };
 use crate::explain::Invocation;
 use crate::order::OrderId;
-use crate::program::{self, Exit, WrongSetting};
+use crate::process::{self, Exit, WrongSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{Decided, Inspection, Removed, Store};
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
-/// How long the upstream may be silent while the account is taken.
+/// The origin of this module's log lines, which is public: `RUST_LOG` names it.
+const LOG: &str = "order_service::operator";
+
+/// Time limit for the upstream's silence while the account is taken.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `backup`: copies the database while all is running, and prints what is in the copy.
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let taken = tokio::select! {
         taken = backup::take(&args.database.database_url, &args.file, args.replace) => taken,
         // What was written so far is removed.
@@ -35,7 +38,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     };
     match taken {
         Ok(backup) => {
-            program::print(backup);
+            process::print(backup);
             Ok(Exit::Done)
         }
         Err(BackupError::Open(error)) => Err(error.into()),
@@ -52,13 +55,13 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     let mut count = 0;
     database.check(|finding| {
         count += 1;
-        program::print(format_args!("{finding}\n"));
+        process::print(format_args!("{finding}\n"));
     });
     if count > 0 {
         return Ok(Exit::Failed);
     }
     let contents = database.contents()?;
-    program::print(format_args!(
+    process::print(format_args!(
         "ok: {}\n{contents}",
         database.path().display()
     ));
@@ -70,8 +73,8 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = Inspection::open(&args.database.database_url)?;
     let now = SystemClock.now();
     if let Some(details) = database.details(&args.id, now)? {
-        let invocation = Invocation::here(program::own_name(), database.path());
-        program::print(details.explain(now, &invocation));
+        let invocation = Invocation::here(process::own_name(), database.path());
+        process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();
@@ -84,7 +87,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
         [] => "ids are compared exactly, case and all".to_owned(),
         _ => format!("is one of these meant: {}?", similar.join(", ")),
     };
-    log::error!("there is no order {id:?}; {hint}");
+    log::error!(target: LOG, "there is no order {id:?}; {hint}");
     Ok(Exit::Failed)
 }
 
@@ -95,7 +98,7 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let record = args.record.as_deref().map(read_record).transpose()?;
     let account = account::take(&store, &upstream, args.lost_process, record.as_deref()).await?;
     let exit = account.exit();
-    program::print(account);
+    process::print(account);
     Ok(exit)
 }
 
@@ -108,7 +111,7 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
         args.ids
     };
     if ids.is_empty() {
-        program::print("no order has a process that was forgotten\n");
+        process::print("no order has a process that was forgotten\n");
     }
     let mut exit = Exit::Done;
     for id in ids {
@@ -146,20 +149,20 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         // Only read: not even its format is changed.
         let database = Inspection::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
-        program::print(pruning);
+        process::print(pruning);
         return Ok(Exit::Done);
     }
-    let stop = program::stop_on_signals()?;
+    let stop = process::stop_on_signals()?;
     let store = Store::open_existing(&args.database.database_url)?;
     let tell = |removed: &Removed| {
         let orders = removed.orders();
-        program::print(format_args!("  {:<8} {orders} orders so far\n", "pruned"));
+        process::print(format_args!("  {:<8} {orders} orders so far\n", "pruned"));
     };
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
     store.fold().await;
     pruning.free_bytes = Some(store.free_bytes()?);
-    program::print(pruning);
+    process::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),
         End::BrokenOff => {
@@ -174,7 +177,7 @@ fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
     let id = id.as_str();
     let why_not = match decided {
         Decided::Done => {
-            program::print(format_args!("{id}: {done}\n"));
+            process::print(format_args!("{id}: {done}\n"));
             return None;
         }
         Decided::Missing => "there is no such order".to_owned(),
@@ -189,7 +192,7 @@ fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
             )
         }
     };
-    log::error!("order {id:?}: {why_not}");
+    log::error!(target: LOG, "order {id:?}: {why_not}");
     Some(Exit::Failed)
 }
 

@@ -1,10 +1,13 @@
-//! Times, texts from elsewhere and ids as people read them.
+//! Sentences for people: times, texts from elsewhere and ids as logs, `detail` and `explain` show them.
+//!
+//! Pure.
 
 use std::time::Duration;
 
 use crate::order::{Rfc3339, Timestamp};
 
-/// A moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`; by another clock it may lie ahead.
+/// Formats a moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`. By another clock it may lie
+/// ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {
     if at > now {
         let ahead = span(at.since(now));
@@ -13,17 +16,17 @@ pub fn past(at: Timestamp, now: Timestamp) -> String {
     format!("{} ago ({})", span(now.since(at)), Rfc3339(at))
 }
 
-/// A time that has not ended: `for 12 s (since 2026-11-22T10:00:00.123Z)`.
+/// Formats a time that has not ended: `for 12 s (since 2026-11-22T10:00:00.123Z)`.
 pub fn lasting(since: Timestamp, now: Timestamp) -> String {
     format!("for {} (since {})", span(now.since(since)), Rfc3339(since))
 }
 
-/// A moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
+/// Formats a moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
 pub fn future(at: Timestamp, now: Timestamp) -> String {
     format!("in {} ({})", span(at.since(now)), Rfc3339(at))
 }
 
-/// A length of time as people say it: the two digits that matter.
+/// Formats a length of time, with the two digits that matter.
 pub fn span(length: Duration) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -39,14 +42,14 @@ pub fn span(length: Duration) -> String {
     }
 }
 
-/// A text from elsewhere, without what would move a terminal's cursor, and without its full stop.
-pub(super) fn clean(text: &str) -> String {
+/// Returns a text from elsewhere without what would move a terminal's cursor, and without its full stop.
+pub fn clean(text: &str) -> String {
     let text = text.trim_end_matches('.');
     text.replace(char::is_control, "\u{fffd}")
 }
 
-/// A word as a shell takes it.
-pub(super) fn quoted(word: &str) -> String {
+/// Quotes a word for a shell.
+pub fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
     if word.chars().all(is_plain) {
         word.to_owned()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
+use clap::ValueEnum;
 use log::kv::{self, Key, VisitSource};
 use log::{Level, LevelFilter};
 use serde::Serialize;
@@ -10,8 +11,16 @@ use serde_json::Value;
 
 use super::WrongSetting;
 use crate::clock::{Clock, SystemClock};
-use crate::config::LogFormat;
 use crate::order::Rfc3339;
+
+/// The format of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
 
 /// The text of a line on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +112,7 @@ pub fn log_to_stderr(
     let is_for_us = is_for_us.map_err(|wrong| WrongSetting(format!("RUST_LOG: {wrong}")))?;
     if !is_for_us && !filters.is_empty() {
         log::warn!(
+            target: super::LOG,
             "RUST_LOG sets no level for this program, which logs as if it were unset; expected a level \
              (off, error, warn, info, debug or trace), or order_service=LEVEL, in {filters:?}"
         );

@@ -1,0 +1,200 @@
+//! The life of a process: logging, signals, exit codes, standard output.
+//!
+//! Nothing here knows what an order is.
+
+mod logging;
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+pub use self::logging::{LOG_DEFAULT, LOG_PARTS, LineStyle, LogFormat, log_to_stderr};
+use crate::store::OpenError;
+
+/// The origin of this module's log lines, which is public: `RUST_LOG` names it.
+const LOG: &str = "order_service::program";
+
+/// The exit code of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It has done what it should, also if single orders had trouble.
+    Done = 0,
+    /// It failed while running, as when the port is in use; or it is not healthy.
+    Failed = 1,
+    /// It was used or configured wrongly.
+    Usage = 2,
+    /// The database cannot be used.
+    Database = 3,
+    /// The order process service gave no usable answer.
+    Upstream = 4,
+    /// Another reconciler leads.
+    NotLeading = 5,
+    /// The account is not clean.
+    Unclean = 6,
+}
+
+/// A setting that is only found wrong when it is used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongSetting(pub String);
+
+/// Time limit for shutting down after a stop signal: the answers that are waited for, and what is
+/// written then.
+const STOP_TIMEOUT: Duration = Duration::from_secs(24);
+
+/// Threads that serve, beyond one for each core: while a read of the database blocks one thread for
+/// each core, there is still one that answers.
+const SPARE_WORKERS: usize = 1;
+
+/// Runs a program to its end. Returns its exit code, and logs one line if it failed.
+pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores + SPARE_WORKERS)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!(target: LOG, "the runtime cannot be started: {error}");
+            return ExitCode::from(Exit::Failed as u8);
+        }
+    };
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = work => ended,
+            // What is dropped with the work still cleans up behind itself.
+            () = AT_ONCE.notified() => Ok(Exit::Failed),
+        }
+    });
+    let exit = ended.unwrap_or_else(|error| {
+        log::error!(target: LOG, "{error:#}");
+        if error.is::<WrongSetting>() {
+            Exit::Usage
+        } else if error.is::<OpenError>() {
+            Exit::Database
+        } else {
+            Exit::Failed
+        }
+    });
+    runtime.shutdown_background();
+    ExitCode::from(exit as u8)
+}
+
+/// Returns the name by which a shell finds this program: as it was typed if it was found through
+/// `PATH`, else its path.
+pub fn own_name() -> String {
+    let typed = std::env::args_os().next().unwrap_or_default();
+    let is_path = typed.as_encoded_bytes().contains(&b'/');
+    match std::env::current_exe() {
+        Ok(path) if is_path => path.to_string_lossy().into_owned(),
+        _ => typed.to_string_lossy().into_owned(),
+    }
+}
+
+/// Prints to standard output. If that is closed or full, the work continues.
+pub fn print(text: impl Display) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = write!(out, "{text}").and_then(|()| out.flush())
+        // The reader has read enough.
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        log::warn!(target: LOG, "standard output cannot be written: {error}");
+    }
+}
+
+/// Prints the result of a health command.
+pub fn print_health(found: anyhow::Result<String>) -> Exit {
+    match found {
+        Ok(words) => {
+            print(format_args!("{words}\n"));
+            Exit::Done
+        }
+        Err(error) => {
+            log::error!(target: LOG, "{error:#}");
+            Exit::Failed
+        }
+    }
+}
+
+/// Notified by the second stop signal: the program exits immediately.
+static AT_ONCE: Notify = Notify::const_new();
+
+/// Time limit for that. A program that is busy then exits without cleaning up.
+const AT_ONCE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Asks the program to shut down.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Cancelled by the first signal: nothing new is begun.
+    pub begun: CancellationToken,
+    /// Cancelled 20 s later: answers are not waited for any more.
+    pub abandon: CancellationToken,
+}
+
+/// How long after the stop signal the answer to a start is waited for.
+const ABANDON_AFTER: Duration = Duration::from_secs(20);
+
+/// Returns a stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal exits
+/// immediately.
+pub fn stop_on_signals() -> anyhow::Result<Stop> {
+    let listen = |kind| signal(kind).context("signals cannot be listened to");
+    let mut signals = vec![
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    ];
+    if !is_ignored(SignalKind::hangup()) {
+        signals.push(listen(SignalKind::hangup())?);
+    }
+    let stop = Stop::default();
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        any(&mut signals).await;
+        log::info!(target: LOG, "shutting down; a second signal exits immediately");
+        stopped.begun.cancel();
+        tokio::select! {
+            () = tokio::time::sleep(ABANDON_AFTER) => {
+                stopped.abandon.cancel();
+                any(&mut signals).await;
+            }
+            () = any(&mut signals) => {}
+        }
+        AT_ONCE.notify_one();
+        tokio::time::sleep(AT_ONCE_TIMEOUT).await;
+        std::process::exit(Exit::Failed as i32);
+    });
+    Ok(stop)
+}
+
+/// Waits for any of these signals.
+async fn any(signals: &mut [Signal]) {
+    let received = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures_util::future::select_all(received).await;
+}
+
+/// Returns whether this program was started with the signal ignored, as `nohup` does it.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
+}
+
+/// Waits for `work`, which ends by itself after the stop; no longer than 24 s after it.
+pub async fn drained(stop: &Stop, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = async {
+            stop.begun.cancelled().await;
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        } => log::warn!(target: LOG, "shutdown incomplete after={STOP_TIMEOUT:?}"),
+    }
+}

@@ -1,0 +1,93 @@
+//! The thread of a reconciler.
+
+use anyhow::Context;
+use tokio::sync::oneshot;
+
+use super::{Reconciler, Settings, lead, run, run_once};
+use crate::clock::SystemClock;
+use crate::process::Stop;
+use crate::store::Store;
+use crate::upstream::HttpUpstream;
+
+/// The reconciler's thread, and its result. A pass blocks it while it reads the database, so nothing
+/// else runs on it; its requests do, because handing each to another thread takes as long as the
+/// request itself.
+pub struct ReconcilerThread<T = ()>(oneshot::Receiver<anyhow::Result<T>>);
+
+impl ReconcilerThread {
+    /// Spawns a thread that waits for the lead, and then reconciles until `stop`.
+    pub fn spawn(
+        store: Store,
+        upstream: HttpUpstream,
+        settings: Settings,
+        stop: Stop,
+    ) -> anyhow::Result<Self> {
+        Self::begin(async move || {
+            while let Some(lead) = lead(&store, &stop).await? {
+                let (store, upstream, settings) =
+                    (store.clone(), upstream.clone(), settings.clone());
+                let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+                run(reconciler, &lead, &stop).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl ReconcilerThread<bool> {
+    /// Spawns a thread that tries every order that is due once; its result is whether the upstream could
+    /// be used. The caller has the lead.
+    pub fn once(
+        store: Store,
+        upstream: HttpUpstream,
+        settings: Settings,
+        stop: Stop,
+    ) -> anyhow::Result<Self> {
+        Self::begin(async move || {
+            let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+            run_once(reconciler, &stop).await
+        })
+    }
+}
+
+impl<T: Send + 'static> ReconcilerThread<T> {
+    fn begin<F>(work: impl FnOnce() -> F + Send + 'static) -> anyhow::Result<Self>
+    where
+        F: Future<Output = anyhow::Result<T>>,
+    {
+        let (done, result) = oneshot::channel();
+        let work = move || {
+            let runtime = reconciler_runtime()?;
+            let result = runtime.block_on(work());
+            runtime.shutdown_background();
+            result
+        };
+        std::thread::Builder::new()
+            .name("reconciler".to_owned())
+            .spawn(move || {
+                // If nothing waits any more, the program has shut down.
+                let _ = done.send(work());
+            })
+            .context("the reconciler's thread cannot be made")?;
+        Ok(Self(result))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It ended before it was asked to.
+    pub async fn ended(&mut self) -> anyhow::Result<T> {
+        match (&mut self.0).await {
+            Ok(result) => result.context("the reconciler has ended"),
+            Err(_) => anyhow::bail!("the reconciler has panicked"),
+        }
+    }
+}
+
+/// Returns a runtime for a reconciler: one thread, which the store may block.
+pub fn reconciler_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the reconciler's runtime cannot be made")
+}
