@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::file::{
@@ -371,8 +372,17 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
     // 2 is FULL.
     check("synchronous", read("synchronous")?, "2")?;
     check("foreign_keys", read("foreign_keys")?, "1")?;
-    db.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    keep_in_memory(db, WRITER_CACHE_KIB)?;
+    Ok(())
+}
+
+/// Sets what a connection keeps in memory: pages of this many KiB, and statements as they were prepared.
+pub(super) fn keep_in_memory(db: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+    db.pragma_update(None, "cache_size", -cache_kib)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    // Otherwise SQLite prepares a statement again for each new value of a parameter that a better plan might
+    // depend on. None does: this program never runs ANALYZE, so nothing is known of how values are distributed.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 
@@ -398,9 +408,7 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         .with_flags(existing())
         .with_init(|db| {
             db.pragma_update(None, "query_only", true)?;
-            db.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
-            db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-            Ok(())
+            keep_in_memory(db, READER_CACHE_KIB)
         });
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     r2d2::Pool::builder()

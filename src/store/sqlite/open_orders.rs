@@ -46,6 +46,9 @@ const NEXT_WATCHED: &str = "\
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::super::open;
     use super::*;
     use crate::store::{DatabasePath, Mode, Store};
 
@@ -85,5 +88,16 @@ mod tests {
         for (place, n) in expected.enumerate() {
             assert_eq!(list.ids().get(place), format!("a{n}"));
         }
+    }
+
+    #[test]
+    fn the_query_is_not_prepared_again_for_another_position() {
+        let db = open::empty().unwrap();
+        open::keep_in_memory(&db, 1_024).unwrap();
+        let mut query = db.prepare_cached(NEXT_WATCHED).unwrap();
+        for after in 0..3 {
+            query.query(params![after, 1]).unwrap().next().unwrap();
+        }
+        assert_eq!(query.get_status(StatementStatus::RePrepare), 0);
     }
 }
