@@ -7,11 +7,13 @@ WITH counted AS (
            (SELECT coalesce(min(seq), 1) FROM journal) AS first
     FROM pruned
 )
-SELECT NULL, 'the journal leaves out ' || (seq - before - 1) || ' entries before number ' || seq
+SELECT NULL, 'the journal leaves out ' || (seq - before - 1) || iif(seq - before = 2, ' entry', ' entries')
+             || ' before number ' || seq
 FROM (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM journal
       WHERE (SELECT pruned = 0 AND (missing <> 0 OR first <> 1) FROM counted))
 WHERE seq <> before + 1
 UNION ALL
-SELECT NULL, 'the journal leaves out ' || missing || ' entries besides those that were pruned'
+SELECT NULL, 'the journal leaves out ' || missing || iif(missing = 1, ' entry', ' entries')
+             || ' besides those that were pruned'
 FROM counted
 WHERE pruned > 0 AND missing <> 0

@@ -156,7 +156,8 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let tell = |removed: &Removed| {
         let orders = removed.orders();
-        process::print(format_args!("  {:<8} {orders} orders so far\n", "pruned"));
+        let noun = if orders == 1 { "order" } else { "orders" };
+        process::print(format_args!("  {:<8} {orders} {noun} so far\n", "pruned"));
     };
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;

@@ -110,10 +110,10 @@ fn flag_detail(
             "the upstream does not know its process any more; it may or may not have done its work"
                 .to_owned()
         }
-        (Reason::MaxStarts, _) => format!(
-            "it may have been started {} times and is not started again",
-            order.starts
-        ),
+        (Reason::MaxStarts, _) => match order.starts {
+            1 => "it may have been started once and is not started again".to_owned(),
+            n => format!("it may have been started {n} times and is not started again"),
+        },
         (reason, _) => match refusal {
             Some(refusal) => refusal.to_owned(),
             None => reason.as_str().replace('_', " "),

@@ -172,7 +172,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let before = match (lives.processes(), lives.began_at()) {
             (Some(processes), Some(at)) => format!(
-                ", after {processes} processes and {} s",
+                ", after {} s (processes: {processes})",
                 now.since(at).as_secs()
             ),
             _ => String::new(),

@@ -126,11 +126,14 @@ impl fmt::Display for Contents {
         writeln!(f, "  {:<8} up to entry {}", "journal", self.newest_seq)?;
         match self.pruned.orders() {
             0 => Ok(()),
-            orders => writeln!(
-                f,
-                "  {:<8} {orders} orders and {} entries, before",
-                "pruned", self.pruned.entries
-            ),
+            orders => {
+                let (name, entries) = ("pruned", self.pruned.entries);
+                let noun = if orders == 1 { "order" } else { "orders" };
+                writeln!(
+                    f,
+                    "  {name:<8} {orders} {noun} and {entries} entries, before"
+                )
+            }
         }
     }
 }

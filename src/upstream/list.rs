@@ -26,7 +26,7 @@ pub struct Entry<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
     /// Something stands where something else belongs.
-    #[error("unexpected {found:?} where {wanted} belongs, after {entries} entries")]
+    #[error("unexpected {found:?} where {wanted} belongs; entries before it: {entries}")]
     Unexpected {
         /// The byte, as a character.
         found: char,
@@ -36,7 +36,7 @@ pub enum ListError {
         entries: u64,
     },
     /// An entry is not a process.
-    #[error("an entry is not a process, after {entries} entries: {cause}")]
+    #[error("an entry is not a process: {cause}; entries before it: {entries}")]
     NotAProcess {
         /// How many entries came before.
         entries: u64,
@@ -44,13 +44,13 @@ pub enum ListError {
         cause: String,
     },
     /// An entry is larger than any process can be.
-    #[error("an entry is longer than {ENTRY_MAX} bytes, after {entries} entries")]
+    #[error("an entry is longer than {ENTRY_MAX} bytes; entries before it: {entries}")]
     TooLong {
         /// How many entries came before.
         entries: u64,
     },
     /// It stops in the middle.
-    #[error("it ends after {entries} entries without a closing bracket")]
+    #[error("it ends without a closing bracket; entries in it: {entries}")]
     Truncated {
         /// How many entries came before.
         entries: u64,

@@ -216,13 +216,13 @@ STATISTICS = [
     (
         {"attention.process_lost": 1, "attention_by.operator": 1, "orders.PROCESSING": 3},
         "1 order needs looking at",
-        "3 orders are PROCESSING; the processes of 1 of them are forgotten.",
+        "3 orders are PROCESSING; 1 process is forgotten.",
     ),
     # All of them were forgotten, and are started again.
     (
         {"attention.process_lost": 130, "attention_by.itself": 130, "orders.PROCESSING": 130, "pace.window": 400},
         "Everything runs, some orders are held up for now",
-        "130 orders are PROCESSING, 400 at most may be so at once; the processes of 130 of them are forgotten.",
+        "130 orders are PROCESSING, 400 at most may be so at once; 130 processes are forgotten.",
     ),
     ({"attention.upstream_unreachable": 2, "attention_by.itself": 2}, "The upstream answers for some orders only", ""),
     ({"upstream.status": "unknown", "upstream.since": None}, "Not known yet whether the upstream answers", "It is not known yet whether it answers."),

@@ -318,7 +318,7 @@ async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
         ),
         (
             "DELETE FROM journal WHERE seq = 2",
-            "the journal leaves out 1 entries before number 3",
+            "the journal leaves out 1 entry before number 3",
         ),
         (
             "DELETE FROM journal WHERE seq = 2",

@@ -420,11 +420,11 @@ async fn a_check_finds_what_is_missing_besides_what_was_removed() {
     for (change, says) in [
         (
             "DELETE FROM journal WHERE order_seq = 12; DELETE FROM orders WHERE seq = 12",
-            "leaves out 1 entries besides those that were pruned",
+            "leaves out 1 entry besides those that were pruned",
         ),
         (
             "DELETE FROM journal WHERE seq = (SELECT max(seq) - 1 FROM journal)",
-            "leaves out 1 entries besides those that were pruned",
+            "leaves out 1 entry besides those that were pruned",
         ),
         (
             "UPDATE pruned SET failed = failed + 1",

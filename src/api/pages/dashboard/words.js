@@ -165,7 +165,7 @@ function reconciler(stats, moment) {
   const { PROCESSING } = stats.orders;
   if (PROCESSING && stats.upstream.status === "up") {
     const lost = stats.attention.process_lost;
-    const forgotten = lost > 0 ? `; the processes of ${number(lost)} of them are forgotten` : "";
+    const forgotten = lost > 0 ? `; ${counted(lost, "process is", "processes are")} forgotten` : "";
     const most = stats.pace.window === null ? "" : `, ${number(stats.pace.window)} at most may be so at once`;
     const when = look && secondsSince(look, moment) < -1 ? ` Their processes are asked for ${until(look, moment)}.` : "";
     words.push(`${counted(PROCESSING, "order is", "orders are")} PROCESSING${most}${forgotten}.${when}`);
