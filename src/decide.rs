@@ -154,8 +154,8 @@ pub enum Occasion {
 pub struct PassContext {
     /// The present moment.
     pub now: Timestamp,
-    /// When the upstream was last found to have been restarted.
-    pub restarted_at: Option<Timestamp>,
+    /// When the upstream was last found to have forgotten a process.
+    pub forgot_at: Option<Timestamp>,
 }
 
 /// The one step to take.
@@ -210,7 +210,7 @@ impl OpenOrder {
     /// life of the upstream, or if not even a doubtful second start is allowed.
     pub fn is_intent_cleared(&self, policy: &Policy, at: PassContext) -> bool {
         self.intent.is_some_and(|intent| {
-            let is_of_this_life = at.restarted_at.is_none_or(|at| at < intent.written_at);
+            let is_of_this_life = at.forgot_at.is_none_or(|at| at < intent.written_at);
             let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
             is_answered && is_of_this_life && policy.max_starts > 1
         })

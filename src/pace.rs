@@ -300,6 +300,11 @@ impl Pace {
         self.lives.restarted(processes, now);
     }
 
+    /// The upstream was found to have forgotten a process. One alone says nothing of how long a life lasts.
+    pub fn forgot(&mut self, now: Timestamp) {
+        self.lives.forgot(now);
+    }
+
     /// A complete list told how many processes there are.
     pub fn listed(&mut self, entries: u64, began_at: Timestamp, now: Timestamp) {
         self.on_seen(began_at);

@@ -219,8 +219,8 @@ struct Context<U, C> {
     settings: Settings,
     /// When this run began: the program was started, the clock stepped, or a pass failed.
     run_began_at: Cell<Timestamp>,
-    /// When the upstream was last found to have been restarted.
-    restarted_at: Cell<Option<Timestamp>>,
+    /// When the upstream was last found to have forgotten a process.
+    forgot_at: Cell<Option<Timestamp>>,
     hook: Option<Box<Hook>>,
 }
 
@@ -260,7 +260,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
         );
         let tally = heartbeat.metrics.clone();
-        let restarted_at = pace.lives().restarted_at();
+        let forgot_at = pace.lives().forgot_at();
         Ok(Self {
             has_begun: false,
             pace,
@@ -281,7 +281,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 clock: SteadyClock::new(clock),
                 settings,
                 run_began_at: Cell::new(now),
-                restarted_at: Cell::new(restarted_at),
+                forgot_at: Cell::new(forgot_at),
                 hook: None,
             }),
         })
@@ -386,8 +386,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         self.heartbeat.written_at = None;
         self.pace = self.pace.again(now);
-        let restarted_at = self.pace.lives().restarted_at();
-        self.context.restarted_at.set(restarted_at);
+        self.context.forgot_at.set(self.pace.lives().forgot_at());
         self.looked_at = None;
         self.list = None;
         self.queue.clear();
@@ -580,7 +579,7 @@ impl<U, C> Context<U, C> {
     fn at(&self, now: Timestamp) -> PassContext {
         PassContext {
             now,
-            restarted_at: self.restarted_at.get(),
+            forgot_at: self.forgot_at.get(),
         }
     }
 

@@ -11,7 +11,7 @@ const POLICY: Policy = Policy {
 const NOW: Timestamp = Timestamp(1_000_000);
 const AT: PassContext = PassContext {
     now: NOW,
-    restarted_at: None,
+    forgot_at: None,
 };
 
 fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
@@ -441,7 +441,7 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
         observed: Observed::Absent,
         began_at: NOW,
     };
-    let decided = |answer, max_starts, restarted_at: Option<i64>| {
+    let decided = |answer, max_starts, forgot_at: Option<i64>| {
         let mut order = order(Phase::Created, intent(Some(0), answer));
         order.starts = max_starts - u32::from(!order.is_intent_counted());
         let policy = Policy {
@@ -449,7 +449,7 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
             ..POLICY
         };
         let at = PassContext {
-            restarted_at: restarted_at.map(Timestamp),
+            forgot_at: forgot_at.map(Timestamp),
             ..AT
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
@@ -458,12 +458,12 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {
-        for restarted_at in [None, Some(written_at - 1)] {
-            assert_eq!(decided(Some(answer), 5, restarted_at), Action::Start);
+        for forgot_at in [None, Some(written_at - 1)] {
+            assert_eq!(decided(Some(answer), 5, forgot_at), Action::Start);
         }
         // After a clock was set back, what is told of one moment may have been in any order.
-        for restarted_at in [written_at, written_at + 1] {
-            assert_eq!(decided(Some(answer), 5, Some(restarted_at)), held);
+        for forgot_at in [written_at, written_at + 1] {
+            assert_eq!(decided(Some(answer), 5, Some(forgot_at)), held);
         }
         assert_eq!(decided(Some(answer), 1, None), held);
     }

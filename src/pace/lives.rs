@@ -35,6 +35,8 @@ pub struct Lives {
     processes: Option<u64>,
     /// When the present life was found to have begun, or was first seen.
     began_at: Option<Timestamp>,
+    /// When a process was last found to have been forgotten, with others or alone.
+    forgot_at: Option<Timestamp>,
     /// How many were seen to end.
     ended: u64,
     /// A moving average of those, in processes.
@@ -52,7 +54,9 @@ impl Lives {
     /// The same, as of no later than `now`.
     #[must_use]
     pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
-        self.began_at = self.began_at.map(|at| at.min(now));
+        for past in [&mut self.began_at, &mut self.forgot_at] {
+            *past = past.map(|at| at.min(now));
+        }
         self
     }
 
@@ -69,6 +73,11 @@ impl Lives {
     /// When the upstream was last found to have been restarted.
     pub fn restarted_at(&self) -> Option<Timestamp> {
         self.began_at.filter(|_| self.ended > 0)
+    }
+
+    /// When the upstream was last found to have forgotten a process, in a restart or otherwise.
+    pub fn forgot_at(&self) -> Option<Timestamp> {
+        self.forgot_at.max(self.restarted_at())
     }
 
     /// Estimated length of a life, in processes and in time; `None` while none was seen to end. The
@@ -109,6 +118,11 @@ impl Lives {
     pub fn listed(&mut self, entries: u64, now: Timestamp) {
         self.processes = Some(entries);
         self.began_at.get_or_insert(now);
+    }
+
+    /// The upstream was found to have forgotten a process.
+    pub fn forgot(&mut self, now: Timestamp) {
+        self.forgot_at = Some(now);
     }
 
     /// The upstream was found to have been restarted: what it had begun is over, and it has so
@@ -226,5 +240,25 @@ mod tests {
         lives.restarted(20, Timestamp(0));
         assert_eq!(expected(&lives), 25_600.0);
         assert_eq!(lives.processes(), Some(20));
+    }
+
+    #[test]
+    fn a_process_that_was_forgotten_alone_ends_no_life_and_is_remembered() {
+        let mut lives = Lives::default();
+        lives.listed(3, Timestamp(1_000));
+        assert_eq!(lives.forgot_at(), None);
+        lives.forgot(Timestamp(2_000));
+        assert_eq!(lives.forgot_at(), Some(Timestamp(2_000)));
+        assert_eq!((lives.ended(), lives.restarted_at()), (0, None));
+        assert_eq!(lives.began_at(), Some(Timestamp(1_000)));
+        let earlier = lives.clone().no_later_than(Timestamp(1_500));
+        assert_eq!(earlier.forgot_at(), Some(Timestamp(1_500)));
+        lives.restarted(0, Timestamp(3_000));
+        assert_eq!(lives.forgot_at(), Some(Timestamp(3_000)));
+        // A file of an earlier version knows of restarts alone.
+        let mut kept = serde_json::to_value(&lives).unwrap();
+        kept.as_object_mut().unwrap().remove("forgot_at").unwrap();
+        let lives: Lives = serde_json::from_value(kept).unwrap();
+        assert_eq!(lives.forgot_at(), Some(Timestamp(3_000)));
     }
 }

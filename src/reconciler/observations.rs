@@ -100,18 +100,32 @@ impl Observations {
         missing
     }
 
+    /// Returns whether a process is newly missing that was confirmed after `since`.
+    pub fn is_any_forgotten(&self, since: Option<Timestamp>, policy: &Policy) -> bool {
+        self.is_any(|order, look| {
+            let is_newly = match order.phase {
+                Phase::Processing {
+                    confirmed_at,
+                    missed_at: None,
+                } => since.is_none_or(|at| confirmed_at > at),
+                _ => false,
+            };
+            is_newly && order.is_missing_in(look, policy)
+        })
+    }
+
     /// Returns whether a process was absent too soon after it was confirmed for that to count.
     pub fn is_any_missing_too_soon(&self, policy: &Policy) -> bool {
-        let is_too_soon = |place| {
-            let look = self.look(place);
-            look.is_some_and(|look| {
-                self.orders
-                    .order(place)
-                    .is_missing_too_soon_in(look, policy)
-            })
-        };
+        self.is_any(|order, look| order.is_missing_too_soon_in(look, policy))
+    }
+
+    /// Returns whether this holds of any order that was looked up, or that the list does not know.
+    fn is_any(&self, holds: impl Fn(&OpenOrder, &Look) -> bool) -> bool {
         let mut places = self.unlisted().chain(self.looked_up.keys().copied());
-        places.any(is_too_soon)
+        places.any(|place| {
+            let look = self.look(place);
+            look.is_some_and(|look| holds(&self.orders.order(place), look))
+        })
     }
 
     /// Takes back what the list said of the orders that it did not know and that are `doubtful`;

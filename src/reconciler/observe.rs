@@ -134,10 +134,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if seen.is_complete {
             self.heartbeat.heartbeat.last_seen_at = Some(began_at);
         }
+        // One process is enough here: what the upstream has answered before is not of this life.
+        let forgot_at = self.pace.lives().forgot_at();
+        if seen.is_any_forgotten(forgot_at, &self.context.policy()) {
+            self.pace.forgot(self.context.clock.now());
+        }
         let occasion = match self.suspect_restart(&seen, began_at) {
             true => Occasion::Restart,
             false => Occasion::Pass,
         };
+        self.context.forgot_at.set(self.pace.lives().forgot_at());
         self.confirm(&mut seen, occasion, stop).await;
         report.is_too_soon |= seen.is_any_missing_too_soon(&self.context.policy());
         let durations = self.pace.durations().clone();
@@ -180,7 +186,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (missing, known) = (of_all.missing, of_all.known);
         let left = seen.entries.unwrap_or((known - missing) as u64);
         self.pace.restarted(left, now);
-        self.context.restarted_at.set(Some(now));
         let lives = self.pace.lives();
         let window = lives.window().unwrap_or(0);
         let life = lives.expected(now).map_or(0.0, |(processes, _)| processes);

@@ -86,7 +86,7 @@ pub(super) fn decide_all(_turns: usize) -> Turn {
                         &POLICY,
                         PassContext {
                             now: NOW,
-                            restarted_at: None,
+                            forgot_at: None,
                         },
                     ));
                 }

@@ -161,7 +161,7 @@ fn starts_that_fail_for_an_hour_turn_no_order_into_an_operators_case() {
     let begun = stage.clock.now();
     while stage.clock.now().since(begun) < Duration::from_secs(3_600) {
         pass(&mut reconciler);
-        stage.forward(1_000);
+        stage.forward(4_000);
     }
     for n in 0..20 {
         let reason = stage.reason(&format!("a{n}"));
@@ -199,5 +199,46 @@ fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
         let requests = stage.upstream.take_requests();
         let starts = requests.iter().filter(|request| *request == "start a1");
         assert_eq!(starts.count(), 1, "{requests:?}");
+    }
+}
+
+#[test]
+fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
+    for (has_forgotten, is_taken_over, starts) in
+        [(false, false, 1), (true, false, 2), (true, true, 2)]
+    {
+        let mut stage = Stage::new(100_000);
+        stage.settings.lost_process = LostProcess::Restart;
+        stage.create("a1");
+        let mut reconciler = stage.reconciler();
+        pass(&mut reconciler);
+        stage.forward(60_000);
+        stage.create("b1");
+        stage.upstream.start_fate.set(Fate::Status(502));
+        assert_eq!(pass(&mut reconciler).unanswered, 1);
+        stage.upstream.start_fate.set(Fate::Answered);
+        if has_forgotten {
+            stage.upstream.model.borrow_mut().forget_everything();
+        }
+        let mut missed = 0;
+        for _ in 0..60 {
+            stage.forward(1_000);
+            let report = pass(&mut reconciler);
+            missed += report.missed;
+            if report.missed > 0 {
+                assert_eq!(
+                    stage.order("b1").status,
+                    Status::Created,
+                    "not looked up yet"
+                );
+                if is_taken_over {
+                    reconciler = stage.reconciler();
+                }
+            }
+        }
+        assert_eq!(missed, usize::from(has_forgotten));
+        let order = stage.order("b1");
+        assert_eq!((order.status, order.starts), (Status::Processing, starts));
+        assert_eq!(stage.store.heartbeat().unwrap().learned.lives.ended(), 0);
     }
 }
