@@ -36,7 +36,7 @@ async fn two_thousand_orders_settle_as_the_upstream_says() {
     let api = world.api(&[]);
     let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
-    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
+    let ids = (0..1_000).map(|n| format!("order-{n}")).collect();
     create_all(&client, &api.url, ids, 16).await;
     let orders = client.settled(&api.url, 2_000).await;
     assert_agree(&world, &orders);
@@ -53,9 +53,9 @@ async fn api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing() 
     let arguments = ["--start-rate", "0", "--max-in-flight", "64"];
     let reconciler = world.reconciler(&simulator.url, &arguments);
     let client = Client::new();
-    let ids = (0..4_000).map(|n| format!("order-{n}")).collect();
+    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
     create_all(&client, &api.url, ids, 64).await;
-    let orders = client.settled(&api.url, 4_000).await;
+    let orders = client.settled(&api.url, 2_000).await;
     assert_agree(&world, &orders);
     for log in [api.logged(), reconciler.logged()] {
         assert!(!log.contains("ERROR"), "{log}");
@@ -70,18 +70,18 @@ async fn a_reconciler_killed_at_any_moment_is_continued_by_the_next() {
     // Above the ceiling this rate is for the test to be short, below it for the kills to hit.
     let arguments = ["--start-rate", "700", "--request-timeout", "500ms"];
     let client = Client::new();
-    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
+    let ids = (0..1_000).map(|n| format!("order-{n}")).collect();
     create_all(&client, &api.url, ids, 16).await;
     let mut reconciler = world.reconciler(&simulator.url, &arguments);
     for _ in 0..5 {
         let before = world.outcomes().len();
-        while world.outcomes().len() < (before + 200).min(2_000) {
+        while world.outcomes().len() < (before + 100).min(1_000) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         reconciler.kill();
         reconciler = world.reconciler(&simulator.url, &arguments);
     }
-    let orders = client.settled(&api.url, 2_000).await;
+    let orders = client.settled(&api.url, 1_000).await;
     // A start that was written down but perhaps not sent counts as one that may have happened.
     assert_statuses_agree(&world, &orders);
 }

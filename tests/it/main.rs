@@ -57,13 +57,13 @@
 //!
 //! | test | reason |
 //! |---|---|
-//! | `life::a_reconciler_killed_at_any_moment_is_continued_by_the_next` | 2,000 orders, and five kills among them |
-//! | `life::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 4,000 orders |
+//! | `life::a_reconciler_killed_at_any_moment_is_continued_by_the_next` | 1,000 orders, and five kills among them |
+//! | `life::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 2,000 orders |
 //! | `life::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
 //! | `programs::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_nothing` | runs the programs once for each way to restore |
 //! | `upstreams::looks::starts_and_single_looks_go_on_while_a_list_is_read` | a list has a head start of 1 s |
-//! | `upstreams::starts::an_order_whose_start_met_another_service_is_never_failed` | 200 passes for each pair of answers |
+//! | `upstreams::starts::an_order_whose_start_met_another_service_is_never_failed` | 40 passes for each pair of answers |
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 

@@ -6,14 +6,18 @@ use order_service::simulator::model::Model;
 use super::looks::lasting;
 use super::*;
 
-/// Passes, one a second, until so much time has passed. Returns how many processes were missed.
+/// Passes, one a second, until so much time has passed, or at the end of a minute in which all orders were
+/// settled. Returns how many processes were missed.
 fn passes(
     stage: &Stage,
     reconciler: &mut Reconciler<InMemory, ManualClock>,
     seconds: i64,
 ) -> usize {
     let mut missed = 0;
-    for _ in 0..seconds {
+    for second in 0..seconds {
+        if second % 60 == 0 && stage.has_settled_all() {
+            break;
+        }
         missed += pass(reconciler).missed;
         stage.forward(1_000);
     }

@@ -367,6 +367,12 @@ impl Stage {
         self.clock.set(Timestamp(self.clock.now().0 + milliseconds));
     }
 
+    pub(super) fn has_settled_all(&self) -> bool {
+        let open = [Status::Created, Status::Processing];
+        open.iter()
+            .all(|status| self.store.count(*status).unwrap() == 0)
+    }
+
     pub(super) fn count(&self, status: Status) -> usize {
         let filter = Filter {
             statuses: vec![status],

@@ -88,10 +88,11 @@ async fn an_order_whose_start_met_another_service_is_never_failed() {
         let orders = Orders::created(&["a1"]).await;
         let settings = Settings {
             lost_process: LostProcess::Fail,
+            schedule: "*/5 * * * * *".parse().unwrap(),
             ..settings()
         };
         let mut reconciler = orders.reconciler_with(&upstream, settings);
-        for _ in 0..200 {
+        for _ in 0..40 {
             reconciler.pass().await;
             let order = orders.order("a1");
             assert_eq!(order.status, Status::Created, "{shown}: {order:?}");
