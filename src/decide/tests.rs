@@ -206,6 +206,11 @@ fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted()
         choose(&same, Observed::Absent, &POLICY, Occasion::Pass),
         Action::Wait
     );
+    // At its turn that look has already decided.
+    assert_eq!(
+        choose(&same, Observed::Absent, &POLICY, Occasion::Turn),
+        Action::Start
+    );
     let twice = order(processing(Some(NOW.0 - 1)), None);
     assert_eq!(
         choose(&twice, Observed::Absent, &POLICY, Occasion::Pass),
@@ -471,4 +476,46 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
         assert_eq!(decided(answer, 5, None), expected);
         assert_eq!(decided(answer, 1, Some(written_at + 1)), expected);
     }
+}
+
+#[test]
+fn the_words_of_the_policies_are_those_of_settings_and_database() {
+    let words = LostProcess::ALL.map(LostProcess::as_str);
+    assert_eq!(words, ["restart", "hold", "fail"]);
+}
+
+#[test]
+fn an_order_waits_for_its_start_among_new_tried_or_forgotten_ones() {
+    let new = order(Phase::Created, None);
+    assert_eq!(new.queue(), Queue::New);
+    let mut refused = new;
+    refused.attempts = 1;
+    assert_eq!(refused.queue(), Queue::Tried);
+    let unanswered = order(Phase::Created, intent(Some(0), None));
+    assert_eq!(unanswered.queue(), Queue::Tried);
+    for intent in [None, intent(Some(0), None)] {
+        assert_eq!(order(processing(None), intent).queue(), Queue::Forgotten);
+    }
+}
+
+#[test]
+fn a_missing_process_is_flagged_at_once_and_only_where_there_was_one() {
+    let mut in_backoff = order(processing(None), None);
+    in_backoff.attempts = 3;
+    in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+    let mut missing = in_backoff;
+    missing.mark_missing(NOW);
+    let expected = OpenOrder {
+        phase: processing(Some(NOW.0)),
+        attempts: 0,
+        next_attempt_at: None,
+        attention: Some(Reason::ProcessLost),
+        ..in_backoff
+    };
+    assert_eq!(missing, expected);
+    assert!(missing.is_missed() && !in_backoff.is_missed());
+    let created = order(Phase::Created, intent(Some(0), None));
+    let mut unchanged = created;
+    unchanged.mark_missing(NOW);
+    assert_eq!(unchanged, created);
 }

@@ -443,6 +443,12 @@ mod tests {
         assert!(!polling.is_refused(s(0)));
         polling.on_refused(now);
         assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
+        // A limit holds even if all orders are to be looked at anew.
+        polling.forget(now);
+        assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
+        let until = polling.next_at();
+        polling.on_refused(until);
+        assert_eq!(polling.next_at(), until.after(Duration::from_secs(2)));
     }
 
     #[test]
@@ -473,6 +479,24 @@ mod tests {
         }
         assert!(durations.mean().unwrap() < Duration::from_secs(6));
         assert!(durations.longest() < Duration::from_secs(6));
+    }
+
+    #[test]
+    fn the_mean_duration_of_equal_processes_stays_theirs_however_many_end() {
+        let mut durations = Durations::default();
+        let ten_seconds = Duration::from_secs(10);
+        for ended in 1..=2 * ENDED_MAX as u32 {
+            durations.on_observed(ten_seconds);
+            durations.on_ended(ten_seconds);
+            assert_eq!(durations.mean(), Some(ten_seconds), "{ended}");
+        }
+    }
+
+    #[test]
+    fn a_look_up_costs_what_a_list_without_entries_does() {
+        assert_eq!(look_ups_cost(3), list_cost(0) * 3);
+        let of_entries = list_cost(2_000) - list_cost(0);
+        assert_eq!(of_entries, Duration::from_millis(1));
     }
 
     #[test]
