@@ -6,6 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::pin::pin;
+
+use futures_util::TryStreamExt;
+use tokio::sync::mpsc;
 
 use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
@@ -14,7 +18,7 @@ use crate::process::Exit;
 use crate::simulator::model::Effect;
 use crate::simulator::record::Entry;
 use crate::store::{Filter, Store, StoreError};
-use crate::upstream::Upstream;
+use crate::upstream::{Entry as ListEntry, Upstream};
 
 /// Orders read at once.
 const PAGE: usize = 1_000;
@@ -118,8 +122,8 @@ pub async fn take(
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
     let mut account = Account {
-        pruned: store.pruned()?.orders(),
-        started_again: store.restarts()?,
+        pruned: store.pruned().await?.orders(),
+        started_again: store.restarts().await?,
         started_twice: record.map(second_starts),
         ..Account::default()
     };
@@ -127,9 +131,10 @@ pub async fn take(
     let mut unseen = HashMap::new();
     each_processing(store, |order| {
         unseen.insert(order.seq, order.starts);
-    })?;
+    })
+    .await?;
     let mut settled = 0;
-    for (status, count) in store.counts()? {
+    for (status, count) in store.counts().await? {
         match status.is_settled() {
             true => settled += count,
             false => account.open += count,
@@ -138,36 +143,40 @@ pub async fn take(
     account.settled = settled + account.pruned;
     account.acknowledged = account.settled + account.open;
     let mut compared = 0;
-    let mut trouble = None;
     let began_at = SystemClock.now();
-    let listed = upstream
-        .list(|entry| {
-            let Ok(id) = OrderId::new(&*entry.order_id) else {
-                return;
-            };
-            match store.order(&id) {
-                Ok(Some(order)) => {
-                    unseen.remove(&order.seq);
-                    compared += u64::from(order.status.is_settled());
-                    // What was settled meanwhile may have run when the list was made.
-                    if order.updated_at >= began_at {
-                        return;
-                    }
-                    match Observed::of_status(&entry.status) {
-                        Observed::Unrecognised(_) => account.unknown += 1,
-                        observed => {
-                            account.disagreeing += u64::from(disagrees(order.status, &observed));
-                        }
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => trouble = Some(error),
+    // Compared as the list comes in: of what is not compared yet, there is about a piece.
+    let (told, mut entries) = mpsc::unbounded_channel();
+    let list = async {
+        let told = told;
+        let tell = |entry: ListEntry<'_>| {
+            if let Ok(id) = OrderId::new(&*entry.order_id) {
+                // The other end is there until this one is dropped.
+                let _ = told.send((id, Observed::of_status(&entry.status)));
             }
-        })
-        .await;
-    if let Some(error) = trouble {
-        return Err(error);
-    }
+        };
+        Ok(upstream.list(tell).await)
+    };
+    let compare = async {
+        while let Some((id, observed)) = entries.recv().await {
+            let Some(order) = store.order(&id).await? else {
+                continue;
+            };
+            unseen.remove(&order.seq);
+            compared += u64::from(order.status.is_settled());
+            // What was settled meanwhile may have run when the list was made.
+            if order.updated_at >= began_at {
+                continue;
+            }
+            match observed {
+                Observed::Unrecognised(_) => account.unknown += 1,
+                observed => {
+                    account.disagreeing += u64::from(disagrees(order.status, &observed));
+                }
+            }
+        }
+        Ok::<_, StoreError>(())
+    };
+    let (listed, ()) = tokio::try_join!(list, compare)?;
     if let Err(failure) = listed {
         log::warn!("the upstream could not be asked: {}", failure.detail);
         account.unknown += unseen.len() as u64 + settled.saturating_sub(compared);
@@ -181,27 +190,24 @@ pub async fn take(
                 policy == LostProcess::Hold || order.attention.is_some_and(|of| is_held(&of));
             held += u64::from(is_held);
         }
-    })?;
+    })
+    .await?;
     account.lost = Some(lost);
     account.held = Some(held);
     Ok(account)
 }
 
 /// Reads the orders that are PROCESSING, oldest first.
-fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), StoreError> {
+async fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), StoreError> {
     let processing = Filter {
         statuses: vec![Status::Processing],
         attention: None,
     };
-    let mut after = 0;
-    loop {
-        let page = store.page(&processing, after, i64::MAX, PAGE)?;
-        let Some(last) = page.last() else {
-            return Ok(());
-        };
-        after = last.seq;
+    let mut pages = pin!(store.pages(processing, PAGE));
+    while let Some(page) = pages.try_next().await? {
         page.into_iter().for_each(&mut tell);
     }
+    Ok(())
 }
 
 /// Returns whether an order that is PROCESSING waits for an operator, as the reconciler left it. One

@@ -130,8 +130,8 @@ impl Api {
             health: Health::new(store.clone(), draining.clone()),
             overview: Overview::default(),
             traffic: Traffic::default(),
-            watcher: Arc::new(Watcher::new(store.clone())),
-            lists: Arc::new(Reads::new(store.clone())),
+            watcher: Arc::new(Watcher::new(&store)),
+            lists: Arc::new(Reads::new(&store)),
             connections: ConnectionStats::within(server::raise_file_limit()),
             // One of the threads is always left.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),

@@ -106,7 +106,7 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
 pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let ids = if args.all_lost {
-        store.lost()?
+        store.lost().await?
     } else {
         args.ids
     };
@@ -162,7 +162,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
     store.fold().await;
-    pruning.free_bytes = Some(store.free_bytes()?);
+    pruning.free_bytes = Some(store.free_bytes().await?);
     process::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),

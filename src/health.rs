@@ -95,6 +95,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabasePath::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
+        let lead = store.try_lead().await.unwrap().unwrap();
         let write = async |pass_at: Timestamp| {
             let heartbeat = ReconcilerState {
                 leader_since: Some(pass_at),
@@ -102,7 +103,7 @@ mod tests {
                 next_pass_at: Some(pass_at),
                 ..ReconcilerState::default()
             };
-            store.write_heartbeat(heartbeat).await.unwrap();
+            store.write_heartbeat(&lead, heartbeat).await.unwrap();
         };
         let now = SystemClock.now();
         write(Timestamp(now.0 - 3_600_000)).await;

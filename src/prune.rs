@@ -92,7 +92,7 @@ pub async fn run(
         if stop.is_cancelled() {
             return End::BrokenOff;
         }
-        let seqs = match store.next_prunable(settled_before, after, BATCH) {
+        let seqs = match store.next_prunable(settled_before, after, BATCH).await {
             Ok(seqs) => seqs,
             Err(error) => return End::Failed(error),
         };

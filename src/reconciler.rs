@@ -8,7 +8,6 @@
 mod asking;
 mod effects;
 mod list_read;
-mod new_orders;
 mod observations;
 mod observe;
 mod order_log;
@@ -28,7 +27,6 @@ use anyhow::Context as _;
 use self::asking::Asking;
 pub use self::effects::Decision;
 use self::list_read::ListRead;
-use self::new_orders::NewOrders;
 pub use self::schedule::{Moments, Schedule, ScheduleError};
 pub use self::start::Stage;
 use self::start_queue::StartQueue;
@@ -41,15 +39,11 @@ use crate::pace::{Call, Pace};
 use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{LeaderLock, StartCandidate, Store};
+use crate::store::{LeadError, Leadership, StartCandidate, Store};
 use crate::upstream::{Failure, Upstream};
 
 /// How often a standby tries to take the lead.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Interval between two glances for new orders of other processes. They are nearly all that an idle
-/// reconciler does: 50 a second take 0.25 % of a core.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How old the heartbeat may become while nothing happens. Each costs a disk flush.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -213,6 +207,7 @@ type Hook = dyn Fn(Trace<'_>);
 /// Everything that the reconciler acts on.
 struct Context<U, C> {
     store: Store,
+    lead: Leadership,
     upstream: Asking<U>,
     /// Set right between passes only.
     clock: SteadyClock<C>,
@@ -245,8 +240,14 @@ pub struct Reconciler<U, C> {
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// A reconciler that goes on where an earlier one stopped.
-    pub fn new(store: Store, upstream: U, clock: C, settings: Settings) -> anyhow::Result<Self> {
-        let mut heartbeat = store.heartbeat()?;
+    pub async fn new(
+        store: Store,
+        lead: Leadership,
+        upstream: U,
+        clock: C,
+        settings: Settings,
+    ) -> anyhow::Result<Self> {
+        let mut heartbeat = store.heartbeat().await?;
         let now = clock.now();
         heartbeat.leader_since = Some(now);
         heartbeat.led_until = None;
@@ -277,6 +278,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             probes: 0,
             context: Rc::new(Context {
                 store,
+                lead,
                 upstream: Asking::new(upstream, tally),
                 clock: SteadyClock::new(clock),
                 settings,
@@ -321,7 +323,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             report.log();
         }
         if report.has_more {
-            self.log_wait()?;
+            self.log_wait().await?;
         }
         self.heartbeat.heartbeat.last_pass_at = Some(self.context.clock.now());
         if report.is_eventful() {
@@ -332,7 +334,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Logs what holds up orders that are due, if it holds them up for long.
-    fn log_wait(&mut self) -> anyhow::Result<()> {
+    async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
         let Some(reason) = self.pace.limit() else {
@@ -342,7 +344,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             return Ok(());
         }
         self.wait_logged_at = Some(now);
-        let waiting = self.context.store.count(Status::Created)?;
+        let waiting = self.context.store.count(Status::Created).await?;
         let rate = self.pace.rate().rate();
         let wait = Duration::try_from_secs_f64(waiting as f64 / rate).unwrap_or(Duration::MAX);
         if wait >= WAIT_LOGGED {
@@ -373,7 +375,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// has to be waited for is waited for from here on, and what was stored must not lie ahead.
     async fn begin(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
-        let set_right = self.context.store.set_times_right(now).await;
+        let set_right = self
+            .context
+            .store
+            .set_times_right(&self.context.lead, now)
+            .await;
         set_right.context("the times of open orders could not be read or set right")?;
         let ReconcilerState {
             leader_since,
@@ -490,8 +496,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             return Ok(false);
         }
         let store = &self.context.store;
-        let next = match store.next_open(self.probed)? {
-            None => store.next_open(0)?,
+        let next = match store.next_open(self.probed).await? {
+            None => store.next_open(0).await?,
             next => next,
         };
         let Some((seq, id)) = next else {
@@ -546,7 +552,10 @@ impl HeartbeatWriter {
             self.heartbeat.next_pass_at = Some(next_pass_at);
             self.heartbeat.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
             let heartbeat = self.heartbeat.clone();
-            context.store.write_heartbeat(heartbeat).await?;
+            context
+                .store
+                .write_heartbeat(&context.lead, heartbeat)
+                .await?;
             self.written_at = Some(now);
         }
         Ok(())
@@ -633,16 +642,28 @@ fn note(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) 
 }
 
 /// Takes the lead, or waits for it. Nothing if the program is to end first.
-pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<LeaderLock>> {
-    let mut told = false;
+pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadership>> {
+    let mut is_told = false;
+    let mut trouble = None;
     while !stop.begun.is_cancelled() {
-        if let Some(lock) = LeaderLock::try_take(store.path())? {
-            log::info!("this reconciler leads");
-            return Ok(Some(lock));
-        }
-        if !told {
-            log::info!("another reconciler leads; this one stands by");
-            told = true;
+        match store.try_lead().await {
+            Ok(Some(lead)) => {
+                log::info!("this reconciler leads");
+                return Ok(Some(lead));
+            }
+            Ok(None) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    log::info!("another reconciler leads; this one stands by");
+                }
+            }
+            Err(LeadError::Open(error)) => return Err(error.into()),
+            Err(LeadError::Store(error)) => {
+                let error = error.to_string();
+                if trouble.as_ref() != Some(&error) {
+                    log::error!("the lead cannot be taken, and is tried again: {error}");
+                    trouble = Some(error);
+                }
+            }
         }
         tokio::select! {
             () = stop.begun.cancelled() => {}
@@ -659,15 +680,14 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<LeaderLoc
 /// The schedule cannot be kept. A pass that fails ends nothing.
 pub async fn run<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
-    lead: &LeaderLock,
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let now = reconciler.context.clock.now();
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
-    let mut new_orders = NewOrders::after_newest(&reconciler.context.store, POLL_INTERVAL)
-        .context("new orders cannot be noticed")?;
+    let new_orders = reconciler.context.store.new_orders().await;
+    let mut new_orders = new_orders.context("new orders cannot be noticed")?;
     let mut trouble = None;
-    while !stop.begun.is_cancelled() && !lead.is_lost() {
+    while !stop.begun.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
             Ok(report) => {
                 if trouble.take().is_some() {
@@ -677,6 +697,7 @@ pub async fn run<U: Upstream, C: Clock>(
                     continue;
                 }
             }
+            Err(_) if reconciler.context.lead.loss().is_some() => break,
             Err(error) => {
                 let error = format!("{error:#}");
                 if trouble.as_ref() != Some(&error) {
@@ -695,12 +716,8 @@ pub async fn run<U: Upstream, C: Clock>(
         }
     }
     ticks.end().await;
-    if lead.is_lost() {
-        log::error!(
-            "{} is another file than the lock that this reconciler holds: it gives up the lead, which \
-             another may have",
-            lead.path().display()
-        );
+    if let Some(loss) = reconciler.context.lead.loss() {
+        log::error!("this reconciler gives up the lead: {loss}");
     } else if !stop.abandon.is_cancelled() {
         reconciler.end().await;
     }
@@ -720,7 +737,8 @@ pub async fn run_once<U: Upstream, C: Clock>(
         settings,
         ..
     } = &*reconciler.context;
-    if store.has_unknown_start(clock.now().after(settings.request_timeout))? {
+    let due_by = clock.now().after(settings.request_timeout);
+    if store.has_unknown_start(due_by).await? {
         let why = "a start of an earlier run has no outcome";
         reconciler.wait(why, stop).await;
     }

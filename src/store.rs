@@ -5,34 +5,42 @@
 //! (`store/answers.rs`), the queue of writes (`store/queue.rs`) and what it counts
 //! (`store/writer_stats.rs`), which orders a list holds (`store/filter.rs`), from which positions
 //! readers go on (`store/cursor.rs`), and the open orders as a pass holds them
-//! (`store/open_orders.rs`). The one engine is SQLite, in `store/sqlite.rs`.
+//! (`store/open_orders.rs`), and who is woken by what is committed (`store/subscriptions.rs`). The one
+//! engine is SQLite, in `store/sqlite.rs`.
 
 mod answers;
 mod cursor;
 mod filter;
+mod leadership;
 mod open_orders;
 mod queue;
 mod sqlite;
+mod subscriptions;
 mod transition;
 mod write;
 mod writer_stats;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+
+use futures_util::Stream;
 
 pub use self::answers::{
     Contents, Creation, Decided, Finding, Found, Glance, Removed, Sizes, StartCandidate,
 };
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
+use self::leadership::Lock;
+pub use self::leadership::{LeadError, Leadership, Loss};
 pub use self::open_orders::Watchlist;
 use self::queue::Queue;
 pub use self::queue::{Gate, Mode, OpenGate, Passage};
+use self::sqlite::LeaderLock;
 pub use self::sqlite::{
-    Commits, CopyError, DatabasePath, DatabasePathError, Inspection, LeaderLock, OpenError,
-    lock_files, log_files, read_heartbeat,
+    CopyError, DatabasePath, DatabasePathError, Inspection, OpenError, lock_files, log_files,
+    read_heartbeat,
 };
+pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{Change, Recorded, Step, Trouble};
 use self::write::Write;
 pub use self::writer_stats::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
@@ -42,7 +50,8 @@ use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
 /// Store errors, grouped by what the caller may do next: try again, but look first after
-/// [`StoreError::OutcomeUnknown`], and begin anew after [`StoreError::Gone`].
+/// [`StoreError::OutcomeUnknown`], begin anew after [`StoreError::Gone`], and lead no longer after
+/// [`StoreError::Deposed`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The write queue is full. Nothing was done.
@@ -59,6 +68,9 @@ pub enum StoreError {
         "the database gave no clear answer in time; the write may have taken effect, or may still"
     )]
     OutcomeUnknown,
+    /// Another reconciler has taken the lead since. Nothing was recorded.
+    #[error("another reconciler leads; nothing was recorded")]
+    Deposed,
     /// A reader that goes on from this position might miss something.
     #[error(transparent)]
     Gone(#[from] Gone),
@@ -73,20 +85,20 @@ pub struct Store {
 /// The database systems that orders can be kept in.
 #[derive(Clone)]
 enum Engine {
-    Sqlite(Arc<sqlite::Engine>),
+    Sqlite(sqlite::Engine),
 }
 
 impl Store {
     /// Opens the database, creates and migrates it where needed, and checks that it is one that
     /// this program can trust.
     pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
-        let engine = Engine::Sqlite(Arc::new(sqlite::Engine::open(path, mode)?));
+        let engine = Engine::Sqlite(sqlite::Engine::open(path, mode)?);
         Ok(Self { engine })
     }
 
     /// Opens a database that must be there already.
     pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
-        let engine = Engine::Sqlite(Arc::new(sqlite::Engine::open_existing(path)?));
+        let engine = Engine::Sqlite(sqlite::Engine::open_existing(path)?);
         Ok(Self { engine })
     }
 
@@ -105,19 +117,19 @@ impl Store {
     }
 
     /// The order with this id, and what is told beside it.
-    pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+    pub async fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.find(id),
         }
     }
 
     /// The order with this id, without what is told beside it.
-    pub fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
-        Ok(self.find(id)?.map(|found| found.order))
+    pub async fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
+        Ok(self.find(id).await?.map(|found| found.order))
     }
 
     /// All that is known of one order, at one moment. `None` if there is no such order.
-    pub fn details(
+    pub async fn details(
         &self,
         id: &OrderId,
         now: Timestamp,
@@ -128,7 +140,7 @@ impl Store {
     }
 
     /// The place of the newest order in the order of creation; 0 if there is none.
-    pub fn newest_seq(&self) -> Result<i64, StoreError> {
+    pub async fn newest_seq(&self) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_seq(),
         }
@@ -136,7 +148,7 @@ impl Store {
 
     /// At most `limit` orders after the number `after` and up to the number `last`, in the order of
     /// creation, whatever was removed from among them.
-    pub fn page(
+    pub async fn page(
         &self,
         filter: &Filter,
         after: i64,
@@ -148,11 +160,32 @@ impl Store {
         }
     }
 
+    /// All orders that a filter takes, oldest first, in pages of this size. Between two pages the
+    /// database may be written, and each order is as it was when its page was read.
+    pub fn pages(
+        &self,
+        filter: Filter,
+        size: usize,
+    ) -> impl Stream<Item = Result<Vec<Order>, StoreError>> {
+        let first = Some(Cursor::default());
+        futures_util::stream::try_unfold(first, move |after| {
+            let (store, filter) = (self.clone(), filter.clone());
+            async move {
+                let Some(after) = after else {
+                    return Ok(None);
+                };
+                let (page, next) = store.page_after(&filter, after, i64::MAX, size).await?;
+                let next = (page.len() == size).then_some(next);
+                Ok(Some((page, next)))
+            }
+        })
+    }
+
     /// Like [`Store::page`], but goes on from a position, and returns the next one.
     ///
     /// # Errors
     /// [`StoreError::Gone`] if some of what follows may have been missed.
-    pub fn page_after(
+    pub async fn page_after(
         &self,
         filter: &Filter,
         after: Cursor,
@@ -165,14 +198,14 @@ impl Store {
     }
 
     /// How many orders there are in each status.
-    pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
+    pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.counts(),
         }
     }
 
     /// Returns the number of orders in a status.
-    pub fn count(&self, status: Status) -> Result<u64, StoreError> {
+    pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.count(status),
         }
@@ -180,14 +213,14 @@ impl Store {
 
     /// How many processes were started in the place of a forgotten one, those of removed orders
     /// included.
-    pub fn restarts(&self) -> Result<u64, StoreError> {
+    pub async fn restarts(&self) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.restarts(),
         }
     }
 
     /// The orders whose process was forgotten and that wait for an operator. Oldest first.
-    pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
+    pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.lost(),
         }
@@ -211,7 +244,7 @@ impl Store {
     /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
     /// outcome. Oldest first. They are read some thousands at a time: what another process changes
     /// meanwhile may be seen of one and not of the next.
-    pub fn watched(&self) -> Result<Watchlist, StoreError> {
+    pub async fn watched(&self) -> Result<Watchlist, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.watched(),
         }
@@ -220,7 +253,7 @@ impl Store {
     /// At most `limit` orders after the place `after` that have neither a process nor a start of
     /// unknown outcome and may be started now: those that were tried before, or those that were not.
     /// Oldest first.
-    pub fn startable(
+    pub async fn startable(
         &self,
         now: Timestamp,
         max_starts: u32,
@@ -234,14 +267,14 @@ impl Store {
     }
 
     /// Returns whether there is a start without an outcome whose order may be started again by `due_by`.
-    pub fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
+    pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.has_unknown_start(due_by),
         }
     }
 
     /// The oldest open order after the place `after`.
-    pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
+    pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.next_open(after),
         }
@@ -249,14 +282,18 @@ impl Store {
 
     /// Brings a history up to date with the journal, and tells all else that is told of the whole,
     /// as of one moment.
-    pub fn glance(&self, history: &mut JournalStats, now: Timestamp) -> Result<Glance, StoreError> {
+    pub async fn glance(
+        &self,
+        history: &mut JournalStats,
+        now: Timestamp,
+    ) -> Result<Glance, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.glance(history, now),
         }
     }
 
     /// Orders and entries that were removed up to now.
-    pub fn pruned(&self) -> Result<Removed, StoreError> {
+    pub async fn pruned(&self) -> Result<Removed, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.pruned(),
         }
@@ -264,7 +301,7 @@ impl Store {
 
     /// The places of the first `limit` orders after the place `after` that settled before a moment
     /// and may be removed.
-    pub fn next_prunable(
+    pub async fn next_prunable(
         &self,
         settled_before: Timestamp,
         after: i64,
@@ -293,7 +330,7 @@ impl Store {
     }
 
     /// Bytes in the database file that are free for what is to come.
-    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+    pub async fn free_bytes(&self) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.free_bytes(),
         }
@@ -305,42 +342,65 @@ impl Store {
     }
 
     /// What the database takes on disk.
-    pub fn sizes(&self) -> Sizes {
+    pub async fn sizes(&self) -> Sizes {
         match &self.engine {
             Engine::Sqlite(engine) => engine.sizes(),
         }
     }
 
+    /// Takes the lead, if no one else has it. Whoever led before can record nothing from then on.
+    pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
+        let lock = match &self.engine {
+            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
+        };
+        let Some(lock) = lock else {
+            return Ok(None);
+        };
+        let epoch = self.queue().write(|reply| Write::Lead { reply }).await?;
+        Ok(Some(Leadership::new(epoch, lock)))
+    }
+
     /// Records what the reconciler did and saw, in one transaction. A change of an order that is
     /// not any more as it was read changes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Deposed`] if another reconciler has taken the lead.
     pub async fn record(
         &self,
+        lead: &Leadership,
         mut changes: Vec<Change>,
         now: Timestamp,
     ) -> Result<Recorded, StoreError> {
         // Key order: neighbours share pages. Stable, so that an adoption stays before its outcome.
         changes.sort_by_key(|change| change.seq);
         let write = |reply| Write::Record {
+            epoch: lead.epoch,
             changes,
             now,
             reply,
         };
-        self.queue().write(write).await
+        lead.noted(self.queue().write(write).await)
     }
 
     /// What the reconciler last told of itself.
-    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+    pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.heartbeat(),
         }
     }
 
     /// Replaces what the reconciler tells of itself.
-    pub async fn write_heartbeat(&self, heartbeat: ReconcilerState) -> Result<(), StoreError> {
-        let heartbeat = Box::new(heartbeat);
-        self.queue()
-            .write(|reply| Write::Heartbeat { heartbeat, reply })
-            .await
+    pub async fn write_heartbeat(
+        &self,
+        lead: &Leadership,
+        heartbeat: ReconcilerState,
+    ) -> Result<(), StoreError> {
+        let write = |reply| Write::Heartbeat {
+            epoch: lead.epoch,
+            heartbeat: Box::new(heartbeat),
+            reply,
+        };
+        lead.noted(self.queue().write(write).await)
     }
 
     /// Finds out whether orders can be written, by writing.
@@ -359,7 +419,7 @@ impl Store {
     }
 
     /// The position of the newest event.
-    pub fn newest_event(&self) -> Result<Cursor, StoreError> {
+    pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_event(),
         }
@@ -370,7 +430,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Gone`] if some of what follows may have been missed.
-    pub fn events(
+    pub async fn events(
         &self,
         order: Option<&OrderId>,
         after: Cursor,
@@ -383,18 +443,56 @@ impl Store {
 
     /// Sets right the times of open orders by which something is waited for: what has happened did so
     /// by `now`, and no attempt is put off for longer than the longest backoff.
-    pub async fn set_times_right(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn set_times_right(
+        &self,
+        lead: &Leadership,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        lead.noted(match &self.engine {
+            Engine::Sqlite(engine) => engine.set_times_right(lead.epoch, now).await,
+        })
+    }
+
+    /// Subscribes to changes of orders from now on, by whatever process.
+    pub fn changes(&self) -> Result<Changes, StoreError> {
         match &self.engine {
-            Engine::Sqlite(engine) => engine.set_times_right(now).await,
+            Engine::Sqlite(engine) => engine.changes(),
         }
     }
 
-    /// Returns a receiver of the commits from now on: of those of this process at once, of others
-    /// once a poll has found them.
-    pub fn commits(&self, poll_interval: Duration) -> Result<Commits, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.commits(poll_interval),
-        }
+    /// Subscribes to the creation of orders after the newest that there is now, by whatever process.
+    pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
+        let changes = match &self.engine {
+            Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
+        };
+        Ok(NewOrders {
+            changes,
+            newest: self.newest_seq().await?,
+            store: self.clone(),
+        })
+    }
+
+    /// A handle on the same orders for reads that may take long, or wait, on one of the worker threads
+    /// that serve everyone: SQLite's are made on the calling thread, whose other tasks are handed to
+    /// another one meanwhile.
+    ///
+    /// # Panics
+    /// Its reads panic on a runtime of one thread.
+    #[must_use]
+    pub fn for_long_reads(&self) -> Self {
+        let engine = match &self.engine {
+            Engine::Sqlite(engine) => Engine::Sqlite(engine.for_long_reads()),
+        };
+        Self { engine }
+    }
+
+    /// A handle on the same orders whose subscriptions hear of this process' commits alone.
+    #[cfg(test)]
+    pub(crate) fn without_polls(&self) -> Self {
+        let engine = match &self.engine {
+            Engine::Sqlite(engine) => Engine::Sqlite(engine.without_polls()),
+        };
+        Self { engine }
     }
 
     fn queue(&self) -> &Queue {

@@ -226,7 +226,9 @@ pub async fn settle(
 }
 
 async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<()> {
-    let recorded = store.record(changes, now).await?;
+    let lead = store.try_lead().await?;
+    let lead = lead.context("another reconciler leads")?;
+    let recorded = store.record(&lead, changes, now).await?;
     anyhow::ensure!(
         recorded.conflicts.is_empty(),
         "an order was not where it was put"

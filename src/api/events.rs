@@ -25,7 +25,7 @@ use super::problem::{Problem, next_link, reading_problem, store_problem};
 use super::request::{After, EventQuery, next_page};
 use super::watcher::{Subscription, Watcher};
 use crate::order::{Event, OrderId};
-use crate::store::{Cursor, Store, StoreError};
+use crate::store::{Cursor, StoreError};
 
 /// How often a comment is sent, so that neither a proxy nor the client takes a stream for dead, and
 /// that a client that has gone without a word is noticed.
@@ -69,8 +69,9 @@ impl Api {
         let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
         let place = self.connections.long_answer();
         let place = place.ok_or_else(Problem::too_many_lists)?;
-        let page = |store: &Store| store.events(order.as_ref(), after, limit + 1);
-        let read = self.lists.read(page).await;
+        let store = self.lists.store().await;
+        let read = store.events(order.as_ref(), after, limit + 1).await;
+        drop(store);
         let (mut events, next) = read.map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
@@ -91,14 +92,15 @@ impl Api {
         after: After,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
-        let newest = self.watcher.read(|store| store.newest_event()).await;
+        let newest = self.watcher.store().await.newest_event().await;
         let newest = newest.map_err(store_problem)?;
         if let After::Event(position) = after {
             // Refused now, which is not possible any more once the stream has begun.
             let order = order.as_ref();
-            let read = self.watcher.read(|store| store.events(order, position, 0));
+            let store = self.watcher.store().await;
+            let read = store.events(order, position, 0).await;
             let path = |after| format!("/event?{}", next_page(after, None, order));
-            read.await.map_err(|error| reading_problem(error, path))?;
+            read.map_err(|error| reading_problem(error, path))?;
         }
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
@@ -242,9 +244,10 @@ impl EventStream {
 
     /// A page from the database, which has all events up to `known`.
     async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
-        let (order, after) = (self.order.clone(), self.after);
-        let page = move |store: &Store| store.events(order.as_ref(), after, STREAM_PAGE);
-        let (events, mut next) = self.watcher.read(page).await?;
+        let (order, after) = (self.order.as_ref(), self.after);
+        let store = self.watcher.store().await;
+        let (events, mut next) = store.events(order, after, STREAM_PAGE).await?;
+        drop(store);
         if events.len() < STREAM_PAGE {
             // There is nothing else for this stream up to there.
             next = next.at(next.seq.max(known));

@@ -102,7 +102,7 @@ impl Health {
             begun_at.get_or_init(|| SystemClock.now());
         });
         Self {
-            reads: Reads::new(store.clone()),
+            reads: Reads::new(&store),
             store,
             draining,
             started_at: SystemClock.now(),
@@ -195,7 +195,7 @@ impl Health {
     }
 
     async fn others(&self) -> Vec<Check> {
-        let Ok(heartbeat) = self.reads.read(|store| store.heartbeat()).await else {
+        let Ok(heartbeat) = self.reads.store().await.heartbeat().await else {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.reach {

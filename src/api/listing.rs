@@ -18,7 +18,7 @@ use super::problem::{Problem, next_link, reading_problem};
 use super::reads::Reads;
 use super::request::{Form, ListQuery};
 use crate::order::Order;
-use crate::store::{Cursor, Store, StoreError};
+use crate::store::{Cursor, StoreError};
 
 /// Orders read at once while streaming. As JSON they take some 40 KB, which is what a client that
 /// reads slowly costs.
@@ -85,15 +85,15 @@ impl Listing {
     }
 
     async fn read(&mut self, limit: usize) -> Result<(Vec<Order>, Cursor), StoreError> {
-        let (query, last) = (&self.query, &mut self.last);
-        let page = |store: &Store| {
-            let last = match last {
-                Some(last) => *last,
-                None => *last.insert(store.newest_seq()?),
-            };
-            store.page_after(&query.filter, query.after, last, limit)
+        let store = self.reads.store().await;
+        let last = match self.last {
+            Some(last) => last,
+            None => *self.last.insert(store.newest_seq().await?),
         };
-        self.reads.read(page).await
+        let query = &self.query;
+        store
+            .page_after(&query.filter, query.after, last, limit)
+            .await
     }
 
     /// The path of what comes after a position.

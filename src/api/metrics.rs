@@ -48,7 +48,7 @@ impl Api {
         database(
             &mut metrics,
             is_writable,
-            self.store.sizes(),
+            self.store.sizes().await,
             &self.store.writing(),
         );
         self.http(&mut metrics);

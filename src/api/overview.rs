@@ -32,9 +32,9 @@ impl Overview {
     /// meanwhile, that is done for the next one.
     pub async fn look(&self, store: &Store) -> Result<Seen, StoreError> {
         let mut history = self.history.clone().lock_owned().await;
-        let store = store.clone();
-        let look = move || {
-            let glance = store.glance(&mut history, SystemClock.now())?;
+        let store = store.for_long_reads();
+        let look = async move {
+            let glance = store.glance(&mut history, SystemClock.now()).await?;
             let now = SystemClock.now();
             history.forget(now);
             Ok(Seen {
@@ -43,7 +43,7 @@ impl Overview {
                 glance,
             })
         };
-        tokio::task::spawn_blocking(look)
+        tokio::spawn(look)
             .await
             .unwrap_or_else(|panic| Err(StoreError::Unreadable(panic.into())))
     }

@@ -246,7 +246,8 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
             &kinds::OVERLOADED,
             "the write queue is full; nothing was done",
         ),
-        StoreError::Unwritable(_) => (
+        // The API records nothing, so that it is never deposed.
+        StoreError::Unwritable(_) | StoreError::Deposed => (
             &kinds::DATABASE_NOT_WRITABLE,
             "nothing was done; orders can be read as far as possible",
         ),

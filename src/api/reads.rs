@@ -1,10 +1,12 @@
 //! Reads of the database, a few at a time. Who asks waits for a permit without a thread, because a read
-//! holds one, and a connection to the database: readers that each waited in a thread would use up all
-//! threads, and everyone else would wait too.
+//! may hold one, and a connection to the database: readers that each waited in a thread would use up
+//! all threads, and everyone else would wait too.
 
-use tokio::sync::Semaphore;
+use std::ops::Deref;
 
-use crate::store::{Store, StoreError};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+
+use crate::store::Store;
 
 /// Reads of a kind that may be made at once. They leave the other connections to the database to
 /// everyone else.
@@ -16,21 +18,34 @@ pub(super) struct Reads {
     permits: Semaphore,
 }
 
+/// The store, for one who may read. Others may once this is dropped.
+pub(super) struct Permitted<'a> {
+    store: &'a Store,
+    // The semaphore is never closed.
+    _permit: Result<SemaphorePermit<'a>, AcquireError>,
+}
+
+impl Deref for Permitted<'_> {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        self.store
+    }
+}
+
 impl Reads {
-    pub fn new(store: Store) -> Self {
+    pub fn new(store: &Store) -> Self {
         Self {
-            store,
+            store: store.for_long_reads(),
             permits: Semaphore::new(READS_MAX),
         }
     }
 
-    /// Reads once there is a permit. The permit is held until `read` returns, and no longer.
-    pub async fn read<T>(
-        &self,
-        read: impl FnOnce(&Store) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        // The semaphore is never closed.
-        let _permit = self.permits.acquire().await;
-        tokio::task::block_in_place(|| read(&self.store))
+    /// Waits for a permit.
+    pub async fn store(&self) -> Permitted<'_> {
+        Permitted {
+            _permit: self.permits.acquire().await,
+            store: &self.store,
+        }
     }
 }

@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
-use crate::store::{Creation, Found, Store, StoreError};
+use crate::store::{Creation, Found, StoreError};
 
 /// Says how long an answer was allowed to take (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -103,7 +103,7 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let now = SystemClock.now();
-        let found = self.watcher.read(|store| store.details(&id, now)).await;
+        let found = self.watcher.store().await.details(&id, now).await;
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         let explanation = details.explain(now, &self.invocation);
@@ -127,7 +127,7 @@ impl Api {
                 .and_then(Result::ok)
                 .ok_or_else(|| StoreError::Unreadable("looks before this one do not end".into()))?,
         };
-        self.store.find(id)
+        self.store.find(id).await
     }
 
     /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
@@ -136,10 +136,12 @@ impl Api {
         let mut place = None;
         let mut waiter = loop {
             // The event first: what is read after it is at least as new.
-            let read = |store: &Store| Ok((store.newest_event()?, store.find(id)?));
-            let (newest_event, Some(found)) = self.watcher.read(read).await? else {
+            let store = self.watcher.store().await;
+            let newest_event = store.newest_event().await?;
+            let Some(found) = store.find(id).await? else {
                 return Ok(None);
             };
+            drop(store);
             let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
             if found.order.status.is_settled() || is_over {
                 return Ok(Some(found));
@@ -157,7 +159,7 @@ impl Api {
             () = self.draining.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}
         }
-        Ok(self.watcher.read(|store| store.find(id)).await?)
+        Ok(self.watcher.store().await.find(id).await?)
     }
 }
 

@@ -33,7 +33,7 @@ impl Api {
             .look(&self.store)
             .await
             .map_err(store_problem)?;
-        let stats = Stats::new(&seen, database, self.store.sizes());
+        let stats = Stats::new(&seen, database, self.store.sizes().await);
         let body =
             serde_json::to_vec(&stats).expect("strings and numbers can be written to memory");
         Ok(json_answer(StatusCode::OK, body))

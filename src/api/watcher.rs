@@ -11,13 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::reads::Reads;
+use super::reads::{Permitted, Reads};
 use crate::order::{Event, OrderId};
-use crate::store::{Commits, Cursor, Store, StoreError};
-
-/// Interval between two glances for events of other processes, while someone waits: 100 a second take
-/// 0.5 % of a core.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+use crate::store::{Changes, Cursor, Store, StoreError};
 
 /// Wait before the next attempt when the database cannot be read.
 const BLIND_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +34,6 @@ struct Shared {
     /// The newest events. Its receivers are the streams.
     latest: watch::Sender<Arc<Batch>>,
     reads: Reads,
-    poll_interval: Duration,
 }
 
 #[derive(Default)]
@@ -143,17 +138,12 @@ impl Subscription {
 }
 
 impl Watcher {
-    pub fn new(store: Store) -> Self {
-        Self::polling(store, POLL_INTERVAL)
-    }
-
-    fn polling(store: Store, poll_interval: Duration) -> Self {
+    pub fn new(store: &Store) -> Self {
         Self(Arc::new(Shared {
-            reads: Reads::new(store.clone()),
-            store,
+            reads: Reads::new(store),
+            store: store.for_long_reads(),
             state: Mutex::default(),
             latest: watch::Sender::new(Batch::nothing(Cursor::default())),
-            poll_interval,
         }))
     }
 
@@ -202,12 +192,9 @@ impl Watcher {
         tokio::spawn(self.0.clone().look());
     }
 
-    /// Reads from the database, when those before have: a thousand who are woken together.
-    pub async fn read<T>(
-        &self,
-        read: impl FnOnce(&Store) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.0.reads.read(read).await
+    /// The store, when those who read it before have: a thousand who are woken together.
+    pub async fn store(&self) -> Permitted<'_> {
+        self.0.reads.store().await
     }
 }
 
@@ -218,10 +205,10 @@ impl Shared {
 
     /// Looks for events until no one waits for any.
     async fn look(self: Arc<Self>) {
-        let mut commits = None;
+        let mut changes = None;
         let mut is_blind = false;
         while let Some(told) = self.told_if_awaited() {
-            match tokio::task::block_in_place(|| self.look_once(&mut commits, told)) {
+            match self.look_once(&mut changes, told).await {
                 Ok((events, last)) => {
                     is_blind = false;
                     let may_be_more = events.len() == BATCH_MAX;
@@ -230,11 +217,11 @@ impl Shared {
                         let streams = self.latest.receiver_count() as f64;
                         tokio::time::sleep(PAUSE_PER_STREAM.mul_f64(streams)).await;
                     }
-                    if !may_be_more && let Some(commits) = &mut commits {
-                        commits.next().await;
+                    if !may_be_more && let Some(changes) = &mut changes {
+                        changes.next().await;
                     }
                 }
-                Err(StoreError::Gone(_)) => self.skip(),
+                Err(StoreError::Gone(_)) => self.skip().await,
                 Err(error) => {
                     if !is_blind {
                         log::warn!("changes of orders cannot be noticed: {error}");
@@ -246,15 +233,15 @@ impl Shared {
         }
     }
 
-    fn look_once(
+    async fn look_once(
         &self,
-        commits: &mut Option<Commits>,
+        changes: &mut Option<Changes>,
         told: Cursor,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        if commits.is_none() {
-            *commits = Some(self.store.commits(self.poll_interval)?);
+        if changes.is_none() {
+            *changes = Some(self.store.changes()?);
         }
-        self.store.events(None, told, BATCH_MAX)
+        self.store.events(None, told, BATCH_MAX).await
     }
 
     /// The position up to which all events were told; nothing if no one waits for another one, from
@@ -267,8 +254,8 @@ impl Shared {
 
     /// Goes on with what comes next, because some of what was not told yet was removed. It may have
     /// been about any order, so all who wait look for themselves, and so do the streams.
-    fn skip(&self) {
-        match self.store.newest_event() {
+    async fn skip(&self) {
+        match self.store.newest_event().await {
             Ok(newest) => {
                 let mut state = self.state();
                 state.told = newest;
@@ -318,7 +305,7 @@ mod tests {
             let path = DatabasePath::from(folder.path().join("orders.db"));
             Self {
                 other: Store::open(&path, Mode::Threaded).unwrap(),
-                watcher: Watcher::new(Store::open(&path, Mode::Threaded).unwrap()),
+                watcher: Watcher::new(&Store::open(&path, Mode::Threaded).unwrap()),
                 _folder: folder,
             }
         }
@@ -327,7 +314,7 @@ mod tests {
         fn in_one_process() -> Self {
             let bench = Self::new();
             Self {
-                watcher: Watcher::polling(bench.other.clone(), Duration::MAX),
+                watcher: Watcher::new(&bench.other.without_polls()),
                 ..bench
             }
         }
@@ -344,10 +331,9 @@ mod tests {
         async fn settle(&self, seq: i64) {
             let steps = [Step::Adopted, Step::Settled(Outcome::Failed)];
             let changes = steps.map(|step| Change { seq, step });
-            self.other
-                .record(changes.into(), Timestamp(2))
-                .await
-                .unwrap();
+            let lead = self.other.try_lead().await.unwrap().unwrap();
+            let recorded = self.other.record(&lead, changes.into(), Timestamp(2)).await;
+            recorded.unwrap();
         }
 
         fn begin(&self, order_seq: i64, newest_event: Cursor) -> Waiter {
@@ -407,7 +393,7 @@ mod tests {
         let mut subscription = bench.watcher.subscribe(Cursor::default());
         for n in 0..20 {
             let seq = bench.create(&format!("a{n}")).await;
-            let newest = bench.other.newest_event().unwrap();
+            let newest = bench.other.newest_event().await.unwrap();
             let mut waiter = bench.begin(seq, newest);
             bench.settle(seq).await;
             waiter.settled().await;
@@ -439,7 +425,7 @@ mod tests {
     async fn what_was_removed_before_it_was_told_wakes_all_who_may_have_waited_for_it() {
         let bench = Bench::new();
         let [seq, other] = [bench.create("a1").await, bench.create("a2").await];
-        let newest = bench.other.newest_event().unwrap();
+        let newest = bench.other.newest_event().await.unwrap();
         bench.settle(seq).await;
         bench.create("last").await;
         let removed = bench.other.prune(vec![seq], Timestamp(9), Timestamp(9));
@@ -467,7 +453,7 @@ mod tests {
                 let batch = subscription.latest();
                 // What was overwritten in the meantime is read from the database.
                 let missing = (batch.after - seen).max(0) as usize;
-                let gap = bench.other.events(None, Cursor::bare(seen), missing);
+                let gap = bench.other.events(None, Cursor::bare(seen), missing).await;
                 let (gap, _) = gap.unwrap();
                 for event in gap.iter().chain(&batch.events) {
                     assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);

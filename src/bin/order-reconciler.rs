@@ -7,7 +7,7 @@ use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::health;
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
 use order_service::reconciler::{ReconcilerThread, Settings};
-use order_service::store::{LeaderLock, Mode, Store};
+use order_service::store::{LeadError, Mode, Store};
 use order_service::upstream::HttpUpstream;
 
 fn main() -> ExitCode {
@@ -55,11 +55,15 @@ async fn once(
     settings: Settings,
     stop: &Stop,
 ) -> anyhow::Result<Exit> {
-    let Some(_lead) = LeaderLock::try_take(store.path())? else {
+    let lead = match store.try_lead().await {
+        Err(LeadError::Open(error)) => return Err(error.into()),
+        lead => lead?,
+    };
+    let Some(lead) = lead else {
         log::warn!(target: "order_service::reconciler", "another reconciler is the leader; nothing was done");
         return Ok(Exit::NotLeading);
     };
-    let mut thread = ReconcilerThread::once(store, upstream, settings, stop.clone())?;
+    let mut thread = ReconcilerThread::once(store, lead, upstream, settings, stop.clone())?;
     if thread.ended().await? {
         Ok(Exit::Done)
     } else {

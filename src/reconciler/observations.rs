@@ -381,7 +381,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        runtime.block_on(async {
+        let orders = runtime.block_on(async {
             for n in 0..6 {
                 let id = OrderId::new(format!("a{n}")).unwrap();
                 store.create(id, Timestamp(0)).await.unwrap();
@@ -391,9 +391,11 @@ mod tests {
                 seq,
                 step: step.clone(),
             });
-            store.record(changes.collect(), Timestamp(1)).await.unwrap();
+            let lead = store.try_lead().await.unwrap().unwrap();
+            let recorded = store.record(&lead, changes.collect(), Timestamp(1)).await;
+            recorded.unwrap();
+            store.watched().await.unwrap()
         });
-        let orders = store.watched().unwrap();
         let read = |is_complete| {
             let mut reading = ListReader::new(&orders, Timestamp(7));
             for (order_id, status) in [

@@ -43,7 +43,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn observe(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
         let began_at = self.context.clock.now();
         self.looked_at = Some(began_at);
-        let mut orders = self.context.store.watched()?;
+        let mut orders = self.context.store.watched().await?;
         let is_often = self.is_often(began_at);
         let plan = self.pace.plan(orders.watched(), is_often, began_at);
         if plan == Plan::List && self.list.is_none() {
@@ -86,7 +86,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
             return Ok(());
         };
-        let orders = self.context.store.watched()?;
+        let orders = self.context.store.watched().await?;
         answer.snapshot = answer.snapshot.for_orders(&answer.orders, &orders);
         answer.orders = orders;
         self.on_list(answer, report, stop).await

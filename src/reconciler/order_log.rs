@@ -22,18 +22,18 @@ impl<U, C> Context<U, C> {
         now: Timestamp,
     ) -> Result<Recorded, StoreError> {
         let logged = log::log_enabled!(target: TARGET, Level::Debug).then(|| changes.clone());
-        let recorded = self.store.record(changes, now).await?;
+        let recorded = self.store.record(&self.lead, changes, now).await?;
         for Change { seq, step } in logged.into_iter().flatten() {
             // Of an order that had moved on, all is left out.
             if !recorded.conflicts.contains(&seq) {
-                self.log_step(seq, &step, now);
+                self.log_step(seq, &step, now).await;
             }
         }
         Ok(recorded)
     }
 
-    fn log_step(&self, seq: i64, step: &Step, now: Timestamp) {
-        let page = self.store.page(&Filter::default(), seq - 1, seq, 1);
+    async fn log_step(&self, seq: i64, step: &Step, now: Timestamp) {
+        let page = self.store.page(&Filter::default(), seq - 1, seq, 1).await;
         let Some(order) = page.ok().and_then(|page| page.into_iter().next()) else {
             return;
         };

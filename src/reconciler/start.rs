@@ -128,7 +128,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            self.take_turns();
+            self.take_turns().await;
             self.send();
             self.commits.begin(self.context);
             match self.next_event().await {
@@ -148,7 +148,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     /// Waits for what comes first. `None` if nothing is under way and no turn will come.
     async fn next_event(&mut self) -> Option<Event> {
-        let turn_at = self.next_turn_at();
+        let turn_at = self.next_turn_at().await;
         if self.in_flight.is_empty() && self.commits.is_idle() && turn_at.is_none() {
             return None;
         }
@@ -174,8 +174,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     /// Moves due orders on whose turn has come.
-    fn take_turns(&mut self) {
-        while self.next_turn_at().is_some_and(|at| at <= self.now())
+    async fn take_turns(&mut self) {
+        while let Some(at) = self.next_turn_at().await
+            && at <= self.now()
             && let Some(order) = self.due.pop()
         {
             let now = self.now();
@@ -186,11 +187,11 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     /// When the next due order's turn comes. `None` if none is waited for.
-    fn next_turn_at(&mut self) -> Option<Timestamp> {
+    async fn next_turn_at(&mut self) -> Option<Timestamp> {
         let now = self.now();
         let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
         if self.error.is_none() {
-            self.error = self.due.fill(store, now, max_starts).err();
+            self.error = self.due.fill(store, now, max_starts).await.err();
         }
         let may_turn = self.error.is_none() && !self.is_list_read && now < self.until;
         let has_turn = may_turn && !self.due.is_empty();

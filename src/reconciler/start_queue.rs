@@ -71,13 +71,18 @@ impl StartQueue {
     }
 
     /// Reads on where everything read before is gone.
-    pub fn fill(&mut self, store: &Store, now: Timestamp, max_starts: u32) -> anyhow::Result<()> {
-        let fill = |queue: &mut ReadAhead, is_tried| {
-            queue.fill(|after| store.startable(now, max_starts, is_tried, after, READ_AHEAD))
-        };
-        fill(&mut self.new, false)
-            .and_then(|()| fill(&mut self.refused, true))
-            .context("the orders that are due could not be read")
+    pub async fn fill(
+        &mut self,
+        store: &Store,
+        now: Timestamp,
+        max_starts: u32,
+    ) -> anyhow::Result<()> {
+        for (queue, is_tried) in [(&mut self.new, false), (&mut self.refused, true)] {
+            let read = |after| store.startable(now, max_starts, is_tried, after, READ_AHEAD);
+            let filled = queue.fill(read).await;
+            filled.context("the orders that are due could not be read")?;
+        }
+        Ok(())
     }
 
     /// Takes the order whose turn is next.
@@ -119,12 +124,12 @@ impl StartQueue {
 }
 
 impl ReadAhead {
-    fn fill(
-        &mut self,
-        read: impl FnOnce(i64) -> Result<Vec<StartCandidate>, StoreError>,
-    ) -> Result<(), StoreError> {
+    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<(), StoreError>
+    where
+        F: Future<Output = Result<Vec<StartCandidate>, StoreError>>,
+    {
         if self.orders.is_empty() && !self.is_all_read {
-            self.orders = read(self.after)?.into();
+            self.orders = read(self.after).await?.into();
             self.is_all_read = self.orders.len() < READ_AHEAD;
             self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
         }

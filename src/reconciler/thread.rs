@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::{Reconciler, Settings, lead, run, run_once};
 use crate::clock::SystemClock;
 use crate::process::Stop;
-use crate::store::Store;
+use crate::store::{Leadership, Store};
 use crate::upstream::HttpUpstream;
 
 /// The reconciler's thread, and its result. A pass blocks it while it reads the database, so nothing
@@ -26,8 +26,9 @@ impl ReconcilerThread {
             while let Some(lead) = lead(&store, &stop).await? {
                 let (store, upstream, settings) =
                     (store.clone(), upstream.clone(), settings.clone());
-                let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
-                run(reconciler, &lead, &stop).await?;
+                let reconciler =
+                    Reconciler::new(store, lead, upstream, SystemClock, settings).await?;
+                run(reconciler, &stop).await?;
             }
             Ok(())
         })
@@ -39,12 +40,13 @@ impl ReconcilerThread<bool> {
     /// be used. The caller has the lead.
     pub fn once(
         store: Store,
+        lead: Leadership,
         upstream: HttpUpstream,
         settings: Settings,
         stop: Stop,
     ) -> anyhow::Result<Self> {
         Self::begin(async move || {
-            let reconciler = Reconciler::new(store, upstream, SystemClock, settings)?;
+            let reconciler = Reconciler::new(store, lead, upstream, SystemClock, settings).await?;
             run_once(reconciler, &stop).await
         })
     }

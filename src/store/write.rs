@@ -27,19 +27,24 @@ pub(super) enum Write {
         now: Timestamp,
         reply: Reply<Decided>,
     },
+    /// Begins a new epoch, and answers its number.
+    Lead { reply: Reply<i64> },
     /// Records what the reconciler did and saw.
     Record {
+        epoch: i64,
         changes: Vec<Change>,
         now: Timestamp,
         reply: Reply<Recorded>,
     },
     /// Replaces the heartbeat.
     Heartbeat {
+        epoch: i64,
         heartbeat: Box<ReconcilerState>,
         reply: Reply<()>,
     },
     /// Sets right the times of these open orders that lie ahead of the clock.
     SetTimesRight {
+        epoch: i64,
         seqs: Vec<i64>,
         now: Timestamp,
         reply: Reply<()>,
@@ -66,6 +71,7 @@ impl Write {
         match self {
             Self::Create { reply, .. } => reply.finish(result),
             Self::Restart { reply, .. } | Self::Fail { reply, .. } => reply.finish(result),
+            Self::Lead { reply } => reply.finish(result),
             Self::Record { reply, .. } => reply.finish(result),
             Self::Prune { reply, .. } => reply.finish(result),
             Self::Heartbeat { reply, .. }
@@ -80,7 +86,7 @@ impl Write {
 
 /// The place for the answer to a write. It reaches the caller once the write is on disk.
 pub(super) struct Reply<T> {
-    answer: Option<T>,
+    answer: Option<Result<T, StoreError>>,
     caller: oneshot::Sender<Result<T, StoreError>>,
 }
 
@@ -97,12 +103,17 @@ impl<T> Reply<T> {
 
     /// Keeps the answer until the commit. A write that is carried out again has another one.
     pub fn keep(&mut self, answer: T) {
-        self.answer = Some(answer);
+        self.answer = Some(Ok(answer));
+    }
+
+    /// Keeps the reason why nothing was done, which is no fault of the database.
+    pub fn refuse(&mut self, why: StoreError) {
+        self.answer = Some(Err(why));
     }
 
     fn finish(self, result: Result<(), StoreError>) {
         let answer = match result {
-            Ok(()) => self.answer.ok_or(StoreError::OutcomeUnknown),
+            Ok(()) => self.answer.unwrap_or(Err(StoreError::OutcomeUnknown)),
             Err(error) => Err(error),
         };
         // A caller that has gone away wants no answer.

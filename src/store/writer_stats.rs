@@ -60,6 +60,8 @@ impl Counts {
     pub fn refused(&self, error: &StoreError) {
         self.change(|writing| {
             match error {
+                // The database has done its part.
+                StoreError::Deposed => return,
                 // Others are carried out meanwhile.
                 StoreError::Overloaded => {
                     writing.overloaded += 1;

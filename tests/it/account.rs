@@ -1,5 +1,6 @@
 //! The account: what it counts, and how a program ends that has taken it.
 
+use crate::world::{lead, ready};
 use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
@@ -46,7 +47,10 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
     };
     let seq = order.seq;
     let changes: Vec<_> = steps.into_iter().map(|step| Change { seq, step }).collect();
-    let recorded = store.record(changes, Timestamp(2)).await.unwrap();
+    let recorded = store
+        .record(&lead(store).await, changes, Timestamp(2))
+        .await
+        .unwrap();
     assert!(recorded.conflicts.is_empty());
 }
 
@@ -117,12 +121,15 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
         detail: "enough".to_owned(),
         next_attempt_at: Timestamp(3),
     };
-    let spent = store.order(&OrderId::new("spent").unwrap()).unwrap();
+    let spent = ready(store.order(&OrderId::new("spent").unwrap())).unwrap();
     let change = Change {
         seq: spent.unwrap().seq,
         step: Step::Flagged(trouble),
     };
-    store.record(vec![change], Timestamp(3)).await.unwrap();
+    store
+        .record(&lead(&store).await, vec![change], Timestamp(3))
+        .await
+        .unwrap();
     let (account, exit) = taken(&store, Restart, &RUN[..1], true).await;
     assert_eq!((account.lost, account.held), (Some(1), Some(1)));
     assert_eq!(exit, Exit::Unclean);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
@@ -27,7 +28,10 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
     let count = steps.len();
     let seq = order.seq;
     let changes = steps.into_iter().map(|step| Change { seq, step }).collect();
-    let recorded = store.record(changes, SINCE).await.unwrap();
+    let recorded = store
+        .record(&lead(store).await, changes, SINCE)
+        .await
+        .unwrap();
     assert_eq!(recorded.changed, count, "{recorded:?}");
 }
 
@@ -158,14 +162,17 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     one_of_each(&store).await;
     let api = world.api(&[]);
     let client = Client::new();
-    let mut heartbeat = store.heartbeat().unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     let down_since = SystemClock.now();
     heartbeat.reach = Reach::Down {
         since: down_since,
         detail: "no route".to_owned(),
     };
     heartbeat.next_pass_at = Some(Timestamp(down_since.0 + 1_000));
-    store.write_heartbeat(heartbeat.clone()).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat.clone())
+        .await
+        .unwrap();
     for id in ["c", "p"] {
         let order = client.get(format!("{}/order/{id}", api.url)).await.json();
         let expected = json!({
@@ -187,7 +194,10 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     let order = client.get(format!("{}/order/young", api.url)).await.json();
     assert_eq!(order["attention"]["since"], young["created_at"]);
     heartbeat.reach = Reach::Up { since: down_since };
-    store.write_heartbeat(heartbeat).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat)
+        .await
+        .unwrap();
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
 }
 
@@ -215,7 +225,7 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
     let client = Client::new();
     let told = client.get(format!("{}/stats", api.url)).await.json();
     assert_eq!(told["reconciler"]["policy"], Value::Null);
-    let mut heartbeat = store.heartbeat().unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     for (policy, held) in [
         (LostProcess::Hold, "operator"),
         (LostProcess::Fail, "operator"),
@@ -223,7 +233,10 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
         (LostProcess::Restart, "itself"),
     ] {
         heartbeat.policy = Some(policy);
-        store.write_heartbeat(heartbeat.clone()).await.unwrap();
+        store
+            .write_heartbeat(&lead(&store).await, heartbeat.clone())
+            .await
+            .unwrap();
         for (id, expected) in [
             ("four", "itself"),
             ("five", "operator"),
@@ -250,7 +263,10 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
     }
     // What an operator has decided goes on by itself.
     heartbeat.policy = Some(LostProcess::Hold);
-    store.write_heartbeat(heartbeat).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat)
+        .await
+        .unwrap();
     let ran = world.run("order-service", &["restart", "held", "worn", "five"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for id in ["held", "worn", "five"] {
@@ -306,7 +322,7 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
     let store = world.store();
     one_of_each(&store).await;
     let explain = |id: &str| world.run("order-service", &["explain", id], &[]);
-    for order in store.page(&Default::default(), 0, i64::MAX, 100).unwrap() {
+    for order in ready(store.page(&Default::default(), 0, i64::MAX, 100)).unwrap() {
         let ran = explain(order.id.as_str());
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert_eq!(ran.stderr, "");
@@ -354,7 +370,7 @@ async fn explain_prints_what_the_api_serves() {
     let client = Client::new();
     assert_eq!(client.create(&api.url, "a/b").await.status, 201);
     let mut ids = vec![("a/b".to_owned(), "a%2Fb".to_owned())];
-    for order in store.page(&Default::default(), 0, i64::MAX, 100).unwrap() {
+    for order in ready(store.page(&Default::default(), 0, i64::MAX, 100)).unwrap() {
         let id = order.id.as_str();
         if id != "a/b" {
             ids.push((id.to_owned(), id.replace(' ', "%20")));
@@ -402,13 +418,16 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     let client = Client::new();
     client.create(&api.url, "last").await;
     let now = SystemClock.now();
-    let mut heartbeat = store.heartbeat().unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     heartbeat.reach = Reach::Up { since: now };
     heartbeat.leader_since = Some(now);
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);
     heartbeat.learned.rate = Some(StartRate::new(0.5, now));
-    store.write_heartbeat(heartbeat).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat)
+        .await
+        .unwrap();
     // "c" itself, and one of the two whose backoff is over: these have half as many turns. Not the one
     // that is held.
     let ran = world.run("order-service", &["explain", "last"], &[]);
@@ -450,7 +469,9 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
                 output.stderr
             );
         }
-        let order = store.order(&OrderId::new(id).unwrap()).unwrap().unwrap();
+        let order = ready(store.order(&OrderId::new(id).unwrap()))
+            .unwrap()
+            .unwrap();
         assert_eq!(order.status, Status::Failed, "{id}");
     }
     // One that was found through PATH is found so again.

@@ -1,5 +1,6 @@
 //! `POST /order`: what is taken, what is refused and how, and what the answer holds.
 
+use crate::world::lead;
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Rfc3339};
@@ -196,7 +197,10 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
     let store = world.store();
     for step in [Step::Adopted, Step::Settled(Outcome::Failed)] {
         let change = Change { seq: 1, step };
-        store.record(vec![change], SystemClock.now()).await.unwrap();
+        store
+            .record(&lead(&store).await, vec![change], SystemClock.now())
+            .await
+            .unwrap();
     }
     let again = client.create(&api.url, "a/1").await;
     assert_problem(&again, 409);

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 
+use crate::world::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Outcome;
 use order_service::store::{Change, Step, Store};
@@ -102,7 +103,10 @@ pub async fn settle(store: &Store, seqs: impl IntoIterator<Item = i64>) {
     });
     let changes: Vec<_> = changes.collect();
     let count = changes.len();
-    let recorded = store.record(changes, SystemClock.now()).await.unwrap();
+    let recorded = store
+        .record(&lead(store).await, changes, SystemClock.now())
+        .await
+        .unwrap();
     assert_eq!(recorded.changed, count);
 }
 

@@ -374,7 +374,7 @@ async fn a_reconciler_whose_lock_is_replaced_gives_up_the_lead() {
     second.logs("stands by");
     fs::remove_file(world.path("orders.db-leader")).unwrap();
     second.logs("this reconciler leads");
-    first.logs("it gives up the lead");
+    first.logs("gives up the lead");
     first.logs("another reconciler leads; this one stands by");
     assert_eq!(second.stop(), Some(0));
     let client = Client::new();

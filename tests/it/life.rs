@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::world::ready;
 use crate::world::{Client, World, assert_agree, assert_statuses_agree, is_settled};
 
 /// Creates orders, `width` at a time.
@@ -271,7 +272,7 @@ async fn a_reconciler_with_nothing_to_do_passes_on_schedule_and_no_oftener() {
     assert_eq!(reconciler.stop(), Some(0));
     // One as it begins, and those of the seconds that have begun since.
     let most = begun.elapsed().as_secs() + 2;
-    let metrics = world.store().heartbeat().unwrap().metrics;
+    let metrics = ready(world.store().heartbeat()).unwrap().metrics;
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
     assert!(
         (1..=most).contains(&passes),

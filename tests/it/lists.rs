@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::world::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
 use order_service::store::{Change, Step, Trouble};
@@ -82,7 +83,11 @@ async fn one_of_each() -> (World, Program, Client) {
         (5, Step::Flagged(refused)),
     ]
     .map(|(seq, step)| Change { seq, step });
-    let recorded = world.store().record(changes.into(), now).await.unwrap();
+    let store = world.store();
+    let recorded = store
+        .record(&lead(&store).await, changes.into(), now)
+        .await
+        .unwrap();
     assert_eq!(recorded.changed, 6);
     (world, api, client)
 }
@@ -199,7 +204,10 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     };
     let odd = (0..23).filter(|n| n % 2 == 0).map(|n| adopt(n + 1));
     let now = SystemClock.now();
-    store.record(odd.collect(), now).await.unwrap();
+    store
+        .record(&lead(&store).await, odd.collect(), now)
+        .await
+        .unwrap();
     for (limit, lengths) in [
         (1, vec![1; 23]),
         (5, vec![5, 5, 5, 5, 3]),
@@ -226,7 +234,10 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     );
     // Neither what is created meanwhile disturbs, nor what changes.
     let first = client.get(format!("{}/order?limit=20", api.url)).await;
-    store.record(vec![adopt(2)], now).await.unwrap();
+    store
+        .record(&lead(&store).await, vec![adopt(2)], now)
+        .await
+        .unwrap();
     client.create(&api.url, "late").await;
     let rest = pages(&client, &api, next(first.header("link")).unwrap()).await;
     let found = [ids(&first.json()).join(" "), rest.concat().join(" ")].join(" ");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
+use crate::world::ready;
 use order_service::clock::{Clock, SystemClock};
 use order_service::reconciler_metrics::{Answer, Kind};
 
@@ -325,7 +326,7 @@ async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
     assert!((SystemClock.now().0 / 1_000 - created_at) < PATIENCE.as_secs() as i64);
     let name = "reconciler_pass_duration_seconds_count{result=\"unreachable\"}";
     metrics_when(&client, &service.url, |told| of(told, name) > 0).await;
-    let heartbeat = world.store().heartbeat().unwrap();
+    let heartbeat = ready(world.store().heartbeat()).unwrap();
     let mut asked = heartbeat.metrics.requests();
     assert!(asked.all(|(_, answer, _)| answer == Answer::Unavailable));
     assert!(

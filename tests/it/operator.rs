@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Outcome, Status, Timestamp};
 use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
@@ -130,7 +131,7 @@ async fn a_backup_into_the_database_itself_is_refused_whatever_it_is_called() {
         assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
         assert!(ran.stderr.contains("the database itself"), "{ran:?}");
     }
-    assert_eq!(store.newest_seq().unwrap(), 1);
+    assert_eq!(ready(store.newest_seq()).unwrap(), 1);
     // Nothing is written to a database with a second name.
     fs::remove_file(world.path("hard.db")).unwrap();
     fill(&store, &["a2".into()], 1).await;
@@ -232,7 +233,10 @@ async fn one_of_each(world: &World) {
         for (at, step) in steps {
             let seq = order.seq;
             let changes = vec![Change { seq, step }];
-            let recorded = store.record(changes, Timestamp(at)).await.unwrap();
+            let recorded = store
+                .record(&lead(&store).await, changes, Timestamp(at))
+                .await
+                .unwrap();
             assert_eq!(recorded.changed, 1);
         }
     }
@@ -416,7 +420,7 @@ async fn of_many_findings_of_one_kind_the_number_is_told() {
     let store = world.store();
     let many: Vec<_> = (0..120).map(|n| format!("o{n}")).collect();
     fill(&store, &many, 60).await;
-    let all = store.page(&Filter::default(), 0, i64::MAX, 200).unwrap();
+    let all = ready(store.page(&Filter::default(), 0, i64::MAX, 200)).unwrap();
     assert!(all.iter().all(|order| order.status == Status::Created));
     assert!(
         all.iter()

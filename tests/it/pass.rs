@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::world::ready;
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Reason, Status, Timestamp};
@@ -126,7 +127,7 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     assert!(pass(&mut reconciler).unreachable);
     assert_eq!(stage.upstream.take_requests(), ["start a1"]);
     assert!(
-        stage.store.watched().unwrap().is_empty(),
+        ready(stage.store.watched()).unwrap().is_empty(),
         "no intent is left"
     );
     for probed in ["look a1", "look a2", "look a1"] {
@@ -294,7 +295,7 @@ fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
     stage.upstream.model.borrow_mut().forget_everything();
     stage.forward(10_000);
     pass(&mut reconciler);
-    let lives = stage.store.heartbeat().unwrap().learned.lives;
+    let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
     let (processes, time) = lives.expected(stage.clock.now()).unwrap();
     assert_eq!((processes, time.unwrap().as_secs()), (25_600.0, 10));
 }
@@ -384,9 +385,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     pass(&mut reconciler);
     stage.upstream.start_fate.set(Fate::Answered);
     let (mut passes, mut restarted) = (0, 0);
-    while stage
-        .store
-        .watched()
+    while ready(stage.store.watched())
         .unwrap()
         .orders()
         .any(|order| order.intent.is_some() || order.is_missed())
@@ -516,7 +515,7 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         };
         *asked.entry(kind).or_default() += 1;
     }
-    let metrics = stage.store.heartbeat().unwrap().metrics;
+    let metrics = ready(stage.store.heartbeat()).unwrap().metrics;
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     let mut answers = BTreeSet::new();
     for (kind, answer, took) in metrics.requests() {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Outcome, Reason, Timestamp};
 use order_service::prune::BATCH;
@@ -41,7 +42,7 @@ pub async fn created(store: &Store, ids: &[String], at: Timestamp) -> Vec<i64> {
 
 pub async fn record(store: &Store, changes: Vec<Change>, at: Timestamp) {
     let count = changes.len();
-    let recorded = store.record(changes, at).await.unwrap();
+    let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
     assert_eq!(recorded.changed, count);
 }
 
@@ -79,10 +80,10 @@ pub fn prune(world: &World, arguments: &[&str]) -> Ran {
 /// Removes what settled more than 90 days ago, and expects that so many orders were.
 #[track_caller]
 pub fn pruned(world: &World, orders: u64) {
-    let before = world.store().pruned().unwrap().orders();
+    let before = ready(world.store().pruned()).unwrap().orders();
     let ran = prune(world, &["--settled-before", "90d"]);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    let after = world.store().pruned().unwrap().orders();
+    let after = ready(world.store().pruned()).unwrap().orders();
     assert_eq!(after - before, orders, "{ran:?}");
 }
 
@@ -93,7 +94,7 @@ pub fn is_sound(world: &World) {
 }
 
 fn ids(store: &Store) -> Vec<String> {
-    let all = store.page(&Filter::default(), 0, i64::MAX, 100_000);
+    let all = ready(store.page(&Filter::default(), 0, i64::MAX, 100_000));
     all.unwrap().iter().map(|o| o.id.to_string()).collect()
 }
 
@@ -181,18 +182,18 @@ async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
     settle(&store, &others, days_ago(200)).await;
     settle(&store, &[7], days_ago(200)).await;
     pruned(&world, 18);
-    let left = store.page(&Filter::default(), 0, i64::MAX, 10).unwrap();
+    let left = ready(store.page(&Filter::default(), 0, i64::MAX, 10)).unwrap();
     let left: Vec<_> = left.iter().map(|order| order.seq).collect();
     assert_eq!(left, [7, 20]);
-    assert_eq!(store.newest_event().unwrap().seq, 60);
+    assert_eq!(ready(store.newest_event()).unwrap().seq, 60);
     assert_eq!(created(&store, &["b".into()], days_ago(150)).await, [21]);
-    assert_eq!(store.newest_event().unwrap().seq, 61);
+    assert_eq!(ready(store.newest_event()).unwrap().seq, 61);
     // Now there is a newer one of each, until that is old as well.
     pruned(&world, 2);
     settle(&store, &[21], days_ago(150)).await;
     pruned(&world, 0);
     assert_eq!(created(&store, &["c".into()], days_ago(0)).await, [22]);
-    assert_eq!(store.newest_event().unwrap().seq, 64);
+    assert_eq!(ready(store.newest_event()).unwrap().seq, 64);
     is_sound(&world);
 }
 
@@ -328,7 +329,7 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
             }
             let there = stats["orders"].as_object().unwrap().values();
             let there: u64 = there.map(|count| count.as_u64().unwrap()).sum();
-            let removed = store.pruned().unwrap().orders();
+            let removed = ready(store.pruned()).unwrap().orders();
             assert!(
                 there + removed >= meanwhile as u64 + 12_001,
                 "{there} {removed}"
@@ -339,7 +340,7 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
     assert_eq!(removal.wait().code(), Some(0));
     // Between any two batches someone else had a turn.
     assert!(meanwhile > 12_000 / BATCH, "{meanwhile} were created");
-    assert_eq!(store.pruned().unwrap().orders(), 12_000);
+    assert_eq!(ready(store.pruned()).unwrap().orders(), 12_000);
     client.settled(&api.url, meanwhile + 1).await;
     is_sound(&world);
     assert_eq!(reconciler.stop(), Some(0));

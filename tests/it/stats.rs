@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use crate::world::{lead, ready};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
@@ -137,7 +138,10 @@ async fn attention_is_counted_as_each_order_tells_it() {
             next_attempt_at: now,
         };
         let step = Step::Flagged(trouble);
-        store.record(vec![Change { seq, step }], now).await.unwrap();
+        store
+            .record(&lead(&store).await, vec![Change { seq, step }], now)
+            .await
+            .unwrap();
     };
     flag(2, Reason::StartRefused).await;
     flag(3, Reason::StartRefused).await;
@@ -153,8 +157,11 @@ async fn attention_is_counted_as_each_order_tells_it() {
             .map(|step| Change { seq, step }),
         );
     }
-    store.record(settled, SystemClock.now()).await.unwrap();
-    let mut heartbeat = store.heartbeat().unwrap();
+    store
+        .record(&lead(&store).await, settled, SystemClock.now())
+        .await
+        .unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     let since = Timestamp(SystemClock.now().0 - 5_000);
     for reach in [
         Reach::Up { since },
@@ -164,7 +171,10 @@ async fn attention_is_counted_as_each_order_tells_it() {
         },
     ] {
         heartbeat.reach = reach;
-        store.write_heartbeat(heartbeat.clone()).await.unwrap();
+        store
+            .write_heartbeat(&lead(&store).await, heartbeat.clone())
+            .await
+            .unwrap();
         let told = stats(&client, &api.url).await;
         let mut counts = BTreeMap::from(Reason::ALL.map(|reason| (reason.as_str(), 0)));
         let flagged = client
@@ -235,12 +245,15 @@ async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
     let api = world.api(&[]);
     let client = Client::new();
     let store = world.store();
-    let mut heartbeat = store.heartbeat().unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     let now = SystemClock.now();
     heartbeat.leader_since = Some(Timestamp(now.0 - 500_000));
     heartbeat.last_pass_at = Some(Timestamp(now.0 - 101_000));
     heartbeat.next_pass_at = Some(Timestamp(now.0 - 100_000));
-    store.write_heartbeat(heartbeat).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat)
+        .await
+        .unwrap();
     let reconciler = &stats(&client, &api.url).await["reconciler"];
     assert_eq!(reconciler["status"], "overdue");
     assert_eq!(reconciler["since"], reconciler["next_pass_at"]);

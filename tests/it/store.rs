@@ -1,7 +1,11 @@
 //! The database from outside: what its schema refuses, what its journal holds, who may read it.
 
+use crate::world::{lead, ready};
 use order_service::order::{OrderId, Outcome, Reason, Timestamp};
-use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store, Trouble};
+use order_service::reconciler_state::ReconcilerState;
+use order_service::store::{
+    Change, Creation, DatabasePath, Filter, Loss, Mode, Step, Store, StoreError, Trouble,
+};
 use rusqlite::Connection;
 
 use crate::world::World;
@@ -20,7 +24,10 @@ async fn create(store: &Store, id: &str, at: i64) -> i64 {
 
 async fn record(store: &Store, seq: i64, steps: Vec<Step>, at: i64) -> (usize, usize) {
     let changes = steps.into_iter().map(|step| Change { seq, step }).collect();
-    let recorded = store.record(changes, Timestamp(at)).await.unwrap();
+    let recorded = store
+        .record(&lead(store).await, changes, Timestamp(at))
+        .await
+        .unwrap();
     (recorded.changed, recorded.conflicts.len())
 }
 
@@ -76,7 +83,7 @@ async fn a_settled_order_never_changes_again() {
         2,
     )
     .await;
-    let before = store.page(&Filter::default(), 0, i64::MAX, 10).unwrap();
+    let before = ready(store.page(&Filter::default(), 0, i64::MAX, 10)).unwrap();
     let entries = journal(&world);
     for step in [
         Step::Intended { previous: None },
@@ -90,7 +97,7 @@ async fn a_settled_order_never_changes_again() {
         assert_eq!(record(&store, seq, vec![step], 3).await, (0, 1));
     }
     assert_eq!(
-        store.page(&Filter::default(), 0, i64::MAX, 10).unwrap(),
+        ready(store.page(&Filter::default(), 0, i64::MAX, 10)).unwrap(),
         before
     );
     assert_eq!(journal(&world), entries);
@@ -111,7 +118,7 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it() {
     assert_eq!(record(&store, seq, intend(Some(4)), 7).await, (0, 1));
     assert_eq!(record(&store, seq, intend(Some(5)), 8).await, (1, 0));
     assert_eq!(
-        store.watched().unwrap().order(0).starts,
+        ready(store.watched()).unwrap().order(0).starts,
         2,
         "the silent one counts, and the new one"
     );
@@ -166,10 +173,8 @@ fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    Store::open(&path, Mode::Threaded)
-                        .unwrap()
-                        .newest_seq()
-                        .unwrap()
+                    let store = Store::open(&path, Mode::Threaded).unwrap();
+                    ready(store.newest_seq()).unwrap()
                 });
             }
         });
@@ -217,7 +222,42 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none() {
         let shown = format!("{step:?}");
         let recorded = record(&store, seq, vec![step], at.0).await;
         let id = OrderId::new("a1").unwrap();
-        let order = store.order(&id).unwrap().unwrap();
+        let order = ready(store.order(&id)).unwrap().unwrap();
         assert_eq!((recorded, order.starts), (expected, starts), "{shown}");
     }
+}
+
+#[tokio::test]
+async fn a_leader_whose_lock_file_was_deleted_records_nothing_once_another_leads() {
+    let world = World::new();
+    let (first, second) = (store(&world), store(&world));
+    let seq = create(&first, "a1", 1).await;
+    let adopt = || {
+        let step = Step::Adopted;
+        vec![Change { seq, step }]
+    };
+    let deposed = first.try_lead().await.unwrap().unwrap();
+    assert!(second.try_lead().await.unwrap().is_none());
+    std::fs::remove_file(world.path("orders.db-leader")).unwrap();
+    // While there is no other lock, no one else leads.
+    assert_eq!(deposed.loss(), None);
+    let lead = second.try_lead().await.unwrap().unwrap();
+    let before = journal(&world);
+    let refused = [
+        first
+            .record(&deposed, adopt(), Timestamp(2))
+            .await
+            .map(drop),
+        first
+            .write_heartbeat(&deposed, ReconcilerState::default())
+            .await,
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
+    }
+    assert_eq!(deposed.loss(), Some(Loss::Deposed));
+    assert_eq!(journal(&world), before);
+    let recorded = second.record(&lead, adopt(), Timestamp(3)).await.unwrap();
+    assert_eq!(recorded.changed, 1, "it is as it was before");
+    assert_eq!(lead.loss(), None);
 }

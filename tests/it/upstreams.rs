@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::world::{lead, ready};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
@@ -69,7 +70,10 @@ impl Orders {
                 step: Step::Started { is_seen: false },
             });
         }
-        let recorded = orders.store.record(changes, SystemClock.now()).await;
+        let recorded = orders
+            .store
+            .record(&lead(&orders.store).await, changes, SystemClock.now())
+            .await;
         assert!(recorded.unwrap().conflicts.is_empty());
         orders
     }
@@ -83,39 +87,41 @@ impl Orders {
     }
 
     /// A reconciler that passes when the test says so.
-    fn reconciler(&self, upstream: &Scripted) -> Passes<'_> {
-        self.reconciler_with(upstream, settings())
+    async fn reconciler(&self, upstream: &Scripted) -> Passes<'_> {
+        self.reconciler_with(upstream, settings()).await
     }
 
-    fn reconciler_with(&self, upstream: &Scripted, settings: Settings) -> Passes<'_> {
+    async fn reconciler_with(&self, upstream: &Scripted, settings: Settings) -> Passes<'_> {
         Passes {
             orders: self,
             settings: settings.clone(),
             clock: upstream.clock.clone(),
             reconciler: Reconciler::new(
                 self.store.clone(),
+                lead(&self.store).await,
                 HttpUpstream::new(&upstream.url.parse().unwrap(), None, TIMEOUT).unwrap(),
                 upstream.clock.clone(),
                 settings,
             )
+            .await
             .unwrap(),
         }
     }
 
     /// Tries all that is due once: whether the upstream could be used.
     async fn once(&self, upstream: &Scripted) -> bool {
-        let reconciler = self.reconciler(upstream).reconciler;
+        let reconciler = self.reconciler(upstream).await.reconciler;
         run_once(reconciler, &Stop::default()).await.unwrap()
     }
 
     fn order(&self, id: &str) -> Order {
         let id = OrderId::new(id).unwrap();
-        self.store.order(&id).unwrap().unwrap()
+        ready(self.store.order(&id)).unwrap().unwrap()
     }
 
     fn all(&self) -> Vec<Order> {
         let filter = Filter::default();
-        self.store.page(&filter, 0, i64::MAX, 10_000).unwrap()
+        ready(self.store.page(&filter, 0, i64::MAX, 10_000)).unwrap()
     }
 }
 
@@ -299,7 +305,7 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
         for n in 0..40 {
             orders.create(&format!("new-{n}")).await;
         }
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         // Several requests are in flight when it is found out.
         reconciler.pass().await;
         let mut ids = std::collections::BTreeSet::new();
@@ -338,7 +344,7 @@ async fn at_most_as_many_requests_are_in_flight_as_allowed() {
         max_in_flight: 3,
         ..settings()
     };
-    let mut reconciler = orders.reconciler_with(&upstream, few);
+    let mut reconciler = orders.reconciler_with(&upstream, few).await;
     let is_running = |order: &Order| order.status == Status::Processing;
     reconciler.until_all(|all| all.iter().all(is_running)).await;
     assert!(upstream.starts() >= 60);
@@ -358,10 +364,14 @@ async fn a_settled_order_is_never_asked_about_again() {
     let step = Step::Settled(Outcome::Succeeded);
     orders
         .store
-        .record(vec![Change { seq, step }], SystemClock.now())
+        .record(
+            &lead(&orders.store).await,
+            vec![Change { seq, step }],
+            SystemClock.now(),
+        )
         .await
         .unwrap();
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     reconciler
         .until_asked(&upstream, |asked| asked.len() >= 3)
         .await;
@@ -392,7 +402,7 @@ async fn an_order_that_was_started_is_not_shown_as_waiting_for_the_upstream() {
     let ids = many();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     let started = reconciler.until_status("order-3", Status::Processing).await;
     assert_eq!(started.attention, None, "the upstream has long been back");
 }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Reason;
 use order_service::store::{Change, Step, Trouble};
@@ -163,9 +164,12 @@ async fn an_open_order_says_when_to_ask_again() {
     let store = world.store();
     let now = SystemClock.now();
     // By the schedule the next pass is in 40 s; the order's own delay is longer.
-    let mut heartbeat = store.heartbeat().unwrap();
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
     heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
-    store.write_heartbeat(heartbeat).await.unwrap();
+    store
+        .write_heartbeat(&lead(&store).await, heartbeat)
+        .await
+        .unwrap();
     let path = format!("{}/order/a1", api.url);
     let seconds = async || -> u64 {
         let answer = client.get(&path).await;
@@ -179,19 +183,19 @@ async fn an_open_order_says_when_to_ask_again() {
     };
     let step = Step::Flagged(refused);
     store
-        .record(vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
         .await
         .unwrap();
     assert!((100..=200).contains(&seconds().await));
     let step = Step::Adopted;
     store
-        .record(vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
         .await
         .unwrap();
     assert!((1..=40).contains(&seconds().await));
     let step = Step::Settled(order_service::order::Outcome::Failed);
     store
-        .record(vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
         .await
         .unwrap();
     assert_eq!(client.get(&path).await.header("retry-after"), "");

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::OrderId;
 use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
-use order_service::store::{Creation, DatabasePath, Mode, Store};
+use order_service::store::{Creation, DatabasePath, Leadership, Mode, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -561,4 +562,20 @@ pub fn assert_statuses_agree(world: &World, orders: &[Value]) {
         assert_eq!(order["status"], status_after(outcomes[id]), "{order}");
         assert_eq!(order["attention"], Value::Null, "{order}");
     }
+}
+
+/// The answer to a read of SQLite, which is ready at once.
+pub fn ready<T>(read: impl Future<Output = T>) -> T {
+    read.now_or_never()
+        .expect("SQLite's reads are ready at once")
+}
+
+/// Takes the lead on a database, as after the death of whoever had it.
+pub async fn lead(store: &Store) -> Leadership {
+    let mut lock = store.path().as_os_str().to_owned();
+    lock.push("-leader");
+    let _ = fs::remove_file(lock);
+    let lead = store.try_lead().await;
+    lead.expect("the database can be written")
+        .expect("no one holds a lock that is new")
 }

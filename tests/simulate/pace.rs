@@ -14,7 +14,7 @@ use rusqlite::Connection;
 
 use crate::fixed::{self, Fixed, Load, Looks};
 use crate::limits::{Kind, Limit};
-use crate::run::drive;
+use crate::run::{drive, ready};
 use crate::world::{Handle, World, WriteWeather};
 
 /// The default of `--request-timeout`.
@@ -287,8 +287,11 @@ impl One {
             ..Settings::default()
         };
         let handle = Handle(world.clone());
+        let lead = drive(&world, store.try_lead());
+        let lead = lead.expect("nothing goes wrong yet").unwrap().unwrap();
+        let reconciler = Reconciler::new(store.clone(), lead, handle.clone(), handle, settings);
         Self {
-            reconciler: Reconciler::new(store.clone(), handle.clone(), handle, settings).unwrap(),
+            reconciler: ready(reconciler).unwrap(),
             world,
             store,
             created: 0,
@@ -336,7 +339,7 @@ impl One {
     }
 
     fn open(&self) -> u64 {
-        let count = |status| self.store.count(status).unwrap();
+        let count = |status| ready(self.store.count(status)).unwrap();
         count(Status::Created) + count(Status::Processing)
     }
 

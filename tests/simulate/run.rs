@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Trace};
-use order_service::store::{Creation, DatabasePath, Decided, Filter, Mode, Store};
+use order_service::store::{Creation, DatabasePath, Decided, Filter, Leadership, Mode, Store};
 use rusqlite::Connection;
 
 use crate::limits::Limit;
@@ -328,7 +329,7 @@ impl Run {
             self.await_moment(reconciler.next_look_at());
         }
         self.world.oracle.borrow_mut().check_end();
-        let ended = self.store.heartbeat().unwrap().learned.lives.ended();
+        let ended = ready(self.store.heartbeat()).unwrap().learned.lives.ended();
         let lives = self.world.lives.get();
         assert!(
             ended <= lives,
@@ -348,7 +349,7 @@ impl Run {
                 of.by == ResolvedBy::Operator && of.reason != Reason::StartRefused
             })
         };
-        let open = self.store.page(&open, 0, i64::MAX, 1_000).unwrap();
+        let open = ready(self.store.page(&open, 0, i64::MAX, 1_000)).unwrap();
         open.iter().all(is_held)
     }
 
@@ -371,6 +372,19 @@ impl Run {
         world.move_to(world.time().0 + world.draws.below(200) as i64);
     }
 
+    /// Takes the lead, which the program before had if there was one. It may die in this, too.
+    fn lead(&self) -> Leadership {
+        loop {
+            match drive(&self.world, self.store.try_lead()) {
+                Some(Ok(Some(lead))) => return lead,
+                Some(Ok(None)) => panic!("a program that has died leads"),
+                Some(Err(error)) => self.world.tell(|| format!("no lead: {error}")),
+                None => self.world.tell(|| "the program dies".to_owned()),
+            }
+            self.world.forget_timers();
+        }
+    }
+
     fn reconciler(&mut self) -> Reconciler<Handle, Handle> {
         let handle = Handle(self.world.clone());
         self.clock = SteadyClock::new(handle.clone());
@@ -378,12 +392,19 @@ impl Run {
         let settings = self.settings.clone();
         let stages = self.stages.clone();
         *stages.borrow_mut() = Stages::default();
-        Reconciler::new(self.store.clone(), handle.clone(), handle, settings)
-            .unwrap()
-            .traced(move |trace| match trace {
-                Trace::Decided(decision) => count_decision(decision),
-                Trace::Entered(stage, order) => stages.borrow_mut().enter(stage, &order.order),
-            })
+        let lead = self.lead();
+        ready(Reconciler::new(
+            self.store.clone(),
+            lead,
+            handle.clone(),
+            handle,
+            settings,
+        ))
+        .unwrap()
+        .traced(move |trace| match trace {
+            Trace::Decided(decision) => count_decision(decision),
+            Trace::Entered(stage, order) => stages.borrow_mut().enter(stage, &order.order),
+        })
     }
 
     /// A pass; if the program dies in it, the next one takes its place.
@@ -407,7 +428,7 @@ impl Run {
         if let Some(result) = outcome {
             self.stages.borrow().rest();
             if result.is_ok() && !self.clock.is_stepped() {
-                let heartbeat = self.store.heartbeat().unwrap();
+                let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.world.time_of_day();
                 let trouble = heartbeat.leadership(now).trouble;
                 assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
@@ -415,6 +436,7 @@ impl Run {
             return reconciler;
         }
         self.totals.deaths += 1;
+        drop(reconciler);
         self.reconciler()
     }
 
@@ -439,7 +461,7 @@ impl Run {
 
     /// An operator decides about an order that is held.
     fn operate(&self) {
-        let Some(id) = self.store.lost().unwrap().into_iter().next() else {
+        let Some(id) = ready(self.store.lost()).unwrap().into_iter().next() else {
             return;
         };
         let now = self.world.time_of_day();
@@ -475,4 +497,10 @@ pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
         }
         world.advance().expect("whoever waits waits for something");
     }
+}
+
+/// The answer to a read of SQLite, which is ready at once.
+pub fn ready<T>(read: impl Future<Output = T>) -> T {
+    read.now_or_never()
+        .expect("SQLite's reads are ready at once")
 }

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use order_service::order::Status;
 use order_service::store::Store;
 use tokio::runtime::Handle;
@@ -309,7 +310,10 @@ impl<'w> Storm<'w> {
     }
 
     fn open(&self) -> u64 {
-        let counts = self.store.counts().expect("the database can be read");
+        let counts = self.store.counts().now_or_never();
+        let counts = counts
+            .expect("SQLite's reads are ready at once")
+            .expect("the database can be read");
         let is_open = |status: &Status| !status.is_settled();
         let open = counts.iter().filter(|(status, _)| is_open(status));
         open.map(|(_, count)| count).sum()

@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use futures_util::FutureExt;
 use futures_util::StreamExt;
 use order_service::clock::{Clock, ManualClock, SystemClock};
 use order_service::order::{Observed, OrderId, Status};
@@ -118,10 +119,15 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
         rate.on_seen(now);
     }
     let store = Store::open(&DatabasePath::from(database.to_owned()), Mode::Threaded)?;
-    let mut heartbeat = store.heartbeat()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut heartbeat = runtime.block_on(store.heartbeat())?;
     heartbeat.learned.rate = Some(rate);
-    tokio::runtime::Runtime::new()?.block_on(store.write_heartbeat(heartbeat))?;
-    Ok(())
+    runtime.block_on(async {
+        let lead = store.try_lead().await?;
+        let lead = lead.context("another reconciler leads")?;
+        store.write_heartbeat(&lead, heartbeat).await?;
+        Ok(())
+    })
 }
 
 /// A million outcomes from the list, by the program itself.
@@ -168,18 +174,18 @@ pub fn unchanged(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let store = open(&database)?;
     let mut passes = Passes::new(store.clone(), client(&running.url)?)?;
     passes.next(RUNNING.orders)?;
-    let before = store.watched()?;
+    let before = ready(store.watched())?;
     let (ours, reference) = in_turns(
         2 * ROUNDS,
         |_| Ok(millis(passes.next(RUNNING.orders)?)),
         |_| {
             let list = list_alone(&running.url)?;
             let begun = Instant::now();
-            ensure!(store.watched()?.len() as u64 == RUNNING.orders);
+            ensure!(ready(store.watched())?.len() as u64 == RUNNING.orders);
             Ok(millis(list + begun.elapsed()))
         },
     )?;
-    let after = store.watched()?;
+    let after = ready(store.watched())?;
     ensure!(before.orders().eq(after.orders()), "orders were written");
     Ok(vec![
         Line::new(
@@ -317,10 +323,16 @@ impl<U: Upstream> Passes<U> {
             max_in_flight: REQUESTS,
             ..Settings::default()
         };
+        let runtime = reconciler_runtime()?;
+        let reconciler = runtime.block_on(async {
+            let lead = store.try_lead().await?;
+            let lead = lead.context("another reconciler leads")?;
+            Reconciler::new(store, lead, upstream, clock.clone(), settings).await
+        })?;
         Ok(Self {
-            reconciler: Reconciler::new(store, upstream, clock.clone(), settings)?,
+            reconciler,
             clock,
-            runtime: reconciler_runtime()?,
+            runtime,
         })
     }
 
@@ -372,7 +384,10 @@ fn list_alone(url: &str) -> anyhow::Result<Duration> {
 
 fn record_alone(database: &Path) -> anyhow::Result<Duration> {
     let store = open(database)?;
-    let seqs: Vec<i64> = store.watched()?.orders().map(|order| order.seq).collect();
+    let seqs: Vec<i64> = ready(store.watched())?
+        .orders()
+        .map(|order| order.seq)
+        .collect();
     let mut rng = fastrand::Rng::with_seed(1);
     let begun = Instant::now();
     reconciler_runtime()?.block_on(async {
@@ -396,7 +411,7 @@ fn ids_of(names: impl IntoIterator<Item = String>) -> anyhow::Result<Vec<OrderId
 }
 
 fn expect(database: &Path, status: Status, orders: u64) -> anyhow::Result<()> {
-    let counts = open(database)?.counts()?;
+    let counts = ready(open(database)?.counts())?;
     ensure!(counts.contains(&(status, orders)), "{counts:?}");
     Ok(())
 }
@@ -412,4 +427,10 @@ fn client(url: &str) -> anyhow::Result<HttpUpstream> {
 
 fn millis(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
+}
+
+/// The answer to a read of SQLite, which is ready at once.
+fn ready<T>(read: impl Future<Output = T>) -> T {
+    read.now_or_never()
+        .expect("SQLite's reads are ready at once")
 }

@@ -147,8 +147,9 @@ fn looks() -> [Look; LOOKS] {
 
 pub(super) fn pass(_turns: usize) -> Turn {
     let world = World::new(OPEN as usize);
+    let lead = world.lead();
     for changes in batches(OPEN as usize, &[Step::Adopted]) {
-        world.record(changes);
+        world.record(&lead, changes);
     }
     let settings = Settings {
         request_timeout: POLICY.request_timeout,
@@ -158,8 +159,10 @@ pub(super) fn pass(_turns: usize) -> Turn {
     };
     let clock = ManualClock::new(NOW);
     let upstream = Listed(list(OPEN as usize, "RUNNING"));
-    let mut reconciler = Reconciler::new(world.store.clone(), upstream, clock.clone(), settings)
-        .expect("the database can be read");
+    let store = world.store.clone();
+    let reconciler = Reconciler::new(store, lead, upstream, clock.clone(), settings);
+    let reconciler = world.wait_for(reconciler);
+    let mut reconciler = reconciler.expect("the database can be read");
     let stop = Stop::default();
     Box::new(move || {
         clock.set(clock.now().after(PASS_INTERVAL));
@@ -178,9 +181,10 @@ pub(super) fn settle(turns: usize) -> Turn {
     let world = World::new(orders);
     let steps = [Step::Adopted, Step::Settled(Outcome::Succeeded)];
     let mut batches = batches(orders, &steps);
+    let lead = world.lead();
     Box::new(move || {
         let changes = batches.next().expect("no more turns than were prepared");
-        world.record(changes);
+        world.record(&lead, changes);
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use order_service::api::Api;
 use order_service::order::{OrderId, Timestamp};
 use order_service::site::Site;
-use order_service::store::{Change, DatabasePath, Mode, OpenGate, Store};
+use order_service::store::{Change, DatabasePath, Leadership, Mode, OpenGate, Store};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -62,10 +62,17 @@ impl World {
         self.runtime.block_on(future)
     }
 
+    /// The right to record.
+    pub fn lead(&self) -> Leadership {
+        let lead = self.wait_for(self.store.try_lead());
+        let lead = lead.expect("the database can be written");
+        lead.expect("no one else leads")
+    }
+
     /// Records changes of orders that are as the changes expect.
-    pub fn record(&self, changes: Vec<Change>) {
+    pub fn record(&self, lead: &Leadership, changes: Vec<Change>) {
         let all = changes.len();
-        let recorded = self.wait_for(self.store.record(changes, NOW));
+        let recorded = self.wait_for(self.store.record(lead, changes, NOW));
         let recorded = recorded.expect("the database can be written");
         assert_eq!(recorded.changed, all);
     }

@@ -3,7 +3,7 @@
 //! Every way in which it can be unusable ends here in one line that says what to do. Which files it
 //! consists of is in `store/sqlite/file.rs`; reading and writing are elsewhere.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,15 +13,16 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{
-    self, Identity, LEADER_LOCK, OpenedFile, WRITE_LOCK, beside, lock_file, open_error,
-};
+use super::file::{self, Identity, OpenedFile, WRITE_LOCK, beside, lock_file, open_error};
 use super::histories::histories;
 use crate::store::cursor::Histories;
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
 /// They are only added, never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../../sql/006_schema.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../sql/006_schema.sql"),
+    include_str!("../../../sql/007_epoch.sql"),
+];
 
 /// Format that the first migration leads to. No release has written an earlier one.
 const FORMAT_FIRST: i64 = 6;
@@ -474,54 +475,14 @@ fn existing() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
-/// The right to be the one reconciler on a database. The operating system takes it back when the
-/// process ends, however that happens.
-#[derive(Debug)]
-pub struct LeaderLock {
-    file: File,
-    path: PathBuf,
-}
-
-impl LeaderLock {
-    /// Takes the lead on the database at `path`, if no one else has it.
-    pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
-        let file = lock_file(path, LEADER_LOCK)?;
-        match file.try_lock() {
-            Ok(()) => {
-                let path = beside(path, LEADER_LOCK);
-                Ok(Some(Self { file, path }).filter(|lock| !lock.is_lost()))
-            }
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(source)) => Err(OpenError::LockFile {
-                path: beside(path, LEADER_LOCK),
-                source,
-            }),
-        }
-    }
-
-    /// Returns whether there is another file at the path of the lock, which another reconciler may hold.
-    /// While there is none, no one else can hold it.
-    pub fn is_lost(&self) -> bool {
-        match (self.file.metadata(), fs::metadata(&self.path)) {
-            (Ok(held), Ok(found)) => Identity::from(&held) != Identity::from(&found),
-            _ => false,
-        }
-    }
-
-    /// The path of the lock.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::order::OrderId;
     use crate::store::{Inspection, Mode, Store};
 
-    #[test]
-    fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
+    #[tokio::test]
+    async fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
         for (count, format) in (1..=MIGRATIONS.len()).zip(FORMAT_FIRST..) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("orders.db");
@@ -540,7 +501,7 @@ mod tests {
             let path = DatabasePath::from(path);
             Inspection::open(&path).unwrap();
             let store = Store::open(&path, Mode::Threaded).unwrap();
-            let order = store.order(&OrderId::new("a1").unwrap()).unwrap();
+            let order = store.order(&OrderId::new("a1").unwrap()).await.unwrap();
             assert_eq!(order.map(|order| order.seq), Some(1), "{format}");
             let (db, _) = for_reading(&path).unwrap();
             let now: i64 = db

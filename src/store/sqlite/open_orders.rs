@@ -76,7 +76,7 @@ mod tests {
                                      attention_detail = '' WHERE seq = 11; \
                    UPDATE orders SET intent_at = 1 WHERE seq = 13;";
         store.execute(format!("{fill}; {odd}")).await.unwrap();
-        let list = store.watched().unwrap();
+        let list = store.watched().await.unwrap();
         let db = Connection::open(store.path()).unwrap();
         for (place, order) in list.orders().enumerate().take(20) {
             let whole = open_order(&db, order.seq).unwrap();

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::Fold;
 use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
-use super::{operator, prune, record, row_mapping, times};
+use super::{lead, operator, prune, record, row_mapping, times};
 use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
 use crate::store::{OpenError, StoreError};
@@ -94,17 +94,33 @@ fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
         Write::Create { id, now, reply } => reply.keep(record::create(db, id, *now)?),
         Write::Restart { id, now, reply } => reply.keep(operator::release(db, id, *now)?),
         Write::Fail { id, now, reply } => reply.keep(operator::fail(db, id, *now)?),
+        Write::Lead { reply } => reply.keep(lead::begin_epoch(db)?),
         Write::Record {
+            epoch,
             changes,
             now,
             reply,
-        } => reply.keep(record::record(db, changes, *now)?),
-        Write::Heartbeat { heartbeat, reply } => {
-            reply.keep(row_mapping::write_heartbeat(db, heartbeat)?);
-        }
-        Write::SetTimesRight { seqs, now, reply } => {
-            reply.keep(times::set_right(db, seqs, *now)?);
-        }
+        } => match lead::is_present(db, *epoch)? {
+            true => reply.keep(record::record(db, changes, *now)?),
+            false => reply.refuse(StoreError::Deposed),
+        },
+        Write::Heartbeat {
+            epoch,
+            heartbeat,
+            reply,
+        } => match lead::is_present(db, *epoch)? {
+            true => reply.keep(row_mapping::write_heartbeat(db, heartbeat)?),
+            false => reply.refuse(StoreError::Deposed),
+        },
+        Write::SetTimesRight {
+            epoch,
+            seqs,
+            now,
+            reply,
+        } => match lead::is_present(db, *epoch)? {
+            true => reply.keep(times::set_right(db, seqs, *now)?),
+            false => reply.refuse(StoreError::Deposed),
+        },
         Write::Prune {
             seqs,
             settled_before,
@@ -434,7 +450,7 @@ mod tests {
             }
         }
         assert_eq!(created, 1);
-        assert_eq!(bench.store.counts().unwrap()[0], (Status::Created, 2));
+        assert_eq!(bench.store.counts().await.unwrap()[0], (Status::Created, 2));
     }
 
     #[tokio::test]
@@ -446,9 +462,9 @@ mod tests {
         assert_eq!(bench.store.writing().unwritable, 1);
         bench.other.unlock().unwrap();
         assert!(matches!(bench.create("next").await, Ok(Ok(_))));
-        assert_eq!(bench.store.newest_seq().unwrap(), 1);
+        assert_eq!(bench.store.newest_seq().await.unwrap(), 1);
         let id = OrderId::new("late").unwrap();
-        assert_eq!(bench.store.order(&id).unwrap(), None);
+        assert_eq!(bench.store.order(&id).await.unwrap(), None);
     }
 
     #[tokio::test]

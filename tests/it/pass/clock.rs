@@ -1,5 +1,6 @@
 //! Passes by a clock that is set back or forward, by seconds and by hours, in a run and between two.
 
+use crate::world::ready;
 use order_service::reconciler::run_once;
 use order_service::reconciler_state::{Leadership, LeadershipStatus};
 
@@ -17,7 +18,9 @@ impl Stage {
     }
 
     fn health(&self) -> Leadership {
-        self.store.heartbeat().unwrap().leadership(self.clock.now())
+        ready(self.store.heartbeat())
+            .unwrap()
+            .leadership(self.clock.now())
     }
 }
 
@@ -133,7 +136,7 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         assert!(told.since.is_none_or(|since| since <= stage.clock.now()));
         pass(&mut reconciler);
         assert_eq!(stage.health().trouble, None, "{by}");
-        let heartbeat = stage.store.heartbeat().unwrap();
+        let heartbeat = ready(stage.store.heartbeat()).unwrap();
         let past = [heartbeat.leader_since, heartbeat.last_pass_at];
         assert!(past.iter().all(|at| *at <= Some(stage.clock.now())));
         let next = heartbeat.next_look_at.max(heartbeat.next_pass_at).unwrap();

@@ -1,5 +1,6 @@
 //! Reads that lag behind, and two upstreams behind one address.
 
+use crate::world::ready;
 use order_service::reconciler::run_once;
 use order_service::simulator::model::Model;
 
@@ -63,7 +64,7 @@ fn reads_that_lag_by_one_request_timeout_miss_no_process_and_no_life_ends() {
         for n in 0..orders {
             assert_eq!(starts(&stage, &format!("a{n}")), 1);
         }
-        let lives = stage.store.heartbeat().unwrap().learned.lives;
+        let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
         assert_eq!(lives.ended(), 0);
     }
 }
@@ -79,7 +80,13 @@ fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
     };
     create(0..12);
     let mut reconciler = stage.reconciler();
-    let ended = || stage.store.heartbeat().unwrap().learned.lives.ended();
+    let ended = || {
+        ready(stage.store.heartbeat())
+            .unwrap()
+            .learned
+            .lives
+            .ended()
+    };
     passes(&stage, &mut reconciler, 40);
     create(12..42);
     assert_eq!(pass(&mut reconciler).started, 30);
@@ -191,7 +198,7 @@ fn two_upstreams_behind_one_address_may_each_have_a_process_and_both_are_counted
             assert_eq!(order.starts as usize, processes, "{order:?}");
             twice += usize::from(processes == 2);
         }
-        let lives = stage.store.heartbeat().unwrap().learned.lives;
+        let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
         assert!(twice > 0);
         assert_eq!(lives.ended() > 0, orders > 10, "a restart seems to be one");
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::world::ready;
 use order_service::pace::Durations;
 
 use super::*;
@@ -120,7 +121,10 @@ fn an_order_that_needs_looking_at_is_looked_at_whenever_looks_are_made() {
 fn it_is_told_when_the_upstream_is_looked_at_next() {
     let (stage, mut reconciler) = twenty_seconds(20);
     pass(&mut reconciler);
-    let next_look_at = stage.store.heartbeat().unwrap().next_look_at.unwrap();
+    let next_look_at = ready(stage.store.heartbeat())
+        .unwrap()
+        .next_look_at
+        .unwrap();
     let pause = next_look_at.since(stage.clock.now());
     let range = Duration::from_millis(3_500)..Duration::from_millis(4_500);
     assert!(
@@ -163,7 +167,7 @@ fn orders_that_a_list_did_not_tell_of_are_looked_up_five_hundred_in_a_pass() {
 #[test]
 fn orders_were_all_seen_only_when_every_one_was() {
     let (stage, mut reconciler) = twenty_seconds(50);
-    let seen_at = || stage.store.heartbeat().unwrap().last_seen_at;
+    let seen_at = || ready(stage.store.heartbeat()).unwrap().last_seen_at;
     let before = seen_at();
     stage.upstream.list_fate.set(Some(Fate::Lost));
     stage.upstream.look_fate.set(Fate::Lost);
@@ -192,7 +196,7 @@ fn a_look_up_without_an_answer_leaves_not_all_seen() {
         let is_seen = lost.is_none();
         stage.upstream.lost.borrow_mut().extend(lost);
         pass(&mut reconciler);
-        let seen_at = stage.store.heartbeat().unwrap().last_seen_at;
+        let seen_at = ready(stage.store.heartbeat()).unwrap().last_seen_at;
         assert_eq!(seen_at == Some(stage.clock.now()), is_seen, "{seen_at:?}");
     }
 }
@@ -208,7 +212,7 @@ fn it_is_learned_how_long_processes_take() {
     }
     stage.forward(5_000);
     pass(&mut reconciler);
-    let durations = stage.store.heartbeat().unwrap().learned.durations;
+    let durations = ready(stage.store.heartbeat()).unwrap().learned.durations;
     let range = Duration::from_millis(800)..Duration::from_millis(3_000);
     let mean = durations.mean().unwrap();
     assert!(range.contains(&mean), "{mean:?}");
@@ -225,7 +229,7 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
     }
     pass(&mut stage.old_reconciler());
     assert!(!stage.upstream.take_requests().contains(&"list".to_owned()));
-    let lives = stage.store.heartbeat().unwrap().learned.lives;
+    let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
     assert_eq!((lives.ended(), lives.processes()), (1, Some(3)));
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::world::ready;
 use order_service::order::ResolvedBy;
 use order_service::store::{Gate, Passage};
 
@@ -25,7 +26,7 @@ fn forget(stage: &Stage, reconciler: &mut Reconciler<InMemory, ManualClock>) {
 }
 
 fn is_seen(stage: &Stage) -> bool {
-    let open = stage.store.watched().unwrap();
+    let open = ready(stage.store.watched()).unwrap();
     open.orders().all(|order| order.is_seen)
 }
 

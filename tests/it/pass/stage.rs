@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::world::{lead, ready};
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
@@ -314,7 +315,12 @@ impl Stage {
 
     pub(super) fn reconciler(&self) -> Reconciler<InMemory, ManualClock> {
         let (store, upstream) = (self.store.clone(), self.upstream.clone());
-        Reconciler::new(store, upstream, self.clock.clone(), self.settings.clone()).unwrap()
+        let (clock, settings) = (self.clock.clone(), self.settings.clone());
+        block_on(async {
+            let lead = lead(&store).await;
+            Reconciler::new(store, lead, upstream, clock, settings).await
+        })
+        .unwrap()
     }
 
     /// A reconciler whose run began one request timeout ago: what it does not find is missing.
@@ -336,9 +342,10 @@ impl Stage {
     pub(super) fn has_learned(&self, learned: Learned) {
         let heartbeat = ReconcilerState {
             learned,
-            ..self.store.heartbeat().unwrap()
+            ..ready(self.store.heartbeat()).unwrap()
         };
-        block_on(self.store.write_heartbeat(heartbeat)).unwrap();
+        let lead = block_on(lead(&self.store));
+        block_on(self.store.write_heartbeat(&lead, heartbeat)).unwrap();
     }
 
     pub(super) fn create(&self, id: &str) {
@@ -356,7 +363,7 @@ impl Stage {
 
     pub(super) fn order(&self, id: &str) -> Order {
         let id = OrderId::new(id).unwrap();
-        self.store.order(&id).unwrap().unwrap()
+        ready(self.store.order(&id)).unwrap().unwrap()
     }
 
     pub(super) fn reason(&self, id: &str) -> Option<Reason> {
@@ -370,7 +377,7 @@ impl Stage {
     pub(super) fn has_settled_all(&self) -> bool {
         let open = [Status::Created, Status::Processing];
         open.iter()
-            .all(|status| self.store.count(*status).unwrap() == 0)
+            .all(|status| ready(self.store.count(*status)).unwrap() == 0)
     }
 
     pub(super) fn count(&self, status: Status) -> usize {
@@ -378,10 +385,8 @@ impl Stage {
             statuses: vec![status],
             attention: None,
         };
-        self.store
-            .page(&filter, 0, i64::MAX, 100_000)
-            .unwrap()
-            .len()
+        let page = ready(self.store.page(&filter, 0, i64::MAX, 100_000));
+        page.unwrap().len()
     }
 }
 

@@ -1,9 +1,13 @@
 //! What a pass tells: its report, and the heartbeat, which every writing costs a disk flush.
 
 use super::*;
+use crate::world::ready;
 
 fn written_at(stage: &Stage) -> Timestamp {
-    stage.store.heartbeat().unwrap().last_pass_at.unwrap()
+    ready(stage.store.heartbeat())
+        .unwrap()
+        .last_pass_at
+        .unwrap()
 }
 
 /// Passes, one a second from the next on, until the heartbeat is written: after so many seconds.
@@ -40,7 +44,10 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     // A clock that was set back does not silence it either.
     stage.forward(-3_600_000);
     pass(&mut reconciler);
-    let next_pass_at = stage.store.heartbeat().unwrap().next_pass_at.unwrap();
+    let next_pass_at = ready(stage.store.heartbeat())
+        .unwrap()
+        .next_pass_at
+        .unwrap();
     assert!(next_pass_at < stage.clock.now().after(Duration::from_secs(2)));
 }
 

@@ -1,6 +1,7 @@
 //! Passes while the upstream is down, rests, or answers only some of what it is asked.
 
 use super::*;
+use crate::world::ready;
 
 #[test]
 fn an_upstream_that_asks_for_rest_is_asked_nothing_until_it_is_over() {
@@ -97,7 +98,7 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
         }
         let is_settled = stage.count(Status::Failed) == 50;
         assert_eq!(missed, if is_settled { 0 } else { 50 }, "each once");
-        let lives = stage.store.heartbeat().unwrap().learned.lives;
+        let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
         assert_eq!(lives.ended(), 1, "{policy:?}, {look_fate:?}");
     }
 }
@@ -114,7 +115,7 @@ fn an_upstream_that_is_down_is_no_fault_of_an_order_and_a_silent_look_up_is() {
     stage.upstream.look_fate.set(Fate::Refused);
     pass(&mut reconciler);
     let delayed = || {
-        let open = stage.store.watched().unwrap();
+        let open = ready(stage.store.watched()).unwrap();
         let delayed = open.orders().filter(|order| order.attempts > 0);
         delayed.count()
     };
@@ -239,6 +240,13 @@ fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
         assert_eq!(missed, usize::from(has_forgotten));
         let order = stage.order("b1");
         assert_eq!((order.status, order.starts), (Status::Processing, starts));
-        assert_eq!(stage.store.heartbeat().unwrap().learned.lives.ended(), 0);
+        assert_eq!(
+            ready(stage.store.heartbeat())
+                .unwrap()
+                .learned
+                .lives
+                .ended(),
+            0
+        );
     }
 }

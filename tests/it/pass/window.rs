@@ -1,5 +1,6 @@
 //! How many processes are in flight once the upstream was seen to live for a short time only.
 
+use crate::world::ready;
 use order_service::pace::{Durations, Lives};
 
 use super::*;
@@ -100,7 +101,13 @@ fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
     let odd = (0..40).filter(|n| n % 2 == 1).map(|n| format!("a{n}"));
     stage.upstream.lost.borrow_mut().extend(odd);
     stage.upstream.list_fate.set(Some(Fate::Lost));
-    let ended = || stage.store.heartbeat().unwrap().learned.lives.ended();
+    let ended = || {
+        ready(stage.store.heartbeat())
+            .unwrap()
+            .learned
+            .lives
+            .ended()
+    };
     let mut reconciler = stage.old_reconciler();
     assert_eq!(pass(&mut reconciler).missed, 20);
     assert_eq!(ended(), 1);

@@ -36,7 +36,7 @@ async fn an_answer_to_a_look_up_that_is_not_about_this_order_says_nothing() {
         let shown = format!("{reply:?}");
         let upstream = Scripted::new(move |_, _| reply.clone()).await;
         let orders = Orders::processing(&["a1".into()]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let asked = reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
             .await;
@@ -58,7 +58,7 @@ async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_ma
     side_by_side(cases, |(age, reason, said)| async move {
         let upstream = Scripted::new(move |_, _| Reply::Answer(200, age, "{}".into())).await;
         let orders = Orders::processing(&["a1".into()]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", reason).await;
         let detail = order.attention.unwrap().detail;
         assert!(detail.contains(said), "{detail}");
@@ -77,7 +77,7 @@ async fn what_the_list_of_a_cache_says_holds_and_what_it_lacks_is_not_lost() {
     })
     .await;
     let orders = Orders::processing(&many()).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     // Long after absences count.
     let until = upstream.clock.now().after(TIMEOUT_IN_RULES * 3);
     while upstream.clock.now() < until {
@@ -99,7 +99,7 @@ async fn an_outcome_counts_however_long_a_cache_has_kept_it() {
     let upstream =
         Scripted::new(move |_, _| Reply::Answer(200, "Age: 60\r\n", succeeded.clone())).await;
     let orders = Orders::processing(&["a1".into()]).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     reconciler.until_status("a1", Status::Fulfilled).await;
 }
 
@@ -108,7 +108,7 @@ async fn only_an_empty_object_is_an_absence_and_it_flags_the_loss() {
     side_by_side(["{}", " {\n}\r\n"], |body| async move {
         let upstream = Scripted::new(move |_, _| answer(200, body)).await;
         let orders = Orders::processing(&["a1".into()]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", Reason::ProcessLost).await;
         assert_eq!(order.status, Status::Processing, "nothing goes backwards");
         assert_eq!(upstream.starts(), 0, "it is held");
@@ -132,7 +132,7 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
         })
         .await;
         let orders = Orders::processing(ids).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         for id in ids {
             let order = reconciler.until_attention(id, Reason::UnknownStatus).await;
             assert_eq!(order.status, Status::Processing);
@@ -151,7 +151,7 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
     })
     .await;
     let orders = Orders::created(&["a1"]).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     let order = reconciler
         .until_attention("a1", Reason::UnknownStatus)
         .await;
@@ -227,7 +227,7 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
         })
         .await;
         let orders = Orders::processing(&many()).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let all = reconciler
             .until_all(|all| {
                 all[..20]
@@ -259,7 +259,7 @@ async fn what_a_complete_list_lacks_is_lost() {
     let list = format!("{}]", half_a_list());
     let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
     let orders = Orders::processing(&many()).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     let lost = |order: &Order| reason_of(order) == Some(Reason::ProcessLost);
     let all = reconciler.until_all(|all| all[20..].iter().all(lost)).await;
     assert!(
@@ -296,7 +296,7 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
         })
         .await;
         let orders = Orders::processing(&many()).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         reconciler
             .until_all(|all| all.iter().all(|order| order.status == Status::Fulfilled))
             .await;
@@ -331,7 +331,7 @@ fn meanwhile(asked: &ReceivedRequest, list: &Reply) -> Reply {
 async fn starts_and_single_looks_go_on_while_a_list_is_read() {
     let upstream = Scripted::new(|asked, _| meanwhile(asked, &long_list())).await;
     let orders = Orders::processing(&many()).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     let begun = Instant::now();
     reconciler.pass().await;
     orders.create("new").await;
@@ -407,7 +407,7 @@ async fn an_order_that_a_list_names_twice_and_differently_is_looked_up() {
     })
     .await;
     let orders = Orders::processing(&many()).await;
-    orders.reconciler(&upstream).pass().await;
+    orders.reconciler(&upstream).await.pass().await;
     for (id, status) in [
         ("order-0", Status::Processing),
         ("order-1", Status::Failed),

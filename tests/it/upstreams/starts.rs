@@ -1,6 +1,7 @@
 //! Starts: what they say, what their answers mean, and when they are sent again.
 
 use super::*;
+use crate::world::ready;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_says_exactly_what_the_upstream_accepts_and_never_names_a_callback() {
@@ -91,7 +92,7 @@ async fn an_order_whose_start_met_another_service_is_never_failed() {
             schedule: "*/5 * * * * *".parse().unwrap(),
             ..settings()
         };
-        let mut reconciler = orders.reconciler_with(&upstream, settings);
+        let mut reconciler = orders.reconciler_with(&upstream, settings).await;
         for _ in 0..40 {
             reconciler.pass().await;
             let order = orders.order("a1");
@@ -187,7 +188,7 @@ async fn a_refused_order_is_tried_again_with_backoff_and_stops_no_other() {
     })
     .await;
     let orders = Orders::created(&["bad", "good1", "good2", "good3"]).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     for id in ["good1", "good2", "good3"] {
         reconciler.until_status(id, Status::Processing).await;
     }
@@ -288,7 +289,7 @@ async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_
         })
         .await;
         let orders = Orders::created(&["a1"]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         // That the upstream is back is only told at the end of the pass.
         let is_well =
             |all: &[Order]| all[0].status == Status::Processing && all[0].attention.is_none();
@@ -314,7 +315,7 @@ async fn a_start_that_is_refused_for_its_rate_was_not_taken_and_is_no_case_of_th
     })
     .await;
     let orders = Orders::created(&["a1"]).await;
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     let is_processing = |all: &[Order]| all[0].status == Status::Processing;
     reconciler.until_all(is_processing).await;
     let asked = upstream.asked_about("a1");
@@ -346,7 +347,7 @@ async fn retry_after_is_honoured() {
         } else {
             Orders::processing(&["a1".into()]).await
         };
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let asked = reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
             .await;
@@ -375,7 +376,7 @@ async fn retry_after_is_honoured_although_another_request_in_flight_succeeds() {
         start_rate: Some(0.0),
         ..settings()
     };
-    let mut reconciler = orders.reconciler_with(&upstream, at_once);
+    let mut reconciler = orders.reconciler_with(&upstream, at_once).await;
     let asked = reconciler
         .until_asked(&upstream, |asked| asked.len() >= 3)
         .await;
@@ -396,7 +397,7 @@ async fn retry_after_is_honoured_within_a_pass() {
         max_in_flight: 1,
         ..settings()
     };
-    let mut reconciler = orders.reconciler_with(&upstream, one_by_one);
+    let mut reconciler = orders.reconciler_with(&upstream, one_by_one).await;
     let asked = reconciler
         .until_asked(&upstream, |asked| asked.len() >= 2)
         .await;
@@ -420,7 +421,7 @@ async fn a_start_that_was_accepted_but_never_answered_is_looked_up_and_not_repea
         })
         .await;
         let orders = Orders::created(&["a1"]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_status("a1", Status::Fulfilled).await;
         assert_eq!(upstream.starts(), 1, "{shown}");
         assert_eq!(order.starts, 1, "{shown}: it was ours");
@@ -451,7 +452,7 @@ async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_af
         })
         .await;
         let orders = Orders::created(&["a1"]).await;
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_status("a1", Status::Processing).await;
         assert_eq!(order.starts, 2, "the first may have had its effect");
         let asked = upstream.asked_about("a1");
@@ -473,7 +474,7 @@ async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start()
     let reconciler = orders.world.reconciler(&upstream.url, &arguments);
     until_asked(&upstream, |asked| asked.len() == 1).await;
     reconciler.kill();
-    let mut reconciler = orders.reconciler(&upstream);
+    let mut reconciler = orders.reconciler(&upstream).await;
     reconciler.until_status("a1", Status::Processing).await;
     assert_eq!(upstream.starts(), 1);
 }
@@ -490,7 +491,7 @@ async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded_and_one_that_w
         let arguments = ["--max-in-flight", "1", "--start-rate", rate];
         let reconciler = orders.world.reconciler(&upstream.url, &arguments);
         until_asked(&upstream, |asked| asked.len() == 1).await;
-        assert_eq!(orders.store.watched().unwrap().len(), intents);
+        assert_eq!(ready(orders.store.watched()).unwrap().len(), intents);
         reconciler.signal("TERM");
         assert_eq!(ended(reconciler).await.0, Some(0));
         assert_eq!(orders.order("a1").status, Status::Processing);
@@ -499,7 +500,7 @@ async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded_and_one_that_w
             assert_eq!((order.status, order.starts), (Status::Created, 0));
         }
         assert_eq!(
-            orders.store.watched().unwrap().len(),
+            ready(orders.store.watched()).unwrap().len(),
             1,
             "no intent is left"
         );

@@ -29,7 +29,7 @@ async fn a_redirect_is_never_followed() {
         } else {
             Orders::processing(&["a1".into()]).await
         };
-        let mut reconciler = orders.reconciler(&upstream);
+        let mut reconciler = orders.reconciler(&upstream).await;
         reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
             .await;

@@ -1,34 +1,47 @@
-//! Notices orders that were created, by whatever process. What is done about them is
-//! `reconciler::run`'s business.
+//! Subscriptions to what is committed, by whatever process.
+//!
+//! A wake-up does not say what was committed: it makes its receiver read, and one too many does no
+//! harm.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::store::{Commits, Store, StoreError};
+use tokio::sync::{Notify, watch};
 
-/// The creations of orders, as they come.
-pub(super) struct NewOrders {
-    store: Store,
-    commits: Commits,
-    /// Place of the newest order that was noticed.
-    newest: i64,
+use super::Store;
+
+/// A subscription to changes of orders.
+pub struct Changes {
+    /// The commits of this process.
+    pub(super) own: watch::Receiver<()>,
+    /// Those of other processes, as the engine hears of them.
+    pub(super) others: Arc<Notify>,
+}
+
+impl Changes {
+    /// Returns when something may have been committed since the last call.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.own.changed() => {}
+            () = self.others.notified() => {}
+        }
+    }
+}
+
+/// A subscription to the creation of orders.
+pub struct NewOrders {
+    pub(super) store: Store,
+    pub(super) changes: Changes,
+    /// The number of the newest order that was noticed.
+    pub(super) newest: i64,
 }
 
 impl NewOrders {
-    /// Those after the newest order that there is now.
-    pub fn after_newest(store: &Store, poll_interval: Duration) -> Result<Self, StoreError> {
-        Ok(Self {
-            commits: store.commits(poll_interval)?,
-            newest: store.newest_seq()?,
-            store: store.clone(),
-        })
-    }
-
     /// Returns when an order was created since the last call, or is.
     pub async fn next(&mut self) {
         loop {
-            self.commits.next().await;
+            self.changes.next().await;
             // While the database cannot be read, the schedule is enough.
-            let newest = self.store.newest_seq().unwrap_or(self.newest);
+            let newest = self.store.newest_seq().await.unwrap_or(self.newest);
             if std::mem::replace(&mut self.newest, newest) < newest {
                 return;
             }
@@ -55,8 +68,8 @@ mod tests {
         let path = DatabasePath::from(folder.path().join("orders.db"));
         let [store, other] = [(), ()].map(|()| Store::open(&path, Mode::Threaded).unwrap());
         create(&store, "before").await;
-        let mut new_orders = NewOrders::after_newest(&store, Duration::MAX).unwrap();
-        let mut polled = NewOrders::after_newest(&store, Duration::from_millis(1)).unwrap();
+        let mut new_orders = store.without_polls().new_orders().await.unwrap();
+        let mut polled = store.new_orders().await.unwrap();
         assert!(new_orders.next().now_or_never().is_none());
         create(&store, "a1").await;
         create(&store, "a2").await;
