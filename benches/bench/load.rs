@@ -85,7 +85,7 @@ fn read_wrk(told: &str) -> anyhow::Result<Load> {
 
 /// A rate of creations that is held.
 #[derive(Clone, Copy, Debug)]
-pub struct Held {
+pub struct SustainedLoad {
     /// Creations in a second.
     pub rate: u64,
     /// How long.
@@ -94,7 +94,7 @@ pub struct Held {
     pub connections: u64,
 }
 
-impl Held {
+impl SustainedLoad {
     /// Creates orders at this rate, and returns how long each caller waited from the moment its request
     /// was due: milliseconds, sorted. An error if one is not answered with 201.
     pub fn create(self, url: &str) -> anyhow::Result<Vec<f64>> {

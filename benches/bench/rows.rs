@@ -5,11 +5,11 @@
 
 mod create;
 mod disk;
-mod held;
 mod idle;
 mod list;
 mod passes;
 mod read;
+mod sustained;
 mod wait;
 
 use crate::Bench;
@@ -38,9 +38,9 @@ pub const ROWS: &[Row] = &[
         run: wait::processing,
     },
     Row {
-        name: "held",
+        name: "sustained",
         what: "1,000 creations/s for three minutes, while a million orders settle",
-        run: held::run,
+        run: sustained::run,
     },
     Row {
         name: "create",
@@ -73,9 +73,9 @@ pub const ROWS: &[Row] = &[
         run: passes::settle,
     },
     Row {
-        name: "unchanged",
+        name: "idle_pass",
         what: "a pass with nothing changed, 100,000 open",
-        run: passes::unchanged,
+        run: passes::idle_pass,
     },
     Row {
         name: "few",

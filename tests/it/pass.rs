@@ -2,13 +2,13 @@
 //! that is moved by hand, a real database underneath. No sleeps, no sockets.
 
 mod clock;
+mod harness;
 mod lag;
 mod looks;
+mod reporting;
 mod seen;
-mod stage;
 mod stages;
 mod starts;
-mod told;
 mod trouble;
 mod window;
 
@@ -25,32 +25,32 @@ use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report};
 use order_service::store::{DatabasePath, Mode, Store};
 
-use self::stage::{Fate, InMemory, Stage, block_on, pass, unlimited};
+use self::harness::{Fault, Harness, InMemory, block_on, pass, unlimited};
 
 #[test]
 fn orders_go_through_all_statuses_and_agree_with_the_model() {
-    let mut stage = Stage::new(10);
-    stage.settings.max_in_flight = 8;
-    stage.create_many(100);
-    let mut reconciler = stage.reconciler();
+    let mut harness = Harness::new(10);
+    harness.settings.max_in_flight = 8;
+    harness.create_many(100);
+    let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, 100);
-    assert_eq!(stage.count(Status::Processing), 100);
+    assert_eq!(harness.count(Status::Processing), 100);
     for _ in 0..11 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         pass(&mut reconciler);
     }
-    let model = stage.upstream.model.borrow();
+    let model = harness.upstream.model.borrow();
     for n in 0..100 {
         let id = format!("a{n}");
-        let expected = match model.look_up(&id, stage.clock.now()) {
+        let expected = match model.look_up(&id, harness.clock.now()) {
             Some("SUCCEEDED") => Status::Fulfilled,
             Some("FAILED") => Status::Failed,
             other => panic!("{id} is {other:?}"),
         };
-        assert_eq!(stage.order(&id).status, expected);
-        assert_eq!(stage.order(&id).starts, 1);
+        assert_eq!(harness.order(&id).status, expected);
+        assert_eq!(harness.order(&id).starts, 1);
     }
-    let starts = stage.upstream.take_requests();
+    let starts = harness.upstream.take_requests();
     assert_eq!(
         starts.iter().filter(|r| r.starts_with("start")).count(),
         100
@@ -59,48 +59,48 @@ fn orders_go_through_all_statuses_and_agree_with_the_model() {
 
 #[test]
 fn a_pass_over_settled_orders_asks_nobody_anything() {
-    let stage = Stage::new(1);
-    stage.create("a1");
-    let mut reconciler = stage.reconciler();
+    let harness = Harness::new(1);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
-    stage.forward(1_100);
+    harness.forward(1_100);
     pass(&mut reconciler);
-    assert!(stage.order("a1").status.is_settled());
-    stage.upstream.take_requests();
+    assert!(harness.order("a1").status.is_settled());
+    harness.upstream.take_requests();
     for _ in 0..10 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         assert_eq!(pass(&mut reconciler), Report::default());
     }
-    assert!(stage.upstream.take_requests().is_empty());
+    assert!(harness.upstream.take_requests().is_empty());
 }
 
 #[test]
 fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() {
-    for fate in [
-        Fate::AnswerLost,
-        Fate::Lost,
-        Fate::Status(503),
-        Fate::Status(500),
+    for fault in [
+        Fault::AnswerLost,
+        Fault::Lost,
+        Fault::Status(503),
+        Fault::Status(500),
     ] {
-        let stage = Stage::new(100);
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
-        stage.upstream.start_fate.set(fate);
+        let harness = Harness::new(100);
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
+        harness.upstream.start_fault.set(fault);
         assert_eq!(pass(&mut reconciler).unanswered, 1);
-        assert_eq!(stage.reason("a1"), Some(Reason::UpstreamUnreachable));
-        stage.upstream.start_fate.set(Fate::Answered);
+        assert_eq!(harness.reason("a1"), Some(Reason::UpstreamUnreachable));
+        harness.upstream.start_fault.set(Fault::Answered);
         let mut waited = 0;
         // Even a reconciler that knows nothing of the one before.
-        let mut reconciler = stage.reconciler();
-        while stage.order("a1").status == Status::Created {
-            stage.forward(1_000);
+        let mut reconciler = harness.reconciler();
+        while harness.order("a1").status == Status::Created {
+            harness.forward(1_000);
             waited += 1_000;
             pass(&mut reconciler);
             assert!(waited < 60_000, "it converges");
         }
-        let requests = stage.upstream.take_requests();
+        let requests = harness.upstream.take_requests();
         assert_eq!(requests[..2], ["start a1", "look a1"]);
-        if fate == Fate::AnswerLost {
+        if fault == Fault::AnswerLost {
             assert_eq!(requests.len(), 2, "it was adopted: {requests:?}");
         } else {
             assert!(
@@ -109,81 +109,85 @@ fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() 
             );
             assert_eq!(requests.last().unwrap(), "start a1");
         }
-        let order = stage.order("a1");
+        let order = harness.order("a1");
         assert_eq!(order.attention, None);
         // Silence may have been a start; an answer that tells of trouble was none.
-        assert_eq!(order.starts, if fate == Fate::Lost { 2 } else { 1 });
+        assert_eq!(order.starts, if fault == Fault::Lost { 2 } else { 1 });
     }
 }
 
 #[test]
 fn a_start_that_could_not_be_sent_is_simply_repeated() {
-    let stage = Stage::new(100);
-    stage.create("a1");
-    stage.create("a2");
-    let mut reconciler = stage.reconciler();
-    stage.upstream.start_fate.set(Fate::Refused);
-    stage.upstream.look_fate.set(Fate::Refused);
+    let harness = Harness::new(100);
+    harness.create("a1");
+    harness.create("a2");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Refused);
+    harness.upstream.look_fault.set(Fault::Refused);
     assert!(pass(&mut reconciler).unreachable);
-    assert_eq!(stage.upstream.take_requests(), ["start a1"]);
+    assert_eq!(harness.upstream.take_requests(), ["start a1"]);
     assert!(
-        ready(stage.store.watched()).unwrap().is_empty(),
+        ready(harness.store.watched()).unwrap().is_empty(),
         "no intent is left"
     );
     for probed in ["look a1", "look a2", "look a1"] {
-        stage.forward(1_000);
+        harness.forward(1_000);
         assert!(pass(&mut reconciler).unreachable);
-        assert_eq!(stage.upstream.take_requests(), [probed], "one probe a pass");
+        assert_eq!(
+            harness.upstream.take_requests(),
+            [probed],
+            "one probe a pass"
+        );
     }
-    assert_eq!(stage.reason("a2"), Some(Reason::UpstreamUnreachable));
-    stage.upstream.start_fate.set(Fate::Answered);
-    stage.upstream.look_fate.set(Fate::Answered);
-    stage.forward(1_000);
+    assert_eq!(harness.reason("a2"), Some(Reason::UpstreamUnreachable));
+    harness.upstream.start_fault.set(Fault::Answered);
+    harness.upstream.look_fault.set(Fault::Answered);
+    harness.forward(1_000);
     assert_eq!(pass(&mut reconciler).started, 2);
     for id in ["a1", "a2"] {
-        assert_eq!(stage.order(id).starts, 1);
-        assert_eq!(stage.reason(id), None);
+        assert_eq!(harness.order(id).starts, 1);
+        assert_eq!(harness.reason(id), None);
     }
 }
 
 #[test]
 fn a_refused_order_is_flagged_backed_off_and_delays_no_other() {
-    let stage = Stage::new(100);
-    stage.create("a1");
-    let mut reconciler = stage.reconciler();
-    stage.upstream.start_fate.set(Fate::Status(400));
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Status(400));
     pass(&mut reconciler);
-    assert_eq!(stage.upstream.take_requests(), ["start a1", "look a1"]);
-    let attention = stage.order("a1").attention.unwrap();
+    assert_eq!(harness.upstream.take_requests(), ["start a1", "look a1"]);
+    let attention = harness.order("a1").attention.unwrap();
     assert_eq!(attention.reason, Reason::StartRefused);
-    assert!(attention.next_attempt_at.unwrap() > stage.clock.now());
-    assert_eq!(stage.order("a1").starts, 0);
-    stage.upstream.start_fate.set(Fate::Answered);
-    stage.create("a2");
+    assert!(attention.next_attempt_at.unwrap() > harness.clock.now());
+    assert_eq!(harness.order("a1").starts, 0);
+    harness.upstream.start_fault.set(Fault::Answered);
+    harness.create("a2");
     pass(&mut reconciler);
-    assert_eq!(stage.order("a2").status, Status::Processing);
-    assert_eq!(stage.order("a1").status, Status::Created);
-    stage.forward(1_000);
+    assert_eq!(harness.order("a2").status, Status::Processing);
+    assert_eq!(harness.order("a1").status, Status::Created);
+    harness.forward(1_000);
     pass(&mut reconciler);
-    assert_eq!(stage.order("a1").status, Status::Processing);
-    assert_eq!(stage.reason("a1"), None);
+    assert_eq!(harness.order("a1").status, Status::Processing);
+    assert_eq!(harness.reason("a1"), None);
 }
 
 #[test]
 fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() {
-    let stage = Stage::new(100);
-    stage.create("a1");
-    let mut reconciler = stage.reconciler();
-    stage.upstream.start_fate.set(Fate::Status(400));
-    let begun = stage.clock.now();
-    while stage.clock.now().since(begun) < Duration::from_secs(3_600) {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Status(400));
+    let begun = harness.clock.now();
+    while harness.clock.now().since(begun) < Duration::from_secs(3_600) {
         pass(&mut reconciler);
-        stage.forward(4_000);
+        harness.forward(4_000);
     }
-    let requests = stage.upstream.take_requests();
+    let requests = harness.upstream.take_requests();
     let starts = requests.iter().filter(|r| *r == "start a1").count();
     assert!((12..40).contains(&starts), "{starts} starts in an hour");
-    let since = stage.order("a1").attention.unwrap().since;
+    let since = harness.order("a1").attention.unwrap().since;
     assert_eq!(
         since,
         Timestamp(1_800_000_000_000),
@@ -191,39 +195,39 @@ fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() 
     );
 }
 
-/// A stage on which the upstream has just forgotten the processes of this many orders.
-fn forgotten(orders: usize, lost_process: LostProcess) -> Stage {
-    let mut stage = Stage::new(100);
-    stage.settings.lost_process = lost_process;
-    stage.create_many(orders);
-    let mut reconciler = stage.reconciler();
+/// A harness on which the upstream has just forgotten the processes of this many orders.
+fn forgotten(orders: usize, lost_process: LostProcess) -> Harness {
+    let mut harness = Harness::new(100);
+    harness.settings.lost_process = lost_process;
+    harness.create_many(orders);
+    let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, orders);
     if lost_process == LostProcess::Fail {
         // That a look has seen them matters there alone.
-        stage.forward(1_000);
+        harness.forward(1_000);
         assert_eq!(pass(&mut reconciler).observed, orders);
     }
-    stage.upstream.model.borrow_mut().forget_everything();
-    stage.forward(1_000);
-    stage.upstream.take_requests();
-    stage
+    harness.upstream.model.borrow_mut().forget_everything();
+    harness.forward(1_000);
+    harness.upstream.take_requests();
+    harness
 }
 
 #[test]
 fn forgotten_processes_are_held_if_the_policy_says_so() {
     for orders in [3, 50] {
-        let stage = forgotten(orders, LostProcess::Hold);
-        let mut reconciler = stage.old_reconciler();
+        let harness = forgotten(orders, LostProcess::Hold);
+        let mut reconciler = harness.old_reconciler();
         for _ in 0..3 {
             pass(&mut reconciler);
-            stage.forward(1_000);
+            harness.forward(1_000);
         }
         for n in 0..orders {
             let id = format!("a{n}");
-            assert_eq!(stage.order(&id).status, Status::Processing);
-            assert_eq!(stage.reason(&id), Some(Reason::ProcessLost));
+            assert_eq!(harness.order(&id).status, Status::Processing);
+            assert_eq!(harness.reason(&id), Some(Reason::ProcessLost));
         }
-        let requests = stage.upstream.take_requests();
+        let requests = harness.upstream.take_requests();
         assert!(!requests.iter().any(|request| request.starts_with("start")));
     }
 }
@@ -231,14 +235,14 @@ fn forgotten_processes_are_held_if_the_policy_says_so() {
 #[test]
 fn forgotten_processes_settle_as_failed_if_the_policy_says_so() {
     for orders in [3, 50] {
-        let stage = forgotten(orders, LostProcess::Fail);
-        let mut reconciler = stage.old_reconciler();
+        let harness = forgotten(orders, LostProcess::Fail);
+        let mut reconciler = harness.old_reconciler();
         for _ in 0..2 {
             pass(&mut reconciler);
-            stage.forward(1_000);
+            harness.forward(1_000);
         }
-        assert_eq!(stage.count(Status::Failed), orders);
-        let requests = stage.upstream.take_requests();
+        assert_eq!(harness.count(Status::Failed), orders);
+        let requests = harness.upstream.take_requests();
         for n in 0..orders {
             let look = format!("look a{n}");
             assert!(requests.contains(&look), "each was looked up: {requests:?}");
@@ -249,10 +253,10 @@ fn forgotten_processes_settle_as_failed_if_the_policy_says_so() {
 #[test]
 fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_share_with_new_orders()
 {
-    let stage = forgotten(50, LostProcess::Restart);
-    stage.create("new");
-    let mut reconciler = stage.old_reconciler();
-    let begun = stage.clock.now();
+    let harness = forgotten(50, LostProcess::Restart);
+    harness.create("new");
+    let mut reconciler = harness.old_reconciler();
+    let begun = harness.clock.now();
     let report = pass(&mut reconciler);
     assert_eq!(report.missed, 50);
     assert!(
@@ -260,67 +264,67 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
         "a few a second: {report}"
     );
     assert_eq!(report.started, 1, "a new order has every other turn");
-    while stage.order("a49").starts == 1 {
+    while harness.order("a49").starts == 1 {
         pass(&mut reconciler);
     }
-    let took = stage.clock.now().since(begun);
+    let took = harness.clock.now().since(begun);
     assert!(took > Duration::from_secs(2), "{took:?}");
     assert!(
         took < Duration::from_secs(10),
         "the pace rises again: {took:?}"
     );
-    let mut requests = stage.upstream.take_requests();
+    let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request != "list" && request != "start new");
     let expected: Vec<String> = (0..50)
         .flat_map(|n| [format!("look a{n}"), format!("start a{n}")])
         .collect();
     assert_eq!(requests, expected);
     for n in 0..50 {
-        let order = stage.order(&format!("a{n}"));
+        let order = harness.order(&format!("a{n}"));
         assert_eq!((order.starts, order.attention), (2, None));
     }
 }
 
 #[test]
 fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
-    let stage = forgotten(50, LostProcess::Hold);
+    let harness = forgotten(50, LostProcess::Hold);
     // The look that counted them, and another that finds them gone.
-    let mut reconciler = stage.old_reconciler();
+    let mut reconciler = harness.old_reconciler();
     let draw = &mut |below: u64| below - 1;
     for n in 0..4_000 {
-        let (id, now) = (format!("a{n}"), stage.clock.now());
-        assert!(stage.upstream.model.borrow_mut().start(&id, now, draw));
+        let (id, now) = (format!("a{n}"), harness.clock.now());
+        assert!(harness.upstream.model.borrow_mut().start(&id, now, draw));
     }
     pass(&mut reconciler);
-    stage.upstream.model.borrow_mut().forget_everything();
-    stage.forward(10_000);
+    harness.upstream.model.borrow_mut().forget_everything();
+    harness.forward(10_000);
     pass(&mut reconciler);
-    let lives = ready(stage.store.heartbeat()).unwrap().learned.lives;
-    let (processes, time) = lives.expected(stage.clock.now()).unwrap();
+    let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
+    let (processes, time) = lives.expected(harness.clock.now()).unwrap();
     assert_eq!((processes, time.unwrap().as_secs()), (25_600.0, 10));
 }
 
 #[test]
 fn what_was_forgotten_and_what_may_not_have_been_started_take_turns() {
-    let mut stage = Stage::new(100);
-    stage.settings.lost_process = LostProcess::Restart;
+    let mut harness = Harness::new(100);
+    harness.settings.lost_process = LostProcess::Restart;
     for id in ["a0", "a1"] {
-        stage.create(id);
+        harness.create(id);
     }
-    let mut reconciler = stage.reconciler();
+    let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, 2);
-    stage.upstream.model.borrow_mut().forget_everything();
-    stage.forward(2_000);
-    stage.create("b0");
-    stage.upstream.start_fate.set(Fate::Lost);
+    harness.upstream.model.borrow_mut().forget_everything();
+    harness.forward(2_000);
+    harness.create("b0");
+    harness.upstream.start_fault.set(Fault::Lost);
     assert_eq!(pass(&mut reconciler).missed, 0, "it is too soon");
-    stage.upstream.start_fate.set(Fate::Answered);
-    stage.forward(3_000);
+    harness.upstream.start_fault.set(Fault::Answered);
+    harness.forward(3_000);
     assert_eq!(pass(&mut reconciler).missed, 2);
-    stage.forward(3_000);
-    stage.upstream.take_requests();
+    harness.forward(3_000);
+    harness.upstream.take_requests();
     pass(&mut reconciler);
-    let mut requests = stage.upstream.take_requests();
+    let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     // The forgotten ones are looked up once more first.
     assert_eq!(requests, ["start b0", "start a0", "start a1"]);
@@ -328,69 +332,69 @@ fn what_was_forgotten_and_what_may_not_have_been_started_take_turns() {
 
 #[test]
 fn few_missing_processes_are_started_again_after_two_absences_in_two_passes() {
-    let stage = forgotten(3, LostProcess::Restart);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(3, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
     let report = pass(&mut reconciler);
     assert_eq!((report.missed, report.restarted), (3, 0));
-    assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
-    stage.forward(1_000);
+    assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
+    harness.forward(1_000);
     assert_eq!(pass(&mut reconciler).restarted, 3);
-    assert_eq!(stage.reason("a0"), None);
+    assert_eq!(harness.reason("a0"), None);
 }
 
 #[test]
 fn a_process_that_was_missing_once_and_is_there_again_is_left_alone() {
-    let stage = forgotten(2, LostProcess::Restart);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(2, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
-    assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
+    assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
     let draw = &mut |below: u64| below - 1;
     for id in ["a0", "a1"] {
-        let now = stage.clock.now();
-        assert!(stage.upstream.model.borrow_mut().start(id, now, draw));
+        let now = harness.clock.now();
+        assert!(harness.upstream.model.borrow_mut().start(id, now, draw));
     }
     for _ in 0..3 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         assert_eq!(pass(&mut reconciler).restarted, 0);
     }
-    assert_eq!(stage.order("a0").starts, 1);
-    assert_eq!(stage.reason("a0"), None);
+    assert_eq!(harness.order("a0").starts, 1);
+    assert_eq!(harness.reason("a0"), None);
 }
 
 #[test]
 fn an_order_is_not_started_more_often_than_allowed_however_often_it_is_forgotten() {
-    let mut stage = Stage::new(600);
-    stage.settings.lost_process = LostProcess::Restart;
-    stage.settings.max_starts = 3;
-    stage.create("a1");
-    let mut reconciler = stage.reconciler();
+    let mut harness = Harness::new(600);
+    harness.settings.lost_process = LostProcess::Restart;
+    harness.settings.max_starts = 3;
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
     for _ in 0..20 {
         pass(&mut reconciler);
-        stage.upstream.model.borrow_mut().forget_everything();
-        stage.forward(5_000);
+        harness.upstream.model.borrow_mut().forget_everything();
+        harness.forward(5_000);
     }
-    assert_eq!(stage.order("a1").starts, 3);
-    let attention = stage.order("a1").attention.unwrap();
+    assert_eq!(harness.order("a1").starts, 3);
+    let attention = harness.order("a1").attention.unwrap();
     assert_eq!(attention.reason, Reason::MaxStarts);
     assert!(attention.detail.contains("3 times"), "{attention:?}");
-    let requests = stage.upstream.take_requests();
+    let requests = harness.upstream.take_requests();
     assert_eq!(requests.iter().filter(|r| *r == "start a1").count(), 3);
 }
 
 #[test]
 fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
-    let stage = forgotten(50, LostProcess::Restart);
-    stage.upstream.start_fate.set(Fate::AnswerLost);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(50, LostProcess::Restart);
+    harness.upstream.start_fault.set(Fault::AnswerLost);
+    let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
-    stage.upstream.start_fate.set(Fate::Answered);
+    harness.upstream.start_fault.set(Fault::Answered);
     let (mut passes, mut restarted) = (0, 0);
-    while ready(stage.store.watched())
+    while ready(harness.store.watched())
         .unwrap()
         .orders()
         .any(|order| order.intent.is_some() || order.is_missed())
     {
-        stage.forward(1_000);
+        harness.forward(1_000);
         restarted += pass(&mut reconciler).restarted;
         passes += 1;
         assert!(passes < 60, "it converges");
@@ -398,56 +402,56 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     assert_eq!(restarted, 50, "each is counted when it is seen");
     for n in 0..50 {
         let id = format!("a{n}");
-        let requests = stage.upstream.requests.borrow();
+        let requests = harness.upstream.requests.borrow();
         let starts = requests
             .iter()
             .filter(|r| **r == format!("start {id}"))
             .count();
         assert_eq!(starts, 1, "{id}");
-        assert_eq!(stage.order(&id).starts, 2);
+        assert_eq!(harness.order(&id).starts, 2);
     }
 }
 
 #[test]
 fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
-    let stage = Stage::new(3);
-    stage.create_many(2_000);
-    let mut reconciler = stage.reconciler();
+    let harness = Harness::new(3);
+    harness.create_many(2_000);
+    let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
-    stage.forward(5_000);
-    stage.upstream.look_fate.set(Fate::Lost);
+    harness.forward(5_000);
+    harness.upstream.look_fault.set(Fault::Lost);
     let report = pass(&mut reconciler);
     assert_eq!(report.settled, 1_000, "the half that was told");
     assert_eq!(report.flagged, 0);
-    assert_eq!(stage.count(Status::Processing), 1_000);
-    stage.upstream.look_fate.set(Fate::Answered);
-    stage.forward(1_000);
-    while stage.count(Status::Processing) > 0 {
+    assert_eq!(harness.count(Status::Processing), 1_000);
+    harness.upstream.look_fault.set(Fault::Answered);
+    harness.forward(1_000);
+    while harness.count(Status::Processing) > 0 {
         pass(&mut reconciler);
-        stage.forward(1_000);
+        harness.forward(1_000);
     }
 }
 
 #[test]
 fn starts_keep_to_the_pace_and_the_oldest_go_first() {
-    let mut stage = Stage::new(600);
-    stage.settings.start_rate = Some(50.0);
-    stage.create_many(200);
-    let mut reconciler = stage.reconciler();
-    let begun = stage.clock.now();
+    let mut harness = Harness::new(600);
+    harness.settings.start_rate = Some(50.0);
+    harness.create_many(200);
+    let mut reconciler = harness.reconciler();
+    let begun = harness.clock.now();
     let mut passes = 0;
-    while stage.count(Status::Created) > 0 {
+    while harness.count(Status::Created) > 0 {
         pass(&mut reconciler);
         passes += 1;
     }
-    let took = stage.clock.now().since(begun);
+    let took = harness.clock.now().since(begun);
     assert!(took >= Duration::from_millis(3_900), "{took:?}");
     assert!(took <= Duration::from_millis(4_200), "{took:?}");
     assert!(
         (4..=6).contains(&passes),
         "a pass ends when a look is due: {passes}"
     );
-    let starts: Vec<_> = stage
+    let starts: Vec<_> = harness
         .upstream
         .take_requests()
         .into_iter()
@@ -459,55 +463,55 @@ fn starts_keep_to_the_pace_and_the_oldest_go_first() {
 
 #[test]
 fn a_clock_that_is_set_back_strands_nobody() {
-    let mut stage = Stage::new(2);
-    stage.settings.start_rate = Some(10.0);
-    stage.create_many(10);
-    let mut reconciler = stage.reconciler();
+    let mut harness = Harness::new(2);
+    harness.settings.start_rate = Some(10.0);
+    harness.create_many(10);
+    let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
-    stage.forward(-86_400_000);
+    harness.forward(-86_400_000);
     for n in 10..20 {
-        stage.create(&format!("a{n}"));
+        harness.create(&format!("a{n}"));
     }
     for _ in 0..10 {
         pass(&mut reconciler);
-        stage.forward(1_000);
+        harness.forward(1_000);
     }
-    assert_eq!(stage.count(Status::Created), 0);
-    stage.forward(86_400_000);
+    assert_eq!(harness.count(Status::Created), 0);
+    harness.forward(86_400_000);
     for _ in 0..5 {
         pass(&mut reconciler);
-        stage.forward(1_000);
+        harness.forward(1_000);
     }
-    assert_eq!(stage.count(Status::Processing), 0);
+    assert_eq!(harness.count(Status::Processing), 0);
 }
 
 #[test]
 fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
-    let stage = Stage::new(100);
+    let harness = Harness::new(100);
     let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
-    let fates = [
-        Fate::Answered,
-        Fate::Status(400),
-        Fate::Status(500),
-        Fate::Lost,
-        Fate::AnswerLost,
-        Fate::Refused,
+    let faults = [
+        Fault::Answered,
+        Fault::Status(400),
+        Fault::Status(500),
+        Fault::Lost,
+        Fault::AnswerLost,
+        Fault::Refused,
     ];
-    for (n, fate) in fates.into_iter().enumerate() {
+    for (n, fault) in faults.into_iter().enumerate() {
         // Each run is another reconciler, which counts on.
-        let mut reconciler = stage.reconciler();
-        stage.create(&format!("a{n}"));
-        stage.upstream.start_fate.set(fate);
+        let mut reconciler = harness.reconciler();
+        harness.create(&format!("a{n}"));
+        harness.upstream.start_fault.set(fault);
         for _ in 0..8 {
             pass(&mut reconciler);
-            stage.forward(1_000);
+            harness.forward(1_000);
         }
-        stage.upstream.start_fate.set(Fate::Answered);
+        harness.upstream.start_fault.set(Fault::Answered);
         pass(&mut reconciler);
-        stage.forward(60_000);
+        harness.forward(60_000);
         block_on(reconciler.end());
     }
-    for request in stage.upstream.take_requests() {
+    for request in harness.upstream.take_requests() {
         let kind = match request.split(' ').next() {
             Some("start") => "start",
             Some("look") => "look_up",
@@ -515,7 +519,7 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         };
         *asked.entry(kind).or_default() += 1;
     }
-    let metrics = ready(stage.store.heartbeat()).unwrap().metrics;
+    let metrics = ready(harness.store.heartbeat()).unwrap().metrics;
     let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
     let mut answers = BTreeSet::new();
     for (kind, answer, took) in metrics.requests() {
@@ -528,7 +532,7 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
     }
     assert_eq!(metrics.sent_starts(), asked["start"]);
     assert!(metrics.sent_repeated_starts() > 0);
-    assert_eq!(metrics.leaderships(), fates.len() as u64);
+    assert_eq!(metrics.leaderships(), faults.len() as u64);
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
-    assert_eq!(passes, 9 * fates.len() as u64);
+    assert_eq!(passes, 9 * faults.len() as u64);
 }

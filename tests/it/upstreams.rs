@@ -24,7 +24,7 @@ use crate::world::{PATIENCE, Program, World};
 mod looks;
 mod scripted;
 mod starts;
-mod way;
+mod transport;
 
 /// The client's timeout.
 const TIMEOUT: Duration = Duration::from_millis(800);

@@ -1,16 +1,16 @@
-//! The crash model beside what was measured on the real service.
+//! The comparison of the crash model with measurements of the real service.
 
 use std::time::Duration;
 
 use order_service::simulator::crash::Hazard;
 
-use crate::fixed::{Fixed, Load, Looks, Run, run};
+use crate::fixed_rate::{FixedRateClient, Load, Polling, Run, run};
 
-/// What was measured on the real service: processes of 0 to 599 s, 20 minutes, restarted
-/// after each death. The last life was still going on.
+/// A measurement of the real service: processes of 0 to 599 s, 20 minutes, restarted after each crash.
+/// The last life had not ended.
 struct Measured {
     starts_per_second: u64,
-    looks: Looks,
+    polling: Polling,
     lives: &'static [u64],
     seen: u64,
 }
@@ -18,25 +18,25 @@ struct Measured {
 const MEASURED: [Measured; 6] = [
     Measured {
         starts_per_second: 50,
-        looks: Looks::ListEvery(Duration::from_secs(1)),
+        polling: Polling::ListEvery(Duration::from_secs(1)),
         lives: &[13_594, 7_014, 13_434, 6_658, 6_763, 7_071, 5_151],
         seen: 9_836,
     },
     Measured {
         starts_per_second: 50,
-        looks: Looks::ListEvery(Duration::from_secs(10)),
+        polling: Polling::ListEvery(Duration::from_secs(10)),
         lives: &[6_732, 3_551, 13_319, 8_886, 23_703, 3_535],
         seen: 14_386,
     },
     Measured {
         starts_per_second: 50,
-        looks: Looks::LookUpsPerSecond(300),
+        polling: Polling::LookUpsPerSecond(300),
         lives: &[6_760, 6_733, 3_491, 7_045, 13_518, 13_348, 6_707, 2_049],
         seen: 8_363,
     },
     Measured {
         starts_per_second: 50,
-        looks: Looks::LookUpsPerSecond(3_000),
+        polling: Polling::LookUpsPerSecond(3_000),
         lives: &[
             3_437, 6_670, 6_925, 6_663, 6_874, 3_369, 6_873, 6_663, 6_660, 1_745, 1_880,
         ],
@@ -44,13 +44,13 @@ const MEASURED: [Measured; 6] = [
     },
     Measured {
         starts_per_second: 10,
-        looks: Looks::ListEvery(Duration::from_secs(1)),
+        polling: Polling::ListEvery(Duration::from_secs(1)),
         lives: &[6_718, 3_414, 846, 996],
         seen: 4_856,
     },
     Measured {
         starts_per_second: 10,
-        looks: Looks::LookUpsPerSecond(100),
+        polling: Polling::LookUpsPerSecond(100),
         lives: &[6_672, 5_315],
         seen: 5_685,
     },
@@ -58,12 +58,12 @@ const MEASURED: [Measured; 6] = [
 
 const TWENTY_MINUTES: Duration = Duration::from_secs(20 * 60);
 
-/// How far the outcomes seen may be from those measured, as a factor. The measured ones are single
-/// runs, and twenty minutes have only a few lives.
+/// Maximum ratio between modelled and measured numbers of outcomes seen. A measurement is a single run,
+/// and twenty minutes have only a few lives.
 const FIT: f64 = 1.6;
 
-/// Prints the comparison: what was measured, beside the mean of `seeds` runs and their middle half.
-/// Nothing if one is too far off.
+/// Prints the measurements beside the mean and the middle half of `seeds` runs. Returns `None` if one
+/// does not fit.
 pub fn fit(seeds: u64) -> Option<()> {
     println!(
         "the crash model (right) beside what was measured (left); processes of 0 to 599 s, twenty \
@@ -81,14 +81,14 @@ pub fn fit(seeds: u64) -> Option<()> {
 }
 
 fn compare(measured: &Measured, seeds: u64) -> bool {
-    let fixed = Fixed {
+    let client = FixedRateClient {
         starts_per_second: measured.starts_per_second as f64,
         window: usize::MAX,
-        looks: measured.looks,
+        polling: measured.polling,
     };
     let load = Load::NewOnesFor(TWENTY_MINUTES);
     let mut runs: Vec<Run> = (0..seeds)
-        .map(|seed| run(fixed, load, 600, Some(&Hazard::default()), seed))
+        .map(|seed| run(client, load, 600, Some(&Hazard::default()), seed))
         .collect();
     runs.sort_by_key(|run| run.seen);
     let quarter = runs.len() / 4;
@@ -101,9 +101,9 @@ fn compare(measured: &Measured, seeds: u64) -> bool {
     println!(
         "  {:>3}  {:<17} {:>5} | {:>8.1} {:>6} | {:>6} ({:>5} to {:>5}) {:>4.0} | {:>3.0} % {:>6} | {:>6.0} ({:>5} to {:>5})",
         measured.starts_per_second,
-        match measured.looks {
-            Looks::ListEvery(every) => format!("a list per {} s", every.as_secs()),
-            Looks::LookUpsPerSecond(rate) => format!("{rate} look-ups/s"),
+        match measured.polling {
+            Polling::ListEvery(every) => format!("a list per {} s", every.as_secs()),
+            Polling::LookUpsPerSecond(rate) => format!("{rate} look-ups/s"),
         },
         real.len(),
         lives.len() as f64 / seeds as f64,
@@ -122,17 +122,18 @@ fn compare(measured: &Measured, seeds: u64) -> bool {
     (1.0 / FIT..FIT).contains(&ratio)
 }
 
-/// Processes of 0 to 4 s and no looks: how long the first life is, and how many end.
+/// Compares the length of the first life and the number of crashes, for processes of 0 to 4 s without
+/// polls.
 fn short_processes(seeds: u64) -> bool {
     let runs = |starts_per_second, minutes: u64| -> Vec<Run> {
-        let fixed = Fixed {
+        let client = FixedRateClient {
             starts_per_second,
             window: usize::MAX,
-            looks: Looks::LookUpsPerSecond(0),
+            polling: Polling::LookUpsPerSecond(0),
         };
         let load = Load::NewOnesFor(Duration::from_secs(60 * minutes));
         (0..10 * seeds)
-            .map(|seed| run(fixed, load, 5, Some(&Hazard::default()), seed))
+            .map(|seed| run(client, load, 5, Some(&Hazard::default()), seed))
             .collect()
     };
     let mut first: Vec<u64> = runs(300.0, 1).iter().map(|run| run.lives[0]).collect();
@@ -155,7 +156,7 @@ fn finished(lives: &[u64]) -> Vec<u64> {
         .map_or_else(Vec::new, |(_, finished)| finished.to_vec())
 }
 
-/// How many percent of the lives ended within the 8 % of processes after the map began to grow.
+/// Returns the percentage of lives that ended within the 8 % of processes after the map began to grow.
 fn soon_after_growth(lives: &[u64]) -> f64 {
     let is_soon = |life: &&u64| {
         (0..12).any(|doublings| {

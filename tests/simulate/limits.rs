@@ -1,4 +1,4 @@
-//! Limits of the rate of requests, as gateways and services impose them.
+//! Rate limits, as gateways and services impose them.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use order_service::order::Timestamp;
 
 use crate::world::Draws;
 
-/// How requests are counted.
+/// The algorithm of a limit.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// A token bucket: `rate` tokens a second, `burst` at most.
     TokenBucket { rate: f64, burst: f64 },
-    /// At most `limit` requests in each window. A refusal names the time until the next one.
+    /// A fixed window: at most `limit` requests each. A refusal has the time until the next window.
     FixedWindow { limit: u32, window: Duration },
 }
 
-/// A limit, and the requests that it has counted.
+/// A rate limit with its state.
 #[derive(Clone, Debug)]
 pub struct Limit {
     kind: Kind,
-    /// Looks count too, and are refused too.
+    /// Whether polls are limited too.
     pub counts_looks: bool,
     /// HTTP status of a refusal.
     pub status: u16,
-    /// Tokens that are left, or requests in this window.
+    /// Number of tokens left, or of requests in this window.
     level: f64,
     changed_at: Option<Timestamp>,
 }
@@ -39,7 +39,7 @@ impl Limit {
         }
     }
 
-    /// Any limit, so tight that it is met by a few orders.
+    /// Draws a limit that is tight enough for a few orders to reach it.
     pub fn draw(draws: &Draws) -> Self {
         let kind = match draws.below(2) {
             0 => Kind::TokenBucket {
@@ -55,7 +55,7 @@ impl Limit {
         Self::new(kind, status, draws.below(2) == 0)
     }
 
-    /// Requests a second that it lets through.
+    /// Returns the number of requests per second that the limit admits.
     pub fn rate(&self) -> f64 {
         match &self.kind {
             Kind::TokenBucket { rate, .. } => *rate,
@@ -63,7 +63,7 @@ impl Limit {
         }
     }
 
-    /// Lets a request through, or refuses it with its `Retry-After`.
+    /// Admits a request, or refuses it with its `Retry-After`.
     pub fn admit(&mut self, now: Timestamp) -> Result<(), Option<Duration>> {
         match self.kind {
             Kind::TokenBucket { rate, burst } => {
@@ -85,7 +85,7 @@ impl Limit {
                 }
                 if self.level >= f64::from(limit) {
                     let left = (began_at.0 + window - now.0) as u64;
-                    // Whole seconds, rounded up, as the header has them.
+                    // The header has whole seconds: rounded up.
                     return Err(Some(Duration::from_secs(left.div_ceil(1_000))));
                 }
                 self.level += 1.0;

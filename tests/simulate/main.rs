@@ -1,44 +1,44 @@
 //! The simulation: the reconciler's real pass on one thread, over a real database, against the
-//! simulator's model in memory; time, faults and crashes are drawn from one seed, which repeats
-//! the run exactly.
+//! simulator's model in memory. Time, faults and crashes are drawn from a seed, which repeats the run
+//! exactly.
 //!
-//! - `world`: virtual time, and what happens at each point where the pass touches the world.
-//! - `past`: the upstream's recent past, of which reads that lag still tell.
-//! - `oracle`: what must always hold, checked after every step.
+//! - `world`: virtual time, and the faults of requests, writes and the clock.
+//! - `history`: the upstream's recent past, from which lagging reads are answered.
+//! - `oracle`: the invariants, checked after every step.
 //! - `run`: one seed from the first order to the last.
-//! - `pace`: how soon many orders settle under each kind of upstream, which may have `limits`, beside
-//!   clients with a `fixed` pace.
-//! - `fit`: the model of the upstream's crashes beside what was measured.
+//! - `pace`: the time until many orders settle under each kind of upstream, which may have `limits`,
+//!   compared with clients of a `fixed_rate`.
+//! - `fit`: the model of the upstream's crashes, compared with measurements.
 //!
-//! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and tells what happened;
-//! `scripts/simulate pace` prints how orders fare under each kind of upstream.
+//! `scripts/simulate --seeds N` runs N seeds, `--seed S` repeats one and prints its events;
+//! `scripts/simulate pace` prints figures for each kind of upstream.
 
 #![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
 
 mod fit;
-mod fixed;
+mod fixed_rate;
+mod history;
 mod limits;
 mod oracle;
 mod pace;
-mod past;
 mod run;
 mod world;
 
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Seeds of a run without arguments: a few seconds of `cargo test`, and a minute in release.
+/// Number of seeds without arguments: a few seconds of `cargo test`, and a minute in release.
 const SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 5_000 };
 
-/// The same of the comparison with what was measured.
+/// Number of seeds of the comparison with measurements.
 const FIT_SEEDS: u64 = 3;
 
-/// Runs of each case of `scripts/simulate pace`.
+/// Number of seeds of each case of `scripts/simulate pace`.
 const PACE_SEEDS: u64 = 100;
 
 fn main() -> ExitCode {
     let mut seeds = 1..=SEEDS;
-    let mut is_told = false;
+    let mut is_verbose = false;
     let mut is_all = true;
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if(|argument| argument == "pace").is_some() {
@@ -58,20 +58,20 @@ fn main() -> ExitCode {
             "--seed" => match number(arguments.next()) {
                 Some(seed) => {
                     seeds = seed..=seed;
-                    is_told = true;
+                    is_verbose = true;
                 }
                 None => return usage(),
             },
-            // `cargo test WORD` asks every target for the tests that have the word in them.
+            // `cargo test WORD` passes the word to every target.
             word if !word.starts_with('-') => {
-                println!("simulate: not asked for");
+                println!("simulate: skipped, because a test name was given");
                 return ExitCode::SUCCESS;
             }
             _ => return usage(),
         }
     }
     if is_all && fit::fit(FIT_SEEDS).is_none() {
-        println!("the crash model does not fit what was measured");
+        println!("the crash model does not fit the measurements");
         return ExitCode::FAILURE;
     }
     if is_all && !pace::keeps_to_limits() {
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let mut total = run::Totals::default();
     for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run::run(seed, is_told));
+        let outcome = std::panic::catch_unwind(|| run::run(seed, is_verbose));
         match outcome {
             Ok(totals) => total.add(&totals),
             Err(_) => {
@@ -160,12 +160,12 @@ fn report(total: &run::Totals, begun: Instant) {
         }
         println!();
     }
-    println!("\nnever met: {}", unreached.len());
+    println!("\ncombinations not reached: {}", unreached.len());
     for pair in unreached {
         println!("  {pair}");
     }
-    println!("\nways of starting an order");
-    for ((from, to), count) in run::ways() {
+    println!("\ntransitions between the stages of a start");
+    for ((from, to), count) in run::transitions() {
         let from = from.map_or_else(|| "Due".to_owned(), |stage| format!("{stage:?}"));
         println!("  {:<30} {count:>9}", format!("{from} to {to:?}"));
     }

@@ -1,5 +1,5 @@
-//! What must always hold. The oracle hears what was really sent, done and told, and reads the
-//! database as anyone can; it shares no code with what it judges.
+//! The oracle, which checks the invariants. It is given what was really sent, done and answered, and
+//! reads the database with SQL of its own; it shares no code with what it judges.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -8,29 +8,28 @@ use order_service::order::{Observed, Timestamp};
 use order_service::upstream::StartError;
 use rusqlite::Connection;
 
-/// What is known of one order.
+/// The facts about one order.
 #[derive(Debug, Default)]
-struct Known {
+struct OrderFacts {
     status: String,
-    /// A start was sent, and its outcome was neither told nor observed: since when, and when it
-    /// was given up.
+    /// A start whose outcome was neither answered nor observed.
     open_start: Option<OpenStart>,
-    /// Starts that the upstream has accepted, in all its lives.
+    /// Number of starts that the upstream accepted, in all its lives.
     accepted: u32,
-    /// Those of them that were answered with a server error.
+    /// Number of accepted starts that were answered with a server error.
     accepted_in_doubt: u32,
-    /// Outcomes that an answer told.
-    told: BTreeSet<&'static str>,
-    /// When an answer last told that a process exists, or a start was accepted.
+    /// Final statuses that an answer had.
+    outcomes: BTreeSet<&'static str>,
+    /// Time of the last answer that showed a process or accepted a start.
     seen_at: Option<Timestamp>,
-    /// Set once a look has shown a process.
+    /// Whether a poll has shown a process.
     was_shown: bool,
-    /// When the last start that was accepted was answered.
+    /// Time of the answer to the last accepted start.
     confirmed_at: Option<Timestamp>,
-    /// Set once a complete answer has missed a process that was known before, and that a read which
-    /// lags by one request timeout would have found.
+    /// Whether a complete answer lacked a process that was known before, and that even a read which lags
+    /// by one request timeout would have found.
     was_absent: bool,
-    /// When a look-up of this very order began that last told that there is no process.
+    /// Begin of the last look-up of this order that found no process.
     absent_by_look_up_at: Option<Timestamp>,
     is_released: bool,
     is_failed_by_operator: bool,
@@ -43,16 +42,16 @@ struct OpenStart {
 }
 
 pub struct Oracle {
-    orders: BTreeMap<String, Known>,
+    orders: BTreeMap<String, OrderFacts>,
     request_timeout: Duration,
     journal_seq: i64,
-    /// Where committed intents can be read.
+    /// Connection that reads committed rows.
     db: Option<Connection>,
     pub policy: &'static str,
     pub max_starts: u32,
     pub second_starts_in_a_life: u64,
-    /// Orders with a process in this life, and those among them whose start took effect before it was
-    /// given up.
+    /// Orders with a process in this life, and those among them whose start took effect before its
+    /// timeout.
     alive: BTreeSet<String>,
     alive_in_time: BTreeSet<String>,
 }
@@ -60,9 +59,9 @@ pub struct Oracle {
 /// The arrival of a start at the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// Before its answer was given up.
+    /// Before its timeout.
     InTime,
-    /// Up to one request timeout later.
+    /// Up to one request timeout after its timeout.
     Late,
 }
 
@@ -85,25 +84,25 @@ impl Oracle {
         self.db = Some(db);
     }
 
-    /// The creation of an order was acknowledged.
-    pub fn acknowledged(&mut self, id: &str) {
+    /// Records that the creation of an order was acknowledged.
+    pub fn on_acknowledged(&mut self, id: &str) {
         self.orders.entry(id.to_owned()).or_default();
     }
 
-    pub fn released(&mut self, id: &str) {
+    pub fn on_released(&mut self, id: &str) {
         self.orders.get_mut(id).unwrap().is_released = true;
     }
 
-    pub fn failed_by_operator(&mut self, id: &str) {
+    pub fn on_failed_by_operator(&mut self, id: &str) {
         self.orders.get_mut(id).unwrap().is_failed_by_operator = true;
     }
 
-    pub fn life_ended(&mut self, _at: Timestamp) {
+    pub fn on_life_end(&mut self, _at: Timestamp) {
         self.alive.clear();
         self.alive_in_time.clear();
     }
 
-    pub fn accepted(&mut self, id: &str, arrival: Arrival) {
+    pub fn on_accepted(&mut self, id: &str, arrival: Arrival) {
         if let Some(order) = self.orders.get_mut(id) {
             order.accepted += 1;
         }
@@ -115,17 +114,17 @@ impl Oracle {
         }
     }
 
-    /// The start that was just accepted is answered with a server error.
-    pub fn accepted_in_doubt(&mut self, id: &str) {
+    /// Records that the last accepted start is answered with a server error.
+    pub fn on_accepted_in_doubt(&mut self, id: &str) {
         self.orders.get_mut(id).unwrap().accepted_in_doubt += 1;
     }
 
-    /// How often each order was accepted.
+    /// Returns the number of accepted starts of each order.
     pub fn starts(&self) -> Vec<u32> {
         self.orders.values().map(|order| order.accepted).collect()
     }
 
-    /// The orders that may be started now, of those that were tried before or of those that were not.
+    /// Returns the orders that may be started now, either those that were tried before or the others.
     pub fn due(&self, now: Timestamp, is_tried: bool) -> BTreeSet<i64> {
         let db = self.db.as_ref().unwrap();
         let mut query = db
@@ -139,9 +138,9 @@ impl Oracle {
         seqs.unwrap().collect::<Result<_, _>>().unwrap()
     }
 
-    /// A start leaves: its intent is on disk, no earlier one is in the dark, and there is no process,
-    /// unless its start took effect after it was given up.
-    pub fn start_sent(&mut self, id: &str, now: Timestamp) {
+    /// Checks a start that is sent: its intent is on disk, no earlier start is without an outcome, and
+    /// there is no process, unless that one's start took effect after its timeout.
+    pub fn on_start_sent(&mut self, id: &str, now: Timestamp) {
         let intent: Option<i64> = self
             .db
             .as_ref()
@@ -150,15 +149,18 @@ impl Oracle {
                 row.get(0)
             })
             .unwrap();
-        assert!(intent.is_some(), "a start of {id} left without an intent");
+        assert!(
+            intent.is_some(),
+            "a start of {id} was sent without an intent"
+        );
         assert!(
             !self.alive_in_time.contains(id),
-            "a start of {id} left although it has a process"
+            "a start of {id} was sent although it has a process"
         );
         let order = self.orders.entry(id.to_owned()).or_default();
         assert!(
             order.open_start.is_none(),
-            "a start of {id} left at {now:?} while an earlier one was in the dark: {order:?}"
+            "a start of {id} was sent at {now:?} while an earlier one had no outcome: {order:?}"
         );
         order.open_start = Some(OpenStart {
             sent_at: now,
@@ -166,7 +168,7 @@ impl Oracle {
         });
     }
 
-    pub fn start_answered(&mut self, id: &str, result: &Result<(), StartError>, now: Timestamp) {
+    pub fn on_start_answered(&mut self, id: &str, result: &Result<(), StartError>, now: Timestamp) {
         let order = self.orders.get_mut(id).unwrap();
         match result {
             Ok(()) => {
@@ -180,13 +182,13 @@ impl Oracle {
                     start.given_up_at = Some(now);
                 }
             }
-            // It was answered: a look-up may follow at once.
+            // Answered: a look-up may follow at once.
             Err(StartError::Refused { .. }) => order.open_start = None,
         }
     }
 
-    /// An answer told this about an order.
-    pub fn observed(
+    /// Records what an answer showed of an order.
+    pub fn on_observed(
         &mut self,
         id: &str,
         observed: &Observed,
@@ -205,36 +207,37 @@ impl Oracle {
                 if is_look_up {
                     order.absent_by_look_up_at = Some(began_at);
                 }
-                // Only a look that began a whole timeout later has anything to say.
+                // Only a poll that began a whole timeout later is evidence.
                 let start = order.open_start.as_ref();
                 let last = start.map(|start| start.given_up_at.unwrap_or(start.sent_at));
                 if last.is_some_and(|last| began_at < last.after(timeout)) {
                     return;
                 }
             }
-            Observed::Succeeded => drop(order.told.insert("FULFILLED")),
-            Observed::Failed => drop(order.told.insert("FAILED")),
+            Observed::Succeeded => drop(order.outcomes.insert("FULFILLED")),
+            Observed::Failed => drop(order.outcomes.insert("FAILED")),
             Observed::Running | Observed::Unrecognised(_) => {}
         }
         if *observed != Observed::Absent {
             order.was_shown = true;
             order.seen_at = order.seen_at.max(Some(began_at));
         }
-        // What was asked before a start was sent says nothing about it.
+        // A poll that began before a start was sent is no evidence about it.
         order.open_start.take_if(|start| began_at >= start.sent_at);
     }
 
-    /// A list was told, whole or not.
-    pub fn listed(
+    /// Records a list, complete or not.
+    pub fn on_listed(
         &mut self,
         processes: &[(String, &'static str)],
         is_complete: bool,
         began_at: Timestamp,
     ) {
-        let mut told: HashMap<&str, Option<Observed>> = HashMap::new();
+        let mut statuses: HashMap<&str, Option<Observed>> = HashMap::new();
         for (id, status) in processes {
             let observed = Some(Observed::of_status(status));
-            told.entry(id)
+            statuses
+                .entry(id)
                 .and_modify(|earlier| {
                     if *earlier != observed {
                         *earlier = None;
@@ -244,16 +247,16 @@ impl Oracle {
         }
         let ids: Vec<String> = self.orders.keys().cloned().collect();
         for id in ids {
-            match told.get(id.as_str()) {
-                Some(Some(observed)) => self.observed(&id, observed, began_at, false),
+            match statuses.get(id.as_str()) {
+                Some(Some(observed)) => self.on_observed(&id, observed, began_at, false),
                 Some(None) => {}
-                None if is_complete => self.observed(&id, &Observed::Absent, began_at, false),
+                None if is_complete => self.on_observed(&id, &Observed::Absent, began_at, false),
                 None => {}
             }
         }
     }
 
-    /// Reads what the journal has added, and checks each change and the orders themselves.
+    /// Checks the new changes of the journal, and all orders.
     pub fn check(&mut self) {
         let db = self.db.take().unwrap();
         let mut query = db
@@ -309,8 +312,8 @@ impl Oracle {
             }
             "succeeded" | "failed" => {
                 assert!(
-                    order.told.contains(to),
-                    "{id} is {to}, and nobody said so: {order:?}"
+                    order.outcomes.contains(to),
+                    "{id} is {to}, which no answer showed: {order:?}"
                 );
             }
             "restarted" => {
@@ -323,10 +326,10 @@ impl Oracle {
             "failed_by_policy" => {
                 assert_eq!(policy, "fail", "{id}");
                 assert!(is_lost(), "{id} was not known to be lost: {order:?}");
-                assert!(order.was_shown, "{id}: no look saw its process: {order:?}");
+                assert!(order.was_shown, "{id}: no poll saw its process: {order:?}");
             }
             "failed_by_operator" => assert!(order.is_failed_by_operator, "{id}"),
-            other => panic!("{id}: {other} is no reason"),
+            other => panic!("{id}: unknown reason {other}"),
         }
         order.status = to.to_owned();
     }
@@ -344,20 +347,20 @@ impl Oracle {
             let order = self
                 .orders
                 .get(&id)
-                .unwrap_or_else(|| panic!("{id} came from nowhere"));
+                .unwrap_or_else(|| panic!("{id} is unknown to the oracle"));
             assert_eq!(order.status, status, "{id} changed without the journal");
             if attention.as_deref() == Some("process_lost") {
                 assert!(
                     order.was_absent,
-                    "{id}: no answer ever missed it: {order:?}"
+                    "{id}: no answer ever lacked it: {order:?}"
                 );
             }
             found += 1;
         }
-        assert_eq!(found, self.orders.len(), "an acknowledged order is gone");
+        assert_eq!(found, self.orders.len(), "an acknowledged order is lost");
     }
 
-    /// Checks what must hold once all is quiet: the orders that may be left open are held.
+    /// Checks the invariants of the end: open orders are held.
     pub fn check_end(&mut self) {
         let db = self.db.take().unwrap();
         let mut query = db
@@ -370,7 +373,7 @@ impl Oracle {
             let starts: u32 = row.get(2).unwrap();
             let attention: Option<String> = row.get(3).unwrap();
             let order = &self.orders[&id];
-            // One that had a server error, and whose process was forgotten unnoticed, is not known.
+            // A start with a server error whose process was forgotten unnoticed is not counted.
             let is_strict = self.max_starts == 1;
             let unknown = if is_strict {
                 0

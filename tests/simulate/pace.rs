@@ -1,4 +1,4 @@
-//! How soon orders settle under each kind of upstream, and how often they are started for it. The
+//! The time until many orders settle under each kind of upstream, and the number of their starts. The
 //! reconciler is the real one, over a real database; the upstream is the simulator's model, which
 //! crashes as the real one does, is killed, limits the rate of requests, or none of these.
 
@@ -12,34 +12,34 @@ use order_service::simulator::crash::{CrashModel, Hazard};
 use order_service::store::{Creation, DatabasePath, Mode, Store};
 use rusqlite::Connection;
 
-use crate::fixed::{self, Fixed, Load, Looks};
+use crate::fixed_rate::{self, FixedRateClient, Load, Polling};
 use crate::limits::{Kind, Limit};
 use crate::run::{drive, ready};
-use crate::world::{Handle, World, WriteWeather};
+use crate::world::{Handle, RandomWriteFaults, World};
 
 /// The default of `--request-timeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Orders that are started more often need an operator: the default of `--max-starts`.
+/// Number of starts above which an order needs an operator: the default of `--max-starts`.
 const STARTS_MAX: u32 = 5;
 
-/// Starts are counted against a limit from here on.
+/// Warm-up: starts are counted against a limit after this time.
 const WARM: Duration = Duration::from_secs(60);
 
-/// An upstream, and the orders that it is given.
+/// An upstream, and the orders to settle.
 #[derive(Clone, Debug)]
 pub struct Case {
     name: &'static str,
     orders: usize,
-    /// Orders that are created each second; all at once without.
+    /// Creations per second; all at once if `None`.
     per_second: Option<usize>,
-    /// Processes take whole seconds below this.
+    /// Exclusive upper bound of process durations, in whole seconds.
     max_secs: u32,
-    /// Starts per second at most, 0 without a ceiling.
+    /// Ceiling of the start rate; 0 for none.
     ceiling: f64,
     crashes: bool,
     limit: Option<Limit>,
-    /// Seconds after which the upstream is killed, the last first.
+    /// Times at which the upstream is killed, in seconds, the last first.
     kills: &'static [u64],
 }
 
@@ -57,7 +57,7 @@ impl Case {
         }
     }
 
-    /// Processes of 0 to 9 s, and an upstream that takes five starts a second.
+    /// Returns a case with processes of 0 to 9 s and an upstream limited to five starts a second.
     fn limited(name: &'static str, kind: Kind, status: u16, counts_looks: bool) -> Self {
         Self {
             orders: 1_500,
@@ -126,19 +126,19 @@ fn cases() -> Vec<Case> {
 struct Figures {
     seconds: f64,
     starts_per_order: f64,
-    worn_out: f64,
+    over_max_starts: f64,
     deaths: f64,
-    /// From the creation of an order to its end, on average.
+    /// Mean time from the creation of an order to its end.
     order_seconds: f64,
     /// Share of the starts that the limit refused.
     refused: f64,
-    /// Share of what the limit lets through that was used.
+    /// Share of the starts admitted by the limit that was used.
     used: f64,
-    /// Share of the upstream's time that looks took.
+    /// Share of the upstream's time that polls took.
     looks: f64,
 }
 
-/// Prints the cases whose names begin so, each run with so many seeds.
+/// Prints the cases whose names begin with `name`, each run with this many seeds.
 pub fn compare(name: &str, seeds: u64) {
     println!(
         "{:<17} {:>15} {:>15} {:>8} {:>7} {:>7} {:>8} {:>6} {:>8}",
@@ -169,7 +169,7 @@ fn print(name: &str, runs: &[Figures]) {
     println!(
         "{name:<17} {seconds:>7.1} ± {seconds_error:>4.1} s {starts:>7.3} ± {starts_error:.3} \
          {:>8.1} {:>7.2} {:>5.1} s {:>7.1}% {:>5.0}% {:>7.3}%",
-        of(|run| run.worn_out).0,
+        of(|run| run.over_max_starts).0,
         of(|run| run.deaths).0,
         of(|run| run.order_seconds).0,
         100.0 * of(|run| run.refused).0,
@@ -178,15 +178,15 @@ fn print(name: &str, runs: &[Figures]) {
     );
 }
 
-/// A client that limits nothing but the rate, if even that, and reads the list every second.
+/// Runs a client that reads the list every second, and limits the start rate to the ceiling, if any.
 fn unpaced(case: &Case, seed: u64) -> Figures {
-    let client = Fixed {
+    let client = FixedRateClient {
         starts_per_second: case.ceiling,
         window: usize::MAX,
-        looks: Looks::ListEvery(Duration::from_secs(1)),
+        polling: Polling::ListEvery(Duration::from_secs(1)),
     };
     let load = Load::Orders(case.orders);
-    let run = fixed::run(
+    let run = fixed_rate::run(
         client,
         load,
         case.max_secs.into(),
@@ -196,13 +196,13 @@ fn unpaced(case: &Case, seed: u64) -> Figures {
     Figures {
         seconds: run.lasted.as_secs_f64(),
         starts_per_order: run.starts as f64 / case.orders as f64,
-        worn_out: run.worn_out as f64,
+        over_max_starts: run.over_max_starts as f64,
         deaths: (run.lives.len() - 1) as f64,
         ..Figures::default()
     }
 }
 
-/// Whether the pace keeps to limits as it should, in a short run of each kind.
+/// Returns whether the pace keeps to limits, in a short run of each kind.
 pub fn keeps_to_limits() -> bool {
     let limited = cases().into_iter().filter(|case| case.limit.is_some());
     let keeps = |case: &Case| {
@@ -224,16 +224,16 @@ pub fn keeps_to_limits() -> bool {
     failing == 0
 }
 
-/// The real reconciler, from the first order to the last.
+/// Runs the real reconciler from the first order to the last.
 fn reconcile(case: &Case, seed: u64) -> Figures {
-    let mut one = One::new(case, seed);
-    let began_at = one.world.time();
-    let settled_at = one.pass_through(case);
-    one.world.oracle.borrow_mut().check_end();
+    let mut run = PaceRun::new(case, seed);
+    let began_at = run.world.time();
+    let settled_at = run.pass_through(case);
+    run.world.oracle.borrow_mut().check_end();
     let took = settled_at.since(began_at).as_secs_f64();
-    let starts = one.world.oracle.borrow().starts();
+    let starts = run.world.oracle.borrow().starts();
     let warm_at = began_at.after(WARM);
-    let [accepted, refused] = &*one.world.admitted.borrow();
+    let [accepted, refused] = &*run.world.admitted.borrow();
     let last = accepted.last().copied().unwrap_or(warm_at);
     let late = |all: &[Timestamp]| {
         let late = all.iter().filter(|at| (warm_at..=last).contains(at));
@@ -245,17 +245,17 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
     Figures {
         seconds: took,
         starts_per_order: f64::from(starts.iter().sum::<u32>()) / case.orders as f64,
-        worn_out: starts.iter().filter(|starts| **starts > STARTS_MAX).count() as f64,
-        deaths: one.world.lives.get() as f64,
-        order_seconds: one.order_seconds(),
+        over_max_starts: starts.iter().filter(|starts| **starts > STARTS_MAX).count() as f64,
+        deaths: run.world.lives.get() as f64,
+        order_seconds: run.order_seconds(),
         refused: refused / (accepted + refused).max(1.0),
         used: accepted / possible.max(1.0),
-        looks: one.world.looks_cost.get().as_secs_f64() / took,
+        looks: run.world.looks_cost.get().as_secs_f64() / took,
     }
 }
 
-/// One reconciler and its world.
-struct One {
+/// A reconciler and its world.
+struct PaceRun {
     world: Rc<World>,
     store: Store,
     reconciler: Reconciler<Handle, Handle>,
@@ -264,18 +264,18 @@ struct One {
     _folder: tempfile::TempDir,
 }
 
-impl One {
+impl PaceRun {
     fn new(case: &Case, seed: u64) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
         let path = folder.path().join("orders.db");
         let world = World::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
-        let gate = WriteWeather::calm(&world);
+        let gate = RandomWriteFaults::calm(&world);
         let store = Store::open(&DatabasePath::from(path.clone()), Mode::Inline(gate)).unwrap();
         let db = || Connection::open(&path).unwrap();
         world.oracle.borrow_mut().read_from(db());
-        world.make_fragile(case.crashes.then(|| CrashModel::new(Hazard::default())));
+        world.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));
         world.limit.borrow_mut().clone_from(&case.limit);
         let moments = case.kills.iter().map(|secs| Duration::from_secs(*secs));
         let kills = moments.map(|moment| world.time().after(moment));
@@ -303,14 +303,14 @@ impl One {
     fn create(&mut self, orders: usize) {
         for order in self.created..self.created + orders {
             let id = OrderId::new(format!("order-{order}")).unwrap();
-            self.world.oracle.borrow_mut().acknowledged(id.as_str());
+            self.world.oracle.borrow_mut().on_acknowledged(id.as_str());
             let created = drive(&self.world, self.store.create(id, self.world.time()));
             assert!(matches!(created, Some(Ok(Creation::Created(_)))));
         }
         self.created += orders;
     }
 
-    /// Passes until all orders are settled, and returns when the last one was.
+    /// Runs passes until all orders are settled, and returns the time of the last one.
     fn pass_through(&mut self, case: &Case) -> Timestamp {
         let stop = Stop::default();
         let per_second = case.per_second.unwrap_or(case.orders);
@@ -330,7 +330,7 @@ impl One {
         }
     }
 
-    /// Waits for the next tick, or for the moment of an order.
+    /// Waits for the next tick of the schedule, or for the time of an order's poll.
     fn await_pass(&self) {
         let now = self.world.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;

@@ -1,5 +1,5 @@
-//! One seed: orders are created, passes run, everything goes wrong; then the weather clears, and
-//! every order has to settle within a stated number of passes.
+//! One seed: orders are created and passes run under faults; then without faults every order has to
+//! settle within [`PASSES_TO_SETTLE`] passes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,17 +21,17 @@ use order_service::store::{Creation, DatabasePath, Decided, Filter, Leadership, 
 use rusqlite::Connection;
 
 use crate::limits::Limit;
-use crate::world::{Fault, Handle, RECENT, Weather, World, WriteWeather};
+use crate::world::{Fault, FaultRates, Handle, RECENT_FAULTS, RandomWriteFaults, World};
 
-/// Once nothing goes wrong any more, every order settles within this many passes, one a second:
+/// Maximum number of passes, one a second, until every order is settled once there are no more faults:
 /// the longest backoff, two absences, and the longest process.
 const PASSES_TO_SETTLE: u32 = 700;
 
-/// A pass is due within this time after the last: the schedule's second, and a second in which a step
-/// of the clock may go unnoticed.
+/// Maximum time between two passes: the schedule's second, and a second in which a step of the clock
+/// may go unnoticed.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// What a run, or many, came to.
+/// The totals of one run, or of many.
 #[derive(Default)]
 pub struct Totals {
     pub seeds: u64,
@@ -61,15 +61,15 @@ impl Totals {
     }
 }
 
-/// Decisions by cell of the table and kind of fault.
+/// Number of decisions by cell of the table and kind of fault.
 type Decisions = BTreeMap<String, BTreeMap<Fault, u64>>;
 
 static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
 
-/// Ways from one stage of starting an order to the next.
-type Ways = BTreeMap<(Option<Stage>, Stage), u64>;
+/// Number of transitions from one stage of a start to the next.
+type Transitions = BTreeMap<(Option<Stage>, Stage), u64>;
 
-static WAYS: Mutex<Ways> = Mutex::new(BTreeMap::new());
+static TRANSITIONS: Mutex<Transitions> = Mutex::new(BTreeMap::new());
 
 fn count_decision(decision: &Decision<'_>) {
     let observed = decision.look.map(|look| &look.observed);
@@ -82,7 +82,7 @@ fn count_decision(decision: &Decision<'_>) {
     };
     let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
     let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    for fault in RECENT.faults() {
+    for fault in RECENT_FAULTS.faults() {
         let faults = decisions.entry(cell.clone()).or_default();
         *faults.entry(fault).or_default() += 1;
     }
@@ -95,27 +95,31 @@ pub fn decisions() -> Decisions {
         .clone()
 }
 
-pub fn ways() -> Ways {
-    WAYS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+pub fn transitions() -> Transitions {
+    TRANSITIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
 }
 
-/// The stage that each order is in while it is started. Each is in one, and takes the ways that the
-/// drawing in `src/reconciler/start.rs` shows. No queue is passed over for longer than its share allows.
+/// The stage of each order while it is started. Checks that transitions are those of the drawing in
+/// `src/reconciler/start.rs`, and that no queue waits for longer than its share allows.
 #[derive(Default)]
 struct Stages {
     stages: BTreeMap<i64, Stage>,
-    /// The new orders, and those that were tried before, that were due when the pass began and have
-    /// not had their turn; and the turns that others have had since these last had one.
+    /// Orders that were due when the pass began and are still queued: new ones, and those that were
+    /// tried before.
     waiting: [BTreeSet<i64>; 2],
+    /// Starts of other queues since the last one of each of these.
     passed_over: [u32; 2],
 }
 
-/// Turns of other queues between two of each of these, at most: of five turns new orders have two,
-/// orders that were tried before one.
+/// Maximum number of starts of other queues between two of each of these: of five starts, two are of
+/// new orders, one of an order that was tried before.
 const PASSED_OVER_MAX: [u32; 2] = [2, 4];
 
 impl Stages {
-    /// A pass begins.
+    /// Begins a pass.
     fn begin(&mut self, waiting: [BTreeSet<i64>; 2]) {
         self.waiting = waiting;
         for (waiting, passed_over) in self.waiting.iter().zip(&mut self.passed_over) {
@@ -140,8 +144,8 @@ impl Stages {
         if is_turn {
             self.check_turn(order);
         }
-        let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
-        *ways.entry((from, stage)).or_default() += 1;
+        let mut transitions = TRANSITIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        *transitions.entry((from, stage)).or_default() += 1;
     }
 
     fn check_turn(&mut self, order: &OpenOrder) {
@@ -165,8 +169,8 @@ impl Stages {
         }
     }
 
-    /// A pass has ended: nothing is under way.
-    fn rest(&self) {
+    /// Checks after a pass that no start is under way.
+    fn check_at_rest(&self) {
         for (seq, stage) in &self.stages {
             let rests = matches!(stage, Stage::Due | Stage::Left | Stage::WritingResult);
             assert!(rests, "order {seq} is left in {stage:?}");
@@ -176,22 +180,22 @@ impl Stages {
 
 struct Run {
     world: Rc<World>,
-    gate: Arc<WriteWeather>,
+    gate: Arc<RandomWriteFaults>,
     store: Store,
     settings: Settings,
     totals: Totals,
     stages: Rc<RefCell<Stages>>,
-    /// The clock of the program that runs, and the moments of its passes by it.
+    /// Clock of the program that runs, and the schedule of its passes.
     clock: SteadyClock<Handle>,
     moments: Moments,
     created: u64,
     _folder: tempfile::TempDir,
 }
 
-pub fn run(seed: u64, is_told: bool) -> Totals {
-    let mut run = Run::new(seed, is_told);
-    run.storm();
-    run.clear();
+pub fn run(seed: u64, is_verbose: bool) -> Totals {
+    let mut run = Run::new(seed, is_verbose);
+    run.run_with_faults();
+    run.run_without_faults();
     run.totals.seeds = 1;
     run.totals.orders = run.created;
     run.totals.requests = run.world.requests.get();
@@ -203,15 +207,15 @@ pub fn run(seed: u64, is_told: bool) -> Totals {
 }
 
 impl Run {
-    fn new(seed: u64, is_told: bool) -> Self {
+    fn new(seed: u64, is_verbose: bool) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
         let draws = crate::world::Draws::new(seed ^ 0x5eed);
         let timeout = Duration::from_millis(500 + draws.below(5) * 500);
         let duration = [0, 1, 5, 30][draws.below(4) as usize];
-        let world = World::new(seed, duration, timeout, is_told);
-        let gate = WriteWeather::calm(&world);
+        let world = World::new(seed, duration, timeout, is_verbose);
+        let gate = RandomWriteFaults::calm(&world);
         let path = folder.path().join("orders.db");
         let store = Store::open(
             &DatabasePath::from(path.clone()),
@@ -238,7 +242,7 @@ impl Run {
             oracle.policy = policy;
             oracle.max_starts = settings.max_starts;
         }
-        world.tell(|| format!("{settings:?}, processes below {duration} s"));
+        world.log(|| format!("{settings:?}, processes below {duration} s"));
         let clock = SteadyClock::new(Handle(world.clone()));
         let moments = Moments::new(settings.schedule.clone(), clock.now());
         Self {
@@ -255,8 +259,8 @@ impl Run {
         }
     }
 
-    /// Draws what goes wrong from now on: two kinds of fault above all, and a little of each.
-    fn draw_weather(&self) -> Weather {
+    /// Draws fault rates: high ones of two kinds of fault, low ones of all others.
+    fn draw_fault_rates(&self) -> FaultRates {
         let draws = &self.world.draws;
         let any = || Fault::ALL[draws.below(Fault::ALL.len() as u64) as usize];
         let main = [any(), any()];
@@ -272,7 +276,7 @@ impl Run {
                 (fault, share)
             })
             .collect();
-        Weather {
+        FaultRates {
             faults,
             death: [0, 0, 3, 15][draws.below(4) as usize],
             write_fault: [0, 0, 10][draws.below(3) as usize],
@@ -281,25 +285,25 @@ impl Run {
         }
     }
 
-    fn set_weather(&self, weather: Weather) {
-        self.world.tell(|| format!("{weather:?}"));
-        self.gate.death.store(weather.death, Ordering::Relaxed);
+    fn set_fault_rates(&self, fault_rates: FaultRates) {
+        self.world.log(|| format!("{fault_rates:?}"));
+        self.gate.death.store(fault_rates.death, Ordering::Relaxed);
         self.gate
             .fault
-            .store(weather.write_fault, Ordering::Relaxed);
-        self.world.limit.borrow_mut().clone_from(&weather.limit);
-        *self.world.weather.borrow_mut() = weather;
+            .store(fault_rates.write_fault, Ordering::Relaxed);
+        self.world.limit.borrow_mut().clone_from(&fault_rates.limit);
+        *self.world.fault_rates.borrow_mut() = fault_rates;
     }
 
-    /// Everything goes wrong for a while.
-    fn storm(&mut self) {
+    /// Runs passes under faults.
+    fn run_with_faults(&mut self) {
         let world = self.world.clone();
         let passes = 10 + world.draws.below(50);
         let most = [3, 12, 40][world.draws.below(3) as usize];
         let mut reconciler = self.reconciler();
         for pass in 0..passes {
             if pass % 10 == 0 {
-                self.set_weather(self.draw_weather());
+                self.set_fault_rates(self.draw_fault_rates());
             }
             for _ in 0..world.draws.below(6) {
                 if self.created < most {
@@ -317,13 +321,13 @@ impl Run {
         }
     }
 
-    /// Nothing goes wrong any more.
-    fn clear(&mut self) {
-        self.set_weather(Weather::default());
+    /// Runs passes without faults until all orders are settled or held.
+    fn run_without_faults(&mut self) {
+        self.set_fault_rates(FaultRates::default());
         let mut reconciler = self.reconciler();
         for _ in 0..PASSES_TO_SETTLE {
             reconciler = self.pass(reconciler);
-            if self.is_quiet() {
+            if self.is_settled() {
                 break;
             }
             self.await_moment(reconciler.next_look_at());
@@ -333,12 +337,12 @@ impl Run {
         let lives = self.world.lives.get();
         assert!(
             ended <= lives,
-            "{ended} restarts of the upstream were told, and there were {lives}"
+            "{ended} restarts of the upstream were counted; expected at most {lives}"
         );
     }
 
-    /// Whether every order is settled, or held until someone decides.
-    fn is_quiet(&self) -> bool {
+    /// Returns whether every order is settled, or held for an operator.
+    fn is_settled(&self) -> bool {
         let open = Filter {
             statuses: vec![Status::Created, Status::Processing],
             attention: None,
@@ -353,12 +357,12 @@ impl Run {
         open.iter().all(is_held)
     }
 
-    /// Waits for the next pass, which is due within a second, or in the moment of an order before: however
-    /// the clock is set, passes go on.
+    /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
+    /// go on however the clock is set.
     fn await_moment(&mut self, look_at: Option<Timestamp>) {
         let world = &self.world;
         let rested_at = world.time();
-        let share = 10 * world.weather.borrow().step;
+        let share = 10 * world.fault_rates.borrow().step;
         let is_look_due = |clock: &SteadyClock<Handle>| look_at.is_some_and(|at| at <= clock.now());
         while !self.moments.has_come(&self.clock) && !is_look_due(&self.clock) {
             let wait = self.moments.wait(&self.clock);
@@ -368,7 +372,7 @@ impl Run {
             let waited = world.time().since(rested_at);
             assert!(waited <= WAIT_MAX, "no pass for {waited:?}");
         }
-        // And then for the processor.
+        // Scheduling delay.
         world.move_to(world.time().0 + world.draws.below(200) as i64);
     }
 
@@ -378,8 +382,8 @@ impl Run {
             match drive(&self.world, self.store.try_lead()) {
                 Some(Ok(Some(lead))) => return lead,
                 Some(Ok(None)) => panic!("a program that has died leads"),
-                Some(Err(error)) => self.world.tell(|| format!("no lead: {error}")),
-                None => self.world.tell(|| "the program dies".to_owned()),
+                Some(Err(error)) => self.world.log(|| format!("no lead: {error}")),
+                None => self.world.log(|| "the program crashes".to_owned()),
             }
             self.world.forget_timers();
         }
@@ -407,11 +411,11 @@ impl Run {
         })
     }
 
-    /// A pass; if the program dies in it, the next one takes its place.
+    /// Runs a pass. If the program crashes in it, returns the reconciler of a new program.
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
-        RECENT.begin_pass();
-        // By the clock of the program, which does not follow the smallest steps.
+        RECENT_FAULTS.begin_pass();
+        // The program's clock ignores the smallest steps.
         self.clock.resync();
         let waiting = {
             let oracle = self.world.oracle.borrow();
@@ -421,12 +425,12 @@ impl Run {
         let stop = Stop::default();
         let outcome = drive(&self.world, reconciler.pass(&stop));
         match &outcome {
-            Some(result) => self.world.tell(|| format!("pass: {result:?}")),
-            None => self.world.tell(|| "the program dies".to_owned()),
+            Some(result) => self.world.log(|| format!("pass: {result:?}")),
+            None => self.world.log(|| "the program crashes".to_owned()),
         }
         self.world.oracle.borrow_mut().check();
         if let Some(result) = outcome {
-            self.stages.borrow().rest();
+            self.stages.borrow().check_at_rest();
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.world.time_of_day();
@@ -440,7 +444,7 @@ impl Run {
         self.reconciler()
     }
 
-    /// A caller creates an order; only what is acknowledged has to be kept.
+    /// Creates an order as a client. Only an acknowledged order has to be kept.
     fn create(&mut self) {
         let id = OrderId::new(format!("o{}", self.created)).unwrap();
         self.created += 1;
@@ -450,7 +454,7 @@ impl Run {
         );
         match creation {
             Some(Ok(Creation::Created(_))) => {
-                self.world.oracle.borrow_mut().acknowledged(id.as_str());
+                self.world.oracle.borrow_mut().on_acknowledged(id.as_str());
             }
             Some(Ok(Creation::Exists(order))) => panic!("{order:?} exists"),
             Some(Err(_)) | None => {}
@@ -459,32 +463,31 @@ impl Run {
         self.world.oracle.borrow_mut().check();
     }
 
-    /// An operator decides about an order that is held.
+    /// Restarts or fails a held order as an operator.
     fn operate(&self) {
         let Some(id) = ready(self.store.lost()).unwrap().into_iter().next() else {
             return;
         };
         let now = self.world.time_of_day();
-        // Noted before: the decision may take effect without being heard of.
+        // Recorded before, because the decision may take effect without an answer.
         if self.world.draws.below(2) == 0 {
-            self.world.oracle.borrow_mut().released(id.as_str());
+            self.world.oracle.borrow_mut().on_released(id.as_str());
             let decided = drive(&self.world, self.store.release(id.clone(), now));
             assert!(!matches!(decided, Some(Ok(Decided::Missing))));
         } else {
             self.world
                 .oracle
                 .borrow_mut()
-                .failed_by_operator(id.as_str());
+                .on_failed_by_operator(id.as_str());
             let decided = drive(&self.world, self.store.fail(id.clone(), now));
             assert!(!matches!(decided, Some(Ok(Decided::Missing))));
         }
-        self.world
-            .tell(|| format!("an operator decides about {id}"));
+        self.world.log(|| format!("an operator decides about {id}"));
         self.world.oracle.borrow_mut().check();
     }
 }
 
-/// Polls until it is done, letting time pass; nothing if the program dies.
+/// Polls a future to its end, letting time pass. Returns `None` if the program crashes.
 pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
@@ -495,7 +498,7 @@ pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
         if world.is_dead.swap(false, Ordering::Relaxed) {
             return None;
         }
-        world.advance().expect("whoever waits waits for something");
+        world.advance().expect("a pending future has a timer");
     }
 }
 

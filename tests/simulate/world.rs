@@ -1,7 +1,7 @@
-//! Virtual time, and the points where the pass touches the world: each request to the upstream and
-//! each write may go wrong in every way there is, as the seed draws it.
+//! Virtual time, and the faults that the seed draws for each request to the upstream, each write and
+//! the clock.
 //!
-//! Nothing here knows what is right; what was really told and done is noted for `oracle`.
+//! This file judges nothing: it reports what was really answered and done to `oracle`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,17 +20,17 @@ use order_service::simulator::model::Model;
 use order_service::store::{Gate, Passage};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
+use crate::history::UpstreamHistory;
 use crate::limits::Limit;
 use crate::oracle::{Arrival, Oracle};
-use crate::past::Past;
 
-/// Numbers from a seed (SplitMix64; Steele, Lea and Flood, 2014).
+/// A random number generator (SplitMix64; Steele, Lea and Flood, 2014).
 #[derive(Debug)]
 pub struct Draws(AtomicU64);
 
 impl Draws {
-    /// The seed is the state itself. Were it multiplied by the step, the next seed's numbers would
-    /// be this one's but for the first, and runs of neighbouring seeds nearly the same run.
+    /// Returns a generator whose state is the seed itself. A seed multiplied by the step would give the
+    /// numbers of the next seed but for the first, and nearly the same run.
     pub fn new(seed: u64) -> Self {
         Self(AtomicU64::new(seed))
     }
@@ -51,39 +51,39 @@ impl Draws {
         self.next() % n.max(1)
     }
 
-    /// True in so many of a thousand cases.
+    /// Returns true with this chance, in thousandths.
     pub fn permille(&self, share: u64) -> bool {
         self.below(1_000) < share
     }
 }
 
-/// What goes wrong with a request. The order is that of the coverage table.
+/// A fault of a request, in the order of the coverage table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     None,
-    /// No connection.
+    /// The connection fails.
     Unreachable,
-    /// It never arrives, and nobody says so.
+    /// The request is lost.
     Lost,
-    /// It takes effect only after its answer was given up.
+    /// The request takes effect only after its timeout.
     Late,
-    /// It takes effect, and the answer is lost.
+    /// The request takes effect, and its answer is lost.
     AnswerLost,
-    /// A server error. A start may have taken effect.
+    /// A server error; a start may have taken effect.
     Error,
     /// A refusal, without effect.
     Refused,
-    /// The list is cut, or names entries twice or not at all.
+    /// A list that is cut, or has contradictory entries.
     BadList,
-    /// A status that nobody knows.
+    /// An unknown status.
     OddStatus,
-    /// The upstream dies right after it.
+    /// The upstream crashes right after the request.
     Death,
     /// The answer takes long to arrive, a list up to a minute.
     Slow,
-    /// The answer is not the upstream's own, which the request may have reached or not.
+    /// The answer is not the upstream's own, and the request may have reached it or not.
     Foreign,
-    /// A look-up or a list is answered from a state up to one request timeout old.
+    /// The answer is from a state up to one request timeout old.
     Lagging,
 }
 
@@ -105,19 +105,19 @@ impl Fault {
     ];
 }
 
-/// The kinds of fault that were injected in this pass and in the one before.
-pub static RECENT: Recent = Recent {
+/// Kinds of fault that were injected in this pass and in the one before.
+pub static RECENT_FAULTS: RecentFaults = RecentFaults {
     this_pass: AtomicU16::new(0),
     last_pass: AtomicU16::new(0),
 };
 
-/// One bit for each kind of fault.
-pub struct Recent {
+/// Sets of faults, with one bit for each kind.
+pub struct RecentFaults {
     this_pass: AtomicU16,
     last_pass: AtomicU16,
 }
 
-impl Recent {
+impl RecentFaults {
     pub fn begin_pass(&self) {
         let bits = self.this_pass.swap(0, Ordering::Relaxed);
         self.last_pass.store(bits, Ordering::Relaxed);
@@ -128,7 +128,7 @@ impl Recent {
             .fetch_or(1 << fault as u16, Ordering::Relaxed);
     }
 
-    /// `None` stands for none at all.
+    /// Returns the faults, or [`Fault::None`] if there was none.
     pub fn faults(&self) -> impl Iterator<Item = Fault> {
         let bits = self.this_pass.load(Ordering::Relaxed) | self.last_pass.load(Ordering::Relaxed);
         let is_recent = move |fault: &Fault| match fault {
@@ -139,22 +139,22 @@ impl Recent {
     }
 }
 
-/// How often what goes wrong, in a thousand.
+/// Chances of faults, in thousandths.
 #[derive(Clone, Debug, Default)]
-pub struct Weather {
+pub struct FaultRates {
     pub faults: Vec<(Fault, u64)>,
-    /// The program dies at a touch of the world.
+    /// Crashes of the program at a crash point.
     pub death: u64,
-    /// A write is refused, or not heard of.
+    /// Writes that fail, or whose outcome is lost.
     pub write_fault: u64,
-    /// The clock is set back or forward at a touch of the world.
+    /// Steps of the clock at a crash point.
     pub step: u64,
-    /// The upstream limits the rate of requests.
+    /// Rate limit of the upstream.
     pub limit: Option<Limit>,
 }
 
-/// An upstream that may die of its work, and is down for a while then.
-struct Fragile {
+/// The crash model of the upstream, and its downtime.
+struct CrashState {
     crash: Option<CrashModel>,
     down_until: Timestamp,
 }
@@ -162,35 +162,35 @@ struct Fragile {
 /// Everything outside the pass.
 pub struct World {
     now: Cell<i64>,
-    /// How far the time of day is ahead of that, in milliseconds.
+    /// Offset of the time of day from `now`, in milliseconds.
     ahead: Cell<i64>,
     timers: RefCell<BTreeMap<(i64, u64), Waker>>,
     timer_count: Cell<u64>,
     pub draws: Arc<Draws>,
-    pub weather: RefCell<Weather>,
+    pub fault_rates: RefCell<FaultRates>,
     pub model: RefCell<Model>,
-    past: RefCell<Past>,
+    history: RefCell<UpstreamHistory>,
     pub oracle: RefCell<Oracle>,
-    fragile: RefCell<Fragile>,
-    /// Moments at which the upstream is killed, the next one last.
+    crash_state: RefCell<CrashState>,
+    /// Times at which the upstream is killed, the next one last.
     pub kills: RefCell<Vec<Timestamp>>,
     pub limit: RefCell<Option<Limit>>,
-    /// Moments of the starts that the limit let through, and of those that it refused.
+    /// Times of the starts that the limit admitted, and of those that it refused.
     pub admitted: RefCell<[Vec<Timestamp>; 2]>,
-    /// Cost of all looks to the upstream, about.
+    /// Estimated time that all polls took of the upstream.
     pub looks_cost: Cell<Duration>,
-    /// Requests take no longer than this on their way, in milliseconds.
+    /// Maximum latency of a request in one direction, in milliseconds.
     travel_ms: Cell<u64>,
-    /// Starts that are still on their way although nobody waits for them.
+    /// Starts that will arrive after their timeout.
     late: RefCell<Vec<(i64, String)>>,
-    /// Set when the program has died at a touch of the world.
+    /// Set when the program has crashed at a crash point.
     pub is_dead: Arc<AtomicBool>,
     max_duration_secs: u32,
     pub request_timeout: Duration,
     pub faults: RefCell<BTreeMap<String, u64>>,
     pub requests: Cell<u64>,
     pub lives: Cell<u64>,
-    pub is_told: bool,
+    pub is_verbose: bool,
 }
 
 impl World {
@@ -198,7 +198,7 @@ impl World {
         seed: u64,
         max_duration_secs: u32,
         request_timeout: Duration,
-        is_told: bool,
+        is_verbose: bool,
     ) -> Rc<Self> {
         Rc::new(Self {
             now: Cell::new(1_800_000_000_000),
@@ -206,11 +206,11 @@ impl World {
             timers: RefCell::default(),
             timer_count: Cell::new(0),
             draws: Arc::new(Draws::new(seed)),
-            weather: RefCell::default(),
+            fault_rates: RefCell::default(),
             model: RefCell::new(Model::new(max_duration_secs)),
-            past: RefCell::new(Past::new(request_timeout)),
+            history: RefCell::new(UpstreamHistory::new(request_timeout)),
             oracle: RefCell::new(Oracle::new(request_timeout)),
-            fragile: RefCell::new(Fragile {
+            crash_state: RefCell::new(CrashState {
                 crash: None,
                 down_until: Timestamp(0),
             }),
@@ -226,7 +226,7 @@ impl World {
             faults: RefCell::default(),
             requests: Cell::new(0),
             lives: Cell::new(0),
-            is_told,
+            is_verbose,
         })
     }
 
@@ -234,13 +234,13 @@ impl World {
         Timestamp(self.now.get())
     }
 
-    pub fn tell(&self, what: impl FnOnce() -> String) {
-        if self.is_told {
+    pub fn log(&self, what: impl FnOnce() -> String) {
+        if self.is_verbose {
             println!("{:>9} {}", self.now.get() - 1_800_000_000_000, what());
         }
     }
 
-    /// Moves on to the next timer and wakes it. Nothing if there is none.
+    /// Moves on to the next timer and wakes it. Returns `None` if there is no timer.
     pub fn advance(&self) -> Option<()> {
         let ((at, _), waker) = self.timers.borrow_mut().pop_first()?;
         self.move_to(at);
@@ -248,7 +248,7 @@ impl World {
         Some(())
     }
 
-    /// Lets time pass; what was on its way arrives.
+    /// Lets time pass, and delivers late starts.
     pub fn move_to(&self, at: i64) {
         self.now.set(self.now.get().max(at));
         let now = self.now.get();
@@ -262,7 +262,7 @@ impl World {
             self.take_effect(&id, Arrival::Late);
         }
         while let Some(at) = self.kills.borrow_mut().pop_if(|at| at.0 <= now) {
-            self.die(&mut self.fragile.borrow_mut(), at);
+            self.crash(&mut self.crash_state.borrow_mut(), at);
         }
     }
 
@@ -270,7 +270,7 @@ impl World {
         self.looks_cost.set(self.looks_cost.get() + cost);
     }
 
-    /// Lets a request through the limit, or says how it is refused.
+    /// Admits a request, or returns the status and failure of the rate limit.
     fn admit(&self, is_start: bool) -> Result<(), (u16, Failure)> {
         let mut limit = self.limit.borrow_mut();
         let Some(limit) = limit
@@ -297,61 +297,61 @@ impl World {
         })
     }
 
-    /// What a dead program was waiting for does not matter any more.
+    /// Removes the timers of a crashed program.
     pub fn forget_timers(&self) {
         self.timers.borrow_mut().clear();
     }
 
-    /// The upstream dies, and forgets.
+    /// Crashes the upstream, which forgets every process.
     pub fn end_life(&self) {
-        self.tell(|| "the upstream dies".to_owned());
+        self.log(|| "the upstream crashes".to_owned());
         let (mut model, now) = (self.model.borrow_mut(), self.time());
         let fresh = Model::new(self.max_duration_secs);
         let ended = std::mem::replace(&mut *model, fresh);
-        self.past.borrow_mut().on_end(ended, now);
-        self.oracle.borrow_mut().life_ended(now);
+        self.history.borrow_mut().on_end(ended, now);
+        self.oracle.borrow_mut().on_life_end(now);
         self.lives.set(self.lives.get() + 1);
     }
 
-    /// From now on requests are quick, and the upstream dies of its work, or of nothing.
-    pub fn make_fragile(&self, crash: Option<CrashModel>) {
+    /// Sets the upstream's crash model, or none, and makes requests quick.
+    pub fn set_crash_model(&self, crash: Option<CrashModel>) {
         self.travel_ms.set(3);
-        self.fragile.borrow_mut().crash = crash;
+        self.crash_state.borrow_mut().crash = crash;
     }
 
-    /// Whether the upstream is there: it may have died of a completion since the last request.
+    /// Returns whether the upstream is up: a completion since the last request may have crashed it.
     fn is_up(&self) -> bool {
-        let mut fragile = self.fragile.borrow_mut();
+        let mut crash_state = self.crash_state.borrow_mut();
         let draw = &mut |below| self.draws.below(below);
         let now = self.time();
-        let died_at = fragile
+        let died_at = crash_state
             .crash
             .as_mut()
             .and_then(|crash| crash.catch_up(&mut self.model.borrow_mut(), now, draw));
         if let Some(at) = died_at {
-            self.die(&mut fragile, at);
+            self.crash(&mut crash_state, at);
         }
-        now >= fragile.down_until
+        now >= crash_state.down_until
     }
 
-    /// Whether the upstream survives what was asked of it.
+    /// Returns whether the upstream survives this access.
     fn survives(&self, access: Access) -> bool {
-        let mut fragile = self.fragile.borrow_mut();
+        let mut crash_state = self.crash_state.borrow_mut();
         let draw = &mut |below| self.draws.below(below);
         let now = self.time();
-        let crash = fragile.crash.as_mut();
+        let crash = crash_state.crash.as_mut();
         let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, draw));
         if dies {
-            self.die(&mut fragile, now);
+            self.crash(&mut crash_state, now);
         }
         !dies
     }
 
-    fn die(&self, fragile: &mut Fragile, at: Timestamp) {
-        if let Some(crash) = &mut fragile.crash {
+    fn crash(&self, crash_state: &mut CrashState, at: Timestamp) {
+        if let Some(crash) = &mut crash_state.crash {
             crash.forget_everything();
         }
-        fragile.down_until = at.after(crate::fixed::RESTART);
+        crash_state.down_until = at.after(crate::fixed_rate::RESTART);
         self.end_life();
     }
 
@@ -359,20 +359,20 @@ impl World {
         let draws = self.draws.clone();
         let draw = &mut |below| draws.below(below);
         let is_new = self.model.borrow_mut().start(id, self.time(), draw);
-        self.tell(|| {
+        self.log(|| {
             format!(
                 "the upstream: start {id}: {}",
                 if is_new { "accepted" } else { "exists" }
             )
         });
         if is_new {
-            self.past.borrow_mut().on_start(id, self.time());
-            self.oracle.borrow_mut().accepted(id, arrival);
+            self.history.borrow_mut().on_start(id, self.time());
+            self.oracle.borrow_mut().on_accepted(id, arrival);
         }
         is_new
     }
 
-    /// The moment as of which a read is answered that began at `began_at`.
+    /// Returns the time whose state answers a read that began at `began_at`.
     fn read_at(&self, fault: Fault, began_at: Timestamp) -> Timestamp {
         if fault != Fault::Lagging {
             return self.time();
@@ -386,7 +386,7 @@ impl World {
     fn draw_fault(&self) -> Fault {
         let mut drawn = self.draws.below(1_000);
         let mut fault = Fault::None;
-        for (candidate, share) in &self.weather.borrow().faults {
+        for (candidate, share) in &self.fault_rates.borrow().faults {
             if drawn < *share {
                 fault = *candidate;
                 break;
@@ -395,7 +395,7 @@ impl World {
         }
         self.requests.set(self.requests.get() + 1);
         if fault != Fault::None {
-            RECENT.add(fault);
+            RECENT_FAULTS.add(fault);
             *self
                 .faults
                 .borrow_mut()
@@ -405,12 +405,12 @@ impl World {
         fault
     }
 
-    /// The time of day, which may be set back or forward.
+    /// Returns the time of day, which may be set back or forward.
     pub fn time_of_day(&self) -> Timestamp {
         Timestamp(self.now.get() + self.ahead.get())
     }
 
-    /// The clock may be set back or forward, by little, by seconds or by hours.
+    /// Sets the clock back or forward with this chance, in thousandths: by milliseconds, seconds or hours.
     pub fn may_step(&self, share: u64) {
         if share == 0 || !self.draws.permille(share) {
             return;
@@ -422,16 +422,16 @@ impl World {
             _ => (by, "clock set forward"),
         };
         self.ahead.set(self.ahead.get() + by);
-        self.tell(|| format!("{name} by {} ms", by.abs()));
+        self.log(|| format!("{name} by {} ms", by.abs()));
         let mut faults = self.faults.borrow_mut();
         *faults.entry(name.to_owned()).or_default() += 1;
     }
 
-    /// A point at which the program may die, and the clock be stepped.
-    async fn touch(&self) {
-        let step = self.weather.borrow().step;
+    /// A point at which the program may crash, and the clock may be set.
+    async fn crash_point(&self) {
+        let step = self.fault_rates.borrow().step;
         self.may_step(step);
-        if self.draws.permille(self.weather.borrow().death) {
+        if self.draws.permille(self.fault_rates.borrow().death) {
             *self
                 .faults
                 .borrow_mut()
@@ -451,7 +451,7 @@ impl World {
         }
     }
 
-    /// The time that a slow answer takes, up to `most`.
+    /// Waits for the time that a slow answer takes, up to `most`.
     async fn delay(self: &Rc<Self>, fault: Fault, most: Duration) {
         if fault == Fault::Slow {
             let millis = self.draws.below(most.as_millis() as u64);
@@ -459,7 +459,7 @@ impl World {
         }
     }
 
-    /// Some time on the way, there or back.
+    /// Waits for the latency of one direction.
     fn travel(self: &Rc<Self>) -> Sleep {
         self.sleep(Duration::from_millis(
             self.draws.below(self.travel_ms.get()),
@@ -467,7 +467,7 @@ impl World {
     }
 }
 
-/// Returns at its moment.
+/// A timer in virtual time.
 pub struct Sleep {
     world: Rc<World>,
     until: i64,
@@ -503,7 +503,7 @@ impl Drop for Sleep {
     }
 }
 
-/// The world as the pass knows it.
+/// The clock and the upstream of the pass.
 #[derive(Clone)]
 pub struct Handle(pub Rc<World>);
 
@@ -517,7 +517,7 @@ impl Clock for Handle {
     }
 
     async fn sleep(&self, length: Duration) {
-        self.0.touch().await;
+        self.0.crash_point().await;
         self.0.sleep(length).await;
     }
 }
@@ -534,13 +534,13 @@ fn failure(detail: &str, certain: bool) -> Failure {
 impl Upstream for Handle {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         let world = &self.0;
-        world.touch().await;
+        world.crash_point().await;
         world
             .oracle
             .borrow_mut()
-            .start_sent(id.as_str(), world.time());
+            .on_start_sent(id.as_str(), world.time());
         let fault = world.draw_fault();
-        world.tell(|| format!("start {id} ({fault:?})"));
+        world.log(|| format!("start {id} ({fault:?})"));
         let silent = |answer| StartError::Ambiguous {
             answer,
             failure: failure("no answer", false),
@@ -575,9 +575,9 @@ impl Upstream for Handle {
                 Err(silent(None))
             }
             Fault::Error => {
-                // A gateway's own, before or after it has passed the start on.
+                // From a gateway, before or after it forwarded the start.
                 if world.draws.below(2) == 0 && world.take_effect(id.as_str(), Arrival::InTime) {
-                    world.oracle.borrow_mut().accepted_in_doubt(id.as_str());
+                    world.oracle.borrow_mut().on_accepted_in_doubt(id.as_str());
                 }
                 Err(silent(Some(503)))
             }
@@ -624,18 +624,18 @@ impl Upstream for Handle {
                 }
             }
         };
-        world.touch().await;
-        world.tell(|| format!("start {id} answered {result:?}"));
+        world.crash_point().await;
+        world.log(|| format!("start {id} answered {result:?}"));
         world
             .oracle
             .borrow_mut()
-            .start_answered(id.as_str(), &result, world.time());
+            .on_start_answered(id.as_str(), &result, world.time());
         result
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         let world = &self.0;
-        world.touch().await;
+        world.crash_point().await;
         let began_at = world.time();
         let fault = world.draw_fault();
         world.travel().await;
@@ -659,8 +659,8 @@ impl Upstream for Handle {
                 world.delay(fault, world.request_timeout).await;
                 world.on_look(look_ups_cost(1));
                 let read_at = world.read_at(fault, began_at);
-                let (model, past) = (world.model.borrow(), world.past.borrow());
-                let status = past.look_up(&model, id.as_str(), read_at);
+                let (model, history) = (world.model.borrow(), world.history.borrow());
+                let status = history.look_up(&model, id.as_str(), read_at);
                 Ok(match status {
                     None => Observed::Absent,
                     Some("RUNNING") if fault == Fault::OddStatus => Observed::of_status("PAUSED"),
@@ -669,18 +669,18 @@ impl Upstream for Handle {
             }
         };
         world.travel().await;
-        world.touch().await;
-        world.tell(|| format!("look-up {id} ({fault:?}) answered {result:?}"));
+        world.crash_point().await;
+        world.log(|| format!("look-up {id} ({fault:?}) answered {result:?}"));
         if let Ok(observed) = &result {
             let mut oracle = world.oracle.borrow_mut();
-            oracle.observed(id.as_str(), observed, began_at, true);
+            oracle.on_observed(id.as_str(), observed, began_at, true);
         }
         result
     }
 
     async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         let world = &self.0;
-        world.touch().await;
+        world.crash_point().await;
         let began_at = world.time();
         let fault = world.draw_fault();
         world.travel().await;
@@ -715,16 +715,16 @@ impl Upstream for Handle {
         let draw = &mut |below| draws.below(below);
         let read_at = world.read_at(fault, began_at);
         let mut processes = {
-            let (model, past) = (world.model.borrow(), world.past.borrow());
-            past.list(&model, read_at, draw)
+            let (model, history) = (world.model.borrow(), world.history.borrow());
+            history.list(&model, read_at, draw)
         };
         let mut is_whole = true;
         let mut is_complete = true;
         if fault == Fault::BadList {
-            // Cut somewhere; or, as whole as it looks, with an entry that contradicts another.
+            // Either cut, or complete with an entry that contradicts another.
             if world.draws.below(2) == 0 {
-                let told = world.draws.below(processes.len() as u64 + 1) as usize;
-                processes.truncate(told);
+                let length = world.draws.below(processes.len() as u64 + 1) as usize;
+                processes.truncate(length);
                 (is_whole, is_complete) = (false, false);
             } else if let Some((id, status)) = processes.first().cloned() {
                 let other = if status == "FAILED" {
@@ -750,12 +750,12 @@ impl Upstream for Handle {
         }
         world.delay(fault, Duration::from_secs(60)).await;
         world.travel().await;
-        world.touch().await;
-        world.tell(|| format!("list ({fault:?}) of {}", processes.len()));
+        world.crash_point().await;
+        world.log(|| format!("list ({fault:?}) of {}", processes.len()));
         world
             .oracle
             .borrow_mut()
-            .listed(&processes, is_complete, began_at);
+            .on_listed(&processes, is_complete, began_at);
         for (id, status) in &processes {
             tell(Entry {
                 order_id: id.into(),
@@ -770,18 +770,18 @@ impl Upstream for Handle {
     }
 }
 
-/// What becomes of writes.
-pub struct WriteWeather {
+/// Faults of writes.
+pub struct RandomWriteFaults {
     pub draws: Arc<Draws>,
     pub is_dead: Arc<AtomicBool>,
-    /// In a thousand: deaths, and refused or unheard writes.
+    /// Chance of a crash, and of a write that fails or whose outcome is lost, in thousandths.
     pub death: AtomicU64,
     pub fault: AtomicU64,
     pub writes: AtomicU64,
 }
 
-impl WriteWeather {
-    /// Nothing happens to them for now.
+impl RandomWriteFaults {
+    /// Returns write faults with chances of zero.
     pub fn calm(world: &World) -> Arc<Self> {
         Arc::new(Self {
             draws: world.draws.clone(),
@@ -793,7 +793,7 @@ impl WriteWeather {
     }
 }
 
-impl Gate for WriteWeather {
+impl Gate for RandomWriteFaults {
     fn next(&self) -> Passage {
         self.writes.fetch_add(1, Ordering::Relaxed);
         if self.draws.permille(self.death.load(Ordering::Relaxed)) {

@@ -166,7 +166,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Nothing has changed.
-pub fn unchanged(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
     RUNNING.copy(bench, &database)?;

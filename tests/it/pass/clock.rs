@@ -12,7 +12,7 @@ const HOUR: i64 = 3_600_000;
 /// Steps of the clock.
 const STEPS: [i64; 6] = [-6 * HOUR, -HOUR, -10 * SECOND, 10 * SECOND, HOUR, 6 * HOUR];
 
-impl Stage {
+impl Harness {
     fn step(&self, by: i64) {
         self.clock.step(Timestamp(self.clock.now().0 + by));
     }
@@ -35,25 +35,25 @@ fn each_way(check: impl Fn(i64, bool)) {
 #[test]
 fn a_process_that_was_confirmed_ahead_of_the_clock_is_missed_as_any_other_is() {
     each_way(|by, is_restarted| {
-        let mut stage = Stage::new(100_000);
-        stage.settings.lost_process = LostProcess::Restart;
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
+        let mut harness = Harness::new(100_000);
+        harness.settings.lost_process = LostProcess::Restart;
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
         pass(&mut reconciler);
-        assert_eq!(stage.order("a1").status, Status::Processing);
-        stage.step(by);
+        assert_eq!(harness.order("a1").status, Status::Processing);
+        harness.step(by);
         if is_restarted {
-            reconciler = stage.reconciler();
+            reconciler = harness.reconciler();
         }
-        stage.forward(SECOND);
+        harness.forward(SECOND);
         pass(&mut reconciler);
-        stage.upstream.model.borrow_mut().forget_everything();
-        stage.upstream.take_requests();
+        harness.upstream.model.borrow_mut().forget_everything();
+        harness.upstream.take_requests();
         for _ in 0..10 {
-            stage.forward(SECOND);
+            harness.forward(SECOND);
             pass(&mut reconciler);
         }
-        let requests = stage.upstream.take_requests();
+        let requests = harness.upstream.take_requests();
         let starts = requests.iter().filter(|request| *request == "start a1");
         assert_eq!(starts.count(), 1, "{by} {is_restarted}: {requests:?}");
     });
@@ -62,29 +62,29 @@ fn a_process_that_was_confirmed_ahead_of_the_clock_is_missed_as_any_other_is() {
 #[test]
 fn no_step_of_the_clock_brings_a_second_start_before_the_first_had_its_time() {
     each_way(|by, is_restarted| {
-        let stage = Stage::new(100_000);
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
-        stage.upstream.start_fate.set(Fate::Lost);
+        let harness = Harness::new(100_000);
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
+        harness.upstream.start_fault.set(Fault::Lost);
         pass(&mut reconciler);
-        stage.upstream.start_fate.set(Fate::Answered);
-        assert_eq!(stage.upstream.take_requests(), ["start a1"]);
-        stage.step(by);
+        harness.upstream.start_fault.set(Fault::Answered);
+        assert_eq!(harness.upstream.take_requests(), ["start a1"]);
+        harness.step(by);
         if is_restarted {
-            reconciler = stage.reconciler();
+            reconciler = harness.reconciler();
         }
-        let began = stage.clock.uptime();
+        let began = harness.clock.uptime();
         let repeated_after = loop {
             pass(&mut reconciler);
-            let passed = stage.clock.uptime() - began;
-            if stage.order("a1").status == Status::Processing {
+            let passed = harness.clock.uptime() - began;
+            if harness.order("a1").status == Status::Processing {
                 break passed;
             }
             assert!(passed < Duration::from_secs(600), "{by} {is_restarted}");
-            stage.forward(SECOND);
+            harness.forward(SECOND);
         };
         assert!(
-            repeated_after >= stage.settings.request_timeout,
+            repeated_after >= harness.settings.request_timeout,
             "{by} {is_restarted}: {repeated_after:?}"
         );
         // No backoff counts for longer than the longest, which the first is far from.
@@ -96,25 +96,25 @@ fn no_step_of_the_clock_brings_a_second_start_before_the_first_had_its_time() {
 #[test]
 fn no_order_waits_for_a_clock_that_was_set_back_to_catch_up() {
     each_way(|by, is_restarted| {
-        let stage = Stage::new(100_000);
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
-        stage.upstream.start_fate.set(Fate::Status(400));
+        let harness = Harness::new(100_000);
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
+        harness.upstream.start_fault.set(Fault::Status(400));
         for _ in 0..40 {
             pass(&mut reconciler);
-            stage.forward(SECOND);
+            harness.forward(SECOND);
         }
-        assert_eq!(stage.reason("a1"), Some(Reason::StartRefused));
-        stage.step(by);
+        assert_eq!(harness.reason("a1"), Some(Reason::StartRefused));
+        harness.step(by);
         if is_restarted {
-            reconciler = stage.reconciler();
+            reconciler = harness.reconciler();
         }
-        stage.upstream.start_fate.set(Fate::Answered);
-        let began = stage.clock.uptime();
-        while stage.order("a1").status == Status::Created {
-            stage.forward(SECOND);
+        harness.upstream.start_fault.set(Fault::Answered);
+        let began = harness.clock.uptime();
+        while harness.order("a1").status == Status::Created {
+            harness.forward(SECOND);
             pass(&mut reconciler);
-            let passed = stage.clock.uptime() - began;
+            let passed = harness.clock.uptime() - began;
             assert!(passed < Duration::from_secs(302), "{by} {is_restarted}");
         }
     });
@@ -123,47 +123,47 @@ fn no_order_waits_for_a_clock_that_was_set_back_to_catch_up() {
 #[test]
 fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
     for by in STEPS {
-        let stage = Stage::new(100_000);
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
+        let harness = Harness::new(100_000);
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
         pass(&mut reconciler);
-        assert_eq!(stage.health().trouble, None);
-        stage.step(by);
-        let told = stage.health();
+        assert_eq!(harness.health().trouble, None);
+        harness.step(by);
+        let told = harness.health();
         // Ten seconds forward, a pass may still be on its way.
         let is_known = by != 10 * SECOND;
         assert_eq!(told.status == LeadershipStatus::Overdue, is_known, "{by}");
-        assert!(told.since.is_none_or(|since| since <= stage.clock.now()));
+        assert!(told.since.is_none_or(|since| since <= harness.clock.now()));
         pass(&mut reconciler);
-        assert_eq!(stage.health().trouble, None, "{by}");
-        let heartbeat = ready(stage.store.heartbeat()).unwrap();
+        assert_eq!(harness.health().trouble, None, "{by}");
+        let heartbeat = ready(harness.store.heartbeat()).unwrap();
         let past = [heartbeat.leader_since, heartbeat.last_pass_at];
-        assert!(past.iter().all(|at| *at <= Some(stage.clock.now())));
+        assert!(past.iter().all(|at| *at <= Some(harness.clock.now())));
         let next = heartbeat.next_look_at.max(heartbeat.next_pass_at).unwrap();
-        assert!(next.since(stage.clock.now()) <= Duration::from_secs(60));
+        assert!(next.since(harness.clock.now()) <= Duration::from_secs(60));
     }
 }
 
 #[test]
 fn one_pass_alone_gives_a_start_that_it_finds_its_time_and_then_repeats_it() {
-    for (fate, requests) in [
-        (Fate::Lost, ["look a1", "start a1"].as_slice()),
-        (Fate::AnswerLost, &["look a1"]),
+    for (fault, requests) in [
+        (Fault::Lost, ["look a1", "start a1"].as_slice()),
+        (Fault::AnswerLost, &["look a1"]),
     ] {
-        let stage = Stage::new(100_000);
-        stage.create("a1");
-        stage.upstream.start_fate.set(fate);
-        let once = || block_on(run_once(stage.reconciler(), &Stop::default())).unwrap();
-        let began = stage.clock.uptime();
+        let harness = Harness::new(100_000);
+        harness.create("a1");
+        harness.upstream.start_fault.set(fault);
+        let once = || block_on(run_once(harness.reconciler(), &Stop::default())).unwrap();
+        let began = harness.clock.uptime();
         once();
-        assert_eq!(stage.clock.uptime(), began, "nothing is waited for");
-        assert_eq!(stage.upstream.take_requests(), ["start a1"]);
-        stage.upstream.start_fate.set(Fate::Answered);
-        stage.step(6 * HOUR);
+        assert_eq!(harness.clock.uptime(), began, "nothing is waited for");
+        assert_eq!(harness.upstream.take_requests(), ["start a1"]);
+        harness.upstream.start_fault.set(Fault::Answered);
+        harness.step(6 * HOUR);
         assert!(once());
-        assert_eq!(stage.upstream.take_requests(), requests, "{fate:?}");
-        let waited = stage.clock.uptime() - began;
-        assert_eq!(waited, stage.settings.request_timeout);
-        assert_eq!(stage.order("a1").status, Status::Processing);
+        assert_eq!(harness.upstream.take_requests(), requests, "{fault:?}");
+        let waited = harness.clock.uptime() - began;
+        assert_eq!(waited, harness.settings.request_timeout);
+        assert_eq!(harness.order("a1").status, Status::Processing);
     }
 }

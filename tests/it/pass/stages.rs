@@ -17,12 +17,12 @@ type Entered = Rc<RefCell<Vec<(String, Stage)>>>;
 
 /// A reconciler that takes notes, and does `also` at each stage.
 fn traced(
-    stage: &super::Stage,
+    harness: &super::Harness,
     also: impl Fn(&str, Stage) + 'static,
 ) -> (Reconciler<InMemory, ManualClock>, Entered) {
     let entered = Entered::default();
     let notes = entered.clone();
-    let reconciler = stage.old_reconciler().traced(move |trace| {
+    let reconciler = harness.old_reconciler().traced(move |trace| {
         if let Trace::Entered(stage, order) = trace {
             notes.borrow_mut().push((order.id.to_string(), stage));
             also(order.id.as_str(), stage);
@@ -59,32 +59,32 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
     };
 
     // A start is accepted, or refused.
-    for fate in [Fate::Answered, Fate::Status(400)] {
-        let stage = super::Stage::new(100);
-        stage.create("a1");
-        let (mut reconciler, entered) = traced(&stage, |_, _| {});
-        stage.upstream.start_fate.set(fate);
+    for fault in [Fault::Answered, Fault::Status(400)] {
+        let harness = super::Harness::new(100);
+        harness.create("a1");
+        let (mut reconciler, entered) = traced(&harness, |_, _| {});
+        harness.upstream.start_fault.set(fault);
         pass(&mut reconciler);
         walk(&entered, "a1", &STARTED);
     }
 
     // The upstream goes down with the first start, while another is ready.
-    let stage = super::Stage::new(100);
-    stage.create("a1");
-    stage.create("a2");
-    let (mut reconciler, entered) = traced(&stage, |_, _| {});
-    stage.upstream.start_fate.set(Fate::Refused);
+    let harness = super::Harness::new(100);
+    harness.create("a1");
+    harness.create("a2");
+    let (mut reconciler, entered) = traced(&harness, |_, _| {});
+    harness.upstream.start_fault.set(Fault::Refused);
     pass(&mut reconciler);
     walk(&entered, "a1", &STARTED);
     walk(&entered, "a2", &[WritingIntent, Ready, WritingResult]);
 
     // A forgotten order is looked up at its turn; one that an operator has settled by then is not
     // started.
-    let stage = forgotten(50, LostProcess::Restart);
-    let (mut reconciler, entered) = traced(&stage, |_, _| {});
+    let harness = forgotten(50, LostProcess::Restart);
+    let (mut reconciler, entered) = traced(&harness, |_, _| {});
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
-    block_on(stage.store.fail(id, stage.clock.now())).unwrap();
+    block_on(harness.store.fail(id, harness.clock.now())).unwrap();
     for _ in 0..30 {
         pass(&mut reconciler);
     }
@@ -93,31 +93,34 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
 
     // Its process is there again, or the look-up fails.
     for is_lost in [false, true] {
-        let stage = forgotten(1, LostProcess::Restart);
-        let (model, lost) = (stage.upstream.model.clone(), stage.upstream.lost.clone());
-        let now = stage.clock.now();
-        let (mut reconciler, entered) = traced(&stage, move |id, stage| match stage {
+        let harness = forgotten(1, LostProcess::Restart);
+        let (model, lost) = (
+            harness.upstream.model.clone(),
+            harness.upstream.lost.clone(),
+        );
+        let now = harness.clock.now();
+        let (mut reconciler, entered) = traced(&harness, move |id, stage| match stage {
             Ready if is_lost => lost.borrow_mut().push(id.to_owned()),
             Ready => drop(model.borrow_mut().start(id, now, &mut |_| 0)),
             _ => {}
         });
         pass(&mut reconciler);
-        stage.forward(1_000);
+        harness.forward(1_000);
         pass(&mut reconciler);
         let end = if is_lost { Left } else { WritingResult };
         walk(&entered, "a0", &[Ready, InFlight, end]);
     }
 
     // The upstream goes down with the first look-up, while another is ready.
-    let stage = forgotten(2, LostProcess::Restart);
-    let look_fate = stage.upstream.look_fate.clone();
-    let (mut reconciler, entered) = traced(&stage, move |_, stage| {
+    let harness = forgotten(2, LostProcess::Restart);
+    let look_fault = harness.upstream.look_fault.clone();
+    let (mut reconciler, entered) = traced(&harness, move |_, stage| {
         if stage == Ready {
-            look_fate.set(Fate::Refused);
+            look_fault.set(Fault::Refused);
         }
     });
     pass(&mut reconciler);
-    stage.forward(1_000);
+    harness.forward(1_000);
     pass(&mut reconciler);
     walk(&entered, "a0", &[Ready, InFlight, Left]);
     walk(&entered, "a1", &[Ready, Due]);
@@ -139,16 +142,16 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
 
 #[test]
 fn a_start_whose_end_could_not_be_written_counts_from_the_pass_that_failed() {
-    let mut stage = super::Stage::new(100_000);
-    let disk = stage.on_a_disk();
-    stage.create_many(2);
-    stage.upstream.start_fate.set(Fate::Lost);
+    let mut harness = super::Harness::new(100_000);
+    let disk = harness.on_a_disk();
+    harness.create_many(2);
+    harness.upstream.start_fault.set(Fault::Lost);
     // Each answer is given up after the timeout, and the second intent is written before the first is.
-    let (clock, fate) = (stage.clock.clone(), stage.upstream.start_fate.clone());
+    let (clock, fault) = (harness.clock.clone(), harness.upstream.start_fault.clone());
     let full = disk.clone();
-    let mut reconciler = stage.reconciler().traced(move |trace| {
+    let mut reconciler = harness.reconciler().traced(move |trace| {
         if let Trace::Entered(InFlight, order) = trace
-            && fate.get() == Fate::Lost
+            && fault.get() == Fault::Lost
         {
             clock.set(clock.now().after(Duration::from_secs(5)));
             let is_last = order.id.as_str() == "a1";
@@ -157,13 +160,13 @@ fn a_start_whose_end_could_not_be_written_counts_from_the_pass_that_failed() {
     });
     block_on(reconciler.pass(&Stop::default())).unwrap_err();
     disk.is_full.store(false, Ordering::Relaxed);
-    stage.upstream.start_fate.set(Fate::Answered);
-    assert_eq!(stage.upstream.take_requests(), ["start a0", "start a1"]);
-    let began = stage.clock.now();
-    while stage.order("a1").status == Status::Created {
-        stage.forward(500);
+    harness.upstream.start_fault.set(Fault::Answered);
+    assert_eq!(harness.upstream.take_requests(), ["start a0", "start a1"]);
+    let began = harness.clock.now();
+    while harness.order("a1").status == Status::Created {
+        harness.forward(500);
         pass(&mut reconciler);
     }
-    let took = stage.clock.now().since(began);
-    assert!(took >= stage.settings.request_timeout, "{took:?}");
+    let took = harness.clock.now().since(began);
+    assert!(took >= harness.settings.request_timeout, "{took:?}");
 }

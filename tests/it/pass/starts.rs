@@ -5,23 +5,23 @@ use super::*;
 
 #[test]
 fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_became_of_it() {
-    let stage = Stage::new(100);
-    let mut reconciler = stage.reconciler();
-    for (id, fate) in [
-        ("a1", Fate::Lost),
-        ("a2", Fate::Status(400)),
-        ("a3", Fate::Lost),
+    let harness = Harness::new(100);
+    let mut reconciler = harness.reconciler();
+    for (id, fault) in [
+        ("a1", Fault::Lost),
+        ("a2", Fault::Status(400)),
+        ("a3", Fault::Lost),
     ] {
-        stage.create(id);
-        stage.upstream.start_fate.set(fate);
+        harness.create(id);
+        harness.upstream.start_fault.set(fault);
         pass(&mut reconciler);
     }
-    stage.upstream.start_fate.set(Fate::Answered);
-    stage.upstream.take_requests();
-    stage.forward(10_000);
-    stage.create("a4");
+    harness.upstream.start_fault.set(Fault::Answered);
+    harness.upstream.take_requests();
+    harness.forward(10_000);
+    harness.create("a4");
     assert_eq!(pass(&mut reconciler).started, 4);
-    let mut requests = stage.upstream.take_requests();
+    let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     // The new one has a turn of its own.
     assert_eq!(requests, ["start a1", "start a4", "start a2", "start a3"]);
@@ -29,27 +29,27 @@ fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_bec
 
 #[test]
 fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_within_ten_seconds() {
-    let mut stage = Stage::new(600);
-    stage.upstream.refused.set(Some("bad"));
+    let mut harness = Harness::new(600);
+    harness.upstream.refused.set(Some("bad"));
     for n in 0..3_000 {
-        stage.create(&format!("bad{n}"));
+        harness.create(&format!("bad{n}"));
     }
-    assert_eq!(pass(&mut stage.reconciler()).refused, 3_000);
-    stage.forward(10_000);
+    assert_eq!(pass(&mut harness.reconciler()).refused, 3_000);
+    harness.forward(10_000);
     for n in 0..20 {
-        stage.create(&format!("good{n}"));
+        harness.create(&format!("good{n}"));
     }
-    (stage.settings.start_rate, stage.settings.max_in_flight) = (Some(50.0), 8);
-    stage.upstream.take_requests();
-    let mut reconciler = stage.reconciler();
-    let begun = stage.clock.now();
-    while stage.count(Status::Processing) < 20 {
+    (harness.settings.start_rate, harness.settings.max_in_flight) = (Some(50.0), 8);
+    harness.upstream.take_requests();
+    let mut reconciler = harness.reconciler();
+    let begun = harness.clock.now();
+    while harness.count(Status::Processing) < 20 {
         pass(&mut reconciler);
     }
-    let took = stage.clock.now().since(begun);
+    let took = harness.clock.now().since(begun);
     assert!(took <= Duration::from_secs(10), "{took:?}");
     // Nor do good ones stop the others.
-    let requests = stage.upstream.take_requests();
+    let requests = harness.upstream.take_requests();
     let last = requests.iter().rposition(|r| r.starts_with("start good"));
     let until_then = requests.iter().take(last.unwrap());
     let bad = until_then.filter(|r| r.starts_with("start bad")).count();
@@ -58,18 +58,18 @@ fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_withi
 
 #[test]
 fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() {
-    let mut stage = forgotten(3, LostProcess::Restart);
-    stage.settings.start_rate = Some(0.5);
+    let mut harness = forgotten(3, LostProcess::Restart);
+    harness.settings.start_rate = Some(0.5);
     for id in ["b0", "b1", "b2"] {
-        stage.create(id);
+        harness.create(id);
     }
-    let mut reconciler = stage.old_reconciler();
+    let mut reconciler = harness.old_reconciler();
     for _ in 0..40 {
         // The clock is moved by waiting for the pace alone.
         pass(&mut reconciler);
     }
-    assert_eq!(stage.count(Status::Created), 0);
-    let requests = stage.upstream.take_requests();
+    assert_eq!(harness.count(Status::Created), 0);
+    let requests = harness.upstream.take_requests();
     for id in ["a0", "a1", "a2", "b0", "b1", "b2"] {
         let start = format!("start {id}");
         let starts = requests.iter().filter(|request| **request == start);
@@ -80,85 +80,85 @@ fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() 
 #[test]
 fn a_start_that_is_refused_because_there_is_a_process_adopts_it() {
     for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
-        let stage = Stage::new(max_duration_secs);
+        let harness = Harness::new(max_duration_secs);
         let draw = &mut |below: u64| below - 1;
-        let now = stage.clock.now();
-        stage.upstream.model.borrow_mut().start("a1", now, draw);
-        stage.create("a1");
+        let now = harness.clock.now();
+        harness.upstream.model.borrow_mut().start("a1", now, draw);
+        harness.create("a1");
         let expected = Report {
             adopted: 1,
             settled,
             ..Report::default()
         };
-        assert_eq!(pass(&mut stage.reconciler()), expected);
-        let order = stage.order("a1");
+        assert_eq!(pass(&mut harness.reconciler()), expected);
+        let order = harness.order("a1");
         assert_eq!((order.starts, order.attention), (0, None));
     }
 }
 
 #[test]
 fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
-    let stage = forgotten(1, LostProcess::Restart);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(1, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
-    stage.forward(1_000);
-    stage.upstream.start_fate.set(Fate::Status(400));
+    harness.forward(1_000);
+    harness.upstream.start_fault.set(Fault::Status(400));
     let report = pass(&mut reconciler);
     assert_eq!((report.refused, report.flagged), (1, 1), "{report}");
-    assert_eq!(stage.reason("a0"), Some(Reason::StartRefused));
+    assert_eq!(harness.reason("a0"), Some(Reason::StartRefused));
     // It comes back between the look-up and the start.
-    stage.upstream.start_fate.set(Fate::Exists);
-    stage.forward(2_000);
+    harness.upstream.start_fault.set(Fault::Exists);
+    harness.forward(2_000);
     let report = pass(&mut reconciler);
     assert_eq!((report.restarted, report.adopted), (0, 0), "{report}");
-    let order = stage.order("a0");
+    let order = harness.order("a0");
     assert_eq!((order.starts, order.attention), (1, None));
 }
 
 #[test]
 fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_comes() {
-    let stage = forgotten(50, LostProcess::Restart);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(50, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
     let waiting: Vec<String> = (0..50)
         .map(|n| format!("a{n}"))
-        .filter(|id| stage.order(id).starts == 1)
+        .filter(|id| harness.order(id).starts == 1)
         .collect();
     assert!(waiting.len() > 30, "the pace is slow");
     let draw = &mut |_: u64| 1;
     for id in &waiting {
-        let now = stage.clock.now();
-        assert!(stage.upstream.model.borrow_mut().start(id, now, draw));
+        let now = harness.clock.now();
+        assert!(harness.upstream.model.borrow_mut().start(id, now, draw));
     }
-    stage.upstream.take_requests();
+    harness.upstream.take_requests();
     let mut settled = 0;
     for _ in 0..10 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         let report = pass(&mut reconciler);
         assert_eq!(report.restarted, 0, "{report}");
         settled += report.settled;
     }
     assert!(settled >= waiting.len(), "{settled}");
-    let requests = stage.upstream.take_requests();
+    let requests = harness.upstream.take_requests();
     assert!(!requests.iter().any(|request| request.starts_with("start")));
 }
 
 #[test]
 fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made() {
-    let stage = forgotten(200, LostProcess::Restart);
-    stage.has_learned(lasting((0..600).map(Duration::from_secs)));
+    let harness = forgotten(200, LostProcess::Restart);
+    harness.has_learned(lasting((0..600).map(Duration::from_secs)));
     // A list so long that it is read seldom.
     for n in 0..10_000 {
-        let (id, now) = (format!("other{n}"), stage.clock.now());
+        let (id, now) = (format!("other{n}"), harness.clock.now());
         let draw = &mut |below: u64| below - 1;
-        stage.upstream.model.borrow_mut().start(&id, now, draw);
+        harness.upstream.model.borrow_mut().start(&id, now, draw);
     }
-    let mut reconciler = stage.old_reconciler();
+    let mut reconciler = harness.old_reconciler();
     assert!(pass(&mut reconciler).observed > 0);
     for _ in 0..3 {
         assert_eq!(pass(&mut reconciler).observed, 0);
     }
-    let mut requests = stage.upstream.take_requests();
+    let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     let expected: Vec<_> = (0..requests.len()).map(|n| format!("start a{n}")).collect();
     assert!(requests.len() > 8);
@@ -167,18 +167,18 @@ fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made(
 
 #[test]
 fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
-    let stage = forgotten(50, LostProcess::Restart);
-    let mut reconciler = stage.old_reconciler();
+    let harness = forgotten(50, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
-    block_on(stage.store.fail(id, stage.clock.now())).unwrap();
+    block_on(harness.store.fail(id, harness.clock.now())).unwrap();
     let mut conflicts = 0;
     for _ in 0..30 {
         conflicts += pass(&mut reconciler).conflicts;
     }
     assert_eq!(conflicts, 1);
-    assert_eq!(stage.order("a49").status, Status::Failed);
-    let requests = stage.upstream.take_requests();
+    assert_eq!(harness.order("a49").status, Status::Failed);
+    let requests = harness.upstream.take_requests();
     assert!(requests.contains(&"start a48".to_owned()));
     assert!(!requests.contains(&"start a49".to_owned()));
 }
@@ -186,39 +186,39 @@ fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
 #[test]
 fn a_start_that_was_believed_not_to_be_taken_counts_when_its_process_is_found() {
     for is_taken in [false, true] {
-        let stage = Stage::new(100);
-        stage.create("a1");
-        let mut reconciler = stage.reconciler();
-        stage.upstream.start_fate.set(Fate::Status(429));
+        let harness = Harness::new(100);
+        harness.create("a1");
+        let mut reconciler = harness.reconciler();
+        harness.upstream.start_fault.set(Fault::Status(429));
         pass(&mut reconciler);
-        assert_eq!(stage.order("a1").starts, 0);
-        stage.upstream.start_fate.set(Fate::Answered);
+        assert_eq!(harness.order("a1").starts, 0);
+        harness.upstream.start_fault.set(Fault::Answered);
         if is_taken {
-            let (now, draw) = (stage.clock.now(), &mut |below: u64| below - 1);
-            assert!(stage.upstream.model.borrow_mut().start("a1", now, draw));
+            let (now, draw) = (harness.clock.now(), &mut |below: u64| below - 1);
+            assert!(harness.upstream.model.borrow_mut().start("a1", now, draw));
         }
-        stage.forward(10_000);
+        harness.forward(10_000);
         let report = pass(&mut reconciler);
         assert_eq!(report.adopted, usize::from(is_taken), "{report}");
-        assert_eq!(stage.order("a1").starts, 1);
+        assert_eq!(harness.order("a1").starts, 1);
     }
 }
 
 #[test]
 fn a_start_that_a_server_error_answered_is_taken_off_also_when_the_order_is_held() {
-    for (fate, starts) in [(Fate::Status(503), 1), (Fate::Lost, 2)] {
-        let mut stage = forgotten(1, LostProcess::Restart);
-        stage.upstream.start_fate.set(fate);
-        let mut reconciler = stage.old_reconciler();
+    for (fault, starts) in [(Fault::Status(503), 1), (Fault::Lost, 2)] {
+        let mut harness = forgotten(1, LostProcess::Restart);
+        harness.upstream.start_fault.set(fault);
+        let mut reconciler = harness.old_reconciler();
         pass(&mut reconciler);
-        stage.forward(1_000);
+        harness.forward(1_000);
         assert_eq!(pass(&mut reconciler).unanswered, 1);
-        assert_eq!(stage.order("a0").starts, 2);
-        stage.settings.lost_process = LostProcess::Hold;
-        let mut reconciler = stage.old_reconciler();
-        stage.forward(5_000);
+        assert_eq!(harness.order("a0").starts, 2);
+        harness.settings.lost_process = LostProcess::Hold;
+        let mut reconciler = harness.old_reconciler();
+        harness.forward(5_000);
         assert_eq!(pass(&mut reconciler).flagged, 1);
-        assert_eq!(stage.reason("a0"), Some(Reason::ProcessLost));
-        assert_eq!(stage.order("a0").starts, starts, "{fate:?}");
+        assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
+        assert_eq!(harness.order("a0").starts, starts, "{fault:?}");
     }
 }

@@ -8,47 +8,47 @@ use super::*;
 /// The window after many lives that were as short as can be.
 const WINDOW: usize = 16;
 
-/// A stage on which so short lives were learned, with so many orders.
-fn short_lived(orders: usize, max_duration_secs: u32) -> Stage {
-    let mut stage = Stage::new(max_duration_secs);
-    stage.settings.max_in_flight = 8;
+/// A harness on which so short lives were learned, with so many orders.
+fn short_lived(orders: usize, max_duration_secs: u32) -> Harness {
+    let mut harness = Harness::new(max_duration_secs);
+    harness.settings.max_in_flight = 8;
     let mut lives = Lives::default();
     for _ in 0..30 {
-        lives.listed(1, stage.clock.now());
-        lives.restarted(0, stage.clock.now());
+        lives.listed(1, harness.clock.now());
+        lives.restarted(0, harness.clock.now());
     }
     assert_eq!(lives.window(), Some(WINDOW as u64));
     let mut durations = Durations::default();
     let longest = Duration::from_secs(max_duration_secs.into());
     durations.on_observed(longest);
     durations.on_ended(longest);
-    stage.has_learned(Learned {
+    harness.has_learned(Learned {
         lives,
         durations,
         ..unlimited()
     });
-    stage.create_many(orders);
-    stage
+    harness.create_many(orders);
+    harness
 }
 
 /// Processes that run at this moment.
-fn running(stage: &Stage) -> usize {
-    let model = stage.upstream.model.borrow();
-    let runs = |n: &usize| model.look_up(&format!("a{n}"), stage.clock.now()) == Some("RUNNING");
+fn running(harness: &Harness) -> usize {
+    let model = harness.upstream.model.borrow();
+    let runs = |n: &usize| model.look_up(&format!("a{n}"), harness.clock.now()) == Some("RUNNING");
     (0..200).filter(runs).count()
 }
 
 #[test]
 fn no_more_processes_run_at_once_than_the_window_has_places_and_each_end_frees_one() {
     // Three windows of processes: with more, a life this long would widen it.
-    let stage = short_lived(45, 20);
-    let mut reconciler = stage.reconciler();
+    let harness = short_lived(45, 20);
+    let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, WINDOW);
     let mut passes = 0;
-    while stage.count(Status::Created) > 0 {
-        stage.forward(1_000);
+    while harness.count(Status::Created) > 0 {
+        harness.forward(1_000);
         let report = pass(&mut reconciler);
-        assert!(running(&stage) <= WINDOW, "{report}");
+        assert!(running(&harness) <= WINDOW, "{report}");
         assert!(report.started <= report.settled, "{report}");
         passes += 1;
         assert!(passes < 200, "it goes on");
@@ -57,25 +57,25 @@ fn no_more_processes_run_at_once_than_the_window_has_places_and_each_end_frees_o
 
 #[test]
 fn a_reconciler_that_has_just_begun_counts_the_processes_that_run_already() {
-    let stage = short_lived(40, 1_000);
-    assert_eq!(pass(&mut stage.reconciler()).started, WINDOW);
-    stage.forward(1_000);
-    let begun = running(&stage);
-    let mut reconciler = stage.reconciler();
+    let harness = short_lived(40, 1_000);
+    assert_eq!(pass(&mut harness.reconciler()).started, WINDOW);
+    harness.forward(1_000);
+    let begun = running(&harness);
+    let mut reconciler = harness.reconciler();
     let report = pass(&mut reconciler);
     assert_eq!(report.started, WINDOW - begun, "{report}");
 }
 
 #[test]
 fn forgotten_processes_take_no_place_in_the_window() {
-    let mut stage = short_lived(40, 1_000);
-    stage.settings.lost_process = LostProcess::Hold;
-    let mut reconciler = stage.reconciler();
+    let mut harness = short_lived(40, 1_000);
+    harness.settings.lost_process = LostProcess::Hold;
+    let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
-    stage.upstream.model.borrow_mut().forget_everything();
+    harness.upstream.model.borrow_mut().forget_everything();
     let mut started = 0;
     for _ in 0..10 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         started += pass(&mut reconciler).started;
     }
     assert_eq!(started, WINDOW);
@@ -83,39 +83,47 @@ fn forgotten_processes_take_no_place_in_the_window() {
 
 #[test]
 fn processes_that_are_not_looked_at_keep_their_places() {
-    let stage = short_lived(1, 1_000);
-    let mut reconciler = stage.reconciler();
+    let harness = short_lived(1, 1_000);
+    let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, 1);
     for n in 1..40 {
-        stage.create(&format!("a{n}"));
+        harness.create(&format!("a{n}"));
     }
-    stage.forward(1_100);
+    harness.forward(1_100);
     let report = pass(&mut reconciler);
-    assert_eq!(report.started, WINDOW - running(&stage).min(1), "{report}");
-    assert_eq!(stage.upstream.take_requests()[1], "look a0", "and no list");
+    assert_eq!(
+        report.started,
+        WINDOW - running(&harness).min(1),
+        "{report}"
+    );
+    assert_eq!(
+        harness.upstream.take_requests()[1],
+        "look a0",
+        "and no list"
+    );
 }
 
 #[test]
 fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
-    let stage = forgotten(40, LostProcess::Hold);
+    let harness = forgotten(40, LostProcess::Hold);
     let odd = (0..40).filter(|n| n % 2 == 1).map(|n| format!("a{n}"));
-    stage.upstream.lost.borrow_mut().extend(odd);
-    stage.upstream.list_fate.set(Some(Fate::Lost));
+    harness.upstream.lost.borrow_mut().extend(odd);
+    harness.upstream.list_fault.set(Some(Fault::Lost));
     let ended = || {
-        ready(stage.store.heartbeat())
+        ready(harness.store.heartbeat())
             .unwrap()
             .learned
             .lives
             .ended()
     };
-    let mut reconciler = stage.old_reconciler();
+    let mut reconciler = harness.old_reconciler();
     assert_eq!(pass(&mut reconciler).missed, 20);
     assert_eq!(ended(), 1);
-    stage.upstream.lost.borrow_mut().clear();
-    stage.upstream.list_fate.set(None);
+    harness.upstream.lost.borrow_mut().clear();
+    harness.upstream.list_fault.set(None);
     let mut missed = 0;
     for _ in 0..10 {
-        stage.forward(1_000);
+        harness.forward(1_000);
         missed += pass(&mut reconciler).missed;
     }
     assert_eq!((missed, ended()), (20, 1));

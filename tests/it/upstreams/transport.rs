@@ -1,5 +1,5 @@
-//! The way to the upstream: its URL, redirects, proxies, the token that goes along; and what comes back
-//! from it into the log.
+//! The transport to the upstream: its URL, redirects, proxies and the token; and what of its answers is
+//! logged.
 
 use super::*;
 

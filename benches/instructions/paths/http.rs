@@ -6,7 +6,7 @@ use http_body_util::Full;
 use tower_service::Service;
 use warp::http::{Request, StatusCode};
 
-use super::Turn;
+use super::Iteration;
 use super::world::{World, ids};
 
 /// Orders that are there already.
@@ -14,44 +14,46 @@ const STORED: usize = 3_000;
 
 type Sent = Request<Full<Bytes>>;
 
-pub(super) fn create(turns: usize) -> Turn {
-    let requests = ids().skip(STORED).take(turns).map(|id| {
+pub(super) fn create(iterations: usize) -> Iteration {
+    let requests = ids().skip(STORED).take(iterations).map(|id| {
         let body = format!("{{\"id\":\"{id}\"}}");
         Request::post("/order")
             .header("content-type", "application/json")
             .header("content-length", body.len())
             .body(Full::from(body))
     });
-    turns_of(requests, StatusCode::CREATED)
+    iteration_of(requests, StatusCode::CREATED)
 }
 
-pub(super) fn look_up(turns: usize) -> Turn {
+pub(super) fn look_up(iterations: usize) -> Iteration {
     // Scattered over the whole, as the ids are in their index.
-    let requests = ids().take(turns).map(|id| {
+    let requests = ids().take(iterations).map(|id| {
         Request::get(format!("/order/{id}"))
             .header("accept", "*/*")
             .body(Full::default())
     });
-    turns_of(requests, StatusCode::OK)
+    iteration_of(requests, StatusCode::OK)
 }
 
-pub(super) fn page(turns: usize) -> Turn {
+pub(super) fn page(iterations: usize) -> Iteration {
     let request = || Request::get("/order?limit=100").body(Full::default());
-    let requests = std::iter::repeat_with(request).take(turns);
-    turns_of(requests, StatusCode::OK)
+    let requests = std::iter::repeat_with(request).take(iterations);
+    iteration_of(requests, StatusCode::OK)
 }
 
-/// Each turn sends the next request to an API on some orders.
-fn turns_of(
+/// Each iteration sends the next request to an API on some orders.
+fn iteration_of(
     requests: impl Iterator<Item = Result<Sent, warp::http::Error>>,
     status: StatusCode,
-) -> Turn {
+) -> Iteration {
     let requests: Result<Vec<_>, _> = requests.collect();
     let mut requests = requests.expect("they are well-formed").into_iter();
     let world = World::new(STORED);
     let mut service = warp::service(world.api().routes());
     Box::new(move || {
-        let request = requests.next().expect("no more turns than were prepared");
+        let request = requests
+            .next()
+            .expect("no more iterations than were prepared");
         let Ok(answer) = world.wait_for(service.call(request));
         assert_eq!(answer.status(), status);
     })

@@ -1,7 +1,7 @@
-//! A client of the order process service with a fixed pace, in virtual time: a beat of starts, a
-//! window, a period of looks. Idealised: its requests take no time, and it misses no beat.
+//! A client of the order process service with a fixed start rate, window and poll interval, in virtual
+//! time. Idealised: its requests take no time.
 //!
-//! It is what the crash model was fitted with, and what the learned pace is compared with.
+//! The crash model was fitted with it, and the learned pace is compared with it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -10,50 +10,50 @@ use std::time::Duration;
 use order_service::order::Timestamp;
 use order_service::simulator::crash::{Access, CrashModel, Hazard};
 
-/// As long as the measured service took to be started again: 50 starts were missed at each death.
+/// Downtime after a crash: that of the measured service, which missed 50 starts at each crash.
 pub const RESTART: Duration = Duration::from_secs(1);
 
-/// A start per 50 µs: more than the real service takes.
+/// Interval of starts without a rate, in milliseconds: faster than the real service can take them.
 const UNLIMITED_INTERVAL_MS: f64 = 0.05;
 
-/// Nobody waits longer than this for an order.
+/// Maximum duration of a run.
 const LONGEST: Duration = Duration::from_secs(2 * 86_400);
 
 #[derive(Clone, Copy, Debug)]
-pub enum Looks {
+pub enum Polling {
     ListEvery(Duration),
     LookUpsPerSecond(u64),
 }
 
-/// How it drives the service.
+/// The settings of a client.
 #[derive(Clone, Copy, Debug)]
-pub struct Fixed {
-    /// 0 for as fast as it goes.
+pub struct FixedRateClient {
+    /// Start rate; 0 for as fast as possible.
     pub starts_per_second: f64,
-    /// Processes at once.
+    /// Maximum number of processes in flight.
     pub window: usize,
-    pub looks: Looks,
+    pub polling: Polling,
 }
 
-/// What there is to do.
+/// The orders of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Load {
-    /// So many orders, started again until the outcome of each was seen.
+    /// This many orders, each started again until its outcome was seen.
     Orders(usize),
-    /// A new order at every beat for so long; what is forgotten is forgotten.
+    /// A new order for each start, for this time; forgotten orders are not started again.
     NewOnesFor(Duration),
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub lasted: Duration,
-    /// In starts, the last one unfinished.
+    /// Lengths of the lives in starts, the last one unfinished.
     pub lives: Vec<u64>,
     pub starts: u64,
     pub seen: u64,
     pub forgotten: u64,
     /// Orders that were started more than five times.
-    pub worn_out: u64,
+    pub over_max_starts: u64,
 }
 
 struct Process {
@@ -62,7 +62,7 @@ struct Process {
     life: usize,
 }
 
-/// The service: dies as the crash model says, or never.
+/// The service, which crashes by the crash model, or never.
 struct Service {
     crash: Option<CrashModel>,
     ends: BinaryHeap<Reverse<Timestamp>>,
@@ -71,7 +71,7 @@ struct Service {
 }
 
 impl Service {
-    /// Whether it is there at this moment: it may have died of a completion since the last one.
+    /// Returns whether the service is up: a completion since the last call may have crashed it.
     fn is_up(&mut self, now: Timestamp, rng: &mut fastrand::Rng) -> bool {
         let Some(crash) = &mut self.crash else {
             return true;
@@ -81,24 +81,24 @@ impl Service {
         {
             self.ends.pop();
             if crash.is_fatal(Access::Completion, end, &mut |n| rng.u64(..n)) {
-                self.die(end);
+                self.crash(end);
                 break;
             }
         }
         now >= self.down_until
     }
 
-    /// Whether this kills it.
+    /// Returns whether this access crashes the service.
     fn is_fatal(&mut self, access: Access, now: Timestamp, rng: &mut fastrand::Rng) -> bool {
         let crash = self.crash.as_mut();
         let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, &mut |n| rng.u64(..n)));
         if dies {
-            self.die(now);
+            self.crash(now);
         }
         dies
     }
 
-    fn die(&mut self, now: Timestamp) {
+    fn crash(&mut self, now: Timestamp) {
         self.ends.clear();
         if let Some(crash) = &mut self.crash {
             crash.forget_everything();
@@ -112,9 +112,15 @@ impl Service {
     }
 }
 
-/// Drives the service until everything is done. Processes take whole seconds below `max_secs`;
-/// without a hazard it never dies.
-pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, seed: u64) -> Run {
+/// Runs the client until the load is done. Processes take whole seconds below `max_secs`; without a
+/// hazard the service never crashes.
+pub fn run(
+    client: FixedRateClient,
+    load: Load,
+    max_secs: u64,
+    hazard: Option<&Hazard>,
+    seed: u64,
+) -> Run {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut service = Service {
         crash: hazard.map(|hazard| CrashModel::new(hazard.clone())),
@@ -131,19 +137,19 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
     let mut waiting: VecDeque<usize> = (0..orders).collect();
     let mut tries = vec![0_u32; orders];
     let mut open: VecDeque<Process> = VecDeque::new();
-    let start_every = match fixed.starts_per_second {
+    let start_every = match client.starts_per_second {
         rate if rate > 0.0 => 1_000.0 / rate,
         _ => UNLIMITED_INTERVAL_MS,
     };
-    let look_every = match fixed.looks {
-        Looks::ListEvery(every) => every.as_millis() as f64,
-        Looks::LookUpsPerSecond(0) => f64::INFINITY,
-        Looks::LookUpsPerSecond(rate) => 1_000.0 / rate as f64,
+    let look_every = match client.polling {
+        Polling::ListEvery(every) => every.as_millis() as f64,
+        Polling::LookUpsPerSecond(0) => f64::INFINITY,
+        Polling::LookUpsPerSecond(rate) => 1_000.0 / rate as f64,
     };
-    // Looks have no beat in common with the starts.
+    // Polls are out of phase with the starts.
     let (mut start_at, mut look_at) = (0.0_f64, look_every.min(1e12) * rng.f64());
     while is_endless || run.seen < orders as u64 {
-        let may_start = (is_endless || !waiting.is_empty()) && open.len() < fixed.window;
+        let may_start = (is_endless || !waiting.is_empty()) && open.len() < client.window;
         if !may_start {
             start_at = start_at.max(look_at);
         }
@@ -166,7 +172,7 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
             let order = waiting.pop_front().unwrap_or_default();
             if let Some(tries) = tries.get_mut(order) {
                 *tries += 1;
-                run.worn_out += u64::from(*tries == 6);
+                run.over_max_starts += u64::from(*tries == 6);
             }
             run.starts += 1;
             *service.processes() += 1;
@@ -182,8 +188,8 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
             }
             continue;
         }
-        let looked_at = match fixed.looks {
-            Looks::ListEvery(_) => {
+        let looked_at = match client.polling {
+            Polling::ListEvery(_) => {
                 look_at += look_every - 10.0 + 20.0 * rng.f64();
                 let entries = *service.processes() as usize;
                 if !is_up || service.is_fatal(Access::List { entries }, now, &mut rng) {
@@ -191,7 +197,7 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
                 }
                 open.len()
             }
-            Looks::LookUpsPerSecond(_) => {
+            Polling::LookUpsPerSecond(_) => {
                 look_at += look_every;
                 if !is_up || service.is_fatal(Access::LookUp, now, &mut rng) {
                     continue;
@@ -214,7 +220,7 @@ pub fn run(fixed: Fixed, load: Load, max_secs: u64, hazard: Option<&Hazard>, see
                 open.push_back(process);
             }
         }
-        // Those that were started before go first.
+        // Forgotten orders go first.
         for order in missing.into_iter().rev() {
             waiting.push_front(order);
         }

@@ -13,12 +13,12 @@ use anyhow::{Context, ensure};
 use super::create::count;
 use crate::Bench;
 use crate::databases::{MILLION, Reached, Template};
-use crate::load::Held;
+use crate::load::SustainedLoad;
 use crate::programs::{Program, order_service};
 use crate::table::{Goal, Line, Unit, percentile};
 use crate::upstream::Upstream;
 
-const LOAD: Held = Held {
+const LOAD: SustainedLoad = SustainedLoad {
     rate: 1_000,
     during: Duration::from_secs(180),
     connections: 64,
@@ -61,7 +61,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let line = |what: &str, unit, value| Line::new(what, unit, vec![value]);
     Ok(vec![
         line(
-            "1,000 creations/s held, p50",
+            "1,000 creations/s sustained, p50",
             Unit::Millis,
             percentile(&waits, 0.5),
         ),

@@ -14,7 +14,7 @@ use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::store::{Change, Step};
 use order_service::upstream::{Entry, Failure, ListDecoder, StartError, Upstream};
 
-use super::Turn;
+use super::Iteration;
 use super::world::{NOW, World, ids};
 
 /// Processes in the list that is decoded.
@@ -23,7 +23,7 @@ pub(super) const LIST: u64 = 1_000;
 /// The list comes in pieces of this size, about as TCP brings them.
 const CHUNK: usize = 16 * 1024;
 
-/// Choices in a turn: each order with each look, so many times.
+/// Choices in a iteration: each order with each look, so many times.
 pub(super) const CHOICES: u64 = (PHASES * INTENTS * LOOKS * ROUNDS) as u64;
 const PHASES: usize = 3;
 const INTENTS: usize = 2;
@@ -47,7 +47,7 @@ const POLICY: Policy = Policy {
 /// How far apart the passes are, so that each of them looks at everything.
 const PASS_INTERVAL: Duration = Duration::from_secs(600);
 
-pub(super) fn decode(_turns: usize) -> Turn {
+pub(super) fn decode(_iterations: usize) -> Iteration {
     let list = list(LIST as usize, "SUCCEEDED");
     let mut tell = |entry: Entry<'_>| {
         black_box(entry);
@@ -73,7 +73,7 @@ fn list(length: usize, status: &str) -> Vec<u8> {
     format!("[{}]", entries.join(",")).into_bytes()
 }
 
-pub(super) fn decide_all(_turns: usize) -> Turn {
+pub(super) fn decide_all(_iterations: usize) -> Iteration {
     let (orders, looks) = (orders(), looks());
     Box::new(move || {
         for _ in 0..ROUNDS {
@@ -145,7 +145,7 @@ fn looks() -> [Look; LOOKS] {
     })
 }
 
-pub(super) fn pass(_turns: usize) -> Turn {
+pub(super) fn pass(_iterations: usize) -> Iteration {
     let world = World::new(OPEN as usize);
     let lead = world.lead();
     for changes in batches(OPEN as usize, &[Step::Adopted]) {
@@ -176,14 +176,16 @@ pub(super) fn pass(_turns: usize) -> Turn {
     })
 }
 
-pub(super) fn settle(turns: usize) -> Turn {
-    let orders = turns * SETTLED as usize;
+pub(super) fn settle(iterations: usize) -> Iteration {
+    let orders = iterations * SETTLED as usize;
     let world = World::new(orders);
     let steps = [Step::Adopted, Step::Settled(Outcome::Succeeded)];
     let mut batches = batches(orders, &steps);
     let lead = world.lead();
     Box::new(move || {
-        let changes = batches.next().expect("no more turns than were prepared");
+        let changes = batches
+            .next()
+            .expect("no more iterations than were prepared");
         world.record(&lead, changes);
     })
 }

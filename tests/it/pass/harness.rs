@@ -1,4 +1,4 @@
-//! What a pass acts on, all of it in memory and on one thread.
+//! The test harness of a pass: store, upstream and clock, all in memory and on one thread.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,44 +21,44 @@ use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
 
-/// What happens to a request.
+/// A fault of a request, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Fault {
     Answered,
-    /// No connection can be made.
+    /// The connection is refused.
     Refused,
-    /// It takes effect, and its answer is lost.
+    /// The request takes effect, and its answer is lost.
     AnswerLost,
-    /// It is lost on its way.
+    /// The request is lost.
     Lost,
-    /// This HTTP status, and no effect.
+    /// The answer has this HTTP status, and the request has no effect.
     Status(u16),
-    /// What is told of a process that runs is a status that nobody knows.
+    /// A running process has an unknown status.
     Odd,
-    /// A list that tells of each process twice, in the same words, or in others.
+    /// A list has each process twice, with the same status, or with another one.
     Twice,
     Contradictory,
-    /// It is refused because there is a process, which there is by then.
+    /// A start takes effect, and is answered that a process exists.
     Exists,
-    /// It takes effect, and its answer is not the upstream's own.
+    /// The request takes effect, and its answer is not the upstream's own.
     Foreign,
-    /// No effect, and the wish to be left alone for so many seconds.
+    /// The request has no effect, and the answer has `Retry-After` in seconds.
     Rest(u64),
 }
 
-/// The simulator's model, and what becomes of requests to it.
+/// The simulator's model, and the faults of requests to it.
 #[derive(Clone)]
 pub(super) struct InMemory {
     pub(super) model: Rc<RefCell<Model>>,
     pub(super) clock: ManualClock,
     draws: Rc<Cell<u64>>,
-    pub(super) start_fate: Rc<Cell<Fate>>,
-    pub(super) look_fate: Rc<Cell<Fate>>,
-    /// If it is another than that of look-ups.
-    pub(super) list_fate: Rc<Cell<Option<Fate>>>,
-    /// Orders whose starts are refused for good: those whose ids begin like this.
+    pub(super) start_fault: Rc<Cell<Fault>>,
+    pub(super) look_fault: Rc<Cell<Fault>>,
+    /// Fault of lists; that of look-ups if `None`.
+    pub(super) list_fault: Rc<Cell<Option<Fault>>>,
+    /// Prefix of the ids of orders whose starts are always refused.
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
-    /// Orders whose look-ups are lost on their way.
+    /// Orders whose look-ups are lost.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
     /// How long what is read is behind, in milliseconds; and when each process began.
     pub(super) lag: Rc<Cell<i64>>,
@@ -75,9 +75,9 @@ impl InMemory {
             model: Rc::new(RefCell::new(Model::new(max_duration_secs))),
             clock,
             draws: Rc::new(Cell::new(1)),
-            start_fate: Rc::new(Cell::new(Fate::Answered)),
-            look_fate: Rc::new(Cell::new(Fate::Answered)),
-            list_fate: Rc::default(),
+            start_fault: Rc::new(Cell::new(Fault::Answered)),
+            look_fault: Rc::new(Cell::new(Fault::Answered)),
+            list_fault: Rc::default(),
             refused: Rc::default(),
             lost: Rc::default(),
             lag: Rc::default(),
@@ -151,16 +151,16 @@ impl Upstream for InMemory {
             failure: failure("no answer", false),
         };
         let is_refused = |prefix| id.as_str().starts_with(prefix);
-        let fate = match self.refused.get().is_some_and(is_refused) {
-            true => Fate::Status(400),
-            false => self.start_fate.get(),
+        let fault = match self.refused.get().is_some_and(is_refused) {
+            true => Fault::Status(400),
+            false => self.start_fault.get(),
         };
-        match fate {
-            Fate::Refused => {
+        match fault {
+            Fault::Refused => {
                 return Err(StartError::Unavailable(failure("connection refused", true)));
             }
-            Fate::Lost => return Err(ambiguous(None)),
-            Fate::Rest(seconds) => {
+            Fault::Lost => return Err(ambiguous(None)),
+            Fault::Rest(seconds) => {
                 let failure = Failure {
                     retry_after: Some(Duration::from_secs(seconds)),
                     ..failure("answered 503", false)
@@ -170,27 +170,27 @@ impl Upstream for InMemory {
                     failure,
                 });
             }
-            Fate::Status(400) => {
+            Fault::Status(400) => {
                 return Err(StartError::Refused {
                     answer: 400,
                     detail: "answered 400".to_owned(),
                 });
             }
-            Fate::Status(status) => return Err(ambiguous(Some(status))),
+            Fault::Status(status) => return Err(ambiguous(Some(status))),
             _ => {}
         }
         let now = self.clock.now();
         let draw = &mut |below| self.draw(below);
-        if fate == Fate::Exists {
+        if fault == Fault::Exists {
             self.model.borrow_mut().start(id.as_str(), now, draw);
         }
         let is_new = self.model.borrow_mut().start(id.as_str(), now, draw);
         if is_new {
             self.began.borrow_mut().insert(id.to_string(), now);
         }
-        match (fate, is_new) {
-            (Fate::AnswerLost, _) => Err(ambiguous(None)),
-            (Fate::Foreign, _) => Err(StartError::Doubtful(failure("<html>", false))),
+        match (fault, is_new) {
+            (Fault::AnswerLost, _) => Err(ambiguous(None)),
+            (Fault::Foreign, _) => Err(StartError::Doubtful(failure("<html>", false))),
             (_, true) => Ok(()),
             (_, false) => Err(StartError::Refused {
                 answer: 400,
@@ -201,8 +201,11 @@ impl Upstream for InMemory {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         self.request(format!("look {id}"));
-        if !matches!(self.look_fate.get(), Fate::Answered | Fate::Odd) {
-            return Err(failure("no answer", self.look_fate.get() == Fate::Refused));
+        if !matches!(self.look_fault.get(), Fault::Answered | Fault::Odd) {
+            return Err(failure(
+                "no answer",
+                self.look_fault.get() == Fault::Refused,
+            ));
         }
         if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
             return Err(failure("no answer", false));
@@ -210,7 +213,7 @@ impl Upstream for InMemory {
         let model = self.model.borrow();
         let mut status = model.look_up(id.as_str(), self.read_at());
         status = status.filter(|_| self.has_begun(id.as_str()));
-        if self.look_fate.get() == Fate::Odd {
+        if self.look_fault.get() == Fault::Odd {
             status = status.map(|_| "PAUSED");
         }
         Ok(status.map_or(Observed::Absent, Observed::of_status))
@@ -221,18 +224,18 @@ impl Upstream for InMemory {
         let draw = &mut |below| self.draw(below);
         let mut processes = self.model.borrow().list(self.read_at(), draw);
         processes.retain(|(id, _)| self.has_begun(id));
-        let fate = self.list_fate.get().unwrap_or(self.look_fate.get());
+        let fault = self.list_fault.get().unwrap_or(self.look_fault.get());
         let again = |other: Option<&'static str>| {
             let told = processes.iter();
             let again = told.map(|(id, status)| (id.clone(), other.unwrap_or(status)));
             again.collect::<Vec<_>>()
         };
-        let again = match fate {
-            Fate::Twice => again(None),
-            Fate::Contradictory => again(Some("PAUSED")),
+        let again = match fault {
+            Fault::Twice => again(None),
+            Fault::Contradictory => again(Some("PAUSED")),
             _ => Vec::new(),
         };
-        let is_cut = fate != Fate::Answered && again.is_empty();
+        let is_cut = fault != Fault::Answered && again.is_empty();
         processes.extend(again);
         let told = if is_cut {
             processes.len() / 2
@@ -267,8 +270,8 @@ impl Gate for Disk {
     }
 }
 
-/// Everything a pass acts on.
-pub(super) struct Stage {
+/// The store, clock, upstream and settings of a reconciler under test.
+pub(super) struct Harness {
     _world: World,
     pub(super) store: Store,
     pub(super) clock: ManualClock,
@@ -291,13 +294,13 @@ pub(super) fn unlimited() -> Learned {
     }
 }
 
-impl Stage {
+impl Harness {
     pub(super) fn new(max_duration_secs: u32) -> Self {
         let world = World::in_memory();
         let path = DatabasePath::from(world.database());
         let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
         let clock = ManualClock::new(Timestamp(1_800_000_000_000));
-        let stage = Self {
+        let harness = Self {
             _world: world,
             store,
             upstream: InMemory::new(clock.clone(), max_duration_secs),
@@ -309,8 +312,8 @@ impl Stage {
                 ..Settings::default()
             },
         };
-        stage.has_learned(unlimited());
-        stage
+        harness.has_learned(unlimited());
+        harness
     }
 
     pub(super) fn reconciler(&self) -> Reconciler<InMemory, ManualClock> {

@@ -1,9 +1,9 @@
-//! Counts the instructions of the hot paths, and compares them with those that are kept: what time
-//! measured on a busy machine cannot tell, a few percent, is told by counts.
+//! A benchmark that counts the instructions of the hot paths and compares them with saved counts: unlike
+//! times on a busy machine, counts show a change of a few percent.
 //!
 //! `scripts/bench check` fails if a count has changed by more than [`TOLERATED`]; with `--keep` it
-//! writes the file of counts, `benches/counts.txt`, anew. Each path runs under callgrind, in a
-//! process of its own: this program calls itself. What is counted is in `paths`.
+//! rewrites the saved counts, `benches/counts.txt`. Each path runs under callgrind, in a process of its
+//! own: this program calls itself. `paths` defines the paths.
 
 mod paths;
 
@@ -14,24 +14,24 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail, ensure};
 
-use self::paths::{Path, Turn};
+use self::paths::{Iteration, Path};
 
 /// The file of counts.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts.txt");
 
-/// How much a count may change before it has to be looked at.
+/// Maximum change of a count, as a share, that passes the check.
 const TOLERATED: f64 = 0.03;
 
-/// Turns that are made before any are counted: caches fill, statements are prepared.
+/// Iterations before the measured ones: caches fill, statements are prepared.
 const WARM_UP: usize = 10;
 
-/// Turns that are counted. More would only take longer: each costs the same.
+/// Number of measured iterations. All cost the same, so more would only take longer.
 const COUNTED: usize = 20;
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args()
         .skip(1)
-        // Cargo adds this to what it was given.
+        // Cargo adds this argument.
         .filter(|argument| argument != "--bench")
         .collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -40,31 +40,31 @@ fn main() -> anyhow::Result<ExitCode> {
         ["--keep"] => keep(),
         ["run", name] => {
             let path = paths::ALL.iter().find(|path| path.name == name);
-            run(path.context("there is no such path")?);
+            run(path.with_context(|| format!("unknown path {name:?}"))?);
             Ok(ExitCode::SUCCESS)
         }
         _ => bail!("usage: scripts/bench check [--keep]"),
     }
 }
 
-/// Makes the turns of one path, under callgrind.
+/// Runs the iterations of one path, under callgrind.
 fn run(path: &Path) {
-    let mut turn = (path.prepare)(WARM_UP + COUNTED);
+    let mut iteration = (path.prepare)(WARM_UP + COUNTED);
     for _ in 0..WARM_UP {
-        turn();
+        iteration();
     }
-    counted(&mut turn);
+    measured(&mut iteration);
 }
 
-/// What callgrind counts, and finds by this name.
+/// Runs the measured iterations: callgrind collects inside this function, by its name.
 #[inline(never)]
-fn counted(turn: &mut Turn) {
+fn measured(iteration: &mut Iteration) {
     for _ in 0..COUNTED {
-        turn();
+        iteration();
     }
 }
 
-/// Instructions of one path, for each time that its thing is done.
+/// Names of the paths, with the instructions of one operation each.
 type Counts = Vec<(String, u64)>;
 
 fn keep() -> anyhow::Result<ExitCode> {
@@ -72,28 +72,28 @@ fn keep() -> anyhow::Result<ExitCode> {
     for (name, count) in count_all()? {
         let _ = writeln!(file, "{count:>9}  {name}");
     }
-    fs::write(KEPT, &file).with_context(|| format!("{KEPT} cannot be written"))?;
+    fs::write(KEPT, &file).with_context(|| format!("cannot write {KEPT}"))?;
     print!("{file}");
     Ok(ExitCode::SUCCESS)
 }
 
-/// What stands at the head of the file of counts.
+/// The header of the file of counts.
 const HEAD: &str = "\
-# Instructions of the hot paths, as callgrind counts them, for each time that the thing is done.
-# `scripts/bench check` compares them with what is so; `scripts/bench check --keep` writes them anew.
-# Compilers and machines differ: where others made them, keep first and compare from then on.
+# Instructions of the hot paths for one operation each, as callgrind counts them.
+# `scripts/bench check` compares them with the present code; `scripts/bench check --keep` rewrites them.
+# Counts depend on compiler and machine: on another one, run --keep first and compare from then on.
 ";
 
 fn check() -> anyhow::Result<ExitCode> {
-    let file = fs::read_to_string(KEPT).with_context(|| format!("{KEPT} cannot be read"))?;
+    let file = fs::read_to_string(KEPT).with_context(|| format!("cannot read {KEPT}"))?;
     let kept_by = file
         .lines()
         .find_map(|line| line.strip_prefix("# made by "));
     let made_by = made_by()?;
     if kept_by != Some(&*made_by) {
-        println!("kept by {}", kept_by.unwrap_or("no one knows"));
+        println!("kept by {}", kept_by.unwrap_or("unknown"));
         println!("now by  {made_by}");
-        println!("These count differently: what differs below may not be our code's doing.\n");
+        println!("The environments differ, so the code may not be the cause of a change below.\n");
     }
     let kept = counts_of(&file)?;
     let now = count_all()?;
@@ -122,13 +122,13 @@ fn check() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "\nMore than {:.0} % away from what is kept. If that is meant: scripts/bench check --keep",
+        "\nA count changed by more than {:.0} %. If that is intended: scripts/bench check --keep",
         TOLERATED * 100.0
     );
     Ok(ExitCode::FAILURE)
 }
 
-/// The counts in a file of counts.
+/// Parses a file of counts.
 fn counts_of(file: &str) -> anyhow::Result<Counts> {
     let lines = file.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -149,42 +149,50 @@ fn count_all() -> anyhow::Result<Counts> {
     counted.collect()
 }
 
-/// The instructions of all counted turns of a path.
+/// Counts the instructions of all measured iterations of a path.
 fn count(path: &Path) -> anyhow::Result<u64> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().join("callgrind.out");
     let mut option = OsString::from("--callgrind-out-file=");
     option.push(&out);
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--toggle-collect=counted::counted"])
+        .args([
+            "--tool=callgrind",
+            "--toggle-collect=instructions::measured",
+        ])
         .arg(option)
         .arg(std::env::current_exe()?)
         .args(["run", path.name])
-        // What is in the environment moves the stack, and what is on it.
+        // The size of the environment moves the stack.
         .env_clear()
-        // Whether a large block can grow where it is, or has to be copied, depends on what lies
-        // beside it, and that on threads: each gets pages of its own.
+        // Large blocks get pages of their own: whether one can grow in place depends on its neighbours
+        // in memory, and those on the timing of threads.
         .env("MALLOC_MMAP_THRESHOLD_", "65536")
         .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
         .output()
-        .context("valgrind cannot be run")?;
-    let told = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "it failed under callgrind: {told}");
-    let told = fs::read_to_string(out)?;
-    let total = told.lines().find_map(|line| line.strip_prefix("totals: "));
-    let total = total.context("callgrind told no total")?.parse()?;
-    ensure!(total > 0, "callgrind did not find what to count");
+        .context("cannot run valgrind")?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "the path failed under callgrind: {stderr}"
+    );
+    let profile = fs::read_to_string(out)?;
+    let total = profile
+        .lines()
+        .find_map(|line| line.strip_prefix("totals: "));
+    let total = total.context("the profile has no total")?.parse()?;
+    ensure!(total > 0, "callgrind did not find the measured function");
     Ok(total)
 }
 
-/// What the counts depend on beside our code: the compiler, the C library, callgrind, and whether
-/// the processor has what the C library's fastest routines use.
+/// Returns the environment that counts depend on: the compiler, the C library, callgrind, and whether
+/// the processor has AVX2, which the C library's fastest routines use.
 fn made_by() -> anyhow::Result<String> {
     let first_line = |program: &str, argument: &str| -> anyhow::Result<String> {
         let output = Command::new(program).arg(argument).output();
-        let output = output.with_context(|| format!("{program} cannot be run"))?;
-        let told = String::from_utf8_lossy(&output.stdout);
-        Ok(told.lines().next().unwrap_or_default().to_owned())
+        let output = output.with_context(|| format!("cannot run {program}"))?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        Ok(stdout.lines().next().unwrap_or_default().to_owned())
     };
     let rustc = first_line("rustc", "--version")?;
     let library = first_line("getconf", "GNU_LIBC_VERSION")?;

@@ -8,17 +8,17 @@ mod http;
 mod reconciling;
 mod world;
 
-/// One turn of a path.
-pub type Turn = Box<dyn FnMut()>;
+/// One iteration of a path.
+pub type Iteration = Box<dyn FnMut()>;
 
 /// A path that every order takes.
 pub struct Path {
     /// What is done, in words; its name too.
     pub name: &'static str,
-    /// How often that is done in one turn.
+    /// How often that is done in one iteration.
     pub times: u64,
-    /// Makes the world for so many turns.
-    pub prepare: fn(usize) -> Turn,
+    /// Makes the world for so many iterations.
+    pub prepare: fn(usize) -> Iteration,
 }
 
 /// Every path, in the order in which an order comes to them.

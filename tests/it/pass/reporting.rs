@@ -1,0 +1,152 @@
+//! The report of a pass, and the heartbeat, each write of which costs a disk flush.
+
+use super::*;
+use crate::world::ready;
+
+fn written_at(harness: &Harness) -> Timestamp {
+    ready(harness.store.heartbeat())
+        .unwrap()
+        .last_pass_at
+        .unwrap()
+}
+
+/// Passes, one a second from the next on, until the heartbeat is written: after so many seconds.
+fn seconds_until_written(
+    harness: &Harness,
+    reconciler: &mut Reconciler<InMemory, ManualClock>,
+) -> i64 {
+    let before = written_at(harness);
+    let begun = harness.clock.now();
+    while written_at(harness) == before {
+        harness.forward(1_000);
+        pass(reconciler);
+        assert!(harness.clock.now().since(begun) < Duration::from_secs(60));
+    }
+    harness.clock.now().since(begun).as_secs() as i64
+}
+
+#[test]
+fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_seconds() {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    pass(&mut reconciler);
+    assert_eq!(written_at(&harness), harness.clock.now());
+    harness.forward(1_100);
+    assert_eq!(
+        pass(&mut reconciler).observed,
+        1,
+        "it looks, and that is all"
+    );
+    assert_eq!(seconds_until_written(&harness, &mut reconciler), 4);
+    // What happens is told at once.
+    harness.forward(1_000);
+    harness.create("a2");
+    pass(&mut reconciler);
+    assert_eq!(written_at(&harness), harness.clock.now());
+    // A clock that was set back does not silence it either.
+    harness.forward(-3_600_000);
+    pass(&mut reconciler);
+    let next_pass_at = ready(harness.store.heartbeat())
+        .unwrap()
+        .next_pass_at
+        .unwrap();
+    assert!(next_pass_at < harness.clock.now().after(Duration::from_secs(2)));
+}
+
+#[test]
+fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
+    let mut harness = Harness::new(100);
+    harness.settings.start_rate = Some(0.1);
+    for id in ["a1", "a2"] {
+        harness.create(id);
+    }
+    let mut reconciler = harness.reconciler();
+    assert!(pass(&mut reconciler).has_more);
+    let before = written_at(&harness);
+    harness.forward(1_000);
+    assert!(pass(&mut reconciler).has_more, "its turn has not come");
+    assert_eq!(written_at(&harness), before);
+    harness.upstream.look_fault.set(Fault::Refused);
+    harness.forward(1_000);
+    assert!(pass(&mut reconciler).unreachable);
+    let down_since = written_at(&harness);
+    assert!(down_since > before, "that it is down is news");
+    harness.forward(1_000);
+    assert!(pass(&mut reconciler).unreachable);
+    assert_eq!(written_at(&harness), down_since);
+}
+
+#[test]
+fn the_upstream_counts_as_unreachable_when_nothing_that_was_asked_got_an_answer() {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    pass(&mut reconciler);
+    harness.forward(1_100);
+    harness.upstream.look_fault.set(Fault::Lost);
+    assert!(pass(&mut reconciler).unreachable, "it did not answer");
+    harness.create("a2");
+    harness.forward(1_000);
+    assert!(!pass(&mut reconciler).unreachable, "it took the start");
+    assert_eq!(harness.order("a2").status, Status::Processing);
+}
+
+#[test]
+fn a_report_counts_what_was_found_and_what_was_done() {
+    let one = |count: Report| Report {
+        observed: 1,
+        ..count
+    };
+    // A start whose answer was lost has led to a process that runs, or has ended.
+    for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
+        let harness = Harness::new(max_duration_secs);
+        harness.create("a1");
+        harness.upstream.start_fault.set(Fault::AnswerLost);
+        let mut reconciler = harness.reconciler();
+        assert_eq!(pass(&mut reconciler).unanswered, 1);
+        harness.forward(6_000);
+        let expected = one(Report {
+            adopted: 1,
+            settled,
+            ..Report::default()
+        });
+        assert_eq!(pass(&mut reconciler), expected);
+    }
+    let harness = forgotten(1, LostProcess::Fail);
+    let mut reconciler = harness.old_reconciler();
+    let missed = one(Report {
+        missed: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), missed);
+    harness.forward(1_000);
+    let failed = one(Report {
+        failed_by_policy: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), failed);
+    let harness = forgotten(1, LostProcess::Hold);
+    let mut reconciler = harness.old_reconciler();
+    pass(&mut reconciler);
+    harness.forward(1_000);
+    let flagged = one(Report {
+        flagged: 1,
+        ..Report::default()
+    });
+    assert_eq!(pass(&mut reconciler), flagged);
+}
+
+#[test]
+fn a_second_start_whose_answer_was_lost_counts_as_a_restart_when_its_end_is_seen() {
+    let harness = forgotten(1, LostProcess::Restart);
+    let mut reconciler = harness.old_reconciler();
+    pass(&mut reconciler);
+    harness.forward(1_000);
+    harness.upstream.start_fault.set(Fault::AnswerLost);
+    assert_eq!(pass(&mut reconciler).unanswered, 1);
+    harness.forward(100_000);
+    let report = pass(&mut reconciler);
+    assert_eq!((report.restarted, report.settled), (1, 1), "{report}");
+    assert_eq!(harness.order("a0").starts, 2);
+}
