@@ -1,4 +1,4 @@
-//! The load: connections that create orders, each id once, and remember what was answered.
+//! The load: clients that create orders, each id once, and record the answers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,34 +11,34 @@ use tokio::task::JoinHandle;
 
 use crate::world::{Client, is_settled};
 
-/// Callers at the same time.
+/// Number of concurrent clients.
 const CALLERS: u64 = 16;
 
-/// Between the start and the end of any request.
+/// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often one order is asked for at most.
+/// Maximum number of requests to create one order.
 const TRIES: u32 = 6;
 
-/// What is known of an order from the answers to its creation.
+/// The existence of an order, as the answers to its creation imply it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// It was acknowledged: it must be there.
+    /// The order was acknowledged, and must exist.
     Acknowledged,
-    /// An answer never came, or said that it may be created: both is right.
+    /// An answer was lost, or said that the order may be created: it may exist.
     Maybe,
-    /// Every answer said that nothing was done, or nobody was there: it must not exist.
+    /// Every answer said that nothing was done, or there was no connection: it must not exist.
     Not,
 }
 
-/// What came of the load.
+/// The answers to the load.
 #[derive(Default)]
 pub struct Answers {
     pub known: HashMap<String, Known>,
-    /// Those acknowledged, in the order of their answers.
+    /// Acknowledged orders, in the order of their answers.
     acknowledged: Vec<String>,
-    /// How settled orders were told during the run: they must stay so.
-    pub told: HashMap<String, String>,
+    /// Statuses of settled orders that were read during the run: they must not change.
+    pub settled: HashMap<String, String>,
     pub wrong: Vec<String>,
     pub created: u64,
     pub existed: u64,
@@ -48,7 +48,7 @@ pub struct Answers {
     pub reads: u64,
 }
 
-/// Callers at work.
+/// The running clients.
 pub struct Load {
     shared: Arc<Shared>,
     callers: Vec<JoinHandle<()>>,
@@ -58,7 +58,7 @@ struct Shared {
     api: String,
     client: Client,
     answers: Mutex<Answers>,
-    /// Creations per second, over all callers; zero for none.
+    /// Creations per second of all clients together; 0 for none.
     rate: AtomicU64,
     is_over: AtomicBool,
 }
@@ -82,7 +82,7 @@ impl Load {
         self.shared.rate.store(per_second, Ordering::Relaxed);
     }
 
-    /// Ends it, and tells what was answered.
+    /// Ends the load, and returns the answers.
     pub async fn end(self) -> Answers {
         self.shared.is_over.store(true, Ordering::Relaxed);
         for caller in self.callers {
@@ -92,13 +92,13 @@ impl Load {
     }
 }
 
-/// What one request to create an order has shown.
-enum Shown {
+/// The outcome of one request to create an order.
+enum CreateOutcome {
     Created,
     Existed,
-    /// Nothing was done, by the answer's own word.
+    /// The answer says that nothing was done.
     Refused,
-    /// Nobody took the connection.
+    /// The connection was refused.
     Unreachable,
     Unknown,
     Wrong(String),
@@ -123,12 +123,12 @@ async fn call(shared: Arc<Shared>, caller: u64, mut rng: fastrand::Rng) {
     }
 }
 
-/// Asks for an order, perhaps again and again until it is there.
+/// Creates an order, and in half of the cases retries until it exists.
 async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
     let gives_up_early = rng.bool();
     for _ in 0..TRIES {
-        let shown = ask(shared, id).await;
-        let known = shared.answers.lock().unwrap().note(id, shown);
+        let outcome = ask(shared, id).await;
+        let known = shared.answers.lock().unwrap().record(id, outcome);
         if known == Known::Acknowledged || gives_up_early {
             return;
         }
@@ -137,15 +137,15 @@ async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
 }
 
 impl Answers {
-    /// Takes note of an answer: what is known of the order now.
-    fn note(&mut self, id: &str, shown: Shown) -> Known {
+    /// Records the outcome of a request, and returns what is known of the order.
+    fn record(&mut self, id: &str, outcome: CreateOutcome) -> Known {
         let mut known = self.known.get(id).copied().unwrap_or(Known::Not);
-        match shown {
-            Shown::Created => {
+        match outcome {
+            CreateOutcome::Created => {
                 self.created += 1;
                 known = Known::Acknowledged;
             }
-            Shown::Existed => {
+            CreateOutcome::Existed => {
                 self.existed += 1;
                 if known == Known::Not {
                     let what = format!("{id} existed before it was asked for");
@@ -153,13 +153,13 @@ impl Answers {
                 }
                 known = Known::Acknowledged;
             }
-            Shown::Refused => self.refused += 1,
-            Shown::Unreachable => self.unreachable += 1,
-            Shown::Unknown => {
+            CreateOutcome::Refused => self.refused += 1,
+            CreateOutcome::Unreachable => self.unreachable += 1,
+            CreateOutcome::Unknown => {
                 self.unknown += 1;
                 known = Known::Maybe;
             }
-            Shown::Wrong(what) => self.wrong.push(what),
+            CreateOutcome::Wrong(what) => self.wrong.push(what),
         }
         self.known.insert(id.to_owned(), known);
         if known == Known::Acknowledged {
@@ -169,7 +169,7 @@ impl Answers {
     }
 }
 
-async fn ask(shared: &Shared, id: &str) -> Shown {
+async fn ask(shared: &Shared, id: &str) -> CreateOutcome {
     let request = shared
         .client
         .request("POST", format!("{}/order", shared.api))
@@ -178,27 +178,27 @@ async fn ask(shared: &Shared, id: &str) -> Shown {
         .body(serde_json::json!({ "id": id }).to_string());
     let response = match request.send().await {
         Ok(response) => response,
-        Err(error) if error.is_connect() => return Shown::Unreachable,
-        Err(_) => return Shown::Unknown,
+        Err(error) if error.is_connect() => return CreateOutcome::Unreachable,
+        Err(_) => return CreateOutcome::Unknown,
     };
     let status = response.status().as_u16();
     let Ok(body) = response.text().await else {
-        // The status alone says it.
+        // The status is enough.
         return match status {
-            201 => Shown::Created,
-            _ => Shown::Unknown,
+            201 => CreateOutcome::Created,
+            _ => CreateOutcome::Unknown,
         };
     };
     match status {
-        201 => Shown::Created,
-        409 => Shown::Existed,
-        503 if body.contains("nothing was done") => Shown::Refused,
-        503 if body.contains("/problems#outcome-unknown") => Shown::Unknown,
-        _ => Shown::Wrong(format!("{id} was answered {status}: {body}")),
+        201 => CreateOutcome::Created,
+        409 => CreateOutcome::Existed,
+        503 if body.contains("nothing was done") => CreateOutcome::Refused,
+        503 if body.contains("/problems#outcome-unknown") => CreateOutcome::Unknown,
+        _ => CreateOutcome::Wrong(format!("{id} was answered {status}: {body}")),
     }
 }
 
-/// Reads an acknowledged order: it must be there, and if it is settled, stay as it is.
+/// Reads an acknowledged order: it must exist, and if it is settled, its status must not change.
 async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
     let id = {
         let answers = shared.answers.lock().unwrap();
@@ -224,17 +224,17 @@ async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
             let order: Value = serde_json::from_str(&body).unwrap_or_default();
             if is_settled(&order) {
                 let now = order["status"].as_str().unwrap_or_default().to_owned();
-                let before = answers.told.insert(id, now.clone());
+                let before = answers.settled.insert(id, now.clone());
                 if before.is_some_and(|before| before != now) {
                     answers
                         .wrong
-                        .push(format!("it was settled otherwise: {order}"));
+                        .push(format!("its settled status has changed: {order}"));
                 }
             }
         }
         503 => {}
         _ => answers
             .wrong
-            .push(format!("acknowledged {id} is told {status}: {body}")),
+            .push(format!("acknowledged {id} is answered {status}: {body}")),
     }
 }

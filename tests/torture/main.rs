@@ -1,17 +1,17 @@
-//! The torture: the real programs under load, while they are killed, stopped, ended and lied to;
-//! then every order is held against what was acknowledged and against the simulator's record.
+//! The torture test: the real programs under load, while they are killed, stopped, terminated and given
+//! faulty answers; then every order is compared with the answers of the API and the simulator's record.
 //!
-//! - `load`: creates orders over HTTP, and remembers what was answered for each.
-//! - `storm`: the four programs, and what is done to them.
-//! - `verdict`: what must hold in the end.
+//! - `load`: creates orders over HTTP, and records the answers.
+//! - `chaos`: runs the four programs, and injects faults.
+//! - `verdict`: the checks at the end.
 //!
-//! `scripts/torture MINUTES` runs it so long; `cargo test` leaves it out. What is drawn comes from
-//! `--seed N`, but the machine's timing is its own: a seed repeats the plan, not the run.
+//! `scripts/torture MINUTES` runs it for that long; `cargo test` skips it. `--seed N` repeats the plan,
+//! but not the timing of the machine.
 
 #![allow(clippy::unwrap_used, reason = "a torture may fail anywhere")]
 
+mod chaos;
 mod load;
-mod storm;
 mod verdict;
 #[allow(dead_code, reason = "this is what all tests need; here it is a part")]
 #[path = "../it/world.rs"]
@@ -21,15 +21,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use chaos::Chaos;
 use load::Load;
-use storm::Storm;
 use world::World;
 
-/// The longest run: the simulator's record has a line for each request.
+/// Maximum duration of a run: the simulator's record has a line for each request.
 const MINUTES_MAX: f64 = 24.0 * 60.0;
 
-/// How long all orders may take to settle once nothing goes wrong any more: a backoff of five
-/// minutes, and a minute.
+/// Maximum time for all orders to settle once there are no more faults: a backoff of five minutes, and a
+/// minute.
 const SETTLING_MAX: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {
@@ -45,9 +45,9 @@ fn main() -> ExitCode {
         } else {
             match argument.parse() {
                 Ok(number) if number > 0.0 && number <= MINUTES_MAX => minutes = Some(number),
-                // `cargo test WORD` asks every target for the tests that have the word in them.
+                // `cargo test WORD` passes the word to every target.
                 Err(_) if !argument.starts_with('-') => {
-                    println!("torture: not asked for");
+                    println!("torture: skipped, because a test name was given");
                     return ExitCode::SUCCESS;
                 }
                 _ => return usage(),
@@ -55,13 +55,13 @@ fn main() -> ExitCode {
         }
     }
     let Some(minutes) = minutes else {
-        println!("torture: left out; scripts/torture MINUTES runs it");
+        println!("torture: skipped; scripts/torture MINUTES runs it");
         return ExitCode::SUCCESS;
     };
     println!("torture: {minutes} minutes, seed {seed}");
     let world = World::new();
     let failures = catch_unwind(AssertUnwindSafe(|| torture(&world, minutes, seed)))
-        .unwrap_or_else(|_| vec!["it broke off; the reason is above".to_owned()]);
+        .unwrap_or_else(|_| vec!["the run panicked; the reason is above".to_owned()]);
     if failures.is_empty() {
         println!("\n1 passed, 0 failed");
         return ExitCode::SUCCESS;
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     println!("\nthe folder is kept: {}", world.path("").display());
     println!("the same plan again: scripts/torture {minutes} --seed {seed}");
     println!("\n0 passed, 1 failed");
-    // Its end would delete the folder.
+    // Dropping it would delete the folder.
     std::mem::forget(world);
     ExitCode::FAILURE
 }
@@ -83,28 +83,28 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Tells what has failed.
+/// Runs the test, and returns its failures.
 fn torture(world: &World, minutes: f64, seed: u64) -> Vec<String> {
     let runtime = tokio::runtime::Runtime::new().expect("there is a runtime");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut storm = Storm::begin(world, runtime.handle().clone(), rng.fork());
-    let load = Load::begin(runtime.handle(), storm.api_url(), rng.fork());
-    storm.rage(Duration::from_secs_f64(minutes * 60.0), &load);
+    let mut chaos = Chaos::begin(world, runtime.handle().clone(), rng.fork());
+    let load = Load::begin(runtime.handle(), chaos.api_url(), rng.fork());
+    chaos.run(Duration::from_secs_f64(minutes * 60.0), &load);
 
     let answers = runtime.block_on(load.end());
-    storm.calm();
-    let calm_at = Instant::now();
-    let settled = storm.settle(SETTLING_MAX);
-    let took = calm_at.elapsed();
+    chaos.stop_faults();
+    let stopped_at = Instant::now();
+    let settled = chaos.settle(SETTLING_MAX);
+    let took = stopped_at.elapsed();
 
-    let mut failures = storm.failures();
+    let mut failures = chaos.failures();
     if !settled {
         failures.push(format!("not all orders are settled after {took:?}"));
     }
     failures.extend(verdict::verdict(
-        &runtime, world, &storm, &answers, seed, took,
+        &runtime, world, &chaos, &answers, seed, took,
     ));
-    failures.extend(storm.end());
-    failures.extend(verdict::error_lines(world, &storm));
+    failures.extend(chaos.end());
+    failures.extend(verdict::error_lines(world, &chaos));
     failures
 }

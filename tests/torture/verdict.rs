@@ -1,4 +1,4 @@
-//! The verdict: what was acknowledged, what the API tells, and what the simulator did, side by side.
+//! The verdict, which compares acknowledgements, the orders of the API and the simulator's record.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -8,12 +8,12 @@ use order_service::simulator::model::Effect;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use crate::chaos::{Chaos, LEADS, NAMES};
 use crate::load::{Answers, Known};
-use crate::storm::{LEADS, NAMES, Storm};
 use crate::world::{Client, World, is_settled, status_after};
 
-/// Of each kind of failure, so many are told.
-const TOLD: usize = 5;
+/// Number of failures of each kind that are listed.
+const LISTED_MAX: usize = 5;
 
 /// Failures, with the first few of each kind in full.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Failures {
 
     fn into_lines(self) -> Vec<String> {
         let line = |(kind, all): (&str, Vec<String>)| {
-            let some = all.iter().take(TOLD).map(String::as_str);
+            let some = all.iter().take(LISTED_MAX).map(String::as_str);
             let some = some.collect::<Vec<_>>().join("; ");
             format!("{kind} ({}): {some}", all.len())
         };
@@ -34,36 +34,36 @@ impl Failures {
     }
 }
 
-/// What the simulator did, by its record.
+/// A summary of the simulator's record.
 #[derive(Default)]
-struct Recorded {
+struct SimulatorRecord {
     lives: u64,
     starts: u64,
-    /// How the last process of each order ended, and in which life it was started.
+    /// Final status of the last process of each order, and the life in which it was started.
     last: HashMap<String, (&'static str, u64)>,
     twice: Vec<String>,
-    /// How often each order was started without the client being told, in words that it believes,
-    /// that nothing was started.
-    to_count: HashMap<String, u64>,
+    /// Minimum number of starts that each order has to count: those whose answer did not deny the start.
+    expected_starts: HashMap<String, u64>,
 }
 
-/// Answers to a start that are believed. A failure on purpose may lie: the process exists.
-const BELIEVED: [u16; 5] = [302, 401, 429, 500, 503];
+/// Answers that deny a start. An injected one may be wrong: the process exists.
+const DENIALS: [u16; 5] = [302, 401, 429, 500, 503];
 
-impl Recorded {
+impl SimulatorRecord {
     fn read(world: &World) -> Self {
         let mut recorded = Self::default();
         for entry in world.record() {
-            let is_believed = entry
-                .answer
-                .is_some_and(|status| BELIEVED.contains(&status));
+            let is_denied = entry.answer.is_some_and(|status| DENIALS.contains(&status));
             match entry.effect {
                 Effect::BeganLife { .. } => recorded.lives += 1,
                 Effect::Started {
                     order_id, outcome, ..
                 } => {
-                    let to_count = recorded.to_count.entry(order_id.clone()).or_default();
-                    *to_count += u64::from(!is_believed);
+                    let expected_starts = recorded
+                        .expected_starts
+                        .entry(order_id.clone())
+                        .or_default();
+                    *expected_starts += u64::from(!is_denied);
                     recorded.started(order_id, status_after(outcome));
                 }
                 Effect::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
@@ -82,63 +82,67 @@ impl Recorded {
     }
 }
 
-/// Prints the summary and the account, and tells what must not be.
+/// Prints the summary and the account, and returns the failures.
 pub fn verdict(
     runtime: &Runtime,
     world: &World,
-    storm: &Storm<'_>,
+    chaos: &Chaos<'_>,
     answers: &Answers,
     seed: u64,
     took: Duration,
 ) -> Vec<String> {
     let mut failures = Failures::default();
-    let orders = runtime.block_on(all_orders(&storm.api_url()));
-    let recorded = Recorded::read(world);
+    let orders = runtime.block_on(all_orders(&chaos.api_url()));
+    let recorded = SimulatorRecord::read(world);
     for what in &answers.wrong {
         failures.add("wrong answers", what);
     }
-    let mut there = HashSet::new();
+    let mut found = HashSet::new();
     for order in &orders {
         let id = order["id"].as_str().unwrap_or_default();
-        if !there.insert(id) {
-            failures.add("told twice", order);
+        if !found.insert(id) {
+            failures.add("listed twice", order);
         }
         if !is_settled(order) || !order["attention"].is_null() {
-            failures.add("not settled, or with a complaint", order);
+            failures.add("not settled, or with attention", order);
         }
         match answers.known.get(id) {
-            None => failures.add("nobody asked for", order),
+            None => failures.add("not requested", order),
             Some(Known::Not) => failures.add("exists, though nothing was done", order),
             Some(Known::Acknowledged | Known::Maybe) => {}
         }
         match recorded.last.get(id) {
             None => failures.add("settled without a process", order),
             Some((ends_as, _)) if order["status"] != *ends_as => {
-                failures.add("not as its last process ended", order);
+                failures.add("status differs from its last process", order);
             }
             Some(_) => {}
         }
         let counted = order["starts"].as_u64().unwrap_or(0);
-        if recorded.to_count.get(id).is_some_and(|n| *n > counted) {
+        if recorded
+            .expected_starts
+            .get(id)
+            .is_some_and(|n| *n > counted)
+        {
             failures.add("started more often than counted", order);
         }
         if answers
-            .told
+            .settled
             .get(id)
-            .is_some_and(|told| order["status"] != **told)
+            .is_some_and(|settled| order["status"] != **settled)
         {
-            failures.add("settled otherwise before", order);
+            failures.add("settled status has changed", order);
         }
     }
     for (id, known) in &answers.known {
-        if *known == Known::Acknowledged && !there.contains(id.as_str()) {
+        if *known == Known::Acknowledged && !found.contains(id.as_str()) {
             failures.add("acknowledged and lost", id);
         }
     }
     for id in recorded
         .last
         .keys()
-        .filter(|id| !there.contains(id.as_str()))
+        .filter(|id| !found.contains(id.as_str()))
     {
         failures.add("a process without an order", id);
     }
@@ -149,7 +153,7 @@ pub fn verdict(
         failures.add("no orders", "");
     }
 
-    print_summary(world, storm, answers, &orders, &recorded, seed, took);
+    print_summary(world, chaos, answers, &orders, &recorded, seed, took);
     let (database, record) = (world.database(), world.simulator_log());
     let account = world.run(
         "order-service",
@@ -160,7 +164,7 @@ pub fn verdict(
                 .to_str()
                 .expect("temporary folders have plain names"),
             "--order-process-url",
-            &storm.simulator_url(),
+            &chaos.simulator_url(),
             "--record",
             record.to_str().expect("temporary folders have plain names"),
         ],
@@ -184,15 +188,15 @@ async fn all_orders(api: &str) -> Vec<Value> {
 
 fn print_summary(
     world: &World,
-    storm: &Storm<'_>,
+    chaos: &Chaos<'_>,
     answers: &Answers,
     orders: &[Value],
-    recorded: &Recorded,
+    recorded: &SimulatorRecord,
     seed: u64,
     took: Duration,
 ) {
     let count = |known| answers.known.values().filter(|k| **k == known).count();
-    let blows = &storm.blows;
+    let injected = &chaos.injected;
     let by_program = |counts: &[u64; 4]| {
         let one = |(name, count): (&&str, &u64)| format!("{name} {count}");
         let all = NAMES.iter().zip(counts).map(one).collect::<Vec<_>>();
@@ -216,13 +220,13 @@ fn print_summary(
                 count(Known::Acknowledged),
                 count(Known::Maybe),
                 count(Known::Not),
-                storm.most_open
+                chaos.most_open
             ),
         ),
         (
             "answers",
             format!(
-                "201 {}, 409 {}, nothing done {}, nobody there {}, unknown {}; {} reads",
+                "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",
                 answers.created,
                 answers.existed,
                 answers.refused,
@@ -232,13 +236,16 @@ fn print_summary(
             ),
         ),
         ("lives", format!("{} of the simulator", recorded.lives)),
-        ("SIGKILL", by_program(&blows.kills)),
-        ("SIGTERM", by_program(&blows.terms)),
-        ("SIGSTOP", format!("{} of a reconciler", blows.stops)),
+        ("SIGKILL", by_program(&injected.kills)),
+        ("SIGTERM", by_program(&injected.terms)),
+        ("SIGSTOP", format!("{} of a reconciler", injected.stops)),
         ("leaders", format!("{}, one after the other", leads.count())),
         (
             "faults",
-            format!("{} crashes, {} other presets", blows.crashes, blows.presets),
+            format!(
+                "{} crashes, {} other presets",
+                injected.crashes, injected.presets
+            ),
         ),
         (
             "starts",
@@ -250,8 +257,8 @@ fn print_summary(
     }
 }
 
-/// Lines in the programs' logs that no program may write, whoever is killed beside it.
-pub fn error_lines(world: &World, storm: &Storm<'_>) -> Vec<String> {
+/// Returns the errors and panics in the logs, which no fault may cause.
+pub fn error_lines(world: &World, chaos: &Chaos<'_>) -> Vec<String> {
     let mut failures = Failures::default();
     let mut explained = 0;
     for (name, text) in logs(world) {
@@ -259,7 +266,7 @@ pub fn error_lines(world: &World, storm: &Storm<'_>) -> Vec<String> {
             if !line.contains(" ERROR ") && !line.contains("panicked") {
                 continue;
             }
-            if storm.blows.stops > 0 && line.contains(WHILE_STOPPED) {
+            if chaos.injected.stops > 0 && line.contains(WHILE_STOPPED) {
                 explained += 1;
             } else {
                 failures.add("lines in the logs", format!("{name}: {line}"));
@@ -270,10 +277,10 @@ pub fn error_lines(world: &World, storm: &Storm<'_>) -> Vec<String> {
     failures.into_lines()
 }
 
-/// A reconciler that is stopped in the middle of a write keeps everyone else from writing.
+/// Error that a stopped reconciler causes: stopped within a write, it blocks all other writers.
 const WHILE_STOPPED: &str = "the database cannot be written";
 
-/// What the programs logged, with the names of the files.
+/// Returns the logs of the programs, with the names of the files.
 fn logs(world: &World) -> Vec<(String, String)> {
     let files = fs::read_dir(world.path("")).expect("the folder can be read");
     let mut logs = Vec::new();

@@ -1,4 +1,4 @@
-//! The storm: the four programs, and what is done to them at random moments.
+//! The four programs, and the faults that are injected at random times.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -17,21 +17,21 @@ const SIMULATOR: usize = 0;
 const API: usize = 1;
 const RECONCILERS: [usize; 2] = [2, 3];
 
-/// Between two blows, in milliseconds.
+/// Range of the time between two faults, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 300..3_000;
 
-/// So many open orders, and the load rests until they are fewer.
+/// Number of open orders above which the load pauses.
 const OPEN_MAX: u64 = 3_000;
 
-/// An outage short enough to be met while it is set.
+/// An outage with a period that is short enough for requests to meet it.
 const SHORT_OUTAGE: &str = r#"{"preset":"outage","outage":{"every_ms":3000,"lasts_ms":2000}}"#;
 
-/// What a reconciler logs when it begins to lead.
+/// Text that a reconciler logs when it becomes the leader.
 pub const LEADS: &str = "this reconciler leads";
 
-/// What was done.
+/// Numbers of injected faults.
 #[derive(Default)]
-pub struct Blows {
+pub struct InjectedFaults {
     pub kills: [u64; 4],
     pub terms: [u64; 4],
     pub stops: u64,
@@ -39,7 +39,7 @@ pub struct Blows {
     pub presets: u64,
 }
 
-pub struct Storm<'w> {
+pub struct Chaos<'w> {
     world: &'w World,
     runtime: Handle,
     rng: fastrand::Rng,
@@ -47,16 +47,16 @@ pub struct Storm<'w> {
     store: Store,
     ports: [u16; 3],
     programs: [Option<Program>; 4],
-    /// When a stopped program goes on.
-    goes_on_at: [Option<Instant>; 4],
-    /// When the usual faults come back.
-    usual_at: Option<Instant>,
-    pub blows: Blows,
+    /// Times at which stopped programs are resumed.
+    resume_at: [Option<Instant>; 4],
+    /// Time at which the default faults are restored.
+    restore_at: Option<Instant>,
+    pub injected: InjectedFaults,
     pub most_open: u64,
     failures: Vec<String>,
 }
 
-impl<'w> Storm<'w> {
+impl<'w> Chaos<'w> {
     /// Starts the programs.
     pub fn begin(world: &'w World, runtime: Handle, mut rng: fastrand::Rng) -> Self {
         let ports = free_ports();
@@ -70,9 +70,9 @@ impl<'w> Storm<'w> {
             store: world.store(),
             ports,
             programs,
-            goes_on_at: [None; 4],
-            usual_at: None,
-            blows: Blows::default(),
+            resume_at: [None; 4],
+            restore_at: None,
+            injected: InjectedFaults::default(),
             most_open: 0,
             failures: Vec::new(),
         }
@@ -86,12 +86,12 @@ impl<'w> Storm<'w> {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
 
-    /// Does its worst for so long.
-    pub fn rage(&mut self, duration: Duration, load: &Load) {
+    /// Injects faults for this duration, and sets the rate of the load.
+    pub fn run(&mut self, duration: Duration, load: &Load) {
         let begun = Instant::now();
-        let mut blow_at = begun + Duration::from_secs(1);
+        let mut inject_at = begun + Duration::from_secs(1);
         let mut rate_at = begun;
-        let mut tell_at = begun + Duration::from_secs(60);
+        let mut report_at = begun + Duration::from_secs(60);
         while begun.elapsed() < duration {
             let now = Instant::now();
             self.undo(now);
@@ -106,27 +106,27 @@ impl<'w> Storm<'w> {
                 load.set_rate(if open > OPEN_MAX { 0 } else { rate });
                 rate_at = now + Duration::from_secs(1);
             }
-            if now >= blow_at {
-                self.all_run();
-                self.blow();
+            if now >= inject_at {
+                self.check_running();
+                self.inject();
                 let pause = self.rng.u64(PAUSE_MS);
-                blow_at = Instant::now() + Duration::from_millis(pause);
+                inject_at = Instant::now() + Duration::from_millis(pause);
             }
-            if now >= tell_at {
+            if now >= report_at {
                 let minutes = begun.elapsed().as_secs() / 60;
                 println!("  minute {minutes}: {} orders are open", self.open());
-                tell_at += Duration::from_secs(60);
+                report_at += Duration::from_secs(60);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    fn blow(&mut self) {
+    fn inject(&mut self) {
         match self.rng.u32(..20) {
             0..2 => self.kill(SIMULATOR),
             2..5 => self.kill(API),
             5..9 => {
-                let which = self.a_reconciler();
+                let which = self.pick_reconciler();
                 self.kill(which);
             }
             9..13 => self.stop(),
@@ -135,12 +135,12 @@ impl<'w> Storm<'w> {
                 self.term(which);
             }
             16..18 => {
-                self.blows.crashes += 1;
+                self.injected.crashes += 1;
                 let body = format!("{{\"restart_after_ms\":{}}}", self.rng.u64(..2_000));
                 self.control("POST", "crash", &body);
             }
             _ => {
-                self.blows.presets += 1;
+                self.injected.presets += 1;
                 let presets = [
                     r#"{"preset":"flaky"}"#,
                     r#"{"preset":"calm"}"#,
@@ -149,13 +149,13 @@ impl<'w> Storm<'w> {
                 let preset = presets[self.rng.usize(..presets.len())];
                 self.control("PUT", "faults", preset);
                 let seconds = self.rng.u64(2..8);
-                self.usual_at = Some(Instant::now() + Duration::from_secs(seconds));
+                self.restore_at = Some(Instant::now() + Duration::from_secs(seconds));
             }
         }
     }
 
-    /// Mostly the one that leads: the other has nothing in its hands.
-    fn a_reconciler(&mut self) -> usize {
+    /// Returns a reconciler, mostly the leader: the other one has no work to interrupt.
+    fn pick_reconciler(&mut self) -> usize {
         let any = RECONCILERS[self.rng.usize(..RECONCILERS.len())];
         let is_to_lead = self.rng.u32(..4) > 0;
         let leads = |which: &usize| {
@@ -167,17 +167,17 @@ impl<'w> Storm<'w> {
     }
 
     fn kill(&mut self, which: usize) {
-        self.blows.kills[which] += 1;
+        self.injected.kills[which] += 1;
         if let Some(program) = self.programs[which].take() {
             program.kill();
         }
         self.start(which);
     }
 
-    /// SIGTERM: it must end by itself, and well.
+    /// Sends SIGTERM, on which the program must exit with code 0.
     fn term(&mut self, which: usize) {
-        self.blows.terms[which] += 1;
-        self.go_on(which);
+        self.injected.terms[which] += 1;
+        self.resume(which);
         if let Some(program) = self.programs[which].take() {
             let code = self.meanwhile(|| program.stop());
             if code != Some(0) {
@@ -189,19 +189,19 @@ impl<'w> Storm<'w> {
         self.start(which);
     }
 
-    /// SIGSTOP for a while, as a machine does that is out of breath.
+    /// Stops a reconciler for a while, as an overloaded machine would.
     fn stop(&mut self) {
-        self.blows.stops += 1;
-        let which = self.a_reconciler();
+        self.injected.stops += 1;
+        let which = self.pick_reconciler();
         if let Some(program) = &self.programs[which] {
             program.signal("STOP");
         }
         let until = Instant::now() + Duration::from_millis(self.rng.u64(200..3_000));
-        self.goes_on_at[which] = Some(until);
+        self.resume_at[which] = Some(until);
     }
 
-    fn go_on(&mut self, which: usize) {
-        if self.goes_on_at[which].take().is_some()
+    fn resume(&mut self, which: usize) {
+        if self.resume_at[which].take().is_some()
             && let Some(program) = &self.programs[which]
         {
             program.signal("CONT");
@@ -209,44 +209,44 @@ impl<'w> Storm<'w> {
     }
 
     fn start(&mut self, which: usize) {
-        self.goes_on_at[which] = None;
+        self.resume_at[which] = None;
         let seed = self.rng.u64(..);
         let (world, ports) = (self.world, self.ports);
         let program = self.meanwhile(|| start(world, which, &ports, seed));
         self.programs[which] = Some(program);
     }
 
-    /// Does what may wait for a stopped program, which goes on in its time all the same.
+    /// Runs `act`, which may wait for a stopped program, and resumes programs in time meanwhile.
     fn meanwhile<T: Send>(&mut self, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let acting = scope.spawn(act);
             while !acting.is_finished() {
-                self.go_on_in_time(Instant::now());
+                self.resume_due(Instant::now());
                 std::thread::sleep(Duration::from_millis(2));
             }
             acting.join().expect("it could be done")
         })
     }
 
-    fn go_on_in_time(&mut self, now: Instant) {
+    fn resume_due(&mut self, now: Instant) {
         for which in RECONCILERS {
-            if self.goes_on_at[which].is_some_and(|at| at <= now) {
-                self.go_on(which);
+            if self.resume_at[which].is_some_and(|at| at <= now) {
+                self.resume(which);
             }
         }
     }
 
-    /// Ends what was for a while only.
+    /// Ends the temporary faults that are due.
     fn undo(&mut self, now: Instant) {
-        self.go_on_in_time(now);
-        if self.usual_at.is_some_and(|at| at <= now) {
-            self.usual_at = None;
+        self.resume_due(now);
+        if self.restore_at.is_some_and(|at| at <= now) {
+            self.restore_at = None;
             self.control("PUT", "faults", r#"{"preset":"crashing"}"#);
         }
     }
 
-    /// Nobody ends but by our hand.
-    fn all_run(&mut self) {
+    /// Checks that no program has ended by itself, and restarts one that has.
+    fn check_running(&mut self) {
         for (which, name) in NAMES.iter().enumerate() {
             let ended = self.programs[which].as_mut().and_then(Program::ended);
             if let Some(status) = ended {
@@ -257,20 +257,20 @@ impl<'w> Storm<'w> {
         }
     }
 
-    /// From now on nothing goes wrong.
-    pub fn calm(&mut self) {
+    /// Ends all faults.
+    pub fn stop_faults(&mut self) {
         for which in RECONCILERS {
-            self.go_on(which);
+            self.resume(which);
         }
-        self.all_run();
-        self.usual_at = None;
+        self.check_running();
+        self.restore_at = None;
         self.control("PUT", "faults", r#"{"preset":"calm"}"#);
     }
 
-    /// Waits until every order is settled; false if that takes too long.
+    /// Waits until every order is settled. Returns false if that takes too long.
     pub fn settle(&mut self, at_most: Duration) -> bool {
         let deadline = Instant::now() + at_most;
-        let mut tell_at = Instant::now() + Duration::from_secs(30);
+        let mut report_at = Instant::now() + Duration::from_secs(30);
         loop {
             let open = self.open();
             if open == 0 {
@@ -280,21 +280,21 @@ impl<'w> Storm<'w> {
             if now >= deadline {
                 return false;
             }
-            if now >= tell_at {
+            if now >= report_at {
                 println!("  settling: {open} orders are open");
-                tell_at = now + Duration::from_secs(30);
+                report_at = now + Duration::from_secs(30);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// What went wrong with the programs themselves.
+    /// Returns the failures of the programs themselves.
     pub fn failures(&mut self) -> Vec<String> {
-        self.all_run();
+        self.check_running();
         std::mem::take(&mut self.failures)
     }
 
-    /// Ends them all, the reconcilers first.
+    /// Terminates all programs, the reconcilers first.
     pub fn end(&mut self) -> Vec<String> {
         for which in (0..NAMES.len()).rev() {
             if let Some(program) = self.programs[which].take() {
@@ -327,7 +327,7 @@ impl<'w> Storm<'w> {
             .header("content-type", "application/json")
             .body(body.to_owned());
         let answer = self.runtime.block_on(self.client.send(request));
-        // It cannot crash while it is down.
+        // A simulator that is down cannot crash.
         let is_right = answer.status == 200 || (answer.status == 409 && path == "crash");
         if !is_right {
             self.failures
@@ -336,7 +336,7 @@ impl<'w> Storm<'w> {
     }
 }
 
-/// Starts a program where it was before.
+/// Starts a program at its address.
 fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
     let [simulator, api, control] = ports.map(|port| format!("127.0.0.1:{port}"));
     let database = world.database();
@@ -378,7 +378,7 @@ fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
     }
 }
 
-/// Ports that the system gives to nobody by itself, so that they are still free after a restart.
+/// Returns free ports outside the ephemeral range, so that they stay free across restarts.
 fn free_ports() -> [u16; 3] {
     let mut held = Vec::new();
     while held.len() < 3 {
