@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::order::{Rfc3339, Timestamp};
+use crate::order::{Observed, Reason, Rfc3339, Timestamp};
 
 /// Formats a moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`. By another clock it may lie
 /// ahead.
@@ -55,5 +55,32 @@ pub fn quoted(word: &str) -> String {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Returns the `detail` of an order that needs attention. `refusal` is the upstream's answer when it
+/// refused a start.
+pub fn attention_detail(
+    reason: Reason,
+    starts: u32,
+    observed: Option<&Observed>,
+    refusal: Option<&str>,
+) -> String {
+    match (reason, observed) {
+        (Reason::UnknownStatus, Some(Observed::Unrecognised(word))) => {
+            format!("its process has the status {word:?}, which this program does not know")
+        }
+        (Reason::ProcessLost, _) => {
+            "the upstream does not know its process any more; it may or may not have done its work"
+                .to_owned()
+        }
+        (Reason::MaxStarts, _) => match starts {
+            1 => "it may have been started once and is not started again".to_owned(),
+            n => format!("it may have been started {n} times and is not started again"),
+        },
+        (reason, _) => match refusal {
+            Some(refusal) => refusal.to_owned(),
+            None => reason.as_str().replace('_', " "),
+        },
     }
 }

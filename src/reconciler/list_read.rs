@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
 
-use super::Context;
+use super::context::Context;
 use super::observations::{ListReader, ListSnapshot};
 use crate::clock::Clock;
 use crate::order::Timestamp;

@@ -11,7 +11,8 @@ use futures_util::stream::FuturesUnordered;
 
 use super::list_read::{ListAnswer, ListRead};
 use super::observations::Observations;
-use super::{Decision, Reconciler, Report, effects, note};
+use super::pace_log::note;
+use super::{Decision, Reconciler, Report, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
@@ -40,9 +41,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ///
     /// A list has a head start: if it is read by then, as nearly all are, what it says comes before
     /// the next starts. Otherwise it is read beside these, and some orders are looked up meanwhile.
-    pub(super) async fn observe(&mut self, report: &mut Report, stop: &Stop) -> anyhow::Result<()> {
+    pub(super) async fn observe(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
-        self.looked_at = Some(began_at);
+        self.polled_at = Some(began_at);
         let mut orders = self.context.store.watched().await?;
         let is_often = self.is_often(began_at);
         let plan = self.pace.plan(orders.watched(), is_often, began_at);
@@ -57,8 +58,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 () = self.context.clock.deadline(began_at.after(LIST_HEAD_START)) => {}
             }
             return match ListRead::take_answer(&mut self.list) {
-                Some(answer) => self.on_list(answer, report, stop).await,
-                None => Ok(()),
+                Some(answer) => self.on_list(answer, stop).await,
+                None => Ok(Report::default()),
             };
         }
         let (mut limit, mut not_chosen) = (INSTEAD_OF_LIST_MAX, 0);
@@ -72,34 +73,24 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let mut seen = Observations::new(orders);
         self.look_up_all(&mut seen, limit, stop).await;
-        self.conclude(seen, began_at, not_chosen, report, stop)
-            .await
+        self.conclude(seen, began_at, not_chosen, stop).await
     }
 
     /// Takes the list that has ended meanwhile, if one has. What has happened since it began is known
     /// from the orders as they are now.
-    pub(super) async fn take_list(
-        &mut self,
-        report: &mut Report,
-        stop: &Stop,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn take_list(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
-            return Ok(());
+            return Ok(Report::default());
         };
         let orders = self.context.store.watched().await?;
         answer.snapshot = answer.snapshot.for_orders(&answer.orders, &orders);
         answer.orders = orders;
-        self.on_list(answer, report, stop).await
+        self.on_list(answer, stop).await
     }
 
     /// Reads the end of a list. If the list cannot be used, some orders are looked up instead, so that
     /// a list that never works cannot strand anyone.
-    async fn on_list(
-        &mut self,
-        answer: ListAnswer,
-        report: &mut Report,
-        stop: &Stop,
-    ) -> anyhow::Result<()> {
+    async fn on_list(&mut self, answer: ListAnswer, stop: &Stop) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         let ListAnswer {
             began_at, result, ..
@@ -118,7 +109,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let contradictions = seen.contradictions().collect();
         self.look_up_each(&mut seen, contradictions, CONFIRMED_MAX, stop)
             .await;
-        self.conclude(seen, began_at, 0, report, stop).await
+        self.conclude(seen, began_at, 0, stop).await
     }
 
     /// Decides about what was seen, and records that.
@@ -127,12 +118,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         mut seen: Observations,
         began_at: Timestamp,
         not_chosen: u64,
-        report: &mut Report,
         stop: &Stop,
-    ) -> anyhow::Result<()> {
-        report.observed += seen.orders.len();
+    ) -> anyhow::Result<Report> {
+        let mut report = Report {
+            observed: seen.orders.len(),
+            ..Report::default()
+        };
         if seen.is_complete {
-            self.heartbeat.heartbeat.last_seen_at = Some(began_at);
+            self.heartbeat.state.last_seen_at = Some(began_at);
         }
         // One process is enough here: what the upstream has answered before is not of this life.
         let forgot_at = self.pace.lives().forgot_at();
@@ -145,19 +138,21 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         self.context.forgot_at.set(self.pace.lives().forgot_at());
         self.confirm(&mut seen, occasion, stop).await;
-        report.is_too_soon |= seen.is_any_missing_too_soon(&self.context.policy());
+        report.is_too_soon = seen.is_any_missing_too_soon(&self.context.policy());
         let durations = self.pace.durations().clone();
-        let settled = self.settle(&seen, occasion, began_at, report).await;
+        let settled = self.settle(&seen, occasion, began_at).await;
         if settled.is_err() {
             self.pace.unlearn(durations);
         }
         // Also if what was seen could not be recorded: the upstream has been asked all the same.
         self.remember(&seen, began_at);
-        self.pace.found_running(not_chosen + settled?);
+        let (running, settled) = settled?;
+        report += settled;
+        self.pace.found_running(not_chosen + running);
         if report.missed > 0 && occasion == Occasion::Pass {
             self.pace.look_again(self.context.clock.now());
         }
-        Ok(())
+        Ok(report)
     }
 
     /// Whether so many processes are newly missing that the upstream must have been restarted.
@@ -313,12 +308,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         seen: &Observations,
         occasion: Occasion,
         began_at: Timestamp,
-        report: &mut Report,
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<(u64, Report)> {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
         let stuck_after = self.pace.stuck_after();
         let mut still = 0;
-        let mut changes = unseen(seen, now, report);
+        let mut changes = unseen(seen, now);
+        let mut report = Report::default();
         let mut steps = Vec::new();
         let mut again = Vec::new();
         let orders = seen.orders.watched().iter().zip(seen.orders.orders());
@@ -340,7 +335,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let id = seen.orders.ids().get(place);
             let missed = missed_by(&decision, &policy);
             for decision in missed.iter().chain([&decision]) {
-                effects::apply(decision, id, None, now, report, &mut steps);
+                effects::apply(decision, id, None, now, &mut steps);
             }
             let (action, seq) = (decision.action, order.seq);
             changes.extend(steps.drain(..).map(|step| Change { seq, step }));
@@ -352,28 +347,22 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 again.push(StartCandidate { id, order });
             }
             if changes.len() >= BATCH_MAX {
-                self.record(std::mem::take(&mut changes), now, report)
-                    .await?;
+                report += self.record(std::mem::take(&mut changes), now).await?;
             }
         }
-        self.record(changes, now, report).await?;
+        report += self.record(changes, now).await?;
         self.queue.update(seen.orders.watched(), again);
-        Ok(still)
+        Ok((still, report))
     }
 
-    /// Records changes, if there are any.
-    async fn record(
-        &self,
-        changes: Vec<Change>,
-        now: Timestamp,
-        report: &mut Report,
-    ) -> anyhow::Result<()> {
-        if !changes.is_empty() {
-            let recorded = self.context.record_changes(changes, now).await;
-            let recorded = recorded.context("what was observed could not be recorded")?;
-            report.conflicts += recorded.conflicts.len();
+    /// Records changes, if there are any, and counts them.
+    async fn record(&self, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<Report> {
+        if changes.is_empty() {
+            return Ok(Report::default());
         }
-        Ok(())
+        let recorded = self.context.record_changes(changes, now).await;
+        let (_, report) = recorded.context("what was observed could not be recorded")?;
+        Ok(report)
     }
 }
 
@@ -409,7 +398,7 @@ fn missed_by<'a>(decision: &Decision<'a>, policy: &Policy) -> Option<Decision<'a
 }
 
 /// Changes of the orders that were looked for in vain.
-fn unseen(seen: &Observations, now: Timestamp, report: &mut Report) -> Vec<Change> {
+fn unseen(seen: &Observations, now: Timestamp) -> Vec<Change> {
     let failed = seen.failures.iter().map(|(place, failure)| {
         let (order, id) = (seen.orders.order(*place), seen.orders.ids().get(*place));
         let detail = failure.detail.clone();
@@ -423,7 +412,6 @@ fn unseen(seen: &Observations, now: Timestamp, report: &mut Report) -> Vec<Chang
     for (place, began_at) in &seen.unconfirmed {
         let order = seen.orders.order(*place);
         if !order.is_missed() {
-            report.missed += 1;
             let (seq, began_at) = (order.seq, *began_at);
             let step = Step::Missed { began_at };
             changes.push(Change { seq, step });

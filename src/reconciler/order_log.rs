@@ -6,7 +6,8 @@
 
 use log::Level;
 
-use super::Context;
+use super::Report;
+use super::context::Context;
 use crate::messages::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
 use crate::store::{Change, Filter, Recorded, Step, StoreError};
@@ -15,21 +16,23 @@ use crate::store::{Change, Filter, Recorded, Step, StoreError};
 const TARGET: &str = "order_service::orders";
 
 impl<U, C> Context<U, C> {
-    /// Records changes in one transaction, and then logs those that took effect.
+    /// Records changes in one transaction, counts them, and logs those that took effect.
     pub(super) async fn record_changes(
         &self,
         changes: Vec<Change>,
         now: Timestamp,
-    ) -> Result<Recorded, StoreError> {
+    ) -> Result<(Recorded, Report), StoreError> {
         let logged = log::log_enabled!(target: TARGET, Level::Debug).then(|| changes.clone());
+        let mut report = Report::of(&changes);
         let recorded = self.store.record(&self.lead, changes, now).await?;
+        report.conflicts = recorded.conflicts.len();
         for Change { seq, step } in logged.into_iter().flatten() {
             // Of an order that had moved on, all is left out.
             if !recorded.conflicts.contains(&seq) {
                 self.log_step(seq, &step, now).await;
             }
         }
-        Ok(recorded)
+        Ok((recorded, report))
     }
 
     async fn log_step(&self, seq: i64, step: &Step, now: Timestamp) {

@@ -27,11 +27,14 @@ use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 
+use super::context::{Context, Stage};
+use super::heartbeat::HeartbeatWriter;
 use super::list_read::ListRead;
+use super::pace_log::note;
 use super::start_attempt::{Answer, Call, Outcome};
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
-use super::{Context, HeartbeatWriter, Reconciler, Report, note};
+use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::is_in_doubt;
 use crate::order::Timestamp;
@@ -44,30 +47,13 @@ use crate::upstream::Upstream;
 /// is set right.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
-/// The stages of starting an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// Waits for its turn.
-    Due,
-    /// Its intent is being written.
-    WritingIntent,
-    /// Waits for a request slot.
-    Ready,
-    /// Waits for an answer.
-    InFlight,
-    /// What came of it is being written; then nothing more is done about it for now.
-    WritingResult,
-    /// Nothing more is done about it for now.
-    Left,
-}
-
 /// Orders that are being started, by stage.
 pub(super) struct StartPipeline<'a, U, C> {
     context: &'a Context<U, C>,
     stop: &'a Stop,
     pace: &'a mut Pace,
     heartbeat: &'a mut HeartbeatWriter,
-    report: &'a mut Report,
+    report: Report,
     /// Read on meanwhile. When it is at its end the next pass is due, which decides about it.
     list: &'a mut Option<ListRead>,
     is_list_read: bool,
@@ -92,26 +78,22 @@ enum Event {
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Starts what is due until the next pass is due, the upstream goes down, or nothing is left.
-    pub(super) async fn start_due(
-        &mut self,
-        report: &mut Report,
-        stop: &Stop,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn start_due(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         if self.pace.recover(now) {
             log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
         }
         self.queue.begin();
         let mut until = self.context.settings.schedule.next_after(now);
-        if let Some(look_at) = self.next_look_at() {
-            until = until.min(look_at);
+        if let Some(poll_at) = self.next_poll_at() {
+            until = until.min(poll_at);
         }
         let pipeline = StartPipeline {
             context: &self.context,
             stop,
             pace: &mut self.pace,
             heartbeat: &mut self.heartbeat,
-            report,
+            report: Report::default(),
             list: &mut self.list,
             is_list_read: false,
             until: until.min(now.after(PASS_MAX)),
@@ -126,7 +108,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 }
 
 impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
-    async fn run(mut self) -> anyhow::Result<()> {
+    async fn run(mut self) -> anyhow::Result<Report> {
         loop {
             self.take_turns().await;
             self.send();
@@ -143,7 +125,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
         let has_more = self.is_list_read || !self.due.is_empty();
         self.report.has_more = has_more && !self.stop.begun.is_cancelled();
-        self.error.map_or(Ok(()), Err)
+        self.error.map_or(Ok(self.report), Err)
     }
 
     /// Waits for what comes first. `None` if nothing is under way and no turn will come.
@@ -181,7 +163,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         {
             let now = self.now();
             self.pace.on_start_sent(now);
-            let outcome = self.context.at_turn(&order, now, self.report);
+            let outcome = self.context.at_turn(&order, now);
             self.conclude(order, outcome);
         }
     }
@@ -247,7 +229,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             }
             _ => {}
         }
-        let outcome = self.context.on_answer(&order, answer, now, self.report);
+        let outcome = self.context.on_answer(&order, answer, now);
+        self.report.unanswered += usize::from(outcome.failure.is_some());
         note(self.pace, call, now, outcome.failure.as_ref());
         self.conclude(order, outcome);
         // A long pass does not look like none, and readers hear of the upstream now.
@@ -282,7 +265,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     fn on_committed(&mut self, committed: Committed) {
-        self.report.conflicts += committed.conflicts;
+        self.report += committed.report;
         if let Some(error) = committed.error {
             self.error.get_or_insert(error);
         }

@@ -3,7 +3,8 @@
 //! The stages of an attempt, and their order, are in `start.rs`. What an answer means for the order
 //! is decided in `decide`.
 
-use super::{Context, Report, effects};
+use super::context::Context;
+use super::effects;
 use crate::clock::Clock;
 use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::order::{Observed, Reason, Timestamp};
@@ -65,7 +66,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 
     async fn start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
         let StartCandidate { id, order } = candidate;
-        self.upstream.tally().starts(order.starts > 0);
+        self.upstream.metrics().starts(order.starts > 0);
         let given_up = async {
             stop.abandon.cancelled().await;
             StartError::Ambiguous {
@@ -103,37 +104,24 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 
 impl<U, C> Context<U, C> {
     /// Decides about an order whose turn to be started has come.
-    pub fn at_turn(
-        &self,
-        candidate: &StartCandidate,
-        now: Timestamp,
-        report: &mut Report,
-    ) -> Outcome {
-        self.conclude(candidate, Occasion::Turn, None, None, now, report)
+    pub fn at_turn(&self, candidate: &StartCandidate, now: Timestamp) -> Outcome {
+        self.conclude(candidate, Occasion::Turn, None, None, now)
     }
 
     /// Reads an answer.
-    pub fn on_answer(
-        &self,
-        candidate: &StartCandidate,
-        answer: Answer,
-        now: Timestamp,
-        report: &mut Report,
-    ) -> Outcome {
+    pub fn on_answer(&self, candidate: &StartCandidate, answer: Answer, now: Timestamp) -> Outcome {
         let mut outcome = Outcome::default();
         match answer {
             Answer::Observed(look) => {
-                return self.conclude(candidate, Occasion::Turn, Some(&look), None, now, report);
+                return self.conclude(candidate, Occasion::Turn, Some(&look), None, now);
             }
             Answer::Refused { detail, look } => {
-                return self.on_refusal(candidate, &look, &detail, now, report);
+                return self.on_refusal(candidate, &look, &detail, now);
             }
             Answer::Accepted { is_seen } if candidate.order.phase == Phase::Created => {
-                report.started += 1;
                 outcome.steps.push(Step::Started { is_seen });
             }
             Answer::Accepted { is_seen } => {
-                report.restarted += 1;
                 outcome.steps.push(Step::Restarted { is_seen });
             }
             Answer::NotObserved(failure) => outcome.failure = Some(failure),
@@ -147,7 +135,6 @@ impl<U, C> Context<U, C> {
                 outcome.failure = Some(failure);
             }
         }
-        report.unanswered += usize::from(outcome.failure.is_some());
         outcome
     }
 
@@ -158,7 +145,6 @@ impl<U, C> Context<U, C> {
         look: &Look,
         detail: &str,
         now: Timestamp,
-        report: &mut Report,
     ) -> Outcome {
         log::debug!("order {:?}: {detail}", candidate.id.as_str());
         let withdrawn = StartCandidate {
@@ -169,7 +155,7 @@ impl<U, C> Context<U, C> {
             },
         };
         let (occasion, look, detail) = (Occasion::Refusal, Some(look), Some(detail));
-        let mut outcome = self.conclude(&withdrawn, occasion, look, detail, now, report);
+        let mut outcome = self.conclude(&withdrawn, occasion, look, detail, now);
         outcome.steps.insert(0, Step::Withdrawn);
         outcome
     }
@@ -182,11 +168,10 @@ impl<U, C> Context<U, C> {
         look: Option<&Look>,
         refusal: Option<&str>,
         now: Timestamp,
-        report: &mut Report,
     ) -> Outcome {
         let decision = self.decide(&candidate.order, occasion, look, now);
         let (id, mut steps) = (candidate.id.as_str(), Vec::new());
-        effects::apply(&decision, id, refusal, now, report, &mut steps);
+        effects::apply(&decision, id, refusal, now, &mut steps);
         let next = match decision.action {
             Action::Start => {
                 steps.extend(effects::intent_cleared(&decision));

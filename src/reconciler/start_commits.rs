@@ -5,7 +5,8 @@
 use anyhow::Context as _;
 use futures_util::future::LocalBoxFuture;
 
-use super::Context;
+use super::Report;
+use super::context::Context;
 use crate::clock::Clock;
 use crate::store::{Change, Recorded, StartCandidate, Step};
 use crate::upstream::Upstream;
@@ -22,7 +23,7 @@ pub(super) struct StartCommits<'a> {
 
 struct Commit<'a> {
     intents: Vec<StartCandidate>,
-    done: LocalBoxFuture<'a, anyhow::Result<Recorded>>,
+    done: LocalBoxFuture<'a, anyhow::Result<(Recorded, Report)>>,
 }
 
 /// The end of a commit.
@@ -31,8 +32,8 @@ pub(super) struct Committed {
     pub intents: Vec<StartCandidate>,
     /// Orders whose intents are not: they have moved on meanwhile, or nothing could be written.
     pub left: Vec<StartCandidate>,
-    /// Number of changes of orders that had moved on.
-    pub conflicts: usize,
+    /// The counts of what was written.
+    pub report: Report,
     /// Why nothing was written.
     pub error: Option<anyhow::Error>,
 }
@@ -74,21 +75,21 @@ impl<'a> StartCommits<'a> {
         };
         let intents = self.commit.take().map_or_else(Vec::new, |of| of.intents);
         match result {
-            Ok(Recorded { conflicts, .. }) => {
+            Ok((Recorded { conflicts, .. }, report)) => {
                 // An order that has moved on meanwhile is not the one that was decided about.
                 let is_written = |order: &StartCandidate| !conflicts.contains(&order.order.seq);
                 let (intents, left) = intents.into_iter().partition(is_written);
                 Committed {
                     intents,
                     left,
-                    conflicts: conflicts.len(),
+                    report,
                     error: None,
                 }
             }
             Err(error) => Committed {
                 intents: Vec::new(),
                 left: intents,
-                conflicts: 0,
+                report: Report::default(),
                 error: Some(error),
             },
         }

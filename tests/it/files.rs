@@ -369,13 +369,13 @@ async fn a_reconciler_whose_lock_is_replaced_gives_up_the_lead() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let first = world.serve(&simulator.url, &[]);
-    first.logs("this reconciler leads");
+    first.logs("became leader");
     let second = world.reconciler(&simulator.url, &[]);
-    second.logs("stands by");
+    second.logs("standing by");
     fs::remove_file(world.path("orders.db-leader")).unwrap();
-    second.logs("this reconciler leads");
-    first.logs("gives up the lead");
-    first.logs("another reconciler leads; this one stands by");
+    second.logs("became leader");
+    first.logs("gave up leadership");
+    first.logs("standing by: another reconciler leads");
     assert_eq!(second.stop(), Some(0));
     let client = Client::new();
     client.create(&first.url, "a1").await;

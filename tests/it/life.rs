@@ -183,7 +183,7 @@ async fn once_starts_what_is_due_and_ends_with_a_code_that_tells() {
     let orders = client.settled(&api.url, 60).await;
     assert_agree(&world, &orders);
     let leader = world.reconciler(&simulator.url, &[]);
-    while !leader.logged().contains("this reconciler leads") {
+    while !leader.logged().contains("became leader") {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(once(&simulator.url).0, Some(5));
@@ -199,13 +199,13 @@ async fn a_standby_takes_over_within_a_second_when_the_leader_dies() {
     client.create(&api.url, "a1").await;
     client.settled(&api.url, 1).await;
     let standby = world.reconciler(&simulator.url, &[]);
-    while !standby.logged().contains("stands by") {
+    while !standby.logged().contains("standing by") {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     leader.kill();
     client.create(&api.url, "a2").await;
     client.settled(&api.url, 2).await;
-    assert!(standby.logged().contains("this reconciler leads"));
+    assert!(standby.logged().contains("became leader"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -509,7 +509,7 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         harness.upstream.start_fault.set(Fault::Answered);
         pass(&mut reconciler);
         harness.forward(60_000);
-        block_on(reconciler.end());
+        block_on(reconciler.shut_down());
     }
     for request in harness.upstream.take_requests() {
         let kind = match request.split(' ').next() {

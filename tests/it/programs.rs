@@ -146,7 +146,7 @@ fn without_a_command_the_service_serves() {
         let arguments = [command, &["--listen", "127.0.0.1:0"]].concat();
         let program = world.start("order-service", &arguments, true);
         assert!(world.database().exists(), "the default, where it runs");
-        program.logs("this reconciler leads");
+        program.logs("became leader");
         program.logs("http://127.0.0.1:8000/order_process");
         assert_eq!(program.stop(), Some(0));
     }
@@ -378,12 +378,12 @@ fn a_stop_signal_ends_every_program_with_0() {
         let simulator = world.simulator(&[]);
         let api = world.api(&[]);
         let service = world.serve(&simulator.url, &[]);
-        service.logs("this reconciler leads");
+        service.logs("became leader");
         let standby = world.reconciler(&simulator.url, &[]);
-        standby.logs("stands by");
+        standby.logs("standing by");
         let alone = World::new();
         let reconciler = alone.reconciler(&simulator.url, &[]);
-        reconciler.logs("this reconciler leads");
+        reconciler.logs("became leader");
         let (dev, _) = dev(&world, &[]);
         for mut program in [standby, reconciler, service, api, dev, simulator] {
             program.signal(signal);

@@ -334,7 +334,7 @@ impl PaceRun {
     fn await_pass(&self) {
         let now = self.world.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;
-        let look_at = self.reconciler.next_look_at().map_or(tick, |at| at.0);
+        let look_at = self.reconciler.next_poll_at().map_or(tick, |at| at.0);
         self.world.move_to(tick.min(look_at.max(now + 1)));
     }
 

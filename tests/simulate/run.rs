@@ -317,7 +317,7 @@ impl Run {
                 self.operate();
             }
             reconciler = self.pass(reconciler);
-            self.await_moment(reconciler.next_look_at());
+            self.await_moment(reconciler.next_poll_at());
         }
     }
 
@@ -330,7 +330,7 @@ impl Run {
             if self.is_settled() {
                 break;
             }
-            self.await_moment(reconciler.next_look_at());
+            self.await_moment(reconciler.next_poll_at());
         }
         self.world.oracle.borrow_mut().check_end();
         let ended = ready(self.store.heartbeat()).unwrap().learned.lives.ended();

@@ -27,7 +27,7 @@ const OPEN_MAX: u64 = 3_000;
 const SHORT_OUTAGE: &str = r#"{"preset":"outage","outage":{"every_ms":3000,"lasts_ms":2000}}"#;
 
 /// Text that a reconciler logs when it becomes the leader.
-pub const LEADS: &str = "this reconciler leads";
+pub const LEADS: &str = "became leader";
 
 /// Numbers of injected faults.
 #[derive(Default)]

@@ -31,7 +31,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let api_ready = begun.elapsed();
     let begun = Instant::now();
     let reconciler = Program::reconciler(&database, &simulator.url, &[])?;
-    while !reconciler.logged().contains("this reconciler leads") {
+    while !reconciler.logged().contains("became leader") {
         ensure!(begun.elapsed() < PATIENCE, "the reconciler does not lead");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -281,7 +281,7 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("LOG_FORMAT", "json"),
     ];
     let program = world.start_with("order-service", &["serve"], &variables, true);
-    program.logs("this reconciler leads");
+    program.logs("became leader");
     let log = program.logged();
     assert!(world.path("by-variable.db").exists());
     assert!(log.contains("http://127.0.0.1:9/by-variable/order_process"));

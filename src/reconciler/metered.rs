@@ -1,7 +1,6 @@
-//! The one place through which the reconciler asks the upstream, so that everything that is asked
-//! is counted.
+//! The upstream with counters: every request of the reconciler passes here.
 //!
-//! Time is told by the reconciler's clock: what is counted repeats with a run that repeats.
+//! Durations are measured by the reconciler's clock, so that a run that repeats repeats its counts.
 
 use std::cell::{RefCell, RefMut};
 
@@ -10,29 +9,28 @@ use crate::order::{Observed, OrderId, Timestamp};
 use crate::reconciler_metrics::{Answer, Kind, ReconcilerMetrics};
 use crate::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-/// The upstream, and what was counted.
-pub(super) struct Asking<U> {
+/// The upstream, and the counters of its requests.
+pub(super) struct MeteredUpstream<U> {
     upstream: U,
-    /// Borrowed for an instant only, never across a wait.
-    tally: RefCell<ReconcilerMetrics>,
+    metrics: RefCell<ReconcilerMetrics>,
 }
 
-impl<U> Asking<U> {
-    /// Counts on from what an earlier run had counted.
-    pub fn new(upstream: U, tally: ReconcilerMetrics) -> Self {
+impl<U> MeteredUpstream<U> {
+    /// Continues the counts of an earlier run.
+    pub fn new(upstream: U, metrics: ReconcilerMetrics) -> Self {
         Self {
             upstream,
-            tally: RefCell::new(tally),
+            metrics: RefCell::new(metrics),
         }
     }
 
-    /// What was counted, to add to it or to read it; to be let go at once.
-    pub fn tally(&self) -> RefMut<'_, ReconcilerMetrics> {
-        self.tally.borrow_mut()
+    /// Borrows the counters, to add to them or to read them; never across a wait.
+    pub fn metrics(&self) -> RefMut<'_, ReconcilerMetrics> {
+        self.metrics.borrow_mut()
     }
 }
 
-impl<U: Upstream> Asking<U> {
+impl<U: Upstream> MeteredUpstream<U> {
     /// Starts a process, and waits for the answer until `given_up`.
     pub async fn start(
         &self,
@@ -56,13 +54,13 @@ impl<U: Upstream> Asking<U> {
                 Answer::of_failure(failure, Answer::Ambiguous)
             }
         };
-        self.counted(clock, Kind::Start, started, answer_of).await
+        self.measured(clock, Kind::Start, started, answer_of).await
     }
 
-    /// Looks one order's process up.
+    /// Looks up the process of one order.
     pub async fn look_up(&self, clock: &impl Clock, id: &OrderId) -> Result<Observed, Failure> {
         let looked_up = self.upstream.look_up(id);
-        self.counted(clock, Kind::LookUp, looked_up, answer_to_look)
+        self.measured(clock, Kind::LookUp, looked_up, answer_to_look)
             .await
     }
 
@@ -82,11 +80,11 @@ impl<U: Upstream> Asking<U> {
                 }
             }
         };
-        self.counted(clock, Kind::List, listed, answer_to_look)
+        self.measured(clock, Kind::List, listed, answer_to_look)
             .await
     }
 
-    async fn counted<T>(
+    async fn measured<T>(
         &self,
         clock: &impl Clock,
         kind: Kind,
@@ -96,7 +94,7 @@ impl<U: Upstream> Asking<U> {
         let began_at = clock.now();
         let result = request.await;
         let took = clock.now().since(began_at);
-        self.tally().asked(kind, answer_of(&result), took);
+        self.metrics().asked(kind, answer_of(&result), took);
         result
     }
 }

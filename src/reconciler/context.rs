@@ -1,0 +1,93 @@
+//! The context of a pass: everything that the reconciler acts on, and the decision about one order.
+
+use std::cell::Cell;
+
+use super::effects::Decision;
+use super::metered::MeteredUpstream;
+use super::{Settings, Trace};
+use crate::clock::SteadyClock;
+use crate::decide::{Look, Occasion, OpenOrder, PassContext, Policy, decide};
+use crate::order::Timestamp;
+use crate::store::{Leadership, StartCandidate, Store};
+
+/// The stages of starting an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Waits for its turn.
+    Due,
+    /// Its intent is being written.
+    WritingIntent,
+    /// Waits for a request slot.
+    Ready,
+    /// Waits for an answer.
+    InFlight,
+    /// What came of it is being written; then nothing more is done about it for now.
+    WritingResult,
+    /// Nothing more is done about it for now.
+    Left,
+}
+
+/// Receives the events inside the reconciler.
+pub(super) type Hook = dyn Fn(Trace<'_>);
+
+/// Everything that the reconciler acts on.
+pub(super) struct Context<U, C> {
+    pub store: Store,
+    pub lead: Leadership,
+    pub upstream: MeteredUpstream<U>,
+    /// Corrected between passes only.
+    pub clock: SteadyClock<C>,
+    pub settings: Settings,
+    /// When this run began: the program was started, the clock stepped, or a pass failed.
+    pub run_began_at: Cell<Timestamp>,
+    /// When the upstream was last found to have forgotten a process.
+    pub forgot_at: Cell<Option<Timestamp>>,
+    pub hook: Option<Box<Hook>>,
+}
+
+impl<U, C> Context<U, C> {
+    /// Decides about one order.
+    pub fn decide<'a>(
+        &self,
+        order: &'a OpenOrder,
+        occasion: Occasion,
+        look: Option<&'a Look>,
+        now: Timestamp,
+    ) -> Decision<'a> {
+        let (policy, at) = (self.policy(), self.at(now));
+        let decision = Decision {
+            order,
+            occasion,
+            look,
+            action: decide(order, occasion, look, &policy, at),
+            is_intent_cleared: order.is_intent_cleared(&policy, at),
+        };
+        if let Some(hook) = &self.hook {
+            hook(Trace::Decided(&decision));
+        }
+        decision
+    }
+
+    fn at(&self, now: Timestamp) -> PassContext {
+        PassContext {
+            now,
+            forgot_at: self.forgot_at.get(),
+        }
+    }
+
+    /// Reports that an order has entered a stage of being started.
+    pub fn enter(&self, stage: Stage, order: &StartCandidate) {
+        if let Some(hook) = &self.hook {
+            hook(Trace::Entered(stage, order));
+        }
+    }
+
+    pub fn policy(&self) -> Policy {
+        Policy {
+            request_timeout: self.settings.request_timeout,
+            max_starts: self.settings.max_starts,
+            lost_process: self.settings.lost_process,
+            run_began_at: self.run_began_at.get(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Heartbeats: the state of the reconciler and the upstream, written to the database for readers.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use super::context::Context;
+use crate::clock::Clock;
+use crate::order::Timestamp;
+use crate::pace::Pace;
+use crate::reconciler_state::ReconcilerState;
+use crate::upstream::Upstream;
+
+/// Age from which on a heartbeat is written again while nothing happens. Each costs a disk flush.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The state that heartbeats report, and when it was last written.
+pub(super) struct HeartbeatWriter {
+    pub state: ReconcilerState,
+    written_at: Option<Timestamp>,
+}
+
+impl HeartbeatWriter {
+    /// Starts from the state that an earlier run has left.
+    pub fn new(state: ReconcilerState) -> Self {
+        Self {
+            state,
+            written_at: None,
+        }
+    }
+
+    /// Makes the next heartbeat due at once.
+    pub fn set_due(&mut self) {
+        self.written_at = None;
+    }
+
+    /// Moves moments that lie ahead of the clock back to `now`, because it was set back.
+    pub fn set_no_later_than(&mut self, now: Timestamp) {
+        let ReconcilerState {
+            leader_since,
+            last_pass_at,
+            last_seen_at,
+            ..
+        } = &mut self.state;
+        for past in [leader_since, last_pass_at, last_seen_at] {
+            *past = past.map(|at| at.min(now));
+        }
+    }
+
+    /// Writes a heartbeat if the upstream's reach has changed, or if the last one is old.
+    pub async fn write_if_due<U, C: Clock>(
+        &mut self,
+        context: &Context<U, C>,
+        pace: &Pace,
+    ) -> anyhow::Result<()> {
+        let now = context.clock.now();
+        let is_news = self.state.reach != *pace.reach().reach()
+            || self.state.learned.resting_until != pace.reach().resting_until(now);
+        let is_old = self
+            .written_at
+            .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
+        if is_news || is_old {
+            self.state.reach = pace.reach().reach().clone();
+            self.state.learned = pace.learned(now);
+            self.state.metrics = context.upstream.metrics().clone();
+            let next_pass_at = context.settings.schedule.next_after(now);
+            self.state.next_pass_at = Some(next_pass_at);
+            self.state.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
+            let (store, state) = (&context.store, self.state.clone());
+            store.write_heartbeat(&context.lead, state).await?;
+            self.written_at = Some(now);
+        }
+        Ok(())
+    }
+}
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Writes a final heartbeat: flushes the counters and gives up leadership.
+    pub async fn shut_down(mut self) {
+        self.heartbeat.set_due();
+        self.heartbeat.state.leader_since = None;
+        self.heartbeat.state.led_until = Some(self.context.clock.now());
+        if let Err(error) = self.write_heartbeat_if_due().await {
+            log::debug!("final heartbeat failed: {error:#}");
+        }
+    }
+
+    pub(super) async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
+        self.heartbeat.write_if_due(&self.context, &self.pace).await
+    }
+}

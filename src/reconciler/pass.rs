@@ -1,0 +1,134 @@
+//! The pass: observe, decide, settle, and then start what is due, until the next poll is due.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::{Reconciler, Report};
+use crate::clock::Clock;
+use crate::messages::span;
+use crate::order::Timestamp;
+use crate::process::Stop;
+use crate::reconciler_metrics::PassOutcome;
+use crate::upstream::Upstream;
+
+/// Interval of the schedule up to which orders are also polled between its moments.
+const OWN_MOMENT_MAX: Duration = Duration::from_secs(1);
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Makes one pass.
+    ///
+    /// # Errors
+    /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
+    pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        self.correct_clock();
+        let began_at = self.context.clock.now();
+        let result = self.run_pass(stop).await;
+        let outcome = match &result {
+            Ok(report) if report.unreachable => PassOutcome::Unreachable,
+            Ok(_) => PassOutcome::Ok,
+            Err(_) => PassOutcome::Failed,
+        };
+        let took = self.context.clock.now().since(began_at);
+        self.context.upstream.metrics().passed(outcome, took);
+        if result.is_err() {
+            // That a start was given up may not be on record.
+            self.context.run_began_at.set(self.context.clock.now());
+        }
+        let report = result?;
+        if report.is_eventful() {
+            report.log();
+            self.heartbeat.set_due();
+        }
+        if report.has_more {
+            self.log_wait().await?;
+        }
+        self.heartbeat.state.last_pass_at = Some(self.context.clock.now());
+        self.write_heartbeat_if_due().await?;
+        Ok(report)
+    }
+
+    async fn run_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        if !self.has_begun {
+            self.begin().await?;
+        }
+        let mut report = self.take_list(stop).await?;
+        let now = self.context.clock.now();
+        let is_resting = self.pace.reach().resting_until(now).is_some();
+        if !is_resting && self.is_answered().await? {
+            if self.is_poll_due() {
+                report += self.observe(stop).await?;
+            }
+            self.write_heartbeat_if_due().await?;
+            report += self.start_due(stop).await?;
+        }
+        let met = self.pace.take_met();
+        let is_unanswered = met.failure && !met.answer;
+        report.unreachable = is_resting || is_unanswered || self.pace.reach().is_down();
+        Ok(report)
+    }
+
+    /// Sets the steady clock by the system's, if that was set. Then this run begins anew.
+    fn correct_clock(&mut self) {
+        let before = self.context.clock.now();
+        if self.context.clock.resync() {
+            let now = self.context.clock.now();
+            let (direction, by) = match now < before {
+                true => ("back", before.since(now)),
+                false => ("forward", now.since(before)),
+            };
+            let by = span(by);
+            log::warn!("the clock was set {direction} by {by}: continuing as after a start");
+            self.has_begun = false;
+            self.context.run_began_at.set(now);
+        }
+    }
+
+    /// Begins a run. By a clock that was set nobody can tell how long ago anything was, so every wait
+    /// begins here, and no stored moment may lie ahead.
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        let now = self.context.clock.now();
+        let (store, lead) = (&self.context.store, &self.context.lead);
+        let set_right = store.set_times_right(lead, now).await;
+        set_right.context("the times of open orders could not be read or set right")?;
+        self.heartbeat.set_no_later_than(now);
+        self.heartbeat.set_due();
+        self.pace = self.pace.again(now);
+        self.context.forgot_at.set(self.pace.lives().forgot_at());
+        self.polled_at = None;
+        self.list = None;
+        self.queue.clear();
+        self.probe.set_due();
+        self.has_begun = true;
+        Ok(())
+    }
+
+    /// Makes the next pass poll everything.
+    pub(super) fn poll_again(&mut self) {
+        self.polled_at = None;
+        self.pace.look_again(self.context.clock.now());
+    }
+
+    /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders bring, and
+    /// only as often as the upstream bears.
+    fn is_poll_due(&self) -> bool {
+        let now = self.context.clock.now();
+        let is_on_schedule = self
+            .polled_at
+            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
+        let is_due = is_on_schedule || self.next_poll_at().is_some_and(|at| at <= now);
+        is_due && self.pace.are_looks_due(now)
+    }
+
+    /// Returns when one of a few orders is to be polled before the schedule's next moment.
+    pub fn next_poll_at(&self) -> Option<Timestamp> {
+        let polled_at = self.polled_at?;
+        self.pace.look_due_at().filter(|_| self.is_often(polled_at))
+    }
+
+    /// Returns whether the schedule's next moment is so soon that an order may be polled between two of
+    /// them: a schedule that is slower than once a second is kept to.
+    pub(super) fn is_often(&self, now: Timestamp) -> bool {
+        self.context.settings.schedule.next_after(now).since(now) <= OWN_MOMENT_MAX
+    }
+}

@@ -1,0 +1,68 @@
+//! The probe of an upstream that is down: one look-up a pass, until it answers.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use crate::clock::Clock;
+use crate::order::Timestamp;
+use crate::pace::Call;
+use crate::upstream::Upstream;
+
+/// Interval between two probes, at the least. A little less than the default schedule's second, so
+/// that a tick that comes early is not lost.
+const PROBE_INTERVAL: Duration = Duration::from_millis(900);
+
+/// Every so many probes the list is read instead, if that is due: look-ups may be all that fails.
+const LIST_INSTEAD_EVERY: u32 = 8;
+
+/// The probes that were made.
+#[derive(Default)]
+pub(super) struct Probe {
+    /// Sequence number of the order that was looked up last.
+    seq: i64,
+    last_at: Option<Timestamp>,
+    count: u32,
+}
+
+impl Probe {
+    /// Makes the next probe due at once.
+    pub fn set_due(&mut self) {
+        self.last_at = None;
+    }
+}
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Returns whether requests make sense. While the upstream is down, one look-up a pass finds out,
+    /// of another order each time in case it is the order's fault. Passes that new orders bring do
+    /// so no more often than every [`PROBE_INTERVAL`].
+    pub(super) async fn is_answered(&mut self) -> anyhow::Result<bool> {
+        if !self.pace.reach().is_down() {
+            return Ok(true);
+        }
+        let now = self.context.clock.now();
+        let is_soon = |at| now.since(at) < PROBE_INTERVAL;
+        if self.probe.last_at.is_some_and(is_soon) {
+            return Ok(false);
+        }
+        let store = &self.context.store;
+        let next = match store.next_open(self.probe.seq).await? {
+            None => store.next_open(0).await?,
+            next => next,
+        };
+        let Some((seq, id)) = next else {
+            return Ok(true);
+        };
+        self.probe = Probe {
+            seq,
+            last_at: Some(now),
+            count: self.probe.count.wrapping_add(1),
+        };
+        if self.probe.count.is_multiple_of(LIST_INSTEAD_EVERY) {
+            return Ok(true);
+        }
+        let upstream = &self.context.upstream;
+        let result = upstream.look_up(&self.context.clock, &id).await;
+        self.note(Call::look(now), result.as_ref().err());
+        Ok(result.is_ok())
+    }
+}

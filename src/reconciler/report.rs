@@ -1,0 +1,150 @@
+//! The report of a pass: the counts of what it did.
+
+use std::ops::AddAssign;
+
+use crate::order::Reason;
+use crate::store::{Change, Step};
+
+/// The counts of what a pass did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Orders whose process was looked for.
+    pub observed: usize,
+    /// Processes started.
+    pub started: usize,
+    /// Processes found to exist already.
+    pub adopted: usize,
+    /// Processes started in the place of one that the upstream has forgotten.
+    pub restarted: usize,
+    /// Orders whose process was newly found to be missing.
+    pub missed: usize,
+    /// Orders settled as FAILED because their process was forgotten.
+    pub failed_by_policy: usize,
+    /// Orders that reached FULFILLED or FAILED by the end of their process.
+    pub settled: usize,
+    /// Starts that the upstream refused.
+    pub refused: usize,
+    /// Requests about starts without a usable answer.
+    pub unanswered: usize,
+    /// Orders that were newly found to need attention, or still do.
+    pub flagged: usize,
+    /// Changes that came too late.
+    pub conflicts: usize,
+    /// Set if orders could have been started with more time.
+    pub has_more: bool,
+    /// Set if a process was missing too soon for that to count.
+    pub is_too_soon: bool,
+    /// Set if the upstream gave no usable answer in the end, although one was needed.
+    pub unreachable: bool,
+}
+
+impl Report {
+    /// Counts changes.
+    pub(super) fn of(changes: &[Change]) -> Self {
+        let mut report = Self::default();
+        for Change { step, .. } in changes {
+            match step {
+                Step::Started { .. } => report.started += 1,
+                Step::Restarted { .. } => report.restarted += 1,
+                Step::Adopted => report.adopted += 1,
+                Step::Settled(_) => report.settled += 1,
+                Step::Missed { .. } => report.missed += 1,
+                Step::FailedByPolicy => report.failed_by_policy += 1,
+                Step::Flagged(trouble) => {
+                    report.flagged += 1;
+                    report.refused += usize::from(trouble.reason == Reason::StartRefused);
+                }
+                Step::Intended { .. }
+                | Step::Counted { .. }
+                | Step::Withdrawn
+                | Step::GivenUp { .. }
+                | Step::Seen
+                | Step::Delayed(_)
+                | Step::Cleared => {}
+            }
+        }
+        report
+    }
+
+    /// The counts of events, with their names.
+    fn events(&self) -> [(&'static str, usize); 9] {
+        [
+            ("started", self.started),
+            ("adopted", self.adopted),
+            ("restarted", self.restarted),
+            ("missed", self.missed),
+            ("failed_by_policy", self.failed_by_policy),
+            ("settled", self.settled),
+            ("refused", self.refused),
+            ("unanswered", self.unanswered),
+            ("flagged", self.flagged),
+        ]
+    }
+
+    /// Returns whether anything happened.
+    pub(super) fn is_eventful(&self) -> bool {
+        self.events().iter().any(|(_, count)| *count > 0)
+    }
+
+    /// Logs a line with the counts that are not 0; for machines, each count is a field of it.
+    pub(super) fn log(&self) {
+        log::info!(
+            target: "order_service::pass",
+            observed = self.observed, started = self.started, adopted = self.adopted,
+            restarted = self.restarted, missed = self.missed,
+            failed_by_policy = self.failed_by_policy, settled = self.settled,
+            refused = self.refused, unanswered = self.unanswered, flagged = self.flagged,
+            conflicts = self.conflicts;
+            "{self}"
+        );
+    }
+}
+
+impl AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        // By name, so that no field is forgotten.
+        let Self {
+            observed,
+            started,
+            adopted,
+            restarted,
+            missed,
+            failed_by_policy,
+            settled,
+            refused,
+            unanswered,
+            flagged,
+            conflicts,
+            has_more,
+            is_too_soon,
+            unreachable,
+        } = other;
+        self.observed += observed;
+        self.started += started;
+        self.adopted += adopted;
+        self.restarted += restarted;
+        self.missed += missed;
+        self.failed_by_policy += failed_by_policy;
+        self.settled += settled;
+        self.refused += refused;
+        self.unanswered += unanswered;
+        self.flagged += flagged;
+        self.conflicts += conflicts;
+        self.has_more |= has_more;
+        self.is_too_soon |= is_too_soon;
+        self.unreachable |= unreachable;
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "observed={}", self.observed)?;
+        let conflicts = ("conflicts", self.conflicts);
+        for (name, count) in self.events().into_iter().chain([conflicts]) {
+            if count > 0 {
+                write!(f, " {name}={count}")?;
+            }
+        }
+        Ok(())
+    }
+}

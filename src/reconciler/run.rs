@@ -1,0 +1,175 @@
+//! The loops around the pass: as leader on the schedule, or once.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::Reconciler;
+use super::context::Context;
+use super::list_read::ListRead;
+use crate::clock::Clock;
+use crate::order::Timestamp;
+use crate::process::Stop;
+use crate::store::{LeadError, Leadership, Store};
+use crate::upstream::Upstream;
+
+/// Interval at which a standby tries to take the lead.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Waits until this process leads. Returns `None` if the program shuts down first.
+pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadership>> {
+    let mut is_standby_logged = false;
+    let mut trouble = None;
+    while !stop.begun.is_cancelled() {
+        match store.try_lead().await {
+            Ok(Some(lead)) => {
+                log::info!("became leader");
+                return Ok(Some(lead));
+            }
+            Ok(None) => {
+                if !std::mem::replace(&mut is_standby_logged, true) {
+                    log::info!("standing by: another reconciler leads");
+                }
+            }
+            Err(LeadError::Open(error)) => return Err(error.into()),
+            Err(LeadError::Store(error)) => {
+                let error = error.to_string();
+                if trouble.as_ref() != Some(&error) {
+                    log::error!("leadership cannot be taken, and is tried again: {error}");
+                    trouble = Some(error);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Makes passes on the schedule, and at once when any process has created an order, until `stop` or
+/// until the lead is lost.
+///
+/// # Errors
+/// The schedule cannot be kept. A failed pass is repeated.
+pub async fn run<U: Upstream, C: Clock>(
+    mut reconciler: Reconciler<U, C>,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let now = reconciler.context.clock.now();
+    let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
+    let new_orders = reconciler.context.store.new_orders().await;
+    let mut new_orders = new_orders.context("new orders cannot be noticed")?;
+    let mut trouble = None;
+    while !stop.begun.is_cancelled() && reconciler.context.lead.loss().is_none() {
+        match reconciler.pass(stop).await {
+            Ok(report) => {
+                if trouble.take().is_some() {
+                    log::info!("passes succeed again");
+                }
+                if report.has_more {
+                    continue;
+                }
+            }
+            Err(_) if reconciler.context.lead.loss().is_some() => break,
+            Err(error) => {
+                let error = format!("{error:#}");
+                if trouble.as_ref() != Some(&error) {
+                    log::error!("pass failed, and is repeated on schedule: {error}");
+                    trouble = Some(error);
+                }
+            }
+        }
+        let poll_at = reconciler.next_poll_at();
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = ticks.next(&reconciler.context.clock) => {}
+            () = new_orders.next() => {}
+            () = poll_due(&reconciler.context.clock, poll_at) => {}
+            () = ListRead::read_on(&mut reconciler.list) => {}
+        }
+    }
+    ticks.end().await;
+    if let Some(loss) = reconciler.context.lead.loss() {
+        log::error!("gave up leadership: {loss}");
+    } else if !stop.abandon.is_cancelled() {
+        reconciler.shut_down().await;
+    }
+    Ok(())
+}
+
+/// Makes passes until every order that is due was tried once. Returns whether the upstream could be
+/// used. Waits for one request timeout where nothing can be concluded before: if an earlier run has left
+/// a start without an outcome, and if a process is missing too soon for that to count.
+pub async fn run_once<U: Upstream, C: Clock>(
+    mut reconciler: Reconciler<U, C>,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
+    let Context {
+        store,
+        clock,
+        settings,
+        ..
+    } = &*reconciler.context;
+    let due_by = clock.now().after(settings.request_timeout);
+    if store.has_unknown_start(due_by).await? {
+        let why = "a start of an earlier run has no outcome";
+        reconciler.wait(why, stop).await;
+    }
+    let (mut has_waited, mut is_too_soon) = (false, false);
+    let is_usable = loop {
+        let report = reconciler.pass(stop).await?;
+        is_too_soon |= report.is_too_soon;
+        if report.unreachable {
+            let failure = reconciler.pace.reach().last_failure();
+            log::warn!(
+                "the order process service gave no usable answer: {}",
+                failure.unwrap_or("it has asked for a pause")
+            );
+            break false;
+        }
+        if stop.begun.is_cancelled() {
+            break true;
+        }
+        if report.has_more {
+            continue;
+        }
+        if reconciler.list.is_some() {
+            tokio::select! {
+                () = stop.begun.cancelled() => {}
+                () = ListRead::read_on(&mut reconciler.list) => {}
+            }
+            continue;
+        }
+        if has_waited || !is_too_soon {
+            break true;
+        }
+        has_waited = true;
+        let why = "a process is missing, which does not count so soon";
+        reconciler.wait(why, stop).await;
+        reconciler.poll_again();
+    };
+    reconciler.shut_down().await;
+    Ok(is_usable)
+}
+
+/// Returns when one of a few orders is to be polled; never if there is none.
+async fn poll_due(clock: &impl Clock, at: Option<Timestamp>) {
+    match at {
+        Some(at) => clock.sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Waits for one request timeout, unless the program shuts down.
+    async fn wait(&self, why: &str, stop: &Stop) {
+        let timeout = self.context.settings.request_timeout;
+        log::info!("waiting for={timeout:?} reason={why:?}");
+        tokio::select! {
+            () = stop.begun.cancelled() => {}
+            () = self.context.clock.sleep(timeout) => {}
+        }
+    }
+}
