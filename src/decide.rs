@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::order::{Observed, Outcome, Reason, Timestamp};
-use crate::pace::Queue;
+use crate::pace::StartClass;
 
 /// An order that is not settled, as the reconciler knows it. Its id is kept beside it: nothing is
 /// decided by that.
@@ -24,7 +24,7 @@ pub struct OpenOrder {
     /// answer says that it was not taken.
     pub starts: u32,
     /// Whether an operator wants it started again, whatever the policy.
-    pub is_released: bool,
+    pub restart_requested: bool,
     /// Attempts that failed in a row.
     pub attempts: u32,
     /// Not to be tried again before this moment.
@@ -78,7 +78,7 @@ impl Intent {
 
 /// What was observed of an order's process, and when the look began.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Observation {
     /// What was observed.
     pub observed: Observed,
     /// When the request was sent. What happened later cannot be in the answer.
@@ -144,7 +144,7 @@ pub enum Occasion {
     /// absence is then enough.
     Restart,
     /// The order's turn to be started, which an earlier decision has brought about.
-    Turn,
+    Dequeue,
     /// A refusal of its start, which is withdrawn. A process may exist.
     Refusal,
 }
@@ -174,7 +174,7 @@ pub enum Action {
     /// Record a process that was not known, and how it ended.
     AdoptAndSettle(Outcome),
     /// Record that a look has seen the process.
-    NoteSeen,
+    MarkSeen,
     /// Record that a process that existed was not found, and look again in the next pass.
     MarkMissing,
     /// Settle the order as FAILED, because its process was forgotten and the policy says so.
@@ -192,11 +192,11 @@ impl OpenOrder {
     }
 
     /// The queue in which it waits for its turn to be started.
-    pub fn queue(&self) -> Queue {
+    pub fn start_class(&self) -> StartClass {
         match self.phase {
-            Phase::Processing { .. } => Queue::Forgotten,
-            Phase::Created if self.attempts == 0 && self.intent.is_none() => Queue::New,
-            Phase::Created => Queue::Tried,
+            Phase::Processing { .. } => StartClass::Forgotten,
+            Phase::Created if self.attempts == 0 && self.intent.is_none() => StartClass::New,
+            Phase::Created => StartClass::Retry,
         }
     }
 
@@ -238,14 +238,14 @@ impl OpenOrder {
 
     /// Returns whether its process was found missing after this look had begun, or its start was sent
     /// so late that the look may show what was before.
-    pub fn is_newer_than(&self, look: &Look, policy: &Policy) -> bool {
+    pub fn is_newer_than(&self, observation: &Observation, policy: &Policy) -> bool {
         let missed_at = match self.phase {
             Phase::Processing { missed_at, .. } => missed_at,
             Phase::Created => None,
         };
         let sent_at = self.intent.map(|intent| intent.written_at);
         let known_at = missed_at.max(sent_at.map(|at| policy.visible_from(at)));
-        known_at.is_some_and(|at| look.began_at < at)
+        known_at.is_some_and(|at| observation.began_at < at)
     }
 
     /// Returns whether its process was known to exist so early that a look begun at `began_at` shows it
@@ -260,20 +260,22 @@ impl OpenOrder {
     }
 
     /// Returns whether this look says that a process is gone that was known to exist.
-    pub fn is_missing_in(&self, look: &Look, policy: &Policy) -> bool {
-        look.observed == Observed::Absent && self.is_visible_at(look.began_at, policy)
+    pub fn is_missing_in(&self, observation: &Observation, policy: &Policy) -> bool {
+        observation.observed == Observed::Absent && self.is_visible_at(observation.began_at, policy)
     }
 
     /// Returns whether this look does not show a process that was known to exist when it began, too
     /// soon for that to count.
-    pub fn is_missing_too_soon_in(&self, look: &Look, policy: &Policy) -> bool {
+    pub fn is_missing_too_soon_in(&self, observation: &Observation, policy: &Policy) -> bool {
         let is_known = match self.phase {
             Phase::Processing { confirmed_at, .. } => {
-                self.intent.is_none() && look.began_at >= confirmed_at
+                self.intent.is_none() && observation.began_at >= confirmed_at
             }
             Phase::Created => false,
         };
-        is_known && look.observed == Observed::Absent && !self.is_visible_at(look.began_at, policy)
+        is_known
+            && observation.observed == Observed::Absent
+            && !self.is_visible_at(observation.began_at, policy)
     }
 }
 
@@ -295,31 +297,31 @@ pub fn row_of(order: &OpenOrder) -> &'static str {
 pub fn decide(
     order: &OpenOrder,
     occasion: Occasion,
-    look: Option<&Look>,
+    observation: Option<&Observation>,
     policy: &Policy,
     at: PassContext,
 ) -> Action {
     use Phase::{Created, Processing};
-    let Some(look) = look else {
+    let Some(observation) = observation else {
         return match (order.phase, order.intent, occasion) {
             // Without an intent there is no start of ours to know about, so nothing needs to be
             // seen first: a start of a process that exists is refused.
             (Created, None, _) => start(order, policy, at),
             // That its earlier start came to nothing was seen by the look that brought its turn about.
-            (Created, Some(_), Occasion::Turn) => start(order, policy, at),
+            (Created, Some(_), Occasion::Dequeue) => start(order, policy, at),
             // Meanwhile its process may be there again.
-            (Processing { .. }, _, Occasion::Turn) => Action::LookUp,
+            (Processing { .. }, _, Occasion::Dequeue) => Action::LookUp,
             _ => Action::Wait,
         };
     };
-    match (order.phase, order.intent, &look.observed) {
+    match (order.phase, order.intent, &observation.observed) {
         // An outcome is an outcome, whatever else is known.
-        (_, _, Observed::Succeeded) => settle(order, Outcome::Succeeded, look, policy),
-        (_, _, Observed::Failed) => settle(order, Outcome::Failed, look, policy),
+        (_, _, Observed::Succeeded) => settle(order, Outcome::Succeeded, observation, policy),
+        (_, _, Observed::Failed) => settle(order, Outcome::Failed, observation, policy),
 
         // What a slow list has said is older than what is known by now.
         (Processing { .. }, _, Observed::Running | Observed::Unrecognised(_))
-            if order.is_newer_than(look, policy) =>
+            if order.is_newer_than(observation, policy) =>
         {
             Action::Wait
         }
@@ -332,7 +334,9 @@ pub fn decide(
         }
 
         // The answer to an earlier start may still be on its way.
-        (_, Some(intent), Observed::Absent) if !intent.has_expired(look.began_at, policy) => {
+        (_, Some(intent), Observed::Absent)
+            if !intent.has_expired(observation.began_at, policy) =>
+        {
             Action::Wait
         }
         (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
@@ -344,7 +348,7 @@ pub fn decide(
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
                 Action::ClearAttention
             } else if policy.lost_process == LostProcess::Fail && !order.is_seen {
-                Action::NoteSeen
+                Action::MarkSeen
             } else {
                 Action::Wait
             }
@@ -356,25 +360,34 @@ pub fn decide(
         // A start that was sent after an earlier process was forgotten has come to nothing.
         (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
         // A look that began so soon after the start was confirmed may not show the process yet.
-        (Processing { .. }, None, Observed::Absent) if !order.is_missing_in(look, policy) => {
+        (Processing { .. }, None, Observed::Absent)
+            if !order.is_missing_in(observation, policy) =>
+        {
             Action::Wait
         }
         // One absence may be a lapse; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier one has brought the turn about.
-            _ if occasion == Occasion::Turn => lost(order, policy, at),
+            _ if occasion == Occasion::Dequeue => lost(order, policy, at),
             None if occasion == Occasion::Pass => Action::MarkMissing,
-            Some(missed_at) if missed_at >= look.began_at => Action::Wait,
+            Some(missed_at) if missed_at >= observation.began_at => Action::Wait,
             _ => lost(order, policy, at),
         },
     }
 }
 
 /// Settles an order. An outcome from before its last start was sent is not that of the last process.
-fn settle(order: &OpenOrder, outcome: Outcome, look: &Look, policy: &Policy) -> Action {
+fn settle(
+    order: &OpenOrder,
+    outcome: Outcome,
+    observation: &Observation,
+    policy: &Policy,
+) -> Action {
     let is_known = match order.phase {
         Phase::Created => false,
-        Phase::Processing { .. } => order.intent.is_none() || order.is_newer_than(look, policy),
+        Phase::Processing { .. } => {
+            order.intent.is_none() || order.is_newer_than(observation, policy)
+        }
     };
     if is_known {
         Action::Settle(outcome)
@@ -387,7 +400,7 @@ fn settle(order: &OpenOrder, outcome: Outcome, look: &Look, policy: &Policy) -> 
 fn start(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
     let cleared = u32::from(order.is_intent_cleared(policy, at));
     let starts = order.starts.saturating_sub(cleared);
-    if starts >= policy.max_starts && !order.is_released {
+    if starts >= policy.max_starts && !order.restart_requested {
         flag(order, Reason::MaxStarts, at.now)
     } else if order.is_due(at.now) {
         Action::Start
@@ -399,7 +412,7 @@ fn start(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
 /// What the policy says about an order whose process was forgotten.
 fn lost(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
     match policy.lost_process {
-        _ if order.is_released => start(order, policy, at),
+        _ if order.restart_requested => start(order, policy, at),
         LostProcess::Restart => start(order, policy, at),
         LostProcess::Fail if order.is_seen => Action::Fail,
         LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, at.now),

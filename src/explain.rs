@@ -15,7 +15,7 @@ use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::messages::{clean, future, lasting, past, quoted, span};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
-use crate::pace::{Reach, StartRate};
+use crate::pace::{StartRate, UpstreamState};
 use crate::reconciler_state::Leadership;
 
 /// One order explained. Each text is a sentence or several.
@@ -189,10 +189,14 @@ impl OrderDetails {
 
     fn observed(&self, now: Timestamp) -> Vec<String> {
         let heartbeat = &self.reconciler;
-        let mut lines = vec![match &heartbeat.reach {
-            Reach::Unknown => "It is not known yet whether the upstream answers.".to_owned(),
-            Reach::Up { since } => format!("The upstream has answered {}.", lasting(*since, now)),
-            Reach::Down { since, detail } => format!(
+        let mut lines = vec![match &heartbeat.upstream {
+            UpstreamState::Unknown => {
+                "It is not known yet whether the upstream answers.".to_owned()
+            }
+            UpstreamState::Up { since } => {
+                format!("The upstream has answered {}.", lasting(*since, now))
+            }
+            UpstreamState::Down { since, detail } => format!(
                 "The upstream has given no usable answer {}: {}.",
                 lasting(*since, now),
                 clean(detail)
@@ -209,9 +213,9 @@ impl OrderDetails {
                 past(at, now)
             ));
         }
-        let lives = &heartbeat.learned.lives;
-        if let Some(at) = lives.began_at()
-            && let Some((processes, time)) = lives.expected(now)
+        let incarnations = &heartbeat.learned.incarnations;
+        if let Some(at) = incarnations.began_at()
+            && let Some((processes, time)) = incarnations.expected_length(now)
         {
             let life = match time {
                 Some(_) => format!("It is estimated to live for about {processes:.0} processes."),
@@ -264,7 +268,7 @@ impl OrderDetails {
                 n => format!("{n} attempts in a row have failed."),
             });
         }
-        if open.is_released {
+        if open.restart_requested {
             lines.push("An operator has asked for it to be started again.".to_owned());
         }
         lines
@@ -353,7 +357,7 @@ impl OrderDetails {
                  only when a complete answer, asked for late enough, does not know it.",
                 self.attempt_time(open, now)
             )],
-            (Phase::Created, None, Some(Reason::MaxStarts)) if !open.is_released => {
+            (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
                 vec!["Nothing happens until an operator decides.".to_owned()]
             }
             (Phase::Created, None, _) => self.turn(open, now),
@@ -427,7 +431,7 @@ impl OrderDetails {
 
     /// The future of an order whose process was forgotten.
     fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
-        if open.is_released {
+        if open.restart_requested {
             let again = "It is looked for once more when its turn comes, and started again if it is \
                          not found.";
             let mut lines = vec![again.to_owned()];
@@ -529,7 +533,7 @@ impl OrderDetails {
     }
 
     fn is_upstream_down(&self) -> bool {
-        matches!(self.reconciler.reach, Reach::Down { .. })
+        matches!(self.reconciler.upstream, UpstreamState::Down { .. })
     }
 
     /// The moment at which the next look may begin, at the earliest, as a part of a sentence.

@@ -6,30 +6,30 @@
 //! What to do about an order is decided in `decide`.
 //!
 //! - `rate`: starts per second.
-//! - `lives`: processes in flight.
+//! - `incarnations`: processes in flight.
 //! - `polling`: which orders to look at, and when. `list_time`: how long a list may take.
-//! - `turns`: which order is started next.
-//! - `reach`: whether anything may be asked at all.
+//! - `round_robin`: which order is started next.
+//! - `availability`: whether anything may be asked at all.
 
+mod availability;
+mod incarnations;
 mod list_time;
-mod lives;
 mod polling;
 mod rate;
-mod reach;
-mod turns;
+mod round_robin;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::availability::{CircuitBreaker, RequestResults, UpstreamState};
+pub use self::incarnations::Incarnations;
 use self::list_time::ListTime;
-pub use self::lives::Lives;
 use self::polling::Polling;
-pub use self::polling::{Durations, Plan, Watched, list_cost, look_ups_cost};
-pub use self::rate::{Beat, StartRate};
-pub use self::reach::{Met, Reach, Reachability};
-pub use self::turns::{Queue, Turns};
+pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cost};
+pub use self::rate::{Gcra, StartRate};
+pub use self::round_robin::{RoundRobin, StartClass};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
 
@@ -60,11 +60,12 @@ const STUCK_AFTER: u32 = 2;
 /// What was learned of the upstream, to be kept for a later run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Learned {
+pub struct LearnedLimits {
     /// Starts per second; nothing before the first run.
     pub rate: Option<StartRate>,
-    /// How long it lives.
-    pub lives: Lives,
+    /// Restarts, and the processes between them.
+    #[serde(rename = "lives")]
+    pub incarnations: Incarnations,
     /// How long processes take.
     pub durations: Durations,
     /// Until when the upstream has asked to be left alone.
@@ -82,7 +83,7 @@ pub struct Call {
 
 impl Call {
     /// A look that was sent at this moment.
-    pub const fn look(sent_at: Timestamp) -> Self {
+    pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
             is_start: false,
             sent_at,
@@ -95,10 +96,10 @@ impl Call {
 pub struct Pace {
     /// Requests at once, of all kinds.
     max_requests: usize,
-    reach: Reachability,
+    breaker: CircuitBreaker,
     rate: StartRate,
-    beat: Beat,
-    lives: Lives,
+    gcra: Gcra,
+    incarnations: Incarnations,
     durations: Durations,
     polling: Polling,
     list_time: ListTime,
@@ -107,7 +108,7 @@ pub struct Pace {
     /// Whether starts meet nothing but silence and server errors.
     is_failing: bool,
     /// Whether the limit that starts have met counts looks too.
-    are_looks_limited: bool,
+    are_polls_limited: bool,
 }
 
 impl Pace {
@@ -116,8 +117,8 @@ impl Pace {
     pub fn new(
         ceiling: f64,
         max_requests: usize,
-        learned: Learned,
-        reach: Reach,
+        learned: LearnedLimits,
+        upstream: UpstreamState,
         now: Timestamp,
     ) -> Self {
         let rate = match learned.rate {
@@ -126,43 +127,44 @@ impl Pace {
         };
         Self {
             max_requests,
-            reach: Reachability::new(reach.no_later_than(now)).resting(learned.resting_until, now),
-            beat: Beat::new(rate.rate()),
+            breaker: CircuitBreaker::new(upstream.no_later_than(now))
+                .resting(learned.resting_until, now),
+            gcra: Gcra::new(rate.rate()),
             rate,
-            lives: learned.lives.no_later_than(now),
+            incarnations: learned.incarnations.no_later_than(now),
             durations: learned.durations,
             polling: Polling::new(now),
             list_time: ListTime::default(),
             in_flight: 0,
             is_failing: false,
-            are_looks_limited: false,
+            are_polls_limited: false,
         }
     }
 
     /// Goes on in another run with what was learned in this one.
     #[must_use]
-    pub fn again(&self, now: Timestamp) -> Self {
+    pub fn for_next_run(&self, now: Timestamp) -> Self {
         let ceiling = self.rate.ceiling().unwrap_or(0.0);
-        let reach = self.reach.reach().clone();
+        let upstream = self.breaker.state().clone();
         Self {
             list_time: self.list_time.clone(),
-            ..Self::new(ceiling, self.max_requests, self.learned(now), reach, now)
+            ..Self::new(ceiling, self.max_requests, self.learned(now), upstream, now)
         }
     }
 
     /// What to keep for a later run.
-    pub fn learned(&self, now: Timestamp) -> Learned {
-        Learned {
-            resting_until: self.reach.resting_until(now),
+    pub fn learned(&self, now: Timestamp) -> LearnedLimits {
+        LearnedLimits {
+            resting_until: self.breaker.resting_until(now),
             rate: Some(self.rate.clone()),
-            lives: self.lives.clone(),
+            incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),
         }
     }
 
     /// Whether the upstream answers.
-    pub fn reach(&self) -> &Reachability {
-        &self.reach
+    pub fn breaker(&self) -> &CircuitBreaker {
+        &self.breaker
     }
 
     /// Starts per second.
@@ -171,8 +173,8 @@ impl Pace {
     }
 
     /// Returns what limits the starts, in words, if something does.
-    pub fn limit(&self) -> Option<String> {
-        let window = self.lives.window();
+    pub fn limit_reason(&self) -> Option<String> {
+        let window = self.incarnations.window();
         if let Some(window) = window.filter(|window| self.in_flight >= *window) {
             return Some(format!(
                 "at most {window} processes run at once, because the upstream forgets them when it \
@@ -187,14 +189,14 @@ impl Pace {
         })
     }
 
-    /// How long the upstream lives.
-    pub fn lives(&self) -> &Lives {
-        &self.lives
+    /// Restarts of the upstream, and the processes between them.
+    pub fn incarnations(&self) -> &Incarnations {
+        &self.incarnations
     }
 
     /// Whether one more request of any kind may leave now, beside `requests` that have.
     pub fn may_send(&self, now: Timestamp, requests: usize) -> bool {
-        requests < self.max_requests && self.reach.may_send(now)
+        requests < self.max_requests && self.breaker.may_send(now)
     }
 
     /// Whether one more order may be made ready to be started now, beside `starting` that are or
@@ -206,29 +208,29 @@ impl Pace {
             true => 1,
             false => self.max_requests + ahead.min(self.max_requests),
         };
-        starting < places && self.reach.may_send(now)
+        starting < places && self.breaker.may_send(now)
     }
 
     /// When the next start may leave, `now` or later; nothing while as many processes run as may.
     pub fn next_start_at(&self, now: Timestamp, starting: usize) -> Option<Timestamp> {
         let in_flight = self.in_flight + starting as u64;
         let is_full = self
-            .lives
+            .incarnations
             .window()
             .is_some_and(|window| in_flight >= window);
-        (!is_full).then(|| self.beat.next_at(now))
+        (!is_full).then(|| self.gcra.next_at(now))
     }
 
     /// A start leaves now.
     pub fn on_start_sent(&mut self, now: Timestamp) {
         self.rate.on_sent();
-        self.beat.started(now);
+        self.gcra.on_start_sent(now);
     }
 
     /// A look leaves now. If the upstream limits the rate of requests, it takes a start's turn.
-    pub fn on_look_sent(&mut self, now: Timestamp) {
-        if self.are_looks_limited {
-            self.beat.started(now);
+    pub fn on_poll_sent(&mut self, now: Timestamp) {
+        if self.are_polls_limited {
+            self.gcra.on_start_sent(now);
         }
     }
 
@@ -237,7 +239,7 @@ impl Pace {
         self.polling.on_started(seq, now);
         self.is_failing = false;
         self.in_flight += 1;
-        self.lives.started();
+        self.incarnations.on_start_accepted();
     }
 
     /// A start was refused: the upstream takes starts.
@@ -254,76 +256,79 @@ impl Pace {
     /// Raises a reduced rate by the time that has passed. Returns whether the reduction is over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
         let is_full_again = self.rate.recover(now);
-        self.are_looks_limited &= self.rate.is_refused();
-        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.are_polls_limited &= self.rate.is_refused();
+        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
         is_full_again
     }
 
     /// Takes note of a usable answer. Tells whether the upstream had not answered before.
-    pub fn answered(&mut self, call: Call, now: Timestamp) -> bool {
+    pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         if !call.is_start {
             self.polling.on_answered();
         }
-        let was_down = self.reach.is_down();
-        let is_news = self.reach.answered(now);
+        let was_down = self.breaker.is_down();
+        let is_news = self.breaker.on_answered(now);
         if was_down {
             // It may have been restarted.
             self.polling.forget(now);
-            self.are_looks_limited = false;
+            self.are_polls_limited = false;
         }
         is_news
     }
 
     /// Takes note of a request without a usable answer. Tells whether that lowers the rate, and
     /// whether the upstream counts as down from now on and did not before.
-    pub fn failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
+    pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
         let is_refused = matches!(failure.cause, Cause::TooMany | Cause::Overload);
         let is_overload = is_refused || failure.cause == Cause::Silence;
         let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
-        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
         if !call.is_start && is_refused {
             self.polling.on_refused(now);
-            self.are_looks_limited = true;
+            self.are_polls_limited = true;
         }
-        (is_slower, self.reach.failed(call.is_start, now, failure))
+        (
+            is_slower,
+            self.breaker.on_failed(call.is_start, now, failure),
+        )
     }
 
     /// What requests have met since this was last asked.
-    pub fn take_met(&mut self) -> Met {
-        self.reach.take_met()
+    pub fn take_results(&mut self) -> RequestResults {
+        self.breaker.take_results()
     }
 
     /// The upstream was found to have been restarted, and to have so many processes now.
-    pub fn restarted(&mut self, processes: u64, now: Timestamp) {
+    pub fn on_restart(&mut self, processes: u64, now: Timestamp) {
         self.rate.on_restart(now);
-        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
-        self.lives.restarted(processes, now);
+        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.incarnations.on_restart(processes, now);
     }
 
     /// The upstream was found to have forgotten a process. One alone says nothing of how long a life lasts.
-    pub fn forgot(&mut self, now: Timestamp) {
-        self.lives.forgot(now);
+    pub fn on_process_forgotten(&mut self, now: Timestamp) {
+        self.incarnations.on_process_forgotten(now);
     }
 
     /// A complete list told how many processes there are.
-    pub fn listed(&mut self, entries: u64, began_at: Timestamp, now: Timestamp) {
-        self.on_seen(began_at);
-        self.lives.listed(entries, now);
+    pub fn on_list_complete(&mut self, entries: u64, began_at: Timestamp, now: Timestamp) {
+        self.on_seen_alive(began_at);
+        self.incarnations.on_list_complete(entries, now);
     }
 
     /// A look that began at `began_at` has seen a process of this life of the upstream.
-    pub fn on_seen(&mut self, began_at: Timestamp) {
-        self.rate.on_seen(began_at);
-        self.beat.set_rate(self.rate.rate(), self.rate.is_refused());
+    pub fn on_seen_alive(&mut self, began_at: Timestamp) {
+        self.rate.on_seen_alive(began_at);
+        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
     }
 
     /// How long a list may take that begins now.
     pub fn list_limit(&self) -> Duration {
-        self.list_time.limit(self.lives.processes())
+        self.list_time.limit(self.incarnations.processes())
     }
 
     /// A list has ended after so long: it was complete, with so many entries, or was not.
-    pub fn on_list_read(&mut self, entries: Option<u64>, took: Duration) {
+    pub fn on_list_ended(&mut self, entries: Option<u64>, took: Duration) {
         match entries {
             Some(entries) => self.list_time.on_complete(entries, took),
             None if took >= self.list_limit() => self.list_time.on_cut(),
@@ -332,31 +337,31 @@ impl Pace {
     }
 
     /// Returns whether one more look may be sent now, beside `requests`.
-    pub fn may_look(&self, now: Timestamp, requests: usize) -> bool {
-        let is_free = requests == 0 || !self.are_looks_limited;
+    pub fn may_poll(&self, now: Timestamp, requests: usize) -> bool {
+        let is_free = requests == 0 || !self.are_polls_limited;
         is_free && self.may_send(now, requests) && !self.polling.is_refused(now)
     }
 
     /// Whether anything may be looked at.
-    pub fn are_looks_due(&self, now: Timestamp) -> bool {
+    pub fn is_poll_due(&self, now: Timestamp) -> bool {
         now >= self.polling.next_at()
     }
 
     /// When one of a few orders is due to be looked at.
-    pub fn look_due_at(&self) -> Option<Timestamp> {
+    pub fn order_due_at(&self) -> Option<Timestamp> {
         self.polling.due_at()
     }
 
     /// Chooses what to look at. `watched` is in the order of `seq`. `is_often` says that the schedule
     /// has moments enough for each of a few orders to wait for its own.
-    pub fn plan(&mut self, watched: &[Watched], is_often: bool, now: Timestamp) -> Plan {
+    pub fn plan(&mut self, watched: &[PollTarget], is_often: bool, now: Timestamp) -> PollPlan {
         let least = self.request_cost();
         self.polling
-            .plan(watched, self.lives.processes(), least, is_often, now)
+            .plan(watched, self.incarnations.processes(), least, is_often, now)
     }
 
     /// Learns from a look at one of the watched that began at `began_at`.
-    pub fn learn(&mut self, order: &Watched, observed: &Observed, began_at: Timestamp) {
+    pub fn on_observed(&mut self, order: &PollTarget, observed: &Observed, began_at: Timestamp) {
         let Some(running_since) = order.running_since else {
             return;
         };
@@ -374,12 +379,12 @@ impl Pace {
     }
 
     /// An order was looked up.
-    pub fn saw(&mut self, seq: i64, began_at: Timestamp) {
-        self.polling.saw(seq, began_at);
+    pub fn on_order_polled(&mut self, seq: i64, began_at: Timestamp) {
+        self.polling.on_order_polled(seq, began_at);
     }
 
     /// Forgets what was learned of durations since `before`, because it will be learned again.
-    pub fn unlearn(&mut self, before: Durations) {
+    pub fn restore_durations(&mut self, before: Durations) {
         self.durations = before;
     }
 
@@ -389,41 +394,41 @@ impl Pace {
     }
 
     /// All orders were looked at.
-    pub fn saw_all(&mut self, began_at: Timestamp) {
-        self.polling.saw_all(began_at);
+    pub fn on_all_polled(&mut self, began_at: Timestamp) {
+        self.polling.on_all_polled(began_at);
     }
 
     /// When the next look may begin.
-    pub fn next_look_at(&self) -> Timestamp {
+    pub fn next_poll_at(&self) -> Timestamp {
         self.polling.next_at()
     }
 
     /// Cost of a request to the upstream, whatever it asks for: where a limit counts looks too, each takes
     /// the place of a start.
     fn request_cost(&self) -> Duration {
-        match self.are_looks_limited {
+        match self.are_polls_limited {
             true => Duration::from_secs_f64(1.0 / self.rate.rate()),
             false => Duration::ZERO,
         }
     }
 
     /// Looks that began at `began_at` are over and cost the upstream `cost`.
-    pub fn looked(&mut self, began_at: Timestamp, requests: usize, cost: Duration) {
+    pub fn on_polled(&mut self, began_at: Timestamp, requests: usize, cost: Duration) {
         let of_limit = self
             .request_cost()
             .mul_f64(requests as f64)
             .min(LIMITED_COST_MAX);
         let cost = cost.max(of_limit);
-        self.polling.on_looked(began_at, cost, &self.durations);
+        self.polling.on_polled(began_at, cost, &self.durations);
     }
 
     /// So many processes are known to run and are not stuck.
-    pub fn found_running(&mut self, in_flight: u64) {
+    pub fn set_in_flight(&mut self, in_flight: u64) {
         self.in_flight = in_flight;
     }
 
     /// Something is not as it should be: everything is looked at as soon as possible.
-    pub fn look_again(&mut self, now: Timestamp) {
+    pub fn poll_soon(&mut self, now: Timestamp) {
         self.polling.forget(now);
     }
 
@@ -467,8 +472,8 @@ mod tests {
         assert!(waits.len() > 50);
     }
 
-    fn pace(ceiling: f64, learned: Learned, now: Timestamp) -> Pace {
-        Pace::new(ceiling, 8, learned, Reach::Unknown, now)
+    fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
+        Pace::new(ceiling, 8, learned, UpstreamState::Unknown, now)
     }
 
     /// A start that was sent at this moment.
@@ -486,11 +491,11 @@ mod tests {
     #[test]
     fn no_more_requests_are_made_at_once_than_allowed_and_none_while_it_is_down_or_rests() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(50.0, Learned::default(), now);
+        let mut limiter = pace(50.0, LearnedLimits::default(), now);
         assert!(limiter.may_send(now, 7) && !limiter.may_send(now, 8));
         let mut failure = Failure::new("answered 503", Cause::Overload);
         failure.retry_after = Some(Duration::from_secs(2));
-        assert_eq!(limiter.failed(start(now), now, &failure), (true, false));
+        assert_eq!(limiter.on_failed(start(now), now, &failure), (true, false));
         assert!((44.0..46.0).contains(&limiter.rate().rate()));
         assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
         // Another run leaves it alone too, but not for ever.
@@ -500,24 +505,27 @@ mod tests {
         learned.resting_until = Some(Timestamp(i64::MAX));
         assert!(pace(50.0, learned, now).may_send(now.after(BACKOFF_MAX), 0));
         let call = start(Timestamp(1_500));
-        assert_eq!(limiter.failed(call, now, &no_connection()), (false, true));
+        assert_eq!(
+            limiter.on_failed(call, now, &no_connection()),
+            (false, true)
+        );
         assert!(!limiter.may_send(Timestamp(3_000), 0));
         let at = Timestamp(3_000);
-        assert!(limiter.answered(start(at), at) && limiter.may_send(at, 0));
+        assert!(limiter.on_answered(start(at), at) && limiter.may_send(at, 0));
     }
 
     #[test]
     fn orders_are_made_ready_ahead_of_their_places_only_at_a_high_rate() {
         let now = Timestamp(1_000);
         let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));
-        let fast = Learned {
+        let fast = LearnedLimits {
             rate: Some(StartRate::doubled_to(50_000.0, now)),
-            ..Learned::default()
+            ..LearnedLimits::default()
         };
         for (ceiling, expected) in [(3.0, 8), (50.0, 8), (499.0, 8), (1_500.0, 11), (0.0, 16)] {
             let mut limiter = pace(ceiling, fast.clone(), now);
             assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
-            limiter.failed(start(now), now, &no_connection());
+            limiter.on_failed(start(now), now, &no_connection());
             assert_eq!(ready_at_once(&limiter), Some(0), "it is down");
         }
     }
@@ -525,7 +533,7 @@ mod tests {
     #[test]
     fn while_no_start_is_answered_for_certain_one_order_at_a_time_tries() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(50.0, Learned::default(), now);
+        let mut limiter = pace(50.0, LearnedLimits::default(), now);
         let accepted: fn(&mut Pace) = |pace| pace.on_start_accepted(1, Timestamp(1_000));
         for recover in [accepted, Pace::on_start_refused] {
             limiter.on_start_in_doubt();
@@ -538,18 +546,21 @@ mod tests {
     #[test]
     fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_run() {
         let now = Timestamp(1_000);
-        let mut limiter = pace(50.0, Learned::default(), now);
-        limiter.listed(100, now, now);
-        assert_eq!(limiter.lives().processes(), Some(100));
-        limiter.restarted(0, now);
+        let mut limiter = pace(50.0, LearnedLimits::default(), now);
+        limiter.on_list_complete(100, now, now);
+        assert_eq!(limiter.incarnations().processes(), Some(100));
+        limiter.on_restart(0, now);
         let mut limiter = pace(50.0, limiter.learned(now), now);
-        assert_eq!((limiter.rate().rate(), limiter.lives().ended()), (1.25, 1));
-        assert_eq!(limiter.lives().processes(), Some(0));
         assert_eq!(
-            limiter.limit().as_deref(),
+            (limiter.rate().rate(), limiter.incarnations().restarts()),
+            (1.25, 1)
+        );
+        assert_eq!(limiter.incarnations().processes(), Some(0));
+        assert_eq!(
+            limiter.limit_reason().as_deref(),
             Some("the upstream was restarted")
         );
-        let window = limiter.lives().window().unwrap();
+        let window = limiter.incarnations().window().unwrap();
         for seq in 1..window {
             limiter.on_start_accepted(seq as i64, now);
         }
@@ -557,21 +568,21 @@ mod tests {
         assert_eq!(limiter.next_start_at(now, 1), None);
         limiter.on_start_accepted(0, now);
         assert_eq!(limiter.next_start_at(now, 0), None);
-        assert!(limiter.limit().unwrap().contains("at most"));
-        limiter.found_running(window - 1);
+        assert!(limiter.limit_reason().unwrap().contains("at most"));
+        limiter.set_in_flight(window - 1);
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
     }
 
     #[test]
     fn an_upstream_that_answers_again_is_looked_at_at_once() {
-        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), 1, Duration::from_secs(1));
-        assert!(!limiter.are_looks_due(Timestamp(10)));
-        limiter.answered(start(Timestamp(0)), Timestamp(10));
-        assert!(!limiter.are_looks_due(Timestamp(10)), "it was not down");
-        limiter.failed(start(Timestamp(0)), Timestamp(11), &no_connection());
-        limiter.answered(start(Timestamp(0)), Timestamp(12));
-        assert!(limiter.are_looks_due(Timestamp(12)));
+        let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
+        limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
+        assert!(!limiter.is_poll_due(Timestamp(10)));
+        limiter.on_answered(start(Timestamp(0)), Timestamp(10));
+        assert!(!limiter.is_poll_due(Timestamp(10)), "it was not down");
+        limiter.on_failed(start(Timestamp(0)), Timestamp(11), &no_connection());
+        limiter.on_answered(start(Timestamp(0)), Timestamp(12));
+        assert!(limiter.is_poll_due(Timestamp(12)));
     }
 
     /// Sends starts as they are due for so many seconds, of which an upstream takes `limit` a second
@@ -585,7 +596,7 @@ mod tests {
             tokens = (tokens + limit / 1e3).min(1.0);
             if now.0 % 1_000 == 0 {
                 limiter.recover(now);
-                limiter.on_seen(now);
+                limiter.on_seen_alive(now);
             }
             if limiter.next_start_at(now, 0) == Some(now) {
                 limiter.on_start_sent(now);
@@ -594,7 +605,7 @@ mod tests {
                 match is_taken {
                     true => tokens -= 1.0,
                     false => {
-                        limiter.failed(start(now), now, &refusal);
+                        limiter.on_failed(start(now), now, &refusal);
                     }
                 }
             }
@@ -605,7 +616,7 @@ mod tests {
     #[test]
     fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
         for limit in [2.0, 5.0, 40.0] {
-            let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
+            let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
             let [accepted, refused] = drive(&mut limiter, 300, limit);
             let possible = limit * 300.0;
             assert!(
@@ -616,105 +627,127 @@ mod tests {
                 refused * 10 < accepted,
                 "{limit}: {refused} beside {accepted}"
             );
-            assert!(limiter.limit().unwrap().contains("429"));
+            assert!(limiter.limit_reason().unwrap().contains("429"));
         }
     }
 
     #[test]
     fn starts_that_are_taken_are_sent_ever_faster() {
-        let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
-        assert_eq!((limiter.rate().rate(), limiter.limit()), (500.0, None));
+        let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
+        assert_eq!(
+            (limiter.rate().rate(), limiter.limit_reason()),
+            (500.0, None)
+        );
         let [accepted, _] = drive(&mut limiter, 3, 1e6);
         // A start each millisecond is the most here.
         assert!((2_000..3_000).contains(&accepted), "{accepted}");
         assert!(limiter.rate().rate() >= 1_000.0);
-        let mut under_a_ceiling = pace(50.0, Learned::default(), Timestamp(0));
+        let mut under_a_ceiling = pace(50.0, LearnedLimits::default(), Timestamp(0));
         let [accepted, _] = drive(&mut under_a_ceiling, 100, 1e6);
         assert!((4_950..5_010).contains(&accepted), "{accepted}");
-        assert!(under_a_ceiling.limit().unwrap().contains("ceiling"));
+        assert!(under_a_ceiling.limit_reason().unwrap().contains("ceiling"));
     }
 
     #[test]
     fn looks_that_a_limit_counts_take_the_places_of_starts() {
-        let mut limiter = pace(0.0, Learned::default(), Timestamp(0));
+        let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
         let refusal = Failure::new("the upstream answered 429", Cause::Overload);
-        limiter.failed(start(Timestamp(10)), Timestamp(20), &refusal);
+        limiter.on_failed(start(Timestamp(10)), Timestamp(20), &refusal);
         limiter.on_start_sent(Timestamp(30));
         let due = limiter.next_start_at(Timestamp(30), 0);
-        limiter.on_look_sent(Timestamp(30));
+        limiter.on_poll_sent(Timestamp(30));
         assert_eq!(
             limiter.next_start_at(Timestamp(30), 0),
             due,
             "looks are free"
         );
-        assert!(limiter.may_look(Timestamp(30), 0));
-        limiter.failed(Call::look(Timestamp(31)), Timestamp(32), &refusal);
-        assert!(!limiter.may_look(Timestamp(32), 0) && limiter.may_send(Timestamp(32), 0));
-        limiter.on_look_sent(Timestamp(2_000));
+        assert!(limiter.may_poll(Timestamp(30), 0));
+        limiter.on_failed(Call::poll(Timestamp(31)), Timestamp(32), &refusal);
+        assert!(!limiter.may_poll(Timestamp(32), 0) && limiter.may_send(Timestamp(32), 0));
+        limiter.on_poll_sent(Timestamp(2_000));
         assert!(limiter.next_start_at(Timestamp(2_000), 0) > due);
-        limiter.looked(Timestamp(2_000), 1, Duration::ZERO);
-        assert!(
-            !limiter.are_looks_due(Timestamp(2_080)) && limiter.are_looks_due(Timestamp(2_100))
-        );
-        assert!(limiter.may_look(Timestamp(2_100), 0), "one at a time");
-        assert!(!limiter.may_look(Timestamp(2_100), 1));
+        limiter.on_polled(Timestamp(2_000), 1, Duration::ZERO);
+        assert!(!limiter.is_poll_due(Timestamp(2_080)) && limiter.is_poll_due(Timestamp(2_100)));
+        assert!(limiter.may_poll(Timestamp(2_100), 0), "one at a time");
+        assert!(!limiter.may_poll(Timestamp(2_100), 1));
         // However many and however slow the limit, there is another look soon.
-        limiter.looked(Timestamp(3_000), 1_000, Duration::ZERO);
-        assert!(!limiter.are_looks_due(Timestamp(12_999)));
-        assert!(limiter.are_looks_due(Timestamp(13_000)));
+        limiter.on_polled(Timestamp(3_000), 1_000, Duration::ZERO);
+        assert!(!limiter.is_poll_due(Timestamp(12_999)));
+        assert!(limiter.is_poll_due(Timestamp(13_000)));
     }
 
     #[test]
     fn what_requests_met_is_told_once() {
-        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
+        let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
         let (answer, failure) = (true, true);
-        limiter.answered(start(Timestamp(0)), Timestamp(1));
-        let met = |answer, failure| Met { answer, failure };
-        assert_eq!(limiter.take_met(), met(answer, false));
+        limiter.on_answered(start(Timestamp(0)), Timestamp(1));
+        let met = |answer, failure| RequestResults { answer, failure };
+        assert_eq!(limiter.take_results(), met(answer, false));
         let unusable = Failure::new("answered 500", Cause::Unusable);
-        limiter.failed(start(Timestamp(0)), Timestamp(2), &unusable);
-        assert_eq!(limiter.take_met(), met(false, failure));
-        assert_eq!(limiter.take_met(), met(false, false));
+        limiter.on_failed(start(Timestamp(0)), Timestamp(2), &unusable);
+        assert_eq!(limiter.take_results(), met(false, failure));
+        assert_eq!(limiter.take_results(), met(false, false));
     }
 
     #[test]
     fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
-        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
-        limiter.looked(Timestamp(0), 1, Duration::from_secs(1));
-        assert!(!limiter.are_looks_due(Timestamp(10)));
-        limiter.look_again(Timestamp(10));
-        assert!(limiter.are_looks_due(Timestamp(10)));
+        let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
+        limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
+        assert!(!limiter.is_poll_due(Timestamp(10)));
+        limiter.poll_soon(Timestamp(10));
+        assert!(limiter.is_poll_due(Timestamp(10)));
     }
 
     #[test]
     fn durations_are_learned_from_looks_and_with_them_which_processes_are_stuck() {
-        let mut limiter = pace(50.0, Learned::default(), Timestamp(0));
-        let order = Watched {
+        let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
+        let order = PollTarget {
             seq: 1,
             running_since: Some(Timestamp(1_000)),
         };
         let durations = |limiter: &Pace| limiter.learned(Timestamp(0)).durations;
         assert_eq!(limiter.stuck_after(), Duration::from_secs(1_320));
         let before = durations(&limiter);
-        limiter.learn(&order, &Observed::Absent, Timestamp(5_000));
+        limiter.on_observed(&order, &Observed::Absent, Timestamp(5_000));
         assert_eq!(durations(&limiter), before);
-        limiter.learn(&order, &Observed::Running, Timestamp(5_000));
+        limiter.on_observed(&order, &Observed::Running, Timestamp(5_000));
         assert_eq!(durations(&limiter).mean(), None);
-        limiter.saw(1, Timestamp(5_000));
-        limiter.learn(&order, &Observed::Failed, Timestamp(7_000));
+        limiter.on_order_polled(1, Timestamp(5_000));
+        limiter.on_observed(&order, &Observed::Failed, Timestamp(7_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
         assert_eq!(limiter.stuck_after(), Duration::from_secs(12));
         // One that ran before this program did may have ended at any time before.
-        let old = Watched {
+        let old = PollTarget {
             seq: 2,
             running_since: Some(Timestamp(-1)),
         };
-        limiter.learn(&old, &Observed::Failed, Timestamp(7_000));
+        limiter.on_observed(&old, &Observed::Failed, Timestamp(7_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
         // A look at all of them is one at this one.
-        limiter.saw_all(Timestamp(9_000));
-        limiter.learn(&order, &Observed::Running, Timestamp(21_000));
+        limiter.on_all_polled(Timestamp(9_000));
+        limiter.on_observed(&order, &Observed::Running, Timestamp(21_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(18)));
+    }
+
+    #[test]
+    fn limits_that_an_earlier_version_has_stored_are_read() {
+        let stored = r#"{
+            "rate": {"rate": 1000.0, "ceiling": 50.0, "cut": {
+                "at": 9000, "quiet": {"secs": 0, "nanos": 0}, "plateau": 1.25,
+                "plateau_after": {"secs": 0, "nanos": 0}, "unit": {"secs": 10, "nanos": 0},
+                "growth": 1.0, "is_restart": true, "reason": "the upstream was restarted"},
+                "step_at": 0, "sent": 7},
+            "lives": {"processes": 12, "began_at": 9000, "forgot_at": null, "ended": 1,
+                "mean": 24060.0, "mean_seconds": 600.0},
+            "durations": {"observed_seconds": 20.0, "ended": 2.0,
+                "longest": {"secs": 11, "nanos": 0}},
+            "resting_until": 10000}"#;
+        let learned: LearnedLimits = serde_json::from_str(stored).unwrap();
+        assert_eq!(learned.incarnations.restarts(), 1);
+        assert_eq!(learned.durations.mean(), Some(Duration::from_secs(10)));
+        let as_json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let written = serde_json::to_string(&learned).unwrap();
+        assert_eq!(as_json(&written), as_json(stored));
     }
 
     #[test]

@@ -87,11 +87,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             settings.ceiling(),
             settings.max_in_flight,
             state.learned.clone(),
-            state.reach.clone(),
+            state.upstream.clone(),
             now,
         );
         let metrics = state.metrics.clone();
-        let forgot_at = pace.lives().forgot_at();
+        let forgot_at = pace.incarnations().forgot_at();
         Ok(Self {
             has_begun: false,
             pace,

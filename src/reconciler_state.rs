@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::decide::LostProcess;
 use crate::order::{Rfc3339, Timestamp};
-use crate::pace::{Learned, Reach};
+use crate::pace::{LearnedLimits, UpstreamState};
 use crate::reconciler_metrics::ReconcilerMetrics;
 
 /// Delay of a pass from which on the reconciler counts as stuck: far longer than a pass takes in
@@ -35,11 +35,11 @@ pub struct ReconcilerState {
     /// When the open orders that were due for a poll were last observed.
     pub last_seen_at: Option<Timestamp>,
     /// Whether the upstream answers.
-    pub reach: Reach,
+    pub upstream: UpstreamState,
     /// The earliest moment at which orders that are PROCESSING are polled next.
     pub next_look_at: Option<Timestamp>,
     /// What was learned of the upstream's limits.
-    pub learned: Learned,
+    pub learned: LearnedLimits,
     /// Counters of all reconcilers on this database.
     pub metrics: ReconcilerMetrics,
 }

@@ -15,7 +15,7 @@ use super::json_answer;
 use super::reads::Reads;
 use crate::clock::{Clock, SystemClock};
 use crate::order::{Rfc3339, Timestamp};
-use crate::pace::Reach;
+use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
 
 /// How long the database is believed to be as it was found. Finding out costs a disk flush.
@@ -198,14 +198,14 @@ impl Health {
         let Ok(heartbeat) = self.reads.store().await.heartbeat().await else {
             return Vec::new();
         };
-        let (status, since, detail) = match &heartbeat.reach {
-            Reach::Unknown => (
+        let (status, since, detail) = match &heartbeat.upstream {
+            UpstreamState::Unknown => (
                 UNKNOWN,
                 None,
                 "it is not known yet whether it answers".to_owned(),
             ),
-            Reach::Up { since } => (OK, Some(*since), "it answers".to_owned()),
-            Reach::Down { since, detail } => (FAILING, Some(*since), detail.clone()),
+            UpstreamState::Up { since } => (OK, Some(*since), "it answers".to_owned()),
+            UpstreamState::Down { since, detail } => (FAILING, Some(*since), detail.clone()),
         };
         let upstream = Check {
             name: "upstream",

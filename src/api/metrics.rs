@@ -22,7 +22,7 @@ use crate::histogram::Histogram;
 use crate::journal_stats::SETTLED_WITHIN_MS;
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Status};
-use crate::pace::Reach;
+use crate::pace::UpstreamState;
 use crate::reconciler_metrics::TOOK_WITHIN_MS;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, Writing};
@@ -157,10 +157,10 @@ fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bo
 fn upstream(metrics: &mut Exposition, seen: &Seen) {
     let heartbeat = &seen.glance.heartbeat;
     let learned = &heartbeat.learned;
-    let (is_up, since) = match heartbeat.reach {
-        Reach::Unknown => (None, None),
-        Reach::Up { since } => (Some(1.0), Some(since)),
-        Reach::Down { since, .. } => (Some(0.0), Some(since)),
+    let (is_up, since) = match heartbeat.upstream {
+        UpstreamState::Unknown => (None, None),
+        UpstreamState::Up { since } => (Some(1.0), Some(since)),
+        UpstreamState::Down { since, .. } => (Some(0.0), Some(since)),
     };
     metrics.one(&table::UPSTREAM_UP, is_up);
     metrics.moment(&table::UPSTREAM_CHANGED, since);
@@ -169,11 +169,11 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
         (labels, ms(took, &TOOK_WITHIN_MS))
     });
     metrics.add(&table::UPSTREAM_REQUEST_DURATION, requests);
-    let lives = &learned.lives;
-    metrics.add(&table::UPSTREAM_LIVES_ENDED, count(lives.ended()));
-    let processes = lives.processes().map(|count| count as f64);
+    let incarnations = &learned.incarnations;
+    metrics.add(&table::UPSTREAM_LIVES_ENDED, count(incarnations.restarts()));
+    let processes = incarnations.processes().map(|count| count as f64);
     metrics.one(&table::UPSTREAM_LIFE_PROCESSES, processes);
-    let expected = lives.expected(seen.now);
+    let expected = incarnations.expected_length(seen.now);
     let (processes, time) = expected.unzip();
     let seconds = time.flatten().map(|time| time.as_secs_f64());
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_PROCESSES, processes);
@@ -190,7 +190,7 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
         limited.map(|rate| rate.rate()),
     );
     metrics.one(&table::PACE_CEILING, rate.and_then(|rate| rate.ceiling()));
-    let window = lives.window().map(|window| window as f64);
+    let window = incarnations.window().map(|window| window as f64);
     metrics.one(&table::PROCESSES_IN_FLIGHT_MAX, window);
 }
 

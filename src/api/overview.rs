@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use crate::clock::{Clock, SystemClock};
 use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
-use crate::pace::Reach;
+use crate::pace::UpstreamState;
 use crate::store::{Glance, Store, StoreError};
 
 /// The history, shared by all who ask.
@@ -65,7 +65,7 @@ impl Seen {
             .filter(|(of, of_by, _)| (*of, *of_by) == (reason, by))
             .map(|(_, _, count)| count)
             .sum();
-        let is_down = matches!(self.glance.heartbeat.reach, Reach::Down { .. });
+        let is_down = matches!(self.glance.heartbeat.upstream, UpstreamState::Down { .. });
         if (reason, by) != (Reason::UpstreamUnreachable, ResolvedBy::Itself) || !is_down {
             return told;
         }

@@ -18,7 +18,7 @@ use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
-use crate::pace::{Learned, Reach};
+use crate::pace::{LearnedLimits, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::Sizes;
 
@@ -213,22 +213,22 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> Upstream {
-    let (status, since, detail) = match &heartbeat.reach {
-        Reach::Unknown => ("unknown", None, None),
-        Reach::Up { since } => ("up", Some(*since), None),
-        Reach::Down { since, detail } => ("down", Some(*since), Some(detail.clone())),
+    let (status, since, detail) = match &heartbeat.upstream {
+        UpstreamState::Unknown => ("unknown", None, None),
+        UpstreamState::Up { since } => ("up", Some(*since), None),
+        UpstreamState::Down { since, detail } => ("down", Some(*since), Some(detail.clone())),
     };
-    let lives = &heartbeat.learned.lives;
-    let expected = lives.expected(now);
+    let incarnations = &heartbeat.learned.incarnations;
+    let expected = incarnations.expected_length(now);
     Upstream {
         status,
         since: since.map(Rfc3339),
         detail,
         last_seen_at: heartbeat.last_seen_at.map(Rfc3339),
         life: Life {
-            processes: lives.processes(),
-            began_at: lives.began_at().map(Rfc3339),
-            ended: lives.ended(),
+            processes: incarnations.processes(),
+            began_at: incarnations.began_at().map(Rfc3339),
+            ended: incarnations.restarts(),
             expected_processes: expected.map(|(processes, _)| processes.round() as u64),
             expected_seconds: expected.and_then(|(_, time)| time).map(seconds),
         },
@@ -249,7 +249,7 @@ fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
     }
 }
 
-fn pace(learned: &Learned, seen: &Seen) -> Pace {
+fn pace(learned: &LearnedLimits, seen: &Seen) -> Pace {
     let rate = learned.rate.as_ref();
     let limited = rate.filter(|rate| rate.is_limited());
     let waiting = seen.orders(Status::Created) as f64;
@@ -259,7 +259,7 @@ fn pace(learned: &Learned, seen: &Seen) -> Pace {
         ceiling: rate.and_then(|rate| rate.ceiling()),
         reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
         in_flight: seen.orders(Status::Processing),
-        window: learned.lives.window(),
+        window: learned.incarnations.window(),
         wait_seconds,
         resting_until: learned
             .resting_until

@@ -21,7 +21,7 @@ fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
         is_seen: true,
         intent,
         starts: 0,
-        is_released: false,
+        restart_requested: false,
         attempts: 0,
         next_attempt_at: None,
         attention: None,
@@ -54,11 +54,11 @@ fn choose(
     policy: &Policy,
     occasion: Occasion,
 ) -> Action {
-    let look = observed.into().map(|observed| Look {
+    let observation = observed.into().map(|observed| Observation {
         observed,
         began_at: NOW,
     });
-    decide(order, occasion, look.as_ref(), policy, AT)
+    decide(order, occasion, observation.as_ref(), policy, AT)
 }
 
 fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
@@ -143,7 +143,7 @@ fn a_start_that_nobody_wrote_down_as_given_up_was_so_before_this_run_at_the_late
 
 #[test]
 fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not_before() {
-    let absent = Look {
+    let absent = Observation {
         observed: Observed::Absent,
         began_at: NOW,
     };
@@ -161,11 +161,11 @@ fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not
         let is_missing = order.is_missing_in(&absent, &policy);
         let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
         assert_eq!((is_missing, is_too_soon), expected);
-        for occasion in [Occasion::Pass, Occasion::Restart, Occasion::Turn] {
+        for occasion in [Occasion::Pass, Occasion::Restart, Occasion::Dequeue] {
             let decided = choose(&order, Observed::Absent, &policy, occasion);
             assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
         }
-        let running = Look {
+        let running = Observation {
             observed: Observed::Running,
             ..absent
         };
@@ -208,7 +208,7 @@ fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted()
     );
     // At its turn that look has already decided.
     assert_eq!(
-        choose(&same, Observed::Absent, &POLICY, Occasion::Turn),
+        choose(&same, Observed::Absent, &POLICY, Occasion::Dequeue),
         Action::Start
     );
     let twice = order(processing(Some(NOW.0 - 1)), None);
@@ -230,12 +230,12 @@ fn a_lost_process_is_treated_as_the_policy_says_unless_an_operator_has_decided()
             lost_process,
             ..POLICY
         };
-        lost.is_released = false;
+        lost.restart_requested = false;
         assert_eq!(
             choose(&lost, Observed::Absent, &policy, Occasion::Pass),
             action
         );
-        lost.is_released = true;
+        lost.restart_requested = true;
         assert_eq!(
             choose(&lost, Observed::Absent, &policy, Occasion::Pass),
             Action::Start
@@ -259,7 +259,7 @@ fn a_process_that_no_look_has_seen_is_held_where_others_fail_and_noted_when_it_i
         ),
         (
             LostProcess::Fail,
-            Action::NoteSeen,
+            Action::MarkSeen,
             Action::Flag(Reason::ProcessLost),
         ),
     ] {
@@ -329,7 +329,7 @@ fn an_order_started_as_often_as_allowed_is_held_and_a_silent_intent_counts() {
     let mut lost = order(processing(Some(0)), None);
     lost.starts = 5;
     check(&lost, Observed::Absent, held);
-    lost.is_released = true;
+    lost.restart_requested = true;
     check(&lost, Observed::Absent, Action::Start);
     let mut silent = order(Phase::Created, intent(Some(0), None));
     silent.starts = 5;
@@ -377,7 +377,7 @@ fn after_a_refusal_only_a_look_up_decides() {
 
 #[test]
 fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
-    let at_turn = |order: &OpenOrder| decide(order, Occasion::Turn, None, &POLICY, AT);
+    let at_turn = |order: &OpenOrder| decide(order, Occasion::Dequeue, None, &POLICY, AT);
     let expired = intent(Some(NOW.0 - 5_000), None);
     assert_eq!(at_turn(&order(Phase::Created, None)), Action::Start);
     assert_eq!(at_turn(&order(Phase::Created, expired)), Action::Start);
@@ -385,7 +385,7 @@ fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
         for intent in [None, expired] {
             let forgotten = order(phase, intent);
             assert_eq!(at_turn(&forgotten), Action::LookUp);
-            let again = choose(&forgotten, Observed::Absent, &POLICY, Occasion::Turn);
+            let again = choose(&forgotten, Observed::Absent, &POLICY, Occasion::Dequeue);
             assert_eq!(again, Action::Start);
         }
     }
@@ -442,7 +442,7 @@ fn what_is_seen_so_soon_after_a_second_start_may_be_the_first_process() {
 #[test]
 fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_process() {
     let written_at = NOW.0 - 10_000;
-    let look = Look {
+    let observation = Observation {
         observed: Observed::Absent,
         began_at: NOW,
     };
@@ -459,7 +459,7 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
         assert_eq!(order.is_intent_counted(), is_counted);
-        decide(&order, Occasion::Pass, Some(&look), &policy, at)
+        decide(&order, Occasion::Pass, Some(&observation), &policy, at)
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {
@@ -487,14 +487,17 @@ fn the_words_of_the_policies_are_those_of_settings_and_database() {
 #[test]
 fn an_order_waits_for_its_start_among_new_tried_or_forgotten_ones() {
     let new = order(Phase::Created, None);
-    assert_eq!(new.queue(), Queue::New);
+    assert_eq!(new.start_class(), StartClass::New);
     let mut refused = new;
     refused.attempts = 1;
-    assert_eq!(refused.queue(), Queue::Tried);
+    assert_eq!(refused.start_class(), StartClass::Retry);
     let unanswered = order(Phase::Created, intent(Some(0), None));
-    assert_eq!(unanswered.queue(), Queue::Tried);
+    assert_eq!(unanswered.start_class(), StartClass::Retry);
     for intent in [None, intent(Some(0), None)] {
-        assert_eq!(order(processing(None), intent).queue(), Queue::Forgotten);
+        assert_eq!(
+            order(processing(None), intent).start_class(),
+            StartClass::Forgotten
+        );
     }
 }
 

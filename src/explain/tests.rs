@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::order::OrderId;
-use crate::pace::{Learned, Lives, StartRate};
+use crate::pace::{Incarnations, LearnedLimits, StartRate};
 use crate::reconciler_metrics::ReconcilerMetrics;
 use crate::reconciler_state::ReconcilerState;
 
@@ -31,7 +31,7 @@ fn created() -> OrderDetails {
             is_seen: false,
             intent: None,
             starts: 0,
-            is_released: false,
+            restart_requested: false,
             attempts: 0,
             next_attempt_at: None,
             attention: None,
@@ -45,12 +45,12 @@ fn created() -> OrderDetails {
             last_pass_at: Some(ago(1)),
             next_pass_at: Some(Timestamp(NOW.0 + 400)),
             last_seen_at: Some(ago(2)),
-            reach: Reach::Up { since: ago(600) },
+            upstream: UpstreamState::Up { since: ago(600) },
             next_look_at: Some(Timestamp(NOW.0 + 12_000)),
             metrics: ReconcilerMetrics::default(),
-            learned: Learned {
+            learned: LearnedLimits {
                 rate: Some(StartRate::new(12.5, ago(3))),
-                ..Learned::default()
+                ..LearnedLimits::default()
             },
         },
     }
@@ -232,7 +232,7 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
         "looks were answered: {text}"
     );
     // In the beginning, nothing else was asked.
-    case.reconciler.reach = Reach::Unknown;
+    case.reconciler.upstream = UpstreamState::Unknown;
     case.reconciler.last_seen_at = Some(ago(31));
     check(
         &case,
@@ -248,9 +248,9 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
 #[test]
 fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
     let mut case = processing();
-    let mut lives = Lives::default();
-    lives.restarted(0, ago(900));
-    case.reconciler.learned.lives = lives.clone();
+    let mut incarnations = Incarnations::default();
+    incarnations.on_restart(0, ago(900));
+    case.reconciler.learned.incarnations = incarnations.clone();
     check(
         &case,
         &[
@@ -259,8 +259,8 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
              are assumed.",
         ],
     );
-    lives.restarted(0, ago(300));
-    case.reconciler.learned.lives = lives;
+    incarnations.on_restart(0, ago(300));
+    case.reconciler.learned.incarnations = incarnations;
     check(
         &case,
         &["It is estimated to live for about 24000 processes."],
@@ -355,7 +355,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         check(&missed, &[held]);
     }
     let mut released = held;
-    open(&mut released).is_released = true;
+    open(&mut released).restart_requested = true;
     let attention = released.order.attention.as_mut().unwrap();
     attention.by = ResolvedBy::Itself;
     check(
@@ -393,7 +393,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
 #[test]
 fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
     let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
-    case.reconciler.reach = Reach::Down {
+    case.reconciler.upstream = UpstreamState::Down {
         since: ago(40),
         detail: "connection refused".to_owned(),
     };

@@ -59,7 +59,7 @@ const LONGEST_ASSUMED: Duration = Duration::from_secs(660);
 
 /// An order that should have a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watched {
+pub struct PollTarget {
     /// Its number in the order of creation.
     pub seq: i64,
     /// Since when its process has been known to run. Nothing if that is in doubt: it is then
@@ -69,7 +69,7 @@ pub struct Watched {
 
 /// A way to observe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub enum PollPlan {
     /// A look-up for each of these, by their index among the watched.
     LookUps(Vec<usize>),
     /// One list of all processes.
@@ -221,12 +221,12 @@ impl Polling {
     /// schedule has moments enough for each order to wait for its own.
     pub fn plan(
         &mut self,
-        watched: &[Watched],
+        watched: &[PollTarget],
         entries: Option<u64>,
         least: Duration,
         is_often: bool,
         now: Timestamp,
-    ) -> Plan {
+    ) -> PollPlan {
         if self.each_at.len() > watched.len() {
             self.each_at
                 .retain(|seq, _| watched.binary_search_by_key(seq, |order| order.seq).is_ok());
@@ -254,26 +254,26 @@ impl Polling {
         }
         self.due_at = next.filter(|_| have_moments);
         match due.len() > most {
-            true => Plan::List,
-            false => Plan::LookUps(due),
+            true => PollPlan::List,
+            false => PollPlan::LookUps(due),
         }
     }
 
     /// Looks that began at `now` have cost the upstream `cost`: leaves it alone for long enough.
-    pub fn on_looked(&mut self, now: Timestamp, cost: Duration, durations: &Durations) {
+    pub fn on_polled(&mut self, now: Timestamp, cost: Duration, durations: &Durations) {
         let gentle = (cost * GENTLE_SHARE).min(durations.at_least() / DELAY_SHARE);
         let pause = gentle.min(PAUSE_MAX).max(cost * LARGEST_SHARE);
         self.next_at = now.after(pause);
     }
 
     /// All were looked at.
-    pub fn saw_all(&mut self, now: Timestamp) {
+    pub fn on_all_polled(&mut self, now: Timestamp) {
         self.all_at = Some(now);
         self.each_at.clear();
     }
 
     /// This one was looked at.
-    pub fn saw(&mut self, seq: i64, now: Timestamp) {
+    pub fn on_order_polled(&mut self, seq: i64, now: Timestamp) {
         self.each_at.insert(seq, now);
     }
 
@@ -305,17 +305,22 @@ mod tests {
     }
 
     /// Orders whose processes were confirmed at these seconds.
-    fn running(since: impl IntoIterator<Item = i64>) -> Vec<Watched> {
+    fn running(since: impl IntoIterator<Item = i64>) -> Vec<PollTarget> {
         let orders = since.into_iter().enumerate();
         orders
-            .map(|(seq, since)| Watched {
+            .map(|(seq, since)| PollTarget {
                 seq: seq as i64,
                 running_since: Some(s(since)),
             })
             .collect()
     }
 
-    fn plan(polling: &Polling, watched: &[Watched], entries: Option<u64>, now: Timestamp) -> Plan {
+    fn plan(
+        polling: &Polling,
+        watched: &[PollTarget],
+        entries: Option<u64>,
+        now: Timestamp,
+    ) -> PollPlan {
         polling
             .clone()
             .plan(watched, entries, Duration::ZERO, true, now)
@@ -325,16 +330,16 @@ mod tests {
     fn few_orders_are_looked_up_and_many_are_read_from_the_list() {
         let polling = Polling::new(s(0));
         let how = |orders, entries| plan(&polling, &running(vec![-1; orders]), entries, s(0));
-        assert_eq!(how(1, None), Plan::LookUps(vec![0]));
-        assert_eq!(how(20, None), Plan::LookUps((0..20).collect()));
-        assert_eq!(how(21, None), Plan::List);
-        assert_eq!(how(1_000, Some(1_000)), Plan::List);
+        assert_eq!(how(1, None), PollPlan::LookUps(vec![0]));
+        assert_eq!(how(20, None), PollPlan::LookUps((0..20).collect()));
+        assert_eq!(how(21, None), PollPlan::List);
+        assert_eq!(how(1_000, Some(1_000)), PollPlan::List);
         assert_eq!(
             how(1_000, Some(1_000_000)),
-            Plan::LookUps((0..1_000).collect())
+            PollPlan::LookUps((0..1_000).collect())
         );
-        assert_eq!(how(1, Some(0)), Plan::LookUps(vec![0]));
-        assert_eq!(how(0, Some(0)), Plan::LookUps(vec![]));
+        assert_eq!(how(1, Some(0)), PollPlan::LookUps(vec![0]));
+        assert_eq!(how(0, Some(0)), PollPlan::LookUps(vec![]));
         // Where each request counts, one list is better than two look-ups, unless it is known to be long.
         let limited = |entries: Option<u64>| {
             let least = Duration::from_millis(200);
@@ -342,9 +347,9 @@ mod tests {
                 .clone()
                 .plan(&running([-1, -1]), entries, least, true, s(0))
         };
-        assert_eq!(limited(None), Plan::List);
-        assert_eq!(limited(Some(10_000)), Plan::List);
-        assert_eq!(limited(Some(1_000_000)), Plan::LookUps(vec![0, 1]));
+        assert_eq!(limited(None), PollPlan::List);
+        assert_eq!(limited(Some(10_000)), PollPlan::List);
+        assert_eq!(limited(Some(1_000_000)), PollPlan::LookUps(vec![0, 1]));
     }
 
     #[test]
@@ -352,18 +357,18 @@ mod tests {
         let mut polling = Polling::new(s(0));
         polling.on_started(3, Timestamp(400));
         assert_eq!(polling.due_at(), Some(Timestamp(1_418)));
-        let watched = [Watched {
+        let watched = [PollTarget {
             seq: 3,
             running_since: Some(Timestamp(400)),
         }];
-        let none = Plan::LookUps(vec![]);
+        let none = PollPlan::LookUps(vec![]);
         for second in 1..600 {
             let at = Timestamp(418 + second * 1_000);
             assert_eq!(plan(&polling, &watched, None, Timestamp(at.0 - 1)), none);
             let planned = polling.plan(&watched, None, Duration::ZERO, true, at);
-            assert_eq!(planned, Plan::LookUps(vec![0]));
-            polling.on_looked(at, look_ups_cost(1), &Durations::default());
-            polling.saw(3, at);
+            assert_eq!(planned, PollPlan::LookUps(vec![0]));
+            polling.on_polled(at, look_ups_cost(1), &Durations::default());
+            polling.on_order_polled(3, at);
             assert_eq!(polling.due_at(), Some(Timestamp(at.0 + 1_000)));
         }
     }
@@ -372,9 +377,9 @@ mod tests {
     fn many_orders_have_no_moments_of_their_own() {
         let mut polling = Polling::new(s(0));
         let watched = running(vec![0; FEW + 1]);
-        polling.saw_all(s(1));
+        polling.on_all_polled(s(1));
         let planned = polling.plan(&watched, Some(100), Duration::ZERO, true, s(1));
-        assert_eq!((planned, polling.due_at()), (Plan::List, None));
+        assert_eq!((planned, polling.due_at()), (PollPlan::List, None));
     }
 
     #[test]
@@ -382,10 +387,10 @@ mod tests {
         let mut polling = Polling::new(s(0));
         let mut watched = running(vec![0; 20]);
         watched[7].running_since = None;
-        polling.saw_all(Timestamp(1_500));
+        polling.on_all_polled(Timestamp(1_500));
         assert_eq!(
             plan(&polling, &watched, Some(9_999), Timestamp(1_900)),
-            Plan::LookUps(vec![7])
+            PollPlan::LookUps(vec![7])
         );
     }
 
@@ -393,18 +398,18 @@ mod tests {
     fn what_was_not_looked_at_in_this_run_is_due_and_what_was_confirmed_in_it_is_not() {
         let mut polling = Polling::new(s(100));
         let mut watched = running(vec![90; 10]);
-        watched.extend(running(vec![101; 10]).into_iter().map(|order| Watched {
+        watched.extend(running(vec![101; 10]).into_iter().map(|order| PollTarget {
             seq: order.seq + 10,
             ..order
         }));
         let due = plan(&polling, &watched, Some(9_999), s(102));
-        assert_eq!(due, Plan::LookUps((0..10).collect()));
+        assert_eq!(due, PollPlan::LookUps((0..10).collect()));
         for seq in 0..9 {
-            polling.saw(seq, s(102));
+            polling.on_order_polled(seq, s(102));
         }
         assert_eq!(
             plan(&polling, &watched, Some(9_999), s(102)),
-            Plan::LookUps(vec![9])
+            PollPlan::LookUps(vec![9])
         );
         polling.forget(s(103));
         assert_eq!(polling.last_known(3, s(90)), None);
@@ -416,7 +421,7 @@ mod tests {
             let mut polling = Polling::new(s(0));
             let mut durations = Durations::default();
             durations.on_observed(Duration::from_secs(mean_s));
-            polling.on_looked(s(0), Duration::from_millis(cost_ms), &durations);
+            polling.on_polled(s(0), Duration::from_millis(cost_ms), &durations);
             polling.next_at().0
         };
         assert_eq!(pause(3, 300), 12_000, "gentle");
@@ -503,7 +508,7 @@ mod tests {
     fn settled_orders_are_forgotten() {
         let mut polling = Polling::new(s(0));
         for seq in 0..1_000 {
-            polling.saw(seq, s(0));
+            polling.on_order_polled(seq, s(0));
         }
         polling.plan(&running([0, 0]), None, Duration::ZERO, true, s(1));
         assert_eq!(polling.each_at.len(), 2);

@@ -29,7 +29,7 @@ const GOLDEN: f64 = 0.618_033_988_749_894_9;
 /// ones are started, and an end that meets a start can kill the upstream. (Routers whose messages
 /// fall into step are known to need the same; Floyd and Jacobson, 1994.)
 #[derive(Clone, Debug)]
-pub struct Beat {
+pub struct Gcra {
     /// Between two starts on average, in milliseconds.
     interval: f64,
     /// When the next start is due, in milliseconds since the epoch.
@@ -40,7 +40,7 @@ pub struct Beat {
     jitter: f64,
 }
 
-impl Beat {
+impl Gcra {
     /// At most `rate` starts per second.
     pub fn new(rate: f64) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Beat {
     }
 
     /// Takes note of a start that leaves at `now`.
-    pub fn started(&mut self, now: Timestamp) {
+    pub fn on_start_sent(&mut self, now: Timestamp) {
         let now_ms = now.0 as f64;
         let from = if self.is_due(now) {
             self.next.clamp(now_ms - LATENESS_MADE_UP_MS, now_ms)
@@ -240,7 +240,7 @@ impl StartRate {
     }
 
     /// A look that began at `began_at` has seen the present life of the upstream.
-    pub fn on_seen(&mut self, began_at: Timestamp) {
+    pub fn on_seen_alive(&mut self, began_at: Timestamp) {
         if let Some(cut) = &mut self.cut {
             cut.quiet = cut.quiet.max(began_at.since(cut.at));
             return;
@@ -308,16 +308,16 @@ mod tests {
     use super::*;
 
     /// Starts as soon as allowed from 0 to `until` ms, with timers late by `late` ms.
-    fn starts_until(beat: &mut Beat, until: i64, late: i64) -> Vec<i64> {
+    fn starts_until(gcra: &mut Gcra, until: i64, late: i64) -> Vec<i64> {
         let mut now = Timestamp(0);
         let mut starts = Vec::new();
         while now.0 < until {
-            let at = beat.next_at(now);
+            let at = gcra.next_at(now);
             if at > now {
                 now = Timestamp(at.0 + late);
                 continue;
             }
-            beat.started(now);
+            gcra.on_start_sent(now);
             starts.push(now.0);
         }
         starts
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn starts_keep_to_the_ceiling_and_reach_it_although_timers_are_late() {
         for (rate, late) in [(50.0, 0), (50.0, 2), (0.5, 2), (3_000.0, 1), (7.3, 1)] {
-            let starts = starts_until(&mut Beat::new(rate), 100_000, late);
+            let starts = starts_until(&mut Gcra::new(rate), 100_000, late);
             let ceiling = (rate * 100.0) as usize + 1 + (rate * 0.01) as usize + 1;
             assert!(starts.len() <= ceiling, "{rate}: {}", starts.len());
             assert!(
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn starts_keep_no_beat_in_which_processes_of_whole_seconds_could_end() {
-        let starts = starts_until(&mut Beat::new(50.0), 600_000, 0);
+        let starts = starts_until(&mut Gcra::new(50.0), 600_000, 0);
         let moments: std::collections::HashSet<i64> = starts.iter().copied().collect();
         // Of a steady beat, every start has others whole seconds later; by chance 1 in 20 a second.
         let of_the_first = starts.iter().take(50).map(|start| {
@@ -356,16 +356,16 @@ mod tests {
 
     #[test]
     fn where_starts_are_refused_for_their_rate_the_gaps_between_them_are_equal() {
-        let mut beat = Beat::new(5.0);
-        let gaps_of = |beat: &mut Beat| {
-            let starts = starts_until(beat, 60_000, 0);
+        let mut gcra = Gcra::new(5.0);
+        let gaps_of = |gcra: &mut Gcra| {
+            let starts = starts_until(gcra, 60_000, 0);
             let gaps: Vec<_> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
             (gaps.iter().min().copied(), gaps.iter().max().copied())
         };
-        assert_eq!(gaps_of(&mut beat), (Some(192), Some(213)));
-        let mut beat = Beat::new(5.0);
-        beat.set_rate(5.0, true);
-        assert_eq!(gaps_of(&mut beat), (Some(196), Some(207)));
+        assert_eq!(gaps_of(&mut gcra), (Some(192), Some(213)));
+        let mut gcra = Gcra::new(5.0);
+        gcra.set_rate(5.0, true);
+        assert_eq!(gaps_of(&mut gcra), (Some(196), Some(207)));
     }
 
     /// The rate after each of these seconds in which a look has seen the upstream.
@@ -373,7 +373,7 @@ mod tests {
         for second in 1..=seconds {
             let now = Timestamp(from.0 + second * 1_000);
             rate.recover(now);
-            rate.on_seen(now);
+            rate.on_seen_alive(now);
         }
         rate.rate()
     }
@@ -385,11 +385,11 @@ mod tests {
         for _ in 0..250 {
             rate.on_sent();
         }
-        rate.on_seen(Timestamp(100_500));
+        rate.on_seen_alive(Timestamp(100_500));
         assert_eq!(rate.rate(), 500.0, "a step lasts a second");
-        rate.on_seen(Timestamp(101_000));
+        rate.on_seen_alive(Timestamp(101_000));
         assert_eq!(rate.rate(), 1_000.0);
-        rate.on_seen(Timestamp(102_000));
+        rate.on_seen_alive(Timestamp(102_000));
         assert_eq!(rate.rate(), 1_000.0);
     }
 

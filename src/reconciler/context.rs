@@ -6,7 +6,7 @@ use super::effects::Decision;
 use super::metered::MeteredUpstream;
 use super::{Settings, Trace};
 use crate::clock::SteadyClock;
-use crate::decide::{Look, Occasion, OpenOrder, PassContext, Policy, decide};
+use crate::decide::{Observation, Occasion, OpenOrder, PassContext, Policy, decide};
 use crate::order::Timestamp;
 use crate::store::{Leadership, StartCandidate, Store};
 
@@ -51,7 +51,7 @@ impl<U, C> Context<U, C> {
         &self,
         order: &'a OpenOrder,
         occasion: Occasion,
-        look: Option<&'a Look>,
+        look: Option<&'a Observation>,
         now: Timestamp,
     ) -> Decision<'a> {
         let (policy, at) = (self.policy(), self.at(now));

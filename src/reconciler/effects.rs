@@ -1,6 +1,6 @@
 //! The changes that follow from a decision about one order. No I/O: the caller records them.
 
-use crate::decide::{Action, Look, Occasion, OpenOrder, Phase};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
 use crate::pace::backoff;
@@ -14,7 +14,7 @@ pub struct Decision<'a> {
     /// Why it was decided about.
     pub occasion: Occasion,
     /// What was observed, if anything was.
-    pub look: Option<&'a Look>,
+    pub look: Option<&'a Observation>,
     /// What is to be done.
     pub action: Action,
     /// Set if the start that the order intended counts no longer once no process is found.
@@ -40,7 +40,7 @@ pub(super) fn apply(
         Action::Settle(outcome) => {
             steps.push(Step::Settled(outcome));
         }
-        Action::NoteSeen => steps.push(Step::Seen),
+        Action::MarkSeen => steps.push(Step::Seen),
         Action::MarkMissing => {
             let began_at = look.map_or(now, |look| look.began_at);
             steps.push(Step::Missed { began_at });

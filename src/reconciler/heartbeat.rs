@@ -53,18 +53,18 @@ impl HeartbeatWriter {
         pace: &Pace,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
-        let is_news = self.state.reach != *pace.reach().reach()
-            || self.state.learned.resting_until != pace.reach().resting_until(now);
+        let is_news = self.state.upstream != *pace.breaker().state()
+            || self.state.learned.resting_until != pace.breaker().resting_until(now);
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
         if is_news || is_old {
-            self.state.reach = pace.reach().reach().clone();
+            self.state.upstream = pace.breaker().state().clone();
             self.state.learned = pace.learned(now);
             self.state.metrics = context.upstream.metrics().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
-            self.state.next_look_at = Some(next_pass_at.max(pace.next_look_at()));
+            self.state.next_look_at = Some(next_pass_at.max(pace.next_poll_at()));
             let (store, state) = (&context.store, self.state.clone());
             store.write_heartbeat(&context.lead, state).await?;
             self.written_at = Some(now);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::decide::{Look, OpenOrder, Phase, Policy};
+use crate::decide::{Observation, OpenOrder, Phase, Policy};
 use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
 use crate::pace;
@@ -17,7 +17,7 @@ use crate::upstream::{Entry, Failure};
 pub(super) struct Observations {
     pub orders: Watchlist,
     listed: ListSnapshot,
-    pub looked_up: HashMap<usize, Look>,
+    pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
     pub failures: Vec<(usize, Failure)>,
     /// Whether every order was seen.
@@ -48,14 +48,14 @@ impl Observations {
     }
 
     /// What was seen of the order at this place, if anything was.
-    pub fn look(&self, place: usize) -> Option<&Look> {
+    pub fn look(&self, place: usize) -> Option<&Observation> {
         self.looked_up
             .get(&place)
             .or_else(|| self.listed.look(place))
     }
 
     /// What look-ups have told, by the place of the order in the order of creation.
-    pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Look)> {
+    pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Observation)> {
         let looks = self.looked_up.iter();
         looks.map(|(place, look)| (self.orders.watched()[*place].seq, look))
     }
@@ -120,7 +120,7 @@ impl Observations {
     }
 
     /// Returns whether this holds of any order that was looked up, or that the list does not know.
-    fn is_any(&self, holds: impl Fn(&OpenOrder, &Look) -> bool) -> bool {
+    fn is_any(&self, holds: impl Fn(&OpenOrder, &Observation) -> bool) -> bool {
         let mut places = self.unlisted().chain(self.looked_up.keys().copied());
         places.any(|place| {
             let look = self.look(place);
@@ -133,7 +133,7 @@ impl Observations {
     pub fn take_doubtful(
         &mut self,
         policy: &Policy,
-        is_doubtful: impl Fn(&OpenOrder, &Look) -> bool,
+        is_doubtful: impl Fn(&OpenOrder, &Observation) -> bool,
     ) -> Vec<(usize, Timestamp)> {
         let unlisted = self.unlisted().filter_map(|place| {
             let (order, look) = (self.orders.order(place), self.look(place)?);
@@ -149,7 +149,7 @@ impl Observations {
     }
 
     /// An order was looked up.
-    pub fn saw(&mut self, place: usize, look: Look) {
+    pub fn saw(&mut self, place: usize, look: Observation) {
         self.looked_up.insert(place, look);
     }
 
@@ -269,12 +269,12 @@ impl<'a> ListReader<'a> {
 /// What a list says.
 pub(super) struct ListSnapshot {
     statuses: Vec<ListedStatus>,
-    absent: Look,
-    running: Look,
-    succeeded: Look,
-    failed: Look,
+    absent: Observation,
+    running: Observation,
+    succeeded: Observation,
+    failed: Observation,
     /// The statuses that are not known.
-    odd: HashMap<usize, Look>,
+    odd: HashMap<usize, Observation>,
 }
 
 /// What a list says of one order.
@@ -294,7 +294,7 @@ enum ListedStatus {
 impl ListSnapshot {
     /// A list that was asked for at `began_at` and has said nothing yet, for so many orders.
     fn new(orders: usize, began_at: Timestamp) -> Self {
-        let look = |observed| Look { observed, began_at };
+        let look = |observed| Observation { observed, began_at };
         Self {
             statuses: vec![ListedStatus::Nothing; orders],
             absent: look(Observed::Absent),
@@ -343,7 +343,7 @@ impl ListSnapshot {
     /// The same, with a status that is not known.
     fn tell_odd(&mut self, place: usize, word: Box<str>) {
         self.tell(place, ListedStatus::Odd);
-        let look = Look {
+        let look = Observation {
             observed: Observed::Unrecognised(word),
             // All that a list says began with it.
             began_at: self.running.began_at,
@@ -353,7 +353,7 @@ impl ListSnapshot {
         }
     }
 
-    fn look(&self, place: usize) -> Option<&Look> {
+    fn look(&self, place: usize) -> Option<&Observation> {
         match self.statuses.get(place)? {
             ListedStatus::Nothing | ListedStatus::Contradiction => None,
             ListedStatus::Absent => Some(&self.absent),

@@ -14,9 +14,9 @@ use super::observations::Observations;
 use super::pace_log::note;
 use super::{Decision, Reconciler, Report, effects};
 use crate::clock::Clock;
-use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, Policy};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
-use crate::pace::{Call, Plan};
+use crate::pace::{Call, PollPlan};
 use crate::process::Stop;
 use crate::store::{Change, StartCandidate, Step, Watchlist};
 use crate::upstream::Upstream;
@@ -47,9 +47,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut orders = self.context.store.watched().await?;
         let is_often = self.is_often(began_at);
         let plan = self.pace.plan(orders.watched(), is_often, began_at);
-        if plan == Plan::List && self.list.is_none() {
+        if plan == PollPlan::List && self.list.is_none() {
             let until = began_at.after(self.pace.list_limit());
-            self.pace.on_look_sent(began_at);
+            self.pace.on_poll_sent(began_at);
             self.list = Some(ListRead::begin(self.context.clone(), orders, until));
             tokio::select! {
                 biased;
@@ -63,7 +63,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             };
         }
         let (mut limit, mut not_chosen) = (INSTEAD_OF_LIST_MAX, 0);
-        if let Plan::LookUps(places) = &plan {
+        if let PollPlan::LookUps(places) = &plan {
             limit = usize::MAX;
             if places.len() < orders.len() {
                 let all = self.count_running(&orders, began_at);
@@ -95,13 +95,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let ListAnswer {
             began_at, result, ..
         } = answer;
-        self.note(Call::look(began_at), result.as_ref().err());
+        self.note(Call::poll(began_at), result.as_ref().err());
         let entries = result.as_ref().ok().copied();
-        self.pace.on_list_read(entries, now.since(began_at));
+        self.pace.on_list_ended(entries, now.since(began_at));
         let mut seen = Observations::new(answer.orders);
         seen.read(answer.snapshot, entries);
         if let Err(failure) = result
-            && !self.pace.reach().is_down()
+            && !self.pace.breaker().is_down()
         {
             log::warn!("{}; some orders are looked up instead", failure.detail);
             self.look_up_all(&mut seen, INSTEAD_OF_LIST_MAX, stop).await;
@@ -128,29 +128,31 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.heartbeat.state.last_seen_at = Some(began_at);
         }
         // One process is enough here: what the upstream has answered before is not of this life.
-        let forgot_at = self.pace.lives().forgot_at();
+        let forgot_at = self.pace.incarnations().forgot_at();
         if seen.is_any_forgotten(forgot_at, &self.context.policy()) {
-            self.pace.forgot(self.context.clock.now());
+            self.pace.on_process_forgotten(self.context.clock.now());
         }
         let occasion = match self.suspect_restart(&seen, began_at) {
             true => Occasion::Restart,
             false => Occasion::Pass,
         };
-        self.context.forgot_at.set(self.pace.lives().forgot_at());
+        self.context
+            .forgot_at
+            .set(self.pace.incarnations().forgot_at());
         self.confirm(&mut seen, occasion, stop).await;
         report.is_too_soon = seen.is_any_missing_too_soon(&self.context.policy());
         let durations = self.pace.durations().clone();
         let settled = self.settle(&seen, occasion, began_at).await;
         if settled.is_err() {
-            self.pace.unlearn(durations);
+            self.pace.restore_durations(durations);
         }
         // Also if what was seen could not be recorded: the upstream has been asked all the same.
         self.remember(&seen, began_at);
         let (running, settled) = settled?;
         report += settled;
-        self.pace.found_running(not_chosen + running);
+        self.pace.set_in_flight(not_chosen + running);
         if report.missed > 0 && occasion == Occasion::Pass {
-            self.pace.look_again(self.context.clock.now());
+            self.pace.poll_soon(self.context.clock.now());
         }
         Ok(report)
     }
@@ -158,20 +160,20 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Whether so many processes are newly missing that the upstream must have been restarted.
     fn suspect_restart(&mut self, seen: &Observations, began_at: Timestamp) -> bool {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
-        let lives = self.pace.lives();
+        let incarnations = self.pace.incarnations();
         // What was confirmed before the last restart was found may have been forgotten in it: no
         // second one is needed to explain that.
-        let restarted_at = lives.restarted_at();
+        let restarted_at = incarnations.restarted_at();
         let of_all = seen.missing(None, &policy);
         if !seen.missing(restarted_at, &policy).is_restart() {
             if let Some(entries) = seen.entries {
-                self.pace.listed(entries, began_at, now);
+                self.pace.on_list_complete(entries, began_at, now);
             } else if of_all.known > of_all.missing {
-                self.pace.on_seen(began_at);
+                self.pace.on_seen_alive(began_at);
             }
             return of_all.is_restart();
         }
-        let before = match (lives.processes(), lives.began_at()) {
+        let before = match (incarnations.processes(), incarnations.began_at()) {
             (Some(processes), Some(at)) => format!(
                 ", after {} s (processes: {processes})",
                 now.since(at).as_secs()
@@ -180,10 +182,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let (missing, known) = (of_all.missing, of_all.known);
         let left = seen.entries.unwrap_or((known - missing) as u64);
-        self.pace.restarted(left, now);
-        let lives = self.pace.lives();
-        let window = lives.window().unwrap_or(0);
-        let life = lives.expected(now).map_or(0.0, |(processes, _)| processes);
+        self.pace.on_restart(left, now);
+        let incarnations = self.pace.incarnations();
+        let window = incarnations.window().unwrap_or(0);
+        let life = incarnations
+            .expected_length(now)
+            .map_or(0.0, |(processes, _)| processes);
         log::warn!(
             "the upstream seems to have been restarted{before}: it has forgotten {missing} of \
              {known} processes. A life is taken to last {life:.0} processes, so at most {window} run \
@@ -205,17 +209,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Takes note of what was looked at, and of what that has cost the upstream.
     fn remember(&mut self, seen: &Observations, began_at: Timestamp) {
         if seen.is_listed && seen.is_complete {
-            self.pace.saw_all(began_at);
+            self.pace.on_all_polled(began_at);
         } else if !seen.is_listed {
             for (seq, look) in seen.looked_up() {
-                self.pace.saw(seq, look.began_at);
+                self.pace.on_order_polled(seq, look.began_at);
             }
         }
         // A long list is followed by a pause all the same.
         let now = self.context.clock.now();
         let is_late = now.since(began_at) > LIST_HEAD_START;
         let looked_at = if is_late { now } else { began_at };
-        self.pace.looked(looked_at, seen.requests(), seen.cost());
+        self.pace.on_polled(looked_at, seen.requests(), seen.cost());
     }
 
     /// Looks up each order that the list did not know before anything is done about it. Those that
@@ -262,13 +266,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let context = &self.context;
         let mut asked = FuturesUnordered::new();
         loop {
-            while self.pace.may_look(context.clock.now(), asked.len())
+            while self.pace.may_poll(context.clock.now(), asked.len())
                 && !stop.begun.is_cancelled()
                 && let Some(at) = waiting.next()
             {
                 let id = seen.orders.ids().order_id(at);
                 seen.look_ups += 1;
-                self.pace.on_look_sent(context.clock.now());
+                self.pace.on_poll_sent(context.clock.now());
                 asked.push(async move {
                     let began_at = context.clock.now();
                     let result = context.upstream.look_up(&context.clock, &id).await;
@@ -282,12 +286,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let failure = result.as_ref().err();
             note(
                 &mut self.pace,
-                Call::look(began_at),
+                Call::poll(began_at),
                 context.clock.now(),
                 failure,
             );
             match result {
-                Ok(observed) => seen.saw(at, Look { observed, began_at }),
+                Ok(observed) => seen.saw(at, Observation { observed, began_at }),
                 Err(failure) => failures.push((at, failure)),
             }
         }
@@ -295,7 +299,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             seen.is_complete = false;
         }
         // An upstream that is down is no order's fault, and stored once.
-        if !self.pace.reach().is_down() {
+        if !self.pace.breaker().is_down() {
             seen.failures.extend(failures);
         }
     }
@@ -325,7 +329,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 still += 1;
             }
             if let Some(look) = look {
-                self.pace.learn(watched, &look.observed, look.began_at);
+                self.pace
+                    .on_observed(watched, &look.observed, look.began_at);
             }
             let decision = self.context.decide(&order, occasion, look, now);
             // As nearly all do.
@@ -378,7 +383,7 @@ fn runs(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
 }
 
 /// Whether this look says that the order's process does not run any more.
-fn is_over(order: &OpenOrder, look: &Look, policy: &Policy) -> bool {
+fn is_over(order: &OpenOrder, look: &Observation, policy: &Policy) -> bool {
     matches!(look.observed, Observed::Succeeded | Observed::Failed)
         || order.is_missing_in(look, policy)
 }

@@ -18,19 +18,19 @@ const WAIT_LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// Passes an answer, or the reason why there was none, to the pace, and logs what that changes.
 pub(super) fn note(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) {
     let Some(failure) = failure else {
-        if pace.answered(call, now) {
+        if pace.on_answered(call, now) {
             log::info!("the upstream answers");
         }
         return;
     };
-    let rested_until = pace.reach().resting_until(now);
-    let (is_slower, is_down) = pace.failed(call, now, failure);
+    let rested_until = pace.breaker().resting_until(now);
+    let (is_slower, is_down) = pace.on_failed(call, now, failure);
     if is_slower {
         let (rate, detail) = (pace.rate().rate(), &failure.detail);
         log::info!("start rate reduced rate={rate:.1} reason={detail:?}");
     }
     if let Some(at) = pace
-        .reach()
+        .breaker()
         .resting_until(now)
         .filter(|at| Some(*at) > rested_until)
     {
@@ -54,7 +54,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
-        let Some(reason) = self.pace.limit() else {
+        let Some(reason) = self.pace.limit_reason() else {
             return Ok(());
         };
         if self.wait_logged_at.is_some_and(is_soon) {

@@ -54,7 +54,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let mut report = self.take_list(stop).await?;
         let now = self.context.clock.now();
-        let is_resting = self.pace.reach().resting_until(now).is_some();
+        let is_resting = self.pace.breaker().resting_until(now).is_some();
         if !is_resting && self.is_answered().await? {
             if self.is_poll_due() {
                 report += self.observe(stop).await?;
@@ -62,9 +62,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.write_heartbeat_if_due().await?;
             report += self.start_due(stop).await?;
         }
-        let met = self.pace.take_met();
+        let met = self.pace.take_results();
         let is_unanswered = met.failure && !met.answer;
-        report.unreachable = is_resting || is_unanswered || self.pace.reach().is_down();
+        report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
     }
 
@@ -93,8 +93,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         set_right.context("the times of open orders could not be read or set right")?;
         self.heartbeat.set_no_later_than(now);
         self.heartbeat.set_due();
-        self.pace = self.pace.again(now);
-        self.context.forgot_at.set(self.pace.lives().forgot_at());
+        self.pace = self.pace.for_next_run(now);
+        self.context
+            .forgot_at
+            .set(self.pace.incarnations().forgot_at());
         self.polled_at = None;
         self.list = None;
         self.queue.clear();
@@ -106,7 +108,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Makes the next pass poll everything.
     pub(super) fn poll_again(&mut self) {
         self.polled_at = None;
-        self.pace.look_again(self.context.clock.now());
+        self.pace.poll_soon(self.context.clock.now());
     }
 
     /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders bring, and
@@ -117,13 +119,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .polled_at
             .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
         let is_due = is_on_schedule || self.next_poll_at().is_some_and(|at| at <= now);
-        is_due && self.pace.are_looks_due(now)
+        is_due && self.pace.is_poll_due(now)
     }
 
     /// Returns when one of a few orders is to be polled before the schedule's next moment.
     pub fn next_poll_at(&self) -> Option<Timestamp> {
         let polled_at = self.polled_at?;
-        self.pace.look_due_at().filter(|_| self.is_often(polled_at))
+        self.pace
+            .order_due_at()
+            .filter(|_| self.is_often(polled_at))
     }
 
     /// Returns whether the schedule's next moment is so soon that an order may be polled between two of

@@ -36,7 +36,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// of another order each time in case it is the order's fault. Passes that new orders bring do
     /// so no more often than every [`PROBE_INTERVAL`].
     pub(super) async fn is_answered(&mut self) -> anyhow::Result<bool> {
-        if !self.pace.reach().is_down() {
+        if !self.pace.breaker().is_down() {
             return Ok(true);
         }
         let now = self.context.clock.now();
@@ -62,7 +62,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let upstream = &self.context.upstream;
         let result = upstream.look_up(&self.context.clock, &id).await;
-        self.note(Call::look(now), result.as_ref().err());
+        self.note(Call::poll(now), result.as_ref().err());
         Ok(result.is_ok())
     }
 }

@@ -122,7 +122,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
         let report = reconciler.pass(stop).await?;
         is_too_soon |= report.is_too_soon;
         if report.unreachable {
-            let failure = reconciler.pace.reach().last_failure();
+            let failure = reconciler.pace.breaker().last_failure();
             log::warn!(
                 "the order process service gave no usable answer: {}",
                 failure.unwrap_or("it has asked for a pause")

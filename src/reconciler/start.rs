@@ -284,7 +284,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     fn may_send(&self) -> bool {
-        self.pace.reach().may_send(self.now()) && !self.stop.begun.is_cancelled()
+        self.pace.breaker().may_send(self.now()) && !self.stop.begun.is_cancelled()
     }
 
     fn now(&self) -> Timestamp {

@@ -6,7 +6,7 @@
 use super::context::Context;
 use super::effects;
 use crate::clock::Clock;
-use crate::decide::{Action, Look, Occasion, OpenOrder, Phase, is_in_doubt};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::process::Stop;
 use crate::store::{StartCandidate, Step};
@@ -25,7 +25,7 @@ pub(super) enum Call {
 #[derive(Debug)]
 pub(super) enum Answer {
     /// The answer to a look-up.
-    Observed(Look),
+    Observed(Observation),
     /// None to a look-up.
     NotObserved(Failure),
     /// The start was accepted, or a look has seen the process.
@@ -38,7 +38,7 @@ pub(super) enum Answer {
         failure: Failure,
     },
     /// The start was refused, perhaps because there is a process: `look` has looked for one.
-    Refused { detail: String, look: Look },
+    Refused { detail: String, look: Observation },
 }
 
 /// What follows from an order's turn, or from an answer.
@@ -95,17 +95,17 @@ impl<U: Upstream, C: Clock> Context<U, C> {
         }
     }
 
-    async fn look_up(&self, candidate: &StartCandidate) -> Result<Look, Failure> {
+    async fn look_up(&self, candidate: &StartCandidate) -> Result<Observation, Failure> {
         let began_at = self.clock.now();
         let observed = self.upstream.look_up(&self.clock, &candidate.id).await?;
-        Ok(Look { observed, began_at })
+        Ok(Observation { observed, began_at })
     }
 }
 
 impl<U, C> Context<U, C> {
     /// Decides about an order whose turn to be started has come.
     pub fn at_turn(&self, candidate: &StartCandidate, now: Timestamp) -> Outcome {
-        self.conclude(candidate, Occasion::Turn, None, None, now)
+        self.conclude(candidate, Occasion::Dequeue, None, None, now)
     }
 
     /// Reads an answer.
@@ -113,7 +113,7 @@ impl<U, C> Context<U, C> {
         let mut outcome = Outcome::default();
         match answer {
             Answer::Observed(look) => {
-                return self.conclude(candidate, Occasion::Turn, Some(&look), None, now);
+                return self.conclude(candidate, Occasion::Dequeue, Some(&look), None, now);
             }
             Answer::Refused { detail, look } => {
                 return self.on_refusal(candidate, &look, &detail, now);
@@ -142,7 +142,7 @@ impl<U, C> Context<U, C> {
     fn on_refusal(
         &self,
         candidate: &StartCandidate,
-        look: &Look,
+        look: &Observation,
         detail: &str,
         now: Timestamp,
     ) -> Outcome {
@@ -165,7 +165,7 @@ impl<U, C> Context<U, C> {
         &self,
         candidate: &StartCandidate,
         occasion: Occasion,
-        look: Option<&Look>,
+        look: Option<&Observation>,
         refusal: Option<&str>,
         now: Timestamp,
     ) -> Outcome {

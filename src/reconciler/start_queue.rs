@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use anyhow::Context as _;
 
 use crate::order::Timestamp;
-use crate::pace::{Queue, Turns, Watched};
+use crate::pace::{PollTarget, RoundRobin, StartClass};
 use crate::store::{StartCandidate, Store, StoreError};
 
 /// Orders read ahead. At a thousand starts a second this is one second's worth.
@@ -24,7 +24,7 @@ pub(super) struct StartQueue {
     /// refused.
     unanswered: VecDeque<StartCandidate>,
     refused: ReadAhead,
-    turns: Turns,
+    turns: RoundRobin,
 }
 
 /// A part of the orders that are due, read as they are needed.
@@ -52,14 +52,14 @@ impl StartQueue {
 
     /// Replaces what was known of the orders that were looked at, of which `again` are to be started
     /// again. The others keep their turns.
-    pub fn update(&mut self, looked_at: &[Watched], again: Vec<StartCandidate>) {
+    pub fn update(&mut self, looked_at: &[PollTarget], again: Vec<StartCandidate>) {
         let is_kept = |kept: &StartCandidate| {
             let found = looked_at.binary_search_by_key(&kept.order.seq, |order| order.seq);
             found.is_err()
         };
         let (forgotten, unanswered): (Vec<_>, Vec<_>) = again
             .into_iter()
-            .partition(|next| next.order.queue() == Queue::Forgotten);
+            .partition(|next| next.order.start_class() == StartClass::Forgotten);
         for (queue, added) in [
             (&mut self.forgotten, forgotten),
             (&mut self.unanswered, unanswered),
@@ -89,15 +89,15 @@ impl StartQueue {
     pub fn pop(&mut self) -> Option<StartCandidate> {
         let mut turns = self.turns;
         let queue = turns.next(|queue| match queue {
-            Queue::Forgotten => !self.forgotten.is_empty(),
-            Queue::New => !self.new.orders.is_empty(),
-            Queue::Tried => !self.unanswered.is_empty() || !self.refused.orders.is_empty(),
+            StartClass::Forgotten => !self.forgotten.is_empty(),
+            StartClass::New => !self.new.orders.is_empty(),
+            StartClass::Retry => !self.unanswered.is_empty() || !self.refused.orders.is_empty(),
         })?;
         self.turns = turns;
         match queue {
-            Queue::Forgotten => self.forgotten.pop_front(),
-            Queue::New => self.new.orders.pop_front(),
-            Queue::Tried => {
+            StartClass::Forgotten => self.forgotten.pop_front(),
+            StartClass::New => self.new.orders.pop_front(),
+            StartClass::Retry => {
                 let seq = |orders: &VecDeque<StartCandidate>| {
                     orders.front().map_or(i64::MAX, |next| next.order.seq)
                 };

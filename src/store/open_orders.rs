@@ -7,14 +7,14 @@
 use crate::decide::{OpenOrder, Phase};
 use crate::id_arena::IdArena;
 use crate::order::{IdError, Timestamp};
-use crate::pace::Watched;
+use crate::pace::PollTarget;
 
 /// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
 /// oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Watchlist {
     ids: IdArena,
-    watched: Vec<Watched>,
+    watched: Vec<PollTarget>,
     notes: Vec<Notes>,
     /// Those of which more is known than this, with their places.
     others: Vec<(usize, OpenOrder)>,
@@ -39,7 +39,7 @@ impl Watchlist {
     }
 
     /// What the pace has to know about them.
-    pub fn watched(&self) -> &[Watched] {
+    pub fn watched(&self) -> &[PollTarget] {
         &self.watched
     }
 
@@ -95,7 +95,7 @@ impl Watchlist {
     }
 
     fn push_order(&mut self, order: OpenOrder) {
-        let watched = Watched {
+        let watched = PollTarget {
             seq: order.seq,
             running_since: running_since(&order),
         };
@@ -116,12 +116,15 @@ pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) ->
     let running_since = Some(since);
     OpenOrder {
         starts,
-        ..plain(Watched { seq, running_since }, Notes { starts: 0, is_seen })
+        ..plain(
+            PollTarget { seq, running_since },
+            Notes { starts: 0, is_seen },
+        )
     }
 }
 
 /// An order of which nothing more is known than this.
-fn plain(watched: Watched, notes: Notes) -> OpenOrder {
+fn plain(watched: PollTarget, notes: Notes) -> OpenOrder {
     let missed_at = None;
     OpenOrder {
         seq: watched.seq,
@@ -135,7 +138,7 @@ fn plain(watched: Watched, notes: Notes) -> OpenOrder {
         is_seen: notes.is_seen,
         intent: None,
         starts: u32::from(notes.starts),
-        is_released: false,
+        restart_requested: false,
         attempts: 0,
         next_attempt_at: None,
         attention: None,
@@ -168,7 +171,7 @@ mod tests {
                 starts: 1,
                 is_seen: seq % 2 == 0,
             };
-            plain(Watched { seq, running_since }, notes)
+            plain(PollTarget { seq, running_since }, notes)
         };
         let intent = Some(Intent {
             written_at: Timestamp(5),
@@ -189,7 +192,7 @@ mod tests {
                 ..runs(5)
             },
             OpenOrder {
-                is_released: true,
+                restart_requested: true,
                 ..runs(6)
             },
             OpenOrder {

@@ -9,8 +9,8 @@ use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
-use order_service::pace::Reach;
 use order_service::pace::StartRate;
+use order_service::pace::UpstreamState;
 use order_service::store::{Change, Creation, Step, Store, Trouble};
 use serde_json::{Value, json};
 
@@ -164,7 +164,7 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     let client = Client::new();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let down_since = SystemClock.now();
-    heartbeat.reach = Reach::Down {
+    heartbeat.upstream = UpstreamState::Down {
         since: down_since,
         detail: "no route".to_owned(),
     };
@@ -193,7 +193,7 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     let young = client.create(&api.url, "young").await.json();
     let order = client.get(format!("{}/order/young", api.url)).await.json();
     assert_eq!(order["attention"]["since"], young["created_at"]);
-    heartbeat.reach = Reach::Up { since: down_since };
+    heartbeat.upstream = UpstreamState::Up { since: down_since };
     store
         .write_heartbeat(&lead(&store).await, heartbeat)
         .await
@@ -419,7 +419,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
     client.create(&api.url, "last").await;
     let now = SystemClock.now();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
-    heartbeat.reach = Reach::Up { since: now };
+    heartbeat.upstream = UpstreamState::Up { since: now };
     heartbeat.leader_since = Some(now);
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);

@@ -20,7 +20,7 @@ use crate::world::ready;
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Reason, Status, Timestamp};
-use order_service::pace::Learned;
+use order_service::pace::LearnedLimits;
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report};
 use order_service::store::{DatabasePath, Mode, Store};
@@ -299,8 +299,11 @@ fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
     harness.upstream.model.borrow_mut().forget_everything();
     harness.forward(10_000);
     pass(&mut reconciler);
-    let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
-    let (processes, time) = lives.expected(harness.clock.now()).unwrap();
+    let incarnations = ready(harness.store.heartbeat())
+        .unwrap()
+        .learned
+        .incarnations;
+    let (processes, time) = incarnations.expected_length(harness.clock.now()).unwrap();
     assert_eq!((processes, time.unwrap().as_secs()), (25_600.0, 10));
 }
 

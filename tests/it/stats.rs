@@ -8,7 +8,7 @@ use crate::world::{lead, ready};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
-use order_service::pace::Reach;
+use order_service::pace::UpstreamState;
 use order_service::store::{Change, Step, Trouble};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -163,14 +163,14 @@ async fn attention_is_counted_as_each_order_tells_it() {
         .unwrap();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let since = Timestamp(SystemClock.now().0 - 5_000);
-    for reach in [
-        Reach::Up { since },
-        Reach::Down {
+    for upstream in [
+        UpstreamState::Up { since },
+        UpstreamState::Down {
             since,
             detail: "no connection".to_owned(),
         },
     ] {
-        heartbeat.reach = reach;
+        heartbeat.upstream = upstream;
         store
             .write_heartbeat(&lead(&store).await, heartbeat.clone())
             .await

@@ -77,7 +77,7 @@ fn count_decision(decision: &Decision<'_>) {
     let row = row_of(decision.order);
     let occasion = match decision.occasion {
         Occasion::Pass | Occasion::Restart => "pass",
-        Occasion::Turn => "turn",
+        Occasion::Dequeue => "turn",
         Occasion::Refusal => "refusal",
     };
     let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
@@ -333,7 +333,11 @@ impl Run {
             self.await_moment(reconciler.next_poll_at());
         }
         self.world.oracle.borrow_mut().check_end();
-        let ended = ready(self.store.heartbeat()).unwrap().learned.lives.ended();
+        let ended = ready(self.store.heartbeat())
+            .unwrap()
+            .learned
+            .incarnations
+            .restarts();
         let lives = self.world.lives.get();
         assert!(
             ended <= lives,

@@ -116,7 +116,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
     while rate.rate() < FAST {
         now = now.after(Duration::from_secs(1));
         (0..rate.rate() as u32).for_each(|_| rate.on_sent());
-        rate.on_seen(now);
+        rate.on_seen_alive(now);
     }
     let store = Store::open(&DatabasePath::from(database.to_owned()), Mode::Threaded)?;
     let runtime = tokio::runtime::Runtime::new()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::{
-    Intent, Look, LostProcess, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
+    Intent, LostProcess, Observation, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::process::Stop;
@@ -121,7 +121,7 @@ fn orders() -> Vec<OpenOrder> {
         is_seen: false,
         intent,
         starts: 0,
-        is_released: false,
+        restart_requested: false,
         attempts: 0,
         next_attempt_at: None,
         attention: None,
@@ -131,7 +131,7 @@ fn orders() -> Vec<OpenOrder> {
         .collect()
 }
 
-fn looks() -> [Look; LOOKS] {
+fn looks() -> [Observation; LOOKS] {
     [
         Observed::Absent,
         Observed::Running,
@@ -139,7 +139,7 @@ fn looks() -> [Look; LOOKS] {
         Observed::Failed,
         Observed::of_status("PAUSED"),
     ]
-    .map(|observed| Look {
+    .map(|observed| Observation {
         observed,
         began_at: NOW,
     })

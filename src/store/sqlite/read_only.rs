@@ -20,7 +20,7 @@ use super::stats::pruned;
 use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
-use crate::pace::Queue;
+use crate::pace::StartClass;
 use crate::store::{Contents, DatabasePath, Finding, Found, OpenError, Removed, StoreError};
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
@@ -179,20 +179,20 @@ fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestam
 /// [`COUNTED_AHEAD_MAX`] orders are counted in each queue. One that waits for an operator, or for the end of
 /// its backoff, is in nobody's way.
 fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result<u64> {
-    let own = order.queue();
+    let own = order.start_class();
     own.starts_before(|queue| {
         let before = if queue == own { order.seq } else { i64::MAX };
         let due = match queue {
-            Queue::Forgotten => {
+            StartClass::Forgotten => {
                 "orders INDEXED BY orders_with_attention WHERE attention IS NOT NULL \
                  AND status = 'PROCESSING' AND (released_at IS NOT NULL \
                      OR attention = 'process_lost' AND next_attempt_at IS NULL)"
             }
-            Queue::New => {
+            StartClass::New => {
                 "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
                  AND intent_at IS NULL AND attempts = 0"
             }
-            Queue::Tried => {
+            StartClass::Retry => {
                 "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
                  AND intent_at IS NULL AND attempts > 0 \
                  AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL)"

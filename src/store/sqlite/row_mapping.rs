@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
-use crate::pace::Reach;
+use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{Found, StartCandidate};
 
@@ -160,7 +160,7 @@ pub(super) fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
         is_seen: row.get(13)?,
         intent,
         starts: row.get(3)?,
-        is_released: time(12)?.is_some(),
+        restart_requested: time(12)?.is_some(),
         attempts: row.get(8)?,
         next_attempt_at: time(9)?,
         attention: reason_of(row, 10)?,
@@ -210,13 +210,13 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<ReconcilerState> {
         let time = |column| -> rusqlite::Result<Option<Timestamp>> {
             Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
         };
-        let reach = match (row.get_ref(4)?.as_str()?, time(5)?) {
-            ("up", Some(since)) => Reach::Up { since },
-            ("down", Some(since)) => Reach::Down {
+        let upstream = match (row.get_ref(4)?.as_str()?, time(5)?) {
+            ("up", Some(since)) => UpstreamState::Up { since },
+            ("down", Some(since)) => UpstreamState::Down {
                 since,
                 detail: row.get(6)?,
             },
-            _ => Reach::Unknown,
+            _ => UpstreamState::Unknown,
         };
         Ok(ReconcilerState {
             leader_since: time(0)?,
@@ -225,7 +225,7 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<ReconcilerState> {
             last_pass_at: time(1)?,
             next_pass_at: time(2)?,
             last_seen_at: time(3)?,
-            reach,
+            upstream,
             next_look_at: time(7)?,
             // What another version has learned is learned again; what it has counted is lost.
             learned: from_json(row, 8)?,
@@ -255,10 +255,10 @@ pub(super) fn write_heartbeat(
     db: &Connection,
     heartbeat: &ReconcilerState,
 ) -> rusqlite::Result<()> {
-    let (upstream, since, detail) = match &heartbeat.reach {
-        Reach::Unknown => ("unknown", None, None),
-        Reach::Up { since } => ("up", Some(since.0), None),
-        Reach::Down { since, detail } => ("down", Some(since.0), Some(detail)),
+    let (upstream, since, detail) = match &heartbeat.upstream {
+        UpstreamState::Unknown => ("unknown", None, None),
+        UpstreamState::Up { since } => ("up", Some(since.0), None),
+        UpstreamState::Down { since, detail } => ("down", Some(since.0), Some(detail)),
     };
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \

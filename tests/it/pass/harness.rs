@@ -11,7 +11,7 @@ use crate::world::{lead, ready};
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
-use order_service::pace::{Learned, StartRate};
+use order_service::pace::{LearnedLimits, StartRate};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::reconciler_state::ReconcilerState;
@@ -280,17 +280,17 @@ pub(super) struct Harness {
 }
 
 /// Knowledge of an earlier run in which the upstream took every start, however fast they came.
-pub(super) fn unlimited() -> Learned {
+pub(super) fn unlimited() -> LearnedLimits {
     let mut rate = StartRate::new(0.0, Timestamp(0));
     let mut now = Timestamp(0);
     while rate.rate() < 10_000.0 {
         now = now.after(Duration::from_secs(1));
         (0..rate.rate() as u32).for_each(|_| rate.on_sent());
-        rate.on_seen(now);
+        rate.on_seen_alive(now);
     }
-    Learned {
+    LearnedLimits {
         rate: Some(rate),
-        ..Learned::default()
+        ..LearnedLimits::default()
     }
 }
 
@@ -342,7 +342,7 @@ impl Harness {
     }
 
     /// An earlier run has left this.
-    pub(super) fn has_learned(&self, learned: Learned) {
+    pub(super) fn has_learned(&self, learned: LearnedLimits) {
         let heartbeat = ReconcilerState {
             learned,
             ..ready(self.store.heartbeat()).unwrap()

@@ -64,8 +64,11 @@ fn reads_that_lag_by_one_request_timeout_miss_no_process_and_no_life_ends() {
         for n in 0..orders {
             assert_eq!(starts(&harness, &format!("a{n}")), 1);
         }
-        let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
-        assert_eq!(lives.ended(), 0);
+        let incarnations = ready(harness.store.heartbeat())
+            .unwrap()
+            .learned
+            .incarnations;
+        assert_eq!(incarnations.restarts(), 0);
     }
 }
 
@@ -84,8 +87,8 @@ fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
         ready(harness.store.heartbeat())
             .unwrap()
             .learned
-            .lives
-            .ended()
+            .incarnations
+            .restarts()
     };
     passes(&harness, &mut reconciler, 40);
     create(12..42);
@@ -200,8 +203,15 @@ fn two_upstreams_behind_one_address_may_each_have_a_process_and_both_are_counted
             assert_eq!(order.starts as usize, processes, "{order:?}");
             twice += usize::from(processes == 2);
         }
-        let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
+        let incarnations = ready(harness.store.heartbeat())
+            .unwrap()
+            .learned
+            .incarnations;
         assert!(twice > 0);
-        assert_eq!(lives.ended() > 0, orders > 10, "a restart seems to be one");
+        assert_eq!(
+            incarnations.restarts() > 0,
+            orders > 10,
+            "a restart seems to be one"
+        );
     }
 }

@@ -8,13 +8,13 @@ use order_service::pace::Durations;
 use super::*;
 
 /// What is learned from processes that lasted so long.
-pub(super) fn lasting(processes: impl IntoIterator<Item = Duration>) -> Learned {
+pub(super) fn lasting(processes: impl IntoIterator<Item = Duration>) -> LearnedLimits {
     let mut durations = Durations::default();
     for lasted in processes {
         durations.on_observed(lasted);
         durations.on_ended(lasted);
     }
-    Learned {
+    LearnedLimits {
         durations,
         ..unlimited()
     }
@@ -234,8 +234,14 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
             .take_requests()
             .contains(&"list".to_owned())
     );
-    let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
-    assert_eq!((lives.ended(), lives.processes()), (1, Some(3)));
+    let incarnations = ready(harness.store.heartbeat())
+        .unwrap()
+        .learned
+        .incarnations;
+    assert_eq!(
+        (incarnations.restarts(), incarnations.processes()),
+        (1, Some(3))
+    );
 }
 
 #[test]

@@ -98,8 +98,11 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
         }
         let is_settled = harness.count(Status::Failed) == 50;
         assert_eq!(missed, if is_settled { 0 } else { 50 }, "each once");
-        let lives = ready(harness.store.heartbeat()).unwrap().learned.lives;
-        assert_eq!(lives.ended(), 1, "{policy:?}, {look_fault:?}");
+        let incarnations = ready(harness.store.heartbeat())
+            .unwrap()
+            .learned
+            .incarnations;
+        assert_eq!(incarnations.restarts(), 1, "{policy:?}, {look_fault:?}");
     }
 }
 
@@ -244,8 +247,8 @@ fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
             ready(harness.store.heartbeat())
                 .unwrap()
                 .learned
-                .lives
-                .ended(),
+                .incarnations
+                .restarts(),
             0
         );
     }

@@ -1,7 +1,7 @@
 //! How many processes are in flight once the upstream was seen to live for a short time only.
 
 use crate::world::ready;
-use order_service::pace::{Durations, Lives};
+use order_service::pace::{Durations, Incarnations};
 
 use super::*;
 
@@ -12,18 +12,18 @@ const WINDOW: usize = 16;
 fn short_lived(orders: usize, max_duration_secs: u32) -> Harness {
     let mut harness = Harness::new(max_duration_secs);
     harness.settings.max_in_flight = 8;
-    let mut lives = Lives::default();
+    let mut incarnations = Incarnations::default();
     for _ in 0..30 {
-        lives.listed(1, harness.clock.now());
-        lives.restarted(0, harness.clock.now());
+        incarnations.on_list_complete(1, harness.clock.now());
+        incarnations.on_restart(0, harness.clock.now());
     }
-    assert_eq!(lives.window(), Some(WINDOW as u64));
+    assert_eq!(incarnations.window(), Some(WINDOW as u64));
     let mut durations = Durations::default();
     let longest = Duration::from_secs(max_duration_secs.into());
     durations.on_observed(longest);
     durations.on_ended(longest);
-    harness.has_learned(Learned {
-        lives,
+    harness.has_learned(LearnedLimits {
+        incarnations,
         durations,
         ..unlimited()
     });
@@ -113,8 +113,8 @@ fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
         ready(harness.store.heartbeat())
             .unwrap()
             .learned
-            .lives
-            .ended()
+            .incarnations
+            .restarts()
     };
     let mut reconciler = harness.old_reconciler();
     assert_eq!(pass(&mut reconciler).missed, 20);

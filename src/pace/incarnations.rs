@@ -11,10 +11,10 @@ use crate::order::Timestamp;
 /// How long a life counts as before any was seen to end, in processes: half of what the modelled
 /// service lives when this program drives it (`scripts/simulate pace`: starts by deaths). A first
 /// restart may be anybody's deployment, and must not bring the work nearly to a halt.
-const LIFE_ASSUMED: f64 = 40_000.0;
+const PROCESSES_ASSUMED: f64 = 40_000.0;
 
-/// How much the last life counts against all before it. Lives differ by a factor of four.
-const LIFE_WEIGHT: f64 = 0.4;
+/// How much the last life counts against all before it. Incarnations differ by a factor of four.
+const LATEST_WEIGHT: f64 = 0.4;
 
 /// The window is one part in this many of a life.
 ///
@@ -30,7 +30,7 @@ const WINDOW_MIN: u64 = 16;
 
 /// The lives of the upstream, as far as this service has seen them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Lives {
+pub struct Incarnations {
     /// Processes in the present life; nothing while that is not known.
     processes: Option<u64>,
     /// When the present life was found to have begun, or was first seen.
@@ -38,14 +38,15 @@ pub struct Lives {
     /// When a process was last found to have been forgotten, with others or alone.
     forgot_at: Option<Timestamp>,
     /// How many were seen to end.
-    ended: u64,
+    #[serde(rename = "ended")]
+    restarts: u64,
     /// A moving average of those, in processes.
     mean: f64,
     /// The same in seconds; 0 until one was observed from its beginning to its end.
     mean_seconds: f64,
 }
 
-impl Lives {
+impl Incarnations {
     /// Processes in the present life, if that is known.
     pub fn processes(&self) -> Option<u64> {
         self.processes
@@ -60,9 +61,9 @@ impl Lives {
         self
     }
 
-    /// Lives that were seen to end.
-    pub fn ended(&self) -> u64 {
-        self.ended
+    /// Incarnations that were seen to end.
+    pub fn restarts(&self) -> u64 {
+        self.restarts
     }
 
     /// When the present life was found to have begun, or was first seen.
@@ -72,7 +73,7 @@ impl Lives {
 
     /// When the upstream was last found to have been restarted.
     pub fn restarted_at(&self) -> Option<Timestamp> {
-        self.began_at.filter(|_| self.ended > 0)
+        self.began_at.filter(|_| self.restarts > 0)
     }
 
     /// When the upstream was last found to have forgotten a process, in a restart or otherwise.
@@ -83,8 +84,8 @@ impl Lives {
     /// Estimated length of a life, in processes and in time; `None` while none was seen to end. The
     /// time is `None` while none was observed from its beginning: the processes are then an
     /// assumption. A life that lasts longer already counts as far as it has come.
-    pub fn expected(&self, now: Timestamp) -> Option<(f64, Option<Duration>)> {
-        if self.ended == 0 {
+    pub fn expected_length(&self, now: Timestamp) -> Option<(f64, Option<Duration>)> {
+        if self.restarts == 0 {
             return None;
         }
         let so_far = self.processes.unwrap_or(0) as f64;
@@ -100,7 +101,7 @@ impl Lives {
 
     /// How many processes may be in flight; nothing while no life was seen to end.
     pub fn window(&self) -> Option<u64> {
-        if self.ended == 0 {
+        if self.restarts == 0 {
             return None;
         }
         let life = self.mean.max(self.processes.unwrap_or(0) as f64);
@@ -108,29 +109,29 @@ impl Lives {
     }
 
     /// A process was started by this service.
-    pub fn started(&mut self) {
+    pub fn on_start_accepted(&mut self) {
         if let Some(processes) = &mut self.processes {
             *processes += 1;
         }
     }
 
     /// A complete list told how many processes there are.
-    pub fn listed(&mut self, entries: u64, now: Timestamp) {
+    pub fn on_list_complete(&mut self, entries: u64, now: Timestamp) {
         self.processes = Some(entries);
         self.began_at.get_or_insert(now);
     }
 
     /// The upstream was found to have forgotten a process.
-    pub fn forgot(&mut self, now: Timestamp) {
+    pub fn on_process_forgotten(&mut self, now: Timestamp) {
         self.forgot_at = Some(now);
     }
 
     /// The upstream was found to have been restarted: what it had begun is over, and it has so
     /// many processes in its new life. A life whose length was not known tells nothing of others.
-    pub fn restarted(&mut self, processes: u64, now: Timestamp) {
+    pub fn on_restart(&mut self, processes: u64, now: Timestamp) {
         let age = self.began_at.map_or(0.0, |at| now.since(at).as_secs_f64());
-        if self.ended == 0 {
-            self.mean = LIFE_ASSUMED;
+        if self.restarts == 0 {
+            self.mean = PROCESSES_ASSUMED;
         }
         if let Some(counted) = self.processes.replace(processes) {
             if self.mean_seconds == 0.0 {
@@ -138,10 +139,10 @@ impl Lives {
             }
             // What was started before the restart was noticed is of the new life.
             let lived = counted.saturating_sub(processes) as f64;
-            self.mean += (lived - self.mean) * LIFE_WEIGHT;
-            self.mean_seconds += (age - self.mean_seconds) * LIFE_WEIGHT;
+            self.mean += (lived - self.mean) * LATEST_WEIGHT;
+            self.mean_seconds += (age - self.mean_seconds) * LATEST_WEIGHT;
         }
-        self.ended += 1;
+        self.restarts += 1;
         self.began_at = Some(now);
     }
 }
@@ -151,21 +152,27 @@ mod tests {
     use super::*;
 
     /// The window after lives of so many processes each.
-    fn window_after(lives: &[u64]) -> Option<u64> {
-        let mut known = Lives::default();
-        for (place, processes) in lives.iter().enumerate() {
-            known.listed(*processes, Timestamp(place as i64 * 600_000));
-            known.restarted(0, Timestamp(place as i64 * 600_000));
+    fn window_after(incarnations: &[u64]) -> Option<u64> {
+        let mut known = Incarnations::default();
+        for (place, processes) in incarnations.iter().enumerate() {
+            known.on_list_complete(*processes, Timestamp(place as i64 * 600_000));
+            known.on_restart(0, Timestamp(place as i64 * 600_000));
         }
         known.window()
     }
 
     #[test]
     fn while_no_life_has_ended_nothing_limits_the_processes_in_flight() {
-        let mut lives = Lives::default();
-        assert_eq!(lives.window(), None);
-        lives.listed(1_000_000, Timestamp(0));
-        assert_eq!((lives.window(), lives.expected(Timestamp(1))), (None, None));
+        let mut incarnations = Incarnations::default();
+        assert_eq!(incarnations.window(), None);
+        incarnations.on_list_complete(1_000_000, Timestamp(0));
+        assert_eq!(
+            (
+                incarnations.window(),
+                incarnations.expected_length(Timestamp(1))
+            ),
+            (None, None)
+        );
     }
 
     #[test]
@@ -179,31 +186,31 @@ mod tests {
 
     #[test]
     fn the_window_grows_while_a_life_is_longer_than_those_before() {
-        let mut lives = Lives::default();
-        lives.listed(6_700, Timestamp(0));
-        lives.restarted(0, Timestamp(0));
-        assert_eq!(lives.window(), Some(8_893));
+        let mut incarnations = Incarnations::default();
+        incarnations.on_list_complete(6_700, Timestamp(0));
+        incarnations.on_restart(0, Timestamp(0));
+        assert_eq!(incarnations.window(), Some(8_893));
         for _ in 0..30_000 {
-            lives.started();
+            incarnations.on_start_accepted();
         }
-        assert_eq!(lives.window(), Some(10_000));
-        assert_eq!(lives.processes(), Some(30_000));
+        assert_eq!(incarnations.window(), Some(10_000));
+        assert_eq!(incarnations.processes(), Some(30_000));
     }
 
     #[test]
     fn a_life_is_told_in_processes_and_in_time() {
-        let mut lives = Lives::default();
-        lives.listed(10, Timestamp(0));
-        lives.listed(20_000, Timestamp(599_000));
-        lives.restarted(0, Timestamp(600_000));
-        lives.listed(20_000, Timestamp(601_000));
-        let (processes, time) = lives.expected(Timestamp(601_000)).unwrap();
+        let mut incarnations = Incarnations::default();
+        incarnations.on_list_complete(10, Timestamp(0));
+        incarnations.on_list_complete(20_000, Timestamp(599_000));
+        incarnations.on_restart(0, Timestamp(600_000));
+        incarnations.on_list_complete(20_000, Timestamp(601_000));
+        let (processes, time) = incarnations.expected_length(Timestamp(601_000)).unwrap();
         assert_eq!((processes, time.unwrap().as_secs()), (32_000.0, 600));
-        lives.restarted(0, Timestamp(800_000));
-        let (_, time) = lives.expected(Timestamp(800_000)).unwrap();
-        assert_eq!((time.unwrap().as_secs(), lives.ended()), (440, 2));
-        assert_eq!(lives.began_at(), Some(Timestamp(800_000)));
-        let (_, time) = lives.expected(Timestamp(1_800_000)).unwrap();
+        incarnations.on_restart(0, Timestamp(800_000));
+        let (_, time) = incarnations.expected_length(Timestamp(800_000)).unwrap();
+        assert_eq!((time.unwrap().as_secs(), incarnations.restarts()), (440, 2));
+        assert_eq!(incarnations.began_at(), Some(Timestamp(800_000)));
+        let (_, time) = incarnations.expected_length(Timestamp(1_800_000)).unwrap();
         assert_eq!(
             time.unwrap().as_secs(),
             1_000,
@@ -213,12 +220,12 @@ mod tests {
 
     #[test]
     fn a_life_whose_beginning_was_not_observed_has_no_length() {
-        let mut lives = Lives::default();
-        lives.restarted(0, Timestamp(500_000));
-        let expected = lives.expected(Timestamp(900_000));
-        assert_eq!(expected, Some((LIFE_ASSUMED, None)));
-        lives.restarted(0, Timestamp(1_100_000));
-        let (_, time) = lives.expected(Timestamp(1_100_000)).unwrap();
+        let mut incarnations = Incarnations::default();
+        incarnations.on_restart(0, Timestamp(500_000));
+        let expected = incarnations.expected_length(Timestamp(900_000));
+        assert_eq!(expected, Some((PROCESSES_ASSUMED, None)));
+        incarnations.on_restart(0, Timestamp(1_100_000));
+        let (_, time) = incarnations.expected_length(Timestamp(1_100_000)).unwrap();
         assert_eq!(
             time.unwrap().as_secs(),
             600,
@@ -228,37 +235,45 @@ mod tests {
 
     #[test]
     fn a_life_counts_what_was_started_in_it_and_not_what_the_next_one_has() {
-        let mut lives = Lives::default();
-        lives.restarted(30, Timestamp(0));
-        let expected = |lives: &Lives| lives.expected(Timestamp(0)).unwrap().0;
-        assert_eq!(expected(&lives), LIFE_ASSUMED, "nothing is known of it");
-        assert_eq!(lives.processes(), Some(30));
+        let mut incarnations = Incarnations::default();
+        incarnations.on_restart(30, Timestamp(0));
+        let expected =
+            |incarnations: &Incarnations| incarnations.expected_length(Timestamp(0)).unwrap().0;
+        assert_eq!(
+            expected(&incarnations),
+            PROCESSES_ASSUMED,
+            "nothing is known of it"
+        );
+        assert_eq!(incarnations.processes(), Some(30));
         for _ in 30..4_020 {
-            lives.started();
+            incarnations.on_start_accepted();
         }
         // Twenty of them were started before the restart was noticed.
-        lives.restarted(20, Timestamp(0));
-        assert_eq!(expected(&lives), 25_600.0);
-        assert_eq!(lives.processes(), Some(20));
+        incarnations.on_restart(20, Timestamp(0));
+        assert_eq!(expected(&incarnations), 25_600.0);
+        assert_eq!(incarnations.processes(), Some(20));
     }
 
     #[test]
     fn a_process_that_was_forgotten_alone_ends_no_life_and_is_remembered() {
-        let mut lives = Lives::default();
-        lives.listed(3, Timestamp(1_000));
-        assert_eq!(lives.forgot_at(), None);
-        lives.forgot(Timestamp(2_000));
-        assert_eq!(lives.forgot_at(), Some(Timestamp(2_000)));
-        assert_eq!((lives.ended(), lives.restarted_at()), (0, None));
-        assert_eq!(lives.began_at(), Some(Timestamp(1_000)));
-        let earlier = lives.clone().no_later_than(Timestamp(1_500));
+        let mut incarnations = Incarnations::default();
+        incarnations.on_list_complete(3, Timestamp(1_000));
+        assert_eq!(incarnations.forgot_at(), None);
+        incarnations.on_process_forgotten(Timestamp(2_000));
+        assert_eq!(incarnations.forgot_at(), Some(Timestamp(2_000)));
+        assert_eq!(
+            (incarnations.restarts(), incarnations.restarted_at()),
+            (0, None)
+        );
+        assert_eq!(incarnations.began_at(), Some(Timestamp(1_000)));
+        let earlier = incarnations.clone().no_later_than(Timestamp(1_500));
         assert_eq!(earlier.forgot_at(), Some(Timestamp(1_500)));
-        lives.restarted(0, Timestamp(3_000));
-        assert_eq!(lives.forgot_at(), Some(Timestamp(3_000)));
+        incarnations.on_restart(0, Timestamp(3_000));
+        assert_eq!(incarnations.forgot_at(), Some(Timestamp(3_000)));
         // A file of an earlier version knows of restarts alone.
-        let mut kept = serde_json::to_value(&lives).unwrap();
+        let mut kept = serde_json::to_value(&incarnations).unwrap();
         kept.as_object_mut().unwrap().remove("forgot_at").unwrap();
-        let lives: Lives = serde_json::from_value(kept).unwrap();
-        assert_eq!(lives.forgot_at(), Some(Timestamp(3_000)));
+        let incarnations: Incarnations = serde_json::from_value(kept).unwrap();
+        assert_eq!(incarnations.forgot_at(), Some(Timestamp(3_000)));
     }
 }

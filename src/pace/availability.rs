@@ -12,7 +12,7 @@ const FAILURES_TO_DOWN: u32 = 3;
 
 /// Whether the upstream gives usable answers, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Reach {
+pub enum UpstreamState {
     /// Not known yet: no usable answer, and too few failures.
     #[default]
     Unknown,
@@ -30,7 +30,7 @@ pub enum Reach {
     },
 }
 
-impl Reach {
+impl UpstreamState {
     /// The same, as of no later than `now`.
     #[must_use]
     pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
@@ -43,37 +43,37 @@ impl Reach {
 
 /// Keeps the upstream's reach from what single requests met.
 #[derive(Clone, Debug)]
-pub struct Reachability {
-    reach: Reach,
+pub struct CircuitBreaker {
+    state: UpstreamState,
     failures_in_a_row: u32,
     /// Whether the last look had no failure that says otherwise.
-    does_answer_looks: bool,
+    are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
     not_before: Option<Timestamp>,
     /// Whether a request met a usable answer, and whether one did not, since this was last asked.
-    met: Met,
+    results: RequestResults,
     last_failure: Option<String>,
 }
 
 /// What requests met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Met {
+pub struct RequestResults {
     /// A usable answer.
     pub answer: bool,
     /// None.
     pub failure: bool,
 }
 
-impl Reachability {
+impl CircuitBreaker {
     /// Goes on from what an earlier run knew.
-    pub fn new(reach: Reach) -> Self {
+    pub fn new(state: UpstreamState) -> Self {
         Self {
-            reach,
+            state,
             failures_in_a_row: 0,
-            does_answer_looks: true,
+            are_polls_answered: true,
             first_failure_at: None,
             not_before: None,
-            met: Met::default(),
+            results: RequestResults::default(),
             last_failure: None,
         }
     }
@@ -91,18 +91,18 @@ impl Reachability {
     }
 
     /// What requests have met since this was last asked.
-    pub fn take_met(&mut self) -> Met {
-        std::mem::take(&mut self.met)
+    pub fn take_results(&mut self) -> RequestResults {
+        std::mem::take(&mut self.results)
     }
 
     /// What is known.
-    pub fn reach(&self) -> &Reach {
-        &self.reach
+    pub fn state(&self) -> &UpstreamState {
+        &self.state
     }
 
     /// Whether it is known to be down.
     pub fn is_down(&self) -> bool {
-        matches!(self.reach, Reach::Down { .. })
+        matches!(self.state, UpstreamState::Down { .. })
     }
 
     /// Returns the moment until which the upstream has asked to be left alone, if that lies ahead.
@@ -116,49 +116,49 @@ impl Reachability {
     }
 
     /// Takes note of a usable answer. Tells whether this is a change.
-    pub fn answered(&mut self, now: Timestamp) -> bool {
-        self.does_answer_looks = true;
-        self.met.answer = true;
+    pub fn on_answered(&mut self, now: Timestamp) -> bool {
+        self.are_polls_answered = true;
+        self.results.answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
-        if matches!(self.reach, Reach::Up { .. }) {
+        if matches!(self.state, UpstreamState::Up { .. }) {
             return false;
         }
-        self.reach = Reach::Up { since: now };
+        self.state = UpstreamState::Up { since: now };
         true
     }
 
     /// Takes note of a request without a usable answer. Returns whether to report that the upstream
     /// is down: it was not before, or was so when an earlier run ended.
-    pub fn failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
-        self.met.failure = true;
+    pub fn on_failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
+        self.results.failure = true;
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         if let Some(wait) = failure.retry_after {
             self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
         }
         if !is_start {
-            self.does_answer_looks = matches!(failure.cause, Cause::TooMany | Cause::Outdated);
+            self.are_polls_answered = matches!(failure.cause, Cause::TooMany | Cause::Outdated);
         }
         // One that answers looks is there whatever it answers to starts, and so is one that asks for fewer
         // requests. A cache's answer does not say that it is not.
         let is_there = match failure.cause {
             Cause::NoAccess | Cause::Silence => false,
             Cause::TooMany | Cause::Outdated => true,
-            Cause::Overload | Cause::Unusable => is_start && self.does_answer_looks,
+            Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
         };
         if is_there {
             return false;
         }
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
-        match &mut self.reach {
-            Reach::Down { detail, .. } => {
+        match &mut self.state {
+            UpstreamState::Down { detail, .. } => {
                 detail.clone_from(&failure.detail);
                 is_first
             }
             _ if failure.cause == Cause::NoAccess || self.failures_in_a_row >= FAILURES_TO_DOWN => {
-                self.reach = Reach::Down {
+                self.state = UpstreamState::Down {
                     since,
                     detail: failure.detail.clone(),
                 };
@@ -179,57 +179,57 @@ mod tests {
 
     #[test]
     fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
-        let mut reachability = Reachability::new(Reach::Unknown);
-        let failed = |reachability: &mut Reachability, now, cause| {
-            reachability.failed(false, Timestamp(now), &failure(cause))
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown);
+        let failed = |breaker: &mut CircuitBreaker, now, cause| {
+            breaker.on_failed(false, Timestamp(now), &failure(cause))
         };
-        assert!(reachability.answered(Timestamp(1)));
+        assert!(breaker.on_answered(Timestamp(1)));
         for now in 2..10 {
-            assert!(!failed(&mut reachability, now, Cause::Unusable));
-            assert!(!reachability.answered(Timestamp(now)));
+            assert!(!failed(&mut breaker, now, Cause::Unusable));
+            assert!(!breaker.on_answered(Timestamp(now)));
         }
-        assert!(!failed(&mut reachability, 11, Cause::Unusable));
-        assert!(!failed(&mut reachability, 12, Cause::Silence));
-        assert!(failed(&mut reachability, 13, Cause::Unusable));
-        assert!(!failed(&mut reachability, 14, Cause::Unusable));
-        let Reach::Down { since, .. } = reachability.reach() else {
+        assert!(!failed(&mut breaker, 11, Cause::Unusable));
+        assert!(!failed(&mut breaker, 12, Cause::Silence));
+        assert!(failed(&mut breaker, 13, Cause::Unusable));
+        assert!(!failed(&mut breaker, 14, Cause::Unusable));
+        let UpstreamState::Down { since, .. } = breaker.state() else {
             panic!("it counts as down");
         };
         assert_eq!(*since, Timestamp(11));
-        assert!(reachability.answered(Timestamp(15)));
-        assert!(failed(&mut reachability, 16, Cause::NoAccess));
+        assert!(breaker.on_answered(Timestamp(15)));
+        assert!(failed(&mut breaker, 16, Cause::NoAccess));
     }
 
     #[test]
     fn an_upstream_that_refuses_starts_asks_for_fewer_requests_or_is_cached_is_not_down() {
-        let mut reachability = Reachability::new(Reach::Unknown);
-        reachability.answered(Timestamp(1));
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown);
+        breaker.on_answered(Timestamp(1));
         for now in 2..20 {
             let now = Timestamp(now);
-            assert!(!reachability.failed(true, now, &failure(Cause::Unusable)));
-            assert!(!reachability.failed(true, now, &failure(Cause::Overload)));
-            assert!(!reachability.failed(false, now, &failure(Cause::TooMany)));
-            assert!(!reachability.failed(false, now, &failure(Cause::Outdated)));
+            assert!(!breaker.on_failed(true, now, &failure(Cause::Unusable)));
+            assert!(!breaker.on_failed(true, now, &failure(Cause::Overload)));
+            assert!(!breaker.on_failed(false, now, &failure(Cause::TooMany)));
+            assert!(!breaker.on_failed(false, now, &failure(Cause::Outdated)));
         }
-        assert!(reachability.may_send(Timestamp(20)));
+        assert!(breaker.may_send(Timestamp(20)));
         // Where looks fail too, what starts meet counts.
-        let mut failing = Reachability::new(Reach::Unknown);
-        assert!(!failing.failed(false, Timestamp(1), &failure(Cause::Overload)));
-        assert!(!failing.failed(true, Timestamp(2), &failure(Cause::Overload)));
-        assert!(failing.failed(true, Timestamp(3), &failure(Cause::Overload)));
+        let mut failing = CircuitBreaker::new(UpstreamState::Unknown);
+        assert!(!failing.on_failed(false, Timestamp(1), &failure(Cause::Overload)));
+        assert!(!failing.on_failed(true, Timestamp(2), &failure(Cause::Overload)));
+        assert!(failing.on_failed(true, Timestamp(3), &failure(Cause::Overload)));
         // One that is silent to starts is.
         for now in 21..23 {
-            assert!(!reachability.failed(true, Timestamp(now), &failure(Cause::Silence)));
+            assert!(!breaker.on_failed(true, Timestamp(now), &failure(Cause::Silence)));
         }
-        assert!(reachability.failed(true, Timestamp(23), &failure(Cause::Silence)));
+        assert!(breaker.on_failed(true, Timestamp(23), &failure(Cause::Silence)));
     }
 
     #[test]
     fn an_upstream_that_was_down_when_an_earlier_run_ended_is_reported_by_this_one() {
         let detail = "answered 500".to_owned();
         let since = Timestamp(1);
-        let mut reachability = Reachability::new(Reach::Down { since, detail });
-        assert!(reachability.failed(false, Timestamp(2), &failure(Cause::Unusable)));
-        assert!(!reachability.failed(false, Timestamp(3), &failure(Cause::Unusable)));
+        let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail });
+        assert!(breaker.on_failed(false, Timestamp(2), &failure(Cause::Unusable)));
+        assert!(!breaker.on_failed(false, Timestamp(3), &failure(Cause::Unusable)));
     }
 }

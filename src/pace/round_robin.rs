@@ -3,32 +3,32 @@
 
 /// A queue of orders that are due to be started, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Queue {
+pub enum StartClass {
     /// Orders whose process was forgotten.
     Forgotten,
     /// Orders that were never tried.
     New,
     /// Orders whose last start was refused, or had no answer and came to nothing.
-    Tried,
+    Retry,
 }
 
 /// Turns while orders wait in all queues. An order that the upstream refuses for good comes back
 /// again and again: such orders take the smallest share.
-const TURNS: [Queue; 5] = [
-    Queue::Forgotten,
-    Queue::New,
-    Queue::Tried,
-    Queue::Forgotten,
-    Queue::New,
+const SLOTS: [StartClass; 5] = [
+    StartClass::Forgotten,
+    StartClass::New,
+    StartClass::Retry,
+    StartClass::Forgotten,
+    StartClass::New,
 ];
 
-impl Queue {
+impl StartClass {
     /// All queues.
-    pub const ALL: [Self; 3] = [Self::Forgotten, Self::New, Self::Tried];
+    pub const ALL: [Self; 3] = [Self::Forgotten, Self::New, Self::Retry];
 
-    /// Turns out of [`TURNS`].
+    /// Turns out of [`SLOTS`].
     fn share(self) -> u64 {
-        TURNS.iter().filter(|queue| **queue == self).count() as u64
+        SLOTS.iter().filter(|queue| **queue == self).count() as u64
     }
 
     /// Number of starts that come before that of an order in this queue. `waiting` returns how many
@@ -46,16 +46,16 @@ impl Queue {
 
 /// The place in the cycle of turns.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Turns(usize);
+pub struct RoundRobin(usize);
 
-impl Turns {
+impl RoundRobin {
     /// Moves on to the next queue in which an order waits. `None` if none does.
-    pub fn next(&mut self, is_waiting: impl Fn(Queue) -> bool) -> Option<Queue> {
-        let mut turns = TURNS.iter().cycle().skip(self.0).take(TURNS.len());
+    pub fn next(&mut self, is_waiting: impl Fn(StartClass) -> bool) -> Option<StartClass> {
+        let mut turns = SLOTS.iter().cycle().skip(self.0).take(SLOTS.len());
         let passed = turns.position(|queue| is_waiting(*queue))?;
-        let turn = (self.0 + passed) % TURNS.len();
-        self.0 = (turn + 1) % TURNS.len();
-        Some(TURNS[turn])
+        let turn = (self.0 + passed) % SLOTS.len();
+        self.0 = (turn + 1) % SLOTS.len();
+        Some(SLOTS[turn])
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
     use super::*;
 
     /// The turns of orders that wait in these queues, up to the last.
-    fn served(mut waiting: [u64; 3]) -> Vec<Queue> {
-        let mut turns = Turns::default();
+    fn served(mut waiting: [u64; 3]) -> Vec<StartClass> {
+        let mut turns = RoundRobin::default();
         let mut served = Vec::new();
         while let Some(queue) = turns.next(|queue| waiting[queue as usize] > 0) {
             waiting[queue as usize] -= 1;
@@ -74,7 +74,7 @@ mod tests {
         served
     }
 
-    fn count(served: &[Queue], queue: Queue) -> usize {
+    fn count(served: &[StartClass], queue: StartClass) -> usize {
         served.iter().filter(|other| **other == queue).count()
     }
 
@@ -88,11 +88,11 @@ mod tests {
             ([0, 0, 100], [0, 0, 30]),
         ] {
             let served = served(waiting);
-            let counts = Queue::ALL.map(|queue| count(&served[..30], queue));
+            let counts = StartClass::ALL.map(|queue| count(&served[..30], queue));
             assert_eq!(counts, of_30, "{waiting:?}");
             assert_eq!(served.len() as u64, waiting.iter().sum::<u64>());
         }
-        assert_eq!(Turns::default().next(|_| false), None);
+        assert_eq!(RoundRobin::default().next(|_| false), None);
     }
 
     #[test]
@@ -104,8 +104,8 @@ mod tests {
             [5, 300, 20],
             [9, 0, 50],
         ] {
-            for queue in Queue::ALL {
-                let waiting_with_it = Queue::ALL.map(|other| {
+            for queue in StartClass::ALL {
+                let waiting_with_it = StartClass::ALL.map(|other| {
                     let order = u64::from(other == queue);
                     waiting[other as usize] + order
                 });
