@@ -1,8 +1,8 @@
-//! Databases full of orders: made once through the store, as the programs would have filled them,
-//! checked, and then copied for each row that needs one.
+//! Databases full of orders: filled once through the store, as the programs would fill them, checked,
+//! and copied for each row that needs one.
 //!
-//! They stay in `target/bench` for the next run. Their names say what is in them and by which format
-//! of the database they were made.
+//! They are kept in `target/bench` for the next run. Their names state their contents and the version of
+//! the database format.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -17,24 +17,24 @@ use order_service::store::{Change, Creation, DatabasePath, Mode, Step, Store};
 use crate::Bench;
 use crate::programs::order_service;
 
-/// Orders that are carried one step further at once: as many as may wait for the writer, and as can
-/// be told apart by the twelve bits of a UUID that follow its time.
+/// Number of orders that are created, started or settled at once: as many as may wait for the writer,
+/// and as the twelve bits of a UUID after its time can distinguish.
 const WAVE: u64 = 4_000;
 
-/// When the first order was created: 2026-01-01T00:00:00Z.
+/// Creation time of the first order: 2026-01-01T00:00:00Z.
 const FIRST_AT: i64 = 1_767_225_600_000;
 
-/// What the ids of orders are like.
+/// The kind of the ids of orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ids {
     /// UUIDs of version 4.
     Random,
-    /// UUIDs of version 7: each greater than those before.
+    /// UUIDs of version 7: each greater than the ones before.
     Ordered,
 }
 
 impl Ids {
-    /// The word for it.
+    /// Returns the name of the kind.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Random => "random",
@@ -42,7 +42,7 @@ impl Ids {
         }
     }
 
-    /// The id of the order with this number, created at this moment.
+    /// Returns the id of the order with this number, created at `at`.
     fn id(self, number: u64, at: Timestamp, rng: &mut fastrand::Rng) -> String {
         let variant = 0x8000 | rng.u64(..0x4000);
         let tail = rng.u64(..1 << 48);
@@ -64,7 +64,7 @@ fn uuid(head: u64, version: u64, variant: u64, tail: u64) -> String {
     )
 }
 
-/// How far the orders of a database have come.
+/// The status of all orders of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
     /// None was started.
@@ -78,11 +78,11 @@ pub enum Reached {
 /// A database full of orders.
 #[derive(Clone, Copy, Debug)]
 pub struct Template {
-    /// How many.
+    /// Number of orders.
     pub orders: u64,
-    /// How they are named.
+    /// Kind of their ids.
     pub ids: Ids,
-    /// Where they are.
+    /// Status of the orders.
     pub reached: Reached,
 }
 
@@ -94,7 +94,7 @@ pub const MILLION: Template = Template {
 };
 
 impl Template {
-    /// The database itself, made if it is not there yet. It is never written again.
+    /// Returns the path of the database, which is created if absent and never written again.
     pub fn database(&self, bench: &Bench) -> anyhow::Result<PathBuf> {
         let path = bench.folder.join(format!("{}.db", self.name(bench)?));
         if !path.exists() {
@@ -105,18 +105,18 @@ impl Template {
         Ok(path)
     }
 
-    /// The ids of its orders in the order of creation: 36 characters a line.
+    /// Returns the path of the file of ids, in the order of creation: 36 characters a line.
     pub fn ids(&self, bench: &Bench) -> anyhow::Result<PathBuf> {
         Ok(self.database(bench)?.with_extension("ids"))
     }
 
-    /// The same, read.
+    /// Reads the ids, in the order of creation.
     pub fn names(&self, bench: &Bench) -> anyhow::Result<Vec<String>> {
         let text = fs::read_to_string(self.ids(bench)?)?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// A copy of it, flushed, so that nothing of the copying is left for the measurement.
+    /// Copies the database and flushes the copy, so that the measurement has no flushing left to do.
     pub fn copy(&self, bench: &Bench, to: &Path) -> anyhow::Result<()> {
         fs::copy(self.database(bench)?, to)?;
         Ok(File::open(to)?.sync_all()?)
@@ -151,8 +151,8 @@ impl Template {
         Ok(fs::rename(&part, path)?)
     }
 
-    /// Fills a database wave by wave: while one is created, the one before it is started and the
-    /// one before that is settled, so that pages and indexes are filled as in real life.
+    /// Fills a database in waves: while one is created, the one before it is started and the one before
+    /// that is settled, so that pages and indexes are filled as in production.
     async fn fill(&self, store: &Store, ids: &Path) -> anyhow::Result<()> {
         let mut rng = fastrand::Rng::with_seed(self.orders);
         let mut ids = BufWriter::new(File::create(ids)?);
@@ -184,7 +184,7 @@ impl Template {
     }
 }
 
-/// Creates orders, many at once; their places.
+/// Creates orders concurrently, and returns their sequence numbers.
 pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::Result<Vec<i64>> {
     let creations = ids.into_iter().map(|id| async move {
         match store.create(OrderId::new(id)?, now).await? {
@@ -195,7 +195,7 @@ pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::
     try_join_all(creations).await
 }
 
-/// Records of CREATED orders that they were started.
+/// Records that CREATED orders were started.
 pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Result<()> {
     let steps = [
         Step::Intended { previous: None },
@@ -207,7 +207,7 @@ pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Resul
     record(store, changes.collect(), now).await
 }
 
-/// Records of PROCESSING orders that they are settled, one way or the other.
+/// Records that PROCESSING orders settled, half of them as FAILED.
 pub async fn settle(
     store: &Store,
     seqs: &[i64],
@@ -236,12 +236,12 @@ async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::
     Ok(())
 }
 
-/// A folder in memory, where there is such a place: flushing takes no time there.
+/// Returns a folder in memory if possible: flushing takes no time there.
 fn in_memory(bench: &Bench) -> anyhow::Result<tempfile::TempDir> {
     tempfile::tempdir_in("/dev/shm").or_else(|_| bench.scratch())
 }
 
-/// Format of the databases that this program makes: what is in one may look different in another.
+/// Returns the version of the database format, which is part of the names of databases.
 fn format_version(bench: &Bench) -> anyhow::Result<i64> {
     let scratch = bench.scratch()?;
     let path = scratch.path().join("orders.db");
@@ -253,7 +253,7 @@ fn format_version(bench: &Bench) -> anyhow::Result<i64> {
     Ok(db.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
 
-/// Waits until the last connection has put everything into the file itself.
+/// Waits until the last connection has checkpointed the write-ahead log.
 fn until_folded(path: &Path) -> anyhow::Result<()> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");

@@ -1,5 +1,4 @@
-//! A small HTTP client for one connection, which waits for each answer on the caller's thread:
-//! little stands between a request and the moment that is measured.
+//! A small blocking HTTP client with one connection, which adds little to the measured time.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,20 +6,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
-/// How long any answer may take.
+/// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is read at once.
+/// Size of the read buffer, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-/// A connection that is kept.
+/// A kept-alive connection.
 pub struct Connection {
     stream: BufReader<TcpStream>,
     host: String,
     buffer: Vec<u8>,
 }
 
-/// The head of an answer, as far as it matters here.
+/// The parts of the head of an answer that the benchmarks use.
 #[derive(Debug, Default)]
 struct Head {
     status: u16,
@@ -40,12 +39,12 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// What came of an answer that was not kept.
+/// The timing and size of an answer whose body was discarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Drained {
-    /// From the request to the first byte of the body.
+    /// Time from the request to the first byte of the body.
     pub first_byte: Duration,
-    /// From the request to the last byte.
+    /// Time from the request to the last byte.
     pub whole: Duration,
     /// The length of the body.
     pub bytes: usize,
@@ -66,19 +65,19 @@ impl Connection {
         })
     }
 
-    /// `GET`.
+    /// Sends a `GET`, and returns the answer.
     pub fn get(&mut self, path: &str) -> anyhow::Result<Answer> {
         self.send("GET", path, "", "")?;
         self.answer()
     }
 
-    /// `POST` of a body in JSON, with more header fields, each with its end of line.
+    /// Sends a `POST` of a JSON body, with more header fields, each with its end of line.
     pub fn post(&mut self, path: &str, fields: &str, body: &str) -> anyhow::Result<Answer> {
         self.send("POST", path, fields, body)?;
         self.answer()
     }
 
-    /// Creates an order; an error if that is answered with anything but 201.
+    /// Creates an order. Fails unless the answer is 201.
     pub fn create(&mut self, id: &str) -> anyhow::Result<()> {
         let answer = self.post("/order", "", &format!("{{\"id\":\"{id}\"}}"))?;
         ensure!(answer.status == 201, "{id} was answered with {answer:?}");
@@ -90,7 +89,7 @@ impl Connection {
         self.send("GET", path, "", "")
     }
 
-    /// Reads an answer without keeping it, with `pause` after each piece.
+    /// Reads an answer and discards it, with `pause` after each piece.
     pub fn drain(&mut self, mut pause: impl FnMut()) -> anyhow::Result<Drained> {
         let asked_at = Instant::now();
         let head = self.head()?;
@@ -188,7 +187,7 @@ impl Connection {
     }
 }
 
-/// The path in `<PATH>; rel="next"`.
+/// Returns the path in `<PATH>; rel="next"`.
 fn next_path(link: &str) -> Option<String> {
     let (path, _) = link.strip_prefix('<')?.split_once('>')?;
     Some(path.to_owned())

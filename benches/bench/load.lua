@@ -54,6 +54,6 @@ end
 
 function done(summary)
     local errors = summary.errors
-    print(string.format("told: %d %d %d %d", summary.requests, summary.duration, errors.status,
+    print(string.format("result: %d %d %d %d", summary.requests, summary.duration, errors.status,
         errors.connect + errors.read + errors.write + errors.timeout))
 end

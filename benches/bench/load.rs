@@ -1,9 +1,9 @@
-//! Load: as much as a server takes, from wrk, and a rate that is held whatever the server does.
+//! Load generators: wrk for the maximum rate, and one with a constant rate.
 //!
-//! wrk asks again when it was answered, so it tells what a server can do and hides how long a caller
-//! waits who cannot wait for others. Therefore latency at a rate is measured by a generator of our
-//! own: each request is due at a moment that was fixed beforehand, on a connection that is free, and
-//! its time counts from that moment, also when it could not be sent yet.
+//! wrk sends a request when the last one was answered: it measures throughput, but hides the latency of
+//! clients that do not wait for each other. So latency at a rate is measured by a generator of our own:
+//! each request is due at a fixed time, on a free connection, and its latency counts from then, even if
+//! it was sent later.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,27 +19,27 @@ use crate::http::Connection;
 /// Connections of wrk, kept busy by one thread.
 pub const CONNECTIONS: u64 = 64;
 
-/// What is asked of a server.
+/// The requests of wrk.
 #[derive(Clone, Copy)]
 pub enum Script<'a> {
     /// New orders with such ids.
     Create(Ids),
     /// Orders from a file of ids, drawn at random.
     Get(&'a Path),
-    /// `GET /livez`: the least that the program can be asked.
+    /// `GET /livez`: the cheapest request.
     Live,
 }
 
-/// What wrk found.
+/// A result of wrk.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Requests that were answered.
     pub requests: u64,
-    /// The same in a second.
+    /// Answered requests per second.
     pub per_second: f64,
 }
 
-/// Asks a server as fast as it answers. An error if anything was refused or broke.
+/// Sends requests as fast as the server answers. Fails if any was refused or broke off.
 pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Load> {
     let mut command = Command::new("wrk");
     command.args(["--threads", "1", "--connections"]);
@@ -55,18 +55,18 @@ pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Lo
     command.env("NOW", now.to_string());
     command.env("SEED", fastrand::u32(..).to_string());
     let output = command.output()?;
-    let told = String::from_utf8_lossy(&output.stdout);
-    read_wrk(&told).with_context(|| {
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    read_wrk(&output_text).with_context(|| {
         format!(
-            "wrk told: {told}{}",
+            "wrk printed: {output_text}{}",
             String::from_utf8_lossy(&output.stderr)
         )
     })
 }
 
-fn read_wrk(told: &str) -> anyhow::Result<Load> {
-    let mut lines = told.lines();
-    let line = lines.find_map(|line| line.strip_prefix("told: "));
+fn read_wrk(text: &str) -> anyhow::Result<Load> {
+    let mut lines = text.lines();
+    let line = lines.find_map(|line| line.strip_prefix("result: "));
     let numbers: Vec<u64> = line
         .context("no result")?
         .split(' ')
@@ -83,20 +83,20 @@ fn read_wrk(told: &str) -> anyhow::Result<Load> {
     })
 }
 
-/// A rate of creations that is held.
+/// Creations at a constant rate.
 #[derive(Clone, Copy, Debug)]
 pub struct SustainedLoad {
     /// Creations in a second.
     pub rate: u64,
-    /// How long.
+    /// Duration of the load.
     pub during: Duration,
-    /// Connections that share them. More than are ever waiting at once.
+    /// Number of connections: more than are ever waiting at once.
     pub connections: u64,
 }
 
 impl SustainedLoad {
-    /// Creates orders at this rate, and returns how long each caller waited from the moment its request
-    /// was due: milliseconds, sorted. An error if one is not answered with 201.
+    /// Creates orders at this rate, and returns the latencies from the time each request was due, in
+    /// milliseconds, sorted. Fails if one is not answered with 201.
     pub fn create(self, url: &str) -> anyhow::Result<Vec<f64>> {
         let total = self.rate * self.during.as_secs();
         let next = AtomicU64::new(0);
@@ -113,7 +113,7 @@ impl SustainedLoad {
                 }
                 let due = Duration::from_secs_f64(number as f64 / self.rate as f64);
                 std::thread::sleep(due.saturating_sub(begun.elapsed()));
-                connection.create(&format!("held-{prefix:016x}-{number}"))?;
+                connection.create(&format!("sustained-{prefix:016x}-{number}"))?;
                 own.push(begun.elapsed().saturating_sub(due).as_secs_f64() * 1e3);
             }
             let mut waits = waits

@@ -1,6 +1,6 @@
-//! What was measured on: the machine, its disk, the database engine.
+//! A description of the machine, its disk and the database engine.
 //!
-//! The disk is asked the question that a commit asks it: how long until a small write is durable.
+//! The disk is measured by what a commit waits for: the time until a small write is durable.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use crate::Bench;
 use crate::table::percentile;
 
-/// What one flush writes, in bytes: a page of a file system.
+/// Size of a flushed write, in bytes: a page of a file system.
 const BLOCK: usize = 4096;
 
-/// How long the disk is measured for the head of the table.
+/// Duration of the measurement of the disk for the head of the table.
 const MEASURED: Duration = Duration::from_secs(1);
 
-/// Some lines about the machine.
+/// Returns some lines about the machine.
 pub fn describe(bench: &Bench) -> anyhow::Result<String> {
     let mut told = String::new();
     let cores = std::thread::available_parallelism()?;
@@ -42,7 +42,7 @@ fn processor() -> String {
         .to_owned()
 }
 
-/// The type of the file system that a folder is on, and the device below it.
+/// Returns the type and the device of the file system of a folder.
 fn file_system(folder: &Path) -> anyhow::Result<String> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     let mut found = ("", "unknown", "");
@@ -58,8 +58,8 @@ fn file_system(folder: &Path) -> anyhow::Result<String> {
     Ok(format!("{} on {}", found.1, found.2))
 }
 
-/// How long each of many small writes takes until it is durable: milliseconds, sorted. Each makes its
-/// file longer, as a commit does with a write-ahead log that was emptied by the last fold.
+/// Returns the times until each of many small writes is durable, in milliseconds, sorted. Each write
+/// extends its file, as a commit does with a write-ahead log after a checkpoint.
 pub fn flushes(folder: &Path, during: Duration) -> anyhow::Result<Vec<f64>> {
     let path = folder.join("flushes");
     let mut file = File::create(&path)?;

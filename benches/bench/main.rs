@@ -97,7 +97,7 @@ fn run(rows: &[&Row]) -> anyhow::Result<()> {
             Vec::new()
         });
         for line in &measured {
-            eprintln!("          {}", line.told());
+            eprintln!("          {}", line.text());
         }
         lines.extend(measured);
     }

@@ -1,4 +1,4 @@
-//! The built programs as children that end with their row, and what they take of the machine.
+//! The built programs as child processes that end with their row, and their use of memory and processor.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -7,21 +7,21 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
-/// Ticks of the kernel's clock in a second, as `/proc` counts a process' time.
+/// Clock ticks per second in `/proc`.
 const TICKS: f64 = 100.0;
 
-/// A program that runs. It is killed when dropped.
+/// A running program, killed on drop.
 pub struct Program {
     child: Child,
-    /// Where it listens, if it does.
+    /// Its URL, if it listens.
     pub url: String,
     log: PathBuf,
-    /// Kept open: a program may write to it.
+    /// Kept open, because a program may write to it.
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Program {
-    /// The API alone, on a free port.
+    /// Starts the API alone, on a free port.
     pub fn api(database: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
         command.args(["api", "--listen", "127.0.0.1:0", "--database-url"]);
@@ -29,7 +29,7 @@ impl Program {
         Self::listening(command, &database.with_extension("api.log"))
     }
 
-    /// API and reconciler in one program, on a free port.
+    /// Starts API and reconciler in one program, on a free port.
     pub fn serve(database: &Path, upstream: &str) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--database-url"]);
@@ -38,7 +38,7 @@ impl Program {
         Self::listening(command, &database.with_extension("serve.log"))
     }
 
-    /// The reconciler alone.
+    /// Starts the reconciler alone.
     pub fn reconciler(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-reconciler"));
         command.arg("--database-url").arg(database);
@@ -47,7 +47,7 @@ impl Program {
         Self::spawn(command, &database.with_extension("reconciler.log"))
     }
 
-    /// The order process service's stand-in, on a free port.
+    /// Starts the simulator, on a free port.
     pub fn simulator(folder: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
         command.args(["simulator", "--listen", "127.0.0.1:0"]);
@@ -82,7 +82,7 @@ impl Program {
         })
     }
 
-    /// Whether it has ended; it must have ended well.
+    /// Returns whether the program has ended. Fails if it ended with an error.
     pub fn has_ended(&mut self) -> anyhow::Result<bool> {
         match self.child.try_wait()? {
             None => Ok(false),
@@ -93,12 +93,12 @@ impl Program {
         }
     }
 
-    /// What it has logged.
+    /// Returns the log of the program.
     pub fn logged(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Memory that is its own and not a file's, in MiB.
+    /// Returns the anonymous memory of the program, in MiB.
     pub fn anonymous_mib(&self) -> anyhow::Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status
@@ -109,7 +109,7 @@ impl Program {
         Ok(kib / 1024.0)
     }
 
-    /// The time of processors that it has taken, in seconds.
+    /// Returns the processor time of the program, in seconds.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The name of the program, which comes first, may hold anything.
@@ -130,7 +130,7 @@ impl Drop for Program {
     }
 }
 
-/// Runs a command of `order-service` to its end; what it printed.
+/// Runs a command of `order-service` to its end, and returns its output.
 pub fn order_service(arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_order-service"))
         .args(arguments)

@@ -1,14 +1,14 @@
-//! Samples of several rounds, the goals they are held against, and the table that tells of both.
+//! Samples of several rounds, their goals, and the printed table.
 //!
-//! A figure is the median of its rounds, with the least and the greatest beside it. A ratio is the
-//! median of the rounds' own ratios: both sides of one round met the machine in the same mood.
+//! A figure is the median of its rounds, with minimum and maximum. A ratio is the median of the ratios of
+//! the rounds: both sides of one round met the same load of the machine.
 
 use std::fmt::Write as _;
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// So many in a second.
+    /// Number per second.
     PerSecond,
     /// Milliseconds.
     Millis,
@@ -38,16 +38,16 @@ impl Unit {
     }
 }
 
-/// What is asked of a line.
+/// The goal of a line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// Our figure is at least so many times the reference.
+    /// Our figure is at least this many times the reference.
     RatioAtLeast(f64),
-    /// Our figure is at most so many times the reference.
+    /// Our figure is at most this many times the reference.
     RatioAtMost(f64),
     /// Our figure is below this.
     Below(f64),
-    /// It is only told.
+    /// No goal.
     None,
 }
 
@@ -62,7 +62,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// A line of our figures, one for each round.
+    /// Returns a line of our figures, one for each round.
     pub fn new(what: impl Into<String>, unit: Unit, ours: Vec<f64>) -> Self {
         Self {
             what: what.into(),
@@ -73,12 +73,12 @@ impl Line {
         }
     }
 
-    /// The reference, measured in the same rounds.
+    /// Sets the reference, measured in the same rounds.
     pub fn against(self, reference: Vec<f64>) -> Self {
         Self { reference, ..self }
     }
 
-    /// What is asked.
+    /// Sets the goal.
     pub fn goal(self, goal: Goal) -> Self {
         Self { goal, ..self }
     }
@@ -118,10 +118,10 @@ impl Line {
         ]
     }
 
-    /// The line alone, for someone who waits for the table.
-    pub fn told(&self) -> String {
+    /// Returns the line as text, for progress before the table.
+    pub fn text(&self) -> String {
         let [what, ours, reference, ratio, goal, met] = self.cells();
-        let mut told = format!("{what}: {ours}");
+        let mut text = format!("{what}: {ours}");
         for (word, cell) in [
             ("against", reference),
             ("ratio", ratio),
@@ -129,15 +129,15 @@ impl Line {
             ("met:", met),
         ] {
             if !cell.is_empty() {
-                let _ = write!(told, "; {word} {cell}");
+                let _ = write!(text, "; {word} {cell}");
             }
         }
-        told
+        text
     }
 }
 
-/// Measures two things in turns, so that both meet the same moods of the machine.
-pub fn in_turns<T>(
+/// Measures two things alternately, so that both meet the same load of the machine.
+pub fn alternately<T>(
     rounds: usize,
     mut ours: impl FnMut(usize) -> anyhow::Result<T>,
     mut reference: impl FnMut(usize) -> anyhow::Result<T>,
@@ -150,7 +150,7 @@ pub fn in_turns<T>(
     Ok(measured)
 }
 
-/// The value in the middle; of an even number the mean of both.
+/// Returns the median; of an even number of values the mean of the middle two.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -161,14 +161,14 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value that this share of all is not above.
+/// Returns the value that this share of all values does not exceed.
 pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     let at = (last as f64 * share).ceil() as usize;
     sorted.get(at.min(last)).copied().unwrap_or(f64::NAN)
 }
 
-/// The median, and the spread if there is more than one round.
+/// Formats the median, with minimum and maximum if there is more than one round.
 fn figure(samples: &[f64], unit: Unit) -> String {
     let word = unit.word();
     match samples {
@@ -183,7 +183,7 @@ fn figure(samples: &[f64], unit: Unit) -> String {
     }
 }
 
-/// A number with as many digits as mean something.
+/// Formats a number with its significant digits.
 pub fn number(value: f64) -> String {
     if value.abs() < 100.0 {
         let decimals = if value.abs() < 10.0 { 2 } else { 1 };
@@ -203,7 +203,7 @@ pub fn number(value: f64) -> String {
     grouped
 }
 
-/// All lines, as a table in Markdown that is aligned as text too.
+/// Returns all lines as an aligned Markdown table.
 pub fn print(lines: &[Line]) -> String {
     let head = ["what", "ours", "reference", "ratio", "goal", "met"].map(str::to_owned);
     let mut rows = vec![head];

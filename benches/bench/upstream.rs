@@ -1,5 +1,5 @@
-//! The order process service that the passes are measured with, in this process: it knows a process
-//! for each of many ids from its beginning, which the simulator would have to be told one by one.
+//! An order process service for the measurement of passes, in this process. It has a process for each
+//! of many ids from the beginning; the simulator would need a start for each.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
-/// A served upstream, which ends when it is dropped.
+/// A served upstream, which ends on drop.
 pub struct Upstream {
     /// Its URL, as `--order-process-url` takes it.
     pub url: String,
@@ -29,10 +29,10 @@ impl Upstream {
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(server::listen(([127, 0, 0, 1], 0).into(), "--listen"))?;
         let url = format!("http://{}", listener.local_addr()?);
-        let places = ids.iter().cloned().zip(0..).collect();
+        let indices = ids.iter().cloned().zip(0..).collect();
         let processes = Arc::new(Processes {
             ids,
-            places,
+            indices,
             begun: Instant::now(),
             ended_after,
         });
@@ -66,8 +66,8 @@ struct Query {
 
 struct Processes {
     ids: Vec<String>,
-    /// Where each id is in `ids`.
-    places: HashMap<String, usize>,
+    /// Index of each id in `ids`.
+    indices: HashMap<String, usize>,
     begun: Instant,
     ended_after: Duration,
 }
@@ -76,7 +76,7 @@ struct Processes {
 const PIECE: usize = 4_096;
 
 impl Processes {
-    /// Places of the processes that are still running.
+    /// Returns the range of the processes that are still running.
     fn running(&self) -> Range<usize> {
         let share = self.begun.elapsed().as_secs_f64() / self.ended_after.as_secs_f64();
         (self.ids.len() as f64 * share.min(1.0)) as usize..self.ids.len()
@@ -107,7 +107,7 @@ impl Processes {
 
     fn look_up(&self, id: &str) -> Response {
         let mut body = String::new();
-        match self.places.get(id) {
+        match self.indices.get(id) {
             Some(at) => write_process(&mut body, id, self.running().contains(at)),
             None => body.push_str("{}"),
         }
@@ -115,7 +115,7 @@ impl Processes {
     }
 }
 
-/// Half of them succeed: which, the ids tell.
+/// Writes a process as JSON. Half of the processes succeed, as their ids determine.
 fn write_process(body: &mut String, id: &str, is_running: bool) {
     let status = match (is_running, id.bytes().last().unwrap_or(0) % 2) {
         (true, _) => "RUNNING",

@@ -10,7 +10,7 @@ use crate::Bench;
 use crate::databases::{Ids, MILLION, Template};
 use crate::load::{CONNECTIONS, Load, Script, wrk};
 use crate::programs::Program;
-use crate::table::{Goal, Line, Unit, in_turns};
+use crate::table::{Goal, Line, Unit, alternately};
 
 const ROUNDS: usize = 3;
 
@@ -36,7 +36,7 @@ fn created(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
     let url = ours.program.url.clone();
     ours.load(WARM)?;
     wrk(&url, Script::Live, WARM)?;
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         ROUNDS,
         |_| Ok(ours.load(MEASURED)?.per_second),
         |_| Ok(wrk(&url, Script::Live, MEASURED)?.per_second),

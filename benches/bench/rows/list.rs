@@ -18,7 +18,7 @@ use crate::databases::{Ids, MILLION};
 use crate::http::{Connection, Drained};
 use crate::load::{Script, wrk};
 use crate::programs::Program;
-use crate::table::{Goal, Line, Unit, in_turns};
+use crate::table::{Goal, Line, Unit, alternately};
 
 const ROUNDS: usize = 3;
 
@@ -42,7 +42,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let at_rest = program.anonymous_mib()?;
     let mut first_bytes = Vec::new();
     let mut grown = Vec::new();
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         ROUNDS,
         |_| {
             let (drained, peak) = watched(&program, || listed(&program))?;

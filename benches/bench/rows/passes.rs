@@ -20,7 +20,7 @@ use order_service::upstream::{Entry, Failure, HttpUpstream, StartError, Upstream
 use crate::Bench;
 use crate::databases::{self, Ids, MILLION, Reached, Template};
 use crate::programs::Program;
-use crate::table::{Goal, Line, Unit, in_turns};
+use crate::table::{Goal, Line, Unit, alternately};
 use crate::upstream;
 
 const ROUNDS: usize = 3;
@@ -77,7 +77,7 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let simulator =
         |scratch: &Path| Program::simulator(scratch, &["--max-order-process-duration", "100000"]);
     let per_second = |took: Duration| TO_START.orders as f64 / took.as_secs_f64();
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         ROUNDS,
         |_| {
             let scratch = bench.scratch()?;
@@ -134,7 +134,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
 pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ended = upstream(TO_SETTLE.names(bench)?, Duration::ZERO)?;
     let mut memory = Vec::new();
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         SETTLING_ROUNDS,
         |_| {
             let scratch = bench.scratch()?;
@@ -175,7 +175,7 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut passes = Passes::new(store.clone(), client(&running.url)?)?;
     passes.next(RUNNING.orders)?;
     let before = ready(store.watched())?;
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         2 * ROUNDS,
         |_| Ok(millis(passes.next(RUNNING.orders)?)),
         |_| {
@@ -209,7 +209,7 @@ pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     passes.next(FEW)?;
     let upstream = client(&running.url)?;
     let ids = ids_of(few_names())?;
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         3 * ROUNDS,
         |_| Ok(millis(passes.next(FEW)?)),
         |_| {
@@ -241,7 +241,7 @@ pub fn growth(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     };
     let mut many = among(&MILLION, &scratch[0])?;
     let mut one = among(&thousand, &scratch[1])?;
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         GROWTH_ROUNDS,
         |_| Ok(millis(many.next(FEW)?)),
         |_| Ok(millis(one.next(FEW)?)),

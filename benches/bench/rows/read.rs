@@ -13,7 +13,7 @@ use crate::databases::{MILLION, Template};
 use crate::http::Connection;
 use crate::load::{Script, wrk};
 use crate::programs::Program;
-use crate::table::{Goal, Line, Unit, in_turns, median};
+use crate::table::{Goal, Line, Unit, alternately, median};
 
 pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
@@ -25,7 +25,7 @@ pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     for script in [Script::Get(&ids), Script::Live] {
         rate(script, WARM)?;
     }
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         ROUNDS,
         |_| rate(Script::Get(&ids), MEASURED),
         |_| rate(Script::Live, MEASURED),
@@ -51,7 +51,7 @@ pub fn page(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut few = Pages::begin(bench, few)?;
     let mut lines = Vec::new();
     for (at, word) in ["first", "middle", "last"].iter().enumerate() {
-        let (ours, reference) = in_turns(ROUNDS, |_| many.time(at), |_| few.time(at))?;
+        let (ours, reference) = alternately(ROUNDS, |_| many.time(at), |_| few.time(at))?;
         let what = format!("{word} page of FAILED, of a million; of ten thousand");
         lines.push(
             Line::new(what, Unit::Millis, ours)

@@ -13,7 +13,7 @@ use crate::databases::MILLION;
 use crate::http::Connection;
 use crate::machine::flushes;
 use crate::programs::Program;
-use crate::table::{Goal, Line, Unit, in_turns, percentile};
+use crate::table::{Goal, Line, Unit, alternately, percentile};
 
 const ROUNDS: usize = 3;
 
@@ -30,7 +30,7 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let program = Program::api(&database)?;
     let mut connection = Connection::open(&program.url)?;
     let mut rng = fastrand::Rng::new();
-    let (ours, reference) = in_turns(
+    let (ours, reference) = alternately(
         ROUNDS,
         |_| creations(&mut connection, &mut rng),
         |_| flushes(scratch.path(), FLUSHED),
