@@ -2,28 +2,28 @@
 //!
 //! It records intent and reports state; it never calls the order process service. All paths and
 //! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`. Single orders are
-//! in `api/single.rs`, lists in `api/listing.rs`, events in `api/events.rs`, and what wakes those who
-//! wait for a change in `api/watcher.rs`. How many read the database at once is in `api/reads.rs`. The JSON of orders and events is in `api/json.rs`, errors
+//! in `api/order.rs`, lists in `api/order_list.rs`, events in `api/events.rs`, and what wakes those who
+//! wait for a change in `api/change_feed.rs`. How many read the database at once is in `api/reads.rs`. The JSON of orders and events is in `api/json.rs`, errors
 //! are in `api/problem.rs`. The health of the program is in `api/health.rs`, what is known of all
-//! orders together in `api/overview.rs`, `api/stats.rs` and `api/metrics.rs`, counts of requests in
-//! `api/traffic.rs`, pages for people in `api/pages.rs`. The routes that only `order-service dev`
+//! orders together in `api/stats_cache.rs`, `api/stats.rs` and `api/metrics.rs`, counts of requests in
+//! `api/http_metrics.rs`, pages for people in `api/pages.rs`. The routes that only `order-service dev`
 //! serves are handed in.
 
+mod change_feed;
 mod events;
 mod health;
+mod http_metrics;
 mod json;
-mod listing;
 mod metrics;
-mod overview;
+mod order;
+mod order_list;
 mod pages;
 mod problem;
 mod reads;
 mod request;
 mod routes;
-mod single;
 mod stats;
-mod traffic;
-mod watcher;
+mod stats_cache;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -41,15 +41,15 @@ use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
+use self::change_feed::ChangeFeed;
 use self::health::Health;
+use self::http_metrics::{HttpMetrics, OTHER};
 pub use self::json::write_order;
-use self::listing::Listing;
-use self::overview::Overview;
+use self::order_list::OrderList;
 pub(crate) use self::problem::Problem;
 use self::reads::Reads;
 use self::routes::{Endpoint, Route};
-use self::traffic::{OTHER, Traffic};
-use self::watcher::Watcher;
+use self::stats_cache::StatsCache;
 use crate::explain::Invocation;
 use crate::process;
 use crate::server::{self, ConnectionState, ConnectionStats};
@@ -65,9 +65,9 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 pub struct Api {
     store: Store,
     health: Health,
-    overview: Overview,
-    traffic: Traffic,
-    watcher: Arc<Watcher>,
+    overview: StatsCache,
+    traffic: HttpMetrics,
+    watcher: Arc<ChangeFeed>,
     /// Reads of pages.
     lists: Arc<Reads>,
     /// Of the server that serves this.
@@ -128,9 +128,9 @@ impl Api {
     fn with(store: Store, site: Site, draining: CancellationToken, dev: Dev) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
-            overview: Overview::default(),
-            traffic: Traffic::default(),
-            watcher: Arc::new(Watcher::new(&store)),
+            overview: StatsCache::default(),
+            traffic: HttpMetrics::default(),
+            watcher: Arc::new(ChangeFeed::new(&store)),
             lists: Arc::new(Reads::new(&store)),
             connections: ConnectionStats::within(server::raise_file_limit()),
             // One of the threads is always left.
@@ -272,7 +272,7 @@ impl Api {
         let form = request::form(headers);
         let place = self.connections.long_answer();
         let place = place.ok_or_else(Problem::too_many_lists)?;
-        let mut response = Listing::new(self.lists.clone(), query, form)
+        let mut response = OrderList::new(self.lists.clone(), query, form)
             .reply()
             .await?;
         response.extensions_mut().insert(place);

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
 use crate::store::{
-    Contents, CopyError, DatabasePath, Finding, Inspection, OpenError, StoreError, lock_files,
-    log_files,
+    CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase, StoreError,
+    lock_files, log_files,
 };
 
 /// A backup that was taken.
@@ -25,7 +25,7 @@ pub struct Backup {
     /// Its size.
     pub bytes: u64,
     /// What is in it.
-    pub contents: Contents,
+    pub contents: DatabaseSummary,
 }
 
 impl fmt::Display for Backup {
@@ -81,12 +81,8 @@ pub enum BackupError {
 ///
 /// # Errors
 /// Whatever the reason, there is no file at `to` that was not there before.
-pub async fn take(
-    database: &DatabasePath,
-    to: &Path,
-    replace: bool,
-) -> Result<Backup, BackupError> {
-    let source = Inspection::open(database)?;
+pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Backup, BackupError> {
+    let source = ReadOnlyDatabase::open(database)?;
     let target = Target::new(source.path(), to, replace)?;
     let part = target.part(source.path())?;
     let copy = part.path.to_path_buf();
@@ -229,8 +225,8 @@ fn is_own(database: &Path, path: &Path) -> bool {
 }
 
 /// Checks a copy, and tells what is in it.
-fn verify(copy: &Path) -> Result<Contents, BackupError> {
-    let copy = Inspection::open(&DatabasePath::from(copy.to_owned()))
+fn verify(copy: &Path) -> Result<DatabaseSummary, BackupError> {
+    let copy = ReadOnlyDatabase::open(&DatabaseUrl::from(copy.to_owned()))
         .map_err(|error| BackupError::ReadBack(error.into()))?;
     let mut count = 0;
     let mut first = None;

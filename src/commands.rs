@@ -19,7 +19,7 @@ use crate::order::OrderId;
 use crate::process::{self, Exit, WrongSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
-use crate::store::{Decided, Inspection, Removed, Store};
+use crate::store::{OperatorResult, ReadOnlyDatabase, Removed, Store};
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
 /// The origin of this module's log lines, which is public: `RUST_LOG` names it.
@@ -51,7 +51,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 
 /// `check`: prints what is not as it must be in a database, or that all is well.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
-    let database = Inspection::open(&args.database.database_url)?;
+    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let mut count = 0;
     database.check(|finding| {
         count += 1;
@@ -70,7 +70,7 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
 
 /// `explain`: prints what `GET /order/{id}/explain` serves, as text.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
-    let database = Inspection::open(&args.database.database_url)?;
+    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let now = SystemClock.now();
     if let Some(details) = database.details(&args.id, now)? {
         let invocation = Invocation::here(process::own_name(), database.path());
@@ -147,7 +147,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     };
     if args.dry_run {
         // Only read: not even its format is changed.
-        let database = Inspection::open(&args.database.database_url)?;
+        let database = ReadOnlyDatabase::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
         process::print(pruning);
         return Ok(Exit::Done);
@@ -161,7 +161,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     };
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
-    store.fold().await;
+    store.checkpoint().await;
     pruning.free_bytes = Some(store.free_bytes().await?);
     process::print(pruning);
     match end {
@@ -174,19 +174,19 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
 }
 
 /// Tells what came of a decision about an order; how to exit, if it could not be done.
-fn tell_decided(id: &OrderId, decided: Decided, done: &str) -> Option<Exit> {
+fn tell_decided(id: &OrderId, decided: OperatorResult, done: &str) -> Option<Exit> {
     let id = id.as_str();
     let why_not = match decided {
-        Decided::Done => {
+        OperatorResult::Done => {
             process::print(format_args!("{id}: {done}\n"));
             return None;
         }
-        Decided::Missing => "there is no such order".to_owned(),
-        Decided::Settled(status) => format!("it is {status}, and that never changes"),
-        Decided::NotInTrouble(status, None) => {
+        OperatorResult::Missing => "there is no such order".to_owned(),
+        OperatorResult::Settled(status) => format!("it is {status}, and that never changes"),
+        OperatorResult::NotInTrouble(status, None) => {
             format!("it is {status} and goes its way; only an order that is held can be helped")
         }
-        Decided::NotInTrouble(status, Some(reason)) => {
+        OperatorResult::NotInTrouble(status, Some(reason)) => {
             format!(
                 "it is {status} with {}, which this does not mend",
                 reason.as_str()

@@ -30,7 +30,7 @@ use crate::process::LogFormat;
 use crate::reconciler::{Schedule, Settings};
 use crate::simulator::faults::Faults;
 use crate::site::Site;
-use crate::store::DatabasePath;
+use crate::store::DatabaseUrl;
 use crate::upstream::UpstreamUrl;
 
 /// Orders over HTTP, kept in SQLite, each carried through an order process service by polling.
@@ -384,7 +384,7 @@ pub struct DatabaseArgs {
         value_name = "URL",
         default_value = "sqlite:orders.db"
     )]
-    pub database_url: DatabasePath,
+    pub database_url: DatabaseUrl,
 }
 
 /// The database of commands that write to it, and do not create it.
@@ -397,7 +397,7 @@ pub struct ExistingDatabaseArgs {
         value_name = "URL",
         default_value = "sqlite:orders.db"
     )]
-    pub database_url: DatabasePath,
+    pub database_url: DatabaseUrl,
 }
 
 /// The database of commands that only read it.
@@ -410,7 +410,7 @@ pub struct ReadDatabaseArgs {
         value_name = "URL",
         default_value = "sqlite:orders.db"
     )]
-    pub database_url: DatabasePath,
+    pub database_url: DatabaseUrl,
 }
 
 /// The address of the API, and its host names.

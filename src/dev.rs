@@ -25,7 +25,7 @@ use crate::service;
 use crate::simulator::faults::{Faults, Outage};
 use crate::simulator::record::read_record;
 use crate::simulator::{self, Simulator};
-use crate::store::{DatabasePath, Mode, Store};
+use crate::store::{DatabaseUrl, Mode, Store};
 use crate::upstream::UpstreamUrl;
 
 /// Log levels unless `RUST_LOG` says otherwise: each order's steps instead of what each pass did, and
@@ -54,7 +54,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&url, settings.request_timeout)?;
     let database = folder.path().join("orders.db");
-    let store = Store::open(&DatabasePath::from(database), Mode::Threaded)?;
+    let store = Store::open(&DatabaseUrl::from(database), Mode::Threaded)?;
     let mut simulator = None;
     let simulator_stop = CancellationToken::new();
     let record = folder.path().join("simulator.log");

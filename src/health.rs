@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::clock::{Clock, SystemClock};
 use crate::reconciler_state::LeadershipStatus;
-use crate::store::{DatabasePath, read_heartbeat};
+use crate::store::{DatabaseUrl, read_heartbeat};
 
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ fn reachable(ip: IpAddr) -> IpAddr {
 
 /// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error. One
 /// that is overdue is read again: the clock may have been set just now.
-pub async fn of_reconciler(database: &DatabasePath) -> anyhow::Result<String> {
+pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let mut state = read_heartbeat(database)?;
     if state.leadership(SystemClock.now()).status == LeadershipStatus::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
@@ -93,7 +93,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_reconciler_that_notices_a_step_of_the_clock_is_healthy() {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
         let lead = store.try_lead().await.unwrap().unwrap();
         let write = async |pass_at: Timestamp| {

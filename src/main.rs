@@ -74,7 +74,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     process::drained(&stop, async {
         let others = std::future::ready(());
         api.serve(listener, stop.begun.clone(), others).await;
-        store.fold().await;
+        store.checkpoint().await;
     })
     .await;
     Ok(Exit::Done)

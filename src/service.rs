@@ -34,7 +34,7 @@ pub async fn run(
     let served = api.serve(listener, stop.begun.clone(), ended.cancelled());
     drained(stop, async {
         tokio::join!(served, reconciled);
-        store.fold().await;
+        store.checkpoint().await;
     })
     .await;
     outcome

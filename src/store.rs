@@ -8,6 +8,7 @@
 //! (`store/open_orders.rs`), and who is woken by what is committed (`store/subscriptions.rs`). The one
 //! engine is SQLite, in `store/sqlite.rs`.
 
+mod address;
 mod answers;
 mod cursor;
 mod filter;
@@ -25,25 +26,24 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 
+pub use self::address::{DatabaseUrl, DatabaseUrlError};
 pub use self::answers::{
-    Contents, Creation, Decided, Finding, Found, Glance, Removed, Sizes, StartCandidate,
+    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, Removed, Sizes, StartCandidate,
+    StatsSnapshot,
 };
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
 pub use self::leadership::{LeadError, Leadership, Loss};
-pub use self::open_orders::Watchlist;
+pub use self::open_orders::OpenOrders;
 use self::queue::Queue;
-pub use self::queue::{Gate, Mode, OpenGate, Passage};
+pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 use self::sqlite::LeaderLock;
-pub use self::sqlite::{
-    CopyError, DatabasePath, DatabasePathError, Inspection, OpenError, lock_files, log_files,
-    read_heartbeat,
-};
+pub use self::sqlite::{CopyError, OpenError, ReadOnlyDatabase, lock_files, log_files};
 pub use self::subscriptions::{Changes, NewOrders};
-pub use self::transition::{Change, Recorded, Step, Trouble};
+pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
-pub use self::writer_stats::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Writing};
+pub use self::writer_stats::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, WriterStats};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -91,13 +91,15 @@ enum Engine {
 impl Store {
     /// Opens the database, creates and migrates it where needed, and checks that it is one that
     /// this program can trust.
-    pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
+    pub fn open(url: &DatabaseUrl, mode: Mode) -> Result<Self, OpenError> {
+        let DatabaseUrl::Sqlite(path) = url;
         let engine = Engine::Sqlite(sqlite::Engine::open(path, mode)?);
         Ok(Self { engine })
     }
 
     /// Opens a database that must be there already.
-    pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
+    pub fn open_existing(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        let DatabaseUrl::Sqlite(path) = url;
         let engine = Engine::Sqlite(sqlite::Engine::open_existing(path)?);
         Ok(Self { engine })
     }
@@ -117,7 +119,7 @@ impl Store {
     }
 
     /// The order with this id, and what is told beside it.
-    pub async fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+    pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.find(id),
         }
@@ -228,14 +230,14 @@ impl Store {
 
     /// Lets an order that is held, or that the upstream refuses, be started again, whatever the
     /// policy, as soon as its process is not found.
-    pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
+    pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
         self.queue()
             .write(|reply| Write::Restart { id, now, reply })
             .await
     }
 
     /// Settles an order as FAILED whose process was forgotten.
-    pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<Decided, StoreError> {
+    pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
         self.queue()
             .write(|reply| Write::Fail { id, now, reply })
             .await
@@ -244,7 +246,7 @@ impl Store {
     /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
     /// outcome. Oldest first. They are read some thousands at a time: what another process changes
     /// meanwhile may be seen of one and not of the next.
-    pub async fn watched(&self) -> Result<Watchlist, StoreError> {
+    pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.watched(),
         }
@@ -286,7 +288,7 @@ impl Store {
         &self,
         history: &mut JournalStats,
         now: Timestamp,
-    ) -> Result<Glance, StoreError> {
+    ) -> Result<StatsSnapshot, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.glance(history, now),
         }
@@ -337,8 +339,8 @@ impl Store {
     }
 
     /// What this process has written, and what waits to be.
-    pub fn writing(&self) -> Writing {
-        self.queue().told()
+    pub fn writer_stats(&self) -> WriterStats {
+        self.queue().stats()
     }
 
     /// What the database takes on disk.
@@ -368,7 +370,7 @@ impl Store {
     pub async fn record(
         &self,
         lead: &Leadership,
-        mut changes: Vec<Change>,
+        mut changes: Vec<OrderChange>,
         now: Timestamp,
     ) -> Result<Recorded, StoreError> {
         // Key order: neighbours share pages. Stable, so that an adoption stays before its outcome.
@@ -412,9 +414,9 @@ impl Store {
 
     /// Puts everything into the database file itself, for a program that is about to end. If that
     /// cannot be done, the next one to open the file does it.
-    pub async fn fold(&self) {
+    pub async fn checkpoint(&self) {
         match &self.engine {
-            Engine::Sqlite(engine) => engine.fold().await,
+            Engine::Sqlite(engine) => engine.checkpoint().await,
         }
     }
 
@@ -506,4 +508,10 @@ impl Store {
     async fn execute(&self, sql: String) -> Result<(), StoreError> {
         self.queue().write(|reply| Write::Sql { sql, reply }).await
     }
+}
+
+/// Reads what the reconciler on a database last reported, without touching the database otherwise.
+pub fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
+    let DatabaseUrl::Sqlite(path) = url;
+    sqlite::read_heartbeat(path)
 }

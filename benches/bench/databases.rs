@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures_util::future::try_join_all;
 use order_service::order::{OrderId, Outcome, Timestamp};
-use order_service::store::{Change, Creation, DatabasePath, Mode, Step, Store};
+use order_service::store::{Creation, DatabaseUrl, Mode, OrderChange, Store, Transition};
 
 use crate::Bench;
 use crate::programs::order_service;
@@ -138,7 +138,7 @@ impl Template {
         let made = scratch.path().join("orders.db");
         let ids = scratch.path().join("orders.ids");
         {
-            let store = Store::open(&DatabasePath::from(made.clone()), Mode::Threaded)?;
+            let store = Store::open(&DatabaseUrl::from(made.clone()), Mode::Threaded)?;
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(self.fill(&store, &ids))?;
         }
@@ -179,7 +179,7 @@ impl Template {
             number = wave.end;
             now = now.after(Duration::from_secs(1));
         }
-        store.fold().await;
+        store.checkpoint().await;
         Ok(ids.flush()?)
     }
 }
@@ -198,12 +198,12 @@ pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::
 /// Records that CREATED orders were started.
 pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Result<()> {
     let steps = [
-        Step::Intended { previous: None },
-        Step::Started { is_seen: false },
+        Transition::Intended { previous: None },
+        Transition::Started { is_seen: false },
     ];
     let changes = seqs
         .iter()
-        .flat_map(|seq| steps.clone().map(|step| Change { seq: *seq, step }));
+        .flat_map(|seq| steps.clone().map(|step| OrderChange { seq: *seq, step }));
     record(store, changes.collect(), now).await
 }
 
@@ -218,14 +218,14 @@ pub async fn settle(
         true => Outcome::Succeeded,
         false => Outcome::Failed,
     };
-    let changes = seqs.iter().map(|seq| Change {
+    let changes = seqs.iter().map(|seq| OrderChange {
         seq: *seq,
-        step: Step::Settled(toss()),
+        step: Transition::Settled(toss()),
     });
     record(store, changes.collect(), now).await
 }
 
-async fn record(store: &Store, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<()> {
+async fn record(store: &Store, changes: Vec<OrderChange>, now: Timestamp) -> anyhow::Result<()> {
     let lead = store.try_lead().await?;
     let lead = lead.context("another reconciler leads")?;
     let recorded = store.record(&lead, changes, now).await?;
@@ -246,7 +246,7 @@ fn format_version(bench: &Bench) -> anyhow::Result<i64> {
     let scratch = bench.scratch()?;
     let path = scratch.path().join("orders.db");
     drop(Store::open(
-        &DatabasePath::from(path.clone()),
+        &DatabaseUrl::from(path.clone()),
         Mode::Threaded,
     )?);
     let db = rusqlite::Connection::open(path)?;

@@ -19,11 +19,11 @@ use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::Response;
 
 use super::Api;
+use super::change_feed::{ChangeFeed, Subscription};
 use super::json::{EVENT_BYTES, write_event};
 use super::json_answer;
 use super::problem::{Problem, next_link, reading_problem, store_problem};
 use super::request::{After, EventQuery, next_page};
-use super::watcher::{Subscription, Watcher};
 use crate::order::{Event, OrderId};
 use crate::store::{Cursor, StoreError};
 
@@ -180,7 +180,7 @@ fn beginning(newest: Cursor) -> Bytes {
 
 /// A stream of events on its way to a client.
 struct EventStream {
-    watcher: Arc<Watcher>,
+    watcher: Arc<ChangeFeed>,
     subscription: Subscription,
     /// What is sent before any event.
     beginning: Option<Bytes>,

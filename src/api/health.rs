@@ -165,7 +165,7 @@ impl Health {
             ),
         };
         // Requests notice a change before someone asks.
-        let writing = self.store.writing();
+        let writing = self.store.writer_stats();
         let changed_at = match status {
             OK => writing.succeeding_since,
             _ => writing.failing_since,
@@ -235,7 +235,7 @@ impl Health {
 mod tests {
     use super::*;
     use crate::order::OrderId;
-    use crate::store::{DatabasePath, Mode};
+    use crate::store::{DatabaseUrl, Mode};
 
     /// Longer than a clock's tick, and than anything else takes here.
     const PAUSE: Duration = Duration::from_millis(300);
@@ -244,7 +244,7 @@ mod tests {
     async fn since_is_when_it_began_and_not_when_someone_asked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("orders.db");
-        let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+        let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
         let draining = CancellationToken::new();
         let health = Health::new(store.clone(), draining.clone());
         let since = |check: &Check| check.since.unwrap().0;

@@ -14,9 +14,9 @@ use warp::reply::Response;
 use self::exposition::{Exposition, MEDIA_TYPE, UNLABELLED, Value};
 pub(super) use self::table::page;
 use super::health::OK;
-use super::overview::Seen;
+use super::http_metrics::ANSWERED_WITHIN_US;
 use super::problem::{Problem, store_problem};
-use super::traffic::ANSWERED_WITHIN_US;
+use super::stats_cache::Seen;
 use super::{Api, request};
 use crate::histogram::Histogram;
 use crate::journal_stats::SETTLED_WITHIN_MS;
@@ -25,7 +25,7 @@ use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::UpstreamState;
 use crate::reconciler_metrics::TOOK_WITHIN_MS;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, Writing};
+use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, WriterStats};
 
 impl Api {
     /// `GET /metrics`.
@@ -49,7 +49,7 @@ impl Api {
             &mut metrics,
             is_writable,
             self.store.sizes().await,
-            &self.store.writing(),
+            &self.store.writer_stats(),
         );
         self.http(&mut metrics);
         let mut response = metrics.text.into_response();
@@ -60,7 +60,7 @@ impl Api {
     }
 
     fn http(&self, metrics: &mut Exposition) {
-        let traffic = self.traffic.told();
+        let traffic = self.traffic.snapshot();
         let times = traffic.iter().map(|(traits, times)| {
             let status = traits.status.to_string();
             let labels = [traits.route.into(), traits.method.into(), status];
@@ -117,7 +117,7 @@ fn orders(metrics: &mut Exposition, seen: &Seen) {
 }
 
 /// The database, and what this process writes to it.
-fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: &Writing) {
+fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: &WriterStats) {
     metrics.one(&table::DATABASE_WRITABLE, Some(f64::from(is_writable)));
     metrics.one(&table::DATABASE_BYTES, Some(sizes.database as f64));
     metrics.one(&table::DATABASE_WAL_BYTES, Some(sizes.log as f64));

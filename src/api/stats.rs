@@ -11,8 +11,8 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::health::{Check, OK};
-use super::overview::Seen;
 use super::problem::{Problem, store_problem};
+use super::stats_cache::Seen;
 use super::{Api, json_answer, request};
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;

@@ -43,7 +43,7 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let mut outcome = Ok(());
     process::drained(&stop, async {
         outcome = thread.ended().await;
-        store.fold().await;
+        store.checkpoint().await;
     })
     .await;
     outcome.map(|()| Exit::Done)

@@ -4,7 +4,7 @@ use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
 use crate::pace::backoff;
-use crate::store::{Step, Trouble};
+use crate::store::{AttentionUpdate, Transition};
 
 /// A decision about one order, and what it was based on.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(super) fn apply(
     id: &str,
     refusal: Option<&str>,
     now: Timestamp,
-    steps: &mut Vec<Step>,
+    steps: &mut Vec<Transition>,
 ) {
     let Decision { order, look, .. } = *decision;
     match decision.action {
@@ -35,49 +35,49 @@ pub(super) fn apply(
         Action::Adopt => adopt(order, steps),
         Action::AdoptAndSettle(outcome) => {
             adopt(order, steps);
-            steps.push(Step::Settled(outcome));
+            steps.push(Transition::Settled(outcome));
         }
         Action::Settle(outcome) => {
-            steps.push(Step::Settled(outcome));
+            steps.push(Transition::Settled(outcome));
         }
-        Action::MarkSeen => steps.push(Step::Seen),
+        Action::MarkSeen => steps.push(Transition::Seen),
         Action::MarkMissing => {
             let began_at = look.map_or(now, |look| look.began_at);
-            steps.push(Step::Missed { began_at });
+            steps.push(Transition::Missed { began_at });
         }
         Action::Fail => {
             steps.extend(intent_cleared(decision));
-            steps.push(Step::FailedByPolicy);
+            steps.push(Transition::FailedByPolicy);
         }
         Action::Flag(reason) => {
             steps.extend(intent_cleared(decision));
             let observed = look.map(|look| &look.observed);
             let detail = attention_detail(reason, order.starts, observed, refusal);
-            steps.push(Step::Flagged(trouble(order, id, reason, detail, now)));
+            steps.push(Transition::Flagged(trouble(order, id, reason, detail, now)));
         }
-        Action::ClearAttention => steps.push(Step::Cleared),
+        Action::ClearAttention => steps.push(Transition::Cleared),
     }
 }
 
 /// Adds the steps for a process that was found: a start that did not count any more has taken effect.
-fn adopt(order: &OpenOrder, steps: &mut Vec<Step>) {
+fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
     let uncounted = order.intent.filter(|_| !order.is_intent_counted());
-    steps.extend(uncounted.map(|intent| Step::Counted {
+    steps.extend(uncounted.map(|intent| Transition::Counted {
         written_at: intent.written_at,
         is_counted: true,
     }));
     steps.push(match order.phase {
-        Phase::Created => Step::Adopted,
-        Phase::Processing { .. } => Step::Restarted { is_seen: true },
+        Phase::Created => Transition::Adopted,
+        Phase::Processing { .. } => Transition::Restarted { is_seen: true },
     });
 }
 
 /// Returns the step that takes the intended start off the count, if the decision does so. No process was
 /// found.
-pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Step> {
+pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
     let cleared = decision.order.intent;
     let cleared = cleared.filter(|_| decision.is_intent_cleared)?;
-    Some(Step::Counted {
+    Some(Transition::Counted {
         written_at: cleared.written_at,
         is_counted: false,
     })
@@ -90,8 +90,8 @@ pub(super) fn trouble(
     reason: Reason,
     detail: String,
     now: Timestamp,
-) -> Trouble {
-    Trouble {
+) -> AttentionUpdate {
+    AttentionUpdate {
         reason,
         detail,
         next_attempt_at: now.after(backoff(id, order.attempts + 1)),

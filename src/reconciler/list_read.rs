@@ -11,7 +11,7 @@ use super::context::Context;
 use super::observations::{ListReader, ListSnapshot};
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::store::Watchlist;
+use crate::store::OpenOrders;
 use crate::upstream::{Entry, Failure, Upstream};
 
 /// A list that is being read, over as many passes as it takes. Dropping it ends the request.
@@ -24,7 +24,7 @@ pub(super) struct ListRead {
 pub(super) struct ListAnswer {
     pub began_at: Timestamp,
     /// The orders that were open when it began.
-    pub orders: Watchlist,
+    pub orders: OpenOrders,
     pub snapshot: ListSnapshot,
     /// Number of entries, if it was complete.
     pub result: Result<u64, Failure>,
@@ -34,7 +34,7 @@ impl ListRead {
     /// Asks for a list, which is cut off at `until`.
     pub fn begin<U: Upstream, C: Clock>(
         context: Rc<Context<U, C>>,
-        orders: Watchlist,
+        orders: OpenOrders,
         until: Timestamp,
     ) -> Self {
         let reading = async move {

@@ -10,12 +10,12 @@ use crate::decide::{Observation, OpenOrder, Phase, Policy};
 use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
 use crate::pace;
-use crate::store::Watchlist;
+use crate::store::OpenOrders;
 use crate::upstream::{Entry, Failure};
 
 /// The orders that are looked at, and what was seen of each.
 pub(super) struct Observations {
-    pub orders: Watchlist,
+    pub orders: OpenOrders,
     listed: ListSnapshot,
     pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
@@ -33,7 +33,7 @@ pub(super) struct Observations {
 }
 
 impl Observations {
-    pub fn new(orders: Watchlist) -> Self {
+    pub fn new(orders: OpenOrders) -> Self {
         Self {
             orders,
             listed: ListSnapshot::new(0, Timestamp(0)),
@@ -194,7 +194,7 @@ impl Missing {
 /// A list that is read. Its entries are gathered, and their orders found many at a time; those whose
 /// status is not known are rare, and told by themselves.
 pub(super) struct ListReader<'a> {
-    orders: &'a Watchlist,
+    orders: &'a OpenOrders,
     /// Made when there is something to find: while it is, more of the list arrives.
     index: Option<IdIndex<'a>>,
     listed: ListSnapshot,
@@ -207,7 +207,7 @@ const GATHERED_MAX: usize = 128;
 
 impl<'a> ListReader<'a> {
     /// A list that was asked for at `began_at`.
-    pub fn new(orders: &'a Watchlist, began_at: Timestamp) -> Self {
+    pub fn new(orders: &'a OpenOrders, began_at: Timestamp) -> Self {
         Self {
             orders,
             index: None,
@@ -307,7 +307,7 @@ impl ListSnapshot {
 
     /// The same list, for the orders that are open by now: about those that were not when it began it
     /// says nothing.
-    pub fn for_orders(mut self, before: &Watchlist, now: &Watchlist) -> Self {
+    pub fn for_orders(mut self, before: &OpenOrders, now: &OpenOrders) -> Self {
         let mut at = 0;
         let mut statuses = Vec::with_capacity(now.len());
         let mut odd = HashMap::new();
@@ -371,13 +371,13 @@ mod tests {
     use std::sync::Arc;
 
     use crate::order::OrderId;
-    use crate::store::{Change, DatabasePath, Mode, OpenGate, Step, Store};
+    use crate::store::{DatabaseUrl, Mode, NoFaults, OrderChange, Store, Transition};
 
     #[test]
     fn a_list_says_of_each_order_what_it_says_of_it_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
-        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults))).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -386,8 +386,8 @@ mod tests {
                 let id = OrderId::new(format!("a{n}")).unwrap();
                 store.create(id, Timestamp(0)).await.unwrap();
             }
-            let step = Step::Adopted;
-            let changes = (1..=6).map(|seq| Change {
+            let step = Transition::Adopted;
+            let changes = (1..=6).map(|seq| OrderChange {
                 seq,
                 step: step.clone(),
             });

@@ -18,7 +18,7 @@ use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::{Call, PollPlan};
 use crate::process::Stop;
-use crate::store::{Change, StartCandidate, Step, Watchlist};
+use crate::store::{OpenOrders, OrderChange, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
 /// Changes in one transaction. It takes some ten milliseconds, which another process' writes can
@@ -198,7 +198,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// How many of these orders have a process that runs, as far as is known, and is not stuck.
-    fn count_running(&self, orders: &Watchlist, now: Timestamp) -> u64 {
+    fn count_running(&self, orders: &OpenOrders, now: Timestamp) -> u64 {
         let stuck_after = self.pace.stuck_after();
         let running = orders
             .orders()
@@ -343,7 +343,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 effects::apply(decision, id, None, now, &mut steps);
             }
             let (action, seq) = (decision.action, order.seq);
-            changes.extend(steps.drain(..).map(|step| Change { seq, step }));
+            changes.extend(steps.drain(..).map(|step| OrderChange { seq, step }));
             if action == Action::Start {
                 if let Some(look) = look.filter(|_| missed.is_some()) {
                     order.mark_missing(look.began_at);
@@ -361,7 +361,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Records changes, if there are any, and counts them.
-    async fn record(&self, changes: Vec<Change>, now: Timestamp) -> anyhow::Result<Report> {
+    async fn record(&self, changes: Vec<OrderChange>, now: Timestamp) -> anyhow::Result<Report> {
         if changes.is_empty() {
             return Ok(Report::default());
         }
@@ -403,23 +403,23 @@ fn missed_by<'a>(decision: &Decision<'a>, policy: &Policy) -> Option<Decision<'a
 }
 
 /// Changes of the orders that were looked for in vain.
-fn unseen(seen: &Observations, now: Timestamp) -> Vec<Change> {
+fn unseen(seen: &Observations, now: Timestamp) -> Vec<OrderChange> {
     let failed = seen.failures.iter().map(|(place, failure)| {
         let (order, id) = (seen.orders.order(*place), seen.orders.ids().get(*place));
         let detail = failure.detail.clone();
         let trouble = effects::trouble(&order, id, Reason::UpstreamUnreachable, detail, now);
-        Change {
+        OrderChange {
             seq: order.seq,
-            step: Step::Delayed(trouble),
+            step: Transition::Delayed(trouble),
         }
     });
-    let mut changes: Vec<Change> = failed.collect();
+    let mut changes: Vec<OrderChange> = failed.collect();
     for (place, began_at) in &seen.unconfirmed {
         let order = seen.orders.order(*place);
         if !order.is_missed() {
             let (seq, began_at) = (order.seq, *began_at);
-            let step = Step::Missed { began_at };
-            changes.push(Change { seq, step });
+            let step = Transition::Missed { began_at };
+            changes.push(OrderChange { seq, step });
         }
     }
     changes

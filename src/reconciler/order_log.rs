@@ -10,7 +10,7 @@ use super::Report;
 use super::context::Context;
 use crate::messages::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
-use crate::store::{Change, Filter, Recorded, Step, StoreError};
+use crate::store::{Filter, OrderChange, Recorded, StoreError, Transition};
 
 /// Log target of these lines.
 const TARGET: &str = "order_service::orders";
@@ -19,14 +19,14 @@ impl<U, C> Context<U, C> {
     /// Records changes in one transaction, counts them, and logs those that took effect.
     pub(super) async fn record_changes(
         &self,
-        changes: Vec<Change>,
+        changes: Vec<OrderChange>,
         now: Timestamp,
     ) -> Result<(Recorded, Report), StoreError> {
         let logged = log::log_enabled!(target: TARGET, Level::Debug).then(|| changes.clone());
         let mut report = Report::of(&changes);
         let recorded = self.store.record(&self.lead, changes, now).await?;
         report.conflicts = recorded.conflicts.len();
-        for Change { seq, step } in logged.into_iter().flatten() {
+        for OrderChange { seq, step } in logged.into_iter().flatten() {
             // Of an order that had moved on, all is left out.
             if !recorded.conflicts.contains(&seq) {
                 self.log_step(seq, &step, now).await;
@@ -35,7 +35,7 @@ impl<U, C> Context<U, C> {
         Ok((recorded, report))
     }
 
-    async fn log_step(&self, seq: i64, step: &Step, now: Timestamp) {
+    async fn log_step(&self, seq: i64, step: &Transition, now: Timestamp) {
         let page = self.store.page(&Filter::default(), seq - 1, seq, 1).await;
         let Some(order) = page.ok().and_then(|page| page.into_iter().next()) else {
             return;
@@ -52,17 +52,19 @@ impl<U, C> Context<U, C> {
 }
 
 /// Describes a step to someone who watches; nothing if there is nothing to see.
-fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
+fn in_words(step: &Transition, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
     Some(match step {
-        Step::Started { .. } => "started".to_owned(),
-        Step::Restarted { .. } => "started again: the upstream had forgotten it".to_owned(),
-        Step::Adopted => "has a process already, which is taken over".to_owned(),
-        Step::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
-        Step::Settled(Outcome::Failed) => format!("FAILED after {took}"),
-        Step::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
-        Step::Missed { .. } => "is not known to the upstream any more".to_owned(),
-        Step::GivenUp { trouble, .. } | Step::Delayed(trouble) | Step::Flagged(trouble) => {
+        Transition::Started { .. } => "started".to_owned(),
+        Transition::Restarted { .. } => "started again: the upstream had forgotten it".to_owned(),
+        Transition::Adopted => "has a process already, which is taken over".to_owned(),
+        Transition::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
+        Transition::Settled(Outcome::Failed) => format!("FAILED after {took}"),
+        Transition::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
+        Transition::Missed { .. } => "is not known to the upstream any more".to_owned(),
+        Transition::GivenUp { trouble, .. }
+        | Transition::Delayed(trouble)
+        | Transition::Flagged(trouble) => {
             let next = span(trouble.next_attempt_at.since(now));
             match trouble.reason {
                 Reason::UpstreamUnreachable => {
@@ -71,10 +73,10 @@ fn in_words(step: &Step, order: &Order, now: Timestamp) -> Option<String> {
                 reason => format!("needs attention, {}: {}", reason.as_str(), trouble.detail),
             }
         }
-        Step::Intended { .. }
-        | Step::Counted { .. }
-        | Step::Withdrawn
-        | Step::Seen
-        | Step::Cleared => return None,
+        Transition::Intended { .. }
+        | Transition::Counted { .. }
+        | Transition::Withdrawn
+        | Transition::Seen
+        | Transition::Cleared => return None,
     })
 }

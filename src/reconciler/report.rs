@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 use crate::order::Reason;
-use crate::store::{Change, Step};
+use crate::store::{OrderChange, Transition};
 
 /// The counts of what a pass did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,27 +40,27 @@ pub struct Report {
 
 impl Report {
     /// Counts changes.
-    pub(super) fn of(changes: &[Change]) -> Self {
+    pub(super) fn of(changes: &[OrderChange]) -> Self {
         let mut report = Self::default();
-        for Change { step, .. } in changes {
+        for OrderChange { step, .. } in changes {
             match step {
-                Step::Started { .. } => report.started += 1,
-                Step::Restarted { .. } => report.restarted += 1,
-                Step::Adopted => report.adopted += 1,
-                Step::Settled(_) => report.settled += 1,
-                Step::Missed { .. } => report.missed += 1,
-                Step::FailedByPolicy => report.failed_by_policy += 1,
-                Step::Flagged(trouble) => {
+                Transition::Started { .. } => report.started += 1,
+                Transition::Restarted { .. } => report.restarted += 1,
+                Transition::Adopted => report.adopted += 1,
+                Transition::Settled(_) => report.settled += 1,
+                Transition::Missed { .. } => report.missed += 1,
+                Transition::FailedByPolicy => report.failed_by_policy += 1,
+                Transition::Flagged(trouble) => {
                     report.flagged += 1;
                     report.refused += usize::from(trouble.reason == Reason::StartRefused);
                 }
-                Step::Intended { .. }
-                | Step::Counted { .. }
-                | Step::Withdrawn
-                | Step::GivenUp { .. }
-                | Step::Seen
-                | Step::Delayed(_)
-                | Step::Cleared => {}
+                Transition::Intended { .. }
+                | Transition::Counted { .. }
+                | Transition::Withdrawn
+                | Transition::GivenUp { .. }
+                | Transition::Seen
+                | Transition::Delayed(_)
+                | Transition::Cleared => {}
             }
         }
         report

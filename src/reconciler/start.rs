@@ -40,7 +40,7 @@ use crate::decide::is_in_doubt;
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
 use crate::process::Stop;
-use crate::store::{StartCandidate, Step};
+use crate::store::{StartCandidate, Transition};
 use crate::upstream::Upstream;
 
 /// How long orders are started in one pass, however far the next one is: between two passes the clock
@@ -214,7 +214,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     self.context.enter(Stage::Due, &order);
                     self.due.put_back(order);
                 }
-                Call::Start => self.write_result(&order, vec![Step::Withdrawn]),
+                Call::Start => self.write_result(&order, vec![Transition::Withdrawn]),
             }
         }
     }
@@ -255,7 +255,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
     }
 
-    fn write_result(&mut self, order: &StartCandidate, steps: Vec<Step>) {
+    fn write_result(&mut self, order: &StartCandidate, steps: Vec<Transition>) {
         let stage = match steps.is_empty() {
             true => Stage::Left,
             false => Stage::WritingResult,

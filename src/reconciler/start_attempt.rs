@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::process::Stop;
-use crate::store::{StartCandidate, Step};
+use crate::store::{StartCandidate, Transition};
 use crate::upstream::{Cause, Failure, StartError, Upstream};
 
 /// A request to the upstream for one order.
@@ -45,7 +45,7 @@ pub(super) enum Answer {
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// Changes to be recorded; for a start, its intent.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Transition>,
     /// The call to be made next.
     pub next: Option<Call>,
     /// Why the upstream gave no usable answer.
@@ -119,14 +119,14 @@ impl<U, C> Context<U, C> {
                 return self.on_refusal(candidate, &look, &detail, now);
             }
             Answer::Accepted { is_seen } if candidate.order.phase == Phase::Created => {
-                outcome.steps.push(Step::Started { is_seen });
+                outcome.steps.push(Transition::Started { is_seen });
             }
             Answer::Accepted { is_seen } => {
-                outcome.steps.push(Step::Restarted { is_seen });
+                outcome.steps.push(Transition::Restarted { is_seen });
             }
             Answer::NotObserved(failure) => outcome.failure = Some(failure),
             Answer::NotSent(failure) => {
-                outcome.steps.push(Step::Withdrawn);
+                outcome.steps.push(Transition::Withdrawn);
                 outcome.failure = Some(failure);
             }
             Answer::Ambiguous { answer, failure } => {
@@ -156,7 +156,7 @@ impl<U, C> Context<U, C> {
         };
         let (occasion, look, detail) = (Occasion::Refusal, Some(look), Some(detail));
         let mut outcome = self.conclude(&withdrawn, occasion, look, detail, now);
-        outcome.steps.insert(0, Step::Withdrawn);
+        outcome.steps.insert(0, Transition::Withdrawn);
         outcome
     }
 
@@ -176,7 +176,7 @@ impl<U, C> Context<U, C> {
             Action::Start => {
                 steps.extend(effects::intent_cleared(&decision));
                 let previous = candidate.order.intent.map(|intent| intent.written_at);
-                steps.push(Step::Intended { previous });
+                steps.push(Transition::Intended { previous });
                 Some(Call::Start)
             }
             Action::LookUp => Some(Call::LookUp),
@@ -196,14 +196,14 @@ impl<U, C> Context<U, C> {
         answer: Option<u16>,
         detail: String,
         now: Timestamp,
-    ) -> Step {
+    ) -> Transition {
         let StartCandidate { id, order } = candidate;
         let id = id.as_str();
         log::debug!("order {id:?}: {detail}");
         let mut trouble = effects::trouble(order, id, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
         trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
-        Step::GivenUp {
+        Transition::GivenUp {
             answer,
             is_counted: is_in_doubt(answer),
             trouble,

@@ -8,14 +8,14 @@ use futures_util::future::LocalBoxFuture;
 use super::Report;
 use super::context::Context;
 use crate::clock::Clock;
-use crate::store::{Change, Recorded, StartCandidate, Step};
+use crate::store::{OrderChange, Recorded, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
 /// Changes that are written, or wait to be.
 #[derive(Default)]
 pub(super) struct StartCommits<'a> {
     /// Written with the next commit, and the orders whose intents are among them.
-    changes: Vec<Change>,
+    changes: Vec<OrderChange>,
     intents: Vec<StartCandidate>,
     /// Being written. All that comes meanwhile shares the next.
     commit: Option<Commit<'a>>,
@@ -40,14 +40,14 @@ pub(super) struct Committed {
 
 impl<'a> StartCommits<'a> {
     /// Adds changes of an order to the next commit.
-    pub fn add(&mut self, order: &StartCandidate, steps: Vec<Step>) {
+    pub fn add(&mut self, order: &StartCandidate, steps: Vec<Transition>) {
         let seq = order.order.seq;
-        let changes = steps.into_iter().map(|step| Change { seq, step });
+        let changes = steps.into_iter().map(|step| OrderChange { seq, step });
         self.changes.extend(changes);
     }
 
     /// Adds changes of an order, with the intent to start it, to the next commit.
-    pub fn add_intent(&mut self, order: StartCandidate, steps: Vec<Step>) {
+    pub fn add_intent(&mut self, order: StartCandidate, steps: Vec<Transition>) {
         self.add(&order, steps);
         self.intents.push(order);
     }

@@ -18,7 +18,7 @@ pub enum Creation {
 
 /// An order, and what its readers have to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct OrderView {
     /// The order.
     pub order: Order,
     /// When the reconciler looks at processes next, at the earliest, if it ever did.
@@ -36,7 +36,7 @@ pub struct StartCandidate {
 
 /// What came of an operator's decision about one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decided {
+pub enum OperatorResult {
     /// It will be, or was, done.
     Done,
     /// There is no such order.
@@ -84,7 +84,7 @@ impl AddAssign for Removed {
 
 /// Everything that is told of the whole, as of one moment.
 #[derive(Clone, Debug)]
-pub struct Glance {
+pub struct StatsSnapshot {
     /// What was removed.
     pub pruned: Removed,
     /// Numbers of orders with attention, by the reason that is stored with each and by who brings it on.
@@ -106,7 +106,7 @@ pub struct Sizes {
 
 /// How much there is in a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Contents {
+pub struct DatabaseSummary {
     /// Orders in each status.
     pub orders: Vec<(Status, u64)>,
     /// The newest entry of the journal; 0 if there is none.
@@ -115,7 +115,7 @@ pub struct Contents {
     pub pruned: Removed,
 }
 
-impl fmt::Display for Contents {
+impl fmt::Display for DatabaseSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let orders: Vec<_> = self
             .orders

@@ -12,7 +12,7 @@ use crate::pace::PollTarget;
 /// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
 /// oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Watchlist {
+pub struct OpenOrders {
     ids: IdArena,
     watched: Vec<PollTarget>,
     notes: Vec<Notes>,
@@ -27,7 +27,7 @@ struct Notes {
     is_seen: bool,
 }
 
-impl Watchlist {
+impl OpenOrders {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.watched.len()
@@ -205,7 +205,7 @@ mod tests {
             },
             runs(9),
         ];
-        let mut list = Watchlist::default();
+        let mut list = OpenOrders::default();
         for order in orders {
             list.push(&format!("a{}", order.seq), order).unwrap();
         }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::StoreError;
 use super::write::{Reply, Write};
-use super::writer_stats::{Counts, Writing};
+use super::writer_stats::{Counts, WriterStats};
 
 /// Writes that may wait. At the speed of a slow disk this is about a second of work.
 pub(super) const QUEUE_MAX: usize = 4096;
@@ -33,37 +33,37 @@ pub enum Mode {
     Threaded,
     /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
     /// that must be repeatable.
-    Inline(Arc<dyn Gate>),
+    Synchronous(Arc<dyn WriteFaults>),
 }
 
 /// Decides what becomes of each write.
-pub trait Gate: Send + Sync {
+pub trait WriteFaults: Send + Sync {
     /// What becomes of the next one.
-    fn next(&self) -> Passage;
+    fn next(&self) -> WriteFate;
 }
 
 /// What becomes of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
+pub enum WriteFate {
     /// It is carried out.
     Open,
     /// It is refused, as by a full disk: nothing is done.
     Refused,
     /// It is carried out, and its caller does not hear of it.
-    Unheard,
+    AckLost,
     /// The program dies before it: its caller waits for ever.
-    DeathBefore,
+    CrashBefore,
     /// The program dies after it: its caller waits for ever.
-    DeathAfter,
+    CrashAfter,
 }
 
 /// Lets every write through.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct OpenGate;
+pub struct NoFaults;
 
-impl Gate for OpenGate {
-    fn next(&self) -> Passage {
-        Passage::Open
+impl WriteFaults for NoFaults {
+    fn next(&self) -> WriteFate {
+        WriteFate::Open
     }
 }
 
@@ -113,7 +113,7 @@ type CarryOut = Box<dyn Fn(Pending) + Send + Sync>;
 
 enum Place {
     Queue(mpsc::Sender<Pending>),
-    Inline(CarryOut, Arc<dyn Gate>),
+    Synchronous(CarryOut, Arc<dyn WriteFaults>),
 }
 
 /// The queue of writes.
@@ -134,13 +134,13 @@ impl Queue {
     }
 
     /// No queue: each write is carried out at once.
-    pub fn inline(
+    pub fn synchronous(
         shared: Shared,
-        gate: Arc<dyn Gate>,
+        gate: Arc<dyn WriteFaults>,
         carry_out: impl Fn(Pending) + Send + Sync + 'static,
     ) -> Self {
         Self {
-            place: Place::Inline(Box::new(carry_out), gate),
+            place: Place::Synchronous(Box::new(carry_out), gate),
             shared,
         }
     }
@@ -151,12 +151,12 @@ impl Queue {
     }
 
     /// What was done, and what waits.
-    pub fn told(&self) -> Writing {
+    pub fn stats(&self) -> WriterStats {
         let waiting = match &self.place {
             Place::Queue(queue) => queue.max_capacity() - queue.capacity(),
-            Place::Inline(..) => 0,
+            Place::Synchronous(..) => 0,
         };
-        self.shared.counts.told(waiting, QUEUE_MAX)
+        self.shared.counts.snapshot(waiting, QUEUE_MAX)
     }
 
     /// Has a write carried out, and returns its answer when it is on disk.
@@ -177,17 +177,17 @@ impl Queue {
         };
         let queue = match &self.place {
             Place::Queue(queue) => queue,
-            Place::Inline(carry_out, gate) => {
+            Place::Synchronous(carry_out, gate) => {
                 let passage = gate.next();
                 match passage {
-                    Passage::DeathBefore => return std::future::pending().await,
-                    Passage::Refused => return Err(unwritable("the gate is closed")),
-                    Passage::Open | Passage::Unheard | Passage::DeathAfter => {}
+                    WriteFate::CrashBefore => return std::future::pending().await,
+                    WriteFate::Refused => return Err(unwritable("the gate is closed")),
+                    WriteFate::Open | WriteFate::AckLost | WriteFate::CrashAfter => {}
                 }
                 carry_out(pending);
                 return match passage {
-                    Passage::DeathAfter => std::future::pending().await,
-                    Passage::Unheard => Err(StoreError::OutcomeUnknown),
+                    WriteFate::CrashAfter => std::future::pending().await,
+                    WriteFate::AckLost => Err(StoreError::OutcomeUnknown),
                     _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
                 };
             }

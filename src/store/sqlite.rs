@@ -33,13 +33,16 @@ use rusqlite::Connection;
 
 pub use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
-pub use self::open::{DatabasePath, DatabasePathError, OpenError};
-pub use self::read_only::{CopyError, Inspection};
+pub use self::open::OpenError;
+pub use self::read_only::{CopyError, ReadOnlyDatabase};
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};
 use super::write::Write;
-use super::{Cursor, Filter, Found, Glance, Removed, Sizes, StartCandidate, StoreError, Watchlist};
+use super::{
+    Cursor, Filter, OpenOrders, OrderView, Removed, Sizes, StartCandidate, StatsSnapshot,
+    StoreError,
+};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -76,7 +79,7 @@ struct Inner {
 }
 
 impl Engine {
-    pub fn open(path: &DatabasePath, mode: Mode) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, mode: Mode) -> Result<Self, OpenError> {
         let (file, db, histories) = open::prepare(path)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(db, file.clone(), mode)?;
@@ -97,7 +100,7 @@ impl Engine {
     }
 
     /// Opens a database that must be there already.
-    pub fn open_existing(path: &DatabasePath) -> Result<Self, OpenError> {
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
         open::must_exist(path)?;
         Self::open(path, Mode::Threaded)
     }
@@ -129,7 +132,7 @@ impl Engine {
         &self.inner.writer.queue
     }
 
-    pub fn find(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+    pub fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         self.read(|db| orders::find(db, id))
     }
 
@@ -191,8 +194,8 @@ impl Engine {
         self.read(operator::lost)
     }
 
-    pub fn watched(&self) -> Result<Watchlist, StoreError> {
-        let mut list = Watchlist::default();
+    pub fn watched(&self) -> Result<OpenOrders, StoreError> {
+        let mut list = OpenOrders::default();
         while self.read(|db| open_orders::read_on(db, &mut list))? == open_orders::READ_AT_ONCE {}
         Ok(list)
     }
@@ -216,7 +219,11 @@ impl Engine {
         self.read(|db| orders::next_open(db, after))
     }
 
-    pub fn glance(&self, history: &mut JournalStats, now: Timestamp) -> Result<Glance, StoreError> {
+    pub fn glance(
+        &self,
+        history: &mut JournalStats,
+        now: Timestamp,
+    ) -> Result<StatsSnapshot, StoreError> {
         self.read(|db| stats::glance(db, history, now))
     }
 
@@ -285,9 +292,9 @@ impl Engine {
 
     /// Copies everything into the database file itself. If that cannot be done, the next one to open
     /// the file does it.
-    pub async fn fold(&self) {
-        if let Err(error) = self.inner.writer.fold().await {
-            log::debug!("the write-ahead log was not folded back: {error}");
+    pub async fn checkpoint(&self) {
+        if let Err(error) = self.inner.writer.checkpoint().await {
+            log::debug!("the write-ahead log was not checkpointed: {error}");
         }
     }
 
@@ -318,7 +325,7 @@ impl Engine {
     }
 }
 
-/// What the reconciler on a database last told of itself, without touching the file otherwise.
-pub fn read_heartbeat(path: &DatabasePath) -> Result<ReconcilerState, OpenError> {
+/// See [`read_heartbeat`](super::read_heartbeat).
+pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, OpenError> {
     open::read_only(path, row_mapping::heartbeat)
 }

@@ -55,7 +55,7 @@ mod tests {
 
     use super::*;
     use crate::order::{OrderId, Timestamp};
-    use crate::store::{DatabasePath, Mode};
+    use crate::store::{DatabaseUrl, Mode};
 
     async fn create(store: &Store, id: &str) {
         let id = OrderId::new(id).unwrap();
@@ -65,7 +65,7 @@ mod tests {
     #[tokio::test]
     async fn orders_of_this_process_are_noticed_without_a_poll_and_those_of_others_by_polls() {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let [store, other] = [(), ()].map(|()| Store::open(&path, Mode::Threaded).unwrap());
         create(&store, "before").await;
         let mut new_orders = store.without_polls().new_orders().await.unwrap();

@@ -7,16 +7,16 @@ use crate::order::{Outcome, Reason, Timestamp};
 
 /// A step of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct OrderChange {
     /// The order's place in the order of creation.
     pub seq: i64,
     /// What happened to it.
-    pub step: Step,
+    pub step: Transition,
 }
 
 /// What happened to an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum Transition {
     /// A start is about to be sent, which counts until it is known not to. It takes the place of an
     /// earlier one that is known to have come to nothing, `previous`.
     Intended {
@@ -49,7 +49,7 @@ pub enum Step {
         /// Takes it off the count if not set.
         is_counted: bool,
         /// What to show, and when to try again.
-        trouble: Trouble,
+        trouble: AttentionUpdate,
     },
     /// A process was seen.
     Adopted,
@@ -65,16 +65,16 @@ pub enum Step {
     /// The order's process was forgotten, and the policy is to call that a failure.
     FailedByPolicy,
     /// The order needs looking at. An intent, if it had one, is known to have come to nothing.
-    Flagged(Trouble),
+    Flagged(AttentionUpdate),
     /// A look at the order failed; all else about it stays as it is.
-    Delayed(Trouble),
+    Delayed(AttentionUpdate),
     /// All is well again: the process was seen to run.
     Cleared,
 }
 
 /// Why an order needs looking at, and when it is tried again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct AttentionUpdate {
     /// Why.
     pub reason: Reason,
     /// What was seen, in words.

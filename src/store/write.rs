@@ -3,7 +3,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Change, Creation, Decided, Recorded, Removed, StoreError};
+use super::{Creation, OperatorResult, OrderChange, Recorded, Removed, StoreError};
 use crate::order::{OrderId, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
@@ -19,20 +19,20 @@ pub(super) enum Write {
     Restart {
         id: OrderId,
         now: Timestamp,
-        reply: Reply<Decided>,
+        reply: Reply<OperatorResult>,
     },
     /// Settles an order as FAILED whose process was forgotten.
     Fail {
         id: OrderId,
         now: Timestamp,
-        reply: Reply<Decided>,
+        reply: Reply<OperatorResult>,
     },
     /// Begins a new epoch, and answers its number.
     Lead { reply: Reply<i64> },
     /// Records what the reconciler did and saw.
     Record {
         epoch: i64,
-        changes: Vec<Change>,
+        changes: Vec<OrderChange>,
         now: Timestamp,
         reply: Reply<Recorded>,
     },

@@ -18,7 +18,7 @@ pub const COMMITTED_AT_ONCE: [u64; 6] = [1, 4, 16, 64, 128, 256];
 
 /// What the writer of this process has done since it began, and what waits for it.
 #[derive(Clone, Debug, Default)]
-pub struct Writing {
+pub struct WriterStats {
     /// How long commits took, from wanting the turn to write until all was on disk, in
     /// microseconds, by [`COMMITTED_WITHIN_US`].
     pub took: Histogram,
@@ -40,9 +40,9 @@ pub struct Writing {
     pub succeeding_since: Option<Timestamp>,
 }
 
-/// The counts behind [`Writing`].
+/// The counts behind [`WriterStats`].
 #[derive(Clone, Default)]
-pub(super) struct Counts(Arc<Mutex<Writing>>);
+pub(super) struct Counts(Arc<Mutex<WriterStats>>);
 
 impl Counts {
     /// So many writes were committed together.
@@ -79,8 +79,8 @@ impl Counts {
     }
 
     /// All of it, with so many that wait of those that may.
-    pub fn told(&self, waiting: usize, waiting_max: usize) -> Writing {
-        Writing {
+    pub fn snapshot(&self, waiting: usize, waiting_max: usize) -> WriterStats {
+        WriterStats {
             waiting,
             waiting_max,
             ..self
@@ -91,7 +91,7 @@ impl Counts {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Writing)) {
+    fn change(&self, change: impl FnOnce(&mut WriterStats)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -5,7 +5,7 @@ use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
 use order_service::process::Exit;
-use order_service::store::{Change, Creation, Step, Store, Trouble};
+use order_service::store::{AttentionUpdate, Creation, OrderChange, Store, Transition};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
@@ -40,13 +40,16 @@ impl Upstream for Lists {
 }
 
 /// An order that has come so far.
-async fn order(store: &Store, id: &str, steps: Vec<Step>) {
+async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
     let id = OrderId::new(id).unwrap();
     let Ok(Creation::Created(order)) = store.create(id, Timestamp(1)).await else {
         panic!("not created");
     };
     let seq = order.seq;
-    let changes: Vec<_> = steps.into_iter().map(|step| Change { seq, step }).collect();
+    let changes: Vec<_> = steps
+        .into_iter()
+        .map(|step| OrderChange { seq, step })
+        .collect();
     let recorded = store
         .record(&lead(store).await, changes, Timestamp(2))
         .await
@@ -56,10 +59,10 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
 
 /// One order that is CREATED, two that are PROCESSING, one FULFILLED and one FAILED.
 async fn orders(store: &Store) {
-    let settled = |outcome| vec![Step::Adopted, Step::Settled(outcome)];
+    let settled = |outcome| vec![Transition::Adopted, Transition::Settled(outcome)];
     order(store, "new", vec![]).await;
-    order(store, "runs", vec![Step::Adopted]).await;
-    order(store, "spent", vec![Step::Adopted]).await;
+    order(store, "runs", vec![Transition::Adopted]).await;
+    order(store, "spent", vec![Transition::Adopted]).await;
     order(store, "good", settled(Outcome::Succeeded)).await;
     order(store, "bad", settled(Outcome::Failed)).await;
 }
@@ -116,15 +119,15 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
     let (account, exit) = taken(&store, Hold, &RUN, true).await;
     assert_eq!((account.held, exit), (Some(0), Exit::Done));
     // Whatever the policy, one that was started as often as it may be is not started again.
-    let trouble = Trouble {
+    let trouble = AttentionUpdate {
         reason: Reason::MaxStarts,
         detail: "enough".to_owned(),
         next_attempt_at: Timestamp(3),
     };
     let spent = ready(store.order(&OrderId::new("spent").unwrap())).unwrap();
-    let change = Change {
+    let change = OrderChange {
         seq: spent.unwrap().seq,
-        step: Step::Flagged(trouble),
+        step: Transition::Flagged(trouble),
     };
     store
         .record(&lead(&store).await, vec![change], Timestamp(3))

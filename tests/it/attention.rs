@@ -11,7 +11,7 @@ use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
 use order_service::pace::StartRate;
 use order_service::pace::UpstreamState;
-use order_service::store::{Change, Creation, Step, Store, Trouble};
+use order_service::store::{AttentionUpdate, Creation, OrderChange, Store, Transition};
 use serde_json::{Value, json};
 
 use crate::world::{Client, World, assert_problem};
@@ -20,14 +20,17 @@ use crate::world::{Client, World, assert_problem};
 const SINCE: Timestamp = Timestamp(1_700_000_000_000);
 
 /// An order with these steps behind it.
-async fn order(store: &Store, id: &str, steps: Vec<Step>) {
+async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
     let id = OrderId::new(id).unwrap();
     let Ok(Creation::Created(order)) = store.create(id, Timestamp(SINCE.0 - 1_000)).await else {
         panic!("not created");
     };
     let count = steps.len();
     let seq = order.seq;
-    let changes = steps.into_iter().map(|step| Change { seq, step }).collect();
+    let changes = steps
+        .into_iter()
+        .map(|step| OrderChange { seq, step })
+        .collect();
     let recorded = store
         .record(&lead(store).await, changes, SINCE)
         .await
@@ -35,16 +38,16 @@ async fn order(store: &Store, id: &str, steps: Vec<Step>) {
     assert_eq!(recorded.changed, count, "{recorded:?}");
 }
 
-fn flagged(reason: Reason) -> Step {
-    Step::Flagged(trouble(reason))
+fn flagged(reason: Reason) -> Transition {
+    Transition::Flagged(trouble(reason))
 }
 
-fn delayed() -> Step {
-    Step::Delayed(trouble(Reason::UpstreamUnreachable))
+fn delayed() -> Transition {
+    Transition::Delayed(trouble(Reason::UpstreamUnreachable))
 }
 
-fn trouble(reason: Reason) -> Trouble {
-    Trouble {
+fn trouble(reason: Reason) -> AttentionUpdate {
+    AttentionUpdate {
         reason,
         detail: format!("seen: {}", reason.as_str()),
         next_attempt_at: Timestamp(SINCE.0 + 5_000),
@@ -55,9 +58,14 @@ fn trouble(reason: Reason) -> Trouble {
 async fn one_of_each(store: &Store) {
     use Reason::{MaxStarts, ProcessLost, StartRefused, UnknownStatus, UpstreamUnreachable};
     order(store, "c", vec![]).await;
-    order(store, "p", vec![Step::Adopted]).await;
+    order(store, "p", vec![Transition::Adopted]).await;
     for (id, outcome) in [("f", Outcome::Succeeded), ("x", Outcome::Failed)] {
-        order(store, id, vec![Step::Adopted, Step::Settled(outcome)]).await;
+        order(
+            store,
+            id,
+            vec![Transition::Adopted, Transition::Settled(outcome)],
+        )
+        .await;
     }
     for reason in [StartRefused, UpstreamUnreachable, MaxStarts] {
         let id = format!("c {}", reason.as_str());
@@ -71,7 +79,7 @@ async fn one_of_each(store: &Store) {
         MaxStarts,
     ] {
         let id = format!("p {}", reason.as_str());
-        order(store, &id, vec![Step::Adopted, flagged(reason)]).await;
+        order(store, &id, vec![Transition::Adopted, flagged(reason)]).await;
     }
 }
 
@@ -215,11 +223,11 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
     order(&store, "four", refusals(4)).await;
     order(&store, "five", refusals(5)).await;
     order(&store, "worn", vec![flagged(Reason::MaxStarts)]).await;
-    let missed = || Step::Missed { began_at: SINCE };
-    order(&store, "missed", vec![Step::Adopted, missed()]).await;
-    let late = vec![Step::Adopted, delayed(), missed()];
+    let missed = || Transition::Missed { began_at: SINCE };
+    order(&store, "missed", vec![Transition::Adopted, missed()]).await;
+    let late = vec![Transition::Adopted, delayed(), missed()];
     order(&store, "missed-late", late).await;
-    let held = vec![Step::Adopted, flagged(Reason::ProcessLost)];
+    let held = vec![Transition::Adopted, flagged(Reason::ProcessLost)];
     order(&store, "held", held).await;
     let api = world.api(&[]);
     let client = Client::new();
@@ -440,7 +448,7 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
 async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
     let world = World::new();
     let store = world.store();
-    let lost = || vec![Step::Adopted, flagged(Reason::ProcessLost)];
+    let lost = || vec![Transition::Adopted, flagged(Reason::ProcessLost)];
     for id in ["p1", "it's lost", "--all-lost"] {
         order(&store, id, lost()).await;
         let ran = world.run("order-service", &["explain", "--", id], &[]);

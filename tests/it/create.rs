@@ -4,7 +4,7 @@ use crate::world::lead;
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Rfc3339};
-use order_service::store::{Change, Step};
+use order_service::store::{OrderChange, Transition};
 use serde_json::json;
 
 use crate::wire::{plain, statuses};
@@ -195,8 +195,8 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
     assert_eq!(again.json()["order"], created.json());
     assert_eq!(again.header("location"), "/order/a%2F1");
     let store = world.store();
-    for step in [Step::Adopted, Step::Settled(Outcome::Failed)] {
-        let change = Change { seq: 1, step };
+    for step in [Transition::Adopted, Transition::Settled(Outcome::Failed)] {
+        let change = OrderChange { seq: 1, step };
         store
             .record(&lead(&store).await, vec![change], SystemClock.now())
             .await

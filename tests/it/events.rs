@@ -7,7 +7,7 @@ use std::fs;
 use crate::world::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Outcome;
-use order_service::store::{Change, Step, Store};
+use order_service::store::{OrderChange, Store, Transition};
 use serde_json::{Value, json};
 
 use crate::lists::{long_name, next};
@@ -96,9 +96,9 @@ impl Events {
 
 /// Takes these orders through PROCESSING to FAILED: two events each, as another process.
 pub async fn settle(store: &Store, seqs: impl IntoIterator<Item = i64>) {
-    let steps = [Step::Adopted, Step::Settled(Outcome::Failed)];
+    let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
     let changes = seqs.into_iter().flat_map(|seq| {
-        let changes = steps.clone().map(|step| Change { seq, step });
+        let changes = steps.clone().map(|step| OrderChange { seq, step });
         changes.into_iter()
     });
     let changes: Vec<_> = changes.collect();

@@ -74,7 +74,7 @@ async fn check_removed(name: &str, meanwhile: Meanwhile) {
         Meanwhile::Write => check_refused(&client, &api).await,
         Meanwhile::Visit => drop(world.run("order-service", &["explain", "a0"], &[])),
     }
-    api.logs("folded back completely=true");
+    api.logs("checkpointed completely=true");
     assert!(api.logged().contains(name), "{}", api.logged());
     api.kill();
     let api = world.api(&[]);
@@ -154,7 +154,7 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
         if stops {
             assert_eq!(api.stop(), Some(0));
         } else {
-            api.logs("folded back completely=true");
+            api.logs("checkpointed completely=true");
             api.kill();
         }
         let ran = world.run("order-service", &["check"], &[]);
@@ -175,7 +175,7 @@ async fn nothing_is_folded_into_a_database_beside_which_another_log_stands() {
     fs::write(world.path("other"), "other").unwrap();
     fs::rename(world.path("other"), world.path("orders.db-wal")).unwrap();
     check_refused(&client, &api).await;
-    assert!(!api.logged().contains("folded back"), "{}", api.logged());
+    assert!(!api.logged().contains("checkpointed"), "{}", api.logged());
     assert_eq!(fs::read(world.database()).unwrap(), before);
     assert_eq!(fs::read(world.path("orders.db-wal")).unwrap(), b"other");
 }

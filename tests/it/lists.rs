@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::world::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
-use order_service::store::{Change, Step, Trouble};
+use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use serde_json::Value;
 
 use crate::wire::{Wire, statuses};
 use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill, has_many_files};
 
-/// How large the write-ahead log may become, in bytes: it is folded back at 32 MiB.
+/// How large the write-ahead log may become, in bytes: a checkpoint ends it at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// An id so long that thousands are more than the system keeps for a reader that does not read.
@@ -69,20 +69,20 @@ async fn one_of_each() -> (World, Program, Client) {
         assert_eq!(client.create(&api.url, id).await.status, 201);
     }
     let now = SystemClock.now();
-    let refused = Trouble {
+    let refused = AttentionUpdate {
         reason: Reason::StartRefused,
         detail: "it said no".to_owned(),
         next_attempt_at: now.after(Duration::from_secs(3_600)),
     };
     let changes = [
-        (2, Step::Adopted),
-        (3, Step::Adopted),
-        (4, Step::Adopted),
-        (3, Step::Settled(Outcome::Succeeded)),
-        (4, Step::Settled(Outcome::Failed)),
-        (5, Step::Flagged(refused)),
+        (2, Transition::Adopted),
+        (3, Transition::Adopted),
+        (4, Transition::Adopted),
+        (3, Transition::Settled(Outcome::Succeeded)),
+        (4, Transition::Settled(Outcome::Failed)),
+        (5, Transition::Flagged(refused)),
     ]
-    .map(|(seq, step)| Change { seq, step });
+    .map(|(seq, step)| OrderChange { seq, step });
     let store = world.store();
     let recorded = store
         .record(&lead(&store).await, changes.into(), now)
@@ -198,9 +198,9 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     let store = world.store();
     let names: Vec<_> = (0..23).map(|n| format!("a{n}")).collect();
     let all = fill(&store, &names, 100).await;
-    let adopt = |seq| Change {
+    let adopt = |seq| OrderChange {
         seq,
-        step: Step::Adopted,
+        step: Transition::Adopted,
     };
     let odd = (0..23).filter(|n| n % 2 == 0).map(|n| adopt(n + 1));
     let now = SystemClock.now();
@@ -448,7 +448,7 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     let store = world.store();
     fill(&store, &names, 2_000).await;
     // What is in the log would be found there.
-    store.fold().await;
+    store.checkpoint().await;
     let mut readers = Vec::new();
     for (version, accept) in [
         ("1.0", "*/*"),

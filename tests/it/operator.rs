@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Outcome, Status, Timestamp};
-use order_service::store::{Change, Creation, DatabasePath, Filter, Mode, Step, Store};
+use order_service::store::{Creation, DatabaseUrl, Filter, Mode, OrderChange, Store, Transition};
 use rusqlite::Connection;
 
 use crate::world::{Client, Ran, World, assert_agree, fill};
@@ -214,16 +214,22 @@ async fn one_of_each(world: &World) {
     let store = world.store();
     for (id, at, steps) in [
         ("c", 10, vec![]),
-        ("p", 20, vec![(21, Step::Adopted)]),
+        ("p", 20, vec![(21, Transition::Adopted)]),
         (
             "f",
             30,
-            vec![(31, Step::Adopted), (32, Step::Settled(Outcome::Succeeded))],
+            vec![
+                (31, Transition::Adopted),
+                (32, Transition::Settled(Outcome::Succeeded)),
+            ],
         ),
         (
             "x",
             50,
-            vec![(41, Step::Adopted), (40, Step::Settled(Outcome::Failed))],
+            vec![
+                (41, Transition::Adopted),
+                (40, Transition::Settled(Outcome::Failed)),
+            ],
         ),
     ] {
         let id = OrderId::new(id).unwrap();
@@ -232,7 +238,7 @@ async fn one_of_each(world: &World) {
         };
         for (at, step) in steps {
             let seq = order.seq;
-            let changes = vec![Change { seq, step }];
+            let changes = vec![OrderChange { seq, step }];
             let recorded = store
                 .record(&lead(&store).await, changes, Timestamp(at))
                 .await
@@ -276,7 +282,7 @@ async fn a_check_needs_a_database_of_ours_and_makes_none() {
     let foreign = Connection::open(world.path("foreign.db")).unwrap();
     foreign.execute_batch("CREATE TABLE t (x)").unwrap();
     for (name, format) in [("newer.db", 99), ("older.db", 5)] {
-        Store::open(&DatabasePath::from(world.path(name)), Mode::Threaded).unwrap();
+        Store::open(&DatabaseUrl::from(world.path(name)), Mode::Threaded).unwrap();
         let other = Connection::open(world.path(name)).unwrap();
         other.pragma_update(None, "user_version", format).unwrap();
     }
@@ -401,7 +407,7 @@ async fn a_damaged_page_is_found() {
     let store = world.store();
     let many: Vec<_> = (0..2_000).map(|n| format!("o{n}")).collect();
     fill(&store, &many, 500).await;
-    store.fold().await;
+    store.checkpoint().await;
     drop(store);
     let mut bytes = fs::read(world.database()).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;

@@ -23,7 +23,7 @@ use order_service::order::{OrderId, Reason, Status, Timestamp};
 use order_service::pace::LearnedLimits;
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report};
-use order_service::store::{DatabasePath, Mode, Store};
+use order_service::store::{DatabaseUrl, Mode, Store};
 
 use self::harness::{Fault, Harness, InMemory, block_on, pass, unlimited};
 

@@ -8,7 +8,7 @@ use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Outcome, Reason, Timestamp};
 use order_service::prune::BATCH;
-use order_service::store::{Change, Creation, Filter, Step, Store, Trouble};
+use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store, Transition};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ pub async fn created(store: &Store, ids: &[String], at: Timestamp) -> Vec<i64> {
     seqs
 }
 
-pub async fn record(store: &Store, changes: Vec<Change>, at: Timestamp) {
+pub async fn record(store: &Store, changes: Vec<OrderChange>, at: Timestamp) {
     let count = changes.len();
     let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
     assert_eq!(recorded.changed, count);
@@ -54,7 +54,8 @@ pub async fn settle(store: &Store, seqs: &[i64], at: Timestamp) {
                 0 => Outcome::Succeeded,
                 _ => Outcome::Failed,
             };
-            [Step::Adopted, Step::Settled(outcome)].map(|step| Change { seq, step })
+            [Transition::Adopted, Transition::Settled(outcome)]
+                .map(|step| OrderChange { seq, step })
         });
         record(store, changes.collect(), at).await;
     }
@@ -109,21 +110,21 @@ async fn old_and_new(world: &World) -> Store {
     settled(&store, &names("old", 10), 91).await;
     let old = days_ago(400);
     let open = created(&store, &names("open", 6), old).await;
-    let trouble = |reason| Trouble {
+    let trouble = |reason| AttentionUpdate {
         reason,
         detail: "trouble".into(),
         next_attempt_at: old,
     };
     let steps = [
         vec![],
-        vec![Step::Intended { previous: None }],
-        vec![Step::Flagged(trouble(Reason::StartRefused))],
-        vec![Step::Adopted],
-        vec![Step::Adopted, Step::Missed { began_at: old }],
-        vec![Step::Adopted, Step::Intended { previous: None }],
+        vec![Transition::Intended { previous: None }],
+        vec![Transition::Flagged(trouble(Reason::StartRefused))],
+        vec![Transition::Adopted],
+        vec![Transition::Adopted, Transition::Missed { began_at: old }],
+        vec![Transition::Adopted, Transition::Intended { previous: None }],
     ];
     for (seq, steps) in open.into_iter().zip(steps) {
-        let changes = steps.into_iter().map(|step| Change { seq, step });
+        let changes = steps.into_iter().map(|step| OrderChange { seq, step });
         record(&store, changes.collect(), old).await;
     }
     // Settled lately, and created long ago or lately.
@@ -225,18 +226,18 @@ async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
     settled(&store, &names("second", 300), 95).await;
     let open = created(&store, &names("open", 4), days_ago(99)).await;
     let lost = settled(&store, &names("lately", 8), 0).await;
-    let restart = |step| vec![Change { seq: open[0], step }];
+    let restart = |step| vec![OrderChange { seq: open[0], step }];
     for step in [
-        Step::Adopted,
-        Step::Intended { previous: None },
-        Step::Restarted { is_seen: true },
+        Transition::Adopted,
+        Transition::Intended { previous: None },
+        Transition::Restarted { is_seen: true },
     ] {
         record(&store, restart(step), days_ago(98)).await;
     }
     settle(&store, &open[1..2], days_ago(97)).await;
     record(
         &store,
-        restart(Step::Settled(Outcome::Failed)),
+        restart(Transition::Settled(Outcome::Failed)),
         days_ago(97),
     )
     .await;

@@ -9,7 +9,7 @@ use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
 use order_service::pace::UpstreamState;
-use order_service::store::{Change, Step, Trouble};
+use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -132,14 +132,14 @@ async fn attention_is_counted_as_each_order_tells_it() {
     fill(&store, &ids(10), 10).await;
     let flag = async |seq: i64, reason: Reason| {
         let now = SystemClock.now();
-        let trouble = Trouble {
+        let trouble = AttentionUpdate {
             reason,
             detail: "for a test".to_owned(),
             next_attempt_at: now,
         };
-        let step = Step::Flagged(trouble);
+        let step = Transition::Flagged(trouble);
         store
-            .record(&lead(&store).await, vec![Change { seq, step }], now)
+            .record(&lead(&store).await, vec![OrderChange { seq, step }], now)
             .await
             .unwrap();
     };
@@ -151,10 +151,10 @@ async fn attention_is_counted_as_each_order_tells_it() {
     for seq in [6, 7] {
         settled.extend(
             [
-                Step::Adopted,
-                Step::Settled(order_service::order::Outcome::Failed),
+                Transition::Adopted,
+                Transition::Settled(order_service::order::Outcome::Failed),
             ]
-            .map(|step| Change { seq, step }),
+            .map(|step| OrderChange { seq, step }),
         );
     }
     store

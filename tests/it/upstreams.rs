@@ -15,7 +15,7 @@ use order_service::decide::LostProcess;
 use order_service::order::{Order, OrderId, Outcome, Reason, Status};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Settings, run_once};
-use order_service::store::{Change, Creation, Filter, Mode, OpenGate, Step, Store};
+use order_service::store::{Creation, Filter, Mode, NoFaults, OrderChange, Store, Transition};
 use order_service::upstream::HttpUpstream;
 
 use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
@@ -46,8 +46,11 @@ impl Orders {
     /// CREATED orders.
     async fn created(ids: &[&str]) -> Self {
         let world = World::in_memory();
-        let store =
-            Store::open(&world.database().into(), Mode::Inline(Arc::new(OpenGate))).unwrap();
+        let store = Store::open(
+            &world.database().into(),
+            Mode::Synchronous(Arc::new(NoFaults)),
+        )
+        .unwrap();
         let orders = Self { world, store };
         for id in ids {
             orders.create(id).await;
@@ -61,13 +64,13 @@ impl Orders {
         let mut changes = Vec::new();
         for id in ids {
             let seq = orders.create(id).await;
-            changes.push(Change {
+            changes.push(OrderChange {
                 seq,
-                step: Step::Intended { previous: None },
+                step: Transition::Intended { previous: None },
             });
-            changes.push(Change {
+            changes.push(OrderChange {
                 seq,
-                step: Step::Started { is_seen: false },
+                step: Transition::Started { is_seen: false },
             });
         }
         let recorded = orders
@@ -361,12 +364,12 @@ async fn a_settled_order_is_never_asked_about_again() {
     .await;
     let orders = Orders::processing(&["done".into(), "open".into()]).await;
     let seq = orders.order("done").seq;
-    let step = Step::Settled(Outcome::Succeeded);
+    let step = Transition::Settled(Outcome::Succeeded);
     orders
         .store
         .record(
             &lead(&orders.store).await,
-            vec![Change { seq, step }],
+            vec![OrderChange { seq, step }],
             SystemClock.now(),
         )
         .await

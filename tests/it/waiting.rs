@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::world::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Reason;
-use order_service::store::{Change, Step, Trouble};
+use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use serde_json::json;
 
 use crate::events::{Events, settle};
@@ -176,26 +176,26 @@ async fn an_open_order_says_when_to_ask_again() {
         answer.header("retry-after").parse().unwrap()
     };
     assert_eq!(seconds().await, 1, "it is started as soon as it can be");
-    let refused = Trouble {
+    let refused = AttentionUpdate {
         reason: Reason::StartRefused,
         detail: "it said no".to_owned(),
         next_attempt_at: now.after(Duration::from_secs(200)),
     };
-    let step = Step::Flagged(refused);
+    let step = Transition::Flagged(refused);
     store
-        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
         .await
         .unwrap();
     assert!((100..=200).contains(&seconds().await));
-    let step = Step::Adopted;
+    let step = Transition::Adopted;
     store
-        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
         .await
         .unwrap();
     assert!((1..=40).contains(&seconds().await));
-    let step = Step::Settled(order_service::order::Outcome::Failed);
+    let step = Transition::Settled(order_service::order::Outcome::Failed);
     store
-        .record(&lead(&store).await, vec![Change { seq: 1, step }], now)
+        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
         .await
         .unwrap();
     assert_eq!(client.get(&path).await.header("retry-after"), "");

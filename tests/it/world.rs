@@ -14,7 +14,7 @@ use order_service::clock::{Clock, SystemClock};
 use order_service::order::OrderId;
 use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
-use order_service::store::{Creation, DatabasePath, Leadership, Mode, Store};
+use order_service::store::{Creation, DatabaseUrl, Leadership, Mode, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -224,7 +224,7 @@ impl World {
 
     /// The database itself, beside the programs that use it.
     pub fn store(&self) -> Store {
-        let path = DatabasePath::from(self.database());
+        let path = DatabaseUrl::from(self.database());
         Store::open(&path, Mode::Threaded).expect("the database can be opened")
     }
 

@@ -9,7 +9,7 @@ use order_service::order::{OrderId, Status, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Settings};
 use order_service::simulator::crash::{CrashModel, Hazard};
-use order_service::store::{Creation, DatabasePath, Mode, Store};
+use order_service::store::{Creation, DatabaseUrl, Mode, Store};
 use rusqlite::Connection;
 
 use crate::fixed_rate::{self, FixedRateClient, Load, Polling};
@@ -272,7 +272,7 @@ impl PaceRun {
         let path = folder.path().join("orders.db");
         let world = World::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
         let gate = RandomWriteFaults::calm(&world);
-        let store = Store::open(&DatabasePath::from(path.clone()), Mode::Inline(gate)).unwrap();
+        let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Synchronous(gate)).unwrap();
         let db = || Connection::open(&path).unwrap();
         world.oracle.borrow_mut().read_from(db());
         world.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));

@@ -17,7 +17,9 @@ use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Trace};
-use order_service::store::{Creation, DatabasePath, Decided, Filter, Leadership, Mode, Store};
+use order_service::store::{
+    Creation, DatabaseUrl, Filter, Leadership, Mode, OperatorResult, Store,
+};
 use rusqlite::Connection;
 
 use crate::limits::Limit;
@@ -218,8 +220,8 @@ impl Run {
         let gate = RandomWriteFaults::calm(&world);
         let path = folder.path().join("orders.db");
         let store = Store::open(
-            &DatabasePath::from(path.clone()),
-            Mode::Inline(gate.clone()),
+            &DatabaseUrl::from(path.clone()),
+            Mode::Synchronous(gate.clone()),
         )
         .unwrap();
         let (lost_process, policy) = [
@@ -477,14 +479,14 @@ impl Run {
         if self.world.draws.below(2) == 0 {
             self.world.oracle.borrow_mut().on_released(id.as_str());
             let decided = drive(&self.world, self.store.release(id.clone(), now));
-            assert!(!matches!(decided, Some(Ok(Decided::Missing))));
+            assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         } else {
             self.world
                 .oracle
                 .borrow_mut()
                 .on_failed_by_operator(id.as_str());
             let decided = drive(&self.world, self.store.fail(id.clone(), now));
-            assert!(!matches!(decided, Some(Ok(Decided::Missing))));
+            assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         }
         self.world.log(|| format!("an operator decides about {id}"));
         self.world.oracle.borrow_mut().check();

@@ -17,7 +17,7 @@ use order_service::order::{Observed, OrderId, Timestamp};
 use order_service::pace::{list_cost, look_ups_cost};
 use order_service::simulator::crash::{Access, CrashModel};
 use order_service::simulator::model::Model;
-use order_service::store::{Gate, Passage};
+use order_service::store::{WriteFate, WriteFaults};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::history::UpstreamHistory;
@@ -793,22 +793,22 @@ impl RandomWriteFaults {
     }
 }
 
-impl Gate for RandomWriteFaults {
-    fn next(&self) -> Passage {
+impl WriteFaults for RandomWriteFaults {
+    fn next(&self) -> WriteFate {
         self.writes.fetch_add(1, Ordering::Relaxed);
         if self.draws.permille(self.death.load(Ordering::Relaxed)) {
             self.is_dead.store(true, Ordering::Relaxed);
             return match self.draws.below(2) {
-                0 => Passage::DeathBefore,
-                _ => Passage::DeathAfter,
+                0 => WriteFate::CrashBefore,
+                _ => WriteFate::CrashAfter,
             };
         }
         if self.draws.permille(self.fault.load(Ordering::Relaxed)) {
             return match self.draws.below(2) {
-                0 => Passage::Refused,
-                _ => Passage::Unheard,
+                0 => WriteFate::Refused,
+                _ => WriteFate::AckLost,
             };
         }
-        Passage::Open
+        WriteFate::Open
     }
 }

@@ -14,7 +14,7 @@ use order_service::order::{Observed, OrderId, Status};
 use order_service::pace::StartRate;
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Settings, reconciler_runtime};
-use order_service::store::{DatabasePath, Mode, Store};
+use order_service::store::{DatabaseUrl, Mode, Store};
 use order_service::upstream::{Entry, Failure, HttpUpstream, StartError, Upstream};
 
 use crate::Bench;
@@ -118,7 +118,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
         (0..rate.rate() as u32).for_each(|_| rate.on_sent());
         rate.on_seen_alive(now);
     }
-    let store = Store::open(&DatabasePath::from(database.to_owned()), Mode::Threaded)?;
+    let store = Store::open(&DatabaseUrl::from(database.to_owned()), Mode::Threaded)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let mut heartbeat = runtime.block_on(store.heartbeat())?;
     heartbeat.learned.rate = Some(rate);
@@ -417,7 +417,7 @@ fn expect(database: &Path, status: Status, orders: u64) -> anyhow::Result<()> {
 }
 
 fn open(database: &Path) -> anyhow::Result<Store> {
-    let path = DatabasePath::from(database.to_owned());
+    let path = DatabaseUrl::from(database.to_owned());
     Ok(Store::open(&path, Mode::Threaded)?)
 }
 

@@ -11,7 +11,7 @@ use order_service::decide::{
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report, Settings};
-use order_service::store::{Change, Step};
+use order_service::store::{OrderChange, Transition};
 use order_service::upstream::{Entry, Failure, ListDecoder, StartError, Upstream};
 
 use super::Iteration;
@@ -148,7 +148,7 @@ fn looks() -> [Observation; LOOKS] {
 pub(super) fn pass(_iterations: usize) -> Iteration {
     let world = World::new(OPEN as usize);
     let lead = world.lead();
-    for changes in batches(OPEN as usize, &[Step::Adopted]) {
+    for changes in batches(OPEN as usize, &[Transition::Adopted]) {
         world.record(&lead, changes);
     }
     let settings = Settings {
@@ -179,7 +179,7 @@ pub(super) fn pass(_iterations: usize) -> Iteration {
 pub(super) fn settle(iterations: usize) -> Iteration {
     let orders = iterations * SETTLED as usize;
     let world = World::new(orders);
-    let steps = [Step::Adopted, Step::Settled(Outcome::Succeeded)];
+    let steps = [Transition::Adopted, Transition::Settled(Outcome::Succeeded)];
     let mut batches = batches(orders, &steps);
     let lead = world.lead();
     Box::new(move || {
@@ -191,16 +191,19 @@ pub(super) fn settle(iterations: usize) -> Iteration {
 }
 
 /// These steps of each of the first orders, as many orders at once as are settled together.
-fn batches(orders: usize, steps: &[Step]) -> impl Iterator<Item = Vec<Change>> + use<> {
+fn batches(orders: usize, steps: &[Transition]) -> impl Iterator<Item = Vec<OrderChange>> + use<> {
     let all: Vec<i64> = (1..=orders as i64).collect();
     let of_some = |seqs: &[i64]| {
         let of_one = |seq: &i64| {
             let seq = *seq;
-            steps.iter().cloned().map(move |step| Change { seq, step })
+            steps
+                .iter()
+                .cloned()
+                .map(move |step| OrderChange { seq, step })
         };
         seqs.iter().flat_map(of_one).collect()
     };
-    let batches: Vec<Vec<Change>> = all.chunks(SETTLED as usize).map(of_some).collect();
+    let batches: Vec<Vec<OrderChange>> = all.chunks(SETTLED as usize).map(of_some).collect();
     batches.into_iter()
 }
 

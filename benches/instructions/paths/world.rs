@@ -6,7 +6,7 @@ use std::sync::Arc;
 use order_service::api::Api;
 use order_service::order::{OrderId, Timestamp};
 use order_service::site::Site;
-use order_service::store::{Change, DatabasePath, Leadership, Mode, OpenGate, Store};
+use order_service::store::{DatabaseUrl, Leadership, Mode, NoFaults, OrderChange, Store};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -29,8 +29,8 @@ impl World {
         // Preferably in memory: flushing takes no time there.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let folder = folder.expect("there is room for a temporary folder");
-        let path = DatabasePath::from(folder.path().join("orders.db"));
-        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate)));
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults)));
         // The threads of a small machine. With one alone, looks would not be made on it.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -70,7 +70,7 @@ impl World {
     }
 
     /// Records changes of orders that are as the changes expect.
-    pub fn record(&self, lead: &Leadership, changes: Vec<Change>) {
+    pub fn record(&self, lead: &Leadership, changes: Vec<OrderChange>) {
         let all = changes.len();
         let recorded = self.wait_for(self.store.record(lead, changes, NOW));
         let recorded = recorded.expect("the database can be written");

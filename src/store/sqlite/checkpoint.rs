@@ -1,4 +1,4 @@
-//! Folds the write-ahead log back into the database, for the most part beside the writer.
+//! Checkpoints of the write-ahead log, for the most part in the background.
 //!
 //! SQLite would do so itself in the middle of a commit, in small portions that write the same pages
 //! again and again, and never to the end while readers overlap. Here a thread of its own copies
@@ -17,12 +17,12 @@ use super::file::OpenedFile;
 use super::open::writing_connection;
 use crate::store::OpenError;
 
-/// The log is folded back beside the writer when it has grown to this many frames, some 28 MB.
+/// Frames in the log from which a checkpoint runs in the background, some 28 MB.
 /// Larger ones save writing: pages that change often are copied once.
-const BESIDE_FROM: i64 = 7_000;
+const BACKGROUND_FROM: i64 = 7_000;
 
 /// The writer folds it back itself at this many frames, some 48 MB, which is reached only if the
-/// thread beside it cannot keep up, or behind a long read.
+/// background thread cannot keep up, or behind a long read.
 const FRAMES_MAX: i64 = 12_000;
 
 /// What the file may keep once the log has begun anew, in bytes: a little more than the largest
@@ -39,50 +39,50 @@ const AGAIN_AFTER: i64 = 1_000;
 /// How long the writer may wait for readers. They are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
 
-/// Interval at which the thread beside the writer looks whether the files are still in their places: a
-/// log that is removed is to be folded back before the program may die, though no one writes.
+/// Interval at which the background thread checks that the files are still in their places: a
+/// log that is removed is checkpointed before the program may die, even if no one writes.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Copies what it can without waiting for anyone.
 const COPY: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 
 /// Copies everything, so that the log begins anew in its file.
-const BEGIN_ANEW: &str = "PRAGMA wal_checkpoint(RESTART)";
+const RESTART: &str = "PRAGMA wal_checkpoint(RESTART)";
 
 /// Copies everything, and leaves nothing in the log's file.
 const EMPTY: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
-/// Only tells how things are.
+/// Only reports the state of the log.
 const LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
 
-/// When the log is folded back, and by whom.
-pub(super) struct Fold {
-    /// Whether the writer is to empty the log's file after the next write, however small it is.
+/// Decides when a checkpoint runs, and on which thread.
+pub(super) struct Checkpointer {
+    /// Set if the writer is to empty the log's file after the next write, however small it is.
     empties_next: Arc<AtomicBool>,
-    beside: Option<SyncSender<()>>,
+    background: Option<SyncSender<()>>,
     /// Held by the thread while it copies. Nobody else can then, and the writer waits for it rather
     /// than let the log grow.
     copying: Arc<Mutex<()>>,
     /// Frames after the last commit. When there are fewer, the log has begun anew, whoever saw to
     /// that.
     frames: i64,
-    /// Frames when the thread beside was last asked to copy them; 0 in a log that is new.
+    /// Frames when the background thread was last asked to copy them; 0 in a log that is new.
     asked_at: i64,
     /// Frames when readers last prevented the end; 0 in a log that is new.
-    held_at: i64,
+    blocked_at: i64,
 }
 
-impl Fold {
-    /// Everything is left to the writer, until there is a thread beside it.
+impl Checkpointer {
+    /// Leaves everything to the writer, until there is a background thread.
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
         db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
         Ok(Self {
             empties_next: Arc::default(),
-            beside: None,
+            background: None,
             copying: Arc::default(),
             frames: 0,
             asked_at: 0,
-            held_at: 0,
+            blocked_at: 0,
         })
     }
 
@@ -92,7 +92,7 @@ impl Fold {
     }
 
     /// Starts the thread that does most of the work, and calls `look` each second. It ends with this.
-    pub fn start_beside(
+    pub fn start_in_background(
         &mut self,
         file: &OpenedFile,
         look: impl Fn() + Send + 'static,
@@ -101,10 +101,10 @@ impl Fold {
         let (ask, asked) = sync_channel(1);
         let copying = self.copying.clone();
         std::thread::Builder::new()
-            .name("fold".to_owned())
-            .spawn(move || copy_beside(&db, &asked, &copying, look))
+            .name("checkpoint".to_owned())
+            .spawn(move || copy_in_background(&db, &asked, &copying, look))
             .map_err(|error| file.error(error))?;
-        self.beside = Some(ask);
+        self.background = Some(ask);
         Ok(())
     }
 
@@ -113,23 +113,23 @@ impl Fold {
     pub fn after_commit(&mut self, db: &Connection) {
         let log = Log::after(db, LOOK).unwrap_or_default();
         if log.frames < self.frames {
-            (self.asked_at, self.held_at) = (0, 0);
+            (self.asked_at, self.blocked_at) = (0, 0);
         }
         self.frames = log.frames;
-        let end_from = BESIDE_FROM.max(self.held_at + AGAIN_AFTER);
-        let copy_from = BESIDE_FROM.max(self.asked_at.max(self.held_at) + LEFT_MAX);
+        let end_from = BACKGROUND_FROM.max(self.blocked_at + AGAIN_AFTER);
+        let copy_from = BACKGROUND_FROM.max(self.asked_at.max(self.blocked_at) + LEFT_MAX);
         let is_little_left = log.frames - log.copied <= LEFT_MAX;
         if self.empties_next.swap(false, Ordering::AcqRel) {
             self.end(db, EMPTY);
-        } else if log.frames >= self.held_at + FRAMES_MAX
+        } else if log.frames >= self.blocked_at + FRAMES_MAX
             || log.frames >= end_from && is_little_left
         {
-            self.end(db, BEGIN_ANEW);
+            self.end(db, RESTART);
         } else if log.frames >= copy_from
-            && let Some(beside) = &self.beside
+            && let Some(background) = &self.background
         {
             // A full channel is being seen to.
-            let _ = beside.try_send(());
+            let _ = background.try_send(());
             self.asked_at = log.frames;
         }
     }
@@ -154,7 +154,7 @@ impl Fold {
             Err(_) => true,
         };
         if is_held {
-            self.held_at = self.frames;
+            self.blocked_at = self.frames;
         }
         log::debug!(
             "ending a write-ahead log of {} frames: {ended:?}",
@@ -165,7 +165,7 @@ impl Fold {
 }
 
 /// Copies what is in the log whenever it is asked to, and calls `look` each second.
-fn copy_beside(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>, look: impl Fn()) {
+fn copy_in_background(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>, look: impl Fn()) {
     loop {
         match asked.recv_timeout(LOOK_EVERY) {
             Ok(()) => {
@@ -208,7 +208,7 @@ mod tests {
     use std::sync::Barrier;
 
     use super::*;
-    use crate::store::{DatabasePath, Mode, Store};
+    use crate::store::{DatabaseUrl, Mode, Store};
 
     /// Pages that one commit puts into the log, at the least.
     const WRITTEN: i64 = 256;
@@ -240,16 +240,16 @@ mod tests {
     async fn the_log_begins_anew_while_commits_go_on_and_later_when_someone_reads_for_long() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("orders.db");
-        let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+        let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
         let file = folder.path().join("orders.db-wal");
         let bytes = || i64::try_from(file.metadata().unwrap().len()).unwrap();
         let looker = Connection::open(&path).unwrap();
         let largest = largest_until_anew(&store, &looker).await;
         assert!(
-            (BESIDE_FROM..=FRAMES_MAX + 2 * WRITTEN).contains(&largest),
+            (BACKGROUND_FROM..=FRAMES_MAX + 2 * WRITTEN).contains(&largest),
             "{largest}"
         );
-        assert!(bytes() >= BESIDE_FROM * 4096, "it is written over");
+        assert!(bytes() >= BACKGROUND_FROM * 4096, "it is written over");
 
         let reader = Connection::open(&path).unwrap();
         reader
@@ -275,8 +275,8 @@ mod tests {
             .unwrap();
         reader.execute_batch("BEGIN; SELECT b FROM a").unwrap();
         ours.execute_batch("INSERT INTO a VALUES (1)").unwrap();
-        let mut fold = Fold::new(&ours).unwrap();
-        fold.frames = 7;
+        let mut checkpointer = Checkpointer::new(&ours).unwrap();
+        checkpointer.frames = 7;
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let wait_once = |_| {
@@ -285,22 +285,22 @@ mod tests {
                     false
                 };
                 other.busy_handler(Some(wait_once)).unwrap();
-                assert!(Log::after(&other, BEGIN_ANEW).unwrap().was_busy);
+                assert!(Log::after(&other, RESTART).unwrap().was_busy);
             });
             UNDER_WAY.wait();
-            fold.end(&ours, BEGIN_ANEW);
-            assert_eq!(fold.held_at, 0);
+            checkpointer.end(&ours, RESTART);
+            assert_eq!(checkpointer.blocked_at, 0);
             UNDER_WAY.wait();
         });
-        fold.end(&ours, BEGIN_ANEW);
-        assert_eq!(fold.held_at, 7);
+        checkpointer.end(&ours, RESTART);
+        assert_eq!(checkpointer.blocked_at, 7);
     }
 
     #[tokio::test]
     async fn a_log_that_another_writer_has_begun_anew_is_ended_in_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("orders.db");
-        let open = || Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+        let open = || Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
         let (ours, other) = (open(), open());
         let looker = Connection::open(&path).unwrap();
         let reader = Connection::open(&path).unwrap();

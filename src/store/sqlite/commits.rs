@@ -101,12 +101,12 @@ mod tests {
 
     use super::*;
     use crate::order::Timestamp;
-    use crate::store::{DatabasePath, Mode, Store};
+    use crate::store::{DatabaseUrl, Mode, Store};
 
     /// The stores of two processes.
     fn stores() -> (tempfile::TempDir, [Store; 2]) {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let stores = [(), ()].map(|()| Store::open(&path, Mode::Threaded).unwrap());
         (folder, stores)
     }

@@ -6,7 +6,6 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
@@ -48,65 +47,6 @@ const READER_CACHE_KIB: i64 = 1024;
 
 /// Statements that a connection keeps prepared. More than there are different ones.
 const STATEMENTS_KEPT: usize = 64;
-
-/// Where the database is: `sqlite:FILE`, or a bare path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatabasePath(PathBuf);
-
-/// A text that names no SQLite file.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DatabasePathError {
-    /// There is nothing in it.
-    #[error("the path is empty; write sqlite:FILE or a path, such as sqlite:orders.db")]
-    Empty,
-    /// Nothing would be kept.
-    #[error("an in-memory database would lose every order; write the path of a file")]
-    Memory,
-    /// It has the scheme of something else.
-    #[error("{0:?} is not a database this program can use; write sqlite:FILE or a path")]
-    Scheme(String),
-    /// It has parameters.
-    #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
-    Parameters,
-}
-
-impl FromStr for DatabasePath {
-    type Err = DatabasePathError;
-
-    fn from_str(text: &str) -> Result<Self, DatabasePathError> {
-        let path = match text.split_once(':') {
-            Some(("sqlite", rest)) => {
-                if rest.contains('?') {
-                    return Err(DatabasePathError::Parameters);
-                }
-                // sqlite:///a/b is an absolute path, sqlite://a a relative one, as elsewhere.
-                rest.strip_prefix("//").unwrap_or(rest)
-            }
-            Some((scheme, _)) if is_scheme(scheme) => {
-                return Err(DatabasePathError::Scheme(format!("{scheme}:")));
-            }
-            _ => text,
-        };
-        match path {
-            "" => Err(DatabasePathError::Empty),
-            ":memory:" => Err(DatabasePathError::Memory),
-            path => Ok(Self(PathBuf::from(path))),
-        }
-    }
-}
-
-fn is_scheme(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
-}
-
-impl From<PathBuf> for DatabasePath {
-    fn from(path: PathBuf) -> Self {
-        Self(path)
-    }
-}
 
 /// Why a database cannot be used. One line, with the path and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -203,10 +143,8 @@ pub enum OpenError {
 /// Finds the file, creates it if need be, brings it up to date, and begins a new history if it is
 /// another file than before. Returns the connection that writes. Safe to do at the same moment in
 /// several processes.
-pub(super) fn prepare(
-    path: &DatabasePath,
-) -> Result<(OpenedFile, Connection, Histories), OpenError> {
-    let path = absolute(&path.0)?;
+pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories), OpenError> {
+    let path = absolute(path)?;
     // One that is still a symbolic link leads nowhere.
     if path.is_symlink() || path.exists() && !path.is_file() {
         return Err(OpenError::NotAFile(path));
@@ -362,7 +300,7 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
         }
     };
     check("journal_mode", mode, "wal")?;
-    // The log is folded back by `store/sqlite/checkpoint.rs`.
+    // Checkpoints are run by `store/sqlite/checkpoint.rs`.
     db.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0;",
     )?;
@@ -425,8 +363,8 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
 }
 
 /// The absolute path of a database that must be there.
-pub(super) fn must_exist(path: &DatabasePath) -> Result<PathBuf, OpenError> {
-    let path = absolute(&path.0)?;
+pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
+    let path = absolute(path)?;
     if path.exists() {
         Ok(path)
     } else {
@@ -436,7 +374,7 @@ pub(super) fn must_exist(path: &DatabasePath) -> Result<PathBuf, OpenError> {
 
 /// Reads something from a database that must exist.
 pub(super) fn read_only<T>(
-    path: &DatabasePath,
+    path: &Path,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T, OpenError> {
     let path = must_exist(path)?;
@@ -447,7 +385,7 @@ pub(super) fn read_only<T>(
 
 /// A connection that can only read, on a database that must exist and be one that this program
 /// knows. Nothing is migrated: whoever runs on it may be older.
-pub(super) fn for_reading(path: &DatabasePath) -> Result<(Connection, PathBuf), OpenError> {
+pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenError> {
     let path = must_exist(path)?;
     if !path.is_file() {
         return Err(OpenError::NotAFile(path));
@@ -479,7 +417,7 @@ fn existing() -> OpenFlags {
 mod tests {
     use super::*;
     use crate::order::OrderId;
-    use crate::store::{Inspection, Mode, Store};
+    use crate::store::{DatabaseUrl, Mode, ReadOnlyDatabase, Store};
 
     #[tokio::test]
     async fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
@@ -498,9 +436,9 @@ mod tests {
             )
             .unwrap();
             drop(db);
-            let path = DatabasePath::from(path);
-            Inspection::open(&path).unwrap();
-            let store = Store::open(&path, Mode::Threaded).unwrap();
+            let url = DatabaseUrl::from(path.clone());
+            ReadOnlyDatabase::open(&url).unwrap();
+            let store = Store::open(&url, Mode::Threaded).unwrap();
             let order = store.order(&OrderId::new("a1").unwrap()).await.unwrap();
             assert_eq!(order.map(|order| order.seq), Some(1), "{format}");
             let (db, _) = for_reading(&path).unwrap();
@@ -509,35 +447,9 @@ mod tests {
                 .unwrap();
             assert_eq!(now, FORMAT, "{format}");
             let mut findings = Vec::new();
-            let database = Inspection::open(&path).unwrap();
+            let database = ReadOnlyDatabase::open(&url).unwrap();
             database.check(|finding| findings.push(finding));
             assert_eq!(findings, [], "{format}");
-        }
-    }
-
-    #[test]
-    fn a_database_is_named_by_a_url_or_a_path_and_anything_else_is_refused() {
-        for (text, path) in [
-            ("sqlite:orders.db", "orders.db"),
-            ("sqlite:/var/lib/o.db", "/var/lib/o.db"),
-            ("sqlite:///var/lib/o.db", "/var/lib/o.db"),
-            ("sqlite://o.db", "o.db"),
-            ("o.db", "o.db"),
-            ("./a:b.db", "./a:b.db"),
-            ("what?.db", "what?.db"),
-        ] {
-            assert_eq!(text.parse(), Ok(DatabasePath(path.into())), "{text}");
-        }
-        for text in [
-            "",
-            "sqlite:",
-            "sqlite::memory:",
-            ":memory:",
-            "postgres://localhost/orders",
-            "file:o.db",
-            "sqlite:o.db?mode=ro",
-        ] {
-            assert!(text.parse::<DatabasePath>().is_err(), "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::row_mapping::{impossible, open_order};
 use crate::order::Timestamp;
-use crate::store::Watchlist;
+use crate::store::OpenOrders;
 use crate::store::open_orders::running;
 
 /// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
@@ -13,7 +13,7 @@ pub(super) const READ_AT_ONCE: usize = 10_000;
 
 /// Adds the orders that come next to the list; the last are among them if they are fewer than
 /// [`READ_AT_ONCE`].
-pub(super) fn read_on(db: &Connection, list: &mut Watchlist) -> rusqlite::Result<usize> {
+pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Result<usize> {
     let before = list.len();
     let after = list.last_seq();
     let mut query = db.prepare_cached(NEXT_WATCHED)?;
@@ -50,12 +50,12 @@ mod tests {
 
     use super::super::open;
     use super::*;
-    use crate::store::{DatabasePath, Mode, Store};
+    use crate::store::{DatabaseUrl, Mode, Store};
 
     #[tokio::test]
     async fn all_are_read_however_many_there_are() {
         let folder = tempfile::tempdir().unwrap();
-        let path = DatabasePath::from(folder.path().join("orders.db"));
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
         // Every third has an intent, every fifth is of no concern.
         let fill = format!(

@@ -6,10 +6,14 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::record::{journal, settle};
 use super::row_mapping::{id_of, reason_of, status_of};
 use crate::order::{EventReason, OrderId, Outcome, Timestamp};
-use crate::store::Decided;
+use crate::store::OperatorResult;
 
 /// Lets an order be started again, whatever the policy, as soon as its process is not found.
-pub(super) fn release(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Decided> {
+pub(super) fn release(
+    db: &Connection,
+    id: &OrderId,
+    now: Timestamp,
+) -> rusqlite::Result<OperatorResult> {
     let changed = db
         .prepare_cached(
             "UPDATE orders SET released_at = ?2, attempts = 0, next_attempt_at = NULL \
@@ -17,13 +21,17 @@ pub(super) fn release(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite
         )?
         .execute(params![id.as_str(), now.0])?;
     if changed > 0 {
-        return Ok(Decided::Done);
+        return Ok(OperatorResult::Done);
     }
     why_not(db, id)
 }
 
 /// Settles an order as FAILED whose process was forgotten.
-pub(super) fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Decided> {
+pub(super) fn fail(
+    db: &Connection,
+    id: &OrderId,
+    now: Timestamp,
+) -> rusqlite::Result<OperatorResult> {
     let seq: Option<i64> = db
         .prepare_cached(
             "SELECT seq FROM orders WHERE id = ?1 AND status = 'PROCESSING' \
@@ -36,10 +44,10 @@ pub(super) fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::R
     };
     settle(db, seq, Outcome::Failed, now)?;
     journal(db, seq, EventReason::FailedByOperator, now)?;
-    Ok(Decided::Done)
+    Ok(OperatorResult::Done)
 }
 
-fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<Decided> {
+fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     let found = db
         .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
         .query_row([id.as_str()], |row| {
@@ -47,9 +55,9 @@ fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<Decided> {
         })
         .optional()?;
     Ok(match found {
-        None => Decided::Missing,
-        Some((status, _)) if status.is_settled() => Decided::Settled(status),
-        Some((status, reason)) => Decided::NotInTrouble(status, reason),
+        None => OperatorResult::Missing,
+        Some((status, _)) if status.is_settled() => OperatorResult::Settled(status),
+        Some((status, reason)) => OperatorResult::NotInTrouble(status, reason),
     })
 }
 

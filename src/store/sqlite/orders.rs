@@ -4,9 +4,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::row_mapping::{FOUND, OPEN_ORDER, found_of, id_of, start_candidate_of};
 use crate::order::{OrderId, Status, Timestamp};
-use crate::store::{Found, StartCandidate};
+use crate::store::{OrderView, StartCandidate};
 
-pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Found>> {
+pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<OrderView>> {
     db.prepare_cached(FOUND)?
         .query_row([id.as_str()], found_of)
         .optional()

@@ -21,7 +21,9 @@ use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
-use crate::store::{Contents, DatabasePath, Finding, Found, OpenError, Removed, StoreError};
+use crate::store::{
+    DatabaseSummary, DatabaseUrl, Finding, OpenError, OrderView, Removed, StoreError,
+};
 
 /// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
 /// indexes, and not much more.
@@ -34,14 +36,15 @@ const COPIED_AT_ONCE: i32 = 2_048;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database, opened for reading only.
-pub struct Inspection {
+pub struct ReadOnlyDatabase {
     db: Connection,
     path: PathBuf,
 }
 
-impl Inspection {
+impl ReadOnlyDatabase {
     /// Opens a database that must be there.
-    pub fn open(path: &DatabasePath) -> Result<Self, OpenError> {
+    pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        let DatabaseUrl::Sqlite(path) = url;
         let (db, path) = open::for_reading(path)?;
         db.busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
@@ -55,10 +58,10 @@ impl Inspection {
     }
 
     /// How much there is in it, at one moment.
-    pub fn contents(&self) -> Result<Contents, StoreError> {
+    pub fn contents(&self) -> Result<DatabaseSummary, StoreError> {
         let snapshot = self.db.unchecked_transaction()?;
         let newest = "SELECT coalesce(max(seq), 0) FROM journal";
-        Ok(Contents {
+        Ok(DatabaseSummary {
             orders: counts(&snapshot)?,
             newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
             pruned: pruned(&snapshot)?,
@@ -155,7 +158,7 @@ pub(super) fn details(
     now: Timestamp,
 ) -> rusqlite::Result<Option<OrderDetails>> {
     let db = db.unchecked_transaction()?;
-    let Some(Found { order, .. }) = find(&db, id)? else {
+    let Some(OrderView { order, .. }) = find(&db, id)? else {
         return Ok(None);
     };
     let open = open_order(&db, order.seq)?;

@@ -5,7 +5,7 @@ use rusqlite::{Connection, params};
 
 use super::orders::find;
 use crate::order::{EventReason, Order, OrderId, Outcome, Reason, Status, Timestamp};
-use crate::store::{Change, Creation, Recorded, Step, Trouble};
+use crate::store::{AttentionUpdate, Creation, OrderChange, Recorded, Transition};
 
 /// Creates an order, if there is none with this id.
 const INSERT_ORDER: &str = "INSERT INTO orders (id, status, created_at, updated_at) \
@@ -42,37 +42,37 @@ pub(super) fn probe(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
 
 pub(super) fn record(
     db: &Connection,
-    changes: &[Change],
+    changes: &[OrderChange],
     now: Timestamp,
 ) -> rusqlite::Result<Recorded> {
     let mut recorded = Recorded::default();
-    for Change { seq, step } in changes {
+    for OrderChange { seq, step } in changes {
         let (changed, reason) = match step {
-            Step::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
-            Step::Counted {
+            Transition::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
+            Transition::Counted {
                 written_at,
                 is_counted,
             } => (count(db, *seq, *written_at, *is_counted)?, None),
-            Step::Started { is_seen } => (
+            Transition::Started { is_seen } => (
                 to_processing(db, *seq, *is_seen, now)?,
                 Some(EventReason::Started),
             ),
-            Step::Adopted => (
+            Transition::Adopted => (
                 to_processing(db, *seq, true, now)?,
                 Some(EventReason::Adopted),
             ),
-            Step::Restarted { is_seen } => (
+            Transition::Restarted { is_seen } => (
                 restart(db, *seq, *is_seen, now)?,
                 Some(EventReason::Restarted),
             ),
-            Step::Seen => (see(db, *seq)?, None),
-            Step::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
-            Step::FailedByPolicy => (
+            Transition::Seen => (see(db, *seq)?, None),
+            Transition::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
+            Transition::FailedByPolicy => (
                 settle(db, *seq, Outcome::Failed, now)?,
                 Some(EventReason::FailedByPolicy),
             ),
-            Step::Withdrawn => (withdraw(db, *seq)?, None),
-            Step::GivenUp {
+            Transition::Withdrawn => (withdraw(db, *seq)?, None),
+            Transition::GivenUp {
                 answer,
                 is_counted,
                 trouble,
@@ -80,16 +80,16 @@ pub(super) fn record(
                 let is_given_up = give_up(db, *seq, *answer, *is_counted, trouble, now)?;
                 (is_given_up, None)
             }
-            Step::Settled(outcome) => {
+            Transition::Settled(outcome) => {
                 let reason = match outcome {
                     Outcome::Succeeded => EventReason::Succeeded,
                     Outcome::Failed => EventReason::Failed,
                 };
                 (settle(db, *seq, *outcome, now)?, Some(reason))
             }
-            Step::Flagged(trouble) => (flag(db, *seq, trouble, now)?, None),
-            Step::Delayed(trouble) => (delay(db, *seq, trouble, now)?, None),
-            Step::Cleared => (clear(db, *seq)?, None),
+            Transition::Flagged(trouble) => (flag(db, *seq, trouble, now)?, None),
+            Transition::Delayed(trouble) => (delay(db, *seq, trouble, now)?, None),
+            Transition::Cleared => (clear(db, *seq)?, None),
         };
         if changed {
             recorded.changed += 1;
@@ -233,7 +233,7 @@ fn give_up(
     seq: i64,
     answer: Option<u16>,
     is_counted: bool,
-    trouble: &Trouble,
+    trouble: &AttentionUpdate,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
@@ -255,7 +255,12 @@ fn give_up(
     )
 }
 
-fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
+fn flag(
+    db: &Connection,
+    seq: i64,
+    trouble: &AttentionUpdate,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET intent_at = NULL, given_up_at = NULL, start_answer = NULL \
@@ -268,7 +273,12 @@ fn flag(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlit
     delay(db, seq, trouble, now)
 }
 
-fn delay(db: &Connection, seq: i64, trouble: &Trouble, now: Timestamp) -> rusqlite::Result<bool> {
+fn delay(
+    db: &Connection,
+    seq: i64,
+    trouble: &AttentionUpdate,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET attempts = attempts + 1, next_attempt_at = ?3, \

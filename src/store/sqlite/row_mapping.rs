@@ -8,7 +8,7 @@ use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{Found, StartCandidate};
+use crate::store::{OrderView, StartCandidate};
 
 /// True in SQL if an operator has to bring an order on, by its columns. A refusal is tried again by itself,
 /// but five in a row do not go away. A forgotten process that was only missed has no
@@ -64,13 +64,13 @@ pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachabl
 }
 
 /// An order and the next look, as [`FOUND`] tells them.
-pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<Found> {
+pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<OrderView> {
     let is_down: bool = row.get(11)?;
     let unreachable = match is_down {
         true => Some(unreachable_of(row, 12)?),
         false => None,
     };
-    Ok(Found {
+    Ok(OrderView {
         order: order_of(row, unreachable.as_ref())?,
         next_look_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
     })

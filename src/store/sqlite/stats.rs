@@ -13,7 +13,7 @@ use super::row_mapping::{heartbeat, impossible, needs_operator, reason_of, resol
 use crate::journal_stats::{JournalEntry, JournalStats};
 use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
 use crate::store::cursor::Sequence;
-use crate::store::{Glance, Removed, Sizes};
+use crate::store::{Removed, Sizes, StatsSnapshot};
 
 /// Brings a history up to date, and tells the rest.
 ///
@@ -24,7 +24,7 @@ pub(super) fn glance(
     db: &Connection,
     history: &mut JournalStats,
     now: Timestamp,
-) -> rusqlite::Result<Glance> {
+) -> rusqlite::Result<StatsSnapshot> {
     // One moment for all of it; ends by itself when it is dropped.
     let db = db.unchecked_transaction()?;
     let journal = extent(&db, Sequence::Journal)?;
@@ -38,7 +38,7 @@ pub(super) fn glance(
         Some((_, id)) => find(&db, &id)?.map(|found| found.order),
         None => None,
     };
-    Ok(Glance {
+    Ok(StatsSnapshot {
         pruned: pruned(&db)?,
         attention: attention(&db)?,
         oldest_open,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::mpsc;
 
-use super::checkpoint::Fold;
+use super::checkpoint::Checkpointer;
 use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
 use super::{lead, operator, prune, record, row_mapping, times};
 use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
@@ -30,8 +30,8 @@ pub(super) struct Writer {
 impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
         let lock = |suffix| lock_file(&file.path, suffix);
-        let fold = Fold::new(&db).map_err(|error| file.error(error))?;
-        let empties_next = fold.empties_next();
+        let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
+        let empties_next = checkpointer.empties_next();
         let shared = Shared::default();
         let mut connected = Connected {
             turn: lock(QUEUE_LOCK)?,
@@ -40,13 +40,13 @@ impl Writer {
             file,
             is_rescued: false,
             trouble: None,
-            fold,
+            checkpointer,
             shared: shared.clone(),
         };
         let queue = match mode {
-            Mode::Inline(gate) => {
+            Mode::Synchronous(gate) => {
                 let connected = Mutex::new(connected);
-                Queue::inline(shared, gate, move |write| {
+                Queue::synchronous(shared, gate, move |write| {
                     let (_, mut nothing) = mpsc::channel(1);
                     let mut connected = connected.lock().unwrap_or_else(PoisonError::into_inner);
                     connected.commit(write, &mut nothing);
@@ -56,7 +56,7 @@ impl Writer {
                 let (queue, sender, mut waiting) = Queue::new(shared);
                 let file = connected.file.clone();
                 let (looked_at, weak_sender) = (file.clone(), sender.downgrade());
-                connected.fold.start_beside(&file, move || {
+                connected.checkpointer.start_in_background(&file, move || {
                     // The writer sees the same, and sees to it.
                     if looked_at.check().is_err()
                         && let Some(sender) = weak_sender.upgrade()
@@ -81,8 +81,8 @@ impl Writer {
         })
     }
 
-    /// Folds the write-ahead log back into the database and empties it, as far as readers allow.
-    pub async fn fold(&self) -> Result<(), StoreError> {
+    /// Checkpoints the write-ahead log and empties it, as far as readers allow.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
         self.empties_next.store(true, Ordering::Release);
         self.queue.write(|reply| Write::Nothing { reply }).await
     }
@@ -145,7 +145,7 @@ struct Connected {
     write: File,
     /// The last failure, to log each kind once.
     trouble: Option<String>,
-    fold: Fold,
+    checkpointer: Checkpointer,
     shared: Shared,
 }
 
@@ -212,9 +212,9 @@ impl Connected {
         let checked = self.file.check();
         if let Err(Unsafe::Moved(path)) = &checked {
             if !self.is_rescued && self.file.may_be_folded() {
-                self.is_rescued = self.fold.rescue(&self.db);
+                self.is_rescued = self.checkpointer.rescue(&self.db);
                 log::warn!(
-                    "{} has left its place: the write-ahead log was folded back completely={}",
+                    "{} has left its place: the write-ahead log was checkpointed completely={}",
                     path.display(),
                     self.is_rescued
                 );
@@ -227,7 +227,7 @@ impl Connected {
 
     /// Lets the others write.
     fn end(&mut self) {
-        self.fold.after_commit(&self.db);
+        self.checkpointer.after_commit(&self.db);
         let _turn = Turn(&self.write);
     }
 
@@ -360,7 +360,7 @@ mod tests {
     use super::*;
     use crate::order::{OrderId, Status, Timestamp};
     use crate::store::queue::QUEUE_MAX;
-    use crate::store::{Creation, DatabasePath, Store};
+    use crate::store::{Creation, DatabaseUrl, Store};
 
     struct Bench {
         _folder: tempfile::TempDir,
@@ -373,7 +373,7 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("orders.db");
-            let store = Store::open(&DatabasePath::from(path.clone()), Mode::Threaded).unwrap();
+            let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
             Self {
                 _folder: folder,
                 store,
@@ -422,7 +422,7 @@ mod tests {
         let mut log = bench.store.path().as_os_str().to_owned();
         log.push("-wal");
         assert!(std::fs::metadata(&log).unwrap().len() > 0);
-        bench.store.fold().await;
+        bench.store.checkpoint().await;
         assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
     }
 
@@ -459,7 +459,7 @@ mod tests {
         bench.other.lock().unwrap();
         let late = bench.create("late").await.unwrap();
         assert!(matches!(late, Err(StoreError::Unwritable(_))), "{late:?}");
-        assert_eq!(bench.store.writing().unwritable, 1);
+        assert_eq!(bench.store.writer_stats().unwritable, 1);
         bench.other.unlock().unwrap();
         assert!(matches!(bench.create("next").await, Ok(Ok(_))));
         assert_eq!(bench.store.newest_seq().await.unwrap(), 1);
@@ -475,7 +475,7 @@ mod tests {
             .map(|n| bench.create(&format!("a{n}")))
             .collect();
         // Beyond the queue there is one more in the hands of the writer.
-        while bench.store.writing().overloaded < 9 {
+        while bench.store.writer_stats().overloaded < 9 {
             tokio::task::yield_now().await;
         }
         bench.other.unlock().unwrap();
@@ -487,7 +487,7 @@ mod tests {
             }
         }
         assert!((1..=10).contains(&overloaded), "{overloaded}");
-        let told = bench.store.writing();
+        let told = bench.store.writer_stats();
         assert_eq!((told.overloaded, told.unwritable), (overloaded, 0));
         assert_eq!((told.waiting, told.waiting_max), (0, QUEUE_MAX));
         let created = (QUEUE_MAX + 10) as u64 - overloaded;

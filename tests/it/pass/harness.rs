@@ -16,7 +16,9 @@ use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::Model;
-use order_service::store::{Creation, DatabasePath, Filter, Gate, Mode, OpenGate, Passage, Store};
+use order_service::store::{
+    Creation, DatabaseUrl, Filter, Mode, NoFaults, Store, WriteFate, WriteFaults,
+};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
@@ -261,11 +263,11 @@ pub(super) struct Disk {
     pub(super) is_full: AtomicBool,
 }
 
-impl Gate for Disk {
-    fn next(&self) -> Passage {
+impl WriteFaults for Disk {
+    fn next(&self) -> WriteFate {
         match self.is_full.load(Ordering::Relaxed) {
-            true => Passage::Refused,
-            false => Passage::Open,
+            true => WriteFate::Refused,
+            false => WriteFate::Open,
         }
     }
 }
@@ -297,8 +299,8 @@ pub(super) fn unlimited() -> LearnedLimits {
 impl Harness {
     pub(super) fn new(max_duration_secs: u32) -> Self {
         let world = World::in_memory();
-        let path = DatabasePath::from(world.database());
-        let store = Store::open(&path, Mode::Inline(Arc::new(OpenGate))).unwrap();
+        let path = DatabaseUrl::from(world.database());
+        let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults))).unwrap();
         let clock = ManualClock::new(Timestamp(1_800_000_000_000));
         let harness = Self {
             _world: world,
@@ -336,8 +338,8 @@ impl Harness {
     /// Puts the database on a disk that may be full.
     pub(super) fn on_a_disk(&mut self) -> Arc<Disk> {
         let disk = Arc::new(Disk::default());
-        let path = DatabasePath::from(self.store.path().to_owned());
-        self.store = Store::open(&path, Mode::Inline(disk.clone())).unwrap();
+        let path = DatabaseUrl::from(self.store.path().to_owned());
+        self.store = Store::open(&path, Mode::Synchronous(disk.clone())).unwrap();
         disk
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::world::ready;
 use order_service::order::ResolvedBy;
-use order_service::store::{Gate, Passage};
+use order_service::store::{WriteFate, WriteFaults};
 
 use super::*;
 
@@ -122,10 +122,10 @@ fn a_process_that_an_operator_has_started_again_has_yet_to_be_seen() {
 #[derive(Default)]
 struct Counter(AtomicUsize);
 
-impl Gate for Counter {
-    fn next(&self) -> Passage {
+impl WriteFaults for Counter {
+    fn next(&self) -> WriteFate {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Passage::Open
+        WriteFate::Open
     }
 }
 
@@ -139,8 +139,8 @@ fn that_processes_are_seen_is_written_once_for_all_and_under_other_policies_neve
         let mut harness = failing(50);
         harness.settings.lost_process = lost_process;
         let counter = Arc::new(Counter::default());
-        let path = DatabasePath::from(harness.store.path().to_owned());
-        harness.store = Store::open(&path, Mode::Inline(counter.clone())).unwrap();
+        let path = DatabaseUrl::from(harness.store.path().to_owned());
+        harness.store = Store::open(&path, Mode::Synchronous(counter.clone())).unwrap();
         let mut reconciler = harness.reconciler();
         pass(&mut reconciler);
         let writes = |reconciler: &mut Reconciler<InMemory, ManualClock>| {

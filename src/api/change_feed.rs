@@ -2,7 +2,7 @@
 //!
 //! There is one of these in a process, and it looks at the database only while someone waits. It
 //! reads each event once; who waits for one order is woken by it, and streams share what was read.
-//! What is waited for and what is said then is in `api/single.rs` and `api/events.rs`.
+//! What is waited for and what is said then is in `api/order.rs` and `api/events.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,7 +16,7 @@ use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
 /// Wait before the next attempt when the database cannot be read.
-const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Wait after new events, for each stream: a stream that is woken takes some microseconds, which a
 /// thousand commits a second would multiply. What comes meanwhile is told together.
@@ -26,7 +26,7 @@ const PAUSE_PER_STREAM: Duration = Duration::from_micros(50);
 const BATCH_MAX: usize = 500;
 
 /// Wakes those who wait for changes of orders.
-pub(super) struct Watcher(Arc<Shared>);
+pub(super) struct ChangeFeed(Arc<Shared>);
 
 struct Shared {
     store: Store,
@@ -39,7 +39,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// Whether someone looks.
-    is_awake: bool,
+    is_polling: bool,
     /// The position up to which all events were told, while someone looks.
     told: Cursor,
     /// Those who wait, by the order's place; the second number tells them apart.
@@ -137,7 +137,7 @@ impl Subscription {
     }
 }
 
-impl Watcher {
+impl ChangeFeed {
     pub fn new(store: &Store) -> Self {
         Self(Arc::new(Shared {
             reads: Reads::new(store),
@@ -151,14 +151,14 @@ impl Watcher {
     /// `newest_event`.
     pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Waiting {
         let mut state = self.0.state();
-        if state.is_awake && newest_event.seq < state.told.seq {
+        if state.is_polling && newest_event.seq < state.told.seq {
             return Waiting::Missed;
         }
         let (wake, woken) = oneshot::channel();
         let key = (order_seq, state.next_number);
         state.next_number += 1;
         state.waiting.insert(key, wake);
-        self.awake(&mut state, newest_event);
+        self.wake(&mut state, newest_event);
         Waiting::Begun(Waiter {
             shared: self.0.clone(),
             key,
@@ -176,16 +176,16 @@ impl Watcher {
     pub fn subscribe(&self, newest_event: Cursor) -> Subscription {
         let mut state = self.0.state();
         let subscription = Subscription(self.0.latest.subscribe());
-        self.awake(&mut state, newest_event);
+        self.wake(&mut state, newest_event);
         subscription
     }
 
     /// Has someone look for what comes after the position `newest_event`, unless someone looks.
-    fn awake(&self, state: &mut State, newest_event: Cursor) {
-        if state.is_awake {
+    fn wake(&self, state: &mut State, newest_event: Cursor) {
+        if state.is_polling {
             return;
         }
-        state.is_awake = true;
+        state.is_polling = true;
         state.told = newest_event;
         // What happened while no one looked is not told: who needs it reads it.
         self.0.latest.send_replace(Batch::nothing(newest_event));
@@ -206,11 +206,11 @@ impl Shared {
     /// Looks for events until no one waits for any.
     async fn look(self: Arc<Self>) {
         let mut changes = None;
-        let mut is_blind = false;
+        let mut is_failing = false;
         while let Some(told) = self.told_if_awaited() {
             match self.look_once(&mut changes, told).await {
                 Ok((events, last)) => {
-                    is_blind = false;
+                    is_failing = false;
                     let may_be_more = events.len() == BATCH_MAX;
                     if !events.is_empty() {
                         self.tell(Batch::new(told, events, last));
@@ -223,11 +223,11 @@ impl Shared {
                 }
                 Err(StoreError::Gone(_)) => self.skip().await,
                 Err(error) => {
-                    if !is_blind {
+                    if !is_failing {
                         log::warn!("changes of orders cannot be noticed: {error}");
                     }
-                    is_blind = true;
-                    tokio::time::sleep(BLIND_INTERVAL).await;
+                    is_failing = true;
+                    tokio::time::sleep(FAILING_INTERVAL).await;
                 }
             }
         }
@@ -248,8 +248,8 @@ impl Shared {
     /// when on no one looks either.
     fn told_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
-        state.is_awake = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
-        state.is_awake.then_some(state.told)
+        state.is_polling = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
+        state.is_polling.then_some(state.told)
     }
 
     /// Goes on with what comes next, because some of what was not told yet was removed. It may have
@@ -289,23 +289,23 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::order::{Outcome, Timestamp};
-    use crate::store::{Change, Creation, DatabasePath, Mode, Step};
+    use crate::store::{Creation, DatabaseUrl, Mode, OrderChange, Transition};
 
     struct Bench {
         _folder: tempfile::TempDir,
         /// The store that orders are created and settled in.
         other: Store,
-        watcher: Watcher,
+        watcher: ChangeFeed,
     }
 
     impl Bench {
         /// Another process creates and settles.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let path = DatabasePath::from(folder.path().join("orders.db"));
+            let path = DatabaseUrl::from(folder.path().join("orders.db"));
             Self {
                 other: Store::open(&path, Mode::Threaded).unwrap(),
-                watcher: Watcher::new(&Store::open(&path, Mode::Threaded).unwrap()),
+                watcher: ChangeFeed::new(&Store::open(&path, Mode::Threaded).unwrap()),
                 _folder: folder,
             }
         }
@@ -314,7 +314,7 @@ mod tests {
         fn in_one_process() -> Self {
             let bench = Self::new();
             Self {
-                watcher: Watcher::new(&bench.other.without_polls()),
+                watcher: ChangeFeed::new(&bench.other.without_polls()),
                 ..bench
             }
         }
@@ -329,8 +329,8 @@ mod tests {
 
         /// Two events: it is PROCESSING, and then settled.
         async fn settle(&self, seq: i64) {
-            let steps = [Step::Adopted, Step::Settled(Outcome::Failed)];
-            let changes = steps.map(|step| Change { seq, step });
+            let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
+            let changes = steps.map(|step| OrderChange { seq, step });
             let lead = self.other.try_lead().await.unwrap().unwrap();
             let recorded = self.other.record(&lead, changes.into(), Timestamp(2)).await;
             recorded.unwrap();
@@ -343,12 +343,12 @@ mod tests {
             }
         }
 
-        fn is_awake(&self) -> bool {
-            self.watcher.0.state().is_awake
+        fn is_polling(&self) -> bool {
+            self.watcher.0.state().is_polling
         }
 
         async fn until_asleep(&self) {
-            while self.is_awake() {
+            while self.is_polling() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
@@ -358,13 +358,13 @@ mod tests {
     async fn no_one_looks_while_no_one_waits() {
         let bench = Bench::new();
         let seq = bench.create("a1").await;
-        assert!(!bench.is_awake());
+        assert!(!bench.is_polling());
         let waiter = bench.begin(seq, Cursor::bare(1));
-        assert!(bench.is_awake());
+        assert!(bench.is_polling());
         drop(waiter);
         bench.until_asleep().await;
         let subscription = bench.watcher.subscribe(Cursor::bare(1));
-        assert!(bench.is_awake());
+        assert!(bench.is_polling());
         drop(subscription);
         bench.until_asleep().await;
     }

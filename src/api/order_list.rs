@@ -25,7 +25,7 @@ use crate::store::{Cursor, StoreError};
 const STREAM_PAGE: usize = 250;
 
 /// A list of orders on its way to a client.
-pub(super) struct Listing {
+pub(super) struct OrderList {
     reads: Arc<Reads>,
     query: ListQuery,
     form: Form,
@@ -35,7 +35,7 @@ pub(super) struct Listing {
     is_done: bool,
 }
 
-impl Listing {
+impl OrderList {
     pub fn new(reads: Arc<Reads>, query: ListQuery, form: Form) -> Self {
         Self {
             reads,

@@ -13,16 +13,16 @@ use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
+use super::change_feed::Waiting;
 use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
-use super::watcher::Waiting;
 use super::{Api, json, json_answer};
 use crate::clock::{Clock, SystemClock};
 use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
-use crate::store::{Creation, Found, StoreError};
+use crate::store::{Creation, OrderView, StoreError};
 
 /// Says how long an answer was allowed to take (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -114,7 +114,7 @@ impl Api {
     }
 
     /// The order as it is now.
-    async fn look(&self, id: &OrderId) -> Result<Option<Found>, StoreError> {
+    async fn look(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         // With tokio's block_in_place, which hands this thread's other work to another one, a look
         // took 44 us of processor instead of 22, and at best 46 us instead of 40 with 64 connections
         // (as `scripts/bench get` asks, both programs in turns). So the look is made here, by so many
@@ -131,7 +131,7 @@ impl Api {
     }
 
     /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
-    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<Found>, NotHeld> {
+    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<OrderView>, NotHeld> {
         let until = Instant::now() + wait.duration();
         let mut place = None;
         let mut waiter = loop {
@@ -179,7 +179,7 @@ fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
 }
 
 /// An order whose settling was waited for.
-fn held(status: StatusCode, found: &Found, wait: Wait) -> Response {
+fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
     let mut response = one(status, &found.order, found.next_look_at);
     response
         .headers_mut()

@@ -1,8 +1,7 @@
 //! What is told of all orders together, kept in memory: the history that the journal adds up to,
 //! brought up to date by what is new whenever it is asked for.
 //!
-//! Reading the whole journal happens once, at the first request. `stats` and `metrics` tell what is
-//! found here.
+//! Reading the whole journal happens once, at the first request. `stats` and `metrics` report it.
 
 use std::sync::Arc;
 
@@ -12,11 +11,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
-use crate::store::{Glance, Store, StoreError};
+use crate::store::{StatsSnapshot, Store, StoreError};
 
 /// The history, shared by all who ask.
 #[derive(Default)]
-pub(super) struct Overview {
+pub(super) struct StatsCache {
     history: Arc<Mutex<JournalStats>>,
 }
 
@@ -24,10 +23,10 @@ pub(super) struct Overview {
 pub(super) struct Seen {
     pub now: Timestamp,
     pub history: OwnedMutexGuard<JournalStats>,
-    pub glance: Glance,
+    pub glance: StatsSnapshot,
 }
 
-impl Overview {
+impl StatsCache {
     /// Brings the history up to date, where waiting holds up no one else. If the caller goes away
     /// meanwhile, that is done for the next one.
     pub async fn look(&self, store: &Store) -> Result<Seen, StoreError> {

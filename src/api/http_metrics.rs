@@ -32,9 +32,9 @@ pub(super) struct Traits {
 
 /// Times until answers began, in microseconds.
 #[derive(Default)]
-pub(super) struct Traffic(Mutex<BTreeMap<Traits, Histogram>>);
+pub(super) struct HttpMetrics(Mutex<BTreeMap<Traits, Histogram>>);
 
-impl Traffic {
+impl HttpMetrics {
     /// Counts a request that is being answered.
     pub fn count(&self, route: &'static str, method: &Method, status: StatusCode, took: Duration) {
         let traits = Traits {
@@ -48,7 +48,7 @@ impl Traffic {
     }
 
     /// What was counted so far.
-    pub fn told(&self) -> BTreeMap<Traits, Histogram> {
+    pub fn snapshot(&self) -> BTreeMap<Traits, Histogram> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,97 @@
+//! The address of a database, which names its engine.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The address of a database: `sqlite:FILE`, or a bare path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// The path of an SQLite file.
+    Sqlite(PathBuf),
+}
+
+/// Reasons why a text is no address of a database.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseUrlError {
+    /// There is nothing in it.
+    #[error("the path is empty; write sqlite:FILE or a path, such as sqlite:orders.db")]
+    Empty,
+    /// Nothing would be kept.
+    #[error("an in-memory database would lose every order; write the path of a file")]
+    Memory,
+    /// It has the scheme of something else.
+    #[error("{0:?} is not a database this program can use; write sqlite:FILE or a path")]
+    Scheme(String),
+    /// It has parameters.
+    #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
+    Parameters,
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
+        let path = match text.split_once(':') {
+            Some(("sqlite", rest)) => {
+                if rest.contains('?') {
+                    return Err(DatabaseUrlError::Parameters);
+                }
+                // sqlite:///a/b is an absolute path, sqlite://a a relative one, as elsewhere.
+                rest.strip_prefix("//").unwrap_or(rest)
+            }
+            Some((scheme, _)) if is_scheme(scheme) => {
+                return Err(DatabaseUrlError::Scheme(format!("{scheme}:")));
+            }
+            _ => text,
+        };
+        match path {
+            "" => Err(DatabaseUrlError::Empty),
+            ":memory:" => Err(DatabaseUrlError::Memory),
+            path => Ok(Self::Sqlite(PathBuf::from(path))),
+        }
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))
+}
+
+impl From<PathBuf> for DatabaseUrl {
+    fn from(path: PathBuf) -> Self {
+        Self::Sqlite(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_by_a_url_or_a_path_and_anything_else_is_refused() {
+        for (text, path) in [
+            ("sqlite:orders.db", "orders.db"),
+            ("sqlite:/var/lib/o.db", "/var/lib/o.db"),
+            ("sqlite:///var/lib/o.db", "/var/lib/o.db"),
+            ("sqlite://o.db", "o.db"),
+            ("o.db", "o.db"),
+            ("./a:b.db", "./a:b.db"),
+            ("what?.db", "what?.db"),
+        ] {
+            assert_eq!(text.parse(), Ok(DatabaseUrl::Sqlite(path.into())), "{text}");
+        }
+        for text in [
+            "",
+            "sqlite:",
+            "sqlite::memory:",
+            ":memory:",
+            "postgres://localhost/orders",
+            "file:o.db",
+            "sqlite:o.db?mode=ro",
+        ] {
+            assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
+        }
+    }
+}
