@@ -1,19 +1,18 @@
-//! Limits of what is asked of the upstream: start rate, processes in flight, looks, backoff. Pure functions
-//! of `now` and of what happened before.
+//! Limits of the requests to the upstream: start rate, processes in flight, polls, backoff. Pure
+//! functions of `now` and of what happened before.
 //!
-//! The order process service crashes under load and loses its in-memory state, so a request that
-//! need not be made is better not made. [`Pace`] is the one limiter that every request passes.
-//! What to do about an order is decided in `decide`.
+//! The upstream crashes under load and loses its in-memory state, so every request has a cost. [`Pace`]
+//! is the one limiter that every request passes. `decide` chooses what to do about an order.
 //!
 //! - `rate`: starts per second.
 //! - `incarnations`: processes in flight.
-//! - `polling`: which orders to look at, and when. `list_time`: how long a list may take.
+//! - `polling`: which orders to poll, and when. `list_timeout`: how long a list may take.
 //! - `round_robin`: which order is started next.
-//! - `availability`: whether anything may be asked at all.
+//! - `availability`: whether requests may be sent at all.
 
 mod availability;
 mod incarnations;
-mod list_time;
+mod list_timeout;
 mod polling;
 mod rate;
 mod round_robin;
@@ -25,64 +24,67 @@ use serde::{Deserialize, Serialize};
 
 pub use self::availability::{CircuitBreaker, RequestResults, UpstreamState};
 pub use self::incarnations::Incarnations;
-use self::list_time::ListTime;
+use self::list_timeout::ListTimeout;
 use self::polling::Polling;
 pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cost};
-pub use self::rate::{Gcra, StartRate};
+use self::rate::Gcra;
+pub use self::rate::StartRate;
 pub use self::round_robin::{RoundRobin, StartClass};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
 
-/// The wait after a first failure.
+/// Backoff after a first failure.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 
-/// Long enough that an operator sees the order in today's logs, short enough that mending the
-/// upstream helps at once.
+/// Longest backoff: long enough that an operator sees the order in today's logs, short enough that
+/// an order proceeds soon after the upstream is repaired.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
 
-/// More processes than this must be missing for a restart of the upstream to be suspected.
+/// A restart of the upstream is suspected if more processes than this are missing.
 const MISSING_MIN: usize = 10;
 
-/// And more than one in this many of those that were known.
+/// A restart of the upstream is suspected if more than one in this many known processes are missing.
 const MISSING_SHARE: usize = 3;
 
-/// Looks that a limit counts cost no more than this: a twentieth of the longest pause between two of them.
-/// However slow the limit, orders in doubt have to be looked at.
+/// Largest cost of polls that a rate limit of the upstream counts: a twentieth of the longest pause
+/// between two polls. However low the limit, orders in doubt have to be polled.
 const LIMITED_COST_MAX: Duration = Duration::from_millis(500);
 
-/// How long it takes to write intents, about: what starts meanwhile is made ready ahead.
-const INTENT_TAKES: Duration = Duration::from_millis(2);
+/// Time in which an intent is written, about: as many orders as start in it are staged ahead.
+const INTENT_WRITE_TIME: Duration = Duration::from_millis(2);
 
-/// A process that runs for so many times as long as any that ended lately is stuck. It does not
-/// take a place in the window for ever.
+/// A process that runs for this many times as long as any that ended lately is stuck. It does not
+/// occupy a place in the window for ever.
 const STUCK_AFTER: u32 = 2;
 
-/// What was learned of the upstream, to be kept for a later run.
+/// The limits of the upstream that were learned, kept for a later run.
+///
+/// They are stored with the heartbeat: serialised names are those of earlier versions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LearnedLimits {
-    /// Starts per second; nothing before the first run.
+    /// Start rate; `None` before the first run.
     pub rate: Option<StartRate>,
-    /// Restarts, and the processes between them.
+    /// Restarts of the upstream, and the number of processes between them.
     #[serde(rename = "lives")]
     pub incarnations: Incarnations,
-    /// How long processes take.
+    /// Durations of processes.
     pub durations: Durations,
-    /// Until when the upstream has asked to be left alone.
+    /// End of the pause that the upstream has asked for.
     pub resting_until: Option<Timestamp>,
 }
 
 /// A request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// A start, not a look.
+    /// Whether it is a start, not a poll.
     pub is_start: bool,
-    /// When it was sent.
+    /// Moment at which it was sent.
     pub sent_at: Timestamp,
 }
 
 impl Call {
-    /// A look that was sent at this moment.
+    /// Creates a poll that was sent at this moment.
     pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
             is_start: false,
@@ -91,10 +93,10 @@ impl Call {
     }
 }
 
-/// The limiter that every request to the upstream passes, and all that was learned for it.
+/// The limiter that every request to the upstream passes, and all that it has learned.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// Requests at once, of all kinds.
+    /// Largest number of requests at once, of all kinds.
     max_requests: usize,
     breaker: CircuitBreaker,
     rate: StartRate,
@@ -102,18 +104,18 @@ pub struct Pace {
     incarnations: Incarnations,
     durations: Durations,
     polling: Polling,
-    list_time: ListTime,
-    /// Processes that are known to run.
+    list_timeout: ListTimeout,
+    /// Number of processes that are known to run.
     in_flight: u64,
-    /// Whether starts meet nothing but silence and server errors.
-    is_failing: bool,
-    /// Whether the limit that starts have met counts looks too.
+    /// Whether the last start had no answer, or a server error.
+    are_starts_in_doubt: bool,
+    /// Whether the rate limit of the upstream counts polls too.
     are_polls_limited: bool,
 }
 
 impl Pace {
-    /// Goes on from what an earlier run had learned. `ceiling` is in starts per second, 0 for
-    /// none; `max_requests` is the number of requests at once.
+    /// Resumes from what an earlier run has learned. `ceiling` is in starts per second, 0 for none;
+    /// `max_requests` is the largest number of requests at once.
     pub fn new(
         ceiling: f64,
         max_requests: usize,
@@ -122,37 +124,36 @@ impl Pace {
         now: Timestamp,
     ) -> Self {
         let rate = match learned.rate {
-            Some(rate) => rate.under(ceiling, now),
+            Some(rate) => rate.with_ceiling(ceiling, now),
             None => StartRate::new(ceiling, now),
         };
         Self {
             max_requests,
-            breaker: CircuitBreaker::new(upstream.no_later_than(now))
-                .resting(learned.resting_until, now),
+            breaker: CircuitBreaker::new(upstream, learned.resting_until, now),
             gcra: Gcra::new(rate.rate()),
             rate,
             incarnations: learned.incarnations.no_later_than(now),
             durations: learned.durations,
             polling: Polling::new(now),
-            list_time: ListTime::default(),
+            list_timeout: ListTimeout::default(),
             in_flight: 0,
-            is_failing: false,
+            are_starts_in_doubt: false,
             are_polls_limited: false,
         }
     }
 
-    /// Goes on in another run with what was learned in this one.
+    /// Creates the pace of another run, which resumes from what this one has learned.
     #[must_use]
     pub fn for_next_run(&self, now: Timestamp) -> Self {
         let ceiling = self.rate.ceiling().unwrap_or(0.0);
         let upstream = self.breaker.state().clone();
         Self {
-            list_time: self.list_time.clone(),
+            list_timeout: self.list_timeout.clone(),
             ..Self::new(ceiling, self.max_requests, self.learned(now), upstream, now)
         }
     }
 
-    /// What to keep for a later run.
+    /// Returns what was learned, for a later run.
     pub fn learned(&self, now: Timestamp) -> LearnedLimits {
         LearnedLimits {
             resting_until: self.breaker.resting_until(now),
@@ -162,12 +163,12 @@ impl Pace {
         }
     }
 
-    /// Whether the upstream answers.
+    /// Returns the circuit breaker.
     pub fn breaker(&self) -> &CircuitBreaker {
         &self.breaker
     }
 
-    /// Starts per second.
+    /// Returns the start rate.
     pub fn rate(&self) -> &StartRate {
         &self.rate
     }
@@ -189,29 +190,31 @@ impl Pace {
         })
     }
 
-    /// Restarts of the upstream, and the processes between them.
+    /// Returns the incarnations of the upstream.
     pub fn incarnations(&self) -> &Incarnations {
         &self.incarnations
     }
 
-    /// Whether one more request of any kind may leave now, beside `requests` that have.
+    /// Returns whether one more request of any kind may be sent now, beside `requests` in flight.
     pub fn may_send(&self, now: Timestamp, requests: usize) -> bool {
         requests < self.max_requests && self.breaker.may_send(now)
     }
 
-    /// Whether one more order may be made ready to be started now, beside `starting` that are or
-    /// have left. At a high rate some are ready before there is a place for their requests, so that
-    /// no place is empty while intents are written.
+    /// Returns whether one more order may be staged now, that is, have its intent written, beside
+    /// `starting` that are staged or sent. At a high rate some are staged before a request may be sent
+    /// for them, so that no slot for requests is empty while intents are written. While starts are in
+    /// doubt, one order at a time tries.
     pub fn may_stage(&self, now: Timestamp, starting: usize) -> bool {
-        let ahead = (self.rate.rate() * INTENT_TAKES.as_secs_f64()) as usize;
-        let places = match self.is_failing {
+        let ahead = (self.rate.rate() * INTENT_WRITE_TIME.as_secs_f64()) as usize;
+        let most = match self.are_starts_in_doubt {
             true => 1,
             false => self.max_requests + ahead.min(self.max_requests),
         };
-        starting < places && self.breaker.may_send(now)
+        starting < most && self.breaker.may_send(now)
     }
 
-    /// When the next start may leave, `now` or later; nothing while as many processes run as may.
+    /// Returns the moment at which the next start may be sent, `now` or later; `None` while the window is
+    /// full.
     pub fn next_start_at(&self, now: Timestamp, starting: usize) -> Option<Timestamp> {
         let in_flight = self.in_flight + starting as u64;
         let is_full = self
@@ -221,146 +224,148 @@ impl Pace {
         (!is_full).then(|| self.gcra.next_at(now))
     }
 
-    /// A start leaves now.
+    /// Counts a start that is sent now.
     pub fn on_start_sent(&mut self, now: Timestamp) {
         self.rate.on_sent();
-        self.gcra.on_start_sent(now);
+        self.gcra.on_sent(now);
     }
 
-    /// A look leaves now. If the upstream limits the rate of requests, it takes a start's turn.
+    /// Counts a poll that is sent now. It takes the place of a start if the rate limit of the upstream
+    /// counts polls.
     pub fn on_poll_sent(&mut self, now: Timestamp) {
         if self.are_polls_limited {
-            self.gcra.on_start_sent(now);
+            self.gcra.on_sent(now);
         }
     }
 
-    /// A start was accepted: there is one more process.
+    /// Records a start that was accepted: one more process is in flight.
     pub fn on_start_accepted(&mut self, seq: i64, now: Timestamp) {
         self.polling.on_started(seq, now);
-        self.is_failing = false;
+        self.are_starts_in_doubt = false;
         self.in_flight += 1;
         self.incarnations.on_start_accepted();
     }
 
-    /// A start was refused: the upstream takes starts.
+    /// Records a start that was refused: starts are answered.
     pub fn on_start_refused(&mut self) {
-        self.is_failing = false;
+        self.are_starts_in_doubt = false;
     }
 
-    /// A start was not answered, or with a server error, and may have taken effect. Until one is answered
-    /// otherwise, one order at a time tries.
+    /// Records a start that had no answer, or a server error, and may have taken effect.
     pub fn on_start_in_doubt(&mut self) {
-        self.is_failing = true;
+        self.are_starts_in_doubt = true;
     }
 
     /// Raises a reduced rate by the time that has passed. Returns whether the reduction is over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
-        let is_full_again = self.rate.recover(now);
-        self.are_polls_limited &= self.rate.is_refused();
-        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
-        is_full_again
+        let is_over = self.rate.recover(now);
+        self.are_polls_limited &= self.rate.is_rate_limited();
+        self.apply_rate();
+        is_over
     }
 
-    /// Takes note of a usable answer. Tells whether the upstream had not answered before.
+    fn apply_rate(&mut self) {
+        self.gcra
+            .set_rate(self.rate.rate(), self.rate.is_rate_limited());
+    }
+
+    /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         if !call.is_start {
             self.polling.on_answered();
         }
-        let was_down = self.breaker.is_down();
-        let is_news = self.breaker.on_answered(now);
-        if was_down {
+        if self.breaker.is_down() {
             // It may have been restarted.
-            self.polling.forget(now);
+            self.polling.reset(now);
             self.are_polls_limited = false;
         }
-        is_news
+        self.breaker.on_answered(now)
     }
 
-    /// Takes note of a request without a usable answer. Tells whether that lowers the rate, and
-    /// whether the upstream counts as down from now on and did not before.
+    /// Records a request without a usable answer. Returns whether that reduces the rate, and whether the
+    /// upstream counts as down from now on.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
         let is_refused = matches!(failure.cause, Cause::TooMany | Cause::Overload);
         let is_overload = is_refused || failure.cause == Cause::Silence;
         let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
-        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.apply_rate();
         if !call.is_start && is_refused {
             self.polling.on_refused(now);
             self.are_polls_limited = true;
         }
-        (
-            is_slower,
-            self.breaker.on_failed(call.is_start, now, failure),
-        )
+        let is_down = self.breaker.on_failed(call.is_start, now, failure);
+        (is_slower, is_down)
     }
 
-    /// What requests have met since this was last asked.
+    /// Returns the results of the requests since the last call.
     pub fn take_results(&mut self) -> RequestResults {
         self.breaker.take_results()
     }
 
-    /// The upstream was found to have been restarted, and to have so many processes now.
+    /// Records that the upstream was found to have been restarted and has `processes` now.
     pub fn on_restart(&mut self, processes: u64, now: Timestamp) {
         self.rate.on_restart(now);
-        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.apply_rate();
         self.incarnations.on_restart(processes, now);
     }
 
-    /// The upstream was found to have forgotten a process. One alone says nothing of how long a life lasts.
+    /// Records that the upstream was found to have forgotten a process. One alone says nothing about the
+    /// length of an incarnation.
     pub fn on_process_forgotten(&mut self, now: Timestamp) {
         self.incarnations.on_process_forgotten(now);
     }
 
-    /// A complete list told how many processes there are.
+    /// Records a complete list, which was requested at `began_at`.
     pub fn on_list_complete(&mut self, entries: u64, began_at: Timestamp, now: Timestamp) {
         self.on_seen_alive(began_at);
         self.incarnations.on_list_complete(entries, now);
     }
 
-    /// A look that began at `began_at` has seen a process of this life of the upstream.
+    /// Records that a poll that began at `began_at` has seen a process of the current incarnation.
     pub fn on_seen_alive(&mut self, began_at: Timestamp) {
         self.rate.on_seen_alive(began_at);
-        self.gcra.set_rate(self.rate.rate(), self.rate.is_refused());
+        self.apply_rate();
     }
 
-    /// How long a list may take that begins now.
-    pub fn list_limit(&self) -> Duration {
-        self.list_time.limit(self.incarnations.processes())
+    /// Returns the timeout of a list that is requested now.
+    pub fn list_timeout(&self) -> Duration {
+        self.list_timeout.next(self.incarnations.processes())
     }
 
-    /// A list has ended after so long: it was complete, with so many entries, or was not.
+    /// Learns from the duration of a list. `entries` is `None` if it was not complete.
     pub fn on_list_ended(&mut self, entries: Option<u64>, took: Duration) {
         match entries {
-            Some(entries) => self.list_time.on_complete(entries, took),
-            None if took >= self.list_limit() => self.list_time.on_cut(),
+            Some(entries) => self.list_timeout.on_complete(entries, took),
+            None if took >= self.list_timeout() => self.list_timeout.on_timeout(),
             None => {}
         }
     }
 
-    /// Returns whether one more look may be sent now, beside `requests`.
+    /// Returns whether one more poll may be sent now, beside `requests` in flight.
     pub fn may_poll(&self, now: Timestamp, requests: usize) -> bool {
         let is_free = requests == 0 || !self.are_polls_limited;
         is_free && self.may_send(now, requests) && !self.polling.is_refused(now)
     }
 
-    /// Whether anything may be looked at.
+    /// Returns whether the budget allows a poll now.
     pub fn is_poll_due(&self, now: Timestamp) -> bool {
         now >= self.polling.next_at()
     }
 
-    /// When one of a few orders is due to be looked at.
+    /// Returns the moment at which the next of a few orders is to be polled; `None` if there are none, or
+    /// many.
     pub fn order_due_at(&self) -> Option<Timestamp> {
         self.polling.due_at()
     }
 
-    /// Chooses what to look at. `watched` is in the order of `seq`. `is_often` says that the schedule
-    /// has moments enough for each of a few orders to wait for its own.
-    pub fn plan(&mut self, watched: &[PollTarget], is_often: bool, now: Timestamp) -> PollPlan {
-        let least = self.request_cost();
-        self.polling
-            .plan(watched, self.incarnations.processes(), least, is_often, now)
+    /// Plans a poll. `targets` are in the order of `seq`. `is_frequent` says that the schedule is frequent
+    /// enough for each of a few orders to wait for its own moment.
+    pub fn plan(&mut self, targets: &[PollTarget], is_frequent: bool, now: Timestamp) -> PollPlan {
+        let (entries, cost) = (self.incarnations.processes(), self.request_cost());
+        self.polling.plan(targets, entries, cost, is_frequent, now)
     }
 
-    /// Learns from a look at one of the watched that began at `began_at`.
+    /// Learns durations from a poll that began at `began_at` and has observed this order.
     pub fn on_observed(&mut self, order: &PollTarget, observed: &Observed, began_at: Timestamp) {
         let Some(running_since) = order.running_since else {
             return;
@@ -378,33 +383,34 @@ impl Pace {
         }
     }
 
-    /// An order was looked up.
-    pub fn on_order_polled(&mut self, seq: i64, began_at: Timestamp) {
-        self.polling.on_order_polled(seq, began_at);
-    }
-
-    /// Forgets what was learned of durations since `before`, because it will be learned again.
+    /// Restores the durations that were learned before a poll that could not be recorded. They will be
+    /// learned again.
     pub fn restore_durations(&mut self, before: Durations) {
         self.durations = before;
     }
 
-    /// Durations of processes.
+    /// Returns the durations of processes.
     pub fn durations(&self) -> &Durations {
         &self.durations
     }
 
-    /// All orders were looked at.
+    /// Records a look-up of one order that began at `began_at`.
+    pub fn on_looked_up(&mut self, seq: i64, began_at: Timestamp) {
+        self.polling.on_looked_up(seq, began_at);
+    }
+
+    /// Records a poll of all orders that began at `began_at`.
     pub fn on_all_polled(&mut self, began_at: Timestamp) {
         self.polling.on_all_polled(began_at);
     }
 
-    /// When the next look may begin.
+    /// Returns the earliest moment of the next poll within the budget.
     pub fn next_poll_at(&self) -> Timestamp {
         self.polling.next_at()
     }
 
-    /// Cost of a request to the upstream, whatever it asks for: where a limit counts looks too, each takes
-    /// the place of a start.
+    /// Returns the least cost of a request to the upstream: if its rate limit counts polls, each takes the
+    /// place of a start.
     fn request_cost(&self) -> Duration {
         match self.are_polls_limited {
             true => Duration::from_secs_f64(1.0 / self.rate.rate()),
@@ -412,7 +418,8 @@ impl Pace {
         }
     }
 
-    /// Looks that began at `began_at` are over and cost the upstream `cost`.
+    /// Schedules the next poll after one that began at `began_at`, and has cost the upstream `cost` and so
+    /// many requests.
     pub fn on_polled(&mut self, began_at: Timestamp, requests: usize, cost: Duration) {
         let of_limit = self
             .request_cost()
@@ -422,25 +429,25 @@ impl Pace {
         self.polling.on_polled(began_at, cost, &self.durations);
     }
 
-    /// So many processes are known to run and are not stuck.
+    /// Sets the number of processes that are known to run and are not stuck.
     pub fn set_in_flight(&mut self, in_flight: u64) {
         self.in_flight = in_flight;
     }
 
-    /// Something is not as it should be: everything is looked at as soon as possible.
+    /// Makes all orders due for a poll as soon as possible, because something is not as expected.
     pub fn poll_soon(&mut self, now: Timestamp) {
-        self.polling.forget(now);
+        self.polling.reset(now);
     }
 
-    /// A process that has run for longer than this is stuck.
+    /// Returns the age from which on a process that still runs is stuck.
     pub fn stuck_after(&self) -> Duration {
         self.durations.longest() * STUCK_AFTER
     }
 }
 
-/// How long an order waits after its `attempts`th failure in a row: doubling from one second to
-/// [`BACKOFF_MAX`], of which the order's own half is taken away at most, so that orders that
-/// failed together do not come back together ("equal jitter").
+/// Returns how long an order waits after its `attempts`th failure in a row: one second, doubled with each
+/// further failure up to [`BACKOFF_MAX`], less a share of up to one half that depends on the id, so
+/// that orders that failed together do not return together ("equal jitter").
 pub fn backoff(id: &str, attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(1).min(16);
     let full = (BACKOFF_BASE * 2u32.pow(doublings)).min(BACKOFF_MAX);
@@ -450,8 +457,8 @@ pub fn backoff(id: &str, attempts: u32) -> Duration {
     full.mul_f64(1.0 - share / 2.0)
 }
 
-/// Whether the upstream must have been restarted, given how many of the processes that were known
-/// are missing all at once.
+/// Returns whether the upstream must have been restarted, given the number of known processes and how many
+/// of them are missing at once.
 pub fn is_restart(missing: usize, known: usize) -> bool {
     missing > MISSING_MIN && missing * MISSING_SHARE > known
 }
@@ -476,7 +483,7 @@ mod tests {
         Pace::new(ceiling, 8, learned, UpstreamState::Unknown, now)
     }
 
-    /// A start that was sent at this moment.
+    /// Creates a start that was sent at this moment.
     fn start(sent_at: Timestamp) -> Call {
         Call {
             is_start: true,
@@ -498,7 +505,7 @@ mod tests {
         assert_eq!(limiter.on_failed(start(now), now, &failure), (true, false));
         assert!((44.0..46.0).contains(&limiter.rate().rate()));
         assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
-        // Another run leaves it alone too, but not for ever.
+        // Another run keeps to the pause too, but not for ever.
         let mut learned = limiter.learned(now);
         assert_eq!(learned.resting_until, Some(Timestamp(3_000)));
         assert!(!pace(50.0, learned.clone(), now).may_send(Timestamp(2_999), 0));
@@ -515,23 +522,23 @@ mod tests {
     }
 
     #[test]
-    fn orders_are_made_ready_ahead_of_their_places_only_at_a_high_rate() {
+    fn orders_are_staged_ahead_of_free_slots_only_at_a_high_rate() {
         let now = Timestamp(1_000);
-        let ready_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));
+        let staged_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));
         let fast = LearnedLimits {
             rate: Some(StartRate::doubled_to(50_000.0, now)),
             ..LearnedLimits::default()
         };
         for (ceiling, expected) in [(3.0, 8), (50.0, 8), (499.0, 8), (1_500.0, 11), (0.0, 16)] {
             let mut limiter = pace(ceiling, fast.clone(), now);
-            assert_eq!(ready_at_once(&limiter), Some(expected), "{ceiling}/s");
+            assert_eq!(staged_at_once(&limiter), Some(expected), "{ceiling}/s");
             limiter.on_failed(start(now), now, &no_connection());
-            assert_eq!(ready_at_once(&limiter), Some(0), "it is down");
+            assert_eq!(staged_at_once(&limiter), Some(0), "it is down");
         }
     }
 
     #[test]
-    fn while_no_start_is_answered_for_certain_one_order_at_a_time_tries() {
+    fn while_starts_are_in_doubt_one_order_at_a_time_tries() {
         let now = Timestamp(1_000);
         let mut limiter = pace(50.0, LearnedLimits::default(), now);
         let accepted: fn(&mut Pace) = |pace| pace.on_start_accepted(1, Timestamp(1_000));
@@ -574,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_answers_again_is_looked_at_at_once() {
+    fn an_upstream_that_answers_again_is_polled_at_once() {
         let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
         limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
         assert!(!limiter.is_poll_due(Timestamp(10)));
@@ -585,8 +592,8 @@ mod tests {
         assert!(limiter.is_poll_due(Timestamp(12)));
     }
 
-    /// Sends starts as they are due for so many seconds, of which an upstream takes `limit` a second
-    /// and refuses the others; looks each second that count too. Returns what was accepted and
+    /// Sends starts as they are due for so many seconds to an upstream that accepts `limit` of them per
+    /// second and refuses the others, and polls it each second. Returns how many were accepted and
     /// refused.
     fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
         let mut counts = [0; 2];
@@ -632,14 +639,14 @@ mod tests {
     }
 
     #[test]
-    fn starts_that_are_taken_are_sent_ever_faster() {
+    fn starts_that_are_accepted_are_sent_ever_faster() {
         let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
         assert_eq!(
             (limiter.rate().rate(), limiter.limit_reason()),
             (500.0, None)
         );
         let [accepted, _] = drive(&mut limiter, 3, 1e6);
-        // A start each millisecond is the most here.
+        // At most one start per millisecond is possible here.
         assert!((2_000..3_000).contains(&accepted), "{accepted}");
         assert!(limiter.rate().rate() >= 1_000.0);
         let mut under_a_ceiling = pace(50.0, LearnedLimits::default(), Timestamp(0));
@@ -649,7 +656,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_a_limit_counts_take_the_places_of_starts() {
+    fn polls_that_a_rate_limit_counts_take_the_places_of_starts() {
         let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
         let refusal = Failure::new("the upstream answered 429", Cause::Overload);
         limiter.on_failed(start(Timestamp(10)), Timestamp(20), &refusal);
@@ -659,7 +666,7 @@ mod tests {
         assert_eq!(
             limiter.next_start_at(Timestamp(30), 0),
             due,
-            "looks are free"
+            "polls are not counted"
         );
         assert!(limiter.may_poll(Timestamp(30), 0));
         limiter.on_failed(Call::poll(Timestamp(31)), Timestamp(32), &refusal);
@@ -670,27 +677,27 @@ mod tests {
         assert!(!limiter.is_poll_due(Timestamp(2_080)) && limiter.is_poll_due(Timestamp(2_100)));
         assert!(limiter.may_poll(Timestamp(2_100), 0), "one at a time");
         assert!(!limiter.may_poll(Timestamp(2_100), 1));
-        // However many and however slow the limit, there is another look soon.
+        // However many they were and however low the limit, there is another poll soon.
         limiter.on_polled(Timestamp(3_000), 1_000, Duration::ZERO);
         assert!(!limiter.is_poll_due(Timestamp(12_999)));
         assert!(limiter.is_poll_due(Timestamp(13_000)));
     }
 
     #[test]
-    fn what_requests_met_is_told_once() {
+    fn the_results_of_requests_are_returned_once() {
         let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
         let (answer, failure) = (true, true);
         limiter.on_answered(start(Timestamp(0)), Timestamp(1));
-        let met = |answer, failure| RequestResults { answer, failure };
-        assert_eq!(limiter.take_results(), met(answer, false));
+        let results = |answer, failure| RequestResults { answer, failure };
+        assert_eq!(limiter.take_results(), results(answer, false));
         let unusable = Failure::new("answered 500", Cause::Unusable);
         limiter.on_failed(start(Timestamp(0)), Timestamp(2), &unusable);
-        assert_eq!(limiter.take_results(), met(false, failure));
-        assert_eq!(limiter.take_results(), met(false, false));
+        assert_eq!(limiter.take_results(), results(false, failure));
+        assert_eq!(limiter.take_results(), results(false, false));
     }
 
     #[test]
-    fn when_something_is_not_as_it_should_be_everything_is_looked_at_at_once() {
+    fn when_something_is_not_as_expected_all_orders_are_due_at_once() {
         let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
         limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
         assert!(!limiter.is_poll_due(Timestamp(10)));
@@ -699,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_learned_from_looks_and_with_them_which_processes_are_stuck() {
+    fn durations_are_learned_from_polls_and_with_them_which_processes_are_stuck() {
         let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
         let order = PollTarget {
             seq: 1,
@@ -712,18 +719,18 @@ mod tests {
         assert_eq!(durations(&limiter), before);
         limiter.on_observed(&order, &Observed::Running, Timestamp(5_000));
         assert_eq!(durations(&limiter).mean(), None);
-        limiter.on_order_polled(1, Timestamp(5_000));
+        limiter.on_looked_up(1, Timestamp(5_000));
         limiter.on_observed(&order, &Observed::Failed, Timestamp(7_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
         assert_eq!(limiter.stuck_after(), Duration::from_secs(12));
-        // One that ran before this program did may have ended at any time before.
+        // A process from before this run may have ended at any time before.
         let old = PollTarget {
             seq: 2,
             running_since: Some(Timestamp(-1)),
         };
         limiter.on_observed(&old, &Observed::Failed, Timestamp(7_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
-        // A look at all of them is one at this one.
+        // A poll of all orders includes this one.
         limiter.on_all_polled(Timestamp(9_000));
         limiter.on_observed(&order, &Observed::Running, Timestamp(21_000));
         assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(18)));

@@ -1,14 +1,20 @@
-//! Whether the upstream answers: kept from what single requests met.
+//! The availability of the upstream: a circuit breaker that is fed with the result of each request.
 //!
-//! Pure. An upstream that is down is asked by one look-up a pass, and one that has asked for rest
-//! gets it; both are told by `Pace`, which every request passes.
+//! An upstream that is down gets one look-up per pass, and one that has asked for a pause (`Retry-After`)
+//! gets none. [`super::Pace`] keeps to both.
 
-use super::BACKOFF_MAX;
+use std::time::Duration;
+
 use crate::order::Timestamp;
 use crate::upstream::{Cause, Failure};
 
-/// Failures in a row, over different orders, after which it is not the orders' fault.
+/// Number of failures in a row after which the upstream counts as down. Requests are about different
+/// orders, so one order that always fails is not enough.
 const FAILURES_TO_DOWN: u32 = 3;
+
+/// Longest pause that the upstream can ask for. Whoever restores it does not wait longer than that for
+/// the next request.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Whether the upstream gives usable answers, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,24 +22,23 @@ pub enum UpstreamState {
     /// Not known yet: no usable answer, and too few failures.
     #[default]
     Unknown,
-    /// It answers.
+    /// The upstream answers.
     Up {
-        /// Since when.
+        /// Moment of the first usable answer.
         since: Timestamp,
     },
-    /// It does not.
+    /// The upstream does not answer.
     Down {
-        /// Since when.
+        /// Moment of the first failure.
         since: Timestamp,
-        /// What was seen instead of an answer.
+        /// Detail of the last failure.
         detail: String,
     },
 }
 
 impl UpstreamState {
-    /// The same, as of no later than `now`.
-    #[must_use]
-    pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
+    /// Returns the same state, since `now` at the latest, for a clock that was set back.
+    fn no_later_than(mut self, now: Timestamp) -> Self {
         if let Self::Up { since } | Self::Down { since, .. } = &mut self {
             *since = now.min(*since);
         }
@@ -41,81 +46,75 @@ impl UpstreamState {
     }
 }
 
-/// Keeps the upstream's reach from what single requests met.
+/// A circuit breaker for requests to the upstream.
 #[derive(Clone, Debug)]
 pub struct CircuitBreaker {
     state: UpstreamState,
     failures_in_a_row: u32,
-    /// Whether the last look had no failure that says otherwise.
+    /// Whether the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
-    not_before: Option<Timestamp>,
-    /// Whether a request met a usable answer, and whether one did not, since this was last asked.
+    /// End of the pause that the upstream has asked for.
+    resting_until: Option<Timestamp>,
     results: RequestResults,
     last_failure: Option<String>,
 }
 
-/// What requests met.
+/// The kinds of results among a number of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestResults {
-    /// A usable answer.
+    /// Whether a request had a usable answer.
     pub answer: bool,
-    /// None.
+    /// Whether a request failed.
     pub failure: bool,
 }
 
 impl CircuitBreaker {
-    /// Goes on from what an earlier run knew.
-    pub fn new(state: UpstreamState) -> Self {
+    /// Creates a circuit breaker that resumes from the state of an earlier run, and from the end of the
+    /// pause that the upstream had asked for.
+    pub fn new(state: UpstreamState, resting_until: Option<Timestamp>, now: Timestamp) -> Self {
         Self {
-            state,
+            state: state.no_later_than(now),
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
-            not_before: None,
+            resting_until: resting_until.map(|at| at.min(now.after(PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
         }
     }
 
-    /// Goes on leaving the upstream alone until a moment that an earlier run was told.
-    #[must_use]
-    pub fn resting(mut self, until: Option<Timestamp>, now: Timestamp) -> Self {
-        self.not_before = until.map(|at| at.min(now.after(BACKOFF_MAX)));
-        self
-    }
-
-    /// Detail of the last failure since this was made.
+    /// Returns the detail of the last failure in this run.
     pub fn last_failure(&self) -> Option<&str> {
         self.last_failure.as_deref()
     }
 
-    /// What requests have met since this was last asked.
+    /// Returns the results of the requests since the last call.
     pub fn take_results(&mut self) -> RequestResults {
         std::mem::take(&mut self.results)
     }
 
-    /// What is known.
+    /// Returns the state of the upstream.
     pub fn state(&self) -> &UpstreamState {
         &self.state
     }
 
-    /// Whether it is known to be down.
+    /// Returns whether the upstream is known to be down.
     pub fn is_down(&self) -> bool {
         matches!(self.state, UpstreamState::Down { .. })
     }
 
-    /// Returns the moment until which the upstream has asked to be left alone, if that lies ahead.
+    /// Returns the end of the pause that the upstream has asked for, if it lies ahead.
     pub fn resting_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.not_before.filter(|at| *at > now)
+        self.resting_until.filter(|at| *at > now)
     }
 
-    /// Whether anything may be asked at `now`.
+    /// Returns whether requests may be sent at `now`.
     pub fn may_send(&self, now: Timestamp) -> bool {
         !self.is_down() && self.resting_until(now).is_none()
     }
 
-    /// Takes note of a usable answer. Tells whether this is a change.
+    /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, now: Timestamp) -> bool {
         self.are_polls_answered = true;
         self.results.answer = true;
@@ -128,20 +127,20 @@ impl CircuitBreaker {
         true
     }
 
-    /// Takes note of a request without a usable answer. Returns whether to report that the upstream
-    /// is down: it was not before, or was so when an earlier run ended.
+    /// Records a request without a usable answer. Returns whether to report that the upstream is down:
+    /// it was not before, or was down already when an earlier run ended.
     pub fn on_failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
         self.results.failure = true;
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         if let Some(wait) = failure.retry_after {
-            self.not_before = Some(now.after(wait.min(BACKOFF_MAX)));
+            self.resting_until = Some(now.after(wait.min(PAUSE_MAX)));
         }
         if !is_start {
             self.are_polls_answered = matches!(failure.cause, Cause::TooMany | Cause::Outdated);
         }
-        // One that answers looks is there whatever it answers to starts, and so is one that asks for fewer
-        // requests. A cache's answer does not say that it is not.
+        // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
+        // the rate. The answer of a cache does not show that it is not.
         let is_there = match failure.cause {
             Cause::NoAccess | Cause::Silence => false,
             Cause::TooMany | Cause::Outdated => true,
@@ -179,7 +178,7 @@ mod tests {
 
     #[test]
     fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
-        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown);
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         let failed = |breaker: &mut CircuitBreaker, now, cause| {
             breaker.on_failed(false, Timestamp(now), &failure(cause))
         };
@@ -193,7 +192,7 @@ mod tests {
         assert!(failed(&mut breaker, 13, Cause::Unusable));
         assert!(!failed(&mut breaker, 14, Cause::Unusable));
         let UpstreamState::Down { since, .. } = breaker.state() else {
-            panic!("it counts as down");
+            panic!("the upstream counts as down");
         };
         assert_eq!(*since, Timestamp(11));
         assert!(breaker.on_answered(Timestamp(15)));
@@ -202,7 +201,7 @@ mod tests {
 
     #[test]
     fn an_upstream_that_refuses_starts_asks_for_fewer_requests_or_is_cached_is_not_down() {
-        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown);
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         breaker.on_answered(Timestamp(1));
         for now in 2..20 {
             let now = Timestamp(now);
@@ -212,12 +211,12 @@ mod tests {
             assert!(!breaker.on_failed(false, now, &failure(Cause::Outdated)));
         }
         assert!(breaker.may_send(Timestamp(20)));
-        // Where looks fail too, what starts meet counts.
-        let mut failing = CircuitBreaker::new(UpstreamState::Unknown);
+        // Where polls fail too, failures of starts count.
+        let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         assert!(!failing.on_failed(false, Timestamp(1), &failure(Cause::Overload)));
         assert!(!failing.on_failed(true, Timestamp(2), &failure(Cause::Overload)));
         assert!(failing.on_failed(true, Timestamp(3), &failure(Cause::Overload)));
-        // One that is silent to starts is.
+        // One that does not answer starts is down.
         for now in 21..23 {
             assert!(!breaker.on_failed(true, Timestamp(now), &failure(Cause::Silence)));
         }
@@ -228,7 +227,7 @@ mod tests {
     fn an_upstream_that_was_down_when_an_earlier_run_ended_is_reported_by_this_one() {
         let detail = "answered 500".to_owned();
         let since = Timestamp(1);
-        let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail });
+        let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail }, None, since);
         assert!(breaker.on_failed(false, Timestamp(2), &failure(Cause::Unusable)));
         assert!(!breaker.on_failed(false, Timestamp(3), &failure(Cause::Unusable)));
     }

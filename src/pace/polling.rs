@@ -1,8 +1,8 @@
-//! Polling: which processes to look at, by look-ups or by a list, and when.
+//! Polling: which processes to observe, by look-ups or by a list, and when.
 //!
-//! Each look costs the upstream time, and one that meets the end of a process can crash it. The budget
-//! is a share of the upstream's time. Within it an order is looked up just after each whole second that
-//! its process has lasted, because processes last whole seconds.
+//! Each poll costs the upstream time, and one that meets a completion can crash it. The budget for
+//! polls is a share of the upstream's time. Within it an order is looked up just after each whole
+//! second of its process, because processes run for whole seconds.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,58 +19,61 @@ const LOOK_UP_COST: Duration = Duration::from_micros(50);
 const LIST_ENTRY_COST_NS: u64 = 500;
 
 /// Number of look-ups that are preferred to a list whose length is not known.
-const LOOK_UPS_UNSEEN: usize = 20;
+const LOOK_UPS_DEFAULT: usize = 20;
 
-/// Looks take one part in this many of the upstream's time as long as that delays no outcome by
-/// much. A process that ends while a list is read can crash the upstream, so that each list costs some
-/// of an incarnation; far fewer of them, and outcomes are seen late.
+/// Polls take one part in this many of the upstream's time as long as that delays no outcome by much.
+/// A process that ends while a list is read can crash the upstream, so more lists shorten an
+/// incarnation; with far fewer, outcomes are observed late.
 const GENTLE_SHARE: u32 = 4_000;
 
-/// Where that would delay outcomes, looks may take one part in this many of its time, and no more.
+/// Polls take at most one part in this many of the upstream's time where [`GENTLE_SHARE`] would delay
+/// outcomes.
 const LARGEST_SHARE: u32 = 20;
 
-/// An outcome is seen later by one part in this many of the duration of a process, at most, if the
-/// share allows.
+/// An outcome is observed late by at most one part in this many of the mean duration of a process, if
+/// [`LARGEST_SHARE`] allows.
 const DELAY_SHARE: u32 = 5;
 
-/// Longest pause between two looks that the budget leads to, unless [`LARGEST_SHARE`] demands more.
+/// Longest pause between two polls that the budget leads to, unless [`LARGEST_SHARE`] demands more.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Unit of the duration of a process.
+/// Unit of the duration of a process, in milliseconds.
 const PERIOD_MS: i64 = 1_000;
 
-/// Time after a whole second of a process at which it is looked at, in milliseconds: the first of these
-/// numbers and up to the second more, by order. In the very millisecond in which it ends, a look could
-/// meet its end, and the looks of orders started together would meet each other.
+/// Delay of a look-up after a whole second of the process, in milliseconds: at least the first number,
+/// and less than the second more, by order. In the very millisecond of the completion a look-up could
+/// collide with it, and look-ups of orders that were started together would collide with each other.
 const JITTER_MS: (i64, i64) = (15, 20);
 
-/// With more processes than this, a look is always due for one of them, and looks follow the schedule.
-const FEW: usize = 32;
+/// Largest number of processes that are looked up each at its own moment. With more, one is due at
+/// almost any time, and polls follow the schedule.
+const OWN_MOMENTS_MAX: usize = 32;
 
-/// Outcomes after which those seen so far count half.
+/// Number of outcomes after which those observed so far count half.
 const ENDED_MAX: f64 = 1_000.0;
 
-/// Each outcome shortens the longest duration by one part in this many, unless it confirms it: a
-/// process that ran for long in a former configuration does not count for ever.
+/// Each outcome shortens the longest duration by one part in this many, unless it confirms it: a process
+/// that ran for long in a former configuration does not count for ever.
 const LONGEST_FADES: u32 = 1_000;
 
-/// Longest duration of a process while none was seen to end: as configured by default, and a little.
+/// Longest duration of a process while none was observed to end: the service's default limit of ten
+/// minutes, and a tenth more.
 const LONGEST_ASSUMED: Duration = Duration::from_secs(660);
 
-/// An order that should have a process.
+/// An open order whose process is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollTarget {
-    /// Its number in the order of creation.
+    /// Position in the order of creation.
     pub seq: i64,
-    /// Since when its process has been known to run. Nothing if that is in doubt: it is then
-    /// looked at whenever others are.
+    /// Moment since which the process is known to run. `None` if it is not known to: the order is then
+    /// included in every poll.
     pub running_since: Option<Timestamp>,
 }
 
-/// A way to observe.
+/// The requests of a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PollPlan {
-    /// A look-up for each of these, by their index among the watched.
+    /// A look-up for each of these, by their index among the targets.
     LookUps(Vec<usize>),
     /// One list of all processes.
     List,
@@ -86,18 +89,22 @@ pub fn list_cost(entries: u64) -> Duration {
     LOOK_UP_COST + Duration::from_nanos(entries.saturating_mul(LIST_ENTRY_COST_NS))
 }
 
-/// Number of look-ups that cost the upstream no more than the list, if each request costs `least`.
-fn look_ups_max(entries: Option<u64>, least: Duration) -> usize {
+/// Returns the number of look-ups that cost the upstream no more than the list, if each request costs
+/// at least `request_cost`.
+fn look_ups_max(entries: Option<u64>, request_cost: Duration) -> usize {
     let Some(entries) = entries else {
-        return if least.is_zero() { LOOK_UPS_UNSEEN } else { 1 };
+        return match request_cost.is_zero() {
+            true => LOOK_UPS_DEFAULT,
+            false => 1,
+        };
     };
-    let list = list_cost(entries).max(least);
-    let look_ups = list.as_nanos() / LOOK_UP_COST.max(least).as_nanos();
+    let list = list_cost(entries).max(request_cost);
+    let look_ups = list.as_nanos() / LOOK_UP_COST.max(request_cost).as_nanos();
     usize::try_from(look_ups).unwrap_or(usize::MAX - 1)
 }
 
-/// Durations of processes, estimated from looks at them while most still run: the time that they were
-/// observed for by the number that ended in it (the maximum likelihood estimate for censored
+/// Durations of processes, estimated from polls while most still run: the time for which processes were
+/// observed, divided by the number that ended in it (the maximum likelihood estimate for censored
 /// exponential lifetimes; Epstein and Sobel, 1953).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Durations {
@@ -107,12 +114,12 @@ pub struct Durations {
 }
 
 impl Durations {
-    /// A process was observed for so long since it was last looked at.
+    /// Adds the time since a process was last polled.
     pub fn on_observed(&mut self, time: Duration) {
         self.observed_seconds += time.as_secs_f64();
     }
 
-    /// A process has ended at this age.
+    /// Counts a process that has ended at this age.
     pub fn on_ended(&mut self, age: Duration) {
         self.ended += 1.0;
         if self.ended >= ENDED_MAX {
@@ -122,18 +129,18 @@ impl Durations {
         self.longest = age.max(self.longest - self.longest / LONGEST_FADES);
     }
 
-    /// Mean duration; `None` while no process was seen to end.
+    /// Returns the mean duration; `None` while no process was observed to end.
     pub fn mean(&self) -> Option<Duration> {
-        (self.ended > 0.0).then(|| self.at_least())
+        (self.ended > 0.0).then(|| self.mean_if_one_ended())
     }
 
-    /// Mean duration, as if one process ended now if none has yet.
-    fn at_least(&self) -> Duration {
+    /// Returns the mean duration, or what it would be if a first process ended now.
+    fn mean_if_one_ended(&self) -> Duration {
         let seconds = self.observed_seconds / self.ended.max(1.0);
         Duration::try_from_secs_f64(seconds).unwrap_or(PAUSE_MAX)
     }
 
-    /// Age by which all have ended that were seen to end lately.
+    /// Returns the longest duration that was observed lately.
     pub fn longest(&self) -> Duration {
         match self.ended > 0.0 {
             true => self.longest,
@@ -142,105 +149,109 @@ impl Durations {
     }
 }
 
-/// Polling of the processes of open orders.
+/// The schedule of polls, and the last poll of each order.
 #[derive(Clone, Debug)]
 pub struct Polling {
-    /// What was confirmed later was known at that moment; what was before has yet to be looked at.
+    /// Beginning of the period that this covers: a process confirmed later was known to run at that
+    /// moment, one confirmed earlier has yet to be polled.
     began_at: Timestamp,
-    /// The budget allows no look before.
+    /// Earliest moment of the next poll within the budget.
     next_at: Timestamp,
-    /// When the next of a few orders is due; `None` if there are none, or many.
+    /// Moment at which the next of a few orders is due; `None` if there are none, or many.
     due_at: Option<Timestamp>,
-    /// Last look at all orders, and at each that was looked at alone.
-    all_at: Option<Timestamp>,
-    each_at: HashMap<i64, Timestamp>,
-    /// Looks in a row that were refused for their rate, and when the next may be made.
-    refused: u32,
+    /// Last poll of all orders.
+    all_polled_at: Option<Timestamp>,
+    /// Last look-up of each order since then.
+    looked_up_at: HashMap<i64, Timestamp>,
+    /// Number of polls in a row that were refused because of their rate.
+    refusals: u32,
+    /// Earliest moment of a poll after those.
     refused_until: Option<Timestamp>,
 }
 
 impl Polling {
-    /// No order was looked at before `now`.
+    /// Creates a schedule on which no order was polled before `now`.
     pub fn new(now: Timestamp) -> Self {
         Self {
             began_at: now,
             next_at: now,
             due_at: None,
-            all_at: None,
-            each_at: HashMap::new(),
-            refused: 0,
+            all_polled_at: None,
+            looked_up_at: HashMap::new(),
+            refusals: 0,
             refused_until: None,
         }
     }
 
-    /// When the budget allows the next look.
+    /// Returns the earliest moment of the next poll.
     pub fn next_at(&self) -> Timestamp {
         self.next_at.max(self.refused_until.unwrap_or(self.next_at))
     }
 
-    /// When one of a few orders is due, within the budget.
+    /// Returns the moment at which the next of a few orders is due, within the budget.
     pub fn due_at(&self) -> Option<Timestamp> {
         self.due_at.map(|at| at.max(self.next_at()))
     }
 
-    /// The process of this order was started.
+    /// Schedules the first poll of an order whose process was started at `now`.
     pub fn on_started(&mut self, seq: i64, now: Timestamp) {
         let due_at = due_at(seq, now, now);
         self.due_at = Some(self.due_at.map_or(due_at, |at| at.min(due_at)));
     }
 
-    /// A look was refused for its rate. The next one waits for a second, twice as long after each
-    /// refusal.
+    /// Pauses polls after one was refused because of its rate: for one second, and for twice as long
+    /// after each further refusal.
     pub fn on_refused(&mut self, now: Timestamp) {
         if !self.is_refused(now) {
-            let pause = BACKOFF_BASE * 2_u32.pow(self.refused.min(6));
-            self.refused += 1;
+            let pause = BACKOFF_BASE * 2_u32.pow(self.refusals.min(6));
+            self.refusals += 1;
             self.refused_until = Some(now.after(pause.min(PAUSE_MAX)));
         }
     }
 
-    /// A look was answered.
+    /// Ends the pause: a poll was answered.
     pub fn on_answered(&mut self) {
-        (self.refused, self.refused_until) = (0, None);
+        (self.refusals, self.refused_until) = (0, None);
     }
 
-    /// Returns whether looks wait because one was refused.
+    /// Returns whether polls are paused after a refusal.
     pub fn is_refused(&self, now: Timestamp) -> bool {
         self.refused_until.is_some_and(|at| at > now)
     }
 
-    /// When the process was last known to run, if it was looked at or confirmed in this run.
+    /// Returns the last moment at which the process was known to run; `None` if it was neither polled
+    /// nor confirmed since `began_at`.
     pub fn last_known(&self, seq: i64, running_since: Timestamp) -> Option<Timestamp> {
-        let looked_at = self.all_at.max(self.each_at.get(&seq).copied());
+        let polled_at = self.all_polled_at.max(self.looked_up_at.get(&seq).copied());
         let confirmed_at = (running_since > self.began_at).then_some(running_since);
-        looked_at.max(confirmed_at)
+        polled_at.max(confirmed_at)
     }
 
-    /// Chooses what to look at now. `watched` is in the order of `seq`; `entries` is the length of
-    /// the list, if that is known; each request costs the upstream `least`. `is_often` says that the
-    /// schedule has moments enough for each order to wait for its own.
+    /// Plans a poll at `now`. `targets` are in the order of `seq`; `entries` is the length of the list, if
+    /// it is known; each request costs the upstream at least `request_cost`. `is_frequent` says that the
+    /// schedule is frequent enough for each of a few orders to wait for its own moment.
     pub fn plan(
         &mut self,
-        watched: &[PollTarget],
+        targets: &[PollTarget],
         entries: Option<u64>,
-        least: Duration,
-        is_often: bool,
+        request_cost: Duration,
+        is_frequent: bool,
         now: Timestamp,
     ) -> PollPlan {
-        if self.each_at.len() > watched.len() {
-            self.each_at
-                .retain(|seq, _| watched.binary_search_by_key(seq, |order| order.seq).is_ok());
+        if self.looked_up_at.len() > targets.len() {
+            self.looked_up_at
+                .retain(|seq, _| targets.binary_search_by_key(seq, |order| order.seq).is_ok());
         }
-        let most = look_ups_max(entries, least);
-        let have_moments = is_often && watched.len() <= FEW;
+        let look_ups_max = look_ups_max(entries, request_cost);
+        let have_own_moments = is_frequent && targets.len() <= OWN_MOMENTS_MAX;
         let (mut due, mut next) = (Vec::new(), None::<Timestamp>);
-        for (index, order) in watched.iter().enumerate() {
+        for (index, order) in targets.iter().enumerate() {
             let known_at = order.running_since.and_then(|since| {
                 let known_at = self.last_known(order.seq, since)?;
                 Some((since, known_at))
             });
             let mut at = known_at.map(|(since, known_at)| due_at(order.seq, since, known_at));
-            if !have_moments || at.is_none_or(|at| at <= now) {
+            if !have_own_moments || at.is_none_or(|at| at <= now) {
                 due.push(index);
                 at = order
                     .running_since
@@ -248,47 +259,48 @@ impl Polling {
             }
             next = [next, at].into_iter().flatten().min();
             // One more than can be looked up is enough to know.
-            if due.len() > most {
+            if due.len() > look_ups_max {
                 break;
             }
         }
-        self.due_at = next.filter(|_| have_moments);
-        match due.len() > most {
+        self.due_at = next.filter(|_| have_own_moments);
+        match due.len() > look_ups_max {
             true => PollPlan::List,
             false => PollPlan::LookUps(due),
         }
     }
 
-    /// Looks that began at `now` have cost the upstream `cost`: leaves it alone for long enough.
+    /// Schedules the next poll after one at `now` that has cost the upstream `cost`.
     pub fn on_polled(&mut self, now: Timestamp, cost: Duration, durations: &Durations) {
-        let gentle = (cost * GENTLE_SHARE).min(durations.at_least() / DELAY_SHARE);
+        let gentle = (cost * GENTLE_SHARE).min(durations.mean_if_one_ended() / DELAY_SHARE);
         let pause = gentle.min(PAUSE_MAX).max(cost * LARGEST_SHARE);
         self.next_at = now.after(pause);
     }
 
-    /// All were looked at.
+    /// Records a poll of all orders.
     pub fn on_all_polled(&mut self, now: Timestamp) {
-        self.all_at = Some(now);
-        self.each_at.clear();
+        self.all_polled_at = Some(now);
+        self.looked_up_at.clear();
     }
 
-    /// This one was looked at.
-    pub fn on_order_polled(&mut self, seq: i64, now: Timestamp) {
-        self.each_at.insert(seq, now);
+    /// Records a look-up of one order.
+    pub fn on_looked_up(&mut self, seq: i64, now: Timestamp) {
+        self.looked_up_at.insert(seq, now);
     }
 
-    /// Something has happened after which nothing is known: all are looked at as soon as possible.
-    pub fn forget(&mut self, now: Timestamp) {
+    /// Makes all orders due, because nothing is known of their processes any more. A pause after a
+    /// refusal stays.
+    pub fn reset(&mut self, now: Timestamp) {
         *self = Self {
-            refused: self.refused,
+            refusals: self.refusals,
             refused_until: self.refused_until,
             ..Self::new(now)
         };
     }
 }
 
-/// When a process that is known to have run at `known_at` is to be looked at again: just after it has
-/// lasted one more whole second.
+/// Returns the moment at which a process that is known to have run at `known_at` is to be looked up next:
+/// just after it has run for one more whole second.
 fn due_at(seq: i64, running_since: Timestamp, known_at: Timestamp) -> Timestamp {
     let (least, spread) = JITTER_MS;
     let jitter = least + seq.rem_euclid(spread);
@@ -304,7 +316,7 @@ mod tests {
         Timestamp(seconds * 1_000)
     }
 
-    /// Orders whose processes were confirmed at these seconds.
+    /// Returns orders whose processes were confirmed at these seconds.
     fn running(since: impl IntoIterator<Item = i64>) -> Vec<PollTarget> {
         let orders = since.into_iter().enumerate();
         orders
@@ -317,17 +329,17 @@ mod tests {
 
     fn plan(
         polling: &Polling,
-        watched: &[PollTarget],
+        targets: &[PollTarget],
         entries: Option<u64>,
         now: Timestamp,
     ) -> PollPlan {
         polling
             .clone()
-            .plan(watched, entries, Duration::ZERO, true, now)
+            .plan(targets, entries, Duration::ZERO, true, now)
     }
 
     #[test]
-    fn few_orders_are_looked_up_and_many_are_read_from_the_list() {
+    fn few_orders_are_looked_up_and_many_are_read_from_a_list() {
         let polling = Polling::new(s(0));
         let how = |orders, entries| plan(&polling, &running(vec![-1; orders]), entries, s(0));
         assert_eq!(how(1, None), PollPlan::LookUps(vec![0]));
@@ -340,7 +352,7 @@ mod tests {
         );
         assert_eq!(how(1, Some(0)), PollPlan::LookUps(vec![0]));
         assert_eq!(how(0, Some(0)), PollPlan::LookUps(vec![]));
-        // Where each request counts, one list is better than two look-ups, unless it is known to be long.
+        // Where the number of requests is limited, one list is better than two look-ups, unless it is long.
         let limited = |entries: Option<u64>| {
             let least = Duration::from_millis(200);
             polling
@@ -353,70 +365,70 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_looked_at_just_after_each_whole_second_of_its_process() {
+    fn an_order_is_looked_up_just_after_each_whole_second_of_its_process() {
         let mut polling = Polling::new(s(0));
         polling.on_started(3, Timestamp(400));
         assert_eq!(polling.due_at(), Some(Timestamp(1_418)));
-        let watched = [PollTarget {
+        let targets = [PollTarget {
             seq: 3,
             running_since: Some(Timestamp(400)),
         }];
         let none = PollPlan::LookUps(vec![]);
         for second in 1..600 {
             let at = Timestamp(418 + second * 1_000);
-            assert_eq!(plan(&polling, &watched, None, Timestamp(at.0 - 1)), none);
-            let planned = polling.plan(&watched, None, Duration::ZERO, true, at);
+            assert_eq!(plan(&polling, &targets, None, Timestamp(at.0 - 1)), none);
+            let planned = polling.plan(&targets, None, Duration::ZERO, true, at);
             assert_eq!(planned, PollPlan::LookUps(vec![0]));
             polling.on_polled(at, look_ups_cost(1), &Durations::default());
-            polling.on_order_polled(3, at);
+            polling.on_looked_up(3, at);
             assert_eq!(polling.due_at(), Some(Timestamp(at.0 + 1_000)));
         }
     }
 
     #[test]
-    fn many_orders_have_no_moments_of_their_own() {
+    fn many_orders_are_polled_together() {
         let mut polling = Polling::new(s(0));
-        let watched = running(vec![0; FEW + 1]);
+        let targets = running(vec![0; OWN_MOMENTS_MAX + 1]);
         polling.on_all_polled(s(1));
-        let planned = polling.plan(&watched, Some(100), Duration::ZERO, true, s(1));
+        let planned = polling.plan(&targets, Some(100), Duration::ZERO, true, s(1));
         assert_eq!((planned, polling.due_at()), (PollPlan::List, None));
     }
 
     #[test]
-    fn an_order_in_doubt_is_looked_at_whenever_any_is() {
+    fn an_order_in_doubt_is_part_of_every_poll() {
         let mut polling = Polling::new(s(0));
-        let mut watched = running(vec![0; 20]);
-        watched[7].running_since = None;
+        let mut targets = running(vec![0; 20]);
+        targets[7].running_since = None;
         polling.on_all_polled(Timestamp(1_500));
         assert_eq!(
-            plan(&polling, &watched, Some(9_999), Timestamp(1_900)),
+            plan(&polling, &targets, Some(9_999), Timestamp(1_900)),
             PollPlan::LookUps(vec![7])
         );
     }
 
     #[test]
-    fn what_was_not_looked_at_in_this_run_is_due_and_what_was_confirmed_in_it_is_not() {
+    fn orders_not_polled_in_this_run_are_due_and_those_confirmed_in_it_are_not() {
         let mut polling = Polling::new(s(100));
-        let mut watched = running(vec![90; 10]);
-        watched.extend(running(vec![101; 10]).into_iter().map(|order| PollTarget {
+        let mut targets = running(vec![90; 10]);
+        targets.extend(running(vec![101; 10]).into_iter().map(|order| PollTarget {
             seq: order.seq + 10,
             ..order
         }));
-        let due = plan(&polling, &watched, Some(9_999), s(102));
+        let due = plan(&polling, &targets, Some(9_999), s(102));
         assert_eq!(due, PollPlan::LookUps((0..10).collect()));
         for seq in 0..9 {
-            polling.on_order_polled(seq, s(102));
+            polling.on_looked_up(seq, s(102));
         }
         assert_eq!(
-            plan(&polling, &watched, Some(9_999), s(102)),
+            plan(&polling, &targets, Some(9_999), s(102)),
             PollPlan::LookUps(vec![9])
         );
-        polling.forget(s(103));
+        polling.reset(s(103));
         assert_eq!(polling.last_known(3, s(90)), None);
     }
 
     #[test]
-    fn the_upstream_is_left_alone_in_proportion_to_the_cost_of_a_look() {
+    fn the_pause_after_a_poll_is_in_proportion_to_its_cost() {
         let pause = |cost_ms: u64, mean_s: u64| {
             let mut polling = Polling::new(s(0));
             let mut durations = Durations::default();
@@ -425,15 +437,15 @@ mod tests {
             polling.next_at().0
         };
         assert_eq!(pause(3, 300), 12_000, "gentle");
-        assert_eq!(pause(3, 5), 1_000, "outcomes would be seen late");
-        assert_eq!(pause(500, 200), 40_000, "they still would");
+        assert_eq!(pause(3, 5), 1_000, "outcomes would be observed late");
+        assert_eq!(pause(500, 200), 40_000, "they still would be");
         assert_eq!(pause(500, 5), 10_000, "the share is bounded");
         assert_eq!(pause(500, 100_000), 60_000, "at least every minute");
         assert_eq!(pause(5_000, 5), 100_000, "ten million entries");
     }
 
     #[test]
-    fn looks_that_are_refused_are_made_ever_more_rarely_until_one_is_answered() {
+    fn polls_that_are_refused_are_made_ever_more_rarely_until_one_is_answered() {
         let mut polling = Polling::new(s(0));
         let mut now = s(0);
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
@@ -448,8 +460,8 @@ mod tests {
         assert!(!polling.is_refused(s(0)));
         polling.on_refused(now);
         assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
-        // A limit holds even if all orders are to be looked at anew.
-        polling.forget(now);
+        // The pause holds even if all orders become due.
+        polling.reset(now);
         assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
         let until = polling.next_at();
         polling.on_refused(until);
@@ -459,7 +471,7 @@ mod tests {
     #[test]
     fn durations_are_estimated_while_most_processes_still_run() {
         let mut durations = Durations::default();
-        // A thousand processes of 0 to 599 s, looked at each second for a minute.
+        // A thousand processes of 0 to 599 s, polled each second for a minute.
         for second in 1..=60_u64 {
             for process in 0..1_000 {
                 match (process * 599 / 1_000_u64).cmp(&(second - 1)) {
@@ -477,7 +489,7 @@ mod tests {
         let mean = durations.mean().unwrap().as_secs();
         assert!((450..650).contains(&mean), "{mean}");
         assert_eq!(durations.longest(), Duration::from_secs(60));
-        // What is seen later counts more.
+        // Later observations count more.
         for _ in 0..20_000 {
             durations.on_observed(Duration::from_secs(5));
             durations.on_ended(Duration::from_secs(5));
@@ -505,12 +517,12 @@ mod tests {
     }
 
     #[test]
-    fn settled_orders_are_forgotten() {
+    fn settled_orders_are_no_longer_remembered() {
         let mut polling = Polling::new(s(0));
         for seq in 0..1_000 {
-            polling.on_order_polled(seq, s(0));
+            polling.on_looked_up(seq, s(0));
         }
         polling.plan(&running([0, 0]), None, Duration::ZERO, true, s(1));
-        assert_eq!(polling.each_at.len(), 2);
+        assert_eq!(polling.looked_up_at.len(), 2);
     }
 }

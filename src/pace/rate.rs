@@ -1,5 +1,4 @@
-//! How many starts per second: when each may leave, and what was learned of how many the upstream
-//! can take.
+//! The start rate: when each start may leave, and how many per second the upstream is known to take.
 
 use std::time::Duration;
 
@@ -7,162 +6,173 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::Timestamp;
 
-/// How late a start may be made up for. Timers are late by a millisecond or two at every start;
-/// without this the pace would stay that much below its ceiling.
-const LATENESS_MADE_UP_MS: f64 = 10.0;
+/// Longest delay of a start that the next ones make up for, in milliseconds. Timers are late by a
+/// millisecond or two at every start; without this the rate would stay that much below its ceiling.
+const CATCH_UP_MAX_MS: f64 = 10.0;
 
-/// Jitter of a start at most, in milliseconds.
-const JITTER_MS: f64 = 20.0;
+/// Largest jitter of a start, in milliseconds.
+const JITTER_MAX_MS: f64 = 20.0;
 
-/// Jitter of a start where a limit of their rate was met, as a share of the interval: unequal gaps would
-/// be refused.
-const REFUSED_JITTER: f64 = 0.05;
+/// Largest jitter of a start while the upstream limits the rate, as a share of the interval: with
+/// unequal gaps, starts would be refused.
+const RATE_LIMITED_JITTER: f64 = 0.05;
 
-/// The golden ratio, less one: its multiples fill the interval from 0 to 1 more evenly than chance.
+/// The golden ratio less one. Its multiples, modulo 1, are spread more evenly than random numbers.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
-/// Keeps starts below a rate: the generic cell rate algorithm (ITU-T I.371), with one start as the
-/// cell.
+/// A rate limiter for starts: the generic cell rate algorithm (ITU-T I.371) with one start as the
+/// cell, and with jitter.
 ///
-/// The starts keep no beat: each leaves somewhere else in its interval. The upstream's processes
-/// last whole seconds, so that those of a steady beat would end in the very moments in which later
-/// ones are started, and an end that meets a start can kill the upstream. (Routers whose messages
-/// fall into step are known to need the same; Floyd and Jacobson, 1994.)
+/// Starts are jittered. Processes run for whole seconds, so evenly spaced starts would collide with
+/// completions, and a completion that meets a start can crash the upstream. (Floyd and Jacobson, 1994,
+/// found the same of periodic routing messages.)
 #[derive(Clone, Debug)]
 pub struct Gcra {
-    /// Between two starts on average, in milliseconds.
-    interval: f64,
-    /// When the next start is due, in milliseconds since the epoch.
-    next: f64,
-    /// Where in its interval that is, from 0 to 1.
-    place: f64,
-    /// Jitter of a start at most, in milliseconds.
-    jitter: f64,
+    /// Mean interval between two starts, in milliseconds.
+    interval_ms: f64,
+    /// Moment at which the next start is due, in milliseconds since the epoch.
+    next_at_ms: f64,
+    /// Position of that moment in its jitter, from 0 to 1.
+    jitter_position: f64,
+    /// Largest jitter of a start, in milliseconds.
+    jitter_ms: f64,
 }
 
 impl Gcra {
-    /// At most `rate` starts per second.
+    /// Creates a limiter that allows `rate` starts per second.
     pub fn new(rate: f64) -> Self {
         Self {
-            interval: 1_000.0 / rate,
-            next: 0.0,
-            place: 0.0,
-            jitter: JITTER_MS.min(1_000.0 / rate),
+            interval_ms: 1_000.0 / rate,
+            next_at_ms: 0.0,
+            jitter_position: 0.0,
+            jitter_ms: JITTER_MAX_MS.min(1_000.0 / rate),
         }
     }
 
-    /// Changes the rate from now on, in starts per second.
-    pub fn set_rate(&mut self, rate: f64, is_refused: bool) {
-        self.interval = 1_000.0 / rate;
-        self.jitter = match is_refused {
-            true => self.interval * REFUSED_JITTER,
-            false => self.interval.min(JITTER_MS),
+    /// Sets the rate in starts per second, from the start after the next one on. `is_rate_limited`
+    /// keeps the gaps nearly equal.
+    pub fn set_rate(&mut self, rate: f64, is_rate_limited: bool) {
+        self.interval_ms = 1_000.0 / rate;
+        self.jitter_ms = match is_rate_limited {
+            true => self.interval_ms * RATE_LIMITED_JITTER,
+            false => self.interval_ms.min(JITTER_MAX_MS),
         };
     }
 
-    /// When the next start may leave: `now` or later.
+    /// Returns the moment at which the next start may leave: `now` or later.
     pub fn next_at(&self, now: Timestamp) -> Timestamp {
         if self.is_due(now) {
             now
         } else {
-            Timestamp(self.next.ceil() as i64)
+            Timestamp(self.next_at_ms.ceil() as i64)
         }
     }
 
-    /// Takes note of a start that leaves at `now`.
-    pub fn on_start_sent(&mut self, now: Timestamp) {
+    /// Counts a start that leaves at `now`.
+    pub fn on_sent(&mut self, now: Timestamp) {
         let now_ms = now.0 as f64;
         let from = if self.is_due(now) {
-            self.next.clamp(now_ms - LATENESS_MADE_UP_MS, now_ms)
+            self.next_at_ms.clamp(now_ms - CATCH_UP_MAX_MS, now_ms)
         } else {
-            self.next
+            self.next_at_ms
         };
-        let place = (self.place + GOLDEN).fract();
-        self.next = from + self.interval + self.jitter * (place - self.place);
-        self.place = place;
+        let position = (self.jitter_position + GOLDEN).fract();
+        let jitter = self.jitter_ms * (position - self.jitter_position);
+        self.next_at_ms = from + self.interval_ms + jitter;
+        self.jitter_position = position;
     }
 
     fn is_due(&self, now: Timestamp) -> bool {
-        self.next <= now.0 as f64
+        self.next_at_ms <= now.0 as f64
     }
 }
 
-/// Start rate of a reconciler that knows nothing of the upstream yet, in starts per second.
-const RATE_FIRST: f64 = 500.0;
+/// Start rate of a reconciler that has learned nothing of the upstream yet, in starts per second.
+const RATE_INITIAL: f64 = 500.0;
 
-/// A rate that was used for so long, and after which a look has seen the upstream alive, is doubled.
+/// Time for which a rate is used before a poll that finds the upstream alive doubles it.
 const STEP: Duration = Duration::from_secs(1);
 
-/// The slowest rate that refusals can lead to, in starts per second.
+/// Lowest rate that refusals lead to, in starts per second.
 const RATE_MIN: f64 = 0.5;
 
-/// More starts per second than were ever sent.
+/// Highest rate, in starts per second: more than were ever sent.
 const RATE_MAX: f64 = 50_000.0;
 
-/// Share of the rate that a refusal takes away (the complement of CUBIC's beta, RFC 9438, section 4.6).
-/// A limit is where the rate was refused, so that a little less is enough.
-const REFUSAL_CUT: f64 = 0.1;
+/// Share of the rate by which a refusal reduces it (the complement of CUBIC's beta, RFC 9438, section
+/// 4.6). The limit is where the rate was refused, so a little less is enough.
+const REFUSAL_REDUCTION: f64 = 0.1;
 
-/// The same within [`STEP`] after the last reduction: the limit is far below.
-const REFUSAL_CUT_AGAIN: f64 = 0.5;
+/// Like [`REFUSAL_REDUCTION`], for a refusal within [`STEP`] after the last reduction: the limit is far
+/// below the rate.
+const REPEATED_REFUSAL_REDUCTION: f64 = 0.5;
 
-/// Time after a refusal until the rate is back where it was, at a rate of one start per second or more.
+/// Time after a refusal until the rate is back where it was refused, at a rate of one start per second
+/// or more.
 const REFUSAL_RECOVERY: Duration = Duration::from_secs(20);
 
-/// Starts per second after a restart of the upstream, as a share of [`RATE_FIRST`] or of the ceiling:
-/// slow enough that a service that has just come up is not knocked over by what it has forgotten, and
-/// that the next restart costs little if one follows soon.
+/// Start rate after a restart of the upstream, as a share of [`RATE_INITIAL`] or of the ceiling. It is
+/// so low that the orders that a restarted service has forgotten do not crash it again, and that
+/// another restart soon after costs little.
 const RESTART_SHARE: f64 = 0.025;
 
 /// Time after a restart of the upstream until the rate has doubled.
 const RESTART_RECOVERY: Duration = Duration::from_secs(10);
 
-/// The start rate: doubled while starts are accepted and the upstream is seen alive, cut by refusals
-/// and by restarts of the upstream. A cut rate rises along a cubic function of the time since (CUBIC,
-/// RFC 9438, section 4.2, with starts per second for a window): quickly back to just below what was
-/// refused, slowly around that, and ever faster once that is passed.
+/// The start rate. It doubles while starts are accepted and polls find the upstream alive; refusals
+/// and restarts of the upstream reduce it. A reduced rate rises along a cubic function of the time
+/// since (CUBIC, RFC 9438, section 4.2, with starts per second for a window): quickly to just below
+/// where it was refused, slowly around that, and ever faster beyond.
+///
+/// It is stored with the heartbeat: serialised names are those of earlier versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartRate {
-    /// Starts per second while nothing is cut.
+    /// Starts per second without a reduction.
     rate: f64,
-    /// Starts per second at most, `None` without a ceiling.
+    /// Highest rate that is configured, in starts per second; `None` without a ceiling.
     ceiling: Option<f64>,
-    cut: Option<Cut>,
-    /// When the last step began, and the starts since.
-    step_at: Timestamp,
-    sent: u32,
+    #[serde(rename = "cut")]
+    reduction: Option<Reduction>,
+    /// Beginning of the current step.
+    #[serde(rename = "step_at")]
+    step_began_at: Timestamp,
+    /// Number of starts since then.
+    #[serde(rename = "sent")]
+    starts_in_step: u32,
 }
 
-/// A reduction of the rate.
+/// A reduction of the start rate, and the curve along which the rate rises again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Cut {
+struct Reduction {
     at: Timestamp,
-    /// Time after it for which the upstream is known to be well.
-    quiet: Duration,
-    /// Rate at the inflection of the curve.
+    /// Time after the reduction for which the upstream is known to take the rate.
+    #[serde(rename = "quiet")]
+    healthy_for: Duration,
+    /// Rate at the inflection of the curve, in starts per second.
     plateau: f64,
-    /// Time after the cut at which the curve has its inflection.
+    /// Time after the reduction at which the curve has its inflection.
     plateau_after: Duration,
-    /// Time from there in which the rate grows by `growth` times itself.
-    unit: Duration,
+    /// Time after the inflection in which the rate grows by `growth` times the plateau.
+    #[serde(rename = "unit")]
+    time_scale: Duration,
     growth: f64,
     is_restart: bool,
     reason: String,
 }
 
 impl StartRate {
-    /// The first rate, under a ceiling in starts per second, of which 0 means none.
+    /// Returns the initial rate, under a ceiling in starts per second; 0 means no ceiling.
     pub fn new(ceiling: f64, now: Timestamp) -> Self {
         Self {
-            rate: RATE_FIRST,
+            rate: RATE_INITIAL,
             ceiling: (ceiling > 0.0).then_some(ceiling),
-            cut: None,
-            step_at: now,
-            sent: 0,
+            reduction: None,
+            step_began_at: now,
+            starts_in_step: 0,
         }
     }
 
-    /// A rate that no refusal has reduced yet.
+    /// Returns a rate that no refusal has reduced yet.
     #[cfg(test)]
     pub fn doubled_to(rate: f64, now: Timestamp) -> Self {
         Self {
@@ -171,131 +181,147 @@ impl StartRate {
         }
     }
 
-    /// The rate that an earlier run had learned, under the ceiling of this one.
+    /// Resumes from a rate that an earlier run has learned, under the ceiling of this run.
     #[must_use]
-    pub fn under(mut self, ceiling: f64, now: Timestamp) -> Self {
+    pub fn with_ceiling(mut self, ceiling: f64, now: Timestamp) -> Self {
         self.ceiling = (ceiling > 0.0).then_some(ceiling);
-        self.step_at = now;
-        self.sent = 0;
-        if let Some(cut) = &mut self.cut {
-            cut.at = cut.at.min(now);
+        self.step_began_at = now;
+        self.starts_in_step = 0;
+        if let Some(reduction) = &mut self.reduction {
+            reduction.at = reduction.at.min(now);
         }
         self
     }
 
-    /// Starts per second.
+    /// Returns the rate in starts per second.
     pub fn rate(&self) -> f64 {
-        let most = self.most();
-        let Some(cut) = &self.cut else { return most };
-        let since = cut.quiet.as_secs_f64() - cut.plateau_after.as_secs_f64();
-        let cubed = (since / cut.unit.as_secs_f64()).powi(3);
-        let rate = cut.plateau * (1.0 + cut.growth * cubed);
-        rate.clamp(RATE_MIN.min(most), most)
+        let unreduced = self.unreduced();
+        let Some(reduction) = &self.reduction else {
+            return unreduced;
+        };
+        let since = reduction.healthy_for.as_secs_f64() - reduction.plateau_after.as_secs_f64();
+        let cubed = (since / reduction.time_scale.as_secs_f64()).powi(3);
+        let rate = reduction.plateau * (1.0 + reduction.growth * cubed);
+        rate.clamp(RATE_MIN.min(unreduced), unreduced)
     }
 
-    fn most(&self) -> f64 {
+    /// Returns the rate without a reduction, in starts per second.
+    fn unreduced(&self) -> f64 {
         self.rate.min(self.ceiling.unwrap_or(RATE_MAX))
     }
 
-    /// Starts per second at most; nothing if there is no ceiling.
+    /// Returns the highest rate that is configured, in starts per second; `None` without a ceiling.
     pub fn ceiling(&self) -> Option<f64> {
         self.ceiling
     }
 
-    /// Reason for the present cut, in words.
+    /// Returns the reason for the current reduction, in words.
     pub fn reason(&self) -> Option<&str> {
-        self.cut.as_ref().map(|cut| cut.reason.as_str())
+        self.reduction
+            .as_ref()
+            .map(|reduction| reduction.reason.as_str())
     }
 
-    /// Returns whether the upstream refuses starts for their rate.
-    pub fn is_refused(&self) -> bool {
-        self.cut.as_ref().is_some_and(|cut| !cut.is_restart)
+    /// Returns whether the rate is reduced because the upstream refused starts, not because it was
+    /// restarted.
+    pub fn is_rate_limited(&self) -> bool {
+        self.reduction
+            .as_ref()
+            .is_some_and(|reduction| !reduction.is_restart)
     }
 
-    /// Returns whether something holds the rate down.
+    /// Returns whether a reduction or a ceiling limits the rate.
     pub fn is_limited(&self) -> bool {
-        self.cut.is_some() || self.ceiling.is_some()
+        self.reduction.is_some() || self.ceiling.is_some()
     }
 
-    /// A start leaves.
+    /// Counts a start that leaves.
     pub fn on_sent(&mut self) {
-        self.sent = self.sent.saturating_add(1);
+        self.starts_in_step = self.starts_in_step.saturating_add(1);
     }
 
-    /// Raises the rate by the time that has passed. Returns whether a cut is over.
+    /// Raises a rate that was reduced by refusals by the time that has passed. Returns whether a
+    /// reduction is over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
-        let most = self.most();
-        let Some(cut) = &mut self.cut else {
+        let unreduced = self.unreduced();
+        let Some(reduction) = &mut self.reduction else {
             return false;
         };
-        if !cut.is_restart {
-            cut.quiet = now.since(cut.at);
+        if !reduction.is_restart {
+            reduction.healthy_for = now.since(reduction.at);
         }
-        if self.rate() < most {
+        if self.rate() < unreduced {
             return false;
         }
-        self.cut = None;
-        (self.step_at, self.sent) = (now, 0);
+        self.reduction = None;
+        (self.step_began_at, self.starts_in_step) = (now, 0);
         true
     }
 
-    /// A look that began at `began_at` has seen the present life of the upstream.
+    /// Raises the rate: a poll that began at `began_at` has found the current incarnation of the
+    /// upstream alive.
     pub fn on_seen_alive(&mut self, began_at: Timestamp) {
-        if let Some(cut) = &mut self.cut {
-            cut.quiet = cut.quiet.max(began_at.since(cut.at));
+        if let Some(reduction) = &mut self.reduction {
+            reduction.healthy_for = reduction.healthy_for.max(began_at.since(reduction.at));
             return;
         }
-        let step = began_at.since(self.step_at);
+        let step = began_at.since(self.step_began_at);
         if step < STEP {
             return;
         }
-        let is_used = f64::from(self.sent) >= self.rate * step.as_secs_f64() / 2.0;
+        // A rate that was not used says nothing about what the upstream takes.
+        let is_used = f64::from(self.starts_in_step) >= self.rate * step.as_secs_f64() / 2.0;
         if is_used && self.ceiling.is_none_or(|ceiling| self.rate < ceiling) {
             self.rate = (self.rate * 2.0).min(RATE_MAX);
         }
-        (self.step_at, self.sent) = (began_at, 0);
+        (self.step_began_at, self.starts_in_step) = (began_at, 0);
     }
 
-    /// A request that was sent at `sent_at` was refused for its rate, or not answered in time. Returns
-    /// whether that reduces the rate: what was sent before the last reduction says nothing about it.
+    /// Reduces the rate after a request that was sent at `sent_at` and was refused because of the rate,
+    /// or timed out. Returns whether it did: a request from before the last reduction says nothing about
+    /// the reduced rate, and the lowest rate stays.
     pub fn on_overload(&mut self, sent_at: Timestamp, now: Timestamp, detail: &str) -> bool {
-        if self.cut.as_ref().is_some_and(|cut| sent_at <= cut.at) {
+        if self
+            .reduction
+            .as_ref()
+            .is_some_and(|last| sent_at <= last.at)
+        {
             return false;
         }
         let plateau = self.rate();
-        let is_slowest = plateau <= RATE_MIN.min(self.most());
-        let is_soon = |cut: &Cut| now.since(cut.at) < STEP;
-        let growth = match self.cut.as_ref().is_some_and(is_soon) {
-            true => REFUSAL_CUT_AGAIN,
-            false => REFUSAL_CUT,
+        let is_lowest = plateau <= RATE_MIN.min(self.unreduced());
+        let is_repeated = |last: &Reduction| now.since(last.at) < STEP;
+        let growth = match self.reduction.as_ref().is_some_and(is_repeated) {
+            true => REPEATED_REFUSAL_REDUCTION,
+            false => REFUSAL_REDUCTION,
         };
         // A slow rate needs longer to show that it is accepted.
         let recovery = REFUSAL_RECOVERY.mul_f64((1.0 / plateau).max(1.0));
-        self.cut = Some(Cut {
+        self.reduction = Some(Reduction {
             at: now,
-            quiet: Duration::ZERO,
+            healthy_for: Duration::ZERO,
             plateau,
             plateau_after: recovery,
-            unit: recovery,
+            time_scale: recovery,
             growth,
             is_restart: false,
             reason: detail.to_owned(),
         });
-        !is_slowest
+        !is_lowest
     }
 
-    /// The upstream was restarted.
+    /// Reduces the rate after a restart of the upstream.
     pub fn on_restart(&mut self, now: Timestamp) {
-        let first = self.most().min(RATE_FIRST);
-        let plateau = (first * RESTART_SHARE)
-            .max(RATE_MIN.min(first))
+        let initial = self.unreduced().min(RATE_INITIAL);
+        let plateau = (initial * RESTART_SHARE)
+            .max(RATE_MIN.min(initial))
             .min(self.rate());
-        self.cut = Some(Cut {
+        self.reduction = Some(Reduction {
             at: now,
-            quiet: Duration::ZERO,
+            healthy_for: Duration::ZERO,
             plateau,
             plateau_after: Duration::ZERO,
-            unit: RESTART_RECOVERY,
+            time_scale: RESTART_RECOVERY,
             growth: 1.0,
             is_restart: true,
             reason: "the upstream was restarted".to_owned(),
@@ -307,7 +333,8 @@ impl StartRate {
 mod tests {
     use super::*;
 
-    /// Starts as soon as allowed from 0 to `until` ms, with timers late by `late` ms.
+    /// Returns the moments of starts that are sent as soon as allowed, from 0 to `until` ms, with timers
+    /// that are late by `late` ms.
     fn starts_until(gcra: &mut Gcra, until: i64, late: i64) -> Vec<i64> {
         let mut now = Timestamp(0);
         let mut starts = Vec::new();
@@ -317,7 +344,7 @@ mod tests {
                 now = Timestamp(at.0 + late);
                 continue;
             }
-            gcra.on_start_sent(now);
+            gcra.on_sent(now);
             starts.push(now.0);
         }
         starts
@@ -338,24 +365,24 @@ mod tests {
     }
 
     #[test]
-    fn starts_keep_no_beat_in_which_processes_of_whole_seconds_could_end() {
+    fn starts_seldom_leave_whole_seconds_after_others() {
         let starts = starts_until(&mut Gcra::new(50.0), 600_000, 0);
         let moments: std::collections::HashSet<i64> = starts.iter().copied().collect();
-        // Of a steady beat, every start has others whole seconds later; by chance 1 in 20 a second.
-        let of_the_first = starts.iter().take(50).map(|start| {
+        // Evenly spaced, every start has others whole seconds later; random ones, 1 in 20 per second.
+        let collisions = starts.iter().take(50).map(|start| {
             (1..600)
                 .filter(|second| moments.contains(&(start + second * 1_000)))
                 .count()
         });
-        let met: usize = of_the_first.sum();
-        assert!(met > 0 && met < 50 * 599 / 10, "{met}");
-        // And none comes much earlier or later than its turn.
+        let collisions: usize = collisions.sum();
+        assert!(collisions > 0 && collisions < 50 * 599 / 10, "{collisions}");
+        // And none leaves much earlier or later than without jitter.
         let gaps = starts.windows(2).map(|pair| pair[1] - pair[0]);
         assert!(gaps.clone().all(|gap| (11..=34).contains(&gap)));
     }
 
     #[test]
-    fn where_starts_are_refused_for_their_rate_the_gaps_between_them_are_equal() {
+    fn while_the_upstream_limits_the_rate_the_gaps_between_starts_are_equal() {
         let mut gcra = Gcra::new(5.0);
         let gaps_of = |gcra: &mut Gcra| {
             let starts = starts_until(gcra, 60_000, 0);
@@ -368,8 +395,8 @@ mod tests {
         assert_eq!(gaps_of(&mut gcra), (Some(196), Some(207)));
     }
 
-    /// The rate after each of these seconds in which a look has seen the upstream.
-    fn after_quiet(rate: &mut StartRate, from: Timestamp, seconds: i64) -> f64 {
+    /// Returns the rate after so many seconds, in each of which a poll finds the upstream alive.
+    fn after_healthy(rate: &mut StartRate, from: Timestamp, seconds: i64) -> f64 {
         for second in 1..=seconds {
             let now = Timestamp(from.0 + second * 1_000);
             rate.recover(now);
@@ -381,7 +408,7 @@ mod tests {
     #[test]
     fn a_rate_that_is_not_used_is_not_doubled() {
         let mut rate = StartRate::new(0.0, Timestamp(0));
-        assert_eq!(after_quiet(&mut rate, Timestamp(0), 100), 500.0);
+        assert_eq!(after_healthy(&mut rate, Timestamp(0), 100), 500.0);
         for _ in 0..250 {
             rate.on_sent();
         }
@@ -394,25 +421,28 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_the_rate_rises_as_far_as_looks_have_seen_the_new_life() {
+    fn after_a_restart_the_rate_rises_as_far_as_polls_have_found_the_upstream_alive() {
         let mut rate = StartRate::new(50.0, Timestamp(0));
         rate.on_restart(Timestamp(0));
         assert_eq!(rate.rate(), 1.25);
         assert_eq!(rate.reason(), Some("the upstream was restarted"));
-        assert!(!rate.recover(Timestamp(60_000)), "nothing was seen of it");
+        assert!(
+            !rate.recover(Timestamp(60_000)),
+            "no poll has found it alive"
+        );
         assert_eq!(rate.rate(), 1.25);
-        assert_eq!(after_quiet(&mut rate, Timestamp(0), 10), 2.5);
-        assert_eq!(after_quiet(&mut rate, Timestamp(10_000), 10), 11.25);
-        assert_eq!(after_quiet(&mut rate, Timestamp(20_000), 20), 50.0);
+        assert_eq!(after_healthy(&mut rate, Timestamp(0), 10), 2.5);
+        assert_eq!(after_healthy(&mut rate, Timestamp(10_000), 10), 11.25);
+        assert_eq!(after_healthy(&mut rate, Timestamp(20_000), 20), 50.0);
         assert_eq!((rate.reason(), rate.ceiling()), (None, Some(50.0)));
-        // A second one in the midst of it does not raise the rate.
+        // A second restart before the rate is back does not raise it.
         rate.on_restart(Timestamp(40_000));
         rate.on_restart(Timestamp(41_000));
         assert_eq!(rate.rate(), 1.25);
     }
 
     #[test]
-    fn a_refusal_reduces_the_rate_and_those_of_what_was_sent_before_do_not() {
+    fn a_refusal_reduces_the_rate_unless_the_request_was_sent_before_the_last_reduction() {
         let mut rate = StartRate::new(40.0, Timestamp(0));
         let refused = |rate: &mut StartRate, sent_at, now| {
             rate.on_overload(Timestamp(sent_at), Timestamp(now), "answered 429")
@@ -420,8 +450,7 @@ mod tests {
         assert!(refused(&mut rate, 1, 10));
         assert!(!refused(&mut rate, 9, 11) && !refused(&mut rate, 10, 12));
         assert_eq!((rate.rate(), rate.reason()), (36.0, Some("answered 429")));
-        // Another one soon: the limit is far below. However many seconds are quiet in between, none is
-        // forgotten.
+        // Repeated soon, it shows that the limit is far below. No healthy second in between undoes that.
         assert!(refused(&mut rate, 11, 20));
         assert_eq!(rate.rate(), 18.0);
         for now in 1..400 {
@@ -433,13 +462,13 @@ mod tests {
             assert!(rate.rate() < before || before == RATE_MIN, "{before}");
         }
         assert_eq!(rate.rate(), RATE_MIN);
-        // When the refusals end it comes back, faster and faster.
-        assert_eq!(after_quiet(&mut rate, Timestamp(400_000), 1_200), 40.0);
+        // When the refusals end the rate comes back, ever faster.
+        assert_eq!(after_healthy(&mut rate, Timestamp(400_000), 1_200), 40.0);
         assert_eq!(rate.reason(), None);
     }
 
     #[test]
-    fn the_rate_is_soon_back_just_below_what_was_refused_and_lingers_there() {
+    fn the_rate_is_soon_back_just_below_where_it_was_refused_and_stays_there_for_a_while() {
         let mut rate = StartRate::new(40.0, Timestamp(0));
         rate.on_overload(Timestamp(1), Timestamp(0), "answered 429");
         let rates = [10, 15, 20, 25].map(|second| {
@@ -453,16 +482,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_learned_holds_under_another_ceiling_and_a_clock_set_back() {
+    fn a_learned_rate_holds_under_another_ceiling_and_a_clock_set_back() {
         let mut rate = StartRate::new(50.0, Timestamp(0));
         rate.on_restart(Timestamp(9_000));
-        let mut lower = rate.clone().under(1.0, Timestamp(5_000));
+        let mut lower = rate.clone().with_ceiling(1.0, Timestamp(5_000));
         assert_eq!(lower.rate(), 1.0);
-        assert_eq!(after_quiet(&mut lower, Timestamp(5_000), 10), 1.0);
-        assert_eq!(rate.clone().under(0.0, Timestamp(9_000)).rate(), 1.25);
-        // A rate that nothing had lowered is not held down by the ceiling that it had.
+        assert_eq!(after_healthy(&mut lower, Timestamp(5_000), 10), 1.0);
+        assert_eq!(
+            rate.clone().with_ceiling(0.0, Timestamp(9_000)).rate(),
+            1.25
+        );
+        // A rate that was not reduced is not limited by its former ceiling.
         let full = StartRate::new(50.0, Timestamp(0));
-        assert_eq!(full.clone().under(80.0, Timestamp(9_000)).rate(), 80.0);
-        assert_eq!(full.under(0.0, Timestamp(9_000)).rate(), 500.0);
+        assert_eq!(
+            full.clone().with_ceiling(80.0, Timestamp(9_000)).rate(),
+            80.0
+        );
+        assert_eq!(full.with_ceiling(0.0, Timestamp(9_000)).rate(), 500.0);
     }
 }

@@ -48,7 +48,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let is_often = self.is_often(began_at);
         let plan = self.pace.plan(orders.watched(), is_often, began_at);
         if plan == PollPlan::List && self.list.is_none() {
-            let until = began_at.after(self.pace.list_limit());
+            let until = began_at.after(self.pace.list_timeout());
             self.pace.on_poll_sent(began_at);
             self.list = Some(ListRead::begin(self.context.clone(), orders, until));
             tokio::select! {
@@ -212,7 +212,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.pace.on_all_polled(began_at);
         } else if !seen.is_listed {
             for (seq, look) in seen.looked_up() {
-                self.pace.on_order_polled(seq, look.began_at);
+                self.pace.on_looked_up(seq, look.began_at);
             }
         }
         // A long list is followed by a pause all the same.
