@@ -140,7 +140,7 @@ impl Api {
             invocation: match dev {
                 Dev::Off => Invocation::elsewhere(),
                 // Whoever looks at it sits at this machine.
-                Dev::On(_) => Invocation::here(process::own_name(), store.path()),
+                Dev::On(_) => Invocation::here(process::program_name(), store.path()),
             },
             dev,
             store,

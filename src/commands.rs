@@ -16,7 +16,7 @@ use crate::config::{
 };
 use crate::explain::Invocation;
 use crate::order::OrderId;
-use crate::process::{self, Exit, WrongSetting};
+use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{OperatorResult, ReadOnlyDatabase, Removed, Store};
@@ -34,7 +34,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     let taken = tokio::select! {
         taken = backup::take(&args.database.database_url, &args.file, args.replace) => taken,
         // What was written so far is removed.
-        () = stop.begun.cancelled() => bail!("the backup was broken off; there is none"),
+        () = stop.requested.cancelled() => bail!("the backup was broken off; there is none"),
     };
     match taken {
         Ok(backup) => {
@@ -43,7 +43,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
         }
         Err(BackupError::Open(error)) => Err(error.into()),
         Err(error @ (BackupError::OwnFile(_) | BackupError::Exists(_))) => {
-            Err(WrongSetting(error.to_string()).into())
+            Err(InvalidSetting(error.to_string()).into())
         }
         Err(error) => Err(error.into()),
     }
@@ -73,7 +73,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let now = SystemClock.now();
     if let Some(details) = database.details(&args.id, now)? {
-        let invocation = Invocation::here(process::own_name(), database.path());
+        let invocation = Invocation::here(process::program_name(), database.path());
         process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
@@ -160,7 +160,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         process::print(format_args!("  {:<8} {orders} {noun} so far\n", "pruned"));
     };
     let removed = &mut pruning.removed;
-    let end = prune::run(&store, settled_before, &stop.begun, removed, tell).await;
+    let end = prune::run(&store, settled_before, &stop.requested, removed, tell).await;
     store.checkpoint().await;
     pruning.free_bytes = Some(store.free_bytes().await?);
     process::print(pruning);
@@ -199,6 +199,6 @@ fn tell_decided(id: &OrderId, decided: OperatorResult, done: &str) -> Option<Exi
 
 /// The upstream at this URL, with the token from the environment.
 pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
-    let token = config::order_process_token().map_err(|error| WrongSetting(error.into()))?;
+    let token = config::order_process_token().map_err(|error| InvalidSetting(error.into()))?;
     HttpUpstream::new(url, token.as_deref(), request_timeout)
 }

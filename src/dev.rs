@@ -90,7 +90,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         Box::new(move |method, path| answer(&simulator, method, path))
     });
     let site = args.listen.site();
-    let api = Api::for_dev(store.clone(), site, stop.begun.clone(), handler);
+    let api = Api::for_dev(store.clone(), site, stop.requested.clone(), handler);
     let exit = service::run(listener, api, store.clone(), reconciler, &stop).await?;
     if let Some(simulator) = &simulator {
         mend(simulator).await;

@@ -16,7 +16,7 @@ use crate::messages::{clean, future, lasting, past, quoted, span};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{StartRate, UpstreamState};
-use crate::reconciler_state::Leadership;
+use crate::reconciler_state::LeaderStatus;
 
 /// One order explained. Each text is a sentence or several.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -168,7 +168,7 @@ impl OrderDetails {
                 "It took {} from its creation to its end.",
                 span(updated_at.since(*created_at))
             ),
-            None => match self.leadership(now).trouble {
+            None => match self.leader_status(now).trouble {
                 None => "Nothing is wrong with it.".to_owned(),
                 Some(trouble) => format!("Nothing is wrong with the order itself, but {trouble}."),
             },
@@ -176,7 +176,7 @@ impl OrderDetails {
                 reason, by, since, ..
             }) => {
                 let lasting = span(now.since(*since));
-                let goes_on = match (by, self.leadership(now).trouble) {
+                let goes_on = match (by, self.leader_status(now).trouble) {
                     (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
                     (ResolvedBy::Itself, None) => "and goes on by itself.".to_owned(),
                     (ResolvedBy::Itself, Some(trouble)) => format!("and {trouble}."),
@@ -204,7 +204,7 @@ impl OrderDetails {
         }];
         let may_have_process =
             |open: OpenOrder| open.phase != Phase::Created || open.intent.is_some();
-        if let Some(at) = heartbeat.last_seen_at
+        if let Some(at) = heartbeat.last_observed_at
             && at >= self.order.created_at
             && self.open.is_some_and(may_have_process)
         {
@@ -318,7 +318,7 @@ impl OrderDetails {
             return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
         let heartbeat = &self.reconciler;
-        if self.leadership(now).trouble.is_some() {
+        if self.leader_status(now).trouble.is_some() {
             return vec![match (heartbeat.leader_since, heartbeat.led_until) {
                 (None, None) => {
                     "Nothing happens until a reconciler runs on this database.".to_owned()
@@ -522,8 +522,8 @@ impl OrderDetails {
         commands
     }
 
-    fn leadership(&self, now: Timestamp) -> Leadership {
-        self.reconciler.leadership(now)
+    fn leader_status(&self, now: Timestamp) -> LeaderStatus {
+        self.reconciler.leader_status(now)
     }
 
     /// Returns whether the policy would settle the order as FAILED if a look had seen its process.
@@ -538,7 +538,7 @@ impl OrderDetails {
 
     /// The moment at which the next look may begin, at the earliest, as a part of a sentence.
     fn look_time(&self, now: Timestamp) -> String {
-        match self.reconciler.next_look_at {
+        match self.reconciler.next_poll_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
             _ => " in the next pass".to_owned() + &self.pass_time(now),
         }

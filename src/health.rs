@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::clock::{Clock, SystemClock};
-use crate::reconciler_state::LeadershipStatus;
+use crate::reconciler_state::LeaderState;
 use crate::store::{DatabaseUrl, read_heartbeat};
 
 /// Time limit for the program's answer.
@@ -72,12 +72,12 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// that is overdue is read again: the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let mut state = read_heartbeat(database)?;
-    if state.leadership(SystemClock.now()).status == LeadershipStatus::Overdue {
+    if state.leader_status(SystemClock.now()).status == LeaderState::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
         state = read_heartbeat(database)?;
     }
     let last = state.last_pass();
-    match state.leadership(SystemClock.now()).trouble {
+    match state.leader_status(SystemClock.now()).trouble {
         Some(trouble) => bail!("{trouble}; {last}"),
         None => Ok(last),
     }

@@ -20,7 +20,7 @@ const MINUTE_MS: i64 = 60_000;
 
 /// Upper bounds of the time from an order's creation to its end, in milliseconds: from an upstream
 /// that answers at once to one that was down for a day.
-pub const SETTLED_WITHIN_MS: [u64; 16] = [
+pub const SETTLE_TIME_BOUNDS_MS: [u64; 16] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000,
     1_800_000, 3_600_000, 21_600_000, 86_400_000,
 ];
@@ -88,7 +88,7 @@ impl JournalStats {
             .created_at
             .map(|created_at| entry.at.since(created_at));
         if let Some(time) = time_to_settle {
-            self.settled_within.count_ms(&SETTLED_WITHIN_MS, time);
+            self.settled_within.count_ms(&SETTLE_TIME_BOUNDS_MS, time);
         }
         let minute = minute_of(entry.at);
         let hour = MINUTES as i64;
@@ -157,26 +157,26 @@ impl JournalStats {
     }
 
     /// Processes that were started in the place of a forgotten one in these minutes.
-    pub fn restarted_lately(&self, now: Timestamp) -> u64 {
-        self.lately(now).map(|minute| minute.restarted).sum()
+    pub fn recent_restarts(&self, now: Timestamp) -> u64 {
+        self.recent(now).map(|minute| minute.restarted).sum()
     }
 
     /// The times from creation to end of the orders that were settled in these minutes.
     pub fn time_to_settle(&self, now: Timestamp) -> HdrHistogram {
         let mut all = HdrHistogram::default();
-        for minute in self.lately(now) {
+        for minute in self.recent(now) {
             all.add(&minute.time_to_settle);
         }
         all
     }
 
     /// The times from creation to end of all orders that were ever settled, in milliseconds, by
-    /// [`SETTLED_WITHIN_MS`].
+    /// [`SETTLE_TIME_BOUNDS_MS`].
     pub fn settled_within(&self) -> &Histogram {
         &self.settled_within
     }
 
-    fn lately(&self, now: Timestamp) -> impl Iterator<Item = &Minute> {
+    fn recent(&self, now: Timestamp) -> impl Iterator<Item = &Minute> {
         self.minutes
             .range(oldest(now)..=minute_of(now))
             .map(|(_, minute)| minute)

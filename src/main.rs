@@ -6,7 +6,7 @@ use std::sync::Arc;
 use order_service::api::Api;
 use order_service::commands::{self, client};
 use order_service::config::{self, ApiArgs, ServeArgs, ServiceCommand, SimulatorArgs};
-use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, WrongSetting};
+use order_service::process::{self, Exit, InvalidSetting, LOG_DEFAULT, LineStyle};
 use order_service::reconciler::ReconcilerThread;
 use order_service::simulator::Simulator;
 use order_service::store::{Mode, Store};
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {
                     let what = "--listen needs the port that the program listens on";
-                    return Err(WrongSetting(what.into()).into());
+                    return Err(InvalidSetting(what.into()).into());
                 }
                 Ok(process::print_health(health::of_api(args.listen).await))
             }
@@ -61,7 +61,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     log::info!(target: "order_service::upstream", "upstream configured url={url}");
     print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
+    let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
     service::run(listener, api, store, reconciler, &stop).await
 }
 
@@ -70,10 +70,10 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     print_address(&listener)?;
-    let api = Api::new(store.clone(), args.listen.site(), stop.begun.clone());
-    process::drained(&stop, async {
+    let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
+    process::drain(&stop, async {
         let others = std::future::ready(());
-        api.serve(listener, stop.begun.clone(), others).await;
+        api.serve(listener, stop.requested.clone(), others).await;
         store.checkpoint().await;
     })
     .await;
@@ -100,7 +100,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
             control.local_addr()?
         ));
     }
-    simulator::serve(listener, control, simulator, stop.begun).await?;
+    simulator::serve(listener, control, simulator, stop.requested).await?;
     Ok(Exit::Done)
 }
 

@@ -43,7 +43,7 @@ pub enum Exit {
 /// A setting that is only found wrong when it is used.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct WrongSetting(pub String);
+pub struct InvalidSetting(pub String);
 
 /// Time limit for shutting down after a stop signal: the answers that are waited for, and what is
 /// written then.
@@ -71,12 +71,12 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
         tokio::select! {
             ended = work => ended,
             // What is dropped with the work still cleans up behind itself.
-            () = AT_ONCE.notified() => Ok(Exit::Failed),
+            () = EXIT_NOW.notified() => Ok(Exit::Failed),
         }
     });
     let exit = ended.unwrap_or_else(|error| {
         log::error!(target: LOG, "{error:#}");
-        if error.is::<WrongSetting>() {
+        if error.is::<InvalidSetting>() {
             Exit::Usage
         } else if error.is::<OpenError>() {
             Exit::Database
@@ -90,7 +90,7 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
 
 /// Returns the name by which a shell finds this program: as it was typed if it was found through
 /// `PATH`, else its path.
-pub fn own_name() -> String {
+pub fn program_name() -> String {
     let typed = std::env::args_os().next().unwrap_or_default();
     let is_path = typed.as_encoded_bytes().contains(&b'/');
     match std::env::current_exe() {
@@ -125,16 +125,16 @@ pub fn print_health(found: anyhow::Result<String>) -> Exit {
 }
 
 /// Notified by the second stop signal: the program exits immediately.
-static AT_ONCE: Notify = Notify::const_new();
+static EXIT_NOW: Notify = Notify::const_new();
 
 /// Time limit for that. A program that is busy then exits without cleaning up.
-const AT_ONCE_TIMEOUT: Duration = Duration::from_millis(500);
+const EXIT_NOW_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Asks the program to shut down.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     /// Cancelled by the first signal: nothing new is begun.
-    pub begun: CancellationToken,
+    pub requested: CancellationToken,
     /// Cancelled 20 s later: answers are not waited for any more.
     pub abandon: CancellationToken,
 }
@@ -158,7 +158,7 @@ pub fn stop_on_signals() -> anyhow::Result<Stop> {
     tokio::spawn(async move {
         any(&mut signals).await;
         log::info!(target: LOG, "shutting down; a second signal exits immediately");
-        stopped.begun.cancel();
+        stopped.requested.cancel();
         tokio::select! {
             () = tokio::time::sleep(ABANDON_AFTER) => {
                 stopped.abandon.cancel();
@@ -166,8 +166,8 @@ pub fn stop_on_signals() -> anyhow::Result<Stop> {
             }
             () = any(&mut signals) => {}
         }
-        AT_ONCE.notify_one();
-        tokio::time::sleep(AT_ONCE_TIMEOUT).await;
+        EXIT_NOW.notify_one();
+        tokio::time::sleep(EXIT_NOW_TIMEOUT).await;
         std::process::exit(Exit::Failed as i32);
     });
     Ok(stop)
@@ -189,11 +189,11 @@ fn is_ignored(kind: SignalKind) -> bool {
 }
 
 /// Waits for `work`, which ends by itself after the stop; no longer than 24 s after it.
-pub async fn drained(stop: &Stop, work: impl Future<Output = ()>) {
+pub async fn drain(stop: &Stop, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => {}
         () = async {
-            stop.begun.cancelled().await;
+            stop.requested.cancelled().await;
             tokio::time::sleep(STOP_TIMEOUT).await;
         } => log::warn!(target: LOG, "shutdown incomplete after={STOP_TIMEOUT:?}"),
     }

@@ -38,7 +38,7 @@ use self::metered::MeteredUpstream;
 use self::probe::Probe;
 pub use self::report::Report;
 pub use self::run::{lead, run, run_once};
-pub use self::schedule::{Moments, Schedule, ScheduleError};
+pub use self::schedule::{Occurrences, Schedule, ScheduleError};
 use self::start_queue::StartQueue;
 pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};
@@ -82,7 +82,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         state.leader_since = Some(now);
         state.led_until = None;
         state.policy = Some(settings.lost_process);
-        state.metrics.led();
+        state.metrics.on_leadership();
         let pace = Pace::new(
             settings.ceiling(),
             settings.max_in_flight,

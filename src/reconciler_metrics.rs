@@ -14,14 +14,14 @@ use crate::upstream::{Cause, Failure};
 
 /// Upper bounds of what a request to the upstream or a pass may take, in milliseconds: from a
 /// service next door to the longest list.
-pub const TOOK_WITHIN_MS: [u64; 14] = [
+pub const DURATION_BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 120_000, 600_000,
 ];
 
 /// What was asked of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum UpstreamRequest {
     /// To start a process.
     Start,
     /// To tell about one process.
@@ -33,7 +33,7 @@ pub enum Kind {
 /// What came of a request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum AnswerClass {
     /// A usable answer: the start was accepted, the look told something.
     Ok,
     /// The start was refused.
@@ -60,7 +60,7 @@ pub enum PassOutcome {
     Failed,
 }
 
-impl Kind {
+impl UpstreamRequest {
     /// The word that stands for it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl Kind {
     }
 }
 
-impl Answer {
+impl AnswerClass {
     /// What a request without a usable answer came to, in general or `otherwise`.
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
         if matches!(
@@ -116,32 +116,32 @@ impl PassOutcome {
 pub struct ReconcilerMetrics {
     leaderships: u64,
     passes: BTreeMap<PassOutcome, Histogram>,
-    requests: BTreeMap<Kind, BTreeMap<Answer, Histogram>>,
+    requests: BTreeMap<UpstreamRequest, BTreeMap<AnswerClass, Histogram>>,
     starts: u64,
     repeated_starts: u64,
 }
 
 impl ReconcilerMetrics {
     /// A reconciler has taken the lead.
-    pub fn led(&mut self) {
+    pub fn on_leadership(&mut self) {
         self.leaderships += 1;
     }
 
     /// A pass has ended.
-    pub fn passed(&mut self, ended: PassOutcome, took: Duration) {
+    pub fn on_pass(&mut self, ended: PassOutcome, took: Duration) {
         let passes = self.passes.entry(ended).or_default();
-        passes.count_ms(&TOOK_WITHIN_MS, took);
+        passes.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
     /// Something was asked of the upstream.
-    pub fn asked(&mut self, kind: Kind, answer: Answer, took: Duration) {
-        let requests = self.requests.entry(kind).or_default();
+    pub fn on_request(&mut self, request: UpstreamRequest, answer: AnswerClass, took: Duration) {
+        let requests = self.requests.entry(request).or_default();
         let requests = requests.entry(answer).or_default();
-        requests.count_ms(&TOOK_WITHIN_MS, took);
+        requests.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
     /// A start is sent; for an order for which one may have taken effect before, it `is_repeated`.
-    pub fn starts(&mut self, is_repeated: bool) {
+    pub fn on_start_sent(&mut self, is_repeated: bool) {
         self.starts += 1;
         self.repeated_starts += u64::from(is_repeated);
     }
@@ -158,20 +158,20 @@ impl ReconcilerMetrics {
 
     /// The durations of requests to the upstream, in milliseconds, by what was asked and what came
     /// of it.
-    pub fn requests(&self) -> impl Iterator<Item = (Kind, Answer, &Histogram)> {
-        self.requests.iter().flat_map(|(kind, answers)| {
+    pub fn requests(&self) -> impl Iterator<Item = (UpstreamRequest, AnswerClass, &Histogram)> {
+        self.requests.iter().flat_map(|(request, answers)| {
             let answers = answers.iter();
-            answers.map(|(answer, requests)| (*kind, *answer, requests))
+            answers.map(|(answer, requests)| (*request, *answer, requests))
         })
     }
 
     /// Starts that were sent.
-    pub fn sent_starts(&self) -> u64 {
+    pub fn starts_sent(&self) -> u64 {
         self.starts
     }
 
     /// Those of them that were sent for an order for which one may have taken effect before.
-    pub fn sent_repeated_starts(&self) -> u64 {
+    pub fn repeated_starts_sent(&self) -> u64 {
         self.repeated_starts
     }
 }
@@ -182,33 +182,37 @@ mod tests {
 
     #[test]
     fn what_was_counted_is_read_back_as_it_was_and_counted_on() {
-        let mut tally = ReconcilerMetrics::default();
-        tally.led();
-        tally.passed(PassOutcome::Unreachable, Duration::from_millis(7));
-        tally.asked(Kind::LookUp, Answer::Ok, Duration::from_secs(3_600));
-        tally.starts(false);
-        let text = serde_json::to_string(&tally).unwrap();
+        let mut metrics = ReconcilerMetrics::default();
+        metrics.on_leadership();
+        metrics.on_pass(PassOutcome::Unreachable, Duration::from_millis(7));
+        metrics.on_request(
+            UpstreamRequest::LookUp,
+            AnswerClass::Ok,
+            Duration::from_secs(3_600),
+        );
+        metrics.on_start_sent(false);
+        let text = serde_json::to_string(&metrics).unwrap();
         let mut again: ReconcilerMetrics = serde_json::from_str(&text).unwrap();
-        assert_eq!(again, tally);
-        again.asked(Kind::LookUp, Answer::Ok, Duration::ZERO);
-        again.asked(Kind::Start, Answer::Refused, Duration::ZERO);
-        again.starts(true);
-        assert_eq!((again.sent_starts(), again.sent_repeated_starts()), (2, 1));
+        assert_eq!(again, metrics);
+        again.on_request(UpstreamRequest::LookUp, AnswerClass::Ok, Duration::ZERO);
+        again.on_request(UpstreamRequest::Start, AnswerClass::Refused, Duration::ZERO);
+        again.on_start_sent(true);
+        assert_eq!((again.starts_sent(), again.repeated_starts_sent()), (2, 1));
         let requests = again.requests();
         let counts: Vec<_> = requests
-            .map(|(kind, answer, took)| (kind, answer, took.len()))
+            .map(|(request, answer, took)| (request, answer, took.len()))
             .collect();
         let expected = [
-            (Kind::Start, Answer::Refused, 1),
-            (Kind::LookUp, Answer::Ok, 2),
+            (UpstreamRequest::Start, AnswerClass::Refused, 1),
+            (UpstreamRequest::LookUp, AnswerClass::Ok, 2),
         ];
         assert_eq!(counts, expected);
     }
 
     #[test]
     fn what_another_version_has_counted_and_this_one_does_not_know_is_no_hindrance() {
-        let tally: ReconcilerMetrics = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
-        assert_eq!(tally.sent_starts(), 3);
+        let metrics: ReconcilerMetrics = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
+        assert_eq!(metrics.starts_sent(), 3);
         assert_eq!(
             serde_json::from_str::<ReconcilerMetrics>("{}").unwrap(),
             ReconcilerMetrics::default()
@@ -218,11 +222,11 @@ mod tests {
     #[test]
     fn a_failure_counts_by_what_can_be_done_about_it() {
         let mut failure = Failure::new("answered 500", Cause::Unusable);
-        let of = |failure: &Failure| Answer::of_failure(failure, Answer::Unusable);
-        assert_eq!(of(&failure), Answer::Unusable);
+        let of = |failure: &Failure| AnswerClass::of_failure(failure, AnswerClass::Unusable);
+        assert_eq!(of(&failure), AnswerClass::Unusable);
         failure.cause = Cause::NoAccess;
-        assert_eq!(of(&failure), Answer::Unavailable);
+        assert_eq!(of(&failure), AnswerClass::Unavailable);
         failure.cause = Cause::Overload;
-        assert_eq!(of(&failure), Answer::Overload);
+        assert_eq!(of(&failure), AnswerClass::Overload);
     }
 }

@@ -33,11 +33,11 @@ pub struct ReconcilerState {
     /// When the next pass begins by the schedule.
     pub next_pass_at: Option<Timestamp>,
     /// When the open orders that were due for a poll were last observed.
-    pub last_seen_at: Option<Timestamp>,
+    pub last_observed_at: Option<Timestamp>,
     /// Whether the upstream answers.
     pub upstream: UpstreamState,
     /// The earliest moment at which orders that are PROCESSING are polled next.
-    pub next_look_at: Option<Timestamp>,
+    pub next_poll_at: Option<Timestamp>,
     /// What was learned of the upstream's limits.
     pub learned: LearnedLimits,
     /// Counters of all reconcilers on this database.
@@ -46,9 +46,9 @@ pub struct ReconcilerState {
 
 /// The leadership of a database, derived from the last heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leadership {
+pub struct LeaderStatus {
     /// Whether a reconciler leads and makes progress.
-    pub status: LeadershipStatus,
+    pub status: LeaderState,
     /// The beginning of that status, if it is known.
     pub since: Option<Timestamp>,
     /// Why no reconciler leads, or why the leader makes no progress.
@@ -57,7 +57,7 @@ pub struct Leadership {
 
 /// Whether a reconciler leads and makes progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeadershipStatus {
+pub enum LeaderState {
     /// No reconciler leads.
     None,
     /// One leads, or did until it was killed, and its next pass is late.
@@ -66,7 +66,7 @@ pub enum LeadershipStatus {
     Leading,
 }
 
-impl LeadershipStatus {
+impl LeaderState {
     /// Returns the word that stands for it in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -89,22 +89,22 @@ impl ReconcilerState {
     }
 
     /// Returns whether a reconciler leads. One that was killed is noticed when its next pass is late.
-    pub fn leadership(&self, now: Timestamp) -> Leadership {
+    pub fn leader_status(&self, now: Timestamp) -> LeaderStatus {
         match (self.leader_since, self.led_until) {
-            (None, None) => Leadership {
-                status: LeadershipStatus::None,
+            (None, None) => LeaderStatus {
+                status: LeaderState::None,
                 since: None,
                 trouble: Some("no reconciler has led on this database yet"),
             },
-            (None, ended_at) => Leadership {
-                status: LeadershipStatus::None,
+            (None, ended_at) => LeaderStatus {
+                status: LeaderState::None,
                 since: ended_at,
                 trouble: Some("no reconciler runs: the last one has shut down"),
             },
             _ if self.is_overdue(now) => {
                 let is_set_back = self.next_pass_at.is_some_and(|at| at > now);
-                Leadership {
-                    status: LeadershipStatus::Overdue,
+                LeaderStatus {
+                    status: LeaderState::Overdue,
                     since: self.next_pass_at.filter(|_| !is_set_back),
                     trouble: Some(if is_set_back {
                         "the clock was set back, and the reconciler has completed no pass since; one \
@@ -115,8 +115,8 @@ impl ReconcilerState {
                     }),
                 }
             }
-            (since, _) => Leadership {
-                status: LeadershipStatus::Leading,
+            (since, _) => LeaderStatus {
+                status: LeaderState::Leading,
                 since,
                 trouble: None,
             },

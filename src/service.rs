@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::process::{Exit, Stop, drained};
+use crate::process::{Exit, Stop, drain};
 use crate::reconciler::ReconcilerThread;
 use crate::store::Store;
 
@@ -26,13 +26,13 @@ pub async fn run(
     let reconciled = async {
         if let Err(error) = reconciler.ended().await {
             outcome = Err(error);
-            stop.begun.cancel();
+            stop.requested.cancel();
         }
         ended.cancel();
     };
     // Until then its health says why the program still runs.
-    let served = api.serve(listener, stop.begun.clone(), ended.cancelled());
-    drained(stop, async {
+    let served = api.serve(listener, stop.requested.clone(), ended.cancelled());
+    drain(stop, async {
         tokio::join!(served, reconciled);
         store.checkpoint().await;
     })

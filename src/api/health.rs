@@ -213,7 +213,7 @@ impl Health {
             since: since.map(Rfc3339),
             detail,
         };
-        let found = heartbeat.leadership(SystemClock.now());
+        let found = heartbeat.leader_status(SystemClock.now());
         let reconciler = Check {
             name: "reconciler",
             status: match (heartbeat.last_pass_at, found.trouble) {

@@ -19,11 +19,11 @@ use super::problem::{Problem, store_problem};
 use super::stats_cache::Seen;
 use super::{Api, request};
 use crate::histogram::Histogram;
-use crate::journal_stats::SETTLED_WITHIN_MS;
+use crate::journal_stats::SETTLE_TIME_BOUNDS_MS;
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::UpstreamState;
-use crate::reconciler_metrics::TOOK_WITHIN_MS;
+use crate::reconciler_metrics::DURATION_BOUNDS_MS;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, WriterStats};
 
@@ -112,7 +112,7 @@ fn orders(metrics: &mut Exposition, seen: &Seen) {
         .filter(|reason| *reason != EventReason::Created)
         .map(|of| ([of.as_str()], Value::Count(history.entries_with(of))));
     metrics.add(&table::ORDER_TRANSITIONS, transitions);
-    let within = ms(history.settled_within(), &SETTLED_WITHIN_MS);
+    let within = ms(history.settled_within(), &SETTLE_TIME_BOUNDS_MS);
     metrics.add(&table::ORDER_TIME_TO_SETTLE, [(UNLABELLED, within)]);
 }
 
@@ -145,12 +145,12 @@ fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bo
     metrics.moment(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
     metrics.add(&table::RECONCILER_LEADERSHIPS, count(tally.leaderships()));
     metrics.moment(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
-    metrics.moment(&table::RECONCILER_LAST_SEEN, heartbeat.last_seen_at);
+    metrics.moment(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
     let passes = tally.passes();
-    let passes = passes.map(|(ended, took)| ([ended.as_str()], ms(took, &TOOK_WITHIN_MS)));
+    let passes = passes.map(|(ended, took)| ([ended.as_str()], ms(took, &DURATION_BOUNDS_MS)));
     metrics.add(&table::RECONCILER_PASS_DURATION, passes);
-    metrics.add(&table::STARTS, count(tally.sent_starts()));
-    metrics.add(&table::REPEATED_STARTS, count(tally.sent_repeated_starts()));
+    metrics.add(&table::STARTS, count(tally.starts_sent()));
+    metrics.add(&table::REPEATED_STARTS, count(tally.repeated_starts_sent()));
 }
 
 /// The reconciler's report on the upstream.
@@ -166,7 +166,7 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     metrics.moment(&table::UPSTREAM_CHANGED, since);
     let requests = heartbeat.metrics.requests().map(|(kind, result, took)| {
         let labels = [kind.as_str(), result.as_str()];
-        (labels, ms(took, &TOOK_WITHIN_MS))
+        (labels, ms(took, &DURATION_BOUNDS_MS))
     });
     metrics.add(&table::UPSTREAM_REQUEST_DURATION, requests);
     let incarnations = &learned.incarnations;

@@ -171,7 +171,7 @@ impl Stats {
             per_minute: per_minute(history, now),
             time_to_settle: time_to_settle(history, now),
             restarts: Restarts {
-                last_hour: history.restarted_lately(now),
+                last_hour: history.recent_restarts(now),
                 total: history.entries_with(EventReason::Restarted),
             },
             database: Database {
@@ -224,7 +224,7 @@ fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> Upstream {
         status,
         since: since.map(Rfc3339),
         detail,
-        last_seen_at: heartbeat.last_seen_at.map(Rfc3339),
+        last_seen_at: heartbeat.last_observed_at.map(Rfc3339),
         life: Life {
             processes: incarnations.processes(),
             began_at: incarnations.began_at().map(Rfc3339),
@@ -237,14 +237,14 @@ fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> Upstream {
 }
 
 fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
-    let reconciler = heartbeat.leadership(now);
+    let reconciler = heartbeat.leader_status(now);
     Reconciler {
         status: reconciler.status.as_str(),
         since: reconciler.since.map(Rfc3339),
         detail: reconciler.trouble,
         last_pass_at: heartbeat.last_pass_at.map(Rfc3339),
         next_pass_at: heartbeat.next_pass_at.map(Rfc3339),
-        next_look_at: heartbeat.next_look_at.map(Rfc3339),
+        next_look_at: heartbeat.next_poll_at.map(Rfc3339),
         policy: heartbeat.policy.map(LostProcess::as_str),
     }
 }

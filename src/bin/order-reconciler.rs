@@ -41,7 +41,7 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     }
     let mut thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let mut outcome = Ok(());
-    process::drained(&stop, async {
+    process::drain(&stop, async {
         outcome = thread.ended().await;
         store.checkpoint().await;
     })

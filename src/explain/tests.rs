@@ -44,9 +44,9 @@ fn created() -> OrderDetails {
             policy: Some(LostProcess::Restart),
             last_pass_at: Some(ago(1)),
             next_pass_at: Some(Timestamp(NOW.0 + 400)),
-            last_seen_at: Some(ago(2)),
+            last_observed_at: Some(ago(2)),
             upstream: UpstreamState::Up { since: ago(600) },
-            next_look_at: Some(Timestamp(NOW.0 + 12_000)),
+            next_poll_at: Some(Timestamp(NOW.0 + 12_000)),
             metrics: ReconcilerMetrics::default(),
             learned: LearnedLimits {
                 rate: Some(StartRate::new(12.5, ago(3))),
@@ -233,7 +233,7 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
     );
     // In the beginning, nothing else was asked.
     case.reconciler.upstream = UpstreamState::Unknown;
-    case.reconciler.last_seen_at = Some(ago(31));
+    case.reconciler.last_observed_at = Some(ago(31));
     check(
         &case,
         &["It is not known yet whether the upstream answers."],

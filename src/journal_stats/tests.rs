@@ -134,7 +134,7 @@ fn minutes_are_forgotten_when_they_are_not_told_any_more() {
     let mut history = folded(&[entry(EventReason::Restarted, NOW, Duration::ZERO)], NOW);
     let later = NOW.after(Duration::from_secs(59 * 60));
     history.forget(later);
-    assert_eq!(history.restarted_lately(later), 1);
+    assert_eq!(history.recent_restarts(later), 1);
     let later = NOW.after(Duration::from_secs(60 * 60));
     history.forget(later);
     assert!(history.minutes.is_empty());

@@ -9,7 +9,7 @@ use log::{Level, LevelFilter};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::WrongSetting;
+use super::InvalidSetting;
 use crate::clock::{Clock, SystemClock};
 use crate::order::Rfc3339;
 
@@ -60,7 +60,7 @@ pub fn log_to_stderr(
     format: LogFormat,
     style: LineStyle,
     default: &str,
-) -> Result<(), WrongSetting> {
+) -> Result<(), InvalidSetting> {
     let filters = std::env::var_os("RUST_LOG").unwrap_or_default();
     let filters = filters.to_string_lossy();
     let is_for_us = is_for_us(&filters);
@@ -109,7 +109,7 @@ pub fn log_to_stderr(
         }),
     };
     builder.init();
-    let is_for_us = is_for_us.map_err(|wrong| WrongSetting(format!("RUST_LOG: {wrong}")))?;
+    let is_for_us = is_for_us.map_err(|wrong| InvalidSetting(format!("RUST_LOG: {wrong}")))?;
     if !is_for_us && !filters.is_empty() {
         log::warn!(
             target: super::LOG,

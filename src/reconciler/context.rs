@@ -24,7 +24,7 @@ pub enum Stage {
     /// What came of it is being written; then nothing more is done about it for now.
     WritingResult,
     /// Nothing more is done about it for now.
-    Left,
+    Done,
 }
 
 /// Receives the events inside the reconciler.

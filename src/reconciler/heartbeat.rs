@@ -38,10 +38,10 @@ impl HeartbeatWriter {
         let ReconcilerState {
             leader_since,
             last_pass_at,
-            last_seen_at,
+            last_observed_at,
             ..
         } = &mut self.state;
-        for past in [leader_since, last_pass_at, last_seen_at] {
+        for past in [leader_since, last_pass_at, last_observed_at] {
             *past = past.map(|at| at.min(now));
         }
     }
@@ -64,7 +64,7 @@ impl HeartbeatWriter {
             self.state.metrics = context.upstream.metrics().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
-            self.state.next_look_at = Some(next_pass_at.max(pace.next_poll_at()));
+            self.state.next_poll_at = Some(next_pass_at.max(pace.next_poll_at()));
             let (store, state) = (&context.store, self.state.clone());
             store.write_heartbeat(&context.lead, state).await?;
             self.written_at = Some(now);

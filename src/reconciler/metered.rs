@@ -6,7 +6,7 @@ use std::cell::{RefCell, RefMut};
 
 use crate::clock::Clock;
 use crate::order::{Observed, OrderId, Timestamp};
-use crate::reconciler_metrics::{Answer, Kind, ReconcilerMetrics};
+use crate::reconciler_metrics::{AnswerClass, ReconcilerMetrics, UpstreamRequest};
 use crate::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 /// The upstream, and the counters of its requests.
@@ -46,21 +46,22 @@ impl<U: Upstream> MeteredUpstream<U> {
             }
         };
         let answer_of = |result: &Result<(), StartError>| match result {
-            Ok(()) => Answer::Ok,
-            Err(StartError::Refused { .. }) => Answer::Refused,
-            Err(StartError::Unavailable(_)) => Answer::Unavailable,
-            Err(StartError::Doubtful(_)) => Answer::Ambiguous,
+            Ok(()) => AnswerClass::Ok,
+            Err(StartError::Refused { .. }) => AnswerClass::Refused,
+            Err(StartError::Unavailable(_)) => AnswerClass::Unavailable,
+            Err(StartError::Doubtful(_)) => AnswerClass::Ambiguous,
             Err(StartError::Ambiguous { failure, .. }) => {
-                Answer::of_failure(failure, Answer::Ambiguous)
+                AnswerClass::of_failure(failure, AnswerClass::Ambiguous)
             }
         };
-        self.measured(clock, Kind::Start, started, answer_of).await
+        self.measured(clock, UpstreamRequest::Start, started, answer_of)
+            .await
     }
 
     /// Looks up the process of one order.
     pub async fn look_up(&self, clock: &impl Clock, id: &OrderId) -> Result<Observed, Failure> {
         let looked_up = self.upstream.look_up(id);
-        self.measured(clock, Kind::LookUp, looked_up, answer_to_look)
+        self.measured(clock, UpstreamRequest::LookUp, looked_up, answer_to_look)
             .await
     }
 
@@ -80,28 +81,28 @@ impl<U: Upstream> MeteredUpstream<U> {
                 }
             }
         };
-        self.measured(clock, Kind::List, listed, answer_to_look)
+        self.measured(clock, UpstreamRequest::List, listed, answer_to_look)
             .await
     }
 
     async fn measured<T>(
         &self,
         clock: &impl Clock,
-        kind: Kind,
+        kind: UpstreamRequest,
         request: impl Future<Output = T>,
-        answer_of: impl FnOnce(&T) -> Answer,
+        answer_of: impl FnOnce(&T) -> AnswerClass,
     ) -> T {
         let began_at = clock.now();
         let result = request.await;
         let took = clock.now().since(began_at);
-        self.metrics().asked(kind, answer_of(&result), took);
+        self.metrics().on_request(kind, answer_of(&result), took);
         result
     }
 }
 
-fn answer_to_look<T>(result: &Result<T, Failure>) -> Answer {
+fn answer_to_look<T>(result: &Result<T, Failure>) -> AnswerClass {
     match result {
-        Ok(_) => Answer::Ok,
-        Err(failure) => Answer::of_failure(failure, Answer::Unusable),
+        Ok(_) => AnswerClass::Ok,
+        Err(failure) => AnswerClass::of_failure(failure, AnswerClass::Unusable),
     }
 }

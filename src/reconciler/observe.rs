@@ -53,7 +53,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.list = Some(ListRead::begin(self.context.clone(), orders, until));
             tokio::select! {
                 biased;
-                () = stop.begun.cancelled() => {}
+                () = stop.requested.cancelled() => {}
                 () = ListRead::read_on(&mut self.list) => {}
                 () = self.context.clock.deadline(began_at.after(LIST_HEAD_START)) => {}
             }
@@ -125,7 +125,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             ..Report::default()
         };
         if seen.is_complete {
-            self.heartbeat.state.last_seen_at = Some(began_at);
+            self.heartbeat.state.last_observed_at = Some(began_at);
         }
         // One process is enough here: what the upstream has answered before is not of this life.
         let forgot_at = self.pace.incarnations().forgot_at();
@@ -140,7 +140,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .forgot_at
             .set(self.pace.incarnations().forgot_at());
         self.confirm(&mut seen, occasion, stop).await;
-        report.is_too_soon = seen.is_any_missing_too_soon(&self.context.policy());
+        report.is_absence_early = seen.is_any_missing_too_soon(&self.context.policy());
         let durations = self.pace.durations().clone();
         let settled = self.settle(&seen, occasion, began_at).await;
         if settled.is_err() {
@@ -267,7 +267,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut asked = FuturesUnordered::new();
         loop {
             while self.pace.may_poll(context.clock.now(), asked.len())
-                && !stop.begun.is_cancelled()
+                && !stop.requested.is_cancelled()
                 && let Some(at) = waiting.next()
             {
                 let id = seen.orders.ids().order_id(at);

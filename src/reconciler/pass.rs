@@ -30,7 +30,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             Err(_) => PassOutcome::Failed,
         };
         let took = self.context.clock.now().since(began_at);
-        self.context.upstream.metrics().passed(outcome, took);
+        self.context.upstream.metrics().on_pass(outcome, took);
         if result.is_err() {
             // That a start was given up may not be on record.
             self.context.run_began_at.set(self.context.clock.now());

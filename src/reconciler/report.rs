@@ -33,7 +33,7 @@ pub struct Report {
     /// Set if orders could have been started with more time.
     pub has_more: bool,
     /// Set if a process was missing too soon for that to count.
-    pub is_too_soon: bool,
+    pub is_absence_early: bool,
     /// Set if the upstream gave no usable answer in the end, although one was needed.
     pub unreachable: bool,
 }
@@ -116,7 +116,7 @@ impl AddAssign for Report {
             flagged,
             conflicts,
             has_more,
-            is_too_soon,
+            is_absence_early,
             unreachable,
         } = other;
         self.observed += observed;
@@ -131,7 +131,7 @@ impl AddAssign for Report {
         self.flagged += flagged;
         self.conflicts += conflicts;
         self.has_more |= has_more;
-        self.is_too_soon |= is_too_soon;
+        self.is_absence_early |= is_absence_early;
         self.unreachable |= unreachable;
     }
 }

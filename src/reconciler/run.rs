@@ -20,7 +20,7 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
 pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadership>> {
     let mut is_standby_logged = false;
     let mut trouble = None;
-    while !stop.begun.is_cancelled() {
+    while !stop.requested.is_cancelled() {
         match store.try_lead().await {
             Ok(Some(lead)) => {
                 log::info!("became leader");
@@ -41,7 +41,7 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadershi
             }
         }
         tokio::select! {
-            () = stop.begun.cancelled() => {}
+            () = stop.requested.cancelled() => {}
             () = tokio::time::sleep(STANDBY_INTERVAL) => {}
         }
     }
@@ -62,7 +62,7 @@ pub async fn run<U: Upstream, C: Clock>(
     let new_orders = reconciler.context.store.new_orders().await;
     let mut new_orders = new_orders.context("new orders cannot be noticed")?;
     let mut trouble = None;
-    while !stop.begun.is_cancelled() && reconciler.context.lead.loss().is_none() {
+    while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
             Ok(report) => {
                 if trouble.take().is_some() {
@@ -83,14 +83,14 @@ pub async fn run<U: Upstream, C: Clock>(
         }
         let poll_at = reconciler.next_poll_at();
         tokio::select! {
-            () = stop.begun.cancelled() => {}
+            () = stop.requested.cancelled() => {}
             () = ticks.next(&reconciler.context.clock) => {}
             () = new_orders.next() => {}
             () = poll_due(&reconciler.context.clock, poll_at) => {}
             () = ListRead::read_on(&mut reconciler.list) => {}
         }
     }
-    ticks.end().await;
+    ticks.shut_down().await;
     if let Some(loss) = reconciler.context.lead.loss() {
         log::error!("gave up leadership: {loss}");
     } else if !stop.abandon.is_cancelled() {
@@ -117,10 +117,10 @@ pub async fn run_once<U: Upstream, C: Clock>(
         let why = "a start of an earlier run has no outcome";
         reconciler.wait(why, stop).await;
     }
-    let (mut has_waited, mut is_too_soon) = (false, false);
+    let (mut has_waited, mut is_absence_early) = (false, false);
     let is_usable = loop {
         let report = reconciler.pass(stop).await?;
-        is_too_soon |= report.is_too_soon;
+        is_absence_early |= report.is_absence_early;
         if report.unreachable {
             let failure = reconciler.pace.breaker().last_failure();
             log::warn!(
@@ -129,7 +129,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             );
             break false;
         }
-        if stop.begun.is_cancelled() {
+        if stop.requested.is_cancelled() {
             break true;
         }
         if report.has_more {
@@ -137,12 +137,12 @@ pub async fn run_once<U: Upstream, C: Clock>(
         }
         if reconciler.list.is_some() {
             tokio::select! {
-                () = stop.begun.cancelled() => {}
+                () = stop.requested.cancelled() => {}
                 () = ListRead::read_on(&mut reconciler.list) => {}
             }
             continue;
         }
-        if has_waited || !is_too_soon {
+        if has_waited || !is_absence_early {
             break true;
         }
         has_waited = true;
@@ -168,7 +168,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let timeout = self.context.settings.request_timeout;
         log::info!("waiting for={timeout:?} reason={why:?}");
         tokio::select! {
-            () = stop.begun.cancelled() => {}
+            () = stop.requested.cancelled() => {}
             () = self.context.clock.sleep(timeout) => {}
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The scheduler only ever wakes; it never runs a pass itself, because it would run the next one
 //! beside the last, nor does it decide that one is due: it would wait until a clock that was set back
-//! has caught up. `reconciler::run` loops over the moments that [`Ticks`] finds to have come.
+//! has caught up. `reconciler::run` loops over the occurrences that [`Ticks`] finds to have come.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::clock::{Clock, SteadyClock, SystemClock};
 use crate::order::Timestamp;
 
 /// How often the next moment is computed anew, at the least: the clock may have been set meanwhile.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A cron expression with seconds: `sec min hour day month weekday`, in UTC.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct ScheduleError {
 }
 
 /// The moment of a pass that never comes.
-const NEVER: Timestamp = Timestamp(i64::MAX);
+const FAR_FUTURE: Timestamp = Timestamp(i64::MAX);
 
 impl FromStr for Schedule {
     type Err = ScheduleError;
@@ -63,7 +63,7 @@ impl FromStr for Schedule {
             text: text.to_owned(),
             cron,
         };
-        if schedule.next_after(SystemClock.now()) == NEVER {
+        if schedule.next_after(SystemClock.now()) == FAR_FUTURE {
             return Err(error("its last moment has passed".to_owned()));
         }
         Ok(schedule)
@@ -89,7 +89,7 @@ impl Schedule {
         // Fractions of a second would be carried over to the next moment.
         DateTime::from_timestamp(now.0.div_euclid(1_000), 0)
             .and_then(|now| self.cron.find_next_occurrence(&now, false).ok())
-            .map_or(NEVER, |next| Timestamp(next.timestamp_millis()))
+            .map_or(FAR_FUTURE, |next| Timestamp(next.timestamp_millis()))
     }
 
     /// Starts to keep the schedule from `now` on. Needs a tokio runtime.
@@ -113,22 +113,22 @@ impl Schedule {
             .await
             .context("the scheduler cannot be started")?;
         Ok(Ticks {
-            moments: Moments::new(self.clone(), now),
+            occurrences: Occurrences::new(self.clone(), now),
             notify,
             scheduler,
         })
     }
 }
 
-/// The moments of a schedule, by a clock that may be set back or forward.
+/// The occurrences of a schedule, by a clock that may be set back or forward.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub struct Occurrences {
     schedule: Schedule,
     /// When one was last found to have come.
     last: Timestamp,
 }
 
-impl Moments {
+impl Occurrences {
     /// Those after `now`.
     pub fn new(schedule: Schedule, now: Timestamp) -> Self {
         Self {
@@ -138,7 +138,7 @@ impl Moments {
     }
 
     /// Whether one has come since one last had. A clock that was stepped leaves that open: then one has.
-    pub fn has_come<C: Clock>(&mut self, clock: &SteadyClock<C>) -> bool {
+    pub fn is_due<C: Clock>(&mut self, clock: &SteadyClock<C>) -> bool {
         if clock.is_stepped() {
             self.last = clock.time_of_day();
             return true;
@@ -146,23 +146,23 @@ impl Moments {
         let now = clock.now();
         // A pass that an order has brought may have set the clock right.
         self.last = self.last.min(now);
-        let has_come = self.schedule.next_after(self.last) <= now;
-        if has_come {
+        let is_due = self.schedule.next_after(self.last) <= now;
+        if is_due {
             self.last = now;
         }
-        has_come
+        is_due
     }
 
     /// How long to wait before it is asked again whether one has come.
     pub fn wait<C: Clock>(&self, clock: &SteadyClock<C>) -> Duration {
         let next = self.schedule.next_after(self.last);
-        next.since(clock.now()).min(LOOK_EVERY)
+        next.since(clock.now()).min(RECHECK_INTERVAL)
     }
 }
 
-/// The moments of a schedule, as they come.
+/// The occurrences of a schedule, as they come.
 pub(super) struct Ticks {
-    moments: Moments,
+    occurrences: Occurrences,
     notify: Arc<Notify>,
     scheduler: JobScheduler,
 }
@@ -170,16 +170,16 @@ pub(super) struct Ticks {
 impl Ticks {
     /// Returns at the next moment, or at once if one has come since the last call.
     pub async fn next<C: Clock>(&mut self, clock: &SteadyClock<C>) {
-        while !self.moments.has_come(clock) {
+        while !self.occurrences.is_due(clock) {
             tokio::select! {
                 () = self.notify.notified() => {}
-                () = clock.sleep(self.moments.wait(clock)) => {}
+                () = clock.sleep(self.occurrences.wait(clock)) => {}
             }
         }
     }
 
     /// Ends the scheduler.
-    pub async fn end(mut self) {
+    pub async fn shut_down(mut self) {
         if let Err(error) = self.scheduler.shutdown().await {
             log::debug!("scheduler: {error}");
         }
@@ -225,29 +225,29 @@ mod tests {
         ] {
             let other = ManualClock::new(begun);
             let clock = SteadyClock::new(other.clone());
-            let mut moments = Moments::new(schedule.parse().unwrap(), other.now());
-            assert!(!moments.has_come(&clock));
+            let mut occurrences = Occurrences::new(schedule.parse().unwrap(), other.now());
+            assert!(!occurrences.is_due(&clock));
             other.step(Timestamp(begun.0 + by));
             let mut waited = Duration::ZERO;
-            while !moments.has_come(&clock) {
-                waited += moments.wait(&clock);
-                other.set(other.now().after(moments.wait(&clock)));
+            while !occurrences.is_due(&clock) {
+                waited += occurrences.wait(&clock);
+                other.set(other.now().after(occurrences.wait(&clock)));
             }
             assert!(waited <= Duration::from_secs(within), "{schedule} {by}");
             // The pass that follows sets the clock right, and the next moment is one of the schedule.
             clock.resync();
-            assert!(!moments.has_come(&clock));
-            let next = moments.schedule.next_after(other.now());
+            assert!(!occurrences.is_due(&clock));
+            let next = occurrences.schedule.next_after(other.now());
             other.set(Timestamp(next.0 - 1));
-            assert!(!moments.has_come(&clock));
+            assert!(!occurrences.is_due(&clock));
             other.set(next);
-            assert!(moments.has_come(&clock), "{schedule} {by}");
+            assert!(occurrences.is_due(&clock), "{schedule} {by}");
             // A pass that an order brings may be the first to see that the clock was set back.
             other.step(Timestamp(other.now().0 - HOUR));
             clock.resync();
-            moments.has_come(&clock);
-            other.set(moments.schedule.next_after(other.now()));
-            assert!(moments.has_come(&clock), "{schedule} {by}");
+            occurrences.is_due(&clock);
+            other.set(occurrences.schedule.next_after(other.now()));
+            assert!(occurrences.is_due(&clock), "{schedule} {by}");
         }
     }
 
@@ -261,6 +261,6 @@ mod tests {
             () = ticks.next(&clock) => panic!("it is not that day"),
             () = tokio::task::yield_now() => {}
         }
-        ticks.end().await;
+        ticks.shut_down().await;
     }
 }

@@ -124,7 +124,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             }
         }
         let has_more = self.is_list_read || !self.due.is_empty();
-        self.report.has_more = has_more && !self.stop.begun.is_cancelled();
+        self.report.has_more = has_more && !self.stop.requested.is_cancelled();
         self.error.map_or(Ok(self.report), Err)
     }
 
@@ -139,7 +139,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 Some(at) => tokio::select! {
                     biased;
                     () = self.context.clock.sleep_until(at) => {}
-                    () = self.stop.begun.cancelled() => {}
+                    () = self.stop.requested.cancelled() => {}
                 },
                 None => std::future::pending().await,
             }
@@ -257,7 +257,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     fn write_result(&mut self, order: &StartCandidate, steps: Vec<Transition>) {
         let stage = match steps.is_empty() {
-            true => Stage::Left,
+            true => Stage::Done,
             false => Stage::WritingResult,
         };
         self.context.enter(stage, order);
@@ -270,7 +270,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.error.get_or_insert(error);
         }
         for order in committed.left {
-            self.context.enter(Stage::Left, &order);
+            self.context.enter(Stage::Done, &order);
         }
         for order in committed.intents {
             self.context.enter(Stage::Ready, &order);
@@ -284,7 +284,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     fn may_send(&self) -> bool {
-        self.pace.breaker().may_send(self.now()) && !self.stop.begun.is_cancelled()
+        self.pace.breaker().may_send(self.now()) && !self.stop.requested.is_cancelled()
     }
 
     fn now(&self) -> Timestamp {

@@ -66,7 +66,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 
     async fn start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
         let StartCandidate { id, order } = candidate;
-        self.upstream.metrics().starts(order.starts > 0);
+        self.upstream.metrics().on_start_sent(order.starts > 0);
         let given_up = async {
             stop.abandon.cancelled().await;
             StartError::Ambiguous {

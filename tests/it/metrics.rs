@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::world::ready;
 use order_service::clock::{Clock, SystemClock};
-use order_service::reconciler_metrics::{Answer, Kind};
+use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
 use crate::world::{Client, PATIENCE, World, fill};
 
@@ -328,12 +328,12 @@ async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
     metrics_when(&client, &service.url, |told| of(told, name) > 0).await;
     let heartbeat = ready(world.store().heartbeat()).unwrap();
     let mut asked = heartbeat.metrics.requests();
-    assert!(asked.all(|(_, answer, _)| answer == Answer::Unavailable));
+    assert!(asked.all(|(_, answer, _)| answer == AnswerClass::Unavailable));
     assert!(
         heartbeat
             .metrics
             .requests()
-            .any(|(kind, _, _)| kind == Kind::Start)
+            .any(|(kind, _, _)| kind == UpstreamRequest::Start)
     );
 }
 

@@ -533,8 +533,8 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
     for answer in ["ok", "refused", "overload", "unavailable"] {
         assert!(answers.contains(&("start", answer)), "{answers:?}");
     }
-    assert_eq!(metrics.sent_starts(), asked["start"]);
-    assert!(metrics.sent_repeated_starts() > 0);
+    assert_eq!(metrics.starts_sent(), asked["start"]);
+    assert!(metrics.repeated_starts_sent() > 0);
     assert_eq!(metrics.leaderships(), faults.len() as u64);
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
     assert_eq!(passes, 9 * faults.len() as u64);

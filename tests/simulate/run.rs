@@ -16,7 +16,7 @@ use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::process::Stop;
-use order_service::reconciler::{Decision, Moments, Reconciler, Settings, Stage, Trace};
+use order_service::reconciler::{Decision, Occurrences, Reconciler, Settings, Stage, Trace};
 use order_service::store::{
     Creation, DatabaseUrl, Filter, Leadership, Mode, OperatorResult, Store,
 };
@@ -132,15 +132,15 @@ impl Stages {
     }
 
     fn enter(&mut self, stage: Stage, order: &OpenOrder) {
-        use Stage::{Due, InFlight, Left, Ready, WritingIntent, WritingResult};
+        use Stage::{Done, Due, InFlight, Ready, WritingIntent, WritingResult};
         let seq = order.seq;
         let from = self.stages.insert(seq, stage);
-        let is_turn = matches!(from, None | Some(Due | Left | WritingResult));
+        let is_turn = matches!(from, None | Some(Due | Done | WritingResult));
         let is_drawn = match from {
-            _ if is_turn => matches!(stage, WritingIntent | Ready | WritingResult | Left),
-            Some(WritingIntent) => matches!(stage, Ready | Left),
+            _ if is_turn => matches!(stage, WritingIntent | Ready | WritingResult | Done),
+            Some(WritingIntent) => matches!(stage, Ready | Done),
             Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
-            _ => matches!(stage, WritingIntent | WritingResult | Left),
+            _ => matches!(stage, WritingIntent | WritingResult | Done),
         };
         assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
         if is_turn {
@@ -174,7 +174,7 @@ impl Stages {
     /// Checks after a pass that no start is under way.
     fn check_at_rest(&self) {
         for (seq, stage) in &self.stages {
-            let rests = matches!(stage, Stage::Due | Stage::Left | Stage::WritingResult);
+            let rests = matches!(stage, Stage::Due | Stage::Done | Stage::WritingResult);
             assert!(rests, "order {seq} is left in {stage:?}");
         }
     }
@@ -189,7 +189,7 @@ struct Run {
     stages: Rc<RefCell<Stages>>,
     /// Clock of the program that runs, and the schedule of its passes.
     clock: SteadyClock<Handle>,
-    moments: Moments,
+    moments: Occurrences,
     created: u64,
     _folder: tempfile::TempDir,
 }
@@ -246,7 +246,7 @@ impl Run {
         }
         world.log(|| format!("{settings:?}, processes below {duration} s"));
         let clock = SteadyClock::new(Handle(world.clone()));
-        let moments = Moments::new(settings.schedule.clone(), clock.now());
+        let moments = Occurrences::new(settings.schedule.clone(), clock.now());
         Self {
             clock,
             moments,
@@ -370,7 +370,7 @@ impl Run {
         let rested_at = world.time();
         let share = 10 * world.fault_rates.borrow().step;
         let is_look_due = |clock: &SteadyClock<Handle>| look_at.is_some_and(|at| at <= clock.now());
-        while !self.moments.has_come(&self.clock) && !is_look_due(&self.clock) {
+        while !self.moments.is_due(&self.clock) && !is_look_due(&self.clock) {
             let wait = self.moments.wait(&self.clock);
             let part = 1 + world.draws.below(wait.as_millis() as u64);
             world.move_to(world.time().0 + part as i64);
@@ -398,7 +398,7 @@ impl Run {
     fn reconciler(&mut self) -> Reconciler<Handle, Handle> {
         let handle = Handle(self.world.clone());
         self.clock = SteadyClock::new(handle.clone());
-        self.moments = Moments::new(self.settings.schedule.clone(), self.clock.now());
+        self.moments = Occurrences::new(self.settings.schedule.clone(), self.clock.now());
         let settings = self.settings.clone();
         let stages = self.stages.clone();
         *stages.borrow_mut() = Stages::default();
@@ -440,7 +440,7 @@ impl Run {
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.world.time_of_day();
-                let trouble = heartbeat.leadership(now).trouble;
+                let trouble = heartbeat.leader_status(now).trouble;
                 assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
             }
             return reconciler;

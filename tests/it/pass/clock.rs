@@ -2,7 +2,7 @@
 
 use crate::world::ready;
 use order_service::reconciler::run_once;
-use order_service::reconciler_state::{Leadership, LeadershipStatus};
+use order_service::reconciler_state::{LeaderState, LeaderStatus};
 
 use super::*;
 
@@ -17,10 +17,10 @@ impl Harness {
         self.clock.step(Timestamp(self.clock.now().0 + by));
     }
 
-    fn health(&self) -> Leadership {
+    fn health(&self) -> LeaderStatus {
         ready(self.store.heartbeat())
             .unwrap()
-            .leadership(self.clock.now())
+            .leader_status(self.clock.now())
     }
 }
 
@@ -132,14 +132,14 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         let told = harness.health();
         // Ten seconds forward, a pass may still be on its way.
         let is_known = by != 10 * SECOND;
-        assert_eq!(told.status == LeadershipStatus::Overdue, is_known, "{by}");
+        assert_eq!(told.status == LeaderState::Overdue, is_known, "{by}");
         assert!(told.since.is_none_or(|since| since <= harness.clock.now()));
         pass(&mut reconciler);
         assert_eq!(harness.health().trouble, None, "{by}");
         let heartbeat = ready(harness.store.heartbeat()).unwrap();
         let past = [heartbeat.leader_since, heartbeat.last_pass_at];
         assert!(past.iter().all(|at| *at <= Some(harness.clock.now())));
-        let next = heartbeat.next_look_at.max(heartbeat.next_pass_at).unwrap();
+        let next = heartbeat.next_poll_at.max(heartbeat.next_pass_at).unwrap();
         assert!(next.since(harness.clock.now()) <= Duration::from_secs(60));
     }
 }

@@ -98,7 +98,7 @@ fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
     harness.forward(10_000);
     let report = pass(&mut reconciler);
     assert_eq!((report.observed, report.missed, ended()), (42, 0, 0));
-    assert!(report.is_too_soon);
+    assert!(report.is_absence_early);
     // Twelve of 42 are missing, and all of twelve.
     let mut model = harness.upstream.model.borrow_mut();
     model.forget_everything();
@@ -112,7 +112,7 @@ fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
     harness.forward(10_000);
     let report = pass(&mut reconciler);
     assert_eq!((report.observed, report.missed, ended()), (42, 12, 1));
-    assert!(!report.is_too_soon);
+    assert!(!report.is_absence_early);
 }
 
 #[test]

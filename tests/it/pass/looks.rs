@@ -121,11 +121,11 @@ fn an_order_that_needs_looking_at_is_looked_at_whenever_looks_are_made() {
 fn it_is_told_when_the_upstream_is_looked_at_next() {
     let (harness, mut reconciler) = twenty_seconds(20);
     pass(&mut reconciler);
-    let next_look_at = ready(harness.store.heartbeat())
+    let next_poll_at = ready(harness.store.heartbeat())
         .unwrap()
-        .next_look_at
+        .next_poll_at
         .unwrap();
-    let pause = next_look_at.since(harness.clock.now());
+    let pause = next_poll_at.since(harness.clock.now());
     let range = Duration::from_millis(3_500)..Duration::from_millis(4_500);
     assert!(
         range.contains(&pause),
@@ -167,7 +167,7 @@ fn orders_that_a_list_did_not_tell_of_are_looked_up_five_hundred_in_a_pass() {
 #[test]
 fn orders_were_all_seen_only_when_every_one_was() {
     let (harness, mut reconciler) = twenty_seconds(50);
-    let seen_at = || ready(harness.store.heartbeat()).unwrap().last_seen_at;
+    let seen_at = || ready(harness.store.heartbeat()).unwrap().last_observed_at;
     let before = seen_at();
     harness.upstream.list_fault.set(Some(Fault::Lost));
     harness.upstream.look_fault.set(Fault::Lost);
@@ -196,7 +196,7 @@ fn a_look_up_without_an_answer_leaves_not_all_seen() {
         let is_seen = lost.is_none();
         harness.upstream.lost.borrow_mut().extend(lost);
         pass(&mut reconciler);
-        let seen_at = ready(harness.store.heartbeat()).unwrap().last_seen_at;
+        let seen_at = ready(harness.store.heartbeat()).unwrap().last_observed_at;
         assert_eq!(seen_at == Some(harness.clock.now()), is_seen, "{seen_at:?}");
     }
 }

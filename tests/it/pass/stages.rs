@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use order_service::reconciler::Stage::{
-    self, Due, InFlight, Left, Ready, WritingIntent, WritingResult,
+    self, Done, Due, InFlight, Ready, WritingIntent, WritingResult,
 };
 use order_service::reconciler::Trace;
 
@@ -89,7 +89,7 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
         pass(&mut reconciler);
     }
     walk(&entered, "a0", &LOOKED_UP_AND_STARTED);
-    walk(&entered, "a49", &[Ready, InFlight, WritingIntent, Left]);
+    walk(&entered, "a49", &[Ready, InFlight, WritingIntent, Done]);
 
     // Its process is there again, or the look-up fails.
     for is_lost in [false, true] {
@@ -107,7 +107,7 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
         pass(&mut reconciler);
         harness.forward(1_000);
         pass(&mut reconciler);
-        let end = if is_lost { Left } else { WritingResult };
+        let end = if is_lost { Done } else { WritingResult };
         walk(&entered, "a0", &[Ready, InFlight, end]);
     }
 
@@ -122,20 +122,20 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
     pass(&mut reconciler);
     harness.forward(1_000);
     pass(&mut reconciler);
-    walk(&entered, "a0", &[Ready, InFlight, Left]);
+    walk(&entered, "a0", &[Ready, InFlight, Done]);
     walk(&entered, "a1", &[Ready, Due]);
 
     let drawn = [
         (None, WritingIntent),
         (None, Ready),
         (Some(WritingIntent), Ready),
-        (Some(WritingIntent), Left),
+        (Some(WritingIntent), Done),
         (Some(Ready), InFlight),
         (Some(Ready), Due),
         (Some(Ready), WritingResult),
         (Some(InFlight), WritingIntent),
         (Some(InFlight), WritingResult),
-        (Some(InFlight), Left),
+        (Some(InFlight), Done),
     ];
     assert_eq!(walked, drawn.into_iter().collect());
 }
