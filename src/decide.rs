@@ -1,131 +1,132 @@
-//! What to do about an open order, given what was observed: one pure table.
+//! The decision about an open order, given what was observed: one pure table.
 //!
-//! No clock, no network, no database: the moment comes in, the choice goes out. The effects are
-//! carried out by `reconciler`, how fast and how often is chosen in `pace`.
+//! No clock, no network, no database: the moment comes in, the action goes out. `reconciler` carries it
+//! out; `pace` chooses how fast and how often.
 
 use std::time::Duration;
 
 use crate::order::{Observed, Outcome, Reason, Timestamp};
 use crate::pace::StartClass;
 
-/// An order that is not settled, as the reconciler knows it. Its id is kept beside it: nothing is
-/// decided by that.
+/// An order that is not settled, without its id: no decision depends on that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenOrder {
-    /// Its place in the order of creation.
+    /// Position in the order of creation.
     pub seq: i64,
-    /// How far it has come.
+    /// Its status, and what belongs to it.
     pub phase: Phase,
-    /// Set if a look is on record that has seen its process.
+    /// Whether it is on record that an answer has shown its process.
     pub is_seen: bool,
-    /// The start that was about to be sent and whose outcome is not known.
+    /// A start that was written down and whose outcome is not known.
     pub intent: Option<Intent>,
-    /// How many starts were sent that may have taken effect. The present intent counts unless its
-    /// answer says that it was not taken.
+    /// Number of starts that may have taken effect. The current intent counts unless its answer says
+    /// that it had no effect.
     pub starts: u32,
-    /// Whether an operator wants it started again, whatever the policy.
+    /// Whether an operator has requested another start, whatever the policy.
     pub restart_requested: bool,
-    /// Attempts that failed in a row.
+    /// Number of failed attempts in a row.
     pub attempts: u32,
-    /// Not to be tried again before this moment.
+    /// End of its backoff.
     pub next_attempt_at: Option<Timestamp>,
-    /// Why it needs looking at.
+    /// Reason why it needs attention.
     pub attention: Option<Reason>,
 }
 
-/// How far an open order has come.
+/// The status of an open order, and what belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// CREATED.
     Created,
     /// PROCESSING.
     Processing {
-        /// When its process was last known to exist: only looks that began one request timeout later
-        /// can say that it does not.
+        /// Moment at which its process was last known to exist. An absence counts only if its request was
+        /// sent at least one request timeout later.
         confirmed_at: Timestamp,
-        /// When the look began that missed its process first, if the last one did.
+        /// Moment at which the request was sent whose answer was the first absence in a row; `None` if the
+        /// last answer showed the process.
         missed_at: Option<Timestamp>,
     },
 }
 
-/// A start that was about to be sent. It is durable before the start leaves, so that neither a
-/// crash nor a lost answer can make anyone forget that a process may exist.
+/// A start that is about to be sent. It is on disk before the start is sent, so that neither a crash
+/// nor a lost answer hides that a process may exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Intent {
-    /// When it was written.
+    /// Moment at which it was written.
     pub written_at: Timestamp,
-    /// When its answer was given up. Nothing if this program died before, or could not write it down.
+    /// Moment at which its answer was given up; `None` if the program crashed before that, or could not
+    /// write it down.
     pub given_up_at: Option<Timestamp>,
-    /// The HTTP status of the answer, if there was one. It then told of trouble, not of the order.
+    /// HTTP status of the answer, if there was one. It was then an error that says nothing about the order.
     pub answer: Option<u16>,
 }
 
 /// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error
-/// may be a gateway's, made after the start was passed on.
+/// may come from a gateway that had passed the start on.
 pub fn is_in_doubt(answer: Option<u16>) -> bool {
     answer.is_none_or(|answer| answer >= 500)
 }
 
 impl Intent {
-    /// Returns whether an absence that was observed by a look begun at `began_at` is news of this start:
-    /// one request timeout after it was given up it has either arrived or never will. If nobody
-    /// could write down that it was given up, that was before this run began.
+    /// Returns whether an absence in the answer to a request sent at `began_at` shows that this start had
+    /// no effect: one request timeout after it was given up it has either arrived or never will. If
+    /// the moment was not written down, it was before this run began.
     fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
         let given_up_at = self.given_up_at.unwrap_or(self.written_at);
         began_at >= policy.visible_from(given_up_at)
     }
 }
 
-/// What was observed of an order's process, and when the look began.
+/// The observation of an order's process in one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// What was observed.
+    /// State of the process in the answer.
     pub observed: Observed,
-    /// When the request was sent. What happened later cannot be in the answer.
+    /// Moment at which the request was sent. Anything later may be missing in the answer.
     pub began_at: Timestamp,
 }
 
-/// The settings that the choice depends on.
+/// The settings that a decision depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// How long a request to the order process service may take.
+    /// Timeout of a request to the upstream.
     pub request_timeout: Duration,
-    /// How often an order may be started.
+    /// Largest number of starts of an order.
     pub max_starts: u32,
-    /// What to do with an order whose process was forgotten.
+    /// Policy for an order whose process was forgotten.
     pub lost_process: LostProcess,
-    /// When this run began: the program was started, the clock stepped, or a pass failed. What was
-    /// sent before may have been sent, and given up, just before.
+    /// Beginning of this run: the program was started, the clock was set, or a pass failed. A request of
+    /// an earlier run may have been sent, and given up, just before.
     pub run_began_at: Timestamp,
 }
 
 impl Policy {
-    /// Returns the moment from which on looks show all that was so at `at`: one request timeout
-    /// later, because reads may lag by that much. By the clock of an earlier run nobody can tell how
-    /// long ago `at` was, so it counts from the beginning of this one.
+    /// Returns the moment from which on answers show everything up to `at`: one request timeout later,
+    /// because reads may lag by that much. Clocks of different runs cannot be compared, so an
+    /// earlier moment counts from the beginning of this run.
     fn visible_from(&self, at: Timestamp) -> Timestamp {
         at.max(self.run_began_at).after(self.request_timeout)
     }
 }
 
-/// What to do with an order whose process was forgotten. Nobody can know whether that process had
-/// done its work.
+/// The policy for an order whose process was forgotten. Nobody can know whether that process had done
+/// its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LostProcess {
     /// Start it again, which may repeat the work.
     Restart,
     /// Leave it PROCESSING until an operator decides.
     Hold,
-    /// Settle it as FAILED, or hold it if no look is on record that has seen its process: there may
-    /// never have been one.
+    /// Settle it as FAILED; hold it if no answer is on record that has shown its process, because there
+    /// may never have been one.
     Fail,
 }
 
 impl LostProcess {
-    /// Every policy.
+    /// All policies.
     pub const ALL: [Self; 3] = [Self::Restart, Self::Hold, Self::Fail];
 
-    /// The word that stands for it in settings, in JSON and in the database.
+    /// Returns the word that stands for it in settings, in JSON and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Restart => "restart",
@@ -135,53 +136,53 @@ impl LostProcess {
     }
 }
 
-/// The occasion on which an order is decided about.
+/// The occasion of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Occasion {
-    /// A pass that observes. One absence may be a lapse.
+    /// A poll. One absence may be a transient error.
     Pass,
-    /// The same, with so many processes missing that the upstream must have been restarted. One
-    /// absence is then enough.
+    /// A poll with so many processes missing that the upstream must have been restarted. One absence is
+    /// then enough.
     Restart,
-    /// The order's turn to be started, which an earlier decision has brought about.
+    /// The order has reached the head of the start queue, because of an earlier decision.
     Dequeue,
-    /// A refusal of its start, which is withdrawn. A process may exist.
+    /// Its start was refused, so that the intent is withdrawn. A process may exist.
     Refusal,
 }
 
-/// The moment of a choice, and what is the same for all orders by then.
+/// The moment of a decision, and what is the same for all orders of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PassContext {
-    /// The present moment.
+    /// The current moment.
     pub now: Timestamp,
-    /// When the upstream was last found to have forgotten a process.
+    /// Moment at which the upstream was last found to have forgotten a process.
     pub forgot_at: Option<Timestamp>,
 }
 
-/// The one step to take.
+/// The action for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Nothing, for now.
+    /// Do nothing for now.
     Wait,
-    /// Start it: at its turn at once, else when its turn comes.
+    /// Start it: at the head of the start queue at once, otherwise put it into the queue.
     Start,
     /// Look it up, and decide again.
     LookUp,
-    /// Record a process that exists: the order is PROCESSING.
+    /// Record a process that was not known: the order is PROCESSING.
     Adopt,
     /// Record how the process ended.
     Settle(Outcome),
     /// Record a process that was not known, and how it ended.
     AdoptAndSettle(Outcome),
-    /// Record that a look has seen the process.
+    /// Record that an answer has shown the process.
     MarkSeen,
-    /// Record that a process that existed was not found, and look again in the next pass.
+    /// Record that the process is missing, and poll again in the next pass.
     MarkMissing,
-    /// Settle the order as FAILED, because its process was forgotten and the policy says so.
+    /// Settle the order as FAILED, because its process was forgotten and the policy demands it.
     Fail,
-    /// Record that the order needs looking at, and leave it in peace for a while.
+    /// Record why the order needs attention, and begin a backoff.
     Flag(Reason),
-    /// Record that all is well again.
+    /// Record that the order needs no attention any more.
     ClearAttention,
 }
 
@@ -191,7 +192,7 @@ impl OpenOrder {
         self.next_attempt_at.is_none_or(|at| at <= now)
     }
 
-    /// The queue in which it waits for its turn to be started.
+    /// Returns the class in which it waits for its start.
     pub fn start_class(&self) -> StartClass {
         match self.phase {
             Phase::Processing { .. } => StartClass::Forgotten,
@@ -200,23 +201,24 @@ impl OpenOrder {
         }
     }
 
-    /// Returns whether the present intent counts as a start so far.
+    /// Returns whether `starts` includes the current intent.
     pub fn is_intent_counted(&self) -> bool {
         self.intent.is_some_and(|intent| is_in_doubt(intent.answer))
     }
 
-    /// Returns whether the present intent counts no longer after a look that found no process, late
-    /// enough. Silence goes on to count. So does a server error if that look cannot tell, in another
-    /// life of the upstream, or if not even a doubtful second start is allowed.
-    pub fn is_intent_cleared(&self, policy: &Policy, at: PassContext) -> bool {
+    /// Returns whether an absence, late enough, excludes the current intent from `starts`. That is so
+    /// after a server error. An intent without an answer remains counted, and so does one of an earlier
+    /// incarnation of the upstream, of which the absence says nothing, and any if only one start is
+    /// allowed.
+    pub fn is_intent_cleared(&self, policy: &Policy, context: PassContext) -> bool {
         self.intent.is_some_and(|intent| {
-            let is_of_this_life = at.forgot_at.is_none_or(|at| at < intent.written_at);
+            let is_current = context.forgot_at.is_none_or(|at| at < intent.written_at);
             let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
-            is_answered && is_of_this_life && policy.max_starts > 1
+            is_answered && is_current && policy.max_starts > 1
         })
     }
 
-    /// Takes note that its process was missing in a look that began at `began_at`.
+    /// Marks its process as missing in the answer to a request sent at `began_at`.
     pub fn mark_missing(&mut self, began_at: Timestamp) {
         if let Phase::Processing { missed_at, .. } = &mut self.phase {
             *missed_at = Some(began_at);
@@ -225,7 +227,7 @@ impl OpenOrder {
         }
     }
 
-    /// Whether a process that was known to exist was missing when it was last looked for.
+    /// Returns whether its process is marked as missing.
     pub fn is_missed(&self) -> bool {
         matches!(
             self.phase,
@@ -236,9 +238,9 @@ impl OpenOrder {
         )
     }
 
-    /// Returns whether its process was found missing after this look had begun, or its start was sent
-    /// so late that the look may show what was before.
-    pub fn is_newer_than(&self, observation: &Observation, policy: &Policy) -> bool {
+    /// Returns whether more is known than this observation shows: its process was found missing by a later
+    /// request, or its start was sent so late that the observation may show what was before.
+    fn is_newer_than(&self, observation: &Observation, policy: &Policy) -> bool {
         let missed_at = match self.phase {
             Phase::Processing { missed_at, .. } => missed_at,
             Phase::Created => None,
@@ -248,8 +250,8 @@ impl OpenOrder {
         known_at.is_some_and(|at| observation.began_at < at)
     }
 
-    /// Returns whether its process was known to exist so early that a look begun at `began_at` shows it
-    /// unless it is gone.
+    /// Returns whether its process was known to exist so early that the answer to a request sent at
+    /// `began_at` shows it unless it is gone.
     pub fn is_visible_at(&self, began_at: Timestamp, policy: &Policy) -> bool {
         match self.phase {
             Phase::Processing { confirmed_at, .. } => {
@@ -259,13 +261,13 @@ impl OpenOrder {
         }
     }
 
-    /// Returns whether this look says that a process is gone that was known to exist.
+    /// Returns whether this observation shows that a process that was known to exist is gone.
     pub fn is_missing_in(&self, observation: &Observation, policy: &Policy) -> bool {
         observation.observed == Observed::Absent && self.is_visible_at(observation.began_at, policy)
     }
 
-    /// Returns whether this look does not show a process that was known to exist when it began, too
-    /// soon for that to count.
+    /// Returns whether a process that was known to exist is absent in this observation, too soon after
+    /// it was confirmed for that to count.
     pub fn is_missing_too_soon_in(&self, observation: &Observation, policy: &Policy) -> bool {
         let is_known = match self.phase {
             Phase::Processing { confirmed_at, .. } => {
@@ -279,47 +281,34 @@ impl OpenOrder {
     }
 }
 
-/// The row of the table that an order is in, for those who count.
-pub fn row_of(order: &OpenOrder) -> &'static str {
-    match (order.phase, order.intent) {
-        (Phase::Created, None) => "created",
-        (Phase::Created, Some(_)) => "created, intent",
-        (Phase::Processing { .. }, Some(_)) => "processing, intent",
-        (Phase::Processing { missed_at, .. }, None) => match missed_at {
-            None => "processing",
-            Some(_) => "processing, missed",
-        },
-    }
-}
-
-/// Decides about one order: the whole behaviour of the service towards it. `look` is `None` if nothing
-/// was observed.
+/// Decides what to do about one order: the whole behaviour of the service towards it. `observation` is
+/// `None` if nothing was observed.
 pub fn decide(
     order: &OpenOrder,
     occasion: Occasion,
     observation: Option<&Observation>,
     policy: &Policy,
-    at: PassContext,
+    context: PassContext,
 ) -> Action {
     use Phase::{Created, Processing};
     let Some(observation) = observation else {
         return match (order.phase, order.intent, occasion) {
-            // Without an intent there is no start of ours to know about, so nothing needs to be
-            // seen first: a start of a process that exists is refused.
-            (Created, None, _) => start(order, policy, at),
-            // That its earlier start came to nothing was seen by the look that brought its turn about.
-            (Created, Some(_), Occasion::Dequeue) => start(order, policy, at),
-            // Meanwhile its process may be there again.
+            // Without an intent there is no start of ours that may have taken effect, so nothing needs to
+            // be observed first: the upstream refuses a second process.
+            (Created, None, _) => start(order, policy, context),
+            // The observation that put it into the queue has shown that its earlier start had no effect.
+            (Created, Some(_), Occasion::Dequeue) => start(order, policy, context),
+            // Its process may be there again meanwhile.
             (Processing { .. }, _, Occasion::Dequeue) => Action::LookUp,
             _ => Action::Wait,
         };
     };
     match (order.phase, order.intent, &observation.observed) {
-        // An outcome is an outcome, whatever else is known.
+        // An outcome is final, whatever else is known.
         (_, _, Observed::Succeeded) => settle(order, Outcome::Succeeded, observation, policy),
         (_, _, Observed::Failed) => settle(order, Outcome::Failed, observation, policy),
 
-        // What a slow list has said is older than what is known by now.
+        // A slow list is older than what is known by now.
         (Processing { .. }, _, Observed::Running | Observed::Unrecognised(_))
             if order.is_newer_than(observation, policy) =>
         {
@@ -342,7 +331,7 @@ pub fn decide(
         (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
             Action::Flag(Reason::StartRefused)
         }
-        (Created, _, Observed::Absent) => start(order, policy, at),
+        (Created, _, Observed::Absent) => start(order, policy, context),
 
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
@@ -354,29 +343,30 @@ pub fn decide(
             }
         }
         (Processing { .. }, None, Observed::Unrecognised(_)) => {
-            flag(order, Reason::UnknownStatus, at.now)
+            flag(order, Reason::UnknownStatus, context.now)
         }
 
-        // A start that was sent after an earlier process was forgotten has come to nothing.
-        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, at),
-        // A look that began so soon after the start was confirmed may not show the process yet.
+        // A start that was sent after an earlier process was forgotten has had no effect.
+        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, context),
+        // So soon after the process was confirmed, an answer may not show it yet.
         (Processing { .. }, None, Observed::Absent)
             if !order.is_missing_in(observation, policy) =>
         {
             Action::Wait
         }
-        // One absence may be a lapse; two in two passes are not, nor one among many.
+        // One absence may be a transient error; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
-            // An earlier one has brought the turn about.
-            _ if occasion == Occasion::Dequeue => lost(order, policy, at),
+            // An earlier absence has put the order into the queue.
+            _ if occasion == Occasion::Dequeue => lost(order, policy, context),
             None if occasion == Occasion::Pass => Action::MarkMissing,
             Some(missed_at) if missed_at >= observation.began_at => Action::Wait,
-            _ => lost(order, policy, at),
+            _ => lost(order, policy, context),
         },
     }
 }
 
-/// Settles an order. An outcome from before its last start was sent is not that of the last process.
+/// Settles an order. An outcome observed before its last start was visible is that of an earlier process,
+/// which is not adopted again.
 fn settle(
     order: &OpenOrder,
     outcome: Outcome,
@@ -396,30 +386,31 @@ fn settle(
     }
 }
 
-/// Starts an order unless it was started too often, or has to wait.
-fn start(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
-    let cleared = u32::from(order.is_intent_cleared(policy, at));
+/// Starts an order, unless it was started as often as is allowed, or its backoff lasts.
+fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
+    let cleared = u32::from(order.is_intent_cleared(policy, context));
     let starts = order.starts.saturating_sub(cleared);
     if starts >= policy.max_starts && !order.restart_requested {
-        flag(order, Reason::MaxStarts, at.now)
-    } else if order.is_due(at.now) {
+        flag(order, Reason::MaxStarts, context.now)
+    } else if order.is_due(context.now) {
         Action::Start
     } else {
         Action::Wait
     }
 }
 
-/// What the policy says about an order whose process was forgotten.
-fn lost(order: &OpenOrder, policy: &Policy, at: PassContext) -> Action {
+/// Applies the policy to an order whose process was forgotten.
+fn lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     match policy.lost_process {
-        _ if order.restart_requested => start(order, policy, at),
-        LostProcess::Restart => start(order, policy, at),
+        _ if order.restart_requested => start(order, policy, context),
+        LostProcess::Restart => start(order, policy, context),
         LostProcess::Fail if order.is_seen => Action::Fail,
-        LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, at.now),
+        LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, context.now),
     }
 }
 
-/// Flags an order, again only when its backoff is over: a standing fact is not written every pass.
+/// Flags an order; again only when its backoff is over, so that a lasting reason is not written in every
+/// pass.
 fn flag(order: &OpenOrder, reason: Reason, now: Timestamp) -> Action {
     if order.attention == Some(reason) && !order.is_due(now) {
         Action::Wait

@@ -1,4 +1,4 @@
-//! The table, cell by cell, and the moments from which things count.
+//! The table, cell by cell, and the moments from which on an absence or an outcome counts.
 
 use super::*;
 
@@ -9,7 +9,7 @@ const POLICY: Policy = Policy {
     run_began_at: Timestamp(0),
 };
 const NOW: Timestamp = Timestamp(1_000_000);
-const AT: PassContext = PassContext {
+const CONTEXT: PassContext = PassContext {
     now: NOW,
     forgot_at: None,
 };
@@ -47,7 +47,7 @@ fn unrecognised() -> Observed {
     Observed::of_status("PAUSED")
 }
 
-/// What is decided on a look that began now, or on none.
+/// Returns the action after an observation whose request was sent now, or after none.
 fn choose(
     order: &OpenOrder,
     observed: impl Into<Option<Observed>>,
@@ -58,7 +58,7 @@ fn choose(
         observed,
         began_at: NOW,
     });
-    decide(order, occasion, observation.as_ref(), policy, AT)
+    decide(order, occasion, observation.as_ref(), policy, CONTEXT)
 }
 
 fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
@@ -67,14 +67,13 @@ fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Act
     assert_eq!(action, expected, "{order:?} {observed:?}");
 }
 
-/// The table, cell by cell: every phase in its plain form, against every observation.
 #[test]
-fn every_cell_of_the_table_is_what_it_is_meant_to_be() {
+fn every_phase_has_its_action_for_every_observation() {
     use Action::{Adopt, AdoptAndSettle, Flag, MarkMissing, Settle, Start, Wait};
     let just_given_up = intent(Some(NOW.0), None);
     let long_given_up = intent(Some(NOW.0 - 5_000), None);
     let unknown_status = Flag(Reason::UnknownStatus);
-    // The columns are Unknown, Absent, Running, and a status that is not known.
+    // The columns are no observation, Absent, Running, and a status that is not known.
     let rows = [
         (Phase::Created, None, [Start, Start, Adopt, Adopt]),
         (Phase::Created, just_given_up, [Wait, Wait, Adopt, Adopt]),
@@ -126,7 +125,7 @@ fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_be
 }
 
 #[test]
-fn a_start_that_nobody_wrote_down_as_given_up_was_so_before_this_run_at_the_latest() {
+fn a_start_that_was_not_recorded_as_given_up_was_given_up_before_this_run() {
     let unknown = order(Phase::Created, intent(None, None));
     for (run_began_at, expected) in [
         (NOW.0 - 5_000, Action::Start),
@@ -176,10 +175,10 @@ fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not
     check(NOW.0 - 4_999, 0, (false, true));
     check(NOW.0, 0, (false, true));
     check(NOW.0 + 1, 0, (false, false));
-    // What an earlier run has confirmed may have been so just before this one.
+    // A process that an earlier run has confirmed may have been confirmed just before this run.
     check(0, NOW.0 - 5_000, (true, false));
     check(0, NOW.0 - 4_999, (false, true));
-    // With a start under way nothing is known, and of a new order nothing was.
+    // Neither with an intent nor for a new order is a process known to exist.
     for order in [
         order(processing(None), intent(None, None)),
         order(Phase::Created, None),
@@ -200,13 +199,13 @@ fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted()
         choose(&once, Observed::Absent, &POLICY, Occasion::Restart),
         Action::Start
     );
-    // The same look seen twice is one absence.
+    // The same observation twice is one absence.
     let same = order(processing(Some(NOW.0)), None);
     assert_eq!(
         choose(&same, Observed::Absent, &POLICY, Occasion::Pass),
         Action::Wait
     );
-    // At its turn that look has already decided.
+    // At the head of the queue it has already been decided about.
     assert_eq!(
         choose(&same, Observed::Absent, &POLICY, Occasion::Dequeue),
         Action::Start
@@ -219,7 +218,7 @@ fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted()
 }
 
 #[test]
-fn a_lost_process_is_treated_as_the_policy_says_unless_an_operator_has_decided() {
+fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
     let mut lost = order(processing(Some(NOW.0 - 1)), None);
     for (lost_process, action) in [
         (LostProcess::Restart, Action::Start),
@@ -249,7 +248,7 @@ fn a_lost_process_is_treated_as_the_policy_says_unless_an_operator_has_decided()
 }
 
 #[test]
-fn a_process_that_no_look_has_seen_is_held_where_others_fail_and_noted_when_it_is_seen() {
+fn an_order_whose_process_no_answer_has_shown_is_held_where_others_fail() {
     for (lost_process, unseen_runs, unseen_is_lost) in [
         (LostProcess::Restart, Action::Wait, Action::Start),
         (
@@ -274,7 +273,7 @@ fn a_process_that_no_look_has_seen_is_held_where_others_fail_and_noted_when_it_i
         order.is_seen = false;
         assert_eq!(decided(&order, Observed::Running), unseen_runs);
         assert_eq!(decided(&order, Observed::Absent), unseen_is_lost);
-        // Recording that all is well records that it was seen.
+        // Clearing the attention records that its process was shown.
         order.attempts = 1;
         assert_eq!(decided(&order, Observed::Running), Action::ClearAttention);
     }
@@ -291,7 +290,7 @@ fn an_order_in_backoff_is_not_started() {
 }
 
 #[test]
-fn whatever_was_wrong_is_cleared_when_the_process_is_seen_to_run() {
+fn attention_and_attempts_are_cleared_when_the_process_is_running() {
     let well = order(processing(None), None);
     check(&well, Observed::Running, Action::Wait);
     let mut flagged = well;
@@ -305,23 +304,7 @@ fn whatever_was_wrong_is_cleared_when_the_process_is_seen_to_run() {
 }
 
 #[test]
-fn every_row_has_a_name_of_its_own() {
-    let some = intent(None, None);
-    let rows = [
-        (Phase::Created, None, "created"),
-        (Phase::Created, some, "created, intent"),
-        (processing(None), None, "processing"),
-        (processing(Some(1)), None, "processing, missed"),
-        (processing(None), some, "processing, intent"),
-        (processing(Some(1)), some, "processing, intent"),
-    ];
-    for (phase, intent, name) in rows {
-        assert_eq!(row_of(&order(phase, intent)), name);
-    }
-}
-
-#[test]
-fn an_order_started_as_often_as_allowed_is_held_and_a_silent_intent_counts() {
+fn an_order_started_as_often_as_allowed_is_held_and_an_unanswered_intent_counts() {
     let held = Action::Flag(Reason::MaxStarts);
     let mut fresh = order(Phase::Created, None);
     fresh.starts = 5;
@@ -352,7 +335,7 @@ fn a_standing_flag_is_renewed_only_when_its_backoff_is_over() {
 }
 
 #[test]
-fn after_a_refusal_only_a_look_up_decides() {
+fn after_a_refusal_the_observation_decides() {
     let fresh = order(Phase::Created, None);
     let missed = order(processing(Some(1)), None);
     let refused = Action::Flag(Reason::StartRefused);
@@ -376,29 +359,29 @@ fn after_a_refusal_only_a_look_up_decides() {
 }
 
 #[test]
-fn at_its_turn_an_order_is_started_at_once_unless_it_had_a_process() {
-    let at_turn = |order: &OpenOrder| decide(order, Occasion::Dequeue, None, &POLICY, AT);
+fn at_the_head_of_the_queue_an_order_is_started_unless_it_had_a_process() {
+    let at_head = |order: &OpenOrder| decide(order, Occasion::Dequeue, None, &POLICY, CONTEXT);
     let expired = intent(Some(NOW.0 - 5_000), None);
-    assert_eq!(at_turn(&order(Phase::Created, None)), Action::Start);
-    assert_eq!(at_turn(&order(Phase::Created, expired)), Action::Start);
+    assert_eq!(at_head(&order(Phase::Created, None)), Action::Start);
+    assert_eq!(at_head(&order(Phase::Created, expired)), Action::Start);
     for phase in [processing(None), processing(Some(1))] {
         for intent in [None, expired] {
             let forgotten = order(phase, intent);
-            assert_eq!(at_turn(&forgotten), Action::LookUp);
+            assert_eq!(at_head(&forgotten), Action::LookUp);
             let again = choose(&forgotten, Observed::Absent, &POLICY, Occasion::Dequeue);
             assert_eq!(again, Action::Start);
         }
     }
     let mut worn_out = order(Phase::Created, None);
     worn_out.starts = 5;
-    assert_eq!(at_turn(&worn_out), Action::Flag(Reason::MaxStarts));
+    assert_eq!(at_head(&worn_out), Action::Flag(Reason::MaxStarts));
     let mut in_backoff = order(Phase::Created, None);
     in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
-    assert_eq!(at_turn(&in_backoff), Action::Wait);
+    assert_eq!(at_head(&in_backoff), Action::Wait);
 }
 
 #[test]
-fn a_look_that_is_older_than_what_is_known_brings_no_process_back() {
+fn an_observation_older_than_what_is_known_brings_no_process_back() {
     for (observed, at_once) in [
         (Observed::Running, Action::ClearAttention),
         (unrecognised(), Action::Flag(Reason::UnknownStatus)),
@@ -411,7 +394,7 @@ fn a_look_that_is_older_than_what_is_known_brings_no_process_back() {
 }
 
 #[test]
-fn what_is_seen_so_soon_after_a_second_start_may_be_the_first_process() {
+fn a_process_observed_soon_after_a_second_start_may_be_the_first_one() {
     for (written_at, run_began_at, is_second) in [
         (NOW.0 - 5_000, 0, true),
         (NOW.0 - 4_999, 0, false),
@@ -440,7 +423,7 @@ fn what_is_seen_so_soon_after_a_second_start_may_be_the_first_process() {
 }
 
 #[test]
-fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_process() {
+fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
     let written_at = NOW.0 - 10_000;
     let observation = Observation {
         observed: Observed::Absent,
@@ -453,20 +436,20 @@ fn a_server_error_counts_as_a_start_until_a_look_in_the_same_life_finds_no_proce
             max_starts,
             ..POLICY
         };
-        let at = PassContext {
+        let context = PassContext {
             forgot_at: forgot_at.map(Timestamp),
-            ..AT
+            ..CONTEXT
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
         assert_eq!(order.is_intent_counted(), is_counted);
-        decide(&order, Occasion::Pass, Some(&observation), &policy, at)
+        decide(&order, Occasion::Pass, Some(&observation), &policy, context)
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {
         for forgot_at in [None, Some(written_at - 1)] {
             assert_eq!(decided(Some(answer), 5, forgot_at), Action::Start);
         }
-        // After a clock was set back, what is told of one moment may have been in any order.
+        // After a clock was set back, two events of one moment may have been in any order.
         for forgot_at in [written_at, written_at + 1] {
             assert_eq!(decided(Some(answer), 5, Some(forgot_at)), held);
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use order_service::clock::{Clock, SteadyClock};
-use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase, row_of};
+use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Decision, Occurrences, Reconciler, Settings, Stage, Trace};
@@ -72,6 +72,19 @@ static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
 type Transitions = BTreeMap<(Option<Stage>, Stage), u64>;
 
 static TRANSITIONS: Mutex<Transitions> = Mutex::new(BTreeMap::new());
+
+/// Returns the name of the row of the table that an order is in.
+fn row_of(order: &OpenOrder) -> &'static str {
+    match (order.phase, order.intent) {
+        (Phase::Created, None) => "created",
+        (Phase::Created, Some(_)) => "created, intent",
+        (Phase::Processing { .. }, Some(_)) => "processing, intent",
+        (Phase::Processing { missed_at, .. }, None) => match missed_at {
+            None => "processing",
+            Some(_) => "processing, missed",
+        },
+    }
+}
 
 fn count_decision(decision: &Decision<'_>) {
     let observed = decision.look.map(|look| &look.observed);
