@@ -15,14 +15,14 @@ pub struct OpenOrder {
     pub seq: i64,
     /// Its status, and what belongs to it.
     pub phase: Phase,
-    /// Whether it is on record that an answer has shown its process.
+    /// Set if it is on record that an answer has shown its process.
     pub is_seen: bool,
     /// A start that was written down and whose outcome is not known.
     pub intent: Option<Intent>,
-    /// Number of starts that may have taken effect. The current intent counts unless its answer says
+    /// Number of starts that may have taken effect. The current intent counts unless its answer shows
     /// that it had no effect.
     pub starts: u32,
-    /// Whether an operator has requested another start, whatever the policy.
+    /// Set if an operator has requested another start, whatever the policy.
     pub restart_requested: bool,
     /// Number of failed attempts in a row.
     pub attempts: u32,
@@ -57,7 +57,7 @@ pub struct Intent {
     /// Moment at which its answer was given up; `None` if the program crashed before that, or could not
     /// write it down.
     pub given_up_at: Option<Timestamp>,
-    /// HTTP status of the answer, if there was one. It was then an error that says nothing about the order.
+    /// HTTP status of the answer, if there was one. It was then an error that does not concern the order.
     pub answer: Option<u16>,
 }
 
@@ -208,7 +208,7 @@ impl OpenOrder {
 
     /// Returns whether an absence, late enough, excludes the current intent from `starts`. That is so
     /// after a server error. An intent without an answer remains counted, and so does one of an earlier
-    /// incarnation of the upstream, of which the absence says nothing, and any if only one start is
+    /// incarnation of the upstream, which the absence does not concern, and any if only one start is
     /// allowed.
     pub fn is_intent_cleared(&self, policy: &Policy, context: PassContext) -> bool {
         self.intent.is_some_and(|intent| {

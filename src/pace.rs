@@ -77,7 +77,7 @@ pub struct LearnedLimits {
 /// A request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Whether it is a start, not a poll.
+    /// Set for a start, not for a poll.
     pub is_start: bool,
     /// Moment at which it was sent.
     pub sent_at: Timestamp,
@@ -107,9 +107,9 @@ pub struct Pace {
     list_timeout: ListTimeout,
     /// Number of processes that are known to run.
     in_flight: u64,
-    /// Whether the last start had no answer, or a server error.
+    /// Set if the last start had no answer, or a server error.
     are_starts_in_doubt: bool,
-    /// Whether the rate limit of the upstream counts polls too.
+    /// Set if the rate limit of the upstream counts polls too.
     are_polls_limited: bool,
 }
 
@@ -309,8 +309,8 @@ impl Pace {
         self.incarnations.on_restart(processes, now);
     }
 
-    /// Records that the upstream was found to have forgotten a process. One alone says nothing about the
-    /// length of an incarnation.
+    /// Records that the upstream was found to have forgotten a process. It does not change the average
+    /// length of incarnations: one process may be forgotten without a restart.
     pub fn on_process_forgotten(&mut self, now: Timestamp) {
         self.incarnations.on_process_forgotten(now);
     }

@@ -314,9 +314,9 @@ fn an_order_started_as_often_as_allowed_is_held_and_an_unanswered_intent_counts(
     check(&lost, Observed::Absent, held);
     lost.restart_requested = true;
     check(&lost, Observed::Absent, Action::Start);
-    let mut silent = order(Phase::Created, intent(Some(0), None));
-    silent.starts = 5;
-    check(&silent, Observed::Absent, held);
+    let mut unanswered = order(Phase::Created, intent(Some(0), None));
+    unanswered.starts = 5;
+    check(&unanswered, Observed::Absent, held);
     let mut answered = order(Phase::Created, intent(Some(0), Some(503)));
     answered.starts = 4;
     check(&answered, Observed::Absent, Action::Start);

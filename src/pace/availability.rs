@@ -16,7 +16,7 @@ const FAILURES_TO_DOWN: u32 = 3;
 /// the next request.
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// Whether the upstream gives usable answers, and since when.
+/// The availability of the upstream: usable answers or none, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum UpstreamState {
     /// Not known yet: no usable answer, and too few failures.
@@ -51,7 +51,7 @@ impl UpstreamState {
 pub struct CircuitBreaker {
     state: UpstreamState,
     failures_in_a_row: u32,
-    /// Whether the last poll was answered, or failed in a way that shows that the upstream is there.
+    /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
@@ -63,9 +63,9 @@ pub struct CircuitBreaker {
 /// The kinds of results among a number of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestResults {
-    /// Whether a request had a usable answer.
+    /// Set if a request had a usable answer.
     pub answer: bool,
-    /// Whether a request failed.
+    /// Set if a request failed.
     pub failure: bool,
 }
 

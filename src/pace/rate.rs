@@ -269,7 +269,7 @@ impl StartRate {
         if step < STEP {
             return;
         }
-        // A rate that was not used says nothing about what the upstream takes.
+        // A rate that was not used does not show that the upstream takes it.
         let is_used = f64::from(self.starts_in_step) >= self.rate * step.as_secs_f64() / 2.0;
         if is_used && self.ceiling.is_none_or(|ceiling| self.rate < ceiling) {
             self.rate = (self.rate * 2.0).min(RATE_MAX);
@@ -278,7 +278,7 @@ impl StartRate {
     }
 
     /// Reduces the rate after a request that was sent at `sent_at` and was refused because of the rate,
-    /// or timed out. Returns whether it did: a request from before the last reduction says nothing about
+    /// or timed out. Returns whether it did: a request from before the last reduction does not concern
     /// the reduced rate, and the lowest rate stays.
     pub fn on_overload(&mut self, sent_at: Timestamp, now: Timestamp, detail: &str) -> bool {
         if self
