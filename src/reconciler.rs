@@ -1,9 +1,9 @@
 //! The reconciler: observes open orders, decides, settles, and starts what is due.
 //!
-//! `run` only loops; one turn of it is a `pass`, which calls `observe` and then `start`. What to do about
-//! an order is decided in `decide`, how fast in `pace`; here the decisions take effect. A pass assumes
-//! nothing about the one before it: it may have died at any point. Orders are never served from here,
-//! and the API is not known: the two meet in the database alone.
+//! `run` loops over passes; a `pass` calls `observe` and then `start`. `decide` chooses what to do about an
+//! order, and `pace` how fast; here the decisions take effect. A pass assumes nothing about the one
+//! before it, which may have been killed at any point. The reconciler and the API share the database
+//! alone.
 
 mod context;
 mod effects;
@@ -48,22 +48,22 @@ use crate::pace::Pace;
 use crate::store::{Leadership, StartCandidate, Store};
 use crate::upstream::Upstream;
 
-/// Default ceiling of starts per second where a forgotten process needs an operator.
+/// Default ceiling of the start rate, in starts per second, where a forgotten process needs an operator.
 const GUARDED_RATE: f64 = 50.0;
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
     context: Rc<Context<U, C>>,
-    /// Whether this run has begun: the first, or the one that follows a step of the clock.
+    /// Set once this run has begun. A step of the clock ends a run.
     has_begun: bool,
     pace: Pace,
     heartbeat: HeartbeatWriter,
     /// When the last poll began.
     polled_at: Option<Timestamp>,
-    /// The list that is being read.
+    /// The list request in flight.
     list: Option<ListRead>,
     queue: StartQueue,
-    /// When it was last logged that orders wait.
+    /// When a line about waiting orders was last logged.
     wait_logged_at: Option<Timestamp>,
     probe: Probe,
 }
@@ -131,7 +131,7 @@ pub struct Settings {
     pub schedule: Schedule,
     /// Starts per second at most; 0 for no ceiling, `None` for the default of [`Self::ceiling`].
     pub start_rate: Option<f64>,
-    /// Requests to the upstream at once.
+    /// Number of requests to the upstream in flight, at most.
     pub max_in_flight: usize,
     /// Time limit of a request.
     pub request_timeout: Duration,
@@ -156,8 +156,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns the highest start rate per second, 0 without a ceiling. Where a forgotten process needs an
-    /// operator, the default has one: what is started fast is forgotten in great number.
+    /// Returns the ceiling of the start rate, in starts per second; 0 for none. The default has one where
+    /// a forgotten process needs an operator, because a crash loses the more processes the faster
+    /// they were started.
     pub fn ceiling(&self) -> f64 {
         let is_guarded = self.lost_process != LostProcess::Restart || self.max_starts == 1;
         let default = if is_guarded { GUARDED_RATE } else { 0.0 };
@@ -168,8 +169,8 @@ impl Settings {
 /// An event inside the reconciler, for tests that follow it at work, as the simulation does.
 #[derive(Clone, Copy, Debug)]
 pub enum Trace<'a> {
-    /// An order was decided about.
+    /// A decision about an order.
     Decided(&'a Decision<'a>),
-    /// An order has entered a stage of being started.
+    /// The entry of an order into a stage of being started.
     Entered(Stage, &'a StartCandidate),
 }

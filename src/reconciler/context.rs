@@ -1,4 +1,4 @@
-//! The context of a pass: everything that the reconciler acts on, and the decision about one order.
+//! The context of a pass: everything that the reconciler acts on, and the call of `decide`.
 
 use std::cell::Cell;
 
@@ -13,7 +13,7 @@ use crate::store::{Leadership, StartCandidate, Store};
 /// The stages of starting an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// Waits for its turn.
+    /// Waits in the start queue.
     Due,
     /// Its intent is being written.
     WritingIntent,
@@ -21,7 +21,7 @@ pub enum Stage {
     Ready,
     /// Waits for an answer.
     InFlight,
-    /// What came of it is being written; then nothing more is done about it for now.
+    /// Its result is being written; then nothing more is done about it for now.
     WritingResult,
     /// Nothing more is done about it for now.
     Done,
@@ -38,7 +38,7 @@ pub(super) struct Context<U, C> {
     /// Corrected between passes only.
     pub clock: SteadyClock<C>,
     pub settings: Settings,
-    /// When this run began: the program was started, the clock stepped, or a pass failed.
+    /// When this run began, by a start of the program, a step of the clock or a failed pass.
     pub run_began_at: Cell<Timestamp>,
     /// When the upstream was last found to have forgotten a process.
     pub forgot_at: Cell<Option<Timestamp>>,
@@ -51,15 +51,15 @@ impl<U, C> Context<U, C> {
         &self,
         order: &'a OpenOrder,
         occasion: Occasion,
-        look: Option<&'a Observation>,
+        observation: Option<&'a Observation>,
         now: Timestamp,
     ) -> Decision<'a> {
-        let (policy, at) = (self.policy(), self.at(now));
+        let (policy, at) = (self.policy(), self.pass_context(now));
         let decision = Decision {
             order,
             occasion,
-            look,
-            action: decide(order, occasion, look, &policy, at),
+            observation,
+            action: decide(order, occasion, observation, &policy, at),
             is_intent_cleared: order.is_intent_cleared(&policy, at),
         };
         if let Some(hook) = &self.hook {
@@ -68,7 +68,7 @@ impl<U, C> Context<U, C> {
         decision
     }
 
-    fn at(&self, now: Timestamp) -> PassContext {
+    fn pass_context(&self, now: Timestamp) -> PassContext {
         PassContext {
             now,
             forgot_at: self.forgot_at.get(),

@@ -1,4 +1,4 @@
-//! The changes that follow from a decision about one order. No I/O: the caller records them.
+//! The transitions that follow from a decision about one order. No I/O: the caller records them.
 
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::messages::attention_detail;
@@ -11,17 +11,18 @@ use crate::store::{AttentionUpdate, Transition};
 pub struct Decision<'a> {
     /// The order.
     pub order: &'a OpenOrder,
-    /// Why it was decided about.
+    /// The occasion of the decision.
     pub occasion: Occasion,
-    /// What was observed, if anything was.
-    pub look: Option<&'a Observation>,
-    /// What is to be done.
+    /// The observation that it was based on, if there was one.
+    pub observation: Option<&'a Observation>,
+    /// The action to take.
     pub action: Action,
-    /// Set if the start that the order intended counts no longer once no process is found.
+    /// Set if the order's intended start does not count any more, because no process was found.
     pub is_intent_cleared: bool,
 }
 
-/// Adds the steps of a decision. `refusal` is the upstream's answer when it refused the order's start.
+/// Adds the transitions that follow from a decision. `refusal` is the upstream's answer when it refused the
+/// order's start.
 pub(super) fn apply(
     decision: &Decision<'_>,
     id: &str,
@@ -29,7 +30,9 @@ pub(super) fn apply(
     now: Timestamp,
     steps: &mut Vec<Transition>,
 ) {
-    let Decision { order, look, .. } = *decision;
+    let Decision {
+        order, observation, ..
+    } = *decision;
     match decision.action {
         Action::Wait | Action::Start | Action::LookUp => {}
         Action::Adopt => adopt(order, steps),
@@ -42,7 +45,7 @@ pub(super) fn apply(
         }
         Action::MarkSeen => steps.push(Transition::Seen),
         Action::MarkMissing => {
-            let began_at = look.map_or(now, |look| look.began_at);
+            let began_at = observation.map_or(now, |observation| observation.began_at);
             steps.push(Transition::Missed { began_at });
         }
         Action::Fail => {
@@ -51,7 +54,7 @@ pub(super) fn apply(
         }
         Action::Flag(reason) => {
             steps.extend(intent_cleared(decision));
-            let observed = look.map(|look| &look.observed);
+            let observed = observation.map(|observation| &observation.observed);
             let detail = attention_detail(reason, order.starts, observed, refusal);
             steps.push(Transition::Flagged(trouble(order, id, reason, detail, now)));
         }
@@ -59,7 +62,8 @@ pub(super) fn apply(
     }
 }
 
-/// Adds the steps for a process that was found: a start that did not count any more has taken effect.
+/// Adds the transitions for a process that was found. A start that did not count any more has then taken
+/// effect after all.
 fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
     let uncounted = order.intent.filter(|_| !order.is_intent_counted());
     steps.extend(uncounted.map(|intent| Transition::Counted {
@@ -72,8 +76,7 @@ fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
     });
 }
 
-/// Returns the step that takes the intended start off the count, if the decision does so. No process was
-/// found.
+/// Returns the transition that takes the intended start off the count, if the decision does so.
 pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
     let cleared = decision.order.intent;
     let cleared = cleared.filter(|_| decision.is_intent_cleared)?;
@@ -83,7 +86,7 @@ pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
     })
 }
 
-/// Returns a trouble of this order, with the moment of its next attempt.
+/// Returns an attention of this order, with the moment of its next attempt by the backoff.
 pub(super) fn trouble(
     order: &OpenOrder,
     id: &str,

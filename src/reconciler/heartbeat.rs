@@ -10,7 +10,7 @@ use crate::pace::Pace;
 use crate::reconciler_state::ReconcilerState;
 use crate::upstream::Upstream;
 
-/// Age from which on a heartbeat is written again while nothing happens. Each costs a disk flush.
+/// Interval between two heartbeats while nothing changes. Each costs a disk flush.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The state that heartbeats report, and when it was last written.
@@ -20,7 +20,7 @@ pub(super) struct HeartbeatWriter {
 }
 
 impl HeartbeatWriter {
-    /// Starts from the state that an earlier run has left.
+    /// Creates a writer that continues from the state of an earlier run.
     pub fn new(state: ReconcilerState) -> Self {
         Self {
             state,
@@ -33,7 +33,7 @@ impl HeartbeatWriter {
         self.written_at = None;
     }
 
-    /// Moves moments that lie ahead of the clock back to `now`, because it was set back.
+    /// Moves moments that lie ahead back to `now`, because the clock was set back.
     pub fn set_no_later_than(&mut self, now: Timestamp) {
         let ReconcilerState {
             leader_since,
@@ -46,19 +46,19 @@ impl HeartbeatWriter {
         }
     }
 
-    /// Writes a heartbeat if the upstream's reach has changed, or if the last one is old.
+    /// Writes a heartbeat if the upstream's availability has changed, or if the last one is old.
     pub async fn write_if_due<U, C: Clock>(
         &mut self,
         context: &Context<U, C>,
         pace: &Pace,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
-        let is_news = self.state.upstream != *pace.breaker().state()
+        let has_changed = self.state.upstream != *pace.breaker().state()
             || self.state.learned.resting_until != pace.breaker().resting_until(now);
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
-        if is_news || is_old {
+        if has_changed || is_old {
             self.state.upstream = pace.breaker().state().clone();
             self.state.learned = pace.learned(now);
             self.state.metrics = context.upstream.metrics().clone();

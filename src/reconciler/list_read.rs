@@ -1,7 +1,7 @@
-//! The list of all processes, read beside everything else: it may take minutes, and no start and no
-//! single look waits for it.
+//! The list of all processes, read in the background: it may take minutes, and no start and no look-up
+//! waits for it.
 //!
-//! What a list says is kept in `observations.rs`.
+//! The observations of a list are in `observations.rs`.
 
 use std::rc::Rc;
 
@@ -14,16 +14,16 @@ use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::upstream::{Entry, Failure, Upstream};
 
-/// A list that is being read, over as many passes as it takes. Dropping it ends the request.
+/// A list request in flight, over as many passes as it takes. Dropping it cancels the request.
 pub(super) struct ListRead {
-    reading: LocalBoxFuture<'static, ListAnswer>,
+    request: LocalBoxFuture<'static, ListAnswer>,
     answer: Option<ListAnswer>,
 }
 
-/// The end of a list, and what it has said until then.
+/// A list that has ended, and its entries until then.
 pub(super) struct ListAnswer {
     pub began_at: Timestamp,
-    /// The orders that were open when it began.
+    /// The orders that were open when the request began.
     pub orders: OpenOrders,
     pub snapshot: ListSnapshot,
     /// Number of entries, if it was complete.
@@ -31,13 +31,13 @@ pub(super) struct ListAnswer {
 }
 
 impl ListRead {
-    /// Asks for a list, which is cut off at `until`.
+    /// Requests a list, which is cut off at `until`.
     pub fn begin<U: Upstream, C: Clock>(
         context: Rc<Context<U, C>>,
         orders: OpenOrders,
         until: Timestamp,
     ) -> Self {
-        let reading = async move {
+        let request = async move {
             let began_at = context.clock.now();
             let mut reader = ListReader::new(&orders, began_at);
             let on_entry = |entry: Entry<'_>| reader.on_entry(&entry);
@@ -52,34 +52,34 @@ impl ListRead {
             }
         };
         Self {
-            reading: Box::pin(reading),
+            request: Box::pin(request),
             answer: None,
         }
     }
 
-    /// Takes the list out if it is at its end.
+    /// Takes the answer out of `list` if the list has ended.
     pub fn take_answer(list: &mut Option<Self>) -> Option<ListAnswer> {
         list.take_if(|list| list.answer.is_some())?.answer
     }
 
-    /// Reads on, and returns when the list is at its end. Never returns if there is none, or its end
-    /// was reached before.
-    pub async fn read_on(list: &mut Option<Self>) {
+    /// Reads the list, and returns when it has ended. Never returns if there is none, or if it had ended
+    /// before.
+    pub async fn read_to_end(list: &mut Option<Self>) {
         match list {
             Some(list) if list.answer.is_none() => {
-                list.answer = Some((&mut list.reading).await);
+                list.answer = Some((&mut list.request).await);
             }
             _ => std::future::pending().await,
         }
     }
 
-    /// Waits for `work`, and reads on meanwhile.
-    pub async fn beside<T>(list: &mut Option<Self>, work: impl Future<Output = T>) -> T {
+    /// Waits for `work`, and reads the list meanwhile.
+    pub async fn while_reading<T>(list: &mut Option<Self>, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         tokio::select! {
             biased;
             done = &mut work => done,
-            () = Self::read_on(list) => work.await,
+            () = Self::read_to_end(list) => work.await,
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The upstream with counters: every request of the reconciler passes here.
+//! The upstream with counters: every request of the reconciler goes through it.
 //!
-//! Durations are measured by the reconciler's clock, so that a run that repeats repeats its counts.
+//! It measures durations by the reconciler's clock, so that a simulation with the same seed has the same
+//! counts.
 
 use std::cell::{RefCell, RefMut};
 
@@ -16,7 +17,7 @@ pub(super) struct MeteredUpstream<U> {
 }
 
 impl<U> MeteredUpstream<U> {
-    /// Continues the counts of an earlier run.
+    /// Creates an upstream that continues the counts of an earlier run.
     pub fn new(upstream: U, metrics: ReconcilerMetrics) -> Self {
         Self {
             upstream,
@@ -24,28 +25,28 @@ impl<U> MeteredUpstream<U> {
         }
     }
 
-    /// Borrows the counters, to add to them or to read them; never across a wait.
+    /// Borrows the counters. The borrow must not be held across an `await`.
     pub fn metrics(&self) -> RefMut<'_, ReconcilerMetrics> {
         self.metrics.borrow_mut()
     }
 }
 
 impl<U: Upstream> MeteredUpstream<U> {
-    /// Starts a process, and waits for the answer until `given_up`.
+    /// Starts a process, and waits for the answer until `abandoned`.
     pub async fn start(
         &self,
         clock: &impl Clock,
         id: &OrderId,
-        given_up: impl Future<Output = StartError>,
+        abandoned: impl Future<Output = StartError>,
     ) -> Result<(), StartError> {
-        let started = async {
+        let answer = async {
             tokio::select! {
                 biased;
                 answer = self.upstream.start(id) => answer,
-                error = given_up => Err(error),
+                error = abandoned => Err(error),
             }
         };
-        let answer_of = |result: &Result<(), StartError>| match result {
+        let classify = |result: &Result<(), StartError>| match result {
             Ok(()) => AnswerClass::Ok,
             Err(StartError::Refused { .. }) => AnswerClass::Refused,
             Err(StartError::Unavailable(_)) => AnswerClass::Unavailable,
@@ -54,14 +55,14 @@ impl<U: Upstream> MeteredUpstream<U> {
                 AnswerClass::of_failure(failure, AnswerClass::Ambiguous)
             }
         };
-        self.measured(clock, UpstreamRequest::Start, started, answer_of)
+        self.measure(clock, UpstreamRequest::Start, answer, classify)
             .await
     }
 
     /// Looks up the process of one order.
     pub async fn look_up(&self, clock: &impl Clock, id: &OrderId) -> Result<Observed, Failure> {
-        let looked_up = self.upstream.look_up(id);
-        self.measured(clock, UpstreamRequest::LookUp, looked_up, answer_to_look)
+        let answer = self.upstream.look_up(id);
+        self.measure(clock, UpstreamRequest::LookUp, answer, answer_to_get)
             .await
     }
 
@@ -72,7 +73,7 @@ impl<U: Upstream> MeteredUpstream<U> {
         until: Timestamp,
         on_entry: impl FnMut(Entry<'_>),
     ) -> Result<u64, Failure> {
-        let listed = async {
+        let answer = async {
             tokio::select! {
                 biased;
                 result = self.upstream.list(on_entry) => result,
@@ -81,26 +82,26 @@ impl<U: Upstream> MeteredUpstream<U> {
                 }
             }
         };
-        self.measured(clock, UpstreamRequest::List, listed, answer_to_look)
+        self.measure(clock, UpstreamRequest::List, answer, answer_to_get)
             .await
     }
 
-    async fn measured<T>(
+    async fn measure<T>(
         &self,
         clock: &impl Clock,
         kind: UpstreamRequest,
         request: impl Future<Output = T>,
-        answer_of: impl FnOnce(&T) -> AnswerClass,
+        classify: impl FnOnce(&T) -> AnswerClass,
     ) -> T {
         let began_at = clock.now();
         let result = request.await;
         let took = clock.now().since(began_at);
-        self.metrics().on_request(kind, answer_of(&result), took);
+        self.metrics().on_request(kind, classify(&result), took);
         result
     }
 }
 
-fn answer_to_look<T>(result: &Result<T, Failure>) -> AnswerClass {
+fn answer_to_get<T>(result: &Result<T, Failure>) -> AnswerClass {
     match result {
         Ok(_) => AnswerClass::Ok,
         Err(failure) => AnswerClass::of_failure(failure, AnswerClass::Unusable),

@@ -1,7 +1,7 @@
-//! What a pass has seen of the orders that it looks at.
+//! The observations of a pass: the upstream's answers about the orders that it polls.
 //!
-//! A list tells of a million orders, so what it said of each takes a byte; what a look-up said of
-//! one comes before that. What to do about it is decided elsewhere.
+//! A list may name a million orders, so its status of each takes a byte. The answer to a look-up takes
+//! precedence over the list. `decide` chooses what follows from an observation.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,22 +13,23 @@ use crate::pace;
 use crate::store::OpenOrders;
 use crate::upstream::{Entry, Failure};
 
-/// The orders that are looked at, and what was seen of each.
+/// The polled orders, and the observation of each.
 pub(super) struct Observations {
     pub orders: OpenOrders,
     listed: ListSnapshot,
     pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
     pub failures: Vec<(usize, Failure)>,
-    /// Whether every order was seen.
+    /// Set if every order was observed.
     pub is_complete: bool,
-    /// Whether the list was read, and its length if it was whole.
+    /// Set if a list was read, completely or not.
     pub is_listed: bool,
+    /// Number of entries of a complete list.
     pub entries: Option<u64>,
-    /// The orders that the list did not know and no look-up has told of, and when the list was
-    /// asked for.
+    /// The orders that the list lacks and that were not looked up, with the moment when the list was
+    /// requested.
     pub unconfirmed: Vec<(usize, Timestamp)>,
-    /// Look-ups that were made.
+    /// Number of look-ups sent.
     pub look_ups: usize,
 }
 
@@ -47,62 +48,62 @@ impl Observations {
         }
     }
 
-    /// What was seen of the order at this place, if anything was.
-    pub fn look(&self, place: usize) -> Option<&Observation> {
+    /// Returns the observation of the order at an index, if there is one.
+    pub fn observation(&self, index: usize) -> Option<&Observation> {
         self.looked_up
-            .get(&place)
-            .or_else(|| self.listed.look(place))
+            .get(&index)
+            .or_else(|| self.listed.observation(index))
     }
 
-    /// What look-ups have told, by the place of the order in the order of creation.
+    /// Returns the observations by look-ups, each with the sequence number of its order.
     pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Observation)> {
-        let looks = self.looked_up.iter();
-        looks.map(|(place, look)| (self.orders.watched()[*place].seq, look))
+        let observations = self.looked_up.iter();
+        observations.map(|(index, observation)| (self.orders.watched()[*index].seq, observation))
     }
 
-    /// The places of the orders that the list does not know.
+    /// Returns the indexes of the orders that the complete list lacks.
     pub fn unlisted(&self) -> impl Iterator<Item = usize> {
         self.listed_as(ListedStatus::Absent)
     }
 
-    /// The places of the orders about which the list contradicts itself.
+    /// Returns the indexes of the orders that the list names twice with different statuses.
     pub fn contradictions(&self) -> impl Iterator<Item = usize> {
         self.listed_as(ListedStatus::Contradiction)
     }
 
     fn listed_as(&self, status: ListedStatus) -> impl Iterator<Item = usize> {
         let statuses = self.listed.statuses.iter().enumerate();
-        statuses.filter_map(move |(place, other)| (*other == status).then_some(place))
+        statuses.filter_map(move |(index, other)| (*other == status).then_some(index))
     }
 
-    /// Counts the processes that are newly missing, and those that were known, of the orders that were
-    /// confirmed after `since`. One that was confirmed too late for its absence to count is neither.
+    /// Counts the processes that were confirmed after `since`, and those of them that are newly missing.
+    /// Excludes a process that was confirmed too late for its absence to count.
     pub fn missing(&self, since: Option<Timestamp>, policy: &Policy) -> Missing {
         let mut missing = Missing::default();
-        // While nearly none is absent, it makes no difference how many are known.
-        let looks = self.looked_up.values();
-        let absent = looks.filter(|look| look.observed == Observed::Absent);
+        // With so few absent processes, no number of known ones would make it a restart.
+        let observations = self.looked_up.values();
+        let absent = observations.filter(|observation| observation.observed == Observed::Absent);
         if !pace::is_restart(self.unlisted().count() + absent.count(), 0) {
             return missing;
         }
-        for (place, order) in self.orders.orders().enumerate() {
-            let (Phase::Processing { confirmed_at, .. }, Some(look)) =
-                (order.phase, self.look(place))
+        for (index, order) in self.orders.orders().enumerate() {
+            let (Phase::Processing { confirmed_at, .. }, Some(observation)) =
+                (order.phase, self.observation(index))
             else {
                 continue;
             };
-            let is_counted = order.is_visible_at(look.began_at, policy)
+            let is_counted = order.is_visible_at(observation.began_at, policy)
                 && !order.is_missed()
                 && since.is_none_or(|at| confirmed_at > at);
             missing.known += usize::from(is_counted);
-            missing.missing += usize::from(is_counted && look.observed == Observed::Absent);
+            missing.missing += usize::from(is_counted && observation.observed == Observed::Absent);
         }
         missing
     }
 
-    /// Returns whether a process is newly missing that was confirmed after `since`.
+    /// Returns whether any process that was confirmed after `since` is newly missing.
     pub fn is_any_forgotten(&self, since: Option<Timestamp>, policy: &Policy) -> bool {
-        self.is_any(|order, look| {
+        self.is_any(|order, observation| {
             let is_newly = match order.phase {
                 Phase::Processing {
                     confirmed_at,
@@ -110,63 +111,64 @@ impl Observations {
                 } => since.is_none_or(|at| confirmed_at > at),
                 _ => false,
             };
-            is_newly && order.is_missing_in(look, policy)
+            is_newly && order.is_missing_in(observation, policy)
         })
     }
 
-    /// Returns whether a process was absent too soon after it was confirmed for that to count.
-    pub fn is_any_missing_too_soon(&self, policy: &Policy) -> bool {
-        self.is_any(|order, look| order.is_missing_too_soon_in(look, policy))
+    /// Returns whether any process was absent too soon after its confirmation for that to count.
+    pub fn is_any_absence_early(&self, policy: &Policy) -> bool {
+        self.is_any(|order, observation| order.is_missing_too_soon_in(observation, policy))
     }
 
-    /// Returns whether this holds of any order that was looked up, or that the list does not know.
+    /// Returns whether `holds` is true of any order that was looked up or that the list lacks.
     fn is_any(&self, holds: impl Fn(&OpenOrder, &Observation) -> bool) -> bool {
-        let mut places = self.unlisted().chain(self.looked_up.keys().copied());
-        places.any(|place| {
-            let look = self.look(place);
-            look.is_some_and(|look| holds(&self.orders.order(place), look))
+        let mut indexes = self.unlisted().chain(self.looked_up.keys().copied());
+        indexes.any(|index| {
+            let observation = self.observation(index);
+            observation.is_some_and(|observation| holds(&self.orders.order(index), observation))
         })
     }
 
-    /// Takes back what the list said of the orders that it did not know and that are `doubtful`;
-    /// returns them, with the moment when the list was asked for.
-    pub fn take_doubtful(
+    /// Discards the list's observations of the missing orders for which `needs_look_up` is true. Returns
+    /// their indexes, with the moment when the list was requested.
+    pub fn take_unconfirmed(
         &mut self,
         policy: &Policy,
-        is_doubtful: impl Fn(&OpenOrder, &Observation) -> bool,
+        needs_look_up: impl Fn(&OpenOrder, &Observation) -> bool,
     ) -> Vec<(usize, Timestamp)> {
-        let unlisted = self.unlisted().filter_map(|place| {
-            let (order, look) = (self.orders.order(place), self.look(place)?);
-            let is_taken = order.is_missing_in(look, policy) && is_doubtful(&order, look);
-            is_taken.then_some((place, look.began_at))
+        let unlisted = self.unlisted().filter_map(|index| {
+            let (order, observation) = (self.orders.order(index), self.observation(index)?);
+            let is_taken =
+                order.is_missing_in(observation, policy) && needs_look_up(&order, observation);
+            is_taken.then_some((index, observation.began_at))
         });
-        let doubtful: Vec<_> = unlisted.collect();
-        for (place, _) in &doubtful {
-            self.looked_up.remove(place);
-            self.listed.statuses[*place] = ListedStatus::Nothing;
+        let unconfirmed: Vec<_> = unlisted.collect();
+        for (index, _) in &unconfirmed {
+            self.looked_up.remove(index);
+            self.listed.statuses[*index] = ListedStatus::Unknown;
         }
-        doubtful
+        unconfirmed
     }
 
-    /// An order was looked up.
-    pub fn saw(&mut self, place: usize, look: Observation) {
-        self.looked_up.insert(place, look);
+    /// Adds the answer to a look-up.
+    pub fn add_look_up(&mut self, index: usize, observation: Observation) {
+        self.looked_up.insert(index, observation);
     }
 
-    /// A list was read, to the end if it had so many entries.
-    pub fn read(&mut self, listed: ListSnapshot, entries: Option<u64>) {
+    /// Adds a list; `entries` is their number if the list was complete.
+    pub fn add_list(&mut self, listed: ListSnapshot, entries: Option<u64>) {
         self.is_listed = true;
         self.entries = entries;
         self.is_complete &= entries.is_some();
         self.listed = listed;
     }
 
-    /// Number of requests that it took.
+    /// Returns the number of requests sent.
     pub fn requests(&self) -> usize {
         self.look_ups + usize::from(self.is_listed)
     }
 
-    /// What it has cost the upstream.
+    /// Returns the upstream's estimated time for these requests.
     pub fn cost(&self) -> Duration {
         let list = if self.is_listed {
             pace::list_cost(self.entries.unwrap_or(0))
@@ -177,7 +179,7 @@ impl Observations {
     }
 }
 
-/// Processes that are newly missing, of those that were known.
+/// The numbers of newly missing and of known processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Missing {
     pub missing: usize,
@@ -185,68 +187,68 @@ pub(super) struct Missing {
 }
 
 impl Missing {
-    /// Returns whether the upstream must have been restarted.
+    /// Returns whether that many missing processes mean a restart of the upstream.
     pub fn is_restart(self) -> bool {
         pace::is_restart(self.missing, self.known)
     }
 }
 
-/// A list that is read. Its entries are gathered, and their orders found many at a time; those whose
-/// status is not known are rare, and told by themselves.
+/// A reader of a list. It buffers entries and finds their orders a batch at a time. Entries with an
+/// unrecognised status are rare and are found one by one.
 pub(super) struct ListReader<'a> {
     orders: &'a OpenOrders,
-    /// Made when there is something to find: while it is, more of the list arrives.
+    /// Built on the first batch, so that the list arrives meanwhile.
     index: Option<IdIndex<'a>>,
     listed: ListSnapshot,
     ids: StringArena,
     statuses: Vec<ListedStatus>,
 }
 
-/// How many entries are gathered. What is fetched for them fits the processor's nearest memory.
-const GATHERED_MAX: usize = 128;
+/// Number of entries that are found at once. Their data fit the processor's first-level cache.
+const BATCH: usize = 128;
 
 impl<'a> ListReader<'a> {
-    /// A list that was asked for at `began_at`.
+    /// Creates a reader of a list that was requested at `began_at`.
     pub fn new(orders: &'a OpenOrders, began_at: Timestamp) -> Self {
         Self {
             orders,
             index: None,
             listed: ListSnapshot::new(orders.len(), began_at),
             ids: StringArena::default(),
-            statuses: Vec::with_capacity(GATHERED_MAX),
+            statuses: Vec::with_capacity(BATCH),
         }
     }
 
-    /// Takes note of an entry.
+    /// Adds an entry.
     pub fn on_entry(&mut self, entry: &Entry<'_>) {
         match Observed::of_status(&entry.status) {
-            Observed::Running => self.gather(&entry.order_id, ListedStatus::Running),
-            Observed::Succeeded => self.gather(&entry.order_id, ListedStatus::Succeeded),
-            Observed::Failed => self.gather(&entry.order_id, ListedStatus::Failed),
+            Observed::Running => self.buffer(&entry.order_id, ListedStatus::Running),
+            Observed::Succeeded => self.buffer(&entry.order_id, ListedStatus::Succeeded),
+            Observed::Failed => self.buffer(&entry.order_id, ListedStatus::Failed),
             Observed::Unrecognised(word) => {
-                if let Some(place) = self.find().find(&entry.order_id) {
-                    self.listed.tell_odd(place, word);
+                if let Some(index) = self.flush().find(&entry.order_id) {
+                    self.listed.set_unrecognised(index, word);
                 }
             }
-            // No status says this.
+            // No status maps to this.
             Observed::Absent => {}
         }
     }
 
-    fn gather(&mut self, id: &str, said: ListedStatus) {
+    fn buffer(&mut self, id: &str, status: ListedStatus) {
         self.ids.push(id);
-        self.statuses.push(said);
-        if self.statuses.len() == GATHERED_MAX {
-            self.find();
+        self.statuses.push(status);
+        if self.statuses.len() == BATCH {
+            self.flush();
         }
     }
 
-    /// What the list has said. What a complete one has not named is absent.
+    /// Returns the snapshot. Orders that a complete list does not name are absent.
     pub fn end(mut self, is_complete: bool) -> ListSnapshot {
-        self.find();
+        self.flush();
         if is_complete {
             for status in &mut self.listed.statuses {
-                if *status == ListedStatus::Nothing {
+                if *status == ListedStatus::Unknown {
                     *status = ListedStatus::Absent;
                 }
             }
@@ -254,11 +256,11 @@ impl<'a> ListReader<'a> {
         self.listed
     }
 
-    /// Finds what was gathered.
-    fn find(&mut self) -> &IdIndex<'a> {
+    /// Finds the orders of the buffered entries, and returns the index.
+    fn flush(&mut self) -> &IdIndex<'a> {
         let index = self.index.get_or_insert_with(|| self.orders.ids().index());
-        index.lookup_batch(&self.ids, |at, place| {
-            self.listed.tell(place, self.statuses[at]);
+        index.lookup_batch(&self.ids, |at, index| {
+            self.listed.set(index, self.statuses[at]);
         });
         self.ids.clear();
         self.statuses.clear();
@@ -266,101 +268,106 @@ impl<'a> ListReader<'a> {
     }
 }
 
-/// What a list says.
+/// The statuses of orders by one list.
 pub(super) struct ListSnapshot {
     statuses: Vec<ListedStatus>,
     absent: Observation,
     running: Observation,
     succeeded: Observation,
     failed: Observation,
-    /// The statuses that are not known.
-    odd: HashMap<usize, Observation>,
+    /// Observations with an unrecognised status, by the index of the order.
+    unrecognised: HashMap<usize, Observation>,
 }
 
-/// What a list says of one order.
+/// The status of one order by a list, in a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ListedStatus {
-    Nothing,
+    Unknown,
     Absent,
     Running,
     Succeeded,
     Failed,
-    /// A status that is not known.
-    Odd,
-    /// It was named twice and differently: that says nothing.
+    /// An unrecognised status.
+    Unrecognised,
+    /// Two entries with different statuses: neither is believed.
     Contradiction,
 }
 
 impl ListSnapshot {
-    /// A list that was asked for at `began_at` and has said nothing yet, for so many orders.
+    /// Creates a snapshot without entries, of a list that was requested at `began_at`.
     fn new(orders: usize, began_at: Timestamp) -> Self {
-        let look = |observed| Observation { observed, began_at };
+        let observation = |observed| Observation { observed, began_at };
         Self {
-            statuses: vec![ListedStatus::Nothing; orders],
-            absent: look(Observed::Absent),
-            running: look(Observed::Running),
-            succeeded: look(Observed::Succeeded),
-            failed: look(Observed::Failed),
-            odd: HashMap::new(),
+            statuses: vec![ListedStatus::Unknown; orders],
+            absent: observation(Observed::Absent),
+            running: observation(Observed::Running),
+            succeeded: observation(Observed::Succeeded),
+            failed: observation(Observed::Failed),
+            unrecognised: HashMap::new(),
         }
     }
 
-    /// The same list, for the orders that are open by now: about those that were not when it began it
-    /// says nothing.
-    pub fn for_orders(mut self, before: &OpenOrders, now: &OpenOrders) -> Self {
+    /// Reindexes the snapshot from the orders that were open `before` to those that are open `now`. An
+    /// order that was not open before has no status.
+    pub fn for_open_orders(mut self, before: &OpenOrders, now: &OpenOrders) -> Self {
         let mut at = 0;
         let mut statuses = Vec::with_capacity(now.len());
-        let mut odd = HashMap::new();
-        for (place, order) in now.watched().iter().enumerate() {
+        let mut unrecognised = HashMap::new();
+        for (index, order) in now.watched().iter().enumerate() {
             let earlier = &before.watched()[at..];
             at += earlier.partition_point(|other| other.seq < order.seq);
             let is_same = before
                 .watched()
                 .get(at)
                 .is_some_and(|other| other.seq == order.seq);
-            if let Some(look) = self.odd.remove(&at).filter(|_| is_same) {
-                odd.insert(place, look);
+            if let Some(observation) = self.unrecognised.remove(&at).filter(|_| is_same) {
+                unrecognised.insert(index, observation);
             }
             statuses.push(match is_same {
                 true => self.statuses[at],
-                false => ListedStatus::Nothing,
+                false => ListedStatus::Unknown,
             });
         }
-        (self.statuses, self.odd) = (statuses, odd);
+        (self.statuses, self.unrecognised) = (statuses, unrecognised);
         self
     }
 
-    /// An entry is of the order at this place, and its status is known.
-    fn tell(&mut self, place: usize, said: ListedStatus) {
-        let before = &mut self.statuses[place];
-        if *before == ListedStatus::Nothing {
-            *before = said;
-        } else if *before != said {
+    /// Sets the status of the order at an index.
+    fn set(&mut self, index: usize, status: ListedStatus) {
+        let before = &mut self.statuses[index];
+        if *before == ListedStatus::Unknown {
+            *before = status;
+        } else if *before != status {
             *before = ListedStatus::Contradiction;
         }
     }
 
-    /// The same, with a status that is not known.
-    fn tell_odd(&mut self, place: usize, word: Box<str>) {
-        self.tell(place, ListedStatus::Odd);
-        let look = Observation {
+    /// Like `set`, with an unrecognised status.
+    fn set_unrecognised(&mut self, index: usize, word: Box<str>) {
+        self.set(index, ListedStatus::Unrecognised);
+        let observation = Observation {
             observed: Observed::Unrecognised(word),
-            // All that a list says began with it.
+            // All observations of a list began with it.
             began_at: self.running.began_at,
         };
-        if *self.odd.entry(place).or_insert_with(|| look.clone()) != look {
-            self.statuses[place] = ListedStatus::Contradiction;
+        if *self
+            .unrecognised
+            .entry(index)
+            .or_insert_with(|| observation.clone())
+            != observation
+        {
+            self.statuses[index] = ListedStatus::Contradiction;
         }
     }
 
-    fn look(&self, place: usize) -> Option<&Observation> {
-        match self.statuses.get(place)? {
-            ListedStatus::Nothing | ListedStatus::Contradiction => None,
+    fn observation(&self, index: usize) -> Option<&Observation> {
+        match self.statuses.get(index)? {
+            ListedStatus::Unknown | ListedStatus::Contradiction => None,
             ListedStatus::Absent => Some(&self.absent),
             ListedStatus::Running => Some(&self.running),
             ListedStatus::Succeeded => Some(&self.succeeded),
             ListedStatus::Failed => Some(&self.failed),
-            ListedStatus::Odd => self.odd.get(&place),
+            ListedStatus::Unrecognised => self.unrecognised.get(&index),
         }
     }
 }
@@ -374,7 +381,7 @@ mod tests {
     use crate::store::{DatabaseUrl, Mode, NoFaults, OrderChange, Store, Transition};
 
     #[test]
-    fn a_list_says_of_each_order_what_it_says_of_it_alone() {
+    fn each_order_has_the_status_of_its_own_entries() {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults))).unwrap();
@@ -418,34 +425,37 @@ mod tests {
             reading.end(is_complete)
         };
         let listed = read(false);
-        let told =
-            |listed: &ListSnapshot, place| listed.look(place).map(|look| look.observed.clone());
+        let status_of = |listed: &ListSnapshot, index| {
+            listed
+                .observation(index)
+                .map(|observation| observation.observed.clone())
+        };
         let paused = Observed::of_status("PAUSED");
-        assert_eq!(told(&listed, 0), Some(Observed::Running));
-        assert_eq!(told(&listed, 1), None);
-        assert_eq!(told(&listed, 2), Some(paused));
-        assert_eq!(told(&listed, 3), None);
-        assert_eq!(told(&listed, 4), Some(Observed::Succeeded));
-        assert_eq!(told(&listed, 5), None);
-        assert_eq!(told(&read(true), 5), Some(Observed::Absent));
-        // Of the orders that are open later it speaks of those that were open when it began.
+        assert_eq!(status_of(&listed, 0), Some(Observed::Running));
+        assert_eq!(status_of(&listed, 1), None);
+        assert_eq!(status_of(&listed, 2), Some(paused));
+        assert_eq!(status_of(&listed, 3), None);
+        assert_eq!(status_of(&listed, 4), Some(Observed::Succeeded));
+        assert_eq!(status_of(&listed, 5), None);
+        assert_eq!(status_of(&read(true), 5), Some(Observed::Absent));
+        // Of the orders that are open later, it has those that were open when it began.
         let later = orders.chosen(&[1, 2, 5]);
-        let listed = read(true).for_orders(&orders, &later);
+        let listed = read(true).for_open_orders(&orders, &later);
         let paused = Observed::of_status("PAUSED");
-        assert_eq!(told(&listed, 0), None);
-        assert_eq!(told(&listed, 1), Some(paused));
-        assert_eq!(told(&listed, 2), Some(Observed::Absent));
+        assert_eq!(status_of(&listed, 0), None);
+        assert_eq!(status_of(&listed, 1), Some(paused));
+        assert_eq!(status_of(&listed, 2), Some(Observed::Absent));
         let earlier = orders.chosen(&[0, 4]);
         let mut reading = ListReader::new(&earlier, Timestamp(7));
         reading.on_entry(&Entry {
             order_id: "a4".into(),
             status: "FAILED".into(),
         });
-        let listed = reading.end(true).for_orders(&earlier, &orders);
-        assert_eq!(told(&listed, 0), Some(Observed::Absent));
-        assert_eq!(told(&listed, 4), Some(Observed::Failed));
+        let listed = reading.end(true).for_open_orders(&earlier, &orders);
+        assert_eq!(status_of(&listed, 0), Some(Observed::Absent));
+        assert_eq!(status_of(&listed, 4), Some(Observed::Failed));
         for unknown in [1, 2, 3, 5] {
-            assert_eq!(told(&listed, unknown), None);
+            assert_eq!(status_of(&listed, unknown), None);
         }
     }
 }

@@ -1,8 +1,7 @@
-//! The log of what happens to each order, for people who watch.
+//! The log of each order's transitions, for people who watch.
 //!
-//! A line is written after the commit, and only for what took effect. There are as many lines as
-//! orders have steps: so they are at `debug`, under a target of their own. `order-service dev` shows
-//! them.
+//! A line is written after the commit, and only for a transition that took effect. The lines have the
+//! level `debug` and a target of their own, because each order has several. `order-service dev` shows them.
 
 use log::Level;
 
@@ -27,7 +26,7 @@ impl<U, C> Context<U, C> {
         let recorded = self.store.record(&self.lead, changes, now).await?;
         report.conflicts = recorded.conflicts.len();
         for OrderChange { seq, step } in logged.into_iter().flatten() {
-            // Of an order that had moved on, all is left out.
+            // Nothing was recorded of an order that had moved on.
             if !recorded.conflicts.contains(&seq) {
                 self.log_step(seq, &step, now).await;
             }
@@ -40,19 +39,19 @@ impl<U, C> Context<U, C> {
         let Some(order) = page.ok().and_then(|page| page.into_iter().next()) else {
             return;
         };
-        if let Some(what) = in_words(step, &order, now) {
+        if let Some(text) = describe(step, &order, now) {
             let id = order.id.as_str();
             if id.contains([' ', '"']) {
-                log::debug!(target: TARGET, "{id:?} {what}");
+                log::debug!(target: TARGET, "{id:?} {text}");
             } else {
-                log::debug!(target: TARGET, "{id} {what}");
+                log::debug!(target: TARGET, "{id} {text}");
             }
         }
     }
 }
 
-/// Describes a step to someone who watches; nothing if there is nothing to see.
-fn in_words(step: &Transition, order: &Order, now: Timestamp) -> Option<String> {
+/// Describes a transition to someone who watches, or returns `None` if there is nothing to see.
+fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
     Some(match step {
         Transition::Started { .. } => "started".to_owned(),

@@ -1,4 +1,4 @@
-//! The pace's news for the log: what an answer changes, and what holds up orders.
+//! The log lines about the pace: changes by answers, and limits that make orders wait.
 
 use std::time::Duration;
 
@@ -9,21 +9,22 @@ use crate::order::{Status, Timestamp};
 use crate::pace::{Call, Pace};
 use crate::upstream::{Failure, Upstream};
 
-/// Wait from which on a limit of the start rate is logged.
+/// Least wait of orders that is logged.
 const WAIT_LOGGED: Duration = Duration::from_secs(10);
 
-/// Interval between two such lines, at the least.
+/// Least interval between two such lines.
 const WAIT_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
-/// Passes an answer, or the reason why there was none, to the pace, and logs what that changes.
-pub(super) fn note(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) {
+/// Reports the result of a request to the pace, and logs what that changes. `failure` is the reason why there
+/// was no usable answer.
+pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) {
     let Some(failure) = failure else {
         if pace.on_answered(call, now) {
-            log::info!("the upstream answers");
+            log::info!("the upstream is up");
         }
         return;
     };
-    let rested_until = pace.breaker().resting_until(now);
+    let paused_until = pace.breaker().resting_until(now);
     let (is_slower, is_down) = pace.on_failed(call, now, failure);
     if is_slower {
         let (rate, detail) = (pace.rate().rate(), &failure.detail);
@@ -32,25 +33,25 @@ pub(super) fn note(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<
     if let Some(at) = pace
         .breaker()
         .resting_until(now)
-        .filter(|at| Some(*at) > rested_until)
+        .filter(|at| Some(*at) > paused_until)
     {
         let (wait, detail) = (span(at.since(now)), &failure.detail);
         log::info!("the upstream asked for a pause wait={wait:?} reason={detail:?}");
     }
     if is_down {
         let detail = &failure.detail;
-        log::warn!("the upstream is down, and is probed once a pass reason={detail:?}");
+        log::warn!("the upstream is down; probing once a pass reason={detail:?}");
     }
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Like [`note`], at the present moment.
-    pub(super) fn note(&mut self, call: Call, failure: Option<&Failure>) {
+    /// Like the function [`on_result`], at the present moment.
+    pub(super) fn on_result(&mut self, call: Call, failure: Option<&Failure>) {
         let now = self.context.clock.now();
-        note(&mut self.pace, call, now, failure);
+        on_result(&mut self.pace, call, now, failure);
     }
 
-    /// Logs what holds up orders that are due, if it holds them up for long.
+    /// Logs the limit of the start rate, if it makes orders that are due wait for long.
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;

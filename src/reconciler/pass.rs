@@ -1,4 +1,4 @@
-//! The pass: observe, decide, settle, and then start what is due, until the next poll is due.
+//! The pass: observes, decides, settles, and then starts what is due until the next poll is due.
 
 use std::time::Duration;
 
@@ -12,16 +12,17 @@ use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::upstream::Upstream;
 
-/// Interval of the schedule up to which orders are also polled between its moments.
-const OWN_MOMENT_MAX: Duration = Duration::from_secs(1);
+/// Interval of the schedule up to which orders are also polled between its occurrences. Schedules that
+/// are slower than once a second are kept to.
+const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Makes one pass.
     ///
     /// # Errors
-    /// The database cannot be read or written. Nothing is lost: the next pass takes it up.
+    /// The database cannot be read or written. Nothing is lost: the next pass repeats the work.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        self.correct_clock();
+        self.resync_clock();
         let began_at = self.context.clock.now();
         let result = self.run_pass(stop).await;
         let outcome = match &result {
@@ -32,7 +33,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let took = self.context.clock.now().since(began_at);
         self.context.upstream.metrics().on_pass(outcome, took);
         if result.is_err() {
-            // That a start was given up may not be on record.
+            // It may be unrecorded that a start was given up.
             self.context.run_began_at.set(self.context.clock.now());
         }
         let report = result?;
@@ -50,26 +51,26 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     async fn run_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         if !self.has_begun {
-            self.begin().await?;
+            self.begin_run().await?;
         }
         let mut report = self.take_list(stop).await?;
         let now = self.context.clock.now();
         let is_resting = self.pace.breaker().resting_until(now).is_some();
-        if !is_resting && self.is_answered().await? {
+        if !is_resting && self.is_usable().await? {
             if self.is_poll_due() {
                 report += self.observe(stop).await?;
             }
             self.write_heartbeat_if_due().await?;
             report += self.start_due(stop).await?;
         }
-        let met = self.pace.take_results();
-        let is_unanswered = met.failure && !met.answer;
+        let results = self.pace.take_results();
+        let is_unanswered = results.failure && !results.answer;
         report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
     }
 
-    /// Sets the steady clock by the system's, if that was set. Then this run begins anew.
-    fn correct_clock(&mut self) {
+    /// Follows a step of the system's clock: resyncs the steady clock and makes a new run begin.
+    fn resync_clock(&mut self) {
         let before = self.context.clock.now();
         if self.context.clock.resync() {
             let now = self.context.clock.now();
@@ -78,19 +79,19 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 false => ("forward", now.since(before)),
             };
             let by = span(by);
-            log::warn!("the clock was set {direction} by {by}: continuing as after a start");
+            log::warn!("the clock was set {direction} by={by:?}; continuing as after a restart");
             self.has_begun = false;
             self.context.run_began_at.set(now);
         }
     }
 
-    /// Begins a run. By a clock that was set nobody can tell how long ago anything was, so every wait
-    /// begins here, and no stored moment may lie ahead.
-    async fn begin(&mut self) -> anyhow::Result<()> {
+    /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
+    /// stored moments that lie ahead are moved back.
+    async fn begin_run(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let (store, lead) = (&self.context.store, &self.context.lead);
         let set_right = store.set_times_right(lead, now).await;
-        set_right.context("the times of open orders could not be read or set right")?;
+        set_right.context("moving back the moments of open orders failed")?;
         self.heartbeat.set_no_later_than(now);
         self.heartbeat.set_due();
         self.pace = self.pace.for_next_run(now);
@@ -111,8 +112,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.pace.poll_soon(self.context.clock.now());
     }
 
-    /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders bring, and
-    /// only as often as the upstream bears.
+    /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders cause, and
+    /// the pace's polling interval.
     fn is_poll_due(&self) -> bool {
         let now = self.context.clock.now();
         let is_on_schedule = self
@@ -122,17 +123,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         is_due && self.pace.is_poll_due(now)
     }
 
-    /// Returns when one of a few orders is to be polled before the schedule's next moment.
+    /// Returns when an order is to be polled before the schedule's next occurrence, if one is.
     pub fn next_poll_at(&self) -> Option<Timestamp> {
         let polled_at = self.polled_at?;
         self.pace
             .order_due_at()
-            .filter(|_| self.is_often(polled_at))
+            .filter(|_| self.is_frequent(polled_at))
     }
 
-    /// Returns whether the schedule's next moment is so soon that an order may be polled between two of
-    /// them: a schedule that is slower than once a second is kept to.
-    pub(super) fn is_often(&self, now: Timestamp) -> bool {
-        self.context.settings.schedule.next_after(now).since(now) <= OWN_MOMENT_MAX
+    /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.
+    pub(super) fn is_frequent(&self, now: Timestamp) -> bool {
+        self.context.settings.schedule.next_after(now).since(now) <= FREQUENT_INTERVAL_MAX
     }
 }

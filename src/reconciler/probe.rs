@@ -8,14 +8,14 @@ use crate::order::Timestamp;
 use crate::pace::Call;
 use crate::upstream::Upstream;
 
-/// Interval between two probes, at the least. A little less than the default schedule's second, so
-/// that a tick that comes early is not lost.
+/// Least interval between two probes. A little less than the default schedule's second, so that a tick
+/// that comes early is not lost.
 const PROBE_INTERVAL: Duration = Duration::from_millis(900);
 
-/// Every so many probes the list is read instead, if that is due: look-ups may be all that fails.
-const LIST_INSTEAD_EVERY: u32 = 8;
+/// Number of probes of which one is a list, if that is due: perhaps look-ups alone fail.
+const LIST_EVERY: u32 = 8;
 
-/// The probes that were made.
+/// The state of probing.
 #[derive(Default)]
 pub(super) struct Probe {
     /// Sequence number of the order that was looked up last.
@@ -32,10 +32,10 @@ impl Probe {
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Returns whether requests make sense. While the upstream is down, one look-up a pass finds out,
-    /// of another order each time in case it is the order's fault. Passes that new orders bring do
-    /// so no more often than every [`PROBE_INTERVAL`].
-    pub(super) async fn is_answered(&mut self) -> anyhow::Result<bool> {
+    /// Returns whether the upstream may be used. While it is down, probes it with one look-up a pass, of
+    /// another order each time in case one order is the cause, and at most every [`PROBE_INTERVAL`],
+    /// however many passes new orders cause.
+    pub(super) async fn is_usable(&mut self) -> anyhow::Result<bool> {
         if !self.pace.breaker().is_down() {
             return Ok(true);
         }
@@ -57,12 +57,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             last_at: Some(now),
             count: self.probe.count.wrapping_add(1),
         };
-        if self.probe.count.is_multiple_of(LIST_INSTEAD_EVERY) {
+        if self.probe.count.is_multiple_of(LIST_EVERY) {
             return Ok(true);
         }
         let upstream = &self.context.upstream;
         let result = upstream.look_up(&self.context.clock, &id).await;
-        self.note(Call::poll(now), result.as_ref().err());
+        self.on_result(Call::poll(now), result.as_ref().err());
         Ok(result.is_ok())
     }
 }

@@ -8,13 +8,13 @@ use crate::store::{OrderChange, Transition};
 /// The counts of what a pass did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Orders whose process was looked for.
+    /// Orders that were polled.
     pub observed: usize,
     /// Processes started.
     pub started: usize,
     /// Processes found to exist already.
     pub adopted: usize,
-    /// Processes started in the place of one that the upstream has forgotten.
+    /// Processes started to replace one that the upstream has forgotten.
     pub restarted: usize,
     /// Orders whose process was newly found to be missing.
     pub missed: usize,
@@ -28,18 +28,18 @@ pub struct Report {
     pub unanswered: usize,
     /// Orders that were newly found to need attention, or still do.
     pub flagged: usize,
-    /// Changes that came too late.
+    /// Orders that had moved on before their changes were recorded.
     pub conflicts: usize,
     /// Set if orders could have been started with more time.
     pub has_more: bool,
-    /// Set if a process was missing too soon for that to count.
+    /// Set if a process was absent too soon after its confirmation for that to count.
     pub is_absence_early: bool,
     /// Set if the upstream gave no usable answer in the end, although one was needed.
     pub unreachable: bool,
 }
 
 impl Report {
-    /// Counts changes.
+    /// Returns the counts of these changes.
     pub(super) fn of(changes: &[OrderChange]) -> Self {
         let mut report = Self::default();
         for OrderChange { step, .. } in changes {
@@ -66,7 +66,7 @@ impl Report {
         report
     }
 
-    /// The counts of events, with their names.
+    /// Returns the counts of events, with their names.
     fn events(&self) -> [(&'static str, usize); 9] {
         [
             ("started", self.started),
@@ -86,7 +86,7 @@ impl Report {
         self.events().iter().any(|(_, count)| *count > 0)
     }
 
-    /// Logs a line with the counts that are not 0; for machines, each count is a field of it.
+    /// Logs a line with the counts that are not 0. As JSON, the line has all of them as members.
     pub(super) fn log(&self) {
         log::info!(
             target: "order_service::pass",

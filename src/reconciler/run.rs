@@ -1,4 +1,4 @@
-//! The loops around the pass: as leader on the schedule, or once.
+//! The loops around the pass: on the schedule as leader, or once.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
 /// Waits until this process leads. Returns `None` if the program shuts down first.
 pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadership>> {
     let mut is_standby_logged = false;
-    let mut trouble = None;
+    let mut logged = None;
     while !stop.requested.is_cancelled() {
         match store.try_lead().await {
             Ok(Some(lead)) => {
@@ -28,15 +28,17 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadershi
             }
             Ok(None) => {
                 if !std::mem::replace(&mut is_standby_logged, true) {
-                    log::info!("standing by: another reconciler leads");
+                    log::info!("standing by leader=other");
                 }
             }
             Err(LeadError::Open(error)) => return Err(error.into()),
             Err(LeadError::Store(error)) => {
                 let error = error.to_string();
-                if trouble.as_ref() != Some(&error) {
-                    log::error!("leadership cannot be taken, and is tried again: {error}");
-                    trouble = Some(error);
+                if logged.as_ref() != Some(&error) {
+                    log::error!(
+                        "taking the lead failed; retrying every {STANDBY_INTERVAL:?}: {error}"
+                    );
+                    logged = Some(error);
                 }
             }
         }
@@ -52,7 +54,7 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadershi
 /// until the lead is lost.
 ///
 /// # Errors
-/// The schedule cannot be kept. A failed pass is repeated.
+/// The scheduler or the subscription to new orders cannot be started. A failed pass is repeated.
 pub async fn run<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
@@ -60,12 +62,12 @@ pub async fn run<U: Upstream, C: Clock>(
     let now = reconciler.context.clock.now();
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let new_orders = reconciler.context.store.new_orders().await;
-    let mut new_orders = new_orders.context("new orders cannot be noticed")?;
-    let mut trouble = None;
+    let mut new_orders = new_orders.context("subscribing to new orders failed")?;
+    let mut logged = None;
     while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
             Ok(report) => {
-                if trouble.take().is_some() {
+                if logged.take().is_some() {
                     log::info!("passes succeed again");
                 }
                 if report.has_more {
@@ -75,9 +77,9 @@ pub async fn run<U: Upstream, C: Clock>(
             Err(_) if reconciler.context.lead.loss().is_some() => break,
             Err(error) => {
                 let error = format!("{error:#}");
-                if trouble.as_ref() != Some(&error) {
-                    log::error!("pass failed, and is repeated on schedule: {error}");
-                    trouble = Some(error);
+                if logged.as_ref() != Some(&error) {
+                    log::error!("pass failed; retrying on schedule: {error}");
+                    logged = Some(error);
                 }
             }
         }
@@ -87,7 +89,7 @@ pub async fn run<U: Upstream, C: Clock>(
             () = ticks.next(&reconciler.context.clock) => {}
             () = new_orders.next() => {}
             () = poll_due(&reconciler.context.clock, poll_at) => {}
-            () = ListRead::read_on(&mut reconciler.list) => {}
+            () = ListRead::read_to_end(&mut reconciler.list) => {}
         }
     }
     ticks.shut_down().await;
@@ -99,9 +101,9 @@ pub async fn run<U: Upstream, C: Clock>(
     Ok(())
 }
 
-/// Makes passes until every order that is due was tried once. Returns whether the upstream could be
-/// used. Waits for one request timeout where nothing can be concluded before: if an earlier run has left
-/// a start without an outcome, and if a process is missing too soon for that to count.
+/// Makes passes until every order that is due was tried once. Returns whether the upstream was usable.
+/// Waits one request timeout where nothing can be concluded before: if an earlier run has left a start
+/// without an outcome, and if a process is absent too soon after its confirmation for that to count.
 pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
@@ -124,8 +126,8 @@ pub async fn run_once<U: Upstream, C: Clock>(
         if report.unreachable {
             let failure = reconciler.pace.breaker().last_failure();
             log::warn!(
-                "the order process service gave no usable answer: {}",
-                failure.unwrap_or("it has asked for a pause")
+                "the upstream gave no usable answer reason={:?}",
+                failure.unwrap_or("it asked for a pause")
             );
             break false;
         }
@@ -138,7 +140,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
         if reconciler.list.is_some() {
             tokio::select! {
                 () = stop.requested.cancelled() => {}
-                () = ListRead::read_on(&mut reconciler.list) => {}
+                () = ListRead::read_to_end(&mut reconciler.list) => {}
             }
             continue;
         }
@@ -146,7 +148,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             break true;
         }
         has_waited = true;
-        let why = "a process is missing, which does not count so soon";
+        let why = "a process is absent too soon after its confirmation";
         reconciler.wait(why, stop).await;
         reconciler.poll_again();
     };

@@ -1,8 +1,8 @@
-//! When passes begin: a cron expression with seconds, in UTC.
+//! The schedule of passes: a cron expression with seconds, in UTC.
 //!
-//! The scheduler only ever wakes; it never runs a pass itself, because it would run the next one
-//! beside the last, nor does it decide that one is due: it would wait until a clock that was set back
-//! has caught up. `reconciler::run` loops over the occurrences that [`Ticks`] finds to have come.
+//! The scheduler only wakes the loop in `reconciler::run`. It does not run passes, because two would
+//! overlap, and does not decide that one is due, because it would wait for a clock that was set back to
+//! catch up. [`Occurrences`] decides that.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 use crate::clock::{Clock, SteadyClock, SystemClock};
 use crate::order::Timestamp;
 
-/// How often the next moment is computed anew, at the least: the clock may have been set meanwhile.
+/// Longest wait before the next occurrence is computed anew, because the clock may have been set meanwhile.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A cron expression with seconds: `sec min hour day month weekday`, in UTC.
@@ -29,17 +29,17 @@ pub struct Schedule {
     cron: Cron,
 }
 
-/// A text that is no schedule.
+/// Why a text is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no schedule ({cause}); it takes cron fields with seconds first, such as \"*/5 * * * * *\" for every five seconds"
+    "{text:?} is not a schedule ({cause}); expected cron fields with seconds first, such as \"*/5 * * * * *\" for every five seconds"
 )]
 pub struct ScheduleError {
     text: String,
     cause: String,
 }
 
-/// The moment of a pass that never comes.
+/// The next occurrence of a schedule that has none.
 const FAR_FUTURE: Timestamp = Timestamp(i64::MAX);
 
 impl FromStr for Schedule {
@@ -50,7 +50,7 @@ impl FromStr for Schedule {
             text: text.to_owned(),
             cause,
         };
-        // The same rules as the scheduler's own parser.
+        // With the rules of the scheduler's own parser.
         let cron = CronParser::builder()
             .seconds(Seconds::Required)
             .dom_and_dow(true)
@@ -58,13 +58,13 @@ impl FromStr for Schedule {
             .parse(text)
             .map_err(|cause| error(cause.to_string()))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
-            .map_err(|_| error("it never comes".to_owned()))?;
+            .map_err(|_| error("it has no occurrence".to_owned()))?;
         let schedule = Self {
             text: text.to_owned(),
             cron,
         };
         if schedule.next_after(SystemClock.now()) == FAR_FUTURE {
-            return Err(error("its last moment has passed".to_owned()));
+            return Err(error("its last occurrence has passed".to_owned()));
         }
         Ok(schedule)
     }
@@ -84,34 +84,34 @@ impl fmt::Display for Schedule {
 }
 
 impl Schedule {
-    /// The first moment of the schedule after `now`; the far future if there is none.
+    /// Returns the first occurrence after `now`, or the far future if there is none.
     pub fn next_after(&self, now: Timestamp) -> Timestamp {
-        // Fractions of a second would be carried over to the next moment.
+        // The parser would carry fractions of a second over to the next occurrence.
         DateTime::from_timestamp(now.0.div_euclid(1_000), 0)
             .and_then(|now| self.cron.find_next_occurrence(&now, false).ok())
             .map_or(FAR_FUTURE, |next| Timestamp(next.timestamp_millis()))
     }
 
-    /// Starts to keep the schedule from `now` on. Needs a tokio runtime.
+    /// Starts a scheduler of the occurrences after `now`. Needs a tokio runtime.
     pub(super) async fn ticks(&self, now: Timestamp) -> anyhow::Result<Ticks> {
         let notify = Arc::new(Notify::new());
         let tick = notify.clone();
         let scheduler = JobScheduler::new()
             .await
-            .context("the scheduler cannot be made")?;
+            .context("creating the scheduler failed")?;
         let job = Job::new_async(&self.text, move |_, _| {
             let tick = tick.clone();
             Box::pin(async move { tick.notify_one() })
         })
-        .context("the schedule cannot be kept")?;
+        .context("scheduling passes failed")?;
         scheduler
             .add(job)
             .await
-            .context("the schedule cannot be kept")?;
+            .context("scheduling passes failed")?;
         scheduler
             .start()
             .await
-            .context("the scheduler cannot be started")?;
+            .context("starting the scheduler failed")?;
         Ok(Ticks {
             occurrences: Occurrences::new(self.clone(), now),
             notify,
@@ -124,12 +124,12 @@ impl Schedule {
 #[derive(Clone, Debug)]
 pub struct Occurrences {
     schedule: Schedule,
-    /// When one was last found to have come.
+    /// When one was last due.
     last: Timestamp,
 }
 
 impl Occurrences {
-    /// Those after `now`.
+    /// Returns the occurrences after `now`.
     pub fn new(schedule: Schedule, now: Timestamp) -> Self {
         Self {
             schedule,
@@ -137,14 +137,15 @@ impl Occurrences {
         }
     }
 
-    /// Whether one has come since one last had. A clock that was stepped leaves that open: then one has.
+    /// Returns whether an occurrence has come since one was last due. After a step of the clock that is
+    /// unknown, and the answer is yes.
     pub fn is_due<C: Clock>(&mut self, clock: &SteadyClock<C>) -> bool {
         if clock.is_stepped() {
             self.last = clock.time_of_day();
             return true;
         }
         let now = clock.now();
-        // A pass that an order has brought may have set the clock right.
+        // A pass that a new order caused may have resynced the clock.
         self.last = self.last.min(now);
         let is_due = self.schedule.next_after(self.last) <= now;
         if is_due {
@@ -153,14 +154,14 @@ impl Occurrences {
         is_due
     }
 
-    /// How long to wait before it is asked again whether one has come.
+    /// Returns how long to wait before the next call of [`Self::is_due`].
     pub fn wait<C: Clock>(&self, clock: &SteadyClock<C>) -> Duration {
         let next = self.schedule.next_after(self.last);
         next.since(clock.now()).min(RECHECK_INTERVAL)
     }
 }
 
-/// The occurrences of a schedule, as they come.
+/// A running scheduler, and the occurrences that it wakes for.
 pub(super) struct Ticks {
     occurrences: Occurrences,
     notify: Arc<Notify>,
@@ -168,7 +169,7 @@ pub(super) struct Ticks {
 }
 
 impl Ticks {
-    /// Returns at the next moment, or at once if one has come since the last call.
+    /// Returns at the next occurrence, or at once if one has come since the last call.
     pub async fn next<C: Clock>(&mut self, clock: &SteadyClock<C>) {
         while !self.occurrences.is_due(clock) {
             tokio::select! {
@@ -178,10 +179,10 @@ impl Ticks {
         }
     }
 
-    /// Ends the scheduler.
+    /// Shuts down the scheduler.
     pub async fn shut_down(mut self) {
         if let Err(error) = self.scheduler.shutdown().await {
-            log::debug!("scheduler: {error}");
+            log::debug!("shutting down the scheduler failed: {error}");
         }
     }
 }
@@ -209,12 +210,12 @@ mod tests {
     #[test]
     fn a_schedule_that_is_over_for_good_is_refused() {
         let error = "* * * * * * 2020".parse::<Schedule>().unwrap_err();
-        assert!(error.to_string().contains("its last moment has passed"));
+        assert!(error.to_string().contains("its last occurrence has passed"));
         assert!("* * * * * * 2020-2098".parse::<Schedule>().is_ok());
     }
 
     #[test]
-    fn moments_come_although_the_clock_is_set_back_or_forward() {
+    fn occurrences_come_although_the_clock_is_set_back_or_forward() {
         const HOUR: i64 = 3_600_000;
         let begun = Timestamp(1_800_000_000_000);
         for (schedule, by, within) in [
@@ -234,7 +235,7 @@ mod tests {
                 other.set(other.now().after(occurrences.wait(&clock)));
             }
             assert!(waited <= Duration::from_secs(within), "{schedule} {by}");
-            // The pass that follows sets the clock right, and the next moment is one of the schedule.
+            // The pass that follows resyncs the clock, and the next occurrence is one of the schedule.
             clock.resync();
             assert!(!occurrences.is_due(&clock));
             let next = occurrences.schedule.next_after(other.now());
@@ -242,7 +243,7 @@ mod tests {
             assert!(!occurrences.is_due(&clock));
             other.set(next);
             assert!(occurrences.is_due(&clock), "{schedule} {by}");
-            // A pass that an order brings may be the first to see that the clock was set back.
+            // A pass that an order causes may be the first to see that the clock was set back.
             other.step(Timestamp(other.now().0 - HOUR));
             clock.resync();
             occurrences.is_due(&clock);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_moment_that_has_not_come_is_waited_for() {
+    async fn an_occurrence_that_has_not_come_is_waited_for() {
         let leap_day: Schedule = "0 0 0 29 2 *".parse().unwrap();
         let clock = SteadyClock::new(SystemClock);
         let mut ticks = leap_day.ticks(clock.now()).await.unwrap();

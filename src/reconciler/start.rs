@@ -1,24 +1,24 @@
 //! The second half of a pass: starts the orders that are due, at the pace.
 //!
-//! An order is in one stage at a time. What happens to it at its turn, and after each answer, is
-//! decided in `decide`:
+//! An order is in one stage at a time. `decide` chooses what follows when it is dequeued, and after each
+//! answer:
 //!
 //! ```text
-//!            turn: start                committed             slot free
+//!          dequeued: start               committed             slot free
 //!   ┌─────┐ ───────────▶ ┌────────────────┐ ───▶ ┌───────┐ ───────────▶ ┌───────────┐
 //!   │ due │              │ writing intent │      │ ready │              │ in flight │
 //!   └─────┘ ─────────────│────────────────│────▶ └───────┘              └───────────┘
-//!    ▲   │ turn: look up └────────────────┘       │ │ │                   │       │
+//!    ▲   │ or: look up   └────────────────┘       │ │ │                   │       │
 //!    │   │                   ▲                    │ │ │                   │       │ answered
 //!    │   │                   └─── looked up: start ─┼─┼───────────────────┘       ▼
 //!    │   │                                        │ │ │  not sent       ┌────────────────┐
-//!    └───┼──── look-up not sent ──────────────────┘ │ └───────────────▶ │ writing result │ ──▶ left
-//!        └──── turn: anything else ─────────────────┼─────────────────▶ └────────────────┘
+//!    └───┼──── look-up not sent ──────────────────┘ │ └───────────────▶ │ writing result │ ──▶ done
+//!        └──── or: anything else ───────────────────┼─────────────────▶ └────────────────┘
 //! ```
 //!
-//! A start is written down before it leaves, and its result after. Many orders share a commit, and
-//! none waits for another's answer. The orders themselves leave the pipeline when nothing is left to
-//! be written about them, or when they have moved on meanwhile.
+//! The intent of a start is committed before the start is sent, and its result after the answer. Many
+//! orders share a commit, and none waits for another's answer. An order leaves the pipeline when
+//! nothing more is to be written about it, or when it has moved on meanwhile.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -30,8 +30,8 @@ use futures_util::stream::FuturesUnordered;
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
 use super::list_read::ListRead;
-use super::pace_log::note;
-use super::start_attempt::{Answer, Call, Outcome};
+use super::pace_log::on_result;
+use super::start_attempt::{Answer, Conclusion, Request};
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
 use super::{Reconciler, Report};
@@ -43,36 +43,36 @@ use crate::process::Stop;
 use crate::store::{StartCandidate, Transition};
 use crate::upstream::Upstream;
 
-/// How long orders are started in one pass, however far the next one is: between two passes the clock
-/// is set right.
+/// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and
+/// leadership is checked.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
-/// Orders that are being started, by stage.
+/// The orders that are being started, by stage.
 pub(super) struct StartPipeline<'a, U, C> {
     context: &'a Context<U, C>,
     stop: &'a Stop,
     pace: &'a mut Pace,
     heartbeat: &'a mut HeartbeatWriter,
     report: Report,
-    /// Read on meanwhile. When it is at its end the next pass is due, which decides about it.
+    /// Read meanwhile. When it has ended, the next pass is due, which decides about its orders.
     list: &'a mut Option<ListRead>,
     is_list_read: bool,
-    /// When the next pass is due: no order's turn comes any more.
+    /// When the next pass is due. Nothing is dequeued from then on.
     until: Timestamp,
-    due: &'a mut StartQueue,
+    queue: &'a mut StartQueue,
     commits: StartCommits<'a>,
-    ready: VecDeque<(Call, StartCandidate)>,
+    ready: VecDeque<(Request, StartCandidate)>,
     in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, pace::Call, Answer)>>,
-    /// After an error no turn comes any more, and what is under way is waited for.
+    /// The first error. Nothing is dequeued after it, and what is in flight is waited for.
     error: Option<anyhow::Error>,
 }
 
-/// Something that was waited for.
+/// An event that the pipeline waits for.
 enum Event {
     Answered(StartCandidate, pace::Call, Answer),
     Committed(Committed),
-    /// The next turn has come, or the program is to end.
-    Turn,
+    /// The next order may be dequeued, or the program shuts down.
+    DequeueDue,
     ListRead,
 }
 
@@ -83,7 +83,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.pace.recover(now) {
             log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
         }
-        self.queue.begin();
+        self.queue.begin_pass();
         let mut until = self.context.settings.schedule.next_after(now);
         if let Some(poll_at) = self.next_poll_at() {
             until = until.min(poll_at);
@@ -97,7 +97,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             list: &mut self.list,
             is_list_read: false,
             until: until.min(now.after(PASS_MAX)),
-            due: &mut self.queue,
+            queue: &mut self.queue,
             commits: StartCommits::default(),
             ready: VecDeque::new(),
             in_flight: FuturesUnordered::new(),
@@ -110,32 +110,32 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn run(mut self) -> anyhow::Result<Report> {
         loop {
-            self.take_turns().await;
+            self.dequeue_due().await;
             self.send();
             self.commits.begin(self.context);
             match self.next_event().await {
-                Some(Event::Answered(order, call, answer)) => {
-                    self.on_answered(order, call, answer).await
+                Some(Event::Answered(order, request, answer)) => {
+                    self.on_answered(order, request, answer).await
                 }
                 Some(Event::Committed(committed)) => self.on_committed(committed),
-                Some(Event::Turn) => {}
+                Some(Event::DequeueDue) => {}
                 Some(Event::ListRead) => self.is_list_read = true,
                 None => break,
             }
         }
-        let has_more = self.is_list_read || !self.due.is_empty();
+        let has_more = self.is_list_read || !self.queue.is_empty();
         self.report.has_more = has_more && !self.stop.requested.is_cancelled();
         self.error.map_or(Ok(self.report), Err)
     }
 
-    /// Waits for what comes first. `None` if nothing is under way and no turn will come.
+    /// Waits for the next event. Returns `None` if nothing is in flight and nothing will be dequeued.
     async fn next_event(&mut self) -> Option<Event> {
-        let turn_at = self.next_turn_at().await;
-        if self.in_flight.is_empty() && self.commits.is_idle() && turn_at.is_none() {
+        let dequeue_at = self.next_dequeue_at().await;
+        if self.in_flight.is_empty() && self.commits.is_idle() && dequeue_at.is_none() {
             return None;
         }
-        let turn = async {
-            match turn_at {
+        let dequeue = async {
+            match dequeue_at {
                 Some(at) => tokio::select! {
                     biased;
                     () = self.context.clock.sleep_until(at) => {}
@@ -146,80 +146,80 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         };
         Some(tokio::select! {
             biased;
-            Some((order, call, answer)) = self.in_flight.next() => {
-                Event::Answered(order, call, answer)
+            Some((order, request, answer)) = self.in_flight.next() => {
+                Event::Answered(order, request, answer)
             }
             committed = self.commits.next() => Event::Committed(committed),
-            () = ListRead::read_on(self.list) => Event::ListRead,
-            () = turn => Event::Turn,
+            () = ListRead::read_to_end(self.list) => Event::ListRead,
+            () = dequeue => Event::DequeueDue,
         })
     }
 
-    /// Moves due orders on whose turn has come.
-    async fn take_turns(&mut self) {
-        while let Some(at) = self.next_turn_at().await
+    /// Dequeues orders as far as the rate and the window allow.
+    async fn dequeue_due(&mut self) {
+        while let Some(at) = self.next_dequeue_at().await
             && at <= self.now()
-            && let Some(order) = self.due.pop()
+            && let Some(order) = self.queue.pop()
         {
             let now = self.now();
             self.pace.on_start_sent(now);
-            let outcome = self.context.at_turn(&order, now);
-            self.conclude(order, outcome);
+            let conclusion = self.context.on_dequeue(&order, now);
+            self.conclude(order, conclusion);
         }
     }
 
-    /// When the next due order's turn comes. `None` if none is waited for.
-    async fn next_turn_at(&mut self) -> Option<Timestamp> {
+    /// Returns when the next order may be dequeued, or `None` if nothing is to be waited for.
+    async fn next_dequeue_at(&mut self) -> Option<Timestamp> {
         let now = self.now();
         let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
         if self.error.is_none() {
-            self.error = self.due.fill(store, now, max_starts).await.err();
+            self.error = self.queue.fill(store, now, max_starts).await.err();
         }
-        let may_turn = self.error.is_none() && !self.is_list_read && now < self.until;
-        let has_turn = may_turn && !self.due.is_empty();
+        let may_dequeue = self.error.is_none() && !self.is_list_read && now < self.until;
+        let has_order = may_dequeue && !self.queue.is_empty();
         let starting = self.starting();
-        if !has_turn || !self.may_send() || !self.pace.may_stage(now, starting) {
+        if !has_order || !self.may_send() || !self.pace.may_stage(now, starting) {
             return None;
         }
-        // With the window full, nothing is waited for but the next pass.
+        // With the window full, wait for the next pass.
         let at = self.pace.next_start_at(now, starting).unwrap_or(self.until);
         Some(at.min(self.until))
     }
 
-    /// Sends what is ready as far as there are slots, or clears it away if nothing may be sent.
+    /// Sends what is ready as far as there are request slots, or returns it if nothing may be sent.
     fn send(&mut self) {
         if !self.may_send() {
-            return self.clear_ready();
+            return self.return_ready();
         }
         while self.pace.may_send(self.now(), self.in_flight.len())
-            && let Some((call, order)) = self.ready.pop_front()
+            && let Some((request, order)) = self.ready.pop_front()
         {
             self.context.enter(Stage::InFlight, &order);
             let (context, stop) = (self.context, self.stop);
             let sent = pace::Call {
-                is_start: call == Call::Start,
+                is_start: request == Request::Start,
                 sent_at: self.now(),
             };
             self.in_flight.push(Box::pin(async move {
-                let answer = context.call(call, &order, stop).await;
+                let answer = context.send(request, &order, stop).await;
                 (order, sent, answer)
             }));
         }
     }
 
-    fn clear_ready(&mut self) {
-        while let Some((call, order)) = self.ready.pop_back() {
-            match call {
-                Call::LookUp => {
+    fn return_ready(&mut self) {
+        while let Some((request, order)) = self.ready.pop_back() {
+            match request {
+                Request::LookUp => {
                     self.context.enter(Stage::Due, &order);
-                    self.due.put_back(order);
+                    self.queue.put_back(order);
                 }
-                Call::Start => self.write_result(&order, vec![Transition::Withdrawn]),
+                Request::Start => self.write_result(&order, vec![Transition::Withdrawn]),
             }
         }
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, call: pace::Call, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, request: pace::Call, answer: Answer) {
         let now = self.now();
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
@@ -229,29 +229,29 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             }
             _ => {}
         }
-        let outcome = self.context.on_answer(&order, answer, now);
-        self.report.unanswered += usize::from(outcome.failure.is_some());
-        note(self.pace, call, now, outcome.failure.as_ref());
-        self.conclude(order, outcome);
-        // A long pass does not look like none, and readers hear of the upstream now.
+        let conclusion = self.context.on_answer(&order, answer, now);
+        self.report.unanswered += usize::from(conclusion.failure.is_some());
+        on_result(self.pace, request, now, conclusion.failure.as_ref());
+        self.conclude(order, conclusion);
+        // A long pass must not look like none, and readers see the upstream's state at once.
         let written = self.heartbeat.write_if_due(self.context, self.pace).await;
         if let Err(error) = written {
             self.error.get_or_insert(error);
         }
     }
 
-    /// Moves an order on that was decided about.
-    fn conclude(&mut self, order: StartCandidate, outcome: Outcome) {
-        match outcome.next {
-            Some(Call::Start) => {
+    /// Moves an order to the stage that follows from a decision.
+    fn conclude(&mut self, order: StartCandidate, conclusion: Conclusion) {
+        match conclusion.next {
+            Some(Request::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);
-                self.commits.add_intent(order, outcome.steps);
+                self.commits.add_intent(order, conclusion.steps);
             }
-            Some(Call::LookUp) => {
+            Some(Request::LookUp) => {
                 self.context.enter(Stage::Ready, &order);
-                self.ready.push_back((Call::LookUp, order));
+                self.ready.push_back((Request::LookUp, order));
             }
-            None => self.write_result(&order, outcome.steps),
+            None => self.write_result(&order, conclusion.steps),
         }
     }
 
@@ -269,16 +269,16 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         if let Some(error) = committed.error {
             self.error.get_or_insert(error);
         }
-        for order in committed.left {
+        for order in committed.dropped {
             self.context.enter(Stage::Done, &order);
         }
         for order in committed.intents {
             self.context.enter(Stage::Ready, &order);
-            self.ready.push_back((Call::Start, order));
+            self.ready.push_back((Request::Start, order));
         }
     }
 
-    /// Orders that are past their turn and whose start has no answer yet.
+    /// Returns the number of dequeued orders whose start has no answer yet.
     fn starting(&self) -> usize {
         self.commits.intents() + self.ready.len() + self.in_flight.len()
     }

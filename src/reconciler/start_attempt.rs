@@ -1,7 +1,7 @@
-//! One attempt to start an order: the calls to the upstream, and the reading of their answers.
+//! One attempt to start an order: the requests to the upstream, and the handling of their answers.
 //!
-//! The stages of an attempt, and their order, are in `start.rs`. What an answer means for the order
-//! is decided in `decide`.
+//! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what an answer means for
+//! the order.
 
 use super::context::Context;
 use super::effects;
@@ -14,21 +14,21 @@ use crate::upstream::{Cause, Failure, StartError, Upstream};
 
 /// A request to the upstream for one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(super) enum Request {
     /// A look-up.
     LookUp,
     /// A start, whose intent is on disk.
     Start,
 }
 
-/// The upstream's answer to a call.
+/// The upstream's answer to a request.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// The answer to a look-up.
     Observed(Observation),
-    /// None to a look-up.
+    /// The failure of a look-up.
     NotObserved(Failure),
-    /// The start was accepted, or a look has seen the process.
+    /// The start was accepted, or a look-up has found the process.
     Accepted { is_seen: bool },
     /// The start cannot have reached the upstream.
     NotSent(Failure),
@@ -37,30 +37,34 @@ pub(super) enum Answer {
         answer: Option<u16>,
         failure: Failure,
     },
-    /// The start was refused, perhaps because there is a process: `look` has looked for one.
-    Refused { detail: String, look: Observation },
+    /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.
+    Refused {
+        detail: String,
+        observation: Observation,
+    },
 }
 
-/// What follows from an order's turn, or from an answer.
+/// The consequences of dequeuing an order, or of an answer.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
-    /// Changes to be recorded; for a start, its intent.
+pub(super) struct Conclusion {
+    /// The transitions to record; for a start, its intent.
     pub steps: Vec<Transition>,
-    /// The call to be made next.
-    pub next: Option<Call>,
+    /// The request to send next.
+    pub next: Option<Request>,
     /// Why the upstream gave no usable answer.
     pub failure: Option<Failure>,
 }
 
 impl<U: Upstream, C: Clock> Context<U, C> {
-    /// Asks the upstream. The answer to a start is not waited for when the program has to end.
-    pub async fn call(&self, call: Call, candidate: &StartCandidate, stop: &Stop) -> Answer {
-        match call {
-            Call::LookUp => match self.look_up(candidate).await {
-                Ok(look) => Answer::Observed(look),
+    /// Sends a request and waits for the answer. The wait for the answer to a start ends when `stop` abandons
+    /// it.
+    pub async fn send(&self, request: Request, candidate: &StartCandidate, stop: &Stop) -> Answer {
+        match request {
+            Request::LookUp => match self.look_up(candidate).await {
+                Ok(observation) => Answer::Observed(observation),
                 Err(failure) => Answer::NotObserved(failure),
             },
-            Call::Start => self.start(candidate, stop).await,
+            Request::Start => self.start(candidate, stop).await,
         }
     }
 
@@ -79,14 +83,19 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
             Err(StartError::Doubtful(failure)) => match self.look_up(candidate).await {
-                Ok(look) if look.observed != Observed::Absent => Answer::Accepted { is_seen: true },
+                Ok(observation) if observation.observed != Observed::Absent => {
+                    Answer::Accepted { is_seen: true }
+                }
                 _ => Answer::Ambiguous {
                     answer: None,
                     failure,
                 },
             },
             Err(StartError::Refused { answer, detail }) => match self.look_up(candidate).await {
-                Ok(look) => Answer::Refused { detail, look },
+                Ok(observation) => Answer::Refused {
+                    detail,
+                    observation,
+                },
                 Err(failure) => Answer::Ambiguous {
                     answer: Some(answer),
                     failure,
@@ -103,50 +112,61 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 }
 
 impl<U, C> Context<U, C> {
-    /// Decides about an order whose turn to be started has come.
-    pub fn at_turn(&self, candidate: &StartCandidate, now: Timestamp) -> Outcome {
+    /// Decides about an order that was dequeued.
+    pub fn on_dequeue(&self, candidate: &StartCandidate, now: Timestamp) -> Conclusion {
         self.conclude(candidate, Occasion::Dequeue, None, None, now)
     }
 
-    /// Reads an answer.
-    pub fn on_answer(&self, candidate: &StartCandidate, answer: Answer, now: Timestamp) -> Outcome {
-        let mut outcome = Outcome::default();
+    /// Decides what follows from an answer.
+    pub fn on_answer(
+        &self,
+        candidate: &StartCandidate,
+        answer: Answer,
+        now: Timestamp,
+    ) -> Conclusion {
+        let mut conclusion = Conclusion::default();
         match answer {
-            Answer::Observed(look) => {
-                return self.conclude(candidate, Occasion::Dequeue, Some(&look), None, now);
+            Answer::Observed(observation) => {
+                return self.conclude(candidate, Occasion::Dequeue, Some(&observation), None, now);
             }
-            Answer::Refused { detail, look } => {
-                return self.on_refusal(candidate, &look, &detail, now);
+            Answer::Refused {
+                detail,
+                observation,
+            } => {
+                return self.on_refusal(candidate, &observation, &detail, now);
             }
             Answer::Accepted { is_seen } if candidate.order.phase == Phase::Created => {
-                outcome.steps.push(Transition::Started { is_seen });
+                conclusion.steps.push(Transition::Started { is_seen });
             }
             Answer::Accepted { is_seen } => {
-                outcome.steps.push(Transition::Restarted { is_seen });
+                conclusion.steps.push(Transition::Restarted { is_seen });
             }
-            Answer::NotObserved(failure) => outcome.failure = Some(failure),
+            Answer::NotObserved(failure) => conclusion.failure = Some(failure),
             Answer::NotSent(failure) => {
-                outcome.steps.push(Transition::Withdrawn);
-                outcome.failure = Some(failure);
+                conclusion.steps.push(Transition::Withdrawn);
+                conclusion.failure = Some(failure);
             }
             Answer::Ambiguous { answer, failure } => {
                 let step = self.give_up(candidate, answer, failure.detail.clone(), now);
-                outcome.steps.push(step);
-                outcome.failure = Some(failure);
+                conclusion.steps.push(step);
+                conclusion.failure = Some(failure);
             }
         }
-        outcome
+        conclusion
     }
 
-    /// The upstream did not take the start: whatever process there is, this start did not make it.
+    /// Decides about an order whose start was refused. If there is a process, another start made it.
     fn on_refusal(
         &self,
         candidate: &StartCandidate,
-        look: &Observation,
+        observation: &Observation,
         detail: &str,
         now: Timestamp,
-    ) -> Outcome {
-        log::debug!("order {:?}: {detail}", candidate.id.as_str());
+    ) -> Conclusion {
+        log::debug!(
+            "start refused order={:?} reason={detail:?}",
+            candidate.id.as_str()
+        );
         let withdrawn = StartCandidate {
             id: candidate.id.clone(),
             order: OpenOrder {
@@ -154,22 +174,22 @@ impl<U, C> Context<U, C> {
                 ..candidate.order
             },
         };
-        let (occasion, look, detail) = (Occasion::Refusal, Some(look), Some(detail));
-        let mut outcome = self.conclude(&withdrawn, occasion, look, detail, now);
-        outcome.steps.insert(0, Transition::Withdrawn);
-        outcome
+        let (occasion, observation, detail) = (Occasion::Refusal, Some(observation), Some(detail));
+        let mut conclusion = self.conclude(&withdrawn, occasion, observation, detail, now);
+        conclusion.steps.insert(0, Transition::Withdrawn);
+        conclusion
     }
 
-    /// Decides, and gathers what follows.
+    /// Decides about an order, and returns the consequences.
     fn conclude(
         &self,
         candidate: &StartCandidate,
         occasion: Occasion,
-        look: Option<&Observation>,
+        observation: Option<&Observation>,
         refusal: Option<&str>,
         now: Timestamp,
-    ) -> Outcome {
-        let decision = self.decide(&candidate.order, occasion, look, now);
+    ) -> Conclusion {
+        let decision = self.decide(&candidate.order, occasion, observation, now);
         let (id, mut steps) = (candidate.id.as_str(), Vec::new());
         effects::apply(&decision, id, refusal, now, &mut steps);
         let next = match decision.action {
@@ -177,19 +197,19 @@ impl<U, C> Context<U, C> {
                 steps.extend(effects::intent_cleared(&decision));
                 let previous = candidate.order.intent.map(|intent| intent.written_at);
                 steps.push(Transition::Intended { previous });
-                Some(Call::Start)
+                Some(Request::Start)
             }
-            Action::LookUp => Some(Call::LookUp),
+            Action::LookUp => Some(Request::LookUp),
             _ => None,
         };
-        Outcome {
+        Conclusion {
             steps,
             next,
             failure: None,
         }
     }
 
-    /// The outcome of a start is not known: the order is left alone until an absence would count.
+    /// Gives up a start without an outcome. The order rests until its absence would count.
     fn give_up(
         &self,
         candidate: &StartCandidate,
@@ -199,7 +219,7 @@ impl<U, C> Context<U, C> {
     ) -> Transition {
         let StartCandidate { id, order } = candidate;
         let id = id.as_str();
-        log::debug!("order {id:?}: {detail}");
+        log::debug!("start given up order={id:?} reason={detail:?}");
         let mut trouble = effects::trouble(order, id, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
         trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);

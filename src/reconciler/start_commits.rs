@@ -1,6 +1,6 @@
 //! The commits of starting orders: many orders share one, and one is written at a time.
 //!
-//! Which changes are written, and when an order moves on, is in `start.rs`.
+//! `start.rs` chooses the changes and the stage that follows.
 
 use anyhow::Context as _;
 use futures_util::future::LocalBoxFuture;
@@ -11,13 +11,14 @@ use crate::clock::Clock;
 use crate::store::{OrderChange, Recorded, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
-/// Changes that are written, or wait to be.
+/// Changes that are being written, or wait for it.
 #[derive(Default)]
 pub(super) struct StartCommits<'a> {
-    /// Written with the next commit, and the orders whose intents are among them.
+    /// Written with the next commit.
     changes: Vec<OrderChange>,
+    /// The orders whose intents are among `changes`.
     intents: Vec<StartCandidate>,
-    /// Being written. All that comes meanwhile shares the next.
+    /// Being written. Changes that are added meanwhile share the next.
     commit: Option<Commit<'a>>,
 }
 
@@ -30,8 +31,8 @@ struct Commit<'a> {
 pub(super) struct Committed {
     /// Orders whose intents are written.
     pub intents: Vec<StartCandidate>,
-    /// Orders whose intents are not: they have moved on meanwhile, or nothing could be written.
-    pub left: Vec<StartCandidate>,
+    /// Orders whose intents are not written: they have moved on meanwhile, or the commit failed.
+    pub dropped: Vec<StartCandidate>,
     /// The counts of what was written.
     pub report: Report,
     /// Why nothing was written.
@@ -52,7 +53,7 @@ impl<'a> StartCommits<'a> {
         self.intents.push(order);
     }
 
-    /// Begins to write what was added, unless a commit is being written.
+    /// Begins to write the added changes, unless a commit is being written.
     pub fn begin<U: Upstream, C: Clock>(&mut self, context: &'a Context<U, C>) {
         if self.commit.is_some() || self.changes.is_empty() {
             return;
@@ -61,13 +62,12 @@ impl<'a> StartCommits<'a> {
         let intents = std::mem::take(&mut self.intents);
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
-            recorded
-                .context("starts could not be recorded; none was sent that was not written down")
+            recorded.context("recording starts failed; none of them was sent")
         });
         self.commit = Some(Commit { intents, done });
     }
 
-    /// Waits for the end of the commit that is being written; for ever if there is none.
+    /// Waits for the end of the commit that is being written. Never returns if there is none.
     pub async fn next(&mut self) -> Committed {
         let result = match &mut self.commit {
             Some(commit) => (&mut commit.done).await,
@@ -76,19 +76,19 @@ impl<'a> StartCommits<'a> {
         let intents = self.commit.take().map_or_else(Vec::new, |of| of.intents);
         match result {
             Ok((Recorded { conflicts, .. }, report)) => {
-                // An order that has moved on meanwhile is not the one that was decided about.
+                // The decision does not hold for an order that has moved on meanwhile.
                 let is_written = |order: &StartCandidate| !conflicts.contains(&order.order.seq);
-                let (intents, left) = intents.into_iter().partition(is_written);
+                let (intents, dropped) = intents.into_iter().partition(is_written);
                 Committed {
                     intents,
-                    left,
+                    dropped,
                     report,
                     error: None,
                 }
             }
             Err(error) => Committed {
                 intents: Vec::new(),
-                left: intents,
+                dropped: intents,
                 report: Report::default(),
                 error: Some(error),
             },

@@ -1,4 +1,4 @@
-//! The orders that are due to be started, in the order of their turns.
+//! The queue of the orders that are due to be started: round-robin over three classes.
 //!
 //! The starts themselves are in `start.rs`.
 
@@ -10,24 +10,24 @@ use crate::order::Timestamp;
 use crate::pace::{PollTarget, RoundRobin, StartClass};
 use crate::store::{StartCandidate, Store, StoreError};
 
-/// Orders read ahead. At a thousand starts a second this is one second's worth.
+/// Number of orders read at once. At a thousand starts a second they last one second.
 const READ_AHEAD: usize = 1_000;
 
-/// The orders that are due, each queue oldest first.
+/// The orders that are due, by class; each queue is oldest first.
 #[derive(Default)]
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
     forgotten: VecDeque<StartCandidate>,
     /// Orders that were never tried.
     new: ReadAhead,
-    /// Orders that were tried before: their start got no answer and has come to nothing, or was
-    /// refused.
+    /// Orders whose earlier start got no answer and has come to nothing.
     unanswered: VecDeque<StartCandidate>,
+    /// Orders whose earlier start was refused.
     refused: ReadAhead,
     turns: RoundRobin,
 }
 
-/// A part of the orders that are due, read as they are needed.
+/// A queue that is read from the store as it is needed.
 #[derive(Default)]
 struct ReadAhead {
     orders: VecDeque<StartCandidate>,
@@ -36,7 +36,7 @@ struct ReadAhead {
 }
 
 impl StartQueue {
-    /// Forgets all orders. The turns go on.
+    /// Removes all orders. The round-robin goes on.
     pub fn clear(&mut self) {
         let turns = self.turns;
         *self = Self {
@@ -46,18 +46,18 @@ impl StartQueue {
     }
 
     /// Begins a pass: new orders are read afresh.
-    pub fn begin(&mut self) {
+    pub fn begin_pass(&mut self) {
         (self.new, self.refused) = Default::default();
     }
 
-    /// Replaces what was known of the orders that were looked at, of which `again` are to be started
-    /// again. The others keep their turns.
-    pub fn update(&mut self, looked_at: &[PollTarget], again: Vec<StartCandidate>) {
+    /// Replaces the polled orders by `restarts`, those of them that are to be restarted. The others keep
+    /// their positions.
+    pub fn update(&mut self, polled: &[PollTarget], restarts: Vec<StartCandidate>) {
         let is_kept = |kept: &StartCandidate| {
-            let found = looked_at.binary_search_by_key(&kept.order.seq, |order| order.seq);
+            let found = polled.binary_search_by_key(&kept.order.seq, |order| order.seq);
             found.is_err()
         };
-        let (forgotten, unanswered): (Vec<_>, Vec<_>) = again
+        let (forgotten, unanswered): (Vec<_>, Vec<_>) = restarts
             .into_iter()
             .partition(|next| next.order.start_class() == StartClass::Forgotten);
         for (queue, added) in [
@@ -70,7 +70,7 @@ impl StartQueue {
         }
     }
 
-    /// Reads on where everything read before is gone.
+    /// Reads more orders into the queues that are empty.
     pub async fn fill(
         &mut self,
         store: &Store,
@@ -80,12 +80,12 @@ impl StartQueue {
         for (queue, is_tried) in [(&mut self.new, false), (&mut self.refused, true)] {
             let read = |after| store.startable(now, max_starts, is_tried, after, READ_AHEAD);
             let filled = queue.fill(read).await;
-            filled.context("the orders that are due could not be read")?;
+            filled.context("reading the orders that are due failed")?;
         }
         Ok(())
     }
 
-    /// Takes the order whose turn is next.
+    /// Removes the next order and returns it.
     pub fn pop(&mut self) -> Option<StartCandidate> {
         let mut turns = self.turns;
         let queue = turns.next(|queue| match queue {
@@ -109,12 +109,12 @@ impl StartQueue {
         }
     }
 
-    /// Gives back an order whose process was forgotten and that was not looked up after all.
+    /// Puts back an order whose process was forgotten and that was not looked up after all.
     pub fn put_back(&mut self, forgotten: StartCandidate) {
         self.forgotten.push_front(forgotten);
     }
 
-    /// Returns whether no order that was read is left.
+    /// Returns whether there is no order.
     pub fn is_empty(&self) -> bool {
         self.forgotten.is_empty()
             && self.new.orders.is_empty()

@@ -1,4 +1,4 @@
-//! The thread of a reconciler.
+//! A thread that runs a reconciler.
 
 use anyhow::Context;
 use tokio::sync::oneshot;
@@ -9,9 +9,9 @@ use crate::process::Stop;
 use crate::store::{Leadership, Store};
 use crate::upstream::HttpUpstream;
 
-/// The reconciler's thread, and its result. A pass blocks it while it reads the database, so nothing
-/// else runs on it; its requests do, because handing each to another thread takes as long as the
-/// request itself.
+/// A handle to the reconciler's thread. A pass blocks the thread while it reads the database, so nothing
+/// else runs on it. Its requests do: handing each to another thread would take as long as the request
+/// itself.
 pub struct ReconcilerThread<T = ()>(oneshot::Receiver<anyhow::Result<T>>);
 
 impl ReconcilerThread {
@@ -36,8 +36,8 @@ impl ReconcilerThread {
 }
 
 impl ReconcilerThread<bool> {
-    /// Spawns a thread that tries every order that is due once; its result is whether the upstream could
-    /// be used. The caller has the lead.
+    /// Spawns a thread that tries every order that is due once. Its result is whether the upstream was
+    /// usable. The caller leads.
     pub fn once(
         store: Store,
         lead: Leadership,
@@ -70,18 +70,18 @@ impl<T: Send + 'static> ReconcilerThread<T> {
                 // If nothing waits any more, the program has shut down.
                 let _ = done.send(work());
             })
-            .context("the reconciler's thread cannot be made")?;
+            .context("spawning the reconciler's thread failed")?;
         Ok(Self(result))
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the thread, and returns its result.
     ///
     /// # Errors
-    /// It ended before it was asked to.
+    /// The thread ended with an error, or panicked.
     pub async fn ended(&mut self) -> anyhow::Result<T> {
         match (&mut self.0).await {
-            Ok(result) => result.context("the reconciler has ended"),
-            Err(_) => anyhow::bail!("the reconciler has panicked"),
+            Ok(result) => result.context("the reconciler failed"),
+            Err(_) => anyhow::bail!("the reconciler panicked"),
         }
     }
 }
@@ -91,5 +91,5 @@ pub fn reconciler_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("the reconciler's runtime cannot be made")
+        .context("starting the reconciler's runtime failed")
 }

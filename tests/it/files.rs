@@ -375,7 +375,7 @@ async fn a_reconciler_whose_lock_is_replaced_gives_up_the_lead() {
     fs::remove_file(world.path("orders.db-leader")).unwrap();
     second.logs("became leader");
     first.logs("gave up leadership");
-    first.logs("standing by: another reconciler leads");
+    first.logs("standing by leader=other");
     assert_eq!(second.stop(), Some(0));
     let client = Client::new();
     client.create(&first.url, "a1").await;

@@ -87,7 +87,7 @@ fn row_of(order: &OpenOrder) -> &'static str {
 }
 
 fn count_decision(decision: &Decision<'_>) {
-    let observed = decision.look.map(|look| &look.observed);
+    let observed = decision.observation.map(|seen| &seen.observed);
     let observed = observed.map_or_else(|| "-".to_owned(), |observed| format!("{observed:?}"));
     let row = row_of(decision.order);
     let occasion = match decision.occasion {

@@ -113,7 +113,7 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (
         RECONCILE[0],
         "* * * * * * 2020",
-        "its last moment has passed",
+        "its last occurrence has passed",
     ),
     (RECONCILE[1], "fast", "0 for no ceiling"),
     (RECONCILE[1], "inf", "0 for no ceiling"),
