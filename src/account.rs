@@ -1,8 +1,8 @@
-//! The account: what the database says, held against what the upstream says now, and against the
-//! simulator's record where there is one.
+//! The account: the database compared with the upstream's present list, and with the simulator's record
+//! where there is one.
 //!
-//! It only reads, also while programs run. Orders are compared one by one as the list streams in;
-//! of those that are PROCESSING some bytes are kept.
+//! It only reads, and may be taken while programs run. Orders are compared one by one as the list
+//! streams in; memory grows by some bytes for each PROCESSING order.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::simulator::record::Entry;
 use crate::store::{Filter, Store, StoreError};
 use crate::upstream::{Entry as ListEntry, Upstream};
 
-/// Orders read at once.
+/// Number of orders read at once.
 const PAGE: usize = 1_000;
 
-/// What was found.
+/// The counts of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// Orders that were created.
@@ -32,26 +32,26 @@ pub struct Account {
     pub open: u64,
     /// Orders that are FULFILLED or FAILED.
     pub settled: u64,
-    /// Settled orders that `prune` has removed; no one can say any more how they went.
+    /// Settled orders that `prune` has removed; their outcome is not known any more.
     pub pruned: u64,
-    /// Settled orders of which the upstream now says something else.
+    /// Settled orders for which the upstream reports another outcome now.
     pub disagreeing: u64,
-    /// PROCESSING orders that the upstream does not know. Nothing if there was no complete answer.
+    /// PROCESSING orders that the upstream does not know; `None` without a complete answer.
     pub lost: Option<u64>,
-    /// Those of the lost ones that are not started again, or settled, by themselves.
+    /// Lost orders that wait for an operator.
     pub held: Option<u64>,
-    /// Orders, PROCESSING or settled, about which the upstream gave no usable answer: its list broke
-    /// off, or has a status that is not known.
+    /// Orders, PROCESSING or settled, about which the upstream gave no usable answer: its list was cut
+    /// off, or has an unknown status.
     pub unknown: u64,
-    /// Starts in the place of a process that the upstream had forgotten.
+    /// Restarts of orders whose process the upstream had forgotten.
     pub started_again: u64,
-    /// Second starts in one life of the upstream, by the simulator's record. Nothing without one.
+    /// Second starts in one incarnation of the upstream, by the simulator's record; `None` without one.
     pub started_twice: Option<u64>,
 }
 
 impl Account {
-    /// Returns the exit code of a program that has taken this account. Open orders are clean, and so
-    /// are lost ones that the reconciler takes care of by itself.
+    /// Returns the exit code for this account. Open orders are clean, and so are lost ones that the
+    /// reconciler handles by itself.
     pub fn exit(&self) -> Exit {
         let is_wrong = self.disagreeing > 0
             || self.started_twice.is_some_and(|twice| twice > 0)
@@ -113,8 +113,8 @@ impl fmt::Display for Account {
     }
 }
 
-/// Takes the account. An upstream that does not answer leaves what only it can tell unknown.
-/// `policy` is that of the reconciler.
+/// Takes the account. Without an answer of the upstream, `lost` and `held` are `None`. `policy` is that of
+/// the reconciler.
 pub async fn take(
     store: &Store,
     upstream: &impl Upstream,
@@ -127,7 +127,7 @@ pub async fn take(
         started_twice: record.map(second_starts),
         ..Account::default()
     };
-    // By number, with their starts: one that is started again meanwhile is not what it was.
+    // With their starts, because an order that is restarted meanwhile has another process.
     let mut unseen = HashMap::new();
     each_processing(store, |order| {
         unseen.insert(order.seq, order.starts);
@@ -144,17 +144,17 @@ pub async fn take(
     account.acknowledged = account.settled + account.open;
     let mut compared = 0;
     let began_at = SystemClock.now();
-    // Compared as the list comes in: of what is not compared yet, there is about a piece.
-    let (told, mut entries) = mpsc::unbounded_channel();
+    // The channel holds about one chunk of the list, because orders are compared as it streams in.
+    let (sender, mut entries) = mpsc::unbounded_channel();
     let list = async {
-        let told = told;
-        let tell = |entry: ListEntry<'_>| {
+        let sender = sender;
+        let on_entry = |entry: ListEntry<'_>| {
             if let Ok(id) = OrderId::new(&*entry.order_id) {
-                // The other end is there until this one is dropped.
-                let _ = told.send((id, Observed::of_status(&entry.status)));
+                // The receiver lives until the sender is dropped.
+                let _ = sender.send((id, Observed::of_status(&entry.status)));
             }
         };
-        Ok(upstream.list(tell).await)
+        Ok(upstream.list(on_entry).await)
     };
     let compare = async {
         while let Some((id, observed)) = entries.recv().await {
@@ -163,7 +163,7 @@ pub async fn take(
             };
             unseen.remove(&order.seq);
             compared += u64::from(order.status.is_settled());
-            // What was settled meanwhile may have run when the list was made.
+            // An order that settled meanwhile may have run when the list was made.
             if order.updated_at >= began_at {
                 continue;
             }
@@ -178,7 +178,7 @@ pub async fn take(
     };
     let (listed, ()) = tokio::try_join!(list, compare)?;
     if let Err(failure) = listed {
-        log::warn!("the upstream could not be asked: {}", failure.detail);
+        log::warn!("the upstream gave no list reason={:?}", failure.detail);
         account.unknown += unseen.len() as u64 + settled.saturating_sub(compared);
         return Ok(account);
     }
@@ -197,21 +197,20 @@ pub async fn take(
     Ok(account)
 }
 
-/// Reads the orders that are PROCESSING, oldest first.
-async fn each_processing(store: &Store, mut tell: impl FnMut(Order)) -> Result<(), StoreError> {
+/// Calls `on_order` with each order that is PROCESSING, oldest first.
+async fn each_processing(store: &Store, mut on_order: impl FnMut(Order)) -> Result<(), StoreError> {
     let processing = Filter {
         statuses: vec![Status::Processing],
         attention: None,
     };
     let mut pages = pin!(store.pages(processing, PAGE));
     while let Some(page) = pages.try_next().await? {
-        page.into_iter().for_each(&mut tell);
+        page.into_iter().for_each(&mut on_order);
     }
     Ok(())
 }
 
-/// Returns whether an order that is PROCESSING waits for an operator, as the reconciler left it. One
-/// whose restart is refused is tried again.
+/// Returns whether a PROCESSING order with this attention waits for an operator. A refused restart is retried.
 fn is_held(attention: &Attention) -> bool {
     attention.by == ResolvedBy::Operator && attention.reason != Reason::StartRefused
 }
@@ -224,7 +223,8 @@ fn disagrees(status: Status, observed: &Observed) -> bool {
     }
 }
 
-/// How often the simulator accepted a start of an order that it knew already in the same life.
+/// Returns the number of starts that the simulator accepted for an order with a process in the same
+/// incarnation.
 fn second_starts(record: &[Entry]) -> u64 {
     let mut alive = HashSet::new();
     let mut twice = 0;

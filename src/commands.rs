@@ -1,8 +1,7 @@
-//! The operator's commands that run beside the programs: each opens the database, so that no HTTP
-//! route can do what they do.
+//! The operator's commands. Each opens the database itself, because no HTTP route may do what they do.
 //!
-//! What they print goes to standard output, what went wrong to the log. What a backup, an account,
-//! a check or a removal is, is said in modules of their own.
+//! Results go to standard output, errors to the log. Backups, accounts and pruning have modules of their
+//! own.
 
 use std::time::Duration;
 
@@ -22,19 +21,19 @@ use crate::simulator::record::read_record;
 use crate::store::{OperatorResult, ReadOnlyDatabase, Removed, Store};
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
-/// The origin of this module's log lines, which is public: `RUST_LOG` names it.
+/// The target of this module's log lines. It is public: `RUST_LOG` names it.
 const LOG: &str = "order_service::operator";
 
-/// Time limit for the upstream's silence while the account is taken.
+/// Longest silence of the upstream during an account.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `backup`: copies the database while all is running, and prints what is in the copy.
+/// `backup`: copies the database while programs run, and prints a summary of the copy.
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
     let taken = tokio::select! {
         taken = backup::take(&args.database.database_url, &args.file, args.replace) => taken,
-        // What was written so far is removed.
-        () = stop.requested.cancelled() => bail!("the backup was broken off; there is none"),
+        // Dropping the backup removes the partial copy.
+        () = stop.requested.cancelled() => bail!("backup interrupted; no file was written"),
     };
     match taken {
         Ok(backup) => {
@@ -49,7 +48,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// `check`: prints what is not as it must be in a database, or that all is well.
+/// `check`: prints the violated invariants of a database, or its summary if there are none.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let mut count = 0;
@@ -68,7 +67,7 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// `explain`: prints what `GET /order/{id}/explain` serves, as text.
+/// `explain`: prints the response of `GET /order/{id}/explain` as text.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let now = SystemClock.now();
@@ -85,13 +84,13 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
         .collect();
     let hint = match similar[..] {
         [] => "ids are compared exactly, case and all".to_owned(),
-        _ => format!("is one of these meant: {}?", similar.join(", ")),
+        _ => format!("similar ids: {}", similar.join(", ")),
     };
     log::error!(target: LOG, "there is no order {id:?}; {hint}");
     Ok(Exit::Failed)
 }
 
-/// `account`: holds the database against the upstream, and prints what was found.
+/// `account`: compares the database with the upstream, and prints the counts.
 pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
     let store = Store::open_existing(&args.database.database_url)?;
@@ -102,7 +101,7 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-/// `restart`: lets orders be started again that are held or refused.
+/// `restart`: requests a restart of orders that are held or refused.
 pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let ids = if args.all_lost {
@@ -115,9 +114,9 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     }
     let mut exit = Exit::Done;
     for id in ids {
-        let decided = store.release(id.clone(), SystemClock.now()).await?;
+        let result = store.release(id.clone(), SystemClock.now()).await?;
         let done = "will be started again in the next pass that does not find its process";
-        exit = tell_decided(&id, decided, done).unwrap_or(exit);
+        exit = print_result(&id, result, done).unwrap_or(exit);
     }
     Ok(exit)
 }
@@ -127,17 +126,16 @@ pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let mut exit = Exit::Done;
     for id in args.ids {
-        let decided = store.fail(id.clone(), SystemClock.now()).await?;
-        exit = tell_decided(&id, decided, "is FAILED now").unwrap_or(exit);
+        let result = store.fail(id.clone(), SystemClock.now()).await?;
+        exit = print_result(&id, result, "is FAILED now").unwrap_or(exit);
     }
     Ok(exit)
 }
 
-/// `prune`: removes orders that settled long ago, or says what would be removed.
+/// `prune`: removes orders that settled long ago, or with `--dry-run` prints what would be removed.
 ///
 /// # Errors
-/// The database cannot be used, or the removal was broken off; what was removed until then is
-/// printed all the same.
+/// The database cannot be used, or pruning was interrupted. The counts so far are printed all the same.
 pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let settled_before = prune::ago(args.settled_before, SystemClock.now());
     let mut pruning = Pruning {
@@ -146,7 +144,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         free_bytes: None,
     };
     if args.dry_run {
-        // Only read: not even its format is changed.
+        // Read-only: not even the schema is migrated.
         let database = ReadOnlyDatabase::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
         process::print(pruning);
@@ -167,16 +165,16 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     match end {
         End::Done => Ok(Exit::Done),
         End::BrokenOff => {
-            bail!("the removal was broken off; what is left goes when it is run again")
+            bail!("pruning interrupted; run it again to remove the rest")
         }
         End::Failed(error) => Err(error.into()),
     }
 }
 
-/// Tells what came of a decision about an order; how to exit, if it could not be done.
-fn tell_decided(id: &OrderId, decided: OperatorResult, done: &str) -> Option<Exit> {
+/// Prints the result of an operator's decision about an order. Returns the exit code if it failed.
+fn print_result(id: &OrderId, result: OperatorResult, done: &str) -> Option<Exit> {
     let id = id.as_str();
-    let why_not = match decided {
+    let why_not = match result {
         OperatorResult::Done => {
             process::print(format_args!("{id}: {done}\n"));
             return None;
@@ -184,11 +182,13 @@ fn tell_decided(id: &OrderId, decided: OperatorResult, done: &str) -> Option<Exi
         OperatorResult::Missing => "there is no such order".to_owned(),
         OperatorResult::Settled(status) => format!("it is {status}, and that never changes"),
         OperatorResult::NotInTrouble(status, None) => {
-            format!("it is {status} and goes its way; only an order that is held can be helped")
+            format!(
+                "it is {status} and needs no operator; expected an order that is held or refused"
+            )
         }
         OperatorResult::NotInTrouble(status, Some(reason)) => {
             format!(
-                "it is {status} with {}, which this does not mend",
+                "it is {status} with {}, which this command does not resolve",
                 reason.as_str()
             )
         }
@@ -197,7 +197,7 @@ fn tell_decided(id: &OrderId, decided: OperatorResult, done: &str) -> Option<Exi
     Some(Exit::Failed)
 }
 
-/// The upstream at this URL, with the token from the environment.
+/// Returns a client of the upstream at this URL, with the token from the environment.
 pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
     let token = config::order_process_token().map_err(|error| InvalidSetting(error.into()))?;
     HttpUpstream::new(url, token.as_deref(), request_timeout)

@@ -1,7 +1,7 @@
-//! `order-service dev`: API, reconciler and simulator in one program, to try them out on one machine.
+//! `order-service dev`: API, reconciler and simulator in one process, for a trial on one machine.
 //!
-//! All of it is temporary. The dashboard has buttons that break and mend the simulator; their handler
-//! is here, as the API does not know the simulator.
+//! All data are temporary. The dashboard has buttons that set the simulator's faults; their handler is
+//! here, because the API must not import the simulator.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use crate::simulator::{self, Simulator};
 use crate::store::{DatabaseUrl, Mode, Store};
 use crate::upstream::UpstreamUrl;
 
-/// Log levels unless `RUST_LOG` says otherwise: each order's steps instead of what each pass did, and
-/// nothing that the banner says already.
+/// Default log levels: the transitions of each order instead of reports of passes, and nothing that the
+/// banner repeats.
 pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
                                order_service::pass=warn,order_service::store=error,\
                                rustls_platform_verifier=off";
@@ -74,11 +74,11 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         };
         let served = Arc::new(Simulator::new(&options)?);
         simulator = Some(served.clone());
-        // It is still asked for the closing account.
+        // It has a stop of its own, because the final account reads its list.
         let stop = simulator_stop.clone();
         tokio::spawn(async move {
             if let Err(error) = simulator::serve(listener, control, served, stop).await {
-                log::error!("the simulator has ended: {error:#}");
+                log::error!("simulator failed: {error:#}");
             }
         });
     }
@@ -87,13 +87,13 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
     let handler = simulator.clone().map(|simulator| -> Handler {
-        Box::new(move |method, path| answer(&simulator, method, path))
+        Box::new(move |method, path| handle(&simulator, method, path))
     });
     let site = args.listen.site();
     let api = Api::for_dev(store.clone(), site, stop.requested.clone(), handler);
     let exit = service::run(listener, api, store.clone(), reconciler, &stop).await?;
     if let Some(simulator) = &simulator {
-        mend(simulator).await;
+        repair(simulator).await;
     }
     let record = simulator.map(|_| read_record(&record)).transpose()?;
     let account = account::take(&store, &upstream, policy, record.as_deref()).await?;
@@ -105,23 +105,23 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     })
 }
 
-/// Time limit for the simulator to run again after a crash: it takes a second.
-const MEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for the simulator to restart after a crash, which takes a second.
+const REPAIR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends all that goes wrong in the simulator, so that it answers for the account.
-async fn mend(simulator: &Simulator) {
+/// Clears all faults of the simulator, so that it answers for the account.
+async fn repair(simulator: &Simulator) {
     simulator.set_faults(Faults::default());
     let runs_again = async {
         while !simulator.is_alive() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    // Otherwise the account says that there was no answer.
-    let _ = tokio::time::timeout(MEND_TIMEOUT, runs_again).await;
+    // After a timeout the account shows that there was no answer.
+    let _ = tokio::time::timeout(REPAIR_TIMEOUT, runs_again).await;
 }
 
-/// The URL of a listener for a client on this machine. A listener on every address is reached at the
-/// loopback address.
+/// Returns the URL of a listener for a client on this machine. A listener on every address is reached at
+/// the loopback address.
 fn url_at(listener: &TcpListener) -> anyhow::Result<String> {
     let mut address = listener.local_addr()?;
     address.set_ip(match address.ip() {
@@ -188,18 +188,18 @@ fn print_banner(
     Ok(())
 }
 
-/// The choice that takes effect once; everything else stays for as long as it is chosen.
+/// Name of the choice that takes effect once. All others last until another is made.
 const CRASH: &str = "crash";
 
-/// Nothing works, until something else is chosen.
+/// Name of the choice of an upstream that is down.
 const DOWN: &str = "down";
 
-/// The simulator, as the dashboard shows it.
+/// The simulator's state, as the dashboard shows it.
 #[derive(Serialize)]
-struct State {
-    /// Name of the present choice, if the faults are those of one.
+struct SimulatorState {
+    /// Name of the present choice, if the present faults are those of one.
     now: Option<&'static str>,
-    /// Its effect, in words.
+    /// Its effect, for people.
     effect: Option<&'static str>,
     is_alive: bool,
     choices: Vec<&'static str>,
@@ -208,9 +208,9 @@ struct State {
 /// The path of the simulator's state. Below it, each choice is a path to post to.
 const PATH: &str = "/dev/simulator";
 
-/// Answers the requests that break and mend the simulator, for the buttons of the dashboard. They are
-/// no part of the API, and not in its description.
-fn answer(simulator: &Simulator, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
+/// Handles the requests of the dashboard's buttons that set the simulator's faults. They are not part of the
+/// API, and not in its description.
+fn handle(simulator: &Simulator, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
     let allow = match path.strip_prefix(PATH)?.strip_prefix('/') {
         None if path == PATH && [Method::GET, Method::HEAD].contains(method) => {
             return Some(Ok(state(simulator)));
@@ -226,10 +226,10 @@ fn answer(simulator: &Simulator, method: &Method, path: &str) -> Option<Result<R
     Some(Err(Problem::not_allowed(method, allow)))
 }
 
-/// Breaks or mends it; nothing if there is no such choice.
+/// Applies a choice by name. Returns `None` if there is no such choice.
 fn change(simulator: &Simulator, choice: &str) -> Option<()> {
     if choice == CRASH {
-        // One that is down already stays so, which is what was asked for.
+        // A simulator that is down already stays so, which is the wanted effect.
         simulator.crash(None);
     } else {
         let chosen = choices().find(|known| known.name == choice)?;
@@ -241,7 +241,7 @@ fn change(simulator: &Simulator, choice: &str) -> Option<()> {
 fn state(simulator: &Simulator) -> Response {
     let faults = simulator.faults();
     let now = choices().find(|choice| choice.faults == faults);
-    let state = State {
+    let state = SimulatorState {
         now: now.as_ref().map(|choice| choice.name),
         effect: now.as_ref().map(|choice| choice.effect),
         is_alive: simulator.is_alive(),
@@ -253,15 +253,15 @@ fn state(simulator: &Simulator) -> Response {
     )
 }
 
-/// Something that can go wrong.
+/// A choice of faults.
 struct Choice {
     name: &'static str,
-    /// Its effect, in words.
+    /// Its effect, for people.
     effect: &'static str,
     faults: Faults,
 }
 
-/// All that can go wrong: the presets, and an upstream that is down.
+/// Returns the choices of faults: the presets, and an upstream that is down.
 fn choices() -> impl Iterator<Item = Choice> {
     let presets = Faults::PRESETS.into_iter().filter_map(|name| {
         let effect = match name {

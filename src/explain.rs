@@ -127,7 +127,7 @@ impl OrderDetails {
         let events = self.journal.iter().map(|(at, reason)| ExplainedEvent {
             at: Rfc3339(*at),
             reason: reason.clone(),
-            text: meaning(reason),
+            text: meaning_of(reason),
         });
         Explanation {
             at: Rfc3339(now),
@@ -168,18 +168,18 @@ impl OrderDetails {
                 "It took {} from its creation to its end.",
                 span(updated_at.since(*created_at))
             ),
-            None => match self.leader_status(now).trouble {
+            None => match self.leader_status(now).problem {
                 None => "Nothing is wrong with it.".to_owned(),
-                Some(trouble) => format!("Nothing is wrong with the order itself, but {trouble}."),
+                Some(problem) => format!("Nothing is wrong with the order itself, but {problem}."),
             },
             Some(Attention {
                 reason, by, since, ..
             }) => {
                 let lasting = span(now.since(*since));
-                let goes_on = match (by, self.leader_status(now).trouble) {
+                let goes_on = match (by, self.leader_status(now).problem) {
                     (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
                     (ResolvedBy::Itself, None) => "and goes on by itself.".to_owned(),
-                    (ResolvedBy::Itself, Some(trouble)) => format!("and {trouble}."),
+                    (ResolvedBy::Itself, Some(problem)) => format!("and {problem}."),
                 };
                 format!("It has had {} for {lasting}, {goes_on}", reason.as_str())
             }
@@ -242,7 +242,7 @@ impl OrderDetails {
         };
         let mut lines = Vec::new();
         if let Some(attention) = &self.order.attention {
-            lines.push(self.trouble(attention, now));
+            lines.push(self.attention(attention, now));
         }
         match (open.phase, open.intent) {
             (_, Some(intent)) => lines.push(start_without_outcome(intent, now)),
@@ -275,7 +275,7 @@ impl OrderDetails {
     }
 
     /// The meaning of the attention.
-    fn trouble(&self, attention: &Attention, now: Timestamp) -> String {
+    fn attention(&self, attention: &Attention, now: Timestamp) -> String {
         let detail = clean(&attention.detail);
         let lasting = lasting(attention.since, now);
         match attention.reason {
@@ -318,7 +318,7 @@ impl OrderDetails {
             return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
         let heartbeat = &self.reconciler;
-        if self.leader_status(now).trouble.is_some() {
+        if self.leader_status(now).problem.is_some() {
             return vec![match (heartbeat.leader_since, heartbeat.led_until) {
                 (None, None) => {
                     "Nothing happens until a reconciler runs on this database.".to_owned()
@@ -360,7 +360,7 @@ impl OrderDetails {
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
                 vec!["Nothing happens until an operator decides.".to_owned()]
             }
-            (Phase::Created, None, _) => self.turn(open, now),
+            (Phase::Created, None, _) => self.queue_position(open, now),
             (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
                 self.after_loss(open, now)
             }
@@ -371,13 +371,13 @@ impl OrderDetails {
             (Phase::Processing { .. }, None, None) => vec![format!(
                 "Its process is looked at again{}. When it has ended, the order is FULFILLED or \
                  FAILED.",
-                self.look_time(now)
+                self.poll_time(now)
             )],
         }
     }
 
     /// The turn of a CREATED order.
-    fn turn(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
+    fn queue_position(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(at) = due_at(open, now) {
             lines.push(format!(
@@ -435,7 +435,7 @@ impl OrderDetails {
             let again = "It is looked for once more when its turn comes, and started again if it is \
                          not found.";
             let mut lines = vec![again.to_owned()];
-            lines.extend(self.turn(open, now));
+            lines.extend(self.queue_position(open, now));
             return lines;
         }
         let attention = self.order.attention.as_ref();
@@ -537,7 +537,7 @@ impl OrderDetails {
     }
 
     /// The moment at which the next look may begin, at the earliest, as a part of a sentence.
-    fn look_time(&self, now: Timestamp) -> String {
+    fn poll_time(&self, now: Timestamp) -> String {
         match self.reconciler.next_poll_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
             _ => " in the next pass".to_owned() + &self.pass_time(now),
@@ -562,7 +562,7 @@ impl OrderDetails {
 }
 
 /// The meaning of a reason of the journal.
-fn meaning(reason: &str) -> String {
+fn meaning_of(reason: &str) -> String {
     let text = match reason {
         "created" => "It was created.",
         "started" => "Its process was started.",

@@ -1,7 +1,7 @@
-//! The `health` commands: for containers and units, without a shell or curl.
+//! The `health` commands: probes for containers and units, without a shell or curl.
 //!
-//! The API is asked over HTTP; the reconciler serves none, so its heartbeat in the database is
-//! read. The health of an API is decided in `api/health.rs`, that of the reconciler here.
+//! The API is probed over HTTP. The reconciler has no HTTP server, so its heartbeat is read from the
+//! database. `api/health.rs` decides the health of the API, and this module that of the reconciler.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -21,13 +21,13 @@ use crate::store::{DatabaseUrl, read_heartbeat};
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest answer, in bytes.
+/// Longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// Time in which a reconciler that gets on notices that the clock was set, and writes a heartbeat.
+/// Time within which a reconciler that makes progress notices a step of the clock and writes a heartbeat.
 const STEP_NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Asks the API that listens at `address`. Returns its answer; an unhealthy one is an error.
+/// Probes the API that listens at `address`, and returns its answer. Fails if it is unhealthy.
 pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
     let address = SocketAddr::new(reachable(address.ip()), address.port());
     tokio::time::timeout(TIMEOUT, ask(address))
@@ -59,7 +59,7 @@ async fn ask(address: SocketAddr) -> anyhow::Result<String> {
     Ok(body)
 }
 
-/// An address that a program listening on `ip` can be reached at from here.
+/// Returns an address at which this machine reaches a program that listens on `ip`.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -68,8 +68,8 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads the heartbeat of the reconciler that leads on this database; an unhealthy one is an error. One
-/// that is overdue is read again: the clock may have been set just now.
+/// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
+/// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let mut state = read_heartbeat(database)?;
     if state.leader_status(SystemClock.now()).status == LeaderState::Overdue {
@@ -77,8 +77,8 @@ pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
         state = read_heartbeat(database)?;
     }
     let last = state.last_pass();
-    match state.leader_status(SystemClock.now()).trouble {
-        Some(trouble) => bail!("{trouble}; {last}"),
+    match state.leader_status(SystemClock.now()).problem {
+        Some(problem) => bail!("{problem}; {last}"),
         None => Ok(last),
     }
 }

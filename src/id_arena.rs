@@ -1,11 +1,12 @@
 //! Many ids in one allocation, and an index that looks many of them up at once.
 //!
-//! Not pure: the index is keyed at random. A pass observes up to a million orders. Measured against the plain ways, in turns:
+//! Not pure: the index is keyed at random. A pass observes up to a million orders. Measured against simpler
+//! designs:
 //!
 //! - An id of its own for each order, and the standard library's map from ids to indexes: a pass
 //!   that settles a million orders takes 139 MiB instead of 80 (`scripts/bench settle`).
 //! - One lookup in the table for each entry of the list, instead of [`IdIndex::lookup_batch`]: a pass
-//!   without news among 100,000 open orders takes 1.6 times as long as list and reading alone
+//!   without changes among 100,000 open orders takes 1.6 times as long as list and reading alone
 //!   instead of 1.1 times (`scripts/bench unchanged`).
 
 use std::hash::BuildHasher;
@@ -16,7 +17,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::order::{IdError, OrderId};
 
-/// StringArena, each told by its index.
+/// Many texts in one allocation, each identified by its index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StringArena {
     all: String,
@@ -153,7 +154,7 @@ impl<'a> IdIndex<'a> {
     pub fn lookup_batch(&self, wanted: &StringArena, mut on_found: impl FnMut(usize, usize)) {
         let hashes = (0..wanted.len()).map(|at| self.hasher.hash_one(wanted.bytes(at)));
         let hashes: Vec<u64> = hashes.collect();
-        // The first with a hash that begins the same is nearly always the one.
+        // The first id with the same beginning of the hash is nearly always the one.
         let likely = |(at, hash)| Some((at, *self.indexes.find(hash, |_| true)? as usize));
         let likely: Vec<_> = hashes.into_iter().enumerate().filter_map(likely).collect();
         let ranges = likely.iter().map(|(_, index)| self.ids.range(*index));
@@ -178,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_id_is_found_at_its_place_and_no_other_is() {
+    fn each_id_is_found_at_its_index_and_no_other_is() {
         let mut ids = IdArena::default();
         assert_eq!(ids.index().find("a0"), None);
         for n in 0..1_000 {
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_id_is_not_added() {
+    fn a_text_that_cannot_be_an_id_is_not_added() {
         let mut ids = IdArena::default();
         assert_eq!(ids.push(" a"), Err(IdError::Space));
         assert!(ids.is_empty());

@@ -1,9 +1,8 @@
-//! What the journal adds up to: how many orders there are in each status, what happened in each
-//! minute of the last hour, and how long orders took to settle.
+//! Statistics of the journal: the number of orders in each status, the events of each minute of the last
+//! hour, and the times that orders took to settle.
 //!
-//! Pure. Entries are folded in one by one, each once, so that what was told before need never be
-//! read again. The history of entries that were removed is kept in the place of these, and what is
-//! left is folded into that. Where they come from is `store`'s business, who hears of it `api`'s.
+//! Pure. Each entry is added once, so that no entry is read again. When entries are pruned, `store`
+//! stores their statistics instead, and the remaining entries are added to those.
 
 use std::collections::BTreeMap;
 
@@ -12,47 +11,47 @@ use serde::{Deserialize, Serialize};
 use crate::histogram::{HdrHistogram, Histogram};
 use crate::order::{EventReason, Status, Timestamp};
 
-/// Minutes that are told apart. What is older counts in the totals only.
+/// Number of minutes with counts of their own. Older entries count in the totals only.
 pub const MINUTES: usize = 60;
 
 /// A minute, in milliseconds.
 const MINUTE_MS: i64 = 60_000;
 
-/// Upper bounds of the time from an order's creation to its end, in milliseconds: from an upstream
-/// that answers at once to one that was down for a day.
+/// Bounds of the time from an order's creation to its settlement, in milliseconds: from an upstream that
+/// answers at once to one that was down for a day.
 pub const SETTLE_TIME_BOUNDS_MS: [u64; 16] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 600_000,
     1_800_000, 3_600_000, 21_600_000, 86_400_000,
 ];
 
-/// An entry of the journal, as far as it counts.
+/// The part of a journal entry that is counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalEntry {
-    /// Its place in the journal.
+    /// Its sequence number in the journal.
     pub seq: i64,
     /// When it was written.
     pub at: Timestamp,
-    /// Why.
+    /// Why the status changed.
     pub reason: EventReason,
     /// When its order was created, if the entry settles it.
     pub created_at: Option<Timestamp>,
 }
 
-/// What the journal adds up to.
+/// Statistics of the journal.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JournalStats {
-    /// Not kept: what is left of the journal begins anywhere.
+    /// Not stored: the remaining journal begins anywhere.
     #[serde(skip)]
     last_seq: i64,
-    /// Entries by reason. One that has none may be missing.
+    /// Number of entries by reason. A reason without entries may be missing.
     entries: BTreeMap<EventReason, u64>,
     settled_within: Histogram,
-    /// By minutes since the epoch. A minute in which nothing happened may be missing.
+    /// Counts by minutes since the epoch. A minute without entries may be missing.
     minutes: BTreeMap<i64, Minute>,
 }
 
-/// What happened in a minute.
+/// The counts of a minute.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Minute {
@@ -62,10 +61,10 @@ struct Minute {
     time_to_settle: HdrHistogram,
 }
 
-/// What is told of a minute.
+/// The counts of a minute that are returned to readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinuteCounts {
-    /// When it began.
+    /// When the minute began.
     pub at: Timestamp,
     /// Orders that were created in it.
     pub created: u64,
@@ -74,13 +73,12 @@ pub struct MinuteCounts {
 }
 
 impl JournalStats {
-    /// The place of the last entry that was folded in; 0 before the first of those that are left.
+    /// Returns the sequence number of the last added entry, or 0 if none of the remaining ones was added.
     pub fn last_seq(&self) -> i64 {
         self.last_seq
     }
 
-    /// Folds in an entry. One that was written more than an hour from
-    /// `now` counts in the totals only.
+    /// Adds an entry. One that was written more than an hour from `now` counts in the totals only.
     pub fn fold(&mut self, entry: &JournalEntry, now: Timestamp) {
         self.last_seq = entry.seq;
         *self.entries.entry(entry.reason).or_default() += 1;
@@ -92,8 +90,8 @@ impl JournalStats {
         }
         let minute = minute_of(entry.at);
         let hour = MINUTES as i64;
-        // After the clock was set back there may be some that lie ahead.
-        if !(oldest(now)..=minute_of(now) + hour).contains(&minute) {
+        // After the clock was set back, minutes may lie ahead.
+        if !(oldest_minute(now)..=minute_of(now) + hour).contains(&minute) {
             return;
         }
         let minute = self.minutes.entry(minute).or_default();
@@ -109,22 +107,22 @@ impl JournalStats {
         }
     }
 
-    /// Forgets the minutes that are not told any more.
-    pub fn forget(&mut self, now: Timestamp) {
-        self.minutes = self.minutes.split_off(&oldest(now));
+    /// Removes the minutes that are too old to be returned.
+    pub fn drop_old_minutes(&mut self, now: Timestamp) {
+        self.minutes = self.minutes.split_off(&oldest_minute(now));
     }
 
-    /// Entries with this reason.
+    /// Returns the number of entries with this reason.
     pub fn entries_with(&self, reason: EventReason) -> u64 {
         self.entries.get(&reason).copied().unwrap_or_default()
     }
 
-    /// How many orders are in this status, with those of which the entries were removed.
+    /// Returns the number of orders in this status, including pruned ones.
     pub fn orders(&self, status: Status) -> u64 {
         let reached = |status: Status| {
             let reasons = EventReason::ALL.into_iter();
             reasons
-                // An order that is started again was PROCESSING already.
+                // A restarted order was PROCESSING already.
                 .filter(|reason| reason.to_status() == status && *reason != EventReason::Restarted)
                 .map(|reason| self.entries_with(reason))
                 .sum::<u64>()
@@ -137,14 +135,14 @@ impl JournalStats {
         reached(status).saturating_sub(left)
     }
 
-    /// Orders that are CREATED or PROCESSING.
+    /// Returns the number of orders that are CREATED or PROCESSING.
     pub fn open(&self) -> u64 {
         self.orders(Status::Created) + self.orders(Status::Processing)
     }
 
-    /// The last [`MINUTES`] minutes, oldest first; the last one is not over yet.
+    /// Returns the last [`MINUTES`] minutes, oldest first. The last one is not over yet.
     pub fn per_minute(&self, now: Timestamp) -> Vec<MinuteCounts> {
-        (oldest(now)..=minute_of(now))
+        (oldest_minute(now)..=minute_of(now))
             .map(|minute| {
                 let happened = self.minutes.get(&minute);
                 MinuteCounts {
@@ -156,12 +154,12 @@ impl JournalStats {
             .collect()
     }
 
-    /// Processes that were started in the place of a forgotten one in these minutes.
+    /// Returns the number of restarts of orders in these minutes.
     pub fn recent_restarts(&self, now: Timestamp) -> u64 {
         self.recent(now).map(|minute| minute.restarted).sum()
     }
 
-    /// The times from creation to end of the orders that were settled in these minutes.
+    /// Returns the times from creation to settlement of the orders that settled in these minutes.
     pub fn time_to_settle(&self, now: Timestamp) -> HdrHistogram {
         let mut all = HdrHistogram::default();
         for minute in self.recent(now) {
@@ -170,7 +168,7 @@ impl JournalStats {
         all
     }
 
-    /// The times from creation to end of all orders that were ever settled, in milliseconds, by
+    /// Returns the times from creation to settlement of all orders that ever settled, in milliseconds, by
     /// [`SETTLE_TIME_BOUNDS_MS`].
     pub fn settled_within(&self) -> &Histogram {
         &self.settled_within
@@ -178,7 +176,7 @@ impl JournalStats {
 
     fn recent(&self, now: Timestamp) -> impl Iterator<Item = &Minute> {
         self.minutes
-            .range(oldest(now)..=minute_of(now))
+            .range(oldest_minute(now)..=minute_of(now))
             .map(|(_, minute)| minute)
     }
 }
@@ -187,8 +185,8 @@ fn minute_of(at: Timestamp) -> i64 {
     at.0.div_euclid(MINUTE_MS)
 }
 
-/// The oldest minute that is told.
-fn oldest(now: Timestamp) -> i64 {
+/// Returns the oldest minute that is returned to readers, in minutes since the epoch.
+fn oldest_minute(now: Timestamp) -> i64 {
     minute_of(now) - (MINUTES as i64 - 1)
 }
 

@@ -1,4 +1,4 @@
-//! Sentences for people: times, texts from elsewhere and ids as logs, `detail` and `explain` show them.
+//! Texts for people: times, words for a shell and the `detail` of attention, for logs and `explain`.
 //!
 //! Pure.
 
@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::order::{Observed, Reason, Rfc3339, Timestamp};
 
-/// Formats a moment that has passed: `12 s ago (2026-11-22T10:00:00.123Z)`. By another clock it may lie
-/// ahead.
+/// Formats a past moment: `12 s ago (2026-11-22T10:00:00.123Z)`. A moment by another clock may lie ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {
     if at > now {
         let ahead = span(at.since(now));
@@ -16,23 +15,23 @@ pub fn past(at: Timestamp, now: Timestamp) -> String {
     format!("{} ago ({})", span(now.since(at)), Rfc3339(at))
 }
 
-/// Formats a time that has not ended: `for 12 s (since 2026-11-22T10:00:00.123Z)`.
+/// Formats a period that goes on: `for 12 s (since 2026-11-22T10:00:00.123Z)`.
 pub fn lasting(since: Timestamp, now: Timestamp) -> String {
     format!("for {} (since {})", span(now.since(since)), Rfc3339(since))
 }
 
-/// Formats a moment to come: `in 12 s (2026-11-22T10:00:00.123Z)`.
+/// Formats a future moment: `in 12 s (2026-11-22T10:00:00.123Z)`.
 pub fn future(at: Timestamp, now: Timestamp) -> String {
     format!("in {} ({})", span(at.since(now)), Rfc3339(at))
 }
 
-/// Formats a length of time, with the two digits that matter.
+/// Formats a duration in one unit, with about two significant digits.
 pub fn span(length: Duration) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
     const DAY: u64 = 24 * HOUR;
     let seconds = length.as_secs();
-    // Two of the larger unit at least, so that 90 s is not one minute.
+    // At least two of the larger unit, so that 90 s is not one minute.
     match seconds {
         0..10 => format!("{:.1} s", length.as_secs_f64()),
         10..120 => format!("{seconds} s"),
@@ -42,7 +41,8 @@ pub fn span(length: Duration) -> String {
     }
 }
 
-/// Returns a text from elsewhere without what would move a terminal's cursor, and without its full stop.
+/// Returns a text from elsewhere without control characters, which would move a terminal's cursor, and
+/// without its full stop.
 pub fn clean(text: &str) -> String {
     let text = text.trim_end_matches('.');
     text.replace(char::is_control, "\u{fffd}")
@@ -68,7 +68,7 @@ pub fn attention_detail(
 ) -> String {
     match (reason, observed) {
         (Reason::UnknownStatus, Some(Observed::Unrecognised(word))) => {
-            format!("its process has the status {word:?}, which this program does not know")
+            format!("unknown process status {word:?}; expected RUNNING, SUCCEEDED or FAILED")
         }
         (Reason::ProcessLost, _) => {
             "the upstream does not know its process any more; it may or may not have done its work"

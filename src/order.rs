@@ -1,8 +1,8 @@
-//! The nouns: order ids (many of them in `id_arena`), statuses, orders, their events (in
-//! `order/event.rs`), moments, and what was observed of their processes.
+//! The domain types: order ids, statuses, orders, their events (in `order/event.rs`), moments, and
+//! observations of their processes.
 //!
-//! Everything is parsed once, at the edge, and is valid from then on. No I/O and no clock live
-//! here. What to do about an order is decided next door, in `decide`.
+//! Everything is parsed once, at the edge, and is valid from then on. `decide` chooses what to do about an
+//! order.
 
 mod event;
 mod rfc3339;
@@ -16,8 +16,8 @@ use serde::{Serialize, Serializer};
 pub use self::event::{Event, EventReason};
 pub use self::rfc3339::Rfc3339;
 
-/// The longest id, in Unicode scalar values. A caller's UUID or path-like id fits several times,
-/// and an index entry still fits a database page many times.
+/// Maximum length of an id, in Unicode scalar values. Several UUIDs fit in it, and many index entries fit
+/// in a database page.
 pub const ID_MAX_CHARS: usize = 128;
 
 /// The id of an order: 1 to [`ID_MAX_CHARS`] Unicode scalar values, none of them a control
@@ -25,10 +25,10 @@ pub const ID_MAX_CHARS: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct OrderId(Box<str>);
 
-/// Why a text cannot be the id of an order. Its display says what would be right.
+/// Why a text cannot be the id of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdError {
-    /// There is no character in it.
+    /// It is empty.
     Empty,
     /// It has more than [`ID_MAX_CHARS`] characters.
     TooLong,
@@ -55,14 +55,14 @@ impl fmt::Display for IdError {
 impl std::error::Error for IdError {}
 
 impl OrderId {
-    /// Checks a text and makes it an id.
+    /// Checks a text and returns it as an id.
     pub fn new(text: impl Into<Box<str>>) -> Result<Self, IdError> {
         let text = text.into();
         Self::check(&text)?;
         Ok(Self(text))
     }
 
-    /// Checks that a text can be an id; an error is the first rule that it breaks.
+    /// Checks that a text can be an id. The error is the first rule that it breaks.
     pub(crate) fn check(text: &str) -> Result<(), IdError> {
         if text.is_empty() {
             return Err(IdError::Empty);
@@ -71,7 +71,7 @@ impl OrderId {
         if text.len() > ID_MAX_CHARS && text.chars().count() > ID_MAX_CHARS {
             return Err(IdError::TooLong);
         }
-        // What nearly all are made of breaks neither of the next rules, and is checked many bytes at a time.
+        // Nearly all ids are of such characters, which break neither rule and are checked many bytes at a time.
         let is_plain = |all, byte: u8| all & byte.is_ascii_graphic();
         if !text.bytes().fold(true, is_plain) {
             if text.chars().any(char::is_control) {
@@ -87,7 +87,7 @@ impl OrderId {
         Ok(())
     }
 
-    /// The id as it was given.
+    /// Returns the id as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -107,27 +107,26 @@ impl FromStr for OrderId {
     }
 }
 
-/// A moment: milliseconds since 1970-01-01T00:00:00Z, without leap seconds; as a value of serde, that
-/// number.
+/// A moment, in milliseconds since 1970-01-01T00:00:00Z without leap seconds. serde writes that number.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// This moment and a while. Saturates.
-    pub fn after(self, while_: Duration) -> Self {
-        Self(self.0.saturating_add(millis(while_)))
+    /// Returns the moment `delay` later. Saturates.
+    pub fn after(self, delay: Duration) -> Self {
+        Self(self.0.saturating_add(millis(delay)))
     }
 
-    /// How long ago `earlier` was; nothing if it lies ahead.
+    /// Returns the time since `earlier`, or 0 if that lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
     }
 }
 
-fn millis(while_: Duration) -> i64 {
-    i64::try_from(while_.as_millis()).unwrap_or(i64::MAX)
+fn millis(delay: Duration) -> i64 {
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The status of an order.
@@ -144,7 +143,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Every status, in the order in which an order can reach them.
+    /// Every status, in the sequence in which an order reaches them.
     pub const ALL: [Self; 4] = [
         Self::Created,
         Self::Processing,
@@ -152,7 +151,7 @@ impl Status {
         Self::Failed,
     ];
 
-    /// The word that stands for it in JSON, in queries and in the database.
+    /// Returns its name in JSON, in queries and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "CREATED",
@@ -162,13 +161,13 @@ impl Status {
         }
     }
 
-    /// Whether nothing more will happen to the order.
+    /// Returns whether the order never changes any more.
     pub const fn is_settled(self) -> bool {
         matches!(self, Self::Fulfilled | Self::Failed)
     }
 }
 
-/// A text that is none of the four statuses.
+/// A text that is not a status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownStatus(pub String);
 
@@ -176,7 +175,7 @@ impl fmt::Display for UnknownStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:?} is not a status; the statuses are CREATED, PROCESSING, FULFILLED and FAILED",
+            "unknown status {:?}; expected CREATED, PROCESSING, FULFILLED or FAILED",
             self.0
         )
     }
@@ -207,7 +206,7 @@ impl Serialize for Status {
     }
 }
 
-/// How a process ended.
+/// The outcome of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The order becomes FULFILLED.
@@ -217,7 +216,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The status that it gives to the order.
+    /// Returns the status of an order whose process ended so.
     pub const fn status(self) -> Status {
         match self {
             Self::Succeeded => Status::Fulfilled,
@@ -226,27 +225,26 @@ impl Outcome {
     }
 }
 
-/// What the order process service last told of an order's process.
+/// An observation of an order's process in a complete answer of the order process service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Observed {
-    /// A complete answer did not know the order. Silence is never this: where nothing was observed, there
-    /// is no `Observed`.
+    /// There is no process. A failed request is never this: without a complete answer there is no `Observed`.
     Absent,
     /// The process runs.
     Running,
-    /// The process has ended well.
+    /// The process has succeeded.
     Succeeded,
-    /// The process has ended badly.
+    /// The process has failed.
     Failed,
-    /// The process exists, in a status that is none of the three: this one.
+    /// The process has this status, which is none of the three.
     Unrecognised(Box<str>),
 }
 
-/// How much of a status that is not known is kept, in characters.
+/// Maximum stored length of an unrecognised status, in characters. The rest is cut off.
 const STATUS_SHOWN_MAX: usize = 64;
 
 impl Observed {
-    /// What a process in the status of this name is observed as.
+    /// Returns the observation of a process with this status.
     pub fn of_status(word: &str) -> Self {
         match word {
             "RUNNING" => Self::Running,
@@ -257,7 +255,7 @@ impl Observed {
     }
 }
 
-/// Why an order needs looking at. It stands beside the status and never replaces it.
+/// Why an order needs attention. It is independent of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     /// The order process service refuses to start a process for it.
@@ -268,7 +266,7 @@ pub enum Reason {
     UnknownStatus,
     /// The order process service has forgotten its process.
     ProcessLost,
-    /// It was started as often as is allowed.
+    /// It was started `--max-starts` times.
     MaxStarts,
 }
 
@@ -282,7 +280,7 @@ impl Reason {
         Self::MaxStarts,
     ];
 
-    /// The word that stands for it in JSON and in the database.
+    /// Returns its name in JSON and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::StartRefused => "start_refused",
@@ -293,26 +291,26 @@ impl Reason {
         }
     }
 
-    /// The reason of this name, if there is one.
+    /// Returns the reason with this name, if there is one.
     pub fn from_name(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 
-/// The one who brings on an order that has not gone its way.
+/// Who resolves the attention of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResolvedBy {
-    /// An operator has to decide or to mend something.
+    /// An operator has to decide or to repair something.
     Operator,
-    /// It goes on by itself.
+    /// The reconciler, by retrying.
     Itself,
 }
 
 impl ResolvedBy {
-    /// Both.
+    /// Every value.
     pub const ALL: [Self; 2] = [Self::Operator, Self::Itself];
 
-    /// The word that stands for it in JSON and in metrics.
+    /// Returns its name in JSON and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Operator => "operator",
@@ -321,37 +319,37 @@ impl ResolvedBy {
     }
 }
 
-/// That an order needs looking at, and why.
+/// The attention that an order needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attention {
-    /// Why.
+    /// Why it needs attention.
     pub reason: Reason,
-    /// The one who brings it on.
+    /// Who resolves it.
     pub by: ResolvedBy,
-    /// Since when, without a break.
+    /// When it began, without a break since.
     pub since: Timestamp,
-    /// What was seen, in words.
+    /// A description for people.
     pub detail: String,
-    /// When the reconciler tries again, if it does so by itself.
+    /// When the reconciler retries, if it does.
     pub next_attempt_at: Option<Timestamp>,
 }
 
 /// An order as its readers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Its place in the order of creation: greater than that of every order created before it.
+    /// Its sequence number: greater than that of every order created before it.
     pub seq: i64,
-    /// The caller's name for it.
+    /// Its id, chosen by the caller.
     pub id: OrderId,
-    /// Where it is.
+    /// Its status.
     pub status: Status,
     /// When it was created.
     pub created_at: Timestamp,
     /// When its status last changed.
     pub updated_at: Timestamp,
-    /// How many starts of a process were sent for it that may have taken effect.
+    /// Number of starts sent for it that may have taken effect.
     pub starts: u32,
-    /// Why it needs looking at; nothing while all is well.
+    /// The attention that it needs, if any.
     pub attention: Option<Attention>,
 }
 
@@ -383,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_and_a_reason_are_read_back_from_their_words() {
+    fn a_status_and_a_reason_are_parsed_from_their_names() {
         for status in Status::ALL {
             assert_eq!(status.as_str().parse(), Ok(status));
         }

@@ -285,8 +285,8 @@ impl Pace {
     /// Records a request without a usable answer. Returns whether that reduces the rate, and whether the
     /// upstream counts as down from now on.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
-        let is_refused = matches!(failure.cause, Cause::TooMany | Cause::Overload);
-        let is_overload = is_refused || failure.cause == Cause::Silence;
+        let is_refused = matches!(failure.cause, Cause::TooManyRequests | Cause::Overload);
+        let is_overload = is_refused || failure.cause == Cause::Timeout;
         let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
         self.apply_rate();
         if !call.is_start && is_refused {

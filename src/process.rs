@@ -18,17 +18,17 @@ use tokio_util::sync::CancellationToken;
 pub use self::logging::{LOG_DEFAULT, LOG_PARTS, LineStyle, LogFormat, log_to_stderr};
 use crate::store::OpenError;
 
-/// The origin of this module's log lines, which is public: `RUST_LOG` names it.
+/// The target of this module's log lines. It is public: `RUST_LOG` names it.
 const LOG: &str = "order_service::program";
 
 /// The exit code of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It has done what it should, also if single orders had trouble.
+    /// Success, also if single orders need attention.
     Done = 0,
-    /// It failed while running, as when the port is in use; or it is not healthy.
+    /// The program failed while running, such as when the port is in use, or is not healthy.
     Failed = 1,
-    /// It was used or configured wrongly.
+    /// A flag or setting is invalid.
     Usage = 2,
     /// The database cannot be used.
     Database = 3,
@@ -36,20 +36,19 @@ pub enum Exit {
     Upstream = 4,
     /// Another reconciler leads.
     NotLeading = 5,
-    /// The account is not clean.
+    /// The account found a contradiction, or a held or unknown order.
     Unclean = 6,
 }
 
-/// A setting that is only found wrong when it is used.
+/// An invalid setting that is only detected when it is used.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidSetting(pub String);
 
-/// Time limit for shutting down after a stop signal: the answers that are waited for, and what is
-/// written then.
+/// Time limit for shutting down after a stop signal. It covers [`ABANDON_AFTER`] and the last writes.
 const STOP_TIMEOUT: Duration = Duration::from_secs(24);
 
-/// Threads that serve, beyond one for each core: while a read of the database blocks one thread for
+/// Number of serving threads beyond one for each core: while reads of the database block one thread for
 /// each core, there is still one that answers.
 const SPARE_WORKERS: usize = 1;
 
@@ -63,14 +62,14 @@ pub fn run(work: impl Future<Output = anyhow::Result<Exit>>) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            log::error!(target: LOG, "the runtime cannot be started: {error}");
+            log::error!(target: LOG, "starting the runtime failed: {error}");
             return ExitCode::from(Exit::Failed as u8);
         }
     };
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = work => ended,
-            // What is dropped with the work still cleans up behind itself.
+            // Dropping the work still runs its destructors, which clean up.
             () = EXIT_NOW.notified() => Ok(Exit::Failed),
         }
     });
@@ -103,10 +102,10 @@ pub fn program_name() -> String {
 pub fn print(text: impl Display) {
     let mut out = io::stdout().lock();
     if let Err(error) = write!(out, "{text}").and_then(|()| out.flush())
-        // The reader has read enough.
+        // The reader has closed the pipe.
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        log::warn!(target: LOG, "standard output cannot be written: {error}");
+        log::warn!(target: LOG, "writing to standard output failed: {error}");
     }
 }
 
@@ -127,25 +126,25 @@ pub fn print_health(found: anyhow::Result<String>) -> Exit {
 /// Notified by the second stop signal: the program exits immediately.
 static EXIT_NOW: Notify = Notify::const_new();
 
-/// Time limit for that. A program that is busy then exits without cleaning up.
+/// Time limit for the exit after a second stop signal. A busy program then exits without cleaning up.
 const EXIT_NOW_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Asks the program to shut down.
+/// A request to shut down, in two stages.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
-    /// Cancelled by the first signal: nothing new is begun.
+    /// Cancelled by the first signal. Nothing new begins after it.
     pub requested: CancellationToken,
-    /// Cancelled 20 s later: answers are not waited for any more.
+    /// Cancelled [`ABANDON_AFTER`] later. Answers are not waited for after it.
     pub abandon: CancellationToken,
 }
 
-/// How long after the stop signal the answer to a start is waited for.
+/// Time for which answers to starts are waited for after the stop signal.
 const ABANDON_AFTER: Duration = Duration::from_secs(20);
 
 /// Returns a stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal exits
 /// immediately.
 pub fn stop_on_signals() -> anyhow::Result<Stop> {
-    let listen = |kind| signal(kind).context("signals cannot be listened to");
+    let listen = |kind| signal(kind).context("listening to signals failed");
     let mut signals = vec![
         listen(SignalKind::terminate())?,
         listen(SignalKind::interrupt())?,
@@ -188,7 +187,7 @@ fn is_ignored(kind: SignalKind) -> bool {
     mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
-/// Waits for `work`, which ends by itself after the stop; no longer than 24 s after it.
+/// Waits for `work`, which ends by itself after the stop signal, and at most [`STOP_TIMEOUT`] after it.
 pub async fn drain(stop: &Stop, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => {}

@@ -1,8 +1,8 @@
-//! What the reconciler counts: its passes, and what it asked of the upstream.
+//! The reconciler's counters: passes, and requests to the upstream.
 //!
-//! Pure. It is kept in the database beside the heartbeat and continued by the next run, so that
-//! the counts only ever rise; the API tells them, because nobody can reach the reconciler. What
-//! happened to orders is not counted here: the journal tells that (`history`).
+//! Pure. They are stored with the heartbeat and continued by the next run, so that they only ever
+//! rise. The API exposes them, because the reconciler has no HTTP server. Events of orders are counted
+//! from the journal (`journal_stats`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,47 +12,47 @@ use serde::{Deserialize, Serialize};
 use crate::histogram::Histogram;
 use crate::upstream::{Cause, Failure};
 
-/// Upper bounds of what a request to the upstream or a pass may take, in milliseconds: from a
-/// service next door to the longest list.
+/// Bounds of the durations of requests to the upstream and of passes, in milliseconds: from a service on
+/// the same machine to the longest list.
 pub const DURATION_BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 120_000, 600_000,
 ];
 
-/// What was asked of the upstream.
+/// The kind of a request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpstreamRequest {
-    /// To start a process.
+    /// A start.
     Start,
-    /// To tell about one process.
+    /// A look-up of one process.
     LookUp,
-    /// To tell about all.
+    /// The list of all processes.
     List,
 }
 
-/// What came of a request to the upstream.
+/// The class of the answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerClass {
-    /// A usable answer: the start was accepted, the look told something.
+    /// A usable answer: the start was accepted, or the poll succeeded.
     Ok,
     /// The start was refused.
     Refused,
-    /// It has too much to do: 429, 503, or no answer in time.
+    /// The upstream is overloaded: 429, 503, or no answer in time.
     Overload,
-    /// It cannot be reached, or does not let us in.
+    /// The upstream cannot be reached, or denies access.
     Unavailable,
     /// The start may have taken effect or not.
     Ambiguous,
-    /// The look was answered with something that tells nothing.
+    /// The answer to the poll cannot be used.
     Unusable,
 }
 
-/// How a pass ended.
+/// The outcome of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PassOutcome {
-    /// All was done that was due.
+    /// Everything that was due was done.
     Ok,
     /// The upstream gave no usable answer.
     Unreachable,
@@ -61,7 +61,7 @@ pub enum PassOutcome {
 }
 
 impl UpstreamRequest {
-    /// The word that stands for it.
+    /// Returns its label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -72,11 +72,11 @@ impl UpstreamRequest {
 }
 
 impl AnswerClass {
-    /// What a request without a usable answer came to, in general or `otherwise`.
+    /// Returns the class of a failure, or `otherwise` for a cause that has none of its own.
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
         if matches!(
             failure.cause,
-            Cause::TooMany | Cause::Overload | Cause::Silence
+            Cause::TooManyRequests | Cause::Overload | Cause::Timeout
         ) {
             Self::Overload
         } else if failure.cause == Cause::NoAccess {
@@ -86,7 +86,7 @@ impl AnswerClass {
         }
     }
 
-    /// The word that stands for it.
+    /// Returns its label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -100,7 +100,7 @@ impl AnswerClass {
 }
 
 impl PassOutcome {
-    /// The word that stands for it.
+    /// Returns its label in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -110,7 +110,7 @@ impl PassOutcome {
     }
 }
 
-/// What the reconcilers on a database have counted, all together.
+/// The counters of all reconcilers on a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReconcilerMetrics {
@@ -122,42 +122,41 @@ pub struct ReconcilerMetrics {
 }
 
 impl ReconcilerMetrics {
-    /// A reconciler has taken the lead.
+    /// Counts a reconciler that became leader.
     pub fn on_leadership(&mut self) {
         self.leaderships += 1;
     }
 
-    /// A pass has ended.
+    /// Counts a pass.
     pub fn on_pass(&mut self, ended: PassOutcome, took: Duration) {
         let passes = self.passes.entry(ended).or_default();
         passes.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
-    /// Something was asked of the upstream.
+    /// Counts a request to the upstream.
     pub fn on_request(&mut self, request: UpstreamRequest, answer: AnswerClass, took: Duration) {
         let requests = self.requests.entry(request).or_default();
         let requests = requests.entry(answer).or_default();
         requests.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
-    /// A start is sent; for an order for which one may have taken effect before, it `is_repeated`.
+    /// Counts a start that is sent. It `is_repeated` if an earlier one of its order may have taken effect.
     pub fn on_start_sent(&mut self, is_repeated: bool) {
         self.starts += 1;
         self.repeated_starts += u64::from(is_repeated);
     }
 
-    /// How often a reconciler has taken the lead.
+    /// Returns how often a reconciler became leader.
     pub fn leaderships(&self) -> u64 {
         self.leaderships
     }
 
-    /// The durations of passes, in milliseconds, by how they ended.
+    /// Returns the durations of passes by outcome, in milliseconds.
     pub fn passes(&self) -> impl Iterator<Item = (PassOutcome, &Histogram)> {
         self.passes.iter().map(|(ended, passes)| (*ended, passes))
     }
 
-    /// The durations of requests to the upstream, in milliseconds, by what was asked and what came
-    /// of it.
+    /// Returns the durations of requests to the upstream by kind and class of answer, in milliseconds.
     pub fn requests(&self) -> impl Iterator<Item = (UpstreamRequest, AnswerClass, &Histogram)> {
         self.requests.iter().flat_map(|(request, answers)| {
             let answers = answers.iter();
@@ -165,12 +164,12 @@ impl ReconcilerMetrics {
         })
     }
 
-    /// Starts that were sent.
+    /// Returns the number of starts sent.
     pub fn starts_sent(&self) -> u64 {
         self.starts
     }
 
-    /// Those of them that were sent for an order for which one may have taken effect before.
+    /// Returns the number of starts sent for an order of which an earlier one may have taken effect.
     pub fn repeated_starts_sent(&self) -> u64 {
         self.repeated_starts
     }
@@ -181,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_counted_is_read_back_as_it_was_and_counted_on() {
+    fn counters_are_read_back_and_continued() {
         let mut metrics = ReconcilerMetrics::default();
         metrics.on_leadership();
         metrics.on_pass(PassOutcome::Unreachable, Duration::from_millis(7));
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_version_has_counted_and_this_one_does_not_know_is_no_hindrance() {
+    fn unknown_counters_of_another_version_are_ignored() {
         let metrics: ReconcilerMetrics = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
         assert_eq!(metrics.starts_sent(), 3);
         assert_eq!(
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_counts_by_what_can_be_done_about_it() {
+    fn a_failure_is_classed_by_its_cause() {
         let mut failure = Failure::new("answered 500", Cause::Unusable);
         let of = |failure: &Failure| AnswerClass::of_failure(failure, AnswerClass::Unusable);
         assert_eq!(of(&failure), AnswerClass::Unusable);

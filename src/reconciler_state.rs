@@ -1,5 +1,5 @@
-//! The state that the reconciler reports about itself and the upstream, and its reading: whether one
-//! leads, and whether it makes progress.
+//! The state that the reconciler reports about itself and the upstream, and what follows from it: whether a
+//! reconciler leads and makes progress.
 //!
 //! Pure. The reconciler writes it with each heartbeat, `store` keeps the last one, and the API, the
 //! `health` commands and `explain` read it.
@@ -44,15 +44,15 @@ pub struct ReconcilerState {
     pub metrics: ReconcilerMetrics,
 }
 
-/// The leadership of a database, derived from the last heartbeat.
+/// Whether a reconciler leads on a database, derived from the last heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaderStatus {
     /// Whether a reconciler leads and makes progress.
     pub status: LeaderState,
-    /// The beginning of that status, if it is known.
+    /// When that status began, if it is known.
     pub since: Option<Timestamp>,
     /// Why no reconciler leads, or why the leader makes no progress.
-    pub trouble: Option<&'static str>,
+    pub problem: Option<&'static str>,
 }
 
 /// Whether a reconciler leads and makes progress.
@@ -67,7 +67,7 @@ pub enum LeaderState {
 }
 
 impl LeaderState {
-    /// Returns the word that stands for it in JSON.
+    /// Returns its name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -94,19 +94,19 @@ impl ReconcilerState {
             (None, None) => LeaderStatus {
                 status: LeaderState::None,
                 since: None,
-                trouble: Some("no reconciler has led on this database yet"),
+                problem: Some("no reconciler has led on this database yet"),
             },
             (None, ended_at) => LeaderStatus {
                 status: LeaderState::None,
                 since: ended_at,
-                trouble: Some("no reconciler runs: the last one has shut down"),
+                problem: Some("no reconciler runs: the last one has shut down"),
             },
             _ if self.is_overdue(now) => {
                 let is_set_back = self.next_pass_at.is_some_and(|at| at > now);
                 LeaderStatus {
                     status: LeaderState::Overdue,
                     since: self.next_pass_at.filter(|_| !is_set_back),
-                    trouble: Some(if is_set_back {
+                    problem: Some(if is_set_back {
                         "the clock was set back, and the reconciler has completed no pass since; one \
                          that makes progress does so within seconds"
                     } else {
@@ -118,7 +118,7 @@ impl ReconcilerState {
             (since, _) => LeaderStatus {
                 status: LeaderState::Leading,
                 since,
-                trouble: None,
+                problem: None,
             },
         }
     }

@@ -13,7 +13,7 @@ use crate::store::Store;
 /// Serves the API beside the reconciler until both have shut down.
 ///
 /// # Errors
-/// The reconciler ended before it was asked to.
+/// The reconciler failed.
 pub async fn run(
     listener: TcpListener,
     api: Arc<Api>,
@@ -30,7 +30,7 @@ pub async fn run(
         }
         ended.cancel();
     };
-    // Until then its health says why the program still runs.
+    // Until the reconciler has ended, `/healthz` says why the program still runs.
     let served = api.serve(listener, stop.requested.clone(), ended.cancelled());
     drain(stop, async {
         tokio::join!(served, reconciled);

@@ -1,7 +1,7 @@
-//! The order process service as the reconciler sees it: what can be asked, and how that can fail.
+//! The order process service as the reconciler sees it: its requests and their failures.
 //!
-//! Pure. The client over HTTP and the wire format are in `upstream/http.rs`, and the list is decoded in
-//! `upstream/list.rs`. What the answers mean for an order is decided in `decide`.
+//! Pure. The HTTP client and the wire format are in `upstream/http.rs`, and the decoder of the list is in
+//! `upstream/list.rs`. `decide` chooses what an answer means for an order.
 
 mod http;
 mod list;
@@ -20,32 +20,32 @@ pub trait Upstream: 'static {
     /// Looks up the process of one order.
     fn look_up(&self, id: &OrderId) -> impl Future<Output = Result<Observed, Failure>>;
 
-    /// Reads the list of all processes, and calls `on_entry` with each entry as it arrives. `Ok`, with
-    /// the number of entries, means that the list was complete. After an error the entries that
-    /// arrived hold, and the absence of others proves nothing. The caller limits the time in all.
+    /// Reads the list of all processes, and calls `on_entry` with each entry as it arrives. Returns the
+    /// number of entries if the list was complete. After an error the entries that arrived hold, and the
+    /// absence of others proves nothing. The caller limits the total time.
     fn list(&self, on_entry: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
 }
 
-/// A start that was not accepted, by the caller's next move.
+/// Why a start was not accepted, grouped by what the caller may do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// It cannot have reached the upstream: it may be repeated.
+    /// The start cannot have reached the upstream and may be repeated.
     Unavailable(Failure),
-    /// It may have taken effect: the order must be observed before it is started again.
+    /// The start may have taken effect. The order must be looked up before it is started again.
     Ambiguous {
         /// The HTTP status of the answer, if there was one.
         answer: Option<u16>,
-        /// What was seen.
+        /// Why there is no usable answer.
         failure: Failure,
     },
-    /// It was accepted, but not in the upstream's words: these are of a portal, a proxy or another
-    /// service, or broke off. Only a look-up can tell.
-    Doubtful(Failure),
-    /// The upstream answered about this very order, and did not accept it. A process may exist.
+    /// The answer has a 2xx status, but not the upstream's body: it was cut off, or is by a portal, a
+    /// proxy or another service. The order must be looked up.
+    Unconfirmed(Failure),
+    /// The upstream refused the start of this order. A process may exist.
     Refused {
         /// The HTTP status of the answer.
         answer: u16,
-        /// What was seen, in words.
+        /// A description for people.
         detail: String,
     },
 }
@@ -53,16 +53,16 @@ pub enum StartError {
 /// A request without a usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was seen, in words.
+    /// A description for people.
     pub detail: String,
     /// Its kind.
     pub cause: Cause,
-    /// How long the upstream asked to be left alone.
+    /// The pause that the upstream asked for, by `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
 impl Failure {
-    /// A failure that tells nothing else.
+    /// Returns a failure without `Retry-After`.
     pub fn new(detail: impl Into<String>, cause: Cause) -> Self {
         Self {
             detail: detail.into(),
@@ -75,16 +75,16 @@ impl Failure {
 /// Kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// No connection, or none that is let in: every other request would meet the same.
+    /// No connection, or access denied. Other requests would fail likewise.
     NoAccess,
-    /// An answer that asks for fewer requests: 429.
-    TooMany,
-    /// An answer that nothing can be done at present: 503, which gateways also give instead of 429.
+    /// 429.
+    TooManyRequests,
+    /// 503, which gateways also send instead of 429.
     Overload,
     /// No answer in time.
-    Silence,
-    /// A cache's answer, too old to say what does not exist.
-    Outdated,
+    Timeout,
+    /// A cached answer that is too old to prove that a process does not exist.
+    Stale,
     /// An answer that cannot be used.
     Unusable,
 }

@@ -216,13 +216,13 @@ impl Health {
         let found = heartbeat.leader_status(SystemClock.now());
         let reconciler = Check {
             name: "reconciler",
-            status: match (heartbeat.last_pass_at, found.trouble) {
+            status: match (heartbeat.last_pass_at, found.problem) {
                 (None, _) => UNKNOWN,
                 (Some(_), None) => OK,
                 (Some(_), Some(_)) => FAILING,
             },
             since: found.since.map(Rfc3339),
-            detail: match found.trouble {
+            detail: match found.problem {
                 Some(trouble) => trouble.to_owned(),
                 None => heartbeat.last_pass(),
             },

@@ -241,7 +241,7 @@ fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
     Reconciler {
         status: reconciler.status.as_str(),
         since: reconciler.since.map(Rfc3339),
-        detail: reconciler.trouble,
+        detail: reconciler.problem,
         last_pass_at: heartbeat.last_pass_at.map(Rfc3339),
         next_pass_at: heartbeat.next_pass_at.map(Rfc3339),
         next_look_at: heartbeat.next_poll_at.map(Rfc3339),

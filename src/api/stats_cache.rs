@@ -35,7 +35,7 @@ impl StatsCache {
         let look = async move {
             let glance = store.glance(&mut history, SystemClock.now()).await?;
             let now = SystemClock.now();
-            history.forget(now);
+            history.drop_old_minutes(now);
             Ok(Seen {
                 now,
                 history,

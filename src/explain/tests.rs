@@ -296,7 +296,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &troubled(
             processing(),
             UnknownStatus,
-            "its process has the status \"PAUSED\"",
+            "unknown process status \"PAUSED\"",
             1,
         ),
         &["PAUSED", "RUNNING, SUCCEEDED and FAILED"],

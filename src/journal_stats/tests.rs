@@ -1,4 +1,4 @@
-//! The history held against the same journal counted in the plainest way.
+//! The statistics, compared with a naive count of the same journal.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ proptest! {
     ) {
         let (first, second) = journal.split_at(cut.min(journal.len()));
         let mut history = folded(first, NOW);
-        history.forget(NOW);
+        history.drop_old_minutes(NOW);
         for entry in second {
             history.fold(entry, NOW);
         }
@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_told_is_what_counting_the_journal_gives(journal in journal()) {
+    fn the_statistics_are_those_of_a_naive_count(journal in journal()) {
         let history = folded(&journal, NOW);
         let count = |matches: &dyn Fn(&JournalEntry) -> bool| {
             journal.iter().filter(|entry| matches(entry)).count() as u64
@@ -130,13 +130,13 @@ fn the_last_of_sixty_minutes_is_the_present_one() {
 }
 
 #[test]
-fn minutes_are_forgotten_when_they_are_not_told_any_more() {
+fn minutes_are_dropped_when_they_are_too_old() {
     let mut history = folded(&[entry(EventReason::Restarted, NOW, Duration::ZERO)], NOW);
     let later = NOW.after(Duration::from_secs(59 * 60));
-    history.forget(later);
+    history.drop_old_minutes(later);
     assert_eq!(history.recent_restarts(later), 1);
     let later = NOW.after(Duration::from_secs(60 * 60));
-    history.forget(later);
+    history.drop_old_minutes(later);
     assert!(history.minutes.is_empty());
     assert_eq!(history.entries_with(EventReason::Restarted), 1);
 }

@@ -1,5 +1,4 @@
-//! An event: one entry of the journal, the change of one order's status. What statuses there are
-//! is told in `order`.
+//! Events: entries of the journal, each the change of one order's status.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +18,9 @@ pub enum EventReason {
     Succeeded,
     /// Its process has failed.
     Failed,
-    /// A process was started in the place of a forgotten one. The status stays.
+    /// A process was started to replace a forgotten one. The status stays.
     Restarted,
-    /// Its process was forgotten, and the policy is to call that a failure.
+    /// Its process was forgotten, and the policy treats that as a failure.
     FailedByPolicy,
     /// An operator has settled it as failed.
     FailedByOperator,
@@ -40,7 +39,7 @@ impl EventReason {
         Self::FailedByOperator,
     ];
 
-    /// The word that stands for it in JSON and in the database.
+    /// Returns its name in JSON and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -54,7 +53,7 @@ impl EventReason {
         }
     }
 
-    /// The status that the order is in afterwards.
+    /// Returns the status after the change.
     pub const fn to_status(self) -> Status {
         match self {
             Self::Created => Status::Created,
@@ -64,7 +63,7 @@ impl EventReason {
         }
     }
 
-    /// The reason of this name, if there is one.
+    /// Returns the reason with this name, if there is one.
     pub fn from_name(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
@@ -73,19 +72,19 @@ impl EventReason {
 /// One change of one order's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its place in the order of events: 1 for the first, and one more for each that follows.
+    /// Its sequence number: 1 for the first event, and one more for each that follows.
     pub seq: i64,
-    /// The order's place in the order of creation.
+    /// The order's sequence number.
     pub order_seq: i64,
     /// The order's id.
     pub order_id: OrderId,
-    /// The status before; nothing for a creation.
+    /// The status before; `None` for a creation.
     pub from: Option<Status>,
     /// The status after.
     pub to: Status,
     /// When it was recorded.
     pub at: Timestamp,
-    /// Why.
+    /// Why the status changed.
     pub reason: EventReason,
 }
 
@@ -94,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_read_back_from_its_word() {
+    fn a_reason_is_parsed_from_its_name() {
         for reason in EventReason::ALL {
             assert_eq!(EventReason::from_name(reason.as_str()), Some(reason));
             let kept = serde_json::to_value(reason).unwrap();

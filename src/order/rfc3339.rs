@@ -1,4 +1,4 @@
-//! A moment as text.
+//! Moments as text.
 
 use std::fmt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,8 +10,8 @@ use super::Timestamp;
 /// The last moment that RFC 3339 can write: its years have four digits (section 5.6).
 const LAST: Timestamp = Timestamp(253_402_300_799_999);
 
-/// A moment as RFC 3339 writes it, in UTC with milliseconds: `2026-11-22T10:00:00.123Z`. The
-/// beginning of 1970 stands for what is before it, the end of 9999 for what is after it.
+/// A moment in RFC 3339 format, in UTC with milliseconds: `2026-11-22T10:00:00.123Z`. Moments before 1970
+/// are written as its beginning, and moments after 9999 as its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rfc3339(pub Timestamp);
 

@@ -137,13 +137,14 @@ impl CircuitBreaker {
             self.resting_until = Some(now.after(wait.min(PAUSE_MAX)));
         }
         if !is_start {
-            self.are_polls_answered = matches!(failure.cause, Cause::TooMany | Cause::Outdated);
+            self.are_polls_answered =
+                matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
         }
         // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
         // the rate. The answer of a cache does not show that it is not.
         let is_there = match failure.cause {
-            Cause::NoAccess | Cause::Silence => false,
-            Cause::TooMany | Cause::Outdated => true,
+            Cause::NoAccess | Cause::Timeout => false,
+            Cause::TooManyRequests | Cause::Stale => true,
             Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
         };
         if is_there {
@@ -188,7 +189,7 @@ mod tests {
             assert!(!breaker.on_answered(Timestamp(now)));
         }
         assert!(!failed(&mut breaker, 11, Cause::Unusable));
-        assert!(!failed(&mut breaker, 12, Cause::Silence));
+        assert!(!failed(&mut breaker, 12, Cause::Timeout));
         assert!(failed(&mut breaker, 13, Cause::Unusable));
         assert!(!failed(&mut breaker, 14, Cause::Unusable));
         let UpstreamState::Down { since, .. } = breaker.state() else {
@@ -207,8 +208,8 @@ mod tests {
             let now = Timestamp(now);
             assert!(!breaker.on_failed(true, now, &failure(Cause::Unusable)));
             assert!(!breaker.on_failed(true, now, &failure(Cause::Overload)));
-            assert!(!breaker.on_failed(false, now, &failure(Cause::TooMany)));
-            assert!(!breaker.on_failed(false, now, &failure(Cause::Outdated)));
+            assert!(!breaker.on_failed(false, now, &failure(Cause::TooManyRequests)));
+            assert!(!breaker.on_failed(false, now, &failure(Cause::Stale)));
         }
         assert!(breaker.may_send(Timestamp(20)));
         // Where polls fail too, failures of starts count.
@@ -218,9 +219,9 @@ mod tests {
         assert!(failing.on_failed(true, Timestamp(3), &failure(Cause::Overload)));
         // One that does not answer starts is down.
         for now in 21..23 {
-            assert!(!breaker.on_failed(true, Timestamp(now), &failure(Cause::Silence)));
+            assert!(!breaker.on_failed(true, Timestamp(now), &failure(Cause::Timeout)));
         }
-        assert!(breaker.on_failed(true, Timestamp(23), &failure(Cause::Silence)));
+        assert!(breaker.on_failed(true, Timestamp(23), &failure(Cause::Timeout)));
     }
 
     #[test]

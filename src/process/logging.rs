@@ -1,4 +1,4 @@
-//! The log on standard error: its levels, by `RUST_LOG`, and the text of its lines.
+//! The log on standard error: its levels, from `RUST_LOG`, and the format of its lines.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -22,20 +22,20 @@ pub enum LogFormat {
     Json,
 }
 
-/// The text of a line on standard error.
+/// The style of text lines on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineStyle {
     /// `2026-11-28T21:41:29.682Z ERROR program: …`, for programs that run on.
     Dated,
-    /// `error: …`, for commands that someone types, as their parser writes it.
+    /// `error: …`, for commands that someone types, as clap writes it.
     Plain,
 }
 
-/// Levels unless `RUST_LOG` sets others. The certificate verifier's errors come back to us and are
-/// logged once.
+/// Default levels. The certificate verifier's own lines are off: its errors are returned to the caller, which
+/// logs them.
 pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
 
-/// Parts of the program that log, each as `order_service::PART`.
+/// The parts of the program that log, each with the target `order_service::PART`.
 pub const LOG_PARTS: [&str; 12] = [
     "account",
     "api",
@@ -51,11 +51,11 @@ pub const LOG_PARTS: [&str; 12] = [
     "upstream",
 ];
 
-/// Logs to standard error, at the levels of `RUST_LOG`, or of `default` if that sets none for this
+/// Sets up the log on standard error, at the levels of `RUST_LOG`, or of `default` if that sets none for this
 /// program.
 ///
 /// # Errors
-/// `RUST_LOG` has a mistake. The levels are then those of `default`.
+/// `RUST_LOG` is invalid. The levels are then those of `default`.
 pub fn log_to_stderr(
     format: LogFormat,
     style: LineStyle,
@@ -120,8 +120,8 @@ pub fn log_to_stderr(
     Ok(())
 }
 
-/// Returns whether `filters` have a level for this program. A name of another program says nothing
-/// about it: the variable may be meant for both.
+/// Returns whether `filters` have a level for this program. Names of other programs are allowed: they may
+/// read the same variable.
 fn is_for_us(filters: &str) -> Result<bool, String> {
     const US: &str = "order_service";
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
@@ -146,7 +146,7 @@ fn is_for_us(filters: &str) -> Result<bool, String> {
             Some(part) => LOG_PARTS.contains(&part),
             None => name == US,
         };
-        // Most likely this program is meant.
+        // A name like ours is most likely a misspelled one.
         if name.starts_with("order") && !is_known {
             return Err(format!(
                 "nothing logs as {name:?}; expected {US}, or {US}:: and one of {}",
@@ -168,7 +168,7 @@ struct JsonLine<'a> {
     fields: Fields,
 }
 
-/// Fields of a line, besides its text.
+/// The fields of a line, besides its text.
 #[derive(Default, Serialize)]
 struct Fields(BTreeMap<String, Value>);
 
@@ -181,7 +181,7 @@ impl<'kvs> VisitSource<'kvs> for Fields {
     }
 }
 
-/// The part of the program that a line comes from.
+/// Returns the part of the program that logs with this target.
 fn origin(target: &str) -> &str {
     let path = target.strip_prefix("order_service::").unwrap_or(target);
     path.split("::").next().unwrap_or(path)

@@ -50,7 +50,7 @@ impl<U: Upstream> MeteredUpstream<U> {
             Ok(()) => AnswerClass::Ok,
             Err(StartError::Refused { .. }) => AnswerClass::Refused,
             Err(StartError::Unavailable(_)) => AnswerClass::Unavailable,
-            Err(StartError::Doubtful(_)) => AnswerClass::Ambiguous,
+            Err(StartError::Unconfirmed(_)) => AnswerClass::Ambiguous,
             Err(StartError::Ambiguous { failure, .. }) => {
                 AnswerClass::of_failure(failure, AnswerClass::Ambiguous)
             }

@@ -82,7 +82,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             Ok(()) => Answer::Accepted { is_seen: false },
             Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
-            Err(StartError::Doubtful(failure)) => match self.look_up(candidate).await {
+            Err(StartError::Unconfirmed(failure)) => match self.look_up(candidate).await {
                 Ok(observation) if observation.observed != Observed::Absent => {
                     Answer::Accepted { is_seen: true }
                 }

@@ -1,7 +1,7 @@
-//! The client of the order process service over HTTP. The only file that knows its wire format, apart
-//! from the list in `upstream/list.rs`.
+//! The HTTP client of the order process service. The only file that knows its wire format, apart from
+//! the list in `upstream/list.rs`.
 //!
-//! Nothing is believed that the service did not say in a complete answer.
+//! Only complete answers are believed.
 
 use std::error::Error as StdError;
 use std::net::IpAddr;
@@ -20,29 +20,29 @@ use super::list::{Entry, ListDecoder, ListError};
 use super::{Cause, Failure, StartError, Upstream};
 use crate::order::{Observed, OrderId};
 
-/// The longest answer to a look-up or a start that is read, in bytes.
+/// Maximum length of an answer to a look-up or a start, in bytes. The rest is not read.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// A start uses a connection that was idle for no longer than this: the peer may be about to close it,
-/// and a start that ends so may have taken effect.
+/// Maximum idle time of a connection that a start uses. The peer may be about to close an older one, and a
+/// start that fails so may have taken effect.
 const START_IDLE_MAX: Duration = Duration::from_millis(500);
 
-/// How much of an unexpected answer is shown, in characters.
-const SHOWN_MAX: usize = 200;
+/// Maximum length of the excerpt of an unexpected answer, in characters.
+const EXCERPT_MAX: usize = 200;
 
-/// The only path there is.
+/// The only path of the service.
 const PATH: &str = "/order_process";
 
-/// URL of the order process service, `http` or `https`. It ends in `/order_process`, whether that was
-/// written or not.
+/// URL of the order process service, `http` or `https`. It ends in `/order_process`, which is appended if
+/// missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl(Url);
 
-/// A text that cannot be the URL of the order process service.
+/// Why a text cannot be the URL of the order process service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamUrlError {
     /// It is not a URL.
-    #[error("is not a URL ({0}); write something like http://127.0.0.1:8000")]
+    #[error("is not a URL ({0}); expected one like http://127.0.0.1:8000")]
     Malformed(url::ParseError),
     /// It has another scheme.
     #[error("must begin with http:// or https://")]
@@ -51,7 +51,9 @@ pub enum UpstreamUrlError {
     #[error("must not hold a user name or password; put a token into ORDER_PROCESS_TOKEN")]
     Credentials,
     /// It has a query or a fragment.
-    #[error("must not have a query or a fragment; write it up to /order_process or before that")]
+    #[error(
+        "must not have a query or a fragment; expected a URL up to /order_process or before that"
+    )]
     Query,
 }
 
@@ -96,41 +98,42 @@ impl UpstreamUrl {
     }
 }
 
-/// The order process service over HTTP.
+/// A client of the order process service over HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpUpstream {
-    /// For starts: its connections are hardly ever idle for long enough to be closed by the peer.
+    /// For starts. It drops connections before the peer is likely to close them.
     starts: Client,
-    looks: Client,
-    /// Makes a connection for each request.
+    /// For look-ups and lists.
+    gets: Client,
+    /// For repeated requests. It opens a connection for each.
     unpooled: Client,
     url: Url,
     request_timeout: Duration,
 }
 
 impl HttpUpstream {
-    /// A client for the service at `url`. Requests take `request_timeout` at most; of the list it
-    /// is the longest silence. `token` is sent as a bearer token (RFC 6750, section 2.1).
+    /// Creates a client of the service at `url`. `request_timeout` limits each request, and for the list
+    /// the time between two chunks. `token` is sent as a bearer token (RFC 6750, section 2.1).
     ///
     /// # Errors
-    /// The token cannot stand in a header, or the system's root certificates cannot be used.
+    /// The token is not a valid header value, or the system's root certificates cannot be used.
     pub fn new(
         url: &UpstreamUrl,
         token: Option<&str>,
         request_timeout: Duration,
     ) -> anyhow::Result<Self> {
-        // Fails only if there is a provider already, which then serves as well.
+        // Fails only if a provider is installed already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = || Self::builder(url, token, request_timeout);
         let build = |builder: ClientBuilder| {
             builder.build().context(
-                "no HTTPS client can be made; the system's root certificates are needed: install \
+                "creating the HTTPS client failed; it needs the system's root certificates: install \
                  the package ca-certificates, or name a file in SSL_CERT_FILE",
             )
         };
         Ok(Self {
             starts: build(builder()?.pool_idle_timeout(START_IDLE_MAX))?,
-            looks: build(builder()?)?,
+            gets: build(builder()?)?,
             unpooled: build(builder()?.pool_max_idle_per_host(0))?,
             url: url.0.clone(),
             request_timeout,
@@ -151,7 +154,7 @@ impl HttpUpstream {
             builder = builder.no_proxy();
         }
         if url.0.scheme() == "http" {
-            // Certificates are not needed, and may not be there.
+            // Root certificates are not needed, and may be missing.
             builder = builder.tls_certs_only([]);
         }
         if let Some(token) = token {
@@ -166,8 +169,8 @@ impl HttpUpstream {
         Ok(builder)
     }
 
-    /// The URL of one order's process. Everything but letters and digits is escaped, so that no
-    /// character can end the parameter or be taken for another.
+    /// Returns the URL of one order's process. Everything but letters and digits is escaped, so that no
+    /// character can end the parameter or be read as another.
     fn url_of(&self, id: &OrderId) -> Url {
         let mut url = self.url.clone();
         let id = utf8_percent_encode(id.as_str(), NON_ALPHANUMERIC);
@@ -175,9 +178,8 @@ impl HttpUpstream {
         url
     }
 
-    /// Asks for something, past caches that comply. A connection that was kept alive may have been closed
-    /// by the peer meanwhile: a request that ends before it is answered is repeated once, on a connection
-    /// of its own.
+    /// Sends a GET request that bypasses caches. The peer may have closed a kept-alive connection, so a
+    /// request that breaks off before its answer is repeated once, on a new connection.
     async fn get(&self, url: Url, timeout: Option<Duration>) -> Result<Response, reqwest::Error> {
         let send = |client: &Client| {
             let request = client.get(url.clone()).header(CACHE_CONTROL, "no-cache");
@@ -186,7 +188,7 @@ impl HttpUpstream {
                 None => request.send(),
             }
         };
-        match send(&self.looks).await {
+        match send(&self.gets).await {
             Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
                 send(&self.unpooled).await
             }
@@ -194,8 +196,8 @@ impl HttpUpstream {
         }
     }
 
-    /// Checks that an answer of this `Age` may say what does not exist. An older one than reads may lag
-    /// comes from a cache, and lacks what has begun meanwhile.
+    /// Checks that an answer of this `Age` may prove absence. One older than the request timeout comes from
+    /// a cache and may lack newer processes.
     fn check_age(&self, age: Option<Duration>) -> Result<(), Failure> {
         match age.filter(|age| *age > self.request_timeout) {
             Some(age) => Err(Failure::new(
@@ -204,24 +206,24 @@ impl HttpUpstream {
                     age.as_secs(),
                     self.url
                 ),
-                Cause::Outdated,
+                Cause::Stale,
             )),
             None => Ok(()),
         }
     }
 
-    /// An answer that tells of the upstream's state, or of our access to it.
-    fn trouble(&self, status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
+    /// Returns the failure for an answer about the upstream's state, or our access to it.
+    fn failure(&self, status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
         Failure {
             detail: format!(
                 "the upstream answered {}{}",
-                shown(status, body),
+                summary(status, body),
                 self.hint(status)
             ),
             cause: match status {
-                StatusCode::TOO_MANY_REQUESTS => Cause::TooMany,
+                StatusCode::TOO_MANY_REQUESTS => Cause::TooManyRequests,
                 StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
-                // These are answered to whatever is asked next, too.
+                // Other requests would get the same answer.
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::NoAccess,
                 status if status.is_redirection() => Cause::NoAccess,
                 _ => Cause::Unusable,
@@ -230,13 +232,13 @@ impl HttpUpstream {
         }
     }
 
-    /// A remark that tells where to look after an answer with this status.
+    /// Returns a hint at the likely cause of an answer with this status.
     fn hint(&self, status: StatusCode) -> String {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 " (is ORDER_PROCESS_TOKEN right?)".to_owned()
             }
-            // It has this path, and answers 200 about an order that it does not know.
+            // The service has this path, and answers 200 about an unknown order.
             StatusCode::NOT_FOUND => format!(" (is this the right URL? {})", self.url),
             status if status.is_redirection() => " (redirects are not followed)".to_owned(),
             _ => String::new(),
@@ -268,35 +270,38 @@ impl Upstream for HttpUpstream {
         let retry_after = seconds(&response, RETRY_AFTER);
         let body = read_at_most(response, ANSWER_MAX).await;
         if status.is_success() {
-            // The upstream itself says nothing more than that.
+            // The upstream's own answer has no body.
             let detail = match body {
                 Ok(body) if body.is_empty() => return Ok(()),
-                Ok(body) => shown(status, &body),
+                Ok(body) => summary(status, &body),
                 Err(error) => format!("{status}, and broke off: {}", root_cause(&error)),
             };
             let detail = format!("the start was answered {detail}, and no process is found");
-            return Err(StartError::Doubtful(Failure::new(detail, Cause::Unusable)));
+            return Err(StartError::Unconfirmed(Failure::new(
+                detail,
+                Cause::Unusable,
+            )));
         }
         let body = body.unwrap_or_default();
         if status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(StartError::Unavailable(self.trouble(
+            return Err(StartError::Unavailable(self.failure(
                 status,
                 &body,
                 retry_after,
             )));
         }
-        if is_trouble(status) {
+        if is_about_upstream(status) {
             return Err(StartError::Ambiguous {
-                // A gateway's 408 may follow a request that it has passed on.
+                // A gateway may answer 408 after it has forwarded the request.
                 answer: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
-                failure: self.trouble(status, &body, retry_after),
+                failure: self.failure(status, &body, retry_after),
             });
         }
         Err(StartError::Refused {
             answer: status.as_u16(),
             detail: format!(
                 "the start was answered {}{}",
-                shown(status, &body),
+                summary(status, &body),
                 self.hint(status)
             ),
         })
@@ -315,7 +320,7 @@ impl Upstream for HttpUpstream {
             .await
             .map_err(no_answer)?;
         if status != StatusCode::OK {
-            return Err(self.trouble(status, &body, retry_after));
+            return Err(self.failure(status, &body, retry_after));
         }
         let observed = observed_of(id, &body).map_err(|what| {
             Failure::new(
@@ -336,7 +341,7 @@ impl Upstream for HttpUpstream {
         if status != StatusCode::OK {
             let retry_after = seconds(&response, RETRY_AFTER);
             let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
-            return Err(self.trouble(status, &body, retry_after));
+            return Err(self.failure(status, &body, retry_after));
         }
         let age = seconds(&response, AGE);
         let mut decoder = ListDecoder::new();
@@ -352,7 +357,7 @@ impl Upstream for HttpUpstream {
     }
 }
 
-/// What a 200 to a look-up of `id` says.
+/// Returns the observation in the body of a 200 answer to a look-up of `id`.
 fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
     #[derive(Deserialize)]
     struct Process {
@@ -363,7 +368,7 @@ fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
     #[serde(deny_unknown_fields)]
     struct Nothing {}
 
-    // An empty object and nothing else means that the order is not known.
+    // An empty object alone means that the order has no process.
     if serde_json::from_slice::<Nothing>(body).is_ok() && body.trim_ascii().starts_with(b"{") {
         return Ok(Observed::Absent);
     }
@@ -378,8 +383,9 @@ fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
     Ok(Observed::of_status(&process.status))
 }
 
-/// Answers that tell of the upstream's state, or of our access to it, and not of the order.
-fn is_trouble(status: StatusCode) -> bool {
+/// Returns whether an answer with this status is about the upstream's state, or our access to it, and not
+/// about the order.
+fn is_about_upstream(status: StatusCode) -> bool {
     status.is_server_error()
         || status.is_redirection()
         || status.is_informational()
@@ -393,7 +399,7 @@ fn is_trouble(status: StatusCode) -> bool {
         )
 }
 
-/// A request that met no answer, or half of one.
+/// Returns the failure for a request without a complete answer.
 fn no_answer(error: &reqwest::Error) -> Failure {
     let detail = if error.is_timeout() {
         "the upstream did not answer in time".to_owned()
@@ -408,14 +414,14 @@ fn no_answer(error: &reqwest::Error) -> Failure {
         detail,
         cause: match () {
             () if error.is_connect() => Cause::NoAccess,
-            () if error.is_timeout() => Cause::Silence,
+            () if error.is_timeout() => Cause::Timeout,
             () => Cause::Unusable,
         },
         retry_after: None,
     }
 }
 
-/// The innermost cause, which says what happened; the outer ones repeat the URL.
+/// Returns the innermost cause. The outer ones only repeat the URL.
 fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn StdError = error;
     while let Some(inner) = cause.source() {
@@ -424,14 +430,14 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// The number of seconds in a header: `Retry-After` (RFC 9110, section 10.2.3), of which a date is left
-/// to backoff, or `Age` (RFC 9111, section 5.1).
+/// Returns the seconds in a header: `Retry-After` (RFC 9110, section 10.2.3), whose date form is ignored in
+/// favour of the backoff, or `Age` (RFC 9111, section 5.1).
 fn seconds(response: &Response, header: HeaderName) -> Option<Duration> {
     let seconds = response.headers().get(header)?.to_str().ok()?;
     Some(Duration::from_secs(seconds.trim().parse().ok()?))
 }
 
-/// The body up to `max` bytes; what is longer is cut, and then is no valid JSON any more.
+/// Reads the body up to `max` bytes. A longer one is cut off, and then is not valid JSON.
 async fn read_at_most(mut response: Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -445,7 +451,7 @@ async fn read_at_most(mut response: Response, max: usize) -> Result<Vec<u8>, req
     Ok(body)
 }
 
-fn shown(status: StatusCode, body: &[u8]) -> String {
+fn summary(status: StatusCode, body: &[u8]) -> String {
     if body.is_empty() {
         status.as_u16().to_string()
     } else {
@@ -453,12 +459,12 @@ fn shown(status: StatusCode, body: &[u8]) -> String {
     }
 }
 
-/// The beginning of a body, on one line.
+/// Returns the beginning of a body, on one line.
 fn excerpt(body: &[u8]) -> String {
     String::from_utf8_lossy(body)
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
-        .take(SHOWN_MAX)
+        .take(EXCERPT_MAX)
         .collect::<String>()
         .trim()
         .to_owned()

@@ -1,14 +1,14 @@
 //! Decodes the list of all processes as it streams in, in constant memory.
 //!
-//! It cuts the array into its objects and leaves each object to serde, except those that are written
-//! as nearly all are. It is strict about the array itself, because a list that ends early must never
-//! look complete. What the entries mean is `upstream`'s business.
+//! The decoder cuts the array into its objects and parses each with serde, except those in the format
+//! that nearly all have. It is strict about the array itself, because a list that ends early must never
+//! look complete.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 
-/// The largest entry, in bytes. An id of ours is at most 512 bytes, escaped six times as long.
+/// Maximum length of an entry, in bytes. Our ids have at most 512 bytes, six times that if escaped.
 const ENTRY_MAX: usize = 64 * 1024;
 
 /// A process in the list.
@@ -22,23 +22,23 @@ pub struct Entry<'a> {
     pub status: Cow<'a, str>,
 }
 
-/// Why a list cannot be used to the end.
+/// Why a list is not complete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
-    /// Something stands where something else belongs.
+    /// An unexpected byte between entries.
     #[error("unexpected {found:?} where {wanted} belongs; entries before it: {entries}")]
     Unexpected {
         /// The byte, as a character.
         found: char,
         /// What belongs there.
         wanted: &'static str,
-        /// How many entries came before.
+        /// Number of entries before it.
         entries: u64,
     },
     /// An entry is not a process.
     #[error("an entry is not a process: {cause}; entries before it: {entries}")]
     NotAProcess {
-        /// How many entries came before.
+        /// Number of entries before it.
         entries: u64,
         /// What is wrong with it.
         cause: String,
@@ -46,19 +46,19 @@ pub enum ListError {
     /// An entry is larger than any process can be.
     #[error("an entry is longer than {ENTRY_MAX} bytes; entries before it: {entries}")]
     TooLong {
-        /// How many entries came before.
+        /// Number of entries before it.
         entries: u64,
     },
     /// It stops in the middle.
     #[error("it ends without a closing bracket; entries in it: {entries}")]
     Truncated {
-        /// How many entries came before.
+        /// Number of entries before it.
         entries: u64,
     },
 }
 
-/// Decodes one list. Feed it with [`push`](Self::push), then ask [`finish`](Self::finish) whether
-/// it was complete.
+/// A decoder of one list. [`push`](Self::push) takes its chunks, and [`finish`](Self::finish) checks that it
+/// was complete.
 #[derive(Debug)]
 pub struct ListDecoder {
     expects: Expects,
@@ -87,7 +87,7 @@ impl Default for ListDecoder {
 }
 
 impl ListDecoder {
-    /// A decoder at the beginning of a list.
+    /// Creates a decoder at the beginning of a list.
     pub fn new() -> Self {
         Self {
             expects: Expects::OpeningBracket,
@@ -99,14 +99,14 @@ impl ListDecoder {
         }
     }
 
-    /// Takes the next piece of the body and tells the entries that end in it.
+    /// Takes the next chunk of the body, and calls `on_entry` with each entry that ends in it.
     ///
     /// # Errors
-    /// The list is malformed. What was told before holds.
+    /// The list is malformed. The entries before hold.
     pub fn push(
         &mut self,
         chunk: &[u8],
-        tell: &mut impl FnMut(Entry<'_>),
+        on_entry: &mut impl FnMut(Entry<'_>),
     ) -> Result<(), ListError> {
         let mut rest = chunk;
         loop {
@@ -117,11 +117,11 @@ impl ListDecoder {
                 };
                 let (last, after) = rest.split_at(end);
                 if self.partial.is_empty() {
-                    self.tell(last, tell)?;
+                    self.decode(last, on_entry)?;
                 } else {
                     self.keep(last)?;
                     let entry = std::mem::take(&mut self.partial);
-                    self.tell(&entry, tell)?;
+                    self.decode(&entry, on_entry)?;
                     self.partial = entry;
                     self.partial.clear();
                 }
@@ -139,14 +139,14 @@ impl ListDecoder {
                 && let Some((entry, after)) = plain_entry(rest)
             {
                 self.entries += 1;
-                tell(entry);
+                on_entry(entry);
                 self.expects = Expects::CommaOrEnd;
                 rest = after;
             }
         }
     }
 
-    /// Ends the list, and returns how many entries were in it.
+    /// Ends the list, and returns the number of its entries.
     pub fn finish(self) -> Result<u64, ListError> {
         if self.expects == Expects::Nothing {
             Ok(self.entries)
@@ -175,7 +175,7 @@ impl ListDecoder {
         })
     }
 
-    /// The place behind the brace that closes the present entry.
+    /// Returns the index after the brace that closes the present entry.
     fn end_of_entry(&mut self, bytes: &[u8]) -> Option<usize> {
         for (at, byte) in bytes.iter().enumerate() {
             if self.in_string {
@@ -212,19 +212,23 @@ impl ListDecoder {
         Ok(())
     }
 
-    fn tell(&mut self, entry: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> Result<(), ListError> {
+    fn decode(
+        &mut self,
+        entry: &[u8],
+        on_entry: &mut impl FnMut(Entry<'_>),
+    ) -> Result<(), ListError> {
         let entry = serde_json::from_slice(entry).map_err(|error| ListError::NotAProcess {
             entries: self.entries,
             cause: error.to_string(),
         })?;
         self.entries += 1;
-        tell(entry);
+        on_entry(entry);
         Ok(())
     }
 }
 
-/// The entry at the beginning and what follows it, if it is written in the one way that needs no
-/// parser. Everything else is left to one.
+/// Returns the entry at the beginning and the bytes after it, if the entry has the format that needs no
+/// parser.
 fn plain_entry(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
     let (order_id, rest) = plain_text(bytes.strip_prefix(b"{\"order_id\":\"")?)?;
     let (status, rest) = plain_text(rest.strip_prefix(b",\"status\":\"")?)?;
@@ -235,7 +239,7 @@ fn plain_entry(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
     Some((entry, rest.strip_prefix(b"}")?))
 }
 
-/// The rest of a JSON string in which nothing is escaped, and what follows it.
+/// Returns the rest of a JSON string without escapes, and the bytes after it.
 fn plain_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
     let end = bytes.iter().position(is_special)?;
@@ -257,16 +261,17 @@ mod tests {
 
     /// Decodes `body` in chunks of `size` bytes.
     fn decode(body: &[u8], size: usize) -> (Told, Result<u64, ListError>) {
-        let mut told = Vec::new();
+        let mut decoded = Vec::new();
         let mut decoder = ListDecoder::new();
-        let mut tell =
-            |entry: Entry<'_>| told.push((entry.order_id.into_owned(), entry.status.into_owned()));
+        let mut on_entry = |entry: Entry<'_>| {
+            decoded.push((entry.order_id.into_owned(), entry.status.into_owned()))
+        };
         for chunk in body.chunks(size) {
-            if let Err(error) = decoder.push(chunk, &mut tell) {
-                return (told, Err(error));
+            if let Err(error) = decoder.push(chunk, &mut on_entry) {
+                return (decoded, Err(error));
             }
         }
-        (told, decoder.finish())
+        (decoded, decoder.finish())
     }
 
     const LIST: &str = "[{\"order_id\":\"a]}\\\"\\\\\",\"status\":\"RUNNING\"} ,\n\
@@ -292,9 +297,9 @@ mod tests {
         let end = LIST.trim_end().len();
         for cut in 0..end {
             for size in [1, 7, LIST.len()] {
-                let (told, result) = decode(&LIST.as_bytes()[..cut], size);
+                let (decoded, result) = decode(&LIST.as_bytes()[..cut], size);
                 assert!(matches!(result, Err(ListError::Truncated { .. })), "{cut}");
-                assert!(list().starts_with(&told), "{cut}: {told:?}");
+                assert!(list().starts_with(&decoded), "{cut}: {decoded:?}");
             }
         }
     }
@@ -349,7 +354,7 @@ mod tests {
         let entry = (any::<String>(), status, 0..4u8);
         proptest::collection::vec(entry, 0..6).prop_map(|entries| {
             let mut body = b"[".to_vec();
-            let mut told = Vec::new();
+            let mut decoded = Vec::new();
             for (at, (id, status, form)) in entries.into_iter().enumerate() {
                 if at > 0 {
                     body.extend_from_slice(if form == 0 { b"," } else { b" ,\n\t" });
@@ -361,10 +366,10 @@ mod tests {
                     _ => serde_json::json!({ "a": null, "order_id": id, "status": status }),
                 };
                 body.extend_from_slice(entry.to_string().as_bytes());
-                told.push((id, status.to_owned()));
+                decoded.push((id, status.to_owned()));
             }
             body.push(b']');
-            (body, told)
+            (body, decoded)
         })
     }
 
@@ -372,28 +377,28 @@ mod tests {
     fn oracle(body: &[u8]) -> Option<Told> {
         let entries: Vec<Entry<'_>> = serde_json::from_slice(body).ok()?;
         // Arrays stand for structs there, and nowhere in a list of processes.
-        let told = entries
+        let decoded = entries
             .into_iter()
             .map(|entry| (entry.order_id.into_owned(), entry.status.into_owned()));
-        Some(told.collect())
+        Some(decoded.collect())
     }
 
     proptest! {
         #[test]
-        fn any_list_is_read_in_any_pieces((body, told) in any_list(), size in 1..40usize) {
-            let entries = told.len() as u64;
-            prop_assert_eq!(decode(&body, size), (told, Ok(entries)));
+        fn any_list_is_read_in_any_pieces((body, decoded) in any_list(), size in 1..40usize) {
+            let entries = decoded.len() as u64;
+            prop_assert_eq!(decode(&body, size), (decoded, Ok(entries)));
         }
 
         #[test]
         fn any_list_cut_anywhere_is_incomplete_and_what_it_said_holds(
-            (body, told) in any_list(),
+            (body, decoded) in any_list(),
             cut in any::<prop::sample::Index>(),
             size in 1..40usize,
         ) {
             let (said, result) = decode(&body[..cut.index(body.len())], size);
             prop_assert!(result.is_err());
-            prop_assert!(told.starts_with(&said));
+            prop_assert!(decoded.starts_with(&said));
         }
 
         #[test]

@@ -344,7 +344,7 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
         }
     }
     for (id, says) in [
-        ("C", "is one of these meant: \"c\""),
+        ("C", "similar ids: \"c\""),
         ("p process_l0st", "\"p process_lost\""),
         ("nothing like it", "ids are compared exactly"),
     ] {

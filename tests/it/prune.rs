@@ -386,7 +386,7 @@ async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_o
         if signal != "KILL" {
             assert_eq!(code, Some(1), "{}", removal.logged());
             assert!(
-                removal.logged().contains("broken off"),
+                removal.logged().contains("interrupted"),
                 "{}",
                 removal.logged()
             );

@@ -177,7 +177,7 @@ impl Oracle {
                 order.absent_by_look_up_at = None;
             }
             Err(StartError::Unavailable(_)) => order.open_start = None,
-            Err(StartError::Ambiguous { .. } | StartError::Doubtful(_)) => {
+            Err(StartError::Ambiguous { .. } | StartError::Unconfirmed(_)) => {
                 if let Some(start) = &mut order.open_start {
                     start.given_up_at = Some(now);
                 }

@@ -453,7 +453,7 @@ impl Run {
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.world.time_of_day();
-                let trouble = heartbeat.leader_status(now).trouble;
+                let trouble = heartbeat.leader_status(now).problem;
                 assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
             }
             return reconciler;

@@ -285,7 +285,7 @@ impl World {
         }
         let status = limit.status;
         let cause = match status {
-            429 => Cause::TooMany,
+            429 => Cause::TooManyRequests,
             _ => Cause::Overload,
         };
         admitted.map_err(|retry_after| {
@@ -525,7 +525,7 @@ impl Clock for Handle {
 fn failure(detail: &str, certain: bool) -> Failure {
     let cause = match (detail, certain) {
         (_, true) => Cause::NoAccess,
-        ("no answer", _) => Cause::Silence,
+        ("no answer", _) => Cause::Timeout,
         _ => Cause::Unusable,
     };
     Failure::new(detail, cause)
@@ -589,7 +589,7 @@ impl Upstream for Handle {
                 if world.draws.below(2) == 0 {
                     world.take_effect(id.as_str(), Arrival::InTime);
                 }
-                Err(StartError::Doubtful(failure("<html>", false)))
+                Err(StartError::Unconfirmed(failure("<html>", false)))
             }
             fault => {
                 let is_new = world.take_effect(id.as_str(), Arrival::InTime);

@@ -86,7 +86,7 @@ pub(super) fn prune(
         db.prepare_cached("DELETE FROM orders WHERE seq = ?1")?
             .execute([seq])?;
     }
-    history.forget(now);
+    history.drop_old_minutes(now);
     let history = serde_json::to_string(&history)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     db.prepare_cached(

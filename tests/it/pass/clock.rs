@@ -127,7 +127,7 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         harness.create("a1");
         let mut reconciler = harness.reconciler();
         pass(&mut reconciler);
-        assert_eq!(harness.health().trouble, None);
+        assert_eq!(harness.health().problem, None);
         harness.step(by);
         let told = harness.health();
         // Ten seconds forward, a pass may still be on its way.
@@ -135,7 +135,7 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         assert_eq!(told.status == LeaderState::Overdue, is_known, "{by}");
         assert!(told.since.is_none_or(|since| since <= harness.clock.now()));
         pass(&mut reconciler);
-        assert_eq!(harness.health().trouble, None, "{by}");
+        assert_eq!(harness.health().problem, None, "{by}");
         let heartbeat = ready(harness.store.heartbeat()).unwrap();
         let past = [heartbeat.leader_since, heartbeat.last_pass_at];
         assert!(past.iter().all(|at| *at <= Some(harness.clock.now())));

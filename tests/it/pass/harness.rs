@@ -139,7 +139,7 @@ impl InMemory {
 fn failure(detail: &str, certain: bool) -> Failure {
     let cause = match (detail, certain) {
         (_, true) => Cause::NoAccess,
-        ("no answer", _) => Cause::Silence,
+        ("no answer", _) => Cause::Timeout,
         _ => Cause::Unusable,
     };
     Failure::new(detail, cause)
@@ -192,7 +192,7 @@ impl Upstream for InMemory {
         }
         match (fault, is_new) {
             (Fault::AnswerLost, _) => Err(ambiguous(None)),
-            (Fault::Foreign, _) => Err(StartError::Doubtful(failure("<html>", false))),
+            (Fault::Foreign, _) => Err(StartError::Unconfirmed(failure("<html>", false))),
             (_, true) => Ok(()),
             (_, false) => Err(StartError::Refused {
                 answer: 400,
