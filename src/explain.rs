@@ -1,9 +1,9 @@
-//! One order in plain words, for whoever is called at night: what happened, what was observed, why it
-//! is where it is, what happens next and when, and what can be done about it.
+//! Explanations of one order, for an operator on call: its events, the observations, the reasons, the next
+//! events with their times, and advice.
 //!
-//! Pure: [`OrderDetails`] and the present moment go in, an [`Explanation`] comes out. The API serves
-//! it as JSON, the dashboard shows that, and `order-service explain` prints it. What will be done is
-//! decided in `decide` and is only described here.
+//! Pure: [`OrderDetails`] and the present moment go in, an [`Explanation`] comes out. The API serves it as
+//! JSON for the dashboard, and `order-service explain` prints it. It describes the choices of `decide`
+//! and makes none.
 
 use std::fmt;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{StartRate, UpstreamState};
 use crate::reconciler_state::LeaderStatus;
 
-/// One order explained. Each text is a sentence or several.
+/// An explanation of one order. Each text is one or more sentences.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Explanation {
-    /// The moment of which it speaks.
+    /// The moment that it describes.
     pub at: Rfc3339,
     /// The order's condition.
     pub summary: String,
@@ -35,22 +35,22 @@ pub struct Explanation {
     pub next: Vec<String>,
     /// Advice to a person; empty if nothing has to be done.
     pub advice: Vec<String>,
-    /// The commands that help.
+    /// The operator's commands that apply.
     pub commands: Vec<Command>,
 }
 
 /// An entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExplainedEvent {
-    /// The moment of writing.
+    /// When it was written.
     pub at: Rfc3339,
-    /// The word that stands for it.
+    /// The name of its reason.
     pub reason: String,
-    /// Its meaning.
+    /// A sentence about it.
     pub text: String,
 }
 
-/// The beginning of the commands: the program, and the options with which it finds the database.
+/// The beginning of the commands: the program, and the options that name the database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invocation {
     program: String,
@@ -58,7 +58,7 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// For readers elsewhere, to whom paths of this machine mean nothing.
+    /// Returns an invocation for readers on other machines, without this machine's paths.
     pub fn elsewhere() -> Self {
         Self {
             program: "order-service".to_owned(),
@@ -66,8 +66,8 @@ impl Invocation {
         }
     }
 
-    /// For a shell on this machine, in whatever folder: `program` and `database` are paths, or the name
-    /// by which a shell finds the program.
+    /// Returns an invocation for a shell on this machine, in any folder. `program` is a path, or the name by
+    /// which a shell finds the program.
     pub fn here(program: impl Into<String>, database: &Path) -> Self {
         Self {
             program: program.into(),
@@ -122,7 +122,7 @@ impl fmt::Display for Explanation {
 }
 
 impl OrderDetails {
-    /// Explains the order, with commands that begin so.
+    /// Explains the order, with commands that begin with `invocation`.
     pub fn explain(&self, now: Timestamp, invocation: &Invocation) -> Explanation {
         let events = self.journal.iter().map(|(at, reason)| ExplainedEvent {
             at: Rfc3339(*at),
@@ -153,7 +153,7 @@ impl OrderDetails {
             ..
         } = &self.order;
         let id = id.as_str();
-        // A reader of an order that never changes is not told its age anew.
+        // The text about a settled order stays the same, so it has a moment and no age.
         let lasting = match status.is_settled() {
             true => format!("since {}", Rfc3339(*updated_at)),
             false => format!("for {}", span(now.since(*updated_at))),
@@ -217,15 +217,17 @@ impl OrderDetails {
         if let Some(at) = incarnations.began_at()
             && let Some((processes, time)) = incarnations.expected_length(now)
         {
-            let life = match time {
-                Some(_) => format!("It is estimated to live for about {processes:.0} processes."),
+            let length = match time {
+                Some(_) => format!(
+                    "It is estimated to run about {processes:.0} processes between restarts."
+                ),
                 None => format!(
-                    "None of its lives was observed from its beginning to its end yet, so \
-                     {processes:.0} processes are assumed."
+                    "No incarnation of it was observed from beginning to end yet, so {processes:.0} \
+                     processes are assumed."
                 ),
             };
             lines.push(format!(
-                "The upstream was last found to have forgotten everything {}. {life}",
+                "The upstream was last found to have forgotten everything {}. {length}",
                 past(at, now)
             ));
         }
@@ -257,7 +259,7 @@ impl OrderDetails {
             }
             _ => {}
         }
-        // A held order is only looked at: that is no attempt.
+        // A held order is only polled, which is not an attempt.
         let is_held = matches!(
             self.order.attention.as_ref().map(|of| of.reason),
             Some(Reason::ProcessLost | Reason::MaxStarts)
@@ -274,7 +276,7 @@ impl OrderDetails {
         lines
     }
 
-    /// The meaning of the attention.
+    /// Returns a sentence about the attention.
     fn attention(&self, attention: &Attention, now: Timestamp) -> String {
         let detail = clean(&attention.detail);
         let lasting = lasting(attention.since, now);
@@ -294,11 +296,11 @@ impl OrderDetails {
             ),
             Reason::UnknownStatus => format!(
                 "The upstream has answered {lasting} with a status that is not known here: {detail}. \
-                 Nobody here can tell whether that is good or bad."
+                 It may mean success or failure."
             ),
             Reason::ProcessLost if self.is_unseen_under_fail() => format!(
                 "The upstream has accepted its start, and has not known its process {lasting}. No \
-                 look is on record that has seen the process: there may never have been one. So the \
+                 poll on record has found the process: there may never have been one. So the \
                  order does not become FAILED, although --lost-process is `fail`."
             ),
             Reason::ProcessLost => format!(
@@ -365,18 +367,18 @@ impl OrderDetails {
                 self.after_loss(open, now)
             }
             (Phase::Processing { .. }, None, Some(_)) => vec![format!(
-                "It is looked at again by itself{}.",
+                "It is polled again{}, without an operator.",
                 self.attempt_time(open, now)
             )],
             (Phase::Processing { .. }, None, None) => vec![format!(
-                "Its process is looked at again{}. When it has ended, the order is FULFILLED or \
+                "Its process is polled again{}. When it has ended, the order is FULFILLED or \
                  FAILED.",
                 self.poll_time(now)
             )],
         }
     }
 
-    /// The turn of a CREATED order.
+    /// Returns sentences about the position of a CREATED order in the start queue.
     fn queue_position(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(at) = due_at(open, now) {
@@ -388,7 +390,7 @@ impl OrderDetails {
         let resting_until = self.reconciler.learned.resting_until;
         if let Some(at) = resting_until.filter(|at| *at > now) {
             lines.push(format!(
-                "The upstream has asked to be left alone: nothing is started or looked at for {}.",
+                "The upstream has asked for a pause: nothing is started or polled for {}.",
                 span(at.since(now))
             ));
         }
@@ -429,7 +431,7 @@ impl OrderDetails {
         lines
     }
 
-    /// The future of an order whose process was forgotten.
+    /// Returns sentences about the next events of an order whose process was forgotten.
     fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if open.restart_requested {
             let again = "It is looked for once more when its turn comes, and started again if it is \
@@ -449,7 +451,7 @@ impl OrderDetails {
         let then = match self.reconciler.policy {
             Some(LostProcess::Restart) => "it is started again when its turn comes, at the pace",
             Some(LostProcess::Fail) if self.is_unseen_under_fail() => {
-                "it is held until an operator decides, because no look is on record that has seen it"
+                "it is held until an operator decides, because no poll on record has found it"
             }
             Some(LostProcess::Hold) => "it is held until an operator decides",
             Some(LostProcess::Fail) => "it becomes FAILED",
@@ -526,7 +528,7 @@ impl OrderDetails {
         self.reconciler.leader_status(now)
     }
 
-    /// Returns whether the policy would settle the order as FAILED if a look had seen its process.
+    /// Returns whether the policy would settle the order as FAILED if a poll had found its process.
     fn is_unseen_under_fail(&self) -> bool {
         let is_fail = self.reconciler.policy == Some(LostProcess::Fail);
         is_fail && self.open.is_some_and(|open| !open.is_seen)
@@ -536,7 +538,7 @@ impl OrderDetails {
         matches!(self.reconciler.upstream, UpstreamState::Down { .. })
     }
 
-    /// The moment at which the next look may begin, at the earliest, as a part of a sentence.
+    /// Returns the earliest moment of the next poll, as part of a sentence.
     fn poll_time(&self, now: Timestamp) -> String {
         match self.reconciler.next_poll_at {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
@@ -544,7 +546,7 @@ impl OrderDetails {
         }
     }
 
-    /// The moment of an order's next look-up, as a part of a sentence.
+    /// Returns the moment of an order's next look-up, as part of a sentence.
     fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
         match due_at(open, now) {
             Some(at) => format!(" {}", future(at, now)),
@@ -552,7 +554,7 @@ impl OrderDetails {
         }
     }
 
-    /// The moment of the next pass, as a part of a sentence; empty if it is about to be.
+    /// Returns the moment of the next pass, as part of a sentence; empty if it is due.
     fn pass_time(&self, now: Timestamp) -> String {
         match self.reconciler.next_pass_at {
             Some(at) if at > now => format!(", {}", future(at, now)),
@@ -561,7 +563,7 @@ impl OrderDetails {
     }
 }
 
-/// The meaning of a reason of the journal.
+/// Returns a sentence about a journal entry with this reason.
 fn meaning_of(reason: &str) -> String {
     let text = match reason {
         "created" => "It was created.",
@@ -579,13 +581,13 @@ fn meaning_of(reason: &str) -> String {
     text.to_owned()
 }
 
-/// The story of a start without an outcome.
+/// Returns sentences about a start without an outcome.
 fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
     let written = past(intent.written_at, now);
     match (intent.given_up_at, intent.answer) {
         (None, _) => format!(
-            "A start was about to be sent {written}, and its outcome is not recorded: it is on its \
-             way now, or the reconciler has died meanwhile. There may be a process."
+            "A start was about to be sent {written}, and its outcome is not recorded: it is in \
+             flight, or the reconciler was killed meanwhile. There may be a process."
         ),
         (Some(at), None) => format!(
             "A start was sent {written}, and no answer had come {}. There may be a process.",
@@ -599,7 +601,7 @@ fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
     }
 }
 
-/// The moment at which the next attempt may be made, if that is not now.
+/// Returns the moment of the next attempt, if it is not due now.
 fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
     open.next_attempt_at.filter(|_| !open.is_due(now))
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Number of buckets of one millisecond each. Above that, each doubling has half as many, so that a
 /// quantile is off by one part in 128 at most.
-const LINEAR_BUCKETS: u64 = 128;
+const LINEAR: u64 = 128;
 
 /// A histogram of durations in narrow buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,16 +64,14 @@ impl HdrHistogram {
 /// Returns the bucket of a duration in milliseconds: the duration itself while it is short, then its
 /// doubling and its first bits (as in HdrHistogram).
 fn bucket_of(ms: u64) -> u64 {
-    let doubling = (ms / LINEAR_BUCKETS)
-        .checked_ilog2()
-        .map_or(0, |log| log + 1);
-    u64::from(doubling) * LINEAR_BUCKETS + (ms >> doubling)
+    let doubling = (ms / LINEAR).checked_ilog2().map_or(0, |log| log + 1);
+    u64::from(doubling) * LINEAR + (ms >> doubling)
 }
 
 /// Returns the middle of a bucket, in milliseconds.
 fn middle_of(bucket: u64) -> u64 {
-    let doubling = bucket / LINEAR_BUCKETS;
-    let first = (bucket % LINEAR_BUCKETS) << doubling;
+    let doubling = bucket / LINEAR;
+    let first = (bucket % LINEAR) << doubling;
     first + ((1 << doubling) - 1) / 2
 }
 
@@ -161,9 +159,7 @@ mod tests {
         for ms in 0..1_000_000 {
             let bucket = bucket_of(ms);
             assert!(
-                bucket == last
-                    || bucket == last + 1
-                    || (bucket % LINEAR_BUCKETS == LINEAR_BUCKETS / 2),
+                bucket == last || bucket == last + 1 || (bucket % LINEAR == LINEAR / 2),
                 "{ms}"
             );
             assert!(bucket >= last);

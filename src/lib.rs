@@ -10,18 +10,18 @@
 //!                           └─────────┘                 decide, pace: pure                         service
 //! ```
 //!
-//! The modules, from the ground up: each imports from those before it alone.
+//! The modules, from the bottom up: each imports only those before it.
 //!
 //! - [`order`]: ids, statuses, orders, observations, moments; parsed at the edge. Pure.
-//! - [`upstream`]: the order process service: what it can be asked, and how that fails. Pure, but for
-//!   its client, which alone knows the wire format.
+//! - [`upstream`]: the order process service: its requests and their failures. Pure, except for its HTTP
+//!   client, which alone knows the wire format.
 //! - [`pace`]: the start rate, the polling, the backoff. Pure.
 //! - [`decide`]: the decision about one order, given what was observed. One table. Pure.
 //! - [`histogram`], [`journal_stats`], [`reconciler_metrics`]: distributions of durations, totals of
 //!   the journal, counters of the reconciler. Pure.
-//! - [`reconciler_state`], [`order_details`]: the state that the reconciler reports, and everything
-//!   that is known of one order. Pure.
-//! - [`messages`], [`explain`]: the sentences of logs and of `detail`, and one order in plain words. Pure.
+//! - [`reconciler_state`], [`order_details`]: the state that the reconciler reports, and everything that
+//!   is stored about one order. Pure.
+//! - [`messages`], [`explain`]: texts of logs and of `detail`, and explanations of one order. Pure.
 //! - [`id_arena`], [`clock`]: many ids in one allocation; time.
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL and all files beside it.
 //! - [`process`]: logging, signals, exit codes, standard output.
@@ -31,24 +31,24 @@
 //! - [`api`]: the HTTP routes.
 //! - [`simulator`]: a stand-in for the order process service.
 //! - [`health`], [`prune`], [`backup`], [`account`]: the health of the programs, the removal of orders that
-//!   settled long ago, a copy of the database, and the database held against the upstream.
+//!   settled long ago, copies of the database, and its comparison with the upstream.
 //! - [`config`]: flags and environment.
 //! - [`commands`], [`service`], [`dev`]: the operator's commands, the API and the reconciler in one
-//!   process, and all of it with a simulator to try it out.
+//!   process, and both with a simulator for a trial.
 //!
-//! What always holds (`tests/it/tidy.rs` checks what can be read off the code):
+//! Invariants (`tests/it/tidy.rs` checks those that the code shows):
 //!
-//! - What is pure above, and the simulator's model, crashes and faults, use no clock, no network, no
-//!   database, no randomness of their own, and import what is pure alone.
-//! - No module imports one that comes after it, so there is no circle.
+//! - The pure modules above, and the simulator's model, crashes and faults, use no clock, network,
+//!   database or randomness of their own, and import pure modules only.
+//! - No module imports a later one, so there is no cycle.
 //! - Only `store` names rusqlite, only `upstream` names reqwest, only `api`, `simulator` and `dev`
 //!   name warp.
-//! - The API never calls the upstream and does not know the simulator, and the reconciler never
-//!   serves orders. They meet in the database alone, so each can run without the other.
+//! - The API never calls the upstream and does not import the simulator, and the reconciler never
+//!   serves orders. They share the database alone, so each can run without the other.
 //! - A pass takes upstream, store and clock from outside, and runs on one thread. The clock only goes
-//!   forward in it; if the system's clock was set, the next pass begins as after a start.
-//! - Nothing is believed about the upstream that it did not say in a complete answer.
-//! - No start leaves before its intent is on disk; none is repeated before the first was observed.
+//!   forward in it; if the system's clock was set, the next pass begins as after a restart.
+//! - Only complete answers of the upstream are believed.
+//! - No start is sent before its intent is on disk; none is repeated before the order was observed.
 
 pub mod account;
 pub mod api;

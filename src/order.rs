@@ -266,7 +266,7 @@ pub enum Reason {
     UnknownStatus,
     /// The order process service has forgotten its process.
     ProcessLost,
-    /// It was started `--max-starts` times.
+    /// The order was started `--max-starts` times.
     MaxStarts,
 }
 
@@ -297,7 +297,7 @@ impl Reason {
     }
 }
 
-/// Who resolves the attention of an order.
+/// The party that resolves the attention of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResolvedBy {
     /// An operator has to decide or to repair something.
@@ -324,7 +324,7 @@ impl ResolvedBy {
 pub struct Attention {
     /// Why it needs attention.
     pub reason: Reason,
-    /// Who resolves it.
+    /// The party that resolves it.
     pub by: ResolvedBy,
     /// When it began, without a break since.
     pub since: Timestamp,

@@ -134,7 +134,7 @@ const EXIT_NOW_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Stop {
     /// Cancelled by the first signal. Nothing new begins after it.
     pub requested: CancellationToken,
-    /// Cancelled [`ABANDON_AFTER`] later. Answers are not waited for after it.
+    /// Cancelled 20 s later. Answers are not waited for after it.
     pub abandon: CancellationToken,
 }
 
@@ -187,7 +187,7 @@ fn is_ignored(kind: SignalKind) -> bool {
     mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
-/// Waits for `work`, which ends by itself after the stop signal, and at most [`STOP_TIMEOUT`] after it.
+/// Waits for `work`, which ends by itself after the stop signal, and at most 24 s after it.
 pub async fn drain(stop: &Stop, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => {}

@@ -15,18 +15,18 @@ use crate::reconciler_metrics::ReconcilerMetrics;
 /// which requests run into their timeouts, and than the interval between two heartbeats.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
-/// How far the state may lie ahead of the reader's clock: as far as clocks differ that are
-/// synchronised. More means that a clock was set back.
+/// Maximum difference of synchronised clocks. A state that lies further ahead of the reader's clock means
+/// that a clock was set back.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
 
 /// The state of the reconciler and of the upstream. It holds for all open orders and is stored once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReconcilerState {
-    /// When the present leader took over; nothing after it has shut down, unless it was killed.
+    /// When the present leader became leader; `None` after it has shut down, unless it was killed.
     pub leader_since: Option<Timestamp>,
-    /// When the last leader shut down; nothing while one leads.
+    /// When the last leader shut down; `None` while one leads.
     pub led_until: Option<Timestamp>,
-    /// The policy of the present or last leader; nothing before the first.
+    /// The policy of the present or last leader; `None` before the first.
     pub policy: Option<LostProcess>,
     /// The end of the last completed pass.
     pub last_pass_at: Option<Timestamp>,
@@ -34,20 +34,20 @@ pub struct ReconcilerState {
     pub next_pass_at: Option<Timestamp>,
     /// When the open orders that were due for a poll were last observed.
     pub last_observed_at: Option<Timestamp>,
-    /// Whether the upstream answers.
+    /// The availability of the upstream.
     pub upstream: UpstreamState,
     /// The earliest moment at which orders that are PROCESSING are polled next.
     pub next_poll_at: Option<Timestamp>,
-    /// What was learned of the upstream's limits.
+    /// The learned limits of the upstream.
     pub learned: LearnedLimits,
     /// Counters of all reconcilers on this database.
     pub metrics: ReconcilerMetrics,
 }
 
-/// Whether a reconciler leads on a database, derived from the last heartbeat.
+/// The status of the leader of a database, derived from the last heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaderStatus {
-    /// Whether a reconciler leads and makes progress.
+    /// The state of the leader.
     pub status: LeaderState,
     /// When that status began, if it is known.
     pub since: Option<Timestamp>,
@@ -55,7 +55,7 @@ pub struct LeaderStatus {
     pub problem: Option<&'static str>,
 }
 
-/// Whether a reconciler leads and makes progress.
+/// The state of a database's leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaderState {
     /// No reconciler leads.
@@ -88,7 +88,7 @@ impl ReconcilerState {
         is_ahead || self.next_pass_at.is_none_or(is_late)
     }
 
-    /// Returns whether a reconciler leads. One that was killed is noticed when its next pass is late.
+    /// Returns the status of the leader. A killed one is detected when its next pass is overdue.
     pub fn leader_status(&self, now: Timestamp) -> LeaderStatus {
         match (self.leader_since, self.led_until) {
             (None, None) => LeaderStatus {

@@ -147,7 +147,7 @@ fn a_time_is_told_as_how_long_ago_and_as_a_moment() {
             "Its process was known to exist 20 s ago (2026-11-22T09:59:40.000Z)",
             "2026-11-22T09:59:40.000Z      20 s ago  Its process was started.",
             "One start was sent",
-            "Its process is looked at again, in 12 s (2026-11-22T10:00:12.000Z) at the earliest",
+            "Its process is polled again, in 12 s (2026-11-22T10:00:12.000Z) at the earliest",
         ],
     );
     for (length, words) in [
@@ -255,7 +255,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
         &case,
         &[
             "last found to have forgotten everything 15 min ago",
-            "None of its lives was observed from its beginning to its end yet, so 40000 processes \
+            "No incarnation of it was observed from beginning to end yet, so 40000 processes \
              are assumed.",
         ],
     );
@@ -263,7 +263,7 @@ fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
     case.reconciler.learned.incarnations = incarnations;
     check(
         &case,
-        &["It is estimated to live for about 24000 processes."],
+        &["It is estimated to run about 24000 processes between restarts."],
     );
 }
 
@@ -288,7 +288,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "has given no usable answer about this order for 12 s",
             "One attempt has failed.",
-            "It is looked at again by itself in 40 s",
+            "It is polled again in 40 s",
             "in the upstream's log",
         ],
     );
@@ -322,7 +322,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &unseen,
         &[
             "The upstream has accepted its start, and has not known its process for 12 s",
-            "No look is on record that has seen the process",
+            "No poll on record has found the process",
             "Nothing happens until an operator decides",
         ],
     );
@@ -348,7 +348,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             ],
         );
         let held = match policy {
-            Some(LostProcess::Fail) => "it is held until an operator decides, because no look is",
+            Some(LostProcess::Fail) => "it is held until an operator decides, because no poll on",
             _ => then,
         };
         open(&mut missed).is_seen = false;

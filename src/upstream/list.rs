@@ -30,7 +30,7 @@ pub enum ListError {
     Unexpected {
         /// The byte, as a character.
         found: char,
-        /// What belongs there.
+        /// The syntax that is expected there.
         wanted: &'static str,
         /// Number of entries before it.
         entries: u64,
@@ -40,7 +40,7 @@ pub enum ListError {
     NotAProcess {
         /// Number of entries before it.
         entries: u64,
-        /// What is wrong with it.
+        /// The error of the parser.
         cause: String,
     },
     /// An entry is larger than any process can be.
@@ -49,7 +49,7 @@ pub enum ListError {
         /// Number of entries before it.
         entries: u64,
     },
-    /// It stops in the middle.
+    /// The body ends before the array does.
     #[error("it ends without a closing bracket; entries in it: {entries}")]
     Truncated {
         /// Number of entries before it.
@@ -373,7 +373,7 @@ mod tests {
         })
     }
 
-    /// What a decoder that holds the whole body says of it.
+    /// Returns the result of a decoder that holds the whole body.
     fn oracle(body: &[u8]) -> Option<Told> {
         let entries: Vec<Entry<'_>> = serde_json::from_slice(body).ok()?;
         // Arrays stand for structs there, and nowhere in a list of processes.
