@@ -78,7 +78,7 @@ impl fmt::Display for Account {
             (
                 "disagreeing",
                 Some(self.disagreeing),
-                "settled otherwise than the upstream says now; must be 0",
+                "settled, but the upstream reports another outcome; must be 0",
             ),
             (
                 "lost",
@@ -103,7 +103,7 @@ impl fmt::Display for Account {
             (
                 "started twice",
                 self.started_twice,
-                "in one life of the upstream; must be 0",
+                "in one incarnation of the upstream; must be 0",
             ),
         ] {
             let count = count.map_or_else(|| "?".to_owned(), |count| count.to_string());

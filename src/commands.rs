@@ -152,13 +152,13 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     }
     let stop = process::stop_on_signals()?;
     let store = Store::open_existing(&args.database.database_url)?;
-    let tell = |removed: &Removed| {
+    let on_batch = |removed: &Removed| {
         let orders = removed.orders();
         let noun = if orders == 1 { "order" } else { "orders" };
         process::print(format_args!("  {:<8} {orders} {noun} so far\n", "pruned"));
     };
     let removed = &mut pruning.removed;
-    let end = prune::run(&store, settled_before, &stop.requested, removed, tell).await;
+    let end = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
     store.checkpoint().await;
     pruning.free_bytes = Some(store.free_bytes().await?);
     process::print(pruning);

@@ -47,7 +47,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         None => {
             let listener = server::listen(args.simulator_listen, "--simulator-listen").await?;
             let url = url_at(&listener)?;
-            let url: UpstreamUrl = url.parse().context("the simulator has an odd address")?;
+            let url: UpstreamUrl = url.parse().context("parsing the simulator's URL failed")?;
             (url, Some(listener))
         }
     };
@@ -268,7 +268,7 @@ fn choices() -> impl Iterator<Item = Choice> {
             "calm" => "nothing goes wrong",
             "flaky" => "one request in four or five fails",
             "crashing" => {
-                "it crashes 2 s after its first start, then after 20 s, in turn, and forgets all"
+                "it crashes 2 s after its first start, then after 20 s, alternating, and forgets all"
             }
             _ => "nothing works in the first 20 s of each minute of the clock",
         };

@@ -286,7 +286,7 @@ impl OrderDetails {
                  {detail}."
             ),
             Reason::UpstreamUnreachable if self.is_upstream_down() => {
-                "The upstream is down, so nothing can be asked about any order.".to_owned()
+                "The upstream is down, so no order can be polled.".to_owned()
             }
             Reason::UpstreamUnreachable if self.open.is_some_and(|open| open.intent.is_some()) => {
                 format!("No start of it has been confirmed {lasting}: {detail}.")
@@ -344,19 +344,19 @@ impl OrderDetails {
         if self.is_upstream_down() {
             return vec![
                 format!(
-                    "The upstream is asked again in the next pass{}, about one order for all. When \
-                     it answers, this order goes on by itself.",
+                    "The upstream is probed in the next pass{}, with one look-up. When it answers, this \
+                     order goes on by itself.",
                     self.pass_time(now)
                 ),
-                "Its status does not change before that: silence says nothing about its process."
+                "Its status does not change before that: no answer proves nothing about its process."
                     .to_owned(),
             ];
         }
         let reason = self.order.attention.as_ref().map(|a| a.reason);
         match (open.phase, open.intent, reason) {
             (_, Some(_), _) => vec![format!(
-                "Its process is looked for{}. If there is one, it is taken over. It is started again \
-                 only when a complete answer, asked for late enough, does not know it.",
+                "Its process is looked up{}. If there is one, it is adopted. It is started again only \
+                 when a complete answer to a request that was sent late enough does not know it.",
                 self.attempt_time(open, now)
             )],
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
@@ -434,7 +434,7 @@ impl OrderDetails {
     /// Returns sentences about the next events of an order whose process was forgotten.
     fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if open.restart_requested {
-            let again = "It is looked for once more when its turn comes, and started again if it is \
+            let again = "It is looked up once more when its turn comes, and started again if it is \
                          not found.";
             let mut lines = vec![again.to_owned()];
             lines.extend(self.queue_position(open, now));
@@ -455,10 +455,10 @@ impl OrderDetails {
             }
             Some(LostProcess::Hold) => "it is held until an operator decides",
             Some(LostProcess::Fail) => "it becomes FAILED",
-            None => "it goes as the reconciler's --lost-process says",
+            None => "the reconciler applies its --lost-process",
         };
         vec![format!(
-            "It is looked for again in the next pass{}{}. If it is missing still, {then}.",
+            "It is looked up again in the next pass{}{}. If it is still missing, {then}.",
             self.pass_time(now),
             not_before(open, now)
         )]
@@ -470,20 +470,20 @@ impl OrderDetails {
         };
         let advice = match attention.reason {
             Reason::UpstreamUnreachable if self.is_upstream_down() => {
-                "Mend the upstream, or the way to it. If it is well, look at the reconciler's \
-                 --order-process-url, at the token, and at what the detail says."
+                "Repair the upstream, or the network to it. If both work, check the reconciler's \
+                 --order-process-url, the token, and the detail."
             }
             Reason::UpstreamUnreachable => {
                 "Nothing has to be done if it goes away. If it does not, look in the upstream's log \
                  for this order."
             }
             Reason::StartRefused => {
-                "Find out in the upstream's log why it refuses, and mend it there: the order is tried \
-                 again from time to time."
+                "Find out in the upstream's log why it refuses, and repair it there: the order is \
+                 retried with backoff."
             }
             Reason::UnknownStatus => {
                 "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
-                 and FAILED: mend the upstream, or take a version of this program that knows more."
+                 and FAILED: repair the upstream, or upgrade this program."
             }
             Reason::ProcessLost => {
                 "Find out, at the payment provider or the warehouse, whether the work was done, and \

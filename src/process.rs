@@ -1,4 +1,4 @@
-//! The life of a process: logging, signals, exit codes, standard output.
+//! The process: logging, signals, exit codes, standard output.
 //!
 //! Nothing here knows what an order is.
 

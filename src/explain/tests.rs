@@ -107,7 +107,7 @@ fn check(case: &OrderDetails, says: &[&str]) {
 }
 
 #[test]
-fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that_takes() {
+fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
     let mut case = created();
     check(
         &case,
@@ -140,7 +140,7 @@ fn an_order_that_waits_for_its_turn_is_told_how_many_are_ahead_and_how_long_that
 }
 
 #[test]
-fn a_time_is_told_as_how_long_ago_and_as_a_moment() {
+fn a_time_is_written_as_an_age_and_as_a_moment() {
     check(
         &processing(),
         &[
@@ -223,7 +223,7 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
         "All processes that were due to be observed were last observed 2.0 s ago",
         "No start of it has been confirmed for 12 s (since 2026-11-22T09:59:48.000Z): it answered 501.",
         "answered with 501 3.0 s ago",
-        "Its process is looked for in 40 s (2026-11-22T10:00:40.000Z). If",
+        "Its process is looked up in 40 s (2026-11-22T10:00:40.000Z). If",
     ];
     check(&case, &says);
     let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
@@ -342,7 +342,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             &missed,
             &[
                 "process_lost for 12 s, and goes on by itself.",
-                "It is looked for again in the next pass",
+                "It is looked up again in the next pass",
                 then,
                 "The upstream had a process for it",
             ],
@@ -402,8 +402,8 @@ fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
         &[
             "The upstream has given no usable answer for 40 s (since 20",
             "connection refused",
-            "The upstream is down, so nothing can be asked about any order.",
-            "silence says nothing",
+            "The upstream is down, so no order can be polled.",
+            "no answer proves nothing",
             "--order-process-url",
         ],
     );

@@ -38,8 +38,8 @@ prop_compose! {
         entries
             .into_iter()
             .enumerate()
-            .map(|(place, (reason, at, age))| JournalEntry {
-                seq: place as i64 + 1,
+            .map(|(index, (reason, at, age))| JournalEntry {
+                seq: index as i64 + 1,
                 ..entry(
                     EventReason::ALL[reason],
                     Timestamp(NOW.0 + at),
@@ -76,11 +76,11 @@ proptest! {
         }
         let is_settled = |entry: &JournalEntry| entry.reason.to_status().is_settled();
         let mut settled_lately = 0;
-        for told in history.per_minute(NOW) {
-            let within = |entry: &JournalEntry| (told.at.0..told.at.0 + 60_000).contains(&entry.at.0);
+        for minute in history.per_minute(NOW) {
+            let within = |entry: &JournalEntry| (minute.at.0..minute.at.0 + 60_000).contains(&entry.at.0);
             let created = count(&|entry| entry.reason == EventReason::Created && within(entry));
             let settled = count(&|entry| is_settled(entry) && within(entry));
-            prop_assert_eq!((told.created, told.settled), (created, settled));
+            prop_assert_eq!((minute.created, minute.settled), (created, settled));
             settled_lately += settled;
         }
         prop_assert_eq!(history.time_to_settle(NOW).len(), settled_lately);
@@ -122,10 +122,10 @@ fn the_last_of_sixty_minutes_is_the_present_one() {
     let at = |minutes: i64| Timestamp(NOW.0 - minutes * 60_000);
     let entries = [0, 59, 60].map(|age| entry(EventReason::Created, at(age), Duration::ZERO));
     let history = folded(&entries, NOW);
-    let told = history.per_minute(NOW);
-    assert_eq!(told.len(), MINUTES);
-    assert_eq!((told[0].created, told[59].created), (1, 1));
-    assert_eq!(told[59].at, Timestamp(10 * 86_400_000));
+    let minutes = history.per_minute(NOW);
+    assert_eq!(minutes.len(), MINUTES);
+    assert_eq!((minutes[0].created, minutes[59].created), (1, 1));
+    assert_eq!(minutes[59].at, Timestamp(10 * 86_400_000));
     assert_eq!(history.entries_with(EventReason::Created), 3);
 }
 

@@ -56,7 +56,9 @@ pub(super) fn apply(
             steps.extend(intent_cleared(decision));
             let observed = observation.map(|observation| &observation.observed);
             let detail = attention_detail(reason, order.starts, observed, refusal);
-            steps.push(Transition::Flagged(trouble(order, id, reason, detail, now)));
+            steps.push(Transition::Flagged(attention(
+                order, id, reason, detail, now,
+            )));
         }
         Action::ClearAttention => steps.push(Transition::Cleared),
     }
@@ -87,7 +89,7 @@ pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
 }
 
 /// Returns an attention of this order, with the moment of its next attempt by the backoff.
-pub(super) fn trouble(
+pub(super) fn attention(
     order: &OpenOrder,
     id: &str,
     reason: Reason,

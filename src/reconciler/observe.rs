@@ -429,10 +429,10 @@ fn undetermined(observations: &Observations, now: Timestamp) -> Vec<OrderChange>
             observations.orders.ids().get(*index),
         );
         let detail = failure.detail.clone();
-        let trouble = effects::trouble(&order, id, Reason::UpstreamUnreachable, detail, now);
+        let attention = effects::attention(&order, id, Reason::UpstreamUnreachable, detail, now);
         OrderChange {
             seq: order.seq,
-            step: Transition::Delayed(trouble),
+            step: Transition::Delayed(attention),
         }
     });
     let mut changes: Vec<OrderChange> = failed.collect();

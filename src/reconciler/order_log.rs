@@ -61,15 +61,17 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
         Transition::Settled(Outcome::Failed) => format!("FAILED after {took}"),
         Transition::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
         Transition::Missed { .. } => "is not known to the upstream any more".to_owned(),
-        Transition::GivenUp { trouble, .. }
-        | Transition::Delayed(trouble)
-        | Transition::Flagged(trouble) => {
-            let next = span(trouble.next_attempt_at.since(now));
-            match trouble.reason {
+        Transition::GivenUp {
+            trouble: attention, ..
+        }
+        | Transition::Delayed(attention)
+        | Transition::Flagged(attention) => {
+            let next = span(attention.next_attempt_at.since(now));
+            match attention.reason {
                 Reason::UpstreamUnreachable => {
-                    format!("is tried again in {next}: {}", trouble.detail)
+                    format!("is tried again in {next}: {}", attention.detail)
                 }
-                reason => format!("needs attention, {}: {}", reason.as_str(), trouble.detail),
+                reason => format!("needs attention, {}: {}", reason.as_str(), attention.detail),
             }
         }
         Transition::Intended { .. }

@@ -50,9 +50,9 @@ impl Report {
                 Transition::Settled(_) => report.settled += 1,
                 Transition::Missed { .. } => report.missed += 1,
                 Transition::FailedByPolicy => report.failed_by_policy += 1,
-                Transition::Flagged(trouble) => {
+                Transition::Flagged(attention) => {
                     report.flagged += 1;
-                    report.refused += usize::from(trouble.reason == Reason::StartRefused);
+                    report.refused += usize::from(attention.reason == Reason::StartRefused);
                 }
                 Transition::Intended { .. }
                 | Transition::Counted { .. }

@@ -220,13 +220,13 @@ impl<U, C> Context<U, C> {
         let StartCandidate { id, order } = candidate;
         let id = id.as_str();
         log::debug!("start given up order={id:?} reason={detail:?}");
-        let mut trouble = effects::trouble(order, id, Reason::UpstreamUnreachable, detail, now);
+        let mut attention = effects::attention(order, id, Reason::UpstreamUnreachable, detail, now);
         let counts_from = now.after(self.settings.request_timeout);
-        trouble.next_attempt_at = trouble.next_attempt_at.max(counts_from);
+        attention.next_attempt_at = attention.next_attempt_at.max(counts_from);
         Transition::GivenUp {
             answer,
             is_counted: is_in_doubt(answer),
-            trouble,
+            trouble: attention,
         }
     }
 }
