@@ -45,7 +45,7 @@
 //! | `lists::fifteen_hundred_slow_lists_hold_up_no_one_else` | opens 1,536 connections |
 //! | `lists::a_slow_reader_holds_up_neither_others_nor_the_database` | 16,000 orders are needed to fill a connection |
 //! | `waiting::a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others` | opens 1,200 connections |
-//! | `life::two_thousand_orders_settle_as_the_upstream_says` | 2,000 orders |
+//! | `life::a_thousand_orders_settle_as_the_upstream_says` | 1,000 orders |
 //! | `programs::databases::a_database_that_is_locked_for_five_seconds_ends_with_3` | each program waits 5 s for the lock |
 //! | `programs::health::the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answers` | the command waits 5 s for an answer |
 //! | `trouble::a_process_that_is_stopped_while_it_writes_stops_writes_alone_until_it_goes_on_or_dies` | a write waits 5 s for its turn |
