@@ -37,7 +37,7 @@ async fn a_thousand_orders_settle_as_the_upstream_says() {
     let api = world.api(&[]);
     let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
-    let ids = (0..2_000).map(|n| format!("order-{n}")).collect();
+    let ids = (0..1_000).map(|n| format!("order-{n}")).collect();
     create_all(&client, &api.url, ids, 16).await;
     let orders = client.settled(&api.url, 1_000).await;
     assert_agree(&world, &orders);
