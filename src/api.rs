@@ -1,13 +1,13 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
-//! It records intent and reports state; it never calls the order process service. All paths and
-//! methods are in `api/routes.rs`, what a request may look like in `api/request.rs`. Single orders are
-//! in `api/order.rs`, lists in `api/order_list.rs`, events in `api/events.rs`, and what wakes those who
-//! wait for a change in `api/change_feed.rs`. How many read the database at once is in `api/reads.rs`. The JSON of orders and events is in `api/json.rs`, errors
-//! are in `api/problem.rs`. The health of the program is in `api/health.rs`, what is known of all
-//! orders together in `api/stats_cache.rs`, `api/stats.rs` and `api/metrics.rs`, counts of requests in
-//! `api/http_metrics.rs`, pages for people in `api/pages.rs`. The routes that only `order-service dev`
-//! serves are handed in.
+//! It records intent and reports state; it never calls the order process service. Routes are in
+//! `api/routes.rs`, request parsing in `api/request.rs`. Single orders are in `api/order.rs`, lists
+//! in `api/order_list.rs`, events in `api/events.rs`, the notification of changes in
+//! `api/change_feed.rs`. `api/reads.rs` limits concurrent database reads. The JSON of orders and
+//! events is in `api/json.rs`, errors are in `api/problem.rs`. Health checks are in
+//! `api/health.rs`, figures of all orders in `api/stats_cache.rs`, `api/stats.rs` and
+//! `api/metrics.rs`, request counts in `api/http_metrics.rs`, HTML pages in `api/pages.rs`. Callers
+//! pass in the routes that only `order-service dev` serves.
 
 mod change_feed;
 mod events;
@@ -61,40 +61,40 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
     routes::ROUTES.iter().map(|route| route.template)
 }
 
-/// What the handlers share.
+/// State that the handlers share.
 pub struct Api {
     store: Store,
     health: Health,
     overview: StatsCache,
     traffic: HttpMetrics,
     watcher: Arc<ChangeFeed>,
-    /// Reads of pages.
+    /// Limits concurrent page reads.
     lists: Arc<Reads>,
-    /// Of the server that serves this.
+    /// Statistics of the server that serves this API.
     connections: ConnectionStats,
-    /// Looks at single orders that may be made on the threads that serve everyone.
+    /// Permits to read single orders on the runtime's worker threads.
     looks: Semaphore,
     draining: CancellationToken,
     site: Site,
     dev: Dev,
-    /// The beginning of the commands that explanations show.
+    /// Prefix of the commands that explanations show.
     invocation: Invocation,
 }
 
-/// A handler of paths that the API does not know: `None` for those that it does not know either.
+/// A handler of paths that the API does not have. Returns `None` for unknown paths.
 pub(crate) type Handler =
     Box<dyn Fn(&Method, &str) -> Option<Result<Response, Problem>> + Send + Sync>;
 
 /// Additions of `order-service dev`.
 enum Dev {
-    /// The program is another one.
+    /// Not `order-service dev`.
     Off,
-    /// The dashboard creates orders; this handler, if there is one, breaks and mends the simulator.
+    /// The dashboard creates orders. The handler, if any, breaks and repairs the simulator.
     On(Option<Handler>),
 }
 
 impl Dev {
-    /// The word by which the dashboard knows it.
+    /// Returns the value that the dashboard uses for this mode.
     fn label(&self) -> &'static str {
         match self {
             Self::Off => "none",
@@ -105,8 +105,8 @@ impl Dev {
 }
 
 impl Api {
-    /// An API on a database, served as `site`. From `draining` on it tells that it is not ready, and no
-    /// one waits for a change any more.
+    /// Returns an API on a database, served as `site`. Once `draining` is cancelled, it reports
+    /// that it is not ready, and requests stop waiting for changes.
     ///
     /// # Panics
     /// Outside of the tokio runtime that is to serve it.
@@ -114,8 +114,8 @@ impl Api {
         Self::with(store, site, draining, Dev::Off)
     }
 
-    /// Like [`Api::new`], for `order-service dev`: the dashboard creates orders, and breaks and mends
-    /// the simulator through `handler`, if there is one.
+    /// Like [`Api::new`], for `order-service dev`: the dashboard creates orders, and breaks and
+    /// repairs the simulator through `handler`, if any.
     pub(crate) fn for_dev(
         store: Store,
         site: Site,
@@ -133,13 +133,13 @@ impl Api {
             watcher: Arc::new(ChangeFeed::new(&store)),
             lists: Arc::new(Reads::new(&store)),
             connections: ConnectionStats::within(server::raise_file_limit()),
-            // One of the threads is always left.
+            // One worker thread stays free for other requests.
             looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
             draining,
             site,
             invocation: match dev {
                 Dev::Off => Invocation::elsewhere(),
-                // Whoever looks at it sits at this machine.
+                // In dev mode the reader of an explanation is on this machine.
                 Dev::On(_) => Invocation::here(process::program_name(), store.path()),
             },
             dev,
@@ -147,7 +147,7 @@ impl Api {
         })
     }
 
-    /// Serves the API until `stop`, and until `others` have ended.
+    /// Serves the API until `stop` is cancelled and `others` have ended.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
@@ -158,7 +158,7 @@ impl Api {
         server::serve(listener, service, self.connections.clone(), stop, others).await;
     }
 
-    /// Everything that is served.
+    /// Returns all routes as one filter.
     pub fn routes(
         self: &Arc<Self>,
     ) -> impl Filter<Extract = (Response,), Error = warp::Rejection> + Clone + use<> {
@@ -172,7 +172,7 @@ impl Api {
             .then(Self::respond)
     }
 
-    /// Answers a request by its route, and counts it.
+    /// Responds to a request by its route, and counts it.
     async fn respond<B: Buf>(
         self: Arc<Self>,
         method: Method,
@@ -208,7 +208,7 @@ impl Api {
         response
     }
 
-    /// Refuses what is not clearly for this site, and changes that another site's page asks for.
+    /// Rejects requests for another host, and changes requested by another site's page.
     fn admit(
         &self,
         state: Option<ConnectionState>,
@@ -221,7 +221,7 @@ impl Api {
         self.site.check(method, headers).map_err(Problem::foreign)
     }
 
-    /// The answer of `order-service dev` to a path that the API does not have.
+    /// Returns the response of `order-service dev` to a path that the API does not have.
     fn dev_answer(&self, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
         match &self.dev {
             Dev::On(Some(handler)) => handler(method, path),
@@ -229,7 +229,7 @@ impl Api {
         }
     }
 
-    /// Calls the handler of a route. `segment` is what the route's template leaves open.
+    /// Calls the handler of a route. `segment` is the path segment matched by the route's template.
     async fn handle<B: Buf>(
         &self,
         route: &Route,
@@ -266,7 +266,7 @@ impl Api {
         warp::any().map(move || api.clone())
     }
 
-    /// `GET /order`: a page, or everything.
+    /// `GET /order`: a page, or all orders.
     async fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         let query = request::ListQuery::parse(query)?;
         let form = request::form(headers);
@@ -280,8 +280,8 @@ impl Api {
     }
 }
 
-/// A JSON answer, which no one may keep: what is so now may not be so soon. It ends with a newline,
-/// so that a shell's prompt is on a line of its own.
+/// Returns a JSON response that must not be cached, because state changes at any time. The body
+/// ends with a newline, so that a shell's prompt starts on its own line.
 pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
     body.push(b'\n');
     let mut response = body.into_response();
@@ -296,7 +296,7 @@ fn answer(result: Result<Response, Problem>) -> Response {
     result.unwrap_or_else(Problem::reply)
 }
 
-/// The query as it was sent, empty if there was none.
+/// Extracts the raw query string, empty if there is none.
 fn query() -> impl Filter<Extract = (String,), Error = Infallible> + Copy {
     warp::query::raw().or(warp::any().map(String::new)).unify()
 }

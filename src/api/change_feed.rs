@@ -1,8 +1,9 @@
-//! Notices what happens to orders, whichever process wrote it, and wakes those who wait for it.
+//! Change feed: polls the journal for changes to orders, made by any process, and wakes waiting
+//! requests and streams.
 //!
-//! There is one of these in a process, and it looks at the database only while someone waits. It
-//! reads each event once; who waits for one order is woken by it, and streams share what was read.
-//! What is waited for and what is said then is in `api/order.rs` and `api/events.rs`.
+//! There is one feed per process, and it polls the database only while a request or stream waits.
+//! It reads each event once: a settled event wakes the requests that wait for its order, and all
+//! streams share the events. Waiting requests are in `api/order.rs`, streams in `api/events.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,46 +16,46 @@ use super::reads::{Permitted, Reads};
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
-/// Wait before the next attempt when the database cannot be read.
+/// Delay before the next poll after a failed read: a database that fails rarely recovers sooner.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Wait after new events, for each stream: a stream that is woken takes some microseconds, which a
-/// thousand commits a second would multiply. What comes meanwhile is told together.
+/// Delay after a batch of events, per stream. Waking a stream takes some microseconds, which a
+/// thousand commits a second would multiply. Events that arrive during the delay form one batch.
 const PAUSE_PER_STREAM: Duration = Duration::from_micros(50);
 
-/// Events that are read at once. With the longest ids they take 300 KB, once in a process.
+/// Maximum number of events per batch. With the longest ids a batch takes 300 KB, once per process.
 const BATCH_MAX: usize = 500;
 
-/// Wakes those who wait for changes of orders.
+/// Wakes requests and streams that wait for changes to orders.
 pub(super) struct ChangeFeed(Arc<Shared>);
 
 struct Shared {
     store: Store,
     state: Mutex<State>,
-    /// The newest events. Its receivers are the streams.
+    /// The newest batch of events. Each stream holds a receiver.
     latest: watch::Sender<Arc<Batch>>,
     reads: Reads,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether someone looks.
+    /// Set while a task polls the journal.
     is_polling: bool,
-    /// The position up to which all events were told, while someone looks.
+    /// Cursor after the last published event. Valid only while polling.
     told: Cursor,
-    /// Those who wait, by the order's place; the second number tells them apart.
+    /// Waiting requests by the order's sequence number; the second number makes the key unique.
     waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
     next_number: u64,
 }
 
-/// Successive events of all orders.
+/// Consecutive events of all orders.
 pub(super) struct Batch {
-    /// The event before the first of them.
+    /// Sequence number of the event before the first.
     pub after: i64,
-    /// The position after the last of them.
+    /// Cursor after the last event.
     pub last: Cursor,
     events: Vec<Event>,
-    /// All of them as a stream sends them: written once, by the first stream that needs it.
+    /// The events in the stream format, serialised once by the first stream that needs them.
     text: OnceLock<Bytes>,
 }
 
@@ -68,12 +69,12 @@ impl Batch {
         }
     }
 
-    /// No events, up to this position.
+    /// Returns a batch without events, at this cursor.
     fn nothing(at: Cursor) -> Arc<Self> {
         Arc::new(Self::new(at, Vec::new(), at))
     }
 
-    /// Those that come after the event `after`, of all orders or of one, as `write` writes them.
+    /// Returns the events after `after`, of all orders or of one, serialised by `write`.
     pub fn text(
         &self,
         after: i64,
@@ -92,15 +93,15 @@ impl Batch {
     }
 }
 
-/// What came of the wish to wait.
+/// Result of [`ChangeFeed::wait_for`].
 pub(super) enum Waiting {
-    /// It will be woken.
+    /// The request is registered and will be woken.
     Begun(Waiter),
-    /// Something may have happened to the order since it was read.
+    /// The order may have changed since it was read; read it again.
     Missed,
 }
 
-/// Someone who waits until an order is settled; from the drop on no one does.
+/// A request that waits until an order is settled. Deregistered on drop.
 pub(super) struct Waiter {
     shared: Arc<Shared>,
     key: (i64, u64),
@@ -110,7 +111,7 @@ pub(super) struct Waiter {
 impl Waiter {
     /// Returns once the order is settled.
     pub async fn settled(&mut self) {
-        // The other end is dropped to wake this one.
+        // Dropping the sender wakes the receiver.
         let _ = (&mut self.woken).await;
     }
 }
@@ -121,17 +122,17 @@ impl Drop for Waiter {
     }
 }
 
-/// A stream's share in what is noticed, as long as there is the watcher.
+/// A stream's subscription to the feed.
 pub(super) struct Subscription(watch::Receiver<Arc<Batch>>);
 
 impl Subscription {
-    /// The newest events that were read. All up to the last of them can be read from the
-    /// database too.
+    /// Returns the newest batch. Its events, and all before them, are also in the database.
     pub fn latest(&mut self) -> Arc<Batch> {
         self.0.borrow_and_update().clone()
     }
 
-    /// Returns when there are others than [`Subscription::latest`] has last told.
+    /// Returns once there is a newer batch than the last one that [`Subscription::latest`]
+    /// returned.
     pub async fn news(&mut self) {
         let _ = self.0.changed().await;
     }
@@ -147,8 +148,8 @@ impl ChangeFeed {
         }))
     }
 
-    /// Waits until the order at this place is settled, which it was not at the position
-    /// `newest_event`.
+    /// Registers a request that waits until the order with this sequence number is settled.
+    /// `newest_event` is the cursor as of which the order was read and not yet settled.
     pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Waiting {
         let mut state = self.0.state();
         if state.is_polling && newest_event.seq < state.told.seq {
@@ -166,13 +167,13 @@ impl ChangeFeed {
         })
     }
 
-    /// How many requests wait, and how many streams are open.
+    /// Returns the number of waiting requests and of open streams.
     pub fn taken(&self) -> (usize, usize) {
         let waiting = self.0.state().waiting.len();
         (waiting, self.0.latest.receiver_count())
     }
 
-    /// Subscribes to what comes after the position `newest_event`, and perhaps to some of what was before.
+    /// Subscribes to all events after `newest_event`. Earlier events may be delivered too.
     pub fn subscribe(&self, newest_event: Cursor) -> Subscription {
         let mut state = self.0.state();
         let subscription = Subscription(self.0.latest.subscribe());
@@ -180,19 +181,19 @@ impl ChangeFeed {
         subscription
     }
 
-    /// Has someone look for what comes after the position `newest_event`, unless someone looks.
+    /// Starts polling after `newest_event`, unless a task is polling already.
     fn wake(&self, state: &mut State, newest_event: Cursor) {
         if state.is_polling {
             return;
         }
         state.is_polling = true;
         state.told = newest_event;
-        // What happened while no one looked is not told: who needs it reads it.
+        // Events from before polling began are not published: streams read them from the database.
         self.0.latest.send_replace(Batch::nothing(newest_event));
         tokio::spawn(self.0.clone().look());
     }
 
-    /// The store, when those who read it before have: a thousand who are woken together.
+    /// Waits for a read permit, so that a thousand requests woken together do not read all at once.
     pub async fn store(&self) -> Permitted<'_> {
         self.0.reads.store().await
     }
@@ -203,7 +204,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks for events until no one waits for any.
+    /// Polls for events until nothing waits for them.
     async fn look(self: Arc<Self>) {
         let mut changes = None;
         let mut is_failing = false;
@@ -244,16 +245,16 @@ impl Shared {
         self.store.events(None, told, BATCH_MAX).await
     }
 
-    /// The position up to which all events were told; nothing if no one waits for another one, from
-    /// when on no one looks either.
+    /// Returns the cursor after the last published event. If nothing waits for more, marks polling
+    /// as stopped and returns `None`.
     fn told_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
         state.is_polling = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
         state.is_polling.then_some(state.told)
     }
 
-    /// Goes on with what comes next, because some of what was not told yet was removed. It may have
-    /// been about any order, so all who wait look for themselves, and so do the streams.
+    /// Resumes after the newest event, because events that were not yet published were pruned. They
+    /// may concern any order, so all waiting requests and streams are woken to read for themselves.
     async fn skip(&self) {
         match self.store.newest_event().await {
             Ok(newest) => {
@@ -263,12 +264,12 @@ impl Shared {
                 drop(state);
                 self.latest.send_replace(Batch::nothing(newest));
             }
-            // The next look will tell.
+            // The next poll tries again.
             Err(error) => log::debug!("the newest event cannot be read: {error}"),
         }
     }
 
-    /// Wakes those who wait for the orders that were settled, and then the streams.
+    /// Publishes a batch: wakes the requests whose orders were settled, then the streams.
     fn tell(&self, batch: Batch) {
         {
             let mut state = self.state();
@@ -293,13 +294,13 @@ mod tests {
 
     struct Bench {
         _folder: tempfile::TempDir,
-        /// The store that orders are created and settled in.
+        /// A second store, in which orders are created and settled.
         other: Store,
         watcher: ChangeFeed,
     }
 
     impl Bench {
-        /// Another process creates and settles.
+        /// Creates and settles orders through another connection, as another process does.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = DatabaseUrl::from(folder.path().join("orders.db"));
@@ -310,7 +311,8 @@ mod tests {
             }
         }
 
-        /// The watcher's own process creates and settles, and no other is polled for.
+        /// Creates and settles orders in the feed's own process, and does not poll for other
+        /// processes.
         fn in_one_process() -> Self {
             let bench = Self::new();
             Self {
@@ -327,7 +329,7 @@ mod tests {
             }
         }
 
-        /// Two events: it is PROCESSING, and then settled.
+        /// Records two events: PROCESSING, then settled.
         async fn settle(&self, seq: i64) {
             let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
             let changes = steps.map(|step| OrderChange { seq, step });
@@ -375,12 +377,12 @@ mod tests {
         let seq = bench.create("a1").await;
         let other = bench.create("a2").await;
         bench.settle(seq).await;
-        // No one has looked: the first to wait has the events read from where it stands.
+        // Nothing polls yet: the first waiter starts polling from its own cursor.
         let mut waiter = bench.begin(seq, Cursor::bare(2));
         let mut stays = bench.begin(other, Cursor::bare(4));
         waiter.settled().await;
         assert!(stays.woken.try_recv().is_err());
-        // Someone has: who stands before that has to look again.
+        // Polling has passed this cursor: a waiter with an older one must read the order again.
         let missed = bench.watcher.wait_for(seq, Cursor::bare(2));
         assert!(matches!(missed, Waiting::Missed));
         bench.settle(other).await;
@@ -430,12 +432,12 @@ mod tests {
         bench.create("last").await;
         let removed = bench.other.prune(vec![seq], Timestamp(9), Timestamp(9));
         assert_eq!(removed.await.unwrap().orders(), 1);
-        // As if it had been read before it was settled.
+        // The cursors are those of a read before the order was settled.
         let mut waiters = [bench.begin(seq, newest), bench.begin(other, newest)];
         for waiter in &mut waiters {
             waiter.settled().await;
         }
-        // From then on it goes on as ever.
+        // Later changes are delivered as usual.
         let mut again = bench.begin(other, Cursor::bare(5));
         bench.settle(other).await;
         again.settled().await;
@@ -451,7 +453,7 @@ mod tests {
             bench.settle(seq).await;
             while seen < 3 * (n + 1) {
                 let batch = subscription.latest();
-                // What was overwritten in the meantime is read from the database.
+                // Events that a newer batch has replaced are read from the database.
                 let missing = (batch.after - seen).max(0) as usize;
                 let gap = bench.other.events(None, Cursor::bare(seen), missing).await;
                 let (gap, _) = gap.unwrap();

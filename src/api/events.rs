@@ -1,10 +1,9 @@
-//! The journal: a page of events, or all of them and those to come as server-sent events.
+//! The journal: a page of events, or a stream of server-sent events.
 //!
-//! A stream takes what is new from the watcher, which reads it once for all streams; one that is
-//! behind reads for itself, a page at a time, and only when its client has taken the page before.
-//! It ends when its client goes, when the program is about to end, or when events were pruned that
-//! it had not sent yet: its client connects again with the id of the last event that it got, and is
-//! refused.
+//! A stream takes new events from the change feed, which reads them once for all streams. A stream
+//! that is behind reads pages from the database, each only after its client has taken the previous
+//! one. It ends when the client disconnects, at shutdown, or when events that it has not sent were
+//! pruned. In the last case the client reconnects with the id of its last event, and gets an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +26,15 @@ use super::request::{After, EventQuery, next_page};
 use crate::order::{Event, OrderId};
 use crate::store::{Cursor, StoreError};
 
-/// How often a comment is sent, so that neither a proxy nor the client takes a stream for dead, and
-/// that a client that has gone without a word is noticed.
+/// Interval of comments. They keep proxies and clients from timing out an idle stream, and detect
+/// clients that have vanished without closing the connection.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A comment: a line that clients overlook.
+/// A comment, which clients ignore.
 const COMMENT: &[u8] = b":\n\n";
 
-/// Events that a stream reads at once while it is behind: some 30 KB, or 130 KB with the longest
-/// ids, which is what a client that reads slowly costs, besides what the connection buffers.
+/// Events per read while a stream is behind. They take some 30 KB, or 130 KB with the longest ids;
+/// a slow client holds that much memory besides the connection's buffers.
 const STREAM_PAGE: usize = 200;
 
 impl Api {
@@ -95,7 +94,7 @@ impl Api {
         let newest = self.watcher.store().await.newest_event().await;
         let newest = newest.map_err(store_problem)?;
         if let After::Event(position) = after {
-            // Refused now, which is not possible any more once the stream has begun.
+            // Fail now: once the stream has begun, the status can no longer change.
             let order = order.as_ref();
             let store = self.watcher.store().await;
             let read = store.events(order, position, 0).await;
@@ -151,13 +150,13 @@ fn stream_answer(
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // Asks nginx, and those who imitate it, not to hold events back until there are many.
+    // Keep nginx and compatible proxies from buffering events.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
-/// Events as a stream sends them (the HTML standard, section 9.2.6). The id of each is the position
-/// to go on from, as of when the event before `next` was read.
+/// Serialises events in the stream format (the HTML standard, section 9.2.6). The id of each is the
+/// cursor to resume from, as of the read before `next`.
 fn sent<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> Bytes {
     let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 30));
     for event in events {
@@ -169,8 +168,9 @@ fn sent<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> Bytes {
     Bytes::from(text)
 }
 
-/// The first event of a stream of what is to come: the position where it begins, for a client that
-/// loses the connection before the next event. It has data, without which many clients drop the id.
+/// Returns the first event of a stream of future events. Its id is the cursor where the stream
+/// begins, for a client that loses the connection before the next event. It has data, because many
+/// clients drop the id of an event without data.
 fn beginning(newest: Cursor) -> Bytes {
     let seq = newest.seq;
     Bytes::from(format!(
@@ -178,13 +178,13 @@ fn beginning(newest: Cursor) -> Bytes {
     ))
 }
 
-/// A stream of events on its way to a client.
+/// A stream of events to one client.
 struct EventStream {
     watcher: Arc<ChangeFeed>,
     subscription: Subscription,
-    /// What is sent before any event.
+    /// The event that is sent first, if any.
     beginning: Option<Bytes>,
-    /// The position after the last event that was sent, or that is not for this stream.
+    /// Cursor after the last event that was sent or filtered out.
     after: Cursor,
     order: Option<OrderId>,
     comments: Interval,
@@ -193,8 +193,8 @@ struct EventStream {
 }
 
 impl EventStream {
-    /// The pieces of the body. None is made before the one before it was taken. After an error
-    /// there are no more, and the connection breaks: the client connects again.
+    /// Returns the chunks of the body, each produced after the previous one was taken. An error
+    /// ends the stream and breaks the connection, so that the client reconnects.
     fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut stream| async {
             let piece = stream.next().await.transpose()?;
@@ -210,7 +210,7 @@ impl EventStream {
         })
     }
 
-    /// The next piece; nothing at the end.
+    /// Returns the next chunk, or `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         if let Some(beginning) = self.beginning.take() {
             return Ok(Some(beginning));
@@ -242,14 +242,14 @@ impl EventStream {
         Ok(None)
     }
 
-    /// A page from the database, which has all events up to `known`.
+    /// Reads a page from the database, which contains all events up to `known`.
     async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.as_ref(), self.after);
         let store = self.watcher.store().await;
         let (events, mut next) = store.events(order, after, STREAM_PAGE).await?;
         drop(store);
         if events.len() < STREAM_PAGE {
-            // There is nothing else for this stream up to there.
+            // The order has no other events up to `known`.
             next = next.at(next.seq.max(known));
         }
         self.after = next;

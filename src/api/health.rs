@@ -1,7 +1,8 @@
-//! The health of the program and of all that it depends on.
+//! Health of the program and its dependencies.
 //!
-//! Ready means that orders can be created. An upstream that is down is reported, and does not make
-//! the API unready: orders are kept until it is back. The reconciler's health is decided in `health`.
+//! Ready means that orders can be created. An upstream that is down is reported but does not make
+//! the API unready: orders are stored until it is back. The reconciler's health is determined in
+//! `health`.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -18,10 +19,10 @@ use crate::order::{Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
 
-/// How long the database is believed to be as it was found. Finding out costs a disk flush.
+/// Time for which the result of a database check is reused, because each check costs a disk flush.
 const BELIEVED_FOR: Duration = Duration::from_secs(1);
 
-/// How long finding out may take.
+/// Timeout of a database check.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
@@ -48,7 +49,7 @@ pub(super) struct Check {
     pub detail: String,
 }
 
-/// The answer of a health path.
+/// Body of a health response.
 #[derive(Serialize)]
 pub(super) struct HealthReport {
     status: &'static str,
@@ -56,13 +57,13 @@ pub(super) struct HealthReport {
 }
 
 pub(super) const OK: &str = "ok";
-/// Orders can be created, and something else is failing.
+/// Status when orders can be created but another check fails.
 const DEGRADED: &str = "degraded";
 const FAILING: &str = "failing";
 const UNKNOWN: &str = "unknown";
 
 impl HealthReport {
-    /// Made of the checks on which the status code depends, and of others.
+    /// Builds a report from checks that determine the status code, and others that do not.
     fn new(checks: Vec<Check>, others: Vec<Check>) -> Self {
         let status = if checks.iter().any(|check| check.status != OK) {
             FAILING
@@ -86,14 +87,14 @@ impl HealthReport {
     }
 }
 
-/// The process runs, or there would be no answer.
+/// Returns the liveness report: always healthy, because the process responds.
 pub(super) fn live() -> HealthReport {
     HealthReport::new(Vec::new(), Vec::new())
 }
 
 impl Health {
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// If called outside of a tokio runtime.
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         let draining_since = Arc::new(OnceLock::new());
         let (begun, begun_at) = (draining.clone(), draining_since.clone());
@@ -111,12 +112,12 @@ impl Health {
         }
     }
 
-    /// Whether orders can be created.
+    /// Checks that orders can be created.
     pub async fn ready(&self) -> HealthReport {
         HealthReport::new(vec![self.database().await, self.accepting()], Vec::new())
     }
 
-    /// The same, and how the upstream and the reconciler are.
+    /// Like [`Self::ready`], but also checks the upstream and the reconciler.
     pub async fn all(&self) -> HealthReport {
         HealthReport::new(
             vec![self.database().await, self.accepting()],
@@ -143,7 +144,7 @@ impl Health {
         }
     }
 
-    /// Whether the database can be written: tried once for all who ask at the same time.
+    /// Checks that the database can be written. Concurrent callers share one check.
     pub async fn database(&self) -> Check {
         let mut known = self.database.lock().await;
         if let Some(probed) = &*known
@@ -164,7 +165,7 @@ impl Health {
                 "orders cannot be written: a write has waited for too long",
             ),
         };
-        // Requests notice a change before someone asks.
+        // Failed writes of requests are known before the next check.
         let writing = self.store.writer_stats();
         let changed_at = match status {
             OK => writing.succeeding_since,
@@ -237,7 +238,7 @@ mod tests {
     use crate::order::OrderId;
     use crate::store::{DatabaseUrl, Mode};
 
-    /// Longer than a clock's tick, and than anything else takes here.
+    /// Longer than a clock tick, and than any other step of these tests takes.
     const PAUSE: Duration = Duration::from_millis(300);
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! Counts of requests by route, method and status, with the time until their answers began. The label
-//! is the route, never the path, so that the number of series does not grow with the orders.
+//! Request counts and response times by route, method and status. The label is the route, never the
+//! path, so that the number of series does not grow with the number of orders.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,20 +9,20 @@ use warp::http::{Method, StatusCode};
 
 use crate::histogram::Histogram;
 
-/// Upper bounds of what an answer may take to begin, in microseconds: from a look at one order to
-/// the longest wait that can be asked for.
+/// Upper bounds of the response time buckets, in microseconds: from the read of one order to the
+/// longest wait that a client can request.
 pub(super) const ANSWERED_WITHIN_US: [u64; 13] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
     15_000_000, 60_000_000,
 ];
 
-/// All paths without a route, and all methods without a label of their own.
+/// Label of all paths without a route, and of all methods without a label of their own.
 pub(super) const OTHER: &str = "other";
 
-/// The methods that are told apart.
+/// Methods that have a label of their own.
 const METHODS: [&str; 3] = ["GET", "HEAD", "POST"];
 
-/// What is told apart of requests.
+/// Labels of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Traits {
     pub route: &'static str,
@@ -30,12 +30,12 @@ pub(super) struct Traits {
     pub status: u16,
 }
 
-/// Times until answers began, in microseconds.
+/// Histograms of the time until the response began, in microseconds.
 #[derive(Default)]
 pub(super) struct HttpMetrics(Mutex<BTreeMap<Traits, Histogram>>);
 
 impl HttpMetrics {
-    /// Counts a request that is being answered.
+    /// Counts a request once its response begins.
     pub fn count(&self, route: &'static str, method: &Method, status: StatusCode, took: Duration) {
         let traits = Traits {
             route,
@@ -47,7 +47,7 @@ impl HttpMetrics {
         times.count_us(&ANSWERED_WITHIN_US, took);
     }
 
-    /// What was counted so far.
+    /// Returns the counts so far.
     pub fn snapshot(&self) -> BTreeMap<Traits, Histogram> {
         self.0
             .lock()

@@ -6,7 +6,7 @@ use warp::http::header::HeaderValue;
 
 use crate::order::{Attention, Event, EventReason, Order, OrderId, Rfc3339, Status};
 
-/// Size of an order as JSON, about, in bytes.
+/// Approximate size of an order as JSON, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
 
 /// An order as JSON.
@@ -61,11 +61,11 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
     body
 }
 
-/// Appends an order, as `OrderJson` is serialised.
+/// Appends an order, in the form in which `OrderJson` is serialised.
 ///
-/// Lists have orders by the million, and hardly a byte in them has to be escaped. A serialiser looks for
-/// such bytes in names, statuses and times too: with it a list of a million orders took 25 % longer
-/// (`scripts/bench list`, 2.06 against 1.65 million orders a second, in turns).
+/// Lists contain millions of orders, and hardly a byte in them needs escaping. A serialiser checks
+/// names, statuses and times for such bytes too: with it a list of a million orders took 25 %
+/// longer (`scripts/bench list`, alternating runs: 2.06 against 1.65 million orders a second).
 pub fn write_order(body: &mut Vec<u8>, order: &Order) {
     body.extend_from_slice(b"{\"id\":");
     let id = order.id.as_str();
@@ -98,14 +98,14 @@ pub fn write_order(body: &mut Vec<u8>, order: &Order) {
     }
 }
 
-/// Returns whether no byte of a text has to be escaped (RFC 8259, section 7).
+/// Returns true if no byte of a text needs escaping (RFC 8259, section 7).
 fn is_plain(text: &str) -> bool {
     let is_plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
-    // To the end, whatever is found: that takes many bytes at a time.
+    // No early exit: this way the loop is vectorised.
     text.bytes().fold(true, |all, byte| all & is_plain(byte))
 }
 
-/// Size of an event as JSON, about, in bytes.
+/// Approximate size of an event as JSON, in bytes.
 pub(super) const EVENT_BYTES: usize = 140;
 
 #[derive(Serialize)]
@@ -118,7 +118,7 @@ struct EventJson<'a> {
     reason: EventReason,
 }
 
-/// Appends an event, in one line.
+/// Appends an event, on one line.
 pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
     let event = EventJson {
         seq: event.seq,
@@ -136,17 +136,17 @@ pub(super) fn write(body: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(body, value).expect("strings and numbers can be written to memory");
 }
 
-/// What needs no escape in a path segment (RFC 3986, section 2.3).
+/// Characters that are percent-encoded in a path segment (RFC 3986, section 2.3).
 const PATH_ESCAPES: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// What the path of each order begins with.
+/// Prefix of every order's path.
 const ORDERS: &str = "/order/";
 
-/// The path of an order, as a header.
+/// Returns the path of an order, as a header value.
 pub(super) fn location(id: &OrderId) -> HeaderValue {
     let id = id.as_str();
     let mut path = String::with_capacity(ORDERS.len() + id.len());
@@ -171,7 +171,7 @@ mod tests {
         #[test]
         fn an_order_is_read_as_it_was_written(
             id in any::<String>().prop_filter("no id", |id| OrderId::new(&**id).is_ok()),
-            // Control characters too.
+            // Includes control characters.
             detail in proptest::collection::vec(any::<char>(), 0..40),
             times in proptest::array::uniform4(0..1_i64 << 42),
             starts in any::<u32>(),

@@ -1,8 +1,9 @@
-//! `GET /metrics`: everything that is counted, for Prometheus. The reconciler's metrics are here too,
-//! because behind NAT nobody can reach that one: it leaves them in the database.
+//! `GET /metrics`: all metrics, for Prometheus. They include the reconciler's, which it writes to
+//! the database: behind NAT Prometheus cannot reach it.
 //!
-//! Names and units follow Prometheus' conventions; no label ever has the id of an order. The names
-//! and their meaning are in `table`, the text format in `exposition`; here the values are collected.
+//! Names and units follow Prometheus' conventions; no label ever contains the id of an order. Names
+//! and descriptions are in `table`, the text format in `exposition`; this module collects the
+//! values.
 
 mod exposition;
 mod table;
@@ -35,7 +36,7 @@ impl Api {
         let version = [env!("CARGO_PKG_VERSION")];
         metrics.add(&table::BUILD_INFO, [(version, Value::Real(1.0))]);
         let is_writable = self.health.database().await.status == OK;
-        // What the rest is made of may be told also while the database cannot be read.
+        // The remaining metrics are reported even while the database cannot be read.
         match self.overview.look(&self.store).await {
             Ok(seen) => {
                 orders(&mut metrics, &seen);
@@ -86,7 +87,7 @@ impl Api {
     }
 }
 
-/// The figures of the journal, and the orders that need attention.
+/// Adds the metrics of the journal, and of orders that need attention.
 fn orders(metrics: &mut Exposition, seen: &Seen) {
     let history = &seen.history;
     let by_status = Status::ALL.map(|of| each((of.as_str(), seen.orders(of) as f64)));
@@ -116,7 +117,7 @@ fn orders(metrics: &mut Exposition, seen: &Seen) {
     metrics.add(&table::ORDER_TIME_TO_SETTLE, [(UNLABELLED, within)]);
 }
 
-/// The database, and what this process writes to it.
+/// Adds the metrics of the database, and of this process's writes to it.
 fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: &WriterStats) {
     metrics.one(&table::DATABASE_WRITABLE, Some(f64::from(is_writable)));
     metrics.one(&table::DATABASE_BYTES, Some(sizes.database as f64));
@@ -138,7 +139,7 @@ fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: 
     metrics.add(&table::WRITES_REFUSED, refused);
 }
 
-/// The reconciler's report on itself.
+/// Adds the reconciler's metrics, from its heartbeat.
 fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bool) {
     let tally = &heartbeat.metrics;
     metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_late)));
@@ -153,7 +154,7 @@ fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bo
     metrics.add(&table::REPEATED_STARTS, count(tally.repeated_starts_sent()));
 }
 
-/// The reconciler's report on the upstream.
+/// Adds the upstream's metrics, as the reconciler reports them.
 fn upstream(metrics: &mut Exposition, seen: &Seen) {
     let heartbeat = &seen.glance.heartbeat;
     let learned = &heartbeat.learned;
@@ -194,22 +195,22 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     metrics.one(&table::PROCESSES_IN_FLIGHT_MAX, window);
 }
 
-/// A gauge's sample with one label.
+/// Returns a gauge's sample with one label.
 fn each<'a>((label, value): (&'static str, f64)) -> ([&'static str; 1], Value<'a>) {
     ([label], Value::Real(value))
 }
 
-/// The only sample of a counter.
+/// Returns the only sample of a counter without labels.
 fn count<'a>(count: u64) -> [([&'static str; 0], Value<'a>); 1] {
     [(UNLABELLED, Value::Count(count))]
 }
 
-/// A histogram of milliseconds, in seconds.
+/// Returns a histogram of milliseconds, scaled to seconds.
 fn ms<'a>(histogram: &'a Histogram, bounds: &'a [u64]) -> Value<'a> {
     scaled(histogram, bounds, 1e3)
 }
 
-/// A histogram of microseconds, in seconds.
+/// Returns a histogram of microseconds, scaled to seconds.
 fn us<'a>(histogram: &'a Histogram, bounds: &'a [u64]) -> Value<'a> {
     scaled(histogram, bounds, 1e6)
 }

@@ -1,4 +1,4 @@
-//! Prometheus' text format, version 0.0.4. What there is to write is in `api/metrics/table.rs`.
+//! Prometheus' text format, version 0.0.4. The metrics are defined in `api/metrics/table.rs`.
 
 use std::fmt::{Display, Write as _};
 
@@ -6,18 +6,18 @@ use super::table::{Metric, PREFIX};
 use crate::histogram::Histogram;
 use crate::order::Timestamp;
 
-/// The text's media type.
+/// Media type of the text format.
 pub(super) const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The values of no labels.
+/// The label values of a metric without labels.
 pub(super) const UNLABELLED: [&str; 0] = [];
 
 /// The value of a sample.
 pub(super) enum Value<'a> {
     Count(u64),
     Real(f64),
-    /// A histogram with the upper bounds of its buckets, in a unit of which `scale` make one of the
-    /// metric's.
+    /// A histogram with the upper bounds of its buckets. `scale` is the number of their units in
+    /// one unit of the metric.
     Histogram {
         histogram: &'a Histogram,
         bounds: &'a [u64],
@@ -25,15 +25,15 @@ pub(super) enum Value<'a> {
     },
 }
 
-/// Metrics as text, in the order in which they are added.
+/// Metrics in the text format, in the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Exposition {
     pub text: String,
 }
 
 impl Exposition {
-    /// Adds the samples of a metric, each with the values of its labels. A metric without samples is
-    /// absent.
+    /// Adds the samples of a metric, each with the values of its labels. Omits a metric without
+    /// samples.
     pub fn add<'a, L: Display, const N: usize>(
         &mut self,
         metric: &Metric,
@@ -82,23 +82,23 @@ impl Exposition {
         }
     }
 
-    /// Adds a metric without labels, unless its value is not known.
+    /// Adds a metric without labels, unless its value is unknown.
     pub fn one(&mut self, metric: &Metric, value: Option<f64>) {
         self.add(metric, value.map(|value| (UNLABELLED, Value::Real(value))));
     }
 
-    /// Adds a moment, in seconds since 1970, unless it is not known.
+    /// Adds a timestamp, in seconds since 1970, unless it is unknown.
     pub fn moment(&mut self, metric: &Metric, at: Option<Timestamp>) {
         self.one(metric, at.map(|at| at.0 as f64 / 1_000.0));
     }
 
     fn line(&mut self, line: impl Display) {
-        // A String takes all that is written to it.
+        // Writing to a String cannot fail.
         let _ = writeln!(self.text, "{line}");
     }
 }
 
-/// A number with a point, so that it is seen to be no count.
+/// Formats a number with a decimal point, to distinguish it from a count.
 fn real(value: f64) -> String {
     if value.fract() == 0.0 {
         format!("{value:.1}")

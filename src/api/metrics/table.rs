@@ -1,13 +1,13 @@
-//! The table of all metrics, from which both `/metrics` and the page `/docs/metrics` are made.
+//! The table of all metrics, the source of both `/metrics` and the page `/docs/metrics`.
 
 use std::fmt::Write as _;
 
 use crate::api::pages;
 
-/// The beginning of all names.
+/// Prefix of all names.
 pub(super) const PREFIX: &str = "order_service_";
 
-/// A metric. In its texts `…` between backticks is code.
+/// A metric. Its texts mark code with backticks.
 #[derive(Debug)]
 pub(super) struct Metric {
     /// The name without [`PREFIX`].
@@ -15,11 +15,11 @@ pub(super) struct Metric {
     pub kind: Kind,
     pub labels: &'static [&'static str],
     pub help: &'static str,
-    /// The condition for an alarm, and the advice for it. `None` for those that are looked at beside others.
+    /// Condition of an alert and advice for it. `None` for metrics that only give context.
     alarm: Option<(&'static str, &'static str)>,
 }
 
-/// The types of metrics.
+/// Type of a metric.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     Counter,
@@ -37,7 +37,7 @@ impl Kind {
     }
 }
 
-/// Defines a constant for each metric, and [`ALL`] of them in the order of the page.
+/// Defines a constant for each metric, and [`ALL`] in the order of the page.
 macro_rules! metrics {
     ($(
         $constant:ident $kind:ident $name:literal [$($label:literal),*]
@@ -241,7 +241,7 @@ metrics! {
     "Requests whose answers are not written yet, this one included."
 }
 
-/// The page `/docs/metrics`.
+/// Renders the page `/docs/metrics`.
 pub(in crate::api) fn page() -> String {
     let mut sections = String::new();
     for metric in ALL {
@@ -249,7 +249,7 @@ pub(in crate::api) fn page() -> String {
             [] => String::new(),
             labels => format!(", by <code>{}</code>", labels.join("</code>, <code>")),
         };
-        // A String takes all that is written to it.
+        // Writing to a String cannot fail.
         let _ = write!(
             sections,
             "
