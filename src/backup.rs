@@ -1,7 +1,7 @@
-//! The backup: a whole copy of the database in one file, taken while all is running.
+//! Backup: a complete copy of the database in one file, taken while the programs run.
 //!
-//! A file gets its final name when it is complete, checked and flushed, and not before: a backup
-//! that exists can be relied on. How pages are copied is in `store/sqlite/read_only.rs`.
+//! A file gets its final name only once it is complete, checked and flushed, so every backup that
+//! exists is valid. The copying of pages is in `store/sqlite/read_only.rs`.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,14 +17,14 @@ use crate::store::{
     lock_files, log_files,
 };
 
-/// A backup that was taken.
+/// A completed backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backup {
-    /// Its absolute path.
+    /// Absolute path.
     pub path: PathBuf,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// What is in it.
+    /// Summary of its contents.
     pub contents: DatabaseSummary,
 }
 
@@ -37,50 +37,50 @@ impl fmt::Display for Backup {
     }
 }
 
-/// Why no backup was taken. Nothing is left of the attempt.
+/// Reasons why a backup failed. A failed backup leaves no files behind.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The file to write is the database, or one that belongs to it.
+    /// The target is the database, or a file that belongs to it.
     #[error("{}: is the database itself, or belongs to it; name another file", .0.display())]
     OwnFile(PathBuf),
-    /// There is such a file.
+    /// The target exists.
     #[error("{}: exists; name another file, or say --replace", .0.display())]
     Exists(PathBuf),
-    /// A log that SQLite would take for the backup's.
+    /// A log exists beside the target, which SQLite would read as part of the backup.
     #[error("{}: exists, and SQLite would read it together with the backup; move it away", .0.display())]
     Leftover(PathBuf),
     /// The database cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The copy could not be made: the disk is full, the database is damaged, ….
+    /// The copy could not be made: for example, the disk is full or the database is damaged.
     #[error("the copy could not be made")]
     Copy(#[from] CopyError),
     /// The copy could not be read back.
     #[error("the copy could not be read back")]
     ReadBack(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// What was copied is not sound.
+    /// The integrity check of the copy found faults.
     #[error("the copy has {count} faults and was not kept; the first: {first}")]
     Unsound {
-        /// How many findings there are.
+        /// Number of findings.
         count: usize,
-        /// The first one.
+        /// First finding.
         first: Box<Finding>,
     },
-    /// The file, or its folder, cannot be written.
+    /// The file, or its folder, is not writable.
     #[error("{path}: cannot be written", path = .path.display())]
     Write {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// Copies the database into a new file at `to`; in the place of one that exists only if `replace`
-/// says so. If this is dropped midway, what was written is removed.
+/// Copies the database into a new file at `to`. An existing file is replaced only if `replace` is
+/// set. If the future is dropped midway, the partial file is removed.
 ///
 /// # Errors
-/// Whatever the reason, there is no file at `to` that was not there before.
+/// No new file is at `to` after an error.
 pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Backup, BackupError> {
     let source = ReadOnlyDatabase::open(database)?;
     let target = Target::new(source.path(), to, replace)?;
@@ -88,7 +88,7 @@ pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Ba
     let copy = part.path.to_path_buf();
     let copied = tokio::task::spawn_blocking(move || -> Result<_, BackupError> {
         source.copy_to(&copy)?;
-        // From here on the database is left alone: it is the copy that is checked.
+        // From here on only the copy is read, so that the check does not load the database.
         let contents = verify(&copy)?;
         let file = File::open(&copy).and_then(|file| {
             file.sync_all()?;
@@ -109,7 +109,7 @@ pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Ba
     })
 }
 
-/// Where a backup goes.
+/// Target of a backup.
 struct Target {
     folder: PathBuf,
     name: OsString,
@@ -117,7 +117,7 @@ struct Target {
 }
 
 impl Target {
-    /// Finds everything that speaks against the path before anything is done.
+    /// Checks the path before anything is written.
     fn new(database: &Path, to: &Path, replace: bool) -> Result<Self, BackupError> {
         let folder = match to.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -157,8 +157,7 @@ impl Target {
         self.folder.join(&self.name)
     }
 
-    /// A file that is not the backup yet, in the same folder, readable by those who may read the
-    /// database.
+    /// Creates a partial backup in the same folder, readable by those who may read the database.
     fn part(&self, database: &Path) -> Result<Part, BackupError> {
         let made = tempfile::Builder::new()
             .prefix(&self.name)
@@ -174,7 +173,7 @@ impl Target {
         Ok(Part { path, _logs: logs })
     }
 
-    /// Gives the finished file its name, durably.
+    /// Renames the finished file to its final name, durably.
     fn name(&self, part: Part) -> Result<(), BackupError> {
         let path = self.path();
         let Part { path: part, _logs } = part;
@@ -193,25 +192,25 @@ impl Target {
     }
 }
 
-/// A backup that is not finished. Removed when dropped.
+/// A partial backup. Removed on drop.
 struct Part {
     path: TempPath,
     _logs: Logs,
 }
 
-/// What SQLite puts beside the file at this path while it is written. Removed when dropped.
+/// Files that SQLite keeps beside the file at this path while it is open. Removed on drop.
 struct Logs(PathBuf);
 
 impl Drop for Logs {
     fn drop(&mut self) {
         for log in log_files(&self.0) {
-            // Mostly there is none.
+            // Usually there is none.
             let _ = fs::remove_file(log);
         }
     }
 }
 
-/// Returns whether a path leads to the database, or to a file that belongs to it.
+/// Returns true if a path refers to the database, or to a file that belongs to it.
 fn is_own(database: &Path, path: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
     let is_same_file = match (identity(database), identity(path)) {
@@ -224,7 +223,7 @@ fn is_own(database: &Path, path: &Path) -> bool {
         || lock_files(database).iter().any(|lock| path == lock)
 }
 
-/// Checks a copy, and tells what is in it.
+/// Checks a copy, and returns a summary of its contents.
 fn verify(copy: &Path) -> Result<DatabaseSummary, BackupError> {
     let copy = ReadOnlyDatabase::open(&DatabaseUrl::from(copy.to_owned()))
         .map_err(|error| BackupError::ReadBack(error.into()))?;

@@ -1,7 +1,6 @@
-//! Retention: orders that settled long ago are removed in small batches, beside programs that create
-//! and settle others all the time.
+//! Prune: removes orders that settled long ago, in small batches, while other programs write.
 //!
-//! What may be removed, and what is remembered of it, is the store's business.
+//! The store decides which orders may be removed, and what it keeps of them.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -12,36 +11,36 @@ use crate::clock::{Clock, SystemClock};
 use crate::order::{Rfc3339, Timestamp};
 use crate::store::{Removed, Store, StoreError};
 
-/// Orders that are removed in one transaction: some tens of milliseconds of work, for which everyone
-/// else who writes has to wait.
+/// Orders per transaction. One takes some tens of milliseconds, during which all other writers
+/// wait.
 pub const BATCH: usize = 1_000;
 
-/// How long others have the database to themselves after each batch. They also get their turn
-/// without it; with it, they write about as fast as before.
+/// Pause after each batch. Other writers make progress without it too; with it, they are about as
+/// fast as without a prune.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// How often someone who watches is told how far it is.
+/// Interval of progress reports.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// How a removal ended.
+/// Outcome of a prune.
 #[derive(Debug)]
 pub enum End {
-    /// Nothing is left that may go.
+    /// No order that may be removed is left.
     Done,
-    /// It was asked to stop. Each batch was removed whole or not at all.
+    /// Stopped on request. Each batch is atomic.
     BrokenOff,
-    /// A batch could not be removed.
+    /// A batch failed.
     Failed(StoreError),
 }
 
-/// What came of a removal.
+/// Result of a prune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pruning {
-    /// What settled before was removed.
+    /// Orders that settled before this time were removed.
     pub settled_before: Timestamp,
-    /// How much was removed, or would be.
+    /// Numbers of orders and journal entries removed, or that a dry run would remove.
     pub removed: Removed,
-    /// Bytes in the file that are free for what is to come; nothing if all is still there.
+    /// Free bytes in the file, which SQLite reuses; `None` for a dry run.
     pub free_bytes: Option<u64>,
 }
 
@@ -71,14 +70,14 @@ impl fmt::Display for Pruning {
     }
 }
 
-/// The moment that was `age` ago; the beginning of time, if that was later.
+/// Returns the time `age` before `now`, or the earliest time if that would underflow.
 pub fn ago(age: Duration, now: Timestamp) -> Timestamp {
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
     Timestamp(now.0.saturating_sub(age).max(0))
 }
 
-/// Removes all orders that settled before a moment, batch by batch, until `stop`. Adds what was
-/// removed to `removed`, and has it told now and then.
+/// Removes all orders that settled before a time, batch by batch, until `stop` is cancelled. Adds
+/// the counts to `removed`, and reports progress at intervals.
 pub async fn run(
     store: &Store,
     settled_before: Timestamp,

@@ -1,7 +1,7 @@
-//! Single orders: creating one, reading one, explaining one, and waiting until one is settled.
+//! Single orders: create, read, explain, and wait until settled.
 //!
-//! A request that waits holds a connection, and one of the places for long answers; it reads the order when it
-//! is woken, when its time is over, or when the program is about to end, whichever comes first.
+//! A waiting request holds a connection and a slot for long answers. It reads the order when it is
+//! woken, when its wait is over, or at shutdown, whichever comes first.
 
 use std::time::Duration;
 
@@ -24,15 +24,15 @@ use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::store::{Creation, OrderView, StoreError};
 
-/// Says how long an answer was allowed to take (RFC 7240, section 3).
+/// Response header with the wait that was applied (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// How long a look may wait for others to end, which take some microseconds unless the disk hangs.
+/// Timeout for a read permit. Other reads take some microseconds, unless the disk hangs.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Why an answer was not held.
+/// Reasons why a request did not wait.
 enum NotHeld {
-    /// All places for waiting are taken. The order as it is now.
+    /// All slots for long answers are taken.
     Full,
     /// The database cannot be read.
     Store(StoreError),
@@ -45,7 +45,7 @@ impl From<StoreError> for NotHeld {
 }
 
 impl Api {
-    /// `POST /order`: creates an order, and may wait until it is settled.
+    /// `POST /order`: creates an order, and optionally waits until it is settled.
     pub(super) async fn create<B: Buf>(
         &self,
         query: &str,
@@ -61,8 +61,8 @@ impl Api {
             Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
             Err(error) => return Err(store_problem(error)),
         };
-        // The order exists: whatever becomes of the waiting, the answer is 201. Without a place to
-        // wait, the wish is not granted, and the answer says nothing of it.
+        // The order exists, so the response is 201 even if waiting fails. Without a free slot the
+        // request does not wait, and the response has no `Preference-Applied`.
         let mut answer = match Wait::of(headers) {
             None => one(StatusCode::CREATED, &created, None),
             Some(wait) => match self.settled_within(&created.id, wait).await {
@@ -76,7 +76,7 @@ impl Api {
         Ok(answer)
     }
 
-    /// `GET /order/{id}`: an order, which may be waited for until it is settled.
+    /// `GET /order/{id}`: an order, optionally once it is settled.
     pub(super) async fn get(
         &self,
         segment: &str,
@@ -98,7 +98,7 @@ impl Api {
         }
     }
 
-    /// `GET /order/{id}/explain`: the order and its story, as of one moment.
+    /// `GET /order/{id}/explain`: the order and its journal, as of one moment.
     pub(super) async fn explain(&self, segment: &str, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
@@ -113,12 +113,12 @@ impl Api {
         ))
     }
 
-    /// The order as it is now.
+    /// Reads the current order.
     async fn look(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
-        // With tokio's block_in_place, which hands this thread's other work to another one, a look
-        // took 44 us of processor instead of 22, and at best 46 us instead of 40 with 64 connections
-        // (as `scripts/bench get` asks, both programs in turns). So the look is made here, by so many
-        // at once that a thread is left if the disk hangs.
+        // `block_in_place` was rejected, because it hands this thread's other work to another one:
+        // a read took 44 us of processor time instead of 22, and at best 46 us instead of 40 with
+        // 64 connections (`scripts/bench get`, alternating runs). So the read is made on this
+        // thread, and the permits leave one thread free if the disk hangs.
         let _place = match self.looks.try_acquire() {
             Ok(place) => place,
             Err(_) => tokio::time::timeout(LOOK_WAIT_MAX, self.looks.acquire())
@@ -130,12 +130,12 @@ impl Api {
         self.store.find(id).await
     }
 
-    /// The order as it is once it is settled, or `wait` is over, or the program is about to end.
+    /// Returns the order once it is settled, once `wait` is over, or at shutdown.
     async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<OrderView>, NotHeld> {
         let until = Instant::now() + wait.duration();
         let mut place = None;
         let mut waiter = loop {
-            // The event first: what is read after it is at least as new.
+            // The cursor first: the order that is read after it is at least as new.
             let store = self.watcher.store().await;
             let newest_event = store.newest_event().await?;
             let Some(found) = store.find(id).await? else {
@@ -163,7 +163,7 @@ impl Api {
     }
 }
 
-/// An order and its story as JSON.
+/// Serialises an order and its explanation as JSON.
 fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     #[derive(Serialize)]
     struct Explained<'a> {
@@ -178,7 +178,7 @@ fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     serde_json::to_vec(&body).expect("strings can be written to memory")
 }
 
-/// An order whose settling was waited for.
+/// Returns the response for an order that a request has waited for.
 fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
     let mut response = one(status, &found.order, found.next_look_at);
     response
@@ -187,7 +187,7 @@ fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
     response
 }
 
-/// A single order as an answer.
+/// Returns the response for a single order.
 fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Response {
     let mut response = json_answer(status, json::order(order));
     if let Some(seconds) = retry_after(order, next_look_at, &SystemClock) {
@@ -198,20 +198,20 @@ fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Re
     response
 }
 
-/// The longest time for which a client is told not to ask again. An order may wait for a schedule that
-/// comes once a year, but an operator may help it on, and what was stored may be ahead of the clock.
+/// Maximum `Retry-After`. An order may wait for a schedule that runs once a year, but an operator
+/// may restart it earlier, and stored times may be ahead of the clock.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// In how many seconds, at least one, it makes sense to ask for an order again: when the
-/// reconciler will have looked at it. Nothing once it is settled.
+/// Returns the delay in seconds, at least 1, after which a client should read the order again:
+/// after the reconciler's next poll of it. `None` once the order is settled.
 fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Clock) -> Option<u64> {
     let own = order.attention.as_ref().map(|a| a.next_attempt_at);
     let at = match (order.status, own) {
         (status, _) if status.is_settled() => return None,
-        // One that waits for its start is not waiting for the schedule: it is started as soon as
-        // the pace allows.
+        // An order that waits for its start does not depend on the schedule: it is started as soon
+        // as the start rate allows.
         (Status::Created, None) => None,
-        // Whatever its own delay, it is only looked at in a pass.
+        // An order is polled only during a pass, whatever its own delay.
         (_, own) => next_look_at.max(own.flatten()),
     };
     let wait = at.map_or(Duration::ZERO, |at| at.since(clock.now()));
@@ -245,16 +245,16 @@ mod tests {
         let now = 1_000_000;
         let clock = ManualClock::new(Timestamp(now));
         for (status, own, next_look_at, seconds) in [
-            // Started at once, whatever the schedule.
+            // Started as soon as possible, whatever the schedule.
             (Status::Created, None, Some(now + 60_000), Some(1)),
             (Status::Created, None, None, Some(1)),
-            // Looked at in the next pass, which may be overdue.
+            // Polled in the next pass, which may be overdue.
             (Status::Processing, None, Some(now + 60_000), Some(60)),
             (Status::Processing, None, Some(now + 1), Some(1)),
             (Status::Processing, None, Some(now + 1_001), Some(2)),
             (Status::Processing, None, Some(now - 5_000), Some(1)),
             (Status::Processing, None, None, Some(1)),
-            // Its own delay counts if it is longer.
+            // The order's own delay applies if it is longer.
             (
                 Status::Created,
                 Some(now + 90_000),
@@ -268,7 +268,7 @@ mod tests {
                 Some(60),
             ),
             (Status::Processing, Some(now + 90_000), None, Some(90)),
-            // No one is sent away for hours.
+            // The delay is capped.
             (Status::Processing, None, Some(now + 300_000), Some(300)),
             (Status::Processing, None, Some(now + 21_600_000), Some(300)),
             (

@@ -1,8 +1,9 @@
-//! Lists of orders: a page, or all of them as a stream.
+//! Lists of orders: a page, or all orders as a stream.
 //!
-//! A stream holds one page at a time and no read transaction: between two pages the database may
-//! be written, and each order is told as it was when its page was read. If orders are removed that
-//! it would have come to, it breaks off; who reads in pages is told so and may read what is left.
+//! A stream holds one page at a time and no read transaction: orders may change between two pages,
+//! and each is written as of the read of its page. The stream breaks off if orders that it had not
+//! reached were pruned; a client that reads pages gets an error and may resume from the next
+//! remaining order.
 
 use std::sync::Arc;
 
@@ -20,16 +21,16 @@ use super::request::{Form, ListQuery};
 use crate::order::Order;
 use crate::store::{Cursor, StoreError};
 
-/// Orders read at once while streaming. As JSON they take some 40 KB, which is what a client that
-/// reads slowly costs.
+/// Orders per read while streaming. As JSON they take some 40 KB, the memory that a slow client
+/// holds.
 const STREAM_PAGE: usize = 250;
 
-/// A list of orders on its way to a client.
+/// A list of orders for one client.
 pub(super) struct OrderList {
     reads: Arc<Reads>,
     query: ListQuery,
     form: Form,
-    /// The place of the newest order that existed when the request began, once that is known.
+    /// Sequence number of the newest order when the request began, once it is known.
     last: Option<i64>,
     is_begun: bool,
     is_done: bool,
@@ -47,7 +48,7 @@ impl OrderList {
         }
     }
 
-    /// The answer: whole if it fits one page, streamed otherwise.
+    /// Returns the response: whole if it fits one page, streamed otherwise.
     pub async fn reply(mut self) -> Result<Response, Problem> {
         let content_type = match self.form {
             Form::Array => "application/json",
@@ -96,7 +97,7 @@ impl OrderList {
             .await
     }
 
-    /// The path of what comes after a position.
+    /// Returns the path of the page after a cursor.
     fn path(&self, after: Cursor) -> String {
         format!("/order?{}", self.query.next(after))
     }
@@ -105,7 +106,7 @@ impl OrderList {
         reading_problem(error, |after| self.path(after))
     }
 
-    /// The next piece of a stream.
+    /// Reads the next chunk of a stream.
     async fn read_on(&mut self) -> Result<Vec<u8>, StoreError> {
         let (orders, next) = self.read(STREAM_PAGE).await?;
         self.is_done = orders.len() < STREAM_PAGE;
@@ -113,7 +114,7 @@ impl OrderList {
         Ok(self.write(&orders))
     }
 
-    /// Some orders as they stand in the list, with what comes before the first and after the last.
+    /// Serialises orders as part of the list, with separators and delimiters.
     fn write(&mut self, orders: &[Order]) -> Vec<u8> {
         let mut body = Vec::with_capacity(3 + orders.len() * ORDER_BYTES);
         let is_array = self.form == Form::Array;
@@ -135,8 +136,8 @@ impl OrderList {
         self.is_begun = true;
         body
     }
-    /// The rest of a stream. No piece is read before the one before it was taken. After an error there
-    /// are no more, and the connection breaks: a list that is not whole must not look as if it were.
+    /// Returns the remaining chunks of a stream, each read after the previous one was taken. An
+    /// error ends the stream and breaks the connection: a partial list must not look complete.
     fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut listing| async {
             if listing.is_done {

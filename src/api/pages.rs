@@ -1,8 +1,8 @@
-//! Pages for people, and the description of the API: files that are part of the program. Those in
-//! `pages/vendor` are from elsewhere: its README says from where.
+//! HTML pages and the description of the API, compiled into the program. The README in
+//! `pages/vendor` gives the sources of the vendored files.
 //!
-//! A browser that shows them makes no request to anywhere else: no page has a script or a style in
-//! itself, and the policy that goes with each forbids all that does not come from here.
+//! Browsers that show them make no requests to other hosts: no page has inline scripts or styles,
+//! and the security policy of each forbids resources from elsewhere.
 
 use warp::Reply;
 use warp::http::header::{
@@ -11,7 +11,7 @@ use warp::http::header::{
 };
 use warp::reply::Response;
 
-/// A file that is served as it is.
+/// A static file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub content_type: &'static str,
@@ -23,8 +23,7 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const SCRIPT: &str = "text/javascript; charset=utf-8";
 pub(super) const STYLE: &str = "text/css; charset=utf-8";
 
-/// The files of the dashboard by name. No one else is to rely on them, so they are not in the
-/// description of the API.
+/// The files of the dashboard by name. They are internal, so the description of the API omits them.
 const DASHBOARD_FILES: &[(&str, &str, &str)] = &[
     ("licences.txt", "text/plain; charset=utf-8", LICENCES),
     (
@@ -68,7 +67,7 @@ const DASHBOARD_FILES: &[(&str, &str, &str)] = &[
     ("uplot.css", STYLE, include_str!("pages/vendor/uplot.css")),
 ];
 
-/// What those who made the vendored files want to be passed on with them.
+/// Licence texts that the authors of the vendored files require to be distributed with them.
 const LICENCES: &str = concat!(
     "Preact\n\n",
     include_str!("pages/vendor/LICENSE-preact"),
@@ -78,23 +77,23 @@ const LICENCES: &str = concat!(
     include_str!("pages/vendor/LICENSE-htm"),
 );
 
-/// The place in the dashboard that says what it may do besides looking: nothing, unless the program
-/// is `order-service dev`.
+/// The dashboard's element that names its extra functions: none, unless the program is
+/// `order-service dev`.
 const DEV_NONE: &str = r#"<meta name="dev" content="none">"#;
 
-/// What a page may do: nothing but use what comes from here (Content Security Policy, level 3).
-/// The icon is an empty one in the page itself, so that the browser does not ask for another.
+/// Content Security Policy (level 3) of all pages: only resources of this origin. The icon is an
+/// empty one inside the page, so that browsers do not request another.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; \
                       connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-/// The dashboard. `dev` is what it may do besides looking.
+/// Returns the dashboard. `dev` names its extra functions.
 pub(super) fn dashboard(dev: &str) -> Response {
     let html = include_str!("pages/dashboard.html");
     reply(HTML, html.replace(DEV_NONE, &DEV_NONE.replace("none", dev)))
 }
 
-/// A file that the dashboard uses.
+/// Returns a file of the dashboard.
 pub(super) fn dashboard_file(name: &str) -> Option<Response> {
     let (_, content_type, body) = DASHBOARD_FILES.iter().find(|(file, ..)| *file == name)?;
     Some(reply(content_type, *body))
@@ -106,7 +105,7 @@ impl Page {
     }
 }
 
-/// A page of text: its `main` in the frame that all pages share.
+/// Returns a text page: `main` within the layout that all pages share.
 pub(super) fn document(title: &str, main: &str) -> String {
     format!(
         r#"<!doctype html>
@@ -128,7 +127,7 @@ pub(super) fn document(title: &str, main: &str) -> String {
     )
 }
 
-/// A text as HTML, in which what stands between backticks is code.
+/// Converts a text to HTML, with code between backticks.
 pub(super) fn prose(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     let parts = text.split('`').enumerate().map(|(at, part)| match at % 2 {
@@ -146,7 +145,7 @@ pub(super) fn reply(content_type: &'static str, body: impl Reply) -> Response {
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
-        // It changes with the program; to ask again costs next to nothing.
+        // Pages change with the program's version; revalidation costs almost nothing.
         (CACHE_CONTROL, "no-cache"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

@@ -1,5 +1,5 @@
-//! Errors as clients see them: problem details (RFC 9457), with nothing internal in them. Their kinds
-//! are in `api/problem/kinds.rs`.
+//! Error responses: problem details (RFC 9457), without internal information. Their kinds are in
+//! `api/problem/kinds.rs`.
 
 mod kinds;
 
@@ -18,15 +18,15 @@ use crate::order::Order;
 use crate::site::ForeignRequest;
 use crate::store::{Cursor, Gone, StoreError};
 
-/// Seconds after which a client may try again what could not be done now.
+/// `Retry-After` of temporary problems, in seconds.
 const RETRY_AFTER_SECS: u64 = 1;
 
-/// An error as a client sees it.
+/// An error response.
 #[derive(Debug)]
 pub(crate) struct Problem {
     kind: &'static Kind,
     detail: String,
-    /// The member of the body, or the parameter, that is wrong.
+    /// The member of the body, or the parameter, that is invalid.
     member: Option<String>,
     order: Option<Box<Order>>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -53,7 +53,7 @@ impl Problem {
         self
     }
 
-    /// A problem that may go away by itself soon.
+    /// Returns a problem that is likely to go away soon.
     fn temporary(kind: &'static Kind, detail: &str) -> Self {
         Self::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS))
     }
@@ -183,7 +183,7 @@ impl Problem {
         )
     }
 
-    /// The member of the body, or the parameter, that is wrong.
+    /// Returns the member of the body, or the parameter, that is invalid.
     #[cfg(test)]
     pub fn wrong_member(&self) -> Option<&str> {
         self.member.as_deref()
@@ -227,7 +227,8 @@ impl Problem {
     }
 }
 
-/// The longest text of a client's that is sent back, in characters: an id and what is said of it.
+/// Maximum length of a client's text in a response, in characters: enough for an id and its
+/// context.
 const ECHO_MAX: usize = 400;
 
 fn shortened(text: &str) -> String {
@@ -237,8 +238,8 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// What a client is told when the store could not do it. The cause is for the log alone, where
-/// the store has told it when it began.
+/// Converts a store error to a problem. The cause is not included: the store logs it when the
+/// failure begins.
 pub(super) fn store_problem(error: StoreError) -> Problem {
     let (kind, detail) = match error {
         StoreError::Gone(gone) => return Problem::removed(gone),
@@ -246,7 +247,7 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
             &kinds::OVERLOADED,
             "the write queue is full; nothing was done",
         ),
-        // The API records nothing, so that it is never deposed.
+        // The API never leads, so it cannot be deposed.
         StoreError::Unwritable(_) | StoreError::Deposed => (
             &kinds::DATABASE_NOT_WRITABLE,
             "nothing was done; orders can be read as far as possible",
@@ -263,8 +264,8 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
     Problem::temporary(kind, detail)
 }
 
-/// Like [`store_problem`], where a client goes on from a position: `next` is the path of what comes
-/// after another one.
+/// Like [`store_problem`], but for reads that resume from a cursor: `next` returns the path of the
+/// page after another cursor.
 pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Cursor) -> String) -> Problem {
     match error {
         StoreError::Gone(gone) => match next_link(&next(gone.left)) {
@@ -275,7 +276,7 @@ pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Cursor) -> St
     }
 }
 
-/// The header `Link` that leads to this path.
+/// Returns a `Link` header to the next page.
 pub(super) fn next_link(path: &str) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("<{path}>; rel=\"next\"")).ok()
 }

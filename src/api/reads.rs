@@ -1,6 +1,6 @@
-//! Reads of the database, a few at a time. Who asks waits for a permit without a thread, because a read
-//! may hold one, and a connection to the database: readers that each waited in a thread would use up
-//! all threads, and everyone else would wait too.
+//! Limits on concurrent database reads. Requests wait for a permit asynchronously, because each
+//! read holds a thread and a database connection: reads that waited in threads would use up all
+//! threads and block every other request.
 
 use std::ops::Deref;
 
@@ -8,20 +8,20 @@ use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
 use crate::store::Store;
 
-/// Reads of a kind that may be made at once. They leave the other connections to the database to
-/// everyone else.
+/// Maximum number of concurrent reads per kind. The remaining database connections stay free for
+/// other requests.
 const READS_MAX: usize = 2;
 
-/// Reads of one kind.
+/// Limiter for reads of one kind.
 pub(super) struct Reads {
     store: Store,
     permits: Semaphore,
 }
 
-/// The store, for one who may read. Others may once this is dropped.
+/// The store, with a permit to read that is released on drop.
 pub(super) struct Permitted<'a> {
     store: &'a Store,
-    // The semaphore is never closed.
+    // Always `Ok`: the semaphore is never closed.
     _permit: Result<SemaphorePermit<'a>, AcquireError>,
 }
 

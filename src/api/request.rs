@@ -1,8 +1,8 @@
-//! What a request may look like. Everything that comes from a client is parsed here, once.
+//! Parsing of requests. Each client input is parsed here, once.
 //!
-//! Each refusal says what was wrong and what would be right. The order that a body asks for is in
-//! `api/request/body.rs`, what is asked about events in `api/request/event.rs`, how long an answer
-//! may be held in `api/request/prefer.rs`.
+//! Each error says what was wrong and what would be right. Bodies of new orders are in
+//! `api/request/body.rs`, parameters of events in `api/request/event.rs`, the preference `wait` in
+//! `api/request/prefer.rs`.
 
 mod body;
 mod event;
@@ -22,10 +22,10 @@ use super::problem::Problem;
 use crate::order::{OrderId, ResolvedBy, Status};
 use crate::store::{AttentionFilter, Cursor, Filter};
 
-/// The largest page.
+/// Maximum page size. A larger limit is rejected.
 const LIMIT_MAX: usize = 1_000;
 
-/// The values of the parameter `attention`.
+/// Values of the parameter `attention`.
 const ATTENTION: [(&str, AttentionFilter); 4] = [
     ("true", AttentionFilter::Any),
     ("false", AttentionFilter::Without),
@@ -33,7 +33,7 @@ const ATTENTION: [(&str, AttentionFilter); 4] = [
     ("itself", AttentionFilter::By(ResolvedBy::Itself)),
 ];
 
-/// The id in a path segment. A plus is a plus.
+/// Parses the id in a path segment. A plus sign is literal, not a space.
 pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
     let bytes = segment.as_bytes();
     for (at, _) in segment.match_indices('%') {
@@ -47,11 +47,11 @@ pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
     let text = percent_decode_str(segment)
         .decode_utf8()
         .map_err(|_| Problem::path("the escapes in the id have to be UTF-8"))?;
-    // An id that cannot exist does not exist.
+    // An invalid id cannot exist, so it is not found.
     OrderId::new(&*text).map_err(|_| Problem::no_such_order(&text))
 }
 
-/// What to list.
+/// Parameters of a list of orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ListQuery {
     pub filter: Filter,
@@ -116,7 +116,7 @@ impl ListQuery {
         Ok(parsed)
     }
 
-    /// The same query for what comes after a position.
+    /// Returns the query of the page after a cursor.
     pub fn next(&self, after: Cursor) -> String {
         let mut query = form_urlencoded::Serializer::new(String::new());
         for status in &self.filter.statuses {
@@ -134,7 +134,7 @@ impl ListQuery {
     }
 }
 
-/// The length of a page.
+/// Parses the page size.
 fn limit(value: &str) -> Result<usize, Problem> {
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let limit = value.parse().ok().filter(|_| digits);
@@ -148,7 +148,7 @@ fn limit(value: &str) -> Result<usize, Problem> {
         })
 }
 
-/// Refuses every parameter.
+/// Rejects all parameters.
 pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
     match form_urlencoded::parse(query.as_bytes()).next() {
         None => Ok(()),
@@ -159,8 +159,8 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
     }
 }
 
-/// Accepts `application/json` and any `+json`, with any parameter; no Content-Type at all is
-/// taken as JSON.
+/// Accepts `application/json` and any `+json`, with any parameter. A missing Content-Type is
+/// treated as JSON.
 pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     for value in headers.get_all(CONTENT_TYPE) {
         let (media_type, _) = media_type(value.to_str().unwrap_or_default());
@@ -178,13 +178,13 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A media type in lower case, and its parameters (RFC 9110, section 8.3.1).
+/// Splits a media type, in lower case, from its parameters (RFC 9110, section 8.3.1).
 fn media_type(text: &str) -> (String, &str) {
     let (media_type, parameters) = text.split_once(';').unwrap_or((text, ""));
     (media_type.trim().to_ascii_lowercase(), parameters)
 }
 
-/// How a list of orders is written.
+/// Format of a list of orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// One JSON array.
@@ -193,7 +193,7 @@ pub(super) enum Form {
     Lines,
 }
 
-/// The form that a client prefers. Anything that does not ask for lines gets an array.
+/// Returns the format that a client prefers: an array, unless it asks for lines.
 pub(super) fn form(headers: &HeaderMap) -> Form {
     if prefers(headers, "application/x-ndjson") {
         Form::Lines
@@ -202,11 +202,11 @@ pub(super) fn form(headers: &HeaderMap) -> Form {
     }
 }
 
-/// Whether a client asks for this media type, and likes nothing better that it could get as JSON
-/// (RFC 9110, section 12.5.1).
+/// Returns true if a client accepts this media type, and does not prefer JSON to it (RFC 9110,
+/// section 12.5.1).
 fn prefers(headers: &HeaderMap, special: &str) -> bool {
     let mut wanted = 0.0;
-    // The most specific range that takes JSON counts.
+    // The most specific range that matches JSON applies.
     let mut json = (0, 0.0);
     for value in headers.get_all(ACCEPT) {
         for range in value.to_str().unwrap_or_default().split(',') {
@@ -230,7 +230,7 @@ fn prefers(headers: &HeaderMap, special: &str) -> bool {
     wanted > 0.0 && wanted >= json.1
 }
 
-/// The parameter `q` (RFC 9110, section 12.4.2): 1 if there is none.
+/// Parses the parameter `q` (RFC 9110, section 12.4.2): 1 if absent.
 fn quality(parameters: &str) -> f32 {
     for parameter in parameters.split(';') {
         if let Some((name, value)) = parameter.split_once('=')

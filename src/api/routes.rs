@@ -1,21 +1,21 @@
-//! The table of routes: every path of the API with its methods. The header `Allow`, `HEAD`, 405 and
-//! the label `route` of the metrics follow from it.
+//! The table of routes: every path of the API with its methods. The header `Allow`, `HEAD`, 405
+//! responses and the metrics' label `route` are derived from it.
 
 use warp::http::Method;
 
 use super::pages::{HTML, JSON, Page, SCRIPT, STYLE};
 
-/// A path and what is served at it.
+/// A path with its methods and handler.
 #[derive(Debug)]
 pub(super) struct Route {
-    /// The path. A word in braces stands for one segment.
+    /// The path. A word in braces matches one segment.
     pub template: &'static str,
-    /// The methods, as the header `Allow` lists them.
+    /// Allowed methods, in the form of the header `Allow`.
     pub allow: &'static str,
     pub endpoint: Endpoint,
 }
 
-/// The handlers.
+/// Handlers of routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Orders,
@@ -34,10 +34,10 @@ pub(super) enum Endpoint {
     Page(Page),
 }
 
-/// The methods of what can only be read. `HEAD` is `GET` without the body.
+/// Methods of read-only routes. `HEAD` is `GET` without the body.
 const READ: &str = "GET, HEAD";
 
-/// All routes. A request is compared with one after the other: the most frequent come first.
+/// All routes, matched in order: the most frequent come first.
 pub(super) const ROUTES: &[Route] = &[
     Route::new("/order/{id}", READ, Endpoint::Order),
     Route::new("/order", "GET, HEAD, POST", Endpoint::Orders),
@@ -71,15 +71,16 @@ impl Route {
         Self::new(template, READ, Endpoint::Page(Page { content_type, body }))
     }
 
-    /// The route of a path, and the segment that its template leaves open, still percent-encoded.
+    /// Returns the route of a path, and the segment that its template matched, still
+    /// percent-encoded.
     pub fn of(path: &str) -> Option<(&'static Self, &str)> {
         ROUTES
             .iter()
             .find_map(|route| Some((route, route.open_segment(path)?)))
     }
 
-    /// The segment of `path` that the template leaves open, empty if there is none. `None` if the
-    /// path is not one of this route's.
+    /// Returns the segment of `path` that the template matches, empty if the template has none.
+    /// `None` if the path does not match.
     fn open_segment<'p>(&self, path: &'p str) -> Option<&'p str> {
         let Some((before, rest)) = self.template.split_once('{') else {
             return (path == self.template).then_some("");
@@ -93,8 +94,8 @@ impl Route {
         self.allow.split(", ").any(|allowed| allowed == method)
     }
 
-    /// Whether it is served to those for whom there is no place, too: in a crowd health and metrics
-    /// are needed most.
+    /// Returns true if the route is served on overflow connections and while draining too: health
+    /// and metrics are most needed under overload.
     pub fn is_always_served(&self) -> bool {
         matches!(
             self.endpoint,

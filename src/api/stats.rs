@@ -1,7 +1,7 @@
-//! `GET /stats`: how many orders there are, how fast they go, and how all they depend on is. One
-//! JSON object, which the dashboard draws.
+//! `GET /stats`: numbers of orders, throughput, and the state of all dependencies, as one JSON
+//! object for the dashboard.
 //!
-//! What is not known is null. Where its history comes from is in `overview`.
+//! Unknown values are null. The journal's figures come from `api/stats_cache.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Api {
     /// `GET /stats`.
     pub(super) async fn stats(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
-        // First: while it is asked, the history need not be held.
+        // First, so that the cached statistics are not locked during the check.
         let database = self.health.database().await;
         let seen = self
             .overview
@@ -70,7 +70,7 @@ struct Minute {
     settled: u64,
 }
 
-/// Of the orders that were settled in the minutes that are told.
+/// Settling times of the orders that settled in the reported minutes.
 #[derive(Serialize)]
 struct TimeToSettle {
     orders: u64,
@@ -98,19 +98,19 @@ struct Upstream {
     status: &'static str,
     since: Option<Rfc3339>,
     detail: Option<String>,
-    /// When the open orders that were due for it were last observed.
+    /// Time of the last observation that covered all open orders due for one.
     last_seen_at: Option<Rfc3339>,
     life: Life,
-    /// How long a process takes on average.
+    /// Average duration of a process, in seconds.
     process_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Life {
-    /// Processes in the present life.
+    /// Number of processes in the current incarnation.
     processes: Option<u64>,
     began_at: Option<Rfc3339>,
-    /// Lives that were seen to end.
+    /// Number of restarts observed.
     ended: u64,
     expected_processes: Option<u64>,
     expected_seconds: Option<f64>,
@@ -124,23 +124,23 @@ struct Reconciler {
     last_pass_at: Option<Rfc3339>,
     next_pass_at: Option<Rfc3339>,
     next_look_at: Option<Rfc3339>,
-    /// Its policy for orders whose process was forgotten.
+    /// Policy for orders whose process the upstream has lost.
     policy: Option<&'static str>,
 }
 
 #[derive(Serialize)]
 struct Pace {
-    /// Null while it is not known, and where nothing limits it.
+    /// Start rate. Null while it is unknown, and if it is unlimited.
     starts_per_second: Option<f64>,
     ceiling: Option<f64>,
-    /// Reason of a reduction.
+    /// Reason for a reduced rate.
     reason: Option<String>,
     in_flight: u64,
-    /// How many may be in flight.
+    /// Maximum number of orders in flight.
     window: Option<u64>,
-    /// Time in which all orders that are CREATED are started at this rate.
+    /// Time to start all CREATED orders at this rate, in seconds.
     wait_seconds: Option<f64>,
-    /// Until when the upstream has asked to be left alone.
+    /// End of the pause that the upstream requested with `Retry-After`.
     resting_until: Option<Rfc3339>,
 }
 
@@ -207,7 +207,7 @@ fn time_to_settle(history: &JournalStats, now: Timestamp) -> TimeToSettle {
     }
 }
 
-/// In milliseconds at the finest, as all times are.
+/// Returns a duration in seconds, rounded to milliseconds like all times.
 fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1_000.0
 }

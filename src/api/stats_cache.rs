@@ -1,7 +1,7 @@
-//! What is told of all orders together, kept in memory: the history that the journal adds up to,
-//! brought up to date by what is new whenever it is asked for.
+//! A cache of statistics over all orders: totals of the journal, updated with new events on each
+//! request.
 //!
-//! Reading the whole journal happens once, at the first request. `stats` and `metrics` report it.
+//! Only the first request reads the whole journal. `stats` and `metrics` report the figures.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{StatsSnapshot, Store, StoreError};
 
-/// The history, shared by all who ask.
+/// The cached statistics, shared by all requests.
 #[derive(Default)]
 pub(super) struct StatsCache {
     history: Arc<Mutex<JournalStats>>,
 }
 
-/// Everything as of one moment. Others who ask wait until it is dropped.
+/// All statistics as of one moment. Holds the lock on the cache until dropped.
 pub(super) struct Seen {
     pub now: Timestamp,
     pub history: OwnedMutexGuard<JournalStats>,
@@ -27,8 +27,8 @@ pub(super) struct Seen {
 }
 
 impl StatsCache {
-    /// Brings the history up to date, where waiting holds up no one else. If the caller goes away
-    /// meanwhile, that is done for the next one.
+    /// Updates the statistics, on the pool for long reads. If the caller disconnects, the update
+    /// still completes and serves the next caller.
     pub async fn look(&self, store: &Store) -> Result<Seen, StoreError> {
         let mut history = self.history.clone().lock_owned().await;
         let store = store.for_long_reads();
@@ -49,14 +49,15 @@ impl StatsCache {
 }
 
 impl Seen {
-    /// How many orders there are in this status. The history knows of those that were removed, too.
+    /// Returns the number of orders with this status. The journal's statistics include pruned
+    /// orders, which are subtracted.
     pub fn orders(&self, status: Status) -> u64 {
         let removed = self.glance.pruned.in_status(status);
         self.history.orders(status).saturating_sub(removed)
     }
 
-    /// Number of orders with this attention, as they themselves say: while the upstream is down, all open
-    /// orders without another reason have it.
+    /// Returns the number of orders with this attention, as stored in the orders. While the
+    /// upstream is down, all open orders without another reason have it.
     pub fn attention(&self, reason: Reason, by: ResolvedBy) -> u64 {
         let stored = self.glance.attention.iter();
         let told = stored

@@ -1,13 +1,13 @@
-//! The table of all kinds of problems, from which both the answers and the page `/problems` are made.
+//! The table of all kinds of problems, the source of both the responses and the page `/problems`.
 
 use std::fmt::Write as _;
 
 use crate::api::pages;
 
-/// A kind of problem. In its texts `…` between backticks is code.
+/// A kind of problem. Its texts mark code with backticks.
 #[derive(Debug)]
 pub(super) struct Kind {
-    /// The last part of `type`, and the anchor on the page.
+    /// Last segment of `type`, and the anchor on the page.
     pub name: &'static str,
     pub status: u16,
     pub title: &'static str,
@@ -15,7 +15,7 @@ pub(super) struct Kind {
     to_do: &'static str,
 }
 
-/// Defines a constant for each kind, and [`ALL`] of them in the order of the page.
+/// Defines a constant for each kind, and [`ALL`] in the order of the page.
 macro_rules! kinds {
     ($($constant:ident $name:literal $status:literal $title:literal $happened:literal $to_do:literal)*) => {
         $(pub(super) const $constant: Kind = Kind {
@@ -201,7 +201,7 @@ kinds! {
      id instead, or there may be two orders."
 }
 
-/// The page `/problems`.
+/// Renders the page `/problems`.
 pub(in crate::api) fn page() -> String {
     let mut links = String::new();
     let mut sections = String::new();
@@ -212,7 +212,7 @@ pub(in crate::api) fn page() -> String {
             title,
             ..
         } = kind;
-        // A String takes all that is written to it.
+        // Writing to a String cannot fail.
         let _ = writeln!(links, "<li><a href=\"#{name}\">{name}</a></li>");
         let _ = write!(
             sections,

@@ -1,4 +1,4 @@
-//! The body that asks for an order: read within its limits, and parsed.
+//! The body of a new order: reading within limits, and parsing.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -17,13 +17,13 @@ use warp::http::header::CONTENT_LENGTH;
 use super::super::problem::Problem;
 use crate::order::OrderId;
 
-/// The largest body, in bytes: an id takes some hundreds, the members that are ignored have room.
+/// Maximum size of a body, in bytes: an id takes a few hundred, and ignored members have room.
 const BODY_MAX: usize = 16 * 1024;
 
-/// How long a body may take. It fits a few packets.
+/// Timeout of a body, which fits in a few packets.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads a body, within its limits of size and time.
+/// Reads a body within the limits of size and time.
 pub(in super::super) async fn read_body<B: Buf>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, warp::Error>>,
@@ -51,7 +51,7 @@ pub(in super::super) async fn read_body<B: Buf>(
         .unwrap_or_else(|_| Err(Problem::too_slow(BODY_TIMEOUT.as_secs())))
 }
 
-/// The id of the order that a body asks for.
+/// Parses the id of a new order.
 pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
     let text = std::str::from_utf8(body).map_err(|_| Problem::body("the body is not UTF-8"))?;
     if text.trim_ascii().is_empty() {
@@ -80,15 +80,15 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
     OrderId::new(id).map_err(|error| wrong(&error.to_string()))
 }
 
-/// The members of the body's object that matter.
+/// The members of the body's object that are used.
 #[derive(Default)]
 struct Members<'a> {
     id: Option<&'a RawValue>,
-    /// The first member that stands there twice.
+    /// The first duplicate member.
     twice: Option<String>,
 }
 
-/// The name of a member, which is copied only if there is an escape in it.
+/// Name of a member, copied only if it contains an escape.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 

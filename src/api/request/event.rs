@@ -1,4 +1,4 @@
-//! What a request for events may look like: its parameters, and where a stream is to begin.
+//! Parameters of a request for events, and the cursor at which a stream begins.
 
 use std::collections::HashSet;
 
@@ -10,28 +10,28 @@ use super::{limit, prefers};
 use crate::order::OrderId;
 use crate::store::Cursor;
 
-/// Events on a page, unless it is said.
+/// Default page size.
 const LIMIT_DEFAULT: usize = 100;
 
-/// Where to begin.
+/// Start of a page or stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum After {
-    /// After this position.
+    /// After this cursor.
     Event(Cursor),
-    /// After the newest one that there is.
+    /// After the newest event.
     Latest,
 }
 
-/// Which events.
+/// Parameters of a request for events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) enum EventQuery {
-    /// A page of them.
+    /// One page.
     Page {
         after: Cursor,
         limit: usize,
         order: Option<OrderId>,
     },
-    /// All, and those to come.
+    /// A stream of existing and future events.
     Stream {
         after: After,
         order: Option<OrderId>,
@@ -107,7 +107,7 @@ impl EventQuery {
                 "a stream has no limit: it goes on until its reader closes it",
             ));
         }
-        // A client that connects again sends the same URL: where it was is newer.
+        // A reconnecting client sends the original URL: the cursor in the header is newer.
         let header = headers.get("last-event-id");
         let header = header.map(|value| value.to_str().unwrap_or("not text"));
         let header = last_event_id("Last-Event-ID", header.unwrap_or_default())?;
@@ -128,7 +128,7 @@ impl EventQuery {
     }
 }
 
-/// The query for the page that begins after a position.
+/// Returns the query of the page after a cursor.
 pub(in super::super) fn next_page(
     after: Cursor,
     limit: Option<usize>,
@@ -145,9 +145,9 @@ pub(in super::super) fn next_page(
     query.finish()
 }
 
-/// The position in the header `Last-Event-ID`, which a client sends when it connects again (the HTML
-/// standard, section 9.2.4), or in the parameter `lastEventId`, where one cannot set headers. An empty
-/// one is none.
+/// Parses the cursor in the header `Last-Event-ID`, which a reconnecting client sends (the HTML
+/// standard, section 9.2.4), or in the parameter `lastEventId`, for clients that cannot set
+/// headers. An empty value means none.
 fn last_event_id(name: &str, value: &str) -> Result<Option<Cursor>, Problem> {
     match value.trim() {
         "" => Ok(None),

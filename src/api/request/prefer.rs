@@ -1,24 +1,24 @@
-//! The preference `wait` (RFC 7240): how long an answer may be held.
+//! The preference `wait` (RFC 7240): the time to wait before responding.
 //!
-//! A preference that is not valid is ignored, as is one that is not known: it is a wish.
+//! Invalid and unknown preferences are ignored, because a preference is not a requirement.
 
 use std::time::Duration;
 
 use warp::http::HeaderMap;
 use warp::http::header::HeaderValue;
 
-/// The longest time that an answer is held, in seconds: shorter than the idle time after which
-/// common proxies give a request up.
+/// Maximum wait, in seconds: not longer than the idle timeout of common proxies. Longer waits are
+/// capped.
 const WAIT_MAX_SECS: u64 = 60;
 
-/// A valid preference `wait`, as it is applied.
+/// A valid preference `wait`, capped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Wait {
     seconds: u64,
 }
 
 impl Wait {
-    /// What the headers ask for (RFC 7240, section 4.3).
+    /// Parses the preference in the headers (RFC 7240, section 4.3).
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         // "If any preference is specified more than once, only the first instance is to be
         // considered" (section 2).
@@ -30,7 +30,7 @@ impl Wait {
             .find_map(wait)?;
         let is_plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
         is_plain.then(|| Self {
-            // More digits than fit are longer than the longest time too.
+            // A number that overflows exceeds the maximum too.
             seconds: value.parse().unwrap_or(u64::MAX).min(WAIT_MAX_SECS),
         })
     }
@@ -39,19 +39,19 @@ impl Wait {
         Duration::from_secs(self.seconds)
     }
 
-    /// The value of `Preference-Applied` (RFC 7240, section 3).
+    /// Returns the value of `Preference-Applied` (RFC 7240, section 3).
     pub fn applied(self) -> HeaderValue {
         HeaderValue::try_from(format!("wait={}", self.seconds))
             .unwrap_or_else(|_| HeaderValue::from_static("wait"))
     }
 }
 
-/// The value of a preference, if it is the one that is meant; its own parameters do not matter.
+/// Returns the value of a preference if it is `wait`. Its own parameters are ignored.
 fn wait(preference: &str) -> Option<&str> {
     let preference = split(preference, ';').next()?;
     let (name, value) = preference.split_once('=').unwrap_or((preference, ""));
     let value = value.trim();
-    // A quoted value means the same as a plain one (section 2).
+    // A quoted value is equivalent to a plain one (section 2).
     let value = value
         .strip_prefix('"')
         .and_then(|value| value.strip_suffix('"'))
@@ -59,7 +59,7 @@ fn wait(preference: &str) -> Option<&str> {
     name.trim().eq_ignore_ascii_case("wait").then_some(value)
 }
 
-/// The parts of a text between separators that do not stand in a quoted string.
+/// Splits a text at separators outside of quoted strings.
 fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut is_quoted = false;
     let mut is_escaped = false;
