@@ -1,12 +1,12 @@
 //! Durable orders, their journal and the reconciler's heartbeat.
 //!
-//! [`Store`] speaks of orders: it knows neither SQL nor files. What all engines share is beside it:
-//! values that are written (`store/write.rs`, `store/transition.rs`) and answered
-//! (`store/answers.rs`), the queue of writes (`store/queue.rs`) and what it counts
-//! (`store/writer_stats.rs`), which orders a list holds (`store/filter.rs`), from which positions
-//! readers go on (`store/cursor.rs`), and the open orders as a pass holds them
-//! (`store/open_orders.rs`), and who is woken by what is committed (`store/subscriptions.rs`). The one
-//! engine is SQLite, in `store/sqlite.rs`.
+//! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
+//! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
+//! (`store/answers.rs`), the write queue (`store/queue.rs`) and its counters
+//! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of
+//! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`) and
+//! the subscriptions to commits (`store/subscriptions.rs`). The one engine is SQLite, in
+//! `store/sqlite.rs`.
 
 mod address;
 mod answers;
@@ -49,88 +49,90 @@ use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
-/// Store errors, grouped by what the caller may do next: try again, but look first after
-/// [`StoreError::OutcomeUnknown`], begin anew after [`StoreError::Gone`], and lead no longer after
+/// Store errors, grouped by what the caller may do next: retry, but read first after
+/// [`StoreError::OutcomeUnknown`]; start over after [`StoreError::Gone`]; give up leadership after
 /// [`StoreError::Deposed`].
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The write queue is full. Nothing was done.
+    /// The write queue is full. Nothing was written.
     #[error("the write queue is full")]
     Overloaded,
-    /// Nothing can be written at present. Nothing was done.
+    /// The database cannot be written at present. Nothing was written.
     #[error("the database cannot be written")]
     Unwritable(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// Nothing can be read at present.
+    /// The database cannot be read at present.
     #[error("the database cannot be read")]
     Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The write was begun, and no one can say whether it took effect or will.
+    /// The write has begun and its outcome is unknown: it may have taken effect, or may still do
+    /// so.
     #[error(
         "the database gave no clear answer in time; the write may have taken effect, or may still"
     )]
     OutcomeUnknown,
-    /// Another reconciler has taken the lead since. Nothing was recorded.
+    /// Another reconciler has become leader. Nothing was recorded.
     #[error("another reconciler leads; nothing was recorded")]
     Deposed,
-    /// A reader that goes on from this position might miss something.
+    /// A reader that resumes from this cursor might miss records.
     #[error(transparent)]
     Gone(#[from] Gone),
 }
 
-/// The orders in one database, shared by everything in this process.
+/// A handle on the orders of one database. Clones share connections and the write queue.
 #[derive(Clone)]
 pub struct Store {
     engine: Engine,
 }
 
-/// The database systems that orders can be kept in.
+/// Supported database engines.
 #[derive(Clone)]
 enum Engine {
     Sqlite(sqlite::Engine),
 }
 
 impl Store {
-    /// Opens the database, creates and migrates it where needed, and checks that it is one that
-    /// this program can trust.
+    /// Opens the database, creating or migrating it where needed, and checks that this program can
+    /// use it.
     pub fn open(url: &DatabaseUrl, mode: Mode) -> Result<Self, OpenError> {
         let DatabaseUrl::Sqlite(path) = url;
         let engine = Engine::Sqlite(sqlite::Engine::open(path, mode)?);
         Ok(Self { engine })
     }
 
-    /// Opens a database that must be there already.
+    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
     pub fn open_existing(url: &DatabaseUrl) -> Result<Self, OpenError> {
         let DatabaseUrl::Sqlite(path) = url;
         let engine = Engine::Sqlite(sqlite::Engine::open_existing(path)?);
         Ok(Self { engine })
     }
 
-    /// The absolute path of the database.
+    /// Returns the absolute path of the database.
     pub fn path(&self) -> &Path {
         match &self.engine {
             Engine::Sqlite(engine) => engine.path(),
         }
     }
 
-    /// Creates an order, durably.
+    /// Creates an order, and returns once it is on disk.
     pub async fn create(&self, id: OrderId, now: Timestamp) -> Result<Creation, StoreError> {
         self.queue()
             .write(|reply| Write::Create { id, now, reply })
             .await
     }
 
-    /// The order with this id, and what is told beside it.
+    /// Returns the order with this id, together with the time of the next poll.
     pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.find(id),
         }
     }
 
-    /// The order with this id, without what is told beside it.
+    /// Like [`Store::find`], but returns the order alone.
     pub async fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
         Ok(self.find(id).await?.map(|found| found.order))
     }
 
-    /// All that is known of one order, at one moment. `None` if there is no such order.
+    /// Returns the order's row, its journal entries, the starts ahead of it and the heartbeat, from
+    /// one snapshot. `None` if there is no such order.
     pub async fn details(
         &self,
         id: &OrderId,
@@ -141,15 +143,15 @@ impl Store {
         }
     }
 
-    /// The place of the newest order in the order of creation; 0 if there is none.
+    /// Returns the sequence number of the newest order; 0 if there is none.
     pub async fn newest_seq(&self) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_seq(),
         }
     }
 
-    /// At most `limit` orders after the number `after` and up to the number `last`, in the order of
-    /// creation, whatever was removed from among them.
+    /// Returns at most `limit` orders with sequence numbers after `after` and up to `last`, in
+    /// order of creation. Pruned orders are skipped silently.
     pub async fn page(
         &self,
         filter: &Filter,
@@ -162,8 +164,8 @@ impl Store {
         }
     }
 
-    /// All orders that a filter takes, oldest first, in pages of this size. Between two pages the
-    /// database may be written, and each order is as it was when its page was read.
+    /// A stream of all orders that match the filter, oldest first, in pages of `size`. Each page is
+    /// a snapshot of its own: the database may change between two pages.
     pub fn pages(
         &self,
         filter: Filter,
@@ -183,10 +185,10 @@ impl Store {
         })
     }
 
-    /// Like [`Store::page`], but goes on from a position, and returns the next one.
+    /// Like [`Store::page`], but resumes from a cursor, and returns the next one.
     ///
     /// # Errors
-    /// [`StoreError::Gone`] if some of what follows may have been missed.
+    /// [`StoreError::Gone`] if orders after the cursor may have been missed.
     pub async fn page_after(
         &self,
         filter: &Filter,
@@ -199,7 +201,7 @@ impl Store {
         }
     }
 
-    /// How many orders there are in each status.
+    /// Returns the number of orders in each status.
     pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.counts(),
@@ -213,48 +215,48 @@ impl Store {
         }
     }
 
-    /// How many processes were started in the place of a forgotten one, those of removed orders
-    /// included.
+    /// Returns the number of restarts of lost processes, including those of pruned orders.
     pub async fn restarts(&self) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.restarts(),
         }
     }
 
-    /// The orders whose process was forgotten and that wait for an operator. Oldest first.
+    /// Returns the orders whose process was lost and that wait for an operator, oldest first.
     pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.lost(),
         }
     }
 
-    /// Lets an order that is held, or that the upstream refuses, be started again, whatever the
-    /// policy, as soon as its process is not found.
+    /// Requests a restart of an order that waits for an operator or whose start the upstream
+    /// refuses. The order is started again, whatever the policy, as soon as a poll does not find
+    /// its process.
     pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
         self.queue()
             .write(|reply| Write::Restart { id, now, reply })
             .await
     }
 
-    /// Settles an order as FAILED whose process was forgotten.
+    /// Settles an order as FAILED if its process was lost.
     pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
         self.queue()
             .write(|reply| Write::Fail { id, now, reply })
             .await
     }
 
-    /// The orders whose process has to be observed: PROCESSING, or CREATED with a start of unknown
-    /// outcome. Oldest first. They are read some thousands at a time: what another process changes
-    /// meanwhile may be seen of one and not of the next.
+    /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
+    /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
+    /// change by another process may be visible in one order and not in the next.
     pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.watched(),
         }
     }
 
-    /// At most `limit` orders after the place `after` that have neither a process nor a start of
-    /// unknown outcome and may be started now: those that were tried before, or those that were not.
-    /// Oldest first.
+    /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
+    /// a start of unknown outcome and may be started now, oldest first: those with a previous start
+    /// attempt if `is_tried`, otherwise those without.
     pub async fn startable(
         &self,
         now: Timestamp,
@@ -268,22 +270,22 @@ impl Store {
         }
     }
 
-    /// Returns whether there is a start without an outcome whose order may be started again by `due_by`.
+    /// Returns true if an order with a start of unknown outcome may be started again by `due_by`.
     pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.has_unknown_start(due_by),
         }
     }
 
-    /// The oldest open order after the place `after`.
+    /// Returns the oldest open order after sequence number `after`.
     pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.next_open(after),
         }
     }
 
-    /// Brings a history up to date with the journal, and tells all else that is told of the whole,
-    /// as of one moment.
+    /// Adds the new journal entries to the statistics and returns the other totals, all from one
+    /// snapshot.
     pub async fn glance(
         &self,
         history: &mut JournalStats,
@@ -294,15 +296,15 @@ impl Store {
         }
     }
 
-    /// Orders and entries that were removed up to now.
+    /// Returns the number of orders and journal entries pruned so far.
     pub async fn pruned(&self) -> Result<Removed, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.pruned(),
         }
     }
 
-    /// The places of the first `limit` orders after the place `after` that settled before a moment
-    /// and may be removed.
+    /// Returns the sequence numbers of the first `limit` orders after `after` that settled before a
+    /// time and may be pruned.
     pub async fn next_prunable(
         &self,
         settled_before: Timestamp,
@@ -314,8 +316,8 @@ impl Store {
         }
     }
 
-    /// Removes the orders at these places that settled before a moment, with their entries of the
-    /// journal, in one transaction. Nothing else is ever removed, nor what numbering needs.
+    /// Prunes those of the given orders that settled before a time, with their journal entries, in
+    /// one transaction. Nothing else is ever deleted, and rows that the numbering depends on stay.
     pub async fn prune(
         &self,
         seqs: Vec<i64>,
@@ -331,26 +333,27 @@ impl Store {
         self.queue().write(write).await
     }
 
-    /// Bytes in the database file that are free for what is to come.
+    /// Returns the bytes in the database file that are free for new rows.
     pub async fn free_bytes(&self) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.free_bytes(),
         }
     }
 
-    /// What this process has written, and what waits to be.
+    /// Returns the counters of this process' writer and the length of its queue.
     pub fn writer_stats(&self) -> WriterStats {
         self.queue().stats()
     }
 
-    /// What the database takes on disk.
+    /// Returns the sizes of the database's files.
     pub async fn sizes(&self) -> Sizes {
         match &self.engine {
             Engine::Sqlite(engine) => engine.sizes(),
         }
     }
 
-    /// Takes the lead, if no one else has it. Whoever led before can record nothing from then on.
+    /// Takes leadership unless another process has it. From then on a previous leader cannot record
+    /// anything.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         let lock = match &self.engine {
             Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
@@ -362,18 +365,19 @@ impl Store {
         Ok(Some(Leadership::new(epoch, lock)))
     }
 
-    /// Records what the reconciler did and saw, in one transaction. A change of an order that is
-    /// not any more as it was read changes nothing.
+    /// Records the reconciler's changes in one transaction. A change whose order is no longer in
+    /// the expected state has no effect and is counted as a conflict.
     ///
     /// # Errors
-    /// [`StoreError::Deposed`] if another reconciler has taken the lead.
+    /// [`StoreError::Deposed`] if another reconciler has become leader.
     pub async fn record(
         &self,
         lead: &Leadership,
         mut changes: Vec<OrderChange>,
         now: Timestamp,
     ) -> Result<Recorded, StoreError> {
-        // Key order: neighbours share pages. Stable, so that an adoption stays before its outcome.
+        // Key order: neighbours share pages. The sort is stable, so an adoption stays before its
+        // outcome.
         changes.sort_by_key(|change| change.seq);
         let write = |reply| Write::Record {
             epoch: lead.epoch,
@@ -384,14 +388,14 @@ impl Store {
         lead.noted(self.queue().write(write).await)
     }
 
-    /// What the reconciler last told of itself.
+    /// Returns the reconciler's last heartbeat.
     pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.heartbeat(),
         }
     }
 
-    /// Replaces what the reconciler tells of itself.
+    /// Replaces the reconciler's heartbeat.
     pub async fn write_heartbeat(
         &self,
         lead: &Leadership,
@@ -405,33 +409,33 @@ impl Store {
         lead.noted(self.queue().write(write).await)
     }
 
-    /// Finds out whether orders can be written, by writing.
+    /// Checks that orders can be written, by writing a row.
     pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         self.queue()
             .write(|reply| Write::Probe { now, reply })
             .await
     }
 
-    /// Puts everything into the database file itself, for a program that is about to end. If that
-    /// cannot be done, the next one to open the file does it.
+    /// Checkpoints the write-ahead log into the database file, for a program that is shutting down.
+    /// If that fails, the next program that opens the file does it.
     pub async fn checkpoint(&self) {
         match &self.engine {
             Engine::Sqlite(engine) => engine.checkpoint().await,
         }
     }
 
-    /// The position of the newest event.
+    /// Returns a cursor at the newest event.
     pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_event(),
         }
     }
 
-    /// Returns at most `limit` events after a position, in their order, and the next position: of
-    /// all orders, or of one.
+    /// Returns at most `limit` events after a cursor, of all orders or of one, in journal order,
+    /// and the next cursor.
     ///
     /// # Errors
-    /// [`StoreError::Gone`] if some of what follows may have been missed.
+    /// [`StoreError::Gone`] if events after the cursor may have been missed.
     pub async fn events(
         &self,
         order: Option<&OrderId>,
@@ -443,8 +447,8 @@ impl Store {
         }
     }
 
-    /// Sets right the times of open orders by which something is waited for: what has happened did so
-    /// by `now`, and no attempt is put off for longer than the longest backoff.
+    /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
+    /// attempt to at most the longest backoff from `now`.
     pub async fn set_times_right(
         &self,
         lead: &Leadership,
@@ -455,14 +459,15 @@ impl Store {
         })
     }
 
-    /// Subscribes to changes of orders from now on, by whatever process.
+    /// Subscribes to changes of orders from now on, by this or any other process.
     pub fn changes(&self) -> Result<Changes, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.changes(),
         }
     }
 
-    /// Subscribes to the creation of orders after the newest that there is now, by whatever process.
+    /// Subscribes to the creation of orders newer than the newest existing one, by this or any
+    /// other process.
     pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
         let changes = match &self.engine {
             Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
@@ -474,12 +479,12 @@ impl Store {
         })
     }
 
-    /// A handle on the same orders for reads that may take long, or wait, on one of the worker threads
-    /// that serve everyone: SQLite's are made on the calling thread, whose other tasks are handed to
-    /// another one meanwhile.
+    /// Returns a handle on the same orders for slow reads on a runtime's worker threads. SQLite
+    /// reads run on the calling thread; this handle moves that thread's other tasks to another one
+    /// for the duration of each read.
     ///
     /// # Panics
-    /// Its reads panic on a runtime of one thread.
+    /// Its reads panic on a single-threaded runtime.
     #[must_use]
     pub fn for_long_reads(&self) -> Self {
         let engine = match &self.engine {
@@ -488,7 +493,7 @@ impl Store {
         Self { engine }
     }
 
-    /// A handle on the same orders whose subscriptions hear of this process' commits alone.
+    /// Returns a handle whose subscriptions report this process' commits alone.
     #[cfg(test)]
     pub(crate) fn without_polls(&self) -> Self {
         let engine = match &self.engine {
@@ -503,14 +508,14 @@ impl Store {
         }
     }
 
-    /// Runs statements in the place of a write.
+    /// Runs SQL statements as one write of the queue.
     #[cfg(test)]
     async fn execute(&self, sql: String) -> Result<(), StoreError> {
         self.queue().write(|reply| Write::Sql { sql, reply }).await
     }
 }
 
-/// Reads what the reconciler on a database last reported, without touching the database otherwise.
+/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it.
 pub fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
     let DatabaseUrl::Sqlite(path) = url;
     sqlite::read_heartbeat(path)

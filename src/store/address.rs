@@ -1,4 +1,4 @@
-//! The address of a database, which names its engine.
+//! The address of a database, which selects its engine.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,19 +10,19 @@ pub enum DatabaseUrl {
     Sqlite(PathBuf),
 }
 
-/// Reasons why a text is no address of a database.
+/// Reasons why a text is not the address of a database.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseUrlError {
-    /// There is nothing in it.
+    /// The text is empty.
     #[error("the path is empty; write sqlite:FILE or a path, such as sqlite:orders.db")]
     Empty,
-    /// Nothing would be kept.
+    /// An in-memory database would lose all orders.
     #[error("an in-memory database would lose every order; write the path of a file")]
     Memory,
-    /// It has the scheme of something else.
+    /// The URL has an unknown scheme.
     #[error("{0:?} is not a database this program can use; write sqlite:FILE or a path")]
     Scheme(String),
-    /// It has parameters.
+    /// The URL has parameters.
     #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
     Parameters,
 }

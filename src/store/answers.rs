@@ -1,4 +1,4 @@
-//! What the store answers, whichever engine it is on.
+//! Results of the store, common to all engines.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -7,64 +7,64 @@ use crate::decide::OpenOrder;
 use crate::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
-/// What came of the creation of an order.
+/// Result of the creation of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Creation {
-    /// It is on disk.
+    /// The order was created and is on disk.
     Created(Order),
-    /// There was one with this id already.
+    /// An order with this id existed already.
     Exists(Order),
 }
 
-/// An order, and what its readers have to know.
+/// An order, and the time of the next poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderView {
     /// The order.
     pub order: Order,
-    /// When the reconciler looks at processes next, at the earliest, if it ever did.
+    /// Earliest time of the reconciler's next poll; `None` before its first one.
     pub next_look_at: Option<Timestamp>,
 }
 
-/// An order that may be started, or started again.
+/// An order that may be started or restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartCandidate {
     /// Its id.
     pub id: OrderId,
-    /// All else about it.
+    /// Its state.
     pub order: OpenOrder,
 }
 
-/// What came of an operator's decision about one order.
+/// Result of an operator's decision about one order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorResult {
-    /// It will be, or was, done.
+    /// The decision was recorded or had been recorded before.
     Done,
     /// There is no such order.
     Missing,
-    /// The order is settled, in this status; that never changes.
+    /// The order is settled, with this status, which is final.
     Settled(Status),
-    /// The order is in this status, and nothing is wrong that this would mend.
+    /// The order has this status, and nothing that the decision would resolve.
     NotInTrouble(Status, Option<Reason>),
 }
 
-/// How much was removed, or would be.
+/// Number of orders and entries that were, or would be, pruned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Orders that were FULFILLED.
+    /// Number of FULFILLED orders.
     pub fulfilled: u64,
-    /// Orders that were FAILED.
+    /// Number of FAILED orders.
     pub failed: u64,
-    /// Their entries of the journal.
+    /// Number of journal entries of these orders.
     pub entries: u64,
 }
 
 impl Removed {
-    /// All orders.
+    /// Returns the number of orders.
     pub fn orders(&self) -> u64 {
         self.fulfilled + self.failed
     }
 
-    /// Orders that were in this status.
+    /// Returns the number of orders in a status.
     pub fn in_status(&self, status: Status) -> u64 {
         match status {
             Status::Created | Status::Processing => 0,
@@ -82,36 +82,36 @@ impl AddAssign for Removed {
     }
 }
 
-/// Everything that is told of the whole, as of one moment.
+/// Statistics over all orders, from one snapshot.
 #[derive(Clone, Debug)]
 pub struct StatsSnapshot {
-    /// What was removed.
+    /// Orders and entries pruned so far.
     pub pruned: Removed,
-    /// Numbers of orders with attention, by the reason that is stored with each and by who brings it on.
+    /// Number of orders with attention, by stored reason and by the party that resolves it.
     pub attention: Vec<(Reason, ResolvedBy, u64)>,
-    /// The oldest order that is open.
+    /// The oldest open order.
     pub oldest_open: Option<Order>,
-    /// What the reconciler last told of itself.
+    /// The reconciler's last heartbeat.
     pub heartbeat: ReconcilerState,
 }
 
-/// What the database takes on disk, in bytes.
+/// Sizes of a database's files, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// The file itself.
+    /// The database file.
     pub database: u64,
     /// The write-ahead log beside it.
     pub log: u64,
 }
 
-/// How much there is in a database.
+/// Number of orders and entries in a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseSummary {
-    /// Orders in each status.
+    /// Number of orders in each status.
     pub orders: Vec<(Status, u64)>,
-    /// The newest entry of the journal; 0 if there is none.
+    /// Sequence number of the newest journal entry; 0 if there is none.
     pub newest_seq: i64,
-    /// What was removed from it.
+    /// Orders and entries pruned so far.
     pub pruned: Removed,
 }
 
@@ -138,14 +138,14 @@ impl fmt::Display for DatabaseSummary {
     }
 }
 
-/// Something that is not as it must be.
+/// A violation found by the check of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The order it is about, if it is about one.
+    /// The order concerned, if any.
     pub order: Option<String>,
-    /// What is wrong.
+    /// Description of the violation.
     pub what: String,
-    /// What to do about it.
+    /// Action for the operator.
     pub to_do: &'static str,
 }
 

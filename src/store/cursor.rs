@@ -1,27 +1,26 @@
-//! Positions from which readers go on, in the journal and in the list of orders, and the rule by
-//! which no reader skips anything without being told.
+//! Cursors into the journal and the list of orders, and the rule that keeps readers from missing
+//! records silently.
 //!
-//! Two things can come between a reader and what follows its position. Orders are pruned by age,
-//! with their entries, so what is left is full of gaps, and a number alone does not say whether its
-//! reader has seen what once stood behind it. And a restored backup gives out numbers a second time,
-//! for other orders. So a position carries how many entries had been pruned when it was given out,
-//! and the history in which it was: a database begins a new one whenever it is opened in another file
-//! than before (`store/sqlite/histories.rs`).
+//! Two events can invalidate a bare sequence number. Orders are pruned by age, with their entries,
+//! so a gap does not show whether the reader saw the pruned records. And a restored backup assigns
+//! the same numbers again, to other orders. So a cursor also carries the number of entries that had
+//! been pruned when it was issued, and the history in which it was issued: a database begins a new
+//! history whenever it is opened in a different file (`store/sqlite/histories.rs`).
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A position to go on from; by default the beginning, which all that is there follows. Clients see
-/// it as a text of which they need not know what is in it.
+/// A position to resume from; by default the beginning, before all records. Its text is opaque to
+/// clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// Number of the last order or entry that was read; 0 at the beginning.
+    /// Sequence number of the last order or entry that was read; 0 at the beginning.
     pub seq: i64,
-    /// Where it was given out; a bare number does not say.
+    /// State of the database that issued the cursor; `None` for a bare number.
     origin: Option<Origin>,
 }
 
-/// The state of a database that gives a position out.
+/// State of a database when it issues a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Origin {
     history: u32,
@@ -30,18 +29,18 @@ struct Origin {
 }
 
 impl Cursor {
-    /// The position after a number, wherever that was read. It is held against the newest alone.
+    /// Returns a cursor for a bare number. It is checked only against the newest number.
     pub fn bare(seq: i64) -> Self {
         Self { seq, origin: None }
     }
 
-    /// The position after another number that was read together with this one.
+    /// Returns a cursor at another number, read in the same snapshot as this one.
     pub fn at(self, seq: i64) -> Self {
         Self { seq, ..self }
     }
 }
 
-/// `NUMBER-PRUNED-HISTORY`, or the number alone.
+/// Writes `NUMBER-PRUNED-HISTORY`, or the bare number.
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.origin {
@@ -52,7 +51,7 @@ impl fmt::Display for Cursor {
 }
 
 impl FromStr for Cursor {
-    /// The text is no position.
+    /// The text is not a cursor.
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -73,10 +72,10 @@ impl FromStr for Cursor {
     }
 }
 
-/// Reasons for which a reader that went on from a position might miss something.
+/// Reasons why a reader that resumes from a cursor might miss records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum GoneReason {
-    /// Some of what follows may have been pruned before the reader saw it.
+    /// Records after the cursor may have been pruned before the reader saw them.
     #[error("some of what follows this position was pruned after it was given out")]
     Pruned,
     /// The database has no such history.
@@ -85,7 +84,7 @@ pub(super) enum GoneReason {
          restored from"
     )]
     UnknownHistory,
-    /// What was read up to this position is not there, or not all of it.
+    /// The cursor is after the newest record that its history and this database have in common.
     #[error(
         "this position is beyond what this database has; if it was given out, the database was \
          restored from a backup since"
@@ -93,30 +92,30 @@ pub(super) enum GoneReason {
     Beyond,
 }
 
-/// A reader cannot go on from a position.
+/// A reader cannot resume from a cursor without missing records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Gone {
     pub(super) reason: GoneReason,
-    /// The position from which to read what is left.
+    /// A cursor from which to read the remaining records.
     pub left: Cursor,
 }
 
-/// One of the two sequences that are read from positions.
+/// The two sequences that are read by cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sequence {
     Orders,
     Journal,
 }
 
-/// A sequence as of one moment.
+/// Extent of a sequence, from one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub sequence: Sequence,
     pub newest: i64,
-    /// Watermark: the greatest number that was pruned.
+    /// Watermark: the greatest sequence number that was pruned.
     pub last_pruned: i64,
-    /// Entries that were pruned.
+    /// Number of journal entries pruned so far.
     pub pruned: i64,
 }
 
@@ -127,20 +126,21 @@ pub(super) struct Histories(Vec<History>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct History {
     pub id: u32,
-    /// The newest of each [`Sequence`] when it began, and how many entries had been pruned.
+    /// Newest number of each [`Sequence`] when the history began; `pruned` is the number of entries
+    /// pruned by then.
     pub newest: [i64; 2],
     pub pruned: i64,
 }
 
 impl Histories {
-    /// Those of a database, oldest first.
+    /// Takes the histories of a database, oldest first.
     pub fn new(histories: Vec<History>) -> Self {
         Self(histories)
     }
 
-    /// The position after a number that is read now.
+    /// Returns the cursor at a number that is read in the snapshot `now`.
     pub fn position(&self, seq: i64, now: &Extent) -> Cursor {
-        // There is always one.
+        // There is always at least one history.
         let history = self.0.last().map_or(0, |history| history.id);
         let pruned = now.pruned;
         Cursor {
@@ -149,11 +149,13 @@ impl Histories {
         }
     }
 
-    /// Returns the position as it is given out now, if a reader that goes on from it misses nothing.
+    /// Returns the cursor as it would be issued now, if a reader that resumes from it misses
+    /// nothing.
     ///
-    /// It misses nothing if as much is pruned as when the position was given out, or if all that is
-    /// pruned lies before it. A position of a former history is good up to where the next one began;
-    /// what was pruned in the former since then is another matter, so a count of that says nothing.
+    /// That is so if as many entries are pruned as when the cursor was issued, or if all pruned
+    /// records are before it. A cursor of an earlier history is valid up to the beginning of the
+    /// next one; the number pruned in the earlier history after that is unrelated to this
+    /// database's, so an equal count proves nothing.
     pub fn resume(&self, cursor: Cursor, now: &Extent) -> Result<Cursor, Gone> {
         let gone = |reason, left| Err(Gone { reason, left });
         let here = self.position(cursor.seq, now);
@@ -173,7 +175,7 @@ impl Histories {
         };
         let has_seen_all = origin.pruned == now.pruned && origin.pruned <= pruned;
         if cursor.seq > newest {
-            // A former history and this one have all in common up to there.
+            // An earlier history and the present one are identical up to there.
             let left = next.map(|_| here.at(newest));
             gone(GoneReason::Beyond, left.unwrap_or_default())
         } else if cursor.seq < now.last_pruned && !has_seen_all {
@@ -223,10 +225,10 @@ mod tests {
         }
     }
 
-    /// A database, and all that was ever in it.
+    /// A database, and every entry that was ever in it.
     #[derive(Clone)]
     struct Database {
-        /// Numbers, and a content that nothing else has.
+        /// Sequence numbers, each with a unique content.
         entries: Vec<(i64, u32)>,
         log: Vec<(i64, u32)>,
         now: Extent,
@@ -265,7 +267,7 @@ mod tests {
             self.log.push((self.now.newest, content));
         }
 
-        /// The newest is never pruned.
+        /// Removes an entry, unless it is the newest, which is never pruned.
         fn prune(&mut self, at: usize) -> bool {
             let is_there = at + 1 < self.entries.len();
             if is_there {
@@ -276,7 +278,7 @@ mod tests {
             is_there
         }
 
-        /// What was pruned.
+        /// Returns the contents that were pruned.
         fn absent(&self) -> BTreeSet<u32> {
             let all = self
                 .log
@@ -286,7 +288,7 @@ mod tests {
         }
     }
 
-    /// A reader that began after a number, and what it has to have seen by now.
+    /// A reader that began after a number, and the contents that it has seen.
     struct Reader {
         cursor: Cursor,
         began_after: i64,
@@ -307,12 +309,12 @@ mod tests {
     }
 
     proptest! {
-        // The rarer mistakes take a copy, a prune in each, and a reader of both.
+        // The rarer mistakes take a copy, a prune in each file, and a reader of both.
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
 
-        /// Entries are added and pruned, the database is copied, restored and moved, and a reader
-        /// walks through it meanwhile: it sees all that was there when it began and all that came
-        /// later, or is told that it does not, and is never told so without a reason.
+        /// A reader follows a database whose entries are added and pruned and which is copied,
+        /// restored and moved. It sees every entry that existed when it began and every later one,
+        /// or gets `Gone`; it gets `Gone` only after a prune, a restore or a move.
         #[test]
         fn a_reader_misses_nothing_without_being_told_and_is_not_told_without_a_reason(
             steps in prop::collection::vec((0..12u8, 0..8usize), 0..200),

@@ -1,31 +1,31 @@
-//! Which orders a list holds.
+//! Filters of order lists.
 
 use self::AttentionFilter::{Any, By};
 use crate::order::{ResolvedBy, Status};
 
-/// Which orders to read.
+/// Filter of a list of orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Those with one of these statuses; nothing means any.
+    /// Accepted statuses; empty accepts all.
     pub statuses: Vec<Status>,
-    /// Those whose attention is so; nothing means any or none.
+    /// Accepted attention; `None` accepts orders with and without attention.
     pub attention: Option<AttentionFilter>,
 }
 
-/// Orders by their attention.
+/// Filter by attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionFilter {
     /// Orders with attention.
     Any,
-    /// Orders with attention that are brought on so.
+    /// Orders with attention that is resolved by this party.
     By(ResolvedBy),
     /// Orders without attention.
     Without,
 }
 
 impl Filter {
-    /// Returns whether settled orders can be among them, and so some that are removed one day. One with
-    /// attention is never settled.
+    /// Returns true if settled orders can match, and so orders that may be pruned later. Orders
+    /// with attention are never settled.
     pub(super) fn takes_settled(&self) -> bool {
         let mut statuses = self.statuses.iter();
         !matches!(self.attention, Some(Any | By(_)))

@@ -1,9 +1,10 @@
-//! The right to be the one reconciler on a database.
+//! Leadership: the exclusive right to run the reconciler on a database.
 //!
-//! A lock keeps others from leading, as long as it is what it seems to be. Should two lead all the same,
-//! because the lock file was deleted or a host was cut off, the database tells them apart: each leader
-//! counts an epoch up when it takes over, and each write of a leader compares it in its own transaction.
-//! So nothing is committed for one that no longer leads, whatever it believes.
+//! A lock file keeps others from leading while it is intact. If two processes lead all the same,
+//! because the file was deleted or a host was cut off, the database distinguishes them: each leader
+//! increments an epoch when it takes over, and each of its writes compares the epoch in its own
+//! transaction. So a deposed leader cannot commit anything, even if it does not know that it was
+//! deposed.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{LeaderLock, OpenError, StoreError};
 
-/// The right to be the one reconciler on a database. It ends when this is dropped, or the process
-/// ends, however that happens.
+/// The exclusive right to run the reconciler on a database. It ends when this value is dropped or
+/// the process ends, for whatever reason.
 #[derive(Debug)]
 pub struct Leadership {
     pub(super) epoch: i64,
@@ -20,7 +21,7 @@ pub struct Leadership {
     is_deposed: AtomicBool,
 }
 
-/// What keeps others from leading.
+/// Lock that keeps other processes from leading.
 #[derive(Debug)]
 pub(super) enum Lock {
     Sqlite(LeaderLock),
@@ -35,7 +36,7 @@ impl Leadership {
         }
     }
 
-    /// Returns why this leadership has ended, or may have, if it did.
+    /// Returns the reason why this leadership has ended, or may have; `None` otherwise.
     pub fn loss(&self) -> Option<Loss> {
         if self.is_deposed.load(Ordering::Acquire) {
             return Some(Loss::Deposed);
@@ -45,7 +46,7 @@ impl Leadership {
             .then(|| Loss::LockReplaced(lock.path().to_owned()))
     }
 
-    /// Passes on the answer to a write of this leader, and takes note if another one leads.
+    /// Returns the result of a write of this leader unchanged, after noting whether it was deposed.
     pub(super) fn noted<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Deposed) = answer {
             self.is_deposed.store(true, Ordering::Release);
@@ -54,12 +55,12 @@ impl Leadership {
     }
 }
 
-/// The end of a leadership that its holder did not want.
+/// Involuntary end of a leadership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Another reconciler has taken the lead.
+    /// Another reconciler has become leader.
     Deposed,
-    /// There is another file at the path of the lock, which another reconciler may hold.
+    /// A different file is at the lock's path, which another reconciler may have locked.
     LockReplaced(PathBuf),
 }
 
@@ -74,10 +75,10 @@ impl fmt::Display for Loss {
     }
 }
 
-/// The lead could not be taken, and no one is known to have it.
+/// Failures to take leadership, other than that another process leads.
 #[derive(Debug, thiserror::Error)]
 pub enum LeadError {
-    /// The lock cannot be made.
+    /// The lock file cannot be created.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The database cannot be written.

@@ -1,26 +1,26 @@
-//! The orders whose process has to be observed, packed: a pass holds all of them, and there may be
-//! a million.
+//! A compact list of the orders whose process has to be polled: a pass keeps all of them in memory,
+//! and there may be a million.
 //!
-//! Of an order that merely runs, a few words are kept and no allocation of its own; what is more
-//! than that is kept whole. What to do about them is decided elsewhere.
+//! An order that merely runs takes a few words and no allocation of its own; any other is stored
+//! whole.
 
 use crate::decide::{OpenOrder, Phase};
 use crate::id_arena::IdArena;
 use crate::order::{IdError, Timestamp};
 use crate::pace::PollTarget;
 
-/// Orders that are PROCESSING, or CREATED with a start of unknown outcome; each told by its place,
+/// Orders that are PROCESSING, or CREATED with a start of unknown outcome, addressed by index,
 /// oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOrders {
     ids: IdArena,
     watched: Vec<PollTarget>,
     notes: Vec<Notes>,
-    /// Those of which more is known than this, with their places.
+    /// Orders with more state than the compact form has room for, with their indexes.
     others: Vec<(usize, OpenOrder)>,
 }
 
-/// What is kept of every order, besides since when its process runs.
+/// State stored for every order, besides its [`PollTarget`].
 #[derive(Clone, Copy, Debug)]
 struct Notes {
     starts: u8,
@@ -28,30 +28,30 @@ struct Notes {
 }
 
 impl OpenOrders {
-    /// How many there are.
+    /// Returns the number of orders.
     pub fn len(&self) -> usize {
         self.watched.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no orders.
     pub fn is_empty(&self) -> bool {
         self.watched.is_empty()
     }
 
-    /// What the pace has to know about them.
+    /// Returns the numbers and start times that the poll schedule needs.
     pub fn watched(&self) -> &[PollTarget] {
         &self.watched
     }
 
-    /// Their ids.
+    /// Returns the ids, in order.
     pub fn ids(&self) -> &IdArena {
         &self.ids
     }
 
-    /// The order at this place.
+    /// Returns the order at an index.
     ///
     /// # Panics
-    /// There are not so many.
+    /// If the index is out of bounds.
     pub fn order(&self, place: usize) -> OpenOrder {
         match self.others.binary_search_by_key(&place, |other| other.0) {
             Ok(at) => self.others[at].1,
@@ -59,7 +59,7 @@ impl OpenOrders {
         }
     }
 
-    /// All of them.
+    /// Iterates over all orders.
     pub fn orders(&self) -> impl Iterator<Item = OpenOrder> {
         let mut others = self.others.iter().peekable();
         let all = self.watched.iter().zip(&self.notes).enumerate();
@@ -71,25 +71,25 @@ impl OpenOrders {
         )
     }
 
-    /// Those at these places, in ascending order.
+    /// Returns the orders at these indexes, which must be ascending.
     #[must_use]
     pub fn chosen(&self, places: &[usize]) -> Self {
         let mut chosen = Self::default();
         for &place in places {
-            // What is an id here is one there, too.
+            // Cannot fail: every id comes from an arena.
             let _ = chosen.push(self.ids.get(place), self.order(place));
         }
         chosen
     }
 
-    /// Adds the order that comes next.
+    /// Appends the next order.
     pub(super) fn push(&mut self, id: &str, order: OpenOrder) -> Result<(), IdError> {
         self.ids.push(id)?;
         self.push_order(order);
         Ok(())
     }
 
-    /// The number of the last order; 0 if there is none.
+    /// Returns the number of the last order; 0 if there is none.
     pub(super) fn last_seq(&self) -> i64 {
         self.watched.last().map_or(0, |order| order.seq)
     }
@@ -111,7 +111,7 @@ impl OpenOrders {
     }
 }
 
-/// An order whose process is known to run, and of which nothing more is known.
+/// Returns an order whose process is known to run, without other state.
 pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) -> OpenOrder {
     let running_since = Some(since);
     OpenOrder {
@@ -123,7 +123,7 @@ pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) ->
     }
 }
 
-/// An order of which nothing more is known than this.
+/// Returns the order that the compact form stands for.
 fn plain(watched: PollTarget, notes: Notes) -> OpenOrder {
     let missed_at = None;
     OpenOrder {
@@ -145,8 +145,8 @@ fn plain(watched: PollTarget, notes: Notes) -> OpenOrder {
     }
 }
 
-/// Since when its process is known to run. Nothing if something is in doubt: the order is then
-/// looked at whenever others are.
+/// Returns the time since when the order's process is known to run. `None` if its state is in
+/// doubt: such an order is polled whenever others are.
 fn running_since(order: &OpenOrder) -> Option<Timestamp> {
     match order.phase {
         Phase::Processing {

@@ -1,8 +1,8 @@
-//! The queue of writes of a process, as its callers see it: how many may wait, for how long, and what
-//! an answer that does not come means.
+//! The write queue of a process, as its callers see it: its capacity, its timeouts and the meaning
+//! of a missing reply.
 //!
-//! A commit costs a disk flush whatever is in it, so everything that waits goes into the next one. An
-//! engine's writer takes the writes off the queue and carries them out.
+//! A commit costs one disk flush whatever its size, so all waiting writes go into the next one. An
+//! engine's writer takes the writes off the queue and executes them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,50 +14,51 @@ use super::StoreError;
 use super::write::{Reply, Write};
 use super::writer_stats::{Counts, WriterStats};
 
-/// Writes that may wait. At the speed of a slow disk this is about a second of work.
+/// Maximum number of waiting writes: about a second of work for a slow disk. Further writes fail
+/// with [`StoreError::Overloaded`].
 pub(super) const QUEUE_MAX: usize = 4096;
 
-/// Writes that share a commit at most. More gains nothing and makes the first of them wait.
+/// Maximum number of writes in a commit. More gains nothing and delays the first of them.
 pub(super) const BATCH_MAX: usize = 256;
 
-/// How long a write may wait for its turn before it is taken back.
+/// Maximum wait of a write in the queue, after which it is withdrawn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// How long a write that has begun may take before its outcome is called unknown.
+/// Maximum duration of a write that has begun, after which its outcome is called unknown.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 
-/// Where writes are carried out.
+/// Thread on which writes are executed.
 #[derive(Clone)]
 pub enum Mode {
-    /// On a thread of their own, many in one commit.
+    /// A writer thread, with many writes in one commit.
     Threaded,
-    /// At once, on the caller's thread, each in a commit of its own, as the gate lets it: for runs
-    /// that must be repeatable.
+    /// The caller's thread, immediately, each write in a commit of its own and subject to injected
+    /// faults: for reproducible runs.
     Synchronous(Arc<dyn WriteFaults>),
 }
 
-/// Decides what becomes of each write.
+/// Injects faults into writes.
 pub trait WriteFaults: Send + Sync {
-    /// What becomes of the next one.
+    /// Returns the fate of the next write.
     fn next(&self) -> WriteFate;
 }
 
-/// What becomes of a write.
+/// Fate of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteFate {
-    /// It is carried out.
+    /// It is executed.
     Open,
-    /// It is refused, as by a full disk: nothing is done.
+    /// It fails as on a full disk; nothing is written.
     Refused,
-    /// It is carried out, and its caller does not hear of it.
+    /// It is executed, and its caller gets [`StoreError::OutcomeUnknown`].
     AckLost,
-    /// The program dies before it: its caller waits for ever.
+    /// The program crashes before it: its caller waits for ever.
     CrashBefore,
-    /// The program dies after it: its caller waits for ever.
+    /// The program crashes after it: its caller waits for ever.
     CrashAfter,
 }
 
-/// Lets every write through.
+/// Executes every write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoFaults;
 
@@ -67,14 +68,14 @@ impl WriteFaults for NoFaults {
     }
 }
 
-/// A write that waits.
+/// A queued write.
 pub(super) struct Pending {
     pub write: Write,
     claimed: Arc<AtomicBool>,
 }
 
 impl Pending {
-    /// A write of nothing, for which no one waits.
+    /// Returns a write without changes, whose reply is discarded.
     pub fn nothing() -> Self {
         let (reply, _) = Reply::new();
         Self {
@@ -83,18 +84,19 @@ impl Pending {
         }
     }
 
-    /// Returns whether the caller still waits. From then on it waits to the end.
+    /// Returns true if the caller still waits; from then on the write can no longer be withdrawn.
     pub fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::AcqRel)
     }
 }
 
-/// What the writer and its callers share.
+/// State shared by the writer and its callers.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub counts: Counts,
     pub commits: watch::Sender<()>,
-    /// Whether a write was taken back because no turn came, and none has come since.
+    /// True after a write was withdrawn because the write lock was not acquired in time, until the
+    /// next commit.
     pub is_stuck: Arc<AtomicBool>,
 }
 
@@ -108,7 +110,7 @@ impl Default for Shared {
     }
 }
 
-/// Carries out a write on the calling thread.
+/// Executes a write on the calling thread.
 type CarryOut = Box<dyn Fn(Pending) + Send + Sync>;
 
 enum Place {
@@ -116,14 +118,14 @@ enum Place {
     Synchronous(CarryOut, Arc<dyn WriteFaults>),
 }
 
-/// The queue of writes.
+/// The write queue of a process.
 pub(super) struct Queue {
     place: Place,
     shared: Shared,
 }
 
 impl Queue {
-    /// A queue, and the end that its writer takes them from.
+    /// Returns a queue, its sender, and the receiver for the writer.
     pub fn new(shared: Shared) -> (Self, mpsc::Sender<Pending>, mpsc::Receiver<Pending>) {
         let (sender, waiting) = mpsc::channel(QUEUE_MAX);
         let queue = Self {
@@ -133,7 +135,7 @@ impl Queue {
         (queue, sender, waiting)
     }
 
-    /// No queue: each write is carried out at once.
+    /// Returns a queue of no length: each write is executed immediately.
     pub fn synchronous(
         shared: Shared,
         gate: Arc<dyn WriteFaults>,
@@ -145,12 +147,12 @@ impl Queue {
         }
     }
 
-    /// Returns a receiver that sees a change at each commit from now on.
+    /// Returns a receiver that changes at each commit from now on.
     pub fn commits(&self) -> watch::Receiver<()> {
         self.shared.commits.subscribe()
     }
 
-    /// What was done, and what waits.
+    /// Returns the writer's counters and the number of waiting writes.
     pub fn stats(&self) -> WriterStats {
         let waiting = match &self.place {
             Place::Queue(queue) => queue.max_capacity() - queue.capacity(),
@@ -159,7 +161,7 @@ impl Queue {
         self.shared.counts.snapshot(waiting, QUEUE_MAX)
     }
 
-    /// Has a write carried out, and returns its answer when it is on disk.
+    /// Executes a write, and returns its reply once it is on disk.
     pub async fn write<T>(&self, write: impl FnOnce(Reply<T>) -> Write) -> Result<T, StoreError> {
         let result = self.try_write(write).await;
         if let Err(error) = &result {
@@ -199,7 +201,7 @@ impl Queue {
             return result.unwrap_or(Err(StoreError::OutcomeUnknown));
         }
         if !claimed.swap(true, Ordering::AcqRel) {
-            // Taken back before it was begun: it will not happen any more.
+            // Withdrawn before it was begun: it will never be executed.
             if !self.shared.is_stuck.swap(true, Ordering::AcqRel) {
                 log::error!(
                     "the database cannot be written: another program holds the turn to write"

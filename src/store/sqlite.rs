@@ -1,9 +1,9 @@
 //! Orders in one SQLite file.
 //!
-//! Reads use a small pool of connections; every write of this process goes through one writer
-//! (`writer`) that commits many at once, and whose log is copied back in `checkpoint`. How a file is
-//! opened and checked is in `open`, which files a database consists of in `file`, how rows are read
-//! in `row_mapping`. A connection that only reads, for the operator's commands, is in `read_only`.
+//! Reads use a small pool of connections. All writes of this process go through one writer
+//! (`writer`), which commits many at once and whose log is checkpointed in `checkpoint`. `open`
+//! opens and checks a file, `file` knows the files of a database, `row_mapping` converts rows.
+//! `read_only` is the read-only connection of the operator's commands.
 
 mod check;
 mod checkpoint;
@@ -60,12 +60,12 @@ impl From<r2d2::Error> for StoreError {
     }
 }
 
-/// The orders in one file. The methods are those of [`Store`](super::Store).
+/// Orders in one SQLite file. The methods are those of [`Store`](super::Store).
 #[derive(Clone)]
 pub(super) struct Engine {
     inner: Arc<Inner>,
-    /// Whether reads hand the other tasks of the calling thread to another one. That takes some
-    /// 20 us of processor.
+    /// True if reads move the other tasks of the calling thread to another thread, which costs some
+    /// 20 us of processor time.
     hands_over: bool,
     #[cfg(test)]
     polls_never: bool,
@@ -83,7 +83,7 @@ impl Engine {
         let (file, db, histories) = open::prepare(path)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(db, file.clone(), mode)?;
-        // All that is open now belongs to one file.
+        // All connections opened by now use one file.
         file.check().map_err(|error| file.error(error))?;
         let inner = Inner {
             path: file.path,
@@ -99,7 +99,7 @@ impl Engine {
         })
     }
 
-    /// Opens a database that must be there already.
+    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
         open::must_exist(path)?;
         Self::open(path, Mode::Threaded)
@@ -168,7 +168,7 @@ impl Engine {
         self.snapshot(|db| {
             let mut now = histories::extent(db, Sequence::Orders)?;
             if !filter.takes_settled() {
-                // None of these was ever pruned.
+                // Orders that are not settled are never pruned.
                 now.last_pruned = 0;
             }
             let here = self.inner.histories.resume(after, &now)?;
@@ -268,7 +268,7 @@ impl Engine {
         self.snapshot(|db| journal::events(db, &self.inner.histories, order, after, limit))
     }
 
-    /// Some orders at a time, so that others who write have their turn.
+    /// Works in batches, so that other writers are not blocked for long.
     pub async fn set_times_right(&self, epoch: i64, now: Timestamp) -> Result<(), StoreError> {
         for status in [Status::Created, Status::Processing] {
             let mut after = 0;
@@ -290,8 +290,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Copies everything into the database file itself. If that cannot be done, the next one to open
-    /// the file does it.
+    /// Checkpoints the write-ahead log into the database file. If that fails, the next program that
+    /// opens the file does it.
     pub async fn checkpoint(&self) {
         if let Err(error) = self.inner.writer.checkpoint().await {
             log::debug!("the write-ahead log was not checkpointed: {error}");
@@ -305,7 +305,7 @@ impl Engine {
         self.on_connection(|db| Ok(query(db)?))
     }
 
-    /// Reads as of one moment.
+    /// Runs a query in one read transaction.
     fn snapshot<T>(
         &self,
         query: impl FnOnce(&Connection) -> Result<T, StoreError>,

@@ -1,7 +1,7 @@
-//! Subscriptions to what is committed, by whatever process.
+//! Subscriptions to commits, by this or any other process.
 //!
-//! A wake-up does not say what was committed: it makes its receiver read, and one too many does no
-//! harm.
+//! A wake-up does not say what was committed: it makes its receiver read, so a spurious one is
+//! harmless.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use super::Store;
 
 /// A subscription to changes of orders.
 pub struct Changes {
-    /// The commits of this process.
+    /// Commits of this process.
     pub(super) own: watch::Receiver<()>,
-    /// Those of other processes, as the engine hears of them.
+    /// Commits of other processes, as the engine detects them.
     pub(super) others: Arc<Notify>,
 }
 
 impl Changes {
-    /// Returns when something may have been committed since the last call.
+    /// Waits until a commit may have happened since the last call.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.own.changed() => {}
@@ -31,16 +31,16 @@ impl Changes {
 pub struct NewOrders {
     pub(super) store: Store,
     pub(super) changes: Changes,
-    /// The number of the newest order that was noticed.
+    /// Sequence number of the newest order reported.
     pub(super) newest: i64,
 }
 
 impl NewOrders {
-    /// Returns when an order was created since the last call, or is.
+    /// Waits until an order has been created since the last call.
     pub async fn next(&mut self) {
         loop {
             self.changes.next().await;
-            // While the database cannot be read, the schedule is enough.
+            // While the database cannot be read, the schedule of passes suffices.
             let newest = self.store.newest_seq().await.unwrap_or(self.newest);
             if std::mem::replace(&mut self.newest, newest) < newest {
                 return;
@@ -80,7 +80,7 @@ mod tests {
         create(&other, "a3").await;
         assert!(new_orders.next().now_or_never().is_none());
         polled.next().await;
-        // The next wake-up finds it too, whatever brought that.
+        // The next wake-up, whatever its cause, finds it too.
         store.probe(Timestamp(1)).await.unwrap();
         assert!(new_orders.next().now_or_never().is_some());
     }

@@ -1,93 +1,94 @@
-//! What the reconciler records about orders, as values.
+//! Changes of orders that the reconciler records, as values.
 //!
-//! A change names the state that it was decided on; if the order has moved on since, nothing
-//! happens, and that is counted rather than an error.
+//! A change names the state on which it was decided. If the order is no longer in that state, the
+//! change has no effect and is counted as a conflict, not reported as an error.
 
 use crate::order::{Outcome, Reason, Timestamp};
 
-/// A step of one order.
+/// A change of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderChange {
-    /// The order's place in the order of creation.
+    /// The order's sequence number.
     pub seq: i64,
-    /// What happened to it.
+    /// The change.
     pub step: Transition,
 }
 
-/// What happened to an order.
+/// Changes of an order's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transition {
-    /// A start is about to be sent, which counts until it is known not to. It takes the place of an
-    /// earlier one that is known to have come to nothing, `previous`.
+    /// Writes an intent: a start is about to be sent, and counts until it is known not to have
+    /// taken effect. Replaces the intent `previous`, whose start is known to have had no effect.
     Intended {
-        /// When the earlier intent was written.
+        /// Time at which the earlier intent was written.
         previous: Option<Timestamp>,
     },
-    /// The start that was intended then counts no longer, or counts after all.
+    /// Corrects whether the start with this intent counts.
     Counted {
-        /// When the intent was written.
+        /// Time at which the intent was written.
         written_at: Timestamp,
-        /// Adds it to the count, or takes it off.
+        /// True to add the start to the count, false to subtract it.
         is_counted: bool,
     },
     /// The intended start of a CREATED order was accepted.
     Started {
-        /// Set if a look has seen the process.
+        /// True if a poll has seen the process.
         is_seen: bool,
     },
-    /// The intended start of an order whose earlier process was forgotten has taken effect.
+    /// The intended restart of an order whose process was lost has taken effect.
     Restarted {
-        /// Set if a look has seen the new process.
+        /// True if a poll has seen the new process.
         is_seen: bool,
     },
-    /// The intended start came to nothing: it cannot have reached the upstream, or was refused.
+    /// The intended start had no effect: it cannot have reached the upstream, or was refused.
     Withdrawn,
-    /// The answer to the intended start was given up, or told of trouble.
+    /// The answer to the intended start did not come in time, or was an error.
     GivenUp {
-        /// The HTTP status of the answer, if there was one.
+        /// HTTP status of the answer, if there was one.
         answer: Option<u16>,
-        /// Takes it off the count if not set.
+        /// True if the start still counts.
         is_counted: bool,
-        /// What to show, and when to try again.
+        /// Attention to show, and time of the next attempt.
         trouble: AttentionUpdate,
     },
-    /// A process was seen.
+    /// A poll has seen the process of a CREATED order.
     Adopted,
-    /// The process of a PROCESSING order was seen.
+    /// A poll has seen the process of a PROCESSING order.
     Seen,
-    /// A process was seen to have ended.
+    /// A poll has seen that the process ended.
     Settled(Outcome),
-    /// A process that was known to exist was missing in the look that began then.
+    /// A poll did not find a process that was known to exist.
     Missed {
-        /// When the look began.
+        /// Time at which the poll began.
         began_at: Timestamp,
     },
-    /// The order's process was forgotten, and the policy is to call that a failure.
+    /// The order's process was lost, and the policy is to settle that as FAILED.
     FailedByPolicy,
-    /// The order needs looking at. An intent, if it had one, is known to have come to nothing.
+    /// The order needs attention. The start of its intent, if any, is known to have had no effect.
     Flagged(AttentionUpdate),
-    /// A look at the order failed; all else about it stays as it is.
+    /// A poll of the order failed; the rest of its state is unchanged.
     Delayed(AttentionUpdate),
-    /// All is well again: the process was seen to run.
+    /// The process was seen to run: clears the attention.
     Cleared,
 }
 
-/// Why an order needs looking at, and when it is tried again.
+/// Attention of an order, and the time of its next attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionUpdate {
-    /// Why.
+    /// Reason of the attention.
     pub reason: Reason,
-    /// What was seen, in words.
+    /// Observation, in words.
     pub detail: String,
-    /// When to try again.
+    /// Time of the next attempt.
     pub next_attempt_at: Timestamp,
 }
 
-/// What became of changes.
+/// Result of recording changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
-    /// How many took effect.
+    /// Number of changes that took effect.
     pub changed: usize,
-    /// The places of the orders that had moved on, one for each change that found one so.
+    /// Sequence numbers of orders that were no longer in the expected state, one for each change
+    /// without effect.
     pub conflicts: Vec<i64>,
 }

@@ -1,5 +1,5 @@
-//! Writes as values: what is to be done, and where its answer goes. How they are carried out is the
-//! engine's business; that many share a commit is the queue's (`store/queue.rs`).
+//! Writes as values, each with its reply channel. An engine executes them; the queue
+//! (`store/queue.rs`) lets many share a commit.
 
 use tokio::sync::oneshot;
 
@@ -7,29 +7,29 @@ use super::{Creation, OperatorResult, OrderChange, Recorded, Removed, StoreError
 use crate::order::{OrderId, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
-/// A write, with its caller waiting.
+/// A write, whose caller waits for the reply.
 pub(super) enum Write {
-    /// Creates an order, if there is none with this id.
+    /// Creates an order, unless the id exists.
     Create {
         id: OrderId,
         now: Timestamp,
         reply: Reply<Creation>,
     },
-    /// Requests another start of an order that is held or refused.
+    /// Requests a restart of an order that waits for an operator or whose start is refused.
     Restart {
         id: OrderId,
         now: Timestamp,
         reply: Reply<OperatorResult>,
     },
-    /// Settles an order as FAILED whose process was forgotten.
+    /// Settles an order as FAILED if its process was lost.
     Fail {
         id: OrderId,
         now: Timestamp,
         reply: Reply<OperatorResult>,
     },
-    /// Begins a new epoch, and answers its number.
+    /// Begins a new epoch, and replies with its number.
     Lead { reply: Reply<i64> },
-    /// Records what the reconciler did and saw.
+    /// Records the reconciler's changes.
     Record {
         epoch: i64,
         changes: Vec<OrderChange>,
@@ -42,31 +42,31 @@ pub(super) enum Write {
         heartbeat: Box<ReconcilerState>,
         reply: Reply<()>,
     },
-    /// Sets right the times of these open orders that lie ahead of the clock.
+    /// Clamps times of these open orders that lie ahead of the clock.
     SetTimesRight {
         epoch: i64,
         seqs: Vec<i64>,
         now: Timestamp,
         reply: Reply<()>,
     },
-    /// Removes these orders, as far as they settled before a moment.
+    /// Prunes those of these orders that settled before a time.
     Prune {
         seqs: Vec<i64>,
         settled_before: Timestamp,
         now: Timestamp,
         reply: Reply<Removed>,
     },
-    /// Finds out whether orders can be written.
+    /// Checks that orders can be written, by writing a row.
     Probe { now: Timestamp, reply: Reply<()> },
-    /// Changes nothing, and has the writer see to all that it sees to at a commit.
+    /// Changes nothing, but has the writer run its checks and checkpoints as at any commit.
     Nothing { reply: Reply<()> },
-    /// Runs statements, for tests.
+    /// Runs SQL statements, for tests.
     #[cfg(test)]
     Sql { sql: String, reply: Reply<()> },
 }
 
 impl Write {
-    /// Answers the caller: with the answer that was kept, or with the reason why there is none.
+    /// Sends the stored reply, or the error if the commit failed.
     pub fn finish(self, result: Result<(), StoreError>) {
         match self {
             Self::Create { reply, .. } => reply.finish(result),
@@ -84,14 +84,14 @@ impl Write {
     }
 }
 
-/// The place for the answer to a write. It reaches the caller once the write is on disk.
+/// Reply to a write, sent to the caller once the write is on disk.
 pub(super) struct Reply<T> {
     answer: Option<Result<T, StoreError>>,
     caller: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<T> Reply<T> {
-    /// A reply, and where its answer arrives.
+    /// Returns a reply, and the receiver for it.
     pub fn new() -> (Self, oneshot::Receiver<Result<T, StoreError>>) {
         let (caller, answer) = oneshot::channel();
         let reply = Self {
@@ -101,12 +101,12 @@ impl<T> Reply<T> {
         (reply, answer)
     }
 
-    /// Keeps the answer until the commit. A write that is carried out again has another one.
+    /// Stores the value until the commit. Executing the write again replaces it.
     pub fn keep(&mut self, answer: T) {
         self.answer = Some(Ok(answer));
     }
 
-    /// Keeps the reason why nothing was done, which is no fault of the database.
+    /// Stores an error that is not a failure of the database, such as a lost leadership.
     pub fn refuse(&mut self, why: StoreError) {
         self.answer = Some(Err(why));
     }
@@ -116,7 +116,7 @@ impl<T> Reply<T> {
             Ok(()) => self.answer.unwrap_or(Err(StoreError::OutcomeUnknown)),
             Err(error) => Err(error),
         };
-        // A caller that has gone away wants no answer.
+        // The caller may have gone away.
         let _ = self.caller.send(answer);
     }
 }

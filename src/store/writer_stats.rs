@@ -1,4 +1,4 @@
-//! What the writer of this process counts: its commits, and the writes that it refused.
+//! Counters of this process' writer: its commits, and the writes that failed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,44 +8,44 @@ use crate::clock::{Clock, SystemClock};
 use crate::histogram::Histogram;
 use crate::order::Timestamp;
 
-/// Upper bounds of what a commit may take, in microseconds: from a fast disk to one that hangs.
+/// Bucket bounds of the duration of a commit, in microseconds: from a fast disk to one that hangs.
 pub const COMMITTED_WITHIN_US: [u64; 12] = [
     250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 2_500_000, 10_000_000,
 ];
 
-/// Upper bounds of the number of writes in a commit; never more than the last.
+/// Bucket bounds of the number of writes in a commit, which never exceeds the last.
 pub const COMMITTED_AT_ONCE: [u64; 6] = [1, 4, 16, 64, 128, 256];
 
-/// What the writer of this process has done since it began, and what waits for it.
+/// Counters of this process' writer since its start, and the length of its queue.
 #[derive(Clone, Debug, Default)]
 pub struct WriterStats {
-    /// How long commits took, from wanting the turn to write until all was on disk, in
-    /// microseconds, by [`COMMITTED_WITHIN_US`].
+    /// Durations of commits, from the request for the write lock until all is on disk, in
+    /// microseconds; bounds in [`COMMITTED_WITHIN_US`].
     pub took: Histogram,
-    /// How many writes shared a commit, by [`COMMITTED_AT_ONCE`].
+    /// Numbers of writes per commit; bounds in [`COMMITTED_AT_ONCE`].
     pub at_once: Histogram,
-    /// Writes that were refused because too many were waiting.
+    /// Number of writes rejected because the queue was full.
     pub overloaded: u64,
-    /// Writes that could not be carried out.
+    /// Number of writes that failed without effect.
     pub unwritable: u64,
-    /// Writes whose outcome is not known.
+    /// Number of writes of unknown outcome.
     pub unknown: u64,
-    /// Writes that wait now.
+    /// Writes in the queue now.
     pub waiting: usize,
-    /// Writes that may wait.
+    /// Capacity of the queue.
     pub waiting_max: usize,
-    /// The moment at which writes began to fail; nothing while the last one has succeeded.
+    /// Time at which writes began to fail; `None` if the last write succeeded.
     pub failing_since: Option<Timestamp>,
-    /// The moment at which writes succeeded again, if any had failed before.
+    /// Time at which writes succeeded again; `None` if none had failed before.
     pub succeeding_since: Option<Timestamp>,
 }
 
-/// The counts behind [`WriterStats`].
+/// Shared counters behind [`WriterStats`].
 #[derive(Clone, Default)]
 pub(super) struct Counts(Arc<Mutex<WriterStats>>);
 
 impl Counts {
-    /// So many writes were committed together.
+    /// Counts a commit of this many writes.
     pub fn committed(&self, writes: usize, took: Duration) {
         self.change(|writing| {
             writing.took.count_us(&COMMITTED_WITHIN_US, took);
@@ -56,13 +56,13 @@ impl Counts {
         });
     }
 
-    /// A caller was told that its write was not done, or perhaps not.
+    /// Counts a write that failed or whose outcome is unknown.
     pub fn refused(&self, error: &StoreError) {
         self.change(|writing| {
             match error {
-                // The database has done its part.
+                // The database has worked as it should.
                 StoreError::Deposed => return,
-                // Others are carried out meanwhile.
+                // Other writes are executed meanwhile.
                 StoreError::Overloaded => {
                     writing.overloaded += 1;
                     return;
@@ -78,7 +78,7 @@ impl Counts {
         });
     }
 
-    /// All of it, with so many that wait of those that may.
+    /// Returns the counters, with the length and capacity of the queue.
     pub fn snapshot(&self, waiting: usize, waiting_max: usize) -> WriterStats {
         WriterStats {
             waiting,

@@ -1,8 +1,8 @@
-//! The check of a database: SQLite's own, and everything that we promise of orders and their
-//! journal beyond what the schema refuses.
+//! The consistency check of a database: SQLite's own, and the invariants of orders and their
+//! journal that the schema cannot express.
 //!
-//! The rules are SQL that walks along an index, so that a million orders take seconds and no more
-//! memory than one. Each finding says what to do.
+//! The rules are SQL queries along an index, so a million orders take seconds and constant memory.
+//! Each finding says what to do.
 
 use rusqlite::{Connection, Row};
 
@@ -10,8 +10,8 @@ use super::open;
 use crate::order::OrderId;
 use crate::store::Finding;
 
-/// Findings of one kind that are told one by one; of more, only their number is. More lines than
-/// fit a screen or two help no one.
+/// Findings of one kind that are reported one by one; beyond that only their number is. More lines
+/// than a screen or two help no one.
 const TOLD_MAX: u64 = 50;
 
 const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \
@@ -23,8 +23,8 @@ const BY_HAND: &str = "no program of ours does this: hold the database against t
 const SCHEMA: &str = "someone has changed the schema by hand: give it the form that sql/ has, or \
                       restore a backup";
 
-/// What must hold beyond the schema: names, and queries that find what does not hold. Their
-/// columns are the order's id, or NULL, and what is wrong.
+/// Rules beyond the schema: names, and queries that return violations. Their columns are the
+/// order's id, or NULL, and a description.
 const RULES: [(&str, &str); 8] = [
     ("notes", include_str!("../../../sql/check_orders.sql")),
     (
@@ -54,7 +54,7 @@ const RULES: [(&str, &str); 8] = [
     ),
 ];
 
-/// Checks everything. What cannot be read is a finding as well, and ends only its own check.
+/// Runs all checks. A part that cannot be read is a finding, and ends only its own check.
 pub(super) fn check(db: &Connection, tell: &mut dyn FnMut(Finding)) {
     let mut part = |name: &str, to_do, find: &dyn Fn(&mut Found<'_>) -> rusqlite::Result<()>| {
         let mut found = Found {
@@ -86,7 +86,7 @@ pub(super) fn check(db: &Connection, tell: &mut dyn FnMut(Finding)) {
     }
 }
 
-/// The findings of one check.
+/// Findings of one check.
 struct Found<'a> {
     tell: &'a mut dyn FnMut(Finding),
     to_do: &'static str,
@@ -102,7 +102,7 @@ impl Found<'_> {
         }
     }
 
-    /// Tells how many there were beyond those that were told.
+    /// Reports the number of findings beyond the limit.
     fn end(self) {
         if self.count > TOLD_MAX {
             (self.tell)(Finding {
@@ -127,10 +127,10 @@ fn each(
     Ok(())
 }
 
-/// Tables and indexes that are not as the migrations make them. Without an index that a query
-/// names, that query fails.
+/// Reports tables and indexes that differ from those of the migrations. A query that names a
+/// missing index fails.
 fn schema(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
-    // Those of SQLite itself have no text.
+    // SQLite's own objects have no SQL text.
     const SCHEMA_OF: &str =
         "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
     let read = |db: &Connection| -> rusqlite::Result<Vec<(String, String)>> {
@@ -153,7 +153,7 @@ fn schema(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
         }
     }
     for (name, _) in &present {
-        // sqlite_stat1 and its like come from ANALYZE and do no harm.
+        // Tables of ANALYZE, such as sqlite_stat1, are harmless.
         let is_known = wanted.iter().any(|(other, _)| other == name);
         if name.starts_with("trigger ") && !is_known {
             found.add(
@@ -165,8 +165,8 @@ fn schema(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// What SQLite finds: damaged pages, indexes that do not fit their tables, rows that the schema
-/// refuses.
+/// Reports the findings of SQLite: damaged pages, indexes that do not match their tables, rows that
+/// violate the schema.
 fn pages(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     each(db, "PRAGMA integrity_check", |row| {
         let what: String = row.get(0)?;
@@ -177,7 +177,7 @@ fn pages(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     })
 }
 
-/// Rows that refer to others that are not there.
+/// Reports rows that refer to missing rows.
 fn references(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     each(db, "PRAGMA foreign_key_check", |row| {
         let (table, number, parent): (String, i64, String) =
@@ -190,7 +190,7 @@ fn references(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     })
 }
 
-/// Ids that no order can have. A single one makes every list that it is in break off.
+/// Reports invalid ids. A single one makes every list that contains it fail.
 fn ids(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
     each(db, "SELECT id FROM orders", |row| {
         let id: String = row.get(0)?;

@@ -1,10 +1,10 @@
-//! Checkpoints of the write-ahead log, for the most part in the background.
+//! Checkpoints of the write-ahead log, mostly in the background.
 //!
-//! SQLite would do so itself in the middle of a commit, in small portions that write the same pages
-//! again and again, and never to the end while readers overlap. Here a thread of its own copies
-//! most of the log while commits go on; the writer copies what has come meanwhile, once that is
-//! little, and begins the log anew. The file keeps its size, because a disk flushes what is written
-//! over in half the time that it takes for what is appended.
+//! SQLite's automatic checkpoints run in the middle of a commit, in small portions that write the
+//! same pages repeatedly, and never finish while readers overlap. Here a separate thread copies
+//! most of the log while commits continue; the writer copies the remaining frames once they are
+//! few, and restarts the log. The log file keeps its size, because a disk flushes overwritten
+//! blocks in half the time of appended ones.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -17,63 +17,63 @@ use super::file::OpenedFile;
 use super::open::writing_connection;
 use crate::store::OpenError;
 
-/// Frames in the log from which a checkpoint runs in the background, some 28 MB.
-/// Larger ones save writing: pages that change often are copied once.
+/// Frames in the log from which a checkpoint runs in the background, some 28 MB. A larger value
+/// saves writes, since pages that change often are copied once.
 const BACKGROUND_FROM: i64 = 7_000;
 
-/// The writer folds it back itself at this many frames, some 48 MB, which is reached only if the
+/// Frames in the log from which the writer checkpoints it alone, some 48 MB: reached only if the
 /// background thread cannot keep up, or behind a long read.
 const FRAMES_MAX: i64 = 12_000;
 
-/// What the file may keep once the log has begun anew, in bytes: a little more than the largest
-/// that is usual.
+/// Maximum size of the log file after a restart of the log, in bytes: a little more than its
+/// largest usual size.
 const KEPT_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
 
-/// Frames that the writer may be left to copy: some milliseconds' work.
+/// Maximum number of frames that the writer copies itself: some milliseconds of work.
 const LEFT_MAX: i64 = 500;
 
-/// While readers are in the way, the writer tries again each time that the log has grown by this
-/// many frames.
+/// Growth of the log, in frames, after which the writer tries again while readers block the
+/// checkpoint.
 const AGAIN_AFTER: i64 = 1_000;
 
-/// How long the writer may wait for readers. They are in the middle of a page.
+/// Maximum wait of the writer for readers, which are in the middle of a page.
 const READERS_WAIT: Duration = Duration::from_millis(50);
 
-/// Interval at which the background thread checks that the files are still in their places: a
-/// log that is removed is checkpointed before the program may die, even if no one writes.
+/// Interval at which the background thread checks that the files have not moved: a removed log is
+/// then checkpointed before the program may crash, even if nothing is written.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Copies what it can without waiting for anyone.
+/// Copies as many frames as possible without waiting.
 const COPY: &str = "PRAGMA wal_checkpoint(PASSIVE)";
 
-/// Copies everything, so that the log begins anew in its file.
+/// Copies all frames, so that the next commit restarts the log at the start of its file.
 const RESTART: &str = "PRAGMA wal_checkpoint(RESTART)";
 
-/// Copies everything, and leaves nothing in the log's file.
+/// Copies all frames and truncates the log file.
 const EMPTY: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
-/// Only reports the state of the log.
+/// Reports the state of the log without copying.
 const LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
 
 /// Decides when a checkpoint runs, and on which thread.
 pub(super) struct Checkpointer {
-    /// Set if the writer is to empty the log's file after the next write, however small it is.
+    /// Set if the writer shall truncate the log file after the next write, however small it is.
     empties_next: Arc<AtomicBool>,
     background: Option<SyncSender<()>>,
-    /// Held by the thread while it copies. Nobody else can then, and the writer waits for it rather
-    /// than let the log grow.
+    /// Locked by the background thread while it copies. No other connection can checkpoint then,
+    /// and the writer waits for it rather than let the log grow.
     copying: Arc<Mutex<()>>,
-    /// Frames after the last commit. When there are fewer, the log has begun anew, whoever saw to
-    /// that.
+    /// Frames in the log after the last commit. A smaller number means that the log has been
+    /// restarted, by whatever process.
     frames: i64,
-    /// Frames when the background thread was last asked to copy them; 0 in a log that is new.
+    /// Frames in the log when the background thread was last woken; 0 after a restart of the log.
     asked_at: i64,
-    /// Frames when readers last prevented the end; 0 in a log that is new.
+    /// Frames in the log when readers last blocked a checkpoint; 0 after a restart of the log.
     blocked_at: i64,
 }
 
 impl Checkpointer {
-    /// Leaves everything to the writer, until there is a background thread.
+    /// Leaves all checkpoints to the writer until a background thread is started.
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
         db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
         Ok(Self {
@@ -86,12 +86,13 @@ impl Checkpointer {
         })
     }
 
-    /// Setting this has the log's file emptied after the next write.
+    /// Returns the flag that has the log file truncated after the next write.
     pub fn empties_next(&self) -> Arc<AtomicBool> {
         self.empties_next.clone()
     }
 
-    /// Starts the thread that does most of the work, and calls `look` each second. It ends with this.
+    /// Starts the background thread, which also calls `look` each second. It ends when this value
+    /// is dropped.
     pub fn start_in_background(
         &mut self,
         file: &OpenedFile,
@@ -108,8 +109,8 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Does what the size of the log asks for. No transaction is open on `db`, and no one else
-    /// writes.
+    /// Runs or requests the checkpoint that the log's size calls for. Requires that no transaction
+    /// is open on `db` and that the caller has the write lock.
     pub fn after_commit(&mut self, db: &Connection) {
         let log = Log::after(db, LOOK).unwrap_or_default();
         if log.frames < self.frames {
@@ -128,22 +129,22 @@ impl Checkpointer {
         } else if log.frames >= copy_from
             && let Some(background) = &self.background
         {
-            // A full channel is being seen to.
+            // If the channel is full, the thread has a request already.
             let _ = background.try_send(());
             self.asked_at = log.frames;
         }
     }
 
-    /// Puts all that is in the log into the database, because the log, or the database, is no longer in
-    /// its place. Returns whether nothing is left to copy. No one else writes.
+    /// Copies the whole log into the database, because one of the two files was moved or replaced.
+    /// Returns true if no frame is left to copy. Requires the write lock.
     pub fn rescue(&mut self, db: &Connection) -> bool {
         self.frames = Log::after(db, LOOK).unwrap_or_default().frames;
         self.end(db, EMPTY)
     }
 
-    /// Copies what is left in the log, and ends it, unless someone else's long read prevents that, or
-    /// another process is copying. That is over soon: what the log's size asks for is asked again
-    /// after the next commit. Returns whether it has ended.
+    /// Copies the remaining frames and ends the log, unless a long read blocks it or another
+    /// process is checkpointing, which is over soon: the size is checked again after the next
+    /// commit. Returns true if the log was ended.
     fn end(&mut self, db: &Connection, how: &str) -> bool {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
@@ -164,7 +165,7 @@ impl Checkpointer {
     }
 }
 
-/// Copies what is in the log whenever it is asked to, and calls `look` each second.
+/// Copies the log at each request, and calls `look` each second.
 fn copy_in_background(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>, look: impl Fn()) {
     loop {
         match asked.recv_timeout(LOOK_EVERY) {
@@ -180,14 +181,14 @@ fn copy_in_background(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>
     }
 }
 
-/// How the log is.
+/// State of the log.
 #[derive(Debug, Default)]
 struct Log {
-    /// Whether something prevented a checkpoint.
+    /// True if a checkpoint was blocked.
     was_busy: bool,
-    /// Frames in the log, each with a page of the database; -1 if another checkpoint is under way.
+    /// Frames in the log, each with a page of the database; -1 if another checkpoint is running.
     frames: i64,
-    /// Those of them that are in the database too; -1 likewise.
+    /// Frames that were copied into the database; -1 if another checkpoint is running.
     copied: i64,
 }
 
@@ -210,10 +211,10 @@ mod tests {
     use super::*;
     use crate::store::{DatabaseUrl, Mode, Store};
 
-    /// Pages that one commit puts into the log, at the least.
+    /// Minimum number of pages that one test commit adds to the log.
     const WRITTEN: i64 = 256;
 
-    /// Writes, and tells how many frames there are in the log afterwards.
+    /// Writes, and returns the number of frames in the log afterwards.
     async fn write(store: &Store, reader: &Connection) -> i64 {
         let bytes = WRITTEN * 4096;
         let sql = format!(
@@ -223,7 +224,7 @@ mod tests {
         Log::after(reader, LOOK).unwrap().frames
     }
 
-    /// Writes until the log begins anew, and tells how many frames it had at most.
+    /// Writes until the log restarts, and returns the greatest number of frames before that.
     async fn largest_until_anew(store: &Store, reader: &Connection) -> i64 {
         let mut largest = 0;
         loop {

@@ -1,5 +1,5 @@
-//! Hearing of the commits of other processes: they are polled for, at the cost of a glance at a file's
-//! time.
+//! Detection of commits by other processes, by polling the modification time of the write-ahead
+//! log.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,19 @@ use super::Engine;
 use super::file::beside;
 use crate::store::{Changes, StoreError};
 
-/// Time after the last write to the log in which a commit may become visible: the flush lies between.
-/// It is also far longer than two writes can have the same time.
+/// Time after the last write to the log within which a commit may become visible: the flush lies
+/// between. It is also far longer than the resolution of file times.
 const VISIBLE_WITHIN: Duration = Duration::from_millis(200);
 
-/// Glances after which a receiver is woken in any case, for a commit whose flush took longer.
+/// Number of polls after which a receiver is woken in any case, for a commit whose flush took
+/// longer.
 const GLANCES_MAX: u64 = 50;
 
-/// Interval between two glances for changes: 100 a second take 0.5 % of a core.
+/// Interval between two polls for changes: 100 a second take 0.5 % of a core.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Interval between two glances for new orders. They are nearly all that an idle reconciler does: 50 a
-/// second take 0.25 % of a core.
+/// Interval between two polls for new orders, which are nearly all the work of an idle reconciler:
+/// 50 a second take 0.25 % of a core.
 const NEW_ORDERS_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Engine {
@@ -35,8 +36,8 @@ impl Engine {
         self.changes_every(NEW_ORDERS_INTERVAL)
     }
 
-    /// A subscription to the commits of this process, at once, and of others once a poll has found
-    /// them. Its thread ends with it.
+    /// Subscribes to the commits of this process, which are reported immediately, and to those of
+    /// other processes, which a poll detects. The polling thread ends with the subscription.
     fn changes_every(&self, poll_interval: Duration) -> Result<Changes, StoreError> {
         let others = Arc::new(Notify::new());
         let changes = Changes {
@@ -55,13 +56,13 @@ impl Engine {
                 let Some(others) = listener.upgrade() else {
                     break;
                 };
-                // If the file cannot be asked, SQLite can.
+                // If the file's time cannot be read, a query decides.
                 if log.may_be_news().unwrap_or(true) || glances.is_multiple_of(GLANCES_MAX) {
                     others.notify_one();
                 }
             }
         };
-        // A thread's sleep and a glance take 50 us of processor, a runtime's timer and a glance 80.
+        // A thread's sleep and a poll take 50 us of processor time; a runtime timer and a poll 80.
         let thread = std::thread::Builder::new().name("commits".to_owned());
         let spawned = thread.spawn(poll);
         spawned.map_err(|error| StoreError::Unreadable(Box::new(error)))?;
@@ -83,11 +84,11 @@ impl Log {
         }
     }
 
-    /// Returns whether a commit may have become visible since this was last asked.
+    /// Returns true if a commit may have become visible since the last call.
     fn may_be_news(&mut self) -> io::Result<bool> {
         let written_at = self.path.metadata()?.modified()?;
         let is_later = self.written_at.replace(written_at) != Some(written_at);
-        // A clock that was set back says nothing.
+        // After a clock was set back, file times prove nothing.
         let age = written_at.elapsed().unwrap_or_default();
         Ok(is_later || age < VISIBLE_WITHIN)
     }
@@ -103,7 +104,7 @@ mod tests {
     use crate::order::Timestamp;
     use crate::store::{DatabaseUrl, Mode, Store};
 
-    /// The stores of two processes.
+    /// Opens the stores of two processes.
     fn stores() -> (tempfile::TempDir, [Store; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
@@ -112,7 +113,7 @@ mod tests {
     }
 
     impl Log {
-        /// Looks as if its last write were some time ago.
+        /// Sets the last write to some time ago.
         fn age(&self) {
             let long_ago = SystemTime::now() - 2 * VISIBLE_WITHIN;
             let file = File::options().write(true).open(&self.path).unwrap();

@@ -1,9 +1,8 @@
-//! Files of a database: which ones they are, who may use them, and whether their paths still lead to
-//! them. The locks beside a database are made here.
+//! Files of a database: their names, permissions and identities, and the lock files.
 //!
 //! Two programs see each other's orders only if both have the same three files open: the database,
-//! its write-ahead log and the index of that log. SQLite finds them by their names, so a second name
-//! for one of them, or another file under its name, loses orders.
+//! its write-ahead log and the index of that log. SQLite finds them by name, so a second name for
+//! one of them, or a different file under its name, loses orders.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -18,34 +17,36 @@ use rustix::io::Errno;
 
 use crate::store::OpenError;
 
-/// Permissions of a new database: its group may read it, others may not. The umask may take some away.
+/// Permissions of a new database: its group may read it, others may not. The umask may remove some.
 const DATABASE_MODE: u32 = 0o640;
 
-/// Permissions of a lock file for the owner alone.
+/// Permissions of a lock file that only its owner may open.
 const LOCK_MODE: u32 = 0o600;
 
 /// Permissions of a lock file beside a database that its group may write.
 const LOCK_MODE_SHARED: u32 = 0o660;
 
-/// The permission of a file's group to write it.
+/// Permission bit: the file's group may write it.
 const GROUP_WRITES: u32 = 0o020;
 
-/// Suffixes of the files that SQLite has open: the database, its write-ahead log, the log's index.
+/// Suffixes of the files that SQLite has open: the database, its write-ahead log and the log's
+/// index.
 const OPENED: [&str; 3] = ["", "-wal", "-shm"];
 
-/// Files that a store opens, and some to spare. If so many cannot be opened, that is why it failed.
+/// Number of files that a store opens, with some margin. If this many cannot be opened, the limit
+/// of open files is the cause of a failure.
 const OPEN_FILES: usize = 64;
 
 /// Suffixes of all files that SQLite may keep beside a database.
 const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// The lock of the queue for the write lock: its holder is the next to write.
+/// Lock file of the queue for the write lock: its holder is the next to write.
 pub(super) const QUEUE_LOCK: &str = "-turn";
 
-/// The lock that a process holds while it writes, and while it sets up the file.
+/// Lock file that a process locks while it writes, and while it sets up the database.
 pub(super) const WRITE_LOCK: &str = "-write";
 
-/// The lock that the leader holds.
+/// Lock file that the leader locks.
 pub(super) const LEADER_LOCK: &str = "-leader";
 
 /// Returns the files that SQLite may keep beside a database at this path.
@@ -58,15 +59,15 @@ pub fn lock_files(database: &Path) -> [PathBuf; 3] {
     [QUEUE_LOCK, WRITE_LOCK, LEADER_LOCK].map(|suffix| beside(database, suffix))
 }
 
-/// An existing database: its path, and which files it consists of since it was opened.
+/// An existing database: its path, and the identities of its files when they were opened.
 #[derive(Clone, Debug)]
 pub(super) struct OpenedFile {
     pub path: PathBuf,
     opened: [(PathBuf, Identity); 3],
 }
 
-/// Device, inode and time of birth of a file. An inode's number is often given to the next file that
-/// is made; not every file system has a time of birth.
+/// Device, inode and creation time of a file. Inode numbers are often reused for the next new file,
+/// so the creation time is needed; some file systems have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -92,7 +93,7 @@ impl From<&fs::Metadata> for Identity {
     }
 }
 
-/// The form in which a database keeps it.
+/// Writes the form that is stored in the database.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let born = self.born.as_nanos();
@@ -103,16 +104,17 @@ impl fmt::Display for Identity {
 /// Reasons why the files of a database must not be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unsafe {
-    /// The path of one of them no longer leads to the file that was opened.
+    /// The path of one of the files no longer leads to the file that was opened.
     #[error("{} is no longer the file that was opened; put it back, or restart the program", .0.display())]
     Moved(PathBuf),
-    /// The database has got a second name.
+    /// The database has a second hard link.
     #[error("{} has got a second name, a hard link; remove that", .0.display())]
     Linked(PathBuf),
 }
 
 impl OpenedFile {
-    /// The files of a database that SQLite has open, of which the first is this one.
+    /// Records the identities of the log and its index, which SQLite must have open, and of the
+    /// database.
     pub fn new(path: PathBuf, database: Identity) -> io::Result<Self> {
         let [_, log, index] = OPENED.map(|suffix| beside(&path, suffix));
         let (of_log, of_index) = (Identity::of(&log)?, Identity::of(&index)?);
@@ -122,7 +124,7 @@ impl OpenedFile {
         })
     }
 
-    /// Checks that the paths lead to the files that were opened, and that no others do.
+    /// Checks that the paths lead to the opened files, and that the database has no second name.
     pub fn check(&self) -> Result<(), Unsafe> {
         for (path, identity) in &self.opened {
             let file = fs::metadata(path).map_err(|_| Unsafe::Moved(path.clone()))?;
@@ -136,9 +138,10 @@ impl OpenedFile {
         Ok(())
     }
 
-    /// Returns whether the contents of our log may be put into the database: no other program can have seen
-    /// the database without it, and written. One that has opened it finds the index, and reads nothing
-    /// from an empty log that it has made; one that has made an index of its own shares nothing with us.
+    /// Returns true if our log's contents may be copied into the database: no other program can
+    /// have read the database without them and written to it. A program that has opened it found
+    /// our index, and reads nothing from the empty log that it created; a program that created an
+    /// index of its own shares nothing with us.
     pub fn may_be_folded(&self) -> bool {
         let [_, log, index] = &self.opened;
         match (Found::at(log), Found::at(index)) {
@@ -153,7 +156,7 @@ impl OpenedFile {
     }
 }
 
-/// The finding at a path that led to a file when that was opened.
+/// Result of looking up the path of a file that was opened.
 enum Found {
     Ours,
     Nothing,
@@ -173,20 +176,20 @@ impl Found {
     }
 }
 
-/// The path of a file beside a database.
+/// Returns the path of a file beside a database.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Checks that an existing database has one name: SQLite would keep a log for each, and none would
-/// know of what is in the others.
+/// Checks that an existing database has one name: SQLite would keep one log for each name, and
+/// programs would not see the contents of each other's logs.
 pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
     if fs::metadata(path).is_ok_and(|file| file.nlink() > 1) {
         return Err(OpenError::Linked(path.to_owned()));
     }
-    // Linux before 5.8 does not say.
+    // Linux before 5.8 does not report mounts.
     let is_mount = statx(CWD, path, AtFlags::empty(), StatxFlags::empty())
         .is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     if is_mount {
@@ -195,8 +198,9 @@ pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Creates an empty database, unless there is a file already. An existing one is not even opened:
-/// closing it would take SQLite's locks from other connections of this process.
+/// Creates an empty database, unless the file exists; returns true if it was created. An existing
+/// file is not even opened: closing it would release SQLite's locks of other connections in this
+/// process.
 pub(super) fn create(path: &Path) -> io::Result<bool> {
     let created = OpenOptions::new()
         .write(true)
@@ -210,8 +214,8 @@ pub(super) fn create(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Opens a lock file beside a database, and creates it if need be, for those who may write the
-/// database: whoever can open it can hold it.
+/// Opens a lock file beside a database, creating it if needed, for all users who may write the
+/// database: whoever can open the file can lock it.
 pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, OpenError> {
     let path = beside(database, suffix);
     open_lock(&path, database).map_err(|source| {
@@ -236,7 +240,8 @@ fn open_lock(path: &Path, database: &Path) -> io::Result<File> {
     match created {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => existing(),
         Ok(lock) => {
-            // Only what was made here: root must not be led to give away another file.
+            // Only a file created here: otherwise root could be tricked into changing the owner of
+            // another file.
             if let Ok(database) = fs::metadata(database) {
                 share(&lock, &database)?;
             }
@@ -246,14 +251,14 @@ fn open_lock(path: &Path, database: &Path) -> io::Result<File> {
     }
 }
 
-/// Gives a new lock file to the owner and the group of the database, as far as this process may: one
-/// that root makes must not lock out the programs.
+/// Gives a new lock file to the owner and group of the database, as far as this process may: a file
+/// created by root must not lock out the programs.
 fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
     let (uid, gid) = (database.uid(), database.gid());
     let made = lock.metadata()?;
     let has_group = made.gid() == gid || fchown(lock, None, Some(gid)).is_ok();
     if made.uid() != uid {
-        // Only root may, and for any other user the group has to do.
+        // Only root may do so; for any other user the group suffices.
         let _ = fchown(lock, Some(uid), None);
     }
     if has_group && database.mode() & GROUP_WRITES != 0 {
@@ -290,8 +295,8 @@ pub(super) fn open_error(
     }
 }
 
-/// The resource that has run out, if one has, so that the file at this path, or one beside it, could not
-/// be opened. SQLite does not say.
+/// Returns the exhausted resource, if any, that prevented the file at this path, or one beside it,
+/// from being opened. SQLite does not report it.
 pub(super) fn shortage(path: &Path) -> Option<OpenError> {
     let folder = path.parent()?;
     let open = |_| File::open(folder);
@@ -303,7 +308,7 @@ pub(super) fn shortage(path: &Path) -> Option<OpenError> {
     }
     match tempfile::tempfile_in(folder).map_err(|error| error.kind()) {
         Err(io::ErrorKind::StorageFull) => {
-            // Btrfs, which has no such limit, says that there are none at all.
+            // Btrfs has no limit of inodes, and reports a total of zero.
             let has_no_inodes =
                 statvfs(folder).is_ok_and(|disk| disk.f_files > 0 && disk.f_favail == 0);
             let path = path.to_owned();

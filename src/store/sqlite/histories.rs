@@ -1,11 +1,11 @@
-//! Histories of a database, and its sequences as of a moment: what the rules of `store/cursor.rs` need
-//! to know. A database begins a new history whenever it is opened in another file than before.
+//! Histories of a database and the extents of its sequences: the input of the rules in
+//! `store/cursor.rs`. A database begins a new history whenever it is opened in a different file.
 
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::store::cursor::{Extent, Histories, History, Sequence};
 
-/// Reads a sequence as of this moment.
+/// Reads the extent of a sequence.
 pub(super) fn extent(db: &Connection, sequence: Sequence) -> rusqlite::Result<Extent> {
     let sql = match sequence {
         Sequence::Orders => {
@@ -25,7 +25,7 @@ pub(super) fn extent(db: &Connection, sequence: Sequence) -> rusqlite::Result<Ex
     })
 }
 
-/// Reads them, after a new one was begun if the file is not the one of the last.
+/// Returns the histories, after beginning a new one if `file` differs from that of the last.
 pub(super) fn histories(db: &Connection, file: &str) -> rusqlite::Result<Histories> {
     let begun = db
         .query_row(

@@ -1,9 +1,9 @@
-//! The journal as its readers see it: pages of events.
+//! Reads of the journal: pages of events.
 //!
-//! Events are numbered without gaps in the order in which they are committed: each number is
-//! the greatest so far and one more, taken inside a transaction that no other can overlap. A reader
-//! that has seen all events up to one misses none by going on from there, or is refused
-//! (`store/cursor.rs`). They are written in `store/sqlite/record.rs`.
+//! Events are numbered without gaps in commit order: each number is the greatest so far plus one,
+//! assigned inside a write transaction, and these never overlap. A reader that has seen all events
+//! up to a cursor misses none by resuming from it, or gets an error (`store/cursor.rs`). Events are
+//! written in `store/sqlite/record.rs`.
 
 use rusqlite::{Connection, Row, params};
 
@@ -13,8 +13,8 @@ use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
 use crate::store::cursor::{Histories, Sequence};
 use crate::store::{Cursor, StoreError};
 
-/// The columns of an [`Event`], as [`event_of`] reads them. The journal comes first whatever
-/// SQLite's planner thinks of it: it is read in its own order, and the ids are added.
+/// Query for [`Event`]s, as [`event_of`] reads them. The join order is fixed, whatever SQLite's
+/// planner prefers: the journal is read in its own order, and the ids are looked up.
 const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
                      journal.from_status, journal.to_status, journal.at, journal.reason \
                      FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
@@ -29,7 +29,7 @@ pub(super) fn events(
 ) -> Result<(Vec<Event>, Cursor), StoreError> {
     let mut now = extent(db, Sequence::Journal)?;
     if is_whole(db, order)? {
-        // None of these was pruned.
+        // No entry of this order was pruned.
         now.last_pruned = 0;
     }
     let here = histories.resume(after, &now)?;
@@ -44,8 +44,8 @@ pub(super) fn events(
     Ok((events, next))
 }
 
-/// Whether only the events of one order are asked for, and it is there: then so are all of them, for
-/// they are removed together with it.
+/// Returns true if the events of one existing order are requested: none of them is missing then,
+/// because they are pruned together with their order.
 fn is_whole(db: &Connection, order: Option<&OrderId>) -> rusqlite::Result<bool> {
     let Some(id) = order else {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! Who leads: a lock beside the database, and the epoch in it.
+//! Leader election: a lock file beside the database, and the epoch in it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,7 @@ use rusqlite::Connection;
 use super::file::{Identity, LEADER_LOCK, beside, lock_file};
 use crate::store::OpenError;
 
-/// The lock of the reconciler that leads. The operating system takes it back when the process ends,
-/// however that happens.
+/// The leader's lock. The operating system releases it when the process ends, for whatever reason.
 #[derive(Debug)]
 pub(in crate::store) struct LeaderLock {
     file: File,
@@ -17,7 +16,7 @@ pub(in crate::store) struct LeaderLock {
 }
 
 impl LeaderLock {
-    /// Takes the lead on the database at `path`, if no one else has it.
+    /// Takes the lock beside the database at `path`, unless another process has it.
     pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
         let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
@@ -33,8 +32,8 @@ impl LeaderLock {
         }
     }
 
-    /// Returns whether there is another file at the path of the lock, which another reconciler may hold.
-    /// While there is none, no one else can hold it.
+    /// Returns true if a different file is at the lock's path, which another reconciler may have
+    /// locked. While the path is empty, no other process can have the lock.
     pub fn is_lost(&self) -> bool {
         match (self.file.metadata(), fs::metadata(&self.path)) {
             (Ok(held), Ok(found)) => Identity::from(&held) != Identity::from(&found),
@@ -42,19 +41,19 @@ impl LeaderLock {
         }
     }
 
-    /// The path of the lock.
+    /// Returns the path of the lock file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Begins the next epoch: another leader has taken over.
+/// Begins the next epoch, which ends the leadership of any previous leader.
 pub(super) fn begin_epoch(db: &Connection) -> rusqlite::Result<i64> {
     db.prepare_cached("UPDATE heartbeat SET epoch = epoch + 1 RETURNING epoch")?
         .query_row([], |row| row.get(0))
 }
 
-/// Returns whether an epoch is the present one: no other leader has taken over since.
+/// Returns true if `epoch` is the present one: no other leader has taken over.
 pub(super) fn is_present(db: &Connection, epoch: i64) -> rusqlite::Result<bool> {
     let present: i64 = db
         .prepare_cached("SELECT epoch FROM heartbeat")?

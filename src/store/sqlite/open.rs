@@ -1,7 +1,7 @@
-//! How a database file is named, created, migrated, checked and locked.
+//! Opening of a database file: path resolution, creation, migration, checks and the start-up lock.
 //!
-//! Every way in which it can be unusable ends here in one line that says what to do. Which files it
-//! consists of is in `store/sqlite/file.rs`; reading and writing are elsewhere.
+//! Every reason for which a file is unusable becomes a one-line error that says what to do. The
+//! files of a database are in `store/sqlite/file.rs`.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -16,75 +16,76 @@ use super::file::{self, Identity, OpenedFile, WRITE_LOCK, beside, lock_file, ope
 use super::histories::histories;
 use crate::store::cursor::Histories;
 
-/// Migrations, oldest first: each leads from one format to the next, the first from an empty file.
-/// They are only added, never changed.
+/// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
+/// from one format to the next. They are only added, never changed.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../sql/006_schema.sql"),
     include_str!("../../../sql/007_epoch.sql"),
 ];
 
-/// Format that the first migration leads to. No release has written an earlier one.
+/// Format that the first migration creates. No release has written an earlier one.
 const FORMAT_FIRST: i64 = 6;
 
-/// Format that this program writes. It is the `user_version` of the file.
+/// Format that this program writes, stored as the file's `user_version`.
 const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
 
 /// The `application_id` of our files: "OrdS".
 const APPLICATION_ID: i64 = 0x4f72_6453;
 
-/// How long another program may hold the database while this one starts.
+/// Maximum wait for a database that another program has locked while this one starts.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a lock that is held is tried again while this program starts.
+/// Interval between attempts to take a lock while this program starts.
 const START_RETRY: Duration = Duration::from_millis(10);
 
 /// Page cache of the writing connection, in KiB: the inner pages of ten million orders' indexes. No
-/// larger, because SQLite looks through all of it after a commit that has split a page.
+/// larger, because SQLite scans all of it after a commit that has split a page.
 const WRITER_CACHE_KIB: i64 = 8 * 1024;
 
-/// Page cache of a reading connection, in KiB. There are several of them.
+/// Page cache of a reading connection, in KiB. The pool has several.
 const READER_CACHE_KIB: i64 = 1024;
 
-/// Statements that a connection keeps prepared. More than there are different ones.
+/// Capacity of a connection's prepared-statement cache: more than the number of distinct
+/// statements.
 const STATEMENTS_KEPT: usize = 64;
 
-/// Why a database cannot be used. One line, with the path and what to do.
+/// Reasons why a database cannot be used, each one line with the path and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The folder is not there, or is not one.
+    /// The folder does not exist, or is not a folder.
     #[error("{path}: the folder {folder} cannot be used", path = .path.display(), folder = .folder.display())]
     Folder {
         /// The database.
         path: PathBuf,
         /// Its folder.
         folder: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// There is no file.
+    /// The file does not exist.
     #[error("{}: there is no such database", .0.display())]
     Missing(PathBuf),
-    /// The path leads to something that is not a file.
+    /// The path leads to something other than a file.
     #[error("{}: is not a file", .0.display())]
     NotAFile(PathBuf),
-    /// A file beside the database that keeps its users apart cannot be made.
+    /// A lock file beside the database cannot be created.
     #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder, and that it has the database's owner", path = .path.display())]
     LockFile {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// Someone has held it for too long.
+    /// Another program has locked the database for too long while this one starts.
     #[error("{}: is locked by another program, for {START_TIMEOUT:?} at least; end that program, or wait for it, and start again", .0.display())]
     Locked(PathBuf),
-    /// It is some other file.
+    /// The file is not an SQLite database.
     #[error("{}: is not an SQLite database; name another file", .0.display())]
     NotADatabase(PathBuf),
-    /// It belongs to some other program.
+    /// The SQLite database of another program.
     #[error("{}: is the SQLite database of another program; name another file", .0.display())]
     Foreign(PathBuf),
-    /// It has a format that no release has written.
+    /// The file has a format that no release has written.
     #[error("{path}: has format {format}, from before version 0.2.0, and cannot be read by this version; go on with the program that wrote it, or move the file away to begin with an empty one", path = .path.display())]
     Older {
         /// The database.
@@ -92,30 +93,30 @@ pub enum OpenError {
         /// Its format.
         format: i64,
     },
-    /// A newer version of this program has migrated it.
+    /// The file was migrated by a newer version of this program.
     #[error("{}: was written by a newer version of this program; use that one, or a backup from before", .0.display())]
     Newer(PathBuf),
-    /// It may be read, but not written.
+    /// The file can be read, but not written.
     #[error("{}: cannot be written; check the permissions of the file and of its folder", .0.display())]
     ReadOnly(PathBuf),
-    /// It has several names.
+    /// The file has more than one hard link.
     #[error("{}: has several names, which are hard links; remove the others, because programs that use them would not see each other's orders", .0.display())]
     Linked(PathBuf),
-    /// It is mounted alone, without the files beside it.
+    /// The file is a mount of its own, without the files beside it.
     #[error("{}: is a mount of its own; mount its folder instead, because the database has other files beside it", .0.display())]
     Mounted(PathBuf),
     /// The disk is full.
     #[error("{}: the disk is full", .0.display())]
     Full(PathBuf),
-    /// The file system can hold no more files.
+    /// The file system has no free inodes.
     #[error("{}: the file system has no inodes left, which `df -i` shows; remove files", .0.display())]
     Inodes(PathBuf),
-    /// The process, or the system, can open no more files.
+    /// The process, or the system, has reached its limit of open files.
     #[error("{path}: no more files can be opened; raise the limit, which is `ulimit -n`, or LimitNOFILE= in a unit", path = .path.display())]
     Descriptors {
-        /// The database, or the file beside it.
+        /// The database, or a file beside it.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A pragma did not take effect.
@@ -125,32 +126,32 @@ pub enum OpenError {
         path: PathBuf,
         /// The pragma.
         pragma: &'static str,
-        /// What it reads back as.
+        /// Value that it reads back as.
         found: String,
-        /// What it should be.
+        /// Required value.
         wanted: &'static str,
     },
-    /// Anything else that SQLite says.
+    /// Any other error of SQLite.
     #[error("{path}: cannot be used", path = .path.display())]
     Other {
         /// The database.
         path: PathBuf,
-        /// What SQLite says.
+        /// Error of SQLite.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Finds the file, creates it if need be, brings it up to date, and begins a new history if it is
-/// another file than before. Returns the connection that writes. Safe to do at the same moment in
-/// several processes.
+/// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
+/// different one than before. Returns the writing connection. Safe to call in several processes at
+/// once.
 pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories), OpenError> {
     let path = absolute(path)?;
-    // One that is still a symbolic link leads nowhere.
+    // A path that is still a symbolic link after resolution is dangling.
     if path.is_symlink() || path.exists() && !path.is_file() {
         return Err(OpenError::NotAFile(path));
     }
     file::must_have_one_name(&path)?;
-    // The change to WAL mode does not wait for others.
+    // The change to WAL mode does not wait for other connections.
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
         TryLockError::WouldBlock => OpenError::Locked(path.clone()),
@@ -161,10 +162,10 @@ pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories)
     })?;
     let other = |error| open_error(&path, Box::new(error));
     let is_new = file::create(&path).map_err(other)?;
-    // Before SQLite opens it: whether it still is the same is checked in the end.
+    // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
     let (db, histories) = migrate(&path, database).map_err(|error| error.into_open_error(&path))?;
-    // SQLite keeps them for as long as this connection is open.
+    // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     if is_new {
         log::warn!("created the database {}", path.display());
@@ -175,7 +176,7 @@ pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
-    // A symbolic link is followed, so that all its users meet at the same lock files.
+    // Symbolic links are followed, so that all users of a database take the same lock files.
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
@@ -235,19 +236,19 @@ impl From<rusqlite::Error> for Unmigrated {
 
 fn migrate(path: &Path, file: Identity) -> Result<(Connection, Histories), Unmigrated> {
     let mut db = Connection::open_with_flags(path, existing())?;
-    // Before anything in the file is touched.
+    // The format is checked before anything in the file is changed.
     let format = format(&db, path)?;
     pragmas(&db, path)?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
     upgrade(&change, format)?;
-    // A file that may only be read is found out now and not by the first order.
+    // Detects a read-only file now and not with the first order.
     change.execute("DELETE FROM write_probe", [])?;
     let histories = histories(&change, &file.to_string())?;
     change.commit()?;
     Ok((db, histories))
 }
 
-/// Returns the format of a file: 0 if there is nothing in it.
+/// Returns the format of a file; 0 if the file is empty.
 fn format(db: &Connection, path: &Path) -> Result<i64, Unmigrated> {
     let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (id, format) = (read("application_id")?, read("user_version")?);
@@ -264,7 +265,7 @@ fn format(db: &Connection, path: &Path) -> Result<i64, Unmigrated> {
     }))
 }
 
-/// Brings a database up to date.
+/// Runs the migrations after format `from`.
 fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
     for (format, migration) in (FORMAT_FIRST..).zip(MIGRATIONS) {
         if format > from {
@@ -275,9 +276,10 @@ fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Makes a connection one that writes: sets the pragmas that durability rests on, and reads them back.
+/// Configures a connection for writing: sets the pragmas that durability depends on, and reads them
+/// back.
 fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
-    // A file that is held by someone who does not know our locks is waited for here.
+    // Programs that lock the file without taking our locks are waited for here.
     let deadline = Instant::now() + START_TIMEOUT;
     let mode: String = loop {
         match db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
@@ -315,12 +317,13 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
     Ok(())
 }
 
-/// Sets what a connection keeps in memory: pages of this many KiB, and statements as they were prepared.
+/// Sets the size of a connection's page cache, in KiB, and of its prepared-statement cache.
 pub(super) fn keep_in_memory(db: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
     db.pragma_update(None, "cache_size", -cache_kib)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-    // Otherwise SQLite prepares a statement again for each new value of a parameter that a better plan might
-    // depend on. None does: this program never runs ANALYZE, so nothing is known of how values are distributed.
+    // Otherwise SQLite prepares a statement again for each new value of a parameter that a better
+    // plan might depend on. None does: this program never runs ANALYZE, so SQLite has no statistics
+    // on the distribution of values.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
@@ -332,7 +335,7 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Another connection that writes, on the file that was prepared.
+/// Opens another writing connection on the prepared file.
 pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
     let db =
         Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
@@ -340,8 +343,8 @@ pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenEr
     Ok(db)
 }
 
-/// The pool of reading connections. All are opened now and none is ever replaced, so that none
-/// can come to belong to another file.
+/// Opens the pool of reading connections. All are opened now and none is ever replaced, so none can
+/// end up on a different file.
 pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
     let manager = SqliteConnectionManager::file(&file.path)
         .with_flags(existing())
@@ -356,13 +359,13 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         .idle_timeout(None)
         .test_on_check_out(false)
         .connection_timeout(START_TIMEOUT)
-        // The last error is in that of the pool.
+        // The pool's error contains the last connection error.
         .error_handler(Box::new(r2d2::NopErrorHandler))
         .build(manager)
         .map_err(|error| file.error(error))
 }
 
-/// The absolute path of a database that must be there.
+/// Returns the absolute path of an existing database.
 pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
     let path = absolute(path)?;
     if path.exists() {
@@ -372,7 +375,7 @@ pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Reads something from a database that must exist.
+/// Runs a query on an existing database.
 pub(super) fn read_only<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -383,8 +386,8 @@ pub(super) fn read_only<T>(
         .map_err(|error| open_error(&path, Box::new(error)))
 }
 
-/// A connection that can only read, on a database that must exist and be one that this program
-/// knows. Nothing is migrated: whoever runs on it may be older.
+/// Opens a read-only connection on an existing database in a known format. Nothing is migrated: the
+/// program that uses the file may be older.
 pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenError> {
     let path = must_exist(path)?;
     if !path.is_file() {
@@ -401,14 +404,14 @@ pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenErro
     }
 }
 
-/// An empty database in memory, as the migrations make it.
+/// Creates an empty in-memory database by running the migrations.
 pub(super) fn empty() -> rusqlite::Result<Connection> {
     let db = Connection::open_in_memory()?;
     upgrade(&db, 0)?;
     Ok(db)
 }
 
-/// To open a file, never to create one. A connection is used by one thread at a time.
+/// Flags that open a file and never create one. A connection is used by one thread at a time.
 fn existing() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }

@@ -1,4 +1,4 @@
-//! Reading the orders whose process has to be observed.
+//! Reads of the orders whose process has to be polled.
 
 use rusqlite::{Connection, params};
 
@@ -7,12 +7,12 @@ use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::store::open_orders::running;
 
-/// Orders that are read as of one moment: some milliseconds' work. While anyone reads, the
-/// write-ahead log cannot begin anew.
+/// Number of orders read in one query: some milliseconds of work. The write-ahead log cannot
+/// restart during a read.
 pub(super) const READ_AT_ONCE: usize = 10_000;
 
-/// Adds the orders that come next to the list; the last are among them if they are fewer than
-/// [`READ_AT_ONCE`].
+/// Appends the next orders to the list and returns their number, which is less than
+/// [`READ_AT_ONCE`] at the end.
 pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Result<usize> {
     let before = list.len();
     let after = list.last_seq();
@@ -30,9 +30,9 @@ pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Resul
     Ok(list.len() - before)
 }
 
-/// The next orders that are watched: since when their process runs, their starts, and whether it was seen. Of those of
-/// which there is more to tell, nothing is told here: the columns that say nothing of nearly all took a
-/// fifth of the time.
+/// Query for the next orders to poll: the time since when their process runs, their starts, and
+/// whether it was seen. The columns that are empty for nearly all orders took a fifth of the time,
+/// so orders with more state are read one by one.
 const NEXT_WATCHED: &str = "\
     SELECT seq, id, \
            iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
@@ -57,7 +57,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
-        // Every third has an intent, every fifth is of no concern.
+        // Every third order has an intent, every fifth is not polled.
         let fill = format!(
             "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {}) \
              INSERT INTO orders (seq, id, status, created_at, updated_at, intent_at, confirmed_at) \
@@ -65,7 +65,7 @@ mod tests {
                     iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
             3 * READ_AT_ONCE
         );
-        // And one of each kind of which there is more to tell.
+        // One order of each kind with more state.
         let odd = "UPDATE orders SET missed_at = 1 WHERE seq = 1; \
                    UPDATE orders SET released_at = 1 WHERE seq = 2; \
                    UPDATE orders SET attempts = 1 WHERE seq = 4; \

@@ -1,5 +1,5 @@
-//! What an operator decides about single orders. There is no HTTP route to this: whoever may
-//! repeat a payment has access to the file.
+//! Operator decisions about single orders. They have no HTTP route: access to the file is required,
+//! because a restart may repeat a payment.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -8,7 +8,8 @@ use super::row_mapping::{id_of, reason_of, status_of};
 use crate::order::{EventReason, OrderId, Outcome, Timestamp};
 use crate::store::OperatorResult;
 
-/// Lets an order be started again, whatever the policy, as soon as its process is not found.
+/// Requests a restart of an order, whatever the policy, as soon as a poll does not find its
+/// process.
 pub(super) fn release(
     db: &Connection,
     id: &OrderId,
@@ -26,7 +27,7 @@ pub(super) fn release(
     why_not(db, id)
 }
 
-/// Settles an order as FAILED whose process was forgotten.
+/// Settles an order as FAILED if its process was lost.
 pub(super) fn fail(
     db: &Connection,
     id: &OrderId,
@@ -61,7 +62,7 @@ fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     })
 }
 
-/// The orders whose process was forgotten and that wait for an operator.
+/// Returns the orders whose process was lost and that wait for an operator.
 pub(super) fn lost(db: &Connection) -> rusqlite::Result<Vec<OrderId>> {
     db.prepare_cached(
         "SELECT id FROM orders INDEXED BY orders_with_attention \

@@ -1,4 +1,4 @@
-//! Reading orders: one by its id, those that are due, and how many there are.
+//! Reads of orders: by id, by start eligibility, and counts.
 
 use rusqlite::{Connection, OptionalExtension, params};
 

@@ -1,4 +1,4 @@
-//! Pages of orders: which orders are on one, and through which index they are found.
+//! Pages of orders, and the index by which each is read.
 
 use rusqlite::{Connection, params};
 
@@ -26,7 +26,7 @@ pub(super) fn page(
         .collect()
 }
 
-/// The query for a page; nothing if no order can be on it.
+/// Returns the query for a page; `None` if no order can match.
 fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
     let mut statuses = if filter.statuses.is_empty() {
         Status::ALL.to_vec()
@@ -37,7 +37,7 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
     statuses.dedup();
     let by_operator = concat!(" AND ", needs_operator!());
     let by_itself = concat!(" AND NOT ", needs_operator!());
-    // While the upstream is down, every open order has attention, and no settled one.
+    // While the upstream is down, every open order has attention and no settled order has.
     let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
         (None, _) => (None, false, ""),
         (Some(Any), true) => (Some(true), false, ""),
@@ -70,7 +70,7 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
             "SELECT {ORDER} FROM {source} {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
         ));
     }
-    // One range of the index for each status, merged as they are read.
+    // One index range per status, merged as they are read.
     let selects: Vec<_> = statuses
         .iter()
         .map(|status| {

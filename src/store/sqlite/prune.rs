@@ -1,8 +1,8 @@
-//! The removal of orders that settled long ago, each with its entries of the journal, and what is
-//! remembered of them.
+//! Pruning of orders that settled long ago, with their journal entries, and the totals kept of
+//! them.
 //!
-//! The newest order and the order of the newest entry stay: SQLite gives out the greatest number
-//! that there is and one more, so as long as these are there no number is given out twice.
+//! The newest order and the order of the newest entry stay: SQLite assigns the greatest existing
+//! number plus one, so while these exist no number is assigned twice.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -11,12 +11,12 @@ use super::stats::{ENTRY, base, entry_of, removed_of};
 use crate::order::{Status, Timestamp};
 use crate::store::Removed;
 
-/// Orders that may be removed: those that settled before a moment, `?1`.
+/// Condition for orders that may be pruned: settled before the time `?1`.
 const PRUNABLE: &str = "status IN ('FULFILLED', 'FAILED') AND updated_at < ?1 \
                         AND seq < (SELECT max(seq) FROM orders) \
                         AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)";
 
-/// How much would be removed.
+/// Returns the number of orders and entries that would be pruned.
 pub(super) fn prunable(db: &Connection, settled_before: Timestamp) -> rusqlite::Result<Removed> {
     let sql = format!(
         "SELECT count(*) FILTER (WHERE status = 'FULFILLED'), \
@@ -27,10 +27,10 @@ pub(super) fn prunable(db: &Connection, settled_before: Timestamp) -> rusqlite::
     db.query_row(&sql, [settled_before.0], removed_of)
 }
 
-/// The places of the first `limit` orders after the place `after` that may be removed.
+/// Returns the sequence numbers of the first `limit` orders after `after` that may be pruned.
 ///
-/// They are found by looking at every order, in their order: an index by the time of settling would
-/// have to be kept by all who settle orders, for the sake of one look a day.
+/// The query scans all orders by sequence number. An index by time of settling was rejected: every
+/// settlement would have to update it, for one scan a day.
 pub(super) fn next_prunable(
     db: &Connection,
     settled_before: Timestamp,
@@ -50,8 +50,8 @@ fn next_prunable_sql() -> String {
     )
 }
 
-/// Removes the orders at these places, as far as they may be removed, and remembers what they and
-/// their entries add up to.
+/// Deletes those of these orders that may be pruned, and adds them and their entries to the totals
+/// of pruned records.
 pub(super) fn prune(
     db: &Connection,
     seqs: &[i64],
@@ -71,7 +71,7 @@ pub(super) fn prune(
         match status {
             Some(Status::Fulfilled) => removed.fulfilled += 1,
             Some(Status::Failed) => removed.failed += 1,
-            // Someone else has removed it.
+            // Another process has pruned it.
             _ => continue,
         }
         for entry in db.prepare_cached(&entries)?.query_map([seq], entry_of)? {
@@ -105,7 +105,7 @@ pub(super) fn prune(
     Ok(removed)
 }
 
-/// Bytes in the database file that are free for what is to come.
+/// Returns the bytes in the database file that are free for new rows.
 pub(super) fn free_bytes(db: &Connection) -> rusqlite::Result<u64> {
     let read = |pragma| {
         db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))

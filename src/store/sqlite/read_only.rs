@@ -1,7 +1,7 @@
-//! A look at a database file from beside: nothing is created, migrated or written, whatever runs
-//! on it meanwhile.
+//! Read-only access to a database file, for the operator's commands: nothing is created, migrated
+//! or written, and programs may use the file meanwhile.
 //!
-//! For the operator's commands. What is checked is in `store/check.rs`.
+//! The checks are in `store/sqlite/check.rs`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,24 +25,24 @@ use crate::store::{
     DatabaseSummary, DatabaseUrl, Finding, OpenError, OrderView, Removed, StoreError,
 };
 
-/// Page cache for reading through a whole file, in KiB: the inner pages of a million orders'
-/// indexes, and not much more.
+/// Page cache for reading a whole file, in KiB: the inner pages of a million orders' indexes, and
+/// not much more.
 const CACHE_KIB: i64 = 16 * 1024;
 
-/// Pages that are copied before they are flushed: 8 MiB, which a disk takes in some milliseconds.
+/// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
 
-/// How long to wait for someone who holds the file without knowing our locks.
+/// Maximum wait for programs that lock the file without taking our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A database, opened for reading only.
+/// A database, opened read-only.
 pub struct ReadOnlyDatabase {
     db: Connection,
     path: PathBuf,
 }
 
 impl ReadOnlyDatabase {
-    /// Opens a database that must be there.
+    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
     pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
         let DatabaseUrl::Sqlite(path) = url;
         let (db, path) = open::for_reading(path)?;
@@ -52,12 +52,12 @@ impl ReadOnlyDatabase {
         Ok(Self { db, path })
     }
 
-    /// The absolute path of the database.
+    /// Returns the absolute path of the database.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How much there is in it, at one moment.
+    /// Returns the number of orders and entries, from one snapshot.
     pub fn contents(&self) -> Result<DatabaseSummary, StoreError> {
         let snapshot = self.db.unchecked_transaction()?;
         let newest = "SELECT coalesce(max(seq), 0) FROM journal";
@@ -68,18 +68,18 @@ impl ReadOnlyDatabase {
         })
     }
 
-    /// How much would be removed of what settled before a moment.
+    /// Returns the number of orders and entries that settled before a time and would be pruned.
     pub fn prunable(&self, settled_before: Timestamp) -> Result<Removed, StoreError> {
         Ok(prunable(&self.db, settled_before)?)
     }
 
-    /// Checks all that is promised of a database, and tells what is not so. Safe beside programs
-    /// that write: each check is one statement, and sees one moment.
+    /// Checks the invariants of a database, and reports violations through `tell`. Safe beside
+    /// programs that write: each check is one statement, and so one snapshot.
     pub fn check(&self, mut tell: impl FnMut(Finding)) {
         check::check(&self.db, &mut tell);
     }
 
-    /// All that is known of one order, at one moment. `None` if there is no such order.
+    /// Like [`Store::details`](crate::store::Store::details).
     pub fn details(
         &self,
         id: &OrderId,
@@ -88,8 +88,8 @@ impl ReadOnlyDatabase {
         Ok(details(&self.db, id, now)?)
     }
 
-    /// Ids that may have been meant by one that does not exist: the same in other letters, and
-    /// its neighbours in the order of ids that begin like it.
+    /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
+    /// its neighbours in sort order that share the first half of it.
     pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
         let id = id.as_str();
         let begins = id.chars().count().div_ceil(2);
@@ -112,23 +112,23 @@ impl ReadOnlyDatabase {
         Ok(similar)
     }
 
-    /// Copies the whole database, as it is at one moment, into the file at `to`, which then needs
-    /// no other file beside it. Its end is not flushed to disk yet. The first program that writes to
-    /// it begins a new history, even if it takes the place of the file that was copied.
+    /// Copies a snapshot of the whole database into the file at `to`, which then needs no other
+    /// file beside it. The end of the file is not flushed to disk yet. The first program that
+    /// writes to it begins a new history, even if the copy replaces the original file.
     ///
-    /// All pages are read under one read transaction: otherwise the copy would begin again
-    /// whenever another process has written, and never end beside one that writes all the time.
-    /// `VACUUM INTO` sees one moment as well, but holds on to it many times longer, because it
-    /// builds every index anew, and for so long the write-ahead log can only grow.
+    /// All pages are read in one read transaction: otherwise the copy would start over after each
+    /// write of another process, and never end beside one that writes all the time. `VACUUM INTO`
+    /// reads one snapshot as well, but takes many times longer, because it rebuilds every index,
+    /// and until it ends the write-ahead log can only grow.
     ///
-    /// Each piece is flushed before the next. If the disk were given all at the end, every commit
-    /// beside would wait until it has taken that.
+    /// Each piece is flushed before the next. With a single flush at the end, every concurrent
+    /// commit would wait for the whole file to reach the disk.
     pub fn copy_to(&self, to: &Path) -> Result<(), CopyError> {
         let mut copy = Connection::open(to)?;
-        // It is worth nothing until it is whole and flushed, so none of it is journalled.
+        // The copy is worthless until it is complete and flushed, so nothing is journalled.
         copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
         let snapshot = self.db.unchecked_transaction()?;
-        // The transaction begins when something is read.
+        // SQLite begins the transaction at the first read.
         snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
         let file = File::open(to)?;
         let backup = Backup::new(&self.db, &mut copy)?;
@@ -142,7 +142,7 @@ impl ReadOnlyDatabase {
         drop(backup);
         drop(snapshot);
         copy.close().map_err(|(_, error)| error)?;
-        // The pages say that there is a write-ahead log beside them.
+        // The copied header says that there is a write-ahead log.
         let copy = Connection::open(to)?;
         copy.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
         copy.execute_batch("PRAGMA synchronous = OFF; UPDATE histories SET file = ''")?;
@@ -151,7 +151,7 @@ impl ReadOnlyDatabase {
     }
 }
 
-/// All that is known of one order, at one moment.
+/// See [`Store::details`](crate::store::Store::details).
 pub(super) fn details(
     db: &Connection,
     id: &OrderId,
@@ -171,16 +171,16 @@ pub(super) fn details(
     }))
 }
 
-/// An order's part of the journal, oldest first.
+/// Returns the journal entries of an order, oldest first.
 fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestamp, String)>> {
     db.prepare("SELECT at, reason FROM journal WHERE order_seq = ?1 ORDER BY seq")?
         .query_map([order_seq], |row| Ok((Timestamp(row.get(0)?), row.get(1)?)))?
         .collect()
 }
 
-/// Number of starts that come before that of an order that waits for its turn, about. At most
-/// [`COUNTED_AHEAD_MAX`] orders are counted in each queue. One that waits for an operator, or for the end of
-/// its backoff, is in nobody's way.
+/// Returns the approximate number of starts ahead of a waiting order's. At most
+/// [`COUNTED_AHEAD_MAX`] orders are counted in each queue. Orders that wait for an operator, or for
+/// the end of their backoff, are not counted.
 fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result<u64> {
     let own = order.start_class();
     own.starts_before(|queue| {
@@ -211,14 +211,14 @@ fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result
     })
 }
 
-/// Why a copy could not be made.
+/// Reasons why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// Someone has held the database for too long.
+    /// Another program has locked the database for too long.
     #[error("the database is locked by another program")]
     Locked,
-    /// What SQLite says: the disk is full, the database is damaged, …. Its own cause says the same
-    /// once more.
+    /// An error of SQLite, such as a full disk or a damaged database. Its source repeats the
+    /// message, so it is not the source here.
     #[error("{0}")]
     Sqlite(rusqlite::Error),
     /// The copy cannot be flushed to disk.

@@ -1,5 +1,5 @@
-//! Writing: new orders, and what the reconciler did and saw, each step one conditional change, with its journal
-//! entry in the same transaction.
+//! Creation of orders and recording of the reconciler's changes: each is one conditional UPDATE,
+//! with its journal entry in the same transaction.
 
 use rusqlite::{Connection, params};
 
@@ -7,7 +7,7 @@ use super::orders::find;
 use crate::order::{EventReason, Order, OrderId, Outcome, Reason, Status, Timestamp};
 use crate::store::{AttentionUpdate, Creation, OrderChange, Recorded, Transition};
 
-/// Creates an order, if there is none with this id.
+/// Creates an order, unless the id exists.
 const INSERT_ORDER: &str = "INSERT INTO orders (id, status, created_at, updated_at) \
                             VALUES (?1, 'CREATED', ?2, ?2) ON CONFLICT (id) DO NOTHING";
 
@@ -28,12 +28,12 @@ pub(super) fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite:
         created_at: now,
         updated_at: now,
         starts: 0,
-        // A fact of all open orders; the next reader of this one will see it.
+        // Attention that concerns all open orders is added by the next read.
         attention: None,
     }))
 }
 
-/// Writes a row that no one reads.
+/// Writes a row that is never read.
 pub(super) fn probe(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO write_probe (id, at) VALUES (1, ?1)")?
         .execute([now.0])
@@ -103,7 +103,7 @@ pub(super) fn record(
     Ok(recorded)
 }
 
-/// A new entry of the journal.
+/// Inserts a journal entry.
 pub(super) const INSERT_ENTRY: &str =
     "INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)";
 
@@ -183,7 +183,7 @@ pub(super) fn settle(
     )
 }
 
-/// The order stays PROCESSING, by another process.
+/// Keeps the order PROCESSING, with a new process.
 fn restart(db: &Connection, seq: i64, is_seen: bool, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
@@ -204,7 +204,8 @@ fn see(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     )
 }
 
-/// What is shown of an order whose process is missing. That was answered, so that no attempt has failed.
+/// Attention detail of an order whose process is missing. The upstream did answer, so no attempt
+/// counts as failed.
 const MISSED: &str =
     "the upstream does not know its process any more; it may or may not have done its work";
 
@@ -306,7 +307,7 @@ fn clear(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     )
 }
 
-/// Whether the statement found its order as it expected it.
+/// Executes a conditional statement. Returns true if it changed its order.
 fn change(db: &Connection, sql: &str, params: impl rusqlite::Params) -> rusqlite::Result<bool> {
     Ok(db.prepare_cached(sql)?.execute(params)? > 0)
 }

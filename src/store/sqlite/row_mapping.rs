@@ -1,4 +1,4 @@
-//! Rows as orders, and as the heartbeat. A row that the schema would refuse is an error here.
+//! Conversion of rows to orders and to the heartbeat. A row that violates the schema is an error.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
@@ -10,9 +10,10 @@ use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{OrderView, StartCandidate};
 
-/// True in SQL if an operator has to bring an order on, by its columns. A refusal is tried again by itself,
-/// but five in a row do not go away. A forgotten process that was only missed has no
-/// next attempt yet; one that was held has. An order that an operator has released goes on by itself.
+/// SQL expression over an order's columns: true if the order needs an operator. A refused start is
+/// retried automatically, but five refusals in a row do not go away. A lost process that was only
+/// missed has no next attempt yet; an order that waits for an operator has one. A restart requested
+/// by an operator proceeds by itself.
 macro_rules! needs_operator {
     () => {
         "CASE attention \
@@ -25,15 +26,15 @@ macro_rules! needs_operator {
 }
 pub(super) use needs_operator;
 
-/// The columns of an [`Order`], as [`order_of`] reads them.
+/// Columns of an [`Order`], as [`order_of`] reads them.
 pub(super) const ORDER: &str = concat!(
     "seq, id, status, created_at, updated_at, starts, \
      attention, attention_since, attention_detail, next_attempt_at, ",
     needs_operator!()
 );
 
-/// An order by its id, with what the heartbeat tells its readers, as [`found_of`] reads it: one
-/// statement, because nothing is asked for more often.
+/// Query for an order by its id, with the heartbeat's columns that readers need, as [`found_of`]
+/// reads them. One statement, because it is the most frequent read.
 pub(super) const FOUND: &str = concat!(
     "SELECT seq, orders.id, status, created_at, updated_at, starts, \
      attention, attention_since, attention_detail, next_attempt_at, ",
@@ -42,12 +43,12 @@ pub(super) const FOUND: &str = concat!(
      FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1"
 );
 
-/// The columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
+/// Columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
                           confirmed_at, attempts, next_attempt_at, attention, \
                           missed_at, released_at, process_seen";
 
-/// The upstream's absence as an order's readers see it.
+/// An outage of the upstream, shown as attention on open orders.
 pub(super) struct Unreachable {
     since: Timestamp,
     detail: String,
@@ -63,7 +64,7 @@ pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachabl
     .optional()
 }
 
-/// An order and the next look, as [`FOUND`] tells them.
+/// Reads an order and the time of the next poll from a row of [`FOUND`].
 pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<OrderView> {
     let is_down: bool = row.get(11)?;
     let unreachable = match is_down {
@@ -126,7 +127,7 @@ pub(super) fn start_candidate_of(row: &Row<'_>) -> rusqlite::Result<StartCandida
     })
 }
 
-/// An order that is open, if it is.
+/// Returns the open order with this number; `None` if it is settled or missing.
 pub(super) fn open_order(db: &Connection, seq: i64) -> rusqlite::Result<Option<OpenOrder>> {
     db.prepare_cached(&format!(
         "SELECT {OPEN_ORDER} FROM orders WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')"
@@ -184,7 +185,7 @@ pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option
         .and_then(Reason::from_name))
 }
 
-/// The one who brings an order on, by the value of [`needs_operator`].
+/// Reads the value of [`needs_operator`].
 pub(super) fn resolved_by(row: &Row<'_>, column: usize) -> rusqlite::Result<ResolvedBy> {
     Ok(match row.get(column)? {
         true => ResolvedBy::Operator,
@@ -192,7 +193,7 @@ pub(super) fn resolved_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Reso
     })
 }
 
-/// A value that the schema's CHECKs refuse, or that someone else wrote.
+/// Returns an error for a value that the schema's CHECKs refuse and another program wrote.
 pub(super) fn impossible(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,
@@ -227,7 +228,7 @@ pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<ReconcilerState> {
             last_observed_at: time(3)?,
             upstream,
             next_poll_at: time(7)?,
-            // What another version has learned is learned again; what it has counted is lost.
+            // State learned by another version is learned again; its counters are lost.
             learned: from_json(row, 8)?,
             metrics: from_json(row, 9)?,
         })

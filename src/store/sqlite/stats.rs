@@ -1,5 +1,5 @@
-//! What the journal tells that was not told before, and all else that is told of the whole: read
-//! as of one moment, at a cost that does not grow with the number of orders.
+//! Statistics over all orders: totals of the journal, brought up to date incrementally, and current
+//! counts. All are read from one snapshot, at a cost that does not grow with the number of orders.
 
 use std::fs;
 use std::path::Path;
@@ -15,21 +15,21 @@ use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
 use crate::store::cursor::Sequence;
 use crate::store::{Removed, Sizes, StatsSnapshot};
 
-/// Brings a history up to date, and tells the rest.
+/// Adds the new journal entries to the statistics, and returns the other totals.
 ///
-/// All in one transaction, also where it is the whole journal, which takes about a second for each
-/// million entries: read in pieces, entries could be removed between two of them, and no one could
-/// say whether these had been counted.
+/// One transaction, even for the whole journal, which takes about a second per million entries:
+/// between two smaller ones entries could be pruned, and it would be unknown whether they had been
+/// counted.
 pub(super) fn glance(
     db: &Connection,
     history: &mut JournalStats,
     now: Timestamp,
 ) -> rusqlite::Result<StatsSnapshot> {
-    // One moment for all of it; ends by itself when it is dropped.
+    // One snapshot for all queries. The transaction ends when it is dropped.
     let db = db.unchecked_transaction()?;
     let journal = extent(&db, Sequence::Journal)?;
-    // What was removed up to the last entry that was folded in is in the history already. If more
-    // was, the history begins anew with all of it, as does one that has nothing in it yet.
+    // The statistics contain the entries pruned up to the last entry that was added. If more were
+    // pruned, or if they are empty, they are rebuilt from the totals of the pruned entries.
     if journal.last_pruned > history.last_seq() {
         *history = base(&db)?;
     }
@@ -46,7 +46,7 @@ pub(super) fn glance(
     })
 }
 
-/// Reads how much was removed up to now.
+/// Reads the number of orders and entries pruned so far.
 pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Removed> {
     db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
         .query_row([], removed_of)
@@ -61,7 +61,7 @@ pub(super) fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
     })
 }
 
-/// What the removed entries add up to.
+/// Reads the totals of the pruned entries.
 pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
     db.prepare_cached("SELECT history FROM pruned")?
         .query_row([], |row| {
@@ -69,13 +69,13 @@ pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
         })
 }
 
-/// The columns of an [`JournalEntry`], as [`entry_of`] reads them. An order is looked up only where it is
-/// settled.
+/// Columns of a [`JournalEntry`], as [`entry_of`] reads them. The order is looked up only for
+/// entries that settle it.
 pub(super) const ENTRY: &str = "seq, at, reason, \
      CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
      THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
 
-/// Folds in the entries after the last one.
+/// Adds the entries after the last one that was added.
 fn fold(db: &Connection, history: &mut JournalStats, now: Timestamp) -> rusqlite::Result<()> {
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
     let mut query = db.prepare_cached(&sql)?;
@@ -100,7 +100,7 @@ pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
 #[error("{0:?} is no reason for a journal entry")]
 struct UnknownReason(String);
 
-/// Read off the index alone.
+/// Query that is answered from the index alone.
 const ATTENTION: &str = concat!(
     "SELECT attention, ",
     needs_operator!(),
@@ -108,7 +108,7 @@ const ATTENTION: &str = concat!(
      WHERE attention IS NOT NULL GROUP BY 1, 2"
 );
 
-/// How many orders there are with each reason that is stored.
+/// Returns the number of orders for each stored reason.
 fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, ResolvedBy, u64)>> {
     let counted = db
         .prepare_cached(ATTENTION)?
@@ -123,7 +123,7 @@ fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, ResolvedBy, u64)>
         .collect())
 }
 
-/// What the database at `path` takes; nothing of what is not there.
+/// Returns the sizes of the database's files; 0 for a missing file.
 pub(super) fn sizes(path: &Path) -> Sizes {
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     Sizes {

@@ -1,18 +1,18 @@
-//! Times of open orders that lie ahead of the clock, because it was set back since they were written,
+//! Correction of times of open orders that lie ahead of the clock, because the clock was set back
 //! or because the database comes from a machine whose clock was ahead.
 //!
-//! They are set right here, once, by the reconciler when it begins a run; nobody else has to think
-//! of them. What has happened to an order, and when, is told as it was written.
+//! The reconciler corrects them once, at the beginning of a run, so no other code has to handle
+//! them. The times in the journal stay as written.
 
 use rusqlite::{Connection, params};
 
 use crate::order::{Status, Timestamp};
 use crate::pace::BACKOFF_MAX;
 
-/// Orders set right in one transaction.
+/// Number of orders corrected in one transaction.
 const BATCH_MAX: usize = 2_000;
 
-/// The places of the first orders after the place `after` of which a time is not as it can be.
+/// Returns the sequence numbers of the first orders after `after` with an impossible time.
 pub(super) fn ahead(
     db: &Connection,
     status: Status,

@@ -1,7 +1,7 @@
-//! The one writer of a process: a thread that takes writes off the queue, many in one commit.
+//! The one writer of a process: a thread that takes writes off the queue and commits many at once.
 //!
-//! Processes take turns through two advisory locks beside the database, because SQLite's own
-//! busy handler sleeps and can starve one of them.
+//! Processes queue for the write lock through two advisory locks beside the database, because
+//! SQLite's own busy handler sleeps between attempts and can starve a process.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +18,10 @@ use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
 use crate::store::{OpenError, StoreError};
 
-/// How long to wait for someone who writes without knowing our locks.
+/// Maximum wait for programs that write without taking our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The queue of the writer, and what it may be asked besides.
+/// The write queue, and the request to empty the write-ahead log at the next commit.
 pub(super) struct Writer {
     pub queue: Queue,
     empties_next: Arc<AtomicBool>,
@@ -57,7 +57,7 @@ impl Writer {
                 let file = connected.file.clone();
                 let (looked_at, weak_sender) = (file.clone(), sender.downgrade());
                 connected.checkpointer.start_in_background(&file, move || {
-                    // The writer sees the same, and sees to it.
+                    // The writer makes the same check at its next commit, and checkpoints the log.
                     if looked_at.check().is_err()
                         && let Some(sender) = weak_sender.upgrade()
                     {
@@ -81,14 +81,14 @@ impl Writer {
         })
     }
 
-    /// Checkpoints the write-ahead log and empties it, as far as readers allow.
+    /// Checkpoints the write-ahead log and truncates it, as far as readers allow.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         self.empties_next.store(true, Ordering::Release);
         self.queue.write(|reply| Write::Nothing { reply }).await
     }
 }
 
-/// Carries out a write, inside a transaction. May be called again after a rollback.
+/// Executes a write inside a transaction. May be called again after a rollback.
 fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
     match write {
         Write::Create { id, now, reply } => reply.keep(record::create(db, id, *now)?),
@@ -139,17 +139,17 @@ fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
 struct Connected {
     db: Connection,
     file: OpenedFile,
-    /// True once the contents of the log are in the database, since one of the files has left its place.
+    /// True once the log's contents are in the database, after a file was moved or replaced.
     is_rescued: bool,
     turn: File,
     write: File,
-    /// The last failure, to log each kind once.
+    /// Message of the last failure, so that consecutive equal failures are logged once.
     trouble: Option<String>,
     checkpointer: Checkpointer,
     shared: Shared,
 }
 
-/// This process' turn to write.
+/// A lock that is released on drop.
 struct Turn<'a>(&'a File);
 
 impl Drop for Turn<'_> {
@@ -161,7 +161,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Connected {
-    /// Commits `first` together with all that waits by the time our turn has come.
+    /// Commits `first` together with all writes that are queued when the write lock is acquired.
     fn commit(&mut self, first: Pending, waiting: &mut mpsc::Receiver<Pending>) {
         let wanted_at = Instant::now();
         let begun = self.begin();
@@ -187,10 +187,10 @@ impl Connected {
         }
     }
 
-    /// Waits for our turn among the processes, and begins a transaction.
+    /// Waits for the write lock and begins a transaction.
     fn begin(&mut self) -> Result<(), Failure> {
-        // Who waits for the write lock holds the turn, so that whoever has just written cannot
-        // overtake him.
+        // The process that waits for the write lock holds the queue lock, so the process that has
+        // just written cannot overtake it.
         self.turn.lock()?;
         let turn = Turn(&self.turn);
         self.write.lock()?;
@@ -205,9 +205,9 @@ impl Connected {
         begun
     }
 
-    /// Checks that what is written will be found again. Otherwise puts into the database what the log
-    /// holds, through the descriptors that are still open: the next program finds that alone. None of
-    /// ours opens the files meanwhile, because the write lock is held.
+    /// Checks that the paths still lead to the open files. If not, copies the log into the database
+    /// through the descriptors that are still open, because the next program finds the database
+    /// alone. No program of ours opens the files meanwhile: the write lock is held.
     fn check_files(&mut self) -> Result<(), Failure> {
         let checked = self.file.check();
         if let Err(Unsafe::Moved(path)) = &checked {
@@ -225,13 +225,13 @@ impl Connected {
         Ok(checked?)
     }
 
-    /// Lets the others write.
+    /// Checkpoints if the log is large enough, and releases the write lock.
     fn end(&mut self) {
         self.checkpointer.after_commit(&self.db);
         let _turn = Turn(&self.write);
     }
 
-    /// Takes back what was written since the beginning. Some failures have done so already.
+    /// Rolls the transaction back. SQLite has already done so after some failures.
     fn roll_back(&self) -> rusqlite::Result<()> {
         if self.db.is_autocommit() {
             Ok(())
@@ -240,8 +240,8 @@ impl Connected {
         }
     }
 
-    /// Applies the writes and commits. If one of them fails by its own fault, all the others are
-    /// carried out without it.
+    /// Executes the writes and commits. If one of them fails by its own fault, it is removed and
+    /// all others are executed again.
     fn apply(&mut self, batch: &mut Vec<Pending>) -> Result<(), Failure> {
         let mut index = 0;
         while index < batch.len() {
@@ -271,7 +271,7 @@ impl Connected {
         })
     }
 
-    /// Tells the callers, and the log when something has changed.
+    /// Completes the callers' replies, and logs when the database becomes writable or unwritable.
     fn finish(&mut self, batch: Vec<Pending>, result: Result<(), Failure>) {
         match &result {
             Ok(()) => {
@@ -301,14 +301,15 @@ impl Connected {
 /// The failure of a write.
 struct Failure {
     cause: Arc<dyn std::error::Error + Send + Sync>,
-    /// True if nothing was written for sure.
+    /// True if nothing was written.
     is_certain: bool,
 }
 
 impl Failure {
-    /// A commit that ends with an I/O error may be in the log, complete: nobody knows what a flush
-    /// that failed has left. It is found again if the program dies before the next commit is written
-    /// over it. On a full disk the end of it is missing.
+    /// Returns the failure of a commit. After an I/O error the commit may be complete in the log,
+    /// since the effect of a failed flush is unknown; it takes effect if the program dies before
+    /// the next commit overwrites it. On a full disk the end of the commit is missing, so it is
+    /// certain to have failed.
     fn of_commit(error: rusqlite::Error) -> Self {
         let is_certain = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
         Self {
@@ -335,7 +336,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
-/// Whether a statement failed because of what it says, and not because of the database's state.
+/// Returns true if a statement failed by its own content and not by the state of the database.
 fn is_its_own_fault(error: &rusqlite::Error) -> bool {
     !matches!(
         error.sqlite_error_code(),
@@ -365,7 +366,7 @@ mod tests {
     struct Bench {
         _folder: tempfile::TempDir,
         store: Store,
-        /// Another process' hand on the write lock.
+        /// The write lock as another process opens it.
         other: File,
     }
 
@@ -381,8 +382,8 @@ mod tests {
             }
         }
 
-        /// Commits in the write-ahead log: frames whose header gives the size of the database
-        /// (SQLite's file format, section 4.1).
+        /// Number of commits in the write-ahead log: frames whose header gives the size of the
+        /// database (SQLite's file format, section 4.1).
         fn commits(&self) -> usize {
             let mut path = self.store.path().as_os_str().to_owned();
             path.push("-wal");
@@ -403,7 +404,7 @@ mod tests {
         let bench = Bench::new();
         bench.other.lock().unwrap();
         let first = bench.create("first");
-        // The writer has the first one in its hands and waits for its turn.
+        // The writer has taken the first write and waits for the write lock.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let rest: Vec<_> = (0..63).map(|n| bench.create(&format!("a{n}"))).collect();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -474,7 +475,7 @@ mod tests {
         let writes: Vec<_> = (0..QUEUE_MAX + 10)
             .map(|n| bench.create(&format!("a{n}")))
             .collect();
-        // Beyond the queue there is one more in the hands of the writer.
+        // The writer has taken one more write off the queue.
         while bench.store.writer_stats().overloaded < 9 {
             tokio::task::yield_now().await;
         }
