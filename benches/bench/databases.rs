@@ -17,19 +17,19 @@ use order_service::store::{Creation, DatabaseUrl, Mode, OrderChange, Store, Tran
 use crate::Bench;
 use crate::programs::order_service;
 
-/// Number of orders that are created, started or settled at once: as many as may wait for the writer,
-/// and as the twelve bits of a UUID after its time can distinguish.
+/// Number of orders that are created, started or settled concurrently: as many as the write queue
+/// holds, and as the twelve bits after a UUID's time can distinguish.
 const WAVE: u64 = 4_000;
 
 /// Creation time of the first order: 2026-01-01T00:00:00Z.
 const FIRST_AT: i64 = 1_767_225_600_000;
 
-/// The kind of the ids of orders.
+/// Kind of the ids of orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ids {
     /// UUIDs of version 4.
     Random,
-    /// UUIDs of version 7: each greater than the ones before.
+    /// UUIDs of version 7, in ascending order.
     Ordered,
 }
 

@@ -84,7 +84,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a `GET`, whose answer is read by [`Self::drain`].
+    /// Sends a `GET`. [`Self::drain`] reads the answer.
     pub fn ask(&mut self, path: &str) -> anyhow::Result<()> {
         self.send("GET", path, "", "")
     }

@@ -1,9 +1,9 @@
 //! Load generators: wrk for the maximum rate, and one with a constant rate.
 //!
-//! wrk sends a request when the last one was answered: it measures throughput, but hides the latency of
-//! clients that do not wait for each other. So latency at a rate is measured by a generator of our own:
-//! each request is due at a fixed time, on a free connection, and its latency counts from then, even if
-//! it was sent later.
+//! wrk sends a request once the previous one is answered: it measures throughput, but hides the
+//! latency that independent clients would see. Latency at a rate is therefore measured by a
+//! separate generator: each request is due at a fixed time, on a free connection, and its latency
+//! counts from then, even if it was sent later.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,13 +16,13 @@ use anyhow::{Context, ensure};
 use crate::databases::Ids;
 use crate::http::Connection;
 
-/// Connections of wrk, kept busy by one thread.
+/// Number of connections of wrk, which one thread keeps busy.
 pub const CONNECTIONS: u64 = 64;
 
 /// The requests of wrk.
 #[derive(Clone, Copy)]
 pub enum Script<'a> {
-    /// New orders with such ids.
+    /// New orders with ids of this kind.
     Create(Ids),
     /// Orders from a file of ids, drawn at random.
     Get(&'a Path),
@@ -39,7 +39,7 @@ pub struct Load {
     pub per_second: f64,
 }
 
-/// Sends requests as fast as the server answers. Fails if any was refused or broke off.
+/// Sends requests as fast as the server answers. Fails if one was rejected or not answered.
 pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Load> {
     let mut command = Command::new("wrk");
     command.args(["--threads", "1", "--connections"]);
@@ -86,11 +86,11 @@ fn read_wrk(text: &str) -> anyhow::Result<Load> {
 /// Creations at a constant rate.
 #[derive(Clone, Copy, Debug)]
 pub struct SustainedLoad {
-    /// Creations in a second.
+    /// Creations per second.
     pub rate: u64,
     /// Duration of the load.
     pub during: Duration,
-    /// Number of connections: more than are ever waiting at once.
+    /// Number of connections: more than ever wait at once.
     pub connections: u64,
 }
 

@@ -14,10 +14,10 @@ use crate::table::percentile;
 /// Size of a flushed write, in bytes: a page of a file system.
 const BLOCK: usize = 4096;
 
-/// Duration of the measurement of the disk for the head of the table.
+/// Duration of the disk measurement for the table's header.
 const MEASURED: Duration = Duration::from_secs(1);
 
-/// Returns some lines about the machine.
+/// Returns a description of the machine, as lines of text.
 pub fn describe(bench: &Bench) -> anyhow::Result<String> {
     let mut told = String::new();
     let cores = std::thread::available_parallelism()?;

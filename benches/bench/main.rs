@@ -1,15 +1,15 @@
-//! What this service costs and how fast it is, each figure beside a reference that was measured in
-//! the same run, and beside its goal.
+//! Benchmarks of cost and speed. Each figure is printed beside its goal and a reference measured in
+//! the same run.
 //!
-//! - `rows`: what is measured, one line or several each.
-//! - `table`: samples, goals, and how both are printed.
-//! - `machine`: what it was measured on.
-//! - `databases`: databases full of orders, made once and copied.
-//! - `programs`: the built programs, and what they take of the machine.
-//! - `upstream`: the order process service that passes are measured with.
-//! - `load`, `http`: how they are asked.
+//! - `rows`: the benchmarks, each with one line of the table or several.
+//! - `table`: samples, goals, and their output.
+//! - `machine`: a description of the machine.
+//! - `databases`: databases full of orders, created once and copied.
+//! - `programs`: the built programs, and their use of memory and processor.
+//! - `upstream`: the order process service for the measurement of passes.
+//! - `load`, `http`: load generators and an HTTP client.
 //!
-//! `scripts/bench` runs all of it, `scripts/bench NAME…` some rows.
+//! `scripts/bench` runs all rows, `scripts/bench NAME…` only those named.
 
 mod databases;
 mod http;
@@ -29,10 +29,10 @@ use anyhow::Context;
 use rows::{ROWS, Row};
 use table::Line;
 
-/// Where databases and all else are kept that is made once.
+/// Folder of databases and other files that are created once.
 const FOLDER: &str = "target/bench";
 
-/// What the rows share.
+/// State that the rows share.
 pub struct Bench {
     folder: PathBuf,
 }
@@ -44,7 +44,7 @@ impl Bench {
         Ok(Self { folder })
     }
 
-    /// An empty folder on the disk that is measured, removed when dropped.
+    /// Returns an empty folder on the measured disk, removed on drop.
     pub fn scratch(&self) -> anyhow::Result<tempfile::TempDir> {
         tempfile::Builder::new()
             .prefix("run-")
@@ -56,7 +56,7 @@ impl Bench {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args()
         .skip(1)
-        // Cargo adds this to what it was given.
+        // Cargo adds this argument.
         .filter(|argument| argument != "--bench")
         .collect();
     match named(&arguments).and_then(|rows| run(&rows)) {
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The rows of these names, or all of them.
+/// Returns the rows with these names, or all rows if there are none.
 fn named(names: &[String]) -> anyhow::Result<Vec<&'static Row>> {
     if names.is_empty() {
         return Ok(ROWS.iter().collect());
@@ -80,8 +80,8 @@ fn named(names: &[String]) -> anyhow::Result<Vec<&'static Row>> {
     named.collect()
 }
 
-/// Measures these rows and prints the table. A missed goal is told and is no failure; an answer
-/// that is wrong is one, after all other rows.
+/// Measures these rows and prints the table. A missed goal is only reported; a wrong answer makes
+/// the run fail after all other rows.
 fn run(rows: &[&Row]) -> anyhow::Result<()> {
     let bench = Bench::new()?;
     let begun = Instant::now();

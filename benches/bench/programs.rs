@@ -1,4 +1,5 @@
-//! The built programs as child processes that end with their row, and their use of memory and processor.
+//! The built programs as child processes, killed at the end of their row, and their use of memory
+//! and processor.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -16,7 +17,7 @@ pub struct Program {
     /// Its URL, if it listens.
     pub url: String,
     log: PathBuf,
-    /// Kept open, because a program may write to it.
+    /// Kept open, so that the program can write to it.
     _stdout: BufReader<ChildStdout>,
 }
 
@@ -112,7 +113,7 @@ impl Program {
     /// Returns the processor time of the program, in seconds.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name of the program, which comes first, may hold anything.
+        // The name of the program, which comes first, may contain any character.
         let (_, fields) = stat.rsplit_once(')').context("the kernel does not tell")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let ticks = |at: usize| -> anyhow::Result<f64> {
@@ -124,7 +125,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended.
+        // The program may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,7 +1,7 @@
-//! The rows of the table, in the order in which they are measured. `scripts/bench --list` reads
-//! their names and words from here.
+//! The rows of the table, in the order of measurement. `scripts/bench --list` reads their names and
+//! descriptions from here.
 //!
-//! Each row's own file says what is measured against what, and why that is a fair reference.
+//! Each row's file describes the measurement, its reference, and why the reference is fair.
 
 mod create;
 mod disk;
@@ -15,17 +15,17 @@ mod wait;
 use crate::Bench;
 use crate::table::Line;
 
-/// Something that is measured: one line of the table or several.
+/// A benchmark: one line of the table or several.
 pub struct Row {
-    /// What it is asked for by.
+    /// Name on the command line.
     pub name: &'static str,
-    /// What it measures, in a few words.
+    /// Short description of the measurement.
     pub what: &'static str,
-    /// Measures it. An error means that something was wrong, not slow.
+    /// Runs the benchmark. An error means a wrong result, not a slow one.
     pub run: fn(&Bench) -> anyhow::Result<Vec<Line>>,
 }
 
-/// All there are.
+/// All rows.
 pub const ROWS: &[Row] = &[
     Row {
         name: "caller",

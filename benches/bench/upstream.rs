@@ -1,5 +1,5 @@
-//! An order process service for the measurement of passes, in this process. It has a process for each
-//! of many ids from the beginning; the simulator would need a start for each.
+//! An order process service in this process, for the measurement of passes. It has many processes
+//! from the beginning; the simulator would need a start for each.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,8 +23,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Serves a list of processes in this order. They end one after the other, the last of them after
-    /// this time; nothing can be started.
+    /// Serves a list of processes in this order. They end one after the other, the last of them
+    /// after `ended_after`. Starts are not supported.
     pub fn begin(ids: Vec<String>, ended_after: Duration) -> anyhow::Result<Self> {
         let runtime = Runtime::new()?;
         let listener = runtime.block_on(server::listen(([127, 0, 0, 1], 0).into(), "--listen"))?;
@@ -72,7 +72,7 @@ struct Processes {
     ended_after: Duration,
 }
 
-/// Processes in one piece of the list.
+/// Number of processes in one piece of the list.
 const PIECE: usize = 4_096;
 
 impl Processes {

@@ -16,7 +16,7 @@ use anyhow::{Context, bail, ensure};
 
 use self::paths::{Iteration, Path};
 
-/// The file of counts.
+/// Path of the saved counts.
 const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts.txt");
 
 /// Maximum change of a count, as a share, that passes the check.

@@ -1,8 +1,7 @@
-//! The hot paths whose instructions are counted, each with its world ready made.
+//! The hot paths whose instructions are counted, each with its prepared environment.
 //!
-//! Everything is the same in each run: ids come from a seed, writes are carried out at once on the
-//! calling thread, and nothing is asked of the network. What a path costs beside the disk and the
-//! network is therefore all that is seen.
+//! Every run is identical: ids come from a seed, writes are synchronous on the calling thread, and
+//! no network is used. Counts therefore exclude the disk and the network.
 
 mod http;
 mod reconciling;
@@ -13,15 +12,15 @@ pub type Iteration = Box<dyn FnMut()>;
 
 /// A path that every order takes.
 pub struct Path {
-    /// What is done, in words; its name too.
+    /// Description of one operation, also its name.
     pub name: &'static str,
-    /// How often that is done in one iteration.
+    /// Number of operations per iteration.
     pub times: u64,
-    /// Makes the world for so many iterations.
+    /// Prepares the environment for this many iterations.
     pub prepare: fn(usize) -> Iteration,
 }
 
-/// Every path, in the order in which an order comes to them.
+/// All paths, in the order in which an order takes them.
 pub const ALL: &[Path] = &[
     Path {
         name: "POST /order",

@@ -1,5 +1,5 @@
-//! Durable creations, 64 connections, a million orders in place, against `GET /livez` of the same
-//! program: what the connections and routes take that every request takes.
+//! Durable creations on 64 connections, with a million orders stored. The reference is `GET /livez`
+//! of the same program: the cost of connections and routing, which every request has.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +14,13 @@ use crate::table::{Goal, Line, Unit, alternately};
 
 const ROUNDS: usize = 3;
 
-/// Of one side of one round.
+/// Duration of one side of a round.
 pub const MEASURED: Duration = Duration::from_secs(4);
 
-/// Before the first round, so that no side's first requests are measured.
+/// Load before the first round, so that neither side's first requests are measured.
 pub const WARM: Duration = Duration::from_secs(1);
 
-/// How long a creation may be on its way that wrk did not wait for.
+/// Maximum duration of creations that are in flight when wrk ends.
 const IN_FLIGHT_MAX: Duration = Duration::from_millis(200);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -45,7 +45,8 @@ fn created(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
     Ok(Line::new(what, Unit::PerSecond, ours).against(reference))
 }
 
-/// A server on a million orders whose creations are counted in the database after each load.
+/// A server with a million orders stored. Its creations are counted in the database after each
+/// load.
 struct Counted {
     program: Program,
     database: PathBuf,
@@ -71,7 +72,7 @@ impl Counted {
         let orders = count(&self.database)?;
         let new = orders - self.orders;
         self.orders = orders;
-        // Those that wrk did not wait for at its end may be there or not.
+        // Requests in flight at the end of wrk may or may not have created their orders.
         ensure!(
             (load.requests..=load.requests + CONNECTIONS).contains(&new),
             "{} creations were acknowledged and {new} are there",
@@ -81,7 +82,7 @@ impl Counted {
     }
 }
 
-/// Orders in a database, whoever writes to it.
+/// Returns the number of orders in a database, which a program may be writing.
 pub fn count(database: &Path) -> anyhow::Result<u64> {
     let db = rusqlite::Connection::open(database)?;
     let count: i64 = db.query_row("SELECT count(*) FROM orders", [], |row| row.get(0))?;

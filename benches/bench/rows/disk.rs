@@ -1,5 +1,5 @@
-//! What a settled order with its journal takes on disk, beside the bytes that nobody could do
-//! without: its id, the words and moments of its statuses.
+//! Disk space of a settled order with its journal. The reference is its minimal content: the id,
+//! and the words and times of its statuses.
 
 use std::fs;
 
@@ -7,17 +7,17 @@ use crate::Bench;
 use crate::databases::MILLION;
 use crate::table::{Goal, Line, Unit};
 
-/// Times that an order and its journal have: created, started, settled.
+/// Number of times in an order and its journal: created, started, settled.
 const TIMES: u64 = 3;
 
 /// Bytes of a time as a number of milliseconds.
 const TIME_BYTES: u64 = 8;
 
-/// The same words in the journal and in the order: CREATED, PROCESSING, and FULFILLED or FAILED,
-/// which are equally many.
+/// Average size of the status words, in bytes: CREATED, PROCESSING, and FULFILLED or FAILED, which
+/// are equally frequent.
 const WORDS_BYTES: f64 = 7.0 + 10.0 + (9.0 + 6.0) / 2.0;
 
-/// Bytes of an id: a UUID as text.
+/// Size of an id, in bytes: a UUID as text.
 const ID_BYTES: f64 = 36.0;
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {

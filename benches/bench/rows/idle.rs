@@ -1,5 +1,4 @@
-//! What both programs take when there is nothing to do: a million settled orders, after the start.
-//! And how long they take until they are ready.
+//! Idle cost of both programs, with a million settled orders, and their time from start to ready.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,12 @@ use crate::http::Connection;
 use crate::programs::Program;
 use crate::table::{Goal, Line, Unit};
 
-/// Until the start is over for certain.
+/// Delay after which startup work is certainly over.
 const SETTLED_DOWN: Duration = Duration::from_secs(3);
 
 const MEASURED: Duration = Duration::from_secs(20);
 
-/// How long the programs may take to be ready.
+/// Timeout for the programs to become ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {

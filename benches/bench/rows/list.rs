@@ -1,8 +1,8 @@
-//! `GET /order` with a million orders, against one prepared scan and the same serialiser into a
-//! buffer of 64 KiB, in this process.
+//! `GET /order` with a million orders. The reference is one prepared scan in this process, with the
+//! same serialiser and a buffer of 64 KiB.
 //!
-//! And what it costs others: memory while one reads, and while sixteen read slowly; and how far the
-//! write-ahead log grows when these are overtaken by creations.
+//! Also measures the side effects: memory during one read and during sixteen slow reads, and the
+//! growth of the write-ahead log while orders are created during slow reads.
 
 use std::fs;
 use std::path::Path;
@@ -22,16 +22,16 @@ use crate::table::{Goal, Line, Unit, alternately};
 
 const ROUNDS: usize = 3;
 
-/// Of the reference.
+/// Size of the reference's buffer, in bytes.
 const BUFFER: usize = 64 * 1024;
 
-/// Those who read slowly, at the same time.
+/// Number of concurrent slow readers.
 const SLOW_READERS: usize = 16;
 
-/// How long each of them waits after a piece of at most 64 KiB: the whole list takes it a minute.
+/// Pause of a slow reader after each piece of at most 64 KiB: the whole list takes a minute.
 const SLOW_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long their memory is watched, and then the log.
+/// Duration for which memory, and then the log, is sampled during slow reads.
 const WATCHED: Duration = Duration::from_secs(5);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -76,7 +76,7 @@ fn listed(program: &Program) -> anyhow::Result<Drained> {
     connection.drain(|| {})
 }
 
-/// Does something, and tells the most memory that the program had meanwhile.
+/// Runs a closure, and returns its result with the program's peak memory meanwhile, in MiB.
 fn watched<T: Send>(
     program: &Program,
     work: impl FnOnce() -> anyhow::Result<T> + Send,
@@ -96,7 +96,7 @@ fn watched<T: Send>(
     Ok((done, peak))
 }
 
-/// Orders in a second that are read and serialised without a server.
+/// Reads and serialises orders without a server, and returns the orders per second.
 fn scanned(database: &Path) -> anyhow::Result<f64> {
     let db = rusqlite::Connection::open(database)?;
     let mut scan = db.prepare(
@@ -115,7 +115,7 @@ fn scanned(database: &Path) -> anyhow::Result<f64> {
             created_at: Timestamp(row.get(3)?),
             updated_at: Timestamp(row.get(4)?),
             starts: row.get(5)?,
-            // These are settled.
+            // Settled orders have no attention.
             attention: None,
         };
         write_order(&mut buffer, &order);
@@ -129,8 +129,8 @@ fn scanned(database: &Path) -> anyhow::Result<f64> {
     Ok(count as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// The most memory with slow readers alone, and the longest log when orders are created beside
-/// them, both in MiB.
+/// Returns the peak memory with slow readers alone, and the peak size of the log while orders are
+/// created during slow reads, both in MiB.
 fn slowly(program: &Program, database: &Path) -> anyhow::Result<(f64, f64)> {
     let is_over = AtomicBool::new(false);
     let log = database.with_extension("db-wal");

@@ -1,7 +1,7 @@
-//! Passes of the reconciler, each against what it cannot do without, measured alone: the same
-//! requests by the same client, the same reading, the same changes in the same chunks.
+//! Passes of the reconciler. The reference of each is its unavoidable work, measured alone: the
+//! same requests by the same client, the same reads, the same changes in chunks of the same size.
 //!
-//! Lists are told in no order, as the real service tells them.
+//! Lists are in random order, like those of the real service.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,28 +25,28 @@ use crate::upstream;
 
 const ROUNDS: usize = 3;
 
-/// Each takes about a millisecond.
+/// Number of rounds. Each takes about a millisecond.
 const GROWTH_ROUNDS: usize = 50;
 
-/// A million orders to settle take twelve seconds.
+/// Number of rounds. Settling a million orders takes twelve seconds.
 const SETTLING_ROUNDS: usize = 2;
 
-/// Changes that the reconciler puts into one transaction.
+/// Number of changes per transaction of the reconciler.
 const CHUNK: usize = 2_000;
 
-/// Requests at once, unless starts are measured.
+/// Number of requests in flight, except for starts.
 const REQUESTS: usize = 8;
 
-/// Starts at once.
+/// Number of starts in flight.
 const STARTS: usize = 64;
 
-/// Orders that few are.
+/// Number of open orders in the rows with few.
 const FEW: u64 = 1_000;
 
-/// Far longer than anything is measured.
+/// A duration far longer than any measurement.
 const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
 
-/// After this time every order is looked at again.
+/// A duration after which every order is due for its next poll.
 const UNTIL_NEXT_LOOK: Duration = Duration::from_secs(61);
 
 const TO_START: Template = Template {
@@ -67,11 +67,11 @@ const TO_SETTLE: Template = Template {
     reached: Reached::Processing,
 };
 
-/// Starts per second that are as good as no limit here.
+/// Start rate, in starts per second, that is effectively unlimited here.
 const FAST: f64 = 50_000.0;
 
-/// Starts at the rate that an earlier run has learned of an upstream that took every start, by the
-/// program itself, from its beginning to its end.
+/// Measures starts at the rate that an earlier run has learned from an upstream that accepted every
+/// start. The program itself is measured, from start to exit.
 pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ids = ids_of(TO_START.names(bench)?)?;
     let simulator =
@@ -109,7 +109,7 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Leaves what is known of an upstream that took every start, however fast they came.
+/// Stores the state learned from an upstream that accepted every start at any rate.
 fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
     let mut now = SystemClock.now();
     let mut rate = StartRate::new(0.0, now);
@@ -130,7 +130,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// A million outcomes from the list, by the program itself.
+/// Measures the settling of a million orders from the list, by the program itself.
 pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ended = upstream(TO_SETTLE.names(bench)?, Duration::ZERO)?;
     let mut memory = Vec::new();
@@ -165,7 +165,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Nothing has changed.
+/// Measures a pass without changes.
 pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
@@ -198,14 +198,15 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Few are open, and a million are settled, here and in the list.
+/// Measures a pass with few open orders, and a million settled ones in the database and in the
+/// list.
 pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let store = few_open(bench, &MILLION, scratch.path())?;
     let listed = MILLION.names(bench)?.into_iter().chain(few_names());
     let running = upstream(listed.collect(), FOR_EVER)?;
     let mut passes = Passes::new(store, client(&running.url)?)?;
-    // The first pass finds out how long the list is.
+    // The first pass learns the length of the list.
     passes.next(FEW)?;
     let upstream = client(&running.url)?;
     let ids = ids_of(few_names())?;
@@ -228,8 +229,8 @@ pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// The same among a million and among a thousand settled orders, with an upstream that answers at once
-/// and from memory: what a pass itself takes.
+/// Like [`few`], but compares a million with a thousand settled orders, and with an upstream that
+/// answers immediately from memory: the cost of the pass itself.
 pub fn growth(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let thousand = Template {
         orders: 1_000,
@@ -257,7 +258,7 @@ pub fn growth(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// A copy of a template with a few more orders, which are PROCESSING.
+/// Copies a template, and adds a few PROCESSING orders.
 fn few_open(bench: &Bench, template: &Template, folder: &Path) -> anyhow::Result<Store> {
     let database = folder.join("orders.db");
     template.copy(bench, &database)?;
@@ -274,7 +275,7 @@ fn few_names() -> impl Iterator<Item = String> {
     (0..FEW).map(|n| format!("open-{n}"))
 }
 
-/// An upstream where the few processes run, and never end.
+/// An upstream whose few processes never end.
 struct Running;
 
 impl Upstream for Running {
@@ -297,7 +298,8 @@ impl Upstream for Running {
     }
 }
 
-/// Runs the reconciler's program to its end: the time, and the most memory of its own.
+/// Runs the reconciler's program until it exits, and returns its duration and its peak anonymous
+/// memory, in MiB.
 fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
     let begun = Instant::now();
     let mut program = Program::reconciler(database, upstream, arguments)?;
@@ -309,7 +311,7 @@ fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(
     Ok((begun.elapsed(), peak))
 }
 
-/// Passes in this process, on a clock that is moved on before each.
+/// Passes in this process, on a clock that is advanced before each.
 struct Passes<U> {
     reconciler: Reconciler<U, ManualClock>,
     clock: ManualClock,
@@ -336,7 +338,7 @@ impl<U: Upstream> Passes<U> {
         })
     }
 
-    /// The time of a pass that looks at so many orders and finds nothing to do.
+    /// Runs a pass that polls this many orders without changes, and returns its duration.
     fn next(&mut self, orders: u64) -> anyhow::Result<Duration> {
         self.clock.set(self.clock.now().after(UNTIL_NEXT_LOOK));
         let stop = Stop::default();
@@ -352,7 +354,8 @@ impl<U: Upstream> Passes<U> {
     }
 }
 
-/// The time for so many requests, so many at once, on a runtime like the reconciler's.
+/// Sends a request for each order, at most `at_once` concurrently, on a runtime like the
+/// reconciler's, and returns the duration.
 fn asked(
     ids: &[OrderId],
     at_once: usize,
@@ -399,7 +402,7 @@ fn record_alone(database: &Path) -> anyhow::Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// An upstream that lists processes of these orders in no order.
+/// Serves an upstream that lists processes of these orders in random order.
 fn upstream(mut ids: Vec<String>, ended_after: Duration) -> anyhow::Result<upstream::Upstream> {
     fastrand::Rng::with_seed(1).shuffle(&mut ids);
     upstream::Upstream::begin(ids, ended_after)
@@ -429,7 +432,7 @@ fn millis(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-/// The answer to a read of SQLite, which is ready at once.
+/// Returns the result of a SQLite read, which completes immediately.
 fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never()
         .expect("SQLite's reads are ready at once")

@@ -1,7 +1,8 @@
-//! Reading among a million orders.
+//! Reads with a million orders stored.
 //!
-//! `get`: one order, drawn at random, against `GET /livez` of the same program. `page`: a hundred
-//! FAILED orders at the beginning, in the middle and at the end, against the same among ten thousand.
+//! `get`: one random order, against `GET /livez` of the same program. `page`: a hundred FAILED
+//! orders at the beginning, in the middle and at the end, against the same with ten thousand
+//! orders.
 
 use std::time::Instant;
 
@@ -37,7 +38,7 @@ pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Pages of each kind in one round.
+/// Number of pages of each kind per round.
 const PAGES: usize = 200;
 
 const ROUNDS: usize = 3;
@@ -84,7 +85,7 @@ impl Pages {
                 None => break,
             }
         }
-        // The last one may hold less than a hundred.
+        // The last page may have fewer than a hundred orders.
         paths.pop();
         let path = |at: usize| -> anyhow::Result<String> {
             let path = paths.get(at).context("there are too few pages")?;
@@ -98,7 +99,7 @@ impl Pages {
         })
     }
 
-    /// How long one of the pages takes, in milliseconds: the median of many.
+    /// Returns the median time of many reads of one page, in milliseconds.
     fn time(&mut self, at: usize) -> anyhow::Result<f64> {
         let mut taken = Vec::with_capacity(PAGES);
         for _ in 0..PAGES {

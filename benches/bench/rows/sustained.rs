@@ -1,8 +1,9 @@
-//! A thousand creations a second, held for three minutes, while a million orders settle beside them,
-//! the write-ahead log is folded back and two backups are taken.
+//! A thousand creations per second for three minutes, while a million orders settle, checkpoints
+//! run and two backups are taken.
 //!
-//! The million is PROCESSING when it begins, and its processes end one after the other during the
-//! first two minutes; API and reconciler are two programs. None may be lost, none refused.
+//! The million orders are PROCESSING at first, and their processes end one after the other during
+//! the first two minutes. API and reconciler are two programs. No order may be lost, no request
+//! rejected.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,10 +25,10 @@ const LOAD: SustainedLoad = SustainedLoad {
     connections: 64,
 };
 
-/// When the last of the million processes ends.
+/// Time at which the last of the million processes ends, from the start of the upstream.
 const ENDED_AFTER: Duration = Duration::from_secs(120);
 
-/// When a backup is begun.
+/// Times at which the backups begin.
 const BACKUPS_AT: [Duration; 2] = [Duration::from_secs(40), Duration::from_secs(100)];
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -76,7 +77,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Takes the backups until it is over, and returns how long the log became meanwhile, in MiB.
+/// Takes the backups until `is_over` is set, and returns the peak size of the log, in MiB.
 fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<f64> {
     let log = database.with_extension("db-wal");
     let url = database.to_str().context("an odd path")?;

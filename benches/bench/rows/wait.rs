@@ -1,8 +1,8 @@
-//! What callers wait for.
+//! Latency for callers.
 //!
-//! `caller`: one connection that creates orders one after the other, a million in place, against the
-//! disk's own flush in the same rounds. `processing`: from a creation until the order is seen as
-//! PROCESSING, with API and reconciler as one program and as two, which have nothing else to do.
+//! `caller`: one connection that creates orders sequentially, with a million orders stored, against
+//! the disk's own flush in the same rounds. `processing`: time from a creation until the order is
+//! PROCESSING, with API and reconciler as one program and as two, both otherwise idle.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use crate::table::{Goal, Line, Unit, alternately, percentile};
 
 const ROUNDS: usize = 3;
 
-/// Of one round of creations.
+/// Duration of a round of creations.
 const MEASURED: Duration = Duration::from_secs(5);
 
-/// Of one round of flushes.
+/// Duration of a round of flushes.
 const FLUSHED: Duration = Duration::from_secs(3);
 
 pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -45,7 +45,7 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Ok(vec![line("p50", 0.5, 2.0), line("p99", 0.99, 6.0)])
 }
 
-/// How long each creation of one round takes, in milliseconds, sorted.
+/// Returns the latencies of the creations of one round, in milliseconds, sorted.
 fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Result<Vec<f64>> {
     let mut taken = Vec::new();
     let begun = Instant::now();
@@ -59,16 +59,16 @@ fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Re
     Ok(taken)
 }
 
-/// Orders that are followed until they are PROCESSING.
+/// Number of orders that are polled until they are PROCESSING.
 const FOLLOWED: usize = 200;
 
-/// Between two of them, at most: long enough for the system to have come to rest.
+/// Maximum pause between two orders, in milliseconds: long enough for the programs to become idle.
 const REST_MAX_MS: u64 = 240;
 
-/// How often an order is asked for until it is.
+/// Poll interval of an order.
 const ASKED_EVERY: Duration = Duration::from_millis(1);
 
-/// How long any of them may take.
+/// Timeout for an order to become PROCESSING.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -84,7 +84,7 @@ pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// How long it takes until orders are PROCESSING that are created one by one.
+/// Measures the time until single orders are PROCESSING.
 fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
     let mut connection = Connection::open(&api.url)?;
     let mut taken = Vec::new();
@@ -102,7 +102,8 @@ fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
     Ok(vec![line("p50", 0.5), last])
 }
 
-/// How long it takes from the request to the first answer that tells of it, in milliseconds.
+/// Returns the time from the creation request to the first response with PROCESSING, in
+/// milliseconds.
 fn until_processing(connection: &mut Connection, id: &str) -> anyhow::Result<f64> {
     let asked_at = Instant::now();
     connection.create(id)?;

@@ -1,5 +1,4 @@
-//! Requests to the API, from the head that hyper has parsed to the answer; the sockets are left
-//! out.
+//! Requests to the API, from the head that hyper has parsed to the response, without sockets.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -9,7 +8,7 @@ use warp::http::{Request, StatusCode};
 use super::Iteration;
 use super::world::{World, ids};
 
-/// Orders that are there already.
+/// Number of orders stored beforehand.
 const STORED: usize = 3_000;
 
 type Sent = Request<Full<Bytes>>;
@@ -26,7 +25,7 @@ pub(super) fn create(iterations: usize) -> Iteration {
 }
 
 pub(super) fn look_up(iterations: usize) -> Iteration {
-    // Scattered over the whole, as the ids are in their index.
+    // Random ids, spread over the whole index.
     let requests = ids().take(iterations).map(|id| {
         Request::get(format!("/order/{id}"))
             .header("accept", "*/*")
@@ -41,7 +40,7 @@ pub(super) fn page(iterations: usize) -> Iteration {
     iteration_of(requests, StatusCode::OK)
 }
 
-/// Each iteration sends the next request to an API on some orders.
+/// Returns an iteration that sends the next request to an API with some orders stored.
 fn iteration_of(
     requests: impl Iterator<Item = Result<Sent, warp::http::Error>>,
     status: StatusCode,

@@ -1,5 +1,4 @@
-//! What the reconciler does for each order, from the bytes of the upstream's list to the rows that
-//! change.
+//! Work of the reconciler per order, from the bytes of the upstream's list to the changed rows.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -17,26 +16,26 @@ use order_service::upstream::{Entry, Failure, ListDecoder, StartError, Upstream}
 use super::Iteration;
 use super::world::{NOW, World, ids};
 
-/// Processes in the list that is decoded.
+/// Number of processes in the decoded list.
 pub(super) const LIST: u64 = 1_000;
 
-/// The list comes in pieces of this size, about as TCP brings them.
+/// Size of the pieces of the list, in bytes: about that of TCP reads.
 const CHUNK: usize = 16 * 1024;
 
-/// Choices in a iteration: each order with each look, so many times.
+/// Number of decisions per iteration: each order with each observation, repeated.
 pub(super) const CHOICES: u64 = (PHASES * INTENTS * LOOKS * ROUNDS) as u64;
 const PHASES: usize = 3;
 const INTENTS: usize = 2;
 const LOOKS: usize = 5;
 const ROUNDS: usize = 100;
 
-/// Open orders in the pass.
+/// Number of open orders in the pass.
 pub(super) const OPEN: u64 = 1_000;
 
-/// Orders that are settled in one transaction.
+/// Number of orders settled in one transaction.
 pub(super) const SETTLED: u64 = 100;
 
-/// The usual settings.
+/// Default settings.
 const POLICY: Policy = Policy {
     request_timeout: Duration::from_secs(5),
     max_starts: 5,
@@ -44,7 +43,7 @@ const POLICY: Policy = Policy {
     run_began_at: Timestamp(0),
 };
 
-/// How far apart the passes are, so that each of them looks at everything.
+/// Time between passes, long enough that every order is due in each.
 const PASS_INTERVAL: Duration = Duration::from_secs(600);
 
 pub(super) fn decode(_iterations: usize) -> Iteration {
@@ -55,7 +54,7 @@ pub(super) fn decode(_iterations: usize) -> Iteration {
     Box::new(move || assert_eq!(decoded(&list, &mut tell), LIST))
 }
 
-/// Tells the entries of a list, and returns how many there were.
+/// Emits the entries of a list, and returns their number.
 fn decoded(list: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> u64 {
     let mut decoder = ListDecoder::new();
     for chunk in list.chunks(CHUNK) {
@@ -64,7 +63,7 @@ fn decoded(list: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> u64 {
     decoder.finish().expect("it is complete")
 }
 
-/// The upstream's list of the processes of the first orders.
+/// Returns the upstream's list of the processes of the first orders.
 fn list(length: usize, status: &str) -> Vec<u8> {
     let entries: Vec<String> = ids()
         .take(length)
@@ -95,7 +94,7 @@ pub(super) fn decide_all(_iterations: usize) -> Iteration {
     })
 }
 
-/// One order for each row of the table.
+/// Returns one order for each row of the table.
 fn orders() -> Vec<OpenOrder> {
     let confirmed_at = Timestamp(NOW.0 - 60_000);
     let intent = Intent {
@@ -190,7 +189,8 @@ pub(super) fn settle(iterations: usize) -> Iteration {
     })
 }
 
-/// These steps of each of the first orders, as many orders at once as are settled together.
+/// Returns batches of changes: these transitions for each of the first orders, as many orders per
+/// batch as settle in one transaction.
 fn batches(orders: usize, steps: &[Transition]) -> impl Iterator<Item = Vec<OrderChange>> + use<> {
     let all: Vec<i64> = (1..=orders as i64).collect();
     let of_some = |seqs: &[i64]| {
@@ -207,7 +207,7 @@ fn batches(orders: usize, steps: &[Transition]) -> impl Iterator<Item = Vec<Orde
     batches.into_iter()
 }
 
-/// An upstream that answers with this list, and is asked for nothing else.
+/// An upstream that answers with this list, and supports no other request.
 struct Listed(Vec<u8>);
 
 impl Upstream for Listed {

@@ -1,4 +1,4 @@
-//! What a path runs in: a database of its own, and a runtime. The same orders each time.
+//! Environment of a path: a database of its own, with the same orders in each run, and a runtime.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -11,27 +11,28 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-/// When everything happens.
+/// Time of all events.
 pub(super) const NOW: Timestamp = Timestamp(1_795_341_600_000);
 
 /// A database and a runtime.
 pub(super) struct World {
     runtime: Runtime,
-    /// Writes at once, on the calling thread.
+    /// Store with synchronous writes, on the calling thread.
     pub store: Store,
-    // Last: removed when nothing is open any more.
+    // Last, so that the folder is removed after all files are closed.
     _folder: TempDir,
 }
 
 impl World {
-    /// With so many orders, all CREATED.
+    /// Creates an environment with this many orders, all CREATED.
     pub fn new(orders: usize) -> Self {
-        // Preferably in memory: flushing takes no time there.
+        // Preferably in memory: flushes take no time there.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let folder = folder.expect("there is room for a temporary folder");
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults)));
-        // The threads of a small machine. With one alone, looks would not be made on it.
+        // The threads of a small machine. With a single thread, the API would not read orders on
+        // it.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -50,26 +51,26 @@ impl World {
         world
     }
 
-    /// An API on this database.
+    /// Returns an API on this database.
     pub fn api(&self) -> Arc<Api> {
         let _entered = self.runtime.enter();
         let site = Site::new(Ipv4Addr::LOCALHOST.into(), &[]);
         Api::new(self.store.clone(), site, CancellationToken::new())
     }
 
-    /// Waits for something that happens in it.
+    /// Runs a future to completion on the runtime.
     pub fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
 
-    /// The right to record.
+    /// Acquires leadership, which is required to record changes.
     pub fn lead(&self) -> Leadership {
         let lead = self.wait_for(self.store.try_lead());
         let lead = lead.expect("the database can be written");
         lead.expect("no one else leads")
     }
 
-    /// Records changes of orders that are as the changes expect.
+    /// Records changes, and checks that none conflicts.
     pub fn record(&self, lead: &Leadership, changes: Vec<OrderChange>) {
         let all = changes.len();
         let recorded = self.wait_for(self.store.record(lead, changes, NOW));
@@ -78,7 +79,7 @@ impl World {
     }
 }
 
-/// Ids as callers make them: random UUIDs, the same ones in each run.
+/// Returns ids like those of callers: random UUIDs, identical in each run.
 pub(super) fn ids() -> impl Iterator<Item = String> {
     let mut draws = fastrand::Rng::with_seed(5);
     std::iter::repeat_with(move || {
