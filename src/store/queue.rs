@@ -24,7 +24,7 @@ pub(super) const BATCH_MAX: usize = 256;
 /// Maximum wait of a write in the queue, after which it is withdrawn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Maximum duration of a write that has begun, after which its outcome is called unknown.
+/// Maximum duration of a write that has begun, after which its outcome is reported as unknown.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 
 /// Thread on which writes are executed.
@@ -52,9 +52,9 @@ pub enum WriteFate {
     Refused,
     /// It is executed, and its caller gets [`StoreError::OutcomeUnknown`].
     AckLost,
-    /// The program crashes before it: its caller waits for ever.
+    /// The program crashes before it: its caller waits forever.
     CrashBefore,
-    /// The program crashes after it: its caller waits for ever.
+    /// The program crashes after it: its caller waits forever.
     CrashAfter,
 }
 
@@ -135,7 +135,7 @@ impl Queue {
         (queue, sender, waiting)
     }
 
-    /// Returns a queue of no length: each write is executed immediately.
+    /// Returns a queue that executes each write immediately, on the caller's thread.
     pub fn synchronous(
         shared: Shared,
         gate: Arc<dyn WriteFaults>,
@@ -201,7 +201,7 @@ impl Queue {
             return result.unwrap_or(Err(StoreError::OutcomeUnknown));
         }
         if !claimed.swap(true, Ordering::AcqRel) {
-            // Withdrawn before it was begun: it will never be executed.
+            // Withdrawn before execution began: it will never be executed.
             if !self.shared.is_stuck.swap(true, Ordering::AcqRel) {
                 log::error!(
                     "the database cannot be written: another program holds the turn to write"

@@ -11,7 +11,7 @@ use crate::order::OrderId;
 use crate::store::Finding;
 
 /// Findings of one kind that are reported one by one; beyond that only their number is. More lines
-/// than a screen or two help no one.
+/// than a screen or two are not read.
 const TOLD_MAX: u64 = 50;
 
 const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \

@@ -29,7 +29,7 @@ const FORMAT_FIRST: i64 = 6;
 /// Format that this program writes, stored as the file's `user_version`.
 const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
 
-/// The `application_id` of our files: "OrdS".
+/// The `application_id` of the files of this program: "OrdS".
 const APPLICATION_ID: i64 = 0x4f72_6453;
 
 /// Maximum wait for a database that another program has locked while this one starts.
@@ -82,7 +82,7 @@ pub enum OpenError {
     /// The file is not an SQLite database.
     #[error("{}: is not an SQLite database; name another file", .0.display())]
     NotADatabase(PathBuf),
-    /// The SQLite database of another program.
+    /// The file is the SQLite database of another program.
     #[error("{}: is the SQLite database of another program; name another file", .0.display())]
     Foreign(PathBuf),
     /// The file has a format that no release has written.
