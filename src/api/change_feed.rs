@@ -16,7 +16,7 @@ use super::reads::{Permitted, Reads};
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
-/// Delay before the next poll after a failed read: a database that fails rarely recovers sooner.
+/// Delay before the next poll after a failed read: a failing database is read once a second.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Delay after a batch of events, per stream. Waking a stream takes some microseconds, which a
