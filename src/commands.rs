@@ -141,6 +141,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let mut pruning = Pruning {
         settled_before,
         removed: Removed::default(),
+        is_done: false,
         free_bytes: None,
     };
     if args.dry_run {
@@ -160,7 +161,8 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
     store.checkpoint().await;
-    pruning.free_bytes = Some(store.free_bytes().await?);
+    pruning.is_done = true;
+    pruning.free_bytes = store.free_bytes().await?;
     process::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),

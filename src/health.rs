@@ -71,10 +71,10 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
 /// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
-    let mut state = read_heartbeat(database)?;
+    let mut state = read_heartbeat(database).await?;
     if state.leader_status(SystemClock.now()).status == LeaderState::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
-        state = read_heartbeat(database)?;
+        state = read_heartbeat(database).await?;
     }
     let last = state.last_pass();
     match state.leader_status(SystemClock.now()).problem {

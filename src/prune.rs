@@ -40,7 +40,9 @@ pub struct Pruning {
     pub settled_before: Timestamp,
     /// Numbers of orders and journal entries removed, or that a dry run would remove.
     pub removed: Removed,
-    /// Free bytes in the file, which SQLite reuses; `None` for a dry run.
+    /// True if they were removed, false for a dry run.
+    pub is_done: bool,
+    /// Free bytes in the file, which SQLite reuses; `None` for a dry run, and where there is no file.
     pub free_bytes: Option<u64>,
 }
 
@@ -51,9 +53,9 @@ impl fmt::Display for Pruning {
             failed,
             entries,
         } = self.removed;
-        let name = match self.free_bytes {
-            None => "to prune",
-            Some(_) => "pruned",
+        let name = match self.is_done {
+            false => "to prune",
+            true => "pruned",
         };
         let before = Rfc3339(self.settled_before);
         writeln!(f, "  {:<8} before {before}", "settled")?;

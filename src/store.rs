@@ -5,8 +5,8 @@
 //! (`store/answers.rs`), the write queue (`store/queue.rs`) and its counters
 //! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of
 //! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`) and
-//! the subscriptions to commits (`store/subscriptions.rs`). The one engine is SQLite, in
-//! `store/sqlite.rs`.
+//! the subscriptions to commits (`store/subscriptions.rs`). The engines are SQLite, in
+//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -14,6 +14,8 @@ mod cursor;
 mod filter;
 mod leadership;
 mod open_orders;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod queue;
 mod sqlite;
 mod subscriptions;
@@ -36,6 +38,8 @@ pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
 pub use self::leadership::{LeadError, Leadership, Loss};
 pub use self::open_orders::OpenOrders;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresOpenError;
 use self::queue::Queue;
 pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 use self::sqlite::LeaderLock;
@@ -87,28 +91,38 @@ pub struct Store {
 #[derive(Clone)]
 enum Engine {
     Sqlite(sqlite::Engine),
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Engine),
 }
 
 impl Store {
     /// Opens the database, creating or migrating it where needed, and checks that this program can
     /// use it.
     pub fn open(url: &DatabaseUrl, mode: Mode) -> Result<Self, OpenError> {
-        let DatabaseUrl::Sqlite(path) = url;
-        let engine = Engine::Sqlite(sqlite::Engine::open(path, mode)?);
+        let engine = match url {
+            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open(path, mode)?),
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open(url, mode)?),
+        };
         Ok(Self { engine })
     }
 
     /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
     pub fn open_existing(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        let DatabaseUrl::Sqlite(path) = url;
-        let engine = Engine::Sqlite(sqlite::Engine::open_existing(path)?);
+        let engine = match url {
+            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open_existing(path)?),
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open_existing(url)?),
+        };
         Ok(Self { engine })
     }
 
-    /// Returns the absolute path of the database.
+    /// Returns the absolute path of the database's file, or its address without a password.
     pub fn path(&self) -> &Path {
         match &self.engine {
             Engine::Sqlite(engine) => engine.path(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.path(),
         }
     }
 
@@ -123,6 +137,8 @@ impl Store {
     pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.find(id),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.find(id).await,
         }
     }
 
@@ -140,6 +156,8 @@ impl Store {
     ) -> Result<Option<OrderDetails>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.details(id, now),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.details(id, now).await,
         }
     }
 
@@ -147,6 +165,8 @@ impl Store {
     pub async fn newest_seq(&self) -> Result<i64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_seq(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.newest_seq().await,
         }
     }
 
@@ -161,6 +181,8 @@ impl Store {
     ) -> Result<Vec<Order>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.page(filter, after, last, limit),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.page(filter, after, last, limit).await,
         }
     }
 
@@ -198,6 +220,8 @@ impl Store {
     ) -> Result<(Vec<Order>, Cursor), StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.page_after(filter, after, last, limit),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.page_after(filter, after, last, limit).await,
         }
     }
 
@@ -205,6 +229,8 @@ impl Store {
     pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.counts(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.counts().await,
         }
     }
 
@@ -212,6 +238,8 @@ impl Store {
     pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.count(status),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.count(status).await,
         }
     }
 
@@ -219,6 +247,8 @@ impl Store {
     pub async fn restarts(&self) -> Result<u64, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.restarts(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.restarts().await,
         }
     }
 
@@ -226,6 +256,8 @@ impl Store {
     pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.lost(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.lost().await,
         }
     }
 
@@ -251,6 +283,8 @@ impl Store {
     pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.watched(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.watched().await,
         }
     }
 
@@ -267,6 +301,12 @@ impl Store {
     ) -> Result<Vec<StartCandidate>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.startable(now, max_starts, is_tried, after, limit),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => {
+                engine
+                    .startable(now, max_starts, is_tried, after, limit)
+                    .await
+            }
         }
     }
 
@@ -274,6 +314,8 @@ impl Store {
     pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.has_unknown_start(due_by),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.has_unknown_start(due_by).await,
         }
     }
 
@@ -281,6 +323,8 @@ impl Store {
     pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.next_open(after),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.next_open(after).await,
         }
     }
 
@@ -293,6 +337,8 @@ impl Store {
     ) -> Result<StatsSnapshot, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.glance(history, now),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.glance(history, now).await,
         }
     }
 
@@ -300,6 +346,8 @@ impl Store {
     pub async fn pruned(&self) -> Result<Removed, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.pruned(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.pruned().await,
         }
     }
 
@@ -313,6 +361,8 @@ impl Store {
     ) -> Result<Vec<i64>, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.next_prunable(settled_before, after, limit),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.next_prunable(settled_before, after, limit).await,
         }
     }
 
@@ -333,10 +383,12 @@ impl Store {
         self.queue().write(write).await
     }
 
-    /// Returns the bytes in the database file that are free for new rows.
-    pub async fn free_bytes(&self) -> Result<u64, StoreError> {
+    /// Returns the bytes in the database file that are free for new rows; `None` where there is no file.
+    pub async fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
         match &self.engine {
-            Engine::Sqlite(engine) => engine.free_bytes(),
+            Engine::Sqlite(engine) => engine.free_bytes().map(Some),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => Ok(None),
         }
     }
 
@@ -349,6 +401,8 @@ impl Store {
     pub async fn sizes(&self) -> Sizes {
         match &self.engine {
             Engine::Sqlite(engine) => engine.sizes(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.sizes().await,
         }
     }
 
@@ -357,6 +411,8 @@ impl Store {
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         let lock = match &self.engine {
             Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
         };
         let Some(lock) = lock else {
             return Ok(None);
@@ -392,6 +448,8 @@ impl Store {
     pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.heartbeat(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.heartbeat().await,
         }
     }
 
@@ -421,6 +479,9 @@ impl Store {
     pub async fn checkpoint(&self) {
         match &self.engine {
             Engine::Sqlite(engine) => engine.checkpoint().await,
+            // What is committed is on the server.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => {}
         }
     }
 
@@ -428,6 +489,8 @@ impl Store {
     pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.newest_event(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.newest_event().await,
         }
     }
 
@@ -444,6 +507,8 @@ impl Store {
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.events(order, after, limit),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.events(order, after, limit).await,
         }
     }
 
@@ -456,6 +521,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         lead.noted(match &self.engine {
             Engine::Sqlite(engine) => engine.set_times_right(lead.epoch, now).await,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.set_times_right(lead.epoch, now).await,
         })
     }
 
@@ -463,6 +530,8 @@ impl Store {
     pub fn changes(&self) -> Result<Changes, StoreError> {
         match &self.engine {
             Engine::Sqlite(engine) => engine.changes(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => Ok(engine.changes()),
         }
     }
 
@@ -471,6 +540,8 @@ impl Store {
     pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
         let changes = match &self.engine {
             Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.changes(),
         };
         Ok(NewOrders {
             changes,
@@ -484,11 +555,14 @@ impl Store {
     /// for the duration of each read.
     ///
     /// # Panics
-    /// Its reads panic on a single-threaded runtime.
+    /// Reads of SQLite through it panic on a single-threaded runtime.
     #[must_use]
     pub fn for_long_reads(&self) -> Self {
         let engine = match &self.engine {
             Engine::Sqlite(engine) => Engine::Sqlite(engine.for_long_reads()),
+            // Its reads block no thread.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => Engine::Postgres(engine.clone()),
         };
         Self { engine }
     }
@@ -498,6 +572,8 @@ impl Store {
     pub(crate) fn without_polls(&self) -> Self {
         let engine = match &self.engine {
             Engine::Sqlite(engine) => Engine::Sqlite(engine.without_polls()),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => Engine::Postgres(engine.without_polls()),
         };
         Self { engine }
     }
@@ -505,6 +581,8 @@ impl Store {
     fn queue(&self) -> &Queue {
         match &self.engine {
             Engine::Sqlite(engine) => engine.queue(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.queue(),
         }
     }
 
@@ -516,7 +594,10 @@ impl Store {
 }
 
 /// Returns the last heartbeat of the reconciler on a database, without creating or migrating it.
-pub fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
-    let DatabaseUrl::Sqlite(path) = url;
-    sqlite::read_heartbeat(path)
+pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::read_heartbeat(path),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => Ok(postgres::read_heartbeat(url).await?),
+    }
 }

@@ -8,6 +8,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
+use crate::store::DatabaseUrl;
+
 /// Parses the arguments, after inserting the command that `default_command` returns for the first
 /// argument. `contradiction` returns the error of settings that exclude each other.
 pub(super) fn parse<T: CommandFactory + FromArgMatches>(
@@ -27,10 +29,12 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
         command.clone().error(ErrorKind::InvalidValue, what).exit();
     }
     matches
-        .and_then(|matches| match contradiction(&matches) {
-            Some(what) => Err(command.clone().error(ErrorKind::ArgumentConflict, what)),
-            None => T::from_arg_matches(&matches),
-        })
+        .and_then(
+            |matches| match contradiction(&matches).or_else(|| password_in_flag(&matches)) {
+                Some(what) => Err(command.clone().error(ErrorKind::ArgumentConflict, what)),
+                None => T::from_arg_matches(&matches),
+            },
+        )
         .unwrap_or_else(|mut error| {
             // A URL may hold a password, and standard error is often kept.
             if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
@@ -50,6 +54,18 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             }
             std::process::exit(error.exit_code())
         })
+}
+
+/// Returns the error of a password on the command line, which other users of the machine can read.
+fn password_in_flag(matches: &ArgMatches) -> Option<String> {
+    let (_, command) = matches.subcommand()?;
+    let url: &DatabaseUrl = command.try_get_one("database_url").ok()??;
+    let is_flag = command.value_source("database_url") == Some(ValueSource::CommandLine);
+    (is_flag && url.has_password()).then(|| {
+        "--database-url may hold no password, because other users of the machine can read it; set \
+         DATABASE_URL, PGPASSWORD or PGPASSFILE instead"
+            .to_owned()
+    })
 }
 
 /// Returns the error of `dev` with both an upstream and a flag of the simulator. Variables may be meant

@@ -3,11 +3,29 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The address of a database: `sqlite:FILE`, or a bare path.
+#[cfg(feature = "postgres")]
+use super::postgres::{PostgresUrl, PostgresUrlError};
+
+/// The address of a database: `sqlite:FILE`, or a bare path; in builds with the feature `postgres` also
+/// `postgres://USER@HOST:PORT/DATABASE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// The path of an SQLite file.
     Sqlite(PathBuf),
+    /// A database on PostgreSQL.
+    #[cfg(feature = "postgres")]
+    Postgres(Box<PostgresUrl>),
+}
+
+impl DatabaseUrl {
+    /// Returns whether a password is part of the address.
+    pub fn has_password(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(url) => url.has_password(),
+        }
+    }
 }
 
 /// Reasons why a text is not the address of a database.
@@ -25,6 +43,17 @@ pub enum DatabaseUrlError {
     /// The URL has parameters.
     #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
     Parameters,
+    /// It is the address of a database on PostgreSQL, and this program was built without that.
+    #[cfg(not(feature = "postgres"))]
+    #[error(
+        "this program was built without PostgreSQL; build it with `cargo build --features postgres`, \
+         or write sqlite:FILE or a path"
+    )]
+    WithoutPostgres,
+    /// It is no address of a database on PostgreSQL.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(#[from] PostgresUrlError),
 }
 
 impl FromStr for DatabaseUrl {
@@ -38,6 +67,12 @@ impl FromStr for DatabaseUrl {
                 }
                 // sqlite:///a/b is an absolute path, sqlite://a a relative one, as elsewhere.
                 rest.strip_prefix("//").unwrap_or(rest)
+            }
+            #[cfg(not(feature = "postgres"))]
+            Some(("postgres" | "postgresql", _)) => return Err(DatabaseUrlError::WithoutPostgres),
+            #[cfg(feature = "postgres")]
+            Some(("postgres" | "postgresql", _)) => {
+                return Ok(Self::Postgres(Box::new(text.parse()?)));
             }
             Some((scheme, _)) if is_scheme(scheme) => {
                 return Err(DatabaseUrlError::Scheme(format!("{scheme}:")));
@@ -87,7 +122,7 @@ mod tests {
             "sqlite:",
             "sqlite::memory:",
             ":memory:",
-            "postgres://localhost/orders",
+            "postgres://localhost/",
             "file:o.db",
             "sqlite:o.db?mode=ro",
         ] {

@@ -25,6 +25,8 @@ pub struct Leadership {
 #[derive(Debug)]
 pub(super) enum Lock {
     Sqlite(LeaderLock),
+    #[cfg(feature = "postgres")]
+    Postgres(super::postgres::LeaderLock),
 }
 
 impl Leadership {
@@ -41,9 +43,13 @@ impl Leadership {
         if self.is_deposed.load(Ordering::Acquire) {
             return Some(Loss::Deposed);
         }
-        let Lock::Sqlite(lock) = &self.lock;
-        lock.is_lost()
-            .then(|| Loss::LockReplaced(lock.path().to_owned()))
+        match &self.lock {
+            Lock::Sqlite(lock) => lock
+                .is_lost()
+                .then(|| Loss::LockReplaced(lock.path().to_owned())),
+            #[cfg(feature = "postgres")]
+            Lock::Postgres(lock) => lock.is_lost().then_some(Loss::ConnectionLost),
+        }
     }
 
     /// Returns the result of a write of this leader unchanged, after noting whether it was deposed.
@@ -62,6 +68,8 @@ pub enum Loss {
     Deposed,
     /// A different file is at the lock's path, which another reconciler may have locked.
     LockReplaced(PathBuf),
+    /// The connection that held the lock has ended.
+    ConnectionLost,
 }
 
 impl fmt::Display for Loss {
@@ -70,6 +78,9 @@ impl fmt::Display for Loss {
             Self::Deposed => write!(f, "another reconciler has taken the lead"),
             Self::LockReplaced(path) => {
                 write!(f, "{} is not the file that was locked", path.display())
+            }
+            Self::ConnectionLost => {
+                write!(f, "the connection that held the lock has ended")
             }
         }
     }

@@ -98,6 +98,8 @@ pub(super) struct Shared {
     /// True after a write was withdrawn because the write lock was not acquired in time, until the
     /// next commit.
     pub is_stuck: Arc<AtomicBool>,
+    /// Reason to log when a write is taken back.
+    pub blocked_by: &'static str,
 }
 
 impl Default for Shared {
@@ -106,6 +108,7 @@ impl Default for Shared {
             counts: Counts::default(),
             commits: watch::Sender::new(()),
             is_stuck: Arc::default(),
+            blocked_by: "another program holds the turn to write",
         }
     }
 }
@@ -203,9 +206,8 @@ impl Queue {
         if !claimed.swap(true, Ordering::AcqRel) {
             // Withdrawn before execution began: it will never be executed.
             if !self.shared.is_stuck.swap(true, Ordering::AcqRel) {
-                log::error!(
-                    "the database cannot be written: another program holds the turn to write"
-                );
+                let why = self.shared.blocked_by;
+                log::error!("the database cannot be written: {why}");
             }
             return Err(unwritable("no turn to write came in time"));
         }

@@ -266,8 +266,9 @@ fn the_names_of_the_files_beside_a_database_are_known_in_the_store_alone() {
 
 #[test]
 fn each_large_library_is_named_in_its_own_module_only() {
-    let owners: [(&str, &[&str]); 3] = [
+    let owners: [(&str, &[&str]); 4] = [
         ("rusqlite", &["src/store/sqlite"]),
+        ("tokio_postgres", &["src/store/postgres"]),
         ("reqwest", &["src/upstream"]),
         ("warp::", &["src/api", "src/simulator", "src/dev.rs"]),
     ];

@@ -131,6 +131,14 @@ pub enum OpenError {
         /// Required value.
         wanted: &'static str,
     },
+    /// A database on PostgreSQL cannot be used.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(#[from] crate::store::PostgresOpenError),
+    /// A command that works on a file alone was given another database.
+    #[cfg(feature = "postgres")]
+    #[error("{0}: this command works on a SQLite file alone")]
+    FileOnly(String),
     /// Any other error of SQLite.
     #[error("{path}: cannot be used", path = .path.display())]
     Other {

@@ -44,8 +44,11 @@ pub struct ReadOnlyDatabase {
 impl ReadOnlyDatabase {
     /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
     pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        let DatabaseUrl::Sqlite(path) = url;
-        let (db, path) = open::for_reading(path)?;
+        let (db, path) = match url {
+            DatabaseUrl::Sqlite(path) => open::for_reading(path)?,
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(url) => return Err(OpenError::FileOnly(url.to_string())),
+        };
         db.busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
             .map_err(|error| open_error(&path, Box::new(error)))?;

@@ -1,0 +1,631 @@
+//! Orders in a PostgreSQL database that several machines share.
+//!
+//! One thread drives all connections. Reads of one statement share a few of them, each answering many
+//! callers in turn; a read that needs several statements has one to itself for as long as that takes.
+//! Writes go through one writer (`writer`), which commits many at once. How a server is connected to
+//! and checked is in `connect`, the statements are in `queries` and `changes`, who leads is in `lead`,
+//! and how commits of other processes are heard of in `listen`.
+
+mod address;
+mod changes;
+mod connect;
+mod error;
+mod lead;
+mod listen;
+mod open_error;
+mod queries;
+mod rows;
+mod session;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+pub use self::address::{PostgresUrl, PostgresUrlError};
+use self::connect::Connector;
+use self::error::Error;
+pub(super) use self::lead::LeaderLock;
+use self::lead::Standby;
+use self::listen::Listener;
+pub use self::open_error::PostgresOpenError;
+use self::session::Session;
+use self::writer::Writer;
+use super::queue::{Mode, Queue, Shared};
+use super::write::Write;
+use super::{
+    Changes, Cursor, Filter, OpenOrders, OrderView, Removed, Sizes, StartCandidate, StatsSnapshot,
+    StoreError,
+};
+use crate::journal_stats::JournalStats;
+use crate::order::{Event, Order, OrderId, Status, Timestamp};
+use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
+
+/// Connections that reads of one statement share.
+const SHARED_READERS: usize = 4;
+
+/// Connections for reads of several statements.
+const SNAPSHOT_READERS: usize = 3;
+
+/// Time limit for a read, repetitions on new connections included. A change of the primary takes
+/// some seconds.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time limit for a read of the whole journal or of every order.
+const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Time for which a server that cannot be reached is tried again while a program starts.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause before a connection is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The orders in one database. The methods are those of [`Store`](super::Store).
+#[derive(Clone)]
+pub(super) struct Engine {
+    inner: Arc<Inner>,
+    #[cfg(test)]
+    polls_never: bool,
+}
+
+struct Inner {
+    connector: Arc<Connector>,
+    /// The address as a path, for whoever shows where the orders are.
+    shown: PathBuf,
+    runtime: Handle,
+    queue: Queue,
+    readers: [Mutex<Option<Arc<Session>>>; SHARED_READERS],
+    next_reader: AtomicUsize,
+    snapshots: Semaphore,
+    idle_snapshots: std::sync::Mutex<Vec<Session>>,
+    standby: Standby,
+    listener: Arc<Listener>,
+    /// Ends the thread that drives the connections when it is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Engine {
+    pub fn open(url: &PostgresUrl, mode: Mode) -> Result<Self, PostgresOpenError> {
+        Self::open_with(url, mode, false)
+    }
+
+    /// Opens a database that must be there already.
+    pub fn open_existing(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+        Self::open_with(url, Mode::Threaded, true)
+    }
+
+    fn open_with(
+        url: &PostgresUrl,
+        mode: Mode,
+        must_exist: bool,
+    ) -> Result<Self, PostgresOpenError> {
+        let connector = Arc::new(Connector::new(url)?);
+        let (runtime, stop) = start_thread(&connector)?;
+        let session = on_thread(&runtime, {
+            let connector = connector.clone();
+            async move { prepare(&connector, must_exist).await }
+        })
+        .unwrap_or(Err(Error::Silent))
+        .map_err(|error| match error {
+            Error::Open(error) => error,
+            error => PostgresOpenError::Other {
+                address: connector.address().to_owned(),
+                source: Box::new(error),
+            },
+        })?;
+        let shared = Shared {
+            blocked_by: "the server cannot be reached, or does not answer",
+            ..Shared::default()
+        };
+        let mut writer = Writer::new(connector.clone(), session, shared.clone());
+        let queue = match mode {
+            Mode::Threaded => {
+                let (queue, _, waiting) = Queue::new(shared);
+                runtime.spawn(writer.run(waiting));
+                queue
+            }
+            Mode::Synchronous(gate) => {
+                let (writes, mut waiting) = mpsc::unbounded_channel();
+                runtime.spawn(async move {
+                    while let Some((write, done)) = waiting.recv().await {
+                        let done: std::sync::mpsc::Sender<()> = done;
+                        let (_, mut nothing) = mpsc::channel(1);
+                        writer.commit(write, &mut nothing).await;
+                        let _ = done.send(());
+                    }
+                });
+                Queue::synchronous(shared, gate, move |write| {
+                    let (done, wait) = std::sync::mpsc::channel();
+                    let _ = writes.send((write, done));
+                    let _ = wait.recv();
+                })
+            }
+        };
+        let inner = Inner {
+            shown: PathBuf::from(connector.address()),
+            connector,
+            runtime,
+            queue,
+            readers: Default::default(),
+            next_reader: AtomicUsize::new(0),
+            snapshots: Semaphore::new(SNAPSHOT_READERS),
+            idle_snapshots: std::sync::Mutex::default(),
+            standby: Standby::default(),
+            listener: Arc::default(),
+            _stop: stop,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            #[cfg(test)]
+            polls_never: false,
+        })
+    }
+
+    #[cfg(test)]
+    pub fn without_polls(&self) -> Self {
+        Self {
+            polls_never: true,
+            ..self.clone()
+        }
+    }
+
+    /// The address without the password.
+    pub fn path(&self) -> &Path {
+        &self.inner.shown
+    }
+
+    pub fn queue(&self) -> &Queue {
+        &self.inner.queue
+    }
+
+    pub async fn try_lock_lead(&self) -> Result<Option<LeaderLock>, StoreError> {
+        let inner = self.inner.clone();
+        let taken = self.inner.on_runtime(async move {
+            tokio::time::timeout(READ_TIMEOUT, inner.standby.try_take(&inner.connector))
+                .await
+                .unwrap_or(Err(Error::Silent))
+        });
+        Ok(taken.await?)
+    }
+
+    pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
+        let id = id.clone();
+        self.read(move |session| {
+            let id = id.clone();
+            Box::pin(async move { queries::find(session, &id).await })
+        })
+        .await
+    }
+
+    pub async fn details(
+        &self,
+        id: &OrderId,
+        now: Timestamp,
+    ) -> Result<Option<OrderDetails>, StoreError> {
+        let id = id.clone();
+        self.snapshot(READ_TIMEOUT, move |session| {
+            let id = id.clone();
+            Box::pin(async move { queries::details(session, &id, now).await })
+        })
+        .await
+    }
+
+    pub async fn newest_seq(&self) -> Result<i64, StoreError> {
+        self.read(|session| Box::pin(queries::newest_seq(session)))
+            .await
+    }
+
+    pub async fn page(
+        &self,
+        filter: &Filter,
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<Order>, StoreError> {
+        let filter = filter.clone();
+        self.snapshot(READ_TIMEOUT, move |session| {
+            let filter = filter.clone();
+            Box::pin(async move { queries::page(session, &filter, after, last, limit).await })
+        })
+        .await
+    }
+
+    pub async fn page_after(
+        &self,
+        filter: &Filter,
+        after: Cursor,
+        last: i64,
+        limit: usize,
+    ) -> Result<(Vec<Order>, Cursor), StoreError> {
+        let filter = filter.clone();
+        self.snapshot(READ_TIMEOUT, move |session| {
+            let filter = filter.clone();
+            Box::pin(async move { queries::page_after(session, &filter, after, last, limit).await })
+        })
+        .await
+    }
+
+    pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
+        let mut counts = Vec::new();
+        for status in Status::ALL {
+            counts.push((status, self.count(status).await?));
+        }
+        Ok(counts)
+    }
+
+    pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
+        self.read(move |session| Box::pin(queries::count(session, status)))
+            .await
+    }
+
+    pub async fn restarts(&self) -> Result<u64, StoreError> {
+        self.snapshot(LONG_READ_TIMEOUT, |session| {
+            Box::pin(queries::restarts(session))
+        })
+        .await
+    }
+
+    pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
+        self.read(|session| Box::pin(queries::lost(session))).await
+    }
+
+    pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
+        let mut list = OpenOrders::default();
+        loop {
+            let so_far = list;
+            let (next, added) = self
+                .read(move |session| {
+                    // A repetition begins with the same.
+                    let mut list = so_far.clone();
+                    Box::pin(async move {
+                        let added = queries::read_open(session, &mut list).await?;
+                        Ok((list, added))
+                    })
+                })
+                .await?;
+            list = next;
+            if added < queries::OPEN_READ_MAX {
+                return Ok(list);
+            }
+        }
+    }
+
+    pub async fn startable(
+        &self,
+        now: Timestamp,
+        max_starts: u32,
+        is_tried: bool,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<StartCandidate>, StoreError> {
+        self.read(move |session| {
+            Box::pin(queries::startable(
+                session, now, max_starts, is_tried, after, limit,
+            ))
+        })
+        .await
+    }
+
+    pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
+        self.read(move |session| Box::pin(queries::has_unknown_start(session, due_by)))
+            .await
+    }
+
+    pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
+        self.read(move |session| Box::pin(queries::next_open(session, after)))
+            .await
+    }
+
+    pub async fn glance(
+        &self,
+        history: &mut JournalStats,
+        now: Timestamp,
+    ) -> Result<StatsSnapshot, StoreError> {
+        let before = history.clone();
+        let (glance, after) = self
+            .snapshot(LONG_READ_TIMEOUT, move |session| {
+                let mut history = before.clone();
+                Box::pin(async move {
+                    let glance = queries::glance(session, &mut history, now).await?;
+                    Ok((glance, history))
+                })
+            })
+            .await?;
+        *history = after;
+        Ok(glance)
+    }
+
+    pub async fn pruned(&self) -> Result<Removed, StoreError> {
+        self.read(|session| Box::pin(queries::pruned(session)))
+            .await
+    }
+
+    pub async fn next_prunable(
+        &self,
+        settled_before: Timestamp,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.snapshot(LONG_READ_TIMEOUT, move |session| {
+            Box::pin(queries::next_prunable(
+                session,
+                settled_before,
+                after,
+                limit,
+            ))
+        })
+        .await
+    }
+
+    /// The size of the tables, and no log; nothing if it cannot be read.
+    pub async fn sizes(&self) -> Sizes {
+        let size = self.read(|session| Box::pin(queries::size(session))).await;
+        Sizes {
+            database: size.unwrap_or(0),
+            log: 0,
+        }
+    }
+
+    pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        self.read(|session| Box::pin(queries::heartbeat(session)))
+            .await
+    }
+
+    pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
+        self.snapshot(READ_TIMEOUT, |session| {
+            Box::pin(queries::newest_event(session))
+        })
+        .await
+    }
+
+    pub async fn events(
+        &self,
+        order: Option<&OrderId>,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<(Vec<Event>, Cursor), StoreError> {
+        let order = order.cloned();
+        self.snapshot(READ_TIMEOUT, move |session| {
+            let order = order.clone();
+            Box::pin(async move { queries::events(session, order.as_ref(), after, limit).await })
+        })
+        .await
+    }
+
+    /// Some orders at a time, so that others who write have their turn.
+    pub async fn set_times_right(&self, epoch: i64, now: Timestamp) -> Result<(), StoreError> {
+        for status in [Status::Created, Status::Processing] {
+            let mut after = 0;
+            loop {
+                let seqs = self
+                    .read(move |session| {
+                        Box::pin(queries::with_times_ahead(session, status, after, now))
+                    })
+                    .await?;
+                let Some(last) = seqs.last() else {
+                    break;
+                };
+                after = *last;
+                let write = |reply| Write::SetTimesRight {
+                    epoch,
+                    seqs,
+                    now,
+                    reply,
+                };
+                self.queue().write(write).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A subscription to the commits of this process, at once, and to those of others.
+    pub fn changes(&self) -> Changes {
+        let own = self.queue().commits();
+        #[cfg(test)]
+        if self.polls_never {
+            let others = Arc::default();
+            return Changes { own, others };
+        }
+        let inner = &self.inner;
+        let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
+        Changes { own, others }
+    }
+
+    /// Reads by one statement, on a connection that other reads share.
+    async fn read<T: Send + 'static>(&self, query: impl Query<T>) -> Result<T, StoreError> {
+        let index = self.inner.next_reader.fetch_add(1, Ordering::Relaxed) % SHARED_READERS;
+        let inner = self.inner.clone();
+        let read = async move { inner.repeat(READ_TIMEOUT, Some(index), query).await };
+        Ok(self.inner.on_runtime(read).await?)
+    }
+
+    /// Reads by several statements as of one moment.
+    async fn snapshot<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        query: impl Query<T>,
+    ) -> Result<T, StoreError> {
+        let inner = self.inner.clone();
+        let read = async move { inner.repeat(limit, None, query).await };
+        Ok(self.inner.on_runtime(read).await?)
+    }
+}
+
+/// Queries on a session, which are repeated on another one if the first is lost.
+trait Query<T>:
+    for<'a> Fn(&'a Session) -> BoxFuture<'a, Result<T, Error>> + Send + Sync + 'static
+{
+}
+
+impl<T, Q> Query<T> for Q where
+    Q: for<'a> Fn(&'a Session) -> BoxFuture<'a, Result<T, Error>> + Send + Sync + 'static
+{
+}
+
+impl Inner {
+    /// Does work on the thread that drives the connections. It is carried out to its end, whether or not
+    /// the caller still waits, so that no transaction is left open.
+    fn on_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> impl Future<Output = Result<T, Error>> {
+        let (done, result) = oneshot::channel();
+        self.runtime.spawn(async move {
+            // A caller that has gone away wants no answer.
+            let _ = done.send(work.await);
+        });
+        async { result.await.unwrap_or(Err(Error::Silent)) }
+    }
+
+    /// Reads within a time limit, and again where the connection was lost: on the shared connection of
+    /// this index, or as of one moment on one of its own.
+    async fn repeat<T>(
+        &self,
+        limit: Duration,
+        shared: Option<usize>,
+        query: impl Query<T>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + limit;
+        let repeat_until = Instant::now() + READ_TIMEOUT - RETRY_INTERVAL;
+        loop {
+            let attempt = async {
+                match shared {
+                    Some(index) => self.read(index, &query).await,
+                    None => self.snapshot(&query).await,
+                }
+            };
+            let result = tokio::time::timeout_at(deadline, attempt).await;
+            match result.unwrap_or(Err(Error::Silent)) {
+                Err(error) if error.is_transient() && Instant::now() < repeat_until => {
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads on one of the connections that reads share.
+    async fn read<T>(&self, index: usize, query: &impl Query<T>) -> Result<T, Error> {
+        let session = self.reader(index).await?;
+        let result = query(&session).await;
+        if result.as_ref().is_err_and(Error::is_transient) {
+            // Others would meet the same on it.
+            let mut kept = self.readers[index].lock().await;
+            if kept
+                .as_ref()
+                .is_some_and(|kept| Arc::ptr_eq(kept, &session))
+            {
+                *kept = None;
+            }
+        }
+        result
+    }
+
+    /// One of the connections that reads share, made anew if it has ended.
+    async fn reader(&self, index: usize) -> Result<Arc<Session>, Error> {
+        let mut kept = self.readers[index].lock().await;
+        if let Some(session) = kept.as_ref().filter(|session| !session.is_closed()) {
+            return Ok(session.clone());
+        }
+        let session = Arc::new(self.connector.session().await?);
+        *kept = Some(session.clone());
+        Ok(session)
+    }
+
+    /// Reads as of one moment, on a connection that no one else uses meanwhile.
+    async fn snapshot<T>(&self, query: &impl Query<T>) -> Result<T, Error> {
+        let _permit = self.snapshots.acquire().await.map_err(Error::value)?;
+        let idle = self.idle_snapshots().pop();
+        let session = match idle.filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => self.connector.session().await?,
+        };
+        session
+            .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await?;
+        let result = query(&session).await;
+        // A session whose transaction has failed ends with it.
+        if let Ok(_) | Err(Error::Gone(_) | Error::Value(_)) = &result {
+            session.execute("COMMIT").await?;
+            self.idle_snapshots().push(session);
+        }
+        result
+    }
+
+    fn idle_snapshots(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+        let lock = self.idle_snapshots.lock();
+        lock.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Connects and prepares the database; a server that cannot be reached is tried again for a while.
+async fn prepare(connector: &Connector, must_exist: bool) -> Result<Session, Error> {
+    let deadline = Instant::now() + OPEN_TIMEOUT;
+    loop {
+        match connector.prepare(must_exist).await {
+            Err(error) if error.is_transient() && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Starts the thread that drives all connections until the sender is dropped.
+fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), PostgresOpenError> {
+    let other = |error: std::io::Error| PostgresOpenError::Other {
+        address: connector.address().to_owned(),
+        source: Box::new(error),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(other)?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name("postgres".to_owned())
+        .spawn(move || {
+            // It is dropped, not sent.
+            let _ = runtime.block_on(stopped);
+        })
+        .map_err(other)?;
+    Ok((handle, stop))
+}
+
+/// Does work on the thread that drives the connections, and waits for it on the calling one.
+fn on_thread<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, std::sync::mpsc::RecvError> {
+    let (done, result) = std::sync::mpsc::channel();
+    runtime.spawn(async move {
+        let _ = done.send(work.await);
+    });
+    result.recv()
+}
+
+/// Reads the heartbeat of a database that must be there, which is not touched otherwise.
+pub(super) async fn read_heartbeat(
+    url: &PostgresUrl,
+) -> Result<ReconcilerState, PostgresOpenError> {
+    let connector = Connector::new(url)?;
+    let read = async {
+        let session = connector.session().await?;
+        queries::heartbeat(&session).await
+    };
+    read.await.map_err(|error| match error {
+        Error::Open(error) => error,
+        error => PostgresOpenError::Other {
+            address: connector.address().to_owned(),
+            source: Box::new(error),
+        },
+    })
+}

@@ -1,0 +1,298 @@
+//! The address of a database: what a `postgres://` URL says, and where the password comes from.
+
+use std::fmt;
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+
+/// Time limit for one host to accept a connection. A host that is gone must not hold up the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time after which data without an acknowledgement ends a connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time of silence after which a connection is probed, and the interval and number of the probes.
+const KEEPALIVES_IDLE: Duration = Duration::from_secs(2);
+const KEEPALIVES_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVES_RETRIES: u32 = 3;
+
+/// Port of a server unless the URL names another.
+const PORT: u16 = 5432;
+
+/// The address of a PostgreSQL database. Its text never shows a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUrl {
+    pub(super) config: Config,
+    /// The file with the certificates of the authorities, if TLS does not use those of the system.
+    pub(super) root_certificates: Option<PathBuf>,
+    has_password: bool,
+}
+
+/// A text that is no address of a PostgreSQL database.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PostgresUrlError {
+    /// It cannot be parsed. The text is not repeated, as it may hold a password.
+    #[error(
+        "the address cannot be read: {0}; write postgres://USER@HOST:PORT/DATABASE, with several \
+         HOST:PORT separated by commas"
+    )]
+    Syntax(String),
+    /// It names no database.
+    #[error("the address names no database; write postgres://USER@HOST:PORT/DATABASE")]
+    NoDatabase,
+    /// Its `sslmode` would leave the server unverified.
+    #[error(
+        "sslmode={0} would not verify the server; write sslmode=verify-full, or sslmode=disable for \
+         a connection without TLS"
+    )]
+    Unverified(String),
+    /// A server that is not on this machine, without a word about TLS.
+    #[error("sslmode={0} is unknown; expected verify-full, require or disable")]
+    UnknownMode(String),
+    /// Sessions that cannot write are of no use.
+    #[error("target_session_attrs can only be read-write, which is the default")]
+    SessionAttributes,
+}
+
+impl PostgresUrl {
+    /// Returns whether the text held a password.
+    pub fn has_password(&self) -> bool {
+        self.has_password
+    }
+
+    /// Returns the configuration of a connection, with the password from the environment unless the
+    /// URL has one.
+    pub(super) fn with_password(&self) -> Config {
+        let mut config = self.config.clone();
+        if config.get_password().is_none() {
+            if let Some(password) = std::env::var_os("PGPASSWORD").filter(|text| !text.is_empty()) {
+                config.password(password.as_encoded_bytes());
+            } else if let Some(password) = self.password_of_file() {
+                config.password(password);
+            }
+        }
+        config
+    }
+
+    /// The password of the first matching line of PGPASSFILE or of `~/.pgpass`. Of several hosts, the
+    /// first that has one counts for all.
+    fn password_of_file(&self) -> Option<String> {
+        let given = std::env::var_os("PGPASSFILE").map(PathBuf::from);
+        let path = given.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pgpass")));
+        let text = fs::read_to_string(path?).ok()?;
+        let user = self.config.get_user().unwrap_or_default();
+        let database = self.config.get_dbname().unwrap_or_default();
+        self.hosts().find_map(|(host, port)| {
+            let wanted = [&host, &port.to_string(), user, database];
+            text.lines().find_map(|line| password_of_line(line, wanted))
+        })
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = (String, u16)> {
+        let ports = self.config.get_ports();
+        self.config
+            .get_hosts()
+            .iter()
+            .enumerate()
+            .map(move |(index, host)| {
+                let name = match host {
+                    Host::Tcp(name) => name.clone(),
+                    Host::Unix(path) => path.display().to_string(),
+                };
+                let port = ports.get(index).or(ports.first()).copied();
+                (name, port.unwrap_or(PORT))
+            })
+    }
+}
+
+/// The password of a line `HOST:PORT:DATABASE:USER:PASSWORD`, in which `*` matches anything and `\`
+/// escapes a character.
+fn password_of_line(line: &str, [host, port, user, database]: [&str; 4]) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let mut fields = vec![String::new()];
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            '\\' => fields.last_mut()?.extend(characters.next()),
+            other => fields.last_mut()?.push(other),
+        }
+    }
+    let [of_host, of_port, of_database, of_user, password] = &fields[..] else {
+        return None;
+    };
+    let wanted = [
+        (of_host, host),
+        (of_port, port),
+        (of_database, database),
+        (of_user, user),
+    ];
+    let is_match = |(field, value): (&String, &str)| field == "*" || field == value;
+    wanted.into_iter().all(is_match).then(|| password.clone())
+}
+
+impl FromStr for PostgresUrl {
+    type Err = PostgresUrlError;
+
+    fn from_str(text: &str) -> Result<Self, PostgresUrlError> {
+        let (base, query) = text.split_once('?').unwrap_or((text, ""));
+        let (mut mode, mut root_certificates, mut rest) = (None, None, Vec::new());
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            match parameter.split_once('=') {
+                Some(("sslmode", value)) => mode = Some(value.to_owned()),
+                Some(("sslrootcert", value)) => {
+                    let path = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
+                    root_certificates = Some(PathBuf::from(path.into_owned()));
+                }
+                Some(("target_session_attrs", value)) if value != "read-write" => {
+                    return Err(PostgresUrlError::SessionAttributes);
+                }
+                _ => rest.push(parameter),
+            }
+        }
+        let plain = match rest[..] {
+            [] => base.to_owned(),
+            _ => format!("{base}?{}", rest.join("&")),
+        };
+        let syntax = |error: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            PostgresUrlError::Syntax(cause.unwrap_or_else(|| error.to_string()))
+        };
+        let mut config: Config = plain.parse().map_err(syntax)?;
+        if config.get_dbname().is_none_or(str::is_empty) {
+            return Err(PostgresUrlError::NoDatabase);
+        }
+        let is_here = config.get_hosts().iter().all(is_on_this_machine);
+        config.ssl_mode(match mode.as_deref() {
+            None if is_here => SslMode::Disable,
+            None | Some("verify-full" | "require") => SslMode::Require,
+            Some("disable") => SslMode::Disable,
+            Some(mode @ ("allow" | "prefer" | "verify-ca")) => {
+                return Err(PostgresUrlError::Unverified(mode.to_owned()));
+            }
+            Some(mode) => return Err(PostgresUrlError::UnknownMode(mode.to_owned())),
+        });
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("order-service");
+        }
+        config
+            .target_session_attrs(TargetSessionAttrs::ReadWrite)
+            .tcp_user_timeout(USER_TIMEOUT)
+            .keepalives(true)
+            .keepalives_idle(KEEPALIVES_IDLE)
+            .keepalives_interval(KEEPALIVES_INTERVAL)
+            .keepalives_retries(KEEPALIVES_RETRIES);
+        Ok(Self {
+            has_password: config.get_password().is_some(),
+            config,
+            root_certificates,
+        })
+    }
+}
+
+/// Returns whether what is sent to a host never leaves this machine.
+fn is_on_this_machine(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        }
+    }
+}
+
+/// The address without the password and the parameters.
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("postgres://")?;
+        if let Some(user) = self.config.get_user() {
+            write!(f, "{user}@")?;
+        }
+        for (index, (host, port)) in self.hosts().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match host.starts_with('/') {
+                true => write!(f, "{comma}{}:{port}", host.replace('/', "%2F"))?,
+                false => write!(f, "{comma}{host}:{port}")?,
+            }
+        }
+        write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_an_address_shows_its_password() {
+        let text = "postgres://me:secret@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa";
+        let url: PostgresUrl = text.parse().unwrap();
+        assert!(url.has_password());
+        assert_eq!(url.to_string(), "postgres://me@one:1,two:2/orders");
+        assert!(!format!("{url:?}").contains("secret"));
+        let error = "postgres://me:secret@one:port/orders".parse::<PostgresUrl>();
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+    }
+
+    #[test]
+    fn tls_is_verified_unless_the_server_is_here_or_it_is_disabled_in_words() {
+        for (text, mode) in [
+            ("postgres://me@localhost/o", SslMode::Disable),
+            ("postgres://me@127.0.0.1:1,[::1]:2/o", SslMode::Disable),
+            ("postgres://me@%2Frun%2Fpostgresql/o", SslMode::Disable),
+            ("postgres://me@db/o", SslMode::Require),
+            ("postgres://me@localhost,db/o", SslMode::Require),
+            ("postgres://me@db/o?sslmode=disable", SslMode::Disable),
+            (
+                "postgres://me@localhost/o?sslmode=verify-full",
+                SslMode::Require,
+            ),
+        ] {
+            let url: PostgresUrl = text.parse().unwrap();
+            assert_eq!(url.config.get_ssl_mode(), mode, "{text}");
+        }
+        for text in [
+            "postgres://me@db/o?sslmode=prefer",
+            "postgres://me@db/o?sslmode=off",
+            "postgres://me@db/o?target_session_attrs=any",
+            "postgres://me@db",
+            "postgres://me@db/",
+        ] {
+            assert!(text.parse::<PostgresUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_file_is_read_by_its_first_matching_line() {
+        let wanted = ["db", "5432", "me", "orders"];
+        for (line, password) in [
+            ("db:5432:orders:me:a:b", Some("a:b")),
+            ("*:*:*:*:x", Some("x")),
+            (r"db:5432:orders:me:a\:\\", Some(r"a:\")),
+            ("db:5433:orders:me:x", None),
+            ("#db:5432:orders:me:x", None),
+            ("db:5432", None),
+        ] {
+            assert_eq!(
+                password_of_line(line, wanted).as_deref(),
+                password,
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The lock of the reconciler that leads: one of a session, which the server lets go when the
+//! connection ends. It is tried, never waited for: a session that waits holds a snapshot, which would
+//! keep vacuum from its work.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::connect::{Connector, LEADER_LOCK};
+use super::error::Error;
+use super::session::Session;
+
+/// The lock of the reconciler that leads, and the session that holds it.
+pub(in crate::store) struct LeaderLock(Session);
+
+impl LeaderLock {
+    /// Returns whether the connection has ended, after which another reconciler may lead.
+    pub fn is_lost(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
+impl fmt::Debug for LeaderLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaderLock")
+    }
+}
+
+/// The session on which a standby tries to take the lock.
+#[derive(Default)]
+pub(super) struct Standby(Mutex<Option<Session>>);
+
+impl Standby {
+    /// Takes the lock, if no one else has it.
+    pub async fn try_take(&self, connector: &Arc<Connector>) -> Result<Option<LeaderLock>, Error> {
+        let mut kept = self.0.lock().await;
+        let session = match kept.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => connector.session().await?,
+        };
+        let row = session
+            .query_one("SELECT pg_try_advisory_lock($1)", &[&LEADER_LOCK])
+            .await?;
+        if row.try_get(0)? {
+            return Ok(Some(LeaderLock(session)));
+        }
+        *kept = Some(session);
+        Ok(None)
+    }
+}

@@ -1,0 +1,525 @@
+//! Queries on one session: orders, the journal, the heartbeat, and what was pruned. Those that need
+//! several statements are called inside a transaction that reads one moment.
+
+use tokio_postgres::types::ToSql;
+
+use super::error::Error;
+use super::rows::{
+    ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, entry_of, event_of, found_columns, found_of, heartbeat_of,
+    id_of, needs_operator, open_order_of, order_columns, order_of, reason_of, removed_of,
+    resolved_by, start_candidate_of, time, unreachable_of,
+};
+use super::session::Session;
+use crate::decide::OpenOrder;
+use crate::journal_stats::JournalStats;
+use crate::order::{Event, EventReason, Order, OrderId, ResolvedBy, Status, Timestamp};
+use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
+use crate::pace::{BACKOFF_MAX, StartClass};
+use crate::reconciler_state::ReconcilerState;
+use crate::store::AttentionFilter::{Any, By, Without};
+use crate::store::cursor::{Extent, Histories, History, Sequence};
+use crate::store::{Cursor, Filter, OpenOrders, OrderView, Removed, StartCandidate, StatsSnapshot};
+
+/// Orders that are read by one statement where all open ones are wanted: some milliseconds' work.
+pub(super) const OPEN_READ_MAX: usize = 10_000;
+
+/// Orders of which the times are corrected in one transaction.
+const CORRECTED_MAX: i64 = 2_000;
+
+/// An order by its id, with what the heartbeat says to its readers.
+const FOUND: &str = concat!(
+    "SELECT ",
+    found_columns!(),
+    " FROM orders CROSS JOIN heartbeat WHERE orders.id = $1"
+);
+
+pub(super) async fn find(session: &Session, id: &OrderId) -> Result<Option<OrderView>, Error> {
+    let rows = session.query(FOUND, &[&id.as_str()]).await?;
+    rows.first().map(found_of).transpose()
+}
+
+/// Reads one number.
+async fn number(
+    session: &Session,
+    sql: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<i64, Error> {
+    Ok(session.query_one(sql, values).await?.try_get(0)?)
+}
+
+pub(super) async fn newest_seq(session: &Session) -> Result<i64, Error> {
+    number(session, "SELECT coalesce(max(seq), 0) FROM orders", &[]).await
+}
+
+pub(super) async fn count(session: &Session, status: Status) -> Result<u64, Error> {
+    let sql = "SELECT count(*) FROM orders WHERE status = $1";
+    Ok(number(session, sql, &[&status.as_str()])
+        .await?
+        .unsigned_abs())
+}
+
+pub(super) async fn next_open(
+    session: &Session,
+    after: i64,
+) -> Result<Option<(i64, OrderId)>, Error> {
+    const SQL: &str = "\
+        (SELECT seq, id FROM orders WHERE status = 'CREATED' AND seq > $1 ORDER BY seq LIMIT 1) \
+        UNION ALL \
+        (SELECT seq, id FROM orders WHERE status = 'PROCESSING' AND seq > $1 ORDER BY seq LIMIT 1) \
+        ORDER BY seq LIMIT 1";
+    let rows = session.query(SQL, &[&after]).await?;
+    rows.first()
+        .map(|row| Ok((row.try_get(0)?, id_of(row, 1)?)))
+        .transpose()
+}
+
+/// See [`Store::startable`](crate::store::Store::startable).
+pub(super) async fn startable(
+    session: &Session,
+    now: Timestamp,
+    max_starts: u32,
+    is_tried: bool,
+    after: i64,
+    limit: usize,
+) -> Result<Vec<StartCandidate>, Error> {
+    let sql = format!(
+        "SELECT {OPEN_ORDER} FROM orders \
+         WHERE status = 'CREATED' AND seq > $1 AND intent_at IS NULL \
+         AND (attempts > 0) = $5 AND (starts < $2 OR released_at IS NOT NULL) \
+         AND (next_attempt_at IS NULL OR next_attempt_at <= $3) \
+         ORDER BY seq LIMIT $4"
+    );
+    let max_starts = i32::try_from(max_starts).unwrap_or(i32::MAX);
+    let values: [&(dyn ToSql + Sync); 5] =
+        [&after, &max_starts, &now.0, &limit_of(limit), &is_tried];
+    let rows = session.query(&sql, &values).await?;
+    rows.iter().map(start_candidate_of).collect()
+}
+
+/// See [`Store::has_unknown_start`](crate::store::Store::has_unknown_start).
+pub(super) async fn has_unknown_start(session: &Session, due_by: Timestamp) -> Result<bool, Error> {
+    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders \
+         WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, $1) <= $1)";
+    Ok(session.query_one(SQL, &[&due_by.0]).await?.try_get(0)?)
+}
+
+/// The orders whose process was forgotten and that wait for an operator.
+pub(super) async fn lost(session: &Session) -> Result<Vec<OrderId>, Error> {
+    const SQL: &str = "SELECT id FROM orders WHERE attention IS NOT NULL AND status = 'PROCESSING' \
+         AND attention IN ('process_lost', 'max_starts') ORDER BY seq";
+    let rows = session.query(SQL, &[]).await?;
+    rows.iter().map(|row| id_of(row, 0)).collect()
+}
+
+/// Adds the open orders that come next to the list; the last are among them if they are fewer than
+/// [`OPEN_READ_MAX`].
+pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Result<usize, Error> {
+    let sql = format!(
+        "SELECT {OPEN_ORDER} FROM ( \
+             (SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' AND seq > $1 \
+              ORDER BY seq LIMIT $2) \
+             UNION ALL \
+             (SELECT {OPEN_ORDER} FROM orders WHERE intent_at IS NOT NULL AND status = 'CREATED' \
+              AND seq > $1 ORDER BY seq LIMIT $2)) AS open \
+         ORDER BY seq LIMIT $2"
+    );
+    let (before, after) = (list.len(), list.last_seq());
+    let values: [&(dyn ToSql + Sync); 2] = [&after, &limit_of(OPEN_READ_MAX)];
+    session
+        .for_each(&sql, &values, |row| {
+            let id: &str = row.try_get(1)?;
+            list.push(id, open_order_of(row)?).map_err(Error::value)
+        })
+        .await?;
+    Ok(list.len() - before)
+}
+
+/// The places of the first orders after a number of which a time lies ahead of what it can be.
+pub(super) async fn with_times_ahead(
+    session: &Session,
+    status: Status,
+    after: i64,
+    now: Timestamp,
+) -> Result<Vec<i64>, Error> {
+    const SQL: &str = "SELECT seq FROM orders WHERE status = $1 AND seq > $2 \
+         AND (intent_at > $3 OR given_up_at > $3 OR confirmed_at > $3 OR missed_at > $3 \
+              OR next_attempt_at > $4) \
+         ORDER BY seq LIMIT $5";
+    let latest = now.after(BACKOFF_MAX).0;
+    let values: [&(dyn ToSql + Sync); 5] =
+        [&status.as_str(), &after, &now.0, &latest, &CORRECTED_MAX];
+    seqs(session, SQL, &values).await
+}
+
+async fn seqs(
+    session: &Session,
+    sql: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<i64>, Error> {
+    let rows = session.query(sql, values).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+pub(super) async fn heartbeat(session: &Session) -> Result<ReconcilerState, Error> {
+    heartbeat_of(&session.query_one(HEARTBEAT, &[]).await?)
+}
+
+pub(super) async fn pruned(session: &Session) -> Result<Removed, Error> {
+    let sql = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
+    removed_of(&session.query_one(sql, &[]).await?)
+}
+
+/// Orders that may be removed: those that settled before a moment, `$1`.
+macro_rules! prunable {
+    () => {
+        "status IN ('FULFILLED', 'FAILED') AND updated_at < $1 \
+         AND seq < (SELECT max(seq) FROM orders) \
+         AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)"
+    };
+}
+pub(super) use prunable;
+
+pub(super) async fn next_prunable(
+    session: &Session,
+    settled_before: Timestamp,
+    after: i64,
+    limit: usize,
+) -> Result<Vec<i64>, Error> {
+    const SQL: &str = concat!(
+        "SELECT seq FROM orders WHERE seq > $2 AND ",
+        prunable!(),
+        " ORDER BY seq LIMIT $3"
+    );
+    seqs(session, SQL, &[&settled_before.0, &after, &limit_of(limit)]).await
+}
+
+/// The bytes of the tables and indexes.
+pub(super) async fn size(session: &Session) -> Result<u64, Error> {
+    const SQL: &str = "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class \
+         WHERE relnamespace = 'order_service'::regnamespace AND relkind = 'r'";
+    Ok(number(session, SQL, &[]).await?.unsigned_abs())
+}
+
+/// Reads a sequence as of the transaction's moment, and the histories by which positions are judged.
+pub(super) async fn extent(
+    session: &Session,
+    sequence: Sequence,
+) -> Result<(Extent, Histories), Error> {
+    let sql = match sequence {
+        Sequence::Orders => {
+            "SELECT (SELECT coalesce(max(seq), 0) FROM orders), last_order_seq, entries \
+             FROM pruned WHERE id = 1"
+        }
+        Sequence::Journal => {
+            "SELECT (SELECT coalesce(max(seq), 0) FROM journal), last_entry_seq, entries \
+             FROM pruned WHERE id = 1"
+        }
+    };
+    let row = session.query_one(sql, &[]).await?;
+    let extent = Extent {
+        sequence,
+        newest: row.try_get(0)?,
+        last_pruned: row.try_get(1)?,
+        pruned: row.try_get(2)?,
+    };
+    let sql = "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
+    let histories = session.query(sql, &[]).await?;
+    let histories = histories.iter().map(|row| {
+        Ok(History {
+            id: u32::try_from(row.try_get::<_, i64>(0)?).map_err(Error::value)?,
+            newest: [row.try_get(1)?, row.try_get(2)?],
+            pruned: row.try_get(3)?,
+        })
+    });
+    let histories = histories.collect::<Result<_, Error>>()?;
+    Ok((extent, Histories::new(histories)))
+}
+
+/// See [`Store::page_after`](crate::store::Store::page_after).
+pub(super) async fn page_after(
+    session: &Session,
+    filter: &Filter,
+    after: Cursor,
+    last: i64,
+    limit: usize,
+) -> Result<(Vec<Order>, Cursor), Error> {
+    let (mut now, histories) = extent(session, Sequence::Orders).await?;
+    if !filter.takes_settled() {
+        // None of these was ever pruned.
+        now.last_pruned = 0;
+    }
+    let here = histories.resume(after, &now)?;
+    let orders = page(session, filter, after.seq, last, limit).await?;
+    let next = here.at(orders.last().map_or(after.seq, |order| order.seq));
+    Ok((orders, next))
+}
+
+/// See [`Store::page`](crate::store::Store::page).
+pub(super) async fn page(
+    session: &Session,
+    filter: &Filter,
+    after: i64,
+    last: i64,
+    limit: usize,
+) -> Result<Vec<Order>, Error> {
+    let down = "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
+                WHERE id = 1 AND upstream = 'down'";
+    let down = session.query(down, &[]).await?;
+    let unreachable = match down.first() {
+        Some(row) => Some(unreachable_of(row, 0)?),
+        None => None,
+    };
+    let Some(sql) = page_sql(filter, unreachable.is_some()) else {
+        return Ok(Vec::new());
+    };
+    let rows = session
+        .query(&sql, &[&after, &last, &limit_of(limit)])
+        .await?;
+    rows.iter()
+        .map(|row| order_of(row, unreachable.as_ref()))
+        .collect()
+}
+
+/// The query for a page; nothing if no order can be on it. The cases are those of
+/// `store/sqlite/page.rs`.
+fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
+    const ORDER: &str = order_columns!();
+    let mut statuses = if filter.statuses.is_empty() {
+        Status::ALL.to_vec()
+    } else {
+        filter.statuses.clone()
+    };
+    statuses.sort_unstable();
+    statuses.dedup();
+    let by_operator = concat!(" AND ", needs_operator!());
+    let by_itself = concat!(" AND NOT ", needs_operator!());
+    // While the upstream is down, every open order has attention, and no settled one.
+    let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
+        (None, _) => (None, false, ""),
+        (Some(Any), true) => (Some(true), false, ""),
+        (Some(By(ResolvedBy::Itself)), true) => (Some(true), false, by_itself),
+        (Some(Without), true) => (Some(false), false, ""),
+        (Some(Without), false) => (None, false, " AND attention IS NULL"),
+        (Some(Any), false) => (None, true, ""),
+        (Some(By(ResolvedBy::Itself)), false) => (None, true, by_itself),
+        (Some(By(ResolvedBy::Operator)), _) => (None, true, by_operator),
+    };
+    statuses.retain(|status| open.is_none_or(|open| status.is_settled() != open));
+    if statuses.is_empty() {
+        return None;
+    }
+    let range = "seq > $1 AND seq <= $2";
+    let is_any = statuses.len() == Status::ALL.len();
+    if is_any || is_stored {
+        let stored = if is_stored {
+            "attention IS NOT NULL AND "
+        } else {
+            ""
+        };
+        let of_status = match is_any {
+            true => String::new(),
+            false => {
+                let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
+                format!(" AND status IN ({})", words.join(", "))
+            }
+        };
+        return Some(format!(
+            "SELECT {ORDER} FROM orders WHERE {stored}{range}{condition}{of_status} \
+             ORDER BY seq LIMIT $3"
+        ));
+    }
+    // One range of the index for each status, merged as they are read.
+    let selects: Vec<_> = statuses
+        .iter()
+        .map(|status| {
+            format!(
+                "(SELECT {ORDER} FROM orders WHERE status = '{status}' AND {range}{condition} \
+                 ORDER BY seq LIMIT $3)"
+            )
+        })
+        .collect();
+    Some(format!(
+        "SELECT * FROM ({}) AS merged ORDER BY seq LIMIT $3",
+        selects.join(" UNION ALL ")
+    ))
+}
+
+/// See [`Store::events`](crate::store::Store::events).
+pub(super) async fn events(
+    session: &Session,
+    order: Option<&OrderId>,
+    after: Cursor,
+    limit: usize,
+) -> Result<(Vec<Event>, Cursor), Error> {
+    let (mut now, histories) = extent(session, Sequence::Journal).await?;
+    let order_seq: Option<i64> = match order {
+        None => None,
+        Some(id) => {
+            let sql = "SELECT seq FROM orders WHERE id = $1";
+            let rows = session.query(sql, &[&id.as_str()]).await?;
+            let Some(row) = rows.first() else {
+                return Ok((Vec::new(), histories.resume(after, &now)?));
+            };
+            // They are removed together with their order, which is there.
+            now.last_pruned = 0;
+            Some(row.try_get(0)?)
+        }
+    };
+    let here = histories.resume(after, &now)?;
+    let rows = match order_seq {
+        None => {
+            // The page first, and the ids of that alone.
+            let sql = format!(
+                "SELECT {EVENT} FROM \
+                     (SELECT * FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2) AS journal \
+                 CROSS JOIN LATERAL \
+                     (SELECT id FROM orders WHERE orders.seq = journal.order_seq LIMIT 1) AS orders \
+                 ORDER BY journal.seq"
+            );
+            session.query(&sql, &[&after.seq, &limit_of(limit)]).await?
+        }
+        Some(order_seq) => {
+            let sql = format!(
+                "SELECT {EVENT} FROM journal CROSS JOIN LATERAL \
+                     (SELECT id FROM orders WHERE orders.seq = $3 LIMIT 1) AS orders \
+                 WHERE journal.order_seq = $3 AND journal.seq > $1 ORDER BY journal.seq LIMIT $2"
+            );
+            let values: [&(dyn ToSql + Sync); 3] = [&after.seq, &limit_of(limit), &order_seq];
+            session.query(&sql, &values).await?
+        }
+    };
+    let events = rows.iter().map(event_of).collect::<Result<Vec<_>, _>>()?;
+    let next = here.at(events.last().map_or(after.seq, |event| event.seq));
+    Ok((events, next))
+}
+
+/// The position of the newest event.
+pub(super) async fn newest_event(session: &Session) -> Result<Cursor, Error> {
+    let (now, histories) = extent(session, Sequence::Journal).await?;
+    Ok(histories.position(now.newest, &now))
+}
+
+/// What the removed entries add up to.
+pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
+    let sql = "SELECT history FROM pruned WHERE id = 1";
+    let row = session.query_one(sql, &[]).await?;
+    serde_json::from_str(row.try_get(0)?).map_err(Error::value)
+}
+
+/// See [`Store::restarts`](crate::store::Store::restarts).
+pub(super) async fn restarts(session: &Session) -> Result<u64, Error> {
+    let sql = "SELECT count(*) FROM journal WHERE reason = 'restarted'";
+    let left = number(session, sql, &[]).await?.unsigned_abs();
+    Ok(base(session).await?.entries_with(EventReason::Restarted) + left)
+}
+
+/// Brings a history up to date, and reads all else that is shown of the whole.
+pub(super) async fn glance(
+    session: &Session,
+    history: &mut JournalStats,
+    now: Timestamp,
+) -> Result<StatsSnapshot, Error> {
+    let (journal, _) = extent(session, Sequence::Journal).await?;
+    // What was removed up to the last entry that was folded in is in the history already. If more
+    // was, the history begins anew with all of it, as does one that has nothing in it yet.
+    if journal.last_pruned > history.last_seq() {
+        *history = base(session).await?;
+    }
+    let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > $1 ORDER BY seq");
+    let after = history.last_seq();
+    session
+        .for_each(&sql, &[&after], |row| {
+            history.fold(&entry_of(row)?, now);
+            Ok(())
+        })
+        .await?;
+    let oldest_open = match next_open(session, 0).await? {
+        Some((_, id)) => find(session, &id).await?.map(|found| found.order),
+        None => None,
+    };
+    const ATTENTION: &str = concat!(
+        "SELECT attention, ",
+        needs_operator!(),
+        ", count(*) FROM orders WHERE attention IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2"
+    );
+    let mut attention = Vec::new();
+    for row in session.query(ATTENTION, &[]).await? {
+        if let Some(reason) = reason_of(&row, 0)? {
+            let count = row.try_get::<_, i64>(2)?.unsigned_abs();
+            attention.push((reason, resolved_by(&row, 1)?, count));
+        }
+    }
+    Ok(StatsSnapshot {
+        pruned: pruned(session).await?,
+        attention,
+        oldest_open,
+        heartbeat: heartbeat(session).await?,
+    })
+}
+
+/// See [`Store::details`](crate::store::Store::details).
+pub(super) async fn details(
+    session: &Session,
+    id: &OrderId,
+    now: Timestamp,
+) -> Result<Option<OrderDetails>, Error> {
+    let Some(OrderView { order, .. }) = find(session, id).await? else {
+        return Ok(None);
+    };
+    let sql = format!(
+        "SELECT {OPEN_ORDER} FROM orders WHERE seq = $1 AND status IN ('CREATED', 'PROCESSING')"
+    );
+    let open = session.query(&sql, &[&order.seq]).await?;
+    let open = open.first().map(open_order_of).transpose()?;
+    let sql = "SELECT at, reason FROM journal WHERE order_seq = $1 ORDER BY seq";
+    let journal = session.query(sql, &[&order.seq]).await?;
+    let journal = journal
+        .iter()
+        .map(|row| Ok((time(row, 0)?.unwrap_or(Timestamp(0)), row.try_get(1)?)));
+    Ok(Some(OrderDetails {
+        ahead: match &open {
+            Some(open) => ahead(session, open, now).await?,
+            None => 0,
+        },
+        open,
+        journal: journal.collect::<Result<_, Error>>()?,
+        reconciler: heartbeat(session).await?,
+        order,
+    }))
+}
+
+/// Number of starts that come before that of an order that waits for its turn, about; see
+/// [`OrderDetails::ahead`].
+async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u64, Error> {
+    let own = order.start_class();
+    let mut waiting = Vec::new();
+    for class in StartClass::ALL {
+        let before = if class == own { order.seq } else { i64::MAX };
+        let due = match class {
+            StartClass::Forgotten => {
+                "attention IS NOT NULL AND status = 'PROCESSING' AND (released_at IS NOT NULL \
+                     OR attention = 'process_lost' AND next_attempt_at IS NULL)"
+            }
+            StartClass::New => "status = 'CREATED' AND intent_at IS NULL AND attempts = 0",
+            StartClass::Retry => {
+                "status = 'CREATED' AND intent_at IS NULL AND attempts > 0 \
+                 AND (attention IS DISTINCT FROM 'max_starts' OR released_at IS NOT NULL)"
+            }
+        };
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM orders WHERE {due} AND seq < $1 \
+             AND coalesce(next_attempt_at, $2) <= $2 LIMIT {COUNTED_AHEAD_MAX}) AS due"
+        );
+        let count = number(session, &sql, &[&before, &now.0]).await?;
+        waiting.push((class, count.unsigned_abs()));
+    }
+    own.starts_before(|class| {
+        let count = waiting.iter().find(|(of, _)| *of == class);
+        Ok(count.map_or(0, |(_, count)| *count))
+    })
+}
+
+/// A limit as the server takes it.
+fn limit_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

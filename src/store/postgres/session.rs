@@ -1,0 +1,196 @@
+//! A session: a connection, its prepared statements, and the task that drives it.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use futures_util::future::{MaybeDone, maybe_done};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Connection, Row, Statement};
+
+use super::error::Error;
+
+/// A value for a statement.
+pub(super) type Value = Box<dyn ToSql + Sync + Send>;
+
+/// Statements with their values, sent together: one round trip for all.
+#[derive(Default)]
+pub(super) struct Steps(Vec<(String, Vec<Value>)>);
+
+impl Steps {
+    /// Adds a statement, and returns its index among the answers.
+    pub fn add(&mut self, sql: impl Into<String>, values: Vec<Value>) -> usize {
+        self.0.push((sql.into(), values));
+        self.0.len() - 1
+    }
+}
+
+/// The first statement of several that failed.
+pub(super) struct FailedStep {
+    pub index: usize,
+    pub error: Error,
+}
+
+/// A connection with its prepared statements. Lasts until it is dropped.
+pub(super) struct Session {
+    client: Client,
+    statements: Mutex<HashMap<String, Statement>>,
+    is_unreplicated: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// A session on a connection, which a task drives from then on. Notifications of other sessions
+    /// wake `notified`.
+    pub fn start<S, T>(
+        client: Client,
+        mut connection: Connection<S, T>,
+        notified: Option<Arc<Notify>>,
+    ) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let is_unreplicated = Arc::new(AtomicBool::new(false));
+        let flag = is_unreplicated.clone();
+        tokio::spawn(async move {
+            loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notice(notice))) => {
+                        // The wait for a standby was cancelled; the server reports success all the
+                        // same, right after this.
+                        if notice.code() == &SqlState::WARNING {
+                            flag.store(true, Ordering::Release);
+                        }
+                        log::debug!("the server reports: {notice}");
+                    }
+                    Some(Ok(AsyncMessage::Notification(_))) => {
+                        if let Some(notified) = &notified {
+                            notified.notify_one();
+                        }
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        log::debug!("a connection to the database ended: {error}");
+                        break;
+                    }
+                    None => break,
+                }
+            }
+            if let Some(notified) = &notified {
+                notified.notify_one();
+            }
+        });
+        Self {
+            client,
+            statements: Mutex::default(),
+            is_unreplicated,
+        }
+    }
+
+    /// Returns whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Returns whether a commit since the last call may be missing on the standby that it should be on.
+    pub fn take_unreplicated(&self) -> bool {
+        self.is_unreplicated.swap(false, Ordering::AcqRel)
+    }
+
+    /// Runs statements without values, not prepared.
+    pub async fn execute(&self, sql: &str) -> Result<(), Error> {
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Runs a prepared statement.
+    pub async fn query(
+        &self,
+        sql: &str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let statement = self.statement(sql).await?;
+        Ok(self.client.query(&statement, values).await?)
+    }
+
+    /// Like [`Session::query`], for a statement that has exactly one row.
+    pub async fn query_one(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        let statement = self.statement(sql).await?;
+        Ok(self.client.query_one(&statement, values).await?)
+    }
+
+    /// Like [`Session::query`], but hands each row on as it arrives.
+    pub async fn for_each(
+        &self,
+        sql: &str,
+        values: &[&(dyn ToSql + Sync)],
+        mut each: impl FnMut(&Row) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        use futures_util::TryStreamExt;
+
+        let statement = self.statement(sql).await?;
+        let rows = self.client.query_raw(&statement, values.iter().copied());
+        let mut rows = std::pin::pin!(rows.await?);
+        while let Some(row) = rows.try_next().await? {
+            each(&row)?;
+        }
+        Ok(())
+    }
+
+    /// Sends all statements before it waits for the first answer. Their transaction is the caller's
+    /// business: after a failed statement the server refuses the others until the transaction ends.
+    pub async fn pipeline(&self, steps: &Steps) -> Result<Vec<Vec<Row>>, FailedStep> {
+        let mut statements = Vec::with_capacity(steps.0.len());
+        for (index, (sql, _)) in steps.0.iter().enumerate() {
+            let statement = self.statement(sql).await;
+            statements.push(statement.map_err(|error| FailedStep { index, error })?);
+        }
+        let mut sent: Vec<Pin<Box<MaybeDone<_>>>> = Vec::with_capacity(steps.0.len());
+        for ((_, values), statement) in steps.0.iter().zip(&statements) {
+            sent.push(Box::pin(maybe_done(self.run(statement, values))));
+        }
+        // A statement is sent when it is polled first.
+        poll_fn(|cx| {
+            for step in &mut sent {
+                let _ = step.as_mut().poll(cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
+        let mut answers = Vec::with_capacity(sent.len());
+        for (index, step) in sent.iter_mut().enumerate() {
+            step.as_mut().await;
+            let answer = step.as_mut().take_output();
+            let answer = answer.unwrap_or(Err(Error::Silent));
+            answers.push(answer.map_err(|error| FailedStep { index, error })?);
+        }
+        Ok(answers)
+    }
+
+    async fn run(&self, statement: &Statement, values: &[Value]) -> Result<Vec<Row>, Error> {
+        let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| &**value as _).collect();
+        Ok(self.client.query(statement, &values).await?)
+    }
+
+    /// A statement, prepared when it is needed first.
+    async fn statement(&self, sql: &str) -> Result<Statement, Error> {
+        let kept = self.statements().get(sql).cloned();
+        if let Some(statement) = kept {
+            return Ok(statement);
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements().insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    fn statements(&self) -> std::sync::MutexGuard<'_, HashMap<String, Statement>> {
+        self.statements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
