@@ -21,7 +21,8 @@
 //! - `trouble`: a full disk, held locks, overload, SIGKILL, and crowds of connections.
 //! - `metrics`: what is counted.
 //! - `stats`: what is told of all orders together.
-//! - `store`: the database: its schema and its journal.
+//! - `store`: the database: its schema and its journal, on each engine.
+//! - `cluster`: a PostgreSQL server of the tests' own, in builds with the feature `postgres`.
 //! - `tidy`: what the documentation of the code claims, read off the code.
 //! - `docs`: README and the pages under `docs`, held to the programs and to each other.
 //!
@@ -62,6 +63,7 @@
 //! | `life::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
 //! | `programs::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_nothing` | runs the programs once for each way to restore |
+//! | `store::twin::both_engines_answer_alike_whatever_happens_to_orders` | five histories, each compared step by step |
 //! | `upstreams::looks::starts_and_single_looks_go_on_while_a_list_is_read` | a list has a head start of 1 s |
 //! | `upstreams::starts::an_order_whose_start_met_another_service_is_never_failed` | 40 passes for each pair of answers |
 
@@ -70,6 +72,8 @@
 mod account;
 mod attention;
 mod clients;
+#[cfg(feature = "postgres")]
+mod cluster;
 mod create;
 mod deploy;
 mod docs;

@@ -1,0 +1,170 @@
+//! A PostgreSQL cluster of the tests' own, with a database for each test.
+//!
+//! It is made anew for each run, below the target folder, from the binaries that `pg_config` or Debian
+//! names, and ends with the process of the tests, however that ends.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use order_service::store::DatabaseUrl;
+
+/// The user that runs the server where the tests run as root, which the server refuses.
+const UNPRIVILEGED: u32 = 65534;
+
+/// A cluster, and the shell that ends it when its standard input is closed.
+pub struct Cluster {
+    binaries: PathBuf,
+    sockets: PathBuf,
+    port: u16,
+    _shell: Child,
+}
+
+/// The cluster of this run.
+pub fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(Cluster::start)
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let binaries = binaries();
+        let name = format!("postgres-{}", std::process::id());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        // Those of earlier runs are empty.
+        for former in fs::read_dir(env!("CARGO_TARGET_TMPDIR")).unwrap() {
+            let _ = fs::remove_dir(former.unwrap().path());
+        }
+        fs::create_dir_all(&folder).unwrap();
+        // The path of a socket may have 107 bytes, fewer than that of many a target folder.
+        let sockets = tempfile::tempdir().unwrap().keep();
+        if is_root() {
+            for folder in [&folder, &sockets] {
+                std::os::unix::fs::chown(folder, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+            }
+        }
+        let data = folder.join("data");
+        let made = unprivileged(&binaries.join("initdb"))
+            .args(["--username=tests", "--auth=trust", "--encoding=UTF8"])
+            .args(["--locale=C", "--no-sync", "--pgdata"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let port = free_port();
+        let script = "\"$0\" -D \"$1\" -k \"$2\" -p \"$3\" -c listen_addresses=127.0.0.1 \
+                      -c max_connections=400 </dev/null >\"$4/log\" 2>&1 & \
+                      server=$!; read -r _; kill -QUIT $server; wait $server; rm -rf \"$2\" \"$4\"/*";
+        let shell = unprivileged(Path::new("sh"))
+            .args(["-c", script])
+            .arg(binaries.join("postgres"))
+            .args([&data, &sockets])
+            .arg(port.to_string())
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let cluster = Self {
+            binaries,
+            sockets,
+            port,
+            _shell: shell,
+        };
+        let started = Instant::now();
+        while !cluster.psql("postgres", "SELECT 1").status.success() {
+            let log = fs::read_to_string(folder.join("log"));
+            assert!(started.elapsed() < Duration::from_secs(20), "{log:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        cluster
+    }
+
+    /// Makes a database, and returns its name.
+    pub fn database(&self) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let made = self.psql("postgres", &format!("CREATE DATABASE {name}"));
+        assert!(made.status.success(), "{made:?}");
+        name
+    }
+
+    /// The address of a database, over the socket.
+    pub fn url(&self, database: &str) -> String {
+        let sockets = self.sockets.to_str().unwrap().replace('/', "%2F");
+        format!("postgres://tests@{sockets}:{}/{database}", self.port)
+    }
+
+    /// The address of a database, as the store takes it.
+    pub fn database_url(&self, database: &str) -> DatabaseUrl {
+        self.url(database).parse().unwrap()
+    }
+
+    /// Runs statements in a database.
+    pub fn psql(&self, database: &str, sql: &str) -> std::process::Output {
+        Command::new(self.binaries.join("psql"))
+            .args([
+                "-X",
+                "-A",
+                "-t",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-U",
+                "tests",
+            ])
+            .arg("-h")
+            .arg(&self.sockets)
+            .args(["-p", &self.port.to_string(), "-d", database, "-c", sql])
+            .output()
+            .unwrap()
+    }
+}
+
+/// A port that no one uses.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The folder of the server's binaries: of the newest version that Debian has installed, or as
+/// `pg_config` says.
+fn binaries() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let versions = versions.filter_map(|version| {
+        let path = version.ok()?.path();
+        let number: u32 = path.file_name()?.to_str()?.parse().ok()?;
+        let binaries = path.join("bin");
+        binaries
+            .join("postgres")
+            .exists()
+            .then_some((number, binaries))
+    });
+    if let Some((_, newest)) = versions.max() {
+        return newest;
+    }
+    let output = Command::new("pg_config").arg("--bindir").output();
+    let output = output.expect("PostgreSQL's server is installed: apt-get install postgresql");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A command that does not run as root.
+fn unprivileged(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let user = UNPRIVILEGED.to_string();
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
+        .arg(program)
+        .current_dir("/");
+    command
+}

@@ -1,0 +1,165 @@
+//! What PostgreSQL's schema, sessions and settings promise beyond the suite.
+
+use std::time::Duration;
+
+use order_service::order::Timestamp;
+use order_service::reconciler_state::ReconcilerState;
+use order_service::store::{Loss, Mode, OpenError, OrderChange, Store, StoreError, Transition};
+
+use super::{Fresh, create};
+use crate::cluster::cluster;
+use crate::world::World;
+
+/// An empty database of its own.
+pub fn fresh() -> Fresh {
+    fresh_in(&cluster().database())
+}
+
+fn fresh_in(database: &str) -> Fresh {
+    let url = cluster().database_url(database);
+    let open = || Store::open(&url, Mode::Threaded).unwrap();
+    Fresh {
+        store: open(),
+        other: open(),
+        world: World::new(),
+    }
+}
+
+#[tokio::test]
+async fn the_schema_refuses_impossible_rows() {
+    let database = cluster().database();
+    let Fresh { store, .. } = fresh_in(&database);
+    create(&store, "a1", 10).await;
+    let run = |sql: &str| cluster().psql(&database, sql).status.success();
+    assert!(
+        run("UPDATE order_service.orders SET starts = 0"),
+        "it can be written"
+    );
+    for change in [
+        "status = 'LOST'",
+        "status = 'created'",
+        "status = NULL",
+        "status = 'PROCESSING'",
+        "id = ''",
+        "updated_at = created_at - 1",
+        "starts = -1",
+        "confirmed_at = 1",
+        "process_seen = true",
+        "given_up_at = 1",
+        "intent_at = 1, start_answer = 503",
+        "attention = 'process_lost'",
+        "attention = 'sad', attention_since = 1, attention_detail = ''",
+        "status = 'FULFILLED', attempts = 1",
+        "status = 'FAILED', intent_at = 1",
+        "status = 'FAILED', attention = 'process_lost', attention_since = 1, attention_detail = ''",
+        "created_at = 'now'",
+    ] {
+        assert!(
+            !run(&format!("UPDATE order_service.orders SET {change}")),
+            "{change}"
+        );
+    }
+    let entry =
+        "INSERT INTO order_service.journal (seq, order_seq, at, reason) VALUES (2, 1, 1, 'lost')";
+    assert!(!run(entry));
+    assert!(!run("INSERT INTO order_service.heartbeat (id) VALUES (2)"));
+}
+
+#[test]
+fn many_may_create_and_migrate_the_same_database_at_the_same_moment() {
+    let url = cluster().database_url(&cluster().database());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| Store::open(&url, Mode::Threaded).unwrap());
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads() {
+    let database = cluster().database();
+    let Fresh { store, other, .. } = fresh_in(&database);
+    let seq = create(&store, "a1", 1).await;
+    let adopt = || {
+        let step = Transition::Adopted;
+        vec![OrderChange { seq, step }]
+    };
+    let deposed = store.try_lead().await.unwrap().unwrap();
+    assert!(other.try_lead().await.unwrap().is_none());
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+               WHERE locktype = 'advisory' AND objid = 2 AND granted AND database = \
+                   (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert!(cluster().psql(&database, end).status.success());
+    let lead = loop {
+        if let Some(lead) = other.try_lead().await.unwrap() {
+            break lead;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let refused = [
+        store
+            .record(&deposed, adopt(), Timestamp(2))
+            .await
+            .map(drop),
+        store
+            .write_heartbeat(&deposed, ReconcilerState::default())
+            .await,
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
+    }
+    assert_eq!(deposed.loss(), Some(Loss::Deposed));
+    let recorded = other.record(&lead, adopt(), Timestamp(3)).await.unwrap();
+    assert_eq!(recorded.changed, 1, "it is as it was before");
+    assert_eq!(lead.loss(), None);
+}
+
+#[tokio::test]
+async fn an_orders_creation_is_heard_of_by_another_process_at_once() {
+    let Fresh { store, other, .. } = fresh();
+    let mut new_orders = other.new_orders().await.unwrap();
+    create(&store, "a1", 1).await;
+    let heard = tokio::time::timeout(Duration::from_secs(10), new_orders.next()).await;
+    assert!(heard.is_ok());
+}
+
+#[tokio::test]
+async fn sessions_that_are_ended_are_a_pause_and_no_error() {
+    let database = cluster().database();
+    let Fresh { store, .. } = fresh_in(&database);
+    for number in 1..=20 {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        assert!(cluster().psql(&database, end).status.success());
+        assert_eq!(create(&store, &format!("a{number}"), number).await, number);
+        assert_eq!(store.newest_seq().await.unwrap(), number);
+    }
+}
+
+#[test]
+fn settings_that_would_lose_orders_are_refused() {
+    for (setting, shown) in [
+        ("synchronous_commit = off", "synchronous_commit = off"),
+        ("synchronous_commit = local", "synchronous_commit = local"),
+    ] {
+        let database = cluster().database();
+        let alter = format!("ALTER DATABASE {database} SET {setting}");
+        assert!(cluster().psql(&database, &alter).status.success());
+        let refused = Store::open(&cluster().database_url(&database), Mode::Threaded);
+        let error = refused.err().unwrap();
+        assert!(matches!(error, OpenError::Postgres(_)));
+        assert!(error.to_string().contains(shown), "{error}");
+    }
+}
+
+#[test]
+fn a_database_that_another_program_has_taken_or_that_is_not_there_is_refused() {
+    let database = cluster().database();
+    let url = cluster().database_url(&database);
+    let missing = Store::open_existing(&url).err().unwrap().to_string();
+    assert!(missing.contains("no order database"), "{missing}");
+    let taken = cluster().psql(&database, "CREATE SCHEMA order_service");
+    assert!(taken.status.success());
+    let foreign = Store::open(&url, Mode::Threaded).err().unwrap().to_string();
+    assert!(foreign.contains("another program"), "{foreign}");
+}
