@@ -311,8 +311,8 @@ def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(prog
 
 def what_is_wrong_in_the_address_is_told_with_what_would_be_right(program, page):
     for wrong, says in [
-        ("status=FOO", "the statuses are CREATED, PROCESSING"),
-        ("status=FAILED,FOO", "the statuses are CREATED, PROCESSING"),
+        ("status=FOO", "expected CREATED, PROCESSING, FULFILLED or FAILED"),
+        ("status=FAILED,FOO", "expected CREATED, PROCESSING, FULFILLED or FAILED"),
         ("attention=FOO", "attention is true, false, operator or itself"),
     ]:
         page.open(f"/?{wrong}")
