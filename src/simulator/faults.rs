@@ -60,7 +60,7 @@ pub struct Crash {
     /// Times from the first start of a life to its end, in milliseconds: one for each life, cyclically.
     /// Empty for no such crashes.
     pub lives_ms: Vec<u64>,
-    /// Whether the service crashes as the real one does: when a process completes while another request
+    /// Set if the service crashes as the real one does: when a process completes while another request
     /// is served, most often while the map of processes grows.
     pub like_the_real_one: bool,
     /// Time from a crash to the restart, in milliseconds. Connections are refused meanwhile.

@@ -214,7 +214,7 @@ pub enum Effect {
         ends_at: Timestamp,
         /// Final status.
         outcome: Status,
-        /// Whether the client gave a callback URL.
+        /// Set if the client gave a callback URL.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         callback: bool,
     },

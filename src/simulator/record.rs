@@ -43,7 +43,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub(super) struct Record {
     file: File,
-    /// Whether the file may end within a line, because the simulator was killed or the disk was full.
+    /// Set if the file may end within a line, because the simulator was killed or the disk was full.
     may_be_torn: bool,
 }
 

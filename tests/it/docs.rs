@@ -59,7 +59,7 @@ fn rows(text: &str) -> Vec<Vec<&str>> {
         .collect()
 }
 
-/// What stands between backticks in a text.
+/// Returns the parts of a text between backticks.
 fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
@@ -116,7 +116,7 @@ fn links_between_pages_lead_to_files_and_headings_that_are_there() {
     assert!(checked > 20, "{checked} links were found");
 }
 
-/// What a command prints about itself.
+/// Returns the help of a command.
 fn help(program: &str, command: &[&str]) -> String {
     let world = World::new();
     let arguments: Vec<_> = command.iter().chain(&["--help"]).copied().collect();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::wire::{Wire, statuses};
 use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill, has_many_files};
 
-/// How large the write-ahead log may become, in bytes: a checkpoint ends it at 32 MiB.
+/// Largest size of the write-ahead log, in bytes: a checkpoint ends it at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// An id so long that thousands are more than the system keeps for a reader that does not read.

@@ -1,4 +1,4 @@
-//! What a store promises, whichever engine it is on: each promise is a function that is run for every
+//! The promises of a store, whichever engine it is on: each is a function that is run for every
 //! engine, on a database of its own. What one engine alone promises is in a file of its own.
 
 #[cfg(feature = "postgres")]

@@ -1,4 +1,4 @@
-//! What the documentation of the code claims about it, read off the code.
+//! Claims of the documentation about the code, compared with the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -19,7 +19,7 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Limit {
     kind: Kind,
-    /// Whether polls are limited too.
+    /// Set if polls are limited too.
     pub counts_looks: bool,
     /// HTTP status of a refusal.
     pub status: u16,

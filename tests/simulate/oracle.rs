@@ -22,11 +22,11 @@ struct OrderFacts {
     outcomes: BTreeSet<&'static str>,
     /// Time of the last answer that showed a process or accepted a start.
     seen_at: Option<Timestamp>,
-    /// Whether a poll has shown a process.
+    /// Set once a poll has shown a process.
     was_shown: bool,
     /// Time of the answer to the last accepted start.
     confirmed_at: Option<Timestamp>,
-    /// Whether a complete answer lacked a process that was known before, and that even a read which lags
+    /// Set if a complete answer lacked a process that was known before, and that even a read which lags
     /// by one request timeout would have found.
     was_absent: bool,
     /// Begin of the last look-up of this order that found no process.

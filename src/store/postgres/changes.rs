@@ -176,7 +176,7 @@ const CLEAR: UpdateSql = update(
     "status = 'PROCESSING'",
 );
 
-/// What is shown of an order whose process is missing.
+/// Attention of an order whose process is missing.
 const MISSED: &str =
     "the upstream does not know its process any more; it may or may not have done its work";
 

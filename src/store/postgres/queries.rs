@@ -399,7 +399,7 @@ pub(super) async fn newest_event(session: &Session) -> Result<Cursor, Error> {
     Ok(histories.position(now.newest, &now))
 }
 
-/// What the removed entries add up to.
+/// Totals of the removed entries.
 pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
     let sql = "SELECT history FROM pruned WHERE id = 1";
     let row = session.query_one(sql, &[]).await?;

@@ -243,7 +243,7 @@ impl Writer {
             // Also if only its transaction is to blame: the next one has a session of its own.
             self.session = None;
             if error.is_own_fault() && batch.writes.len() > 1 && !batch.is_in_doubt {
-                // None can be told from the others, so each goes alone.
+                // None can be distinguished from the others, so each goes alone.
                 for write in batch.writes {
                     let alone = Batch {
                         number: fastrand::i64(..),

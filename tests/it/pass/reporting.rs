@@ -39,7 +39,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
         "it looks, and that is all"
     );
     assert_eq!(seconds_until_written(&harness, &mut reconciler), 4);
-    // What happens is told at once.
+    // An event is reported at once.
     harness.forward(1_000);
     harness.create("a2");
     pass(&mut reconciler);

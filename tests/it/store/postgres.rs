@@ -1,4 +1,4 @@
-//! What PostgreSQL's schema, sessions and settings promise beyond the suite.
+//! Promises of PostgreSQL's schema, sessions and settings beyond the suite.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What SQLite's file and schema promise beyond the suite.
+//! Promises of SQLite's file and schema beyond the suite.
 
 use order_service::store::{DatabaseUrl, Mode, Store};
 use rusqlite::Connection;

@@ -37,7 +37,7 @@ async fn both_engines_answer_alike_whatever_happens_to_orders() {
     }
 }
 
-/// The same orders on both engines.
+/// Two stores with equal orders, one on each engine.
 struct Twin<'a> {
     seed: u64,
     random: fastrand::Rng,
@@ -66,7 +66,7 @@ macro_rules! compare {
     }};
 }
 
-/// An answer as text. Errors are told by their words, because their causes are the engines' own.
+/// An answer as text. Errors are compared by their messages, because their causes are the engines' own.
 fn shown<T: Debug>(answer: Result<T, StoreError>) -> String {
     match answer {
         Ok(answer) => format!("{answer:?}"),
