@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use crate::order::{Observed, Reason, Rfc3339, Timestamp};
 
+/// Detail of an order whose process the upstream has forgotten.
+pub const PROCESS_LOST: &str =
+    "the upstream does not know its process any more; it may or may not have done its work";
+
 /// Formats a past moment: `12 s ago (2026-11-22T10:00:00.123Z)`. A moment by another clock may lie ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {
     if at > now {
@@ -70,10 +74,7 @@ pub fn attention_detail(
         (Reason::UnknownStatus, Some(Observed::Unrecognised(word))) => {
             format!("unknown process status {word:?}; expected RUNNING, SUCCEEDED or FAILED")
         }
-        (Reason::ProcessLost, _) => {
-            "the upstream does not know its process any more; it may or may not have done its work"
-                .to_owned()
-        }
+        (Reason::ProcessLost, _) => PROCESS_LOST.to_owned(),
         (Reason::MaxStarts, _) => match starts {
             1 => "it may have been started once and is not started again".to_owned(),
             n => format!("it may have been started {n} times and is not started again"),

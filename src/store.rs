@@ -29,6 +29,7 @@ use std::sync::Arc;
 use futures_util::Stream;
 
 pub use self::address::{DatabaseUrl, DatabaseUrlError};
+use self::answers::Outage;
 pub use self::answers::{
     Creation, DatabaseSummary, Finding, OperatorResult, OrderView, Removed, Sizes, StartCandidate,
     StatsSnapshot,

@@ -4,8 +4,28 @@ use std::fmt;
 use std::ops::AddAssign;
 
 use crate::decide::OpenOrder;
-use crate::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
+use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
+
+/// An outage of the upstream, shown as attention on open orders.
+pub(super) struct Outage {
+    pub since: Timestamp,
+    pub detail: String,
+    pub next_pass_at: Option<Timestamp>,
+}
+
+impl Outage {
+    /// Returns the attention of an open order that has none of its own.
+    pub fn attention(&self, created_at: Timestamp) -> Attention {
+        Attention {
+            reason: Reason::UpstreamUnreachable,
+            by: ResolvedBy::Itself,
+            since: self.since.max(created_at),
+            detail: self.detail.clone(),
+            next_attempt_at: self.next_pass_at,
+        }
+    }
+}
 
 /// Result of the creation of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]

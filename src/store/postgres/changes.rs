@@ -10,6 +10,7 @@ use tokio_postgres::Row;
 
 use super::error::Error;
 use super::session::{Steps, Value};
+use crate::messages::PROCESS_LOST;
 use crate::order::{EventReason, Outcome, Reason, Timestamp};
 use crate::store::{AttentionUpdate, OrderChange, Recorded, Transition};
 
@@ -175,10 +176,6 @@ const CLEAR: UpdateSql = update(
      attention = NULL, attention_since = NULL, attention_detail = NULL",
     "status = 'PROCESSING'",
 );
-
-/// Attention of an order whose process is missing.
-const MISSED: &str =
-    "the upstream does not know its process any more; it may or may not have done its work";
 
 /// The kinds of statements, in the order in which those of a round are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -418,7 +415,7 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
                 _ => of.now.0,
             }));
             values.push(at());
-            values.push(column(changes, |_| MISSED));
+            values.push(column(changes, |_| PROCESS_LOST));
         }
         Kind::GiveUp => {
             values.push(column(changes, |of| match of.change.step {

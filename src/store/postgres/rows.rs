@@ -12,7 +12,7 @@ use crate::order::{
 };
 use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{OrderView, Removed, StartCandidate};
+use crate::store::{OrderView, Outage, Removed, StartCandidate};
 
 /// True in SQL if an operator has to bring an order on; the rule is that of `store/sqlite/row_mapping.rs`.
 macro_rules! needs_operator {
@@ -55,16 +55,9 @@ pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_u
                                      confirmed_at, attempts, next_attempt_at, attention, \
                                      missed_at, released_at, process_seen";
 
-/// The upstream's absence as an order's readers see it.
-pub(super) struct Unreachable {
-    since: Timestamp,
-    detail: String,
-    next_pass_at: Option<Timestamp>,
-}
-
 /// Reads it from three columns.
-pub(super) fn unreachable_of(row: &Row, from: usize) -> Result<Unreachable, Error> {
-    Ok(Unreachable {
+pub(super) fn unreachable_of(row: &Row, from: usize) -> Result<Outage, Error> {
+    Ok(Outage {
         since: Timestamp(row.try_get(from)?),
         detail: row.try_get(from + 1)?,
         next_pass_at: time(row, from + 2)?,
@@ -82,7 +75,7 @@ pub(super) fn found_of(row: &Row) -> Result<OrderView, Error> {
     })
 }
 
-pub(super) fn order_of(row: &Row, unreachable: Option<&Unreachable>) -> Result<Order, Error> {
+pub(super) fn order_of(row: &Row, unreachable: Option<&Outage>) -> Result<Order, Error> {
     let status = status_of(row, 2)?;
     let created_at = Timestamp(row.try_get(3)?);
     let attention = match reason_of(row, 6)? {
@@ -95,13 +88,7 @@ pub(super) fn order_of(row: &Row, unreachable: Option<&Unreachable>) -> Result<O
         }),
         None => unreachable
             .filter(|_| !status.is_settled())
-            .map(|unreachable| Attention {
-                reason: Reason::UpstreamUnreachable,
-                by: ResolvedBy::Itself,
-                since: unreachable.since.max(created_at),
-                detail: unreachable.detail.clone(),
-                next_attempt_at: unreachable.next_pass_at,
-            }),
+            .map(|outage| outage.attention(created_at)),
     };
     Ok(Order {
         seq: row.try_get(0)?,

@@ -4,6 +4,7 @@
 use rusqlite::{Connection, params};
 
 use super::orders::find;
+use crate::messages::PROCESS_LOST;
 use crate::order::{EventReason, Order, OrderId, Outcome, Reason, Status, Timestamp};
 use crate::store::{AttentionUpdate, Creation, OrderChange, Recorded, Transition};
 
@@ -204,19 +205,21 @@ fn see(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     )
 }
 
-/// Attention detail of an order whose process is missing. The upstream did answer, so no attempt
-/// counts as failed.
-const MISSED: &str =
-    "the upstream does not know its process any more; it may or may not have done its work";
-
 fn miss(db: &Connection, seq: i64, began_at: Timestamp, now: Timestamp) -> rusqlite::Result<bool> {
+    // The upstream did answer, so no attempt counts as failed.
     change(
         db,
         "UPDATE orders SET missed_at = ?2, attempts = 0, next_attempt_at = NULL, \
              attention_since = iif(attention IS ?4, attention_since, ?3), \
              attention = ?4, attention_detail = ?5 \
          WHERE seq = ?1 AND status = 'PROCESSING'",
-        params![seq, began_at.0, now.0, Reason::ProcessLost.as_str(), MISSED],
+        params![
+            seq,
+            began_at.0,
+            now.0,
+            Reason::ProcessLost.as_str(),
+            PROCESS_LOST
+        ],
     )
 }
 

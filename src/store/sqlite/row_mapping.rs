@@ -8,7 +8,7 @@ use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{OrderView, StartCandidate};
+use crate::store::{OrderView, Outage, StartCandidate};
 
 /// SQL expression over an order's columns: true if the order needs an operator. A refused start is
 /// retried automatically, but five refusals in a row do not go away. A lost process that was only
@@ -48,14 +48,7 @@ pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_u
                           confirmed_at, attempts, next_attempt_at, attention, \
                           missed_at, released_at, process_seen";
 
-/// An outage of the upstream, shown as attention on open orders.
-pub(super) struct Unreachable {
-    since: Timestamp,
-    detail: String,
-    next_pass_at: Option<Timestamp>,
-}
-
-pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Unreachable>> {
+pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Outage>> {
     db.prepare_cached(
         "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
          WHERE upstream = 'down'",
@@ -77,18 +70,15 @@ pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<OrderView> {
     })
 }
 
-fn unreachable_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Unreachable> {
-    Ok(Unreachable {
+fn unreachable_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Outage> {
+    Ok(Outage {
         since: Timestamp(row.get(from)?),
         detail: row.get(from + 1)?,
         next_pass_at: row.get::<_, Option<i64>>(from + 2)?.map(Timestamp),
     })
 }
 
-pub(super) fn order_of(
-    row: &Row<'_>,
-    unreachable: Option<&Unreachable>,
-) -> rusqlite::Result<Order> {
+pub(super) fn order_of(row: &Row<'_>, unreachable: Option<&Outage>) -> rusqlite::Result<Order> {
     let status = status_of(row, 2)?;
     let created_at = Timestamp(row.get(3)?);
     let attention = match reason_of(row, 6)? {
@@ -101,13 +91,7 @@ pub(super) fn order_of(
         }),
         None => unreachable
             .filter(|_| !status.is_settled())
-            .map(|unreachable| Attention {
-                reason: Reason::UpstreamUnreachable,
-                by: ResolvedBy::Itself,
-                since: unreachable.since.max(created_at),
-                detail: unreachable.detail.clone(),
-                next_attempt_at: unreachable.next_pass_at,
-            }),
+            .map(|outage| outage.attention(created_at)),
     };
     Ok(Order {
         seq: row.get(0)?,
