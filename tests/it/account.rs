@@ -1,4 +1,4 @@
-//! The account: what it counts, and how a program ends that has taken it.
+//! The account of `dev`: its counts, and the exit code that follows from it.
 
 use crate::world::{lead, ready};
 use order_service::account::{self, Account};
@@ -10,7 +10,7 @@ use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
 
-/// An upstream with a list that may break off at its end, and nothing else.
+/// An upstream that serves only its list, which may break off at the end.
 struct Lists {
     processes: Vec<(&'static str, &'static str)>,
     is_whole: bool,
@@ -18,16 +18,16 @@ struct Lists {
 
 impl Upstream for Lists {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
-        panic!("an account starts nothing, and not {id:?}");
+        panic!("an account starts nothing, but got {id:?}");
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        panic!("an account looks up nothing, and not {id:?}");
+        panic!("an account looks up nothing, but got {id:?}");
     }
 
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+    async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         for (order_id, status) in &self.processes {
-            tell(Entry {
+            on_entry(Entry {
                 order_id: (*order_id).into(),
                 status: (*status).into(),
             });
@@ -39,7 +39,7 @@ impl Upstream for Lists {
     }
 }
 
-/// An order that has come so far.
+/// Creates an order and records these transitions.
 async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
     let id = OrderId::new(id).unwrap();
     let Ok(Creation::Created(order)) = store.create(id, Timestamp(1)).await else {
@@ -57,7 +57,7 @@ async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
     assert!(recorded.conflicts.is_empty());
 }
 
-/// One order that is CREATED, two that are PROCESSING, one FULFILLED and one FAILED.
+/// Creates one CREATED order, two PROCESSING, one FULFILLED and one FAILED.
 async fn orders(store: &Store) {
     let settled = |outcome| vec![Transition::Adopted, Transition::Settled(outcome)];
     order(store, "new", vec![]).await;
@@ -88,12 +88,12 @@ async fn taken(
 const RUN: [(&str, &str); 2] = [("runs", "RUNNING"), ("spent", "SUCCEEDED")];
 
 #[tokio::test]
-async fn open_orders_and_those_that_a_forgetful_upstream_has_lost_are_clean() {
+async fn open_orders_and_lost_ones_to_be_restarted_are_clean() {
     let world = World::in_memory();
     let store = world.store();
     orders(&store).await;
     let all = [&RUN[..], &[("good", "SUCCEEDED"), ("bad", "FAILED")]].concat();
-    // Those of others are none of ours.
+    // Processes of other clients do not count.
     let all = [&all[..], &[("theirs", "DANCING")]].concat();
     for (processes, lost) in [(&all[..], 0), (&RUN[..1], 1), (&[], 2)] {
         let (account, exit) = taken(&store, Restart, processes, true).await;
@@ -118,8 +118,8 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
     assert_eq!(exit, Exit::Unclean);
     let (account, exit) = taken(&store, Hold, &RUN, true).await;
     assert_eq!((account.held, exit), (Some(0), Exit::Done));
-    // Whatever the policy, one that was started as often as it may be is not started again.
-    let trouble = AttentionUpdate {
+    // Under every policy, an order at its maximum number of starts is not started again.
+    let update = AttentionUpdate {
         reason: Reason::MaxStarts,
         detail: "enough".to_owned(),
         next_attempt_at: Timestamp(3),
@@ -127,7 +127,7 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
     let spent = ready(store.order(&OrderId::new("spent").unwrap())).unwrap();
     let change = OrderChange {
         seq: spent.unwrap().seq,
-        step: Transition::Flagged(trouble),
+        step: Transition::Flagged(update),
     };
     store
         .record(&lead(&store).await, vec![change], Timestamp(3))
@@ -152,16 +152,16 @@ async fn an_outcome_that_the_upstream_contradicts_is_not_clean() {
 }
 
 #[tokio::test]
-async fn what_the_upstream_did_not_say_is_unknown_and_not_disagreeing_or_lost() {
+async fn orders_that_the_upstream_did_not_report_are_unknown() {
     let world = World::in_memory();
     let store = world.store();
     orders(&store).await;
-    // A status that nobody knows says nothing.
+    // An unknown status counts as no answer.
     let processes = [RUN[0], ("spent", "PAUSED"), ("good", "PAUSED")];
     let (account, exit) = taken(&store, Restart, &processes, true).await;
     assert_eq!((account.disagreeing, account.lost), (0, Some(0)));
     assert_eq!((account.unknown, exit), (2, Exit::Unclean));
-    // Of a list that broke off, what was read holds.
+    // The part of a list that was read before it broke off counts.
     for (processes, unknown) in [(&[][..], 4), (&RUN, 2), (&[("good", "SUCCEEDED")], 3)] {
         let (account, exit) = taken(&store, Restart, processes, false).await;
         assert_eq!((account.disagreeing, account.lost), (0, None));

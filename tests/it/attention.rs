@@ -1,5 +1,5 @@
-//! Orders that need looking at: every reason, as the API shows and filters it and as `explain`
-//! tells it. How an order comes to each is tested in `pass` and `upstreams`.
+//! Orders with attention: every reason, in the API, its filter and `explain`. The conditions of each
+//! reason are tested in `pass` and `upstreams`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 
 use crate::world::{Client, World, assert_problem};
 
-/// When everything in these tests began to need looking at.
+/// Start of all attention in these tests.
 const SINCE: Timestamp = Timestamp(1_700_000_000_000);
 
-/// An order with these steps behind it.
+/// Creates an order and records these transitions.
 async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
     let id = OrderId::new(id).unwrap();
     let Ok(Creation::Created(order)) = store.create(id, Timestamp(SINCE.0 - 1_000)).await else {
@@ -39,14 +39,14 @@ async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
 }
 
 fn flagged(reason: Reason) -> Transition {
-    Transition::Flagged(trouble(reason))
+    Transition::Flagged(update(reason))
 }
 
 fn delayed() -> Transition {
-    Transition::Delayed(trouble(Reason::UpstreamUnreachable))
+    Transition::Delayed(update(Reason::UpstreamUnreachable))
 }
 
-fn trouble(reason: Reason) -> AttentionUpdate {
+fn update(reason: Reason) -> AttentionUpdate {
     AttentionUpdate {
         reason,
         detail: format!("seen: {}", reason.as_str()),
@@ -54,7 +54,7 @@ fn trouble(reason: Reason) -> AttentionUpdate {
     }
 }
 
-/// Orders in every status, without and with each reason that they can have.
+/// Creates orders in every status, without attention and with each reason that the status allows.
 async fn one_of_each(store: &Store) {
     use Reason::{MaxStarts, ProcessLost, StartRefused, UnknownStatus, UpstreamUnreachable};
     order(store, "c", vec![]).await;
@@ -89,7 +89,7 @@ async fn list(client: &Client, api: &str, query: &str) -> Vec<Value> {
     answer.json().as_array().unwrap().clone()
 }
 
-/// Checks that the filter takes those orders of which each alone says so.
+/// Checks that the filter selects the orders whose own representation matches it.
 async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
     let (mut attended, mut others) = (BTreeSet::new(), BTreeSet::new());
     let (mut operator, mut itself) = (BTreeSet::new(), BTreeSet::new());
@@ -123,7 +123,7 @@ async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
                 found.insert(order["id"].as_str().unwrap().to_owned());
             }
         }
-        assert_eq!(&found, expected, "attention={value}, status by status");
+        assert_eq!(&found, expected, "attention={value}, by status");
         let mut all = list(client, api, &format!("attention={value}")).await;
         let page = list(client, api, &format!("attention={value}&limit=1000")).await;
         assert_eq!(all, page);
@@ -137,7 +137,7 @@ async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
+async fn every_reason_is_shown_and_the_filter_selects_the_orders_with_one() {
     let world = World::new();
     let store = world.store();
     one_of_each(&store).await;
@@ -148,7 +148,7 @@ async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
         let order = client.get(path).await.json();
         let expected = json!({
             "reason": reason.as_str(),
-            // No reconciler has told its policy: what is held was held by one that holds.
+            // No heartbeat has a policy: a held order was held under the policy `hold`.
             "by": match reason {
                 Reason::MaxStarts | Reason::ProcessLost => "operator",
                 _ => "itself",
@@ -158,13 +158,16 @@ async fn every_reason_is_shown_and_the_filter_takes_just_those_that_show_one() {
             "next_attempt_at": Rfc3339(Timestamp(SINCE.0 + 5_000)),
         });
         assert_eq!(order["attention"], expected);
-        assert_eq!(order["status"], "PROCESSING", "it never replaces a status");
+        assert_eq!(
+            order["status"], "PROCESSING",
+            "attention never replaces a status"
+        );
     }
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_settled_one() {
+async fn while_the_upstream_is_down_every_open_order_has_attention_and_no_settled_one() {
     let world = World::new();
     let store = world.store();
     one_of_each(&store).await;
@@ -192,12 +195,12 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
         });
         assert_eq!(order["attention"], expected);
     }
-    // What is known of an order itself is told before what is true of all.
+    // The order's own reason takes precedence over the outage.
     let path = format!("{}/order/p%20process_lost", api.url);
     let lost = client.get(path).await.json();
     assert_eq!(lost["attention"]["reason"], "process_lost");
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 10);
-    // An order that is younger than the outage needs looking at since it exists.
+    // The attention of an order that is younger than the outage begins with its creation.
     let young = client.create(&api.url, "young").await.json();
     let order = client.get(format!("{}/order/young", api.url)).await.json();
     assert_eq!(order["attention"]["since"], young["created_at"]);
@@ -209,14 +212,14 @@ async fn while_the_upstream_is_down_every_open_order_needs_looking_at_and_no_set
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
 }
 
-/// Who brings an order on, as the API tells it.
+/// Returns the member `attention.by` of an order.
 async fn by(client: &Client, api: &str, id: &str) -> String {
     let order = client.get(format!("{api}/order/{id}")).await.json();
     order["attention"]["by"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
+async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
     let world = World::new();
     let store = world.store();
     let refusals = |count| vec![flagged(Reason::StartRefused); count];
@@ -231,13 +234,13 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
     order(&store, "held", held).await;
     let api = world.api(&[]);
     let client = Client::new();
-    let told = client.get(format!("{}/stats", api.url)).await.json();
-    assert_eq!(told["reconciler"]["policy"], Value::Null);
+    let stats = client.get(format!("{}/stats", api.url)).await.json();
+    assert_eq!(stats["reconciler"]["policy"], Value::Null);
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     for (policy, held) in [
         (LostProcess::Hold, "operator"),
         (LostProcess::Fail, "operator"),
-        // It was held under another one, and is started again now.
+        // It was held under another policy, and is started again now.
         (LostProcess::Restart, "itself"),
     ] {
         heartbeat.policy = Some(policy);
@@ -257,11 +260,11 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
             assert_eq!(found, expected, "{id}, {policy:?}");
         }
         assert_eq!(assert_filter_agrees(&client, &api.url).await, 6);
-        let told = client.get(format!("{}/stats", api.url)).await.json();
-        assert_eq!(told["reconciler"]["policy"], policy.as_str());
+        let stats = client.get(format!("{}/stats", api.url)).await.json();
+        assert_eq!(stats["reconciler"]["policy"], policy.as_str());
         let operator = 2 + u64::from(held == "operator");
         let expected = json!({"operator": operator, "itself": 6 - operator});
-        assert_eq!(told["attention_by"], expected);
+        assert_eq!(stats["attention_by"], expected);
         let metrics = client.get(format!("{}/metrics", api.url)).await.body;
         let sample = format!(
             "orders_needing_attention{{reason=\"process_lost\",by=\"operator\"}} {}.0\n",
@@ -269,7 +272,7 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
         );
         assert!(metrics.contains(&sample), "{sample}");
     }
-    // What an operator has decided goes on by itself.
+    // Once an operator has decided, the order proceeds by itself.
     heartbeat.policy = Some(LostProcess::Hold);
     store
         .write_heartbeat(&lead(&store).await, heartbeat)
@@ -283,17 +286,20 @@ async fn an_order_needs_an_operator_only_where_nothing_else_brings_it_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reconciler_tells_its_policy_and_when_it_has_ended() {
+async fn a_reconciler_reports_its_policy_and_its_end() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
     let reconciler = async || {
-        let told = client.get(format!("{}/stats", api.url)).await.json();
-        told["reconciler"].clone()
+        let stats = client.get(format!("{}/stats", api.url)).await.json();
+        stats["reconciler"].clone()
     };
-    let told = reconciler().await;
-    assert_eq!(told["detail"], "no reconciler has led on this database yet");
-    // With one order, for which the upstream has to be asked.
+    let state = reconciler().await;
+    assert_eq!(
+        state["detail"],
+        "no reconciler has led on this database yet"
+    );
+    // With one order, so that a request to the upstream is due.
     client.create(&api.url, "a1").await;
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let once = [
@@ -306,16 +312,16 @@ async fn a_reconciler_tells_its_policy_and_when_it_has_ended() {
     let before = SystemClock.now();
     let ran = world.run("order-reconciler", &once, &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let told = reconciler().await;
-    assert_eq!(told["policy"], "hold");
-    assert_eq!(told["status"], "none");
+    let state = reconciler().await;
+    assert_eq!(state["policy"], "hold");
+    assert_eq!(state["status"], "none");
     assert_eq!(
-        told["detail"],
+        state["detail"],
         "no reconciler runs: the last one has shut down"
     );
-    let since = told["since"].as_str().unwrap();
-    assert!(since > &*Rfc3339(before).to_string(), "{told}");
-    assert!(since < &*Rfc3339(SystemClock.now()).to_string(), "{told}");
+    let since = state["since"].as_str().unwrap();
+    assert!(since > &*Rfc3339(before).to_string(), "{state}");
+    assert!(since < &*Rfc3339(SystemClock.now()).to_string(), "{state}");
     let explained = client
         .get(format!("{}/order/a1/explain", api.url))
         .await
@@ -325,7 +331,7 @@ async fn a_reconciler_tells_its_policy_and_when_it_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_not() {
+async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
     let world = World::new();
     let store = world.store();
     one_of_each(&store).await;
@@ -362,7 +368,7 @@ async fn explain_tells_every_order_that_there_is_and_helps_to_find_one_that_is_n
     assert!(!world.path("none.db").exists());
 }
 
-/// A text without the lengths of time that pass between two looks.
+/// Replaces durations, which change between two reads.
 fn timeless(text: &str) -> String {
     let words = text.split_whitespace();
     let is_number = |word: &&str| !word.starts_with(|c: char| c.is_ascii_digit());
@@ -418,7 +424,7 @@ async fn explain_prints_what_the_api_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() {
+async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program() {
     let world = World::new();
     let store = world.store();
     let api = world.api(&[]);
@@ -436,8 +442,8 @@ async fn explain_counts_those_whose_turn_comes_first_beside_a_running_program() 
         .write_heartbeat(&lead(&store).await, heartbeat)
         .await
         .unwrap();
-    // "c" itself, and one of the two whose backoff is over: these have half as many turns. Not the one
-    // that is held.
+    // "c" itself, and one of the two whose backoff is over: their queue has half the share. Not the held
+    // one.
     let ran = world.run("order-service", &["explain", "last"], &[]);
     let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s its turn comes in \
                 about 4.0 s.";
@@ -458,7 +464,7 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
             .filter(|line| line.contains("order-service "))
             .collect();
         assert_eq!(commands.len(), 2, "{ran:?}");
-        // They work also where the shell does not find the program.
+        // They also work where the program is not in PATH.
         for (command, says) in commands
             .iter()
             .zip(["will be started again", "is FAILED now"])
@@ -470,10 +476,10 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
                 .current_dir("/")
                 .output()
                 .unwrap();
-            let said = String::from_utf8(output.stdout).unwrap();
+            let stdout = String::from_utf8(output.stdout).unwrap();
             assert!(
-                said.contains(says),
-                "{command}: {said:?} {:?}",
+                stdout.contains(says),
+                "{command}: {stdout:?} {:?}",
                 output.stderr
             );
         }
@@ -482,7 +488,7 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
             .unwrap();
         assert_eq!(order.status, Status::Failed, "{id}");
     }
-    // One that was found through PATH is found so again.
+    // A program that was found through PATH is shown by its name.
     order(&store, "p2", lost()).await;
     let program = Path::new(env!("CARGO_BIN_EXE_order-service"));
     let explain = [
@@ -499,6 +505,6 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
         .current_dir("/")
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("is FAILED now"), "{said}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.contains("is FAILED now"), "{stdout}");
 }

@@ -1,5 +1,4 @@
-//! Clients that misbehave, and the shutdown with clients in every situation. Whatever they do, no
-//! one else notices.
+//! Misbehaving clients, and shutdown with clients in every state. Other clients are not affected.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +12,10 @@ const HOST: &str = "Host: localhost\r\n";
 const ASKING: &str =
     "POST /order HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 12\r\n\r\n";
 
-/// What the server says when it waits for the body.
+/// The interim response that requests the body.
 const GO_ON: &str = "HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Checks that the API serves everyone else as if nothing had been, and that nothing was wrong.
+/// Checks that the API serves other clients, has exactly these orders, and logged no error.
 async fn assert_unharmed(client: &Client, api: &Program, orders: &[&str]) {
     assert_eq!(client.create(&api.url, "last").await.status, 201);
     let list = client.get(format!("{}/order", api.url)).await.json();
@@ -30,7 +29,7 @@ async fn assert_unharmed(client: &Client, api: &Program, orders: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
+async fn a_malformed_request_is_refused_and_its_connection_closed() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -53,12 +52,12 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
         ),
         ("binary", "\u{0}\u{1}\u{2}\r\n\r\n".to_owned(), 400),
         (
-            "a field that is none",
+            "a malformed field",
             format!("GET /order HTTP/1.1\r\n{HOST}x\r\n\r\n"),
             400,
         ),
         (
-            "a head without end",
+            "an endless head",
             format!("GET /order HTTP/1.1\r\nX: {}", "x".repeat(100_000)),
             431,
         ),
@@ -68,7 +67,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             431,
         ),
         (
-            "a path without end",
+            "an endless path",
             format!("GET /order/{}", "x".repeat(100_000)),
             431,
         ),
@@ -81,7 +80,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             400,
         ),
         (
-            "a length below 0",
+            "a negative length",
             create("Content-Length: -1\r\n", ""),
             400,
         ),
@@ -91,7 +90,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             400,
         ),
         (
-            "a coding that is none",
+            "an unknown coding",
             create("Transfer-Encoding: gzip\r\n", "x"),
             400,
         ),
@@ -104,7 +103,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             400,
         ),
         (
-            "a chunk below 0",
+            "a negative chunk size",
             create(
                 "Transfer-Encoding: chunked\r\n",
                 "-c\r\n{\"id\":\"bad\"}\r\n0\r\n\r\n",
@@ -120,7 +119,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             400,
         ),
         (
-            "a chunk that is longer",
+            "a chunk longer than its size",
             create(
                 "Transfer-Encoding: chunked\r\n",
                 "5\r\n{\"id\":\"bad\"}\r\n0\r\n\r\n",
@@ -148,7 +147,7 @@ async fn a_request_that_is_none_is_refused_and_its_connection_closed() {
             400,
         ),
         (
-            "no Host beside a whole URL",
+            "an absolute URL without Host",
             "GET http://localhost/order HTTP/1.1\r\n\r\n".to_owned(),
             400,
         ),
@@ -207,7 +206,7 @@ async fn requests_on_one_connection_are_answered_in_their_order() {
             format!("GET /order/a1 HTTP/1.1\r\n{HOST}\r\n"),
             format!("GET /order/a2 HTTP/1.1\r\n{HOST}\r\n"),
             create("a2"),
-            // What comes with a body that no one reads does not become a request.
+            // A body that is not read is not parsed as a request.
             format!("DELETE /order HTTP/1.1\r\n{HOST}Content-Length: 5\r\n\r\nhello"),
             format!("HEAD /order/a2 HTTP/1.1\r\n{HOST}\r\n"),
             format!("GET /order HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n"),
@@ -241,7 +240,7 @@ async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
     assert_eq!(statuses(&answers).len(), 1, "{answers}");
     let two = client.get(format!("{}/order/two", api.url)).await.status;
     let created: &[&str] = if two == 200 { &["two"] } else { &[] };
-    // Bytes after a body are the next request, which is none.
+    // Bytes after a body are parsed as the next request, which is malformed.
     let mut wire = Wire::open(&api);
     wire.send(format!(
         "POST /order HTTP/1.1\r\n{HOST}Content-Length: 12\r\n\r\n{{\"id\":\"all\"}}, and more\r\n\r\n"
@@ -268,7 +267,7 @@ async fn an_upload_that_breaks_off_creates_nothing() {
         format!("{post}Content-Length: 12\r\n"),
         "POST".to_owned(),
     ] {
-        // One client ends properly and may be told, the other is just gone.
+        // One client closes its side and may get a response, the other resets the connection.
         let mut wire = Wire::open(&api);
         wire.send(&request);
         wire.end();
@@ -286,7 +285,7 @@ async fn an_upload_that_breaks_off_creates_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_client_that_dawdles_is_told_so_and_holds_up_no_one() {
+async fn a_slow_client_gets_408_and_delays_no_other() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -306,7 +305,7 @@ async fn a_client_that_dawdles_is_told_so_and_holds_up_no_one() {
             wire
         })
         .collect();
-    // Each byte is in time; all of them would take for ever.
+    // Each byte arrives in time, but the whole body would not.
     let mut trickled = Wire::open(&api);
     trickled.send(format!(
         "POST /order HTTP/1.1\r\n{HOST}Content-Length: 16000\r\n\r\n"
@@ -336,7 +335,7 @@ async fn a_client_that_dawdles_is_told_so_and_holds_up_no_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_lets_requests_in_flight_finish_and_takes_no_new_ones() {
+async fn a_shutdown_finishes_requests_in_flight_and_takes_no_new_ones() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -346,7 +345,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_takes_no_new_ones() {
     api.signal("TERM");
     let deadline = Instant::now() + PATIENCE;
     loop {
-        // A client of its own each time: what is kept alive is closed.
+        // A new client each time, because idle connections are closed.
         let ready: Answer = Client::new().get(format!("{}/readyz", api.url)).await;
         if ready.status == 503 {
             break;
@@ -369,7 +368,7 @@ async fn a_stop_lets_requests_in_flight_finish_and_takes_no_new_ones() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_stop_ends_whatever_clients_do() {
+async fn a_shutdown_completes_whatever_clients_do() {
     let world = World::new();
     let api = world.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
@@ -391,13 +390,13 @@ async fn a_stop_ends_whatever_clients_do() {
     reading.send("GET /order HTTP/1.0\r\n\r\n");
     reading.read_until("\r\n\r\n");
     api.signal("TERM");
-    // Who reads on gets everything.
+    // A client that keeps reading gets the whole list.
     let list: Vec<serde_json::Value> = serde_json::from_str(&reading.rest()).unwrap();
     assert!(list.iter().map(|order| &order["id"]).eq(&all));
     let mut api = api;
     assert_eq!(api.wait().code(), Some(0), "{}", api.logged());
     assert!(!api.logged().contains("ERROR"), "{}", api.logged());
-    // A list that was cut off does not look as if it were whole.
+    // A truncated list is not well-formed.
     assert!(!stalled.rest().ends_with("0\r\n\r\n"));
     drop((silent, idle, head, body));
 }

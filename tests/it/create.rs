@@ -1,4 +1,4 @@
-//! `POST /order`: what is taken, what is refused and how, and what the answer holds.
+//! `POST /order`: accepted and refused requests, and their responses.
 
 use crate::world::lead;
 use chrono::DateTime;
@@ -13,7 +13,7 @@ use crate::world::{Answer, Client, Program, World, assert_problem};
 /// The largest body, in bytes.
 const BODY_MAX: usize = 16 * 1024;
 
-/// `POST /order` with this body and these headers.
+/// Sends `POST /order` with this body and these headers.
 async fn post(
     client: &Client,
     api: &Program,
@@ -27,7 +27,7 @@ async fn post(
     client.send(request.body(body.into())).await
 }
 
-/// A body of exactly this many bytes.
+/// Returns a body of exactly this many bytes.
 fn body_of(id: &str, length: usize) -> Vec<u8> {
     let mut body = format!("{{\"id\":\"{id}\",\"more\":\"").into_bytes();
     body.resize(length - 2, b'x');
@@ -36,7 +36,7 @@ fn body_of(id: &str, length: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_created_order_is_answered_as_it_stands_and_with_its_place() {
+async fn a_creation_is_answered_with_the_order_and_its_location() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -123,7 +123,7 @@ async fn other_members_than_the_id_are_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn json_is_taken_under_each_of_its_content_types_or_none() {
+async fn json_is_accepted_with_each_of_its_content_types_or_none() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -155,7 +155,7 @@ async fn json_is_taken_under_each_of_its_content_types_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn any_other_content_type_is_415_and_told_the_header_to_send() {
+async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -212,7 +212,7 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_create_the_same_order_at_once_one_does() {
+async fn of_many_concurrent_creations_of_one_order_one_succeeds() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -227,7 +227,7 @@ async fn of_many_who_create_the_same_order_at_once_one_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_no_order_is_refused_with_the_name_of_what_is_wrong() {
+async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -235,7 +235,7 @@ async fn a_body_that_is_no_order_is_refused_with_the_name_of_what_is_wrong() {
     let deep = format!(r#"{{"id":{}{}}}"#, "[".repeat(200), "]".repeat(200));
     let mut wrong = Vec::new();
     for (body, member) in [
-        // What is not an object has no member to name.
+        // Without an object there is no member to name.
         ("", None),
         (" \r\n", None),
         ("null", None),
@@ -301,7 +301,7 @@ async fn a_body_that_is_no_order_is_refused_with_the_name_of_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_of_16_kib_is_taken_and_one_byte_more_is_not() {
+async fn a_body_of_16_kib_is_accepted_and_one_byte_more_is_not() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -330,7 +330,7 @@ async fn a_body_of_16_kib_is_taken_and_one_byte_more_is_not() {
     }
     let announced = post(&client, &api, body_of("a3", BODY_MAX + 1), &[]).await;
     assert_problem(&announced, 413);
-    // Announced, and never sent: no one waits for it.
+    // The body is announced and never sent: the server does not wait for it.
     let head = "POST /order HTTP/1.1\r\nContent-Length: 1000000000000";
     assert_eq!(statuses(&plain(&api, head, b"")), [413]);
     let all = client.get(format!("{}/order", api.url)).await.json();

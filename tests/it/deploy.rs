@@ -1,4 +1,4 @@
-//! The systemd units, held to what systemd understands and to the programs.
+//! Checks the systemd units with systemd, and against the programs.
 
 use std::fs;
 use std::path::Path;
@@ -26,10 +26,10 @@ fn unit(name: &str) -> String {
 
 #[test]
 #[ignore = "needs systemd-analyze; scripts/test all"]
-fn systemd_understands_the_units_and_finds_them_hardened() {
+fn systemd_accepts_the_units_and_finds_them_hardened() {
     let world = World::new();
     for (name, program) in UNITS {
-        // Where the built program is, instead of where it would be installed.
+        // The path of the built program replaces that of an installed one.
         let installed = format!(
             "/usr/local/bin/{}",
             Path::new(program).file_name().unwrap().display()
@@ -48,19 +48,19 @@ fn systemd_understands_the_units_and_finds_them_hardened() {
             verified.status.success() && complaints.is_empty(),
             "{name}: {complaints}"
         );
-        // Its measure of exposure goes from 0 to 10, here in tenths.
+        // systemd's exposure level goes from 0 to 10, here in tenths.
         let hardened = Command::new("systemd-analyze")
             .args(["security", "--offline=yes", "--threshold=15"])
             .arg(&path)
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&hardened.stdout);
-        assert!(hardened.status.success(), "{name}: {told}");
+        let report = String::from_utf8_lossy(&hardened.stdout);
+        assert!(hardened.status.success(), "{name}: {report}");
     }
 }
 
 #[test]
-fn the_units_wait_for_a_drain_and_do_not_repeat_what_is_wrong_with_the_settings() {
+fn the_units_wait_for_a_drain_and_do_not_restart_after_wrong_settings() {
     for (name, _) in UNITS {
         let unit = unit(name);
         for line in [

@@ -1,4 +1,4 @@
-//! README and the pages under `docs`, held to the programs and to each other.
+//! Compares README and the pages under `docs` with the programs and with each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,10 +12,10 @@ use order_service::process::Exit;
 use crate::tidy::{read, root};
 use crate::world::{Client, World};
 
-/// Number of lines after which README no longer fits a sitting.
+/// Maximum number of lines of README.
 const README_LINES_MAX: usize = 150;
 
-/// All pages, by their paths from the root.
+/// Returns all pages with their paths from the root.
 fn pages() -> Vec<(String, String)> {
     let folders = ["", "docs/"].map(|folder| (folder, fs::read_dir(root().join(folder)).unwrap()));
     let mut pages = Vec::new();
@@ -32,7 +32,7 @@ fn pages() -> Vec<(String, String)> {
     pages
 }
 
-/// The part of a page from a heading to the next one.
+/// Returns the part of a page from a heading to the next one.
 fn section<'t>(page: &'t str, heading: &str) -> &'t str {
     let (_, rest) = page
         .split_once(&format!("\n{heading}\n"))
@@ -40,7 +40,7 @@ fn section<'t>(page: &'t str, heading: &str) -> &'t str {
     rest.split("\n#").next().unwrap()
 }
 
-/// The cells of the rows of all tables in a text, without heads and rules.
+/// Returns the cells of all table rows in a text, without heads and rules.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let lines: Vec<_> = text.lines().collect();
     let is_body = |at: &usize| {
@@ -64,7 +64,7 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The fenced blocks in this language.
+/// Returns the fenced blocks in this language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let fence = format!("\n```{language}\n");
     let blocks = page.split(&fence).skip(1);
@@ -73,7 +73,7 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// The anchors of a page, as GitHub makes them of its headings.
+/// Returns the anchors that GitHub derives from a page's headings.
 fn anchors(page: &str) -> BTreeSet<String> {
     let headings = page.lines().filter(|line| line.starts_with('#'));
     let of_heading = |heading: &str| {
@@ -125,7 +125,7 @@ fn help(program: &str, command: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The part of a help text about each flag, by its name with the dashes.
+/// Returns the part of a help text about each flag, by its name with the dashes.
 fn flags(help: &str) -> BTreeMap<String, &str> {
     let (_, options) = help.split_once("Options:").unwrap();
     let entries = options.split("\n      --").skip(1);
@@ -245,7 +245,7 @@ fn the_api_page_names_every_path_and_no_other() {
     let requests = rows.iter().flat_map(|row| code_spans(row[0]));
     let named = requests.filter_map(|request| Some(request.split_once(" /")?.1));
     let named: BTreeSet<_> = named.map(|path| format!("/{path}")).collect();
-    // Nobody else is to rely on the files of the pages.
+    // The files of the pages are internal.
     let of_pages = ["/dashboard/{file}", "/docs/docs.js", "/docs/style.css"];
     let paths = api::paths().filter(|path| !of_pages.contains(path));
     assert_eq!(named, paths.map(str::to_owned).collect());
@@ -311,7 +311,7 @@ async fn the_operations_page_names_every_file_beside_the_database() {
     let upstream = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
     let program = world.serve(&upstream.url, &[]);
-    // By then every part of the program has opened its files.
+    // By now every part of the program has opened its files.
     client.create(&program.url, "a1").await;
     client.settled(&program.url, 1).await;
     let database = world.database();
@@ -343,7 +343,7 @@ fn the_guarantees_page_names_every_policy_and_every_reason_for_attention() {
     assert_eq!(named("## Attention"), reasons.into());
 }
 
-/// The items of the lists of a page, and its rows and paragraphs, each on one line.
+/// Returns the list items, rows and paragraphs of a page, each on one line.
 fn items(page: &str) -> Vec<String> {
     let mut items = vec![String::new()];
     for line in page.lines() {

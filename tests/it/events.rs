@@ -1,5 +1,5 @@
-//! The journal over HTTP: pages of events, and streams of them. Those who wait for single orders are
-//! in `waiting`.
+//! The journal over HTTP: pages and streams of events. Requests that wait for an order are in
+//! `waiting`.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -19,7 +19,7 @@ pub struct Events {
     response: reqwest::Response,
     read: String,
     comments: usize,
-    /// What came, and was not asked for yet: an id, and its data.
+    /// Received and not yet returned: ids with their data.
     come: VecDeque<(String, String)>,
 }
 
@@ -31,7 +31,7 @@ impl Events {
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
-        let response = request.send().await.expect("there is an answer");
+        let response = request.send().await.expect("the request is answered");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["cache-control"], "no-store");
@@ -43,9 +43,9 @@ impl Events {
         }
     }
 
-    /// Takes in what comes next; nothing at a proper end.
+    /// Reads the next chunk. Returns `None` at the end.
     async fn read_on(&mut self) -> Option<()> {
-        let chunk = self.response.chunk().await.expect("the stream is whole")?;
+        let chunk = self.response.chunk().await.expect("the stream is intact")?;
         self.read.push_str(std::str::from_utf8(&chunk).unwrap());
         while let Some((block, rest)) = self.read.split_once("\n\n") {
             let mut id = String::new();
@@ -67,7 +67,7 @@ impl Events {
         Some(())
     }
 
-    /// The next id, and what came with it; nothing at a proper end.
+    /// Returns the next id and its data, or `None` at the end.
     pub async fn next_block(&mut self) -> Option<(String, String)> {
         while self.come.is_empty() {
             self.read_on().await?;
@@ -75,16 +75,16 @@ impl Events {
         self.come.pop_front()
     }
 
-    /// The next event.
+    /// Returns the next event.
     pub async fn next(&mut self) -> Value {
-        let (id, data) = self.next_block().await.expect("the stream goes on");
+        let (id, data) = self.next_block().await.expect("the stream continues");
         let event: Value = serde_json::from_str(&data).unwrap();
         let seq = id.split_once('-').map(|(seq, _)| seq);
         assert_eq!(Some(&*event["seq"].to_string()), seq);
         event
     }
 
-    /// The numbers of the next events.
+    /// Returns the numbers of the next events.
     async fn seqs(&mut self, count: usize) -> Vec<i64> {
         let mut seqs = Vec::new();
         while seqs.len() < count {
@@ -94,7 +94,7 @@ impl Events {
     }
 }
 
-/// Takes these orders through PROCESSING to FAILED: two events each, as another process.
+/// Settles these orders as FAILED in another process: two events each.
 pub async fn settle(store: &Store, seqs: impl IntoIterator<Item = i64>) {
     let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
     let changes = seqs.into_iter().flat_map(|seq| {
@@ -118,7 +118,7 @@ fn seqs(page: &Answer) -> Vec<i64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_events_tells_what_happened_in_its_order() {
+async fn a_page_of_events_has_the_changes_in_order() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -199,7 +199,7 @@ async fn pages_of_events_are_walked_to_the_end_by_their_links() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_for_events_that_is_not_valid_is_refused_with_its_parameter() {
+async fn an_invalid_request_for_events_is_refused_with_its_parameter() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -236,12 +236,12 @@ async fn a_request_for_events_that_is_not_valid_is_refused_with_its_parameter() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_tells_each_event_once_and_in_order_whichever_process_wrote_it() {
+async fn a_stream_sends_each_event_once_and_in_order_whichever_process_wrote_it() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
     let store = world.store();
-    // More than are read at once, and more than are told at once.
+    // More than one read and one batch.
     let old: Vec<_> = (0..700).map(|n| format!("old-{n}")).collect();
     fill(&store, &old, 350).await;
     let mut early = Events::open(&client, &api, "", None).await;
@@ -282,7 +282,7 @@ async fn a_stream_tells_each_event_once_and_in_order_whichever_process_wrote_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_goes_on_where_its_reader_was() {
+async fn a_stream_resumes_after_its_readers_last_event() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -302,7 +302,7 @@ async fn a_stream_goes_on_where_its_reader_was() {
         assert_eq!(events.next().await["seq"], first, "{query} {last:?}");
     }
     let mut latest = Events::open(&client, &api, "?after=latest", None).await;
-    // Should it be lost before anything happens, its reader knows where it was.
+    // A client that loses it before the first event knows its position.
     let (id, data) = latest.next_block().await.expect("a position");
     assert_eq!(data, r#"{"seq":9}"#);
     client.create(&api.url, "next").await;
@@ -327,14 +327,18 @@ async fn a_slow_reader_of_a_stream_misses_nothing_and_costs_little() {
     let mut quick = Events::open(&client, &api, "?after=latest", None).await;
     quick.next_block().await;
     client.create(&api.url, "last").await;
-    assert_eq!(quick.next().await["seq"], 20_001, "no one else is held up");
+    assert_eq!(
+        quick.next().await["seq"],
+        20_001,
+        "other streams are not delayed"
+    );
     let grown = anonymous_kib(&api).saturating_sub(before);
-    assert!(grown < 8 * 1024, "it has grown by {grown} KiB");
+    assert!(grown < 8 * 1024, "memory grew by {grown} KiB");
     api.signal("TERM");
     let text = format!("data: {}", slow.rest());
     let mut seqs = Vec::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
-        // The last line may have been cut off by the end.
+        // The last line may be truncated.
         if let Ok(event) = serde_json::from_str::<Value>(line) {
             seqs.push(event["seq"].as_i64().unwrap());
         }
@@ -342,7 +346,7 @@ async fn a_slow_reader_of_a_stream_misses_nothing_and_costs_little() {
     assert!(seqs.iter().copied().eq(1..=seqs.len() as i64));
 }
 
-/// The memory of a program that is its own, in KiB.
+/// Returns the anonymous memory of a program, in KiB.
 pub fn anonymous_kib(program: &Program) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status
@@ -354,19 +358,19 @@ pub fn anonymous_kib(program: &Program) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_stream_in_which_nothing_happens_sends_comments() {
+async fn an_idle_stream_sends_comments() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
     let mut events = Events::open(&client, &api, "?order_id=none", None).await;
     while events.comments < 1 {
-        events.read_on().await.expect("the stream goes on");
+        events.read_on().await.expect("the stream continues");
     }
     assert!(events.come.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_streams_with_a_proper_end() {
+async fn a_shutdown_completes_the_response_of_streams() {
     let world = World::new();
     let mut api = world.api(&[]);
     let client = Client::new();

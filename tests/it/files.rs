@@ -1,5 +1,5 @@
-//! The files of a database, touched from outside: removed, moved, under a second name, on a disk that
-//! fails, owned by someone else. Nothing is acknowledged that the next program would not find.
+//! Database files that are removed, moved, linked, on a failing disk, or owned by another user. No
+//! acknowledged order is lost.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ async fn create(client: &Client, api: &Program, letter: char, count: usize) -> V
     ids
 }
 
-/// Expects that nothing can be written, and that nothing was.
+/// Checks that writes are refused and have no effect.
 async fn check_refused(client: &Client, api: &Program) {
     let refused = client.create(&api.url, "refused").await;
     assert_problem(&refused, 503);
@@ -33,7 +33,7 @@ async fn check_refused(client: &Client, api: &Program) {
     assert_eq!(ready.status, 503, "{ready:?}");
 }
 
-/// A program that a shell starts after it has run this script.
+/// Returns a command that runs a shell script and then the program.
 fn after(script: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell
@@ -45,7 +45,7 @@ fn after(script: &str, command: &Command) -> Command {
     shell
 }
 
-/// The API alone, started after a script.
+/// Starts the API after a script.
 fn api_after(world: &World, script: &str) -> Program {
     let database = world.database();
     let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url"];
@@ -54,12 +54,12 @@ fn api_after(world: &World, script: &str) -> Program {
     world.spawn("order-service", command, true)
 }
 
-/// What happens before the program itself looks at its files.
+/// Event before the program checks its files.
 #[derive(Debug)]
 enum Meanwhile {
     Nothing,
     Write,
-    /// SQLite makes a new log for it, which stays empty.
+    /// SQLite creates a new log for it, which stays empty.
     Visit,
 }
 
@@ -84,7 +84,7 @@ async fn check_removed(name: &str, meanwhile: Meanwhile) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_or_an_index_that_is_removed_stops_writes_and_a_crash_after_that_loses_nothing() {
+async fn removing_the_log_or_index_stops_writes_and_a_later_crash_loses_nothing() {
     let checks = [
         ("orders.db-wal", Meanwhile::Write),
         ("orders.db-shm", Meanwhile::Write),
@@ -117,7 +117,8 @@ async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_moved_away_is_whole_without_its_log_and_goes_on_when_it_is_put_back() {
+async fn a_database_that_is_moved_away_is_complete_without_its_log_and_works_again_when_moved_back()
+{
     let world = World::new();
     let client = Client::new();
     let api = world.api(&[]);
@@ -166,7 +167,7 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_folded_into_a_database_beside_which_another_log_stands() {
+async fn no_checkpoint_is_made_while_another_log_is_beside_the_database() {
     let world = World::new();
     let client = Client::new();
     let api = world.api(&[]);
@@ -180,7 +181,7 @@ async fn nothing_is_folded_into_a_database_beside_which_another_log_stands() {
     assert_eq!(fs::read(world.path("orders.db-wal")).unwrap(), b"other");
 }
 
-/// Expects that a program refuses the database, with one line.
+/// Checks that a program refuses the database with one line.
 fn check_unusable(ran: &Ran, says: &str) {
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
@@ -217,8 +218,8 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
         let name = entry.as_ref().unwrap().file_name();
         name.to_str().unwrap().starts_with("second.db-")
     });
-    assert_eq!(made.count(), 0, "nothing is made beside the second name");
-    // Those that only read do no harm.
+    assert_eq!(made.count(), 0, "no file is created beside the second name");
+    // Programs that only read are allowed.
     for arguments in [&["check"][..], &["explain", "a0"], &["backup", "backup.db"]] {
         let ran = world.run("order-service", arguments, &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -230,7 +231,7 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     assert_eq!(client.ids(&api.url).await.len(), created.len() + 1);
 }
 
-/// Runs a program after a script that mounts something for it alone: its exit code, and its log.
+/// Runs a program after a script that mounts something for it alone. Returns exit code and log.
 fn with_mounts(world: &World, script: &str, program: &Command) -> (Option<i32>, String) {
     let inside = after(&format!("({script}) || exit 99"), program);
     let mut ran = None;
@@ -244,7 +245,7 @@ fn with_mounts(world: &World, script: &str, program: &Command) -> (Option<i32>, 
             .unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         match output.status.code() {
-            // Not as this user.
+            // Not permitted for this user.
             Some(1 | 99) => ran = Some((None, log)),
             code => return (code, log),
         }
@@ -279,7 +280,7 @@ fn a_file_system_without_inodes_is_named_as_such() {
     fs::create_dir(world.path("small")).unwrap();
     let arguments = ["--once", "--database-url", "small/orders.db"];
     let plain = world.command("order-reconciler", &arguments);
-    // One is the folder's own. Then a lock, the database, its log and index, and the other locks.
+    // The folder takes one. Then a lock, the database, its log and index, and the other locks follow.
     for inodes in 2..=7 {
         let script = format!("mount -t tmpfs -o nr_inodes={inodes} tmpfs small");
         let (code, log) = with_mounts(&world, &script, &plain);
@@ -300,7 +301,7 @@ fn a_file_system_without_inodes_is_named_as_such() {
 async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so() {
     let world = World::new();
     let client = Client::new();
-    // No file may grow beyond some hundred KiB, which SQLite takes for a failing disk.
+    // Files are limited to some hundred KiB, which SQLite takes for a failing disk.
     let api = api_after(&world, "trap '' XFSZ; ulimit -f 600");
     let mut acknowledged = BTreeSet::new();
     let mut unknown: Option<Answer> = None;
@@ -326,7 +327,7 @@ async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so
     let api = world.api(&[]);
     let there: BTreeSet<_> = client.ids(&api.url).await.into_iter().collect();
     let lost: Vec<_> = acknowledged.difference(&there).collect();
-    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    assert!(lost.is_empty(), "acknowledged orders are lost: {lost:?}");
 }
 
 fn mode(path: &Path) -> u32 {
@@ -336,7 +337,7 @@ fn mode(path: &Path) -> u32 {
 const LOCKS: [&str; 3] = ["orders.db-turn", "orders.db-write", "orders.db-leader"];
 
 #[test]
-fn a_new_database_is_closed_to_others_and_its_locks_are_for_those_who_may_write_it() {
+fn a_new_database_is_closed_to_others_and_its_locks_have_its_permissions() {
     for (umask, database, locks) in [
         ("0", 0o640, 0o600),
         ("022", 0o640, 0o600),
@@ -355,7 +356,7 @@ fn a_new_database_is_closed_to_others_and_its_locks_are_for_those_who_may_write_
             assert_eq!(mode(&world.path(name)), locks, "{name}, umask {umask}");
             fs::remove_file(world.path(name)).unwrap();
         }
-        // Its group may write the database: then it has to write the locks too, whatever the umask.
+        // A group that may write the database may write the locks too, whatever the umask.
         fs::set_permissions(world.database(), fs::Permissions::from_mode(0o664)).unwrap();
         run(&script);
         for name in LOCKS {
@@ -365,7 +366,7 @@ fn a_new_database_is_closed_to_others_and_its_locks_are_for_those_who_may_write_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reconciler_whose_lock_is_replaced_gives_up_the_lead() {
+async fn a_reconciler_whose_lock_is_replaced_gives_up_leadership() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let first = world.serve(&simulator.url, &[]);
@@ -413,7 +414,7 @@ async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service(
     fs::rename(world.path("backup.db"), world.database()).unwrap();
     chown(world.database(), Some(SERVICE), Some(SERVICE)).unwrap();
     for command in ["restart", "fail"] {
-        // There is nothing to decide about this one, but the files are made.
+        // It has nothing to decide, but creates the files.
         world.run("order-service", &[command, "a0"], &[]);
     }
     let ran = world.run("order-reconciler", &["--once"], &[]);
@@ -433,7 +434,7 @@ fn too_few_descriptors_are_named_as_such() {
     let world = World::new();
     let ran = world.run("order-reconciler", &["--once"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    // With fewer the program itself does not start.
+    // With fewer the program does not start at all.
     let plain = world.command("order-reconciler", &["--once"]);
     let ran = after("ulimit -n 12", &plain).output().unwrap();
     let says = String::from_utf8_lossy(&ran.stderr);

@@ -1,5 +1,5 @@
-//! Paths, methods and parameters of the API, single orders, and how it tells how it is. Creating is
-//! in `create`, lists are in `lists`, clients that misbehave in `clients`.
+//! Paths, methods and parameters of the API, single orders, and health. Creation is tested in
+//! `create`, lists in `lists`, misbehaving clients in `clients`.
 
 use std::fs;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::wire::{plain, statuses};
 use crate::world::{Answer, Client, PATIENCE, World, assert_problem};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parameter_that_does_not_exist_is_refused_by_its_name() {
+async fn an_unknown_parameter_is_refused_by_its_name() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -44,7 +44,7 @@ async fn a_parameter_that_does_not_exist_is_refused_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_found_under_every_way_to_write_its_path() {
+async fn an_order_is_found_under_every_encoding_of_its_path() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -94,7 +94,7 @@ async fn an_order_is_found_under_every_way_to_write_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_does_not_exist_is_a_problem() {
+async fn an_unknown_path_is_a_problem() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -127,7 +127,7 @@ async fn a_path_that_does_not_exist_is_a_problem() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_a_path_does_not_have_is_told_those_it_has() {
+async fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -221,7 +221,7 @@ async fn a_json_answer_ends_with_one_newline() {
     }
 }
 
-/// The status of the body of a health path and the names of its checks, each of the right shape.
+/// Checks the shape of a health response. Returns its status and the names of its checks.
 fn checks(health: &Answer) -> (String, Vec<String>) {
     assert_eq!(health.header("content-type"), "application/json");
     let body = health.json();
@@ -242,7 +242,7 @@ fn checks(health: &Answer) -> (String, Vec<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_by_three_paths_in_one_form() {
+async fn health_is_served_at_three_paths_in_one_format() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -260,7 +260,7 @@ async fn health_is_told_by_three_paths_in_one_form() {
             assert!(found.iter().any(|f| f == name), "{path}: {found:?}");
         }
     }
-    // That the upstream is down is told, and is no reason not to be ready.
+    // An upstream that is down is reported, but does not make the API unready.
     let serve = world.serve("http://127.0.0.1:9", &[]);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -280,7 +280,7 @@ async fn health_is_told_by_three_paths_in_one_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_file_nothing_is_written_until_it_is_back() {
+async fn without_its_file_nothing_is_written_until_the_file_is_back() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -314,8 +314,8 @@ async fn without_its_file_nothing_is_written_until_it_is_back() {
     assert_eq!((read.status, &read.body), (200, &created.body));
     let list = client.get(format!("{}/order", api.url)).await;
     assert_eq!(list.json(), json!([created.json()]));
-    assert!(!world.database().exists(), "no file is created anew");
-    // Another file in its place is not the one that was opened.
+    assert!(!world.database().exists(), "no new file is created");
+    // Another file at its path is not the one that was opened.
     fs::write(world.database(), "").unwrap();
     assert_problem(&client.create(&api.url, "a2").await, 503);
     assert_eq!(fs::read(world.database()).unwrap(), b"");

@@ -1,5 +1,4 @@
-//! Lists of orders: filters, pages, forms, and readers that are slow. What the API answers to a
-//! single request is in `http`.
+//! Lists of orders: filters, pages, formats, and slow readers. Single orders are tested in `http`.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,12 +15,12 @@ use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill, has_m
 /// Largest size of the write-ahead log, in bytes: a checkpoint ends it at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
-/// An id so long that thousands are more than the system keeps for a reader that does not read.
+/// Returns an id so long that a few thousand exceed the socket buffers of a slow reader.
 pub fn long_name(n: usize) -> String {
     format!("{}{n}", "🦀".repeat(120))
 }
 
-/// The ids of orders, in their order.
+/// Returns the ids of orders, in order.
 fn ids(orders: &Value) -> Vec<&str> {
     let orders = orders.as_array().expect("a list");
     orders.iter().map(|o| o["id"].as_str().unwrap()).collect()
@@ -34,13 +33,13 @@ async fn list(client: &Client, api: &Program, query: &str) -> Value {
     answer.json()
 }
 
-/// The target of `Link: <…>; rel="next"`, if there is one.
+/// Returns the target of `Link: <…>; rel="next"`, if any.
 pub fn next(link: &str) -> Option<&str> {
     let target = link.strip_suffix(">; rel=\"next\"")?;
     target.strip_prefix('<')
 }
 
-/// The ids on all pages from this one on, page by page, found through the headers alone.
+/// Returns the ids of all pages from this one on, following `Link` headers.
 async fn pages(client: &Client, api: &Program, path: &str) -> Vec<Vec<String>> {
     let mut pages = Vec::new();
     let mut path = path.to_owned();
@@ -59,8 +58,8 @@ async fn pages(client: &Client, api: &Program, path: &str) -> Vec<Vec<String>> {
     }
 }
 
-/// A world with an order in each status, and one more that needs looking at: `c`, `p`, `f`, `x`
-/// and `a`, which is CREATED.
+/// A service with an order in each status, `c`, `p`, `f` and `x`, and `a`, which is CREATED and has
+/// attention.
 async fn one_of_each() -> (World, Program, Client) {
     let world = World::new();
     let api = world.api(&[]);
@@ -93,7 +92,7 @@ async fn one_of_each() -> (World, Program, Client) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_holds_the_orders_that_were_asked_for_in_the_order_of_creation() {
+async fn a_list_has_the_requested_orders_in_the_order_of_creation() {
     let (_world, api, client) = one_of_each().await;
     for (query, expected) in [
         ("", "c p f x a"),
@@ -138,7 +137,7 @@ async fn a_list_holds_the_orders_that_were_asked_for_in_the_order_of_creation() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_is_none_is_refused_with_its_parameter() {
+async fn an_invalid_value_is_refused_with_its_parameter() {
     let (_world, api, client) = one_of_each().await;
     let page = client.get(format!("{}/order?limit=1", api.url)).await;
     let link = next(page.header("link")).unwrap();
@@ -220,19 +219,15 @@ async fn pages_are_walked_to_the_end_by_their_links() {
         assert_eq!(found, lengths, "limit {limit}");
         assert_eq!(pages.concat(), all);
     }
-    // The filters are kept from page to page.
+    // The link keeps the filters.
     let path = "/order?status=PROCESSING&status=FAILED&attention=false&limit=5";
     let processing: Vec<_> = all.iter().step_by(2).cloned().collect();
     assert_eq!(pages(&client, &api, path).await.concat(), processing);
     let first = client.get(format!("{}{path}", api.url)).await;
     let rest = next(first.header("link")).unwrap().replace("limit=5&", "");
     let rest = pages(&client, &api, &rest).await;
-    assert_eq!(
-        rest.concat(),
-        processing[5..],
-        "a cursor goes without a limit"
-    );
-    // Neither what is created meanwhile disturbs, nor what changes.
+    assert_eq!(rest.concat(), processing[5..], "a cursor needs no limit");
+    // Concurrent creations and changes have no effect.
     let first = client.get(format!("{}/order?limit=20", api.url)).await;
     store
         .record(&lead(&store).await, vec![adopt(2)], now)
@@ -248,7 +243,7 @@ async fn pages_are_walked_to_the_end_by_their_links() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_nothing_is_an_empty_list() {
+async fn a_list_without_orders_is_empty() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -267,7 +262,7 @@ async fn a_list_of_nothing_is_an_empty_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lines_are_sent_to_those_who_prefer_them() {
+async fn lines_are_sent_to_clients_that_prefer_them() {
     let (_world, api, client) = one_of_each().await;
     let array = list(&client, &api, "").await;
     let mut wrong = Vec::new();
@@ -324,7 +319,7 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
     let store = world.store();
     let names: Vec<_> = (0..3_000).map(|n| format!("order-{n}")).collect();
     let all = fill(&store, &names[..500], 500).await;
-    // Exactly what is read at once, and one more.
+    // Exactly one read, and one order more.
     assert_eq!(ids(&list(&client, &api, "").await), all);
     let more = fill(&store, &names[500..501], 1).await;
     let all = [all, more].concat();
@@ -346,7 +341,7 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
     let head = client.request("HEAD", format!("{}/order", api.url));
     let head = client.send(head).await;
     assert_eq!((head.status, &*head.body), (200, ""));
-    // To a client that knows no chunks the end of the connection is the end of the list.
+    // For HTTP/1.0 the end of the connection is the end of the list.
     let mut wire = Wire::open(&api);
     wire.send("GET /order HTTP/1.0\r\n\r\n");
     let answer = wire.rest();
@@ -356,7 +351,7 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
+async fn a_slow_reader_delays_neither_others_nor_the_database() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -373,7 +368,7 @@ async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
     let late: Vec<_> = (20_000..28_000).map(long_name).collect();
     let mut largest = 0;
     for some in late.chunks(200) {
-        // Few in a commit: each commit writes whole pages into the log.
+        // Few orders per commit, because each commit writes whole pages into the log.
         fill(&store, some, 4).await;
         let wal = fs::metadata(world.path("orders.db-wal")).unwrap().len();
         largest = largest.max(wal);
@@ -388,7 +383,7 @@ async fn a_slow_reader_holds_up_neither_others_nor_the_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
+async fn fifteen_hundred_slow_lists_delay_no_other_client() {
     if !has_many_files() {
         return;
     }
@@ -419,7 +414,7 @@ async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
         begun.elapsed()
     );
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
-    // All of them have begun, and there is no place for another one.
+    // All of them have begun, and another one is refused.
     for wire in &mut slow {
         assert_eq!(statuses(&wire.read_until("\r\n\r\n")), [200]);
     }
@@ -436,18 +431,18 @@ async fn fifteen_hundred_slow_lists_hold_up_no_one_else() {
         .status
         == 503
     {
-        assert!(Instant::now() < deadline, "the places stay taken");
+        assert!(Instant::now() < deadline, "the slots stay taken");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
+async fn a_list_that_cannot_be_finished_is_not_well_formed() {
     let world = World::new();
     let api = world.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
     let store = world.store();
     fill(&store, &names, 2_000).await;
-    // What is in the log would be found there.
+    // Otherwise pages would be read from the log.
     store.checkpoint().await;
     let mut readers = Vec::new();
     for (version, accept) in [
@@ -462,7 +457,7 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
         reader.read_until("\r\n\r\n");
         readers.push(reader);
     }
-    // Whoever does this to a database has lost it; those who read from it must notice.
+    // The database is lost; its readers must notice.
     let file = fs::OpenOptions::new().write(true).open(world.database());
     let file = file.unwrap();
     let half = file.metadata().unwrap().len() / 2;
@@ -470,13 +465,13 @@ async fn a_list_that_cannot_be_finished_does_not_look_as_if_it_were_whole() {
     for mut reader in readers {
         let (list, is_reset) = reader.rest_and_reset();
         assert!(!list.ends_with(']') && !list.ends_with("0\r\n\r\n"));
-        assert!(is_reset, "a proxy that speaks HTTP/1.0 takes it for whole");
+        assert!(is_reset, "an HTTP/1.0 client would take it for complete");
     }
     assert_eq!(api.logged().matches("broke off").count(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_dies_with_the_program_does_not_look_as_if_it_were_whole() {
+async fn a_list_of_a_killed_program_is_not_well_formed() {
     let world = World::new();
     let api = world.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();

@@ -1,4 +1,4 @@
-//! The metrics: that they can be parsed, agree with what happened, and never fall.
+//! The metrics: they can be parsed, agree with what happened, and counters never decrease.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
 use crate::world::{Client, PATIENCE, World, fill};
 
-/// A sample's name and labels, as they are written.
+/// Values by the name and labels of the sample, in the text format.
 pub type Samples = BTreeMap<String, f64>;
 
-/// The metrics, checked by the rules of the text format, version 0.0.4, and Prometheus' naming
+/// Reads the metrics and checks them against the text format, version 0.0.4, and Prometheus' naming
 /// conventions.
 pub async fn metrics(client: &Client, api: &str) -> Samples {
     let answer = client.get(format!("{api}/metrics")).await;
@@ -63,7 +63,7 @@ fn parse(text: &str) -> Samples {
     samples
 }
 
-/// A sample's name, and its labels with their values.
+/// Returns a sample's name, and its labels with their values.
 #[track_caller]
 fn labels_of(series: &str) -> (&str, Vec<(&str, &str)>) {
     let Some((name, labels)) = series.split_once('{') else {
@@ -74,7 +74,7 @@ fn labels_of(series: &str) -> (&str, Vec<(&str, &str)>) {
         let (name, value) = label.split_once('=')?;
         let value = value.strip_prefix('"')?.strip_suffix('"')?;
         let is_plain = name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        // None of our values needs an escape.
+        // No label value here needs escaping.
         (is_plain && !value.contains(['"', '\\'])).then_some((name.len(), value.len()))
     };
     let labels = labels.split(',').map(|text| {
@@ -84,7 +84,7 @@ fn labels_of(series: &str) -> (&str, Vec<(&str, &str)>) {
     (name, labels.collect())
 }
 
-/// Buckets rise, and the last holds all.
+/// Checks that buckets are cumulative, and that the last one has the total.
 #[track_caller]
 fn check_buckets(samples: &Samples) {
     let mut buckets: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
@@ -120,23 +120,23 @@ fn check_buckets(samples: &Samples) {
     }
 }
 
-/// The metrics, once `done` holds of them.
+/// Reads the metrics until `done` returns true.
 async fn metrics_when(client: &Client, api: &str, done: impl Fn(&Samples) -> bool) -> Samples {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let told = metrics(client, api).await;
-        if done(&told) {
-            return told;
+        let samples = metrics(client, api).await;
+        if done(&samples) {
+            return samples;
         }
         assert!(
             Instant::now() < deadline,
-            "it does not come to pass: {told:#?}"
+            "the condition was not met in time: {samples:#?}"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// The value of a sample, 0 if it is not there. The prefix goes without saying.
+/// Returns the value of a sample, 0 if it is absent. `series` omits the prefix.
 fn of(samples: &Samples, series: &str) -> u64 {
     let value = samples.get(&format!("order_service_{series}"));
     value.copied().unwrap_or(0.0) as u64
@@ -145,7 +145,7 @@ fn of(samples: &Samples, series: &str) -> u64 {
 const STARTS_OK: &str = "upstream_request_duration_seconds_count{kind=\"start\",result=\"ok\"}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_counted_of_a_run_is_what_happened() {
+async fn the_metrics_of_a_run_agree_with_what_happened() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
     let service = world.serve(&simulator.url, &["--start-rate", "0"]);
@@ -159,16 +159,19 @@ async fn what_is_counted_of_a_run_is_what_happened() {
         client.get(format!("{}{path}", service.url)).await;
     }
     let orders = client.settled(&service.url, 50).await;
-    // What the reconciler counts comes with its heartbeat.
-    let told = metrics_when(&client, &service.url, |told| of(told, STARTS_OK) == 50).await;
+    // The reconciler's counts arrive with its heartbeat.
+    let samples = metrics_when(&client, &service.url, |samples| {
+        of(samples, STARTS_OK) == 50
+    })
+    .await;
 
     let text = client.get(format!("{}/metrics", service.url)).await.body;
     for order in &orders {
         let id = order["id"].as_str().unwrap();
         assert!(!text.contains(id), "{id} is in the metrics");
     }
-    // The page describes all of them, and those that are absent when nothing limits the starts and
-    // all is settled.
+    // The page describes all of them, and those that are absent without a limit and without open
+    // orders.
     let page = client.get(format!("{}/docs/metrics", service.url)).await;
     let sections = page.body.split("<section id=\"").skip(1);
     let described: BTreeSet<_> = sections
@@ -194,7 +197,7 @@ async fn what_is_counted_of_a_run_is_what_happened() {
     for name in described.difference(&declared) {
         assert!(may_be_absent.contains(name), "{name} is never written");
     }
-    let expect = |series: &str, value: u64| assert_eq!(of(&told, series), value, "{series}");
+    let expect = |series: &str, value: u64| assert_eq!(of(&samples, series), value, "{series}");
     let fulfilled = orders.iter().filter(|o| o["status"] == "FULFILLED").count() as u64;
     expect("build_info{version=\"0.2.0\"}", 1);
     expect("orders{status=\"CREATED\"}", 0);
@@ -230,41 +233,41 @@ async fn what_is_counted_of_a_run_is_what_happened() {
     expect(&request("/order", "POST", 409), 1);
     expect(&request("/order/{id}", "GET", 200), 2);
     expect(&request("other", "GET", 404), 3);
-    assert!(of(&told, "http_requests_in_flight") >= 1);
-    assert!(of(&told, "http_connections{place=\"served\"}") >= 1);
-    assert!(of(&told, "write_batch_writes_sum") >= 50);
-    assert!(of(&told, "database_bytes") > 0);
+    assert!(of(&samples, "http_requests_in_flight") >= 1);
+    assert!(of(&samples, "http_connections{place=\"served\"}") >= 1);
+    assert!(of(&samples, "write_batch_writes_sum") >= 50);
+    assert!(of(&samples, "database_bytes") > 0);
     for moment in [
         "reconciler_leader_since_timestamp_seconds",
         "reconciler_last_pass_timestamp_seconds",
         "reconciler_last_seen_timestamp_seconds",
     ] {
-        let at = of(&told, moment) as i64;
+        let at = of(&samples, moment) as i64;
         assert!(
             (before.0 / 1_000 - 60..=SystemClock.now().0 / 1_000).contains(&at),
             "{moment}"
         );
     }
     let passes = of(
-        &told,
+        &samples,
         "reconciler_pass_duration_seconds_count{result=\"ok\"}",
     );
     assert!(passes > 0);
-    assert!(!told.contains_key("order_service_oldest_open_order_timestamp_seconds"));
+    assert!(!samples.contains_key("order_service_oldest_open_order_timestamp_seconds"));
     assert_eq!(
         world.outcomes().len(),
         50,
-        "as many as the simulator counts"
+        "as many as in the simulator's record"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_kept_goes_on_after_a_restart_of_the_programs_and_never_falls() {
+async fn stored_counters_survive_restarts_and_never_decrease() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
     let mut last = Samples::new();
-    // What a process counts of itself begins anew with it, as Prometheus expects.
+    // Counts of the process itself reset at a restart, as Prometheus expects.
     let is_own = |series: &str| {
         ["http_", "write"]
             .iter()
@@ -283,24 +286,24 @@ async fn what_is_kept_goes_on_after_a_restart_of_the_programs_and_never_falls() 
             client.create(&api.url, &format!("id-{run}-{n}")).await;
         }
         client.settled(&api.url, run as usize * 20).await;
-        let told = metrics_when(&client, &api.url, |told| {
+        let samples = metrics_when(&client, &api.url, |samples| {
             for (series, value) in last
                 .iter()
                 .filter(|(series, _)| rises(series) && !is_own(series))
             {
-                let now = told
+                let now = samples
                     .get(series)
-                    .unwrap_or_else(|| panic!("{series} is gone"));
+                    .unwrap_or_else(|| panic!("{series} is missing"));
                 assert!(now >= value, "{series} has fallen from {value} to {now}");
             }
-            of(told, STARTS_OK) == run * 20
+            of(samples, STARTS_OK) == run * 20
         })
         .await;
-        assert_eq!(of(&told, "starts_total"), run * 20);
-        assert_eq!(of(&told, "orders_created_total"), run * 20);
-        assert_eq!(of(&told, "order_time_to_settle_seconds_count"), run * 20);
-        assert_eq!(of(&told, "reconciler_leaderships_total"), run);
-        last = told;
+        assert_eq!(of(&samples, "starts_total"), run * 20);
+        assert_eq!(of(&samples, "orders_created_total"), run * 20);
+        assert_eq!(of(&samples, "order_time_to_settle_seconds_count"), run * 20);
+        assert_eq!(of(&samples, "reconciler_leaderships_total"), run);
+        last = samples;
         if run == 1 {
             reconciler.kill();
             api.kill();
@@ -311,21 +314,21 @@ async fn what_is_kept_goes_on_after_a_restart_of_the_programs_and_never_falls() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
+async fn an_unreachable_upstream_is_counted_as_unreachable() {
     let world = World::new();
     let service = world.serve("http://127.0.0.1:9", &[]);
     let client = Client::new();
     client.create(&service.url, "a1").await;
-    let told = metrics_when(&client, &service.url, |told| {
-        told.get("order_service_upstream_up") == Some(&0.0)
+    let samples = metrics_when(&client, &service.url, |samples| {
+        samples.get("order_service_upstream_up") == Some(&0.0)
     })
     .await;
     let attention = "orders_needing_attention{reason=\"upstream_unreachable\",by=\"itself\"}";
-    assert_eq!(of(&told, attention), 1);
-    let created_at = of(&told, "oldest_open_order_timestamp_seconds") as i64;
+    assert_eq!(of(&samples, attention), 1);
+    let created_at = of(&samples, "oldest_open_order_timestamp_seconds") as i64;
     assert!((SystemClock.now().0 / 1_000 - created_at) < PATIENCE.as_secs() as i64);
     let name = "reconciler_pass_duration_seconds_count{result=\"unreachable\"}";
-    metrics_when(&client, &service.url, |told| of(told, name) > 0).await;
+    metrics_when(&client, &service.url, |samples| of(samples, name) > 0).await;
     let heartbeat = ready(world.store().heartbeat()).unwrap();
     let mut asked = heartbeat.metrics.requests();
     assert!(asked.all(|(_, answer, _)| answer == AnswerClass::Unavailable));
@@ -338,16 +341,16 @@ async fn an_upstream_that_cannot_be_reached_is_counted_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_an_api_without_a_reconciler_the_rest_is_told() {
+async fn an_api_without_a_reconciler_serves_the_other_metrics() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
     let store = world.store();
     fill(&store, &["a1".to_owned()], 1).await;
-    let told = metrics(&client, &api.url).await;
-    assert_eq!(of(&told, "orders{status=\"CREATED\"}"), 1);
-    assert_eq!(of(&told, "reconciler_overdue"), 1);
-    assert!(!told.contains_key("order_service_upstream_up"));
+    let samples = metrics(&client, &api.url).await;
+    assert_eq!(of(&samples, "orders{status=\"CREATED\"}"), 1);
+    assert_eq!(of(&samples, "reconciler_overdue"), 1);
+    assert!(!samples.contains_key("order_service_upstream_up"));
     let head = client
         .send(client.request("HEAD", format!("{}/metrics", api.url)))
         .await;

@@ -1,5 +1,5 @@
-//! `/openapi.json` held to the routes, both ways: what it promises is answered as it says, and
-//! what is answered is in it.
+//! Compares `/openapi.json` with the routes: every response matches its description, and every route is
+//! described.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::world::{Answer, Client, World};
 
-/// The description, as it is served.
+/// The served document.
 struct Document(Value);
 
 impl Document {
@@ -20,19 +20,19 @@ impl Document {
         Self(answer.json())
     }
 
-    /// What a reference stands for.
+    /// Resolves a reference.
     fn resolve<'a>(&'a self, part: &'a Value) -> &'a Value {
         match part["$ref"].as_str() {
             None => part,
             Some(reference) => {
                 let path = reference.strip_prefix('#').unwrap();
                 let target = self.0.pointer(path);
-                self.resolve(target.unwrap_or_else(|| panic!("{reference} leads nowhere")))
+                self.resolve(target.unwrap_or_else(|| panic!("{reference} does not resolve")))
             }
         }
     }
 
-    /// Every path with every method, in upper case.
+    /// Returns every path with every method, in upper case.
     fn operations(&self) -> Vec<(String, String, &Value)> {
         let mut operations = Vec::new();
         for (path, item) in self.0["paths"].as_object().unwrap() {
@@ -45,7 +45,7 @@ impl Document {
         operations
     }
 
-    /// Checks that an answer is one that the document promises for this path and method.
+    /// Checks a response against the document's description of this path and method.
     fn check(&self, path: &str, method: &str, answer: &Answer) {
         let status = answer.status.to_string();
         let what = format!("{method} {path} {status}");
@@ -81,7 +81,7 @@ impl Document {
         }
     }
 
-    /// As much of JSON Schema as the document uses for answers.
+    /// Checks a value against a schema: the part of JSON Schema that the document uses for responses.
     fn check_value(&self, what: &str, schema: &Value, value: &Value) {
         let schema = self.resolve(schema);
         if let Some(choices) = schema["oneOf"].as_array() {
@@ -127,20 +127,20 @@ impl Document {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_route() {
+async fn the_document_has_every_route_and_no_other() {
     let world = World::new();
     let program = world.api(&[]);
     let client = Client::new();
     let document = Document::of(&client, &program.url).await;
     let paths: Vec<_> = document.0["paths"].as_object().unwrap().keys().collect();
-    let told: BTreeSet<_> = paths.iter().map(|path| path.to_string()).collect();
-    // No one else is to rely on the files of the pages.
+    let described: BTreeSet<_> = paths.iter().map(|path| path.to_string()).collect();
+    // The files of the pages are internal.
     let of_pages = ["/dashboard/{file}", "/docs/docs.js", "/docs/style.css"];
     let routes = api::paths().filter(|path| !of_pages.contains(path));
-    assert_eq!(told, routes.map(str::to_owned).collect());
+    assert_eq!(described, routes.map(str::to_owned).collect());
     for path in paths {
         let url = format!("{}{}", program.url, path.replace("{id}", "a1"));
-        // What a path allows is what the document has of it.
+        // The methods in `Allow` are those of the document.
         let mut allowed: BTreeSet<String> = BTreeSet::new();
         for (other, method, _) in document.operations() {
             if &other == path {
@@ -150,9 +150,9 @@ async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_rout
         let refused = client.send(client.request("DELETE", &url)).await;
         assert_eq!(refused.status, 405, "{path}");
         document.check(path, "DELETE", &refused);
-        let told = refused.header("allow").split(", ");
-        let told: BTreeSet<_> = told.map(str::to_owned).collect();
-        assert_eq!(told, allowed, "{path}");
+        let allow = refused.header("allow").split(", ");
+        let allow: BTreeSet<_> = allow.map(str::to_owned).collect();
+        assert_eq!(allow, allowed, "{path}");
     }
     let foreign = client.request("GET", format!("{}/livez", program.url));
     let foreign = client.send(foreign.header("host", "a.example")).await;
@@ -161,11 +161,11 @@ async fn every_route_is_in_the_document_and_everything_in_the_document_is_a_rout
     document.check("/nowhere", "GET", &nowhere);
 }
 
-/// Method, path in the document, query, headers, body.
+/// A request: method, path in the document, query, headers, body.
 type Request<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_answered_as_the_document_says() {
+async fn every_response_matches_the_document() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -240,7 +240,7 @@ async fn every_request_is_answered_as_the_document_says() {
     }
     for path in ["/order/{id}", "/order/{id}/explain"] {
         for segment in ["none", "%zz"] {
-            // The client would mend the path.
+            // The client would normalise the path.
             let request = format!("GET {} HTTP/1.1", path.replace("{id}", segment));
             let answer = crate::wire::plain(&api, &request, b"");
             let status = crate::wire::statuses(&answer)[0];
@@ -259,7 +259,7 @@ async fn every_request_is_answered_as_the_document_says() {
     assert_eq!(answer.status, 503);
     document.check("/order", "POST", &answer);
     answered.insert(("/order".to_owned(), "POST".to_owned(), 503));
-    // All that the document has was seen here, but for what is tested where it can be brought about.
+    // Every described response was checked, except those whose conditions other tests create.
     for (path, method, operation) in document.operations() {
         if method == "HEAD" {
             continue;
@@ -270,14 +270,14 @@ async fn every_request_is_answered_as_the_document_says() {
             let is_elsewhere = matches!(status, 408 | 410 | 503);
             assert!(
                 answered.contains(&key) || is_elsewhere,
-                "{key:?} was not seen"
+                "{key:?} was not checked"
             );
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_is_whole_and_its_examples_are_what_it_says() {
+async fn the_document_is_complete_and_its_examples_match_its_schemas() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();

@@ -1,4 +1,4 @@
-//! The operator's commands that only read: backups and their restoration, the check of a database.
+//! The operator's read-only commands: `backup` with restoration, and `check`.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn run(world: &World, arguments: &[&str]) -> Ran {
     world.run("order-service", arguments, &[])
 }
 
-/// The names in the world's folder, without the logs of what was run.
+/// Returns the file names in the test's folder, without the logs of programs.
 fn files(world: &World) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(world.path("."))
         .unwrap()
@@ -35,7 +35,7 @@ fn ids(path: &Path) -> Vec<String> {
     ids.collect::<Result<_, _>>().unwrap()
 }
 
-/// Creates orders as fast as it goes beside `work`; tells how many.
+/// Creates orders as fast as possible while `work` runs. Returns their number.
 async fn beside_a_writer(store: &Store, work: impl FnOnce()) -> usize {
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, store) = (stop.clone(), store.clone());
@@ -54,7 +54,7 @@ async fn beside_a_writer(store: &Store, work: impl FnOnce()) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_beside_a_program_that_writes_all_the_time_is_whole_and_of_one_moment() {
+async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
     let world = World::new();
     let store = world.store();
     let before: Vec<_> = (0..5_000).map(|n| format!("o{n}")).collect();
@@ -68,32 +68,32 @@ async fn a_backup_beside_a_program_that_writes_all_the_time_is_whole_and_of_one_
             let copied = ids(&world.path(name));
             assert!(
                 copied.len() >= known,
-                "what was acknowledged before is in it"
+                "acknowledged orders are in the backup"
             );
-            let told = format!("{} CREATED", copied.len());
-            assert!(ran.stdout.contains(&told), "{told}: {ran:?}");
+            let expected = format!("{} CREATED", copied.len());
+            assert!(ran.stdout.contains(&expected), "{expected}: {ran:?}");
             let journal = format!("up to entry {}", copied.len());
             assert!(ran.stdout.contains(&journal), "{journal}: {ran:?}");
-            // The first of them, without a gap.
+            // The first orders, without a gap.
             assert_eq!(ids(&world.database())[..copied.len()], copied[..]);
             let mode: String = Connection::open(world.path(name))
                 .unwrap()
                 .query_row("PRAGMA journal_mode", [], |row| row.get(0))
                 .unwrap();
-            assert_eq!(mode, "delete", "it needs no other file");
+            assert_eq!(mode, "delete", "the backup is a single file");
         }
     })
     .await;
-    assert!(written > 0, "it was written meanwhile");
+    assert!(written > 0, "orders were created meanwhile");
     let left: Vec<_> = files(&world)
         .into_iter()
         .filter(|name| !name.starts_with("orders.db"))
         .collect();
-    assert_eq!(left, ["one.db", "two.db"], "nothing else is left");
+    assert_eq!(left, ["one.db", "two.db"], "no other file is left");
 }
 
 #[tokio::test]
-async fn a_backup_never_takes_the_place_of_a_file_unless_that_is_asked_for() {
+async fn a_backup_replaces_a_file_only_on_request() {
     let world = World::new();
     fill(&world.store(), &["a1".into()], 1).await;
     fs::write(world.path("copy.db"), "precious").unwrap();
@@ -104,7 +104,7 @@ async fn a_backup_never_takes_the_place_of_a_file_unless_that_is_asked_for() {
     let ran = run(&world, &["backup", "--replace", "copy.db"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(ids(&world.path("copy.db")), ["a1"]);
-    // A log of an earlier file of this name would be read into the new one.
+    // SQLite would apply the log of an earlier file of this name to the new one.
     fs::write(world.path("other.db-wal"), "old").unwrap();
     let ran = run(&world, &["backup", "other.db"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -112,7 +112,7 @@ async fn a_backup_never_takes_the_place_of_a_file_unless_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_backup_into_the_database_itself_is_refused_whatever_it_is_called() {
+async fn a_backup_into_the_database_itself_is_refused_under_every_name() {
     let world = World::new();
     let store = world.store();
     fill(&store, &["a1".into()], 1).await;
@@ -132,14 +132,14 @@ async fn a_backup_into_the_database_itself_is_refused_whatever_it_is_called() {
         assert!(ran.stderr.contains("the database itself"), "{ran:?}");
     }
     assert_eq!(ready(store.newest_seq()).unwrap(), 1);
-    // Nothing is written to a database with a second name.
+    // A database with a second name is not written.
     fs::remove_file(world.path("hard.db")).unwrap();
     fill(&store, &["a2".into()], 1).await;
     assert_eq!(ids(&world.database()), ["a1", "a2"]);
 }
 
 #[tokio::test]
-async fn where_no_backup_can_be_taken_the_reason_is_one_line_and_nothing_is_left() {
+async fn a_failed_backup_prints_its_reason_in_one_line_and_leaves_no_file() {
     let world = World::new();
     let ran = run(&world, &["backup", "copy.db"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
@@ -157,7 +157,7 @@ async fn where_no_backup_can_be_taken_the_reason_is_one_line_and_nothing_is_left
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     }
     assert_eq!(run(&world, &["backup"]).code, Some(2));
-    // What is not sound is no backup.
+    // A damaged copy is not kept.
     let db = Connection::open(world.database()).unwrap();
     db.execute_batch("DELETE FROM journal").unwrap();
     drop(db);
@@ -169,7 +169,7 @@ async fn where_no_backup_can_be_taken_the_reason_is_one_line_and_nothing_is_left
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
+async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
@@ -184,7 +184,7 @@ async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
     client.settled(&api.url, 3).await;
     reconciler.kill();
     api.kill();
-    // As docs/operations.md says: what is there is put away with all that belongs to it.
+    // As docs/operations.md says: the database is moved away with all its files.
     fs::create_dir(world.path("old")).unwrap();
     for name in files(&world) {
         if name.starts_with("orders.db") {
@@ -194,10 +194,10 @@ async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
     fs::copy(world.path("copy.db"), world.database()).unwrap();
     let service = world.serve(&simulator.url, &[]);
     let orders = client.settled(&service.url, 3).await;
-    // Each process was started once, before the restoration, and is taken over.
+    // Each process was started once, before the restoration, and is adopted.
     assert_eq!(world.outcomes().len(), 3);
     for order in &orders {
-        assert_eq!(order["starts"], 0, "the backup knows of no start: {order}");
+        assert_eq!(order["starts"], 0, "the backup has no start: {order}");
     }
     let mut orders = orders;
     for order in &mut orders {
@@ -209,7 +209,7 @@ async fn a_restored_backup_takes_up_the_processes_that_it_does_not_know_of() {
     assert_eq!(service.stop(), Some(0));
 }
 
-/// A database with an order in each status, and one whose clock was set back.
+/// Creates a database with an order in each status, one of them written by a clock that was set back.
 async fn one_of_each(world: &World) {
     let store = world.store();
     for (id, at, steps) in [
@@ -249,7 +249,7 @@ async fn one_of_each(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sound_database_is_ok_with_its_counts_also_beside_a_program_that_writes() {
+async fn a_sound_database_is_ok_with_its_counts_also_during_writes() {
     let world = World::new();
     one_of_each(&world).await;
     let ran = run(&world, &["check"]);
@@ -269,11 +269,11 @@ async fn a_sound_database_is_ok_with_its_counts_also_beside_a_program_that_write
         }
     })
     .await;
-    assert!(written > 0, "it was written meanwhile");
+    assert!(written > 0, "orders were created meanwhile");
 }
 
 #[tokio::test]
-async fn a_check_needs_a_database_of_ours_and_makes_none() {
+async fn a_check_needs_an_existing_database_of_this_service() {
     let world = World::new();
     let ran = run(&world, &["check"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
@@ -299,7 +299,7 @@ async fn a_check_needs_a_database_of_ours_and_makes_none() {
 }
 
 #[tokio::test]
-async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
+async fn each_inconsistency_is_found_and_reported_in_one_line() {
     for (change, says) in [
         ("DELETE FROM histories", "there is no history"),
         (
@@ -397,7 +397,7 @@ async fn each_thing_that_must_not_be_is_found_and_told_in_one_line() {
         assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
         let line = ran.stdout.lines().find(|line| line.contains(says));
         let line = line.unwrap_or_else(|| panic!("{change}: {says}: {ran:?}"));
-        assert!(line.contains("; "), "what to do: {line}");
+        assert!(line.contains("; "), "the line has advice: {line}");
     }
 }
 
@@ -421,7 +421,7 @@ async fn a_damaged_page_is_found() {
 }
 
 #[tokio::test]
-async fn of_many_findings_of_one_kind_the_number_is_told() {
+async fn many_findings_of_one_kind_are_counted() {
     let world = World::new();
     let store = world.store();
     let many: Vec<_> = (0..120).map(|n| format!("o{n}")).collect();

@@ -1,15 +1,14 @@
-//! The pages for people, held to the code: what a page tells of is there, and what is there is
-//! told. The description of the API is in `openapi`; what the dashboard does in a browser, in
-//! `tests/browser`.
+//! Compares the HTML pages with the code. The description of the API is tested in `openapi`, the
+//! dashboard in a browser in `tests/browser`.
 
 use std::fs;
 
 use crate::world::{Answer, Client, World};
 
-/// The largest a page may be with all that it uses, in bytes: it opens at once on a poor line.
+/// Maximum size of a page with all its resources, in bytes: it loads quickly on a slow line.
 const PAGE_BYTES_MAX: usize = 150_000;
 
-/// What looks like an address in the vendored files and is none: a name space, and a credit.
+/// URLs in the vendored files that are not fetched: a name space, and a credit.
 const NAMES: [&str; 2] = [
     "http://www.w3.org/2000/svg",
     "https://github.com/leeoniya/uPlot",
@@ -20,7 +19,7 @@ fn source(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The texts between two others.
+/// Returns the texts between two delimiters.
 fn between<'a>(text: &'a str, opening: &str, closing: &str) -> Vec<&'a str> {
     text.split(opening)
         .skip(1)
@@ -29,8 +28,8 @@ fn between<'a>(text: &'a str, opening: &str, closing: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Checks that a page can neither do nor fetch anything that does not come from this program, and
-/// that all it refers to is there. Returns how much it weighs with all that it uses.
+/// Checks that a page runs and fetches nothing from elsewhere, and that all its references exist.
+/// Returns its size with all its resources.
 async fn check_page(client: &Client, api: &str, path: &str) -> usize {
     let page = client.get(format!("{api}{path}")).await;
     assert_eq!(page.status, 200, "{path}");
@@ -53,7 +52,7 @@ async fn check_page(client: &Client, api: &str, path: &str) -> usize {
         "{path}: scripts are files"
     );
     let mut weight = html.len();
-    // A script may make what a link leads to.
+    // A script may create the target of a link.
     let mut whole = html.clone();
     let mut anchors = Vec::new();
     let mut references = between(html, "href=\"", "\"");
@@ -101,7 +100,7 @@ fn check_headers(page: &Answer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_is_small_and_leads_nowhere_else() {
+async fn a_page_is_small_and_fetches_nothing_from_elsewhere() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -113,25 +112,25 @@ async fn a_page_is_small_and_leads_nowhere_else() {
 }
 
 #[test]
-fn the_files_from_elsewhere_are_as_they_were_published_and_their_licences_are_told() {
+fn the_vendored_files_are_unchanged_and_their_licences_are_served() {
     let folder = format!("{}/src/api/pages/vendor", env!("CARGO_MANIFEST_DIR"));
-    let told = source("src/api/pages/vendor/README.md");
+    let readme = source("src/api/pages/vendor/README.md");
     for entry in fs::read_dir(&folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.starts_with("LICENSE") {
-            assert!(told.contains(&format!("`{name}`")), "{name}");
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
         } else if name != "README.md" {
             let file = fs::read(format!("{folder}/{name}")).unwrap();
             let sum = ring::digest::digest(&ring::digest::SHA256, &file);
             let sum: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-            let is_told = |row: &&str| row.contains(&format!("`{name}`")) && row.contains(&sum);
-            assert!(told.lines().any(|row| is_told(&row)), "{name}: {sum}");
+            let is_listed = |row: &&str| row.contains(&format!("`{name}`")) && row.contains(&sum);
+            assert!(readme.lines().any(|row| is_listed(&row)), "{name}: {sum}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_problem_leads_to_the_section_that_tells_of_it() {
+async fn the_type_of_a_problem_leads_to_its_section() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();

@@ -1,15 +1,15 @@
-//! The reconciler's pass on one thread: the simulator's model in memory for an upstream, a clock
-//! that is moved by hand, a real database underneath. No sleeps, no sockets.
+//! The reconciler's pass on one thread, with the simulator's model in memory as upstream, a manual
+//! clock and a real database. No sleeps, no sockets.
 
 mod clock;
 mod harness;
 mod lag;
-mod looks;
+mod outages;
+mod polling;
 mod reporting;
 mod seen;
 mod stages;
 mod starts;
-mod trouble;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ fn orders_go_through_all_statuses_and_agree_with_the_model() {
 }
 
 #[test]
-fn a_pass_over_settled_orders_asks_nobody_anything() {
+fn a_pass_over_settled_orders_sends_no_request() {
     let harness = Harness::new(1);
     harness.create("a1");
     let mut reconciler = harness.reconciler();
@@ -90,7 +90,7 @@ fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() 
         assert_eq!(harness.reason("a1"), Some(Reason::UpstreamUnreachable));
         harness.upstream.start_fault.set(Fault::Answered);
         let mut waited = 0;
-        // Even a reconciler that knows nothing of the one before.
+        // This holds for another reconciler too.
         let mut reconciler = harness.reconciler();
         while harness.order("a1").status == Status::Created {
             harness.forward(1_000);
@@ -99,7 +99,7 @@ fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() 
             assert!(waited < 60_000, "it converges");
         }
         let requests = harness.upstream.take_requests();
-        assert_eq!(requests[..2], ["start a1", "look a1"]);
+        assert_eq!(requests[..2], ["start a1", "look_up a1"]);
         if fault == Fault::AnswerLost {
             assert_eq!(requests.len(), 2, "it was adopted: {requests:?}");
         } else {
@@ -111,7 +111,7 @@ fn an_order_whose_start_got_no_answer_is_looked_up_before_it_is_started_again() 
         }
         let order = harness.order("a1");
         assert_eq!(order.attention, None);
-        // Silence may have been a start; an answer that tells of trouble was none.
+        // A start without an answer may have taken effect; one answered with an error has not.
         assert_eq!(order.starts, if fault == Fault::Lost { 2 } else { 1 });
     }
 }
@@ -130,7 +130,7 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
         ready(harness.store.watched()).unwrap().is_empty(),
         "no intent is left"
     );
-    for probed in ["look a1", "look a2", "look a1"] {
+    for probed in ["look_up a1", "look_up a2", "look_up a1"] {
         harness.forward(1_000);
         assert!(pass(&mut reconciler).unreachable);
         assert_eq!(
@@ -157,7 +157,7 @@ fn a_refused_order_is_flagged_backed_off_and_delays_no_other() {
     let mut reconciler = harness.reconciler();
     harness.upstream.start_fault.set(Fault::Status(400));
     pass(&mut reconciler);
-    assert_eq!(harness.upstream.take_requests(), ["start a1", "look a1"]);
+    assert_eq!(harness.upstream.take_requests(), ["start a1", "look_up a1"]);
     let attention = harness.order("a1").attention.unwrap();
     assert_eq!(attention.reason, Reason::StartRefused);
     assert!(attention.next_attempt_at.unwrap() > harness.clock.now());
@@ -174,7 +174,7 @@ fn a_refused_order_is_flagged_backed_off_and_delays_no_other() {
 }
 
 #[test]
-fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() {
+fn an_order_that_always_fails_is_retried_with_backoff_and_never_given_up() {
     let harness = Harness::new(100);
     harness.create("a1");
     let mut reconciler = harness.reconciler();
@@ -195,7 +195,7 @@ fn an_order_that_always_fails_is_tried_less_and_less_often_and_never_given_up() 
     );
 }
 
-/// A harness on which the upstream has just forgotten the processes of this many orders.
+/// Returns a harness whose upstream has just forgotten the processes of this many orders.
 fn forgotten(orders: usize, lost_process: LostProcess) -> Harness {
     let mut harness = Harness::new(100);
     harness.settings.lost_process = lost_process;
@@ -203,7 +203,7 @@ fn forgotten(orders: usize, lost_process: LostProcess) -> Harness {
     let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, orders);
     if lost_process == LostProcess::Fail {
-        // That a look has seen them matters there alone.
+        // Only this policy records that a poll has seen the processes.
         harness.forward(1_000);
         assert_eq!(pass(&mut reconciler).observed, orders);
     }
@@ -244,8 +244,11 @@ fn forgotten_processes_settle_as_failed_if_the_policy_says_so() {
         assert_eq!(harness.count(Status::Failed), orders);
         let requests = harness.upstream.take_requests();
         for n in 0..orders {
-            let look = format!("look a{n}");
-            assert!(requests.contains(&look), "each was looked up: {requests:?}");
+            let look_up = format!("look_up a{n}");
+            assert!(
+                requests.contains(&look_up),
+                "each was looked up: {requests:?}"
+            );
         }
     }
 }
@@ -263,7 +266,7 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
         (8..=14).contains(&report.restarted),
         "a few a second: {report}"
     );
-    assert_eq!(report.started, 1, "a new order has every other turn");
+    assert_eq!(report.started, 1, "every other start is of a new order");
     while harness.order("a49").starts == 1 {
         pass(&mut reconciler);
     }
@@ -271,12 +274,12 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
     assert!(took > Duration::from_secs(2), "{took:?}");
     assert!(
         took < Duration::from_secs(10),
-        "the pace rises again: {took:?}"
+        "the start rate rises again: {took:?}"
     );
     let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request != "list" && request != "start new");
     let expected: Vec<String> = (0..50)
-        .flat_map(|n| [format!("look a{n}"), format!("start a{n}")])
+        .flat_map(|n| [format!("look_up a{n}"), format!("start a{n}")])
         .collect();
     assert_eq!(requests, expected);
     for n in 0..50 {
@@ -286,9 +289,9 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
 }
 
 #[test]
-fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
+fn the_length_of_an_incarnation_is_learned_by_its_processes() {
     let harness = forgotten(50, LostProcess::Hold);
-    // The look that counted them, and another that finds them gone.
+    // One poll counts them, and another finds them gone.
     let mut reconciler = harness.old_reconciler();
     let draw = &mut |below: u64| below - 1;
     for n in 0..4_000 {
@@ -308,7 +311,7 @@ fn a_life_of_the_upstream_is_learned_by_the_processes_that_it_had() {
 }
 
 #[test]
-fn what_was_forgotten_and_what_may_not_have_been_started_take_turns() {
+fn forgotten_and_unconfirmed_orders_are_started_alternately() {
     let mut harness = Harness::new(100);
     harness.settings.lost_process = LostProcess::Restart;
     for id in ["a0", "a1"] {
@@ -329,7 +332,7 @@ fn what_was_forgotten_and_what_may_not_have_been_started_take_turns() {
     pass(&mut reconciler);
     let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
-    // The forgotten ones are looked up once more first.
+    // Forgotten ones are first looked up again.
     assert_eq!(requests, ["start b0", "start a0", "start a1"]);
 }
 
@@ -346,7 +349,7 @@ fn few_missing_processes_are_started_again_after_two_absences_in_two_passes() {
 }
 
 #[test]
-fn a_process_that_was_missing_once_and_is_there_again_is_left_alone() {
+fn a_process_that_was_missing_once_and_reappears_is_not_restarted() {
     let harness = forgotten(2, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
@@ -365,7 +368,7 @@ fn a_process_that_was_missing_once_and_is_there_again_is_left_alone() {
 }
 
 #[test]
-fn an_order_is_not_started_more_often_than_allowed_however_often_it_is_forgotten() {
+fn an_order_is_started_at_most_as_often_as_allowed_however_often_it_is_forgotten() {
     let mut harness = Harness::new(600);
     harness.settings.lost_process = LostProcess::Restart;
     harness.settings.max_starts = 3;
@@ -402,7 +405,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
         passes += 1;
         assert!(passes < 60, "it converges");
     }
-    assert_eq!(restarted, 50, "each is counted when it is seen");
+    assert_eq!(restarted, 50, "each is counted once it is seen");
     for n in 0..50 {
         let id = format!("a{n}");
         let requests = harness.upstream.requests.borrow();
@@ -416,7 +419,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
 }
 
 #[test]
-fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
+fn an_incomplete_list_proves_no_absence_and_its_entries_count() {
     let harness = Harness::new(3);
     harness.create_many(2_000);
     let mut reconciler = harness.reconciler();
@@ -424,7 +427,7 @@ fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
     harness.forward(5_000);
     harness.upstream.look_fault.set(Fault::Lost);
     let report = pass(&mut reconciler);
-    assert_eq!(report.settled, 1_000, "the half that was told");
+    assert_eq!(report.settled, 1_000, "the half that was read");
     assert_eq!(report.flagged, 0);
     assert_eq!(harness.count(Status::Processing), 1_000);
     harness.upstream.look_fault.set(Fault::Answered);
@@ -436,7 +439,7 @@ fn what_an_incomplete_list_omits_proves_nothing_and_what_it_says_holds() {
 }
 
 #[test]
-fn starts_keep_to_the_pace_and_the_oldest_go_first() {
+fn starts_keep_to_the_start_rate_and_the_oldest_go_first() {
     let mut harness = Harness::new(600);
     harness.settings.start_rate = Some(50.0);
     harness.create_many(200);
@@ -452,7 +455,7 @@ fn starts_keep_to_the_pace_and_the_oldest_go_first() {
     assert!(took <= Duration::from_millis(4_200), "{took:?}");
     assert!(
         (4..=6).contains(&passes),
-        "a pass ends when a look is due: {passes}"
+        "a pass ends when a poll is due: {passes}"
     );
     let starts: Vec<_> = harness
         .upstream
@@ -465,7 +468,7 @@ fn starts_keep_to_the_pace_and_the_oldest_go_first() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_strands_nobody() {
+fn a_clock_that_is_set_back_blocks_no_order() {
     let mut harness = Harness::new(2);
     harness.settings.start_rate = Some(10.0);
     harness.create_many(10);
@@ -489,9 +492,9 @@ fn a_clock_that_is_set_back_strands_nobody() {
 }
 
 #[test]
-fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
+fn every_request_to_the_upstream_is_counted_also_across_a_restart() {
     let harness = Harness::new(100);
-    let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut sent: BTreeMap<String, u64> = BTreeMap::new();
     let faults = [
         Fault::Answered,
         Fault::Status(400),
@@ -501,7 +504,7 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         Fault::Refused,
     ];
     for (n, fault) in faults.into_iter().enumerate() {
-        // Each run is another reconciler, which counts on.
+        // Each run is a new reconciler, which continues the counts.
         let mut reconciler = harness.reconciler();
         harness.create(&format!("a{n}"));
         harness.upstream.start_fault.set(fault);
@@ -515,25 +518,21 @@ fn everything_that_is_asked_of_the_upstream_is_counted_also_over_a_restart() {
         block_on(reconciler.shut_down());
     }
     for request in harness.upstream.take_requests() {
-        let kind = match request.split(' ').next() {
-            Some("start") => "start",
-            Some("look") => "look_up",
-            _ => "list",
-        };
-        *asked.entry(kind).or_default() += 1;
+        let kind = request.split(' ').next().unwrap();
+        *sent.entry(kind.to_owned()).or_default() += 1;
     }
     let metrics = ready(harness.store.heartbeat()).unwrap().metrics;
-    let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut counted: BTreeMap<String, u64> = BTreeMap::new();
     let mut answers = BTreeSet::new();
     for (kind, answer, took) in metrics.requests() {
-        *counted.entry(kind.as_str()).or_default() += took.len();
+        *counted.entry(kind.as_str().to_owned()).or_default() += took.len();
         answers.insert((kind.as_str(), answer.as_str()));
     }
-    assert_eq!(counted, asked);
+    assert_eq!(counted, sent);
     for answer in ["ok", "refused", "overload", "unavailable"] {
         assert!(answers.contains(&("start", answer)), "{answers:?}");
     }
-    assert_eq!(metrics.starts_sent(), asked["start"]);
+    assert_eq!(metrics.starts_sent(), sent["start"]);
     assert!(metrics.repeated_starts_sent() > 0);
     assert_eq!(metrics.leaderships(), faults.len() as u64);
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();

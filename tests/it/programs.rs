@@ -1,5 +1,5 @@
-//! The programs as an operator meets them: flags, variables, defaults, exit codes, signals, and
-//! what is printed where. What becomes of orders is in `life`.
+//! The programs as an operator uses them: flags, variables, defaults, exit codes, signals, and
+//! output. Orders are followed in `life`.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -30,7 +30,7 @@ const URL: Setting = (
 const LOG: Setting = ("--log-format", "LOG_FORMAT", "text");
 const RECONCILE: [Setting; 6] = [
     ("--schedule", "RECONCILE_SCHEDULE", "\"* * * * * *\""),
-    // Not a value but words: it depends on others.
+    // A description instead of a value, because the default depends on other settings.
     ("--start-rate", "START_RATE", ""),
     ("--max-in-flight", "MAX_IN_FLIGHT", "8"),
     ("--request-timeout", "REQUEST_TIMEOUT", "5s"),
@@ -47,7 +47,7 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
                 "MAX_ORDER_PROCESS_DURATION",
                 longest,
             ),
-            // Not a value but words: it is drawn.
+            // A description instead of a value, because the default is random.
             ("--seed", "SIMULATOR_SEED", ""),
             ("--preset", "SIMULATOR_PRESET", "calm"),
             ("--control", "SIMULATOR_CONTROL", ""),
@@ -103,7 +103,7 @@ fn run(world: &World, command: &[&str], more: &[&str], variables: &[(&str, &str)
     world.run(command[0], &[&command[1..], more].concat(), variables)
 }
 
-/// A `dev` with its banner.
+/// Starts `dev`. Returns it with its banner.
 fn dev(world: &World, arguments: &[&str]) -> (Program, String) {
     let temporary = world.path("tmp");
     fs::create_dir_all(&temporary).unwrap();
@@ -114,7 +114,7 @@ fn dev(world: &World, arguments: &[&str]) -> (Program, String) {
     (program, banner)
 }
 
-/// What `order-service health` says of an address.
+/// Runs `order-service health` on an address.
 fn api_health(world: &World, address: &str) -> Ran {
     world.run("order-service", &["health", "--listen", address], &[])
 }
@@ -145,7 +145,10 @@ fn without_a_command_the_service_serves() {
         let world = World::new();
         let arguments = [command, &["--listen", "127.0.0.1:0"]].concat();
         let program = world.start("order-service", &arguments, true);
-        assert!(world.database().exists(), "the default, where it runs");
+        assert!(
+            world.database().exists(),
+            "the default, in the working folder"
+        );
         program.logs("became leader");
         program.logs("http://127.0.0.1:8000/order_process");
         assert_eq!(program.stop(), Some(0));
@@ -227,14 +230,14 @@ async fn the_token_is_in_no_log_at_any_level() {
     let client = Client::new();
     client.create(&service.url, "a1").await;
     client.settled(&service.url, 1).await;
-    // Neither when the upstream is gone.
+    // This holds without an upstream too.
     simulator.kill();
     client.create(&service.url, "a2").await;
     service.logs("the upstream is down");
     service.signal("TERM");
     assert_eq!(service.wait().code(), Some(0));
     let log = service.logged();
-    assert!(log.contains("TRACE"), "the levels are as asked");
+    assert!(log.contains("TRACE"), "the log has the requested level");
     assert!(!log.contains("sentinel"), "the token is in the log");
     for name in ["order-service", "order-reconciler"] {
         let ran = world.run(name, &["--help"], &variables);
@@ -264,18 +267,18 @@ async fn a_log_in_json_is_one_object_a_line() {
         for member in ["at", "level", "origin", "message"] {
             assert!(value[member].is_string(), "{member}: {line}");
         }
-        // A pass tells each count as a number, in its text only those that are not 0.
+        // A pass logs all counts as fields, and in its text those that are not 0.
         for (name, count) in value.as_object().unwrap() {
             if let Some(count) = count.as_u64() {
-                let said = value["message"].as_str().unwrap();
-                let says = said.contains(&format!("{name}={count}"));
+                let message = value["message"].as_str().unwrap();
+                let says = message.contains(&format!("{name}={count}"));
                 assert_eq!(says, count > 0 || name == "observed", "{line}");
                 counts += 1;
             }
         }
     }
     assert!(counts >= 11, "{log}");
-    // So is the one line of a failure.
+    // The error at exit is one object too.
     let arguments = ["--log-format", "json", "--database-url", "no/such.db"];
     let ran = world.run("order-reconciler", &arguments, &[]);
     let value: Value = serde_json::from_str(&ran.stderr).expect("one object");
@@ -283,7 +286,7 @@ async fn a_log_in_json_is_one_object_a_line() {
 }
 
 #[test]
-fn the_levels_of_the_log_are_as_asked() {
+fn the_log_has_the_requested_levels() {
     let world = World::new();
     for (levels, has, has_not) in [
         ("error", None, Some("created the database")),
@@ -311,7 +314,7 @@ fn the_levels_of_the_log_are_as_asked() {
 }
 
 #[test]
-fn a_mistake_in_rust_log_is_refused_or_told_with_what_would_be_right() {
+fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
     let world = World::new();
     let arguments = ["--once", "--database-url", "a.db"];
     for (levels, says) in [
@@ -343,7 +346,7 @@ fn a_mistake_in_rust_log_is_refused_or_told_with_what_would_be_right() {
             assert!(line.contains(says), "{levels}: {ran:?}");
         }
     }
-    // Names of other programs are not for us to judge, and nothing is silent because of them.
+    // Targets of other crates are not checked, and silence nothing.
     for levels in ["debgu", "hyper=info"] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
@@ -393,8 +396,8 @@ fn a_stop_signal_ends_every_program_with_0() {
 }
 
 #[test]
-fn a_stop_signal_before_all_is_set_up_still_ends_in_order() {
-    // Whatever it has just come to, it ends with 0, or was not listening to signals yet.
+fn a_stop_signal_during_setup_still_ends_cleanly() {
+    // At every point of its setup it exits with 0, or does not handle signals yet.
     let world = World::new();
     for wait in [10, 20, 40, 80, 160] {
         let mut program = world.reconciler("http://127.0.0.1:9", &[]);
@@ -416,7 +419,7 @@ fn a_second_signal_ends_a_program_at_once() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!("http://{}", silent.local_addr().unwrap());
     let mut service = world.serve(&upstream, &["--request-timeout", "30s"]);
-    // A start without an answer, and a request that never gets whole: both are waited for.
+    // A start without an answer, and an incomplete request: the program waits for both.
     let mut client = TcpStream::connect(service.address()).unwrap();
     let body = r#"{"id":"a1"}"#;
     write!(
@@ -437,17 +440,17 @@ fn a_second_signal_ends_a_program_at_once() {
     service.logs("a second signal exits immediately");
     let deadline = Instant::now() + PATIENCE;
     while api_health(&world, service.address()).code == Some(0) {
-        assert!(Instant::now() < deadline, "it does not drain");
+        assert!(Instant::now() < deadline, "the program does not drain");
     }
     assert_eq!(service.ended(), None);
     service.signal("INT");
-    // One that had waited for the start would end with 0.
+    // Had it waited for the start, it would exit with 0.
     let code = service.wait().code();
     assert!(code.is_some_and(|code| code != 0), "{code:?}");
 }
 
 #[test]
-fn a_terminal_that_closes_does_not_end_a_program_that_was_told_not_to_mind() {
+fn a_closing_terminal_does_not_end_a_program_that_ignores_the_signal() {
     let world = World::new();
     let mut command = Command::new("nohup");
     let api = world.command("order-service", &[]);
@@ -485,19 +488,19 @@ fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
         for output in ["/dev/full", "closed"] {
             let mut command = world.command("order-service", &arguments);
             if output == "closed" {
-                // Nobody reads the other end any more.
+                // The reading end is closed.
                 let (_, closed) = std::io::pipe().unwrap();
                 command.stdout(closed);
             } else {
                 command.stdout(fs::File::create(output).unwrap());
             }
             let ran = command.output().unwrap();
-            let said = String::from_utf8_lossy(&ran.stderr);
-            assert_eq!(ran.status.code(), Some(code), "{arguments:?}: {said}");
-            assert!(!said.contains("panicked"), "{said}");
+            let stderr = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(code), "{arguments:?}: {stderr}");
+            assert!(!stderr.contains("panicked"), "{stderr}");
         }
     }
-    // Nor does a log that cannot be written.
+    // The same holds for a log that cannot be written.
     let mut command = world.command("order-service", &["check", "--database-url", "none.db"]);
     let full = || fs::File::create("/dev/full").unwrap();
     let status = command.stdout(full()).stderr(full()).status().unwrap();
@@ -505,7 +508,7 @@ fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_path_of_the_upstream_is_named_wherever_it_is_told() {
+async fn a_wrong_path_of_the_upstream_is_named_wherever_its_state_is_reported() {
     let world = World::new();
     let simulator = world.simulator(&[]);
     let api = world.api(&[]);

@@ -1,5 +1,5 @@
-//! Retention: what `prune` removes and what it leaves, and that all that was counted stays so. How
-//! readers fare whom it overtakes is in `removed`.
+//! Retention: the orders that `prune` removes and keeps, and totals that do not change. Readers of
+//! pruned records are tested in `removed`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::world::{Client, Program, Ran, World};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 
-/// The moment so many days ago.
+/// Returns the moment this many days ago.
 pub fn days_ago(days: u32) -> Timestamp {
     let now = SystemClock.now();
     Timestamp(now.0 - i64::try_from((DAY * days).as_millis()).unwrap())
 }
 
-/// Creates orders at a moment, as fast as it goes: their places.
+/// Creates orders at a moment, as fast as possible. Returns their sequence numbers.
 pub async fn created(store: &Store, ids: &[String], at: Timestamp) -> Vec<i64> {
     let mut seqs = Vec::new();
     for ids in ids.chunks(500) {
@@ -46,7 +46,7 @@ pub async fn record(store: &Store, changes: Vec<OrderChange>, at: Timestamp) {
     assert_eq!(recorded.changed, count);
 }
 
-/// Settles orders at a moment, every other one as FAILED.
+/// Settles orders at a moment, alternately as FULFILLED and FAILED.
 pub async fn settle(store: &Store, seqs: &[i64], at: Timestamp) {
     for seqs in seqs.chunks(1_000) {
         let changes = seqs.iter().flat_map(|&seq| {
@@ -61,7 +61,7 @@ pub async fn settle(store: &Store, seqs: &[i64], at: Timestamp) {
     }
 }
 
-/// Orders with these ids, created and settled that long ago: their places.
+/// Creates orders and settles them a day later, this many days ago. Returns their sequence numbers.
 pub async fn settled(store: &Store, ids: &[String], days: u32) -> Vec<i64> {
     let seqs = created(store, ids, days_ago(days + 1)).await;
     settle(store, &seqs, days_ago(days)).await;
@@ -78,7 +78,7 @@ pub fn prune(world: &World, arguments: &[&str]) -> Ran {
     world.run("order-service", &all, &[])
 }
 
-/// Removes what settled more than 90 days ago, and expects that so many orders were.
+/// Prunes orders that settled more than 90 days ago, and checks their number.
 #[track_caller]
 pub fn pruned(world: &World, orders: u64) {
     let before = ready(world.store().pruned()).unwrap().orders();
@@ -103,22 +103,21 @@ fn database(world: &World) -> Connection {
     Connection::open(world.database()).unwrap()
 }
 
-/// A world in which all but the last line of orders may stay: open ones as old as can be, and some
-/// that settled lately. Twelve may go.
+/// Creates old open orders, recently settled ones, and twelve that may be pruned.
 async fn old_and_new(world: &World) -> Store {
     let store = world.store();
     settled(&store, &names("old", 10), 91).await;
     let old = days_ago(400);
     let open = created(&store, &names("open", 6), old).await;
-    let trouble = |reason| AttentionUpdate {
+    let update = |reason| AttentionUpdate {
         reason,
-        detail: "trouble".into(),
+        detail: "refused".into(),
         next_attempt_at: old,
     };
     let steps = [
         vec![],
         vec![Transition::Intended { previous: None }],
-        vec![Transition::Flagged(trouble(Reason::StartRefused))],
+        vec![Transition::Flagged(update(Reason::StartRefused))],
         vec![Transition::Adopted],
         vec![Transition::Adopted, Transition::Missed { began_at: old }],
         vec![Transition::Adopted, Transition::Intended { previous: None }],
@@ -127,7 +126,7 @@ async fn old_and_new(world: &World) -> Store {
         let changes = steps.into_iter().map(|step| OrderChange { seq, step });
         record(&store, changes.collect(), old).await;
     }
-    // Settled lately, and created long ago or lately.
+    // Settled recently, and created long ago or recently.
     let late = created(&store, &names("late", 3), old).await;
     settle(&store, &late, days_ago(89)).await;
     settled(&store, &names("older", 2), 300).await;
@@ -136,7 +135,7 @@ async fn old_and_new(world: &World) -> Store {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_settled_long_ago_goes_and_nothing_open_and_nothing_settled_lately() {
+async fn only_orders_that_settled_long_ago_are_pruned() {
     let world = World::new();
     let store = old_and_new(&world).await;
     let all = ids(&store);
@@ -161,7 +160,7 @@ async fn what_settled_long_ago_goes_and_nothing_open_and_nothing_settled_lately(
         .collect();
     assert_eq!(ids(&store), left);
     is_sound(&world);
-    // What is gone is gone, and a second time finds nothing.
+    // A second prune removes nothing.
     pruned(&world, 0);
     let id = OrderId::new("old1").unwrap();
     let again = store.create(id, SystemClock.now()).await;
@@ -189,7 +188,7 @@ async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
     assert_eq!(ready(store.newest_event()).unwrap().seq, 60);
     assert_eq!(created(&store, &["b".into()], days_ago(150)).await, [21]);
     assert_eq!(ready(store.newest_event()).unwrap().seq, 61);
-    // Now there is a newer one of each, until that is old as well.
+    // Now each has a newer one, until that is old as well.
     pruned(&world, 2);
     settle(&store, &[21], days_ago(150)).await;
     pruned(&world, 0);
@@ -198,7 +197,7 @@ async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
     is_sound(&world);
 }
 
-/// What must never fall.
+/// Returns the samples that must never decrease.
 fn totals(samples: &Samples) -> Vec<(&String, f64)> {
     let is_total = |series: &str| {
         series.contains("_total") && !series.contains("writes_refused")
@@ -209,20 +208,20 @@ fn totals(samples: &Samples) -> Vec<(&String, f64)> {
     totals.map(|(series, value)| (series, *value)).collect()
 }
 
-async fn told(client: &Client, api: &Program) -> (Samples, Value) {
+async fn figures(client: &Client, api: &Program) -> (Samples, Value) {
     let stats = client.get(format!("{}/stats", api.url)).await;
     (metrics(client, &api.url).await, stats.json())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
+async fn totals_survive_a_prune_and_a_restart() {
     let world = World::new();
     let client = Client::new();
-    // This one reads the journal before most of it is there, and again when it is gone.
+    // This API reads the journal before most events, and again after they were pruned.
     let early = world.api(&[]);
     let store = world.store();
     settled(&store, &names("first", 30), 100).await;
-    told(&client, &early).await;
+    figures(&client, &early).await;
     settled(&store, &names("second", 300), 95).await;
     let open = created(&store, &names("open", 4), days_ago(99)).await;
     let lost = settled(&store, &names("lately", 8), 0).await;
@@ -242,13 +241,13 @@ async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
     )
     .await;
     created(&store, &["last".into()], days_ago(0)).await;
-    // And this one all of it.
+    // This one reads all of it.
     let all = world.api(&[]);
-    let (before, stats_before) = told(&client, &all).await;
+    let (before, stats_before) = figures(&client, &all).await;
     pruned(&world, 332);
     let late = world.api(&[]);
     for api in [&all, &early, &late] {
-        let (after, stats) = told(&client, api).await;
+        let (after, stats) = figures(&client, api).await;
         assert_eq!(totals(&after), totals(&before));
         for (status, count) in [("FULFILLED", 4.0), ("FAILED", 4.0), ("CREATED", 3.0)] {
             let series = format!("order_service_orders{{status=\"{status}\"}}");
@@ -283,7 +282,7 @@ async fn what_was_counted_stays_so_over_a_removal_and_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_hour_is_told_whole_even_if_some_of_it_was_removed() {
+async fn the_last_hour_is_complete_even_if_some_of_it_was_pruned() {
     let world = World::new();
     let client = Client::new();
     let store = world.store();
@@ -295,7 +294,7 @@ async fn the_last_hour_is_told_whole_even_if_some_of_it_was_removed() {
     let ran = prune(&world, &["--settled-before", "1m"]);
     assert!(ran.stdout.contains("20 FULFILLED, 20 FAILED"), "{ran:?}");
     let api = world.api(&[]);
-    let (_, stats) = told(&client, &api).await;
+    let (_, stats) = figures(&client, &api).await;
     assert_eq!(stats["time_to_settle"]["orders"], 40, "{stats}");
     let half = stats["time_to_settle"]["p50_seconds"].as_f64().unwrap();
     assert!((half - 1.0).abs() < 0.01, "{stats}");
@@ -303,7 +302,7 @@ async fn the_last_hour_is_told_whole_even_if_some_of_it_was_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
+async fn orders_are_created_and_settled_between_the_batches_of_a_prune() {
     let world = World::new();
     let store = world.store();
     settled(&store, &names("old", 12_000), 91).await;
@@ -318,13 +317,13 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
         false,
     );
     let mut meanwhile = 0;
-    let (mut counted, _) = told(&client, &api).await;
+    let (mut counted, _) = figures(&client, &api).await;
     while removal.ended().is_none() {
         let answer = client.create(&api.url, &format!("new{meanwhile}")).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         meanwhile += 1;
         if meanwhile % 50 == 0 {
-            let (now, stats) = told(&client, &api).await;
+            let (now, stats) = figures(&client, &api).await;
             for (series, value) in totals(&counted) {
                 assert!(now[series] >= value, "{series} has fallen");
             }
@@ -339,7 +338,7 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
         }
     }
     assert_eq!(removal.wait().code(), Some(0));
-    // Between any two batches someone else had a turn.
+    // Another writer ran between any two batches.
     assert!(meanwhile > 12_000 / BATCH, "{meanwhile} were created");
     assert_eq!(ready(store.pruned()).unwrap().orders(), 12_000);
     client.settled(&api.url, meanwhile + 1).await;
@@ -347,7 +346,7 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_removal() {
     assert_eq!(reconciler.stop(), Some(0));
 }
 
-/// The orders that are there and those that were removed, by the database's own account.
+/// Returns the numbers of existing and of pruned orders.
 fn there_and_removed(world: &World) -> (u64, u64) {
     let count = "SELECT count(*), (SELECT fulfilled + failed FROM pruned) FROM orders";
     let db = database(world);
@@ -358,7 +357,7 @@ fn there_and_removed(world: &World) -> (u64, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_or_not_at_all() {
+async fn a_kill_or_a_signal_during_a_prune_leaves_each_batch_whole_or_undone() {
     let world = World::new();
     let store = world.store();
     settled(&store, &names("old", 20_000), 91).await;
@@ -392,7 +391,7 @@ async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_o
             );
             assert!(
                 printed.contains("pruned   "),
-                "what was done is told: {printed}"
+                "the output reports what was done: {printed}"
             );
         }
     }
@@ -403,7 +402,7 @@ async fn a_kill_or_a_signal_in_the_middle_of_a_removal_leaves_each_batch_whole_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_removals_at_once_remove_each_order_once() {
+async fn two_concurrent_prunes_remove_each_order_once() {
     let world = World::new();
     let store = world.store();
     settled(&store, &names("old", 5_000), 91).await;
@@ -418,7 +417,7 @@ async fn two_removals_at_once_remove_each_order_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_check_finds_what_is_missing_besides_what_was_removed() {
+async fn a_check_finds_missing_records_that_were_not_pruned() {
     for (change, says) in [
         (
             "DELETE FROM journal WHERE order_seq = 12; DELETE FROM orders WHERE seq = 12",
@@ -458,7 +457,7 @@ async fn a_check_finds_what_is_missing_besides_what_was_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_of_a_pruned_database_is_one_as_well() {
+async fn a_backup_of_a_pruned_database_is_sound() {
     let world = World::new();
     old_and_new(&world).await;
     pruned(&world, 12);
@@ -478,7 +477,7 @@ async fn a_backup_of_a_pruned_database_is_one_as_well() {
 }
 
 #[test]
-fn an_age_that_is_none_is_refused_with_what_would_be_right() {
+fn an_invalid_age_is_refused_with_what_would_be_right() {
     let world = World::new();
     for (age, says) in [
         ("90", "time unit needed"),

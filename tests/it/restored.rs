@@ -1,5 +1,5 @@
-//! Readers whose database is restored from a backup: they are told, and never skip what is new; and
-//! copies, each of which has a history of its own.
+//! Readers whose database is restored from a backup never miss new records silently. Each copy has a
+//! history of its own.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ async fn get(client: &Client, api: &Program, path: &str) -> Answer {
     client.get(format!("{}{path}", api.url)).await
 }
 
-/// Creates orders with these letters before their numbers: one event each.
+/// Creates orders whose ids are the letter and a number: one event each.
 async fn create(client: &Client, api: &Program, letter: char, count: usize) {
     for n in 0..count {
         let created = client.create(&api.url, &format!("{letter}{n}")).await;
@@ -22,14 +22,12 @@ async fn create(client: &Client, api: &Program, letter: char, count: usize) {
     }
 }
 
-/// The path of the next page.
+/// Returns the path of the next page.
 fn linked(answer: &Answer) -> String {
-    next(answer.header("link"))
-        .expect("there is more")
-        .to_owned()
+    next(answer.header("link")).expect("a next page").to_owned()
 }
 
-/// Ids on the pages from this path on.
+/// Returns the ids on the pages from this path on.
 async fn walk(client: &Client, api: &Program, path: &str) -> Vec<String> {
     let mut path = Some(path.to_owned());
     let mut ids = Vec::new();
@@ -55,19 +53,19 @@ fn remove(database: &Path) {
     for suffix in ["", "-wal", "-shm"] {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);
-        // Mostly there is no log after a proper end.
+        // After a clean exit there is usually no log.
         let _ = fs::remove_file(path);
     }
 }
 
-/// Ways in which an operator puts a backup into the place of the database.
+/// Ways in which an operator restores a backup.
 const RESTORES: [fn(&Path, &Path); 3] = [
-    // The new file mostly gets the inode of the one that was removed.
+    // The new file usually gets the inode of the removed one.
     |backup, database| {
         remove(database);
         fs::copy(backup, database).unwrap();
     },
-    // The same file, with other contents.
+    // The same file with other contents.
     |backup, database| {
         fs::copy(backup, database).unwrap();
     },
@@ -78,7 +76,7 @@ const RESTORES: [fn(&Path, &Path); 3] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_nothing() {
+async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
     for restore in RESTORES {
         let world = World::new();
         let client = Client::new();
@@ -130,7 +128,7 @@ async fn a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_
         for id in left {
             assert_eq!(stream.next().await["order_id"], id);
         }
-        // The number alone cannot know.
+        // A bare number does not detect the restore.
         assert_eq!(
             walk(&client, &api, "/event?after=6&limit=2").await,
             new[2..]
@@ -145,7 +143,7 @@ async fn a_reader_whose_database_is_restored_is_told_what_it_has_lost_and_skips_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_has_a_history_of_its_own_from_the_first_program_on_that_writes_to_it() {
+async fn a_copy_has_its_own_history_once_a_program_has_opened_it_for_writing() {
     let world = World::new();
     let client = Client::new();
     let api = world.api(&[]);
@@ -163,7 +161,7 @@ async fn a_copy_has_a_history_of_its_own_from_the_first_program_on_that_writes_t
     let here = world.api(&[]);
     assert_eq!(histories(&elsewhere.database()), 2);
     assert_eq!(histories(&world.database()), 1);
-    // What both have in common is read from either; what one has alone is nothing to the other.
+    // Common records are read from either; records of one copy are unknown to the other.
     create(&client, &there, 't', 3).await;
     create(&client, &here, 'h', 3).await;
     assert_eq!(

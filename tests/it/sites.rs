@@ -1,12 +1,12 @@
-//! Pages of other sites, and the names under which the service is served: the API, the simulator of
-//! `dev`, and the address that breaks and mends a simulator.
+//! Requests of other sites' pages, and served host names: of the API, of the simulator in `dev`, and of a
+//! simulator's control address.
 
 use serde_json::json;
 
 use crate::wire::{Wire, statuses};
 use crate::world::{Answer, Client, Program, World, assert_problem};
 
-/// `POST` with these headers; the body is that of an order.
+/// Sends `POST` with these headers and the body of an order.
 async fn post(client: &Client, url: &str, id: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = client
         .request("POST", url)
@@ -83,13 +83,13 @@ async fn on_loopback_only_addresses_and_known_names_are_served() {
         let read = get(&client, url.clone(), host).await;
         assert_eq!((read.status, &*read.body), (200, "[]\n"), "{host}");
     }
-    // A client of HTTP/1.0 need not say.
+    // HTTP/1.0 needs no `Host`.
     let mut wire = Wire::open(&api);
     wire.send("GET /livez HTTP/1.0\r\n\r\n");
     assert_eq!(statuses(&wire.rest()), [200]);
 }
 
-/// The API on every address, and its URL on loopback.
+/// Starts the API on every address. Returns it with its URL on loopback.
 fn everywhere(world: &World, variables: &[(&str, &str)]) -> (Program, String) {
     let database = world.database_url();
     let arguments = ["api", "--listen", "0.0.0.0:0", "--database-url", &database];
@@ -100,7 +100,7 @@ fn everywhere(world: &World, variables: &[(&str, &str)]) -> (Program, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_are_allowed_are_served_and_may_change_something() {
+async fn allowed_names_are_served_and_their_pages_may_create_orders() {
     let world = World::new();
     let client = Client::new();
     let by_flag = world.api(&[
@@ -123,7 +123,7 @@ async fn names_that_are_allowed_are_served_and_may_change_something() {
             async move { post(client, &url, &id.to_string(), &headers).await.status }
         };
         assert_eq!(created(10 + n, "https://orders.example").await, 201);
-        // A page of the one, an API of the other.
+        // A page of one allowed host, and the API at the other.
         assert_eq!(created(20 + n, "https://b.example").await, 201);
         assert_eq!(created(30 + n, "https://c.example").await, 403);
     }

@@ -1,5 +1,4 @@
-//! What is told of all orders together: held against the orders, and against plain counting in the
-//! database.
+//! `GET /stats`, compared with the orders and with counts by the database.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -23,17 +22,17 @@ async fn stats(client: &Client, api: &str) -> Value {
     answer.json()
 }
 
-/// The same, once `done` holds of it.
+/// Reads the statistics until `done` returns true.
 async fn stats_when(client: &Client, api: &str, done: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let told = stats(client, api).await;
-        if done(&told) {
-            return told;
+        let figures = stats(client, api).await;
+        if done(&figures) {
+            return figures;
         }
         assert!(
             Instant::now() < deadline,
-            "it does not come to pass: {told}"
+            "the condition was not met in time: {figures}"
         );
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
@@ -53,12 +52,12 @@ fn ids(count: usize) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_told_of_a_run_is_what_the_database_counts() {
+async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
     let service = world.serve(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
-    // Asked before there is anything, it has to go on from there.
+    // The first read is of an empty journal; later ones continue from there.
     let empty = stats(&client, &service.url).await;
     assert_eq!(empty["oldest_open"], Value::Null);
     let none = json!({"orders": 0, "p50_seconds": null, "p95_seconds": null});
@@ -70,19 +69,19 @@ async fn what_is_told_of_a_run_is_what_the_database_counts() {
         }
     }
     let orders = client.settled(&service.url, 200).await;
-    let told = stats(&client, &service.url).await;
+    let figures = stats(&client, &service.url).await;
 
     let mut counts =
         BTreeMap::from(["CREATED", "PROCESSING", "FULFILLED", "FAILED"].map(|s| (s, 0)));
     for order in &orders {
         *counts.get_mut(order["status"].as_str().unwrap()).unwrap() += 1;
     }
-    assert_eq!(told["orders"], json!(counts));
-    assert_eq!(told["oldest_open"], Value::Null);
-    assert_eq!(sum(&told["per_minute"], "created"), 200);
-    assert_eq!(sum(&told["per_minute"], "settled"), 200);
+    assert_eq!(figures["orders"], json!(counts));
+    assert_eq!(figures["oldest_open"], Value::Null);
+    assert_eq!(sum(&figures["per_minute"], "created"), 200);
+    assert_eq!(sum(&figures["per_minute"], "settled"), 200);
     let db = Connection::open(world.database()).unwrap();
-    for minute in told["per_minute"].as_array().unwrap() {
+    for minute in figures["per_minute"].as_array().unwrap() {
         let at = DateTime::parse_from_rfc3339(minute["at"].as_str().unwrap()).unwrap();
         let count = |reasons: &str| {
             let sql = format!(
@@ -94,7 +93,7 @@ async fn what_is_told_of_a_run_is_what_the_database_counts() {
         assert_eq!(minute["created"], count("'created'"));
         assert_eq!(minute["settled"], count("'succeeded', 'failed'"));
     }
-    let times = &told["time_to_settle"];
+    let times = &figures["time_to_settle"];
     let taken = |sql: &str| db.query_row(sql, [], |row| row.get::<_, f64>(0)).unwrap();
     let (least, most) = (
         taken("SELECT min(updated_at - created_at) / 1000.0 FROM orders"),
@@ -108,23 +107,23 @@ async fn what_is_told_of_a_run_is_what_the_database_counts() {
         "{times}"
     );
 
-    assert_eq!(told["restarts"], json!({"last_hour": 0, "total": 0}));
-    assert_eq!(told["database"]["status"], "ok");
-    assert!(told["database"]["bytes"].as_u64().unwrap() > 0);
-    let told = stats_when(&client, &service.url, |told| {
-        !told["upstream"]["process_seconds"].is_null()
+    assert_eq!(figures["restarts"], json!({"last_hour": 0, "total": 0}));
+    assert_eq!(figures["database"]["status"], "ok");
+    assert!(figures["database"]["bytes"].as_u64().unwrap() > 0);
+    let figures = stats_when(&client, &service.url, |figures| {
+        !figures["upstream"]["process_seconds"].is_null()
     })
     .await;
-    assert_eq!(told["upstream"]["status"], "up");
-    assert_eq!(told["upstream"]["detail"], Value::Null);
-    assert_eq!(told["upstream"]["life"]["ended"], 0);
-    assert_eq!(told["reconciler"]["status"], "leading");
+    assert_eq!(figures["upstream"]["status"], "up");
+    assert_eq!(figures["upstream"]["detail"], Value::Null);
+    assert_eq!(figures["upstream"]["life"]["ended"], 0);
+    assert_eq!(figures["reconciler"]["status"], "leading");
     let pace = json!({"starts_per_second": null, "ceiling": null, "reason": null, "in_flight": 0, "window": null, "wait_seconds": null, "resting_until": null});
-    assert_eq!(told["pace"], pace, "without a ceiling nothing limits it");
+    assert_eq!(figures["pace"], pace, "without a ceiling nothing limits it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attention_is_counted_as_each_order_tells_it() {
+async fn attention_is_counted_as_in_the_orders() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -132,12 +131,12 @@ async fn attention_is_counted_as_each_order_tells_it() {
     fill(&store, &ids(10), 10).await;
     let flag = async |seq: i64, reason: Reason| {
         let now = SystemClock.now();
-        let trouble = AttentionUpdate {
+        let update = AttentionUpdate {
             reason,
             detail: "for a test".to_owned(),
             next_attempt_at: now,
         };
-        let step = Transition::Flagged(trouble);
+        let step = Transition::Flagged(update);
         store
             .record(&lead(&store).await, vec![OrderChange { seq, step }], now)
             .await
@@ -175,7 +174,7 @@ async fn attention_is_counted_as_each_order_tells_it() {
             .write_heartbeat(&lead(&store).await, heartbeat.clone())
             .await
             .unwrap();
-        let told = stats(&client, &api.url).await;
+        let figures = stats(&client, &api.url).await;
         let mut counts = BTreeMap::from(Reason::ALL.map(|reason| (reason.as_str(), 0)));
         let flagged = client
             .get(format!("{}/order?attention=true", api.url))
@@ -184,59 +183,59 @@ async fn attention_is_counted_as_each_order_tells_it() {
             let reason = order["attention"]["reason"].as_str().unwrap();
             *counts.get_mut(reason).unwrap() += 1;
         }
-        assert_eq!(told["attention"], json!(counts));
+        assert_eq!(figures["attention"], json!(counts));
         let mut by = BTreeMap::from(ResolvedBy::ALL.map(|by| (by.as_str(), 0)));
         for order in flagged.json().as_array().unwrap() {
             let word = order["attention"]["by"].as_str().unwrap();
             *by.get_mut(word).unwrap() += 1;
         }
-        assert_eq!(told["attention_by"], json!(by));
-        assert_eq!(told["attention_by"]["operator"], 1);
+        assert_eq!(figures["attention_by"], json!(by));
+        assert_eq!(figures["attention_by"]["operator"], 1);
         let list = client
             .get(format!("{}/order?limit=1", api.url))
             .await
             .json();
         for member in ["id", "status", "created_at"] {
-            assert_eq!(told["oldest_open"][member], list[0][member]);
+            assert_eq!(figures["oldest_open"][member], list[0][member]);
         }
     }
-    let told = stats(&client, &api.url).await;
+    let figures = stats(&client, &api.url).await;
     assert_eq!(
-        told["attention"]["upstream_unreachable"], 5,
+        figures["attention"]["upstream_unreachable"], 5,
         "1 of its own, and 4"
     );
-    assert_eq!(told["upstream"]["status"], "down");
-    assert_eq!(told["upstream"]["detail"], "no connection");
+    assert_eq!(figures["upstream"]["status"], "down");
+    assert_eq!(figures["upstream"]["detail"], "no connection");
     let health = client.get(format!("{}/healthz", api.url)).await.json();
     for check in health["checks"].as_array().unwrap() {
         let name = check["name"].as_str().unwrap();
         if ["database", "upstream"].contains(&name) {
-            assert_eq!(told[name]["since"], check["since"], "{name}");
+            assert_eq!(figures[name]["since"], check["since"], "{name}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_of_several_pieces_is_told_whole_and_what_another_program_adds_too() {
+async fn a_journal_of_several_reads_is_complete_with_events_of_another_program() {
     let world = World::in_memory();
     let store = world.store();
     fill(&store, &ids(12_345), 2_000).await;
     let api = world.api(&[]);
     let client = Client::new();
-    // Some at once: all have to wait for the same history.
+    // Concurrent requests share one read of the journal.
     let url = &api.url;
     let asked = (0..4).map(|_| stats(&client, url));
-    for told in futures_util::future::join_all(asked).await {
-        assert_eq!(told["orders"]["CREATED"], 12_345);
-        assert_eq!(told["oldest_open"]["id"], "order-0");
-        assert_eq!(told["reconciler"]["status"], "none");
-        assert_eq!(told["reconciler"]["since"], Value::Null);
+    for figures in futures_util::future::join_all(asked).await {
+        assert_eq!(figures["orders"]["CREATED"], 12_345);
+        assert_eq!(figures["oldest_open"]["id"], "order-0");
+        assert_eq!(figures["reconciler"]["status"], "none");
+        assert_eq!(figures["reconciler"]["since"], Value::Null);
     }
     let more: Vec<_> = (0..10_001).map(|n| format!("more-{n}")).collect();
     fill(&store, &more, 2_000).await;
-    let told = stats(&client, url).await;
-    assert_eq!(told["orders"]["CREATED"], 22_346);
-    assert_eq!(sum(&told["per_minute"], "created"), 22_346);
+    let figures = stats(&client, url).await;
+    assert_eq!(figures["orders"]["CREATED"], 22_346);
+    assert_eq!(sum(&figures["per_minute"], "created"), 22_346);
 }
 
 #[tokio::test(flavor = "multi_thread")]

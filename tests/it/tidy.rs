@@ -1,4 +1,4 @@
-//! Claims of the documentation about the code, compared with the code.
+//! Compares claims of the documentation about the code with the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,12 +14,12 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every Rust file of the library and the programs, with its path from the root.
+/// Returns every Rust file of the library and the programs, with its path from the root.
 fn sources() -> Vec<(String, String)> {
     files("src")
 }
 
-/// Every Rust file in this folder, with its path from the root.
+/// Returns every Rust file in this folder, with its path from the root.
 fn files(folder: &str) -> Vec<(String, String)> {
     let mut folders: Vec<PathBuf> = vec![root().join(folder)];
     let mut sources = Vec::new();
@@ -38,7 +38,7 @@ fn files(folder: &str) -> Vec<(String, String)> {
     sources
 }
 
-/// The code of a file without its tests and comments.
+/// Returns the code of a file without its tests and comments.
 fn code(text: &str) -> String {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     code.lines()
@@ -52,12 +52,12 @@ fn is_tests(path: &str) -> bool {
     path.ends_with("/tests.rs")
 }
 
-/// The first segment of a file's path in `src`: its module.
+/// Returns a file's module: the first segment of its path in `src`.
 fn module_of(path: &str) -> &str {
     path["src/".len()..].split(['/', '.']).next().unwrap()
 }
 
-/// The bullets of the map in lib.rs, in order: the modules that each names, and its text.
+/// Returns the bullets of the map in lib.rs, in order: the modules that each names, and its text.
 fn map() -> Vec<(Vec<String>, String)> {
     let lib = read("src/lib.rs");
     let docs: Vec<_> = lib
@@ -76,7 +76,7 @@ fn map() -> Vec<(Vec<String>, String)> {
         .collect()
 }
 
-/// The names that follow `prefix` in the code, one level deep: `a` and `b` for `prefix::{a::X, b}`.
+/// Returns the names that follow `prefix` in the code, one level deep: `a` and `b` for `prefix::{a::X, b}`.
 fn imported(code: &str, prefix: &str) -> BTreeSet<String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut names = BTreeSet::new();
@@ -108,7 +108,7 @@ fn imported(code: &str, prefix: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_logs_can_be_named_in_rust_log() {
+fn every_module_that_logs_is_a_target_of_rust_log() {
     let mut parts = BTreeSet::new();
     for (path, text) in sources() {
         let code = code(&text);
@@ -170,7 +170,7 @@ fn the_files_of_a_folder_import_each_other_in_no_circle() {
         names.extend(imported(&code(text), &absolute));
         imports.insert((folder, file.strip_suffix(".rs").unwrap()), names);
     }
-    // Files that import nothing that is left are taken away, until only circles are left.
+    // Remove files that import no remaining file, until only circles remain.
     loop {
         let is_there = |folder: &str, name: &str| imports.contains_key(&(folder, name));
         let free = imports.iter().find(|((folder, file), names)| {
@@ -189,7 +189,7 @@ fn the_files_of_a_folder_import_each_other_in_no_circle() {
 }
 
 #[test]
-fn what_is_pure_uses_nothing_that_acts_and_imports_what_is_pure_alone() {
+fn pure_modules_use_no_io_and_import_only_pure_modules() {
     let acts = [
         "Instant",
         "SystemTime",
@@ -225,10 +225,7 @@ fn what_is_pure_uses_nothing_that_acts_and_imports_what_is_pure_alone() {
         let header = text.lines().take_while(|line| line.starts_with("//!"));
         if !is_pure(path) {
             let says_so = header.into_iter().any(|line| line.starts_with("//! Pure"));
-            assert!(
-                !says_so,
-                "{path} says that it is pure, and the map does not"
-            );
+            assert!(!says_so, "{path} claims to be pure; the map does not");
             continue;
         }
         checked += 1;
@@ -245,7 +242,7 @@ fn what_is_pure_uses_nothing_that_acts_and_imports_what_is_pure_alone() {
 }
 
 #[test]
-fn the_names_of_the_files_beside_a_database_are_known_in_the_store_alone() {
+fn only_the_store_names_the_files_beside_a_database() {
     for (path, text) in sources() {
         for suffix in [
             "\"-wal",
@@ -300,7 +297,7 @@ fn the_api_knows_neither_upstream_nor_simulator_and_the_reconciler_does_not_know
 }
 
 #[test]
-fn every_file_opens_with_what_it_owns() {
+fn every_file_begins_with_a_description() {
     for (path, text) in sources() {
         let opening = text
             .lines()
@@ -311,7 +308,7 @@ fn every_file_opens_with_what_it_owns() {
 }
 
 #[test]
-fn all_printing_goes_through_one_place_that_a_closed_output_does_not_end() {
+fn all_printing_goes_through_one_function_that_survives_a_closed_output() {
     for (path, text) in sources() {
         let code = code(&text);
         for word in ["print!(", "println!(", "dbg!("] {
@@ -364,7 +361,7 @@ fn the_performance_page_names_every_row_of_the_bench_as_its_list_does() {
 }
 
 #[test]
-fn the_tables_of_slow_tests_name_those_that_are_left_out_and_none_that_is_not_there() {
+fn the_tables_of_slow_tests_name_existing_tests_and_all_ignored_ones() {
     let named: BTreeSet<String> = read("tests/it/main.rs")
         .lines()
         .filter_map(|line| line.strip_prefix("//! | `")?.split_once('`'))
@@ -384,5 +381,5 @@ fn the_tables_of_slow_tests_name_those_that_are_left_out_and_none_that_is_not_th
     }
     assert!(!left_out.is_empty());
     assert_eq!(left_out.difference(&named).next(), None, "not in the table");
-    assert_eq!(named.difference(&there).next(), None, "not there");
+    assert_eq!(named.difference(&there).next(), None, "not a test");
 }

@@ -1,8 +1,8 @@
-//! The client and the reconciler against upstreams that answer as a test has scripted, down to
-//! the bytes. What a well-behaved upstream makes of orders is in `life`.
+//! The client and the reconciler with scripted upstreams, down to the bytes. Well-behaved upstreams are
+//! tested in `life`.
 //!
-//! The reconciler passes in the test itself, on a clock that skips what would be waited for. Programs are
-//! started where the program is the point: its exit code, its environment, its log, its end.
+//! Most tests run the reconciler's passes in the test's process, on a clock that skips waits. Programs are
+//! started to test exit codes, environment, logs and shutdown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use order_service::upstream::HttpUpstream;
 use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
 use crate::world::{PATIENCE, Program, World};
 
-mod looks;
+mod observations;
 mod scripted;
 mod starts;
 mod transport;
@@ -29,11 +29,11 @@ mod transport;
 /// The client's timeout.
 const TIMEOUT: Duration = Duration::from_millis(800);
 
-/// The same in the reconciler's rules, on its clock: far longer, so that whatever waits for it is not explained
-/// by the client's.
+/// The request timeout in the reconciler's settings, on its own clock: much longer than the client's, so
+/// that a wait for it is not mistaken for the client's timeout.
 const TIMEOUT_IN_RULES: Duration = Duration::from_secs(20);
 
-/// Passes after which what is awaited will not come any more. Backoffs grow to five minutes.
+/// Number of passes after which a test gives up. Backoffs grow to five minutes.
 const PASSES_MAX: usize = 1_000;
 
 /// Orders in a database of their own.
@@ -43,7 +43,7 @@ struct Orders {
 }
 
 impl Orders {
-    /// CREATED orders.
+    /// Creates CREATED orders.
     async fn created(ids: &[&str]) -> Self {
         let world = World::in_memory();
         let store = Store::open(
@@ -58,7 +58,7 @@ impl Orders {
         orders
     }
 
-    /// PROCESSING orders, started a moment ago.
+    /// Creates PROCESSING orders, started a moment ago.
     async fn processing(ids: &[String]) -> Self {
         let orders = Self::created(&[]).await;
         let mut changes = Vec::new();
@@ -89,7 +89,7 @@ impl Orders {
         }
     }
 
-    /// A reconciler that passes when the test says so.
+    /// Returns a reconciler whose passes the test runs.
     async fn reconciler(&self, upstream: &Scripted) -> Passes<'_> {
         self.reconciler_with(upstream, settings()).await
     }
@@ -111,7 +111,7 @@ impl Orders {
         }
     }
 
-    /// Tries all that is due once: whether the upstream could be used.
+    /// Runs one reconciler until nothing is due. Returns true if the upstream could be used.
     async fn once(&self, upstream: &Scripted) -> bool {
         let reconciler = self.reconciler(upstream).await.reconciler;
         run_once(reconciler, &Stop::default()).await.unwrap()
@@ -148,14 +148,14 @@ struct Passes<'a> {
 }
 
 impl Passes<'_> {
-    /// A pass, and then the next moment of the schedule.
+    /// Runs a pass, and moves to the next moment of the schedule.
     async fn pass(&mut self) {
         self.reconciler.pass(&Stop::default()).await.unwrap();
         let next = self.settings.schedule.next_after(self.clock.now());
         self.clock.sleep_until(next).await;
     }
 
-    /// Passes until there is something.
+    /// Runs passes until `found` returns a value.
     async fn until<T>(&mut self, found: impl Fn(&Orders) -> Option<T>) -> T {
         for _ in 0..PASSES_MAX {
             if let Some(found) = found(self.orders) {
@@ -163,10 +163,10 @@ impl Passes<'_> {
             }
             self.pass().await;
         }
-        panic!("it does not come: {:?}", self.orders.all());
+        panic!("the condition was not met in time: {:?}", self.orders.all());
     }
 
-    /// Passes until it holds of all orders.
+    /// Runs passes until `holds` returns true for all orders.
     async fn until_all(&mut self, holds: impl Fn(&[Order]) -> bool) -> Vec<Order> {
         self.until(|orders| Some(orders.all()).filter(|all| holds(all)))
             .await
@@ -183,7 +183,7 @@ impl Passes<'_> {
             .await
     }
 
-    /// Passes until a scripted upstream was asked so.
+    /// Runs passes until a scripted upstream has received matching requests.
     async fn until_asked(
         &mut self,
         upstream: &Scripted,
@@ -194,7 +194,7 @@ impl Passes<'_> {
     }
 }
 
-/// The exit code and the log of a program that ends by itself.
+/// Returns the exit code and the log of a program that ends by itself.
 async fn ended(mut program: Program) -> (Option<i32>, String) {
     let wait = move || (program.wait().code(), program.logged());
     tokio::task::spawn_blocking(wait).await.unwrap()
@@ -204,7 +204,7 @@ fn reason_of(order: &Order) -> Option<Reason> {
     order.attention.as_ref().map(|attention| attention.reason)
 }
 
-/// Waits until there is something.
+/// Waits until `found` returns a value.
 async fn until<T, D: std::fmt::Debug>(
     mut found: impl FnMut() -> Option<T>,
     state: impl Fn() -> D,
@@ -214,12 +214,16 @@ async fn until<T, D: std::fmt::Debug>(
         if let Some(found) = found() {
             return found;
         }
-        assert!(Instant::now() < deadline, "it does not come: {:?}", state());
+        assert!(
+            Instant::now() < deadline,
+            "the condition was not met in time: {:?}",
+            state()
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Waits until a scripted upstream was asked so, by a program.
+/// Waits until a scripted upstream has received matching requests from a program.
 async fn until_asked(
     upstream: &Scripted,
     holds: impl Fn(&[ReceivedRequest]) -> bool,
@@ -231,10 +235,10 @@ async fn until_asked(
     .await
 }
 
-/// How many cases are run side by side: with more, requests miss their timeouts.
+/// Number of cases that run concurrently: with more, requests miss their timeouts.
 const SIDE_BY_SIDE: usize = 4;
 
-/// Runs the cases of a table side by side: some of them wait for a timeout.
+/// Runs the cases of a table concurrently, because some of them wait for a timeout.
 async fn side_by_side<T, F: Future<Output = ()>>(
     cases: impl IntoIterator<Item = T>,
     check: impl Fn(T) -> F,
@@ -245,17 +249,17 @@ async fn side_by_side<T, F: Future<Output = ()>>(
         .await;
 }
 
-/// Enough orders for the list to be read.
+/// Returns the ids of enough orders for the list to be read.
 fn many() -> Vec<String> {
     (0..40).map(|n| format!("order-{n}")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_finds_the_upstream_unusable_when_no_request_met_a_usable_answer() {
+async fn once_finds_the_upstream_unusable_when_no_request_got_a_usable_answer() {
     let cases = [
         Reply::Silence,
         Reply::HangUp,
-        answer(500, "trouble"),
+        answer(500, "error"),
         answer(502, "a proxy"),
         answer(503, "down"),
         answer(401, "who?"),
@@ -279,7 +283,7 @@ async fn once_finds_the_upstream_unusable_when_no_request_met_a_usable_answer() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_ends_with_4_when_no_request_met_a_usable_answer() {
+async fn once_ends_with_4_when_no_request_got_a_usable_answer() {
     let upstream = Scripted::new(|_, _| Reply::HangUp).await;
     let orders = Orders::created(&["a1"]).await;
     let program = orders.world.reconciler(&upstream.url, &["--once"]);
@@ -289,7 +293,7 @@ async fn once_ends_with_4_when_no_request_met_a_usable_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait() {
+async fn an_upstream_that_is_down_gets_one_request_per_pass_however_many_orders_wait() {
     let cases = [
         Reply::HangUp,
         answer(503, "down"),
@@ -298,7 +302,7 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
     ];
     side_by_side(cases, |reply| async move {
         let shown = format!("{reply:?}");
-        // A connection may have been closed before the request was sent: it is repeated once.
+        // A request on a connection that was already closed is repeated once.
         let requests = match &reply {
             Reply::HangUp => 2,
             _ => 1,
@@ -309,10 +313,10 @@ async fn an_upstream_that_is_down_is_asked_once_a_pass_however_many_orders_wait(
             orders.create(&format!("new-{n}")).await;
         }
         let mut reconciler = orders.reconciler(&upstream).await;
-        // Several requests are in flight when it is found out.
+        // Several requests are in flight when the upstream is found down.
         reconciler.pass().await;
         let mut ids = std::collections::BTreeSet::new();
-        // It is left alone for most of a second, which two moments of the schedule may share.
+        // Probes pause for most of a second, which may span two moments of the schedule.
         for _ in 0..6 {
             let (asked, connections) = (upstream.asked().len(), upstream.connections());
             reconciler.pass().await;
@@ -355,7 +359,7 @@ async fn at_most_as_many_requests_are_in_flight_as_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_settled_order_is_never_asked_about_again() {
+async fn a_settled_order_is_never_polled_again() {
     let upstream = Scripted::new(|asked, _| match asked.looked_up() {
         Some(id) if id == "done" => answer(200, process("done", "FAILED")),
         Some(id) => answer(200, process(&id, "RUNNING")),
@@ -382,7 +386,7 @@ async fn a_settled_order_is_never_asked_about_again() {
     assert_eq!(orders.order("done").status, Status::Fulfilled);
 }
 
-/// A pass that starts one order after the other and is far from its end.
+/// Starts a reconciler whose pass starts one order after the other, and waits until it is under way.
 async fn in_a_long_pass(upstream: &Scripted, orders: &Orders) -> Program {
     let arguments = ["--schedule", "0 0 0 1 1 *", "--start-rate", "10"];
     let reconciler = orders.world.reconciler(&upstream.url, &arguments);
@@ -421,5 +425,5 @@ async fn a_reconciler_in_the_middle_of_a_long_pass_is_healthy() {
     let arguments = ["health", "--database-url", database.to_str().unwrap()];
     let health = orders.world.start("order-reconciler", &arguments, false);
     let (code, log) = ended(health).await;
-    assert_eq!(code, Some(0), "it works: {log}");
+    assert_eq!(code, Some(0), "healthy: {log}");
 }

@@ -1,5 +1,5 @@
-//! Answers that are held until an order is settled, and what becomes of everyone else meanwhile.
-//! Streams of events by themselves are in `events`.
+//! Requests that wait until an order is settled, and other clients meanwhile. Streams are tested in
+//! `events`.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,10 @@ use crate::world::{
     is_settled,
 };
 
-/// Requests that may wait, streams and lists, at once: three quarters of the connections.
+/// Maximum number of waiting requests, streams and lists together: three quarters of the connections.
 const LONG_MAX: usize = 1_536;
 
-/// How many of them are streams here.
+/// Number of streams among them.
 const STREAMS: usize = 256;
 
 async fn wait(client: &Client, api: &Program, id: &str, prefer: &str) -> Answer {
@@ -43,7 +43,7 @@ fn waiting(id: &str, seconds: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiter_is_woken_by_another_process_change() {
+async fn a_waiter_is_woken_by_a_change_in_another_process() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -51,7 +51,7 @@ async fn a_waiter_is_woken_by_another_process_change() {
     for n in 1..=40 {
         assert_eq!(client.create(&api.url, &format!("a{n}")).await.status, 201);
     }
-    // Their time is longer than the client's patience: only a change can answer them.
+    // Their wait is longer than the client's timeout: only a change can answer them.
     let waiters: Vec<_> = (1..=40)
         .map(|n| {
             let (client, url) = (client.clone(), format!("{}/order/a{n}", api.url));
@@ -72,7 +72,7 @@ async fn a_waiter_is_woken_by_another_process_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_creation_that_waits_is_answered_with_what_came_of_it() {
+async fn a_creation_that_waits_is_answered_with_the_settled_order() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
     let api = world.api(&[]);
@@ -98,7 +98,7 @@ async fn a_creation_that_waits_is_answered_with_what_came_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn when_the_time_is_over_the_order_is_told_as_it_is() {
+async fn at_the_end_of_the_wait_the_current_order_is_returned() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -126,7 +126,7 @@ async fn when_the_time_is_over_the_order_is_told_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preference_is_cut_to_a_minute_and_ignored_if_it_is_none() {
+async fn a_preference_is_capped_at_a_minute_and_ignored_if_invalid() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -163,7 +163,7 @@ async fn an_open_order_says_when_to_ask_again() {
     assert_eq!(created.header("retry-after"), "1");
     let store = world.store();
     let now = SystemClock.now();
-    // By the schedule the next pass is in 40 s; the order's own delay is longer.
+    // The next pass is in 40 s by the schedule; the order's own delay is longer.
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
     store
@@ -175,7 +175,7 @@ async fn an_open_order_says_when_to_ask_again() {
         let answer = client.get(&path).await;
         answer.header("retry-after").parse().unwrap()
     };
-    assert_eq!(seconds().await, 1, "it is started as soon as it can be");
+    assert_eq!(seconds().await, 1, "it is started as soon as possible");
     let refused = AttentionUpdate {
         reason: Reason::StartRefused,
         detail: "it said no".to_owned(),
@@ -202,7 +202,7 @@ async fn an_open_order_says_when_to_ask_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_answers_those_who_wait_with_what_is_so() {
+async fn a_shutdown_answers_waiting_requests_with_the_current_order() {
     let world = World::new();
     let mut api = world.api(&[]);
     let client = Client::new();
@@ -212,7 +212,7 @@ async fn a_stop_answers_those_who_wait_with_what_is_so() {
         if n % 2 == 0 {
             wire.send(waiting("a1", 60));
         } else {
-            // It is known to wait once it exists.
+            // Once the order exists, its request waits.
             let body = format!("{{\"id\":\"b{n}\"}}");
             let length = body.len();
             wire.send(format!(
@@ -236,7 +236,7 @@ async fn a_stop_answers_those_who_wait_with_what_is_so() {
     assert!(!api.logged().contains("cut off"), "{}", api.logged());
 }
 
-/// Sends requests on connections of their own, and returns them unanswered.
+/// Sends requests on connections of their own. Returns the connections before any response.
 async fn crowd(api: &Program, requests: impl IntoIterator<Item = String>) -> Vec<Wire> {
     let mut wires = Vec::new();
     for request in requests {
@@ -249,7 +249,7 @@ async fn crowd(api: &Program, requests: impl IntoIterator<Item = String>) -> Vec
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
+async fn a_thousand_waiting_requests_and_two_hundred_streams_delay_no_other_client() {
     if !has_many_files() {
         return;
     }
@@ -272,8 +272,11 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
         if answer.status == 503 {
             break answer;
         }
-        assert!(Instant::now() < deadline, "they do not wait: {answer:?}");
-        // It may have had the place of one that came too late.
+        assert!(
+            Instant::now() < deadline,
+            "the requests do not wait: {answer:?}"
+        );
+        // It may have taken the slot of a later request.
         waiters.extend(crowd(&api, [waiting("shared", 60)]).await);
     };
     assert_problem(&refused, 503);
@@ -284,7 +287,7 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
     let refused = client.send(stream).await;
     assert_problem(&refused, 503);
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 1);
-    // Everything else goes on.
+    // Other requests are served.
     for path in ["/livez", "/readyz", "/healthz", "/stats", "/order/open"] {
         let answer = Client::new().get(format!("{}{path}", api.url)).await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -295,15 +298,15 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
         assert!(refused.body.contains("too-many-lists"), "{refused:?}");
     }
     assert_eq!(wait(&client, &api, "done", "wait=60").await.status, 200);
-    // The wish is not granted; the order is created all the same.
+    // The preference is not applied; the order is created.
     let created = create_and_wait(&client, &api, "a1", "wait=60").await;
     assert_eq!(created.status, 201, "{created:?}");
     assert_eq!(created.header("preference-applied"), "");
-    // Who goes away leaves its place, and the order that it has created.
+    // A client that disconnects frees its slot, and its order stays created.
     drop((waiters.remove(0), streams.pop()));
     let deadline = Instant::now() + PATIENCE;
     while wait(&client, &api, "open", "wait=1").await.status == 503 {
-        assert!(Instant::now() < deadline, "the place stays taken");
+        assert!(Instant::now() < deadline, "the slot stays taken");
     }
     let mut wire = Wire::open(&api);
     let head = "POST /order HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n";
@@ -315,9 +318,9 @@ async fn a_thousand_who_wait_and_two_hundred_streams_are_no_burden_to_others() {
         .await;
     drop(wire);
     while wait(&client, &api, "open", "wait=1").await.status == 503 {
-        assert!(Instant::now() < deadline, "the place stays taken");
+        assert!(Instant::now() < deadline, "the slot stays taken");
     }
-    // One change wakes all who wait for it.
+    // One change wakes all requests that wait for it.
     settle(&store, [3]).await;
     let mut woken = 0;
     for wire in &mut waiters {

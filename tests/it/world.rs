@@ -1,6 +1,6 @@
-//! What a test needs: a folder of its own, the built programs on free ports, and an HTTP client.
+//! The environment of a test: a folder of its own, the built programs on free ports, and an HTTP client.
 //!
-//! Programs end with the test, whatever becomes of it. Their logs are shown when it fails.
+//! Programs end with the test, whatever its outcome. Their logs are shown when it fails.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,10 +18,10 @@ use order_service::store::{Creation, DatabaseUrl, Leadership, Mode, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
-/// How long anything may take before a test gives up. Far longer than it takes.
+/// Timeout of every wait in tests. Much longer than any takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many files a test may have open at once, after asking for so many.
+/// Raises the limit of open files to `wanted`, if possible. Returns the limit.
 pub fn file_limit(wanted: u64) -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     let max = limit.maximum.unwrap_or(u64::MAX);
@@ -33,7 +33,7 @@ pub fn file_limit(wanted: u64) -> u64 {
     }
 }
 
-/// Lets a test have 4,096 files open at once. Returns false, and says so, if that is less than 2,000.
+/// Raises the limit of open files to 4,096. Returns false and prints a notice if it is below 2,000.
 pub fn has_many_files() -> bool {
     let files = file_limit(4_096);
     if files < 2_000 {
@@ -54,7 +54,7 @@ impl World {
         }
     }
 
-    /// The same in memory, where there is such a place: flushing the disk takes no time there.
+    /// Like `new`, but in memory where possible, because disk flushes take no time there.
     pub fn in_memory() -> Self {
         match tempfile::tempdir_in("/dev/shm") {
             Ok(folder) => Self { folder },
@@ -80,12 +80,12 @@ impl World {
         self.path("simulator.log")
     }
 
-    /// The simulator, with a record, on a free port.
+    /// Starts the simulator, with a record, on a free port.
     pub fn simulator(&self, arguments: &[&str]) -> Program {
         self.simulator_at("127.0.0.1:0", arguments)
     }
 
-    /// The simulator, with a record, at this address.
+    /// Starts the simulator, with a record, at this address.
     pub fn simulator_at(&self, address: &str, arguments: &[&str]) -> Program {
         let log = self.simulator_log();
         let mut all = vec!["simulator", "--listen", address, "--log"];
@@ -94,7 +94,7 @@ impl World {
         self.start("order-service", &all, true)
     }
 
-    /// The API alone, on a free port.
+    /// Starts the API on a free port.
     pub fn api(&self, arguments: &[&str]) -> Program {
         let database = self.database_url();
         let mut all = vec!["api", "--listen", "127.0.0.1:0"];
@@ -103,7 +103,7 @@ impl World {
         self.start("order-service", &all, true)
     }
 
-    /// API and reconciler in one, on a free port.
+    /// Starts API and reconciler in one program on a free port.
     pub fn serve(&self, upstream: &str, arguments: &[&str]) -> Program {
         self.serve_with(upstream, arguments, &[])
     }
@@ -122,19 +122,19 @@ impl World {
         self.start_with("order-service", &all, variables, true)
     }
 
-    /// The reconciler alone.
+    /// Starts the reconciler.
     pub fn reconciler(&self, upstream: &str, arguments: &[&str]) -> Program {
         let database = self.database_url();
         let all = ["--database-url", &database, "--order-process-url", upstream];
         self.start("order-reconciler", &[&all, arguments].concat(), false)
     }
 
-    /// Any program, without the variables of whoever runs the tests.
+    /// Returns the command of a program, without the environment's variables that it reads.
     pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let path = match name {
             "order-service" => env!("CARGO_BIN_EXE_order-service"),
             "order-reconciler" => env!("CARGO_BIN_EXE_order-reconciler"),
-            other => panic!("{other} is no program of ours"),
+            other => panic!("unknown program {other}"),
         };
         let mut command = Command::new(path);
         command
@@ -145,7 +145,7 @@ impl World {
         command
     }
 
-    /// The API alone, on a free port, where no more files than these may be open.
+    /// Starts the API on a free port, with this limit of open files.
     pub fn api_with_files(&self, files: u32) -> Program {
         let database = self.database_url();
         let arguments = [
@@ -167,12 +167,12 @@ impl World {
         self.spawn("order-service", limited, true)
     }
 
-    /// Starts a program; if it `listens`, waits until it says where.
+    /// Starts a program; if it `listens`, waits until it prints its address.
     pub fn start(&self, name: &str, arguments: &[&str], listens: bool) -> Program {
         self.start_with(name, arguments, &[], listens)
     }
 
-    /// The same, with these environment variables.
+    /// Like `start`, with these environment variables.
     pub fn start_with(
         &self,
         name: &str,
@@ -185,7 +185,7 @@ impl World {
         self.spawn(name, command, listens)
     }
 
-    /// The same, however it is started.
+    /// Like `start`, with any command.
     pub fn spawn(&self, name: &str, mut command: Command, listens: bool) -> Program {
         let log = self.path(&format!("{name}-{}.log", fastrand::u32(..)));
         let mut child = command
@@ -222,19 +222,19 @@ impl World {
         }
     }
 
-    /// The database itself, beside the programs that use it.
+    /// Opens the database, beside the programs that use it.
     pub fn store(&self) -> Store {
         let path = DatabaseUrl::from(self.database());
         Store::open(&path, Mode::Threaded).expect("the database can be opened")
     }
 
-    /// What the simulator did, by its own record.
+    /// Returns the simulator's record.
     pub fn record(&self) -> Vec<Entry> {
         read_record(&self.simulator_log()).expect("the record can be read")
     }
 
-    /// How each process ended or will end, by the simulator's record; and that none was started
-    /// twice in one life.
+    /// Returns the outcome of each process by the simulator's record, and checks that none was started
+    /// twice in one incarnation.
     pub fn outcomes(&self) -> HashMap<String, ProcessStatus> {
         let mut outcomes = HashMap::new();
         for entry in self.record() {
@@ -291,19 +291,19 @@ impl Program {
         assert!(status.success(), "{signal} could not be sent");
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL and waits for the end.
     pub fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
+        self.child.kill().expect("the program can be killed");
         self.child.wait().expect("it can be waited for");
     }
 
-    /// SIGTERM, and its exit code once it has ended.
+    /// Sends SIGTERM. Returns the exit code once the program has ended.
     pub fn stop(mut self) -> Option<i32> {
         self.signal("TERM");
         self.wait().code()
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the program has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("it can be waited for")
     }
@@ -316,7 +316,7 @@ impl Program {
             }
             assert!(
                 Instant::now() < deadline,
-                "it does not end: {}",
+                "the program does not end: {}",
                 self.logged()
             );
             std::thread::sleep(Duration::from_millis(5));
@@ -327,20 +327,20 @@ impl Program {
         show(&self.log)
     }
 
-    /// Waits until the log says this.
+    /// Waits until the log contains this text.
     pub fn logs(&self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         while !self.logged().contains(text) {
             assert!(
                 Instant::now() < deadline,
-                "it never logs {text:?}: {}",
+                "{text:?} was not logged in time: {}",
                 self.logged()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// What it prints, up to a line that contains `last`.
+    /// Returns the output up to a line that contains `last`.
     pub fn stdout_until(&mut self, last: &str) -> String {
         let mut printed = String::new();
         loop {
@@ -348,7 +348,7 @@ impl Program {
             let read = self.stdout.read_line(&mut printed);
             assert!(
                 read.expect("stdout can be read") > 0,
-                "it ended before it printed {last:?}: {printed}{}",
+                "the program ended before it printed {last:?}: {printed}{}",
                 self.logged()
             );
             if printed[from..].contains(last) {
@@ -357,7 +357,7 @@ impl Program {
         }
     }
 
-    /// The next line that it prints; nothing if it ends first.
+    /// Returns the next line of the output, empty at its end.
     pub fn line_of_stdout(&mut self) -> String {
         let mut line = String::new();
         self.stdout
@@ -366,7 +366,7 @@ impl Program {
         line
     }
 
-    /// All that it prints until it ends.
+    /// Returns the output until the program ends.
     pub fn rest_of_stdout(&mut self) -> String {
         let mut printed = String::new();
         self.stdout
@@ -390,7 +390,7 @@ fn show(log: &Path) -> String {
     fs::read_to_string(log).unwrap_or_default()
 }
 
-/// An answer, read to its end.
+/// A response, read to its end.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -410,7 +410,7 @@ impl Answer {
     }
 }
 
-/// Creates orders without a program, `width` at a time: their ids in the order of creation.
+/// Creates orders without a program, `width` at a time. Returns their ids in the order of creation.
 pub async fn fill(store: &Store, ids: &[String], width: usize) -> Vec<String> {
     let mut created = Vec::new();
     for ids in ids.chunks(width) {
@@ -429,7 +429,7 @@ pub async fn fill(store: &Store, ids: &[String], width: usize) -> Vec<String> {
     created.iter().map(|o| o.id.to_string()).collect()
 }
 
-/// Checks that an answer is an error in the one form that errors have.
+/// Checks that a response is a problem with this status.
 #[track_caller]
 pub fn assert_problem(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{answer:?}");
@@ -447,13 +447,13 @@ pub fn assert_problem(answer: &Answer, status: u16) {
     }
 }
 
-/// A client that keeps connections and follows nothing.
+/// An HTTP client with persistent connections that follows no redirects.
 #[derive(Clone)]
 pub struct Client(reqwest::Client);
 
 impl Client {
     pub fn new() -> Self {
-        // Fails only if there is one already.
+        // Fails only if a provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -466,7 +466,7 @@ impl Client {
         self.send(self.0.get(url.as_ref())).await
     }
 
-    /// `POST /order` with this id.
+    /// Sends `POST /order` with this id.
     pub async fn create(&self, api: &str, id: &str) -> Answer {
         let body = serde_json::json!({ "id": id }).to_string();
         let request = self
@@ -483,15 +483,15 @@ impl Client {
     }
 
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.expect("there is an answer");
+        let response = request.send().await.expect("the request is answered");
         Answer {
             status: response.status().as_u16(),
             headers: response.headers().clone(),
-            body: response.text().await.expect("the answer is whole"),
+            body: response.text().await.expect("the response is complete"),
         }
     }
 
-    /// All orders, in the order of creation.
+    /// Returns all orders, in the order of creation.
     pub async fn orders(&self, api: &str) -> Vec<Value> {
         let answer = self.get(format!("{api}/order")).await;
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -501,13 +501,13 @@ impl Client {
         orders
     }
 
-    /// All ids, in the order of creation.
+    /// Returns all ids, in the order of creation.
     pub async fn ids(&self, api: &str) -> Vec<String> {
         let id = |order: &Value| order["id"].as_str().expect("an id is a text").to_owned();
         self.orders(api).await.iter().map(id).collect()
     }
 
-    /// All orders, once `done` holds of them.
+    /// Returns all orders once `done` returns true for them.
     pub async fn orders_when(&self, api: &str, done: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -517,13 +517,13 @@ impl Client {
             }
             assert!(
                 Instant::now() < deadline,
-                "it does not come to pass: {orders:?}"
+                "the condition was not met in time: {orders:?}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// All orders, once there are `count` of them and each is settled.
+    /// Returns all orders once there are `count` of them and each is settled.
     pub async fn settled(&self, api: &str, count: usize) -> Vec<Value> {
         self.orders_when(api, |orders| {
             orders.len() == count && orders.iter().all(is_settled)
@@ -536,7 +536,7 @@ pub fn is_settled(order: &Value) -> bool {
     matches!(order["status"].as_str(), Some("FULFILLED" | "FAILED"))
 }
 
-/// The status that an order must have in the end.
+/// Returns the final status of an order whose process has this outcome.
 pub fn status_after(outcome: ProcessStatus) -> &'static str {
     match outcome {
         ProcessStatus::Succeeded => "FULFILLED",
@@ -545,7 +545,7 @@ pub fn status_after(outcome: ProcessStatus) -> &'static str {
     }
 }
 
-/// Compares every order with the simulator's record, and expects that each was started once.
+/// Compares every order with the simulator's record, and checks that each was started once.
 pub fn assert_agree(world: &World, orders: &[Value]) {
     assert_statuses_agree(world, orders);
     for order in orders {
@@ -564,13 +564,13 @@ pub fn assert_statuses_agree(world: &World, orders: &[Value]) {
     }
 }
 
-/// The answer to a read of SQLite, which is ready at once.
+/// Returns the result of a read from SQLite, which is ready at once.
 pub fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never()
         .expect("SQLite's reads are ready at once")
 }
 
-/// Takes the lead on a database, as after the death of whoever had it.
+/// Takes leadership of a database, as after the death of the last leader.
 pub async fn lead(store: &Store) -> Leadership {
     let mut lock = store.path().as_os_str().to_owned();
     lock.push("-leader");
@@ -583,5 +583,5 @@ pub async fn lead(store: &Store) -> Leadership {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("no one holds a lock that is new");
+    panic!("leadership was not gained in time");
 }

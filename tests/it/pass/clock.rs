@@ -1,4 +1,4 @@
-//! Passes by a clock that is set back or forward, by seconds and by hours, in a run and between two.
+//! Passes with a clock that is set back or forward by seconds or hours, within a run or between two.
 
 use crate::world::ready;
 use order_service::reconciler::run_once;
@@ -9,7 +9,7 @@ use super::*;
 const SECOND: i64 = 1_000;
 const HOUR: i64 = 3_600_000;
 
-/// Steps of the clock.
+/// Clock steps, in milliseconds.
 const STEPS: [i64; 6] = [-6 * HOUR, -HOUR, -10 * SECOND, 10 * SECOND, HOUR, 6 * HOUR];
 
 impl Harness {
@@ -24,7 +24,7 @@ impl Harness {
     }
 }
 
-/// A reconciler that goes on, and another that takes its place.
+/// Calls `check` for each step, with the same reconciler after it and with a new one.
 fn each_way(check: impl Fn(i64, bool)) {
     for by in STEPS {
         check(by, false);
@@ -60,7 +60,7 @@ fn a_process_that_was_confirmed_ahead_of_the_clock_is_missed_as_any_other_is() {
 }
 
 #[test]
-fn no_step_of_the_clock_brings_a_second_start_before_the_first_had_its_time() {
+fn no_clock_step_causes_a_second_start_before_the_timeout_of_the_first() {
     each_way(|by, is_restarted| {
         let harness = Harness::new(100_000);
         harness.create("a1");
@@ -87,7 +87,7 @@ fn no_step_of_the_clock_brings_a_second_start_before_the_first_had_its_time() {
             repeated_after >= harness.settings.request_timeout,
             "{by} {is_restarted}: {repeated_after:?}"
         );
-        // No backoff counts for longer than the longest, which the first is far from.
+        // A backoff is capped at the longest, which is much longer than the first.
         let most = if by < -10 * SECOND { 302 } else { 20 };
         assert!(repeated_after <= Duration::from_secs(most));
     });
@@ -121,7 +121,7 @@ fn no_order_waits_for_a_clock_that_was_set_back_to_catch_up() {
 }
 
 #[test]
-fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
+fn health_depends_on_completed_passes_and_not_on_times_in_the_future() {
     for by in STEPS {
         let harness = Harness::new(100_000);
         harness.create("a1");
@@ -129,11 +129,15 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
         pass(&mut reconciler);
         assert_eq!(harness.health().problem, None);
         harness.step(by);
-        let told = harness.health();
-        // Ten seconds forward, a pass may still be on its way.
+        let health = harness.health();
+        // Ten seconds forward, a pass may still be running.
         let is_known = by != 10 * SECOND;
-        assert_eq!(told.status == LeaderState::Overdue, is_known, "{by}");
-        assert!(told.since.is_none_or(|since| since <= harness.clock.now()));
+        assert_eq!(health.status == LeaderState::Overdue, is_known, "{by}");
+        assert!(
+            health
+                .since
+                .is_none_or(|since| since <= harness.clock.now())
+        );
         pass(&mut reconciler);
         assert_eq!(harness.health().problem, None, "{by}");
         let heartbeat = ready(harness.store.heartbeat()).unwrap();
@@ -145,10 +149,10 @@ fn health_is_told_by_passes_that_were_made_and_not_by_what_lies_ahead() {
 }
 
 #[test]
-fn one_pass_alone_gives_a_start_that_it_finds_its_time_and_then_repeats_it() {
+fn a_single_pass_waits_for_the_timeout_of_an_earlier_start_and_then_repeats_it() {
     for (fault, requests) in [
-        (Fault::Lost, ["look a1", "start a1"].as_slice()),
-        (Fault::AnswerLost, &["look a1"]),
+        (Fault::Lost, ["look_up a1", "start a1"].as_slice()),
+        (Fault::AnswerLost, &["look_up a1"]),
     ] {
         let harness = Harness::new(100_000);
         harness.create("a1");
@@ -156,7 +160,7 @@ fn one_pass_alone_gives_a_start_that_it_finds_its_time_and_then_repeats_it() {
         let once = || block_on(run_once(harness.reconciler(), &Stop::default())).unwrap();
         let began = harness.clock.uptime();
         once();
-        assert_eq!(harness.clock.uptime(), began, "nothing is waited for");
+        assert_eq!(harness.clock.uptime(), began, "the pass does not wait");
         assert_eq!(harness.upstream.take_requests(), ["start a1"]);
         harness.upstream.start_fault.set(Fault::Answered);
         harness.step(6 * HOUR);

@@ -62,12 +62,12 @@ pub(super) struct InMemory {
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
     /// Orders whose look-ups are lost.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
-    /// How long what is read is behind, in milliseconds; and when each process began.
+    /// Lag of reads, in milliseconds, and the start of each process.
     pub(super) lag: Rc<Cell<i64>>,
     began: Rc<RefCell<HashMap<String, Timestamp>>>,
     /// Another upstream behind the same address, which is reached by every other request or so.
     pub(super) other: Rc<RefCell<Option<Model>>>,
-    /// Every request, as "start a1", "look a1" or "list".
+    /// Every request, as "start a1", "look_up a1" or "list".
     pub(super) requests: Rc<RefCell<Vec<String>>>,
 }
 
@@ -111,7 +111,7 @@ impl InMemory {
         }
     }
 
-    /// The moment as of which reads are answered.
+    /// Returns the moment as of which reads are answered.
     fn read_at(&self) -> Timestamp {
         Timestamp(self.clock.now().0 - self.lag.get())
     }
@@ -122,7 +122,7 @@ impl InMemory {
         began.get(id).is_none_or(|began| *began <= self.read_at())
     }
 
-    /// Starts that were sent.
+    /// Returns the number of starts received.
     pub(super) fn starts(&self) -> usize {
         let requests = self.requests.borrow();
         requests
@@ -202,7 +202,7 @@ impl Upstream for InMemory {
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        self.request(format!("look {id}"));
+        self.request(format!("look_up {id}"));
         if !matches!(self.look_fault.get(), Fault::Answered | Fault::Odd) {
             return Err(failure(
                 "no answer",
@@ -221,15 +221,15 @@ impl Upstream for InMemory {
         Ok(status.map_or(Observed::Absent, Observed::of_status))
     }
 
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+    async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         self.request("list".to_owned());
         let draw = &mut |below| self.draw(below);
         let mut processes = self.model.borrow().list(self.read_at(), draw);
         processes.retain(|(id, _)| self.has_begun(id));
         let fault = self.list_fault.get().unwrap_or(self.look_fault.get());
         let again = |other: Option<&'static str>| {
-            let told = processes.iter();
-            let again = told.map(|(id, status)| (id.clone(), other.unwrap_or(status)));
+            let entries = processes.iter();
+            let again = entries.map(|(id, status)| (id.clone(), other.unwrap_or(status)));
             again.collect::<Vec<_>>()
         };
         let again = match fault {
@@ -239,13 +239,13 @@ impl Upstream for InMemory {
         };
         let is_cut = fault != Fault::Answered && again.is_empty();
         processes.extend(again);
-        let told = if is_cut {
+        let sent = if is_cut {
             processes.len() / 2
         } else {
             processes.len()
         };
-        for (order_id, status) in &processes[..told] {
-            tell(Entry {
+        for (order_id, status) in &processes[..sent] {
+            on_entry(Entry {
                 order_id: order_id.into(),
                 status: (*status).into(),
             });
@@ -257,7 +257,7 @@ impl Upstream for InMemory {
     }
 }
 
-/// A disk that may be full.
+/// A disk that can be full.
 #[derive(Default)]
 pub(super) struct Disk {
     pub(super) is_full: AtomicBool,
@@ -281,7 +281,7 @@ pub(super) struct Harness {
     pub(super) settings: Settings,
 }
 
-/// Knowledge of an earlier run in which the upstream took every start, however fast they came.
+/// Returns the limits learned in a run in which the upstream accepted every start at any rate.
 pub(super) fn unlimited() -> LearnedLimits {
     let mut rate = StartRate::new(0.0, Timestamp(0));
     let mut now = Timestamp(0);
@@ -328,14 +328,14 @@ impl Harness {
         .unwrap()
     }
 
-    /// A reconciler whose run began one request timeout ago: what it does not find is missing.
+    /// Returns a reconciler whose run began one request timeout ago, so that absences count.
     pub(super) fn old_reconciler(&self) -> Reconciler<InMemory, ManualClock> {
         let reconciler = self.reconciler();
         self.forward(self.settings.request_timeout.as_millis() as i64);
         reconciler
     }
 
-    /// Puts the database on a disk that may be full.
+    /// Puts the database on a disk that can be full.
     pub(super) fn on_a_disk(&mut self) -> Arc<Disk> {
         let disk = Arc::new(Disk::default());
         let path = DatabaseUrl::from(self.store.path().to_owned());
@@ -343,7 +343,7 @@ impl Harness {
         disk
     }
 
-    /// An earlier run has left this.
+    /// Writes a heartbeat with these limits, as an earlier run did.
     pub(super) fn has_learned(&self, learned: LearnedLimits) {
         let heartbeat = ReconcilerState {
             learned,

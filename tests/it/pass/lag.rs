@@ -4,11 +4,11 @@ use crate::world::ready;
 use order_service::reconciler::run_once;
 use order_service::simulator::model::Model;
 
-use super::looks::lasting;
+use super::polling::lasting;
 use super::*;
 
-/// Passes, one a second, until so much time has passed, or at the end of a minute in which all orders were
-/// settled. Returns how many processes were missed.
+/// Runs one pass a second for this time, or until the end of a minute in which all orders were settled.
+/// Returns the number of missed processes.
 fn passes(
     harness: &Harness,
     reconciler: &mut Reconciler<InMemory, ManualClock>,
@@ -25,7 +25,7 @@ fn passes(
     missed
 }
 
-/// A harness with the default policy, and orders that have just been started.
+/// Returns a harness with the default policy, and orders that have just been started.
 fn started(orders: usize, max_duration_secs: u32) -> (Harness, Reconciler<InMemory, ManualClock>) {
     started_under(LostProcess::Restart, orders, max_duration_secs)
 }
@@ -52,11 +52,11 @@ fn starts(harness: &Harness, id: &str) -> usize {
 }
 
 #[test]
-fn reads_that_lag_by_one_request_timeout_miss_no_process_and_no_life_ends() {
+fn reads_that_lag_by_one_request_timeout_cause_no_missing_process_and_no_restart() {
     for orders in [3, 50] {
         let (harness, mut reconciler) = started(orders, 20);
         harness.upstream.lag.set(5_000);
-        // Also to a reconciler that takes over.
+        // This holds for a reconciler that takes over, too.
         assert_eq!(passes(&harness, &mut reconciler, 2), 0);
         let mut reconciler = harness.reconciler();
         assert_eq!(passes(&harness, &mut reconciler, 100), 0);
@@ -73,7 +73,7 @@ fn reads_that_lag_by_one_request_timeout_miss_no_process_and_no_life_ends() {
 }
 
 #[test]
-fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
+fn recently_started_processes_neither_count_as_a_restart_nor_hide_one() {
     let mut harness = Harness::new(100_000);
     harness.settings.request_timeout = Duration::from_secs(30);
     let create = |orders: std::ops::Range<u32>| {
@@ -116,7 +116,7 @@ fn processes_that_were_started_just_now_neither_make_a_restart_nor_hide_one() {
 }
 
 #[test]
-fn one_run_alone_waits_for_an_absence_to_count_and_the_next_one_starts_again() {
+fn a_single_pass_waits_until_an_absence_counts_and_the_next_one_restarts() {
     let (harness, _) = started(3, 1_000);
     let once = || {
         let began = harness.clock.uptime();
@@ -144,11 +144,11 @@ fn reads_that_lag_longer_cost_refused_starts_and_no_second_process() {
     for n in 0..3 {
         let order = harness.order(&format!("a{n}"));
         assert!(order.status.is_settled());
-        assert_eq!(order.starts, 1, "the upstream has refused the others");
+        assert_eq!(order.starts, 1, "the upstream refused the others");
     }
 }
 
-/// The number of orders whose status is not that of their process.
+/// Returns the number of orders whose status disagrees with their process.
 fn disagreeing(harness: &Harness, orders: usize) -> usize {
     let model = harness.upstream.model.borrow();
     let disagrees = |n: &usize| {
@@ -164,9 +164,9 @@ fn disagreeing(harness: &Harness, orders: usize) -> usize {
 }
 
 #[test]
-fn what_two_upstreams_or_reads_that_lag_longer_cost_under_the_other_policies() {
+fn two_upstreams_or_longer_lags_have_a_known_cost_under_the_other_policies() {
     for policy in [LostProcess::Hold, LostProcess::Fail] {
-        // Not seen yet is not lost.
+        // A process that was never seen is not lost.
         let (harness, mut reconciler) = started_under(policy, 3, 600);
         harness.upstream.lag.set(30_000);
         assert_eq!(passes(&harness, &mut reconciler, 25), 3);
@@ -211,7 +211,7 @@ fn two_upstreams_behind_one_address_may_each_have_a_process_and_both_are_counted
         assert_eq!(
             incarnations.restarts() > 0,
             orders > 10,
-            "a restart seems to be one"
+            "it seems to be a restart"
         );
     }
 }

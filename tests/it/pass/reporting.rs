@@ -10,7 +10,7 @@ fn written_at(harness: &Harness) -> Timestamp {
         .unwrap()
 }
 
-/// Passes, one a second from the next on, until the heartbeat is written: after so many seconds.
+/// Runs one pass a second until the heartbeat is written. Returns the number of seconds.
 fn seconds_until_written(
     harness: &Harness,
     reconciler: &mut Reconciler<InMemory, ManualClock>,
@@ -36,7 +36,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     assert_eq!(
         pass(&mut reconciler).observed,
         1,
-        "it looks, and that is all"
+        "it polls, and does nothing else"
     );
     assert_eq!(seconds_until_written(&harness, &mut reconciler), 4);
     // An event is reported at once.
@@ -44,7 +44,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     harness.create("a2");
     pass(&mut reconciler);
     assert_eq!(written_at(&harness), harness.clock.now());
-    // A clock that was set back does not silence it either.
+    // A clock that is set back does not stop the heartbeat.
     harness.forward(-3_600_000);
     pass(&mut reconciler);
     let next_pass_at = ready(harness.store.heartbeat())
@@ -55,7 +55,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
 }
 
 #[test]
-fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
+fn waiting_for_the_start_rate_or_the_upstream_is_no_event() {
     let mut harness = Harness::new(100);
     harness.settings.start_rate = Some(0.1);
     for id in ["a1", "a2"] {
@@ -65,40 +65,40 @@ fn waiting_for_the_pace_or_for_the_upstream_is_no_event() {
     assert!(pass(&mut reconciler).has_more);
     let before = written_at(&harness);
     harness.forward(1_000);
-    assert!(pass(&mut reconciler).has_more, "its turn has not come");
+    assert!(pass(&mut reconciler).has_more, "the order is still queued");
     assert_eq!(written_at(&harness), before);
     harness.upstream.look_fault.set(Fault::Refused);
     harness.forward(1_000);
     assert!(pass(&mut reconciler).unreachable);
     let down_since = written_at(&harness);
-    assert!(down_since > before, "that it is down is news");
+    assert!(down_since > before, "the outage is an event");
     harness.forward(1_000);
     assert!(pass(&mut reconciler).unreachable);
     assert_eq!(written_at(&harness), down_since);
 }
 
 #[test]
-fn the_upstream_counts_as_unreachable_when_nothing_that_was_asked_got_an_answer() {
+fn the_upstream_counts_as_unreachable_when_no_request_got_an_answer() {
     let harness = Harness::new(100);
     harness.create("a1");
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
     harness.forward(1_100);
     harness.upstream.look_fault.set(Fault::Lost);
-    assert!(pass(&mut reconciler).unreachable, "it did not answer");
+    assert!(pass(&mut reconciler).unreachable, "no answer");
     harness.create("a2");
     harness.forward(1_000);
-    assert!(!pass(&mut reconciler).unreachable, "it took the start");
+    assert!(!pass(&mut reconciler).unreachable, "the start was accepted");
     assert_eq!(harness.order("a2").status, Status::Processing);
 }
 
 #[test]
-fn a_report_counts_what_was_found_and_what_was_done() {
+fn a_report_counts_observations_and_changes() {
     let one = |count: Report| Report {
         observed: 1,
         ..count
     };
-    // A start whose answer was lost has led to a process that runs, or has ended.
+    // A start whose answer was lost has a process that runs, or has ended.
     for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
         let harness = Harness::new(max_duration_secs);
         harness.create("a1");
@@ -138,7 +138,7 @@ fn a_report_counts_what_was_found_and_what_was_done() {
 }
 
 #[test]
-fn a_second_start_whose_answer_was_lost_counts_as_a_restart_when_its_end_is_seen() {
+fn a_second_start_whose_answer_was_lost_counts_as_a_restart_once_its_process_is_seen() {
     let harness = forgotten(1, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);

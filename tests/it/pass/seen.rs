@@ -1,4 +1,4 @@
-//! Whether a look has seen a process, which decides what becomes of it under `--lost-process fail`.
+//! Under `--lost-process fail`, a missing process fails its order only if a poll has seen the process.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +8,7 @@ use order_service::store::{WriteFate, WriteFaults};
 
 use super::*;
 
-/// A harness with the policy `fail`.
+/// Returns a harness with the policy `fail`.
 fn failing(orders: usize) -> Harness {
     let mut harness = Harness::new(100_000);
     harness.settings.lost_process = LostProcess::Fail;
@@ -16,7 +16,7 @@ fn failing(orders: usize) -> Harness {
     harness
 }
 
-/// Passes, one a second, until a process that was forgotten just now has been missed for good.
+/// Makes the upstream forget, and runs one pass a second until the absence is confirmed.
 fn forget(harness: &Harness, reconciler: &mut Reconciler<InMemory, ManualClock>) {
     harness.upstream.model.borrow_mut().forget_everything();
     for _ in 0..20 {
@@ -31,7 +31,7 @@ fn is_seen(harness: &Harness) -> bool {
 }
 
 #[test]
-fn an_order_whose_process_no_look_has_seen_is_held_and_goes_on_when_it_is_seen() {
+fn an_order_whose_process_was_never_seen_is_held_until_it_is_seen() {
     for orders in [1, 50] {
         let harness = failing(orders);
         let mut reconciler = harness.reconciler();
@@ -45,7 +45,7 @@ fn an_order_whose_process_no_look_has_seen_is_held_and_goes_on_when_it_is_seen()
             assert_eq!(attention.by, ResolvedBy::Operator);
         }
         assert_eq!(harness.upstream.starts(), orders);
-        // It was there all the time, or is again.
+        // The process was there all the time, or reappears.
         let now = harness.clock.now();
         for n in 0..orders {
             let (id, draw) = (format!("a{n}"), &mut |below: u64| below - 1);
@@ -60,7 +60,7 @@ fn an_order_whose_process_no_look_has_seen_is_held_and_goes_on_when_it_is_seen()
 }
 
 #[test]
-fn every_look_that_sees_a_process_is_on_record_for_the_next_reconciler() {
+fn every_kind_of_poll_that_sees_a_process_is_recorded_for_the_next_reconciler() {
     let running = |harness: &Harness| {
         pass(&mut harness.reconciler());
         harness.forward(1_000);
@@ -95,7 +95,7 @@ fn every_look_that_sees_a_process_is_on_record_for_the_next_reconciler() {
 }
 
 #[test]
-fn a_process_that_an_operator_has_started_again_has_yet_to_be_seen() {
+fn a_process_restarted_by_an_operator_counts_as_not_seen() {
     let harness = failing(1);
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
@@ -118,7 +118,7 @@ fn a_process_that_an_operator_has_started_again_has_yet_to_be_seen() {
     assert_eq!(harness.order("a0").status, Status::Failed);
 }
 
-/// Counts writes.
+/// A counter of writes.
 #[derive(Default)]
 struct Counter(AtomicUsize);
 
@@ -130,7 +130,7 @@ impl WriteFaults for Counter {
 }
 
 #[test]
-fn that_processes_are_seen_is_written_once_for_all_and_under_other_policies_never() {
+fn sightings_are_written_in_one_commit_and_under_other_policies_never() {
     for (lost_process, expected) in [
         (LostProcess::Restart, 0),
         (LostProcess::Hold, 0),

@@ -1,4 +1,4 @@
-//! The ways of an order through the stages of being started.
+//! Paths of an order through the stages of the start pipeline.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -12,10 +12,10 @@ use order_service::reconciler::Trace;
 
 use super::*;
 
-/// The stages that an order has entered.
+/// The stages that orders have entered.
 type Entered = Rc<RefCell<Vec<(String, Stage)>>>;
 
-/// A reconciler that takes notes, and does `also` at each stage.
+/// Returns a reconciler that records the stages of orders, and calls `also` at each.
 fn traced(
     harness: &super::Harness,
     also: impl Fn(&str, Stage) + 'static,
@@ -31,7 +31,7 @@ fn traced(
     (reconciler, entered)
 }
 
-/// The way of one order.
+/// Returns the stages that one order has entered.
 fn way(entered: &Entered, id: &str) -> Vec<Stage> {
     let entered = entered.borrow();
     let of_order = entered.iter().filter(|(other, _)| other == id);
@@ -49,7 +49,7 @@ const LOOKED_UP_AND_STARTED: [Stage; 6] = [
 ];
 
 #[test]
-fn every_way_through_the_stages_is_taken_and_no_other() {
+fn every_path_through_the_stages_is_taken_and_no_other() {
     let mut walked: BTreeSet<(Option<Stage>, Stage)> = BTreeSet::new();
     let mut walk = |entered: &Entered, id: &str, expected: &[Stage]| {
         let way = way(entered, id);
@@ -78,7 +78,7 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
     walk(&entered, "a1", &STARTED);
     walk(&entered, "a2", &[WritingIntent, Ready, WritingResult]);
 
-    // A forgotten order is looked up at its turn; one that an operator has settled by then is not
+    // A forgotten order is looked up when it is dequeued; one that an operator has settled by then is not
     // started.
     let harness = forgotten(50, LostProcess::Restart);
     let (mut reconciler, entered) = traced(&harness, |_, _| {});
@@ -91,7 +91,7 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
     walk(&entered, "a0", &LOOKED_UP_AND_STARTED);
     walk(&entered, "a49", &[Ready, InFlight, WritingIntent, Done]);
 
-    // Its process is there again, or the look-up fails.
+    // Its process has reappeared, or the look-up fails.
     for is_lost in [false, true] {
         let harness = forgotten(1, LostProcess::Restart);
         let (model, lost) = (
@@ -141,12 +141,12 @@ fn every_way_through_the_stages_is_taken_and_no_other() {
 }
 
 #[test]
-fn a_start_whose_end_could_not_be_written_counts_from_the_pass_that_failed() {
+fn a_start_whose_result_could_not_be_written_counts_from_the_failed_pass() {
     let mut harness = super::Harness::new(100_000);
     let disk = harness.on_a_disk();
     harness.create_many(2);
     harness.upstream.start_fault.set(Fault::Lost);
-    // Each answer is given up after the timeout, and the second intent is written before the first is.
+    // Each request times out, and the second intent is written before the first result.
     let (clock, fault) = (harness.clock.clone(), harness.upstream.start_fault.clone());
     let full = disk.clone();
     let mut reconciler = harness.reconciler().traced(move |trace| {

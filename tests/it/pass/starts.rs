@@ -1,10 +1,10 @@
-//! Which orders a pass starts, in which order, and what becomes of those that are refused.
+//! Starts: their order, and orders whose starts are refused.
 
-use super::looks::lasting;
+use super::polling::lasting;
 use super::*;
 
 #[test]
-fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_became_of_it() {
+fn retries_go_oldest_first_whatever_the_earlier_failure() {
     let harness = Harness::new(100);
     let mut reconciler = harness.reconciler();
     for (id, fault) in [
@@ -23,12 +23,12 @@ fn of_the_orders_that_were_tried_before_the_oldest_is_started_first_whatever_bec
     assert_eq!(pass(&mut reconciler).started, 4);
     let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
-    // The new one has a turn of its own.
+    // The new order is in a queue of its own.
     assert_eq!(requests, ["start a1", "start a4", "start a2", "start a3"]);
 }
 
 #[test]
-fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_within_ten_seconds() {
+fn a_new_order_behind_three_thousand_refused_ones_is_started_within_ten_seconds() {
     let mut harness = Harness::new(600);
     harness.upstream.refused.set(Some("bad"));
     for n in 0..3_000 {
@@ -48,16 +48,16 @@ fn a_good_order_behind_three_thousand_that_are_refused_for_good_is_started_withi
     }
     let took = harness.clock.now().since(begun);
     assert!(took <= Duration::from_secs(10), "{took:?}");
-    // Nor do good ones stop the others.
+    // New orders do not block the refused ones either.
     let requests = harness.upstream.take_requests();
     let last = requests.iter().rposition(|r| r.starts_with("start good"));
     let until_then = requests.iter().take(last.unwrap());
     let bad = until_then.filter(|r| r.starts_with("start bad")).count();
-    assert!((8..=12).contains(&bad), "one turn in three: {bad}");
+    assert!((8..=12).contains(&bad), "one start in three: {bad}");
 }
 
 #[test]
-fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() {
+fn an_order_that_is_not_dequeued_in_a_pass_is_started_once_in_a_later_one() {
     let mut harness = forgotten(3, LostProcess::Restart);
     harness.settings.start_rate = Some(0.5);
     for id in ["b0", "b1", "b2"] {
@@ -65,7 +65,7 @@ fn an_order_whose_turn_does_not_come_in_a_pass_is_started_once_in_a_later_one() 
     }
     let mut reconciler = harness.old_reconciler();
     for _ in 0..40 {
-        // The clock is moved by waiting for the pace alone.
+        // Only waiting for the start rate moves the clock.
         pass(&mut reconciler);
     }
     assert_eq!(harness.count(Status::Created), 0);
@@ -97,7 +97,7 @@ fn a_start_that_is_refused_because_there_is_a_process_adopts_it() {
 }
 
 #[test]
-fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
+fn a_refused_restart_of_a_reappeared_process_does_not_count_as_a_start() {
     let harness = forgotten(1, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
@@ -106,7 +106,7 @@ fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
     let report = pass(&mut reconciler);
     assert_eq!((report.refused, report.flagged), (1, 1), "{report}");
     assert_eq!(harness.reason("a0"), Some(Reason::StartRefused));
-    // It comes back between the look-up and the start.
+    // The process reappears between the look-up and the start.
     harness.upstream.start_fault.set(Fault::Exists);
     harness.forward(2_000);
     let report = pass(&mut reconciler);
@@ -116,7 +116,7 @@ fn a_second_start_that_is_refused_because_the_process_is_there_again_is_none() {
 }
 
 #[test]
-fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_comes() {
+fn a_forgotten_process_is_decided_again_when_its_order_is_dequeued() {
     let harness = forgotten(50, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
@@ -124,7 +124,7 @@ fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_com
         .map(|n| format!("a{n}"))
         .filter(|id| harness.order(id).starts == 1)
         .collect();
-    assert!(waiting.len() > 30, "the pace is slow");
+    assert!(waiting.len() > 30, "the start rate is low");
     let draw = &mut |_: u64| 1;
     for id in &waiting {
         let now = harness.clock.now();
@@ -144,10 +144,10 @@ fn what_was_decided_about_a_forgotten_process_is_decided_again_when_its_turn_com
 }
 
 #[test]
-fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made() {
+fn orders_that_wait_for_a_restart_keep_their_position_between_polls() {
     let harness = forgotten(200, LostProcess::Restart);
     harness.has_learned(lasting((0..600).map(Duration::from_secs)));
-    // A list so long that it is read seldom.
+    // A list that is so long that it is rarely read.
     for n in 0..10_000 {
         let (id, now) = (format!("other{n}"), harness.clock.now());
         let draw = &mut |below: u64| below - 1;
@@ -166,7 +166,7 @@ fn those_that_wait_for_their_second_start_keep_their_turn_while_no_look_is_made(
 }
 
 #[test]
-fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
+fn an_order_that_an_operator_has_settled_is_not_started_again() {
     let harness = forgotten(50, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
@@ -184,7 +184,7 @@ fn an_order_that_an_operator_has_settled_meanwhile_is_not_started_again() {
 }
 
 #[test]
-fn a_start_that_was_believed_not_to_be_taken_counts_when_its_process_is_found() {
+fn a_start_believed_to_have_failed_counts_once_its_process_is_found() {
     for is_taken in [false, true] {
         let harness = Harness::new(100);
         harness.create("a1");
@@ -205,7 +205,7 @@ fn a_start_that_was_believed_not_to_be_taken_counts_when_its_process_is_found() 
 }
 
 #[test]
-fn a_start_that_a_server_error_answered_is_taken_off_also_when_the_order_is_held() {
+fn a_start_answered_with_a_server_error_is_deducted_also_from_a_held_order() {
     for (fault, starts) in [(Fault::Status(503), 1), (Fault::Lost, 2)] {
         let mut harness = forgotten(1, LostProcess::Restart);
         harness.upstream.start_fault.set(fault);

@@ -1,14 +1,14 @@
-//! How many processes are in flight once the upstream was seen to live for a short time only.
+//! The limit of processes in flight after short incarnations of the upstream.
 
 use crate::world::ready;
 use order_service::pace::{Durations, Incarnations};
 
 use super::*;
 
-/// The window after many lives that were as short as can be.
+/// The window after many of the shortest incarnations.
 const WINDOW: usize = 16;
 
-/// A harness on which so short lives were learned, with so many orders.
+/// Returns a harness that has learned such incarnations, with this many orders.
 fn short_lived(orders: usize, max_duration_secs: u32) -> Harness {
     let mut harness = Harness::new(max_duration_secs);
     harness.settings.max_in_flight = 8;
@@ -31,7 +31,7 @@ fn short_lived(orders: usize, max_duration_secs: u32) -> Harness {
     harness
 }
 
-/// Processes that run at this moment.
+/// Returns the number of processes that run at this moment.
 fn running(harness: &Harness) -> usize {
     let model = harness.upstream.model.borrow();
     let runs = |n: &usize| model.look_up(&format!("a{n}"), harness.clock.now()) == Some("RUNNING");
@@ -39,8 +39,8 @@ fn running(harness: &Harness) -> usize {
 }
 
 #[test]
-fn no_more_processes_run_at_once_than_the_window_has_places_and_each_end_frees_one() {
-    // Three windows of processes: with more, a life this long would widen it.
+fn at_most_a_window_of_processes_runs_at_once_and_each_end_frees_a_slot() {
+    // Three windows of processes: with more, an incarnation this long would widen it.
     let harness = short_lived(45, 20);
     let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, WINDOW);
@@ -51,12 +51,12 @@ fn no_more_processes_run_at_once_than_the_window_has_places_and_each_end_frees_o
         assert!(running(&harness) <= WINDOW, "{report}");
         assert!(report.started <= report.settled, "{report}");
         passes += 1;
-        assert!(passes < 200, "it goes on");
+        assert!(passes < 200, "the processes end");
     }
 }
 
 #[test]
-fn a_reconciler_that_has_just_begun_counts_the_processes_that_run_already() {
+fn a_new_reconciler_counts_the_processes_that_run_already() {
     let harness = short_lived(40, 1_000);
     assert_eq!(pass(&mut harness.reconciler()).started, WINDOW);
     harness.forward(1_000);
@@ -67,7 +67,7 @@ fn a_reconciler_that_has_just_begun_counts_the_processes_that_run_already() {
 }
 
 #[test]
-fn forgotten_processes_take_no_place_in_the_window() {
+fn forgotten_processes_take_no_slot_in_the_window() {
     let mut harness = short_lived(40, 1_000);
     harness.settings.lost_process = LostProcess::Hold;
     let mut reconciler = harness.reconciler();
@@ -82,7 +82,7 @@ fn forgotten_processes_take_no_place_in_the_window() {
 }
 
 #[test]
-fn processes_that_are_not_looked_at_keep_their_places() {
+fn processes_that_are_not_polled_keep_their_slots() {
     let harness = short_lived(1, 1_000);
     let mut reconciler = harness.reconciler();
     assert_eq!(pass(&mut reconciler).started, 1);
@@ -98,13 +98,13 @@ fn processes_that_are_not_looked_at_keep_their_places() {
     );
     assert_eq!(
         harness.upstream.take_requests()[1],
-        "look a0",
+        "look_up a0",
         "and no list"
     );
 }
 
 #[test]
-fn a_restart_that_is_seen_in_two_halves_is_counted_once() {
+fn a_restart_observed_in_two_parts_is_counted_once() {
     let harness = forgotten(40, LostProcess::Hold);
     let odd = (0..40).filter(|n| n % 2 == 1).map(|n| format!("a{n}"));
     harness.upstream.lost.borrow_mut().extend(odd);

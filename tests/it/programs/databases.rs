@@ -1,4 +1,4 @@
-//! Databases that cannot be used, and those that are made.
+//! Unusable databases, and new ones.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::*;
 
-/// Expects that a database is refused, by every program that opens one, with one clear line.
+/// Checks that every program that opens a database refuses this one with one clear line.
 fn check_unusable(world: &World, database: &str, says: &str) {
     let commands = [
         &["order-service", "api", "--listen", "127.0.0.1:0"][..],
@@ -49,11 +49,7 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
         .collect();
     fs::write(world.path("noise"), &noise).unwrap();
     check_unusable(&world, &path("noise"), "is not an SQLite database");
-    assert_eq!(
-        fs::read(world.path("noise")).unwrap(),
-        noise,
-        "left as it was"
-    );
+    assert_eq!(fs::read(world.path("noise")).unwrap(), noise, "unchanged");
     let foreign = Connection::open(world.path("foreign.db")).unwrap();
     foreign
         .execute_batch(
@@ -75,12 +71,12 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
         drop(db);
         check_unusable(&world, &path(name), says);
     }
-    // Nobody may write there, not even root.
+    // Not even root may write there.
     check_unusable(&world, "/proc/orders.db", "cannot be written");
 }
 
 #[test]
-fn a_file_where_the_folder_should_be_is_told_as_a_wrong_folder() {
+fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
     let world = World::new();
     fs::write(world.path("plain"), "hello").unwrap();
     let database = world.path("plain/orders.db");
@@ -89,23 +85,23 @@ fn a_file_where_the_folder_should_be_is_told_as_a_wrong_folder() {
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(
         !ran.stderr.contains("-write"),
-        "a lock file is not it: {ran:?}"
+        "a lock file is not named: {ran:?}"
     );
     assert!(ran.stderr.contains("the folder"), "{ran:?}");
 }
 
 #[test]
-fn a_cause_is_told_once() {
+fn a_cause_is_printed_once() {
     let world = World::new();
     let missing = world.path("missing/orders.db");
     for database in [missing.to_str().unwrap(), "/proc/orders.db"] {
         let ran = world.run("order-reconciler", &["--database-url", database], &[]);
-        let told = ran.stderr.matches("No such file or directory").count();
-        assert_eq!(told, 1, "{}", ran.stderr);
+        let count = ran.stderr.matches("No such file or directory").count();
+        assert_eq!(count, 1, "{}", ran.stderr);
     }
 }
 
-/// Has a program make a database.
+/// Has a program create a database.
 fn create(world: &World, path: &Path) {
     let arguments = ["--once", "--database-url", path.to_str().unwrap()];
     let ran = world.run("order-reconciler", &arguments, &[]);
@@ -117,13 +113,13 @@ fn create(world: &World, path: &Path) {
 fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
     let world = World::new();
     let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
-    // By someone who knows nothing of our locks: on a new database, and on one of ours.
+    // By a program that does not take our locks: on a new database, and on an existing one.
     let new = Connection::open(world.path("new.db")).unwrap();
     new.execute_batch("BEGIN EXCLUSIVE").unwrap();
     create(&world, &world.path("ours.db"));
     let ours = Connection::open(world.path("ours.db")).unwrap();
     ours.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    // By one of ours that hangs.
+    // By one of our own programs that hangs.
     create(&world, &world.path("beside.db"));
     let lock = fs::File::create(world.path("beside.db-write")).unwrap();
     lock.lock().unwrap();
@@ -141,7 +137,7 @@ fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
                 assert!(ran.stderr.contains(&path), "{ran:?}");
             });
         }
-        // A lock that is let go in time is waited for.
+        // A program waits for a lock that is released in time.
         let waits = world.path("waits.db");
         let world = &world;
         scope.spawn(move || {
@@ -160,7 +156,7 @@ fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
 }
 
 #[test]
-fn a_created_database_is_told_with_a_warning_and_an_existing_one_as_information() {
+fn a_created_database_is_logged_as_a_warning_and_an_existing_one_as_information() {
     for (name, arguments) in [
         ("order-reconciler", &["--once", "--database-url"][..]),
         (

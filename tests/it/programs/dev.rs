@@ -5,8 +5,8 @@ use std::path::Path;
 use super::*;
 use crate::world::Answer;
 
-/// What stands behind a name in the banner.
-fn told<'a>(banner: &'a str, name: &str) -> &'a str {
+/// Returns the value after a name in the banner.
+fn value_of<'a>(banner: &'a str, name: &str) -> &'a str {
     banner
         .lines()
         .find_map(|line| line.trim().strip_prefix(name))
@@ -14,7 +14,7 @@ fn told<'a>(banner: &'a str, name: &str) -> &'a str {
         .trim()
 }
 
-/// Carries out a curl command as a shell takes it apart. Needs no curl.
+/// Sends the request of a curl command, parsed as by a shell. Needs no curl.
 async fn paste(client: &Client, command: &str) -> Answer {
     let script = format!("curl() {{ printf '%s\\n' \"$@\"; }}; {command}");
     let ran = Command::new("sh").args(["-c", &script]).output().unwrap();
@@ -45,12 +45,12 @@ async fn paste(client: &Client, command: &str) -> Answer {
 async fn the_commands_of_dev_work_when_pasted() {
     let world = World::new();
     let (mut program, banner) = dev(&world, &["--max-order-process-duration", "2"]);
-    assert_eq!(told(&banner, "pace"), "no ceiling");
-    let api = told(&banner, "API").to_owned();
-    let (data, _) = told(&banner, "data").split_once(',').unwrap();
+    assert_eq!(value_of(&banner, "pace"), "no ceiling");
+    let api = value_of(&banner, "API").to_owned();
+    let (data, _) = value_of(&banner, "data").split_once(',').unwrap();
     assert!(Path::new(data).starts_with(fs::canonicalize(world.path("tmp")).unwrap()));
     assert!(Path::new(data).exists());
-    let simulator = told(&banner, "simulator");
+    let simulator = value_of(&banner, "simulator");
     let (simulator, _) = simulator.split_once("/order_process").unwrap();
     let client = Client::new();
     let listed = client.get(format!("{simulator}/order_process")).await;
@@ -83,7 +83,7 @@ async fn the_commands_of_dev_work_when_pasted() {
     let orders = client.settled(&api, 1).await;
     assert_eq!(
         orders[0]["status"], "FULFILLED",
-        "the first is sure to succeed"
+        "the first process always succeeds"
     );
     program.signal("INT");
     let account = program.rest_of_stdout();
@@ -136,11 +136,11 @@ async fn dev_leaves_nothing_behind_however_it_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_account_of_dev_is_taken_from_a_simulator_that_was_mended() {
+async fn the_account_of_dev_is_taken_after_the_simulator_is_repaired() {
     let world = World::new();
     for fault in ["down", "crash"] {
         let (mut program, banner) = dev(&world, &["--max-order-process-duration", "1"]);
-        let api = told(&banner, "API").to_owned();
+        let api = value_of(&banner, "API").to_owned();
         let client = Client::new();
         client.create(&api, "a1").await;
         client.settled(&api, 1).await;
@@ -150,18 +150,18 @@ async fn the_account_of_dev_is_taken_from_a_simulator_that_was_mended() {
         let account = program.rest_of_stdout();
         assert_eq!(program.wait().code(), Some(0), "{account}");
         for name in ["lost", "unknown", "disagreeing"] {
-            let count = told(&account, name).split(' ').next();
+            let count = value_of(&account, name).split(' ').next();
             assert_eq!(count, Some("0"), "{fault}: {account}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dev_ends_with_4_when_there_is_no_one_to_hold_the_account_against() {
+async fn dev_ends_with_4_when_the_upstream_cannot_be_listed_for_the_account() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let (mut program, banner) = dev(&world, &["--order-process-url", &simulator.url]);
-    let api = told(&banner, "API").to_owned();
+    let api = value_of(&banner, "API").to_owned();
     let client = Client::new();
     client.create(&api, "a1").await;
     client.settled(&api, 1).await;
@@ -169,7 +169,7 @@ async fn dev_ends_with_4_when_there_is_no_one_to_hold_the_account_against() {
     program.signal("INT");
     let account = program.rest_of_stdout();
     assert_eq!(program.wait().code(), Some(4), "{account}");
-    assert!(told(&account, "unknown").starts_with("1 "), "{account}");
+    assert!(value_of(&account, "unknown").starts_with("1 "), "{account}");
 }
 
 #[test]
@@ -182,8 +182,11 @@ fn the_banner_says_what_a_preset_does_and_how_to_break_the_simulator() {
         (&["--preset", "outage"], "outage", "20 s of each minute"),
     ] {
         let (program, banner) = dev(&world, arguments);
-        let said = told(&banner, "preset");
-        assert!(said.starts_with(preset) && said.contains(effect), "{said}");
+        let effects = value_of(&banner, "preset");
+        assert!(
+            effects.starts_with(preset) && effects.contains(effect),
+            "{effects}"
+        );
         assert!(banner.contains("\"crash now\""), "{banner}");
         assert_eq!(program.stop(), Some(0));
     }
@@ -207,7 +210,7 @@ async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_o
         ("simulator", "http://127.0.0.1:", ""),
         ("control", "http://[::1]:", "/faults"),
     ] {
-        let url = told(&banner, name).split(',').next().unwrap();
+        let url = value_of(&banner, name).split(',').next().unwrap();
         assert!(url.starts_with(loopback), "{banner}");
         assert_eq!(client.get(format!("{url}{path}")).await.status, 200);
     }
@@ -215,7 +218,7 @@ async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_to_each_order_is_logged_elsewhere_only_when_it_is_asked_for() {
+async fn changes_of_single_orders_are_logged_elsewhere_only_on_request() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
@@ -234,11 +237,11 @@ async fn what_happens_to_each_order_is_logged_elsewhere_only_when_it_is_asked_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_simulator_of_dev_is_broken_and_mended_from_its_own_pages() {
+async fn the_simulator_of_dev_is_broken_and_repaired_from_its_own_pages() {
     let world = World::new();
     let (program, banner) = dev(&world, &[]);
-    let api = told(&banner, "API").to_owned();
-    assert_eq!(told(&banner, "dashboard"), format!("{api}/"));
+    let api = value_of(&banner, "API").to_owned();
+    assert_eq!(value_of(&banner, "dashboard"), format!("{api}/"));
     let client = Client::new();
     let page = client.get(format!("{api}/")).await;
     assert!(
@@ -289,7 +292,7 @@ async fn nothing_can_be_broken_where_there_is_no_simulator() {
     let client = Client::new();
     for (url, dev) in [
         (api.url.as_str(), "none"),
-        (told(&banner, "API"), "upstream"),
+        (value_of(&banner, "API"), "upstream"),
     ] {
         let page = client.get(format!("{url}/")).await.body;
         assert!(page.contains(&format!(r#"<meta name="dev" content="{dev}">"#)));
@@ -307,14 +310,14 @@ async fn nothing_can_be_broken_where_there_is_no_simulator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dev_uses_the_upstream_that_it_is_given() {
+async fn dev_uses_the_given_upstream() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let arguments = ["--order-process-url", &simulator.url, "--start-rate", "0"];
     let (program, banner) = dev(&world, &arguments);
-    assert!(told(&banner, "upstream").starts_with(&simulator.url));
-    assert_eq!(told(&banner, "pace"), "no ceiling");
-    let api = told(&banner, "API").to_owned();
+    assert!(value_of(&banner, "upstream").starts_with(&simulator.url));
+    assert_eq!(value_of(&banner, "pace"), "no ceiling");
+    let api = value_of(&banner, "API").to_owned();
     let client = Client::new();
     client.create(&api, "a1").await;
     client.settled(&api, 1).await;

@@ -16,7 +16,7 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
         let ran = world.run("order-service", &["health"], &[("LISTEN_ADDR", address)]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
     }
-    // The upstream is down, and that does not make the service unhealthy.
+    // An upstream that is down does not make the service unhealthy.
     let service = world.serve("http://127.0.0.1:9", &[]);
     assert_eq!(api_health(&world, service.address()).code, Some(0));
     let address = service.address().to_owned();
@@ -24,9 +24,9 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     let ran = api_health(&world, &address);
     assert_eq!(ran.code, Some(1), "nothing listens: {ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    // The database has gone.
+    // The database is moved away.
     fs::rename(world.database(), world.path("elsewhere.db")).unwrap();
-    // What was found is believed for a moment.
+    // The last result is reused for a second.
     let deadline = Instant::now() + PATIENCE;
     while api_health(&world, api.address()).code == Some(0) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
@@ -35,7 +35,7 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     fs::rename(world.path("elsewhere.db"), world.database()).unwrap();
-    // Something listens that is not the service, or hangs.
+    // Something else listens, or hangs.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let ran = api_health(&world, &silent.local_addr().unwrap().to_string());
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -85,12 +85,12 @@ fn the_health_of_the_reconciler_is_0_after_a_pass_and_1_before_one_or_long_after
     let ran = reconciler_health(&world);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    // The service's own health tells it, and stays what its API is.
+    // The service's health reports it, but depends on its API alone.
     assert_eq!(api_health(&world, api.address()).code, Some(0));
 }
 
 #[test]
-fn the_health_of_the_reconciler_is_1_as_soon_as_it_was_ended() {
+fn the_health_of_the_reconciler_is_1_as_soon_as_it_has_ended() {
     let world = World::new();
     let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
     let deadline = Instant::now() + PATIENCE;
@@ -109,5 +109,5 @@ fn the_health_of_the_reconciler_is_1_when_there_is_no_database_and_none_is_made(
     let ran = reconciler_health(&world);
     assert!(!world.database().exists());
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    assert_eq!(ran.code, Some(1), "healthy or not, nothing else: {ran:?}");
+    assert_eq!(ran.code, Some(1), "no other exit code: {ran:?}");
 }

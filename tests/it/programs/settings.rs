@@ -1,10 +1,10 @@
-//! Flags, variables and defaults: what is told of them, and what is said of wrong ones.
+//! Flags, variables and defaults: their descriptions, and the messages about invalid values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
-/// The flags in a help text, each with its variable and default.
+/// Returns the flags in a help text, each with its variable and default.
 fn documented(help: &str) -> BTreeMap<String, (String, String)> {
     let options = help.split_once("Options:").expect("there are options").1;
     let mut entries: Vec<String> = Vec::new();
@@ -95,7 +95,7 @@ fn the_help_of_every_command_that_asks_the_upstream_names_the_token_and_the_log_
     assert_eq!(silent, []);
 }
 
-/// A setting's flag and variable, a wrong value, and what the message must say instead.
+/// A setting, an invalid value, and a part of the message about it.
 const WRONG: &[(Setting, &str, &str)] = &[
     (DATABASE, ":memory:", "write the path of a file"),
     (DATABASE, "sqlite::memory:", "write the path of a file"),
@@ -134,13 +134,13 @@ fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) ->
     let by_flag = run(&world, command, &[setting.0, value], &[]);
     let by_variable = run(&world, command, &[], &[(setting.1, value)]);
     for (by, ran) in [(setting.0, by_flag), (setting.1, by_variable)] {
-        let said: Vec<_> = ran
+        let message: Vec<_> = ran
             .stderr
             .lines()
             .filter(|line| !line.is_empty() && !line.contains("--help"))
             .collect();
-        // The values that are possible and the variable stand on lines of their own.
-        let is_short = matches!(said.len(), 1..=3);
+        // The possible values and the variable are on lines of their own.
+        let is_short = matches!(message.len(), 1..=3);
         if ran.code != Some(2) || !ran.stderr.contains(hint) || !is_short {
             wrong.push(format!(
                 "{command:?}, {by} {value:?} without {hint:?}: {ran:?}"
@@ -178,7 +178,7 @@ fn a_wrong_value_ends_with_2_and_says_what_would_be_right() {
 }
 
 #[test]
-fn a_word_where_a_whole_number_belongs_is_answered_with_what_would_be_right() {
+fn a_word_instead_of_a_whole_number_is_answered_with_what_would_be_right() {
     let mut wrong = Vec::new();
     let simulated = commands()
         .into_iter()
@@ -190,7 +190,7 @@ fn a_word_where_a_whole_number_belongs_is_answered_with_what_would_be_right() {
         (&simulator, settings[0]),
         (&simulator, settings[1]),
     ] {
-        // A message that only says "invalid digit found in string" helps a programmer.
+        // "invalid digit found in string" alone would not help an operator.
         let world = World::new();
         let ran = run(&world, command, &[setting.0, "many"], &[]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -202,7 +202,7 @@ fn a_word_where_a_whole_number_belongs_is_answered_with_what_would_be_right() {
 }
 
 #[test]
-fn a_flag_of_the_simulator_is_refused_where_none_runs() {
+fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
     const URL: (&str, &str) = ("ORDER_PROCESS_URL", "http://127.0.0.1:9");
     let world = World::new();
     let url = ["--order-process-url", URL.1];
@@ -218,19 +218,19 @@ fn a_flag_of_the_simulator_is_refused_where_none_runs() {
         let by_variable = world.run("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
         for ran in [by_flag, by_variable] {
             assert_eq!(ran.code, Some(2), "{ran:?}");
-            let said = ran.stderr.lines().next().unwrap();
-            assert!(said.contains(flag[0]), "{ran:?}");
-            assert!(said.contains("--order-process-url"), "{ran:?}");
-            assert!(said.contains("leave one of the two out"), "{ran:?}");
+            let message = ran.stderr.lines().next().unwrap();
+            assert!(message.contains(flag[0]), "{ran:?}");
+            assert!(message.contains("--order-process-url"), "{ran:?}");
+            assert!(message.contains("leave one of the two out"), "{ran:?}");
         }
     }
-    // Also if no one wrote a flag at all; the message then names both variables.
+    // Variables are refused too; the message then names both.
     let preset = ("SIMULATOR_PRESET", "flaky");
     let ran = world.run("order-service", &["dev"], &[URL, preset]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains(URL.0), "{ran:?}");
     assert!(ran.stderr.contains(preset.0), "{ran:?}");
-    // What is meant for the simulator as a program of its own does not stand in the way.
+    // Variables of the simulator program are ignored.
     let variables = [
         URL,
         ("SIMULATOR_SEED", "1"),
@@ -260,7 +260,7 @@ fn a_wrong_variable_is_named_in_the_message() {
     assert_eq!(ran.code, Some(2));
     assert!(
         ran.stderr.contains("START_RATE"),
-        "whoever set the variable does not find it here: {}",
+        "the variable is not named: {}",
         ran.stderr
     );
 }
@@ -309,12 +309,15 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
     program.logs("seed=77 max_duration_secs=7");
     assert!(world.path("record.log").exists());
     program.signal("TERM");
-    let said = program.rest_of_stdout();
-    assert!(said.starts_with("control on http://127.0.0.1:"), "{said}");
+    let stdout = program.rest_of_stdout();
+    assert!(
+        stdout.starts_with("control on http://127.0.0.1:"),
+        "{stdout}"
+    );
 }
 
 #[test]
-fn the_format_of_the_log_stands_before_or_after_every_command() {
+fn the_log_format_is_accepted_before_or_after_every_command() {
     let world = World::new();
     let missing = ["--database-url", "no/such.db"];
     let served = [&["--listen", "127.0.0.1:0"][..], &missing].concat();
@@ -337,7 +340,7 @@ fn the_format_of_the_log_stands_before_or_after_every_command() {
             assert_eq!(line["level"], "error");
         }
     }
-    // Alone it is a flag of the command that is meant.
+    // Without a command it is a flag of the default command.
     let arguments = [&["--log-format", "json"], &served[..]].concat();
     let ran = world.run("order-service", &arguments, &[]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
@@ -347,7 +350,7 @@ fn the_format_of_the_log_stands_before_or_after_every_command() {
 }
 
 #[test]
-fn a_variable_that_is_set_to_nothing_counts_as_unset() {
+fn an_empty_variable_counts_as_unset() {
     let world = World::new();
     let settings = commands().into_iter().flat_map(|(_, settings)| settings);
     let variables: BTreeSet<_> = settings.map(|(_, variable, _)| variable).collect();
@@ -376,15 +379,15 @@ fn a_variable_that_is_set_to_nothing_counts_as_unset() {
     let program = world.start_with("order-service", &arguments, &variables, true);
     program.logs("max_duration_secs=600");
     assert_eq!(program.stop(), Some(0));
-    // Whether the default port is free or not, it is the one that is tried.
+    // The default port is tried, whether or not it is free.
     for (command, port) in [("api", "8080"), ("simulator", "8000")] {
         let mut program =
             world.start_with("order-service", &[command], &[("LISTEN_ADDR", "")], false);
         let address = format!("127.0.0.1:{port}");
         let line = program.line_of_stdout();
         program.signal("TERM");
-        let said = line + &program.rest_of_stdout() + &program.logged();
-        assert!(said.contains(&address), "{said}");
+        let output = line + &program.rest_of_stdout() + &program.logged();
+        assert!(output.contains(&address), "{output}");
     }
 }
 
@@ -433,10 +436,10 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
         ] {
             assert_eq!(ran.code, Some(2), "{command:?}: {ran:?}");
             assert_eq!(ran.stdout, "", "{ran:?}");
-            let said = ran.stderr.lines().next().unwrap_or_default();
+            let message = ran.stderr.lines().next().unwrap_or_default();
             let says = format!("{name} has the control character '\\r', a carriage return");
             assert!(
-                said.starts_with("error: ") && said.contains(&says),
+                message.starts_with("error: ") && message.contains(&says),
                 "{ran:?}"
             );
             assert!(!ran.stderr.contains('\r'), "{ran:?}");
@@ -447,7 +450,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
     assert!(
         left.iter()
             .all(|name| name.to_string_lossy().ends_with(".log")),
-        "nothing was begun: {left:?}"
+        "no file was created: {left:?}"
     );
     let token = [("ORDER_PROCESS_TOKEN", "s3cr3t\r")];
     let ran = world.run("order-reconciler", &["--once"], &token);
@@ -457,7 +460,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
 }
 
 #[test]
-fn a_command_that_needs_a_database_does_not_say_that_it_makes_one() {
+fn commands_that_create_no_database_do_not_claim_to() {
     let world = World::new();
     for (command, more) in [
         (vec!["order-service", "account"], vec![]),

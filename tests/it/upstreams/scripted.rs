@@ -11,8 +11,7 @@ use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The machine's clock, put forward whenever someone sleeps on it: then the moment has come at once. Clones
-/// show the same time.
+/// The machine's clock; a sleep advances it instead of waiting. Clones share the time.
 #[derive(Clone, Default)]
 pub(super) struct SkippingClock(Arc<AtomicI64>);
 
@@ -28,7 +27,7 @@ impl Clock for SkippingClock {
     async fn sleep(&self, length: Duration) {
         let length = length.as_millis() as i64;
         self.0.fetch_add(length, Ordering::Relaxed);
-        // Answers that are there are read before the next request is sent.
+        // Available answers are read before the next request is sent.
         tokio::task::yield_now().await;
     }
 
@@ -45,7 +44,7 @@ pub(super) struct ReceivedRequest {
     pub headers: BTreeMap<String, String>,
     pub body: String,
     pub at: Timestamp,
-    /// Whether the answer is on its way.
+    /// True once the answer is being sent.
     pub is_answered: bool,
 }
 
@@ -58,13 +57,13 @@ impl ReceivedRequest {
         self.method == "GET" && self.target == "/order_process"
     }
 
-    /// The order that is looked up.
+    /// Returns the order that is looked up.
     pub fn looked_up(&self) -> Option<String> {
         let id = self.target.strip_prefix("/order_process?order_id=")?;
         Some(percent_decode_str(id).decode_utf8().unwrap().into_owned())
     }
 
-    /// The order that is asked about, unless it is the list.
+    /// Returns the order of a look-up or start.
     pub fn order_id(&self) -> Option<String> {
         if self.is_start() {
             let body: serde_json::Value = serde_json::from_str(&self.body).ok()?;
@@ -75,20 +74,20 @@ impl ReceivedRequest {
     }
 }
 
-/// What a scripted upstream does with a request.
+/// A scripted reaction to a request.
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
-    /// A proper answer, with these header lines.
+    /// A response with these header lines.
     Answer(u16, &'static str, String),
-    /// Exactly these bytes, and then the end of the connection.
+    /// Exactly these bytes; then the connection is closed.
     Bytes(String),
-    /// An answer in pieces, with such a pause after each.
+    /// A response in pieces, with this pause after each.
     Pieces(Duration, Vec<String>),
-    /// Nothing, for as long as the client waits.
+    /// No response, for as long as the client waits.
     Silence,
-    /// The end of the connection.
+    /// The connection is closed.
     HangUp,
-    /// The same, but later.
+    /// Another reaction, delayed.
     Later(Duration, Box<Reply>),
 }
 
@@ -102,7 +101,7 @@ pub(super) fn process(id: &str, status: &str) -> String {
 
 type Script = dyn Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync;
 
-/// An upstream that does as it is told, and remembers what it was asked.
+/// A scripted upstream that records its requests.
 pub(super) struct Scripted {
     pub url: String,
     pub address: String,
@@ -112,7 +111,7 @@ pub(super) struct Scripted {
 }
 
 impl Scripted {
-    /// `script` sees each request, and those before it.
+    /// `script` gets each request with those before it.
     pub async fn new(
         script: impl Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -151,7 +150,7 @@ impl Scripted {
         self.seen.lock().unwrap().clone()
     }
 
-    /// All that was asked about one order.
+    /// Returns all requests about one order.
     pub fn asked_about(&self, id: &str) -> Vec<ReceivedRequest> {
         let mut asked = self.asked();
         asked.retain(|asked| asked.order_id().as_deref() == Some(id));
@@ -167,7 +166,7 @@ impl Scripted {
     }
 }
 
-/// One connection, kept alive.
+/// Serves one persistent connection.
 async fn serve(
     mut stream: TcpStream,
     script: Arc<Script>,

@@ -1,16 +1,16 @@
-//! Starts: what they say, what their answers mean, and when they are sent again.
+//! Starts: their requests, the meaning of answers, and repetition.
 
 use super::*;
 use crate::world::ready;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_says_exactly_what_the_upstream_accepts_and_never_names_a_callback() {
+async fn a_start_has_exactly_the_accepted_body_and_no_callback() {
     let upstream = Scripted::new(|_, _| answer(200, "")).await;
     let ids = ["a1", "a \"quoted\" one", "é/🦀\\"];
     let orders = Orders::created(&ids).await;
     assert!(orders.once(&upstream).await);
     let asked = upstream.asked();
-    // They may overtake each other on their way.
+    // Concurrent requests may arrive in any order.
     let mut bodies: Vec<_> = asked.iter().map(|asked| asked.body.clone()).collect();
     bodies.sort();
     let mut expected = ids.map(|id| serde_json::json!({ "order_id": id }).to_string());
@@ -39,7 +39,7 @@ async fn a_2xx_without_a_body_accepts_a_start() {
         Reply::Bytes("HTTP/1.1 204 No Content\r\n\r\n".into()),
         Reply::Bytes("HTTP/1.0 200 OK\r\n\r\n".into()),
         Reply::Answer(200, "Retry-After: 60\r\n", String::new()),
-        // An answer before the answer.
+        // An interim response.
         Reply::Bytes(
             "HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".into(),
         ),
@@ -51,7 +51,7 @@ async fn a_2xx_without_a_body_accepts_a_start() {
     .await;
 }
 
-/// Answers that are not the upstream's own, although they are a success.
+/// Returns successful answers that are not the upstream's own.
 fn foreign() -> [Reply; 7] {
     [
         answer(200, "{\"order_id\":\"another\",\"status\":\"FAILED\"}"),
@@ -74,7 +74,7 @@ async fn a_2xx_with_a_body_accepts_a_start_if_a_look_up_finds_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_whose_start_met_another_service_is_never_failed() {
+async fn an_order_whose_start_reached_another_service_is_never_failed() {
     let unknown = [answer(200, "{}"), answer(200, "<html>"), Reply::HangUp];
     let cases = foreign()
         .into_iter()
@@ -111,7 +111,7 @@ async fn an_order_whose_start_met_another_service_is_never_failed() {
     .await;
 }
 
-/// Checks that an order whose start is answered so is started, with so many requests.
+/// Checks that an order whose start gets this answer is started, with this many requests.
 async fn check_started(reply: Reply, look_up: Reply, requests: usize) {
     let shown = format!("{reply:?}");
     let upstream = Scripted::new(move |asked, _| match asked.is_start() {
@@ -129,7 +129,7 @@ async fn check_started(reply: Reply, look_up: Reply, requests: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_400_a_look_up_decides_whatever_the_text_claims() {
+async fn after_a_400_a_look_up_decides_whatever_the_text() {
     let texts = [
         "{\"message\":\"order process for order a1 exists\"}",
         "{\"message\":\"order process for order a\"1 exists\"}",
@@ -138,7 +138,7 @@ async fn after_a_400_a_look_up_decides_whatever_the_text_claims() {
         "{\"order_id\":\"a1\",\"status\":\"SUCCEEDED\"}",
         "",
     ];
-    let looks = [
+    let observations = [
         (process("a1", "RUNNING"), Status::Processing),
         (process("a1", "SUCCEEDED"), Status::Fulfilled),
         (process("a1", "FAILED"), Status::Failed),
@@ -146,22 +146,22 @@ async fn after_a_400_a_look_up_decides_whatever_the_text_claims() {
     ];
     let cases: Vec<_> = texts
         .iter()
-        .flat_map(|text| looks.clone().map(|look| (*text, look)))
+        .flat_map(|text| observations.clone().map(|body| (*text, body)))
         .collect();
-    side_by_side(cases, |(text, (look, status))| async move {
+    side_by_side(cases, |(text, (body, status))| async move {
         let upstream = Scripted::new(move |asked, _| match asked.is_start() {
             true => answer(400, text),
-            false => answer(200, look.clone()),
+            false => answer(200, body.clone()),
         })
         .await;
         let orders = Orders::created(&["a1"]).await;
         assert!(
             orders.once(&upstream).await,
-            "single orders may have trouble"
+            "single orders may have attention"
         );
         let order = orders.order("a1");
         assert_eq!(order.status, status, "{text}");
-        assert_eq!(order.starts, 0, "no start of ours made it");
+        assert_eq!(order.starts, 0, "the process was not started by us");
         let methods: Vec<_> = upstream.asked().iter().map(|a| a.method.clone()).collect();
         assert_eq!(methods, ["POST", "GET"], "{text}");
         assert_eq!(
@@ -179,7 +179,7 @@ async fn after_a_400_a_look_up_decides_whatever_the_text_claims() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_order_is_tried_again_with_backoff_and_stops_no_other() {
+async fn a_refused_order_is_retried_with_backoff_and_blocks_no_other() {
     let upstream = Scripted::new(|asked, _| match asked.order_id() {
         Some(id) if id == "bad" && asked.is_start() => answer(400, "no"),
         Some(id) if id == "bad" => answer(200, "{}"),
@@ -220,15 +220,15 @@ async fn a_refused_order_is_tried_again_with_backoff_and_stops_no_other() {
     assert_eq!(
         second.since,
         first.attention.unwrap().since,
-        "it still is the same trouble"
+        "the attention is unchanged"
     );
-    // A new order does not wait for it.
+    // A new order is not delayed.
     orders.create("good4").await;
     reconciler.until_status("good4", Status::Processing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_forgets_no_backoff() {
+async fn a_restart_keeps_backoffs() {
     let upstream = Scripted::new(|asked, _| match asked.is_start() {
         true => answer(400, "no"),
         false => answer(200, "{}"),
@@ -251,34 +251,34 @@ async fn a_restart_forgets_no_backoff() {
     assert!(asked[1].at >= next, "{asked:#?}");
 }
 
-/// The requests about an order whose first start brought trouble: no second start before a
-/// look-up that could have seen the first.
+/// Checks the requests about an order whose first start failed: no second start before a look-up that
+/// could have seen the first.
 fn assert_looked_up_before_the_second_start(asked: &[ReceivedRequest]) {
     assert!(asked[0].is_start(), "{asked:?}");
     let second = asked.iter().skip(1).position(ReceivedRequest::is_start);
     let before = &asked[1..=second.unwrap_or(asked.len() - 1)];
     if second.is_some() {
-        // It was given up later than it was asked.
+        // The start timed out after it was sent.
         let counts_from = asked[0].at.after(TIMEOUT_IN_RULES);
         assert!(
             before
                 .iter()
                 .any(|asked| asked.looked_up().is_some() && asked.at >= counts_from),
-            "no absence was seen a request timeout after the first start: {asked:#?}"
+            "no look-up found an absence a request timeout after the first start: {asked:#?}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_no_process() {
-    let trouble = [401, 403, 407, 408, 500, 501, 502, 503, 504, 599];
-    let cases = trouble
+async fn a_failed_start_is_repeated_only_after_a_look_up_that_finds_no_process() {
+    let errors = [401, 403, 407, 408, 500, 501, 502, 503, 504, 599];
+    let cases = errors
         .into_iter()
         .flat_map(|status| [(status, true), (status, false)]);
     side_by_side(cases, |(status, took_effect)| async move {
         let upstream = Scripted::new(move |asked, before| {
             if asked.is_start() && !before.iter().any(ReceivedRequest::is_start) {
-                answer(status, "trouble")
+                answer(status, "error")
             } else if asked.is_start() {
                 answer(200, "")
             } else if took_effect || before.iter().filter(|a| a.is_start()).count() > 1 {
@@ -290,7 +290,7 @@ async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_
         .await;
         let orders = Orders::created(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
-        // That the upstream is back is only told at the end of the pass.
+        // The recovery of the upstream is reported only at the end of the pass.
         let is_well =
             |all: &[Order]| all[0].status == Status::Processing && all[0].attention.is_none();
         reconciler.until_all(is_well).await;
@@ -307,7 +307,7 @@ async fn a_start_that_meets_trouble_is_repeated_only_after_a_look_up_that_finds_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_is_refused_for_its_rate_was_not_taken_and_is_no_case_of_the_order() {
+async fn a_rate_limited_start_has_no_effect_and_flags_no_order() {
     let upstream = Scripted::new(|asked, before| match asked.is_start() {
         true if before.is_empty() => answer(429, "slowly"),
         true => answer(200, ""),
@@ -454,7 +454,7 @@ async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_af
         let orders = Orders::created(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_status("a1", Status::Processing).await;
-        assert_eq!(order.starts, 2, "the first may have had its effect");
+        assert_eq!(order.starts, 2, "the first may have taken effect");
         let asked = upstream.asked_about("a1");
         assert_looked_up_before_the_second_start(&asked);
         assert_eq!(upstream.starts(), 2);
@@ -480,9 +480,8 @@ async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded_and_one_that_was_ready_is_not_sent()
- {
-    // Only one is in flight. Without a ceiling the intent of the next is on disk by then.
+async fn a_shutdown_records_the_start_in_flight_and_does_not_send_the_next() {
+    // Only one is in flight. Without a ceiling the intent of the next is already committed.
     side_by_side([("50", 1), ("0", 2)], |(rate, intents)| async move {
         let in_a_second = Duration::from_millis(1_000);
         let upstream =
@@ -504,7 +503,7 @@ async fn a_start_in_flight_at_the_stop_is_waited_for_and_recorded_and_one_that_w
             1,
             "no intent is left"
         );
-        assert_eq!(upstream.asked().len(), 1, "nothing new is begun");
+        assert_eq!(upstream.asked().len(), 1, "no further request is sent");
     })
     .await;
 }

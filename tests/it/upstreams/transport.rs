@@ -1,5 +1,4 @@
-//! The transport to the upstream: its URL, redirects, proxies and the token; and what of its answers is
-//! logged.
+//! The transport to the upstream: URL, redirects, proxies and token; and its answers in the log.
 
 use super::*;
 
@@ -111,7 +110,7 @@ async fn check_not_proxied(names: &[&'static str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_is_used_for_what_is_elsewhere() {
+async fn a_proxy_is_used_for_other_hosts() {
     for (variable, url, target) in [
         (
             "HTTPS_PROXY",
@@ -145,7 +144,7 @@ async fn a_proxy_is_used_for_what_is_elsewhere() {
         if url.starts_with("https") {
             assert_eq!(asked[0].method, "CONNECT");
             assert_eq!(code, Some(4), "{log}");
-            // Nothing was sent: the order may be started at once when the proxy works.
+            // Nothing was sent: the order may be started at once once the proxy works.
             assert_eq!(orders.order("a1").starts, 0);
         } else {
             assert_eq!(code, Some(0), "{log}");
@@ -198,10 +197,10 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
+async fn an_answer_of_the_upstream_cannot_forge_a_log_line() {
     let upstream = Scripted::new(|_, _| {
         answer(
-            // Such an answer is believed at once.
+            // Such an answer counts at once.
             401,
             format!(
                 "x\r\n2026-01-01T00:00:00.000Z ERROR forged\u{1b}[31m{}",
@@ -238,13 +237,13 @@ async fn what_the_upstream_says_cannot_forge_a_line_of_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_look_on_a_connection_that_the_peer_has_closed_is_repeated_once_on_another() {
+async fn a_look_up_on_a_closed_connection_is_repeated_once_on_another() {
     for orders in [vec!["a1".to_owned()], many()] {
         let ids = orders.clone();
         let upstream = Scripted::new(move |asked, before| {
             let earlier = before.iter().filter(|other| !other.is_start()).count();
             match asked.looked_up() {
-                // Every other one.
+                // Every other request.
                 _ if earlier.is_multiple_of(2) => Reply::HangUp,
                 Some(id) => answer(200, process(&id, "SUCCEEDED")),
                 None => {

@@ -1,5 +1,5 @@
-//! Orders from their creation to the end, through the real programs over real HTTP. What became
-//! of them is compared with the simulator's own record, never with our counters.
+//! Orders from creation to settlement, through the real programs over HTTP. Outcomes are compared
+//! with the simulator's record, never with the programs' own counters.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ async fn create_all(client: &Client, api: &str, ids: Vec<String>, width: usize) 
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_thousand_orders_settle_as_the_upstream_says() {
+async fn a_thousand_orders_settle_with_the_outcomes_of_the_upstream() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "3", "--seed", "1"]);
     let api = world.api(&[]);
@@ -64,11 +64,11 @@ async fn api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reconciler_killed_at_any_moment_is_continued_by_the_next() {
+async fn a_reconciler_killed_at_any_moment_loses_and_repeats_nothing() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
     let api = world.api(&[]);
-    // Above the ceiling this rate is for the test to be short, below it for the kills to hit.
+    // A higher rate keeps the test short; this one is low enough for kills to hit starts.
     let arguments = ["--start-rate", "700", "--request-timeout", "500ms"];
     let client = Client::new();
     let ids = (0..1_000).map(|n| format!("order-{n}")).collect();
@@ -83,7 +83,7 @@ async fn a_reconciler_killed_at_any_moment_is_continued_by_the_next() {
         reconciler = world.reconciler(&simulator.url, &arguments);
     }
     let orders = client.settled(&api.url, 1_000).await;
-    // A start that was written down but perhaps not sent counts as one that may have happened.
+    // A committed intent counts as a start, whether or not it was sent.
     assert_statuses_agree(&world, &orders);
 }
 
@@ -142,7 +142,7 @@ async fn any_printable_id_reaches_the_upstream_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_exists_upstream_already_is_adopted_and_not_started() {
+async fn a_process_that_exists_upstream_already_is_adopted_and_not_started() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
@@ -156,11 +156,11 @@ async fn an_order_that_exists_upstream_already_is_adopted_and_not_started() {
     let orders = client.settled(&service.url, 1).await;
     assert_eq!(world.outcomes().len(), 1);
     assert!(orders.iter().all(is_settled));
-    assert_eq!(orders[0]["starts"], 0, "no start of ours made it");
+    assert_eq!(orders[0]["starts"], 0, "the process was not started by us");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn once_starts_what_is_due_and_ends_with_a_code_that_tells() {
+async fn once_starts_what_is_due_and_reports_by_its_exit_code() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
@@ -169,7 +169,7 @@ async fn once_starts_what_is_due_and_ends_with_a_code_that_tells() {
         let code = program.wait().code();
         (code, program.logged())
     };
-    // Nothing to do, and so nobody to ask.
+    // With nothing to do, it sends no request.
     assert_eq!(once("http://127.0.0.1:9").0, Some(0));
     let ids = (0..60).map(|n| format!("order-{n}")).collect();
     create_all(&client, &api.url, ids, 4).await;
@@ -232,7 +232,7 @@ async fn orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back() {
     assert_eq!(need_attention.json().as_array().map(Vec::len), Some(20));
     let health = client.get(format!("{}/healthz", service.url)).await;
     assert_eq!(health.status, 200, "the API is ready: {health:?}");
-    // A change of state is one line, however many passes have met it.
+    // A change of state is logged once, however many passes it lasts.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lines = service.logged().matches("the upstream is down").count();
     assert_eq!(lines, 1, "{}", service.logged());
@@ -243,7 +243,7 @@ async fn orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
+async fn a_shutdown_is_clean_in_every_program_with_open_orders() {
     let world = World::new();
     let simulator = world.simulator(&["--max-order-process-duration", "2"]);
     let service = world.serve(&simulator.url, &["--start-rate", "100"]);
@@ -252,7 +252,7 @@ async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
     create_all(&client, &service.url, ids, 8).await;
     assert_eq!(service.stop(), Some(0));
     let started = world.outcomes().len();
-    assert!(started < 200, "the pace is kept");
+    assert!(started < 200, "the ceiling is kept");
     let service = world.serve(&simulator.url, &["--start-rate", "0"]);
     let orders = client.settled(&service.url, 200).await;
     let by_starts = orders.iter().fold(HashMap::new(), |mut map, order| {
@@ -264,13 +264,13 @@ async fn a_stop_ends_every_program_in_order_with_orders_on_their_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reconciler_with_nothing_to_do_passes_on_schedule_and_no_oftener() {
+async fn a_reconciler_with_nothing_to_do_passes_only_on_schedule() {
     let world = World::new();
     let begun = Instant::now();
     let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(reconciler.stop(), Some(0));
-    // One as it begins, and those of the seconds that have begun since.
+    // One at the start, and one for each second that has begun since.
     let most = begun.elapsed().as_secs() + 2;
     let metrics = ready(world.store().heartbeat()).unwrap().metrics;
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();

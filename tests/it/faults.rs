@@ -1,6 +1,6 @@
-//! Trouble that is no one's wrong request: a full disk, a lock that nobody lets go, more load than
-//! can be taken, programs killed at any moment, and crowds of connections. What was acknowledged
-//! stays, what was refused never happens, and all goes on by itself when the cause is gone.
+//! Faults outside of requests: a full disk, a lock that is never released, overload, programs killed at
+//! any moment, and too many connections. Acknowledged orders stay, refused ones are never created, and
+//! service resumes once the cause is gone.
 
 mod disk;
 mod load;
@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use self::disk::Disk;
-use self::load::{Load, Told, assert_refused, kind};
+use self::load::{Load, Outcomes, assert_refused, kind};
 use crate::wire::{Wire, statuses};
 use crate::world::{Client, PATIENCE, Program, World, assert_statuses_agree, file_limit};
 
-/// Open files that the tests here need together.
+/// Number of open files that these tests need together.
 const FILES: u64 = 8192;
 
 /// Waits until a path answers with this status.
@@ -38,18 +38,18 @@ async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs unshare and nsenter; scripts/test all"]
-async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_room() {
+async fn a_full_disk_loses_no_acknowledged_order_and_service_resumes_when_there_is_room() {
     let world = World::new();
     let disk = Disk::mount(&world, "48m").expect("a disk can be mounted");
     let simulator = world.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     for round in 0..3 {
-        // Each round with a program that was killed when the disk was full, or is new.
+        // Each round has a new program, or one that was killed while the disk was full.
         let service = disk.serve(&world, &simulator.url);
         answers(&client, &service, "/readyz", 200).await;
         let first = format!("first-{round}");
-        told.note(first.clone(), &client.create(&service.url, &first).await);
+        outcomes.note(first.clone(), &client.create(&service.url, &first).await);
         let load = Load::begin(&service, &format!("a{round}"), 4, Duration::from_millis(10));
         tokio::time::sleep(Duration::from_millis(200)).await;
         let deadline = Instant::now() + PATIENCE;
@@ -57,18 +57,21 @@ async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_r
             disk.fill();
             let id = format!("full-{round}-{n}");
             let answer = client.create(&service.url, &id).await;
-            told.note(id, &answer);
+            outcomes.note(id, &answer);
             if answer.status == 503 {
                 break;
             }
-            assert!(Instant::now() < deadline, "the disk does not get full");
+            assert!(
+                Instant::now() < deadline,
+                "the disk did not fill up in time"
+            );
         }
         answers(&client, &service, "/readyz", 503).await;
         answers(&client, &service, "/livez", 200).await;
         answers(&client, &service, &format!("/order/{first}"), 200).await;
         assert!(client.ids(&service.url).await.contains(&first));
         if round == 1 {
-            told.add(load.end().await);
+            outcomes.add(load.end().await);
             service.kill();
             disk.empty();
             continue;
@@ -78,9 +81,9 @@ async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_r
         let id = format!("after-{round}");
         let answer = client.create(&service.url, &id).await;
         assert_eq!(answer.status, 201, "{answer:?}");
-        told.note(id, &answer);
-        told.add(load.end().await);
-        told.check(&client.ids(&service.url).await);
+        outcomes.note(id, &answer);
+        outcomes.add(load.end().await);
+        outcomes.check(&client.ids(&service.url).await);
         let log = service.logged();
         assert!(log.contains("the database cannot be written: "), "{log}");
         assert!(log.contains("the database can be written again"), "{log}");
@@ -88,18 +91,18 @@ async fn a_full_disk_loses_no_acknowledged_order_and_all_goes_on_when_there_is_r
         if round == 2 {
             let count = client.ids(&service.url).await.len();
             let orders = client.settled(&service.url, count).await;
-            // None was started twice. A start that a kill prevented counts all the same.
+            // No order was started twice. An intent whose start a kill prevented counts too.
             assert_statuses_agree(&world, &orders);
             assert_eq!(service.stop(), Some(0));
         }
     }
 }
 
-/// Someone else who writes and does not come to an end.
+/// A lock held by another writer.
 enum Held {
-    /// The lock among our own programs.
+    /// The lock that our own programs take.
     Ours(File),
-    /// SQLite's, by a program that does not know ours.
+    /// SQLite's lock, held by a program that does not take ours.
     Sqlites(Connection),
 }
 
@@ -125,8 +128,8 @@ impl Held {
     }
 }
 
-/// What has to be so while nothing can be written.
-async fn assert_only_reads(client: &Client, api: &Program, told: &mut Told) {
+/// Checks the service while nothing can be written.
+async fn assert_only_reads(client: &Client, api: &Program, outcomes: &mut Outcomes) {
     let is_refused = Cell::new(false);
     let late = async {
         let creations = (0..20).map(|n| async move {
@@ -140,7 +143,7 @@ async fn assert_only_reads(client: &Client, api: &Program, told: &mut Told) {
         late
     };
     let meanwhile = async {
-        for id in &told.created {
+        for id in &outcomes.created {
             let order = client.get(format!("{}/order/{id}", api.url)).await;
             assert_eq!(order.status, 200, "{order:?}");
         }
@@ -152,19 +155,19 @@ async fn assert_only_reads(client: &Client, api: &Program, told: &mut Told) {
         listed
     };
     let (late, listed) = tokio::join!(late, meanwhile);
-    told.check(&listed);
+    outcomes.check(&listed);
     for (id, answer) in late {
-        told.note(id, &answer);
+        outcomes.note(id, &answer);
     }
 }
 
-/// What has to be so once it can be written again.
-async fn assert_recovered(client: &Client, api: &Program, told: &mut Told) {
+/// Checks the service once it can write again.
+async fn assert_recovered(client: &Client, api: &Program, outcomes: &mut Outcomes) {
     answers(client, api, "/readyz", 200).await;
     let next = client.create(&api.url, "next").await;
     assert_eq!(next.status, 201, "{next:?}");
-    told.note("next".to_owned(), &next);
-    told.check(&client.ids(&api.url).await);
+    outcomes.note("next".to_owned(), &next);
+    outcomes.check(&client.ids(&api.url).await);
     let log = api.logged();
     assert!(!log.contains("panicked"), "{log}");
 }
@@ -173,22 +176,22 @@ async fn check_held(hold: impl Fn(&World) -> Held) {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     for n in 0..20 {
         let id = format!("a{n}");
-        told.note(id.clone(), &client.create(&api.url, &id).await);
+        outcomes.note(id.clone(), &client.create(&api.url, &id).await);
     }
-    assert_eq!(told.created.len(), 20, "{told:?}");
+    assert_eq!(outcomes.created.len(), 20, "{outcomes:?}");
     let held = hold(&world);
-    assert_only_reads(&client, &api, &mut told).await;
+    assert_only_reads(&client, &api, &mut outcomes).await;
     held.let_go();
-    assert_recovered(&client, &api, &mut told).await;
+    assert_recovered(&client, &api, &mut outcomes).await;
     assert_eq!(api.stop(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_write_lock_that_is_not_let_go_stops_writes_alone_and_what_was_refused_never_happens() {
+async fn a_write_lock_that_is_never_released_stops_only_writes_and_refused_ones_have_no_effect() {
     tokio::join!(
         check_held(|world| Held::ours(world, "orders.db-write")),
         check_held(|world| Held::ours(world, "orders.db-turn")),
@@ -196,7 +199,7 @@ async fn a_write_lock_that_is_not_let_go_stops_writes_alone_and_what_was_refused
     );
 }
 
-/// How a stopped process comes to an end.
+/// What ends the stop of a process.
 #[derive(PartialEq)]
 enum Ending {
     GoesOn,
@@ -208,7 +211,7 @@ async fn check_stopped(ending: Ending) {
     let api = world.api(&[]);
     let other = world.api(&[]);
     let client = Client::new();
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     let load = Load::begin(&other, "b", 4, Duration::ZERO);
     let lock = world.path("orders.db-write");
     let lock = File::options().write(true).open(lock).unwrap();
@@ -224,38 +227,38 @@ async fn check_stopped(ending: Ending) {
         other.signal("CONT");
         assert!(
             Instant::now() < deadline,
-            "it is never caught while it writes"
+            "the process was never stopped within a write"
         );
     }
     let before = client.ids(&api.url).await;
-    // What the other one was told is not known yet.
-    let mut here = Told {
+    // The responses to the other client are not known yet.
+    let mut here = Outcomes {
         unknown: before.into_iter().collect(),
-        ..Told::default()
+        ..Outcomes::default()
     };
     assert_only_reads(&client, &api, &mut here).await;
     if ending == Ending::GoesOn {
         other.signal("CONT");
-        told.add(load.end().await);
-        assert!(!told.created.is_empty());
+        outcomes.add(load.end().await);
+        assert!(!outcomes.created.is_empty());
     } else {
         other.kill();
-        told.add(load.end().await);
+        outcomes.add(load.end().await);
     }
-    told.add(Told {
+    outcomes.add(Outcomes {
         unknown: BTreeSet::new(),
         ..here
     });
-    assert_recovered(&client, &api, &mut told).await;
+    assert_recovered(&client, &api, &mut outcomes).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_process_that_is_stopped_while_it_writes_stops_writes_alone_until_it_goes_on_or_dies() {
+async fn a_process_that_is_stopped_while_it_writes_stops_only_writes_until_it_continues_or_dies() {
     tokio::join!(check_stopped(Ending::GoesOn), check_stopped(Ending::Dies));
 }
 
-/// Memory that a program has in use, in KiB.
+/// Returns the resident memory of a program, in KiB.
 fn resident(program: &Program) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status
@@ -267,7 +270,7 @@ fn resident(program: &Program) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
+async fn overload_is_refused_at_once_in_bounded_memory() {
     const WIDTH: usize = 1_800;
     const OVERLOADS: usize = 3_000;
     let files = file_limit(FILES);
@@ -277,7 +280,7 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     let client = Client::new();
     assert_eq!(client.create(&api.url, "first").await.status, 201);
     let held = Held::ours(&world, "orders.db-write");
-    // Each client tries again until it is over; what was taken back leaves no room in the queue.
+    // Each client retries until the end; withdrawn writes keep their slots in the queue.
     let overloads = Arc::new(AtomicUsize::new(0));
     let end = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..WIDTH)
@@ -285,7 +288,7 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
             let (client, url) = (client.clone(), api.url.clone());
             let (overloads, end) = (overloads.clone(), end.clone());
             tokio::spawn(async move {
-                let mut told = Told::default();
+                let mut outcomes = Outcomes::default();
                 for m in 0.. {
                     let id = format!("a{n}-{m}");
                     let answer = client.create(&url, &id).await;
@@ -293,34 +296,34 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
                         overloads.fetch_add(1, Ordering::Relaxed);
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
-                    told.note(id, &answer);
+                    outcomes.note(id, &answer);
                     if end.load(Ordering::Relaxed) {
                         break;
                     }
                 }
                 let id = format!("z{n}");
                 let answer = client.create(&url, &id).await;
-                told.note(id, &answer);
-                told
+                outcomes.note(id, &answer);
+                outcomes
             })
         })
         .collect();
     let deadline = Instant::now() + PATIENCE;
     let reach = async |count| {
         while overloads.load(Ordering::Relaxed) < count {
-            assert!(Instant::now() < deadline, "it takes ever more in");
+            assert!(Instant::now() < deadline, "the queue never fills up");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     reach(1).await;
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     for n in 0..5 {
         let id = format!("beyond{n}");
         let answer = client.create(&api.url, &id).await;
         assert_refused(&answer);
-        // One that had waited for its turn would be refused as unavailable.
+        // A write that had waited in the queue would be refused as unavailable.
         assert_eq!(kind(&answer), "overloaded");
-        told.note(id, &answer);
+        outcomes.note(id, &answer);
     }
     let order = client.get(format!("{}/order/first", api.url)).await;
     assert_eq!(order.status, 200, "{order:?}");
@@ -333,21 +336,21 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
     end.store(true, Ordering::Relaxed);
     held.let_go();
     for client in clients {
-        told.add(client.await.unwrap());
+        outcomes.add(client.await.unwrap());
     }
     assert!(
-        !told.created.is_empty(),
+        !outcomes.created.is_empty(),
         "{} were refused",
-        told.refused.len()
+        outcomes.refused.len()
     );
-    told.created.insert("first".to_owned());
-    assert!(told.unknown.is_empty(), "{:?}", told.unknown);
-    told.check(&client.ids(&api.url).await);
+    outcomes.created.insert("first".to_owned());
+    assert!(outcomes.unknown.is_empty(), "{:?}", outcomes.unknown);
+    outcomes.check(&client.ids(&api.url).await);
     answers(&client, &api, "/readyz", 200).await;
     assert_eq!(client.create(&api.url, "last").await.status, 201);
     let log = api.logged();
     assert!(!log.contains("panicked"), "{log}");
-    assert_eq!(log.matches("ERROR").count(), 1, "told once: {log}");
+    assert_eq!(log.matches("ERROR").count(), 1, "logged once: {log}");
     assert!(
         log.contains("another program holds the turn to write"),
         "{log}"
@@ -357,10 +360,10 @@ async fn more_load_than_can_be_taken_is_refused_at_once_in_bounded_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturbs_no_other() {
+async fn an_api_that_is_killed_under_load_keeps_acknowledged_orders_and_disturbs_no_other() {
     let world = World::new();
     let client = Client::new();
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     let mut steady = world.api(&[]);
     for round in 0..12 {
         let doomed = world.api(&[]);
@@ -369,26 +372,26 @@ async fn an_api_that_is_killed_under_load_keeps_what_it_acknowledged_and_disturb
         let there = Load::begin(&doomed, &format!("d{round}"), 8, pause);
         tokio::time::sleep(Duration::from_millis(fastrand::u64(20..300))).await;
         doomed.kill();
-        told.add(there.end().await);
+        outcomes.add(there.end().await);
         let undisturbed = here.end().await;
         assert!(!undisturbed.created.is_empty());
         assert!(undisturbed.refused.is_empty(), "{undisturbed:?}");
         assert!(undisturbed.unknown.is_empty(), "{undisturbed:?}");
-        told.add(undisturbed);
-        told.check(&client.ids(&steady.url).await);
+        outcomes.add(undisturbed);
+        outcomes.check(&client.ids(&steady.url).await);
         if round % 4 == 3 {
-            // Nobody is left who could have kept anything in memory.
+            // No program is left that could have kept anything in memory.
             steady.kill();
             steady = world.api(&[]);
-            told.check(&client.ids(&steady.url).await);
+            outcomes.check(&client.ids(&steady.url).await);
         }
     }
-    assert!(told.refused.is_empty(), "{:?}", told.refused);
+    assert!(outcomes.refused.is_empty(), "{:?}", outcomes.refused);
     assert!(!steady.logged().contains("ERROR"), "{}", steady.logged());
 }
 
-/// A request on a connection of its own, until it is answered: who finds no place at all is
-/// closed without a word, and comes again.
+/// Sends a request on a new connection until it is answered: beyond the overflow limit, connections
+/// are closed without a response.
 async fn ask(api: &Program, request: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -403,7 +406,7 @@ async fn ask(api: &Program, request: &str) -> String {
     }
 }
 
-/// Connections that say nothing. Those that are refused are part of it.
+/// Opens connections that send nothing, including refused ones.
 fn crowd(api: &Program, count: usize) -> Vec<TcpStream> {
     let connect = |_| TcpStream::connect(api.address()).unwrap();
     tokio::task::block_in_place(|| (0..count).map(connect).collect())
@@ -411,7 +414,7 @@ fn crowd(api: &Program, count: usize) -> Vec<TcpStream> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_crowd_of_silent_connections_keeps_no_one_from_anything_or_from_the_end() {
+async fn thousands_of_silent_connections_delay_neither_requests_nor_the_shutdown() {
     let files = file_limit(FILES);
     assert!(files >= FILES / 2, "only {files} files may be open at once");
     let world = World::new();
@@ -450,7 +453,7 @@ async fn a_crowd_of_silent_connections_keeps_no_one_from_anything_or_from_the_en
     drop(silent);
 }
 
-/// The places where so few files may be open that there are as few as there can be.
+/// Limits of connections with the smallest supported limit of open files.
 const FEW_FILES: u32 = 300;
 const PLACES: usize = 64;
 const LONG_PLACES: usize = 48;
@@ -470,15 +473,15 @@ async fn the_connection_that_has_been_idle_longest_gives_way() {
     let mut kept = Wire::open(&api);
     let mut silent = Vec::new();
     for _ in 0..5 {
-        // Fewer than there are places, all of them accepted before it is used again.
+        // Fewer than the limit, all of them accepted before it is used again.
         silent.extend(crowd(&api, PLACES / 2));
         assert!(is_live(&mut Wire::open(&api)));
         assert!(is_live(&mut kept));
     }
-    assert_eq!(unused.rest(), "", "it was closed without an answer");
+    assert_eq!(unused.rest(), "", "closed without a response");
     silent.extend(crowd(&api, 2 * PLACES));
     assert_eq!(kept.rest(), "");
-    // What comes next is served all the same.
+    // The next connection is served too.
     let mut last = Wire::open(&api);
     assert!(is_live(&mut last));
     assert_eq!(Client::new().create(&api.url, "a1").await.status, 201);
@@ -487,7 +490,7 @@ async fn the_connection_that_has_been_idle_longest_gives_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_request_is_in_flight_on_each_connection_others_are_told_so() {
+async fn while_a_request_is_in_flight_on_each_connection_others_get_503() {
     let world = World::new();
     let api = world.api_with_files(FEW_FILES);
     assert_eq!(Client::new().create(&api.url, "a1").await.status, 201);
@@ -525,10 +528,10 @@ async fn while_a_request_is_in_flight_on_each_connection_others_are_told_so() {
             assert!(answer.contains("nothing was done"), "{answer}");
         }
     }
-    // One that is done leaves its place, whether its connection is kept or not.
+    // A completed request frees its slot, whether or not its connection is kept alive.
     let mut done = busy.pop().unwrap();
     done.send("{\"id\":\"two\"}");
     assert!(done.read_until("}\n").contains("201 Created"));
     assert_eq!(Client::new().create(&api.url, "a3").await.status, 201);
-    assert_eq!(done.rest(), "", "it was idle, and gave way");
+    assert_eq!(done.rest(), "", "closed because it was idle");
 }

@@ -1,4 +1,4 @@
-//! A disk that can be full.
+//! A disk that can be filled.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,17 +7,17 @@ use std::process::{Child, Command, Stdio};
 
 use crate::world::{Program, World};
 
-/// A small disk that only the programs started on it see. It goes with this value, or with the
-/// tests, however they end.
+/// A small disk that only the programs started on it see. It is removed with this value, or with the
+/// process of the tests.
 pub(super) struct Disk {
     holder: Child,
     folder: PathBuf,
-    /// How to get there.
+    /// Command prefix that enters the mount namespace.
     enter: Vec<String>,
 }
 
 impl Disk {
-    /// Mounts it, or says why that is not possible here.
+    /// Mounts the disk, or returns the reason why that is not possible here.
     pub(super) fn mount(world: &World, size: &str) -> Result<Self, String> {
         let folder = world.path("disk");
         fs::create_dir(&folder).unwrap();
@@ -40,10 +40,10 @@ impl Disk {
                 .stderr(Stdio::piped())
                 .spawn()
                 .map_err(|error| format!("unshare: {error}"))?;
-            let mut said = String::new();
+            let mut line = String::new();
             let mut stdout = BufReader::new(holder.stdout.take().unwrap());
-            stdout.read_line(&mut said).unwrap();
-            if said.trim() == "mounted" {
+            stdout.read_line(&mut line).unwrap();
+            if line.trim() == "mounted" {
                 let target = format!("--target={}", holder.id());
                 let enter = std::iter::once(target)
                     .chain(enter.iter().map(|&flag| flag.to_owned()))
@@ -61,7 +61,7 @@ impl Disk {
         Err(why)
     }
 
-    /// API and reconciler with their database on the disk.
+    /// Starts API and reconciler with their database on the disk.
     pub(super) fn serve(&self, world: &World, upstream: &str) -> Program {
         let database = self.folder.join("orders.db");
         let plain = world.command(
@@ -89,7 +89,7 @@ impl Disk {
         world.spawn("order-service", command, true)
     }
 
-    /// The file that takes all the room there is, seen from outside.
+    /// Returns the path of the file that fills the disk, seen from outside.
     fn ballast(&self) -> PathBuf {
         let folder = self.folder.strip_prefix("/").unwrap();
         Path::new("/proc")

@@ -1,10 +1,10 @@
-//! Passes while the upstream is down, rests, or answers only some of what it is asked.
+//! Passes while the upstream is down, has requested a pause, or answers only some requests.
 
 use super::*;
 use crate::world::ready;
 
 #[test]
-fn an_upstream_that_asks_for_rest_is_asked_nothing_until_it_is_over() {
+fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
     let harness = Harness::new(100);
     for id in ["a1", "a2"] {
         harness.create(id);
@@ -25,7 +25,7 @@ fn an_upstream_that_asks_for_rest_is_asked_nothing_until_it_is_over() {
 }
 
 #[test]
-fn an_upstream_that_is_down_is_not_probed_more_often_because_orders_come_in() {
+fn an_upstream_that_is_down_is_not_probed_more_often_because_of_new_orders() {
     let harness = Harness::new(100);
     harness.create("a1");
     let mut reconciler = harness.reconciler();
@@ -34,7 +34,7 @@ fn an_upstream_that_is_down_is_not_probed_more_often_because_orders_come_in() {
     pass(&mut reconciler);
     harness.forward(1_000);
     pass(&mut reconciler);
-    assert_eq!(harness.upstream.take_requests(), ["start a1", "look a1"]);
+    assert_eq!(harness.upstream.take_requests(), ["start a1", "look_up a1"]);
     for n in 2..10 {
         harness.forward(100);
         harness.create(&format!("a{n}"));
@@ -43,11 +43,11 @@ fn an_upstream_that_is_down_is_not_probed_more_often_because_orders_come_in() {
     assert!(harness.upstream.take_requests().is_empty());
     harness.forward(100);
     pass(&mut reconciler);
-    assert_eq!(harness.upstream.take_requests(), ["look a2"]);
-    // A clock that was set back does not make the next one wait until it has caught up.
+    assert_eq!(harness.upstream.take_requests(), ["look_up a2"]);
+    // A clock that is set back does not delay the next probe.
     harness.forward(-3_600_000);
     pass(&mut reconciler);
-    assert_eq!(harness.upstream.take_requests(), ["look a3"]);
+    assert_eq!(harness.upstream.take_requests(), ["look_up a3"]);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
     assert_eq!(
         harness.count(Status::Processing),
         25,
-        "the half that was told"
+        "the half that was read"
     );
     harness.upstream.list_fault.set(Some(Fault::Answered));
     harness.upstream.take_requests();
@@ -77,13 +77,13 @@ fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
 }
 
 #[test]
-fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() {
+fn one_restart_of_the_upstream_is_counted_once_under_every_policy() {
     use LostProcess::{Fail, Hold, Restart};
     for (policy, look_fault) in [
         (Hold, Fault::Answered),
         (Restart, Fault::Answered),
         (Fail, Fault::Answered),
-        // None can be confirmed to be missing.
+        // No absence can be confirmed.
         (Fail, Fault::Lost),
         (Hold, Fault::Lost),
     ] {
@@ -107,7 +107,7 @@ fn one_restart_of_the_upstream_is_counted_once_whatever_becomes_of_its_orders() 
 }
 
 #[test]
-fn an_upstream_that_is_down_is_no_fault_of_an_order_and_a_silent_look_up_is() {
+fn an_outage_flags_no_order_and_a_single_silent_look_up_does() {
     let harness = Harness::new(100);
     for id in ["a0", "a1"] {
         harness.create(id);
@@ -135,7 +135,7 @@ fn an_upstream_that_is_down_is_no_fault_of_an_order_and_a_silent_look_up_is() {
 }
 
 #[test]
-fn each_refusal_in_a_row_doubles_the_wait() {
+fn each_consecutive_refusal_doubles_the_backoff() {
     let harness = Harness::new(100);
     harness.create("a1");
     harness.upstream.start_fault.set(Fault::Status(400));
@@ -156,7 +156,7 @@ fn each_refusal_in_a_row_doubles_the_wait() {
 }
 
 #[test]
-fn starts_that_fail_for_an_hour_turn_no_order_into_an_operators_case() {
+fn starts_that_fail_for_an_hour_make_no_order_need_an_operator() {
     let mut harness = Harness::new(100);
     harness.settings.max_in_flight = 8;
     harness.create_many(20);

@@ -1,5 +1,4 @@
-//! Readers of lists and of the journal whom a removal overtakes: they are told, and never skip
-//! anything without knowing; and those who begin after it are in nobody's way.
+//! Readers of lists and of the journal whose unread records are pruned never miss them silently.
 
 use order_service::order::Timestamp;
 use order_service::store::Store;
@@ -10,8 +9,8 @@ use crate::lists::next;
 use crate::prune::{created, days_ago, names, prune, pruned, settle, settled};
 use crate::world::{Answer, Client, Program, World, assert_problem};
 
-/// A hundred orders that settled long ago, but for every tenth, which did lately: events 1 to 100
-/// are creations, and the others follow in pairs.
+/// Creates a hundred orders; every tenth settled recently, the others long ago. Events 1 to 100 are
+/// creations, and the others follow in pairs.
 async fn hundred(world: &World) -> Store {
     let store = world.store();
     let seqs = created(&store, &names("a", 100), days_ago(200)).await;
@@ -25,23 +24,23 @@ async fn get(client: &Client, api: &Program, path: &str) -> Answer {
     client.get(format!("{}{path}", api.url)).await
 }
 
-/// The path of the next page of what is left, from the answer to someone who has missed something.
+/// Checks a 410 response. Returns its link to the remaining records.
 #[track_caller]
 fn refused(answer: &Answer) -> String {
     assert_problem(answer, 410);
     assert_eq!(answer.json()["type"], "/problems#removed");
-    next(answer.header("link")).expect("a way on").to_owned()
+    next(answer.header("link"))
+        .expect("a link to the remaining records")
+        .to_owned()
 }
 
 #[track_caller]
 fn linked(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{answer:?}");
-    next(answer.header("link"))
-        .expect("there is more")
-        .to_owned()
+    next(answer.header("link")).expect("a next page").to_owned()
 }
 
-/// A number of each member of the pages from this path on: `seq`s, or what follows `a` in ids.
+/// Returns a number for each record of the pages from this path on: the `seq`, or the number in the id.
 async fn walk(client: &Client, api: &Program, path: &str) -> Vec<i64> {
     let mut path = Some(path.to_owned());
     let mut numbers = Vec::new();
@@ -62,7 +61,7 @@ fn number(member: &Value) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walk_through_orders_that_is_overtaken_is_told_and_one_that_begins_later_is_not() {
+async fn a_reader_of_orders_whose_unread_records_are_pruned_gets_410() {
     let world = World::new();
     hundred(&world).await;
     let api = world.api(&[]);
@@ -75,16 +74,16 @@ async fn a_walk_through_orders_that_is_overtaken_is_told_and_one_that_begins_lat
     pruned(&world, 90);
     for path in [&second, &failed] {
         let on = refused(&get(&client, &api, path).await);
-        // Who does not mind goes on from where it was.
+        // The reader may follow the link to the remaining records.
         let left = walk(&client, &api, &on).await;
         let all: &[i64] = &[10, 20, 30, 40, 50, 60, 70, 80, 90, 100];
         assert_eq!(left, if path == &second { all } else { &[] });
-        // The one that was given first is as bad as before.
+        // The original link still fails.
         refused(&get(&client, &api, path).await);
     }
-    // The greatest that was removed is the 99th.
+    // The last pruned one is the 99th.
     assert_eq!(walk(&client, &api, &last).await, [100]);
-    // No open order is ever removed: who asks for those misses nothing.
+    // Open orders are never pruned, so a list of those misses nothing.
     assert_eq!(
         walk(&client, &api, &format!("{open}{cursor}")).await,
         [0; 0]
@@ -93,7 +92,7 @@ async fn a_walk_through_orders_that_is_overtaken_is_told_and_one_that_begins_lat
         walk(&client, &api, "/order?limit=1").await,
         [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
     );
-    // One that began between two removals is told again after the second.
+    // A reader that began between two prunes fails after the second.
     let third = linked(&get(&client, &api, "/order?limit=3").await);
     assert_eq!(walk(&client, &api, &third).await.len(), 7);
     created(&world.store(), &["last".into()], days_ago(0)).await;
@@ -103,7 +102,7 @@ async fn a_walk_through_orders_that_is_overtaken_is_told_and_one_that_begins_lat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_of_events_that_is_overtaken_is_told_and_one_that_begins_later_is_not() {
+async fn a_reader_of_events_whose_unread_records_are_pruned_gets_410() {
     let world = World::new();
     hundred(&world).await;
     let api = world.api(&[]);
@@ -113,7 +112,7 @@ async fn a_reader_of_events_that_is_overtaken_is_told_and_one_that_begins_later_
     let of_one = linked(&get(&client, &api, "/event?order_id=a1&limit=1").await);
     pruned(&world, 90);
     let left: Vec<i64> = (1..=10).map(|n| 10 * n).chain(281..=300).collect();
-    // The greatest that was removed is the 280th.
+    // The last pruned one is the 280th.
     for (path, after) in [(&second, 5), (&late, 279)] {
         let on = refused(&get(&client, &api, path).await);
         let expected = left.iter().copied().filter(|seq| *seq > after);
@@ -123,19 +122,19 @@ async fn a_reader_of_events_that_is_overtaken_is_told_and_one_that_begins_later_
         ("/event", &left[..]),
         ("/event?limit=1", &left),
         ("/event?after=0&limit=7", &left),
-        // A number alone does not say what its reader has seen.
+        // A bare number does not say what its reader has seen.
         ("/event?after=15&limit=7", &left[1..]),
         ("/event?after=280", &left[10..]),
         ("/event?after=295&limit=2", &left[25..]),
     ] {
         assert_eq!(walk(&client, &api, path).await, expected, "{path}");
     }
-    // The events of an order that is there are all there.
+    // An existing order has all its events.
     let path = "/event?order_id=a9&after=10";
     assert_eq!(walk(&client, &api, path).await.len(), 2);
     assert_eq!(walk(&client, &api, "/event?order_id=a1").await, [0; 0]);
     refused(&get(&client, &api, &of_one).await);
-    // A place between two removals is good until the second.
+    // A cursor from between two prunes is valid until the second.
     let third = linked(&get(&client, &api, "/event?limit=3").await);
     assert_eq!(walk(&client, &api, &third).await, left[3..]);
     created(&world.store(), &["last".into()], days_ago(0)).await;
@@ -145,13 +144,13 @@ async fn a_reader_of_events_that_is_overtaken_is_told_and_one_that_begins_later_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps() {
+async fn a_stream_does_not_begin_where_events_are_missing_and_continues_between_gaps() {
     let world = World::new();
     hundred(&world).await;
     let api = world.api(&[]);
     let client = Client::new();
     let mut stream = Events::open(&client, &api, "?after=4", None).await;
-    let (fifth, _) = stream.next_block().await.expect("the stream goes on");
+    let (fifth, _) = stream.next_block().await.expect("the stream continues");
     let fifth = fifth.as_str();
     let after = format!("?after={fifth}");
     drop(stream);
@@ -172,7 +171,7 @@ async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps
         assert_eq!(answer.status, 410, "{method} {query}");
         if method == "GET" {
             let on = refused(&answer);
-            assert!(!on.contains("limit"), "a stream takes none: {on}");
+            assert!(!on.contains("limit"), "a stream has no limit: {on}");
         }
     }
     // From the beginning, one event for each connection.
@@ -180,7 +179,7 @@ async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps
     let mut seqs = Vec::new();
     for _ in 0..30 {
         let mut events = Events::open(&client, &api, "", last.as_deref()).await;
-        let (id, data) = events.next_block().await.expect("the stream goes on");
+        let (id, data) = events.next_block().await.expect("the stream continues");
         let seq = number(&serde_json::from_str(&data).unwrap());
         seqs.push(seq);
         last = Some(id);
@@ -194,10 +193,10 @@ async fn a_stream_is_not_begun_where_events_are_missing_and_goes_on_between_gaps
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
+async fn a_stream_whose_unsent_events_are_pruned_ends() {
     let world = World::new();
     let store = world.store();
-    // So many, and so long, that the connection cannot hold them.
+    // More data than the connection can buffer.
     settled(&store, &names(&"x".repeat(120), 20_000), 100).await;
     let api = world.api(&[]);
     let client = Client::new();
@@ -208,17 +207,17 @@ async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
     let mut last = (String::new(), 1);
     while let Some((id, data)) = stream.next_block().await {
         let seq = number(&serde_json::from_str(&data).unwrap());
-        assert_eq!(seq, last.1 + 1, "it goes on, or ends");
+        assert_eq!(seq, last.1 + 1, "the stream continues, or ends");
         last = (id, seq);
     }
-    assert!(last.1 < 60_000, "the end was removed: {}", last.1);
+    assert!(last.1 < 60_000, "the last events were pruned: {}", last.1);
     assert!(api.logged().contains("a stream ends"), "{}", api.logged());
     let request = client
         .request("GET", format!("{}/event", api.url))
         .header("accept", "text/event-stream")
         .header("last-event-id", last.0);
     refused(&client.send(request).await);
-    // One that is not behind goes on.
+    // A stream that is not behind continues.
     let mut latest = Events::open(&client, &api, "?after=latest", None).await;
     latest.next_block().await;
     let seqs = created(&store, &["next".into()], days_ago(0)).await;
@@ -228,7 +227,7 @@ async fn a_stream_that_falls_behind_a_removal_ends_instead_of_skipping() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
-async fn a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_and_well_formed() {
+async fn a_list_whose_unread_orders_are_pruned_breaks_off_and_is_not_well_formed() {
     let world = World::new();
     let store = world.store();
     let ids: Vec<_> = (0..20_000).map(crate::lists::long_name).collect();
@@ -242,19 +241,16 @@ async fn a_list_of_all_orders_that_is_overtaken_breaks_off_and_is_never_short_an
     let rest = slow.rest();
     assert!(
         !rest.contains("\"id\":\"last\""),
-        "it does not reach the end"
+        "the list does not reach the end"
     );
-    assert!(
-        !rest.ends_with("0\r\n\r\n"),
-        "nor does it look as if it had"
-    );
+    assert!(!rest.ends_with("0\r\n\r\n"), "nor is it well-formed");
     let client = Client::new();
     let all = get(&client, &api, "/order").await.json();
     assert_eq!(all.as_array().unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_an_order_that_is_removed_at_once_is_told_that_it_is_gone() {
+async fn a_request_that_waits_for_an_order_that_is_settled_and_pruned_is_answered() {
     let world = World::new();
     let store = world.store();
     let seqs = created(&store, &names("a", 2), days_ago(200)).await;
@@ -276,6 +272,6 @@ async fn who_waits_for_an_order_that_is_removed_at_once_is_told_that_it_is_gone(
         .await
         .unwrap();
     let answer = waiting.await.unwrap();
-    // Settled if it was seen before it went.
+    // Settled, if it was read before it was pruned.
     assert!(matches!(answer.status, 200 | 404), "{answer:?}");
 }

@@ -1,4 +1,4 @@
-//! Which orders a pass looks at, how, and how often.
+//! Polling: the orders that a pass observes, by which requests, and how often.
 
 use std::sync::atomic::Ordering;
 
@@ -7,7 +7,7 @@ use order_service::pace::Durations;
 
 use super::*;
 
-/// What is learned from processes that lasted so long.
+/// Returns the limits learned from processes with these durations.
 pub(super) fn lasting(processes: impl IntoIterator<Item = Duration>) -> LearnedLimits {
     let mut durations = Durations::default();
     for lasted in processes {
@@ -21,7 +21,7 @@ pub(super) fn lasting(processes: impl IntoIterator<Item = Duration>) -> LearnedL
 }
 
 #[test]
-fn looks_are_made_on_schedule_and_not_because_orders_come_in() {
+fn polls_are_sent_on_schedule_and_not_because_of_new_orders() {
     let mut harness = Harness::new(100);
     harness.settings.schedule = "*/10 * * * * *".parse().unwrap();
     harness.create("a0");
@@ -37,13 +37,13 @@ fn looks_are_made_on_schedule_and_not_because_orders_come_in() {
     }
     harness.forward(1_000);
     assert_eq!(pass(&mut reconciler).observed, 10);
-    // Nor do they wait until a clock that was set back has caught up.
+    // A clock that is set back does not delay them.
     harness.forward(-3_600_000);
     assert_eq!(pass(&mut reconciler).observed, 10);
 }
 
 #[test]
-fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing() {
+fn many_orders_are_polled_less_often_than_every_second_unless_one_is_missing() {
     let harness = Harness::new(1_000);
     harness.has_learned(lasting((0..600).map(Duration::from_secs)));
     harness.create_many(2_000);
@@ -69,14 +69,14 @@ fn many_orders_are_looked_at_less_often_than_every_second_unless_one_is_missing(
     while pass(&mut reconciler).missed == 0 {
         harness.forward(1_000);
         passes += 1;
-        assert!(passes < 200, "it is looked at");
+        assert!(passes < 200, "it is polled");
     }
     harness.forward(1_000);
-    assert!(pass(&mut reconciler).observed > 0, "again, at once");
+    assert!(pass(&mut reconciler).observed > 0, "polled again at once");
     assert_eq!(harness.reason(missing), Some(Reason::ProcessLost));
 }
 
-/// A harness with processes of twenty seconds, as is known, and a reconciler that has just begun.
+/// Returns a harness whose processes take twenty seconds, which the new reconciler has learned.
 fn twenty_seconds(orders: usize) -> (Harness, Reconciler<InMemory, ManualClock>) {
     let harness = Harness::new(1_000);
     let twenty = Duration::from_secs(20);
@@ -90,12 +90,12 @@ fn twenty_seconds(orders: usize) -> (Harness, Reconciler<InMemory, ManualClock>)
 }
 
 #[test]
-fn an_order_just_looked_up_is_left_alone_until_its_process_may_have_ended() {
+fn an_order_just_looked_up_is_not_polled_until_its_process_may_have_ended() {
     let (harness, mut reconciler) = twenty_seconds(20);
     assert_eq!(
         pass(&mut reconciler).observed,
         20,
-        "nothing is known of them"
+        "unknown orders are polled"
     );
     for _ in 0..3 {
         harness.forward(1_000);
@@ -104,7 +104,7 @@ fn an_order_just_looked_up_is_left_alone_until_its_process_may_have_ended() {
 }
 
 #[test]
-fn an_order_that_needs_looking_at_is_looked_at_whenever_looks_are_made() {
+fn an_order_with_attention_is_part_of_every_poll() {
     let (harness, mut reconciler) = twenty_seconds(20);
     harness.upstream.look_fault.set(Fault::Odd);
     assert_eq!(pass(&mut reconciler).flagged, 20);
@@ -118,7 +118,7 @@ fn an_order_that_needs_looking_at_is_looked_at_whenever_looks_are_made() {
 }
 
 #[test]
-fn it_is_told_when_the_upstream_is_looked_at_next() {
+fn the_time_of_the_next_poll_is_reported() {
     let (harness, mut reconciler) = twenty_seconds(20);
     pass(&mut reconciler);
     let next_poll_at = ready(harness.store.heartbeat())
@@ -127,14 +127,11 @@ fn it_is_told_when_the_upstream_is_looked_at_next() {
         .unwrap();
     let pause = next_poll_at.since(harness.clock.now());
     let range = Duration::from_millis(3_500)..Duration::from_millis(4_500);
-    assert!(
-        range.contains(&pause),
-        "a fifth of what they take: {pause:?}"
-    );
+    assert!(range.contains(&pause), "a fifth of the duration: {pause:?}");
 }
 
 #[test]
-fn what_a_list_contradicts_itself_about_is_looked_up_and_what_it_repeats_is_not() {
+fn orders_with_contradicting_entries_are_looked_up_and_repeated_ones_are_not() {
     for (fault, look_ups) in [(Fault::Contradictory, 50), (Fault::Twice, 0)] {
         let harness = Harness::new(1);
         harness.create_many(50);
@@ -153,19 +150,23 @@ fn what_a_list_contradicts_itself_about_is_looked_up_and_what_it_repeats_is_not(
 }
 
 #[test]
-fn orders_that_a_list_did_not_tell_of_are_looked_up_five_hundred_in_a_pass() {
+fn orders_that_a_list_lacks_are_looked_up_five_hundred_per_pass() {
     for (orders, looked_up) in [(50, 25), (1_200, 500)] {
         let (harness, mut reconciler) = twenty_seconds(orders);
         harness.upstream.list_fault.set(Some(Fault::Lost));
         pass(&mut reconciler);
         let requests = harness.upstream.take_requests();
         assert_eq!(requests[0], "list");
-        assert_eq!(requests.len(), 1 + looked_up, "those it told of are known");
+        assert_eq!(
+            requests.len(),
+            1 + looked_up,
+            "the orders that it named are known"
+        );
     }
 }
 
 #[test]
-fn orders_were_all_seen_only_when_every_one_was() {
+fn the_last_full_observation_needs_an_answer_for_every_order() {
     let (harness, mut reconciler) = twenty_seconds(50);
     let seen_at = || ready(harness.store.heartbeat()).unwrap().last_observed_at;
     let before = seen_at();
@@ -176,7 +177,7 @@ fn orders_were_all_seen_only_when_every_one_was() {
     harness.upstream.list_fault.set(Some(Fault::Answered));
     harness.upstream.look_fault.set(Fault::Answered);
     harness.forward(1_000);
-    // What was not seen is looked at again at once.
+    // Processes that were not seen are polled again at once.
     let mut passes = 0;
     while pass(&mut reconciler).observed == 0 {
         harness.forward(1_000);
@@ -190,7 +191,7 @@ fn orders_were_all_seen_only_when_every_one_was() {
 }
 
 #[test]
-fn a_look_up_without_an_answer_leaves_not_all_seen() {
+fn a_look_up_without_an_answer_is_no_full_observation() {
     for lost in [None, Some("a3".to_owned())] {
         let (harness, mut reconciler) = twenty_seconds(5);
         let is_seen = lost.is_none();
@@ -202,7 +203,7 @@ fn a_look_up_without_an_answer_leaves_not_all_seen() {
 }
 
 #[test]
-fn it_is_learned_how_long_processes_take() {
+fn the_duration_of_processes_is_learned() {
     let harness = Harness::new(4);
     harness.create_many(100);
     let mut reconciler = harness.reconciler();
@@ -220,7 +221,7 @@ fn it_is_learned_how_long_processes_take() {
 }
 
 #[test]
-fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
+fn a_restart_found_by_look_ups_keeps_the_processes_that_they_found() {
     let harness = forgotten(15, LostProcess::Hold);
     let now = harness.clock.now();
     let draw = &mut |below: u64| below - 1;
@@ -245,7 +246,7 @@ fn a_restart_that_look_ups_told_of_leaves_the_processes_that_they_found() {
 }
 
 #[test]
-fn while_nothing_can_be_recorded_the_upstream_is_not_asked_all_the_time() {
+fn while_nothing_can_be_recorded_polls_are_limited() {
     let mut harness = Harness::new(20);
     let disk = harness.on_a_disk();
     harness.has_learned(lasting((0..600).map(Duration::from_secs)));

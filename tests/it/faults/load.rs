@@ -1,4 +1,4 @@
-//! Clients that create orders, and remember what they were told of each.
+//! Clients that create orders and record the outcome of each.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use tokio::task::JoinHandle;
 
 use crate::world::{Answer, Client, Program, assert_problem};
 
-/// What the clients were told of the orders they wanted to create.
+/// Outcomes of creations, as the clients saw them.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Outcomes {
     pub(super) created: BTreeSet<String>,
-    /// Nothing was done.
+    /// Refused: nothing was done.
     pub(super) refused: BTreeSet<String>,
-    /// No answer, or one that leaves it open.
+    /// No answer, or one that leaves the outcome open.
     pub(super) unknown: BTreeSet<String>,
 }
 
-impl Told {
+impl Outcomes {
     pub(super) fn add(&mut self, other: Self) {
         self.created.extend(other.created);
         self.refused.extend(other.refused);
@@ -38,25 +38,28 @@ impl Told {
         };
     }
 
-    /// Holds it against the orders that are there.
+    /// Compares the outcomes with the existing orders.
     #[track_caller]
     pub(super) fn check(&self, there: &[String]) {
         let set: BTreeSet<String> = there.iter().cloned().collect();
-        assert_eq!(set.len(), there.len(), "an order is there twice");
+        assert_eq!(set.len(), there.len(), "an order is listed twice");
         let lost: Vec<_> = self.created.difference(&set).collect();
-        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        assert!(lost.is_empty(), "acknowledged orders are lost: {lost:?}");
         let done: Vec<_> = self.refused.intersection(&set).collect();
-        assert!(done.is_empty(), "refused and yet done: {done:?}");
+        assert!(done.is_empty(), "refused orders exist: {done:?}");
         let known = |id: &&String| self.created.contains(*id) || self.unknown.contains(*id);
         let strange: Vec<_> = set.iter().filter(|id| !known(id)).collect();
-        assert!(strange.is_empty(), "nobody asked for: {strange:?}");
+        assert!(
+            strange.is_empty(),
+            "orders that no client created: {strange:?}"
+        );
     }
 }
 
-/// Clients that create orders until they are told to end, or the API is gone.
+/// Clients that create orders until they are stopped or the API is gone.
 pub(super) struct Load {
     end: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<Told>>,
+    clients: Vec<JoinHandle<Outcomes>>,
 }
 
 impl Load {
@@ -72,37 +75,37 @@ impl Load {
         Self { end, clients }
     }
 
-    pub(super) async fn end(self) -> Told {
+    pub(super) async fn end(self) -> Outcomes {
         self.end.store(true, Ordering::Relaxed);
-        let mut told = Told::default();
+        let mut outcomes = Outcomes::default();
         for client in self.clients {
-            told.add(client.await.unwrap());
+            outcomes.add(client.await.unwrap());
         }
-        told
+        outcomes
     }
 }
 
-async fn create_until(end: &AtomicBool, url: &str, name: &str, pause: Duration) -> Told {
+async fn create_until(end: &AtomicBool, url: &str, name: &str, pause: Duration) -> Outcomes {
     let client = Client::new();
-    let mut told = Told::default();
+    let mut outcomes = Outcomes::default();
     for n in 0.. {
         if end.load(Ordering::Relaxed) {
             break;
         }
         let id = format!("{name}-{n}");
         match try_create(&client, url, &id).await {
-            Some(answer) => told.note(id, &answer),
+            Some(answer) => outcomes.note(id, &answer),
             None => {
-                told.unknown.insert(id);
+                outcomes.unknown.insert(id);
                 break;
             }
         }
         tokio::time::sleep(pause).await;
     }
-    told
+    outcomes
 }
 
-/// `POST /order`, by a client that knows that the answer may not come.
+/// Sends `POST /order`. Returns `None` without an answer.
 pub(super) async fn try_create(client: &Client, url: &str, id: &str) -> Option<Answer> {
     let request = client
         .request("POST", format!("{url}/order"))
@@ -116,7 +119,7 @@ pub(super) async fn try_create(client: &Client, url: &str, id: &str) -> Option<A
     })
 }
 
-/// Checks that an answer says that nothing was done now, and when to try again.
+/// Checks that a response says that nothing was done, and when to try again.
 #[track_caller]
 pub(super) fn assert_refused(answer: &Answer) {
     assert_problem(answer, 503);
@@ -125,7 +128,7 @@ pub(super) fn assert_refused(answer: &Answer) {
     assert!(retry_after.is_ok_and(|seconds| seconds >= 1), "{answer:?}");
 }
 
-/// The last part of a problem's type.
+/// Returns the last part of a problem's type.
 pub(super) fn kind(answer: &Answer) -> String {
     let kind = answer.json()["type"]
         .as_str()

@@ -1,4 +1,4 @@
-//! What look-ups and lists say of orders, whole or broken.
+//! Look-ups and lists, complete or broken, and the conclusions drawn from them.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_a_look_up_that_is_not_about_this_order_says_nothing() {
+async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
     let cases = [
         answer(200, process("a2", "SUCCEEDED")),
         answer(200, process("A1", "SUCCEEDED")),
@@ -55,13 +55,13 @@ async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_ma
         ("Age: 0\r\n", Reason::ProcessLost, ""),
         ("Age: 60\r\n", Reason::UpstreamUnreachable, "60 s old"),
     ];
-    side_by_side(cases, |(age, reason, said)| async move {
+    side_by_side(cases, |(age, reason, hint)| async move {
         let upstream = Scripted::new(move |_, _| Reply::Answer(200, age, "{}".into())).await;
         let orders = Orders::processing(&["a1".into()]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", reason).await;
         let detail = order.attention.unwrap().detail;
-        assert!(detail.contains(said), "{detail}");
+        assert!(detail.contains(hint), "{detail}");
         let asked = &upstream.asked()[0];
         assert_eq!(asked.headers["cache-control"], "no-cache");
     })
@@ -69,7 +69,7 @@ async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_ma
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_list_of_a_cache_says_holds_and_what_it_lacks_is_not_lost() {
+async fn entries_of_a_cached_list_count_and_absences_do_not() {
     let list = format!("{}]", half_a_list());
     let upstream = Scripted::new(move |asked, _| {
         let body = if asked.is_list() { &list } else { "{}" };
@@ -78,7 +78,7 @@ async fn what_the_list_of_a_cache_says_holds_and_what_it_lacks_is_not_lost() {
     .await;
     let orders = Orders::processing(&many()).await;
     let mut reconciler = orders.reconciler(&upstream).await;
-    // Long after absences count.
+    // By now absences count.
     let until = upstream.clock.now().after(TIMEOUT_IN_RULES * 3);
     while upstream.clock.now() < until {
         reconciler.pass().await;
@@ -104,20 +104,24 @@ async fn an_outcome_counts_however_long_a_cache_has_kept_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_empty_object_is_an_absence_and_it_flags_the_loss() {
+async fn only_an_empty_object_is_an_absence_and_flags_the_loss() {
     side_by_side(["{}", " {\n}\r\n"], |body| async move {
         let upstream = Scripted::new(move |_, _| answer(200, body)).await;
         let orders = Orders::processing(&["a1".into()]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", Reason::ProcessLost).await;
-        assert_eq!(order.status, Status::Processing, "nothing goes backwards");
+        assert_eq!(
+            order.status,
+            Status::Processing,
+            "the status never goes back"
+        );
         assert_eq!(upstream.starts(), 0, "it is held");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
+async fn an_unknown_status_is_shown_and_leaves_the_order_processing() {
     let ids: Vec<String> = (0..30).map(|n| format!("a{n}")).collect();
     for by_list in [false, true] {
         let ids = if by_list { &ids[..] } else { &ids[..1] };
@@ -144,7 +148,7 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
             by_list
         );
     }
-    // So does one of an order that was never seen to be started.
+    // The same holds for an order whose start was never seen.
     let upstream = Scripted::new(|asked, _| match asked.is_start() {
         true => answer(400, "exists"),
         false => answer(200, process("a1", "PAUSED")),
@@ -158,7 +162,7 @@ async fn a_status_that_is_not_known_is_shown_and_leaves_the_order_processing() {
     assert_eq!(order.status, Status::Processing);
 }
 
-/// A list in which the first half of [`many`] has succeeded, without its end.
+/// Returns a truncated list in which the first half of [`many`] has succeeded.
 fn half_a_list() -> String {
     let entries: Vec<_> = many()[..20]
         .iter()
@@ -168,7 +172,7 @@ fn half_a_list() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
+async fn entries_of_an_incomplete_list_count_and_absences_do_not() {
     let half = half_a_list();
     let length = half.len();
     let framed =
@@ -195,7 +199,7 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
             framed("Transfer-Encoding: chunked", &format!("{chunk}1\r\n]\r\n")),
         ),
         (
-            "a proper answer that is cut JSON",
+            "truncated JSON in a complete response",
             answer(200, half.clone()),
         ),
         (
@@ -203,16 +207,13 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
             answer(200, format!("{half},{{\"order_id\":\"order-3")),
         ),
         ("a comma at the end", answer(200, format!("{half},]"))),
-        (
-            "something after the end",
-            answer(200, format!("{half}]<html>")),
-        ),
+        ("bytes after the end", answer(200, format!("{half}]<html>"))),
         (
             "an entry that is no process",
             answer(200, format!("{half},{{\"order_id\":1}}]")),
         ),
         (
-            "until the connection ends",
+            "ended by the connection",
             framed("Connection: close", &half),
         ),
     ];
@@ -221,7 +222,7 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
             if asked.is_list() {
                 list.clone()
             } else {
-                // What is looked up instead says nothing either.
+                // The look-ups that replace the list fail too.
                 answer(200, "<html>")
             }
         })
@@ -236,7 +237,7 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
             })
             .await;
         assert_eq!(all.len(), 40);
-        // One more look at least.
+        // At least one more poll.
         let so_far = upstream.asked().len();
         reconciler
             .until_asked(&upstream, |asked| asked.len() > so_far + 1)
@@ -255,7 +256,7 @@ async fn what_an_incomplete_list_says_holds_and_what_it_lacks_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_complete_list_lacks_is_lost() {
+async fn a_process_missing_from_a_complete_list_is_lost() {
     let list = format!("{}]", half_a_list());
     let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
     let orders = Orders::processing(&many()).await;
@@ -271,7 +272,7 @@ async fn what_a_complete_list_lacks_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
+async fn an_unusable_list_is_ignored_and_look_ups_replace_it() {
     let cases = [
         answer(200, "<html>maintenance</html>"),
         answer(200, "{}"),
@@ -285,7 +286,7 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
         answer(500, "[]"),
         Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[]".into()),
         Reply::HangUp,
-        // Longer than a silence may be.
+        // Longer than the read timeout.
         Reply::Silence,
     ];
     side_by_side(cases, |list| async move {
@@ -307,7 +308,7 @@ async fn a_list_that_is_no_list_says_nothing_and_look_ups_take_its_place() {
     .await;
 }
 
-/// A list that takes three seconds, far longer than the request timeout, and is not silent for as long.
+/// Returns a list that takes three seconds, longer than the request timeout, without a silence that long.
 fn long_list() -> Reply {
     let mut pieces = vec!["[".to_owned()];
     for id in many() {
@@ -317,7 +318,7 @@ fn long_list() -> Reply {
     Reply::Pieces(Duration::from_millis(75), pieces)
 }
 
-/// Answers to all else while a list is read.
+/// Returns the answers to other requests while a list is read.
 fn meanwhile(asked: &ReceivedRequest, list: &Reply) -> Reply {
     match asked.looked_up() {
         _ if asked.is_start() => answer(200, ""),
@@ -328,7 +329,7 @@ fn meanwhile(asked: &ReceivedRequest, list: &Reply) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn starts_and_single_looks_go_on_while_a_list_is_read() {
+async fn starts_and_look_ups_continue_while_a_list_is_read() {
     let upstream = Scripted::new(|asked, _| meanwhile(asked, &long_list())).await;
     let orders = Orders::processing(&many()).await;
     let mut reconciler = orders.reconciler(&upstream).await;
@@ -351,7 +352,7 @@ async fn starts_and_single_looks_go_on_while_a_list_is_read() {
         reconciler.pass().await;
         assert!(
             begun.elapsed() < Duration::from_secs(30),
-            "it is never read"
+            "the list is never read"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -360,7 +361,7 @@ async fn starts_and_single_looks_go_on_while_a_list_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_never_ends_delays_neither_starts_nor_the_end() {
+async fn a_list_that_never_ends_delays_neither_starts_nor_the_shutdown() {
     let endless = Reply::Pieces(Duration::from_millis(100), vec![" ".to_owned(); 10_000]);
     let upstream = Scripted::new(move |asked, _| meanwhile(asked, &endless)).await;
     let orders = Orders::processing(&many()).await;
@@ -390,13 +391,13 @@ async fn a_list_that_never_ends_delays_neither_starts_nor_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_a_list_names_twice_and_differently_is_looked_up() {
+async fn an_order_with_contradicting_entries_in_a_list_is_looked_up() {
     let mut entries: Vec<_> = many().iter().map(|id| process(id, "RUNNING")).collect();
     entries.push(process("order-0", "SUCCEEDED"));
     entries.insert(0, process("order-1", "FAILED"));
     entries.push(process("order-2", "SUCCEEDED"));
     entries.push(process("order-2", "RUNNING"));
-    // Twice the same is no contradiction.
+    // A repeated entry is no contradiction.
     entries[4] = process("order-3", "SUCCEEDED");
     entries.push(process("order-3", "SUCCEEDED"));
     let list = format!("[{}]", entries.join(","));
