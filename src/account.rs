@@ -13,11 +13,12 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
-use crate::order::{Attention, Observed, Order, OrderId, Reason, ResolvedBy, Status};
+use crate::journal_stats::JournalStats;
+use crate::order::{Attention, EventReason, Observed, Order, OrderId, Reason, ResolvedBy, Status};
 use crate::process::Exit;
 use crate::simulator::model::Effect;
 use crate::simulator::record::Entry;
-use crate::store::{Filter, Store, StoreError};
+use crate::store::{Cursor, Filter, OrderView, Store, StoreError};
 use crate::upstream::{Entry as ListEntry, Upstream};
 
 /// Number of orders read at once.
@@ -122,8 +123,6 @@ pub async fn take(
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
     let mut account = Account {
-        pruned: store.pruned().await?.orders(),
-        started_again: store.restarts().await?,
         started_twice: record.map(second_starts),
         ..Account::default()
     };
@@ -133,15 +132,14 @@ pub async fn take(
         unseen.insert(order.seq, order.starts);
     })
     .await?;
-    let mut settled = 0;
-    for (status, count) in store.counts().await? {
-        match status.is_settled() {
-            true => settled += count,
-            false => account.open += count,
-        }
-    }
-    account.settled = settled + account.pruned;
-    account.acknowledged = account.settled + account.open;
+    let mut journal = JournalStats::default();
+    let stats = store.glance(&mut journal, SystemClock.now()).await?;
+    account.started_again = journal.entries_with(EventReason::Restarted);
+    account.acknowledged = journal.entries_with(EventReason::Created);
+    account.open = journal.open();
+    account.settled = account.acknowledged - account.open;
+    account.pruned = stats.pruned.orders();
+    let settled = account.settled - account.pruned;
     let mut compared = 0;
     let began_at = SystemClock.now();
     // The channel holds about one chunk of the list, because orders are compared as it streams in.
@@ -158,7 +156,7 @@ pub async fn take(
     };
     let compare = async {
         while let Some((id, observed)) = entries.recv().await {
-            let Some(order) = store.order(&id).await? else {
+            let Some(OrderView { order, .. }) = store.find(&id).await? else {
                 continue;
             };
             unseen.remove(&order.seq);
@@ -203,8 +201,8 @@ async fn each_processing(store: &Store, mut on_order: impl FnMut(Order)) -> Resu
         statuses: vec![Status::Processing],
         attention: None,
     };
-    let mut pages = pin!(store.pages(processing, PAGE));
-    while let Some(page) = pages.try_next().await? {
+    let mut pages = pin!(store.pages(processing, Cursor::default(), PAGE));
+    while let Some((page, _)) = pages.try_next().await? {
         page.into_iter().for_each(&mut on_order);
     }
     Ok(())

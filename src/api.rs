@@ -45,7 +45,6 @@ use self::change_feed::ChangeFeed;
 use self::health::Health;
 use self::http_metrics::{HttpMetrics, OTHER};
 pub use self::json::write_order;
-use self::order_list::OrderList;
 pub(crate) use self::problem::Problem;
 use self::reads::Reads;
 use self::routes::{Endpoint, Route};
@@ -272,9 +271,7 @@ impl Api {
         let form = request::form(headers);
         let place = self.connections.long_answer();
         let place = place.ok_or_else(Problem::too_many_lists)?;
-        let mut response = OrderList::new(self.lists.clone(), query, form)
-            .reply()
-            .await?;
+        let mut response = order_list::reply(self.lists.clone(), query, form).await?;
         response.extensions_mut().insert(place);
         Ok(response)
     }

@@ -3,9 +3,11 @@
 //! Results go to standard output, errors to the log. Backups, accounts and pruning have modules of their
 //! own.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::bail;
+use futures_util::TryStreamExt;
 
 use crate::account;
 use crate::backup::{self, BackupError};
@@ -14,11 +16,14 @@ use crate::config::{
     self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, PruneArgs, RestartArgs,
 };
 use crate::explain::Invocation;
-use crate::order::OrderId;
+use crate::order::{Order, OrderId, Reason, Status};
 use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
-use crate::store::{OperatorResult, ReadOnlyDatabase, Removed, Store};
+use crate::store::{
+    AttentionFilter, Cursor, Filter, OperatorResult, ReadOnlyDatabase, Removed, Resolution, Store,
+    StoreError,
+};
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
 /// The target of this module's log lines. It is public: `RUST_LOG` names it.
@@ -26,6 +31,9 @@ const LOG: &str = "order_service::operator";
 
 /// Longest silence of the upstream during an account.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Number of orders read at once.
+const PAGE: usize = 1_000;
 
 /// `backup`: copies the database while programs run, and prints a summary of the copy.
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
@@ -105,7 +113,7 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
 pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let ids = if args.all_lost {
-        store.lost().await?
+        lost(&store).await?
     } else {
         args.ids
     };
@@ -114,11 +122,30 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     }
     let mut exit = Exit::Done;
     for id in ids {
-        let result = store.release(id.clone(), SystemClock.now()).await?;
+        let result = store.resolve(id.clone(), Resolution::Restart, SystemClock.now());
+        let result = result.await?;
         let done = "will be started again in the next pass that does not find its process";
         exit = print_result(&id, result, done).unwrap_or(exit);
     }
     Ok(exit)
+}
+
+/// Returns the PROCESSING orders whose process was lost, oldest first.
+async fn lost(store: &Store) -> Result<Vec<OrderId>, StoreError> {
+    let filter = Filter {
+        statuses: vec![Status::Processing],
+        attention: Some(AttentionFilter::Any),
+    };
+    let is_lost = |order: &Order| {
+        let reason = order.attention.as_ref().map(|of| of.reason);
+        matches!(reason, Some(Reason::ProcessLost | Reason::MaxStarts))
+    };
+    let mut lost = Vec::new();
+    let mut pages = pin!(store.pages(filter, Cursor::default(), PAGE));
+    while let Some((orders, _)) = pages.try_next().await? {
+        lost.extend(orders.into_iter().filter(is_lost).map(|order| order.id));
+    }
+    Ok(lost)
 }
 
 /// `fail`: settles orders as FAILED whose process was forgotten.
@@ -126,7 +153,8 @@ pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let mut exit = Exit::Done;
     for id in args.ids {
-        let result = store.fail(id.clone(), SystemClock.now()).await?;
+        let result = store.resolve(id.clone(), Resolution::Fail, SystemClock.now());
+        let result = result.await?;
         exit = print_result(&id, result, "is FAILED now").unwrap_or(exit);
     }
     Ok(exit)

@@ -93,16 +93,13 @@ pub async fn run(
         if stop.is_cancelled() {
             return End::BrokenOff;
         }
-        let seqs = match store.next_prunable(settled_before, after, BATCH).await {
-            Ok(seqs) => seqs,
-            Err(error) => return End::Failed(error),
-        };
-        let Some(last) = seqs.last() else {
-            return End::Done;
-        };
-        after = *last;
-        match store.prune(seqs, settled_before, SystemClock.now()).await {
-            Ok(batch) => *removed += batch,
+        let now = SystemClock.now();
+        match store.prune(settled_before, after, BATCH, now).await {
+            Ok(Some((batch, last))) => {
+                *removed += batch;
+                after = last;
+            }
+            Ok(None) => return End::Done,
             Err(error) => return End::Failed(error),
         }
         if told_at.elapsed() >= PROGRESS {

@@ -29,11 +29,11 @@ use std::sync::Arc;
 use futures_util::Stream;
 
 pub use self::address::{DatabaseUrl, DatabaseUrlError};
-use self::answers::Outage;
 pub use self::answers::{
-    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, Removed, Sizes, StartCandidate,
-    StatsSnapshot,
+    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, Removed, Resolution, Sizes,
+    StartCandidate, StatsSnapshot,
 };
+use self::answers::{Outage, Page};
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
@@ -96,6 +96,17 @@ enum Engine {
     Postgres(postgres::Engine),
 }
 
+/// Calls the method of this name of a store's engine. Reads of SQLite are ready at once.
+macro_rules! read {
+    ($store:ident.$method:ident($($argument:expr),*)) => {
+        match &$store.engine {
+            Engine::Sqlite(engine) => engine.$method($($argument),*),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.$method($($argument),*).await,
+        }
+    };
+}
+
 impl Store {
     /// Opens the database, creating or migrating it where needed, and checks that this program can
     /// use it.
@@ -136,16 +147,7 @@ impl Store {
 
     /// Returns the order with this id, together with the time of the next poll.
     pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.find(id),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.find(id).await,
-        }
-    }
-
-    /// Like [`Store::find`], but returns the order alone.
-    pub async fn order(&self, id: &OrderId) -> Result<Option<Order>, StoreError> {
-        Ok(self.find(id).await?.map(|found| found.order))
+        read!(self.find(id))
     }
 
     /// Returns the order's row, its journal entries, the starts ahead of it and the heartbeat, from
@@ -155,138 +157,62 @@ impl Store {
         id: &OrderId,
         now: Timestamp,
     ) -> Result<Option<OrderDetails>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.details(id, now),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.details(id, now).await,
-        }
+        read!(self.details(id, now))
     }
 
-    /// Returns the sequence number of the newest order; 0 if there is none.
-    pub async fn newest_seq(&self) -> Result<i64, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.newest_seq(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.newest_seq().await,
-        }
-    }
-
-    /// Returns at most `limit` orders with sequence numbers after `after` and up to `last`, in
-    /// order of creation. Pruned orders are skipped silently.
-    pub async fn page(
-        &self,
-        filter: &Filter,
-        after: i64,
-        last: i64,
-        limit: usize,
-    ) -> Result<Vec<Order>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.page(filter, after, last, limit),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.page(filter, after, last, limit).await,
-        }
-    }
-
-    /// A stream of all orders that match the filter, oldest first, in pages of `size`. Each page is
-    /// a snapshot of its own: the database may change between two pages.
-    pub fn pages(
-        &self,
-        filter: Filter,
-        size: usize,
-    ) -> impl Stream<Item = Result<Vec<Order>, StoreError>> {
-        let first = Some(Cursor::default());
-        futures_util::stream::try_unfold(first, move |after| {
-            let (store, filter) = (self.clone(), filter.clone());
-            async move {
-                let Some(after) = after else {
-                    return Ok(None);
-                };
-                let (page, next) = store.page_after(&filter, after, i64::MAX, size).await?;
-                let next = (page.len() == size).then_some(next);
-                Ok(Some((page, next)))
-            }
-        })
-    }
-
-    /// Like [`Store::page`], but resumes from a cursor, and returns the next one.
+    /// A stream of the orders after a cursor that match the filter, oldest first, in pages of
+    /// `size`, each with the cursor to resume from. Each page is a snapshot of its own: the database
+    /// may change between two pages. Orders newer than the first page are left out.
     ///
     /// # Errors
     /// [`StoreError::Gone`] if orders after the cursor may have been missed.
-    pub async fn page_after(
+    pub fn pages(
         &self,
-        filter: &Filter,
+        filter: Filter,
         after: Cursor,
-        last: i64,
-        limit: usize,
-    ) -> Result<(Vec<Order>, Cursor), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.page_after(filter, after, last, limit),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.page_after(filter, after, last, limit).await,
-        }
-    }
-
-    /// Returns the number of orders in each status.
-    pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.counts(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.counts().await,
-        }
+        size: usize,
+    ) -> impl Stream<Item = Result<(Vec<Order>, Cursor), StoreError>> + use<> {
+        let first = (self.clone(), filter, Some((after, i64::MAX)));
+        futures_util::stream::try_unfold(first, move |(store, filter, rest)| async move {
+            let Some((after, last)) = rest else {
+                return Ok(None);
+            };
+            let Page {
+                orders,
+                next,
+                newest,
+            } = read!(store.page(&filter, after, last, size))?;
+            let rest = (orders.len() == size).then_some((next, newest.min(last)));
+            Ok(Some(((orders, next), (store, filter, rest))))
+        })
     }
 
     /// Returns the number of orders in a status.
     pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.count(status),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.count(status).await,
-        }
+        read!(self.count(status))
     }
 
-    /// Returns the number of restarts of lost processes, including those of pruned orders.
-    pub async fn restarts(&self) -> Result<u64, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.restarts(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.restarts().await,
-        }
-    }
-
-    /// Returns the orders whose process was lost and that wait for an operator, oldest first.
-    pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.lost(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.lost().await,
-        }
-    }
-
-    /// Requests a restart of an order that waits for an operator or whose start the upstream
-    /// refuses. The order is started again, whatever the policy, as soon as a poll does not find
-    /// its process.
-    pub async fn release(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
-        self.queue()
-            .write(|reply| Write::Restart { id, now, reply })
-            .await
-    }
-
-    /// Settles an order as FAILED if its process was lost.
-    pub async fn fail(&self, id: OrderId, now: Timestamp) -> Result<OperatorResult, StoreError> {
-        self.queue()
-            .write(|reply| Write::Fail { id, now, reply })
-            .await
+    /// Carries out an operator's decision about an order.
+    pub async fn resolve(
+        &self,
+        id: OrderId,
+        resolution: Resolution,
+        now: Timestamp,
+    ) -> Result<OperatorResult, StoreError> {
+        let write = |reply| Write::Resolve {
+            id,
+            resolution,
+            now,
+            reply,
+        };
+        self.queue().write(write).await
     }
 
     /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
     /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
     /// change by another process may be visible in one order and not in the next.
     pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.watched(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.watched().await,
-        }
+        read!(self.watched())
     }
 
     /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
@@ -300,33 +226,7 @@ impl Store {
         after: i64,
         limit: usize,
     ) -> Result<Vec<StartCandidate>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.startable(now, max_starts, is_tried, after, limit),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => {
-                engine
-                    .startable(now, max_starts, is_tried, after, limit)
-                    .await
-            }
-        }
-    }
-
-    /// Returns true if an order with a start of unknown outcome may be started again by `due_by`.
-    pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.has_unknown_start(due_by),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.has_unknown_start(due_by).await,
-        }
-    }
-
-    /// Returns the oldest open order after sequence number `after`.
-    pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.next_open(after),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.next_open(after).await,
-        }
+        read!(self.startable(now, max_starts, is_tried, after, limit))
     }
 
     /// Adds the new journal entries to the statistics and returns the other totals, all from one
@@ -336,52 +236,31 @@ impl Store {
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.glance(history, now),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.glance(history, now).await,
-        }
+        read!(self.glance(history, now))
     }
 
-    /// Returns the number of orders and journal entries pruned so far.
-    pub async fn pruned(&self) -> Result<Removed, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.pruned(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.pruned().await,
-        }
-    }
-
-    /// Returns the sequence numbers of the first `limit` orders after `after` that settled before a
-    /// time and may be pruned.
-    pub async fn next_prunable(
+    /// Prunes the first `limit` orders after sequence number `after` that settled before a time,
+    /// with their journal entries, in one transaction. Nothing else is ever deleted, and rows that
+    /// the numbering depends on stay. Returns what was pruned, and the sequence number to go on
+    /// after; `None` if no such order is left.
+    pub async fn prune(
         &self,
         settled_before: Timestamp,
         after: i64,
         limit: usize,
-    ) -> Result<Vec<i64>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.next_prunable(settled_before, after, limit),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.next_prunable(settled_before, after, limit).await,
-        }
-    }
-
-    /// Prunes those of the given orders that settled before a time, with their journal entries, in
-    /// one transaction. Nothing else is ever deleted, and rows that the numbering depends on stay.
-    pub async fn prune(
-        &self,
-        seqs: Vec<i64>,
-        settled_before: Timestamp,
         now: Timestamp,
-    ) -> Result<Removed, StoreError> {
+    ) -> Result<Option<(Removed, i64)>, StoreError> {
+        let seqs = read!(self.next_prunable(settled_before, after, limit))?;
+        let Some(last) = seqs.last().copied() else {
+            return Ok(None);
+        };
         let write = |reply| Write::Prune {
             seqs,
             settled_before,
             now,
             reply,
         };
-        self.queue().write(write).await
+        Ok(Some((self.queue().write(write).await?, last)))
     }
 
     /// Returns the bytes in the database file that are free for new rows; `None` where there is no file.
@@ -400,11 +279,7 @@ impl Store {
 
     /// Returns the sizes of the database's files.
     pub async fn sizes(&self) -> Sizes {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.sizes(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.sizes().await,
-        }
+        read!(self.sizes())
     }
 
     /// Takes leadership unless another process has it. From then on a previous leader cannot record
@@ -447,11 +322,7 @@ impl Store {
 
     /// Returns the reconciler's last heartbeat.
     pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.heartbeat(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.heartbeat().await,
-        }
+        read!(self.heartbeat())
     }
 
     /// Replaces the reconciler's heartbeat.
@@ -488,11 +359,7 @@ impl Store {
 
     /// Returns a cursor at the newest event.
     pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.newest_event(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.newest_event().await,
-        }
+        read!(self.newest_event())
     }
 
     /// Returns at most `limit` events after a cursor, of all orders or of one, in journal order,
@@ -506,25 +373,35 @@ impl Store {
         after: Cursor,
         limit: usize,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.events(order, after, limit),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.events(order, after, limit).await,
-        }
+        read!(self.events(order, after, limit))
     }
 
     /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
-    /// attempt to at most the longest backoff from `now`.
+    /// attempt to at most the longest backoff from `now`. Works in batches, so that other writers
+    /// are not blocked for long.
     pub async fn set_times_right(
         &self,
         lead: &Leadership,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        lead.noted(match &self.engine {
-            Engine::Sqlite(engine) => engine.set_times_right(lead.epoch, now).await,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.set_times_right(lead.epoch, now).await,
-        })
+        for status in [Status::Created, Status::Processing] {
+            let mut after = 0;
+            loop {
+                let seqs = read!(self.with_times_ahead(status, after, now))?;
+                let Some(last) = seqs.last() else {
+                    break;
+                };
+                after = *last;
+                let write = |reply| Write::SetTimesRight {
+                    epoch: lead.epoch,
+                    seqs,
+                    now,
+                    reply,
+                };
+                lead.noted(self.queue().write(write).await)?;
+            }
+        }
+        Ok(())
     }
 
     /// Subscribes to changes of orders from now on, by this or any other process.
@@ -577,6 +454,11 @@ impl Store {
             Engine::Postgres(engine) => Engine::Postgres(engine.without_polls()),
         };
         Self { engine }
+    }
+
+    /// Returns the sequence number of the newest order; 0 if there is none.
+    async fn newest_seq(&self) -> Result<i64, StoreError> {
+        read!(self.newest_seq())
     }
 
     fn queue(&self) -> &Queue {

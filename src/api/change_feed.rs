@@ -430,8 +430,8 @@ mod tests {
         let newest = bench.other.newest_event().await.unwrap();
         bench.settle(seq).await;
         bench.create("last").await;
-        let removed = bench.other.prune(vec![seq], Timestamp(9), Timestamp(9));
-        assert_eq!(removed.await.unwrap().orders(), 1);
+        let pruned = bench.other.prune(Timestamp(9), 0, 1, Timestamp(9));
+        assert_eq!(pruned.await.unwrap().unwrap().0.orders(), 1);
         // The cursors are those of a read before the order was settled.
         let mut waiters = [bench.begin(seq, newest), bench.begin(other, newest)];
         for waiter in &mut waiters {

@@ -3,10 +3,13 @@
 //! threads and block every other request.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
+use futures_util::{Stream, TryStreamExt};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
-use crate::store::Store;
+use crate::order::Order;
+use crate::store::{Cursor, Filter, Store, StoreError};
 
 /// Maximum number of concurrent reads per kind. The remaining database connections stay free for
 /// other requests.
@@ -47,5 +50,21 @@ impl Reads {
             _permit: self.permits.acquire().await,
             store: &self.store,
         }
+    }
+
+    /// Like [`Store::pages`], with a permit for each read.
+    pub fn pages(
+        self: Arc<Self>,
+        filter: Filter,
+        after: Cursor,
+        size: usize,
+    ) -> impl Stream<Item = Result<(Vec<Order>, Cursor), StoreError>> {
+        let pages = Box::pin(self.store.pages(filter, after, size));
+        futures_util::stream::try_unfold((self, pages), async |(reads, mut pages)| {
+            let permit = reads.permits.acquire().await;
+            let page = pages.try_next().await?;
+            drop(permit);
+            Ok(page.map(|page| (page, (reads, pages))))
+        })
     }
 }

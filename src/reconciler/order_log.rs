@@ -3,13 +3,16 @@
 //! A line is written after the commit, and only for a transition that took effect. The lines have the
 //! level `debug` and a target of their own, because each order has several. `order-service dev` shows them.
 
+use std::pin::pin;
+
+use futures_util::TryStreamExt;
 use log::Level;
 
 use super::Report;
 use super::context::Context;
 use crate::messages::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
-use crate::store::{Filter, OrderChange, Recorded, StoreError, Transition};
+use crate::store::{Cursor, Filter, OrderChange, Recorded, StoreError, Transition};
 
 /// Log target of these lines.
 const TARGET: &str = "order_service::orders";
@@ -35,11 +38,15 @@ impl<U, C> Context<U, C> {
     }
 
     async fn log_step(&self, seq: i64, step: &Transition, now: Timestamp) {
-        let page = self.store.page(&Filter::default(), seq - 1, seq, 1).await;
-        let Some(order) = page.ok().and_then(|page| page.into_iter().next()) else {
+        let filter = Filter::default();
+        let mut pages = pin!(self.store.pages(filter, Cursor::bare(seq - 1), 1));
+        let Ok(Some((orders, _))) = pages.try_next().await else {
             return;
         };
-        if let Some(text) = describe(step, &order, now) {
+        let Some(order) = orders.first().filter(|order| order.seq == seq) else {
+            return;
+        };
+        if let Some(text) = describe(step, order, now) {
             let id = order.id.as_str();
             if id.contains([' ', '"']) {
                 log::debug!(target: TARGET, "{id:?} {text}");

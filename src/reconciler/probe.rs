@@ -1,11 +1,15 @@
 //! The probe of an upstream that is down: one look-up a pass, until it answers.
 
+use std::pin::pin;
 use std::time::Duration;
+
+use futures_util::TryStreamExt;
 
 use super::Reconciler;
 use crate::clock::Clock;
-use crate::order::Timestamp;
+use crate::order::{Order, Status, Timestamp};
 use crate::pace::Call;
+use crate::store::{Cursor, Filter, StoreError};
 use crate::upstream::Upstream;
 
 /// Least interval between two probes. A little less than the default schedule's second, so that a tick
@@ -44,12 +48,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probe.last_at.is_some_and(is_soon) {
             return Ok(false);
         }
-        let store = &self.context.store;
-        let next = match store.next_open(self.probe.seq).await? {
-            None => store.next_open(0).await?,
+        let next = match self.next_open(self.probe.seq).await? {
+            None => self.next_open(0).await?,
             next => next,
         };
-        let Some((seq, id)) = next else {
+        let Some(Order { seq, id, .. }) = next else {
             return Ok(true);
         };
         self.probe = Probe {
@@ -64,5 +67,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let result = upstream.look_up(&self.context.clock, &id).await;
         self.on_result(Call::poll(now), result.as_ref().err());
         Ok(result.is_ok())
+    }
+
+    /// Returns the oldest open order after sequence number `after`.
+    async fn next_open(&self, after: i64) -> Result<Option<Order>, StoreError> {
+        let open = Filter {
+            statuses: vec![Status::Created, Status::Processing],
+            attention: None,
+        };
+        let mut pages = pin!(self.context.store.pages(open, Cursor::bare(after), 1));
+        let page = pages.try_next().await?;
+        Ok(page.and_then(|(orders, _)| orders.into_iter().next()))
     }
 }

@@ -8,6 +8,7 @@ use super::Reconciler;
 use super::context::Context;
 use super::list_read::ListRead;
 use crate::clock::Clock;
+use crate::decide::OpenOrder;
 use crate::order::Timestamp;
 use crate::process::Stop;
 use crate::store::{LeadError, Leadership, Store};
@@ -115,7 +116,8 @@ pub async fn run_once<U: Upstream, C: Clock>(
         ..
     } = &*reconciler.context;
     let due_by = clock.now().after(settings.request_timeout);
-    if store.has_unknown_start(due_by).await? {
+    let is_unknown = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
+    if store.watched().await?.orders().any(is_unknown) {
         let why = "a start of an earlier run has no outcome";
         reconciler.wait(why, stop).await;
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::AddAssign;
 
+use super::Cursor;
 use crate::decide::OpenOrder;
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
@@ -52,6 +53,25 @@ pub struct StartCandidate {
     pub id: OrderId,
     /// Its state.
     pub order: OpenOrder,
+}
+
+/// A page of orders, from one snapshot.
+pub(super) struct Page {
+    pub orders: Vec<Order>,
+    /// Cursor after the last of them.
+    pub next: Cursor,
+    /// Sequence number of the newest order of all.
+    pub newest: i64,
+}
+
+/// An operator's decision about one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// Start an order that waits for an operator or whose start the upstream refuses, whatever the
+    /// policy, as soon as a poll does not find its process.
+    Restart,
+    /// Settle an order whose process was lost as FAILED.
+    Fail,
 }
 
 /// Result of an operator's decision about one order.

@@ -38,13 +38,12 @@ pub use self::open_error::PostgresOpenError;
 use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
-use super::write::Write;
 use super::{
-    Changes, Cursor, Filter, OpenOrders, OrderView, Removed, Sizes, StartCandidate, StatsSnapshot,
+    Changes, Cursor, Filter, OpenOrders, OrderView, Page, Sizes, StartCandidate, StatsSnapshot,
     StoreError,
 };
 use crate::journal_stats::JournalStats;
-use crate::order::{Event, Order, OrderId, Status, Timestamp};
+use crate::order::{Event, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
@@ -225,10 +224,10 @@ impl Engine {
     pub async fn page(
         &self,
         filter: &Filter,
-        after: i64,
+        after: Cursor,
         last: i64,
         limit: usize,
-    ) -> Result<Vec<Order>, StoreError> {
+    ) -> Result<Page, StoreError> {
         let filter = filter.clone();
         self.snapshot(READ_TIMEOUT, move |session| {
             let filter = filter.clone();
@@ -237,43 +236,9 @@ impl Engine {
         .await
     }
 
-    pub async fn page_after(
-        &self,
-        filter: &Filter,
-        after: Cursor,
-        last: i64,
-        limit: usize,
-    ) -> Result<(Vec<Order>, Cursor), StoreError> {
-        let filter = filter.clone();
-        self.snapshot(READ_TIMEOUT, move |session| {
-            let filter = filter.clone();
-            Box::pin(async move { queries::page_after(session, &filter, after, last, limit).await })
-        })
-        .await
-    }
-
-    pub async fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
-        let mut counts = Vec::new();
-        for status in Status::ALL {
-            counts.push((status, self.count(status).await?));
-        }
-        Ok(counts)
-    }
-
     pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
         self.read(move |session| Box::pin(queries::count(session, status)))
             .await
-    }
-
-    pub async fn restarts(&self) -> Result<u64, StoreError> {
-        self.snapshot(LONG_READ_TIMEOUT, |session| {
-            Box::pin(queries::restarts(session))
-        })
-        .await
-    }
-
-    pub async fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
-        self.read(|session| Box::pin(queries::lost(session))).await
     }
 
     pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
@@ -313,16 +278,6 @@ impl Engine {
         .await
     }
 
-    pub async fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
-        self.read(move |session| Box::pin(queries::has_unknown_start(session, due_by)))
-            .await
-    }
-
-    pub async fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
-        self.read(move |session| Box::pin(queries::next_open(session, after)))
-            .await
-    }
-
     pub async fn glance(
         &self,
         history: &mut JournalStats,
@@ -340,11 +295,6 @@ impl Engine {
             .await?;
         *history = after;
         Ok(glance)
-    }
-
-    pub async fn pruned(&self) -> Result<Removed, StoreError> {
-        self.read(|session| Box::pin(queries::pruned(session)))
-            .await
     }
 
     pub async fn next_prunable(
@@ -399,30 +349,14 @@ impl Engine {
         .await
     }
 
-    /// Some orders at a time, so that others who write have their turn.
-    pub async fn set_times_right(&self, epoch: i64, now: Timestamp) -> Result<(), StoreError> {
-        for status in [Status::Created, Status::Processing] {
-            let mut after = 0;
-            loop {
-                let seqs = self
-                    .read(move |session| {
-                        Box::pin(queries::with_times_ahead(session, status, after, now))
-                    })
-                    .await?;
-                let Some(last) = seqs.last() else {
-                    break;
-                };
-                after = *last;
-                let write = |reply| Write::SetTimesRight {
-                    epoch,
-                    seqs,
-                    now,
-                    reply,
-                };
-                self.queue().write(write).await?;
-            }
-        }
-        Ok(())
+    pub async fn with_times_ahead(
+        &self,
+        status: Status,
+        after: i64,
+        now: Timestamp,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.read(move |session| Box::pin(queries::with_times_ahead(session, status, after, now)))
+            .await
     }
 
     /// A subscription to the commits of this process, at once, and to those of others.

@@ -38,13 +38,11 @@ pub use self::read_only::{CopyError, ReadOnlyDatabase};
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};
-use super::write::Write;
 use super::{
-    Cursor, Filter, OpenOrders, OrderView, Removed, Sizes, StartCandidate, StatsSnapshot,
-    StoreError,
+    Cursor, Filter, OpenOrders, OrderView, Page, Sizes, StartCandidate, StatsSnapshot, StoreError,
 };
 use crate::journal_stats::JournalStats;
-use crate::order::{Event, Order, OrderId, Status, Timestamp};
+use crate::order::{Event, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
@@ -151,47 +149,15 @@ impl Engine {
     pub fn page(
         &self,
         filter: &Filter,
-        after: i64,
-        last: i64,
-        limit: usize,
-    ) -> Result<Vec<Order>, StoreError> {
-        self.read(|db| page::page(db, filter, after, last, limit))
-    }
-
-    pub fn page_after(
-        &self,
-        filter: &Filter,
         after: Cursor,
         last: i64,
         limit: usize,
-    ) -> Result<(Vec<Order>, Cursor), StoreError> {
-        self.snapshot(|db| {
-            let mut now = histories::extent(db, Sequence::Orders)?;
-            if !filter.takes_settled() {
-                // Orders that are not settled are never pruned.
-                now.last_pruned = 0;
-            }
-            let here = self.inner.histories.resume(after, &now)?;
-            let orders = page::page(db, filter, after.seq, last, limit)?;
-            let next = here.at(orders.last().map_or(after.seq, |order| order.seq));
-            Ok((orders, next))
-        })
-    }
-
-    pub fn counts(&self) -> Result<Vec<(Status, u64)>, StoreError> {
-        self.read(orders::counts)
+    ) -> Result<Page, StoreError> {
+        self.snapshot(|db| page::page(db, &self.inner.histories, filter, after, last, limit))
     }
 
     pub fn count(&self, status: Status) -> Result<u64, StoreError> {
         self.read(|db| orders::count(db, status))
-    }
-
-    pub fn restarts(&self) -> Result<u64, StoreError> {
-        self.read(stats::restarts)
-    }
-
-    pub fn lost(&self) -> Result<Vec<OrderId>, StoreError> {
-        self.read(operator::lost)
     }
 
     pub fn watched(&self) -> Result<OpenOrders, StoreError> {
@@ -211,24 +177,12 @@ impl Engine {
         self.read(|db| orders::startable(db, now, max_starts, is_tried, after, limit))
     }
 
-    pub fn has_unknown_start(&self, due_by: Timestamp) -> Result<bool, StoreError> {
-        self.read(|db| orders::has_unknown_start(db, due_by))
-    }
-
-    pub fn next_open(&self, after: i64) -> Result<Option<(i64, OrderId)>, StoreError> {
-        self.read(|db| orders::next_open(db, after))
-    }
-
     pub fn glance(
         &self,
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
         self.read(|db| stats::glance(db, history, now))
-    }
-
-    pub fn pruned(&self) -> Result<Removed, StoreError> {
-        self.read(stats::pruned)
     }
 
     pub fn next_prunable(
@@ -268,26 +222,13 @@ impl Engine {
         self.snapshot(|db| journal::events(db, &self.inner.histories, order, after, limit))
     }
 
-    /// Works in batches, so that other writers are not blocked for long.
-    pub async fn set_times_right(&self, epoch: i64, now: Timestamp) -> Result<(), StoreError> {
-        for status in [Status::Created, Status::Processing] {
-            let mut after = 0;
-            loop {
-                let seqs = self.read(|db| times::ahead(db, status, after, now))?;
-                let Some(last) = seqs.last() else {
-                    break;
-                };
-                after = *last;
-                let write = |reply| Write::SetTimesRight {
-                    epoch,
-                    seqs,
-                    now,
-                    reply,
-                };
-                self.queue().write(write).await?;
-            }
-        }
-        Ok(())
+    pub fn with_times_ahead(
+        &self,
+        status: Status,
+        after: i64,
+        now: Timestamp,
+    ) -> Result<Vec<i64>, StoreError> {
+        self.read(|db| times::ahead(db, status, after, now))
     }
 
     /// Checkpoints the write-ahead log into the database file. If that fails, the next program that

@@ -3,7 +3,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Creation, OperatorResult, OrderChange, Recorded, Removed, StoreError};
+use super::{Creation, OperatorResult, OrderChange, Recorded, Removed, Resolution, StoreError};
 use crate::order::{OrderId, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
@@ -15,15 +15,10 @@ pub(super) enum Write {
         now: Timestamp,
         reply: Reply<Creation>,
     },
-    /// Requests a restart of an order that waits for an operator or whose start is refused.
-    Restart {
+    /// Carries out an operator's decision.
+    Resolve {
         id: OrderId,
-        now: Timestamp,
-        reply: Reply<OperatorResult>,
-    },
-    /// Settles an order as FAILED if its process was lost.
-    Fail {
-        id: OrderId,
+        resolution: Resolution,
         now: Timestamp,
         reply: Reply<OperatorResult>,
     },
@@ -70,7 +65,7 @@ impl Write {
     pub fn finish(self, result: Result<(), StoreError>) {
         match self {
             Self::Create { reply, .. } => reply.finish(result),
-            Self::Restart { reply, .. } | Self::Fail { reply, .. } => reply.finish(result),
+            Self::Resolve { reply, .. } => reply.finish(result),
             Self::Lead { reply } => reply.finish(result),
             Self::Record { reply, .. } => reply.finish(result),
             Self::Prune { reply, .. } => reply.finish(result),

@@ -124,9 +124,9 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
         detail: "enough".to_owned(),
         next_attempt_at: Timestamp(3),
     };
-    let spent = ready(store.order(&OrderId::new("spent").unwrap())).unwrap();
+    let spent = ready(store.find(&OrderId::new("spent").unwrap())).unwrap();
     let change = OrderChange {
-        seq: spent.unwrap().seq,
+        seq: spent.unwrap().order.seq,
         step: Transition::Flagged(update),
     };
     store

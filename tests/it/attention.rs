@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use crate::world::{lead, ready};
+use crate::world::{lead, orders, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
 use order_service::pace::StartRate;
 use order_service::pace::UpstreamState;
-use order_service::store::{AttentionUpdate, Creation, OrderChange, Store, Transition};
+use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store, Transition};
 use serde_json::{Value, json};
 
 use crate::world::{Client, World, assert_problem};
@@ -336,7 +336,7 @@ async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
     let store = world.store();
     one_of_each(&store).await;
     let explain = |id: &str| world.run("order-service", &["explain", id], &[]);
-    for order in ready(store.page(&Default::default(), 0, i64::MAX, 100)).unwrap() {
+    for order in orders(&store, Filter::default()) {
         let ran = explain(order.id.as_str());
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert_eq!(ran.stderr, "");
@@ -384,7 +384,7 @@ async fn explain_prints_what_the_api_serves() {
     let client = Client::new();
     assert_eq!(client.create(&api.url, "a/b").await.status, 201);
     let mut ids = vec![("a/b".to_owned(), "a%2Fb".to_owned())];
-    for order in ready(store.page(&Default::default(), 0, i64::MAX, 100)).unwrap() {
+    for order in orders(&store, Filter::default()) {
         let id = order.id.as_str();
         if id != "a/b" {
             ids.push((id.to_owned(), id.replace(' ', "%20")));
@@ -483,10 +483,8 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
                 output.stderr
             );
         }
-        let order = ready(store.order(&OrderId::new(id).unwrap()))
-            .unwrap()
-            .unwrap();
-        assert_eq!(order.status, Status::Failed, "{id}");
+        let found = ready(store.find(&OrderId::new(id).unwrap())).unwrap();
+        assert_eq!(found.unwrap().order.status, Status::Failed, "{id}");
     }
     // A program that was found through PATH is shown by its name.
     order(&store, "p2", lost()).await;

@@ -267,10 +267,7 @@ async fn a_request_that_waits_for_an_order_that_is_settled_and_pruned_is_answere
     let at = Timestamp(days_ago(100).0);
     settle(&store, &seqs[..1], at).await;
     created(&store, &["last".into()], days_ago(0)).await;
-    store
-        .prune(vec![seqs[0]], days_ago(90), days_ago(0))
-        .await
-        .unwrap();
+    store.prune(days_ago(90), 0, 1, days_ago(0)).await.unwrap();
     let answer = waiting.await.unwrap();
     // Settled, if it was read before it was pruned.
     assert!(matches!(answer.status, 200 | 404), "{answer:?}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::world::{lead, ready};
+use crate::world::{lead, orders, ready};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
@@ -119,12 +119,11 @@ impl Orders {
 
     fn order(&self, id: &str) -> Order {
         let id = OrderId::new(id).unwrap();
-        ready(self.store.order(&id)).unwrap().unwrap()
+        ready(self.store.find(&id)).unwrap().unwrap().order
     }
 
     fn all(&self) -> Vec<Order> {
-        let filter = Filter::default();
-        ready(self.store.page(&filter, 0, i64::MAX, 10_000)).unwrap()
+        orders(&self.store, Filter::default())
     }
 }
 

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryStreamExt};
 use order_service::clock::{Clock, SystemClock};
-use order_service::order::OrderId;
+use order_service::order::{Order, OrderId};
 use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
-use order_service::store::{Creation, DatabaseUrl, Leadership, Mode, Store};
+use order_service::store::{Creation, Cursor, DatabaseUrl, Filter, Leadership, Mode, Store};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -568,6 +568,13 @@ pub fn assert_statuses_agree(world: &World, orders: &[Value]) {
 pub fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never()
         .expect("SQLite's reads are ready at once")
+}
+
+/// The orders that match a filter, in order of creation.
+pub fn orders(store: &Store, filter: Filter) -> Vec<Order> {
+    let pages = store.pages(filter, Cursor::default(), 1_000);
+    let pages: Vec<_> = ready(pages.try_collect()).unwrap();
+    pages.into_iter().flat_map(|(orders, _)| orders).collect()
 }
 
 /// Takes leadership of a database, as after the death of the last leader.

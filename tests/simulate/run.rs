@@ -11,14 +11,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryStreamExt};
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::{LostProcess, Occasion, OpenOrder, Phase};
 use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
 use order_service::process::Stop;
 use order_service::reconciler::{Decision, Occurrences, Reconciler, Settings, Stage, Trace};
 use order_service::store::{
-    Creation, DatabaseUrl, Filter, Leadership, Mode, OperatorResult, Store,
+    AttentionFilter, Creation, Cursor, DatabaseUrl, Filter, Leadership, Mode, OperatorResult,
+    Resolution, Store,
 };
 use rusqlite::Connection;
 
@@ -372,8 +373,8 @@ impl Run {
                 of.by == ResolvedBy::Operator && of.reason != Reason::StartRefused
             })
         };
-        let open = ready(self.store.page(&open, 0, i64::MAX, 1_000)).unwrap();
-        open.iter().all(is_held)
+        let pages = self.store.pages(open, Cursor::default(), 1_000);
+        ready(pages.try_all(async |(orders, _)| orders.iter().all(is_held))).unwrap()
     }
 
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
@@ -484,21 +485,38 @@ impl Run {
 
     /// Restarts or fails a held order as an operator.
     fn operate(&self) {
-        let Some(id) = ready(self.store.lost()).unwrap().into_iter().next() else {
+        let processing = Filter {
+            statuses: vec![Status::Processing],
+            attention: Some(AttentionFilter::Any),
+        };
+        let is_lost = |order: &Order| {
+            let reason = order.attention.as_ref().map(|of| of.reason);
+            matches!(reason, Some(Reason::ProcessLost | Reason::MaxStarts))
+        };
+        let pages = self.store.pages(processing, Cursor::default(), 1_000);
+        let pages: Vec<_> = ready(pages.try_collect()).unwrap();
+        let mut orders = pages.iter().flat_map(|(orders, _)| orders);
+        let Some(Order { id, .. }) = orders.find(|order| is_lost(order)) else {
             return;
         };
         let now = self.world.time_of_day();
         // Recorded before, because the decision may take effect without an answer.
         if self.world.draws.below(2) == 0 {
             self.world.oracle.borrow_mut().on_released(id.as_str());
-            let decided = drive(&self.world, self.store.release(id.clone(), now));
+            let decided = drive(
+                &self.world,
+                self.store.resolve(id.clone(), Resolution::Restart, now),
+            );
             assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         } else {
             self.world
                 .oracle
                 .borrow_mut()
                 .on_failed_by_operator(id.as_str());
-            let decided = drive(&self.world, self.store.fail(id.clone(), now));
+            let decided = drive(
+                &self.world,
+                self.store.resolve(id.clone(), Resolution::Fail, now),
+            );
             assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         }
         self.world.log(|| format!("an operator decides about {id}"));

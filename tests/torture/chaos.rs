@@ -310,13 +310,13 @@ impl<'w> Chaos<'w> {
     }
 
     fn open(&self) -> u64 {
-        let counts = self.store.counts().now_or_never();
-        let counts = counts
-            .expect("SQLite's reads are ready at once")
-            .expect("the database can be read");
-        let is_open = |status: &Status| !status.is_settled();
-        let open = counts.iter().filter(|(status, _)| is_open(status));
-        open.map(|(_, count)| count).sum()
+        let count = |status| {
+            let count = self.store.count(status).now_or_never();
+            count
+                .expect("SQLite's reads are ready at once")
+                .expect("the database can be read")
+        };
+        count(Status::Created) + count(Status::Processing)
     }
 
     fn control(&mut self, method: &str, path: &str, body: &str) {

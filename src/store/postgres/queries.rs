@@ -12,13 +12,15 @@ use super::rows::{
 use super::session::Session;
 use crate::decide::OpenOrder;
 use crate::journal_stats::JournalStats;
-use crate::order::{Event, EventReason, Order, OrderId, ResolvedBy, Status, Timestamp};
+use crate::order::{Event, Order, OrderId, ResolvedBy, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::AttentionFilter::{Any, By, Without};
 use crate::store::cursor::{Extent, Histories, History, Sequence};
-use crate::store::{Cursor, Filter, OpenOrders, OrderView, Removed, StartCandidate, StatsSnapshot};
+use crate::store::{
+    Cursor, Filter, OpenOrders, OrderView, Page, Removed, StartCandidate, StatsSnapshot,
+};
 
 /// Orders that are read by one statement where all open ones are wanted: some milliseconds' work.
 pub(super) const OPEN_READ_MAX: usize = 10_000;
@@ -94,21 +96,6 @@ pub(super) async fn startable(
         [&after, &max_starts, &now.0, &limit_of(limit), &is_tried];
     let rows = session.query(&sql, &values).await?;
     rows.iter().map(start_candidate_of).collect()
-}
-
-/// See [`Store::has_unknown_start`](crate::store::Store::has_unknown_start).
-pub(super) async fn has_unknown_start(session: &Session, due_by: Timestamp) -> Result<bool, Error> {
-    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders \
-         WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, $1) <= $1)";
-    Ok(session.query_one(SQL, &[&due_by.0]).await?.try_get(0)?)
-}
-
-/// The orders whose process was forgotten and that wait for an operator.
-pub(super) async fn lost(session: &Session) -> Result<Vec<OrderId>, Error> {
-    const SQL: &str = "SELECT id FROM orders WHERE attention IS NOT NULL AND status = 'PROCESSING' \
-         AND attention IN ('process_lost', 'max_starts') ORDER BY seq";
-    let rows = session.query(SQL, &[]).await?;
-    rows.iter().map(|row| id_of(row, 0)).collect()
 }
 
 /// Adds the open orders that come next to the list; the last are among them if they are fewer than
@@ -235,33 +222,20 @@ pub(super) async fn extent(
     Ok((extent, Histories::new(histories)))
 }
 
-/// See [`Store::page_after`](crate::store::Store::page_after).
-pub(super) async fn page_after(
+/// See [`Store::pages`](crate::store::Store::pages).
+pub(super) async fn page(
     session: &Session,
     filter: &Filter,
     after: Cursor,
     last: i64,
     limit: usize,
-) -> Result<(Vec<Order>, Cursor), Error> {
+) -> Result<Page, Error> {
     let (mut now, histories) = extent(session, Sequence::Orders).await?;
     if !filter.takes_settled() {
-        // None of these was ever pruned.
+        // Orders that are not settled are never pruned.
         now.last_pruned = 0;
     }
     let here = histories.resume(after, &now)?;
-    let orders = page(session, filter, after.seq, last, limit).await?;
-    let next = here.at(orders.last().map_or(after.seq, |order| order.seq));
-    Ok((orders, next))
-}
-
-/// See [`Store::page`](crate::store::Store::page).
-pub(super) async fn page(
-    session: &Session,
-    filter: &Filter,
-    after: i64,
-    last: i64,
-    limit: usize,
-) -> Result<Vec<Order>, Error> {
     let down = "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
                 WHERE id = 1 AND upstream = 'down'";
     let down = session.query(down, &[]).await?;
@@ -269,15 +243,20 @@ pub(super) async fn page(
         Some(row) => Some(unreachable_of(row, 0)?),
         None => None,
     };
-    let Some(sql) = page_sql(filter, unreachable.is_some()) else {
-        return Ok(Vec::new());
+    let orders: Vec<Order> = match page_sql(filter, unreachable.is_some()) {
+        None => Vec::new(),
+        Some(sql) => {
+            let values: [&(dyn ToSql + Sync); 3] = [&after.seq, &last, &limit_of(limit)];
+            let rows = session.query(&sql, &values).await?;
+            let orders = rows.iter().map(|row| order_of(row, unreachable.as_ref()));
+            orders.collect::<Result<_, _>>()?
+        }
     };
-    let rows = session
-        .query(&sql, &[&after, &last, &limit_of(limit)])
-        .await?;
-    rows.iter()
-        .map(|row| order_of(row, unreachable.as_ref()))
-        .collect()
+    Ok(Page {
+        next: here.at(orders.last().map_or(after.seq, |order| order.seq)),
+        newest: now.newest,
+        orders,
+    })
 }
 
 /// The query for a page; nothing if no order can be on it. The cases are those of
@@ -404,13 +383,6 @@ pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
     let sql = "SELECT history FROM pruned WHERE id = 1";
     let row = session.query_one(sql, &[]).await?;
     serde_json::from_str(row.try_get(0)?).map_err(Error::value)
-}
-
-/// See [`Store::restarts`](crate::store::Store::restarts).
-pub(super) async fn restarts(session: &Session) -> Result<u64, Error> {
-    let sql = "SELECT count(*) FROM journal WHERE reason = 'restarted'";
-    let left = number(session, sql, &[]).await?.unsigned_abs();
-    Ok(base(session).await?.entries_with(EventReason::Restarted) + left)
 }
 
 /// Brings a history up to date, and reads all else that is shown of the whole.

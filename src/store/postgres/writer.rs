@@ -33,7 +33,7 @@ use crate::pace::{BACKOFF_MAX, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::queue::{BATCH_MAX, Pending, Shared};
 use crate::store::write::Write;
-use crate::store::{Creation, OperatorResult, OrderView, Removed, StoreError};
+use crate::store::{Creation, OperatorResult, OrderView, Removed, Resolution, StoreError};
 
 /// Time limit for a batch that was begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
@@ -480,8 +480,7 @@ impl Batch {
                 #[cfg(test)]
                 Write::Sql { reply, .. } => reply.keep(()),
                 Write::Create { .. }
-                | Write::Restart { .. }
-                | Write::Fail { .. }
+                | Write::Resolve { .. }
                 | Write::Lead { .. }
                 | Write::Record { .. }
                 | Write::Prune { .. } => {}
@@ -571,14 +570,18 @@ impl RowWork {
         let (mut has_removals, mut has_others) = (false, false);
         for (index, pending) in writes.iter().enumerate() {
             match &pending.write {
-                Write::Restart { id, now, .. } => {
+                Write::Resolve {
+                    id,
+                    resolution,
+                    now,
+                    ..
+                } => {
+                    let sql = match resolution {
+                        Resolution::Restart => REQUEST_RESTART,
+                        Resolution::Fail => FAIL,
+                    };
                     let values: Vec<Value> = vec![Box::new(id.to_string()), Box::new(now.0)];
-                    single.insert(index, steps.add(REQUEST_RESTART, values));
-                    steps.add(STATUS, vec![Box::new(id.to_string())]);
-                }
-                Write::Fail { id, now, .. } => {
-                    let values: Vec<Value> = vec![Box::new(id.to_string()), Box::new(now.0)];
-                    single.insert(index, steps.add(FAIL, values));
+                    single.insert(index, steps.add(sql, values));
                     steps.add(STATUS, vec![Box::new(id.to_string())]);
                 }
                 Write::Lead { .. } => {
@@ -637,24 +640,27 @@ impl RowWork {
                     took_effect = rest;
                     reply.keep(changes::recorded(changes, *now, own, &mut entries));
                 }
-                (Write::Restart { reply, .. }, Some((changed, at))) => {
-                    reply.keep(match changed.is_empty() {
-                        false => OperatorResult::Done,
-                        true => why_not(&answers[at + 1])?,
-                    });
-                }
-                (Write::Fail { now, reply, .. }, Some((changed, at))) => {
-                    reply.keep(match changed.first() {
-                        Some(row) => {
-                            entries.push(NewEntry {
-                                order_seq: row.try_get(0)?,
-                                at: *now,
-                                reason: EventReason::FailedByOperator,
-                            });
-                            OperatorResult::Done
-                        }
-                        None => why_not(&answers[at + 1])?,
-                    });
+                (
+                    Write::Resolve {
+                        resolution,
+                        now,
+                        reply,
+                        ..
+                    },
+                    Some((changed, at)),
+                ) => {
+                    let Some(row) = changed.first() else {
+                        reply.keep(why_not(&answers[at + 1])?);
+                        continue;
+                    };
+                    if *resolution == Resolution::Fail {
+                        entries.push(NewEntry {
+                            order_seq: row.try_get(0)?,
+                            at: *now,
+                            reason: EventReason::FailedByOperator,
+                        });
+                    }
+                    reply.keep(OperatorResult::Done);
                 }
                 (Write::Lead { reply }, Some((rows, _))) => {
                     let row = rows.first().ok_or(Error::value("there is no heartbeat"))?;

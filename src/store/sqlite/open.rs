@@ -450,8 +450,8 @@ mod tests {
             let url = DatabaseUrl::from(path.clone());
             ReadOnlyDatabase::open(&url).unwrap();
             let store = Store::open(&url, Mode::Threaded).unwrap();
-            let order = store.order(&OrderId::new("a1").unwrap()).await.unwrap();
-            assert_eq!(order.map(|order| order.seq), Some(1), "{format}");
+            let order = store.find(&OrderId::new("a1").unwrap()).await.unwrap();
+            assert_eq!(order.map(|found| found.order.seq), Some(1), "{format}");
             let (db, _) = for_reading(&path).unwrap();
             let now: i64 = db
                 .pragma_query_value(None, "user_version", |row| row.get(0))

@@ -68,11 +68,3 @@ pub(super) fn startable(
         )?
         .collect()
 }
-
-/// See [`Store::has_unknown_start`](crate::store::Store::has_unknown_start).
-pub(super) fn has_unknown_start(db: &Connection, due_by: Timestamp) -> rusqlite::Result<bool> {
-    const SQL: &str = "SELECT EXISTS (SELECT 1 FROM orders INDEXED BY orders_with_intent \
-             WHERE intent_at IS NOT NULL AND coalesce(next_attempt_at, ?1) <= ?1)";
-    db.prepare_cached(SQL)?
-        .query_row([due_by.0], |row| row.get(0))
-}

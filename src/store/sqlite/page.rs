@@ -2,28 +2,43 @@
 
 use rusqlite::{Connection, params};
 
+use super::histories::extent;
 use super::row_mapping::{ORDER, needs_operator, order_of, unreachable};
-use crate::order::{Order, ResolvedBy, Status};
+use crate::order::{ResolvedBy, Status};
 use crate::store::AttentionFilter::{Any, By, Without};
-use crate::store::Filter;
+use crate::store::cursor::{Histories, Sequence};
+use crate::store::{Cursor, Filter, Page, StoreError};
 
-/// See [`Store::page`](crate::store::Store::page).
+/// See [`Store::pages`](crate::store::Store::pages).
 pub(super) fn page(
     db: &Connection,
+    histories: &Histories,
     filter: &Filter,
-    after: i64,
+    after: Cursor,
     last: i64,
     limit: usize,
-) -> rusqlite::Result<Vec<Order>> {
+) -> Result<Page, StoreError> {
+    let mut now = extent(db, Sequence::Orders)?;
+    if !filter.takes_settled() {
+        // Orders that are not settled are never pruned.
+        now.last_pruned = 0;
+    }
+    let here = histories.resume(after, &now)?;
     let unreachable = unreachable(db)?;
-    let Some(sql) = page_sql(filter, unreachable.is_some()) else {
-        return Ok(Vec::new());
+    let orders = match page_sql(filter, unreachable.is_some()) {
+        None => Vec::new(),
+        Some(sql) => db
+            .prepare_cached(&sql)?
+            .query_map(params![after.seq, last, limit as i64], |row| {
+                order_of(row, unreachable.as_ref())
+            })?
+            .collect::<rusqlite::Result<_>>()?,
     };
-    db.prepare_cached(&sql)?
-        .query_map(params![after, last, limit as i64], |row| {
-            order_of(row, unreachable.as_ref())
-        })?
-        .collect()
+    Ok(Page {
+        next: here.at(orders.last().map_or(after.seq, |order| order.seq)),
+        newest: now.newest,
+        orders,
+    })
 }
 
 /// Returns the query for a page; `None` if no order can match.

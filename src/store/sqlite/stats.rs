@@ -132,16 +132,6 @@ pub(super) fn sizes(path: &Path) -> Sizes {
     }
 }
 
-/// See [`Store::restarts`](crate::store::Store::restarts).
-pub(super) fn restarts(db: &Connection) -> rusqlite::Result<u64> {
-    let db = db.unchecked_transaction()?;
-    let left: i64 = db
-        .prepare_cached("SELECT count(*) FROM journal WHERE reason = 'restarted'")?
-        .query_row([], |row| row.get(0))?;
-    let removed = base(&db)?.entries_with(EventReason::Restarted);
-    Ok(removed + left.unsigned_abs())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::open;

@@ -92,8 +92,12 @@ impl Writer {
 fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
     match write {
         Write::Create { id, now, reply } => reply.keep(record::create(db, id, *now)?),
-        Write::Restart { id, now, reply } => reply.keep(operator::release(db, id, *now)?),
-        Write::Fail { id, now, reply } => reply.keep(operator::fail(db, id, *now)?),
+        Write::Resolve {
+            id,
+            resolution,
+            now,
+            reply,
+        } => reply.keep(operator::resolve(db, id, *resolution, *now)?),
         Write::Lead { reply } => reply.keep(lead::begin_epoch(db)?),
         Write::Record {
             epoch,
@@ -451,7 +455,7 @@ mod tests {
             }
         }
         assert_eq!(created, 1);
-        assert_eq!(bench.store.counts().await.unwrap()[0], (Status::Created, 2));
+        assert_eq!(bench.store.count(Status::Created).await.unwrap(), 2);
     }
 
     #[tokio::test]
@@ -465,7 +469,7 @@ mod tests {
         assert!(matches!(bench.create("next").await, Ok(Ok(_))));
         assert_eq!(bench.store.newest_seq().await.unwrap(), 1);
         let id = OrderId::new("late").unwrap();
-        assert_eq!(bench.store.order(&id).await.unwrap(), None);
+        assert_eq!(bench.store.find(&id).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -16,9 +16,7 @@ use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::Model;
-use order_service::store::{
-    Creation, DatabaseUrl, Filter, Mode, NoFaults, Store, WriteFate, WriteFaults,
-};
+use order_service::store::{Creation, DatabaseUrl, Mode, NoFaults, Store, WriteFate, WriteFaults};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::world::World;
@@ -368,7 +366,7 @@ impl Harness {
 
     pub(super) fn order(&self, id: &str) -> Order {
         let id = OrderId::new(id).unwrap();
-        ready(self.store.order(&id)).unwrap().unwrap()
+        ready(self.store.find(&id)).unwrap().unwrap().order
     }
 
     pub(super) fn reason(&self, id: &str) -> Option<Reason> {
@@ -381,17 +379,11 @@ impl Harness {
 
     pub(super) fn has_settled_all(&self) -> bool {
         let open = [Status::Created, Status::Processing];
-        open.iter()
-            .all(|status| ready(self.store.count(*status)).unwrap() == 0)
+        open.iter().all(|status| self.count(*status) == 0)
     }
 
     pub(super) fn count(&self, status: Status) -> usize {
-        let filter = Filter {
-            statuses: vec![status],
-            attention: None,
-        };
-        let page = ready(self.store.page(&filter, 0, i64::MAX, 100_000));
-        page.unwrap().len()
+        ready(self.store.count(status)).unwrap() as usize
     }
 }
 

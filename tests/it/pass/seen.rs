@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::world::ready;
 use order_service::order::ResolvedBy;
-use order_service::store::{WriteFate, WriteFaults};
+use order_service::store::{Resolution, WriteFate, WriteFaults};
 
 use super::*;
 
@@ -102,7 +102,12 @@ fn a_process_restarted_by_an_operator_counts_as_not_seen() {
     forget(&harness, &mut reconciler);
     for is_seen_before in [false, true] {
         let id = OrderId::new("a0").unwrap();
-        block_on(harness.store.release(id, harness.clock.now())).unwrap();
+        block_on(
+            harness
+                .store
+                .resolve(id, Resolution::Restart, harness.clock.now()),
+        )
+        .unwrap();
         harness.forward(1_100);
         assert_eq!(pass(&mut reconciler).restarted, 1);
         assert!(!is_seen(&harness), "{is_seen_before}");

@@ -10,6 +10,8 @@ use order_service::reconciler::Stage::{
 };
 use order_service::reconciler::Trace;
 
+use order_service::store::Resolution;
+
 use super::*;
 
 /// The stages that orders have entered.
@@ -84,7 +86,12 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
     let (mut reconciler, entered) = traced(&harness, |_, _| {});
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
-    block_on(harness.store.fail(id, harness.clock.now())).unwrap();
+    block_on(
+        harness
+            .store
+            .resolve(id, Resolution::Fail, harness.clock.now()),
+    )
+    .unwrap();
     for _ in 0..30 {
         pass(&mut reconciler);
     }

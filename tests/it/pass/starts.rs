@@ -1,5 +1,7 @@
 //! Starts: their order, and orders whose starts are refused.
 
+use order_service::store::Resolution;
+
 use super::polling::lasting;
 use super::*;
 
@@ -171,7 +173,12 @@ fn an_order_that_an_operator_has_settled_is_not_started_again() {
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
     let id = OrderId::new("a49").unwrap();
-    block_on(harness.store.fail(id, harness.clock.now())).unwrap();
+    block_on(
+        harness
+            .store
+            .resolve(id, Resolution::Fail, harness.clock.now()),
+    )
+    .unwrap();
     let mut conflicts = 0;
     for _ in 0..30 {
         conflicts += pass(&mut reconciler).conflicts;

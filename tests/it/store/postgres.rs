@@ -132,7 +132,7 @@ async fn sessions_that_are_ended_are_a_pause_and_no_error() {
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
         assert!(cluster().psql(&database, end).status.success());
         assert_eq!(create(&store, &format!("a{number}"), number).await, number);
-        assert_eq!(store.newest_seq().await.unwrap(), number);
+        assert_eq!(store.newest_event().await.unwrap().seq, number);
     }
 }
 

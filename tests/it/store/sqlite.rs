@@ -72,7 +72,7 @@ fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
             for _ in 0..8 {
                 scope.spawn(|| {
                     let store = Store::open(&path, Mode::Threaded).unwrap();
-                    ready(store.newest_seq()).unwrap()
+                    ready(store.newest_event()).unwrap()
                 });
             }
         });

@@ -3,17 +3,18 @@
 
 use std::fmt::Debug;
 
+use futures_util::TryStreamExt;
 use order_service::decide::LostProcess;
 use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Outcome, Reason, ResolvedBy, Status, Timestamp};
 use order_service::pace::UpstreamState;
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
-    AttentionFilter, AttentionUpdate, Cursor, Filter, Leadership, OrderChange, Store, StoreError,
-    Transition,
+    AttentionFilter, AttentionUpdate, Cursor, Filter, Leadership, OrderChange, Resolution, Store,
+    StoreError, Transition,
 };
 
-use super::{Fresh, postgres, sqlite};
+use super::{Fresh, all, postgres, sqlite};
 
 /// Histories unless `ORDER_TEST_TWINS` says how many.
 const HISTORIES: u64 = 5;
@@ -117,14 +118,18 @@ impl<'a> Twin<'a> {
                     now
                 ));
             }
-            10 => compare!(self, |at| stores[at].release(id.clone(), now)),
-            11 => compare!(self, |at| stores[at].fail(id.clone(), now)),
+            10..=11 => {
+                let resolution = match self.random.bool() {
+                    true => Resolution::Restart,
+                    false => Resolution::Fail,
+                };
+                compare!(self, |at| stores[at].resolve(id.clone(), resolution, now));
+            }
             12 => {
                 let before = Timestamp(self.now - self.random.i64(0..2_000));
                 let limit = self.random.usize(1..4);
-                compare!(self, |at| stores[at].next_prunable(before, 0, limit));
-                let seqs = stores[0].next_prunable(before, 0, limit).await.unwrap();
-                compare!(self, |at| stores[at].prune(seqs.clone(), before, now));
+                let after = self.random.i64(0..4);
+                compare!(self, |at| stores[at].prune(before, after, limit, now));
             }
             13 => {
                 let heartbeat = self.heartbeat();
@@ -150,19 +155,17 @@ impl<'a> Twin<'a> {
         match self.random.u8(0..10) {
             0 => compare!(self, |at| stores[at].find(id)),
             1 => compare!(self, |at| stores[at].details(id, now)),
-            2 => compare!(self, |at| stores[at].counts()),
-            3 => {
-                let filter = self.filter();
-                let last = self.random.i64(0..40);
-                compare!(self, |at| stores[at].page(&filter, after, last, limit));
+            2 => {
+                for status in Status::ALL {
+                    compare!(self, |at| stores[at].count(status));
+                }
             }
-            4 => {
+            3..=4 => {
                 let filter = self.filter();
-                let filter = &filter;
-                compare!(self, |at| async move {
+                compare!(self, |at| async {
                     let after = Cursor::bare(after);
-                    let orders = stores[at].page_after(filter, after, i64::MAX, limit);
-                    orders.await.map(page)
+                    let pages = stores[at].pages(filter.clone(), after, limit);
+                    pages.map_ok(page).try_collect::<Vec<_>>().await
                 });
             }
             5 => {
@@ -170,8 +173,6 @@ impl<'a> Twin<'a> {
                 let max_starts = self.random.u32(0..5);
                 compare!(self, |at| stores[at]
                     .startable(now, max_starts, is_tried, after, limit));
-                compare!(self, |at| stores[at].has_unknown_start(now));
-                compare!(self, |at| stores[at].next_open(after));
             }
             6 => compare!(self, |at| async move {
                 let open = stores[at].watched().await?;
@@ -180,12 +181,10 @@ impl<'a> Twin<'a> {
                     .collect();
                 Ok((ids, open.orders().collect::<Vec<_>>()))
             }),
-            7 => {
-                compare!(self, |at| stores[at].lost());
-                compare!(self, |at| stores[at].restarts());
-                compare!(self, |at| stores[at].pruned());
-                compare!(self, |at| stores[at].newest_seq());
-            }
+            7 => compare!(self, |at| async move {
+                let events = stores[at].events(Some(id), Cursor::default(), limit);
+                events.await.map(page)
+            }),
             8 => {
                 let mut answers = Vec::new();
                 for (at, store) in stores.into_iter().enumerate() {
@@ -199,10 +198,6 @@ impl<'a> Twin<'a> {
                     answers.push((shown(answer.map(page)), self.cursors[at].seq));
                 }
                 assert_eq!(answers[0], answers[1], "seed {}: events", self.seed);
-                compare!(self, |at| async move {
-                    let events = stores[at].events(Some(id), Cursor::default(), limit);
-                    events.await.map(page)
-                });
             }
             _ => {
                 let mut answers = Vec::new();
@@ -219,13 +214,12 @@ impl<'a> Twin<'a> {
     async fn compare_all(&mut self) {
         let stores = self.stores;
         let now = Timestamp(self.now);
-        let all = Filter::default();
-        compare!(self, |at| stores[at].page(&all, 0, i64::MAX, 1_000));
+        compare!(self, |at| async { Ok(all(stores[at]).await) });
         compare!(self, |at| async move {
             let events = stores[at].events(None, Cursor::default(), 10_000);
             events.await.map(page)
         });
-        for order in stores[0].page(&all, 0, i64::MAX, 1_000).await.unwrap() {
+        for order in all(stores[0]).await {
             compare!(self, |at| stores[at].details(&order.id, now));
         }
         compare!(self, |at| async move {
