@@ -8,6 +8,7 @@ FROM (SELECT order_seq, seq AS number, reason, from_status,
              (SELECT to_status FROM journal AS earlier INDEXED BY journal_by_order
               WHERE earlier.order_seq = entry.order_seq AND earlier.seq < entry.seq
               ORDER BY earlier.seq DESC LIMIT 1) AS before
-      FROM journal AS entry INDEXED BY journal_by_order)
-CROSS JOIN orders ON orders.seq = order_seq
-WHERE from_status IS NOT before
+      FROM journal AS entry INDEXED BY journal_by_order
+      WHERE order_seq BETWEEN :first AND :last) AS changes
+CROSS JOIN orders
+WHERE orders.seq = order_seq AND from_status IS DISTINCT FROM before

@@ -7,5 +7,6 @@ SELECT id, CASE
 FROM (SELECT id, status,
              (SELECT to_status FROM journal INDEXED BY journal_by_order
               WHERE order_seq = orders.seq ORDER BY journal.seq DESC LIMIT 1) AS ended
-      FROM orders)
-WHERE ended IS NOT status
+      FROM orders
+      WHERE seq BETWEEN :first AND :last) AS ends
+WHERE ended IS DISTINCT FROM status

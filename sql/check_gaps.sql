@@ -7,13 +7,13 @@ WITH counted AS (
            (SELECT coalesce(min(seq), 1) FROM journal) AS first
     FROM pruned
 )
-SELECT NULL, 'the journal leaves out ' || (seq - before - 1) || iif(seq - before = 2, ' entry', ' entries')
+SELECT NULL, 'the journal leaves out ' || (seq - before - 1) || CASE WHEN seq - before = 2 THEN ' entry' ELSE ' entries' END
              || ' before number ' || seq
 FROM (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM journal
-      WHERE (SELECT pruned = 0 AND (missing <> 0 OR first <> 1) FROM counted))
+      WHERE (SELECT pruned = 0 AND (missing <> 0 OR first <> 1) FROM counted)) AS numbers
 WHERE seq <> before + 1
 UNION ALL
-SELECT NULL, 'the journal leaves out ' || missing || iif(missing = 1, ' entry', ' entries')
+SELECT NULL, 'the journal leaves out ' || missing || CASE WHEN missing = 1 THEN ' entry' ELSE ' entries' END
              || ' besides those that were pruned'
 FROM counted
 WHERE pruned > 0 AND missing <> 0

@@ -1,11 +1,11 @@
 -- Histories: at least one, and none that begins beyond what there is. The newest order and the newest
 -- entry are never removed, so that all that were the newest once are there or come before.
-SELECT NULL, CASE
+SELECT NULL, what FROM (SELECT CASE
     WHEN count(*) = 0 THEN 'there is no history, so that no position of a reader is good'
     WHEN max(newest_order) > (SELECT coalesce(max(seq), 0) FROM orders)
         THEN 'a history begins after an order that is not there'
     WHEN max(newest_entry) > (SELECT coalesce(max(seq), 0) FROM journal)
         THEN 'a history begins after an entry of the journal that is not there'
     END AS what
-FROM histories
-HAVING what IS NOT NULL
+FROM histories) AS found
+WHERE what IS NOT NULL

@@ -1,9 +1,9 @@
 -- What is remembered of removed orders: one row, of which the parts do not contradict each other or
 -- what is left. The newest order and the newest entry are never removed.
-SELECT NULL, CASE
+SELECT NULL, what FROM (SELECT CASE
     WHEN count(*) <> 1
         THEN 'there are ' || count(*) || ' records of what was pruned where there must be one'
-    WHEN coalesce(max(history ->> '$.entries.created'), 0) <> max(fulfilled + failed)
+    WHEN coalesce(max(CAST(history -> 'entries' ->> 'created' AS bigint)), 0) <> max(fulfilled + failed)
         THEN 'it was counted otherwise how many orders were pruned than what was in their journal'
     WHEN max(last_order_seq) > 0
          AND max(last_order_seq) >= (SELECT coalesce(max(seq), 0) FROM orders)
@@ -12,5 +12,5 @@ SELECT NULL, CASE
          AND max(last_entry_seq) >= (SELECT coalesce(max(seq), 0) FROM journal)
         THEN 'the newest entry of the journal was removed: its number may be given out again'
     END AS what
-FROM pruned
-HAVING what IS NOT NULL
+FROM pruned) AS found
+WHERE what IS NOT NULL

@@ -11,6 +11,8 @@ FROM (SELECT order_seq,
              max(at) FILTER (WHERE reason <> 'restarted') AS changed,
              count(*) FILTER (WHERE reason IN ('started', 'restarted')) AS started
       FROM journal INDEXED BY journal_by_order
-      GROUP BY order_seq)
-CROSS JOIN orders ON orders.seq = order_seq
-WHERE created_at <> born OR updated_at <> changed OR starts < started
+      WHERE order_seq BETWEEN :first AND :last
+      GROUP BY order_seq) AS times
+CROSS JOIN orders
+WHERE orders.seq = order_seq
+  AND (created_at <> born OR updated_at <> changed OR starts < started)

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
 use crate::store::{
-    CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase, StoreError,
-    lock_files, log_files,
+    Audit, CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase,
+    StoreError, lock_files, log_files,
 };
 
 /// A completed backup.
@@ -225,7 +225,7 @@ fn is_own(database: &Path, path: &Path) -> bool {
 
 /// Checks a copy, and returns a summary of its contents.
 fn verify(copy: &Path) -> Result<DatabaseSummary, BackupError> {
-    let copy = ReadOnlyDatabase::open(&DatabaseUrl::from(copy.to_owned()))
+    let copy = Audit::open(&DatabaseUrl::from(copy.to_owned()))
         .map_err(|error| BackupError::ReadBack(error.into()))?;
     let mut count = 0;
     let mut first = None;
@@ -237,7 +237,7 @@ fn verify(copy: &Path) -> Result<DatabaseSummary, BackupError> {
         let first = Box::new(first);
         return Err(BackupError::Unsound { count, first });
     }
-    copy.contents()
+    copy.summary()
         .map_err(|error: StoreError| BackupError::ReadBack(error.into()))
 }
 

@@ -21,8 +21,8 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    AttentionFilter, Cursor, Filter, OperatorResult, ReadOnlyDatabase, Removed, Resolution, Store,
-    StoreError,
+    AttentionFilter, Audit, Cursor, Filter, OperatorResult, ReadOnlyDatabase, Removed, Resolution,
+    Store, StoreError,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
@@ -58,7 +58,7 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 
 /// `check`: prints the violated invariants of a database, or its summary if there are none.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
+    let database = Audit::open(&args.database.database_url)?;
     let mut count = 0;
     database.check(|finding| {
         count += 1;
@@ -67,11 +67,8 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
     if count > 0 {
         return Ok(Exit::Failed);
     }
-    let contents = database.contents()?;
-    process::print(format_args!(
-        "ok: {}\n{contents}",
-        database.path().display()
-    ));
+    let contents = database.summary()?;
+    process::print(format_args!("ok: {}\n{contents}", database.address()));
     Ok(Exit::Done)
 }
 
@@ -174,7 +171,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     };
     if args.dry_run {
         // Read-only: not even the schema is migrated.
-        let database = ReadOnlyDatabase::open(&args.database.database_url)?;
+        let database = Audit::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
         process::print(pruning);
         return Ok(Exit::Done);

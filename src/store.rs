@@ -4,15 +4,19 @@
 //! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
 //! (`store/answers.rs`), the write queue (`store/queue.rs`) and its counters
 //! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of
-//! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`) and
-//! the subscriptions to commits (`store/subscriptions.rs`). The engines are SQLite, in
+//! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`), the
+//! subscriptions to commits (`store/subscriptions.rs`), and the check of all rows
+//! (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`). The engines are SQLite, in
 //! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
+mod audit;
+mod check;
 mod cursor;
 mod filter;
 mod leadership;
+mod lines;
 mod open_orders;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -34,6 +38,7 @@ pub use self::answers::{
     StartCandidate, StatsSnapshot,
 };
 use self::answers::{Outage, Page};
+pub use self::audit::Audit;
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;

@@ -32,3 +32,16 @@ impl Filter {
             && (self.statuses.is_empty() || statuses.any(|status| status.is_settled()))
     }
 }
+
+/// Condition in SQL for orders that may be pruned: settled before a time, whose placeholder is given.
+macro_rules! prunable {
+    ($before:literal) => {
+        concat!(
+            "status IN ('FULFILLED', 'FAILED') AND updated_at < ",
+            $before,
+            " AND seq < (SELECT max(seq) FROM orders) \
+             AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)"
+        )
+    };
+}
+pub(super) use prunable;

@@ -11,6 +11,7 @@ mod changes;
 mod connect;
 mod error;
 mod lead;
+mod lines;
 mod listen;
 mod open_error;
 mod queries;
@@ -33,6 +34,7 @@ use self::connect::Connector;
 use self::error::Error;
 pub(super) use self::lead::LeaderLock;
 use self::lead::Standby;
+pub(super) use self::lines::LineSession;
 use self::listen::Listener;
 pub use self::open_error::PostgresOpenError;
 use self::session::Session;
@@ -112,13 +114,7 @@ impl Engine {
             async move { prepare(&connector, must_exist).await }
         })
         .unwrap_or(Err(Error::Silent))
-        .map_err(|error| match error {
-            Error::Open(error) => error,
-            error => PostgresOpenError::Other {
-                address: connector.address().to_owned(),
-                source: Box::new(error),
-            },
-        })?;
+        .map_err(|error| error.into_open_error(connector.address()))?;
         let shared = Shared {
             blocked_by: "the server cannot be reached, or does not answer",
             ..Shared::default()
@@ -555,11 +551,6 @@ pub(super) async fn read_heartbeat(
         let session = connector.session().await?;
         queries::heartbeat(&session).await
     };
-    read.await.map_err(|error| match error {
-        Error::Open(error) => error,
-        error => PostgresOpenError::Other {
-            address: connector.address().to_owned(),
-            source: Box::new(error),
-        },
-    })
+    read.await
+        .map_err(|error| error.into_open_error(connector.address()))
 }

@@ -12,6 +12,7 @@ mod file;
 mod histories;
 mod journal;
 mod lead;
+mod lines;
 mod open;
 mod open_orders;
 mod operator;
@@ -33,6 +34,7 @@ use rusqlite::Connection;
 
 pub use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
+pub(super) use self::lines::LineFile;
 pub use self::open::OpenError;
 pub use self::read_only::{CopyError, ReadOnlyDatabase};
 use self::writer::Writer;

@@ -2,6 +2,8 @@
 //! engine, on a database of its own. What one engine alone promises is in a file of its own.
 
 #[cfg(feature = "postgres")]
+mod check;
+#[cfg(feature = "postgres")]
 mod postgres;
 mod sqlite;
 #[cfg(feature = "postgres")]

@@ -126,6 +126,26 @@ impl Connector {
         .await
     }
 
+    /// Opens a session that only reads, on a database that must be there. Nothing is migrated.
+    pub async fn session_for_reading(&self) -> Result<Session, Error> {
+        self.within_limit(async {
+            let session = self.connect(None).await?;
+            let present = "SELECT to_regclass('order_service.meta') IS NOT NULL";
+            if !session
+                .query_one(present, &[])
+                .await?
+                .try_get::<_, bool>(0)?
+            {
+                return Err(PostgresOpenError::Missing(self.address.clone()).into());
+            }
+            self.check_identity(&session).await?;
+            let reads = "SET default_transaction_read_only = on";
+            session.execute(reads).await?;
+            Ok(session)
+        })
+        .await
+    }
+
     async fn within_limit<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,

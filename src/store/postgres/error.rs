@@ -33,6 +33,31 @@ impl Error {
         Self::Value(what.to_string())
     }
 
+    /// Returns the reason why a database cannot be opened.
+    pub fn into_open_error(self, address: &str) -> PostgresOpenError {
+        match self {
+            Self::Open(error) => error,
+            error => PostgresOpenError::Other {
+                address: address.to_owned(),
+                source: Box::new(error),
+            },
+        }
+    }
+
+    /// Returns the error with its causes.
+    pub fn to_string_with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.ends_with(&more) {
+                text = format!("{text}: {more}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+
     /// Returns whether the same may succeed on a new connection: the connection was lost, the server
     /// shuts down or has become a standby, or another transaction was in the way.
     pub fn is_transient(&self) -> bool {

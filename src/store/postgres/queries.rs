@@ -18,6 +18,7 @@ use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::AttentionFilter::{Any, By, Without};
 use crate::store::cursor::{Extent, Histories, History, Sequence};
+use crate::store::filter::prunable;
 use crate::store::{
     Cursor, Filter, OpenOrders, OrderView, Page, Removed, StartCandidate, StatsSnapshot,
 };
@@ -156,16 +157,6 @@ pub(super) async fn pruned(session: &Session) -> Result<Removed, Error> {
     removed_of(&session.query_one(sql, &[]).await?)
 }
 
-/// Orders that may be removed: those that settled before a moment, `$1`.
-macro_rules! prunable {
-    () => {
-        "status IN ('FULFILLED', 'FAILED') AND updated_at < $1 \
-         AND seq < (SELECT max(seq) FROM orders) \
-         AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)"
-    };
-}
-pub(super) use prunable;
-
 pub(super) async fn next_prunable(
     session: &Session,
     settled_before: Timestamp,
@@ -174,7 +165,7 @@ pub(super) async fn next_prunable(
 ) -> Result<Vec<i64>, Error> {
     const SQL: &str = concat!(
         "SELECT seq FROM orders WHERE seq > $2 AND ",
-        prunable!(),
+        prunable!("$1"),
         " ORDER BY seq LIMIT $3"
     );
     seqs(session, SQL, &[&settled_before.0, &after, &limit_of(limit)]).await

@@ -158,7 +158,7 @@ pub(super) fn event_of(row: &Row) -> Result<Event, Error> {
 }
 
 /// The status before an entry with this reason.
-fn from_status(reason: EventReason) -> Option<Status> {
+pub(super) fn from_status(reason: EventReason) -> Option<Status> {
     match reason {
         EventReason::Created => None,
         EventReason::Started | EventReason::Adopted => Some(Status::Created),

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
+use futures_util::TryStreamExt;
 use futures_util::future::{MaybeDone, maybe_done};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -131,13 +132,20 @@ impl Session {
         values: &[&(dyn ToSql + Sync)],
         mut each: impl FnMut(&Row) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        use futures_util::TryStreamExt;
-
         let statement = self.statement(sql).await?;
         let rows = self.client.query_raw(&statement, values.iter().copied());
-        let mut rows = std::pin::pin!(rows.await?);
+        let mut rows = pin!(rows.await?);
         while let Some(row) = rows.try_next().await? {
             each(&row)?;
+        }
+        Ok(())
+    }
+
+    /// Runs `COPY … TO STDOUT`, and passes its rows on as they arrive.
+    pub async fn copy_out(&self, sql: &str, mut row: impl FnMut(&[u8])) -> Result<(), Error> {
+        let mut rows = pin!(self.client.copy_out(sql).await?);
+        while let Some(bytes) = rows.try_next().await? {
+            row(&bytes);
         }
         Ok(())
     }

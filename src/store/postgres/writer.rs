@@ -21,7 +21,6 @@ use tokio_postgres::error::SqlState;
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::connect::{Connector, NUMBERING_LOCK};
 use super::error::Error;
-use super::queries::prunable;
 use super::rows::{
     ENTRY, entry_of, found_columns, found_of, needs_operator, order_columns, reason_of, status_of,
 };
@@ -31,6 +30,7 @@ use crate::journal_stats::JournalStats;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::pace::{BACKOFF_MAX, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
+use crate::store::filter::prunable;
 use crate::store::queue::{BATCH_MAX, Pending, Shared};
 use crate::store::write::Write;
 use crate::store::{Creation, OperatorResult, OrderView, Removed, Resolution, StoreError};
@@ -122,7 +122,7 @@ const WRITE_HEARTBEAT: &str = "\
 
 const PRUNABLE: &str = concat!(
     "SELECT seq, status FROM orders WHERE ",
-    prunable!(),
+    prunable!("$1"),
     " AND seq = ANY ($2) ORDER BY seq FOR UPDATE"
 );
 
@@ -393,26 +393,12 @@ impl Writer {
     }
 
     fn note_trouble(&mut self, error: &Error) {
-        let trouble = describe(error);
+        let trouble = error.to_string_with_causes();
         if self.trouble.as_ref() != Some(&trouble) {
             log::error!("the database cannot be written: {trouble}");
             self.trouble = Some(trouble);
         }
     }
-}
-
-/// An error with its causes.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Runs statements of a transaction that is not committed with them.

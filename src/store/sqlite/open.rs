@@ -45,6 +45,13 @@ const WRITER_CACHE_KIB: i64 = 8 * 1024;
 /// Page cache of a reading connection, in KiB. The pool has several.
 const READER_CACHE_KIB: i64 = 1024;
 
+/// Page cache for reading a whole file, in KiB: the inner pages of a million orders' indexes, and
+/// not much more.
+const READ_ONLY_CACHE_KIB: i64 = 16 * 1024;
+
+/// Maximum wait of a reader for programs that lock the file without taking our locks.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Capacity of a connection's prepared-statement cache: more than the number of distinct
 /// statements.
 const STATEMENTS_KEPT: usize = 64;
@@ -407,7 +414,11 @@ pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenErro
         .and_then(|db| Ok((format(&db, &path)?, db)));
     match opened {
         Ok((0, _)) => Err(OpenError::Foreign(path)),
-        Ok((_, db)) => Ok((db, path)),
+        Ok((_, db)) => db
+            .busy_timeout(BUSY_TIMEOUT)
+            .and_then(|()| db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB))
+            .map(|()| (db, path.clone()))
+            .map_err(|error| open_error(&path, Box::new(error))),
         Err(error) => Err(error.into_open_error(&path)),
     }
 }
@@ -428,7 +439,7 @@ fn existing() -> OpenFlags {
 mod tests {
     use super::*;
     use crate::order::OrderId;
-    use crate::store::{DatabaseUrl, Mode, ReadOnlyDatabase, Store};
+    use crate::store::{Audit, DatabaseUrl, Mode, Store};
 
     #[tokio::test]
     async fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
@@ -448,7 +459,7 @@ mod tests {
             .unwrap();
             drop(db);
             let url = DatabaseUrl::from(path.clone());
-            ReadOnlyDatabase::open(&url).unwrap();
+            Audit::open(&url).unwrap();
             let store = Store::open(&url, Mode::Threaded).unwrap();
             let order = store.find(&OrderId::new("a1").unwrap()).await.unwrap();
             assert_eq!(order.map(|found| found.order.seq), Some(1), "{format}");
@@ -458,7 +469,7 @@ mod tests {
                 .unwrap();
             assert_eq!(now, FORMAT, "{format}");
             let mut findings = Vec::new();
-            let database = ReadOnlyDatabase::open(&url).unwrap();
+            let database = Audit::open(&url).unwrap();
             database.check(|finding| findings.push(finding));
             assert_eq!(findings, [], "{format}");
         }

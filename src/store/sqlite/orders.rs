@@ -12,14 +12,6 @@ pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<Ord
         .optional()
 }
 
-pub(super) fn counts(db: &Connection) -> rusqlite::Result<Vec<(Status, u64)>> {
-    let mut counts = Vec::new();
-    for status in Status::ALL {
-        counts.push((status, count(db, status)?));
-    }
-    Ok(counts)
-}
-
 pub(super) fn count(db: &Connection, status: Status) -> rusqlite::Result<u64> {
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM orders WHERE status = ?1")?

@@ -7,25 +7,13 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::row_mapping::status_of;
-use super::stats::{ENTRY, base, entry_of, removed_of};
+use super::stats::{ENTRY, base, entry_of};
 use crate::order::{Status, Timestamp};
 use crate::store::Removed;
+use crate::store::filter::prunable;
 
 /// Condition for orders that may be pruned: settled before the time `?1`.
-const PRUNABLE: &str = "status IN ('FULFILLED', 'FAILED') AND updated_at < ?1 \
-                        AND seq < (SELECT max(seq) FROM orders) \
-                        AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)";
-
-/// Returns the number of orders and entries that would be pruned.
-pub(super) fn prunable(db: &Connection, settled_before: Timestamp) -> rusqlite::Result<Removed> {
-    let sql = format!(
-        "SELECT count(*) FILTER (WHERE status = 'FULFILLED'), \
-         count(*) FILTER (WHERE status = 'FAILED'), \
-         coalesce(sum((SELECT count(*) FROM journal WHERE order_seq = orders.seq)), 0) \
-         FROM orders WHERE {PRUNABLE}"
-    );
-    db.query_row(&sql, [settled_before.0], removed_of)
-}
+const PRUNABLE: &str = prunable!("?1");
 
 /// Returns the sequence numbers of the first `limit` orders after `after` that may be pruned.
 ///

@@ -1,39 +1,25 @@
 //! Read-only access to a database file, for the operator's commands: nothing is created, migrated
 //! or written, and programs may use the file meanwhile.
 //!
-//! The checks are in `store/sqlite/check.rs`.
+//! What reads all orders is in `store/audit.rs`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
-use super::check;
-use super::file::open_error;
 use super::open;
-use super::orders::{counts, find};
-use super::prune::prunable;
+use super::orders::find;
 use super::row_mapping::{heartbeat, open_order};
-use super::stats::pruned;
 use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
-use crate::store::{
-    DatabaseSummary, DatabaseUrl, Finding, OpenError, OrderView, Removed, StoreError,
-};
-
-/// Page cache for reading a whole file, in KiB: the inner pages of a million orders' indexes, and
-/// not much more.
-const CACHE_KIB: i64 = 16 * 1024;
+use crate::store::{DatabaseUrl, OpenError, OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
-
-/// Maximum wait for programs that lock the file without taking our locks.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database, opened read-only.
 pub struct ReadOnlyDatabase {
@@ -49,37 +35,12 @@ impl ReadOnlyDatabase {
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => return Err(OpenError::FileOnly(url.to_string())),
         };
-        db.busy_timeout(BUSY_TIMEOUT)
-            .and_then(|()| db.pragma_update(None, "cache_size", -CACHE_KIB))
-            .map_err(|error| open_error(&path, Box::new(error)))?;
         Ok(Self { db, path })
     }
 
     /// Returns the absolute path of the database.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Returns the number of orders and entries, from one snapshot.
-    pub fn contents(&self) -> Result<DatabaseSummary, StoreError> {
-        let snapshot = self.db.unchecked_transaction()?;
-        let newest = "SELECT coalesce(max(seq), 0) FROM journal";
-        Ok(DatabaseSummary {
-            orders: counts(&snapshot)?,
-            newest_seq: snapshot.query_row(newest, [], |row| row.get(0))?,
-            pruned: pruned(&snapshot)?,
-        })
-    }
-
-    /// Returns the number of orders and entries that settled before a time and would be pruned.
-    pub fn prunable(&self, settled_before: Timestamp) -> Result<Removed, StoreError> {
-        Ok(prunable(&self.db, settled_before)?)
-    }
-
-    /// Checks the invariants of a database, and reports violations through `tell`. Safe beside
-    /// programs that write: each check is one statement, and so one snapshot.
-    pub fn check(&self, mut tell: impl FnMut(Finding)) {
-        check::check(&self.db, &mut tell);
     }
 
     /// Like [`Store::details`](crate::store::Store::details).

@@ -1,0 +1,145 @@
+//! Rows of PostgreSQL as lines of text; see `store/lines.rs`. They come by COPY, whose format that is.
+
+use std::sync::{Arc, mpsc};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::connect::Connector;
+use super::error::Error;
+use super::rows::from_status;
+use super::session::Session;
+use super::{PostgresOpenError, PostgresUrl, on_thread, start_thread};
+use crate::order::EventReason;
+use crate::store::Finding;
+use crate::store::check::{Check, SCHEMA};
+use crate::store::lines::{BoxError, Lines};
+
+/// Number of bytes that are handed on at once.
+const CHUNK: usize = 64 * 1024;
+
+/// Chunks that wait to be taken.
+const CHUNKS_WAITING: usize = 4;
+
+/// The planner's choice instead of that for single orders: everything is read.
+const PLANS: &str = "SET enable_seqscan = on; SET enable_nestloop = on; SET enable_bitmapscan = on; \
+                     SET work_mem = '64MB'";
+
+/// Indexes without which the programs would read whole tables, and triggers that someone has added.
+const SCHEMA_FINDINGS: &str = "\
+    SELECT NULL, 'the index ' || name || ' is missing, or not valid' \
+    FROM (VALUES ('orders_pkey'), ('orders_id_key'), ('orders_by_status'), ('orders_with_intent'), \
+                 ('orders_with_attention'), ('journal_pkey'), ('journal_by_order')) AS wanted (name) \
+    WHERE NOT EXISTS (SELECT 1 FROM pg_index \
+                      WHERE indexrelid = to_regclass('order_service.' || name) AND indisvalid) \
+    UNION ALL \
+    SELECT NULL, 'the trigger ' || tgname || ' is not ours and may change orders' \
+    FROM pg_trigger \
+    WHERE NOT tgisinternal AND tgrelid IN (SELECT oid FROM pg_class \
+                                           WHERE relnamespace = 'order_service'::regnamespace)";
+
+const UNREADABLE: &str = "repeat the check; if that fails as well, the server's log says more";
+
+/// A connection whose rows are read as lines, and the thread that drives it.
+pub(in crate::store) struct LineSession {
+    address: String,
+    runtime: Handle,
+    session: Arc<Session>,
+    /// Ends the thread when it is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+impl LineSession {
+    /// Opens a session that only reads, on a database that must be there.
+    pub fn open(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+        let connector = Arc::new(Connector::new(url)?);
+        let (runtime, stop) = start_thread(&connector)?;
+        let address = connector.address().to_owned();
+        let opened = on_thread(&runtime, async move {
+            let session = connector.session_for_reading().await?;
+            session.execute(PLANS).await?;
+            Ok(session)
+        });
+        let session = opened.unwrap_or(Err(Error::Silent));
+        let session = session.map_err(|error| error.into_open_error(&address))?;
+        Ok(Self {
+            address,
+            runtime,
+            session: Arc::new(session),
+            _stop: stop,
+        })
+    }
+
+    /// Returns the address of the database, without a password.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Runs all checks.
+    pub fn check(&self, tell: &mut dyn FnMut(Finding)) {
+        let mut check = Check {
+            tell,
+            unreadable: UNREADABLE,
+        };
+        check.rule(self, "schema", SCHEMA, SCHEMA_FINDINGS);
+        check.everything(self);
+    }
+}
+
+impl Lines for LineSession {
+    fn each(&self, sql: &str, line: &mut dyn FnMut(&[u8])) -> Result<(), BoxError> {
+        let sql = format!("COPY ({}) TO STDOUT", in_dialect(sql));
+        let (chunks, received) = mpsc::sync_channel(CHUNKS_WAITING);
+        let session = self.session.clone();
+        self.runtime.spawn(async move {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            let read = session.copy_out(&sql, |bytes| {
+                chunk.extend_from_slice(bytes);
+                if chunk.len() >= CHUNK {
+                    // A receiver that has gone away wants no more.
+                    let _ = chunks.send(Ok(std::mem::take(&mut chunk)));
+                }
+            });
+            let end = match read.await {
+                Ok(()) => Ok(chunk),
+                Err(error) => Err(error),
+            };
+            let _ = chunks.send(end);
+        });
+        for chunk in received {
+            let chunk = chunk.map_err(|error: Error| one_line(&error))?;
+            for row in chunk.split_inclusive(|byte| *byte == b'\n') {
+                line(row.strip_suffix(b"\n").unwrap_or(row));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns an error with its causes, in one line.
+fn one_line(error: &Error) -> String {
+    error.to_string_with_causes().replace('\n', ", ")
+}
+
+/// Returns a query as PostgreSQL understands it: without the names of indexes, with JSON in columns of
+/// text, and with the statuses of entries of the journal, which are not stored.
+fn in_dialect(sql: &str) -> String {
+    let sql = sql
+        .replace(" INDEXED BY journal_by_order", "")
+        .replace("history ->", "history::json ->");
+    let mut from = String::new();
+    let mut to = String::new();
+    for reason in EventReason::ALL {
+        let word = reason.as_str();
+        if let Some(status) = from_status(reason) {
+            from += &format!(" WHEN '{word}' THEN '{status}'");
+        }
+        to += &format!(" WHEN '{word}' THEN '{}'", reason.to_status());
+    }
+    format!(
+        "WITH journal AS NOT MATERIALIZED ( \
+             SELECT *, CASE reason{from} END AS from_status, CASE reason{to} END AS to_status \
+             FROM order_service.journal) \
+         SELECT * FROM ({sql}) AS found"
+    )
+}
