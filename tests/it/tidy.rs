@@ -335,29 +335,17 @@ fn every_migration_is_run_and_every_query_is_used() {
 }
 
 #[test]
-fn the_performance_page_names_every_row_of_the_bench_as_its_list_does() {
+fn the_list_of_the_bench_names_every_row() {
     let output = std::process::Command::new(root().join("scripts/bench"))
         .arg("--list")
         .output()
         .unwrap();
     let list = String::from_utf8(output.stdout).unwrap();
-    let listed: Vec<_> = list
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
     // One function measures one row.
     let functions = read("benches/bench/rows.rs")
         .matches("        run: ")
         .count();
-    assert_eq!(listed.len(), functions);
-    let page = read("docs/performance.md");
-    let table = page.split("| row | ours | beside |").nth(1).unwrap();
-    let rows = table
-        .lines()
-        .skip(2)
-        .take_while(|line| line.starts_with('|'));
-    let named: BTreeSet<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
-    assert_eq!(named, listed.into_iter().collect());
+    assert_eq!(list.lines().count(), functions);
 }
 
 #[test]
