@@ -12,7 +12,7 @@ COPY . .
 RUN --mount=type=cache,id=order-service-registry,target=/usr/local/cargo/registry \
     --mount=type=cache,id=order-service-target,target=/build/target \
     touch src/lib.rs src/main.rs src/bin/*.rs \
-    && cargo build --release --locked --bins \
+    && cargo build --release --locked --bins --features postgres \
     && install -D --target-directory=/out target/release/order-service target/release/order-reconciler
 
 # The same Debian release as above: the programs need its glibc or a newer one, and libgcc.
