@@ -133,7 +133,7 @@ pub async fn take(
     })
     .await?;
     let mut journal = JournalStats::default();
-    let stats = store.glance(&mut journal, SystemClock.now()).await?;
+    let stats = store.update_stats(&mut journal, SystemClock.now()).await?;
     account.started_again = journal.entries_with(EventReason::Restarted);
     account.acknowledged = journal.entries_with(EventReason::Created);
     account.open = journal.open();

@@ -21,8 +21,8 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    AttentionFilter, Audit, Cursor, Filter, OperatorResult, ReadOnlyDatabase, Removed, Resolution,
-    Store, StoreError,
+    AttentionFilter, Audit, Cursor, Filter, OperatorResult, PruneCounts, ReadOnlyDatabase,
+    Resolution, Store, StoreError,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
@@ -165,7 +165,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let settled_before = prune::ago(args.settled_before, SystemClock.now());
     let mut pruning = Pruning {
         settled_before,
-        removed: Removed::default(),
+        removed: PruneCounts::default(),
         is_done: false,
         free_bytes: None,
     };
@@ -178,7 +178,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     }
     let stop = process::stop_on_signals()?;
     let store = Store::open_existing(&args.database.database_url)?;
-    let on_batch = |removed: &Removed| {
+    let on_batch = |removed: &PruneCounts| {
         let orders = removed.orders();
         let noun = if orders == 1 { "order" } else { "orders" };
         process::print(format_args!("  {:<8} {orders} {noun} so far\n", "pruned"));
@@ -208,12 +208,12 @@ fn print_result(id: &OrderId, result: OperatorResult, done: &str) -> Option<Exit
         }
         OperatorResult::Missing => "there is no such order".to_owned(),
         OperatorResult::Settled(status) => format!("it is {status}, and that never changes"),
-        OperatorResult::NotInTrouble(status, None) => {
+        OperatorResult::NothingToResolve(status, None) => {
             format!(
                 "it is {status} and needs no operator; expected an order that is held or refused"
             )
         }
-        OperatorResult::NotInTrouble(status, Some(reason)) => {
+        OperatorResult::NothingToResolve(status, Some(reason)) => {
             format!(
                 "it is {status} with {}, which this command does not resolve",
                 reason.as_str()

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock};
 use crate::order::{Rfc3339, Timestamp};
-use crate::store::{Removed, Store, StoreError};
+use crate::store::{PruneCounts, Store, StoreError};
 
 /// Orders per transaction. One takes some tens of milliseconds, during which all other writers
 /// wait.
@@ -39,7 +39,7 @@ pub struct Pruning {
     /// Orders that settled before this time were removed.
     pub settled_before: Timestamp,
     /// Numbers of orders and journal entries removed, or that a dry run would remove.
-    pub removed: Removed,
+    pub removed: PruneCounts,
     /// True if they were removed, false for a dry run.
     pub is_done: bool,
     /// Free bytes in the file, which SQLite reuses; `None` for a dry run, and where there is no file.
@@ -48,7 +48,7 @@ pub struct Pruning {
 
 impl fmt::Display for Pruning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Removed {
+        let PruneCounts {
             fulfilled,
             failed,
             entries,
@@ -84,8 +84,8 @@ pub async fn run(
     store: &Store,
     settled_before: Timestamp,
     stop: &CancellationToken,
-    removed: &mut Removed,
-    mut tell: impl FnMut(&Removed),
+    removed: &mut PruneCounts,
+    mut tell: impl FnMut(&PruneCounts),
 ) -> End {
     let mut told_at = Instant::now();
     let mut after = 0;

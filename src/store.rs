@@ -34,7 +34,7 @@ use futures_util::Stream;
 
 pub use self::address::{DatabaseUrl, DatabaseUrlError};
 pub use self::answers::{
-    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, Removed, Resolution, Sizes,
+    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, PruneCounts, Resolution, Sizes,
     StartCandidate, StatsSnapshot,
 };
 use self::answers::{Outage, Page};
@@ -53,7 +53,7 @@ pub use self::sqlite::{CopyError, OpenError, ReadOnlyDatabase, lock_files, log_f
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
-pub use self::writer_stats::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, WriterStats};
+pub use self::writer_stats::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, WriterStats};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -216,8 +216,8 @@ impl Store {
     /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
     /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
     /// change by another process may be visible in one order and not in the next.
-    pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
-        read!(self.watched())
+    pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
+        read!(self.open_orders())
     }
 
     /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
@@ -236,12 +236,12 @@ impl Store {
 
     /// Adds the new journal entries to the statistics and returns the other totals, all from one
     /// snapshot.
-    pub async fn glance(
+    pub async fn update_stats(
         &self,
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
-        read!(self.glance(history, now))
+        read!(self.update_stats(history, now))
     }
 
     /// Prunes the first `limit` orders after sequence number `after` that settled before a time,
@@ -254,7 +254,7 @@ impl Store {
         after: i64,
         limit: usize,
         now: Timestamp,
-    ) -> Result<Option<(Removed, i64)>, StoreError> {
+    ) -> Result<Option<(PruneCounts, i64)>, StoreError> {
         let seqs = read!(self.next_prunable(settled_before, after, limit))?;
         let Some(last) = seqs.last().copied() else {
             return Ok(None);
@@ -322,7 +322,7 @@ impl Store {
             now,
             reply,
         };
-        lead.noted(self.queue().write(write).await)
+        lead.note_loss(self.queue().write(write).await)
     }
 
     /// Returns the reconciler's last heartbeat.
@@ -341,7 +341,7 @@ impl Store {
             heartbeat: Box::new(heartbeat),
             reply,
         };
-        lead.noted(self.queue().write(write).await)
+        lead.note_loss(self.queue().write(write).await)
     }
 
     /// Checks that orders can be written, by writing a row.
@@ -384,11 +384,7 @@ impl Store {
     /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
     /// attempt to at most the longest backoff from `now`. Works in batches, so that other writers
     /// are not blocked for long.
-    pub async fn set_times_right(
-        &self,
-        lead: &Leadership,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    pub async fn clamp_times(&self, lead: &Leadership, now: Timestamp) -> Result<(), StoreError> {
         for status in [Status::Created, Status::Processing] {
             let mut after = 0;
             loop {
@@ -397,13 +393,13 @@ impl Store {
                     break;
                 };
                 after = *last;
-                let write = |reply| Write::SetTimesRight {
+                let write = |reply| Write::ClampTimes {
                     epoch: lead.epoch,
                     seqs,
                     now,
                     reply,
                 };
-                lead.noted(self.queue().write(write).await)?;
+                lead.note_loss(self.queue().write(write).await)?;
             }
         }
         Ok(())

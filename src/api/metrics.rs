@@ -26,7 +26,7 @@ use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::UpstreamState;
 use crate::reconciler_metrics::DURATION_BOUNDS_MS;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{COMMITTED_AT_ONCE, COMMITTED_WITHIN_US, Sizes, WriterStats};
+use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, Sizes, WriterStats};
 
 impl Api {
     /// `GET /metrics`.
@@ -122,10 +122,10 @@ fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: 
     metrics.one(&table::DATABASE_WRITABLE, Some(f64::from(is_writable)));
     metrics.one(&table::DATABASE_BYTES, Some(sizes.database as f64));
     metrics.one(&table::DATABASE_WAL_BYTES, Some(sizes.log as f64));
-    let took = us(&writing.took, &COMMITTED_WITHIN_US);
-    metrics.add(&table::WRITE_BATCH_DURATION, [(UNLABELLED, took)]);
-    let at_once = scaled(&writing.at_once, &COMMITTED_AT_ONCE, 1.0);
-    metrics.add(&table::WRITE_BATCH_WRITES, [(UNLABELLED, at_once)]);
+    let times = us(&writing.commit_times, &COMMIT_TIME_BOUNDS_US);
+    metrics.add(&table::WRITE_BATCH_DURATION, [(UNLABELLED, times)]);
+    let sizes = scaled(&writing.commit_sizes, &COMMIT_SIZE_BOUNDS, 1.0);
+    metrics.add(&table::WRITE_BATCH_WRITES, [(UNLABELLED, sizes)]);
     metrics.one(&table::WRITE_QUEUE_LENGTH, Some(writing.waiting as f64));
     metrics.one(
         &table::WRITE_QUEUE_CAPACITY,

@@ -88,7 +88,7 @@ impl Api {
         let Some(wait) = Wait::of(headers) else {
             let found = self.look(&id).await.map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-            return Ok(one(StatusCode::OK, &found.order, found.next_look_at));
+            return Ok(one(StatusCode::OK, &found.order, found.next_poll_at));
         };
         match self.settled_within(&id, wait).await {
             Ok(Some(found)) => Ok(held(StatusCode::OK, &found, wait)),
@@ -180,7 +180,7 @@ fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
 
 /// Returns the response for an order that a request has waited for.
 fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
-    let mut response = one(status, &found.order, found.next_look_at);
+    let mut response = one(status, &found.order, found.next_poll_at);
     response
         .headers_mut()
         .insert(PREFERENCE_APPLIED, wait.applied());

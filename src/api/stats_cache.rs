@@ -33,7 +33,7 @@ impl StatsCache {
         let mut history = self.history.clone().lock_owned().await;
         let store = store.for_long_reads();
         let look = async move {
-            let glance = store.glance(&mut history, SystemClock.now()).await?;
+            let glance = store.update_stats(&mut history, SystemClock.now()).await?;
             let now = SystemClock.now();
             history.drop_old_minutes(now);
             Ok(Seen {

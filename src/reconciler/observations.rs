@@ -58,7 +58,7 @@ impl Observations {
     /// Returns the observations by look-ups, each with the sequence number of its order.
     pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Observation)> {
         let observations = self.looked_up.iter();
-        observations.map(|(index, observation)| (self.orders.watched()[*index].seq, observation))
+        observations.map(|(index, observation)| (self.orders.targets()[*index].seq, observation))
     }
 
     /// Returns the indexes of the orders that the complete list lacks.
@@ -313,11 +313,11 @@ impl ListSnapshot {
         let mut at = 0;
         let mut statuses = Vec::with_capacity(now.len());
         let mut unrecognised = HashMap::new();
-        for (index, order) in now.watched().iter().enumerate() {
-            let earlier = &before.watched()[at..];
+        for (index, order) in now.targets().iter().enumerate() {
+            let earlier = &before.targets()[at..];
             at += earlier.partition_point(|other| other.seq < order.seq);
             let is_same = before
-                .watched()
+                .targets()
                 .get(at)
                 .is_some_and(|other| other.seq == order.seq);
             if let Some(observation) = self.unrecognised.remove(&at).filter(|_| is_same) {
@@ -401,7 +401,7 @@ mod tests {
             let lead = store.try_lead().await.unwrap().unwrap();
             let recorded = store.record(&lead, changes.collect(), Timestamp(1)).await;
             recorded.unwrap();
-            store.watched().await.unwrap()
+            store.open_orders().await.unwrap()
         });
         let read = |is_complete| {
             let mut reading = ListReader::new(&orders, Timestamp(7));

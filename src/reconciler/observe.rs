@@ -45,9 +45,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn observe(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
-        let mut orders = self.context.store.watched().await?;
+        let mut orders = self.context.store.open_orders().await?;
         let is_frequent = self.is_frequent(began_at);
-        let plan = self.pace.plan(orders.watched(), is_frequent, began_at);
+        let plan = self.pace.plan(orders.targets(), is_frequent, began_at);
         if plan == PollPlan::List && self.list.is_none() {
             let until = began_at.after(self.pace.list_timeout());
             self.pace.on_poll_sent(began_at);
@@ -84,7 +84,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
             return Ok(Report::default());
         };
-        let orders = self.context.store.watched().await?;
+        let orders = self.context.store.open_orders().await?;
         answer.snapshot = answer.snapshot.for_open_orders(&answer.orders, &orders);
         answer.orders = orders;
         self.on_list(answer, stop).await
@@ -338,7 +338,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut restarts = Vec::new();
         let orders = observations
             .orders
-            .watched()
+            .targets()
             .iter()
             .zip(observations.orders.orders());
         for (index, (watched, mut order)) in orders.enumerate() {
@@ -375,7 +375,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             }
         }
         report += self.record(changes, now).await?;
-        self.queue.update(observations.orders.watched(), restarts);
+        self.queue.update(observations.orders.targets(), restarts);
         Ok((running, report))
     }
 

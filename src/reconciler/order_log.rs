@@ -68,9 +68,7 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
         Transition::Settled(Outcome::Failed) => format!("FAILED after {took}"),
         Transition::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
         Transition::Missed { .. } => "is not known to the upstream any more".to_owned(),
-        Transition::GivenUp {
-            trouble: attention, ..
-        }
+        Transition::GivenUp { attention, .. }
         | Transition::Delayed(attention)
         | Transition::Flagged(attention) => {
             let next = span(attention.next_attempt_at.since(now));

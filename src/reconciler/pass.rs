@@ -90,7 +90,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     async fn begin_run(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let (store, lead) = (&self.context.store, &self.context.lead);
-        let set_right = store.set_times_right(lead, now).await;
+        let set_right = store.clamp_times(lead, now).await;
         set_right.context("moving back the moments of open orders failed")?;
         self.heartbeat.set_no_later_than(now);
         self.heartbeat.set_due();

@@ -117,7 +117,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
     } = &*reconciler.context;
     let due_by = clock.now().after(settings.request_timeout);
     let is_unknown = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
-    if store.watched().await?.orders().any(is_unknown) {
+    if store.open_orders().await?.orders().any(is_unknown) {
         let why = "a start of an earlier run has no outcome";
         reconciler.wait(why, stop).await;
     }

@@ -226,7 +226,7 @@ impl<U, C> Context<U, C> {
         Transition::GivenUp {
             answer,
             is_counted: is_in_doubt(answer),
-            trouble: attention,
+            attention,
         }
     }
 }

@@ -43,7 +43,7 @@ pub struct OrderView {
     /// The order.
     pub order: Order,
     /// Earliest time of the reconciler's next poll; `None` before its first one.
-    pub next_look_at: Option<Timestamp>,
+    pub next_poll_at: Option<Timestamp>,
 }
 
 /// An order that may be started or restarted.
@@ -84,12 +84,12 @@ pub enum OperatorResult {
     /// The order is settled, with this status, which is final.
     Settled(Status),
     /// The order has this status, and nothing that the decision would resolve.
-    NotInTrouble(Status, Option<Reason>),
+    NothingToResolve(Status, Option<Reason>),
 }
 
-/// Number of orders and entries that were, or would be, pruned.
+/// Numbers of orders and entries that were, or would be, pruned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
+pub struct PruneCounts {
     /// Number of FULFILLED orders.
     pub fulfilled: u64,
     /// Number of FAILED orders.
@@ -98,7 +98,7 @@ pub struct Removed {
     pub entries: u64,
 }
 
-impl Removed {
+impl PruneCounts {
     /// Returns the number of orders.
     pub fn orders(&self) -> u64 {
         self.fulfilled + self.failed
@@ -114,7 +114,7 @@ impl Removed {
     }
 }
 
-impl AddAssign for Removed {
+impl AddAssign for PruneCounts {
     fn add_assign(&mut self, other: Self) {
         self.fulfilled += other.fulfilled;
         self.failed += other.failed;
@@ -126,7 +126,7 @@ impl AddAssign for Removed {
 #[derive(Clone, Debug)]
 pub struct StatsSnapshot {
     /// Orders and entries pruned so far.
-    pub pruned: Removed,
+    pub pruned: PruneCounts,
     /// Number of orders with attention, by stored reason and by the party that resolves it.
     pub attention: Vec<(Reason, ResolvedBy, u64)>,
     /// The oldest open order.
@@ -152,7 +152,7 @@ pub struct DatabaseSummary {
     /// Sequence number of the newest journal entry; 0 if there is none.
     pub newest_seq: i64,
     /// Orders and entries pruned so far.
-    pub pruned: Removed,
+    pub pruned: PruneCounts,
 }
 
 impl fmt::Display for DatabaseSummary {

@@ -6,7 +6,7 @@ use super::lines::{BoxError, Lines};
 #[cfg(feature = "postgres")]
 use super::postgres::LineSession;
 use super::sqlite::LineFile;
-use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, Removed, StoreError};
+use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError};
 use crate::order::Timestamp;
 
 /// A database, opened to be checked and counted.
@@ -37,13 +37,13 @@ impl Audit {
         }
     }
 
-    /// Checks the invariants of the database, and reports violations through `tell`. Each check is one
+    /// Checks the invariants of the database, and reports violations through `on_finding`. Each check is one
     /// statement, and so one snapshot.
-    pub fn check(&self, mut tell: impl FnMut(Finding)) {
+    pub fn check(&self, mut on_finding: impl FnMut(Finding)) {
         match &self.0 {
-            Engine::Sqlite(file) => file.check(&mut tell),
+            Engine::Sqlite(file) => file.check(&mut on_finding),
             #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.check(&mut tell),
+            Engine::Postgres(session) => session.check(&mut on_finding),
         }
     }
 
@@ -53,7 +53,7 @@ impl Audit {
     }
 
     /// Returns the number of orders and entries that settled before a time and would be pruned.
-    pub fn prunable(&self, settled_before: Timestamp) -> Result<Removed, StoreError> {
+    pub fn prunable(&self, settled_before: Timestamp) -> Result<PruneCounts, StoreError> {
         self.read(|lines| check::prunable(lines, settled_before))
     }
 

@@ -8,12 +8,12 @@ use std::borrow::Cow;
 
 use super::filter::prunable;
 use super::lines::{BoxError, Lines, fields};
-use super::{DatabaseSummary, Finding, Removed};
+use super::{DatabaseSummary, Finding, PruneCounts};
 use crate::order::{OrderId, Status, Timestamp};
 
 /// Findings of one kind that are reported one by one; beyond that only their number is. More lines
 /// than a screen or two are not read.
-const TOLD_MAX: u64 = 50;
+const REPORTED_MAX: u64 = 50;
 
 pub(super) const BY_HAND: &str = "no program of ours does this: hold the database against the upstream with \
                                   `order-service account`, and restore a backup if in doubt";
@@ -53,7 +53,7 @@ const IDS: &str = "SELECT id FROM orders WHERE seq BETWEEN :first AND :last";
 
 /// A check in parts. A part that cannot be read is a finding, and ends only that part.
 pub(super) struct Check<'a> {
-    pub tell: &'a mut dyn FnMut(Finding),
+    pub on_finding: &'a mut dyn FnMut(Finding),
     /// Action for the operator if the database cannot be read.
     pub unreadable: &'static str,
 }
@@ -64,17 +64,17 @@ impl Check<'_> {
         &mut self,
         name: &str,
         to_do: &'static str,
-        find: impl FnOnce(&mut Found<'_>) -> Result<(), BoxError>,
+        find: impl FnOnce(&mut Findings<'_>) -> Result<(), BoxError>,
     ) {
-        let mut found = Found {
-            tell: self.tell,
+        let mut found = Findings {
+            on_finding: self.on_finding,
             to_do,
             count: 0,
         };
         let result = find(&mut found);
         found.end();
         if let Err(error) = result {
-            (self.tell)(Finding {
+            (self.on_finding)(Finding {
                 order: None,
                 what: format!("{name} cannot be checked: {error}"),
                 to_do: self.unreadable,
@@ -125,27 +125,27 @@ impl Check<'_> {
 }
 
 /// Findings of one part.
-pub(super) struct Found<'a> {
-    tell: &'a mut dyn FnMut(Finding),
+pub(super) struct Findings<'a> {
+    on_finding: &'a mut dyn FnMut(Finding),
     to_do: &'static str,
     count: u64,
 }
 
-impl Found<'_> {
+impl Findings<'_> {
     pub fn add(&mut self, order: Option<String>, what: String) {
         self.count += 1;
-        if self.count <= TOLD_MAX {
+        if self.count <= REPORTED_MAX {
             let to_do = self.to_do;
-            (self.tell)(Finding { order, what, to_do });
+            (self.on_finding)(Finding { order, what, to_do });
         }
     }
 
     /// Reports the number of findings beyond the limit.
     fn end(self) {
-        if self.count > TOLD_MAX {
-            (self.tell)(Finding {
+        if self.count > REPORTED_MAX {
+            (self.on_finding)(Finding {
                 order: None,
-                what: format!("and {} more of this kind", self.count - TOLD_MAX),
+                what: format!("and {} more of this kind", self.count - REPORTED_MAX),
                 to_do: self.to_do,
             });
         }
@@ -167,12 +167,12 @@ pub(super) fn summary(db: &dyn Lines) -> Result<DatabaseSummary, BoxError> {
             .zip(numbers[4..].iter().copied())
             .collect(),
         newest_seq: numbers[3].cast_signed(),
-        pruned: removed(&numbers),
+        pruned: prune_counts(&numbers),
     })
 }
 
 /// Returns the number of orders and entries that settled before a time and would be pruned.
-pub(super) fn prunable(db: &dyn Lines, settled_before: Timestamp) -> Result<Removed, BoxError> {
+pub(super) fn prunable(db: &dyn Lines, settled_before: Timestamp) -> Result<PruneCounts, BoxError> {
     let sql = format!(
         concat!(
             "SELECT count(*) FILTER (WHERE status = 'FULFILLED'), \
@@ -183,11 +183,11 @@ pub(super) fn prunable(db: &dyn Lines, settled_before: Timestamp) -> Result<Remo
         ),
         settled_before.0
     );
-    Ok(removed(&numbers(db, &sql)?))
+    Ok(prune_counts(&numbers(db, &sql)?))
 }
 
-fn removed(numbers: &[u64]) -> Removed {
-    Removed {
+fn prune_counts(numbers: &[u64]) -> PruneCounts {
+    PruneCounts {
         fulfilled: numbers[0],
         failed: numbers[1],
         entries: numbers[2],

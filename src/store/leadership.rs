@@ -53,7 +53,7 @@ impl Leadership {
     }
 
     /// Returns the result of a write of this leader unchanged, after noting whether it was deposed.
-    pub(super) fn noted<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn note_loss<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Deposed) = answer {
             self.is_deposed.store(true, Ordering::Release);
         }

@@ -14,7 +14,7 @@ use crate::pace::PollTarget;
 #[derive(Clone, Debug, Default)]
 pub struct OpenOrders {
     ids: IdArena,
-    watched: Vec<PollTarget>,
+    targets: Vec<PollTarget>,
     notes: Vec<Notes>,
     /// Orders with more state than the compact form has room for, with their indexes.
     others: Vec<(usize, OpenOrder)>,
@@ -30,17 +30,17 @@ struct Notes {
 impl OpenOrders {
     /// Returns the number of orders.
     pub fn len(&self) -> usize {
-        self.watched.len()
+        self.targets.len()
     }
 
     /// Returns true if there are no orders.
     pub fn is_empty(&self) -> bool {
-        self.watched.is_empty()
+        self.targets.is_empty()
     }
 
     /// Returns the numbers and start times that the poll schedule needs.
-    pub fn watched(&self) -> &[PollTarget] {
-        &self.watched
+    pub fn targets(&self) -> &[PollTarget] {
+        &self.targets
     }
 
     /// Returns the ids, in order.
@@ -52,32 +52,32 @@ impl OpenOrders {
     ///
     /// # Panics
     /// If the index is out of bounds.
-    pub fn order(&self, place: usize) -> OpenOrder {
-        match self.others.binary_search_by_key(&place, |other| other.0) {
+    pub fn order(&self, index: usize) -> OpenOrder {
+        match self.others.binary_search_by_key(&index, |other| other.0) {
             Ok(at) => self.others[at].1,
-            Err(_) => plain(self.watched[place], self.notes[place]),
+            Err(_) => plain(self.targets[index], self.notes[index]),
         }
     }
 
     /// Iterates over all orders.
     pub fn orders(&self) -> impl Iterator<Item = OpenOrder> {
         let mut others = self.others.iter().peekable();
-        let all = self.watched.iter().zip(&self.notes).enumerate();
+        let all = self.targets.iter().zip(&self.notes).enumerate();
         all.map(
-            move |(place, (watched, notes))| match others.next_if(|other| other.0 == place) {
+            move |(index, (target, notes))| match others.next_if(|other| other.0 == index) {
                 Some((_, order)) => *order,
-                None => plain(*watched, *notes),
+                None => plain(*target, *notes),
             },
         )
     }
 
     /// Returns the orders at these indexes, which must be ascending.
     #[must_use]
-    pub fn chosen(&self, places: &[usize]) -> Self {
+    pub fn chosen(&self, indexes: &[usize]) -> Self {
         let mut chosen = Self::default();
-        for &place in places {
+        for &index in indexes {
             // Cannot fail: every id comes from an arena.
-            let _ = chosen.push(self.ids.get(place), self.order(place));
+            let _ = chosen.push(self.ids.get(index), self.order(index));
         }
         chosen
     }
@@ -91,11 +91,11 @@ impl OpenOrders {
 
     /// Returns the number of the last order; 0 if there is none.
     pub(super) fn last_seq(&self) -> i64 {
-        self.watched.last().map_or(0, |order| order.seq)
+        self.targets.last().map_or(0, |order| order.seq)
     }
 
     fn push_order(&mut self, order: OpenOrder) {
-        let watched = PollTarget {
+        let target = PollTarget {
             seq: order.seq,
             running_since: running_since(&order),
         };
@@ -103,10 +103,10 @@ impl OpenOrders {
             starts: u8::try_from(order.starts).unwrap_or(u8::MAX),
             is_seen: order.is_seen,
         };
-        if plain(watched, notes) != order {
-            self.others.push((self.watched.len(), order));
+        if plain(target, notes) != order {
+            self.others.push((self.targets.len(), order));
         }
-        self.watched.push(watched);
+        self.targets.push(target);
         self.notes.push(notes);
     }
 }
@@ -124,11 +124,11 @@ pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) ->
 }
 
 /// Returns the order that the compact form stands for.
-fn plain(watched: PollTarget, notes: Notes) -> OpenOrder {
+fn plain(target: PollTarget, notes: Notes) -> OpenOrder {
     let missed_at = None;
     OpenOrder {
-        seq: watched.seq,
-        phase: match watched.running_since {
+        seq: target.seq,
+        phase: match target.running_since {
             None => Phase::Created,
             Some(confirmed_at) => Phase::Processing {
                 confirmed_at,
@@ -215,7 +215,7 @@ mod tests {
         assert!(chosen.orders().eq([orders[0], orders[4], orders[8]]));
         assert_eq!(chosen.ids().get(2), "a9");
         let in_doubt = list
-            .watched()
+            .targets()
             .iter()
             .filter(|order| order.running_since.is_none());
         assert_eq!(in_doubt.count(), 3);

@@ -73,7 +73,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) struct Engine {
     inner: Arc<Inner>,
     #[cfg(test)]
-    polls_never: bool,
+    is_polling_off: bool,
 }
 
 struct Inner {
@@ -159,14 +159,14 @@ impl Engine {
         Ok(Self {
             inner: Arc::new(inner),
             #[cfg(test)]
-            polls_never: false,
+            is_polling_off: false,
         })
     }
 
     #[cfg(test)]
     pub fn without_polls(&self) -> Self {
         Self {
-            polls_never: true,
+            is_polling_off: true,
             ..self.clone()
         }
     }
@@ -237,7 +237,7 @@ impl Engine {
             .await
     }
 
-    pub async fn watched(&self) -> Result<OpenOrders, StoreError> {
+    pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
         let mut list = OpenOrders::default();
         loop {
             let so_far = list;
@@ -252,7 +252,7 @@ impl Engine {
                 })
                 .await?;
             list = next;
-            if added < queries::OPEN_READ_MAX {
+            if added < queries::READ_MAX {
                 return Ok(list);
             }
         }
@@ -274,23 +274,23 @@ impl Engine {
         .await
     }
 
-    pub async fn glance(
+    pub async fn update_stats(
         &self,
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
         let before = history.clone();
-        let (glance, after) = self
+        let (stats, after) = self
             .snapshot(LONG_READ_TIMEOUT, move |session| {
                 let mut history = before.clone();
                 Box::pin(async move {
-                    let glance = queries::glance(session, &mut history, now).await?;
-                    Ok((glance, history))
+                    let stats = queries::update_stats(session, &mut history, now).await?;
+                    Ok((stats, history))
                 })
             })
             .await?;
         *history = after;
-        Ok(glance)
+        Ok(stats)
     }
 
     pub async fn next_prunable(
@@ -359,7 +359,7 @@ impl Engine {
     pub fn changes(&self) -> Changes {
         let own = self.queue().commits();
         #[cfg(test)]
-        if self.polls_never {
+        if self.is_polling_off {
             let others = Arc::default();
             return Changes { own, others };
         }

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::StoreError;
 use super::write::{Reply, Write};
-use super::writer_stats::{Counts, WriterStats};
+use super::writer_stats::{Counters, WriterStats};
 
 /// Maximum number of waiting writes: about a second of work for a slow disk. Further writes fail
 /// with [`StoreError::Overloaded`].
@@ -93,7 +93,7 @@ impl Pending {
 /// State shared by the writer and its callers.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub counts: Counts,
+    pub counters: Counters,
     pub commits: watch::Sender<()>,
     /// True after a write was withdrawn because the write lock was not acquired in time, until the
     /// next commit.
@@ -105,25 +105,26 @@ pub(super) struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            counts: Counts::default(),
+            counters: Counters::default(),
             commits: watch::Sender::new(()),
             is_stuck: Arc::default(),
-            blocked_by: "another program holds the turn to write",
+            blocked_by: "another program holds the write lock",
         }
     }
 }
 
 /// Executes a write on the calling thread.
-type CarryOut = Box<dyn Fn(Pending) + Send + Sync>;
+type Execute = Box<dyn Fn(Pending) + Send + Sync>;
 
-enum Place {
+/// Where writes are executed.
+enum Executor {
     Queue(mpsc::Sender<Pending>),
-    Synchronous(CarryOut, Arc<dyn WriteFaults>),
+    Synchronous(Execute, Arc<dyn WriteFaults>),
 }
 
 /// The write queue of a process.
 pub(super) struct Queue {
-    place: Place,
+    executor: Executor,
     shared: Shared,
 }
 
@@ -132,7 +133,7 @@ impl Queue {
     pub fn new(shared: Shared) -> (Self, mpsc::Sender<Pending>, mpsc::Receiver<Pending>) {
         let (sender, waiting) = mpsc::channel(QUEUE_MAX);
         let queue = Self {
-            place: Place::Queue(sender.clone()),
+            executor: Executor::Queue(sender.clone()),
             shared,
         };
         (queue, sender, waiting)
@@ -141,11 +142,11 @@ impl Queue {
     /// Returns a queue that executes each write immediately, on the caller's thread.
     pub fn synchronous(
         shared: Shared,
-        gate: Arc<dyn WriteFaults>,
-        carry_out: impl Fn(Pending) + Send + Sync + 'static,
+        faults: Arc<dyn WriteFaults>,
+        execute: impl Fn(Pending) + Send + Sync + 'static,
     ) -> Self {
         Self {
-            place: Place::Synchronous(Box::new(carry_out), gate),
+            executor: Executor::Synchronous(Box::new(execute), faults),
             shared,
         }
     }
@@ -157,18 +158,18 @@ impl Queue {
 
     /// Returns the writer's counters and the number of waiting writes.
     pub fn stats(&self) -> WriterStats {
-        let waiting = match &self.place {
-            Place::Queue(queue) => queue.max_capacity() - queue.capacity(),
-            Place::Synchronous(..) => 0,
+        let waiting = match &self.executor {
+            Executor::Queue(queue) => queue.max_capacity() - queue.capacity(),
+            Executor::Synchronous(..) => 0,
         };
-        self.shared.counts.snapshot(waiting, QUEUE_MAX)
+        self.shared.counters.snapshot(waiting, QUEUE_MAX)
     }
 
     /// Executes a write, and returns its reply once it is on disk.
     pub async fn write<T>(&self, write: impl FnOnce(Reply<T>) -> Write) -> Result<T, StoreError> {
         let result = self.try_write(write).await;
         if let Err(error) = &result {
-            self.shared.counts.refused(error);
+            self.shared.counters.on_failed(error);
         }
         result
     }
@@ -180,17 +181,17 @@ impl Queue {
             write: write(reply),
             claimed: claimed.clone(),
         };
-        let queue = match &self.place {
-            Place::Queue(queue) => queue,
-            Place::Synchronous(carry_out, gate) => {
-                let passage = gate.next();
-                match passage {
+        let queue = match &self.executor {
+            Executor::Queue(queue) => queue,
+            Executor::Synchronous(execute, faults) => {
+                let fate = faults.next();
+                match fate {
                     WriteFate::CrashBefore => return std::future::pending().await,
-                    WriteFate::Refused => return Err(unwritable("the gate is closed")),
+                    WriteFate::Refused => return Err(unwritable("refused by an injected fault")),
                     WriteFate::Open | WriteFate::AckLost | WriteFate::CrashAfter => {}
                 }
-                carry_out(pending);
-                return match passage {
+                execute(pending);
+                return match fate {
                     WriteFate::CrashAfter => std::future::pending().await,
                     WriteFate::AckLost => Err(StoreError::OutcomeUnknown),
                     _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
@@ -209,7 +210,7 @@ impl Queue {
                 let why = self.shared.blocked_by;
                 log::error!("the database cannot be written: {why}");
             }
-            return Err(unwritable("no turn to write came in time"));
+            return Err(unwritable("the write could not begin in time"));
         }
         match tokio::time::timeout(COMMIT_MAX, answer).await {
             Ok(Ok(result)) => result,

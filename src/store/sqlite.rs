@@ -66,9 +66,9 @@ pub(super) struct Engine {
     inner: Arc<Inner>,
     /// True if reads move the other tasks of the calling thread to another thread, which costs some
     /// 20 us of processor time.
-    hands_over: bool,
+    blocks_in_place: bool,
     #[cfg(test)]
-    polls_never: bool,
+    is_polling_off: bool,
 }
 
 struct Inner {
@@ -93,9 +93,9 @@ impl Engine {
         };
         Ok(Self {
             inner: Arc::new(inner),
-            hands_over: false,
+            blocks_in_place: false,
             #[cfg(test)]
-            polls_never: false,
+            is_polling_off: false,
         })
     }
 
@@ -107,7 +107,7 @@ impl Engine {
 
     pub fn for_long_reads(&self) -> Self {
         Self {
-            hands_over: true,
+            blocks_in_place: true,
             ..self.clone()
         }
     }
@@ -115,7 +115,7 @@ impl Engine {
     #[cfg(test)]
     pub fn without_polls(&self) -> Self {
         Self {
-            polls_never: true,
+            is_polling_off: true,
             ..self.clone()
         }
     }
@@ -162,9 +162,9 @@ impl Engine {
         self.read(|db| orders::count(db, status))
     }
 
-    pub fn watched(&self) -> Result<OpenOrders, StoreError> {
+    pub fn open_orders(&self) -> Result<OpenOrders, StoreError> {
         let mut list = OpenOrders::default();
-        while self.read(|db| open_orders::read_on(db, &mut list))? == open_orders::READ_AT_ONCE {}
+        while self.read(|db| open_orders::read_next(db, &mut list))? == open_orders::READ_MAX {}
         Ok(list)
     }
 
@@ -179,12 +179,12 @@ impl Engine {
         self.read(|db| orders::startable(db, now, max_starts, is_tried, after, limit))
     }
 
-    pub fn glance(
+    pub fn update_stats(
         &self,
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
-        self.read(|db| stats::glance(db, history, now))
+        self.read(|db| stats::update(db, history, now))
     }
 
     pub fn next_prunable(
@@ -230,7 +230,7 @@ impl Engine {
         after: i64,
         now: Timestamp,
     ) -> Result<Vec<i64>, StoreError> {
-        self.read(|db| times::ahead(db, status, after, now))
+        self.read(|db| times::with_times_ahead(db, status, after, now))
     }
 
     /// Checkpoints the write-ahead log into the database file. If that fails, the next program that
@@ -261,7 +261,7 @@ impl Engine {
         query: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let read = || query(&*self.inner.readers.get()?);
-        match self.hands_over {
+        match self.blocks_in_place {
             true => tokio::task::block_in_place(read),
             false => read(),
         }

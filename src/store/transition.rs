@@ -49,7 +49,7 @@ pub enum Transition {
         /// True if the start still counts.
         is_counted: bool,
         /// Attention to show, and time of the next attempt.
-        trouble: AttentionUpdate,
+        attention: AttentionUpdate,
     },
     /// A poll has seen the process of a CREATED order.
     Adopted,

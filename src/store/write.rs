@@ -3,7 +3,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Creation, OperatorResult, OrderChange, Recorded, Removed, Resolution, StoreError};
+use super::{Creation, OperatorResult, OrderChange, PruneCounts, Recorded, Resolution, StoreError};
 use crate::order::{OrderId, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
@@ -38,7 +38,7 @@ pub(super) enum Write {
         reply: Reply<()>,
     },
     /// Clamps times of these open orders that lie ahead of the clock.
-    SetTimesRight {
+    ClampTimes {
         epoch: i64,
         seqs: Vec<i64>,
         now: Timestamp,
@@ -49,7 +49,7 @@ pub(super) enum Write {
         seqs: Vec<i64>,
         settled_before: Timestamp,
         now: Timestamp,
-        reply: Reply<Removed>,
+        reply: Reply<PruneCounts>,
     },
     /// Checks that orders can be written, by writing a row.
     Probe { now: Timestamp, reply: Reply<()> },
@@ -70,7 +70,7 @@ impl Write {
             Self::Record { reply, .. } => reply.finish(result),
             Self::Prune { reply, .. } => reply.finish(result),
             Self::Heartbeat { reply, .. }
-            | Self::SetTimesRight { reply, .. }
+            | Self::ClampTimes { reply, .. }
             | Self::Probe { reply, .. }
             | Self::Nothing { reply } => reply.finish(result),
             #[cfg(test)]

@@ -9,21 +9,21 @@ use crate::histogram::Histogram;
 use crate::order::Timestamp;
 
 /// Bucket bounds of the duration of a commit, in microseconds: from a fast disk to one that hangs.
-pub const COMMITTED_WITHIN_US: [u64; 12] = [
+pub const COMMIT_TIME_BOUNDS_US: [u64; 12] = [
     250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 2_500_000, 10_000_000,
 ];
 
 /// Bucket bounds of the number of writes in a commit, which never exceeds the last.
-pub const COMMITTED_AT_ONCE: [u64; 6] = [1, 4, 16, 64, 128, 256];
+pub const COMMIT_SIZE_BOUNDS: [u64; 6] = [1, 4, 16, 64, 128, 256];
 
 /// Counters of this process' writer since its start, and the length of its queue.
 #[derive(Clone, Debug, Default)]
 pub struct WriterStats {
     /// Durations of commits, from the request for the write lock until all is on disk, in
-    /// microseconds; bounds in [`COMMITTED_WITHIN_US`].
-    pub took: Histogram,
-    /// Numbers of writes per commit; bounds in [`COMMITTED_AT_ONCE`].
-    pub at_once: Histogram,
+    /// microseconds; bounds in [`COMMIT_TIME_BOUNDS_US`].
+    pub commit_times: Histogram,
+    /// Numbers of writes per commit; bounds in [`COMMIT_SIZE_BOUNDS`].
+    pub commit_sizes: Histogram,
     /// Number of writes rejected because the queue was full.
     pub overloaded: u64,
     /// Number of writes that failed without effect.
@@ -42,39 +42,37 @@ pub struct WriterStats {
 
 /// Shared counters behind [`WriterStats`].
 #[derive(Clone, Default)]
-pub(super) struct Counts(Arc<Mutex<WriterStats>>);
+pub(super) struct Counters(Arc<Mutex<WriterStats>>);
 
-impl Counts {
+impl Counters {
     /// Counts a commit of this many writes.
-    pub fn committed(&self, writes: usize, took: Duration) {
-        self.change(|writing| {
-            writing.took.count_us(&COMMITTED_WITHIN_US, took);
-            writing.at_once.count(&COMMITTED_AT_ONCE, writes as u64);
-            if writing.failing_since.take().is_some() {
-                writing.succeeding_since = Some(SystemClock.now());
+    pub fn on_committed(&self, writes: usize, took: Duration) {
+        self.change(|stats| {
+            stats.commit_times.count_us(&COMMIT_TIME_BOUNDS_US, took);
+            stats.commit_sizes.count(&COMMIT_SIZE_BOUNDS, writes as u64);
+            if stats.failing_since.take().is_some() {
+                stats.succeeding_since = Some(SystemClock.now());
             }
         });
     }
 
     /// Counts a write that failed or whose outcome is unknown.
-    pub fn refused(&self, error: &StoreError) {
-        self.change(|writing| {
+    pub fn on_failed(&self, error: &StoreError) {
+        self.change(|stats| {
             match error {
                 // The database has worked as it should.
                 StoreError::Deposed => return,
                 // Other writes are executed meanwhile.
                 StoreError::Overloaded => {
-                    writing.overloaded += 1;
+                    stats.overloaded += 1;
                     return;
                 }
                 StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
-                    writing.unwritable += 1;
+                    stats.unwritable += 1;
                 }
-                StoreError::OutcomeUnknown => writing.unknown += 1,
+                StoreError::OutcomeUnknown => stats.unknown += 1,
             }
-            writing
-                .failing_since
-                .get_or_insert_with(|| SystemClock.now());
+            stats.failing_since.get_or_insert_with(|| SystemClock.now());
         });
     }
 

@@ -352,7 +352,7 @@ async fn overload_is_refused_at_once_in_bounded_memory() {
     assert!(!log.contains("panicked"), "{log}");
     assert_eq!(log.matches("ERROR").count(), 1, "logged once: {log}");
     assert!(
-        log.contains("another program holds the turn to write"),
+        log.contains("another program holds the write lock"),
         "{log}"
     );
     assert_eq!(api.stop(), Some(0));

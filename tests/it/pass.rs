@@ -127,7 +127,7 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     assert!(pass(&mut reconciler).unreachable);
     assert_eq!(harness.upstream.take_requests(), ["start a1"]);
     assert!(
-        ready(harness.store.watched()).unwrap().is_empty(),
+        ready(harness.store.open_orders()).unwrap().is_empty(),
         "no intent is left"
     );
     for probed in ["look_up a1", "look_up a2", "look_up a1"] {
@@ -395,7 +395,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     pass(&mut reconciler);
     harness.upstream.start_fault.set(Fault::Answered);
     let (mut passes, mut restarted) = (0, 0);
-    while ready(harness.store.watched())
+    while ready(harness.store.open_orders())
         .unwrap()
         .orders()
         .any(|order| order.intent.is_some() || order.is_missed())

@@ -80,7 +80,7 @@ pub fn prune(world: &World, arguments: &[&str]) -> Ran {
 }
 
 fn pruned_so_far(store: &Store) -> u64 {
-    let stats = ready(store.glance(&mut JournalStats::default(), SystemClock.now()));
+    let stats = ready(store.update_stats(&mut JournalStats::default(), SystemClock.now()));
     stats.unwrap().pruned.orders()
 }
 

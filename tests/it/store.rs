@@ -177,7 +177,7 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it(fresh: Factory) {
     assert_eq!(record(store, seq, intend(Some(4)), 7).await, (0, 1));
     assert_eq!(record(store, seq, intend(Some(5)), 8).await, (1, 0));
     assert_eq!(
-        store.watched().await.unwrap().order(0).starts,
+        store.open_orders().await.unwrap().order(0).starts,
         2,
         "the silent one counts, and the new one"
     );
@@ -190,7 +190,7 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none(fresh: Fact
     let given_up = |answer, is_counted| Transition::GivenUp {
         answer,
         is_counted,
-        trouble: AttentionUpdate {
+        attention: AttentionUpdate {
             reason: Reason::UpstreamUnreachable,
             detail: "no answer".to_owned(),
             next_attempt_at: Timestamp(9),

@@ -174,18 +174,18 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let store = open(&database)?;
     let mut passes = Passes::new(store.clone(), client(&running.url)?)?;
     passes.next(RUNNING.orders)?;
-    let before = ready(store.watched())?;
+    let before = ready(store.open_orders())?;
     let (ours, reference) = alternately(
         2 * ROUNDS,
         |_| Ok(millis(passes.next(RUNNING.orders)?)),
         |_| {
             let list = list_alone(&running.url)?;
             let begun = Instant::now();
-            ensure!(ready(store.watched())?.len() as u64 == RUNNING.orders);
+            ensure!(ready(store.open_orders())?.len() as u64 == RUNNING.orders);
             Ok(millis(list + begun.elapsed()))
         },
     )?;
-    let after = ready(store.watched())?;
+    let after = ready(store.open_orders())?;
     ensure!(before.orders().eq(after.orders()), "orders were written");
     Ok(vec![
         Line::new(
@@ -387,7 +387,7 @@ fn list_alone(url: &str) -> anyhow::Result<Duration> {
 
 fn record_alone(database: &Path) -> anyhow::Result<Duration> {
     let store = open(database)?;
-    let seqs: Vec<i64> = ready(store.watched())?
+    let seqs: Vec<i64> = ready(store.open_orders())?
         .orders()
         .map(|order| order.seq)
         .collect();

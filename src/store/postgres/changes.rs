@@ -14,7 +14,7 @@ use crate::messages::PROCESS_LOST;
 use crate::order::{EventReason, Outcome, Reason, Timestamp};
 use crate::store::{AttentionUpdate, OrderChange, Recorded, Transition};
 
-/// A change with its place in the batch, and the moment at which it is recorded.
+/// A change in a batch, and the time at which it is recorded.
 #[derive(Clone, Copy)]
 pub(super) struct BatchChange<'a> {
     pub change: &'a OrderChange,
@@ -305,7 +305,7 @@ impl Plan {
         Self { statements }
     }
 
-    /// Returns which changes took effect, by their place in the batch.
+    /// Returns which changes took effect, by their index in the batch.
     pub fn took_effect(&self, answers: &[Vec<Row>], count: usize) -> Result<Vec<bool>, Error> {
         let mut took_effect = vec![false; count];
         for (at, by_seq) in &self.statements {
@@ -359,21 +359,21 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
             _ => true,
         })
     };
-    let trouble = |of: &BatchChange<'_>| match &of.change.step {
-        Transition::GivenUp { trouble, .. }
-        | Transition::Flagged(trouble)
-        | Transition::Delayed(trouble) => trouble.clone(),
+    let attention = |of: &BatchChange<'_>| match &of.change.step {
+        Transition::GivenUp { attention, .. }
+        | Transition::Flagged(attention)
+        | Transition::Delayed(attention) => attention.clone(),
         _ => AttentionUpdate {
             reason: Reason::ProcessLost,
             detail: String::new(),
             next_attempt_at: of.now,
         },
     };
-    let troubles = || -> [Value; 3] {
+    let attentions = || -> [Value; 3] {
         [
-            column(changes, |of| trouble(of).reason.as_str()),
-            column(changes, |of| trouble(of).detail),
-            column(changes, |of| trouble(of).next_attempt_at.0),
+            column(changes, |of| attention(of).reason.as_str()),
+            column(changes, |of| attention(of).detail),
+            column(changes, |of| attention(of).next_attempt_at.0),
         ]
     };
     let mut values = vec![column(changes, |of| of.change.seq)];
@@ -432,11 +432,11 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
                 }
                 _ => 0i32,
             }));
-            values.extend(troubles());
+            values.extend(attentions());
             values.push(at());
         }
         Kind::Flag | Kind::Delay => {
-            values.extend(troubles());
+            values.extend(attentions());
             values.push(at());
         }
         Kind::See | Kind::Withdraw | Kind::Clear => {}

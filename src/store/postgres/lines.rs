@@ -76,9 +76,9 @@ impl LineSession {
     }
 
     /// Runs all checks.
-    pub fn check(&self, tell: &mut dyn FnMut(Finding)) {
+    pub fn check(&self, on_finding: &mut dyn FnMut(Finding)) {
         let mut check = Check {
-            tell,
+            on_finding,
             unreadable: UNREADABLE,
         };
         check.rule(self, "schema", SCHEMA, SCHEMA_FINDINGS);

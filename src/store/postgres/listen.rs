@@ -1,4 +1,4 @@
-//! Hearing of the commits of other processes: each notifies. A look each second finds what a lost
+//! Notifications of commits by other processes. A poll each second finds what a lost
 //! notification has missed.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

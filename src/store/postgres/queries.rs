@@ -5,9 +5,9 @@ use tokio_postgres::types::ToSql;
 
 use super::error::Error;
 use super::rows::{
-    ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, entry_of, event_of, found_columns, found_of, heartbeat_of,
-    id_of, needs_operator, open_order_of, order_columns, order_of, reason_of, removed_of,
-    resolved_by, start_candidate_of, time, unreachable_of,
+    ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, entry_of, event_of, heartbeat_of, id_of, needs_operator,
+    open_order_of, order_columns, order_of, order_view_columns, order_view_of, outage_of,
+    prune_counts_of, reason_of, resolved_by, start_candidate_of, time,
 };
 use super::session::Session;
 use crate::decide::OpenOrder;
@@ -20,25 +20,25 @@ use crate::store::AttentionFilter::{Any, By, Without};
 use crate::store::cursor::{Extent, Histories, History, Sequence};
 use crate::store::filter::prunable;
 use crate::store::{
-    Cursor, Filter, OpenOrders, OrderView, Page, Removed, StartCandidate, StatsSnapshot,
+    Cursor, Filter, OpenOrders, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot,
 };
 
 /// Orders that are read by one statement where all open ones are wanted: some milliseconds' work.
-pub(super) const OPEN_READ_MAX: usize = 10_000;
+pub(super) const READ_MAX: usize = 10_000;
 
 /// Orders of which the times are corrected in one transaction.
-const CORRECTED_MAX: i64 = 2_000;
+const BATCH_MAX: i64 = 2_000;
 
 /// An order by its id, with what the heartbeat says to its readers.
-const FOUND: &str = concat!(
+const ORDER_VIEW: &str = concat!(
     "SELECT ",
-    found_columns!(),
+    order_view_columns!(),
     " FROM orders CROSS JOIN heartbeat WHERE orders.id = $1"
 );
 
 pub(super) async fn find(session: &Session, id: &OrderId) -> Result<Option<OrderView>, Error> {
-    let rows = session.query(FOUND, &[&id.as_str()]).await?;
-    rows.first().map(found_of).transpose()
+    let rows = session.query(ORDER_VIEW, &[&id.as_str()]).await?;
+    rows.first().map(order_view_of).transpose()
 }
 
 /// Reads one number.
@@ -100,7 +100,7 @@ pub(super) async fn startable(
 }
 
 /// Adds the open orders that come next to the list; the last are among them if they are fewer than
-/// [`OPEN_READ_MAX`].
+/// [`READ_MAX`].
 pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Result<usize, Error> {
     let sql = format!(
         "SELECT {OPEN_ORDER} FROM ( \
@@ -112,7 +112,7 @@ pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Resul
          ORDER BY seq LIMIT $2"
     );
     let (before, after) = (list.len(), list.last_seq());
-    let values: [&(dyn ToSql + Sync); 2] = [&after, &limit_of(OPEN_READ_MAX)];
+    let values: [&(dyn ToSql + Sync); 2] = [&after, &limit_of(READ_MAX)];
     session
         .for_each(&sql, &values, |row| {
             let id: &str = row.try_get(1)?;
@@ -122,7 +122,7 @@ pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Resul
     Ok(list.len() - before)
 }
 
-/// The places of the first orders after a number of which a time lies ahead of what it can be.
+/// Returns the sequence numbers of the first orders after `after` with an impossible time.
 pub(super) async fn with_times_ahead(
     session: &Session,
     status: Status,
@@ -134,8 +134,7 @@ pub(super) async fn with_times_ahead(
               OR next_attempt_at > $4) \
          ORDER BY seq LIMIT $5";
     let latest = now.after(BACKOFF_MAX).0;
-    let values: [&(dyn ToSql + Sync); 5] =
-        [&status.as_str(), &after, &now.0, &latest, &CORRECTED_MAX];
+    let values: [&(dyn ToSql + Sync); 5] = [&status.as_str(), &after, &now.0, &latest, &BATCH_MAX];
     seqs(session, SQL, &values).await
 }
 
@@ -152,9 +151,9 @@ pub(super) async fn heartbeat(session: &Session) -> Result<ReconcilerState, Erro
     heartbeat_of(&session.query_one(HEARTBEAT, &[]).await?)
 }
 
-pub(super) async fn pruned(session: &Session) -> Result<Removed, Error> {
+pub(super) async fn pruned(session: &Session) -> Result<PruneCounts, Error> {
     let sql = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
-    removed_of(&session.query_one(sql, &[]).await?)
+    prune_counts_of(&session.query_one(sql, &[]).await?)
 }
 
 pub(super) async fn next_prunable(
@@ -230,16 +229,16 @@ pub(super) async fn page(
     let down = "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
                 WHERE id = 1 AND upstream = 'down'";
     let down = session.query(down, &[]).await?;
-    let unreachable = match down.first() {
-        Some(row) => Some(unreachable_of(row, 0)?),
+    let outage = match down.first() {
+        Some(row) => Some(outage_of(row, 0)?),
         None => None,
     };
-    let orders: Vec<Order> = match page_sql(filter, unreachable.is_some()) {
+    let orders: Vec<Order> = match page_sql(filter, outage.is_some()) {
         None => Vec::new(),
         Some(sql) => {
             let values: [&(dyn ToSql + Sync); 3] = [&after.seq, &last, &limit_of(limit)];
             let rows = session.query(&sql, &values).await?;
-            let orders = rows.iter().map(|row| order_of(row, unreachable.as_ref()));
+            let orders = rows.iter().map(|row| order_of(row, outage.as_ref()));
             orders.collect::<Result<_, _>>()?
         }
     };
@@ -377,7 +376,7 @@ pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
 }
 
 /// Brings a history up to date, and reads all else that is shown of the whole.
-pub(super) async fn glance(
+pub(super) async fn update_stats(
     session: &Session,
     history: &mut JournalStats,
     now: Timestamp,
@@ -451,7 +450,7 @@ pub(super) async fn details(
     }))
 }
 
-/// Number of starts that come before that of an order that waits for its turn, about; see
+/// Returns the approximate number of starts ahead of a waiting order; see
 /// [`OrderDetails::ahead`].
 async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u64, Error> {
     let own = order.start_class();

@@ -12,7 +12,7 @@ use crate::order::{
 };
 use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{OrderView, Outage, Removed, StartCandidate};
+use crate::store::{OrderView, Outage, PruneCounts, StartCandidate};
 
 /// True in SQL if an operator has to bring an order on; the rule is that of `store/sqlite/row_mapping.rs`.
 macro_rules! needs_operator {
@@ -39,8 +39,8 @@ macro_rules! order_columns {
 }
 pub(super) use order_columns;
 
-/// The columns of a [`OrderView`], as [`found_of`] reads them.
-macro_rules! found_columns {
+/// The columns of a [`OrderView`], as [`order_view_of`] reads them.
+macro_rules! order_view_columns {
     () => {
         concat!(
             order_columns!(),
@@ -48,7 +48,7 @@ macro_rules! found_columns {
         )
     };
 }
-pub(super) use found_columns;
+pub(super) use order_view_columns;
 
 /// The columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
 pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
@@ -56,7 +56,7 @@ pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_u
                                      missed_at, released_at, process_seen";
 
 /// Reads it from three columns.
-pub(super) fn unreachable_of(row: &Row, from: usize) -> Result<Outage, Error> {
+pub(super) fn outage_of(row: &Row, from: usize) -> Result<Outage, Error> {
     Ok(Outage {
         since: Timestamp(row.try_get(from)?),
         detail: row.try_get(from + 1)?,
@@ -64,18 +64,18 @@ pub(super) fn unreachable_of(row: &Row, from: usize) -> Result<Outage, Error> {
     })
 }
 
-pub(super) fn found_of(row: &Row) -> Result<OrderView, Error> {
-    let unreachable = match row.try_get(11)? {
-        true => Some(unreachable_of(row, 12)?),
+pub(super) fn order_view_of(row: &Row) -> Result<OrderView, Error> {
+    let outage = match row.try_get(11)? {
+        true => Some(outage_of(row, 12)?),
         false => None,
     };
     Ok(OrderView {
-        order: order_of(row, unreachable.as_ref())?,
-        next_look_at: time(row, 15)?,
+        order: order_of(row, outage.as_ref())?,
+        next_poll_at: time(row, 15)?,
     })
 }
 
-pub(super) fn order_of(row: &Row, unreachable: Option<&Outage>) -> Result<Order, Error> {
+pub(super) fn order_of(row: &Row, outage: Option<&Outage>) -> Result<Order, Error> {
     let status = status_of(row, 2)?;
     let created_at = Timestamp(row.try_get(3)?);
     let attention = match reason_of(row, 6)? {
@@ -86,7 +86,7 @@ pub(super) fn order_of(row: &Row, unreachable: Option<&Outage>) -> Result<Order,
             detail: row.try_get(8)?,
             next_attempt_at: time(row, 9)?,
         }),
-        None => unreachable
+        None => outage
             .filter(|_| !status.is_settled())
             .map(|outage| outage.attention(created_at)),
     };
@@ -191,9 +191,9 @@ fn event_reason_of(row: &Row, column: usize) -> Result<EventReason, Error> {
         .ok_or_else(|| Error::value(format_args!("{word:?} is no reason for a journal entry")))
 }
 
-pub(super) fn removed_of(row: &Row) -> Result<Removed, Error> {
+pub(super) fn prune_counts_of(row: &Row) -> Result<PruneCounts, Error> {
     let count = |column| row.try_get::<_, i64>(column).map(i64::unsigned_abs);
-    Ok(Removed {
+    Ok(PruneCounts {
         fulfilled: count(0)?,
         failed: count(1)?,
         entries: count(2)?,

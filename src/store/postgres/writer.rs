@@ -22,7 +22,8 @@ use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::connect::{Connector, NUMBERING_LOCK};
 use super::error::Error;
 use super::rows::{
-    ENTRY, entry_of, found_columns, found_of, needs_operator, order_columns, reason_of, status_of,
+    ENTRY, entry_of, needs_operator, order_columns, order_view_columns, order_view_of, reason_of,
+    status_of,
 };
 use super::session::{FailedStep, Session, Steps, Value};
 use crate::decide::LostProcess;
@@ -33,7 +34,7 @@ use crate::reconciler_state::ReconcilerState;
 use crate::store::filter::prunable;
 use crate::store::queue::{BATCH_MAX, Pending, Shared};
 use crate::store::write::Write;
-use crate::store::{Creation, OperatorResult, OrderView, Removed, Resolution, StoreError};
+use crate::store::{Creation, OperatorResult, OrderView, PruneCounts, Resolution, StoreError};
 
 /// Time limit for a batch that was begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
@@ -69,7 +70,7 @@ const CREATE: &str = "\
 /// The orders with these ids, and the batches that created them.
 const FIND_ALL: &str = concat!(
     "SELECT ",
-    found_columns!(),
+    order_view_columns!(),
     ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
 );
 
@@ -142,7 +143,7 @@ pub(super) struct Writer {
     /// The row of this process in `writers`.
     id: i64,
     /// The last failure, to log each kind once.
-    trouble: Option<String>,
+    logged_failure: Option<String>,
 }
 
 /// Writes that share a transaction.
@@ -174,7 +175,7 @@ impl Writer {
             session: Some(session),
             shared,
             id: fastrand::i64(..),
-            trouble: None,
+            logged_failure: None,
         }
     }
 
@@ -203,7 +204,7 @@ impl Writer {
             is_in_doubt: false,
         };
         match connected {
-            Ok(()) => self.carry_out(batch, wanted_at).await,
+            Ok(()) => self.execute(batch, wanted_at).await,
             Err(error) => self.fail(batch, error),
         }
     }
@@ -214,7 +215,7 @@ impl Writer {
             match self.connector.session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
-                    self.note_trouble(&error);
+                    self.log_failure(&error);
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -223,14 +224,16 @@ impl Writer {
         Ok(())
     }
 
-    async fn carry_out(&mut self, mut batch: Batch, wanted_at: Instant) {
+    async fn execute(&mut self, mut batch: Batch, wanted_at: Instant) {
         let deadline = Instant::now() + BATCH_TIMEOUT;
         while !batch.writes.is_empty() {
             let attempt = tokio::time::timeout_at(deadline, self.attempt(&mut batch)).await;
             let error = match attempt.unwrap_or(Err(Failure::Error(Error::Silent))) {
                 Ok(()) => {
                     let count = batch.writes.len();
-                    self.shared.counts.committed(count, wanted_at.elapsed());
+                    self.shared
+                        .counters
+                        .on_committed(count, wanted_at.elapsed());
                     self.finish(batch.writes);
                     return;
                 }
@@ -250,7 +253,7 @@ impl Writer {
                         writes: vec![write],
                         is_in_doubt: false,
                     };
-                    Box::pin(self.carry_out(alone, wanted_at)).await;
+                    Box::pin(self.execute(alone, wanted_at)).await;
                 }
                 return;
             }
@@ -258,7 +261,7 @@ impl Writer {
                 self.fail(batch, error);
                 return;
             }
-            self.note_trouble(&error);
+            self.log_failure(&error);
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -368,7 +371,7 @@ impl Writer {
     fn finish(&mut self, writes: Vec<Pending>) {
         self.shared.commits.send_replace(());
         let was_stuck = self.shared.is_stuck.swap(false, Ordering::AcqRel);
-        if self.trouble.take().is_some() || was_stuck {
+        if self.logged_failure.take().is_some() || was_stuck {
             log::info!("the database can be written again");
         }
         for pending in writes {
@@ -381,7 +384,7 @@ impl Writer {
         if error.is_own_fault() {
             log::error!("a write was refused by the database: {error}");
         } else {
-            self.note_trouble(&error);
+            self.log_failure(&error);
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         for pending in batch.writes {
@@ -392,11 +395,11 @@ impl Writer {
         }
     }
 
-    fn note_trouble(&mut self, error: &Error) {
-        let trouble = error.to_string_with_causes();
-        if self.trouble.as_ref() != Some(&trouble) {
-            log::error!("the database cannot be written: {trouble}");
-            self.trouble = Some(trouble);
+    fn log_failure(&mut self, error: &Error) {
+        let cause = error.to_string_with_causes();
+        if self.logged_failure.as_ref() != Some(&cause) {
+            log::error!("the database cannot be written: {cause}");
+            self.logged_failure = Some(cause);
         }
     }
 }
@@ -416,7 +419,7 @@ fn epoch_of(write: &Write) -> Option<i64> {
     match write {
         Write::Record { epoch, .. }
         | Write::Heartbeat { epoch, .. }
-        | Write::SetTimesRight { epoch, .. } => Some(*epoch),
+        | Write::ClampTimes { epoch, .. } => Some(*epoch),
         _ => None,
     }
 }
@@ -460,7 +463,7 @@ impl Batch {
         for pending in &mut self.writes {
             match &mut pending.write {
                 Write::Heartbeat { reply, .. }
-                | Write::SetTimesRight { reply, .. }
+                | Write::ClampTimes { reply, .. }
                 | Write::Probe { reply, .. }
                 | Write::Nothing { reply } => reply.keep(()),
                 #[cfg(test)]
@@ -511,7 +514,7 @@ impl Batch {
     fn keep_creations(&mut self, rows: &[Row]) -> Result<(), Error> {
         let mut found: HashMap<OrderId, (Order, bool)> = HashMap::new();
         for row in rows {
-            let OrderView { order, .. } = found_of(row)?;
+            let OrderView { order, .. } = order_view_of(row)?;
             let is_own = row.try_get::<_, i64>(16)? == self.number;
             found.insert(order.id.clone(), (order, is_own));
         }
@@ -573,7 +576,7 @@ impl RowWork {
                 Write::Lead { .. } => {
                     single.insert(index, steps.add(BEGIN_EPOCH, vec![]));
                 }
-                Write::SetTimesRight { seqs, now, .. } => {
+                Write::ClampTimes { seqs, now, .. } => {
                     has_others = true;
                     let latest = now.after(BACKOFF_MAX).0;
                     let values: Vec<Value> =
@@ -636,7 +639,7 @@ impl RowWork {
                     Some((changed, at)),
                 ) => {
                     let Some(row) = changed.first() else {
-                        reply.keep(why_not(&answers[at + 1])?);
+                        reply.keep(nothing_done(&answers[at + 1])?);
                         continue;
                     };
                     if *resolution == Resolution::Fail {
@@ -675,14 +678,14 @@ fn changes_of(writes: &[Pending]) -> Vec<BatchChange<'_>> {
 }
 
 /// Why an operator's decision changed nothing.
-fn why_not(rows: &[Row]) -> Result<OperatorResult, Error> {
+fn nothing_done(rows: &[Row]) -> Result<OperatorResult, Error> {
     let Some(row) = rows.first() else {
         return Ok(OperatorResult::Missing);
     };
     let status = status_of(row, 0)?;
     Ok(match status.is_settled() {
         true => OperatorResult::Settled(status),
-        false => OperatorResult::NotInTrouble(status, reason_of(row, 1)?),
+        false => OperatorResult::NothingToResolve(status, reason_of(row, 1)?),
     })
 }
 
@@ -734,7 +737,7 @@ struct Removals {
     seqs: Vec<i64>,
     last_entry: i64,
     /// The answer to each write that removes.
-    removed: Vec<Removed>,
+    removed: Vec<PruneCounts>,
 }
 
 impl Removals {
@@ -758,7 +761,7 @@ impl Removals {
                     serde_json::from_str(row.try_get(0)?).map_err(Error::value)?
                 }
             };
-            let mut removed = Removed::default();
+            let mut removed = PruneCounts::default();
             let mut own = Vec::new();
             for row in session.query(PRUNABLE, &[&settled_before.0, seqs]).await? {
                 let seq: i64 = row.try_get(0)?;
@@ -794,7 +797,7 @@ impl Removals {
         let Some(history) = &self.history else {
             return Ok(());
         };
-        let mut all = Removed::default();
+        let mut all = PruneCounts::default();
         for removed in &self.removed {
             all += *removed;
         }

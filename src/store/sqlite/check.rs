@@ -5,15 +5,15 @@ use rusqlite::{Connection, Row};
 
 use super::open;
 use crate::store::Finding;
-use crate::store::check::{Check, Found, SCHEMA};
+use crate::store::check::{Check, Findings, SCHEMA};
 
 const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \
                        restore the newest backup; then look after the disk";
 
 /// Runs all checks.
-pub(super) fn check(db: &Connection, tell: &mut dyn FnMut(Finding)) {
+pub(super) fn check(db: &Connection, on_finding: &mut dyn FnMut(Finding)) {
     let mut check = Check {
-        tell,
+        on_finding,
         unreadable: DAMAGED,
     };
     check.part("schema", SCHEMA, |found| Ok(schema(db, found)?));
@@ -36,7 +36,7 @@ fn each(
 
 /// Reports tables and indexes that differ from those of the migrations. A query that names a
 /// missing index fails.
-fn schema(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
+fn schema(db: &Connection, found: &mut Findings<'_>) -> rusqlite::Result<()> {
     // SQLite's own objects have no SQL text.
     const SCHEMA_OF: &str =
         "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
@@ -74,7 +74,7 @@ fn schema(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
 
 /// Reports the findings of SQLite: damaged pages, indexes that do not match their tables, rows that
 /// violate the schema.
-fn pages(db: &Connection, found: &mut Found<'_>) -> rusqlite::Result<()> {
+fn pages(db: &Connection, found: &mut Findings<'_>) -> rusqlite::Result<()> {
     each(db, "PRAGMA integrity_check", |row| {
         let what: String = row.get(0)?;
         if what != "ok" {

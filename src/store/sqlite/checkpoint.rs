@@ -27,21 +27,21 @@ const FRAMES_MAX: i64 = 12_000;
 
 /// Maximum size of the log file after a restart of the log, in bytes: a little more than its
 /// largest usual size.
-const KEPT_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
+const LOG_BYTES_MAX: i64 = 5_000 * FRAMES_MAX;
 
 /// Maximum number of frames that the writer copies itself: some milliseconds of work.
 const LEFT_MAX: i64 = 500;
 
 /// Growth of the log, in frames, after which the writer tries again while readers block the
 /// checkpoint.
-const AGAIN_AFTER: i64 = 1_000;
+const RETRY_AFTER: i64 = 1_000;
 
 /// Maximum wait of the writer for readers, which are in the middle of a page.
-const READERS_WAIT: Duration = Duration::from_millis(50);
+const READERS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Interval at which the background thread checks that the files have not moved: a removed log is
 /// then checkpointed before the program may crash, even if nothing is written.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Copies as many frames as possible without waiting.
 const COPY: &str = "PRAGMA wal_checkpoint(PASSIVE)";
@@ -53,7 +53,7 @@ const RESTART: &str = "PRAGMA wal_checkpoint(RESTART)";
 const EMPTY: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
 /// Reports the state of the log without copying.
-const LOOK: &str = "PRAGMA wal_checkpoint(NOOP)";
+const STATE: &str = "PRAGMA wal_checkpoint(NOOP)";
 
 /// Decides when a checkpoint runs, and on which thread.
 pub(super) struct Checkpointer {
@@ -67,7 +67,7 @@ pub(super) struct Checkpointer {
     /// restarted, by whatever process.
     frames: i64,
     /// Frames in the log when the background thread was last woken; 0 after a restart of the log.
-    asked_at: i64,
+    requested_at: i64,
     /// Frames in the log when readers last blocked a checkpoint; 0 after a restart of the log.
     blocked_at: i64,
 }
@@ -75,13 +75,13 @@ pub(super) struct Checkpointer {
 impl Checkpointer {
     /// Leaves all checkpoints to the writer until a background thread is started.
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
-        db.pragma_update(None, "journal_size_limit", KEPT_BYTES_MAX)?;
+        db.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
         Ok(Self {
             empties_next: Arc::default(),
             background: None,
             copying: Arc::default(),
             frames: 0,
-            asked_at: 0,
+            requested_at: 0,
             blocked_at: 0,
         })
     }
@@ -91,34 +91,34 @@ impl Checkpointer {
         self.empties_next.clone()
     }
 
-    /// Starts the background thread, which also calls `look` each second. It ends when this value
+    /// Starts the background thread, which also calls `on_interval` each second. It ends when this value
     /// is dropped.
     pub fn start_in_background(
         &mut self,
         file: &OpenedFile,
-        look: impl Fn() + Send + 'static,
+        on_interval: impl Fn() + Send + 'static,
     ) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
-        let (ask, asked) = sync_channel(1);
+        let (request, requests) = sync_channel(1);
         let copying = self.copying.clone();
         std::thread::Builder::new()
             .name("checkpoint".to_owned())
-            .spawn(move || copy_in_background(&db, &asked, &copying, look))
+            .spawn(move || copy_in_background(&db, &requests, &copying, on_interval))
             .map_err(|error| file.error(error))?;
-        self.background = Some(ask);
+        self.background = Some(request);
         Ok(())
     }
 
     /// Runs or requests the checkpoint that the log's size calls for. Requires that no transaction
     /// is open on `db` and that the caller has the write lock.
     pub fn after_commit(&mut self, db: &Connection) {
-        let log = Log::after(db, LOOK).unwrap_or_default();
+        let log = Log::after(db, STATE).unwrap_or_default();
         if log.frames < self.frames {
-            (self.asked_at, self.blocked_at) = (0, 0);
+            (self.requested_at, self.blocked_at) = (0, 0);
         }
         self.frames = log.frames;
-        let end_from = BACKGROUND_FROM.max(self.blocked_at + AGAIN_AFTER);
-        let copy_from = BACKGROUND_FROM.max(self.asked_at.max(self.blocked_at) + LEFT_MAX);
+        let end_from = BACKGROUND_FROM.max(self.blocked_at + RETRY_AFTER);
+        let copy_from = BACKGROUND_FROM.max(self.requested_at.max(self.blocked_at) + LEFT_MAX);
         let is_little_left = log.frames - log.copied <= LEFT_MAX;
         if self.empties_next.swap(false, Ordering::AcqRel) {
             self.end(db, EMPTY);
@@ -131,14 +131,14 @@ impl Checkpointer {
         {
             // If the channel is full, the thread has a request already.
             let _ = background.try_send(());
-            self.asked_at = log.frames;
+            self.requested_at = log.frames;
         }
     }
 
     /// Copies the whole log into the database, because one of the two files was moved or replaced.
     /// Returns true if no frame is left to copy. Requires the write lock.
     pub fn rescue(&mut self, db: &Connection) -> bool {
-        self.frames = Log::after(db, LOOK).unwrap_or_default().frames;
+        self.frames = Log::after(db, STATE).unwrap_or_default().frames;
         self.end(db, EMPTY)
     }
 
@@ -148,13 +148,13 @@ impl Checkpointer {
     fn end(&mut self, db: &Connection, how: &str) -> bool {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         let ended = db
-            .busy_timeout(READERS_WAIT)
+            .busy_timeout(READERS_TIMEOUT)
             .and_then(|()| Log::after(db, how));
-        let is_held = match &ended {
+        let is_blocked = match &ended {
             Ok(log) => log.was_busy && log.frames >= 0,
             Err(_) => true,
         };
-        if is_held {
+        if is_blocked {
             self.blocked_at = self.frames;
         }
         log::debug!(
@@ -165,17 +165,22 @@ impl Checkpointer {
     }
 }
 
-/// Copies the log at each request, and calls `look` each second.
-fn copy_in_background(db: &Connection, asked: &Receiver<()>, copying: &Mutex<()>, look: impl Fn()) {
+/// Copies the log at each request, and calls `on_interval` each second.
+fn copy_in_background(
+    db: &Connection,
+    requests: &Receiver<()>,
+    copying: &Mutex<()>,
+    on_interval: impl Fn(),
+) {
     loop {
-        match asked.recv_timeout(LOOK_EVERY) {
+        match requests.recv_timeout(FILE_CHECK_INTERVAL) {
             Ok(()) => {
                 let _copying = copying.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = Log::after(db, COPY) {
                     log::debug!("copying the write-ahead log: {error}");
                 }
             }
-            Err(RecvTimeoutError::Timeout) => look(),
+            Err(RecvTimeoutError::Timeout) => on_interval(),
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
@@ -221,7 +226,7 @@ mod tests {
             "CREATE TABLE IF NOT EXISTS much (what BLOB); INSERT INTO much VALUES (zeroblob({bytes}))"
         );
         store.execute(sql).await.unwrap();
-        Log::after(reader, LOOK).unwrap().frames
+        Log::after(reader, STATE).unwrap().frames
     }
 
     /// Writes until the log restarts, and returns the greatest number of frames before that.
@@ -244,8 +249,8 @@ mod tests {
         let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
         let file = folder.path().join("orders.db-wal");
         let bytes = || i64::try_from(file.metadata().unwrap().len()).unwrap();
-        let looker = Connection::open(&path).unwrap();
-        let largest = largest_until_anew(&store, &looker).await;
+        let observer = Connection::open(&path).unwrap();
+        let largest = largest_until_anew(&store, &observer).await;
         assert!(
             (BACKGROUND_FROM..=FRAMES_MAX + 2 * WRITTEN).contains(&largest),
             "{largest}"
@@ -256,11 +261,11 @@ mod tests {
         reader
             .execute_batch("BEGIN; SELECT max(rowid) FROM much")
             .unwrap();
-        while write(&store, &looker).await <= 2 * FRAMES_MAX {}
-        assert!(bytes() > KEPT_BYTES_MAX);
+        while write(&store, &observer).await <= 2 * FRAMES_MAX {}
+        assert!(bytes() > LOG_BYTES_MAX);
         reader.execute_batch("COMMIT").unwrap();
-        largest_until_anew(&store, &looker).await;
-        assert!(bytes() <= KEPT_BYTES_MAX, "the disk is given back");
+        largest_until_anew(&store, &observer).await;
+        assert!(bytes() <= LOG_BYTES_MAX, "the disk is given back");
     }
 
     #[test]
@@ -303,16 +308,16 @@ mod tests {
         let path = folder.path().join("orders.db");
         let open = || Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
         let (ours, other) = (open(), open());
-        let looker = Connection::open(&path).unwrap();
+        let observer = Connection::open(&path).unwrap();
         let reader = Connection::open(&path).unwrap();
-        write(&ours, &looker).await;
+        write(&ours, &observer).await;
         reader
             .execute_batch("BEGIN; SELECT max(rowid) FROM much")
             .unwrap();
-        while write(&ours, &looker).await <= FRAMES_MAX + 2 * WRITTEN {}
+        while write(&ours, &observer).await <= FRAMES_MAX + 2 * WRITTEN {}
         reader.execute_batch("COMMIT").unwrap();
-        largest_until_anew(&other, &looker).await;
-        let largest = largest_until_anew(&ours, &looker).await;
+        largest_until_anew(&other, &observer).await;
+        let largest = largest_until_anew(&ours, &observer).await;
         assert!(largest <= FRAMES_MAX + 2 * WRITTEN, "{largest}");
     }
 }

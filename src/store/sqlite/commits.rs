@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 use super::Engine;
-use super::file::beside;
+use super::file::with_suffix;
 use crate::store::{Changes, StoreError};
 
 /// Time after the last write to the log within which a commit may become visible: the flush lies
@@ -18,7 +18,7 @@ const VISIBLE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Number of polls after which a receiver is woken in any case, for a commit whose flush took
 /// longer.
-const GLANCES_MAX: u64 = 50;
+const POLLS_MAX: u64 = 50;
 
 /// Interval between two polls for changes: 100 a second take 0.5 % of a core.
 const CHANGES_INTERVAL: Duration = Duration::from_millis(10);
@@ -45,19 +45,19 @@ impl Engine {
             others: others.clone(),
         };
         #[cfg(test)]
-        if self.polls_never {
+        if self.is_polling_off {
             return Ok(changes);
         }
         let listener = Arc::downgrade(&others);
         let mut log = Log::new(self.path());
         let poll = move || {
-            for glances in 1u64.. {
+            for polls in 1u64.. {
                 std::thread::sleep(poll_interval);
                 let Some(others) = listener.upgrade() else {
                     break;
                 };
                 // If the file's time cannot be read, a query decides.
-                if log.may_be_news().unwrap_or(true) || glances.is_multiple_of(GLANCES_MAX) {
+                if log.may_have_commits().unwrap_or(true) || polls.is_multiple_of(POLLS_MAX) {
                     others.notify_one();
                 }
             }
@@ -79,13 +79,13 @@ struct Log {
 impl Log {
     fn new(database: &Path) -> Self {
         Self {
-            path: beside(database, "-wal"),
+            path: with_suffix(database, "-wal"),
             written_at: None,
         }
     }
 
     /// Returns true if a commit may have become visible since the last call.
-    fn may_be_news(&mut self) -> io::Result<bool> {
+    fn may_have_commits(&mut self) -> io::Result<bool> {
         let written_at = self.path.metadata()?.modified()?;
         let is_later = self.written_at.replace(written_at) != Some(written_at);
         // After a clock was set back, file times prove nothing.
@@ -135,21 +135,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_glance_finds_each_commit_of_another_process_and_nothing_else() {
+    async fn a_poll_finds_each_commit_of_another_process_and_nothing_else() {
         let (_folder, [store, other]) = stores();
         let mut log = Log::new(store.path());
         other.probe(Timestamp(1)).await.unwrap();
-        assert!(log.may_be_news().unwrap());
-        assert!(log.may_be_news().unwrap(), "it may not be visible yet");
+        assert!(log.may_have_commits().unwrap());
+        assert!(log.may_have_commits().unwrap(), "it may not be visible yet");
         log.age();
-        assert!(log.may_be_news().unwrap());
-        assert!(!log.may_be_news().unwrap());
+        assert!(log.may_have_commits().unwrap());
+        assert!(!log.may_have_commits().unwrap());
         other.probe(Timestamp(1)).await.unwrap();
-        assert!(log.may_be_news().unwrap());
+        assert!(log.may_have_commits().unwrap());
     }
 
     #[tokio::test]
-    async fn polls_wake_after_some_glances_also_if_none_has_found_a_commit() {
+    async fn polls_wake_after_some_time_also_if_none_has_found_a_commit() {
         let (_folder, [store, _]) = stores();
         Log::new(store.path()).age();
         let mut commits = store.changes().unwrap();

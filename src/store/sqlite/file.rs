@@ -51,12 +51,12 @@ pub(super) const LEADER_LOCK: &str = "-leader";
 
 /// Returns the files that SQLite may keep beside a database at this path.
 pub fn log_files(database: &Path) -> [PathBuf; 3] {
-    LOGS.map(|suffix| beside(database, suffix))
+    LOGS.map(|suffix| with_suffix(database, suffix))
 }
 
 /// Returns the lock files beside a database at this path.
 pub fn lock_files(database: &Path) -> [PathBuf; 3] {
-    [QUEUE_LOCK, WRITE_LOCK, LEADER_LOCK].map(|suffix| beside(database, suffix))
+    [QUEUE_LOCK, WRITE_LOCK, LEADER_LOCK].map(|suffix| with_suffix(database, suffix))
 }
 
 /// An existing database: its path, and the identities of its files when they were opened.
@@ -116,7 +116,7 @@ impl OpenedFile {
     /// Records the identities of the log and its index, which SQLite must have open, and of the
     /// database.
     pub fn new(path: PathBuf, database: Identity) -> io::Result<Self> {
-        let [_, log, index] = OPENED.map(|suffix| beside(&path, suffix));
+        let [_, log, index] = OPENED.map(|suffix| with_suffix(&path, suffix));
         let (of_log, of_index) = (Identity::of(&log)?, Identity::of(&index)?);
         Ok(Self {
             opened: [(path.clone(), database), (log, of_log), (index, of_index)],
@@ -142,11 +142,11 @@ impl OpenedFile {
     /// have read the database without them and written to it. A program that has opened it found
     /// our index, and reads nothing from the empty log that it created; a program that created an
     /// index of its own shares nothing with us.
-    pub fn may_be_folded(&self) -> bool {
+    pub fn may_be_checkpointed(&self) -> bool {
         let [_, log, index] = &self.opened;
-        match (Found::at(log), Found::at(index)) {
-            (Found::Another { is_empty }, Found::Ours) => is_empty,
-            (Found::Another { .. }, _) | (_, Found::Another { .. }) => false,
+        match (PathState::at(log), PathState::at(index)) {
+            (PathState::Another { is_empty }, PathState::Ours) => is_empty,
+            (PathState::Another { .. }, _) | (_, PathState::Another { .. }) => false,
             _ => true,
         }
     }
@@ -157,13 +157,13 @@ impl OpenedFile {
 }
 
 /// Result of looking up the path of a file that was opened.
-enum Found {
+enum PathState {
     Ours,
     Nothing,
     Another { is_empty: bool },
 }
 
-impl Found {
+impl PathState {
     fn at((path, identity): &(PathBuf, Identity)) -> Self {
         match fs::metadata(path) {
             Ok(file) if Identity::from(&file) == *identity => Self::Ours,
@@ -177,7 +177,7 @@ impl Found {
 }
 
 /// Returns the path of a file beside a database.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -217,7 +217,7 @@ pub(super) fn create(path: &Path) -> io::Result<bool> {
 /// Opens a lock file beside a database, creating it if needed, for all users who may write the
 /// database: whoever can open the file can lock it.
 pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, OpenError> {
-    let path = beside(database, suffix);
+    let path = with_suffix(database, suffix);
     open_lock(&path, database).map_err(|source| {
         shortage(&path).unwrap_or(OpenError::LockFile {
             path: path.clone(),

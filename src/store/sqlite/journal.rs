@@ -8,7 +8,7 @@
 use rusqlite::{Connection, Row, params};
 
 use super::histories::extent;
-use super::row_mapping::{id_of, impossible, status_of};
+use super::row_mapping::{id_of, invalid_value, status_of};
 use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
 use crate::store::cursor::{Histories, Sequence};
 use crate::store::{Cursor, StoreError};
@@ -66,11 +66,11 @@ fn events_sql(of_one_order: bool) -> String {
 fn event_of(row: &Row<'_>) -> rusqlite::Result<Event> {
     let from = match row.get_ref(3)?.as_str_or_null()? {
         None => None,
-        Some(word) => Some(word.parse::<Status>().map_err(|e| impossible(3, e))?),
+        Some(word) => Some(word.parse::<Status>().map_err(|e| invalid_value(3, e))?),
     };
     let word = row.get_ref(6)?.as_str()?;
     let reason = EventReason::from_name(word)
-        .ok_or_else(|| impossible(6, UnknownReason(word.to_owned())))?;
+        .ok_or_else(|| invalid_value(6, UnknownReason(word.to_owned())))?;
     Ok(Event {
         seq: row.get(0)?,
         order_seq: row.get(1)?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::file::{Identity, LEADER_LOCK, beside, lock_file};
+use super::file::{Identity, LEADER_LOCK, lock_file, with_suffix};
 use crate::store::OpenError;
 
 /// The leader's lock. The operating system releases it when the process ends, for whatever reason.
@@ -21,12 +21,12 @@ impl LeaderLock {
         let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
             Ok(()) => {
-                let path = beside(path, LEADER_LOCK);
+                let path = with_suffix(path, LEADER_LOCK);
                 Ok(Some(Self { file, path }).filter(|lock| !lock.is_lost()))
             }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(OpenError::LockFile {
-                path: beside(path, LEADER_LOCK),
+                path: with_suffix(path, LEADER_LOCK),
                 source,
             }),
         }
@@ -53,8 +53,8 @@ pub(super) fn begin_epoch(db: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
-/// Returns true if `epoch` is the present one: no other leader has taken over.
-pub(super) fn is_present(db: &Connection, epoch: i64) -> rusqlite::Result<bool> {
+/// Returns true if `epoch` is the current one: no other leader has taken over.
+pub(super) fn is_current(db: &Connection, epoch: i64) -> rusqlite::Result<bool> {
     let present: i64 = db
         .prepare_cached("SELECT epoch FROM heartbeat")?
         .query_row([], |row| row.get(0))?;

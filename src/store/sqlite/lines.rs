@@ -34,8 +34,8 @@ impl LineFile {
     }
 
     /// Runs all checks.
-    pub fn check(&self, tell: &mut dyn FnMut(Finding)) {
-        check::check(&self.db, tell);
+    pub fn check(&self, on_finding: &mut dyn FnMut(Finding)) {
+        check::check(&self.db, on_finding);
     }
 }
 

@@ -12,7 +12,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{self, Identity, OpenedFile, WRITE_LOCK, beside, lock_file, open_error};
+use super::file::{self, Identity, OpenedFile, WRITE_LOCK, lock_file, open_error, with_suffix};
 use super::histories::histories;
 use crate::store::cursor::Histories;
 
@@ -171,7 +171,7 @@ pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories)
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
         TryLockError::WouldBlock => OpenError::Locked(path.clone()),
         TryLockError::Error(source) => OpenError::LockFile {
-            path: beside(&path, WRITE_LOCK),
+            path: with_suffix(&path, WRITE_LOCK),
             source,
         },
     })?;

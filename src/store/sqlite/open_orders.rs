@@ -2,22 +2,22 @@
 
 use rusqlite::{Connection, params};
 
-use super::row_mapping::{impossible, open_order};
+use super::row_mapping::{invalid_value, open_order};
 use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::store::open_orders::running;
 
 /// Number of orders read in one query: some milliseconds of work. The write-ahead log cannot
 /// restart during a read.
-pub(super) const READ_AT_ONCE: usize = 10_000;
+pub(super) const READ_MAX: usize = 10_000;
 
 /// Appends the next orders to the list and returns their number, which is less than
-/// [`READ_AT_ONCE`] at the end.
-pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Result<usize> {
+/// [`READ_MAX`] at the end.
+pub(super) fn read_next(db: &Connection, list: &mut OpenOrders) -> rusqlite::Result<usize> {
     let before = list.len();
     let after = list.last_seq();
-    let mut query = db.prepare_cached(NEXT_WATCHED)?;
-    let mut rows = query.query(params![after, READ_AT_ONCE as i64])?;
+    let mut query = db.prepare_cached(NEXT_OPEN)?;
+    let mut rows = query.query(params![after, READ_MAX as i64])?;
     while let Some(row) = rows.next()? {
         let id = row.get_ref(1)?.as_str()?;
         let seq = row.get(0)?;
@@ -25,7 +25,8 @@ pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Resul
             Some(since) => running(seq, Timestamp(since), row.get(3)?, row.get(4)?),
             None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
         };
-        list.push(id, order).map_err(|error| impossible(1, error))?;
+        list.push(id, order)
+            .map_err(|error| invalid_value(1, error))?;
     }
     Ok(list.len() - before)
 }
@@ -33,7 +34,7 @@ pub(super) fn read_on(db: &Connection, list: &mut OpenOrders) -> rusqlite::Resul
 /// Query for the next orders to poll: the time since when their process runs, their starts, and
 /// whether it was seen. The columns that are empty for nearly all orders took a fifth of the time,
 /// so orders with more state are read one by one.
-const NEXT_WATCHED: &str = "\
+const NEXT_OPEN: &str = "\
     SELECT seq, id, \
            iif(intent_at IS NULL AND missed_at IS NULL AND released_at IS NULL AND attempts = 0 \
                AND next_attempt_at IS NULL AND attention IS NULL, confirmed_at, NULL), \
@@ -63,7 +64,7 @@ mod tests {
              INSERT INTO orders (seq, id, status, created_at, updated_at, intent_at, confirmed_at) \
              SELECT n, 'a' || n, iif(n % 3 = 0 OR n % 5 = 0, 'CREATED', 'PROCESSING'), 0, 0, \
                     iif(n % 3 = 0, 1, NULL), iif(n % 3 = 0 OR n % 5 = 0, NULL, 1) FROM n",
-            3 * READ_AT_ONCE
+            3 * READ_MAX
         );
         // One order of each kind with more state.
         let odd = "UPDATE orders SET missed_at = 1 WHERE seq = 1; \
@@ -76,17 +77,17 @@ mod tests {
                                      attention_detail = '' WHERE seq = 11; \
                    UPDATE orders SET intent_at = 1 WHERE seq = 13;";
         store.execute(format!("{fill}; {odd}")).await.unwrap();
-        let list = store.watched().await.unwrap();
+        let list = store.open_orders().await.unwrap();
         let db = Connection::open(store.path()).unwrap();
-        for (place, order) in list.orders().enumerate().take(20) {
+        for (index, order) in list.orders().enumerate().take(20) {
             let whole = open_order(&db, order.seq).unwrap();
-            assert_eq!(Some(order), whole, "{place}");
+            assert_eq!(Some(order), whole, "{index}");
         }
-        let expected = (1..=3 * READ_AT_ONCE).filter(|n| n % 3 == 0 || n % 5 != 0);
-        let seqs = list.watched().iter().map(|order| order.seq as usize);
+        let expected = (1..=3 * READ_MAX).filter(|n| n % 3 == 0 || n % 5 != 0);
+        let seqs = list.targets().iter().map(|order| order.seq as usize);
         assert!(seqs.eq(expected.clone()));
-        for (place, n) in expected.enumerate() {
-            assert_eq!(list.ids().get(place), format!("a{n}"));
+        for (index, n) in expected.enumerate() {
+            assert_eq!(list.ids().get(index), format!("a{n}"));
         }
     }
 
@@ -94,7 +95,7 @@ mod tests {
     fn the_query_is_not_prepared_again_for_another_position() {
         let db = open::empty().unwrap();
         open::keep_in_memory(&db, 1_024).unwrap();
-        let mut query = db.prepare_cached(NEXT_WATCHED).unwrap();
+        let mut query = db.prepare_cached(NEXT_OPEN).unwrap();
         for after in 0..3 {
             query.query(params![after, 1]).unwrap().next().unwrap();
         }

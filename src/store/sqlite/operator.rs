@@ -21,7 +21,7 @@ pub(super) fn resolve(
     };
     match is_done {
         true => Ok(OperatorResult::Done),
-        false => why_not(db, id),
+        false => nothing_done(db, id),
     }
 }
 
@@ -50,7 +50,7 @@ fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<bool>
     Ok(seq.is_some())
 }
 
-fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
+fn nothing_done(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     let found = db
         .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
         .query_row([id.as_str()], |row| {
@@ -60,6 +60,6 @@ fn why_not(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     Ok(match found {
         None => OperatorResult::Missing,
         Some((status, _)) if status.is_settled() => OperatorResult::Settled(status),
-        Some((status, reason)) => OperatorResult::NotInTrouble(status, reason),
+        Some((status, reason)) => OperatorResult::NothingToResolve(status, reason),
     })
 }

@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::row_mapping::{FOUND, OPEN_ORDER, found_of, id_of, start_candidate_of};
+use super::row_mapping::{OPEN_ORDER, ORDER_VIEW, id_of, order_view_of, start_candidate_of};
 use crate::order::{OrderId, Status, Timestamp};
 use crate::store::{OrderView, StartCandidate};
 
 pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<OrderView>> {
-    db.prepare_cached(FOUND)?
-        .query_row([id.as_str()], found_of)
+    db.prepare_cached(ORDER_VIEW)?
+        .query_row([id.as_str()], order_view_of)
         .optional()
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::histories::extent;
-use super::row_mapping::{ORDER, needs_operator, order_of, unreachable};
+use super::row_mapping::{ORDER, needs_operator, order_of, outage};
 use crate::order::{ResolvedBy, Status};
 use crate::store::AttentionFilter::{Any, By, Without};
 use crate::store::cursor::{Histories, Sequence};
@@ -24,13 +24,13 @@ pub(super) fn page(
         now.last_pruned = 0;
     }
     let here = histories.resume(after, &now)?;
-    let unreachable = unreachable(db)?;
-    let orders = match page_sql(filter, unreachable.is_some()) {
+    let outage = outage(db)?;
+    let orders = match page_sql(filter, outage.is_some()) {
         None => Vec::new(),
         Some(sql) => db
             .prepare_cached(&sql)?
             .query_map(params![after.seq, last, limit as i64], |row| {
-                order_of(row, unreachable.as_ref())
+                order_of(row, outage.as_ref())
             })?
             .collect::<rusqlite::Result<_>>()?,
     };

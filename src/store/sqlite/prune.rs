@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::row_mapping::status_of;
 use super::stats::{ENTRY, base, entry_of};
 use crate::order::{Status, Timestamp};
-use crate::store::Removed;
+use crate::store::PruneCounts;
 use crate::store::filter::prunable;
 
 /// Condition for orders that may be pruned: settled before the time `?1`.
@@ -45,9 +45,9 @@ pub(super) fn prune(
     seqs: &[i64],
     settled_before: Timestamp,
     now: Timestamp,
-) -> rusqlite::Result<Removed> {
+) -> rusqlite::Result<PruneCounts> {
     let mut history = base(db)?;
-    let mut removed = Removed::default();
+    let mut removed = PruneCounts::default();
     let (mut last_order, mut last_entry) = (0, 0);
     let status = format!("SELECT status FROM orders WHERE {PRUNABLE} AND seq = ?2");
     let entries = format!("SELECT {ENTRY} FROM journal WHERE order_seq = ?1 ORDER BY seq");

@@ -76,9 +76,9 @@ pub(super) fn record(
             Transition::GivenUp {
                 answer,
                 is_counted,
-                trouble,
+                attention,
             } => {
-                let is_given_up = give_up(db, *seq, *answer, *is_counted, trouble, now)?;
+                let is_given_up = give_up(db, *seq, *answer, *is_counted, attention, now)?;
                 (is_given_up, None)
             }
             Transition::Settled(outcome) => {
@@ -88,8 +88,8 @@ pub(super) fn record(
                 };
                 (settle(db, *seq, *outcome, now)?, Some(reason))
             }
-            Transition::Flagged(trouble) => (flag(db, *seq, trouble, now)?, None),
-            Transition::Delayed(trouble) => (delay(db, *seq, trouble, now)?, None),
+            Transition::Flagged(attention) => (flag(db, *seq, attention, now)?, None),
+            Transition::Delayed(attention) => (delay(db, *seq, attention, now)?, None),
             Transition::Cleared => (clear(db, *seq)?, None),
         };
         if changed {
@@ -237,7 +237,7 @@ fn give_up(
     seq: i64,
     answer: Option<u16>,
     is_counted: bool,
-    trouble: &AttentionUpdate,
+    attention: &AttentionUpdate,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
@@ -250,9 +250,9 @@ fn give_up(
         params![
             seq,
             now.0,
-            trouble.next_attempt_at.0,
-            trouble.reason.as_str(),
-            trouble.detail,
+            attention.next_attempt_at.0,
+            attention.reason.as_str(),
+            attention.detail,
             answer,
             !is_counted
         ],
@@ -262,7 +262,7 @@ fn give_up(
 fn flag(
     db: &Connection,
     seq: i64,
-    trouble: &AttentionUpdate,
+    attention: &AttentionUpdate,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
@@ -271,16 +271,16 @@ fn flag(
          WHERE seq = ?1 AND intent_at IS NOT NULL",
         params![seq],
     )?;
-    if trouble.reason == Reason::UnknownStatus {
+    if attention.reason == Reason::UnknownStatus {
         see(db, seq)?;
     }
-    delay(db, seq, trouble, now)
+    delay(db, seq, attention, now)
 }
 
 fn delay(
     db: &Connection,
     seq: i64,
-    trouble: &AttentionUpdate,
+    attention: &AttentionUpdate,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
@@ -292,9 +292,9 @@ fn delay(
         params![
             seq,
             now.0,
-            trouble.next_attempt_at.0,
-            trouble.reason.as_str(),
-            trouble.detail
+            attention.next_attempt_at.0,
+            attention.reason.as_str(),
+            attention.detail
         ],
     )
 }

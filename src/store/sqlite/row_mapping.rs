@@ -33,9 +33,9 @@ pub(super) const ORDER: &str = concat!(
     needs_operator!()
 );
 
-/// Query for an order by its id, with the heartbeat's columns that readers need, as [`found_of`]
+/// Query for an order by its id, with the heartbeat's columns that readers need, as [`order_view_of`]
 /// reads them. One statement, because it is the most frequent read.
-pub(super) const FOUND: &str = concat!(
+pub(super) const ORDER_VIEW: &str = concat!(
     "SELECT seq, orders.id, status, created_at, updated_at, starts, \
      attention, attention_since, attention_detail, next_attempt_at, ",
     needs_operator!(),
@@ -48,29 +48,29 @@ pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_u
                           confirmed_at, attempts, next_attempt_at, attention, \
                           missed_at, released_at, process_seen";
 
-pub(super) fn unreachable(db: &Connection) -> rusqlite::Result<Option<Outage>> {
+pub(super) fn outage(db: &Connection) -> rusqlite::Result<Option<Outage>> {
     db.prepare_cached(
         "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
          WHERE upstream = 'down'",
     )?
-    .query_row([], |row| unreachable_of(row, 0))
+    .query_row([], |row| outage_of(row, 0))
     .optional()
 }
 
-/// Reads an order and the time of the next poll from a row of [`FOUND`].
-pub(super) fn found_of(row: &Row<'_>) -> rusqlite::Result<OrderView> {
+/// Reads an order and the time of the next poll from a row of [`ORDER_VIEW`].
+pub(super) fn order_view_of(row: &Row<'_>) -> rusqlite::Result<OrderView> {
     let is_down: bool = row.get(11)?;
-    let unreachable = match is_down {
-        true => Some(unreachable_of(row, 12)?),
+    let outage = match is_down {
+        true => Some(outage_of(row, 12)?),
         false => None,
     };
     Ok(OrderView {
-        order: order_of(row, unreachable.as_ref())?,
-        next_look_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
+        order: order_of(row, outage.as_ref())?,
+        next_poll_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
     })
 }
 
-fn unreachable_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Outage> {
+fn outage_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Outage> {
     Ok(Outage {
         since: Timestamp(row.get(from)?),
         detail: row.get(from + 1)?,
@@ -78,7 +78,7 @@ fn unreachable_of(row: &Row<'_>, from: usize) -> rusqlite::Result<Outage> {
     })
 }
 
-pub(super) fn order_of(row: &Row<'_>, unreachable: Option<&Outage>) -> rusqlite::Result<Order> {
+pub(super) fn order_of(row: &Row<'_>, outage: Option<&Outage>) -> rusqlite::Result<Order> {
     let status = status_of(row, 2)?;
     let created_at = Timestamp(row.get(3)?);
     let attention = match reason_of(row, 6)? {
@@ -89,7 +89,7 @@ pub(super) fn order_of(row: &Row<'_>, unreachable: Option<&Outage>) -> rusqlite:
             detail: row.get(8)?,
             next_attempt_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
         }),
-        None => unreachable
+        None => outage
             .filter(|_| !status.is_settled())
             .map(|outage| outage.attention(created_at)),
     };
@@ -154,12 +154,12 @@ pub(super) fn open_order_of(row: &Row<'_>) -> rusqlite::Result<OpenOrder> {
 
 pub(super) fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<OrderId> {
     let text = row.get_ref(column)?.as_str()?;
-    OrderId::new(text).map_err(|error| impossible(column, error))
+    OrderId::new(text).map_err(|error| invalid_value(column, error))
 }
 
 pub(super) fn status_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Status> {
     let word = row.get_ref(column)?.as_str()?;
-    word.parse().map_err(|error| impossible(column, error))
+    word.parse().map_err(|error| invalid_value(column, error))
 }
 
 pub(super) fn reason_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Reason>> {
@@ -178,7 +178,7 @@ pub(super) fn resolved_by(row: &Row<'_>, column: usize) -> rusqlite::Result<Reso
 }
 
 /// Returns an error for a value that the schema's CHECKs refuse and another program wrote.
-pub(super) fn impossible(
+pub(super) fn invalid_value(
     column: usize,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> rusqlite::Error {

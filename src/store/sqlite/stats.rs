@@ -6,21 +6,21 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::file::beside;
+use super::file::with_suffix;
 use super::histories::extent;
 use super::orders::{find, next_open};
-use super::row_mapping::{heartbeat, impossible, needs_operator, reason_of, resolved_by};
+use super::row_mapping::{heartbeat, invalid_value, needs_operator, reason_of, resolved_by};
 use crate::journal_stats::{JournalEntry, JournalStats};
 use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
 use crate::store::cursor::Sequence;
-use crate::store::{Removed, Sizes, StatsSnapshot};
+use crate::store::{PruneCounts, Sizes, StatsSnapshot};
 
 /// Adds the new journal entries to the statistics, and returns the other totals.
 ///
 /// One transaction, even for the whole journal, which takes about a second per million entries:
 /// between two smaller ones entries could be pruned, and it would be unknown whether they had been
 /// counted.
-pub(super) fn glance(
+pub(super) fn update(
     db: &Connection,
     history: &mut JournalStats,
     now: Timestamp,
@@ -33,7 +33,7 @@ pub(super) fn glance(
     if journal.last_pruned > history.last_seq() {
         *history = base(&db)?;
     }
-    fold(&db, history, now)?;
+    add_new_entries(&db, history, now)?;
     let oldest_open = match next_open(&db, 0)? {
         Some((_, id)) => find(&db, &id)?.map(|found| found.order),
         None => None,
@@ -47,14 +47,14 @@ pub(super) fn glance(
 }
 
 /// Reads the number of orders and entries pruned so far.
-pub(super) fn pruned(db: &Connection) -> rusqlite::Result<Removed> {
+pub(super) fn pruned(db: &Connection) -> rusqlite::Result<PruneCounts> {
     db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
-        .query_row([], removed_of)
+        .query_row([], prune_counts_of)
 }
 
-pub(super) fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
+pub(super) fn prune_counts_of(row: &Row<'_>) -> rusqlite::Result<PruneCounts> {
     let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-    Ok(Removed {
+    Ok(PruneCounts {
         fulfilled: count(0)?,
         failed: count(1)?,
         entries: count(2)?,
@@ -65,7 +65,7 @@ pub(super) fn removed_of(row: &Row<'_>) -> rusqlite::Result<Removed> {
 pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
     db.prepare_cached("SELECT history FROM pruned")?
         .query_row([], |row| {
-            serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| impossible(0, error))
+            serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| invalid_value(0, error))
         })
 }
 
@@ -76,7 +76,11 @@ pub(super) const ENTRY: &str = "seq, at, reason, \
      THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
 
 /// Adds the entries after the last one that was added.
-fn fold(db: &Connection, history: &mut JournalStats, now: Timestamp) -> rusqlite::Result<()> {
+fn add_new_entries(
+    db: &Connection,
+    history: &mut JournalStats,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
     let mut query = db.prepare_cached(&sql)?;
     for entry in query.query_map([history.last_seq()], entry_of)? {
@@ -91,7 +95,7 @@ pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
         seq: row.get(0)?,
         at: Timestamp(row.get(1)?),
         reason: EventReason::from_name(word)
-            .ok_or_else(|| impossible(2, UnknownReason(word.into())))?,
+            .ok_or_else(|| invalid_value(2, UnknownReason(word.into())))?,
         created_at: row.get::<_, Option<i64>>(3)?.map(Timestamp),
     })
 }
@@ -128,7 +132,7 @@ pub(super) fn sizes(path: &Path) -> Sizes {
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     Sizes {
         database: bytes(path),
-        log: bytes(&beside(path, "-wal")),
+        log: bytes(&with_suffix(path, "-wal")),
     }
 }
 
@@ -138,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_counted_by_reason_without_a_look_at_each() {
+    fn orders_are_counted_by_reason_without_reading_each() {
         let db = open::empty().unwrap();
         let mut plan = db
             .prepare(&format!("EXPLAIN QUERY PLAN {ATTENTION}"))

@@ -13,7 +13,7 @@ use crate::pace::BACKOFF_MAX;
 const BATCH_MAX: usize = 2_000;
 
 /// Returns the sequence numbers of the first orders after `after` with an impossible time.
-pub(super) fn ahead(
+pub(super) fn with_times_ahead(
     db: &Connection,
     status: Status,
     after: i64,
@@ -33,7 +33,7 @@ pub(super) fn ahead(
         .collect()
 }
 
-pub(super) fn set_right(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn clamp(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE orders SET \
              intent_at = min(intent_at, ?2), given_up_at = min(given_up_at, ?2), \
              confirmed_at = min(confirmed_at, ?2), missed_at = min(missed_at, ?2), \

@@ -34,19 +34,19 @@ impl Writer {
         let empties_next = checkpointer.empties_next();
         let shared = Shared::default();
         let mut connected = Connected {
-            turn: lock(QUEUE_LOCK)?,
-            write: lock(WRITE_LOCK)?,
+            queue_lock: lock(QUEUE_LOCK)?,
+            write_lock: lock(WRITE_LOCK)?,
             db,
             file,
             is_rescued: false,
-            trouble: None,
+            logged_failure: None,
             checkpointer,
             shared: shared.clone(),
         };
         let queue = match mode {
-            Mode::Synchronous(gate) => {
+            Mode::Synchronous(faults) => {
                 let connected = Mutex::new(connected);
-                Queue::synchronous(shared, gate, move |write| {
+                Queue::synchronous(shared, faults, move |write| {
                     let (_, mut nothing) = mpsc::channel(1);
                     let mut connected = connected.lock().unwrap_or_else(PoisonError::into_inner);
                     connected.commit(write, &mut nothing);
@@ -55,10 +55,10 @@ impl Writer {
             Mode::Threaded => {
                 let (queue, sender, mut waiting) = Queue::new(shared);
                 let file = connected.file.clone();
-                let (looked_at, weak_sender) = (file.clone(), sender.downgrade());
+                let (opened, weak_sender) = (file.clone(), sender.downgrade());
                 connected.checkpointer.start_in_background(&file, move || {
                     // The writer makes the same check at its next commit, and checkpoints the log.
-                    if looked_at.check().is_err()
+                    if opened.check().is_err()
                         && let Some(sender) = weak_sender.upgrade()
                     {
                         let _ = sender.try_send(Pending::nothing());
@@ -89,7 +89,7 @@ impl Writer {
 }
 
 /// Executes a write inside a transaction. May be called again after a rollback.
-fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
+fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
     match write {
         Write::Create { id, now, reply } => reply.keep(record::create(db, id, *now)?),
         Write::Resolve {
@@ -104,7 +104,7 @@ fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
             changes,
             now,
             reply,
-        } => match lead::is_present(db, *epoch)? {
+        } => match lead::is_current(db, *epoch)? {
             true => reply.keep(record::record(db, changes, *now)?),
             false => reply.refuse(StoreError::Deposed),
         },
@@ -112,17 +112,17 @@ fn carry_out(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
             epoch,
             heartbeat,
             reply,
-        } => match lead::is_present(db, *epoch)? {
+        } => match lead::is_current(db, *epoch)? {
             true => reply.keep(row_mapping::write_heartbeat(db, heartbeat)?),
             false => reply.refuse(StoreError::Deposed),
         },
-        Write::SetTimesRight {
+        Write::ClampTimes {
             epoch,
             seqs,
             now,
             reply,
-        } => match lead::is_present(db, *epoch)? {
-            true => reply.keep(times::set_right(db, seqs, *now)?),
+        } => match lead::is_current(db, *epoch)? {
+            true => reply.keep(times::clamp(db, seqs, *now)?),
             false => reply.refuse(StoreError::Deposed),
         },
         Write::Prune {
@@ -145,21 +145,21 @@ struct Connected {
     file: OpenedFile,
     /// True once the log's contents are in the database, after a file was moved or replaced.
     is_rescued: bool,
-    turn: File,
-    write: File,
+    queue_lock: File,
+    write_lock: File,
     /// Message of the last failure, so that consecutive equal failures are logged once.
-    trouble: Option<String>,
+    logged_failure: Option<String>,
     checkpointer: Checkpointer,
     shared: Shared,
 }
 
 /// A lock that is released on drop.
-struct Turn<'a>(&'a File);
+struct LockGuard<'a>(&'a File);
 
-impl Drop for Turn<'_> {
+impl Drop for LockGuard<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.0.unlock() {
-            log::error!("the write lock cannot be let go: {error}");
+            log::error!("the write lock cannot be released: {error}");
         }
     }
 }
@@ -181,8 +181,8 @@ impl Connected {
                 let result = self.apply(&mut batch);
                 if result.is_ok() {
                     self.shared
-                        .counts
-                        .committed(batch.len(), wanted_at.elapsed());
+                        .counters
+                        .on_committed(batch.len(), wanted_at.elapsed());
                 }
                 self.end();
                 self.finish(batch, result);
@@ -195,16 +195,16 @@ impl Connected {
     fn begin(&mut self) -> Result<(), Failure> {
         // The process that waits for the write lock holds the queue lock, so the process that has
         // just written cannot overtake it.
-        self.turn.lock()?;
-        let turn = Turn(&self.turn);
-        self.write.lock()?;
-        drop(turn);
+        self.queue_lock.lock()?;
+        let queue_guard = LockGuard(&self.queue_lock);
+        self.write_lock.lock()?;
+        drop(queue_guard);
         let begun = self.check_files().and_then(|()| {
             self.db.busy_timeout(BUSY_TIMEOUT)?;
             Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
         });
         if begun.is_err() {
-            drop(Turn(&self.write));
+            drop(LockGuard(&self.write_lock));
         }
         begun
     }
@@ -215,10 +215,10 @@ impl Connected {
     fn check_files(&mut self) -> Result<(), Failure> {
         let checked = self.file.check();
         if let Err(Unsafe::Moved(path)) = &checked {
-            if !self.is_rescued && self.file.may_be_folded() {
+            if !self.is_rescued && self.file.may_be_checkpointed() {
                 self.is_rescued = self.checkpointer.rescue(&self.db);
                 log::warn!(
-                    "{} has left its place: the write-ahead log was checkpointed completely={}",
+                    "{} was moved: the write-ahead log was checkpointed completely={}",
                     path.display(),
                     self.is_rescued
                 );
@@ -232,7 +232,7 @@ impl Connected {
     /// Checkpoints if the log is large enough, and releases the write lock.
     fn end(&mut self) {
         self.checkpointer.after_commit(&self.db);
-        let _turn = Turn(&self.write);
+        let _guard = LockGuard(&self.write_lock);
     }
 
     /// Rolls the transaction back. SQLite has already done so after some failures.
@@ -249,7 +249,7 @@ impl Connected {
     fn apply(&mut self, batch: &mut Vec<Pending>) -> Result<(), Failure> {
         let mut index = 0;
         while index < batch.len() {
-            match carry_out(&self.db, &mut batch[index].write) {
+            match execute(&self.db, &mut batch[index].write) {
                 Ok(()) => index += 1,
                 Err(error) => {
                     self.roll_back()?;
@@ -281,15 +281,15 @@ impl Connected {
             Ok(()) => {
                 self.shared.commits.send_replace(());
                 let was_stuck = self.shared.is_stuck.swap(false, Ordering::AcqRel);
-                if self.trouble.take().is_some() || was_stuck {
+                if self.logged_failure.take().is_some() || was_stuck {
                     log::info!("the database can be written again");
                 }
             }
             Err(failure) => {
-                let trouble = failure.cause.to_string();
-                if self.trouble.as_ref() != Some(&trouble) {
-                    log::error!("the database cannot be written: {trouble}");
-                    self.trouble = Some(trouble);
+                let cause = failure.cause.to_string();
+                if self.logged_failure.as_ref() != Some(&cause) {
+                    log::error!("the database cannot be written: {cause}");
+                    self.logged_failure = Some(cause);
                 }
             }
         }
@@ -492,12 +492,12 @@ mod tests {
             }
         }
         assert!((1..=10).contains(&overloaded), "{overloaded}");
-        let told = bench.store.writer_stats();
-        assert_eq!((told.overloaded, told.unwritable), (overloaded, 0));
-        assert_eq!((told.waiting, told.waiting_max), (0, QUEUE_MAX));
+        let stats = bench.store.writer_stats();
+        assert_eq!((stats.overloaded, stats.unwritable), (overloaded, 0));
+        assert_eq!((stats.waiting, stats.waiting_max), (0, QUEUE_MAX));
         let created = (QUEUE_MAX + 10) as u64 - overloaded;
-        assert_eq!(told.at_once.sum(), created);
-        assert!(told.at_once.len() < created, "they share commits");
-        assert_eq!(told.took.len(), told.at_once.len());
+        assert_eq!(stats.commit_sizes.sum(), created);
+        assert!(stats.commit_sizes.len() < created, "they share commits");
+        assert_eq!(stats.commit_times.len(), stats.commit_sizes.len());
     }
 }

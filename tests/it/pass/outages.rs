@@ -118,7 +118,7 @@ fn an_outage_flags_no_order_and_a_single_silent_look_up_does() {
     harness.upstream.look_fault.set(Fault::Refused);
     pass(&mut reconciler);
     let delayed = || {
-        let open = ready(harness.store.watched()).unwrap();
+        let open = ready(harness.store.open_orders()).unwrap();
         let delayed = open.orders().filter(|order| order.attempts > 0);
         delayed.count()
     };

@@ -26,7 +26,7 @@ fn forget(harness: &Harness, reconciler: &mut Reconciler<InMemory, ManualClock>)
 }
 
 fn is_seen(harness: &Harness) -> bool {
-    let open = ready(harness.store.watched()).unwrap();
+    let open = ready(harness.store.open_orders()).unwrap();
     open.orders().all(|order| order.is_seen)
 }
 

@@ -140,7 +140,7 @@ impl<'a> Twin<'a> {
             }
             14 => {
                 let leads = &self.leads;
-                compare!(self, |at| stores[at].set_times_right(&leads[at], now));
+                compare!(self, |at| stores[at].clamp_times(&leads[at], now));
             }
             _ => compare!(self, |at| stores[at].probe(now)),
         }
@@ -175,7 +175,7 @@ impl<'a> Twin<'a> {
                     .startable(now, max_starts, is_tried, after, limit));
             }
             6 => compare!(self, |at| async move {
-                let open = stores[at].watched().await?;
+                let open = stores[at].open_orders().await?;
                 let ids: Vec<_> = (0..open.len())
                     .map(|index| open.ids().get(index).to_owned())
                     .collect();
@@ -202,10 +202,10 @@ impl<'a> Twin<'a> {
             _ => {
                 let mut answers = Vec::new();
                 for (store, stats) in stores.into_iter().zip(&mut self.stats) {
-                    let answer = store.glance(stats, now).await;
+                    let answer = store.update_stats(stats, now).await;
                     answers.push((shown(answer), format!("{stats:?}")));
                 }
-                assert_eq!(answers[0], answers[1], "seed {}: glance", self.seed);
+                assert_eq!(answers[0], answers[1], "seed {}: statistics", self.seed);
             }
         }
     }
@@ -224,7 +224,7 @@ impl<'a> Twin<'a> {
         }
         compare!(self, |at| async move {
             let mut stats = JournalStats::default();
-            let answer = stores[at].glance(&mut stats, now).await?;
+            let answer = stores[at].update_stats(&mut stats, now).await?;
             Ok((answer, stats))
         });
     }
@@ -280,7 +280,7 @@ impl<'a> Twin<'a> {
             10 => Transition::GivenUp {
                 answer: is_seen.then_some(503),
                 is_counted,
-                trouble: self.trouble(),
+                attention: self.attention(),
             },
             11 => Transition::Adopted,
             12 => Transition::Seen,
@@ -295,12 +295,12 @@ impl<'a> Twin<'a> {
                 true => Transition::Cleared,
                 false => Transition::FailedByPolicy,
             },
-            16 => Transition::Flagged(self.trouble()),
-            _ => Transition::Delayed(self.trouble()),
+            16 => Transition::Flagged(self.attention()),
+            _ => Transition::Delayed(self.attention()),
         }
     }
 
-    fn trouble(&mut self) -> AttentionUpdate {
+    fn attention(&mut self) -> AttentionUpdate {
         AttentionUpdate {
             reason: Reason::ALL[self.random.usize(..Reason::ALL.len())],
             detail: format!("what was seen: é{}", self.random.u8(..)),

@@ -490,7 +490,7 @@ async fn a_shutdown_records_the_start_in_flight_and_does_not_send_the_next() {
         let arguments = ["--max-in-flight", "1", "--start-rate", rate];
         let reconciler = orders.world.reconciler(&upstream.url, &arguments);
         until_asked(&upstream, |asked| asked.len() == 1).await;
-        assert_eq!(ready(orders.store.watched()).unwrap().len(), intents);
+        assert_eq!(ready(orders.store.open_orders()).unwrap().len(), intents);
         reconciler.signal("TERM");
         assert_eq!(ended(reconciler).await.0, Some(0));
         assert_eq!(orders.order("a1").status, Status::Processing);
@@ -499,7 +499,7 @@ async fn a_shutdown_records_the_start_in_flight_and_does_not_send_the_next() {
             assert_eq!((order.status, order.starts), (Status::Created, 0));
         }
         assert_eq!(
-            ready(orders.store.watched()).unwrap().len(),
+            ready(orders.store.open_orders()).unwrap().len(),
             1,
             "no intent is left"
         );
