@@ -139,7 +139,7 @@ impl Api {
             invocation: match dev {
                 Dev::Off => Invocation::elsewhere(),
                 // In dev mode the reader of an explanation is on this machine.
-                Dev::On(_) => Invocation::here(process::program_name(), store.path()),
+                Dev::On(_) => Invocation::here(process::program_name(), store.address()),
             },
             dev,
             store,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
 use crate::store::{
-    Audit, CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase,
-    StoreError, lock_files, log_files,
+    Audit, CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyFile, StoreError,
+    lock_files, log_files,
 };
 
 /// A completed backup.
@@ -82,7 +82,7 @@ pub enum BackupError {
 /// # Errors
 /// No new file is at `to` after an error.
 pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Backup, BackupError> {
-    let source = ReadOnlyDatabase::open(database)?;
+    let source = ReadOnlyFile::open(database)?;
     let target = Target::new(source.path(), to, replace)?;
     let part = target.part(source.path())?;
     let copy = part.path.to_path_buf();

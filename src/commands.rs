@@ -73,17 +73,18 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
 }
 
 /// `explain`: prints the response of `GET /order/{id}/explain` as text.
-pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
+pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
+    let database = ReadOnlyDatabase::open(&args.database.database_url).await?;
     let now = SystemClock.now();
-    if let Some(details) = database.details(&args.id, now)? {
-        let invocation = Invocation::here(process::program_name(), database.path());
+    if let Some(details) = database.details(&args.id, now).await? {
+        let invocation = Invocation::here(process::program_name(), database.address());
         process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();
     let similar: Vec<_> = database
-        .similar_ids(&args.id)?
+        .similar_ids(&args.id)
+        .await?
         .iter()
         .map(|id| format!("{id:?}"))
         .collect();

@@ -183,7 +183,7 @@ fn print_banner(
 {breaking}  Ctrl-C ends it, and prints an account.
 
 ",
-        data = store.path().display(),
+        data = store.address(),
     ));
     Ok(())
 }

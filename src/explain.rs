@@ -6,7 +6,6 @@
 //! and makes none.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -68,10 +67,10 @@ impl Invocation {
 
     /// Returns an invocation for a shell on this machine, in any folder. `program` is a path, or the name by
     /// which a shell finds the program.
-    pub fn here(program: impl Into<String>, database: &Path) -> Self {
+    pub fn here(program: impl Into<String>, database: impl Into<String>) -> Self {
         Self {
             program: program.into(),
-            database: Some(database.to_string_lossy().into_owned()),
+            database: Some(database.into()),
         }
     }
 }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
             ServiceCommand::Fail(args) => commands::fail(args).await,
             ServiceCommand::Backup(args) => commands::backup(args).await,
             ServiceCommand::Check(args) => commands::check(&args),
-            ServiceCommand::Explain(args) => commands::explain(&args),
+            ServiceCommand::Explain(args) => commands::explain(args).await,
             ServiceCommand::Prune(args) => commands::prune(args).await,
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {

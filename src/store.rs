@@ -21,13 +21,13 @@ mod open_orders;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod queue;
+mod read_only;
 mod sqlite;
 mod subscriptions;
 mod transition;
 mod write;
 mod writer_stats;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::Stream;
@@ -48,8 +48,9 @@ pub use self::open_orders::OpenOrders;
 pub use self::postgres::PostgresOpenError;
 use self::queue::Queue;
 pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
+pub use self::read_only::ReadOnlyDatabase;
 use self::sqlite::LeaderLock;
-pub use self::sqlite::{CopyError, OpenError, ReadOnlyDatabase, lock_files, log_files};
+pub use self::sqlite::{CopyError, FileError, ReadOnlyFile, lock_files, log_files};
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
@@ -85,6 +86,22 @@ pub enum StoreError {
     /// A reader that resumes from this cursor might miss records.
     #[error(transparent)]
     Gone(#[from] Gone),
+}
+
+/// Reasons why a database cannot be used, each one line with its address and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file of a SQLite database cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A database on PostgreSQL cannot be used.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(#[from] PostgresOpenError),
+    /// A command that works on a file alone was given another database.
+    #[cfg(feature = "postgres")]
+    #[error("{0}: this command works on a SQLite file alone")]
+    FileOnly(String),
 }
 
 /// A handle on the orders of one database. Clones share connections and the write queue.
@@ -124,7 +141,7 @@ impl Store {
         Ok(Self { engine })
     }
 
-    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
+    /// Like [`Store::open`], but fails if the database does not exist.
     pub fn open_existing(url: &DatabaseUrl) -> Result<Self, OpenError> {
         let engine = match url {
             DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open_existing(path)?),
@@ -134,12 +151,13 @@ impl Store {
         Ok(Self { engine })
     }
 
-    /// Returns the absolute path of the database's file, or its address without a password.
-    pub fn path(&self) -> &Path {
+    /// Returns the address of the database: the absolute path of its file, or a URL without a
+    /// password.
+    pub fn address(&self) -> &str {
         match &self.engine {
-            Engine::Sqlite(engine) => engine.path(),
+            Engine::Sqlite(engine) => engine.address(),
             #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.path(),
+            Engine::Postgres(engine) => engine.address(),
         }
     }
 
@@ -291,7 +309,10 @@ impl Store {
     /// anything.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         let lock = match &self.engine {
-            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
+            Engine::Sqlite(engine) => {
+                let lock = engine.try_lock_lead().map_err(OpenError::from)?;
+                lock.map(Lock::Sqlite)
+            }
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
         };
@@ -480,7 +501,7 @@ impl Store {
 /// Returns the last heartbeat of the reconciler on a database, without creating or migrating it.
 pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
     match url {
-        DatabaseUrl::Sqlite(path) => sqlite::read_heartbeat(path),
+        DatabaseUrl::Sqlite(path) => Ok(sqlite::read_heartbeat(path)?),
         #[cfg(feature = "postgres")]
         DatabaseUrl::Postgres(url) => Ok(postgres::read_heartbeat(url).await?),
     }

@@ -469,10 +469,7 @@ fn a_command_can_be_pasted_whatever_the_id() {
     );
     case.order.id = OrderId::new("-x").unwrap();
     let text = case
-        .explain(
-            NOW,
-            &Invocation::here("/a b/order-service", Path::new("/a b/o.db")),
-        )
+        .explain(NOW, &Invocation::here("/a b/order-service", "/a b/o.db"))
         .to_string();
     let command = "\n  '/a b/order-service' restart --database-url '/a b/o.db' -- -x   # ";
     assert!(text.contains(command), "{text}");

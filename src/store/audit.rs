@@ -19,7 +19,7 @@ enum Engine {
 }
 
 impl Audit {
-    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
+    /// Opens an existing database.
     pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
         Ok(Self(match url {
             DatabaseUrl::Sqlite(path) => Engine::Sqlite(LineFile::open(path)?),

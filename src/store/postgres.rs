@@ -15,11 +15,11 @@ mod lines;
 mod listen;
 mod open_error;
 mod queries;
+mod read_only;
 mod rows;
 mod session;
 mod writer;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -37,6 +37,7 @@ use self::lead::Standby;
 pub(super) use self::lines::LineSession;
 use self::listen::Listener;
 pub use self::open_error::PostgresOpenError;
+pub(super) use self::read_only::ReadOnlySession;
 use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
@@ -78,8 +79,6 @@ pub(super) struct Engine {
 
 struct Inner {
     connector: Arc<Connector>,
-    /// The address as a path, for whoever shows where the orders are.
-    shown: PathBuf,
     runtime: Handle,
     queue: Queue,
     readers: [Mutex<Option<Arc<Session>>>; SHARED_READERS],
@@ -144,7 +143,6 @@ impl Engine {
             }
         };
         let inner = Inner {
-            shown: PathBuf::from(connector.address()),
             connector,
             runtime,
             queue,
@@ -171,9 +169,9 @@ impl Engine {
         }
     }
 
-    /// The address without the password.
-    pub fn path(&self) -> &Path {
-        &self.inner.shown
+    /// Returns the address, without a password.
+    pub fn address(&self) -> &str {
+        self.inner.connector.address()
     }
 
     pub fn queue(&self) -> &Queue {

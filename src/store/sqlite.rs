@@ -14,6 +14,7 @@ mod journal;
 mod lead;
 mod lines;
 mod open;
+mod open_error;
 mod open_orders;
 mod operator;
 mod orders;
@@ -35,8 +36,8 @@ use rusqlite::Connection;
 pub use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 pub(super) use self::lines::LineFile;
-pub use self::open::OpenError;
-pub use self::read_only::{CopyError, ReadOnlyDatabase};
+pub use self::open_error::FileError;
+pub use self::read_only::{CopyError, ReadOnlyFile};
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};
@@ -73,19 +74,22 @@ pub(super) struct Engine {
 
 struct Inner {
     path: PathBuf,
+    /// The path as text.
+    address: String,
     histories: Histories,
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
 }
 
 impl Engine {
-    pub fn open(path: &Path, mode: Mode) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, mode: Mode) -> Result<Self, FileError> {
         let (file, db, histories) = open::prepare(path)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(db, file.clone(), mode)?;
         // All connections opened by now use one file.
         file.check().map_err(|error| file.error(error))?;
         let inner = Inner {
+            address: file.path.display().to_string(),
             path: file.path,
             histories,
             readers,
@@ -99,8 +103,8 @@ impl Engine {
         })
     }
 
-    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
-    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
+    /// Opens an existing database; fails with [`FileError::Missing`] if there is none.
+    pub fn open_existing(path: &Path) -> Result<Self, FileError> {
         open::must_exist(path)?;
         Self::open(path, Mode::Threaded)
     }
@@ -120,12 +124,12 @@ impl Engine {
         }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.inner.path
+    pub fn address(&self) -> &str {
+        &self.inner.address
     }
 
-    pub fn try_lock_lead(&self) -> Result<Option<LeaderLock>, OpenError> {
-        LeaderLock::try_take(self.path())
+    pub fn try_lock_lead(&self) -> Result<Option<LeaderLock>, FileError> {
+        LeaderLock::try_take(&self.inner.path)
     }
 
     pub fn queue(&self) -> &Queue {
@@ -269,6 +273,6 @@ impl Engine {
 }
 
 /// See [`read_heartbeat`](super::read_heartbeat).
-pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, OpenError> {
+pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, FileError> {
     open::read_only(path, row_mapping::heartbeat)
 }

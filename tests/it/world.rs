@@ -579,9 +579,7 @@ pub fn orders(store: &Store, filter: Filter) -> Vec<Order> {
 
 /// Takes leadership of a database, as after the death of the last leader.
 pub async fn lead(store: &Store) -> Leadership {
-    let mut lock = store.path().as_os_str().to_owned();
-    lock.push("-leader");
-    let _ = fs::remove_file(lock);
+    let _ = fs::remove_file(format!("{}-leader", store.address()));
     // A server notices a little later that the connection of the last one has ended.
     for _ in 0..500 {
         let lead = store.try_lead().await.expect("the database can be written");

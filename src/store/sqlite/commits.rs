@@ -49,7 +49,7 @@ impl Engine {
             return Ok(changes);
         }
         let listener = Arc::downgrade(&others);
-        let mut log = Log::new(self.path());
+        let mut log = Log::new(&self.inner.path);
         let poll = move || {
             for polls in 1u64.. {
                 std::thread::sleep(poll_interval);
@@ -137,7 +137,7 @@ mod tests {
     #[tokio::test]
     async fn a_poll_finds_each_commit_of_another_process_and_nothing_else() {
         let (_folder, [store, other]) = stores();
-        let mut log = Log::new(store.path());
+        let mut log = Log::new(store.address().as_ref());
         other.probe(Timestamp(1)).await.unwrap();
         assert!(log.may_have_commits().unwrap());
         assert!(log.may_have_commits().unwrap(), "it may not be visible yet");
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn polls_wake_after_some_time_also_if_none_has_found_a_commit() {
         let (_folder, [store, _]) = stores();
-        Log::new(store.path()).age();
+        Log::new(store.address().as_ref()).age();
         let mut commits = store.changes().unwrap();
         for _ in 0..3 {
             commits.next().await;

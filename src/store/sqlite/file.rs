@@ -15,7 +15,7 @@ use rusqlite::ErrorCode;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
 
-use crate::store::OpenError;
+use super::open_error::FileError;
 
 /// Permissions of a new database: its group may read it, others may not. The umask may remove some.
 const DATABASE_MODE: u32 = 0o640;
@@ -151,8 +151,8 @@ impl OpenedFile {
         }
     }
 
-    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
-        open_error(&self.path, error.into())
+    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FileError {
+        file_error(&self.path, error.into())
     }
 }
 
@@ -185,15 +185,15 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Checks that an existing database has one name: SQLite would keep one log for each name, and
 /// programs would not see the contents of each other's logs.
-pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
+pub(super) fn must_have_one_name(path: &Path) -> Result<(), FileError> {
     if fs::metadata(path).is_ok_and(|file| file.nlink() > 1) {
-        return Err(OpenError::Linked(path.to_owned()));
+        return Err(FileError::Linked(path.to_owned()));
     }
     // Linux before 5.8 does not report mounts.
     let is_mount = statx(CWD, path, AtFlags::empty(), StatxFlags::empty())
         .is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     if is_mount {
-        return Err(OpenError::Mounted(path.to_owned()));
+        return Err(FileError::Mounted(path.to_owned()));
     }
     Ok(())
 }
@@ -216,10 +216,10 @@ pub(super) fn create(path: &Path) -> io::Result<bool> {
 
 /// Opens a lock file beside a database, creating it if needed, for all users who may write the
 /// database: whoever can open the file can lock it.
-pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, OpenError> {
+pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, FileError> {
     let path = with_suffix(database, suffix);
     open_lock(&path, database).map_err(|source| {
-        shortage(&path).unwrap_or(OpenError::LockFile {
+        shortage(&path).unwrap_or(FileError::LockFile {
             path: path.clone(),
             source,
         })
@@ -268,18 +268,18 @@ fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
 }
 
 /// Converts an error of SQLite into one that says what an operator can do.
-pub(super) fn open_error(
+pub(super) fn file_error(
     path: &Path,
     source: Box<dyn std::error::Error + Send + Sync>,
-) -> OpenError {
+) -> FileError {
     let path = path.to_owned();
     let code = source
         .downcast_ref::<rusqlite::Error>()
         .and_then(rusqlite::Error::sqlite_error_code);
     match code {
-        Some(ErrorCode::NotADatabase) => return OpenError::NotADatabase(path),
+        Some(ErrorCode::NotADatabase) => return FileError::NotADatabase(path),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            return OpenError::Locked(path);
+            return FileError::Locked(path);
         }
         _ => {}
     }
@@ -288,23 +288,23 @@ pub(super) fn open_error(
     }
     match code {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            OpenError::ReadOnly(path)
+            FileError::ReadOnly(path)
         }
-        Some(ErrorCode::DiskFull) => OpenError::Full(path),
-        _ => OpenError::Other { path, source },
+        Some(ErrorCode::DiskFull) => FileError::Full(path),
+        _ => FileError::Other { path, source },
     }
 }
 
 /// Returns the exhausted resource, if any, that prevented the file at this path, or one beside it,
 /// from being opened. SQLite does not report it.
-pub(super) fn shortage(path: &Path) -> Option<OpenError> {
+pub(super) fn shortage(path: &Path) -> Option<FileError> {
     let folder = path.parent()?;
     let open = |_| File::open(folder);
     if let Err(source) = (0..OPEN_FILES).map(open).collect::<io::Result<Vec<_>>>()
         && let Some(Errno::MFILE | Errno::NFILE) = Errno::from_io_error(&source)
     {
         let path = path.to_owned();
-        return Some(OpenError::Descriptors { path, source });
+        return Some(FileError::Descriptors { path, source });
     }
     match tempfile::tempfile_in(folder).map_err(|error| error.kind()) {
         Err(io::ErrorKind::StorageFull) => {
@@ -313,9 +313,9 @@ pub(super) fn shortage(path: &Path) -> Option<OpenError> {
                 statvfs(folder).is_ok_and(|disk| disk.f_files > 0 && disk.f_favail == 0);
             let path = path.to_owned();
             Some(if has_no_inodes {
-                OpenError::Inodes(path)
+                FileError::Inodes(path)
             } else {
-                OpenError::Full(path)
+                FileError::Full(path)
             })
         }
         _ => None,

@@ -12,8 +12,9 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{self, Identity, OpenedFile, WRITE_LOCK, lock_file, open_error, with_suffix};
+use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_file, with_suffix};
 use super::histories::histories;
+use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::cursor::Histories;
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
@@ -31,9 +32,6 @@ const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
 
 /// The `application_id` of the files of this program: "OrdS".
 const APPLICATION_ID: i64 = 0x4f72_6453;
-
-/// Maximum wait for a database that another program has locked while this one starts.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Interval between attempts to take a lock while this program starts.
 const START_RETRY: Duration = Duration::from_millis(10);
@@ -56,130 +54,30 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// statements.
 const STATEMENTS_KEPT: usize = 64;
 
-/// Reasons why a database cannot be used, each one line with the path and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder does not exist, or is not a folder.
-    #[error("{path}: the folder {folder} cannot be used", path = .path.display(), folder = .folder.display())]
-    Folder {
-        /// The database.
-        path: PathBuf,
-        /// Its folder.
-        folder: PathBuf,
-        /// Cause.
-        source: io::Error,
-    },
-    /// The file does not exist.
-    #[error("{}: there is no such database", .0.display())]
-    Missing(PathBuf),
-    /// The path leads to something other than a file.
-    #[error("{}: is not a file", .0.display())]
-    NotAFile(PathBuf),
-    /// A lock file beside the database cannot be created.
-    #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder, and that it has the database's owner", path = .path.display())]
-    LockFile {
-        /// The lock file.
-        path: PathBuf,
-        /// Cause.
-        source: io::Error,
-    },
-    /// Another program has locked the database for too long while this one starts.
-    #[error("{}: is locked by another program, for {START_TIMEOUT:?} at least; end that program, or wait for it, and start again", .0.display())]
-    Locked(PathBuf),
-    /// The file is not an SQLite database.
-    #[error("{}: is not an SQLite database; name another file", .0.display())]
-    NotADatabase(PathBuf),
-    /// The file is the SQLite database of another program.
-    #[error("{}: is the SQLite database of another program; name another file", .0.display())]
-    Foreign(PathBuf),
-    /// The file has a format that no release has written.
-    #[error("{path}: has format {format}, from before version 0.2.0, and cannot be read by this version; go on with the program that wrote it, or move the file away to begin with an empty one", path = .path.display())]
-    Older {
-        /// The database.
-        path: PathBuf,
-        /// Its format.
-        format: i64,
-    },
-    /// The file was migrated by a newer version of this program.
-    #[error("{}: was written by a newer version of this program; use that one, or a backup from before", .0.display())]
-    Newer(PathBuf),
-    /// The file can be read, but not written.
-    #[error("{}: cannot be written; check the permissions of the file and of its folder", .0.display())]
-    ReadOnly(PathBuf),
-    /// The file has more than one hard link.
-    #[error("{}: has several names, which are hard links; remove the others, because programs that use them would not see each other's orders", .0.display())]
-    Linked(PathBuf),
-    /// The file is a mount of its own, without the files beside it.
-    #[error("{}: is a mount of its own; mount its folder instead, because the database has other files beside it", .0.display())]
-    Mounted(PathBuf),
-    /// The disk is full.
-    #[error("{}: the disk is full", .0.display())]
-    Full(PathBuf),
-    /// The file system has no free inodes.
-    #[error("{}: the file system has no inodes left, which `df -i` shows; remove files", .0.display())]
-    Inodes(PathBuf),
-    /// The process, or the system, has reached its limit of open files.
-    #[error("{path}: no more files can be opened; raise the limit, which is `ulimit -n`, or LimitNOFILE= in a unit", path = .path.display())]
-    Descriptors {
-        /// The database, or a file beside it.
-        path: PathBuf,
-        /// Error of the operating system.
-        source: io::Error,
-    },
-    /// A pragma did not take effect.
-    #[error("{path}: SQLite has {pragma} = {found} where {wanted} is needed; is the file system a network one?", path = .path.display())]
-    Pragma {
-        /// The database.
-        path: PathBuf,
-        /// The pragma.
-        pragma: &'static str,
-        /// Value that it reads back as.
-        found: String,
-        /// Required value.
-        wanted: &'static str,
-    },
-    /// A database on PostgreSQL cannot be used.
-    #[cfg(feature = "postgres")]
-    #[error(transparent)]
-    Postgres(#[from] crate::store::PostgresOpenError),
-    /// A command that works on a file alone was given another database.
-    #[cfg(feature = "postgres")]
-    #[error("{0}: this command works on a SQLite file alone")]
-    FileOnly(String),
-    /// Any other error of SQLite.
-    #[error("{path}: cannot be used", path = .path.display())]
-    Other {
-        /// The database.
-        path: PathBuf,
-        /// Error of SQLite.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
 /// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
 /// different one than before. Returns the writing connection. Safe to call in several processes at
 /// once.
-pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories), OpenError> {
+pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories), FileError> {
     let path = absolute(path)?;
     // A path that is still a symbolic link after resolution is dangling.
     if path.is_symlink() || path.exists() && !path.is_file() {
-        return Err(OpenError::NotAFile(path));
+        return Err(FileError::NotAFile(path));
     }
     file::must_have_one_name(&path)?;
     // The change to WAL mode does not wait for other connections.
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
-        TryLockError::WouldBlock => OpenError::Locked(path.clone()),
-        TryLockError::Error(source) => OpenError::LockFile {
+        TryLockError::WouldBlock => FileError::Locked(path.clone()),
+        TryLockError::Error(source) => FileError::LockFile {
             path: with_suffix(&path, WRITE_LOCK),
             source,
         },
     })?;
-    let other = |error| open_error(&path, Box::new(error));
+    let other = |error| file_error(&path, Box::new(error));
     let is_new = file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
-    let (db, histories) = migrate(&path, database).map_err(|error| error.into_open_error(&path))?;
+    let (db, histories) = migrate(&path, database).map_err(|error| error.into_file_error(&path))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     if is_new {
@@ -190,13 +88,13 @@ pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories)
     Ok((file, db, histories))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+fn absolute(path: &Path) -> Result<PathBuf, FileError> {
     // Symbolic links are followed, so that all users of a database take the same lock files.
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
     let Some(name) = path.file_name() else {
-        return Err(OpenError::NotAFile(path.to_owned()));
+        return Err(FileError::NotAFile(path.to_owned()));
     };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -204,12 +102,12 @@ fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     };
     match folder.canonicalize() {
         Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
-        Ok(folder) => Err(OpenError::Folder {
+        Ok(folder) => Err(FileError::Folder {
             path: path.to_owned(),
             folder,
             source: io::ErrorKind::NotADirectory.into(),
         }),
-        Err(source) => Err(OpenError::Folder {
+        Err(source) => Err(FileError::Folder {
             path: path.to_owned(),
             folder: folder.to_owned(),
             source,
@@ -230,15 +128,15 @@ fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockError> {
 }
 
 enum Unmigrated {
-    Refused(OpenError),
+    Refused(FileError),
     Sqlite(rusqlite::Error),
 }
 
 impl Unmigrated {
-    fn into_open_error(self, path: &Path) -> OpenError {
+    fn into_file_error(self, path: &Path) -> FileError {
         match self {
             Self::Refused(error) => error,
-            Self::Sqlite(error) => open_error(path, Box::new(error)),
+            Self::Sqlite(error) => file_error(path, Box::new(error)),
         }
     }
 }
@@ -274,9 +172,9 @@ fn format(db: &Connection, path: &Path) -> Result<i64, Unmigrated> {
     Err(Unmigrated::Refused(match (id, format) {
         (0, 0) if is_empty => return Ok(0),
         (APPLICATION_ID, FORMAT_FIRST..=FORMAT) => return Ok(format),
-        (APPLICATION_ID, 1..FORMAT_FIRST) => OpenError::Older { path, format },
-        (APPLICATION_ID, _) if format > FORMAT => OpenError::Newer(path),
-        _ => OpenError::Foreign(path),
+        (APPLICATION_ID, 1..FORMAT_FIRST) => FileError::Older { path, format },
+        (APPLICATION_ID, _) if format > FORMAT => FileError::Newer(path),
+        _ => FileError::Foreign(path),
     }))
 }
 
@@ -308,7 +206,7 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
         if found == wanted {
             Ok(())
         } else {
-            Err(Unmigrated::Refused(OpenError::Pragma {
+            Err(Unmigrated::Refused(FileError::Pragma {
                 path: path.to_owned(),
                 pragma,
                 found,
@@ -351,16 +249,16 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 /// Opens another writing connection on the prepared file.
-pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
+pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, FileError> {
     let db =
         Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
-    pragmas(&db, &file.path).map_err(|error| error.into_open_error(&file.path))?;
+    pragmas(&db, &file.path).map_err(|error| error.into_file_error(&file.path))?;
     Ok(db)
 }
 
 /// Opens the pool of reading connections. All are opened now and none is ever replaced, so none can
 /// end up on a different file.
-pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
+pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, FileError> {
     let manager = SqliteConnectionManager::file(&file.path)
         .with_flags(existing())
         .with_init(|db| {
@@ -381,12 +279,12 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
 }
 
 /// Returns the absolute path of an existing database.
-pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn must_exist(path: &Path) -> Result<PathBuf, FileError> {
     let path = absolute(path)?;
     if path.exists() {
         Ok(path)
     } else {
-        Err(OpenError::Missing(path))
+        Err(FileError::Missing(path))
     }
 }
 
@@ -394,32 +292,32 @@ pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
 pub(super) fn read_only<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> Result<T, OpenError> {
+) -> Result<T, FileError> {
     let path = must_exist(path)?;
     Connection::open_with_flags(&path, existing())
         .and_then(|db| query(&db))
-        .map_err(|error| open_error(&path, Box::new(error)))
+        .map_err(|error| file_error(&path, Box::new(error)))
 }
 
 /// Opens a read-only connection on an existing database in a known format. Nothing is migrated: the
 /// program that uses the file may be older.
-pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenError> {
+pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileError> {
     let path = must_exist(path)?;
     if !path.is_file() {
-        return Err(OpenError::NotAFile(path));
+        return Err(FileError::NotAFile(path));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(&path, flags)
         .map_err(Unmigrated::Sqlite)
         .and_then(|db| Ok((format(&db, &path)?, db)));
     match opened {
-        Ok((0, _)) => Err(OpenError::Foreign(path)),
+        Ok((0, _)) => Err(FileError::Foreign(path)),
         Ok((_, db)) => db
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB))
             .map(|()| (db, path.clone()))
-            .map_err(|error| open_error(&path, Box::new(error))),
-        Err(error) => Err(error.into_open_error(&path)),
+            .map_err(|error| file_error(&path, Box::new(error))),
+        Err(error) => Err(error.into_file_error(&path)),
     }
 }
 

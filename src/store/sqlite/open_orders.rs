@@ -78,7 +78,7 @@ mod tests {
                    UPDATE orders SET intent_at = 1 WHERE seq = 13;";
         store.execute(format!("{fill}; {odd}")).await.unwrap();
         let list = store.open_orders().await.unwrap();
-        let db = Connection::open(store.path()).unwrap();
+        let db = Connection::open(store.address()).unwrap();
         for (index, order) in list.orders().enumerate().take(20) {
             let whole = open_order(&db, order.seq).unwrap();
             assert_eq!(Some(order), whole, "{index}");

@@ -10,6 +10,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
 use super::open;
+use super::open_error::FileError;
 use super::orders::find;
 use super::row_mapping::{heartbeat, open_order};
 use crate::decide::OpenOrder;
@@ -21,20 +22,24 @@ use crate::store::{DatabaseUrl, OpenError, OrderView, StoreError};
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
 
-/// A database, opened read-only.
-pub struct ReadOnlyDatabase {
+/// A SQLite file, opened read-only.
+pub struct ReadOnlyFile {
     db: Connection,
     path: PathBuf,
 }
 
-impl ReadOnlyDatabase {
-    /// Opens an existing database; fails with [`OpenError::Missing`] if there is none.
+impl ReadOnlyFile {
+    /// Opens an existing file.
     pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        let (db, path) = match url {
-            DatabaseUrl::Sqlite(path) => open::for_reading(path)?,
+        match url {
+            DatabaseUrl::Sqlite(path) => Ok(Self::open_file(path)?),
             #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(url) => return Err(OpenError::FileOnly(url.to_string())),
-        };
+            DatabaseUrl::Postgres(url) => Err(OpenError::FileOnly(url.to_string())),
+        }
+    }
+
+    pub(in crate::store) fn open_file(path: &Path) -> Result<Self, FileError> {
+        let (db, path) = open::for_reading(path)?;
         Ok(Self { db, path })
     }
 
@@ -52,28 +57,19 @@ impl ReadOnlyDatabase {
         Ok(details(&self.db, id, now)?)
     }
 
-    /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
-    /// its neighbours in sort order that share the first half of it.
-    pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        let id = id.as_str();
-        let begins = id.chars().count().div_ceil(2);
-        let begins: String = id.chars().take(begins).collect();
-        let mut similar: Vec<String> = Vec::new();
+    /// Returns ids that differ from one in case only, and its neighbours in sort order.
+    pub fn neighbours(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        let mut candidates = Vec::new();
         for sql in [
             "SELECT id FROM orders WHERE id = ?1 COLLATE NOCASE ORDER BY id LIMIT 3",
             "SELECT id FROM orders WHERE id > ?1 ORDER BY id LIMIT 2",
             "SELECT id FROM orders WHERE id < ?1 ORDER BY id DESC LIMIT 2",
         ] {
             let mut query = self.db.prepare(sql)?;
-            for other in query.query_map([id], |row| row.get::<_, String>(0))? {
-                let other = other?;
-                let is_alike = other.starts_with(&begins) || other.eq_ignore_ascii_case(id);
-                if is_alike && !similar.contains(&other) {
-                    similar.push(other);
-                }
-            }
+            let ids = query.query_map([id.as_str()], |row| row.get(0))?;
+            candidates.extend(ids.collect::<rusqlite::Result<Vec<String>>>()?);
         }
-        Ok(similar)
+        Ok(candidates)
     }
 
     /// Copies a snapshot of the whole database into the file at `to`, which then needs no other

@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpointer;
 use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
+use super::open_error::FileError;
 use super::{lead, operator, prune, record, row_mapping, times};
+use crate::store::StoreError;
 use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
-use crate::store::{OpenError, StoreError};
 
 /// Maximum wait for programs that write without taking our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
+    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, FileError> {
         let lock = |suffix| lock_file(&file.path, suffix);
         let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
         let empties_next = checkpointer.empties_next();
@@ -389,9 +390,7 @@ mod tests {
         /// Number of commits in the write-ahead log: frames whose header gives the size of the
         /// database (SQLite's file format, section 4.1).
         fn commits(&self) -> usize {
-            let mut path = self.store.path().as_os_str().to_owned();
-            path.push("-wal");
-            let log = std::fs::read(path).unwrap();
+            let log = std::fs::read(format!("{}-wal", self.store.address())).unwrap();
             let frames = log.get(32..).unwrap_or_default();
             let frames = frames.chunks_exact(24 + 4096);
             frames.filter(|frame| frame[4..8] != [0; 4]).count()
@@ -424,8 +423,7 @@ mod tests {
     async fn a_program_that_ends_leaves_everything_in_the_file_itself() {
         let bench = Bench::new();
         assert!(matches!(bench.create("a1").await, Ok(Ok(_))));
-        let mut log = bench.store.path().as_os_str().to_owned();
-        log.push("-wal");
+        let log = format!("{}-wal", bench.store.address());
         assert!(std::fs::metadata(&log).unwrap().len() > 0);
         bench.store.checkpoint().await;
         assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);

@@ -124,6 +124,39 @@ async fn an_orders_creation_is_heard_of_by_another_process_at_once() {
 }
 
 #[tokio::test]
+async fn an_order_is_explained_by_a_session_that_writes_nothing() {
+    let database = cluster().database();
+    let Fresh { store, world, .. } = fresh_in(&database);
+    let url = cluster().url(&database);
+    assert_eq!(store.address(), url);
+    let explain = |id: &str| {
+        let arguments = ["explain", id, "--database-url", &url];
+        world.run("order-service", &arguments, &[])
+    };
+    create(&store, "a1", 10).await;
+    let explained = explain("a1");
+    assert_eq!(explained.code, Some(0), "{explained:?}");
+    assert!(
+        explained
+            .stdout
+            .starts_with("Order \"a1\" has been CREATED"),
+        "{explained:?}"
+    );
+    let unknown = explain("A1");
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(
+        unknown.stderr.contains("similar ids: \"a1\""),
+        "{unknown:?}"
+    );
+    // On a database without orders nothing is created.
+    let url = cluster().url(&cluster().database());
+    let arguments = ["explain", "a1", "--database-url", &url];
+    let missing = world.run("order-service", &arguments, &[]);
+    assert_eq!(missing.code, Some(3), "{missing:?}");
+    assert!(missing.stderr.contains("no order database"), "{missing:?}");
+}
+
+#[tokio::test]
 async fn sessions_that_are_ended_are_a_pause_and_no_error() {
     let database = cluster().database();
     let Fresh { store, .. } = fresh_in(&database);
