@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
-use crate::messages::{clean, future, lasting, past, quoted, span};
+use crate::messages::{clean, future, lasting, past, quoted, reduction_cause, span};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{StartRate, UpstreamState};
@@ -412,12 +412,9 @@ impl OrderDetails {
                 } else {
                     "more than"
                 };
-                let reason = rate.and_then(StartRate::reason);
-                let reason = reason.map_or_else(String::new, |reason| {
-                    format!(
-                        " The rate is reduced: {}.",
-                        clean(reason).trim_end_matches('.')
-                    )
+                let cause = rate.and_then(StartRate::reduction_cause);
+                let reason = cause.map_or_else(String::new, |cause| {
+                    format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
                 });
                 format!(
                     "{} ahead of it. At the present rate of {pace:.1} starts/s its turn comes in \

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::order::{Observed, Reason, Rfc3339, Timestamp};
+use crate::pace::{ReductionCause, StartLimit};
 
 /// Detail of an order whose process the upstream has forgotten.
 pub const PROCESS_LOST: &str =
@@ -42,6 +43,26 @@ pub fn span(length: Duration) -> String {
         120..7_200 => format!("{} min", seconds / MINUTE),
         7_200..172_800 => format!("{} h", seconds / HOUR),
         _ => format!("{} days", seconds / DAY),
+    }
+}
+
+/// Describes the cause of a reduced start rate.
+pub fn reduction_cause(cause: ReductionCause<'_>) -> &str {
+    match cause {
+        ReductionCause::Restart => "the upstream was restarted",
+        ReductionCause::Overload(detail) => detail,
+    }
+}
+
+/// Describes a limit of the starts.
+pub fn start_limit(limit: StartLimit<'_>) -> String {
+    match limit {
+        StartLimit::Window(processes) => format!(
+            "at most {processes} processes run at once, because the upstream forgets them when it \
+             crashes"
+        ),
+        StartLimit::Reduction(cause) => reduction_cause(cause).to_owned(),
+        StartLimit::Ceiling => "the ceiling of the start rate".to_owned(),
     }
 }
 

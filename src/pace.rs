@@ -28,7 +28,7 @@ use self::list_timeout::ListTimeout;
 use self::polling::Polling;
 pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cost};
 use self::rate::Gcra;
-pub use self::rate::StartRate;
+pub use self::rate::{ReductionCause, StartRate};
 pub use self::round_robin::{RoundRobin, StartClass};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
@@ -72,6 +72,17 @@ pub struct LearnedLimits {
     pub durations: Durations,
     /// End of the pause that the upstream has asked for.
     pub resting_until: Option<Timestamp>,
+}
+
+/// A limit of the starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartLimit<'a> {
+    /// This many processes run, and no more may.
+    Window(u64),
+    /// The start rate is reduced.
+    Reduction(ReductionCause<'a>),
+    /// The ceiling of the start rate.
+    Ceiling,
 }
 
 /// A request to the upstream.
@@ -173,21 +184,16 @@ impl Pace {
         &self.rate
     }
 
-    /// Returns what limits the starts, in words, if something does.
-    pub fn limit_reason(&self) -> Option<String> {
+    /// Returns what limits the starts, if something does.
+    pub fn limit(&self) -> Option<StartLimit<'_>> {
         let window = self.incarnations.window();
         if let Some(window) = window.filter(|window| self.in_flight >= *window) {
-            return Some(format!(
-                "at most {window} processes run at once, because the upstream forgets them when it \
-                 crashes"
-            ));
+            return Some(StartLimit::Window(window));
         }
-        let reason = self.rate.reason().map(str::to_owned);
-        reason.or_else(|| {
-            self.rate
-                .ceiling()
-                .map(|_| "the ceiling of the start rate".to_owned())
-        })
+        match self.rate.reduction_cause() {
+            Some(cause) => Some(StartLimit::Reduction(cause)),
+            None => self.rate.ceiling().map(|_| StartLimit::Ceiling),
+        }
     }
 
     /// Returns the incarnations of the upstream.
@@ -563,10 +569,8 @@ mod tests {
             (1.25, 1)
         );
         assert_eq!(limiter.incarnations().processes(), Some(0));
-        assert_eq!(
-            limiter.limit_reason().as_deref(),
-            Some("the upstream was restarted")
-        );
+        let reduction = StartLimit::Reduction(ReductionCause::Restart);
+        assert_eq!(limiter.limit(), Some(reduction));
         let window = limiter.incarnations().window().unwrap();
         for seq in 1..window {
             limiter.on_start_accepted(seq as i64, now);
@@ -575,7 +579,7 @@ mod tests {
         assert_eq!(limiter.next_start_at(now, 1), None);
         limiter.on_start_accepted(0, now);
         assert_eq!(limiter.next_start_at(now, 0), None);
-        assert!(limiter.limit_reason().unwrap().contains("at most"));
+        assert_eq!(limiter.limit(), Some(StartLimit::Window(window)));
         limiter.set_in_flight(window - 1);
         assert_eq!(limiter.next_start_at(now, 0), Some(now));
     }
@@ -634,17 +638,21 @@ mod tests {
                 refused * 10 < accepted,
                 "{limit}: {refused} beside {accepted}"
             );
-            assert!(limiter.limit_reason().unwrap().contains("429"));
+            let limited_by = limiter.limit();
+            assert!(
+                matches!(
+                    limited_by,
+                    Some(StartLimit::Reduction(ReductionCause::Overload(_)))
+                ),
+                "{limited_by:?}"
+            );
         }
     }
 
     #[test]
     fn starts_that_are_accepted_are_sent_ever_faster() {
         let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
-        assert_eq!(
-            (limiter.rate().rate(), limiter.limit_reason()),
-            (500.0, None)
-        );
+        assert_eq!((limiter.rate().rate(), limiter.limit()), (500.0, None));
         let [accepted, _] = drive(&mut limiter, 3, 1e6);
         // At most one start per millisecond is possible here.
         assert!((2_000..3_000).contains(&accepted), "{accepted}");
@@ -652,7 +660,7 @@ mod tests {
         let mut under_a_ceiling = pace(50.0, LearnedLimits::default(), Timestamp(0));
         let [accepted, _] = drive(&mut under_a_ceiling, 100, 1e6);
         assert!((4_950..5_010).contains(&accepted), "{accepted}");
-        assert!(under_a_ceiling.limit_reason().unwrap().contains("ceiling"));
+        assert_eq!(under_a_ceiling.limit(), Some(StartLimit::Ceiling));
     }
 
     #[test]

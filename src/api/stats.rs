@@ -16,9 +16,10 @@ use super::stats_cache::Seen;
 use super::{Api, json_answer, request};
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
+use crate::messages::reduction_cause;
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
-use crate::pace::{LearnedLimits, UpstreamState};
+use crate::pace::{LearnedLimits, StartRate, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::Sizes;
 
@@ -257,7 +258,9 @@ fn pace(learned: &LearnedLimits, seen: &Seen) -> Pace {
     Pace {
         starts_per_second: limited.map(|rate| (rate.rate() * 1e3).round() / 1e3),
         ceiling: rate.and_then(|rate| rate.ceiling()),
-        reason: rate.and_then(|rate| rate.reason()).map(str::to_owned),
+        reason: rate
+            .and_then(StartRate::reduction_cause)
+            .map(|cause| reduction_cause(cause).to_owned()),
         in_flight: seen.orders(Status::Processing),
         window: learned.incarnations.window(),
         wait_seconds,

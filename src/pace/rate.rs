@@ -157,7 +157,18 @@ struct Reduction {
     time_scale: Duration,
     growth: f64,
     is_restart: bool,
+    /// Detail of the refusal or of the timeout; empty after a restart.
     reason: String,
+}
+
+/// Cause of a reduction of the start rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReductionCause<'a> {
+    /// The upstream was restarted.
+    Restart,
+    /// The upstream refused a request because of the rate, or did not answer it in time; with the
+    /// detail of that failure.
+    Overload(&'a str),
 }
 
 impl StartRate {
@@ -215,11 +226,13 @@ impl StartRate {
         self.ceiling
     }
 
-    /// Returns the reason for the current reduction, in words.
-    pub fn reason(&self) -> Option<&str> {
-        self.reduction
-            .as_ref()
-            .map(|reduction| reduction.reason.as_str())
+    /// Returns the cause of the current reduction.
+    pub fn reduction_cause(&self) -> Option<ReductionCause<'_>> {
+        let reduction = self.reduction.as_ref()?;
+        Some(match reduction.is_restart {
+            true => ReductionCause::Restart,
+            false => ReductionCause::Overload(&reduction.reason),
+        })
     }
 
     /// Returns whether the rate is reduced because the upstream refused starts, not because it was
@@ -324,7 +337,7 @@ impl StartRate {
             time_scale: RESTART_RECOVERY,
             growth: 1.0,
             is_restart: true,
-            reason: "the upstream was restarted".to_owned(),
+            reason: String::new(),
         });
     }
 }
@@ -425,7 +438,7 @@ mod tests {
         let mut rate = StartRate::new(50.0, Timestamp(0));
         rate.on_restart(Timestamp(0));
         assert_eq!(rate.rate(), 1.25);
-        assert_eq!(rate.reason(), Some("the upstream was restarted"));
+        assert_eq!(rate.reduction_cause(), Some(ReductionCause::Restart));
         assert!(
             !rate.recover(Timestamp(60_000)),
             "no poll has found it alive"
@@ -434,7 +447,7 @@ mod tests {
         assert_eq!(after_healthy(&mut rate, Timestamp(0), 10), 2.5);
         assert_eq!(after_healthy(&mut rate, Timestamp(10_000), 10), 11.25);
         assert_eq!(after_healthy(&mut rate, Timestamp(20_000), 20), 50.0);
-        assert_eq!((rate.reason(), rate.ceiling()), (None, Some(50.0)));
+        assert_eq!((rate.reduction_cause(), rate.ceiling()), (None, Some(50.0)));
         // A second restart before the rate is back does not raise it.
         rate.on_restart(Timestamp(40_000));
         rate.on_restart(Timestamp(41_000));
@@ -449,7 +462,8 @@ mod tests {
         };
         assert!(refused(&mut rate, 1, 10));
         assert!(!refused(&mut rate, 9, 11) && !refused(&mut rate, 10, 12));
-        assert_eq!((rate.rate(), rate.reason()), (36.0, Some("answered 429")));
+        let cause = ReductionCause::Overload("answered 429");
+        assert_eq!((rate.rate(), rate.reduction_cause()), (36.0, Some(cause)));
         // Repeated soon, it shows that the limit is far below. No healthy second in between undoes that.
         assert!(refused(&mut rate, 11, 20));
         assert_eq!(rate.rate(), 18.0);
@@ -464,7 +478,7 @@ mod tests {
         assert_eq!(rate.rate(), RATE_MIN);
         // When the refusals end the rate comes back, ever faster.
         assert_eq!(after_healthy(&mut rate, Timestamp(400_000), 1_200), 40.0);
-        assert_eq!(rate.reason(), None);
+        assert_eq!(rate.reduction_cause(), None);
     }
 
     #[test]

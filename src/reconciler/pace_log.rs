@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Reconciler;
 use crate::clock::Clock;
-use crate::messages::span;
+use crate::messages::{span, start_limit};
 use crate::order::{Status, Timestamp};
 use crate::pace::{Call, Pace};
 use crate::upstream::{Failure, Upstream};
@@ -55,12 +55,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
-        let Some(reason) = self.pace.limit_reason() else {
+        let Some(limit) = self.pace.limit() else {
             return Ok(());
         };
         if self.wait_logged_at.is_some_and(is_soon) {
             return Ok(());
         }
+        let reason = start_limit(limit);
         self.wait_logged_at = Some(now);
         let waiting = self.context.store.count(Status::Created).await?;
         let rate = self.pace.rate().rate();
