@@ -39,8 +39,8 @@ pub enum Phase {
     Created,
     /// PROCESSING.
     Processing {
-        /// Moment at which its process was last known to exist. An absence counts only if its request was
-        /// sent at least one request timeout later.
+        /// Moment at which its start was accepted or its process adopted. An absence counts only if its
+        /// request was sent at least one request timeout later.
         confirmed_at: Timestamp,
         /// Moment at which the request was sent whose answer was the first absence in a row; `None` if the
         /// last answer showed the process.

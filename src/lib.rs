@@ -48,7 +48,8 @@
 //! - A pass takes upstream, store and clock from outside, and runs on one thread. The clock only goes
 //!   forward in it; if the system's clock was set, the next pass begins as after a restart.
 //! - Only complete answers of the upstream are believed.
-//! - No start is sent before its intent is on disk; none is repeated before the order was observed.
+//! - No start is sent before its intent is on disk; one that may have reached the upstream is not repeated
+//!   before the order was observed.
 
 pub mod account;
 pub mod api;

@@ -12,8 +12,8 @@ use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::upstream::Upstream;
 
-/// Interval of the schedule up to which orders are also polled between its occurrences. Schedules that
-/// are slower than once a second are kept to.
+/// Interval of the schedule up to which orders are also polled between its occurrences. A slower
+/// schedule is followed exactly.
 const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {

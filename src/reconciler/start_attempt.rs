@@ -209,7 +209,8 @@ impl<U, C> Context<U, C> {
         }
     }
 
-    /// Gives up a start without an outcome. The order rests until its absence would count.
+    /// Gives up a start without an outcome. The order is not tried again before its absence would show that the start
+    /// had no effect.
     fn give_up(
         &self,
         candidate: &StartCandidate,

@@ -62,7 +62,7 @@ impl<'a> StartCommits<'a> {
         let intents = std::mem::take(&mut self.intents);
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
-            recorded.context("recording starts failed; none of them was sent")
+            recorded.context("recording starts or their results failed")
         });
         self.commit = Some(Commit { intents, done });
     }
