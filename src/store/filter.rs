@@ -34,10 +34,11 @@ impl Filter {
 }
 
 /// Condition in SQL for orders that may be pruned: settled before a time, whose placeholder is given.
+/// Not by the index of statuses, which would be sorted or read in whole for each batch.
 macro_rules! prunable {
     ($before:literal) => {
         concat!(
-            "status IN ('FULFILLED', 'FAILED') AND updated_at < ",
+            "status || '' IN ('FULFILLED', 'FAILED') AND updated_at < ",
             $before,
             " AND seq < (SELECT max(seq) FROM orders) \
              AND seq <> (SELECT order_seq FROM journal ORDER BY seq DESC LIMIT 1)"
