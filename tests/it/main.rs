@@ -63,6 +63,7 @@
 //! | `lifecycle::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
 //! | `programs::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_gets_410_and_misses_nothing` | runs the programs once for each way to restore |
+//! | `store::plans::every_statement_has_one_plan_that_indexes_serve` | 100,000 orders |
 //! | `store::twin::both_engines_answer_alike_whatever_happens_to_orders` | five histories, each compared step by step |
 //! | `upstreams::observations::starts_and_look_ups_continue_while_a_list_is_read` | a list has a head start of 1 s |
 //! | `upstreams::starts::an_order_whose_start_reached_another_service_is_never_failed` | 40 passes for each pair of answers |

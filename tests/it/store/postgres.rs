@@ -15,7 +15,8 @@ pub fn fresh() -> Fresh {
     fresh_in(&cluster().database())
 }
 
-fn fresh_in(database: &str) -> Fresh {
+/// An empty store in this database.
+pub fn fresh_in(database: &str) -> Fresh {
     let url = cluster().database_url(database);
     let open = || Store::open(&url, Mode::Threaded).unwrap();
     Fresh {
@@ -23,6 +24,14 @@ fn fresh_in(database: &str) -> Fresh {
         other: open(),
         world: World::new(),
     }
+}
+
+/// Ends the connection that holds the leader's lock.
+pub fn break_lock(database: &str) {
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+               WHERE locktype = 'advisory' AND objid = 2 AND granted AND database = \
+                   (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert!(cluster().psql(database, end).status.success());
 }
 
 #[tokio::test]
@@ -86,10 +95,7 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
     };
     let deposed = store.try_lead().await.unwrap().unwrap();
     assert!(other.try_lead().await.unwrap().is_none());
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks \
-               WHERE locktype = 'advisory' AND objid = 2 AND granted AND database = \
-                   (SELECT oid FROM pg_database WHERE datname = current_database())";
-    assert!(cluster().psql(&database, end).status.success());
+    break_lock(&database);
     let lead = loop {
         if let Some(lead) = other.try_lead().await.unwrap() {
             break lead;

@@ -8,7 +8,11 @@ use crate::world::{World, ready};
 
 /// An empty database in a folder of its own.
 pub fn fresh() -> Fresh {
-    let world = World::new();
+    fresh_in(World::new())
+}
+
+/// An empty database in this folder.
+pub fn fresh_in(world: World) -> Fresh {
     Fresh {
         store: world.store(),
         other: world.store(),
