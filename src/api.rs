@@ -46,7 +46,7 @@ use self::health::Health;
 use self::http_metrics::{HttpMetrics, OTHER};
 pub use self::json::write_order;
 pub(crate) use self::problem::Problem;
-use self::reads::Reads;
+use self::reads::ReadLimiter;
 use self::routes::{Endpoint, Route};
 use self::stats_cache::StatsCache;
 use crate::explain::Invocation;
@@ -64,15 +64,15 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 pub struct Api {
     store: Store,
     health: Health,
-    overview: StatsCache,
-    traffic: HttpMetrics,
-    watcher: Arc<ChangeFeed>,
+    stats_cache: StatsCache,
+    http_metrics: HttpMetrics,
+    change_feed: Arc<ChangeFeed>,
     /// Limits concurrent page reads.
-    lists: Arc<Reads>,
+    list_reads: Arc<ReadLimiter>,
     /// Statistics of the server that serves this API.
     connections: ConnectionStats,
     /// Permits to read single orders on the runtime's worker threads.
-    looks: Semaphore,
+    order_reads: Semaphore,
     draining: CancellationToken,
     site: Site,
     dev: Dev,
@@ -127,13 +127,15 @@ impl Api {
     fn with(store: Store, site: Site, draining: CancellationToken, dev: Dev) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
-            overview: StatsCache::default(),
-            traffic: HttpMetrics::default(),
-            watcher: Arc::new(ChangeFeed::new(&store)),
-            lists: Arc::new(Reads::new(&store)),
+            stats_cache: StatsCache::default(),
+            http_metrics: HttpMetrics::default(),
+            change_feed: Arc::new(ChangeFeed::new(&store)),
+            list_reads: Arc::new(ReadLimiter::new(&store)),
             connections: ConnectionStats::within(server::raise_file_limit()),
             // One worker thread stays free for other requests.
-            looks: Semaphore::new(Handle::current().metrics().num_workers().saturating_sub(1)),
+            order_reads: Semaphore::new(
+                Handle::current().metrics().num_workers().saturating_sub(1),
+            ),
             draining,
             site,
             invocation: match dev {
@@ -182,9 +184,9 @@ impl Api {
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Response {
         let began = Instant::now();
-        let found = Route::of(path.as_str());
+        let route = Route::of(path.as_str());
         let admitted = self.admit(state, &method, &headers);
-        let result = match (found, state) {
+        let result = match (route, state) {
             _ if let Err(problem) = admitted => Err(problem),
             (Some((route, segment)), state) if state.is_none() || route.is_always_served() => {
                 if route.allows(&method) {
@@ -194,15 +196,15 @@ impl Api {
                     Err(Problem::not_allowed(&method, route.allow))
                 }
             }
-            (_, Some(ConnectionState::Overflow)) => Err(Problem::crowded()),
+            (_, Some(ConnectionState::Overflow)) => Err(Problem::too_many_connections()),
             (_, Some(ConnectionState::Draining)) => Err(Problem::draining()),
             (_, _) => self
-                .dev_answer(&method, path.as_str())
+                .dev_response(&method, path.as_str())
                 .unwrap_or_else(|| Err(Problem::no_such_path(path.as_str()))),
         };
-        let response = answer(result);
-        let label = found.map_or(OTHER, |(route, _)| route.template);
-        self.traffic
+        let response = response(result);
+        let label = route.map_or(OTHER, |(route, _)| route.template);
+        self.http_metrics
             .count(label, &method, response.status(), began.elapsed());
         response
     }
@@ -215,13 +217,13 @@ impl Api {
         headers: &HeaderMap,
     ) -> Result<(), Problem> {
         if state == Some(ConnectionState::AmbiguousHost) {
-            return Err(Problem::unclear_host());
+            return Err(Problem::ambiguous_host());
         }
         self.site.check(method, headers).map_err(Problem::foreign)
     }
 
     /// Returns the response of `order-service dev` to a path that the API does not have.
-    fn dev_answer(&self, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
+    fn dev_response(&self, method: &Method, path: &str) -> Option<Result<Response, Problem>> {
         match &self.dev {
             Dev::On(Some(handler)) => handler(method, path),
             Dev::Off | Dev::On(None) => None,
@@ -269,10 +271,10 @@ impl Api {
     async fn list(&self, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
         let query = request::ListQuery::parse(query)?;
         let form = request::form(headers);
-        let place = self.connections.long_answer();
-        let place = place.ok_or_else(Problem::too_many_lists)?;
-        let mut response = order_list::reply(self.lists.clone(), query, form).await?;
-        response.extensions_mut().insert(place);
+        let slot = self.connections.long_answer();
+        let slot = slot.ok_or_else(Problem::too_many_lists)?;
+        let mut response = order_list::reply(self.list_reads.clone(), query, form).await?;
+        response.extensions_mut().insert(slot);
         Ok(response)
     }
 }
@@ -289,7 +291,7 @@ pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
     response
 }
 
-fn answer(result: Result<Response, Problem>) -> Response {
+fn response(result: Result<Response, Problem>) -> Response {
     result.unwrap_or_else(Problem::reply)
 }
 

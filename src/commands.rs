@@ -89,7 +89,7 @@ pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
         .map(|id| format!("{id:?}"))
         .collect();
     let hint = match similar[..] {
-        [] => "ids are compared exactly, case and all".to_owned(),
+        [] => "ids are compared exactly, including case".to_owned(),
         _ => format!("similar ids: {}", similar.join(", ")),
     };
     log::error!(target: LOG, "there is no order {id:?}; {hint}");

@@ -177,7 +177,7 @@ impl OrderDetails {
                 let lasting = span(now.since(*since));
                 let goes_on = match (by, self.leader_status(now).problem) {
                     (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
-                    (ResolvedBy::Itself, None) => "and goes on by itself.".to_owned(),
+                    (ResolvedBy::Itself, None) => "and proceeds by itself.".to_owned(),
                     (ResolvedBy::Itself, Some(problem)) => format!("and {problem}."),
                 };
                 format!("It has had {} for {lasting}, {goes_on}", reason.as_str())
@@ -344,7 +344,7 @@ impl OrderDetails {
             return vec![
                 format!(
                     "The upstream is probed in the next pass{}, with one look-up. When it answers, this \
-                     order goes on by itself.",
+                     order proceeds by itself.",
                     self.pass_time(now)
                 ),
                 "Its status does not change before that: no answer proves nothing about its process."

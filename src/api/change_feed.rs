@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::reads::{Permitted, Reads};
+use super::reads::{ReadLimiter, ReadPermit};
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
@@ -34,7 +34,7 @@ struct Shared {
     state: Mutex<State>,
     /// The newest batch of events. Each stream holds a receiver.
     latest: watch::Sender<Arc<Batch>>,
-    reads: Reads,
+    reads: ReadLimiter,
 }
 
 #[derive(Default)]
@@ -42,7 +42,7 @@ struct State {
     /// Set while a task polls the journal.
     is_polling: bool,
     /// Cursor after the last published event. Valid only while polling.
-    told: Cursor,
+    published: Cursor,
     /// Waiting requests by the order's sequence number; the second number makes the key unique.
     waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
     next_number: u64,
@@ -70,7 +70,7 @@ impl Batch {
     }
 
     /// Returns a batch without events, at this cursor.
-    fn nothing(at: Cursor) -> Arc<Self> {
+    fn empty(at: Cursor) -> Arc<Self> {
         Arc::new(Self::new(at, Vec::new(), at))
     }
 
@@ -87,18 +87,18 @@ impl Batch {
                 .get_or_init(|| write(&mut self.events.iter()))
                 .clone();
         }
-        let is_meant =
+        let is_requested =
             |event: &&Event| event.seq > after && order.is_none_or(|id| *id == event.order_id);
-        write(&mut self.events.iter().filter(is_meant))
+        write(&mut self.events.iter().filter(is_requested))
     }
 }
 
 /// Result of [`ChangeFeed::wait_for`].
-pub(super) enum Waiting {
+pub(super) enum Registration {
     /// The request is registered and will be woken.
-    Begun(Waiter),
+    Waiting(Waiter),
     /// The order may have changed since it was read; read it again.
-    Missed,
+    Outdated,
 }
 
 /// A request that waits until an order is settled. Deregistered on drop.
@@ -133,7 +133,7 @@ impl Subscription {
 
     /// Returns once there is a newer batch than the last one that [`Subscription::latest`]
     /// returned.
-    pub async fn news(&mut self) {
+    pub async fn changed(&mut self) {
         let _ = self.0.changed().await;
     }
 }
@@ -141,26 +141,26 @@ impl Subscription {
 impl ChangeFeed {
     pub fn new(store: &Store) -> Self {
         Self(Arc::new(Shared {
-            reads: Reads::new(store),
+            reads: ReadLimiter::new(store),
             store: store.for_long_reads(),
             state: Mutex::default(),
-            latest: watch::Sender::new(Batch::nothing(Cursor::default())),
+            latest: watch::Sender::new(Batch::empty(Cursor::default())),
         }))
     }
 
     /// Registers a request that waits until the order with this sequence number is settled.
     /// `newest_event` is the cursor as of which the order was read and not yet settled.
-    pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Waiting {
+    pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Registration {
         let mut state = self.0.state();
-        if state.is_polling && newest_event.seq < state.told.seq {
-            return Waiting::Missed;
+        if state.is_polling && newest_event.seq < state.published.seq {
+            return Registration::Outdated;
         }
         let (wake, woken) = oneshot::channel();
         let key = (order_seq, state.next_number);
         state.next_number += 1;
         state.waiting.insert(key, wake);
         self.wake(&mut state, newest_event);
-        Waiting::Begun(Waiter {
+        Registration::Waiting(Waiter {
             shared: self.0.clone(),
             key,
             woken,
@@ -168,7 +168,7 @@ impl ChangeFeed {
     }
 
     /// Returns the number of waiting requests and of open streams.
-    pub fn taken(&self) -> (usize, usize) {
+    pub fn waiting_and_streams(&self) -> (usize, usize) {
         let waiting = self.0.state().waiting.len();
         (waiting, self.0.latest.receiver_count())
     }
@@ -187,14 +187,14 @@ impl ChangeFeed {
             return;
         }
         state.is_polling = true;
-        state.told = newest_event;
+        state.published = newest_event;
         // Events from before polling began are not published: streams read them from the database.
-        self.0.latest.send_replace(Batch::nothing(newest_event));
-        tokio::spawn(self.0.clone().look());
+        self.0.latest.send_replace(Batch::empty(newest_event));
+        tokio::spawn(self.0.clone().poll());
     }
 
     /// Waits for a read permit, so that a thousand requests woken together do not read all at once.
-    pub async fn store(&self) -> Permitted<'_> {
+    pub async fn store(&self) -> ReadPermit<'_> {
         self.0.reads.store().await
     }
 }
@@ -205,16 +205,16 @@ impl Shared {
     }
 
     /// Polls for events until nothing waits for them.
-    async fn look(self: Arc<Self>) {
+    async fn poll(self: Arc<Self>) {
         let mut changes = None;
         let mut is_failing = false;
-        while let Some(told) = self.told_if_awaited() {
-            match self.look_once(&mut changes, told).await {
+        while let Some(published) = self.published_if_awaited() {
+            match self.read_batch(&mut changes, published).await {
                 Ok((events, last)) => {
                     is_failing = false;
                     let may_be_more = events.len() == BATCH_MAX;
                     if !events.is_empty() {
-                        self.tell(Batch::new(told, events, last));
+                        self.publish(Batch::new(published, events, last));
                         let streams = self.latest.receiver_count() as f64;
                         tokio::time::sleep(PAUSE_PER_STREAM.mul_f64(streams)).await;
                     }
@@ -225,7 +225,7 @@ impl Shared {
                 Err(StoreError::Gone(_)) => self.skip().await,
                 Err(error) => {
                     if !is_failing {
-                        log::warn!("changes of orders cannot be noticed: {error}");
+                        log::warn!("cannot read changes of orders: {error}");
                     }
                     is_failing = true;
                     tokio::time::sleep(FAILING_INTERVAL).await;
@@ -234,23 +234,23 @@ impl Shared {
         }
     }
 
-    async fn look_once(
+    async fn read_batch(
         &self,
         changes: &mut Option<Changes>,
-        told: Cursor,
+        published: Cursor,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
         if changes.is_none() {
             *changes = Some(self.store.changes()?);
         }
-        self.store.events(None, told, BATCH_MAX).await
+        self.store.events(None, published, BATCH_MAX).await
     }
 
     /// Returns the cursor after the last published event. If nothing waits for more, marks polling
     /// as stopped and returns `None`.
-    fn told_if_awaited(&self) -> Option<Cursor> {
+    fn published_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
         state.is_polling = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
-        state.is_polling.then_some(state.told)
+        state.is_polling.then_some(state.published)
     }
 
     /// Resumes after the newest event, because events that were not yet published were pruned. They
@@ -259,21 +259,21 @@ impl Shared {
         match self.store.newest_event().await {
             Ok(newest) => {
                 let mut state = self.state();
-                state.told = newest;
+                state.published = newest;
                 state.waiting.clear();
                 drop(state);
-                self.latest.send_replace(Batch::nothing(newest));
+                self.latest.send_replace(Batch::empty(newest));
             }
-            // The next poll tries again.
-            Err(error) => log::debug!("the newest event cannot be read: {error}"),
+            // The next poll retries.
+            Err(error) => log::debug!("cannot read the newest event: {error}"),
         }
     }
 
     /// Publishes a batch: wakes the requests whose orders were settled, then the streams.
-    fn tell(&self, batch: Batch) {
+    fn publish(&self, batch: Batch) {
         {
             let mut state = self.state();
-            state.told = batch.last;
+            state.published = batch.last;
             let settled = batch.events.iter().filter(|event| event.to.is_settled());
             for Event { order_seq, .. } in settled {
                 state
@@ -292,21 +292,21 @@ mod tests {
     use crate::order::{Outcome, Timestamp};
     use crate::store::{Creation, DatabaseUrl, Mode, OrderChange, Transition};
 
-    struct Bench {
+    struct Fixture {
         _folder: tempfile::TempDir,
         /// A second store, in which orders are created and settled.
         other: Store,
-        watcher: ChangeFeed,
+        feed: ChangeFeed,
     }
 
-    impl Bench {
+    impl Fixture {
         /// Creates and settles orders through another connection, as another process does.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = DatabaseUrl::from(folder.path().join("orders.db"));
             Self {
                 other: Store::open(&path, Mode::Threaded).unwrap(),
-                watcher: ChangeFeed::new(&Store::open(&path, Mode::Threaded).unwrap()),
+                feed: ChangeFeed::new(&Store::open(&path, Mode::Threaded).unwrap()),
                 _folder: folder,
             }
         }
@@ -314,10 +314,10 @@ mod tests {
         /// Creates and settles orders in the feed's own process, and does not poll for other
         /// processes.
         fn in_one_process() -> Self {
-            let bench = Self::new();
+            let fixture = Self::new();
             Self {
-                watcher: ChangeFeed::new(&bench.other.without_polls()),
-                ..bench
+                feed: ChangeFeed::new(&fixture.other.without_polls()),
+                ..fixture
             }
         }
 
@@ -338,18 +338,18 @@ mod tests {
             recorded.unwrap();
         }
 
-        fn begin(&self, order_seq: i64, newest_event: Cursor) -> Waiter {
-            match self.watcher.wait_for(order_seq, newest_event) {
-                Waiting::Begun(waiter) => waiter,
-                Waiting::Missed => panic!("missed"),
+        fn wait(&self, order_seq: i64, newest_event: Cursor) -> Waiter {
+            match self.feed.wait_for(order_seq, newest_event) {
+                Registration::Waiting(waiter) => waiter,
+                Registration::Outdated => panic!("outdated"),
             }
         }
 
         fn is_polling(&self) -> bool {
-            self.watcher.0.state().is_polling
+            self.feed.0.state().is_polling
         }
 
-        async fn until_asleep(&self) {
+        async fn until_idle(&self) {
             while self.is_polling() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -357,112 +357,115 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn no_one_looks_while_no_one_waits() {
-        let bench = Bench::new();
-        let seq = bench.create("a1").await;
-        assert!(!bench.is_polling());
-        let waiter = bench.begin(seq, Cursor::bare(1));
-        assert!(bench.is_polling());
+    async fn the_journal_is_polled_only_while_a_client_waits() {
+        let fixture = Fixture::new();
+        let seq = fixture.create("a1").await;
+        assert!(!fixture.is_polling());
+        let waiter = fixture.wait(seq, Cursor::bare(1));
+        assert!(fixture.is_polling());
         drop(waiter);
-        bench.until_asleep().await;
-        let subscription = bench.watcher.subscribe(Cursor::bare(1));
-        assert!(bench.is_polling());
+        fixture.until_idle().await;
+        let subscription = fixture.feed.subscribe(Cursor::bare(1));
+        assert!(fixture.is_polling());
         drop(subscription);
-        bench.until_asleep().await;
+        fixture.until_idle().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_happened_between_the_look_at_an_order_and_the_wait_wakes_too() {
-        let bench = Bench::new();
-        let seq = bench.create("a1").await;
-        let other = bench.create("a2").await;
-        bench.settle(seq).await;
+    async fn a_change_between_the_read_of_an_order_and_the_wait_wakes_too() {
+        let fixture = Fixture::new();
+        let seq = fixture.create("a1").await;
+        let other = fixture.create("a2").await;
+        fixture.settle(seq).await;
         // Nothing polls yet: the first waiter starts polling from its own cursor.
-        let mut waiter = bench.begin(seq, Cursor::bare(2));
-        let mut stays = bench.begin(other, Cursor::bare(4));
+        let mut waiter = fixture.wait(seq, Cursor::bare(2));
+        let mut other_waiter = fixture.wait(other, Cursor::bare(4));
         waiter.settled().await;
-        assert!(stays.woken.try_recv().is_err());
+        assert!(other_waiter.woken.try_recv().is_err());
         // Polling has passed this cursor: a waiter with an older one must read the order again.
-        let missed = bench.watcher.wait_for(seq, Cursor::bare(2));
-        assert!(matches!(missed, Waiting::Missed));
-        bench.settle(other).await;
-        stays.settled().await;
+        let outdated = fixture.feed.wait_for(seq, Cursor::bare(2));
+        assert!(matches!(outdated, Registration::Outdated));
+        fixture.settle(other).await;
+        other_waiter.settled().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn in_one_process_who_waits_is_woken_without_a_poll() {
-        let bench = Bench::in_one_process();
-        let mut subscription = bench.watcher.subscribe(Cursor::default());
+    async fn in_one_process_waiters_are_woken_without_a_poll() {
+        let fixture = Fixture::in_one_process();
+        let mut subscription = fixture.feed.subscribe(Cursor::default());
         for n in 0..20 {
-            let seq = bench.create(&format!("a{n}")).await;
-            let newest = bench.other.newest_event().await.unwrap();
-            let mut waiter = bench.begin(seq, newest);
-            bench.settle(seq).await;
+            let seq = fixture.create(&format!("a{n}")).await;
+            let newest = fixture.other.newest_event().await.unwrap();
+            let mut waiter = fixture.wait(seq, newest);
+            fixture.settle(seq).await;
             waiter.settled().await;
             while subscription.latest().last.seq < newest.seq + 2 {
-                subscription.news().await;
+                subscription.changed().await;
             }
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn all_who_wait_for_an_order_are_woken_and_leave_nothing_behind() {
-        let bench = Bench::new();
-        let seq = bench.create("a1").await;
+    async fn all_waiters_of_an_order_are_woken_and_deregistered() {
+        let fixture = Fixture::new();
+        let seq = fixture.create("a1").await;
         let mut waiters: Vec<_> = (0..1_000)
-            .map(|_| bench.begin(seq, Cursor::bare(1)))
+            .map(|_| fixture.wait(seq, Cursor::bare(1)))
             .collect();
         drop(waiters.pop());
-        waiters.push(bench.begin(seq, Cursor::bare(1)));
-        bench.settle(seq).await;
+        waiters.push(fixture.wait(seq, Cursor::bare(1)));
+        fixture.settle(seq).await;
         for waiter in &mut waiters {
             waiter.settled().await;
         }
         drop(waiters);
-        assert!(bench.watcher.0.state().waiting.is_empty());
-        bench.until_asleep().await;
+        assert!(fixture.feed.0.state().waiting.is_empty());
+        fixture.until_idle().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_removed_before_it_was_told_wakes_all_who_may_have_waited_for_it() {
-        let bench = Bench::new();
-        let [seq, other] = [bench.create("a1").await, bench.create("a2").await];
-        let newest = bench.other.newest_event().await.unwrap();
-        bench.settle(seq).await;
-        bench.create("last").await;
-        let pruned = bench.other.prune(Timestamp(9), 0, 1, Timestamp(9));
+    async fn events_pruned_before_they_were_published_wake_all_waiters() {
+        let fixture = Fixture::new();
+        let [seq, other] = [fixture.create("a1").await, fixture.create("a2").await];
+        let newest = fixture.other.newest_event().await.unwrap();
+        fixture.settle(seq).await;
+        fixture.create("last").await;
+        let pruned = fixture.other.prune(Timestamp(9), 0, 1, Timestamp(9));
         assert_eq!(pruned.await.unwrap().unwrap().0.orders(), 1);
         // The cursors are those of a read before the order was settled.
-        let mut waiters = [bench.begin(seq, newest), bench.begin(other, newest)];
+        let mut waiters = [fixture.wait(seq, newest), fixture.wait(other, newest)];
         for waiter in &mut waiters {
             waiter.settled().await;
         }
         // Later changes are delivered as usual.
-        let mut again = bench.begin(other, Cursor::bare(5));
-        bench.settle(other).await;
+        let mut again = fixture.wait(other, Cursor::bare(5));
+        fixture.settle(other).await;
         again.settled().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn batches_follow_each_other_without_a_gap() {
-        let bench = Bench::new();
-        let mut subscription = bench.watcher.subscribe(Cursor::default());
+        let fixture = Fixture::new();
+        let mut subscription = fixture.feed.subscribe(Cursor::default());
         let mut seen = 0;
         for n in 0..40 {
-            let seq = bench.create(&format!("a{n}")).await;
-            bench.settle(seq).await;
+            let seq = fixture.create(&format!("a{n}")).await;
+            fixture.settle(seq).await;
             while seen < 3 * (n + 1) {
                 let batch = subscription.latest();
                 // Events that a newer batch has replaced are read from the database.
                 let missing = (batch.after - seen).max(0) as usize;
-                let gap = bench.other.events(None, Cursor::bare(seen), missing).await;
+                let gap = fixture
+                    .other
+                    .events(None, Cursor::bare(seen), missing)
+                    .await;
                 let (gap, _) = gap.unwrap();
                 for event in gap.iter().chain(&batch.events) {
                     assert!(event.seq <= seen + 1, "{} after {seen}", event.seq);
                     seen = seen.max(event.seq);
                 }
                 if seen < 3 * (n + 1) {
-                    subscription.news().await;
+                    subscription.changed().await;
                 }
             }
         }

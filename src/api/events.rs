@@ -66,16 +66,16 @@ impl Api {
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
         let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
-        let place = self.connections.long_answer();
-        let place = place.ok_or_else(Problem::too_many_lists)?;
-        let store = self.lists.store().await;
+        let slot = self.connections.long_answer();
+        let slot = slot.ok_or_else(Problem::too_many_lists)?;
+        let store = self.list_reads.store().await;
         let read = store.events(order.as_ref(), after, limit + 1).await;
         drop(store);
         let (mut events, next) = read.map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
         let mut response = json_answer(StatusCode::OK, array(&events));
-        response.extensions_mut().insert(place);
+        response.extensions_mut().insert(slot);
         if !is_last
             && let Some(last) = events.last()
             && let Some(link) = next_link(&path(next.at(last.seq)))
@@ -91,12 +91,12 @@ impl Api {
         after: After,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
-        let newest = self.watcher.store().await.newest_event().await;
+        let newest = self.change_feed.store().await.newest_event().await;
         let newest = newest.map_err(store_problem)?;
         if let After::Event(position) = after {
             // Fail now: once the stream has begun, the status can no longer change.
             let order = order.as_ref();
-            let store = self.watcher.store().await;
+            let store = self.change_feed.store().await;
             let read = store.events(order, position, 0).await;
             let path = |after| format!("/event?{}", next_page(after, None, order));
             read.map_err(|error| reading_problem(error, path))?;
@@ -104,9 +104,9 @@ impl Api {
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
         }
-        let place = self.connections.stream();
-        let place = place.ok_or_else(Problem::too_many_streams)?;
-        let subscription = self.watcher.subscribe(newest);
+        let slot = self.connections.stream();
+        let slot = slot.ok_or_else(Problem::too_many_streams)?;
+        let subscription = self.change_feed.subscribe(newest);
         let mut comments = tokio::time::interval(COMMENT_INTERVAL);
         comments.reset();
         comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -115,17 +115,17 @@ impl Api {
             After::Latest => (newest, Some(beginning(newest))),
         };
         let stream = EventStream {
-            watcher: self.watcher.clone(),
+            change_feed: self.change_feed.clone(),
             subscription,
             beginning,
             after,
             order,
             comments,
             draining: self.draining.clone(),
-            is_broken: false,
+            has_failed: false,
         };
-        let mut response = stream_answer(stream.pieces());
-        response.extensions_mut().insert(place);
+        let mut response = stream_answer(stream.chunks());
+        response.extensions_mut().insert(slot);
         Ok(response)
     }
 }
@@ -133,8 +133,8 @@ impl Api {
 fn array(events: &[Event]) -> Vec<u8> {
     let mut body = Vec::with_capacity(2 + events.len() * EVENT_BYTES);
     body.push(b'[');
-    for (at, event) in events.iter().enumerate() {
-        if at > 0 {
+    for (index, event) in events.iter().enumerate() {
+        if index > 0 {
             body.push(b',');
         }
         write_event(&mut body, event);
@@ -144,9 +144,9 @@ fn array(events: &[Event]) -> Vec<u8> {
 }
 
 fn stream_answer(
-    pieces: impl Stream<Item = Result<Bytes, StoreError>> + Send + Sync + 'static,
+    chunks: impl Stream<Item = Result<Bytes, StoreError>> + Send + Sync + 'static,
 ) -> Response {
-    let mut response = warp::reply::stream(pieces).into_response();
+    let mut response = warp::reply::stream(chunks).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -157,7 +157,7 @@ fn stream_answer(
 
 /// Serialises events in the stream format (the HTML standard, section 9.2.6). The id of each is the
 /// cursor to resume from, as of the read before `next`.
-fn sent<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> Bytes {
+fn stream_format<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> Bytes {
     let mut text = Vec::with_capacity(events.size_hint().0 * (EVENT_BYTES + 30));
     for event in events {
         let id = next.at(event.seq);
@@ -180,7 +180,7 @@ fn beginning(newest: Cursor) -> Bytes {
 
 /// A stream of events to one client.
 struct EventStream {
-    watcher: Arc<ChangeFeed>,
+    change_feed: Arc<ChangeFeed>,
     subscription: Subscription,
     /// The event that is sent first, if any.
     beginning: Option<Bytes>,
@@ -189,24 +189,24 @@ struct EventStream {
     order: Option<OrderId>,
     comments: Interval,
     draining: CancellationToken,
-    is_broken: bool,
+    has_failed: bool,
 }
 
 impl EventStream {
     /// Returns the chunks of the body, each produced after the previous one was taken. An error
     /// ends the stream and breaks the connection, so that the client reconnects.
-    fn pieces(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
+    fn chunks(self) -> impl Stream<Item = Result<Bytes, StoreError>> {
         futures_util::stream::unfold(self, |mut stream| async {
-            let piece = stream.next().await.transpose()?;
-            if let Err(StoreError::Gone(gone)) = &piece {
-                log::info!("a stream ends after event {}: {gone}", stream.after.seq);
+            let chunk = stream.next().await.transpose()?;
+            if let Err(StoreError::Gone(gone)) = &chunk {
+                log::info!("stream ended after_seq={}: {gone}", stream.after.seq);
                 return None;
             }
-            if let Err(error) = &piece {
-                log::warn!("a stream of events broke off: {error}");
-                stream.is_broken = true;
+            if let Err(error) = &chunk {
+                log::warn!("stream failed: {error}");
+                stream.has_failed = true;
             }
-            Some((piece, stream))
+            Some((chunk, stream))
         })
     }
 
@@ -215,15 +215,15 @@ impl EventStream {
         if let Some(beginning) = self.beginning.take() {
             return Ok(Some(beginning));
         }
-        while !self.is_broken && !self.draining.is_cancelled() {
+        while !self.has_failed && !self.draining.is_cancelled() {
             let latest = self.subscription.latest();
             if self.after.seq < latest.last.seq {
                 let text = if self.after.seq < latest.after {
-                    self.read_on(latest.last.seq).await?
+                    self.read_page(latest.last.seq).await?
                 } else {
                     let after = std::mem::replace(&mut self.after, latest.last).seq;
                     latest.text(after, self.order.as_ref(), |events| {
-                        sent(events, latest.last)
+                        stream_format(events, latest.last)
                     })
                 };
                 if !text.is_empty() {
@@ -236,16 +236,16 @@ impl EventStream {
                 biased;
                 () = self.draining.cancelled() => {}
                 _ = self.comments.tick() => return Ok(Some(Bytes::from_static(COMMENT))),
-                () = self.subscription.news() => {}
+                () = self.subscription.changed() => {}
             }
         }
         Ok(None)
     }
 
     /// Reads a page from the database, which contains all events up to `known`.
-    async fn read_on(&mut self, known: i64) -> Result<Bytes, StoreError> {
+    async fn read_page(&mut self, known: i64) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.as_ref(), self.after);
-        let store = self.watcher.store().await;
+        let store = self.change_feed.store().await;
         let (events, mut next) = store.events(order, after, STREAM_PAGE).await?;
         drop(store);
         if events.len() < STREAM_PAGE {
@@ -253,6 +253,6 @@ impl EventStream {
             next = next.at(next.seq.max(known));
         }
         self.after = next;
-        Ok(sent(events.iter(), next))
+        Ok(stream_format(events.iter(), next))
     }
 }

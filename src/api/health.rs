@@ -13,29 +13,29 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::json_answer;
-use super::reads::Reads;
+use super::reads::ReadLimiter;
 use crate::clock::{Clock, SystemClock};
 use crate::order::{Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
 
 /// Time for which the result of a database check is reused, because each check costs a disk flush.
-const BELIEVED_FOR: Duration = Duration::from_secs(1);
+const PROBE_VALIDITY: Duration = Duration::from_secs(1);
 
 /// Timeout of a database check.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
     store: Store,
-    reads: Reads,
+    reads: ReadLimiter,
     draining: CancellationToken,
     started_at: Timestamp,
     draining_since: Arc<OnceLock<Timestamp>>,
-    database: tokio::sync::Mutex<Option<Probed>>,
+    database: tokio::sync::Mutex<Option<ProbeResult>>,
 }
 
 #[derive(Clone)]
-struct Probed {
+struct ProbeResult {
     at: Instant,
     since: Timestamp,
     check: Check,
@@ -63,18 +63,18 @@ const FAILING: &str = "failing";
 const UNKNOWN: &str = "unknown";
 
 impl HealthReport {
-    /// Builds a report from checks that determine the status code, and others that do not.
-    fn new(checks: Vec<Check>, others: Vec<Check>) -> Self {
+    /// Builds a report from checks that determine the status code, and dependencies that do not.
+    fn new(checks: Vec<Check>, dependencies: Vec<Check>) -> Self {
         let status = if checks.iter().any(|check| check.status != OK) {
             FAILING
-        } else if others.iter().any(|check| check.status == FAILING) {
+        } else if dependencies.iter().any(|check| check.status == FAILING) {
             DEGRADED
         } else {
             OK
         };
         Self {
             status,
-            checks: checks.into_iter().chain(others).collect(),
+            checks: checks.into_iter().chain(dependencies).collect(),
         }
     }
 
@@ -97,13 +97,13 @@ impl Health {
     /// If called outside of a tokio runtime.
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         let draining_since = Arc::new(OnceLock::new());
-        let (begun, begun_at) = (draining.clone(), draining_since.clone());
+        let (cancelled, cancelled_at) = (draining.clone(), draining_since.clone());
         tokio::spawn(async move {
-            begun.cancelled().await;
-            begun_at.get_or_init(|| SystemClock.now());
+            cancelled.cancelled().await;
+            cancelled_at.get_or_init(|| SystemClock.now());
         });
         Self {
-            reads: Reads::new(&store),
+            reads: ReadLimiter::new(&store),
             store,
             draining,
             started_at: SystemClock.now(),
@@ -121,7 +121,7 @@ impl Health {
     pub async fn all(&self) -> HealthReport {
         HealthReport::new(
             vec![self.database().await, self.accepting()],
-            self.others().await,
+            self.dependencies().await,
         )
     }
 
@@ -146,40 +146,37 @@ impl Health {
 
     /// Checks that the database can be written. Concurrent callers share one check.
     pub async fn database(&self) -> Check {
-        let mut known = self.database.lock().await;
-        if let Some(probed) = &*known
-            && probed.at.elapsed() < BELIEVED_FOR
+        let mut cached = self.database.lock().await;
+        if let Some(last) = &*cached
+            && last.at.elapsed() < PROBE_VALIDITY
         {
-            return probed.check.clone();
+            return last.check.clone();
         }
-        let asked_at = SystemClock.now();
-        let probe = self.store.probe(asked_at);
+        let checked_at = SystemClock.now();
+        let probe = self.store.probe(checked_at);
         let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
             Ok(Ok(())) => (OK, "orders can be written"),
             Ok(Err(StoreError::Overloaded)) => {
                 (FAILING, "orders cannot be written: the write queue is full")
             }
             Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
-            Err(_) => (
-                FAILING,
-                "orders cannot be written: a write has waited for too long",
-            ),
+            Err(_) => (FAILING, "orders cannot be written: a write timed out"),
         };
         // Failed writes of requests are known before the next check.
-        let writing = self.store.writer_stats();
+        let writer = self.store.writer_stats();
         let changed_at = match status {
-            OK => writing.succeeding_since,
-            _ => writing.failing_since,
+            OK => writer.succeeding_since,
+            _ => writer.failing_since,
         };
-        let since = match &*known {
-            Some(probed) if probed.check.status == status => {
-                changed_at.map_or(probed.since, |at| at.max(probed.since))
+        let since = match &*cached {
+            Some(last) if last.check.status == status => {
+                changed_at.map_or(last.since, |at| at.max(last.since))
             }
-            Some(probed) => changed_at
-                .filter(|at| *at >= probed.since)
-                .unwrap_or(asked_at),
+            Some(last) => changed_at
+                .filter(|at| *at >= last.since)
+                .unwrap_or(checked_at),
             None if status == OK => changed_at.unwrap_or(self.started_at),
-            None => changed_at.unwrap_or(asked_at),
+            None => changed_at.unwrap_or(checked_at),
         };
         let check = Check {
             name: "database",
@@ -187,7 +184,7 @@ impl Health {
             since: Some(Rfc3339(since)),
             detail: detail.to_owned(),
         };
-        *known = Some(Probed {
+        *cached = Some(ProbeResult {
             at: Instant::now(),
             since,
             check: check.clone(),
@@ -195,7 +192,7 @@ impl Health {
         check
     }
 
-    async fn others(&self) -> Vec<Check> {
+    async fn dependencies(&self) -> Vec<Check> {
         let Ok(heartbeat) = self.reads.store().await.heartbeat().await else {
             return Vec::new();
         };
@@ -214,17 +211,17 @@ impl Health {
             since: since.map(Rfc3339),
             detail,
         };
-        let found = heartbeat.leader_status(SystemClock.now());
+        let leader = heartbeat.leader_status(SystemClock.now());
         let reconciler = Check {
             name: "reconciler",
-            status: match (heartbeat.last_pass_at, found.problem) {
+            status: match (heartbeat.last_pass_at, leader.problem) {
                 (None, _) => UNKNOWN,
                 (Some(_), None) => OK,
                 (Some(_), Some(_)) => FAILING,
             },
-            since: found.since.map(Rfc3339),
-            detail: match found.problem {
-                Some(trouble) => trouble.to_owned(),
+            since: leader.since.map(Rfc3339),
+            detail: match leader.problem {
+                Some(problem) => problem.to_owned(),
                 None => heartbeat.last_pass(),
             },
         };
@@ -242,7 +239,7 @@ mod tests {
     const PAUSE: Duration = Duration::from_millis(300);
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn since_is_when_it_began_and_not_when_someone_asked() {
+    async fn since_is_when_the_state_began_and_not_when_it_was_checked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("orders.db");
         let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Threaded).unwrap();
@@ -258,26 +255,26 @@ mod tests {
 
         std::fs::rename(&path, folder.path().join("away")).unwrap();
         assert!(!create("a1").await);
-        tokio::time::sleep(BELIEVED_FOR + PAUSE).await;
-        let asked_at = SystemClock.now();
+        tokio::time::sleep(PROBE_VALIDITY + PAUSE).await;
+        let checked_at = SystemClock.now();
         let found = health.database().await;
         assert_eq!(found.status, FAILING);
         let failing_since = since(&found);
-        assert!(failing_since.after(PAUSE) < asked_at, "{failing_since:?}");
+        assert!(failing_since.after(PAUSE) < checked_at, "{failing_since:?}");
 
         std::fs::rename(folder.path().join("away"), &path).unwrap();
         assert!(create("a1").await);
-        tokio::time::sleep(BELIEVED_FOR + PAUSE).await;
-        let asked_at = SystemClock.now();
+        tokio::time::sleep(PROBE_VALIDITY + PAUSE).await;
+        let checked_at = SystemClock.now();
         let found = health.database().await;
         assert_eq!(found.status, OK);
-        assert!(since(&found) > failing_since && since(&found).after(PAUSE) < asked_at);
+        assert!(since(&found) > failing_since && since(&found).after(PAUSE) < checked_at);
 
         draining.cancel();
         tokio::time::sleep(PAUSE * 2).await;
-        let asked_at = SystemClock.now();
+        let checked_at = SystemClock.now();
         let found = health.accepting();
         assert_eq!(found.status, FAILING);
-        assert!(since(&found).after(PAUSE) < asked_at);
+        assert!(since(&found).after(PAUSE) < checked_at);
     }
 }

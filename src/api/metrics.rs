@@ -15,9 +15,9 @@ use warp::reply::Response;
 use self::exposition::{Exposition, MEDIA_TYPE, UNLABELLED, Value};
 pub(super) use self::table::page;
 use super::health::OK;
-use super::http_metrics::ANSWERED_WITHIN_US;
+use super::http_metrics::RESPONSE_TIME_BOUNDS_US;
 use super::problem::{Problem, store_problem};
-use super::stats_cache::Seen;
+use super::stats_cache::CachedStats;
 use super::{Api, request};
 use crate::histogram::Histogram;
 use crate::journal_stats::SETTLE_TIME_BOUNDS_MS;
@@ -37,12 +37,12 @@ impl Api {
         metrics.add(&table::BUILD_INFO, [(version, Value::Real(1.0))]);
         let is_writable = self.health.database().await.status == OK;
         // The remaining metrics are reported even while the database cannot be read.
-        match self.overview.look(&self.store).await {
-            Ok(seen) => {
-                orders(&mut metrics, &seen);
-                let heartbeat = &seen.glance.heartbeat;
-                reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(seen.now));
-                upstream(&mut metrics, &seen);
+        match self.stats_cache.read(&self.store).await {
+            Ok(cached) => {
+                orders(&mut metrics, &cached);
+                let heartbeat = &cached.snapshot.heartbeat;
+                reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(cached.now));
+                upstream(&mut metrics, &cached);
             }
             Err(error) => drop(store_problem(error)),
         }
@@ -61,14 +61,14 @@ impl Api {
     }
 
     fn http(&self, metrics: &mut Exposition) {
-        let traffic = self.traffic.snapshot();
-        let times = traffic.iter().map(|(traits, times)| {
-            let status = traits.status.to_string();
-            let labels = [traits.route.into(), traits.method.into(), status];
-            (labels, us(times, &ANSWERED_WITHIN_US))
+        let requests = self.http_metrics.snapshot();
+        let times = requests.iter().map(|(labels, times)| {
+            let status = labels.status.to_string();
+            let labels = [labels.route.into(), labels.method.into(), status];
+            (labels, us(times, &RESPONSE_TIME_BOUNDS_US))
         });
         metrics.add(&table::HTTP_REQUEST_DURATION, times);
-        let (waiting, streams) = self.watcher.taken();
+        let (waiting, streams) = self.change_feed.waiting_and_streams();
         metrics.one(&table::HTTP_REQUESTS_WAITING, Some(waiting as f64));
         metrics.one(&table::HTTP_STREAMS, Some(streams as f64));
         let (open, max) = self.connections.served();
@@ -88,32 +88,32 @@ impl Api {
 }
 
 /// Adds the metrics of the journal, and of orders that need attention.
-fn orders(metrics: &mut Exposition, seen: &Seen) {
-    let history = &seen.history;
-    let by_status = Status::ALL.map(|of| each((of.as_str(), seen.orders(of) as f64)));
+fn orders(metrics: &mut Exposition, cached: &CachedStats) {
+    let journal = &cached.journal;
+    let by_status = Status::ALL.map(|of| each((of.as_str(), cached.orders(of) as f64)));
     metrics.add(&table::ORDERS, by_status);
     let by_reason = Reason::ALL.into_iter().flat_map(|reason| {
         ResolvedBy::ALL.map(|by| {
-            let count = seen.attention(reason, by) as f64;
+            let count = cached.attention(reason, by) as f64;
             ([reason.as_str(), by.as_str()], Value::Real(count))
         })
     });
     metrics.add(&table::ORDERS_NEEDING_ATTENTION, by_reason);
-    let oldest = seen.glance.oldest_open.as_ref();
+    let oldest = cached.snapshot.oldest_open.as_ref();
     metrics.moment(&table::OLDEST_OPEN_ORDER, oldest.map(|of| of.created_at));
-    let created = history.entries_with(EventReason::Created);
+    let created = journal.entries_with(EventReason::Created);
     metrics.add(&table::ORDERS_CREATED, count(created));
     let pruned = [Status::Fulfilled, Status::Failed].map(|of| {
-        let removed = seen.glance.pruned.in_status(of);
+        let removed = cached.snapshot.pruned.in_status(of);
         ([of.as_str()], Value::Count(removed))
     });
     metrics.add(&table::ORDERS_PRUNED, pruned);
     let transitions = EventReason::ALL
         .into_iter()
         .filter(|reason| *reason != EventReason::Created)
-        .map(|of| ([of.as_str()], Value::Count(history.entries_with(of))));
+        .map(|of| ([of.as_str()], Value::Count(journal.entries_with(of))));
     metrics.add(&table::ORDER_TRANSITIONS, transitions);
-    let within = ms(history.settled_within(), &SETTLE_TIME_BOUNDS_MS);
+    let within = ms(journal.settled_within(), &SETTLE_TIME_BOUNDS_MS);
     metrics.add(&table::ORDER_TIME_TO_SETTLE, [(UNLABELLED, within)]);
 }
 
@@ -140,23 +140,29 @@ fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: 
 }
 
 /// Adds the reconciler's metrics, from its heartbeat.
-fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_late: bool) {
-    let tally = &heartbeat.metrics;
-    metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_late)));
+fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_overdue: bool) {
+    let counters = &heartbeat.metrics;
+    metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_overdue)));
     metrics.moment(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
-    metrics.add(&table::RECONCILER_LEADERSHIPS, count(tally.leaderships()));
+    metrics.add(
+        &table::RECONCILER_LEADERSHIPS,
+        count(counters.leaderships()),
+    );
     metrics.moment(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
     metrics.moment(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
-    let passes = tally.passes();
+    let passes = counters.passes();
     let passes = passes.map(|(ended, took)| ([ended.as_str()], ms(took, &DURATION_BOUNDS_MS)));
     metrics.add(&table::RECONCILER_PASS_DURATION, passes);
-    metrics.add(&table::STARTS, count(tally.starts_sent()));
-    metrics.add(&table::REPEATED_STARTS, count(tally.repeated_starts_sent()));
+    metrics.add(&table::STARTS, count(counters.starts_sent()));
+    metrics.add(
+        &table::REPEATED_STARTS,
+        count(counters.repeated_starts_sent()),
+    );
 }
 
 /// Adds the upstream's metrics, as the reconciler reports them.
-fn upstream(metrics: &mut Exposition, seen: &Seen) {
-    let heartbeat = &seen.glance.heartbeat;
+fn upstream(metrics: &mut Exposition, cached: &CachedStats) {
+    let heartbeat = &cached.snapshot.heartbeat;
     let learned = &heartbeat.learned;
     let (is_up, since) = match heartbeat.upstream {
         UpstreamState::Unknown => (None, None),
@@ -174,7 +180,7 @@ fn upstream(metrics: &mut Exposition, seen: &Seen) {
     metrics.add(&table::UPSTREAM_LIVES_ENDED, count(incarnations.restarts()));
     let processes = incarnations.processes().map(|count| count as f64);
     metrics.one(&table::UPSTREAM_LIFE_PROCESSES, processes);
-    let expected = incarnations.expected_length(seen.now);
+    let expected = incarnations.expected_length(cached.now);
     let (processes, time) = expected.unzip();
     let seconds = time.flatten().map(|time| time.as_secs_f64());
     metrics.one(&table::UPSTREAM_LIFE_EXPECTED_PROCESSES, processes);

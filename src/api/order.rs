@@ -13,7 +13,7 @@ use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::change_feed::Waiting;
+use super::change_feed::Registration;
 use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
@@ -28,17 +28,17 @@ use crate::store::{Creation, OrderView, StoreError};
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Timeout for a read permit. Other reads take some microseconds, unless the disk hangs.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
+const READ_PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reasons why a request did not wait.
-enum NotHeld {
+enum WaitError {
     /// All slots for long answers are taken.
     Full,
     /// The database cannot be read.
     Store(StoreError),
 }
 
-impl From<StoreError> for NotHeld {
+impl From<StoreError> for WaitError {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
@@ -64,10 +64,10 @@ impl Api {
         // The order exists, so the response is 201 even if waiting fails. Without a free slot the
         // request does not wait, and the response has no `Preference-Applied`.
         let mut answer = match Wait::of(headers) {
-            None => one(StatusCode::CREATED, &created, None),
+            None => response(StatusCode::CREATED, &created, None),
             Some(wait) => match self.settled_within(&created.id, wait).await {
-                Ok(Some(found)) => held(StatusCode::CREATED, &found, wait),
-                Ok(None) | Err(_) => one(StatusCode::CREATED, &created, None),
+                Ok(Some(found)) => after_wait(StatusCode::CREATED, &found, wait),
+                Ok(None) | Err(_) => response(StatusCode::CREATED, &created, None),
             },
         };
         answer
@@ -86,15 +86,15 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let Some(wait) = Wait::of(headers) else {
-            let found = self.look(&id).await.map_err(store_problem)?;
+            let found = self.read(&id).await.map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-            return Ok(one(StatusCode::OK, &found.order, found.next_poll_at));
+            return Ok(response(StatusCode::OK, &found.order, found.next_poll_at));
         };
         match self.settled_within(&id, wait).await {
-            Ok(Some(found)) => Ok(held(StatusCode::OK, &found, wait)),
+            Ok(Some(found)) => Ok(after_wait(StatusCode::OK, &found, wait)),
             Ok(None) => Err(Problem::no_such_order(id.as_str())),
-            Err(NotHeld::Full) => Err(Problem::too_many_waiting()),
-            Err(NotHeld::Store(error)) => Err(store_problem(error)),
+            Err(WaitError::Full) => Err(Problem::too_many_waiting()),
+            Err(WaitError::Store(error)) => Err(store_problem(error)),
         }
     }
 
@@ -103,40 +103,41 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let now = SystemClock.now();
-        let found = self.watcher.store().await.details(&id, now).await;
+        let found = self.change_feed.store().await.details(&id, now).await;
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         let explanation = details.explain(now, &self.invocation);
-        Ok(json_answer(
-            StatusCode::OK,
-            explained(&details, explanation),
-        ))
+        Ok(json_answer(StatusCode::OK, to_json(&details, explanation)))
     }
 
     /// Reads the current order.
-    async fn look(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
+    async fn read(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
         // `block_in_place` was rejected, because it hands this thread's other work to another one:
         // a read took 44 us of processor time instead of 22, and at best 46 us instead of 40 with
         // 64 connections (`scripts/bench get`, alternating runs). So the read is made on this
         // thread, and the permits leave one thread free if the disk hangs.
-        let _place = match self.looks.try_acquire() {
-            Ok(place) => place,
-            Err(_) => tokio::time::timeout(LOOK_WAIT_MAX, self.looks.acquire())
+        let _permit = match self.order_reads.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => tokio::time::timeout(READ_PERMIT_TIMEOUT, self.order_reads.acquire())
                 .await
                 .ok()
                 .and_then(Result::ok)
-                .ok_or_else(|| StoreError::Unreadable("looks before this one do not end".into()))?,
+                .ok_or_else(|| StoreError::Unreadable("earlier reads have not ended".into()))?,
         };
         self.store.find(id).await
     }
 
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
-    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<OrderView>, NotHeld> {
+    async fn settled_within(
+        &self,
+        id: &OrderId,
+        wait: Wait,
+    ) -> Result<Option<OrderView>, WaitError> {
         let until = Instant::now() + wait.duration();
-        let mut place = None;
+        let mut slot = None;
         let mut waiter = loop {
             // The cursor first: the order that is read after it is at least as new.
-            let store = self.watcher.store().await;
+            let store = self.change_feed.store().await;
             let newest_event = store.newest_event().await?;
             let Some(found) = store.find(id).await? else {
                 return Ok(None);
@@ -146,12 +147,12 @@ impl Api {
             if found.order.status.is_settled() || is_over {
                 return Ok(Some(found));
             }
-            if place.is_none() {
-                place = Some(self.connections.long_answer().ok_or(NotHeld::Full)?);
+            if slot.is_none() {
+                slot = Some(self.connections.long_answer().ok_or(WaitError::Full)?);
             }
-            match self.watcher.wait_for(found.order.seq, newest_event) {
-                Waiting::Begun(waiter) => break waiter,
-                Waiting::Missed => {}
+            match self.change_feed.wait_for(found.order.seq, newest_event) {
+                Registration::Waiting(waiter) => break waiter,
+                Registration::Outdated => {}
             }
         };
         tokio::select! {
@@ -159,12 +160,12 @@ impl Api {
             () = self.draining.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}
         }
-        Ok(self.watcher.store().await.find(id).await?)
+        Ok(self.change_feed.store().await.find(id).await?)
     }
 }
 
 /// Serialises an order and its explanation as JSON.
-fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
+fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     #[derive(Serialize)]
     struct Explained<'a> {
         order: OrderJson<'a>,
@@ -179,8 +180,8 @@ fn explained(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
 }
 
 /// Returns the response for an order that a request has waited for.
-fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
-    let mut response = one(status, &found.order, found.next_poll_at);
+fn after_wait(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
+    let mut response = response(status, &found.order, found.next_poll_at);
     response
         .headers_mut()
         .insert(PREFERENCE_APPLIED, wait.applied());
@@ -188,9 +189,9 @@ fn held(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
 }
 
 /// Returns the response for a single order.
-fn one(status: StatusCode, order: &Order, next_look_at: Option<Timestamp>) -> Response {
+fn response(status: StatusCode, order: &Order, next_poll_at: Option<Timestamp>) -> Response {
     let mut response = json_answer(status, json::order(order));
-    if let Some(seconds) = retry_after(order, next_look_at, &SystemClock) {
+    if let Some(seconds) = retry_after(order, next_poll_at, &SystemClock) {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -204,7 +205,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 /// Returns the delay in seconds, at least 1, after which a client should read the order again:
 /// after the reconciler's next poll of it. `None` once the order is settled.
-fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Clock) -> Option<u64> {
+fn retry_after(order: &Order, next_poll_at: Option<Timestamp>, clock: &impl Clock) -> Option<u64> {
     let own = order.attention.as_ref().map(|a| a.next_attempt_at);
     let at = match (order.status, own) {
         (status, _) if status.is_settled() => return None,
@@ -212,7 +213,7 @@ fn retry_after(order: &Order, next_look_at: Option<Timestamp>, clock: &impl Cloc
         // as the start rate allows.
         (Status::Created, None) => None,
         // An order is polled only during a pass, whatever its own delay.
-        (_, own) => next_look_at.max(own.flatten()),
+        (_, own) => next_poll_at.max(own.flatten()),
     };
     let wait = at.map_or(Duration::ZERO, |at| at.since(clock.now()));
     let wait = wait.min(RETRY_AFTER_MAX);
@@ -226,7 +227,7 @@ mod tests {
     use crate::order::{Attention, Reason, ResolvedBy};
 
     #[test]
-    fn an_open_order_is_asked_for_again_after_the_next_look_at_it() {
+    fn retry_after_is_the_time_of_the_next_poll_of_an_open_order() {
         let order = |status, next_attempt_at: Option<Option<i64>>| Order {
             seq: 1,
             id: OrderId::new("a1").unwrap(),
@@ -244,7 +245,7 @@ mod tests {
         };
         let now = 1_000_000;
         let clock = ManualClock::new(Timestamp(now));
-        for (status, own, next_look_at, seconds) in [
+        for (status, own, next_poll_at, seconds) in [
             // Started as soon as possible, whatever the schedule.
             (Status::Created, None, Some(now + 60_000), Some(1)),
             (Status::Created, None, None, Some(1)),
@@ -281,8 +282,8 @@ mod tests {
             (Status::Failed, None, None, None),
         ] {
             let order = order(status, own.map(Some));
-            let found = retry_after(&order, next_look_at.map(Timestamp), &clock);
-            assert_eq!(found, seconds, "{order:?} {next_look_at:?}");
+            let found = retry_after(&order, next_poll_at.map(Timestamp), &clock);
+            assert_eq!(found, seconds, "{order:?} {next_poll_at:?}");
         }
         let held = order(Status::Created, Some(None));
         let found = retry_after(&held, Some(Timestamp(now + 60_000)), &clock);

@@ -16,7 +16,7 @@ use warp::reply::Response;
 
 use super::json::{ORDER_BYTES, write_order};
 use super::problem::{Problem, next_link, reading_problem};
-use super::reads::Reads;
+use super::reads::ReadLimiter;
 use super::request::{Form, ListQuery};
 use crate::order::Order;
 
@@ -27,7 +27,7 @@ const STREAM_PAGE: usize = 250;
 /// Returns the response to a request for a list: one page, or all orders, which are streamed unless
 /// they fit one page.
 pub(super) async fn reply(
-    reads: Arc<Reads>,
+    reads: Arc<ReadLimiter>,
     query: ListQuery,
     form: Form,
 ) -> Result<Response, Problem> {
@@ -58,7 +58,7 @@ pub(super) async fn reply(
             Ok((orders, _)) => Ok(writer.write(&orders, orders.len() < size).into()),
             // Breaks the connection: a partial list must not look complete.
             Err(error) => {
-                log::warn!("a list of orders broke off: {error}");
+                log::warn!("list failed: {error}");
                 Err(error)
             }
         });
@@ -95,8 +95,8 @@ impl ListWriter {
         if is_array && !self.is_begun {
             body.push(b'[');
         }
-        for (at, order) in orders.iter().enumerate() {
-            if is_array && (self.is_begun || at > 0) {
+        for (index, order) in orders.iter().enumerate() {
+            if is_array && (self.is_begun || index > 0) {
                 body.push(b',');
             }
             write_order(&mut body, order);

@@ -83,7 +83,7 @@ impl Problem {
     }
 
     pub fn no_such_order(id: &str) -> Self {
-        let detail = format!("there is no order {id:?}; ids are compared exactly, case and all");
+        let detail = format!("there is no order {id:?}; ids are compared exactly, including case");
         Self::new(&kinds::NO_SUCH_ORDER, detail)
     }
 
@@ -114,12 +114,12 @@ impl Problem {
     pub fn too_large(max: usize) -> Self {
         Self::new(
             &kinds::BODY_TOO_LARGE,
-            format!("a body has {max} bytes at most"),
+            format!("a body may have at most {max} bytes"),
         )
     }
 
     pub fn too_slow(seconds: u64) -> Self {
-        let detail = format!("a body has to be sent within {seconds} s");
+        let detail = format!("a body must arrive within {seconds} s");
         Self::new(&kinds::BODY_TOO_SLOW, detail)
             .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
@@ -132,47 +132,49 @@ impl Problem {
         Self::new(kind, foreign.to_string())
     }
 
-    pub fn unclear_host() -> Self {
+    pub fn ambiguous_host() -> Self {
         Self::new(
             &kinds::INVALID_HOST,
-            "the header Host has to be there exactly once",
+            "the request must have the header Host exactly once",
         )
         .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
-    pub fn crowded() -> Self {
+    pub fn too_many_connections() -> Self {
         Self::temporary(
             &kinds::TOO_MANY_CONNECTIONS,
-            "all places for connections are taken; nothing was done",
+            "all connection slots are taken; nothing was done",
         )
     }
 
     pub fn too_many_waiting() -> Self {
         Self::temporary(
             &kinds::TOO_MANY_WAITING,
-            "the order is not settled, and all places for waiting are taken; ask again without \
-             the header Prefer, or later",
+            "the order is not settled, and all slots for waiting requests are taken; retry \
+             without the header Prefer, or later",
         )
     }
 
     pub fn too_many_lists() -> Self {
         Self::temporary(
             &kinds::TOO_MANY_LISTS,
-            "all places for lists are taken by answers that are not read yet; try again later",
+            "all slots for lists are taken by responses that are not read yet; retry later",
         )
     }
 
     pub fn too_many_streams() -> Self {
         Self::temporary(
             &kinds::TOO_MANY_STREAMS,
-            "all places for streams of events are taken; read pages instead, or try again later",
+            "all slots for streams are taken; read pages instead, or retry later",
         )
     }
 
     pub fn removed(gone: Gone) -> Self {
         Self::new(
             &kinds::REMOVED,
-            format!("{gone}; begin anew, or follow the header Link to what is left"),
+            format!(
+                "{gone}; start from the beginning, or follow the header Link to the remaining records"
+            ),
         )
     }
 
@@ -258,7 +260,7 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
         }
         StoreError::OutcomeUnknown => (
             &kinds::OUTCOME_UNKNOWN,
-            "the order may have been created, or may still be: create it again with the same id, which is safe",
+            "the order may have been created, or may still be created; retry with the same id, which is safe",
         ),
     };
     Problem::temporary(kind, detail)

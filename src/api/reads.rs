@@ -16,19 +16,19 @@ use crate::store::{Cursor, Filter, Store, StoreError};
 const READS_MAX: usize = 2;
 
 /// Limiter for reads of one kind.
-pub(super) struct Reads {
+pub(super) struct ReadLimiter {
     store: Store,
     permits: Semaphore,
 }
 
 /// The store, with a permit to read that is released on drop.
-pub(super) struct Permitted<'a> {
+pub(super) struct ReadPermit<'a> {
     store: &'a Store,
     // Always `Ok`: the semaphore is never closed.
     _permit: Result<SemaphorePermit<'a>, AcquireError>,
 }
 
-impl Deref for Permitted<'_> {
+impl Deref for ReadPermit<'_> {
     type Target = Store;
 
     fn deref(&self) -> &Store {
@@ -36,7 +36,7 @@ impl Deref for Permitted<'_> {
     }
 }
 
-impl Reads {
+impl ReadLimiter {
     pub fn new(store: &Store) -> Self {
         Self {
             store: store.for_long_reads(),
@@ -45,8 +45,8 @@ impl Reads {
     }
 
     /// Waits for a permit.
-    pub async fn store(&self) -> Permitted<'_> {
-        Permitted {
+    pub async fn store(&self) -> ReadPermit<'_> {
+        ReadPermit {
             _permit: self.permits.acquire().await,
             store: &self.store,
         }

@@ -40,13 +40,13 @@ pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
         let escape = bytes.get(at + 1..at + 3);
         if !escape.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
             return Err(Problem::path(
-                "a % has to be followed by two hexadecimal digits; a % itself is written %25",
+                "a % must be followed by two hexadecimal digits; a % itself is written %25",
             ));
         }
     }
     let text = percent_decode_str(segment)
         .decode_utf8()
-        .map_err(|_| Problem::path("the escapes in the id have to be UTF-8"))?;
+        .map_err(|_| Problem::path("the escapes in the id must be UTF-8"))?;
     // An invalid id cannot exist, so it is not found.
     OrderId::new(&*text).map_err(|_| Problem::no_such_order(&text))
 }
@@ -84,7 +84,10 @@ impl ListQuery {
                     let (_, attention) = known.ok_or_else(|| {
                         Problem::parameter(
                             "attention",
-                            format!("attention is true, false, operator or itself, not {value:?}"),
+                            format!(
+                                "unknown attention {value:?}; expected true, false, operator or \
+                                 itself"
+                            ),
                         )
                     })?;
                     parsed.filter.attention = Some(*attention);
@@ -97,7 +100,7 @@ impl ListQuery {
                         Problem::parameter(
                             "after",
                             format!(
-                                "{value:?} is no position; take it from the Link header of a page"
+                                "invalid cursor {value:?}; use the one in the Link header of a page"
                             ),
                         )
                     })?;
@@ -106,8 +109,8 @@ impl ListQuery {
                     return Err(Problem::parameter(
                         &name,
                         format!(
-                            "there is no parameter {name:?}; there are status, attention, limit \
-                             and after"
+                            "unknown parameter {name:?}; expected status, attention, limit \
+                             or after"
                         ),
                     ));
                 }
@@ -143,7 +146,7 @@ fn limit(value: &str) -> Result<usize, Problem> {
         .ok_or_else(|| {
             Problem::parameter(
                 "limit",
-                format!("limit is a number from 1 to {LIMIT_MAX}, not {value:?}"),
+                format!("invalid limit {value:?}; expected a number from 1 to {LIMIT_MAX}"),
             )
         })
 }
@@ -154,7 +157,7 @@ pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
         None => Ok(()),
         Some((name, _)) => Err(Problem::parameter(
             &name,
-            format!("there is no parameter {name:?} here, nor any other"),
+            format!("unknown parameter {name:?}; this path has none"),
         )),
     }
 }
@@ -251,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_decoded_from_a_path_and_a_plus_stays_a_plus() {
+    fn an_id_is_decoded_from_a_path_and_a_plus_is_literal() {
         for (segment, id) in [
             ("a1", "a1"),
             ("a%2Fb", "a/b"),
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_sent_only_to_those_who_want_them() {
+    fn lines_are_sent_only_to_clients_that_prefer_them() {
         let check = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_str(value).unwrap());
@@ -343,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_taken_whole_or_refused_with_the_name_of_what_is_wrong() {
+    fn an_invalid_query_is_refused_with_the_name_of_the_parameter() {
         let after = "7-3-4000000000".parse().unwrap();
         for (word, attention) in ATTENTION {
             let words = format!("status=CREATED,FAILED&status=CREATED&limit=10&attention={word}");

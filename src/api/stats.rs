@@ -12,7 +12,7 @@ use warp::reply::Response;
 
 use super::health::{Check, OK};
 use super::problem::{Problem, store_problem};
-use super::stats_cache::Seen;
+use super::stats_cache::CachedStats;
 use super::{Api, json_answer, request};
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
@@ -29,12 +29,12 @@ impl Api {
         request::no_parameters(query)?;
         // First, so that the cached statistics are not locked during the check.
         let database = self.health.database().await;
-        let seen = self
-            .overview
-            .look(&self.store)
+        let cached = self
+            .stats_cache
+            .read(&self.store)
             .await
             .map_err(store_problem)?;
-        let stats = Stats::new(&seen, database, self.store.sizes().await);
+        let stats = Stats::new(&cached, database, self.store.sizes().await);
         let body =
             serde_json::to_vec(&stats).expect("strings and numbers can be written to memory");
         Ok(json_answer(StatusCode::OK, body))
@@ -101,13 +101,13 @@ struct Upstream {
     detail: Option<String>,
     /// Time of the last observation that covered all open orders due for one.
     last_seen_at: Option<Rfc3339>,
-    life: Life,
+    life: Incarnation,
     /// Average duration of a process, in seconds.
     process_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
-struct Life {
+struct Incarnation {
     /// Number of processes in the current incarnation.
     processes: Option<u64>,
     began_at: Option<Rfc3339>,
@@ -146,19 +146,19 @@ struct Pace {
 }
 
 impl Stats {
-    fn new(seen: &Seen, database: Check, sizes: Sizes) -> Self {
-        let (now, history) = (seen.now, &*seen.history);
-        let heartbeat = &seen.glance.heartbeat;
-        let orders = Status::ALL.map(|status| (status, seen.orders(status)));
+    fn new(cached: &CachedStats, database: Check, sizes: Sizes) -> Self {
+        let (now, journal) = (cached.now, &*cached.journal);
+        let heartbeat = &cached.snapshot.heartbeat;
+        let orders = Status::ALL.map(|status| (status, cached.orders(status)));
         let attention = Reason::ALL.map(|reason| {
-            let by = ResolvedBy::ALL.map(|by| seen.attention(reason, by));
+            let by = ResolvedBy::ALL.map(|by| cached.attention(reason, by));
             (reason.as_str(), by.iter().sum())
         });
         let attention_by = ResolvedBy::ALL.map(|by| {
-            let of = Reason::ALL.map(|reason| seen.attention(reason, by));
+            let of = Reason::ALL.map(|reason| cached.attention(reason, by));
             (by.as_str(), of.iter().sum())
         });
-        let oldest_open = seen.glance.oldest_open.as_ref();
+        let oldest_open = cached.snapshot.oldest_open.as_ref();
         Self {
             at: Rfc3339(now),
             orders: orders.into(),
@@ -169,11 +169,11 @@ impl Stats {
                 status: order.status,
                 created_at: Rfc3339(order.created_at),
             }),
-            per_minute: per_minute(history, now),
-            time_to_settle: time_to_settle(history, now),
+            per_minute: per_minute(journal, now),
+            time_to_settle: time_to_settle(journal, now),
             restarts: Restarts {
-                last_hour: history.recent_restarts(now),
-                total: history.entries_with(EventReason::Restarted),
+                last_hour: journal.recent_restarts(now),
+                total: journal.entries_with(EventReason::Restarted),
             },
             database: Database {
                 status: database.status,
@@ -184,23 +184,24 @@ impl Stats {
             },
             upstream: upstream(heartbeat, now),
             reconciler: reconciler(heartbeat, now),
-            pace: pace(&heartbeat.learned, seen),
+            pace: pace(&heartbeat.learned, cached),
         }
     }
 }
 
-fn per_minute(history: &JournalStats, now: Timestamp) -> Vec<Minute> {
-    let told = history.per_minute(now).into_iter();
-    told.map(|minute| Minute {
-        at: Rfc3339(minute.at),
-        created: minute.created,
-        settled: minute.settled,
-    })
-    .collect()
+fn per_minute(journal: &JournalStats, now: Timestamp) -> Vec<Minute> {
+    let minutes = journal.per_minute(now).into_iter();
+    minutes
+        .map(|minute| Minute {
+            at: Rfc3339(minute.at),
+            created: minute.created,
+            settled: minute.settled,
+        })
+        .collect()
 }
 
-fn time_to_settle(history: &JournalStats, now: Timestamp) -> TimeToSettle {
-    let times = history.time_to_settle(now);
+fn time_to_settle(journal: &JournalStats, now: Timestamp) -> TimeToSettle {
+    let times = journal.time_to_settle(now);
     TimeToSettle {
         orders: times.len(),
         p50_seconds: times.quantile(0.5).map(seconds),
@@ -226,7 +227,7 @@ fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> Upstream {
         since: since.map(Rfc3339),
         detail,
         last_seen_at: heartbeat.last_observed_at.map(Rfc3339),
-        life: Life {
+        life: Incarnation {
             processes: incarnations.processes(),
             began_at: incarnations.began_at().map(Rfc3339),
             ended: incarnations.restarts(),
@@ -250,10 +251,10 @@ fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
     }
 }
 
-fn pace(learned: &LearnedLimits, seen: &Seen) -> Pace {
+fn pace(learned: &LearnedLimits, cached: &CachedStats) -> Pace {
     let rate = learned.rate.as_ref();
     let limited = rate.filter(|rate| rate.is_limited());
-    let waiting = seen.orders(Status::Created) as f64;
+    let waiting = cached.orders(Status::Created) as f64;
     let wait_seconds = limited.map(|rate| (waiting / rate.rate()).ceil());
     Pace {
         starts_per_second: limited.map(|rate| (rate.rate() * 1e3).round() / 1e3),
@@ -261,12 +262,12 @@ fn pace(learned: &LearnedLimits, seen: &Seen) -> Pace {
         reason: rate
             .and_then(StartRate::reduction_cause)
             .map(|cause| reduction_cause(cause).to_owned()),
-        in_flight: seen.orders(Status::Processing),
+        in_flight: cached.orders(Status::Processing),
         window: learned.incarnations.window(),
         wait_seconds,
         resting_until: learned
             .resting_until
-            .filter(|at| *at > seen.now)
+            .filter(|at| *at > cached.now)
             .map(Rfc3339),
     }
 }

@@ -16,60 +16,60 @@ use crate::store::{StatsSnapshot, Store, StoreError};
 /// The cached statistics, shared by all requests.
 #[derive(Default)]
 pub(super) struct StatsCache {
-    history: Arc<Mutex<JournalStats>>,
+    journal: Arc<Mutex<JournalStats>>,
 }
 
 /// All statistics as of one moment. Holds the lock on the cache until dropped.
-pub(super) struct Seen {
+pub(super) struct CachedStats {
     pub now: Timestamp,
-    pub history: OwnedMutexGuard<JournalStats>,
-    pub glance: StatsSnapshot,
+    pub journal: OwnedMutexGuard<JournalStats>,
+    pub snapshot: StatsSnapshot,
 }
 
 impl StatsCache {
     /// Updates the statistics, on the pool for long reads. If the caller disconnects, the update
     /// still completes and serves the next caller.
-    pub async fn look(&self, store: &Store) -> Result<Seen, StoreError> {
-        let mut history = self.history.clone().lock_owned().await;
+    pub async fn read(&self, store: &Store) -> Result<CachedStats, StoreError> {
+        let mut journal = self.journal.clone().lock_owned().await;
         let store = store.for_long_reads();
-        let look = async move {
-            let glance = store.update_stats(&mut history, SystemClock.now()).await?;
+        let read = async move {
+            let snapshot = store.update_stats(&mut journal, SystemClock.now()).await?;
             let now = SystemClock.now();
-            history.drop_old_minutes(now);
-            Ok(Seen {
+            journal.drop_old_minutes(now);
+            Ok(CachedStats {
                 now,
-                history,
-                glance,
+                journal,
+                snapshot,
             })
         };
-        tokio::spawn(look)
+        tokio::spawn(read)
             .await
             .unwrap_or_else(|panic| Err(StoreError::Unreadable(panic.into())))
     }
 }
 
-impl Seen {
+impl CachedStats {
     /// Returns the number of orders with this status. The journal's statistics include pruned
     /// orders, which are subtracted.
     pub fn orders(&self, status: Status) -> u64 {
-        let removed = self.glance.pruned.in_status(status);
-        self.history.orders(status).saturating_sub(removed)
+        let removed = self.snapshot.pruned.in_status(status);
+        self.journal.orders(status).saturating_sub(removed)
     }
 
     /// Returns the number of orders with this attention, as stored in the orders. While the
     /// upstream is down, all open orders without another reason have it.
     pub fn attention(&self, reason: Reason, by: ResolvedBy) -> u64 {
-        let stored = self.glance.attention.iter();
-        let told = stored
+        let stored = self.snapshot.attention.iter();
+        let count = stored
             .clone()
             .filter(|(of, of_by, _)| (*of, *of_by) == (reason, by))
             .map(|(_, _, count)| count)
             .sum();
-        let is_down = matches!(self.glance.heartbeat.upstream, UpstreamState::Down { .. });
+        let is_down = matches!(self.snapshot.heartbeat.upstream, UpstreamState::Down { .. });
         if (reason, by) != (Reason::UpstreamUnreachable, ResolvedBy::Itself) || !is_down {
-            return told;
+            return count;
         }
         let with_reason: u64 = stored.map(|(_, _, count)| count).sum();
-        told + self.history.open().saturating_sub(with_reason)
+        count + self.journal.open().saturating_sub(with_reason)
     }
 }

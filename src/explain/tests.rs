@@ -275,7 +275,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(created(), StartRefused, "it answered 422.", 3),
         &[
-            "It has had start_refused for 12 s, and goes on by itself.",
+            "It has had start_refused for 12 s, and proceeds by itself.",
             "has refused for 12 s",
             "it answered 422.",
             "3 attempts in a row have failed.",
@@ -341,7 +341,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         check(
             &missed,
             &[
-                "process_lost for 12 s, and goes on by itself.",
+                "process_lost for 12 s, and proceeds by itself.",
                 "It is looked up again in the next pass",
                 then,
                 "The upstream had a process for it",

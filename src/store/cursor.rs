@@ -76,18 +76,18 @@ impl FromStr for Cursor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum GoneReason {
     /// Records after the cursor may have been pruned before the reader saw them.
-    #[error("some of what follows this position was pruned after it was given out")]
+    #[error("records that follow this cursor were pruned after it was issued")]
     Pruned,
     /// The database has no such history.
     #[error(
-        "this position was given out by another database, or after the backup that this one was \
-         restored from"
+        "this cursor was issued by another database, or after the backup that this one was restored \
+         from"
     )]
     UnknownHistory,
     /// The cursor is after the newest record that its history and this database have in common.
     #[error(
-        "this position is beyond what this database has; if it was given out, the database was \
-         restored from a backup since"
+        "this cursor is beyond the newest record; if it was issued, the database was restored from a \
+         backup since"
     )]
     Beyond,
 }

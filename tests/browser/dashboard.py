@@ -1,4 +1,4 @@
-"""The dashboard, driven as a person would. Each test is named by the promise it keeps.
+"""Tests of the dashboard in a browser. Each is named by the promise it keeps.
 
     dashboard.py PROGRAM SCREENSHOTS
 """
@@ -29,7 +29,7 @@ def status_of(page, id):
 
 
 def count(page, label):
-    """What stands above a label among the counts."""
+    """Returns the count with this label."""
     return page.run(
         "return [...document.querySelectorAll('.counts a')].find(a => a.innerText.includes(arguments[0]))"
         ".querySelector('.value').textContent",
@@ -45,8 +45,8 @@ def an_order_created_on_the_page_is_seen_to_settle_without_a_reload(program, pag
     page.until("it is settled", lambda: status_of(page, id) in SETTLED)
     page.until("it is counted", lambda: count(page, "All") == "1" and count(page, "Open") == "0")
     assert page.run("return window.isTheSame"), "the page was loaded again"
-    told = page.run("return performance.getEntriesByType('navigation')[0].name + performance.getEntriesByType('navigation').length")
-    assert told == f"{program.url}/1", told
+    navigations = page.run("return performance.getEntriesByType('navigation')[0].name + performance.getEntriesByType('navigation').length")
+    assert navigations == f"{program.url}/1", navigations
 
 
 def a_count_leads_to_its_orders_and_the_filter_is_in_the_address(program, page):
@@ -78,7 +78,7 @@ def a_list_is_read_page_by_page_and_each_page_has_an_address(program, page):
     page.until("the first page is there", lambda: page.rows() == first)
 
 
-def an_open_order_tells_its_story_and_has_a_command_that_works(program, page):
+def an_order_shows_its_journal_and_a_command_that_works(program, page):
     page.open("/?status=FULFILLED")
     page.click(".orders a")
     page.until("its journal is there", lambda: len(page.all(".timeline li")) == 3)
@@ -113,9 +113,9 @@ def an_order_is_found_by_its_id_whatever_is_in_it(program, page):
     ran = subprocess.run(["sh", "-c", page.text(".command code")], capture_output=True, text=True, check=True)
     assert '"status"' in ran.stdout and "problems" not in ran.stdout, ran.stdout
     page.one("#find").clear()
-    # What has no order is asked for, and answered with 404, which the browser tells of.
+    # The browser logs a 404.
     page.one("#find").send_keys("none", Keys.ENTER)
-    page.until("it is told", lambda: "There is no order with this id" in page.text(".order"))
+    page.until("it is reported", lambda: "There is no order with this id" in page.text(".order"))
     expected = [words for words in page.complaints() if "/order/none" not in words]
     assert not expected, expected
 
@@ -137,26 +137,26 @@ def it_works_by_keyboard(program, page):
     assert page.run("return document.activeElement.textContent") == id, "the focus is where it was"
 
 
-def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
+def a_broken_upstream_is_described_until_it_is_repaired(program, page):
     page.open()
     page.check_everywhere("well")
     page.click(".dev button", "^down$")
     page.click(".dev button", "^10 orders$")
-    page.until("it is told", lambda: page.text("#verdict") == "The upstream does not answer")
+    page.until("it is reported", lambda: page.text("#verdict") == "The upstream does not answer")
     page.until(
         "the sentence says how many wait",
         lambda: "The upstream has" in page.text(".signs") and "10 orders wait, the oldest for" in page.text(".signs"),
     )
     assert page.browser.title.startswith("The upstream does not answer")
     page.until("they are marked", lambda: [note for _, _, note in page.rows()].count("no answer") == 10)
-    page.until("they are no one's to look at", lambda: "10 orders go on by themselves. No answer: 10." in page.text(".counts"))
-    assert count(page, "Need looking at") == "0"
+    page.until("they need no operator", lambda: "10 orders proceed by themselves. No answer: 10." in page.text(".counts"))
+    assert count(page, "Need an operator") == "0"
     page.click(".reasons a")
     page.until("they are listed", lambda: page.address() == "/?attention=itself" and len(page.rows()) == 10)
     assert not page.all(".needy")
     page.click(".orders a")
-    page.until("it is told why", lambda: "Why it does not go its way" in page.text(".order"))
-    assert "When it answers, this order goes on by itself" in page.text(".order")
+    page.until("the reason is shown", lambda: "Why it does not proceed" in page.text(".order"))
+    assert "When it answers, this order proceeds by itself" in page.text(".order")
     page.check_everywhere("broken")
     page.click(".dev button", "^calm$")
     page.until("all is well", lambda: page.text("#verdict") == "Everything runs")
@@ -164,14 +164,13 @@ def a_broken_upstream_is_told_in_a_sentence_until_it_is_mended(program, page):
     page.until("the list is empty", lambda: "There is none now" in page.text(".list"))
 
 
-# Whatever the statistics may say, as changes of what they say when all is well, the verdict, and a part
-# of what is said besides.
+# Changes to healthy statistics, with the expected verdict and a part of the sentences.
 STATISTICS = [
-    ({}, "Everything runs", "It has answered for 3 min. It looked at orders 2 s ago; the next look is in 9 s."),
+    ({}, "Everything runs", "It has answered for 3 min. The last pass ended 2 s ago; the next is due in 9 s."),
     (
         {"upstream.life.expected_seconds": 420, "pace.starts_per_second": 12, "pace.reason": "the upstream was restarted", "restarts.last_hour": 3},
         "Everything runs",
-        "As far as was seen, it lives about 7 min; 3 orders were started again in the last hour. The start rate is reduced to 12/s: the upstream was restarted.",
+        "It restarts about every 7 min; 3 orders were started again in the last hour. The start rate is reduced to 12/s: the upstream was restarted.",
     ),
     (
         {"pace.starts_per_second": 12.5, "pace.reason": "the upstream did not answer in time"},
@@ -196,58 +195,58 @@ STATISTICS = [
     (
         {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80},
         "The reconciler has stopped",
-        "It looked at orders 3 min ago, and the next look was due 80 s ago.",
+        "The last pass ended 3 min ago, and the next was due 80 s ago.",
     ),
     (
         {"reconciler.status": "none", "reconciler.since": None, "reconciler.detail": "no reconciler has led on this database yet"},
         "No reconciler runs",
-        "No reconciler has led on this database yet. Orders are kept, and nothing else happens to them until one runs.",
+        "No reconciler has led on this database yet. Orders are stored, but do not proceed until one runs.",
     ),
     (
         {"reconciler.status": "none", "reconciler.since": -90, "reconciler.detail": "no reconciler runs: the last one has shut down"},
         "No reconciler runs",
-        "No reconciler runs: the last one has shut down, 90 s ago. Orders are kept, and nothing else happens to them until one runs.",
+        "No reconciler runs: the last one has shut down, 90 s ago. Orders are stored, but do not proceed until one runs.",
     ),
     (
         {"database.status": "failing", "database.since": -5, "database.detail": "orders cannot be written; the log says why"},
         "Orders cannot be written",
-        "It has failed for 5 s: orders cannot be written; the log says why. What cannot be written is answered with 503.",
+        "It has failed for 5 s: orders cannot be written; the log says why. Creations are answered with 503.",
     ),
     (
         {"attention.process_lost": 1, "attention_by.operator": 1, "orders.PROCESSING": 3},
-        "1 order needs looking at",
-        "3 orders are PROCESSING; 1 process is forgotten.",
+        "1 order needs an operator",
+        "3 orders are PROCESSING; 1 process is lost.",
     ),
-    # All of them were forgotten, and are started again.
+    # All processes were lost, and are started again.
     (
         {"attention.process_lost": 130, "attention_by.itself": 130, "orders.PROCESSING": 130, "pace.window": 400},
-        "Everything runs, some orders are held up for now",
-        "130 orders are PROCESSING, 400 at most may be so at once; 130 processes are forgotten.",
+        "Everything runs, some orders are delayed",
+        "130 orders are PROCESSING (limit: 400); 130 processes are lost.",
     ),
     ({"attention.upstream_unreachable": 2, "attention_by.itself": 2}, "The upstream answers for some orders only", ""),
     ({"upstream.status": "unknown", "upstream.since": None}, "Not known yet whether the upstream answers", "It is not known yet whether it answers."),
-    # At rest it tells of itself every five seconds.
+    # At rest the heartbeat is written every five seconds.
     (
         {"reconciler.last_pass_at": -4.6, "reconciler.next_pass_at": -4},
         "Everything runs",
-        "It has led for 11 min, and looks at what is due every second or so.",
+        "It has led for 11 min, with a pass every second or so.",
     ),
     (
         {"reconciler.last_pass_at": -70, "reconciler.next_pass_at": -10},
         "Everything runs",
-        "It looked at orders 70 s ago; the next look was due 10 s ago.",
+        "The last pass ended 70 s ago; the next was due 10 s ago.",
     ),
     ({"database.bytes": 1_000_000, "database.wal_bytes": 3_000_000}, "Everything runs", "It has 4.0 MB on disk, 3.0 MB of it in its log."),
     ({}, "Everything runs", "It has 123 bytes on disk."),
 ]
 
-# FULFILLED and FAILED orders, and what is said of them.
+# Numbers of FULFILLED and FAILED orders, and the displayed share.
 SHARES = [(0, 0, None), (100, 0, "0 %"), (100, 113, "53 %"), (9_999, 1, "less than 1 %"), (1, 9_999, "more than 99 %"), (0, 3, "100 %")]
 
 
 def the_sentences_say_what_the_statistics_say(program, page):
     page.open()
-    told = page.browser.execute_async_script(
+    results = page.browser.execute_async_script(
         """
         const [changes, done] = arguments;
         const moment = Date.parse("2026-11-22T10:00:00Z");
@@ -278,11 +277,11 @@ def the_sentences_say_what_the_statistics_say(program, page):
         """,
         [change for change, _, _ in STATISTICS],
     )
-    assert len(told) == len(STATISTICS), told
-    for (change, verdict, part), (found, sentences) in zip(STATISTICS, told):
+    assert len(results) == len(STATISTICS), results
+    for (change, verdict, part), (found, sentences) in zip(STATISTICS, results):
         assert found == verdict, (change, found)
         assert part in sentences, (change, sentences)
-        assert "is looking at them now" not in sentences, (change, sentences)
+
     shares = page.browser.execute_async_script(
         "const [counts, done] = arguments; import('/dashboard/words.js').then(({ failedShare }) =>"
         " done(counts.map(([FULFILLED, FAILED]) => failedShare({ orders: { FULFILLED, FAILED } }))))",
@@ -291,16 +290,16 @@ def the_sentences_say_what_the_statistics_say(program, page):
     assert shares == [share for _, _, share in SHARES], shares
 
 
-def what_a_crash_has_cost_is_told(program, page):
+def restarts_after_a_crash_are_counted(program, page):
     page.open()
     page.click(".dev button", "^10 orders$")
     page.until("processes run", lambda: [status for _, status, _ in page.rows()].count("PROCESSING") > 2)
     page.click(".dev button", "crash now")
-    page.until("it is told", lambda: "started again in the last hour" in page.text(".signs"))
-    page.until("all are settled", lambda: count(page, "Open") == "0" and count(page, "Need looking at") == "0")
+    page.until("it is reported", lambda: "started again in the last hour" in page.text(".signs"))
+    page.until("all are settled", lambda: count(page, "Open") == "0" and count(page, "Need an operator") == "0")
 
 
-def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(program, page):
+def every_request_goes_to_the_origin_and_the_browser_logs_no_error(program, page):
     requests = page.requests()
     assert len(requests) > 100, "the requests were recorded"
     elsewhere = {url for url in requests if not url.startswith((f"{program.url}/", "data:"))}
@@ -309,14 +308,14 @@ def nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about(prog
     assert not complaints, complaints
 
 
-def what_is_wrong_in_the_address_is_told_with_what_would_be_right(program, page):
+def an_invalid_address_is_reported_with_valid_values(program, page):
     for wrong, says in [
         ("status=FOO", "expected CREATED, PROCESSING, FULFILLED or FAILED"),
         ("status=FAILED,FOO", "expected CREATED, PROCESSING, FULFILLED or FAILED"),
-        ("attention=FOO", "attention is true, false, operator or itself"),
+        ("attention=FOO", "expected true, false, operator or itself"),
     ]:
         page.open(f"/?{wrong}")
-        page.until("it is told", lambda: says in page.text(".list") and "FOO" in page.text("#list-title"))
+        page.until("it is reported", lambda: says in page.text(".list") and "FOO" in page.text("#list-title"))
         assert not page.rows(), wrong
 
 
@@ -327,7 +326,7 @@ def the_page_of_the_api_begins_with_creating_an_order(program, page):
     assert not [link for link in links if link.endswith((".js", ".css"))], links
 
 
-def changes_appear_when_there_is_no_place_for_a_stream(program, page):
+def changes_appear_without_a_slot_for_a_stream(program, page):
     page.browser.get("about:blank")
     address = urllib.parse.urlsplit(program.url)
     ask = f"GET /event?after=latest HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
@@ -335,7 +334,7 @@ def changes_appear_when_there_is_no_place_for_a_stream(program, page):
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     streams = []
     refused = 0
-    # The stream of the page that was left may take a moment to end, and leave its place.
+    # The stream of the closed page may take a moment to end and free its slot.
     while refused < 3:
         stream = socket.create_connection((address.hostname, address.port))
         stream.sendall(ask)
@@ -346,7 +345,7 @@ def changes_appear_when_there_is_no_place_for_a_stream(program, page):
             refused += 1
             time.sleep(0.2)
     page.open()
-    page.until("it is told", lambda: "Too many streams are open" in page.text(".list"))
+    page.until("it is reported", lambda: "Too many streams are open" in page.text(".list"))
     program.create("late")
     page.until("the order appears", lambda: status_of(page, "late") in SETTLED)
     for stream in streams:
@@ -354,7 +353,7 @@ def changes_appear_when_there_is_no_place_for_a_stream(program, page):
 
 
 class Withholding(http.server.BaseHTTPRequestHandler):
-    """A proxy that gives an answer on when it is complete, as many do: a stream never is."""
+    """A proxy that forwards only complete responses, as many do; a stream never is complete."""
 
     protocol_version = "HTTP/1.1"
     program = None
@@ -383,13 +382,13 @@ class Withholding(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def changes_appear_behind_a_proxy_that_gives_no_stream_on(program, page):
+def changes_appear_behind_a_proxy_that_withholds_streams(program, page):
     Withholding.program = program.url
     proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Withholding)
     proxy.daemon_threads = True
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     page.browser.get(f"http://127.0.0.1:{proxy.server_port}/")
-    page.until("it is told", lambda: "No stream gets through" in page.text(".list") and page.rows())
+    page.until("it is reported", lambda: "No stream arrives" in page.text(".list") and page.rows())
     program.create("withheld")
     page.until("the order appears", lambda: status_of(page, "withheld") in SETTLED)
     page.browser.get("about:blank")
@@ -397,7 +396,7 @@ def changes_appear_behind_a_proxy_that_gives_no_stream_on(program, page):
     proxy.server_close()
 
 
-def the_orders_of_a_database_that_is_gone_are_not_shown(program, page):
+def the_orders_of_an_earlier_database_are_not_shown(program, page):
     program.create("before")
     page.open()
     page.until("the order is there", lambda: status_of(page, "before") in SETTLED)
@@ -406,23 +405,23 @@ def the_orders_of_a_database_that_is_gone_are_not_shown(program, page):
     program.create("after")
     page.until("the new one alone is there", lambda: [row[0] for row in page.rows()] == ["after"])
     page.open("/?order=before")
-    page.until("it is told", lambda: "There is no order with this id" in page.text(".order"))
+    page.until("it is reported", lambda: "There is no order with this id" in page.text(".order"))
 
 
-def the_commands_for_an_operator_say_where_and_work(program, page):
-    # Forgotten for good: the upstream crashes, and what was lost is held.
+def the_operators_commands_work(program, page):
+    # The upstream crashes, and orders with lost processes are held.
     program.restart("--lost-process", "hold")
     for number in range(20):
         program.create(f"h{number}")
     page.open()
     page.until("processes run", lambda: [status for _, status, _ in page.rows()].count("PROCESSING") > 3)
     page.click(".dev button", "crash now")
-    page.until("someone has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? looking at", page.text("#verdict")))
-    page.until("they are counted", lambda: count(page, "Need looking at") != "0" and page.all(".counts .needy") and page.all(".reasons.held"))
-    page.click(".counts a", "Need looking at")
-    page.until("they are listed", lambda: page.address() == "/?attention=operator" and page.text("#list-title") == "Orders that need looking at" and page.rows())
+    page.until("someone has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? an operator", page.text("#verdict")))
+    page.until("they are counted", lambda: count(page, "Need an operator") != "0" and page.all(".counts .needy") and page.all(".reasons.held"))
+    page.click(".counts a", "Need an operator")
+    page.until("they are listed", lambda: page.address() == "/?attention=operator" and page.text("#list-title") == "Orders that need an operator" and page.rows())
     page.click(".orders a")
-    page.until("it is told why", lambda: "Why it needs looking at" in page.text(".order"))
+    page.until("the reason is shown", lambda: "Why it needs an operator" in page.text(".order"))
     page.check_everywhere("held")
     assert "In a shell on the machine that has the database" in page.text(".order").replace("\n", " ")
     commands = [element.text for element in page.all(".command code")]
@@ -432,10 +431,10 @@ def the_commands_for_an_operator_say_where_and_work(program, page):
     assert "is FAILED now" in ran.stdout, ran
 
 
-def a_program_that_does_not_answer_is_told_and_what_is_old_looks_old(program, page):
+def a_silent_program_is_reported_and_outdated_parts_are_marked(program, page):
     page.open()
     program.signal(signal.SIGSTOP)
-    page.until("it is told", lambda: page.text("#verdict") == "The state cannot be read")
+    page.until("it is reported", lambda: page.text("#verdict") == "The state cannot be read")
     assert "The program does not answer in time, since" in page.text(".state")
     assert "changes do not appear now" in page.text(".list")
     assert page.all(".state.stale") and page.all(".counts.stale") and page.all(".charts.stale")
@@ -448,22 +447,22 @@ TESTS = [
     an_order_created_on_the_page_is_seen_to_settle_without_a_reload,
     a_count_leads_to_its_orders_and_the_filter_is_in_the_address,
     a_list_is_read_page_by_page_and_each_page_has_an_address,
-    an_open_order_tells_its_story_and_has_a_command_that_works,
+    an_order_shows_its_journal_and_a_command_that_works,
     a_link_leads_to_the_same_order_in_the_same_list_and_back_leads_back,
     an_order_is_found_by_its_id_whatever_is_in_it,
     it_works_by_keyboard,
     the_sentences_say_what_the_statistics_say,
-    a_broken_upstream_is_told_in_a_sentence_until_it_is_mended,
-    what_a_crash_has_cost_is_told,
+    a_broken_upstream_is_described_until_it_is_repaired,
+    restarts_after_a_crash_are_counted,
     the_page_of_the_api_begins_with_creating_an_order,
-    # Before those in which requests fail on purpose.
-    nothing_leaves_the_origin_and_the_browser_has_nothing_to_complain_about,
-    what_is_wrong_in_the_address_is_told_with_what_would_be_right,
-    changes_appear_when_there_is_no_place_for_a_stream,
-    changes_appear_behind_a_proxy_that_gives_no_stream_on,
-    a_program_that_does_not_answer_is_told_and_what_is_old_looks_old,
-    the_orders_of_a_database_that_is_gone_are_not_shown,
-    the_commands_for_an_operator_say_where_and_work,
+    # Before tests in which requests fail on purpose.
+    every_request_goes_to_the_origin_and_the_browser_logs_no_error,
+    an_invalid_address_is_reported_with_valid_values,
+    changes_appear_without_a_slot_for_a_stream,
+    changes_appear_behind_a_proxy_that_withholds_streams,
+    a_silent_program_is_reported_and_outdated_parts_are_marked,
+    the_orders_of_an_earlier_database_are_not_shown,
+    the_operators_commands_work,
 ]
 
 
@@ -478,12 +477,12 @@ def main():
                 begun = time.monotonic()
                 try:
                     test(program, page)
-                    told = "ok"
-                except Exception:  # noqa: BLE001 -- the others are run all the same
+                    result = "ok"
+                except Exception:  # noqa: BLE001 -- the other tests still run
                     traceback.print_exc()
                     failed += 1
-                    told = "FAILED"
-                print(f"{told:6} {time.monotonic() - begun:5.1f} s  {test.__name__}", flush=True)
+                    result = "FAILED"
+                print(f"{result:6} {time.monotonic() - begun:5.1f} s  {test.__name__}", flush=True)
         finally:
             page.close()
     finally:

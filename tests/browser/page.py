@@ -1,4 +1,4 @@
-"""What the tests of the dashboard need: the program on a free port, Chromium, and conditions to wait for."""
+"""The environment of the dashboard's tests: the program on a free port, Chromium, and waiting."""
 
 import base64
 import importlib.util
@@ -17,7 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
 
-# How long anything may take before a test gives up. Far longer than it takes.
+# Timeout of every wait, in seconds. Much longer than any takes.
 PATIENCE = 20
 
 SIZES = {"wide": (1280, 900), "narrow": (375, 812)}
@@ -41,7 +41,7 @@ class Program:
             if found := re.match(r"\s*API\s+(http\S+)", line):
                 self.url = found[1]
                 break
-        assert self.url, "the program does not say where it listens"
+        assert self.url, "the program did not print its address"
 
     def ask(self, path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -61,7 +61,7 @@ class Program:
             self.process.communicate(timeout=PATIENCE)
 
     def restart(self, *more):
-        """Begins anew at the same address, with another database."""
+        """Restarts the program at the same address with a new database."""
         self.end()
         self.start(urllib.parse.urlsplit(self.url).netloc, *more)
 
@@ -71,7 +71,7 @@ class Program:
 
 
 class Page:
-    """The dashboard in a browser of its own, which keeps what it asks for and complains about."""
+    """The dashboard in a browser of its own, which records requests and errors."""
 
     def __init__(self, origin, screenshots):
         self.origin = origin
@@ -97,15 +97,15 @@ class Page:
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        # What the browser asks for before it is told where to go is its own business.
+        # Discard requests that the browser sends before the first page.
         self.browser.get("about:blank")
         self.requests()
-        self.look("wide", "light")
-        # The package that it comes in is for another library: only this file of it is used.
+        self.emulate("wide", "light")
+        # axe comes in a package for another library, of which only this file is used.
         package = importlib.util.find_spec("axe_playwright_python").submodule_search_locations[0]
         self.axe = (Path(package) / "axe.min.js").read_text()
 
-    def look(self, size, scheme):
+    def emulate(self, size, scheme):
         width, height = SIZES[size]
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -128,11 +128,11 @@ class Page:
         return found[0]
 
     def text(self, selector="main"):
-        """All of it that can be seen, read at one moment: the page may replace it at any time."""
+        """Returns the visible text, read at once because the page may replace it at any time."""
         return self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector)
 
     def click(self, selector, words=None):
-        """Clicks on what has these words, as soon as it is there."""
+        """Clicks on the element with this text once it exists."""
 
         def found():
             for element in self.all(selector):
@@ -143,7 +143,7 @@ class Page:
         self.until(f"{words or selector} can be clicked", found).click()
 
     def rows(self):
-        """The list: for each order its id, its status and what is noted."""
+        """Returns the id, status and note of each order in the list."""
         return self.run(
             "return [...document.querySelectorAll('.orders tbody tr')].map(row => "
             "[row.querySelector('bdi').textContent, row.cells[1].innerText.trim(),"
@@ -154,7 +154,7 @@ class Page:
         webdriver.ActionChains(self.browser).send_keys(*keys).perform()
 
     def tab_to(self, selector):
-        """Goes on with Tab until such an element has the focus."""
+        """Presses Tab until a matching element has the focus."""
         for _ in range(60):
             if self.run("return document.activeElement.matches(arguments[0])", selector):
                 return
@@ -166,7 +166,7 @@ class Page:
         return url.path + (f"?{url.query}" if url.query else "")
 
     def until(self, what, condition):
-        """What the condition returns, once that is something. Between two tries others get their turn."""
+        """Polls a condition until it returns a true value, and returns that."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -177,7 +177,7 @@ class Page:
                     raise
             if time.monotonic() > deadline:
                 self.screenshot("failed")
-                raise AssertionError(f"{what}: that does not come to pass. {self.text()}")
+                raise AssertionError(f"{what}: timed out. {self.text()}")
             time.sleep(0.05)
 
     def screenshot(self, name):
@@ -185,11 +185,11 @@ class Page:
         (self.screenshots / f"{name}.png").write_bytes(base64.b64decode(taken["data"]))
 
     def check_everywhere(self, name):
-        """Holds what is shown against axe, in both schemes and widths, and takes its picture."""
+        """Checks the page with axe, in both schemes and widths, and takes screenshots."""
         self.run(self.axe)
         for size in SIZES:
             for scheme in ("light", "dark"):
-                self.look(size, scheme)
+                self.emulate(size, scheme)
                 found = self.browser.execute_async_script("axe.run(document).then(arguments[0])")
                 broken = [
                     (rule["id"], node["target"], node["failureSummary"])
@@ -197,20 +197,20 @@ class Page:
                     for node in rule["nodes"]
                 ]
                 assert not broken, f"{name}, {size}, {scheme}: {broken}"
-                assert len(found["passes"]) > 20, "axe has looked at the page"
+                assert len(found["passes"]) > 20, "axe has checked the page"
                 width = self.run("return document.documentElement.scrollWidth")
                 wrong = [word for word in ("NaN", "undefined", "null", "[object") if word in self.text("body")]
                 assert not wrong, f"{name}: {wrong}"
                 assert width <= SIZES[size][0], f"{name}, {size}: it is {width} wide"
                 self.screenshot(f"{name}-{size}-{scheme}")
-        self.look("wide", "light")
+        self.emulate("wide", "light")
 
     def complaints(self):
-        """What the browser has complained about since this was asked last."""
+        """Returns the browser's warnings and errors since the last call."""
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] != "INFO"]
 
     def requests(self):
-        """The URL of every request since this was asked last."""
+        """Returns the URL of every request since the last call."""
         messages = (json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance"))
         return [of["params"]["request"]["url"] for of in messages if of["method"] == "Network.requestWillBeSent"]
 

@@ -211,7 +211,7 @@ async fn a_stream_whose_unsent_events_are_pruned_ends() {
         last = (id, seq);
     }
     assert!(last.1 < 60_000, "the last events were pruned: {}", last.1);
-    assert!(api.logged().contains("a stream ends"), "{}", api.logged());
+    assert!(api.logged().contains("stream ended"), "{}", api.logged());
     let request = client
         .request("GET", format!("{}/event", api.url))
         .header("accept", "text/event-stream")

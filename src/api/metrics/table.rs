@@ -15,8 +15,8 @@ pub(super) struct Metric {
     pub kind: Kind,
     pub labels: &'static [&'static str],
     pub help: &'static str,
-    /// Condition of an alert and advice for it. `None` for metrics that only give context.
-    alarm: Option<(&'static str, &'static str)>,
+    /// Condition of an alert, and advice. `None` for metrics that only give context.
+    alert: Option<(&'static str, &'static str)>,
 }
 
 /// Type of a metric.
@@ -42,49 +42,49 @@ macro_rules! metrics {
     ($(
         $constant:ident $kind:ident $name:literal [$($label:literal),*]
         $help:literal
-        $(=> $bad:literal $to_do:literal)?
+        $(=> $condition:literal $advice:literal)?
     )*) => {
         $(pub(super) const $constant: Metric = Metric {
             name: $name,
             kind: Kind::$kind,
             labels: &[$($label),*],
             help: $help,
-            alarm: alarm!($($bad, $to_do)?),
+            alert: alert!($($condition, $advice)?),
         };)*
 
         const ALL: &[Metric] = &[$($constant),*];
     };
 }
 
-macro_rules! alarm {
+macro_rules! alert {
     () => {
         None
     };
-    ($bad:literal, $to_do:literal) => {
-        Some(($bad, $to_do))
+    ($condition:literal, $advice:literal) => {
+        Some(($condition, $advice))
     };
 }
 
 metrics! {
     BUILD_INFO Gauge "build_info" ["version"]
-    "The version that runs."
+    "Version of the program."
 
     ORDERS Gauge "orders" ["status"]
     "Orders by status."
-    => "`CREATED` rises all the time, or `PROCESSING` stays at `processes_in_flight_max`"
-    "If `CREATED` rises, more orders come than are started: raise `--start-rate` if the upstream takes \
-     more. If `PROCESSING` stays at its limit, the short life of the upstream limits what runs at once."
+    => "`CREATED` keeps rising, or `PROCESSING` stays at `processes_in_flight_max`"
+    "If `CREATED` rises, orders are created faster than started: raise `--start-rate` if the upstream accepts \
+     more. If `PROCESSING` stays at its limit, frequent restarts of the upstream limit the processes in flight."
 
     ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason", "by"]
-    "Open orders that need attention, by reason and by who brings them on: an `operator`, or each `itself`."
+    "Open orders that need attention, by reason and by who resolves it: an `operator`, or the order `itself`."
     => "`by=\"operator\"` above 0"
-    "An operator has to decide or to mend something: `GET /order?attention=operator`, then \
-     `GET /order/{id}/explain`, then what that advises. Its commands, `order-service restart` and `fail`, \
+    "An operator has to decide or fix something: `GET /order?attention=operator`, then \
+     `GET /order/{id}/explain`, then its advice. Its commands, `order-service restart` and `fail`, \
      are for a shell on the machine that has the database."
 
     OLDEST_OPEN_ORDER Gauge "oldest_open_order_timestamp_seconds" []
     "Creation time of the oldest order that is not settled; absent if there is none."
-    => "much older than `order_time_to_settle_seconds` lets expect"
+    => "much older than the times in `order_time_to_settle_seconds`"
     "`/stats` names the order; `GET /order/{id}/explain` says why it waits."
 
     ORDERS_CREATED Counter "orders_created_total" []
@@ -96,7 +96,7 @@ metrics! {
     ORDER_TRANSITIONS Counter "order_transitions_total" ["reason"]
     "Changes of orders after their creation, by the journal's reason."
     => "`failed` rises against `succeeded`"
-    "The processes fail: ask whoever runs them."
+    "The processes fail: see the order process service."
 
     ORDER_TIME_TO_SETTLE Histogram "order_time_to_settle_seconds" []
     "Time from the creation of an order until it settled."
@@ -104,25 +104,25 @@ metrics! {
     RECONCILER_OVERDUE Gauge "reconciler_overdue" []
     "1 if the next pass is more than a minute late, else 0."
     => "1"
-    "No reconciler runs, or it is stuck: see whether `order-reconciler` runs and what it logs."
+    "No reconciler runs, or it is stuck: see whether `order-reconciler` runs, and its log."
 
     RECONCILER_LEADER_SINCE Gauge "reconciler_leader_since_timestamp_seconds" []
-    "Time at which the present leader took over."
+    "Time at which the current leader took over."
 
     RECONCILER_LEADERSHIPS Counter "reconciler_leaderships_total" []
     "Number of times that a reconciler became leader."
-    => "rises again and again"
-    "The reconciler dies or is restarted: see its log."
+    => "keeps rising"
+    "The reconciler crashes or is restarted: see its log."
 
     RECONCILER_LAST_PASS Gauge "reconciler_last_pass_timestamp_seconds" []
     "Time at which the last pass ended."
-    => "older than the pause between two ticks of `--schedule`, and a minute more"
+    => "older than the interval of `--schedule` and a minute"
     "As for `reconciler_overdue`."
 
     RECONCILER_LAST_SEEN Gauge "reconciler_last_seen_timestamp_seconds" []
-    "Time at which the open orders that were due for it were last observed."
+    "Time of the last complete observation of the open orders that were due."
     => "older than the longest process, while orders are PROCESSING"
-    "Polls fail: see `upstream_request_duration_seconds` by result, and `attention` of the orders."
+    "Polls fail: see `upstream_request_duration_seconds` by result, and the orders' `attention`."
 
     RECONCILER_PASS_DURATION Histogram "reconciler_pass_duration_seconds" ["result"]
     "Duration of passes, by result."
@@ -133,15 +133,15 @@ metrics! {
     "Starts of processes that were sent."
 
     REPEATED_STARTS Counter "repeated_starts_total" []
-    "Starts that were sent for orders for which an earlier start may have taken effect."
+    "Starts sent for orders with an earlier start that may have taken effect."
     => "rises as fast as `starts_total`"
     "Work is repeated: see `upstream_request_duration_seconds`, `upstream_lives_ended_total`, and \
      `--lost-process`."
 
     UPSTREAM_UP Gauge "upstream_up" []
-    "1 if the upstream answers, 0 if it does not; absent until it was asked."
+    "1 if the upstream answers, 0 if it does not; absent before the first request."
     => "0"
-    "Orders wait, and go on by themselves. `/stats` says since when and what was seen: see to the \
+    "Orders wait, and proceed by themselves. `/stats` has the time and the error: check the \
      upstream, the network, the proxy, the token."
 
     UPSTREAM_CHANGED Gauge "upstream_changed_timestamp_seconds" []
@@ -149,15 +149,15 @@ metrics! {
 
     UPSTREAM_REQUEST_DURATION Histogram "upstream_request_duration_seconds" ["kind", "result"]
     "Duration of requests to the upstream, by kind and result."
-    => "`result` is `overload`, `ambiguous` or `unusable` for many"
-    "The upstream cannot keep up: lower `--start-rate` and `--max-in-flight`, or give it more time with \
-     `--request-timeout`. `refused` starts are shown by `attention`."
+    => "many with the `result` `overload`, `ambiguous` or `unusable`"
+    "The upstream cannot keep up: lower `--start-rate` and `--max-in-flight`, or raise \
+     `--request-timeout`. Orders with `refused` starts have `attention`."
 
     UPSTREAM_LIVES_ENDED Counter "upstream_lives_ended_total" []
-    "Restarts of the upstream that were noticed."
+    "Restarts of the upstream that were observed."
     => "rises"
-    "The upstream restarts and forgets. Compare `upstream_life_processes` with \
-     `upstream_life_expected_processes`, and see why it dies."
+    "The upstream restarts and loses its processes. Compare `upstream_life_processes` with \
+     `upstream_life_expected_processes`, and see why it restarts."
 
     UPSTREAM_LIFE_PROCESSES Gauge "upstream_life_processes" []
     "Processes since the last restart of the upstream."
@@ -167,16 +167,16 @@ metrics! {
      is absent."
 
     UPSTREAM_LIFE_EXPECTED_SECONDS Gauge "upstream_life_expected_seconds" []
-    "Expected time between two restarts of the upstream; absent until one life was observed from its \
-     beginning to its end."
+    "Expected time between two restarts of the upstream; absent until an incarnation was \
+     observed from its start to its end."
 
     UPSTREAM_PROCESS_DURATION_MEAN Gauge "upstream_process_duration_mean_seconds" []
     "Mean duration of a process, as learned."
 
     PACE_STARTS_PER_SECOND Gauge "pace_starts_per_second" []
-    "Start rate at present; absent if it is not limited."
+    "Current start rate; absent if it is not limited."
     => "far below `pace_ceiling_starts_per_second` for long"
-    "Overload or restarts hold it down: `/stats` says what. It rises by itself when all is quiet."
+    "Overload or restarts reduce it: `/stats` has the reason. It recovers by itself."
 
     PACE_CEILING Gauge "pace_ceiling_starts_per_second" []
     "Ceiling of the start rate; absent if there is none."
@@ -187,7 +187,7 @@ metrics! {
     DATABASE_WRITABLE Gauge "database_writable" []
     "1 if orders can be written, else 0."
     => "0"
-    "Creations answer 503: see the log, the disk, its permissions."
+    "Creations are answered with 503: see the log, the disk, its permissions."
 
     DATABASE_BYTES Gauge "database_bytes" []
     "Size of the database file."
@@ -197,7 +197,7 @@ metrics! {
     DATABASE_WAL_BYTES Gauge "database_wal_bytes" []
     "Size of the write-ahead log beside it."
     => "above 100 MB for long"
-    "End whatever reads the file for very long."
+    "End the program that reads the file for very long."
 
     WRITE_BATCH_DURATION Histogram "write_batch_duration_seconds" []
     "Time from waiting for the write lock until a batch of writes is on disk."
@@ -206,39 +206,39 @@ metrics! {
     "Writes that share a batch."
 
     WRITE_QUEUE_LENGTH Gauge "write_queue_length" []
-    "Writes that wait."
+    "Writes that are queued."
     => "near `write_queue_capacity`"
-    "Orders come faster than the disk takes them: `writes_refused_total` counts what was refused. See \
-     `write_batch_duration_seconds`, and how many share a batch in `write_batch_writes`."
+    "Orders are created faster than the disk takes them: `writes_refused_total` counts the refused. See \
+     `write_batch_duration_seconds` and `write_batch_writes`."
 
     WRITE_QUEUE_CAPACITY Gauge "write_queue_capacity" []
-    "Writes that may wait; more are refused."
+    "Maximum number of queued writes; more are refused."
 
     WRITES_REFUSED Counter "writes_refused_total" ["reason"]
-    "Writes that were not carried out, or perhaps not, by reason."
+    "Writes that were not carried out or whose outcome is unknown, by reason."
 
     HTTP_REQUEST_DURATION Histogram "http_request_duration_seconds" ["route", "method", "status"]
-    "Time until the answer to a request began, by route, method and status."
+    "Time until the response to a request began, by route, method and status."
     => "`status` 5xx, or slow"
-    "For 503 see the database. `route` is the template of the path, and `other` all paths without one."
+    "For 503 see the database. `route` is the template of the path, or `other` for unknown paths."
 
     HTTP_REQUESTS_WAITING Gauge "http_requests_waiting" []
-    "Requests whose answers are held until an order is settled."
+    "Requests that wait until an order is settled."
 
     HTTP_STREAMS Gauge "http_streams" []
     "Open streams of events."
 
     HTTP_CONNECTIONS Gauge "http_connections" ["place"]
-    "Open connections: served, or in the crowd that is only told that there is no place."
+    "Open connections: `served`, or in the overflow (`crowd`), which get one response and are closed."
     => "any in the `crowd`"
-    "A request is in flight on each that is served, since idle ones give way: clients read slowly, wait or \
+    "A request is in flight on each served connection, since idle ones are evicted: clients read slowly, wait or \
      stream. `http_connections_max` follows from the limit of open files."
 
     HTTP_CONNECTIONS_MAX Gauge "http_connections_max" ["place"]
-    "Connections that there are places for."
+    "Maximum number of open connections."
 
     HTTP_REQUESTS_IN_FLIGHT Gauge "http_requests_in_flight" []
-    "Requests whose answers are not written yet, this one included."
+    "Requests whose responses are not written yet, this one included."
 }
 
 /// Renders the page `/docs/metrics`.
@@ -261,7 +261,7 @@ pub(in crate::api) fn page() -> String {
             help = pages::prose(metric.help),
             kind = metric.kind.as_str(),
         );
-        if let Some((bad, to_do)) = metric.alarm {
+        if let Some((condition, advice)) = metric.alert {
             let _ = write!(
                 sections,
                 "<dl>
@@ -271,19 +271,19 @@ pub(in crate::api) fn page() -> String {
 <dd>{}</dd>
 </dl>
 ",
-                pages::prose(bad),
-                pages::prose(to_do)
+                pages::prose(condition),
+                pages::prose(advice)
             );
         }
         sections.push_str("</section>\n");
     }
     let main = format!(
         "<h1>Metrics</h1>
-<p><a href=\"/metrics\">/metrics</a> has these metrics for Prometheus; <code>{PREFIX}</code> goes before each
-name. Those of orders, the reconciler and the upstream come from the database, so they go on over restarts and
-include a reconciler that nobody can reach. What a process counts of itself (<code>http_…</code>,
-<code>write_…</code>) begins anew with it.</p>
-<p><a href=\"/docs\">All requests and answers</a>, <a href=\"/\">dashboard</a></p>
+<p><a href=\"/metrics\">/metrics</a> serves these metrics for Prometheus; <code>{PREFIX}</code> precedes each
+name. Those of orders, the reconciler and the upstream come from the database, so they survive restarts and
+include a reconciler that cannot be reached. Counts of the process itself (<code>http_…</code>,
+<code>write_…</code>) restart with it.</p>
+<p><a href=\"/docs\">All requests and responses</a>, <a href=\"/\">dashboard</a></p>
 {sections}"
     );
     pages::document("Metrics", &main)

@@ -1,8 +1,8 @@
-// Makes the page of the API from its description, /openapi.json. It knows what that document uses of
-// OpenAPI 3.1, and no more: add here what is added there.
+// Renders the page of the API from its description, /openapi.json. Supports only the parts of OpenAPI
+// 3.1 that the document uses.
 "use strict";
 
-// An element with attributes and children. Texts become text nodes, never markup.
+// Creates an element with attributes and children. Texts become text nodes, never markup.
 function el(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -10,7 +10,7 @@ function el(name, attributes = {}, ...children) {
   return element;
 }
 
-// A text in which `…` is code and an empty line begins a paragraph.
+// Renders a text in which `…` is code and an empty line begins a paragraph.
 function prose(text = "") {
   return text.split("\n\n").filter(Boolean).map((paragraph) => el("p", {}, inline(paragraph)));
 }
@@ -25,7 +25,7 @@ function json(value) {
   return el("pre", { tabindex: "0" }, text);
 }
 
-// What a reference stands for; members beside it win.
+// Resolves a reference; members beside it take precedence.
 function resolve(api, part) {
   if (!part || !part.$ref) return part;
   const target = part.$ref.slice(2).split("/").reduce((at, key) => at[key], api);
@@ -37,7 +37,7 @@ function refName(part) {
   return part && part.$ref ? part.$ref.split("/").pop() : null;
 }
 
-// A schema in a few words: its name if it has one, else its type and limits.
+// Summarises a schema: its name, or its type and limits.
 function brief(schema) {
   if (!schema) return [];
   const name = refName(schema);
@@ -82,7 +82,7 @@ function headers(api, map) {
   }));
 }
 
-// What is in a body: for each media type its schema and its examples.
+// Renders a body: for each media type its schema and examples.
 function content(api, map) {
   return Object.entries(map ?? {}).flatMap(([type, media]) => {
     const examples = Object.values(media.examples ?? {}).map((example) => example.value);
@@ -100,7 +100,7 @@ function response(api, [status, part]) {
     headers(api, map), content(api, bodies));
 }
 
-// A command that can be pasted.
+// Returns a curl command for an operation.
 function curl(api, method, path, operation) {
   const id = path.replace("{id}", "a1");
   const words = ["curl -sS"];
@@ -125,11 +125,11 @@ function operation(api, path, shared, method, op) {
 function schema(api, [name, part]) {
   const required = new Set(part.required ?? []);
   const members = Object.entries(part.properties ?? {}).map(([member, of]) => {
-    const told = of.description ?? (refName(of) ? "" : resolve(api, of).description);
+    const description = of.description ?? (refName(of) ? "" : resolve(api, of).description);
     return [
       [el("code", {}, member)],
       [...brief(of), required.has(member) ? "" : ", may be absent"],
-      inline(told),
+      inline(description),
     ];
   });
   return el("section", { id: `schema-${name}` },
@@ -151,19 +151,19 @@ function page(api) {
     el("h1", {}, api.info.title, " ", el("span", { class: "faint" }, api.info.version)),
     prose(api.info.description),
     el("p", {}, "For machines: ", el("a", { href: "/openapi.json" }, "openapi.json"),
-      ". What errors mean: ", el("a", { href: "/problems" }, "problems"),
-      ". What is measured: ", el("a", { href: "/docs/metrics" }, "metrics"),
-      ". How all is now: ", el("a", { href: "/" }, "dashboard"), "."),
+      ". Errors: ", el("a", { href: "/problems" }, "problems"),
+      ". Measurements: ", el("a", { href: "/docs/metrics" }, "metrics"),
+      ". Current state: ", el("a", { href: "/" }, "dashboard"), "."),
     el("nav", { "aria-label": "Requests" }, el("ul", {}, operations.map(link))),
     api.tags.flatMap(({ name, description }) => [
       el("h2", {}, description),
       of(name).map(({ path, item, method, op }) =>
         operation(api, path, item.parameters ?? [], method, op)),
     ]),
-    el("h2", {}, "Everywhere"),
+    el("h2", {}, "Any path"),
     Object.entries({ InvalidHost: "400", NotFound: "404", MethodNotAllowed: "405", WrongHost: "421" })
       .map(([name, status]) => response(api, [status, api.components.responses[name]])),
-    el("h2", {}, "What the members mean"),
+    el("h2", {}, "Schemas"),
     Object.entries(api.components.schemas).map((entry) => schema(api, entry)),
   ].flat(Infinity);
 }
@@ -172,12 +172,12 @@ async function show() {
   const main = document.getElementById("docs");
   try {
     const answer = await fetch("/openapi.json");
-    if (!answer.ok) throw new Error(`it was answered with ${answer.status}`);
+    if (!answer.ok) throw new Error(`the response was ${answer.status}`);
     main.replaceChildren(...page(await answer.json()));
-    // The place that the address names was not there when the browser looked for it.
+    // The anchor in the address did not exist when the browser scrolled to it.
     if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
   } catch (error) {
-    main.append(el("p", { class: "bad", role: "alert" }, `The description could not be read: ${error.message}`));
+    main.append(el("p", { class: "bad", role: "alert" }, `The description cannot be read: ${error.message}`));
   }
   main.removeAttribute("aria-busy");
 }

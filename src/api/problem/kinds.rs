@@ -11,19 +11,19 @@ pub(super) struct Kind {
     pub name: &'static str,
     pub status: u16,
     pub title: &'static str,
-    happened: &'static str,
-    to_do: &'static str,
+    cause: &'static str,
+    remedy: &'static str,
 }
 
 /// Defines a constant for each kind, and [`ALL`] in the order of the page.
 macro_rules! kinds {
-    ($($constant:ident $name:literal $status:literal $title:literal $happened:literal $to_do:literal)*) => {
+    ($($constant:ident $name:literal $status:literal $title:literal $cause:literal $remedy:literal)*) => {
         $(pub(super) const $constant: Kind = Kind {
             name: $name,
             status: $status,
             title: $title,
-            happened: $happened,
-            to_do: $to_do,
+            cause: $cause,
+            remedy: $remedy,
         };)*
 
         const ALL: &[Kind] = &[$($constant),*];
@@ -35,7 +35,7 @@ kinds! {
     "The body is not a JSON object with an id"
     "The body of the request is not JSON, is not an object, or has a member twice; or its `id` is \
      missing, is not a string, or is not a valid id. Nothing was done. The member `member` names the \
-     part that is wrong."
+     invalid part."
     "Send an object with the member `id`: a string of 1 to 128 characters, none of them a control \
      character, without white space at either end, and not `.` or `..`. Other members are ignored. \
      Sending the same body again does not help."
@@ -43,16 +43,16 @@ kinds! {
     INVALID_PARAMETER "invalid-parameter" 400
     "A query parameter is not valid"
     "The query has a parameter that does not exist here, is given twice, or has an invalid value. A \
-     mistyped parameter is refused and never ignored, because the answer would not be the one that \
-     was asked for."
+     mistyped parameter is refused and never ignored, because the response would not be the requested \
+     one."
     "Correct the parameter that `member` names; `/docs` lists all parameters. A cursor for `after` \
      comes from the `Link` header of the previous page."
 
     INVALID_HOST "invalid-host" 400
-    "The request does not say for which host it is"
+    "The request must name one host"
     "An HTTP/1.1 request has no header `Host`, or more than one (RFC 9112, section 3.2). Nothing was \
      done, and the connection is closed."
-    "Every usual client sends `Host`. Look at what wrote the request, or at the proxy that changed it."
+    "Every common client sends `Host`. Check the client, or the proxy that changed the request."
 
     INVALID_PATH "invalid-path" 400
     "The path is not valid"
@@ -61,37 +61,37 @@ kinds! {
      stands for itself."
 
     NO_SUCH_PATH "no-such-path" 404
-    "There is nothing at this path"
-    "This service has nothing at the path of the request."
-    "Compare the path with `/docs`. Case matters, and no path ends with a slash. An id that contains \
-     `/` has to be percent-encoded."
+    "This path does not exist"
+    "No route of this service matches the path of the request."
+    "Compare the path with `/docs`. Case matters, and no path ends with a slash. An id with a \
+     `/` must be percent-encoded."
 
     NO_SUCH_ORDER "no-such-order" 404
     "There is no order with this id"
     "No order with exactly this id was ever created here, it was pruned long after it had settled, or \
      the id is not a valid one."
     "Compare the id: case matters, and nothing is normalised. An order whose creation was answered \
-     with 201 or 409 exists for as long as the operator keeps settled orders. If the creation got no \
-     answer, create the order again: that is safe."
+     with 201 or 409 exists until the operator prunes it. If the creation got no \
+     response, repeat it: that is safe."
 
     ORDER_EXISTS "order-exists" 409
     "There is an order with this id already"
     "An order with this id was created before. It was not changed. It is in the member `order`, and \
      its path is in the header `Location`."
-    "If you repeated a request that got no answer, all is well: the order exists once. If you meant \
-     another order, give it another id."
+    "If you repeated a request that got no response, the order exists once, as intended. If you meant \
+     another order, use another id."
 
     METHOD_NOT_ALLOWED "method-not-allowed" 405
-    "This path does not have this method"
-    "The path exists, but not with this method."
+    "This path does not allow this method"
+    "The path exists, but does not allow this method."
     "Use one of the methods in the header `Allow`. Orders can be created and read; they are never \
      changed or deleted over HTTP."
 
     UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415
-    "The body has to be JSON"
+    "The body must be JSON"
     "The header `Content-Type` says that the body is not JSON. Many clients send \
      `application/x-www-form-urlencoded` by default; `curl -d` does. Nothing was done."
-    "Send `Content-Type: application/json`, or no such header at all."
+    "Send `Content-Type: application/json`, or omit the header."
 
     BODY_TOO_LARGE "body-too-large" 413
     "The body is too large"
@@ -99,11 +99,11 @@ kinds! {
     "Send the `id` alone. Other members are ignored and need not be sent."
 
     BODY_TOO_SLOW "body-too-slow" 408
-    "The body did not come in time"
+    "The body did not arrive in time"
     "The head of the request arrived, but not the whole body within 10 seconds. Nothing was done, and \
      the connection is closed."
     "Send the request again. If it happens often, check the network, and the `Content-Length` that \
-     the client sends: the server waits in vain for the rest of one that is too large."
+     the client sends: with one that is too large, the server waits for bytes that are never sent."
 
     CROSS_SITE "cross-site" 403
     "A page of another site may not change anything here"
@@ -111,70 +111,70 @@ kinds! {
      `same-origin` nor `none`, or, without it, the host in `Origin` is not that in `Host`. Nothing was \
      done. Otherwise any page that someone visits could create orders in their name."
     "Call the service from a program, or serve the page at the same host and port as the service. If a \
-     proxy in between changes `Host`, have it pass on that of the browser; or name the host of the page \
+     proxy changes `Host`, have it pass on the browser's; or name the host of the page \
      with `--allowed-host` (`ALLOWED_HOSTS`)."
 
     WRONG_HOST "wrong-host" 421
     "This host is not served here"
-    "The header `Host` has a name that this service does not know. It listens on loopback, or was \
+    "The header `Host` has a name that this service does not serve. It listens on loopback, or was \
      given names with `--allowed-host`. Nothing was done. Otherwise any page that someone visits could \
      have its own name lead to this service, and read and create orders."
     "Use the IP address or `localhost`. To serve it under a name, as behind a proxy, start it with \
      `--allowed-host NAME`, or `ALLOWED_HOSTS` with names separated by commas."
 
     REMOVED "removed" 410
-    "Reading cannot go on from this position without missing something"
-    "You went on from a position after which you might miss something, and `detail` says why. Orders \
-     that settled long ago are pruned when the operator says so, each with its events: some of what \
-     follows was pruned after the position was given out. Or the database was restored from a backup: \
-     what you read after that backup is gone, its numbers are given out again, and your position is \
-     beyond what both have in common, or of a history that this database does not have. Or the \
-     position is a number beyond the newest event."
-    "If you need to know all that there is, begin anew: without `after`, and for a stream without \
-     `Last-Event-ID`. If what is gone does not matter to you, follow the header `Link` of the answer: \
-     it leads to what is left after the same position, to what came after the backup, or to the \
-     beginning where nothing is known to be in common. In either case go on by the `Link` of each \
-     page, or by the `id` that a stream has sent last, and you are not refused again unless more is \
-     pruned or another backup restored."
+    "Reading cannot resume here without missing records"
+    "Reading from this cursor would miss records; `detail` says why. Orders \
+     that settled long ago are pruned on the operator's request, with their events: some that follow \
+     the cursor were pruned after it was issued. Or the database was restored from a backup: \
+     records after that backup are gone, their numbers are reused, and the cursor is \
+     beyond the common records, or of a history that this database does not have. Or the \
+     cursor is a number beyond the newest event."
+    "If you need all records, start from the beginning: without `after`, and for a stream without \
+     `Last-Event-ID`. Otherwise follow the header `Link` of the response: \
+     it leads to the remaining records after the cursor, to those after the backup, or to the \
+     beginning if no common records are known. Then continue with the `Link` of each \
+     page, or with the last `id` of a stream; that fails only after another prune \
+     or restore."
 
     TOO_MANY_WAITING "too-many-waiting" 503
-    "Too many requests wait already"
-    "The request had the header `Prefer: wait=N`, the order is not settled, and requests that \
-     wait, streams and lists have taken all places that there are for them. Nothing is wrong with the order."
-    "Ask without the header `Prefer`, or again after the seconds in `Retry-After`. To wait for many \
+    "Too many requests are waiting"
+    "The request had the header `Prefer: wait=N`, the order is not settled, and waiting requests, \
+     streams and lists take all slots for long responses. The order is not affected."
+    "Retry without the header `Prefer`, or after the seconds in `Retry-After`. To wait for many \
      orders, use one stream: `GET /event` with `Accept: text/event-stream`."
 
     TOO_MANY_LISTS "too-many-lists" 503
-    "Too many lists are being read already"
-    "Lists, streams and requests that wait together take three quarters of the places for connections at \
-     most, so that single orders can always be created and read."
-    "Try again after the seconds in `Retry-After`. If it lasts, look for clients that read lists slowly, \
-     or leave streams open; `http_streams` and `http_requests_waiting` in `GET /metrics` have them."
+    "Too many lists are being read"
+    "Lists, streams and waiting requests together take at most three quarters of the connection slots, \
+     so that single orders can always be created and read."
+    "Retry after the seconds in `Retry-After`. If it persists, look for clients that read lists slowly, \
+     or leave streams open; `http_streams` and `http_requests_waiting` in `GET /metrics` count them."
 
     TOO_MANY_STREAMS "too-many-streams" 503
-    "Too many streams are open already"
-    "Streams, lists and requests that wait have taken all places that there are for them; some of these are \
-     for lists alone."
-    "Read pages of `GET /event` instead, or try again after the seconds in `Retry-After`. One stream \
-     has the events of all orders: a program needs no more than one."
+    "Too many streams are open"
+    "Streams, lists and waiting requests take all slots for long responses; some of these are \
+     reserved for lists."
+    "Read pages of `GET /event` instead, or retry after the seconds in `Retry-After`. One stream \
+     has the events of all orders, so a program needs only one."
 
     TOO_MANY_CONNECTIONS "too-many-connections" 503
     "Too many connections are open"
-    "A request is in flight on every connection that is served, and this one was accepted only to say so. \
+    "A request is in flight on every served connection, and this one was accepted only to report that. \
      Nothing was done."
-    "Try again after the seconds in `Retry-After`. If it lasts, look for clients that read slowly, wait \
-     or stream on many connections; `http_connections` in `GET /metrics` has them."
+    "Retry after the seconds in `Retry-After`. If it persists, look for clients that read slowly, wait \
+     or stream on many connections; `http_connections` in `GET /metrics` counts them."
 
     SHUTTING_DOWN "shutting-down" 503
     "The service is shutting down"
-    "The service was asked to shut down and takes no more requests. Nothing was done."
-    "Try again after the seconds in `Retry-After`, on a new connection: another instance, or the next \
-     start of this one, will answer."
+    "The service is shutting down and takes no more requests. Nothing was done."
+    "Retry after the seconds in `Retry-After`, on a new connection: another instance, or the next \
+     run of this one, will respond."
 
     OVERLOADED "overloaded" 503
     "The write queue is full"
     "Orders are created faster than they can be written to disk. This one was not created."
-    "Try again after the seconds in `Retry-After`, with a growing delay. If it lasts, look at the \
+    "Retry after the seconds in `Retry-After`, with a growing delay. If it persists, check the \
      disk: each acknowledged order is flushed to it."
 
     DATABASE_NOT_WRITABLE "database-not-writable" 503
@@ -182,21 +182,21 @@ kinds! {
     "The order was not created: the disk is full, a file of the database was moved, removed or \
      given a second name, or another program holds the database. Orders can be read as far as \
      possible."
-    "Callers: try again after the seconds in `Retry-After`. Operators: the log of the service says \
-     why, once, and what to do; `/readyz` answers 503 until it is mended. Then the service goes on \
-     by itself, unless a file was removed: restart it then."
+    "Callers: retry after the seconds in `Retry-After`. Operators: the service logs the cause \
+     once, with what to do; `/readyz` answers 503 until it is fixed. Then the service resumes \
+     by itself, unless a file was removed: then restart it."
 
     DATABASE_NOT_READABLE "database-not-readable" 503
     "The database cannot be read now"
-    "The database did not return what was asked for. Nothing was done."
-    "Callers: try again after the seconds in `Retry-After`. Operators: the log says why. \
+    "A read from the database failed. Nothing was done."
+    "Callers: retry after the seconds in `Retry-After`. Operators: the log has the cause. \
      `order-service check` says whether the file is damaged."
 
     OUTCOME_UNKNOWN "outcome-unknown" 503
     "It is not known whether the order was created"
     "The order was being written, and the database did not answer in time, or the disk failed while \
-     it was flushed. It may have been created, or may still be, even if it is not found at present. \
-     This is the only answer after which something may have been done."
+     it was flushed. It may have been created, or may still be, even if it is not found now. \
+     No other error leaves the outcome open."
     "Create the order again, with the same id: 201 or 409 then says that it exists. Never use another \
      id instead, or there may be two orders."
 }
@@ -229,15 +229,15 @@ pub(in crate::api) fn page() -> String {
 </dl>
 </section>
 ",
-            pages::prose(kind.happened),
-            pages::prose(kind.to_do)
+            pages::prose(kind.cause),
+            pages::prose(kind.remedy)
         );
     }
     let main = format!(
         "<h1>Problems</h1>
-<p>Every error of this service is a problem (RFC 9457): a JSON object whose <code>type</code> leads to a
-section of this page. The member <code>detail</code> is about the very request; programs should look at
-<code>type</code> and <code>status</code> alone. <a href=\"/docs\">All requests and answers</a>,
+<p>Every error of this service is a problem (RFC 9457): a JSON object whose <code>type</code> links to a
+section of this page. The member <code>detail</code> describes the single request; programs should use
+<code>type</code> and <code>status</code> alone. <a href=\"/docs\">All requests and responses</a>,
 <a href=\"/\">dashboard</a></p>
 <nav aria-label=\"Problems\">
 <ul>

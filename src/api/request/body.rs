@@ -38,7 +38,7 @@ pub(in super::super) async fn read_body<B: Buf>(
     let read = async {
         let mut bytes = Vec::new();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|_| Problem::body("the body broke off before its end"))?;
+            let chunk = chunk.map_err(|_| Problem::body("the body is incomplete"))?;
             if bytes.len() + chunk.remaining() > BODY_MAX {
                 return Err(Problem::too_large(BODY_MAX));
             }
@@ -64,8 +64,8 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
             "the body is not a JSON object: {error}; send one such as {{\"id\":\"a1\"}}"
         ))
     })?;
-    if let Some(name) = members.twice {
-        let detail = format!("the member {name:?} stands there twice");
+    if let Some(name) = members.duplicate {
+        let detail = format!("duplicate member {name:?}");
         return Err(Problem::member(&name, detail));
     }
     let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
@@ -73,10 +73,9 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
         return Err(wrong("is missing; send an object such as {\"id\":\"a1\"}"));
     };
     if !id.get().starts_with('"') {
-        return Err(wrong("has to be a string"));
+        return Err(wrong("must be a string"));
     }
-    let id: String = serde_json::from_str(id.get())
-        .map_err(|_| wrong("has an escape that stands for no character"))?;
+    let id: String = serde_json::from_str(id.get()).map_err(|_| wrong("has an invalid escape"))?;
     OrderId::new(id).map_err(|error| wrong(&error.to_string()))
 }
 
@@ -85,7 +84,7 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
 struct Members<'a> {
     id: Option<&'a RawValue>,
     /// The first duplicate member.
-    twice: Option<String>,
+    duplicate: Option<String>,
 }
 
 /// Name of a member, copied only if it contains an escape.
@@ -113,7 +112,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                     }
                     map.next_value::<IgnoredAny>()?;
                     if name == "id" || others.contains(&name) {
-                        members.twice.get_or_insert(name.into_owned());
+                        members.duplicate.get_or_insert(name.into_owned());
                     } else {
                         others.insert(name);
                     }

@@ -59,7 +59,7 @@ impl EventQuery {
                         Problem::parameter(
                             "after",
                             format!(
-                                "after is a position from a Link or the id of an event, its \
+                                "after is a cursor from a Link or the id of an event, its \
                                  \"seq\", or latest for a stream, not {value:?}"
                             ),
                         )
@@ -77,7 +77,7 @@ impl EventQuery {
                     return Err(Problem::parameter(
                         &name,
                         format!(
-                            "there is no parameter {name:?}; there are after, lastEventId, limit and \
+                            "unknown parameter {name:?}; expected after, lastEventId, limit or \
                              order_id"
                         ),
                     ));
@@ -88,14 +88,14 @@ impl EventQuery {
             if last_seen.is_some() {
                 return Err(Problem::parameter(
                     "lastEventId",
-                    "lastEventId is for a stream (Accept: text/event-stream); a page takes after",
+                    "lastEventId is for a stream (Accept: text/event-stream); use after for a page",
                 ));
             }
             return match after {
                 Some(After::Latest) => Err(Problem::parameter(
                     "after",
-                    "after=latest is for a stream (Accept: text/event-stream); after the newest \
-                     event there is no page",
+                    "after=latest is for a stream (Accept: text/event-stream); no page follows the newest \
+                     event",
                 )),
                 Some(After::Event(after)) => Ok(Self::page(after, limit_given, order)),
                 None => Ok(Self::page(Cursor::default(), limit_given, order)),
@@ -104,7 +104,7 @@ impl EventQuery {
         if limit_given.is_some() {
             return Err(Problem::parameter(
                 "limit",
-                "a stream has no limit: it goes on until its reader closes it",
+                "a stream has no limit: it continues until the client closes it",
             ));
         }
         // A reconnecting client sends the original URL: the cursor in the header is newer.
@@ -152,7 +152,7 @@ fn last_event_id(name: &str, value: &str) -> Result<Option<Cursor>, Problem> {
     match value.trim() {
         "" => Ok(None),
         text => text.parse().map(Some).map_err(|_| {
-            let what = "has to be the id of an event that this service has sent";
+            let what = "must be the id of an event that this service has sent";
             Problem::parameter(name, format!("{name} {what}"))
         }),
     }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_for_events_is_taken_whole_or_refused_with_the_name_of_what_is_wrong() {
+    fn an_invalid_query_for_events_is_refused_with_the_name_of_the_parameter() {
         let stream =
             HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("text/event-stream"))]);
         for (query, member) in [
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_connects_again_goes_on_where_it_was() {
+    fn a_reconnecting_stream_resumes_after_its_last_event() {
         let accept = ("accept", "text/event-stream");
         let after = |seq| After::Event(Cursor::bare(seq));
         for (query, last, begins) in [

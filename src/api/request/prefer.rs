@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_wait_counts_if_it_is_valid_and_is_cut_to_a_minute() {
+    fn the_first_wait_counts_if_it_is_valid_and_is_capped_at_a_minute() {
         for (lines, seconds) in [
             (&["wait=10"][..], Some(10)),
             (&["WAIT=10"], Some(10)),

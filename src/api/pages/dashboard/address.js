@@ -1,13 +1,13 @@
-// What is shown, as the address has it: back, forward, reload and a link that is shared all lead to
-// the same. The names are those of the API's own parameters.
+// The view in the address, so that back, forward, reload and shared links work. The names are those of
+// the API's parameters.
 import { html, useEffect, useState } from "./preact-htm.js";
 
 export const STATUSES = ["CREATED", "PROCESSING", "FULFILLED", "FAILED"];
 
-// The latest changes, no order open: what is shown at first.
+// The initial view: the latest changes, no order open.
 export const START = { list: "latest", statuses: [], attention: null, after: null, order: null };
 
-// A list of its own for everything: without a filter, the latest changes are shown.
+// The list of all orders. Without a filter, the latest changes are shown.
 export const ALL = { ...START, list: "orders" };
 
 export function filtered(filter) {
@@ -17,7 +17,7 @@ export function filtered(filter) {
 export function read(search) {
   const query = new URLSearchParams(search);
   const wanted = new Set(query.getAll("status").flatMap((words) => words.split(",")));
-  // What is no status or attention is asked for all the same: the answer says what would be one.
+  // Unknown values are sent too: the response says which exist.
   const statuses = [...STATUSES.filter((status) => wanted.delete(status)), ...wanted];
   const attention = query.get("attention");
   const isFiltered = statuses.length > 0 || attention !== null || query.get("list") === "all";
@@ -43,36 +43,36 @@ export function address(view) {
   return text ? `/?${text}` : "/";
 }
 
-// Whether two views show the same list, whatever its page and whichever order is open.
+// Returns true if two views show the same list, on any page and with any order open.
 export function sameList(one, other) {
   const list = (view) => address({ ...view, after: null, order: null });
   return list(one) === list(other);
 }
 
-const watchers = new Set();
+const listeners = new Set();
 
 export function go(view) {
   if (address(view) !== location.pathname + location.search) {
     history.pushState(null, "", address(view));
   }
-  for (const watcher of watchers) watcher();
+  for (const listener of listeners) listener();
 }
 
 export function useView() {
   const [view, setView] = useState(() => read(location.search));
   useEffect(() => {
     const follow = () => setView(read(location.search));
-    watchers.add(follow);
+    listeners.add(follow);
     addEventListener("popstate", follow);
     return () => {
-      watchers.delete(follow);
+      listeners.delete(follow);
       removeEventListener("popstate", follow);
     };
   }, []);
   return view;
 }
 
-// A link that the page follows by itself, unless it is to be opened elsewhere.
+// A link that the page handles itself, unless it is opened in another tab or window.
 export function Link({ to, children, ...attributes }) {
   const follow = (event) => {
     const isPlain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;

@@ -1,5 +1,5 @@
-// How fast it goes: what was created and settled in each minute of the last hour, and how long an
-// order takes. What is drawn stands in a table too.
+// Throughput: orders created and settled in each minute of the last hour, and the time to settle. A
+// table has the same figures.
 /* global uPlot */
 import { html, useEffect, useRef, useState } from "./preact-htm.js";
 import { local, minute } from "./time.js";
@@ -8,12 +8,12 @@ import { counted, failedShare, number, span } from "./words.js";
 const HEIGHT = 130;
 
 export function Charts({ known }) {
-  const { stats, trouble } = known;
+  const { stats, error } = known;
   if (!stats) return html`<section class="charts"><h2>The last hour</h2></section>`;
   const { per_minute: minutes, time_to_settle: time } = stats;
   const failed = failedShare(stats);
   const settled = html`<b>${counted(time.orders, "order")}</b> settled`;
-  return html`<section class=${`charts ${trouble ? "stale" : ""}`} aria-labelledby="pace-title">
+  return html`<section class=${`charts ${error ? "stale" : ""}`} aria-labelledby="pace-title">
     <h2 id="pace-title">The last hour</h2>
     <${Minutes} minutes=${minutes} />
     <p class="times">${time.orders === 0
@@ -51,7 +51,8 @@ function Minutes({ minutes }) {
   </figure>`;
 }
 
-// A colour of the style sheet, in the present scheme. The canvas does not understand light-dark().
+// Returns a colour of the style sheet in the current scheme, because the canvas does not support
+// light-dark().
 function colour(element, name) {
   element.style.color = `var(--${name})`;
   const { color } = getComputedStyle(element);
@@ -67,7 +68,7 @@ function options(element, width, hover) {
   return {
     width,
     height: HEIGHT,
-    // The last label stands under the end of the axis.
+    // The last label is below the end of the axis.
     padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: { y: false, drag: { setScale: false }, points: { size: 7 } },
@@ -82,10 +83,10 @@ function options(element, width, hover) {
 }
 
 function Plot({ minutes, summary, hover }) {
-  const place = useRef();
+  const container = useRef();
   const plot = useRef();
   const values = useRef();
-  // A minute is drawn from its beginning to that of the next: the last one has a next one too.
+  // A minute is drawn up to the start of the next, so the last one needs a next one.
   const drawn = [...minutes, { ...minutes.at(-1), at: new Date(Date.parse(minutes.at(-1).at) + 60_000) }];
   values.current = [
     drawn.map(({ at }) => new Date(at).getTime() / 1000),
@@ -95,13 +96,13 @@ function Plot({ minutes, summary, hover }) {
   useEffect(() => {
     const draw = () => {
       plot.current?.destroy();
-      const element = place.current;
+      const element = container.current;
       plot.current = new uPlot(options(element, element.clientWidth, hover), values.current, element);
     };
     const fit = new ResizeObserver(([{ contentRect }]) => plot.current?.setSize({ width: contentRect.width, height: HEIGHT }));
     const scheme = matchMedia("(prefers-color-scheme: dark)");
     draw();
-    fit.observe(place.current);
+    fit.observe(container.current);
     scheme.addEventListener("change", draw);
     return () => {
       fit.disconnect();
@@ -110,5 +111,5 @@ function Plot({ minutes, summary, hover }) {
     };
   }, []);
   useEffect(() => plot.current.setData(values.current), [minutes]);
-  return html`<div class="plot" ref=${place} role="img" aria-label=${`Chart: ${summary}`}></div>`;
+  return html`<div class="plot" ref=${container} role="img" aria-label=${`Chart: ${summary}`}></div>`;
 }

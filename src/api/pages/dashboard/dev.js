@@ -1,5 +1,5 @@
-// For trying it out: creates orders, and breaks and mends the simulator. It is shown if the program
-// is `order-service dev`, which says so in the page.
+// Buttons of `order-service dev`: they create orders, and break and repair the simulator. The page's meta
+// element `dev` enables them.
 import { html, useEffect, useState } from "./preact-htm.js";
 import { ask, post } from "./server.js";
 import { counted } from "./words.js";
@@ -8,15 +8,15 @@ const DEV = document.querySelector("meta[name=dev]").content;
 export const IS_DEV = DEV !== "none";
 
 const POLL_MS = 2000;
-// A browser makes six requests at once; the stream and the statistics need some of them.
+// Number of concurrent requests: a browser makes six, and the stream and the statistics need some.
 const AT_ONCE = 3;
 
 export function Dev() {
-  const [said, setSaid] = useState("");
+  const [message, setMessage] = useState("");
   return html`<section class="dev" aria-labelledby="dev-title">
-    <div class="row"><h2 id="dev-title">Try it out</h2><span class="said" role="status">${said}</span></div>
-    <${Create} say=${setSaid} />
-    ${DEV === "simulator" && html`<${Simulator} say=${setSaid} />`}
+    <div class="row"><h2 id="dev-title">Try it out</h2><span class="message" role="status">${message}</span></div>
+    <${Create} say=${setMessage} />
+    ${DEV === "simulator" && html`<${Simulator} say=${setMessage} />`}
   </section>`;
 }
 
@@ -37,7 +37,7 @@ function Create({ say }) {
       await Promise.all(Array.from({ length: AT_ONCE }, some));
       say(count === 1 ? `Created the order try-${run}.` : `Created ${created} orders.`);
     } catch (error) {
-      say(`Created ${counted(created, "order")}, and then no more: ${error.message}.`);
+      say(`Created ${counted(created, "order")}; then creation failed: ${error.message}.`);
     }
     setBusy(false);
   };
@@ -51,9 +51,9 @@ function Create({ say }) {
 function Simulator({ say }) {
   const [state, setState] = useState(null);
   useEffect(() => {
-    const look = () => document.hidden || ask("/dev/simulator").then(setState, () => {});
-    look();
-    const timer = setInterval(look, POLL_MS);
+    const read = () => document.hidden || ask("/dev/simulator").then(setState, () => {});
+    read();
+    const timer = setInterval(read, POLL_MS);
     return () => clearInterval(timer);
   }, []);
   if (!state) return null;
@@ -62,15 +62,15 @@ function Simulator({ say }) {
       setState(await post(`/dev/simulator/${choice}`));
       say(words);
     } catch (error) {
-      say(`That was not possible: ${error.message}.`);
+      say(`The change failed: ${error.message}.`);
     }
   };
   return html`<div class="row"><span class="what" id="break-label">Upstream</span>
     <div class="buttons" role="group" aria-labelledby="break-label">
       ${state.choices.map((choice) => html`<button type="button" key=${choice} aria-pressed=${state.now === choice}
         aria-describedby="break-now" onClick=${() => change(choice, `The upstream is ${choice} from now on.`)}>${choice}</button>`)}
-      <button type="button" onClick=${() => change("crash", "The upstream has crashed, and forgotten everything.")}>crash now</button>
+      <button type="button" onClick=${() => change("crash", "The upstream has crashed and lost all processes.")}>crash now</button>
     </div>
-    <p class="faint" id="break-now">${state.effect ?? "something else goes wrong, as its control address was told"}${state.is_alive ? "" : "; it has crashed and is not back yet"}</p>
+    <p class="faint" id="break-now">${state.effect ?? "other faults, set at its control address"}${state.is_alive ? "" : "; it has crashed and is down"}</p>
   </div>`;
 }

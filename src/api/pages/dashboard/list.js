@@ -1,5 +1,5 @@
-// The orders: the latest changes, newest first, or those with some status, oldest first, as the API
-// pages them. Both are live.
+// Lists of orders: the latest changes, newest first, or filtered orders, oldest first, in the API's
+// pages. Both are updated live.
 import { Link, go } from "./address.js";
 import { html, useEffect, useRef, useState } from "./preact-htm.js";
 import { askPage } from "./server.js";
@@ -9,21 +9,21 @@ import { local, useNow } from "./time.js";
 import { ATTENTION, REMARKABLE, ago, attentionTotal, counted } from "./words.js";
 
 const PAGE = 50;
-// Orders among the latest changes, and the events that are read for them: an order has three, mostly.
+// Number of orders in the latest changes, and of events read for them: an order usually has three.
 const LATEST = 30;
 const EVENTS_READ = 3 * LATEST;
 const NEEDY_READ = 200;
 
-// Orders by their attention, as the API's parameter has it.
+// Titles by the value of the API's parameter `attention`.
 const WITH_ATTENTION = {
-  true: "do not go their way",
-  false: "go their way",
-  operator: "need looking at",
-  itself: "go on by themselves",
+  true: "have attention",
+  false: "have no attention",
+  operator: "need an operator",
+  itself: "proceed by themselves",
 };
 
 const STILL_OPEN = ["CREATED", "PROCESSING"];
-// A list that is shown is read again at most so often, however much happens.
+// Minimum interval between two reads of a list.
 const PAUSE_MS = 1000;
 
 export function List({ view, known, mode }) {
@@ -41,11 +41,11 @@ function title({ list, statuses, attention }) {
   const isOpen = statuses.join() === STILL_OPEN.join();
   const words = isOpen ? "Open orders" : statuses.length ? `Orders that are ${statuses.join(" or ")}` : "All orders";
   if (attention === null) return words;
-  const so = WITH_ATTENTION[attention] ?? `have the attention ${attention}`;
-  return statuses.length ? `${words} ${isOpen ? "that" : "and"} ${so}` : `Orders that ${so}`;
+  const condition = WITH_ATTENTION[attention] ?? `have the attention ${attention}`;
+  return statuses.length ? `${words} ${isOpen ? "that" : "and"} ${condition}` : `Orders that ${condition}`;
 }
 
-// An order by its id: the whole of it, for the API knows no other search.
+// Opens an order by its whole id: the API has no other search.
 function Search({ view }) {
   const field = useRef();
   const find = (event) => {
@@ -60,11 +60,11 @@ function Search({ view }) {
   </form>`;
 }
 
-// The orders that changed last, each with its last event. It is kept from the feed alone, and shown
-// in the order of change, unless someone points at it: then nothing moves away.
+// The orders that changed last, each with its last event, from the feed. Sorted by change, except while
+// the pointer or focus is in the list: then rows stay in place.
 function Latest({ view, known, mode }) {
   const [rows, setRows] = useState(null);
-  const [trouble, setTrouble] = useState(null);
+  const [error, setError] = useState(null);
   const [held, setHeld] = useState(null);
   const needy = useNeedy(known);
   useEffect(() => {
@@ -78,7 +78,7 @@ function Latest({ view, known, mode }) {
         setRows(newest);
       }, 100);
     };
-    // Those that come while the latest ones are read; nothing when they are not being read.
+    // Events that arrive while the latest ones are read; null otherwise.
     let meanwhile = null;
     const take = (events) => {
       meanwhile?.push(...events);
@@ -87,7 +87,7 @@ function Latest({ view, known, mode }) {
       }
       show();
     };
-    // The program may have begun anew, with another database: what was known before is forgotten.
+    // The program may have been restarted with another database, so earlier data is dropped.
     const begin = async (seq) => {
       const since = [];
       meanwhile = since;
@@ -95,11 +95,11 @@ function Latest({ view, known, mode }) {
         const { items } = await askPage(`/event?after=${Math.max(0, seq - EVENTS_READ)}&limit=${EVENTS_READ}`);
         if (meanwhile !== since) return;
         meanwhile = null;
-        setTrouble(null);
+        setError(null);
         last = new Map();
         take([...items, ...since]);
       } catch (error) {
-        setTrouble(error.message);
+        setError(error.message);
       }
     };
     const ignore = feed.listen(({ begin: seq, events }) => {
@@ -109,7 +109,7 @@ function Latest({ view, known, mode }) {
     return () => (ignore(), clearTimeout(frame));
   }, []);
   const hold = (isHeld) => setHeld(isHeld ? (before) => before ?? rows.map(({ order_id: id }) => id) : null);
-  if (trouble && !rows) return html`<p class="bad">The latest changes cannot be read: ${trouble}.</p>`;
+  if (error && !rows) return html`<p class="bad">The latest changes cannot be read: ${error}.</p>`;
   if (!rows) return html`<p class="faint">Reading …</p>`;
   if (!rows.length) return html`<p class="empty">There is no order yet. The first appears here as soon as it is created.</p>`;
   const byId = new Map(rows.map((event) => [event.order_id, event]));
@@ -129,8 +129,8 @@ function Latest({ view, known, mode }) {
 
 const NONE = new Map();
 
-// The attention of the orders that do not go their way, by id: of the oldest ones, if there are many. It is
-// not in the journal, and the statistics tell when it has changed.
+// Attention by order id, of the oldest orders if there are many. It is not in the journal; the
+// statistics show when it has changed.
 function useNeedy({ stats }) {
   const [needy, setNeedy] = useState(NONE);
   const attention = JSON.stringify([stats?.attention, stats?.attention_by]);
@@ -149,7 +149,7 @@ function useNeedy({ stats }) {
 const MODES = {
   live: "Changes appear as they happen.",
   polling: "Too many streams are open: changes appear within seconds.",
-  blocked: "No stream gets through: changes appear within seconds.",
+  blocked: "No stream arrives: changes appear within seconds.",
   off: "Connecting: changes do not appear now.",
 };
 
@@ -157,9 +157,9 @@ function Mode({ of }) {
   return html`<span class=${`mode ${of}`}>${MODES[of]}</span>`;
 }
 
-// One page of a list, as the API pages it. It is read again when something has happened.
+// One page of a list, read again after each event.
 function Page({ view, known, mode }) {
-  const [page, setPage] = useState({ items: null, next: null, trouble: null, of: null });
+  const [page, setPage] = useState({ items: null, next: null, error: null, of: null });
   const again = useRef(() => {});
   const query = new URLSearchParams();
   for (const status of view.statuses) query.append("status", status);
@@ -176,10 +176,10 @@ function Page({ view, known, mode }) {
       isReading = true;
       isOld = false;
       try {
-        setPage({ ...(await askPage(path, { signal: gone.signal })), trouble: null, of: path });
+        setPage({ ...(await askPage(path, { signal: gone.signal })), error: null, of: path });
       } catch (error) {
         if (gone.signal.aborted) return;
-        setPage((before) => ({ ...before, trouble: error.message }));
+        setPage((before) => ({ ...before, error: error.message }));
       }
       isReading = false;
       timer = setTimeout(() => ((timer = null), isOld && read()), PAUSE_MS);
@@ -189,12 +189,12 @@ function Page({ view, known, mode }) {
     const ignore = feed.listen(({ begin, events }) => (begin !== undefined || events) && again.current());
     return () => (ignore(), clearTimeout(timer), gone.abort());
   }, [path]);
-  // What does not go its way is not in the journal: the statistics tell that it has changed.
+  // Attention is not in the journal; the statistics show when it has changed.
   const attention = JSON.stringify([known.stats?.attention, known.stats?.attention_by]);
   useEffect(() => again.current(), [attention]);
-  const { items, next, trouble } = page;
-  if (trouble && !items) {
-    return html`<p class="bad">The orders cannot be read: ${trouble}.</p>
+  const { items, next, error } = page;
+  if (error && !items) {
+    return html`<p class="bad">The orders cannot be read: ${error}.</p>
       ${view.after && html`<p><${Link} to=${{ ...view, after: null }}>From the first page<//></p>`}`;
   }
   if (!items) return html`<p class="faint">Reading …</p>`;
@@ -204,7 +204,7 @@ function Page({ view, known, mode }) {
   </nav>`;
   if (!items.length) return html`<p class="empty">There is none${view.after ? " on this page" : ""} now.</p>${view.after && pages}`;
   return html`
-    <p class="note">In the order of creation. <${Mode} of=${mode} />${trouble && html` <b class="bad">Not up to date: ${trouble}.</b>`}</p>
+    <p class="note">In the order of creation. <${Mode} of=${mode} />${error && html` <b class="bad">Not up to date: ${error}.</b>`}</p>
     <div aria-busy=${page.of !== path} class=${page.of === path ? "" : "stale"}>
       <${Table} columns=${["Order", "Status", "Changed"]} label=${title(view)}>
         ${items.map((order) => html`<${Row} key=${order.id} id=${order.id} view=${view} status=${order.status}

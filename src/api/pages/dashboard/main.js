@@ -1,5 +1,5 @@
-// The dashboard: reads the statistics every two seconds, follows the stream of events, and shows what
-// the address says. It uses the public API alone, and in `order-service dev` the simulator's buttons.
+// The dashboard: reads the statistics every two seconds, follows the stream of events, and shows the
+// view in the address. It uses the public API alone, and in `order-service dev` the simulator's buttons.
 import { useView } from "./address.js";
 import { Charts } from "./charts.js";
 import { Dev, IS_DEV } from "./dev.js";
@@ -9,36 +9,36 @@ import { html, render, useEffect, useRef, useState } from "./preact-htm.js";
 import { ask } from "./server.js";
 import { Counts, State } from "./state.js";
 import { feed } from "./stream.js";
-import { heard, now } from "./time.js";
+import { now, setServerTime } from "./time.js";
 import { verdict } from "./words.js";
 
 const POLL_MS = 2000;
-// The program reads its whole journal before it first answers, which takes seconds if that is long.
-const FIRST_PATIENCE_MS = 30_000;
+// The program reads its whole journal before its first response, which may take seconds.
+const FIRST_TIMEOUT_MS = 30_000;
 const ZONE = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
-// The statistics: what was last read, and if they cannot be read now, why and since when.
+// The statistics as last read; if they cannot be read now, with the reason and its time.
 function useStats() {
-  const [known, setKnown] = useState({ stats: null, trouble: null, since: null });
+  const [known, setKnown] = useState({ stats: null, error: null, since: null });
   useEffect(() => {
     let timer = null;
     let isGone = false;
-    let options = { patience: FIRST_PATIENCE_MS };
+    let options = { timeout: FIRST_TIMEOUT_MS };
     const read = async () => {
       clearTimeout(timer);
       const begun = new Date(now()).toISOString();
       try {
         const stats = await ask("/stats", options);
         options = {};
-        heard(stats.at);
-        setKnown({ stats, trouble: null, since: null });
+        setServerTime(stats.at);
+        setKnown({ stats, error: null, since: null });
       } catch (error) {
-        setKnown((before) => ({ ...before, trouble: error.message, since: before.since ?? begun }));
+        setKnown((before) => ({ ...before, error: error.message, since: before.since ?? begun }));
       }
       clearTimeout(timer);
       if (!isGone && !document.hidden) timer = setTimeout(read, POLL_MS);
     };
-    // A page that no one looks at asks for nothing.
+    // A hidden page sends no requests.
     const follow = () => {
       if (document.hidden) return feed.stop();
       feed.start();
@@ -55,9 +55,9 @@ function useStats() {
   return known;
 }
 
-// What is said to those who do not see the page: only when it has become another.
-function useVerdict({ stats, trouble }) {
-  const words = trouble ? "The state cannot be read" : stats && verdict(stats).words;
+// The verdict for screen readers, announced when it changes.
+function useVerdict({ stats, error }) {
+  const words = error ? "The state cannot be read" : stats && verdict(stats).words;
   useEffect(() => {
     document.title = words ? `${words} · order service` : "Order service";
   }, [words]);
@@ -66,7 +66,7 @@ function useVerdict({ stats, trouble }) {
 
 function useMode() {
   const [mode, setMode] = useState(feed.mode);
-  useEffect(() => feed.listen((news) => news.mode && setMode(news.mode)), []);
+  useEffect(() => feed.listen((message) => message.mode && setMode(message.mode)), []);
   return mode;
 }
 
@@ -74,10 +74,10 @@ function Dashboard() {
   const view = useView();
   const known = useStats();
   const words = useVerdict(known);
-  // A stream can be silent for a while before it is taken for dead.
+  // A dead stream is noticed only after a while.
   const streaming = useMode();
-  const mode = known.trouble ? "off" : streaming;
-  // Whoever closes an order goes on where they were: at its row, or at the list.
+  const mode = known.error ? "off" : streaming;
+  // Closing an order returns the focus to its row, or to the list.
   const opened = useRef(null);
   useEffect(() => {
     if (view.order === null && opened.current !== null) {
@@ -104,6 +104,6 @@ function Dashboard() {
   `;
 }
 
-const place = document.getElementById("dashboard");
-place.replaceChildren();
-render(html`<${Dashboard} />`, place);
+const root = document.getElementById("dashboard");
+root.replaceChildren();
+render(html`<${Dashboard} />`, root);

@@ -8,10 +8,10 @@ import { feed } from "./stream.js";
 import { exact, local, secondsSince, useNow } from "./time.js";
 import { ago, span } from "./words.js";
 
-// It is read again at most so often, however much happens to it.
+// Minimum interval between two reads.
 const PAUSE_MS = 500;
 
-// And at least so often, because its sentences have lengths of time in them.
+// Maximum intervals, because the sentences contain durations.
 const OPEN_MS = 2000;
 const SETTLED_MS = 30_000;
 
@@ -19,7 +19,7 @@ function isSettled({ order }) {
   return order.status === "FULFILLED" || order.status === "FAILED";
 }
 
-// The explanation, as it is now.
+// The current explanation of an order.
 function useExplained(id) {
   const [found, setFound] = useState(null);
   useEffect(() => {
@@ -34,18 +34,18 @@ function useExplained(id) {
     };
     async function read() {
       clearTimeout(timer);
-      // The feed begins anew when someone looks again.
+      // The feed restarts when the page is shown again.
       if (document.hidden) return;
       isReading = true;
       isOld = false;
       let wait = OPEN_MS;
       try {
         const explained = await ask(`${orderPath(id)}/explain`, { signal });
-        setFound({ explained, trouble: null });
+        setFound({ explained, error: null });
         if (isSettled(explained)) wait = SETTLED_MS;
       } catch (error) {
         if (signal.aborted) return;
-        setFound((before) => ({ ...before, trouble: error }));
+        setFound((before) => ({ ...before, error: error }));
         if (error.status === 404) wait = null;
       }
       isReading = false;
@@ -84,15 +84,15 @@ export function Order({ view }) {
 function Content({ found }) {
   const moment = useNow();
   if (!found) return html`<p class="faint">Reading …</p>`;
-  const { explained, trouble } = found;
-  if (trouble?.status === 404) return html`<p><strong>There is no order with this id.</strong> Ids are compared exactly, case and all.</p>`;
-  if (!explained) return html`<p class="bad">It cannot be read: ${trouble.message}. It is tried again.</p>`;
+  const { explained, error } = found;
+  if (error?.status === 404) return html`<p><strong>There is no order with this id.</strong> Ids are compared exactly, including case.</p>`;
+  if (!explained) return html`<p class="bad">It cannot be read: ${error.message}. It is retried.</p>`;
   const { order, summary, events, observed, why, next, advice } = explained;
   return html`
-    ${trouble && html`<p class="bad">Not up to date: ${trouble.message}.</p>`}
+    ${error && html`<p class="bad">Not up to date: ${error.message}.</p>`}
     <p class="lead"><${Status} of=${order.status} /> <span>since ${local(order.updated_at, moment)}, ${ago(order.updated_at, moment)}</span></p>
     <p>${summary}</p>
-    ${order.attention ? html`<div class="attention"><${Sentences} title=${order.attention.by === "operator" ? "Why it needs looking at" : "Why it does not go its way"} of=${[...why, ...advice]} /></div>` : html`<${Sentences} title="Why it is where it is" of=${why} />`}
+    ${order.attention ? html`<div class="attention"><${Sentences} title=${order.attention.by === "operator" ? "Why it needs an operator" : "Why it does not proceed"} of=${[...why, ...advice]} /></div>` : html`<${Sentences} title="Why it is where it is" of=${why} />`}
     <${Sentences} title="What happens next" of=${next} />
     <h3>What happened</h3>
     <${Timeline} events=${events} />
@@ -119,16 +119,15 @@ function Timeline({ events }) {
   </ol>`;
 }
 
-// Commands that only read, anywhere. The path of an order has nothing that a shell minds.
+// Returns commands that only read, for any machine.
 function reading(explained) {
   const url = location.origin + orderPath(explained.order.id);
   const commands = [{ effect: "Reads this order.", command: `curl -sS ${url}` }];
-  if (!isSettled(explained)) commands.push({ effect: "Waits for its end, for a minute at most.", command: `curl -sS ${url} -H 'Prefer: wait=60'` });
+  if (!isSettled(explained)) commands.push({ effect: "Waits until it is settled, for a minute at most.", command: `curl -sS ${url} -H 'Prefer: wait=60'` });
   return commands;
 }
 
-// A command to copy, by hand where the browser does not let a page do it: it does on this machine
-// and over HTTPS alone.
+// A command with a button that copies it, which browsers allow only on this machine and over HTTPS.
 function Command({ effect, command: line }) {
   const [isCopied, setCopied] = useState(false);
   const copy = async () => {

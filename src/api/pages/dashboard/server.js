@@ -1,10 +1,10 @@
-// What is asked of the server: JSON in and out, and an error that says in words what was wrong.
+// Requests to the server: JSON in and out, and errors in words.
 
-// Longer than anything here takes, short enough that the page says soon that nothing comes.
-const PATIENCE_MS = 5000;
+// Longer than any request takes, and short enough to report a silent server soon.
+const TIMEOUT_MS = 5000;
 
-// An answer that is not what was asked for, or none at all.
-export class Trouble extends Error {
+// An error response, or none at all.
+export class RequestError extends Error {
   constructor(words, answer = null, problem = null) {
     super(words);
     this.status = answer?.status ?? null;
@@ -13,43 +13,43 @@ export class Trouble extends Error {
   }
 }
 
-// The answer, if it is a good one.
-export async function request(path, { signal, patience: ms = PATIENCE_MS, ...options } = {}) {
-  const patience = AbortSignal.timeout(ms);
+// Sends a request. Throws unless the response is successful.
+export async function request(path, { signal, timeout: ms = TIMEOUT_MS, ...options } = {}) {
+  const timeout = AbortSignal.timeout(ms);
   let answer;
   try {
-    answer = await fetch(path, { ...options, signal: signal ? AbortSignal.any([signal, patience]) : patience });
+    answer = await fetch(path, { ...options, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Trouble(patience.aborted ? "the program does not answer in time" : "the program does not answer");
+    throw new RequestError(timeout.aborted ? "the program does not answer in time" : "the program does not answer");
   }
   if (answer.ok) return answer;
-  throw await trouble(answer);
+  throw await errorOf(answer);
 }
 
-// What an answer that is no good says, in words.
-export async function trouble(answer) {
+// Returns the error in a response.
+export async function errorOf(answer) {
   let problem = null;
   try {
     problem = await answer.json();
   } catch {
-    // A proxy on the way may answer with anything.
+    // A proxy may respond with anything.
   }
-  return new Trouble(problem?.detail ?? `the answer was ${answer.status}`, answer, problem);
+  return new RequestError(problem?.detail ?? `the response was ${answer.status}`, answer, problem);
 }
 
 export async function ask(path, options) {
   return (await request(path, options)).json();
 }
 
-// Where the answer's header Link leads, if it has one.
+// Returns the target of the header Link, if any.
 function linked(answer) {
   const link = answer.headers.get("link");
   return link && new URL(link.slice(1, link.indexOf(">")), location.origin);
 }
 
-// A page of a list, and where the next one begins, if there is one. Where reading cannot go on from
-// a position, because of a prune or a restored backup, what is left is all that is to be shown.
+// Reads a page of a list. Returns it with the cursor of the next one, if any. If reading cannot resume
+// from a cursor, because of a prune or a restored backup, returns the remaining records.
 export async function askPage(path, options) {
   const answer = await request(path, options).catch((error) => {
     if (error.kind !== "removed" || !error.next) throw error;
@@ -63,7 +63,7 @@ export function post(path, body) {
   return ask(path, { method: "POST", ...(body ? json : {}) });
 }
 
-// The path of an order, in which a shell minds nothing.
+// Returns the path of an order, without characters that a shell interprets.
 export function orderPath(id) {
   const escape = (one) => `%${one.charCodeAt().toString(16)}`;
   return `/order/${encodeURIComponent(id).replaceAll(/[!'()*]/g, escape)}`;

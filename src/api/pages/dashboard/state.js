@@ -1,4 +1,4 @@
-// Is it alive: the verdict, what it depends on, and the counts, which lead to the lists.
+// The verdict, the dependencies, and the counts, which link to the lists.
 import { ALL, Link, START, STATUSES, filtered, sameList } from "./address.js";
 import { html } from "./preact-htm.js";
 import { local, secondsSince, useNow } from "./time.js";
@@ -6,24 +6,24 @@ import { ATTENTION, capital, counted, number, openOrders, signs, verdict, wholeS
 
 export function State({ known }) {
   const moment = useNow();
-  const { stats, trouble, since } = known;
+  const { stats, error, since } = known;
   if (!stats) {
     return html`<section class="state" aria-labelledby="verdict">
-      <h2 id="verdict" class=${trouble ? "bad" : "quiet"}>${trouble ? "The state cannot be read" : "Looking …"}</h2>
-      ${trouble
-        ? html`<p>${capital(trouble)}, since ${local(since, moment)}. It is tried again every two seconds.</p>`
+      <h2 id="verdict" class=${error ? "bad" : "quiet"}>${error ? "The state cannot be read" : "Reading …"}</h2>
+      ${error
+        ? html`<p>${capital(error)}, since ${local(since, moment)}. It is retried every two seconds.</p>`
         : html`<p class="faint">The first time, the program reads its whole journal.</p>`}
     </section>`;
   }
   const { level, words } = verdict(stats);
-  return html`<section class=${`state ${trouble ? "stale" : ""}`} aria-labelledby="verdict">
-    ${trouble
+  return html`<section class=${`state ${error ? "stale" : ""}`} aria-labelledby="verdict">
+    ${error
       ? html`<h2 id="verdict" class="bad">The state cannot be read</h2>
-        <p class="unread"><strong>${capital(trouble)}</strong>, since ${local(since, moment)}, for ${wholeSpan(secondsSince(since, moment))}.
-          What is grey was so before. It is tried again every two seconds.</p>`
+        <p class="unread"><strong>${capital(error)}</strong>, since ${local(since, moment)}, for ${wholeSpan(secondsSince(since, moment))}.
+          The grey parts are outdated. It is retried every two seconds.</p>`
       : html`<h2 id="verdict" class=${level}>${words}</h2>`}
     <dl class="signs">
-      ${signs(stats, trouble ? Date.parse(stats.at) : moment).map((sign) => html`<div key=${sign.name} class=${sign.level}>
+      ${signs(stats, error ? Date.parse(stats.at) : moment).map((sign) => html`<div key=${sign.name} class=${sign.level}>
         <dt><${Mark} level=${sign.level} />${sign.name}</dt>
         <dd>${sign.words.map((part) => (part.to ? html`<${Link} to=${part.to}>${part.text}<//>` : part))}</dd>
       </div>`)}
@@ -31,7 +31,7 @@ export function State({ known }) {
   </section>`;
 }
 
-// A shape for each level, so that it is told without its colour.
+// A shape for each level, so that it does not depend on colour.
 function Mark({ level }) {
   const shapes = {
     good: html`<circle cx="8" cy="8" r="5" />`,
@@ -42,10 +42,10 @@ function Mark({ level }) {
   return html`<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">${shapes[level]}</svg>`;
 }
 
-// How many orders there are of each kind. Each count leads to its list.
+// Numbers of orders. Each links to its list.
 export function Counts({ known, view }) {
-  const { stats, trouble } = known;
-  // The links are there before their counts: nothing moves when those come.
+  const { stats, error } = known;
+  // Links are shown before their counts, so that nothing moves when those arrive.
   const count = (orders) => (stats ? number(orders(stats)) : "–");
   const all = ({ orders }) => Object.values(orders).reduce((sum, of) => sum + of, 0);
   const { operator = 0, itself = 0 } = stats?.attention_by ?? {};
@@ -55,9 +55,9 @@ export function Counts({ known, view }) {
     { label: "All", value: count(all), to: ALL },
     { label: "Open", value: count(openOrders), to: filtered({ statuses: ["CREATED", "PROCESSING"] }) },
     ...STATUSES.map((status) => ({ label: status, value: count(({ orders }) => orders[status]), to: filtered({ statuses: [status] }), status })),
-    { label: "Need looking at", value: count(({ attention_by: by }) => by.operator), to: filtered({ attention: "operator" }), needy: operator > 0 },
+    { label: "Need an operator", value: count(({ attention_by: by }) => by.operator), to: filtered({ attention: "operator" }), needy: operator > 0 },
   ];
-  return html`<nav class=${`counts ${trouble ? "stale" : ""}`} aria-label="Orders by status">
+  return html`<nav class=${`counts ${error ? "stale" : ""}`} aria-label="Orders by status">
     <ul>
       ${tiles.map(({ label, value, to, status, needy: isNeedy }) => html`<li key=${label}>
         <${Link} to=${to} class=${isNeedy ? "needy" : ""} aria-current=${sameList(to, view) ? "page" : null}>
@@ -66,7 +66,7 @@ export function Counts({ known, view }) {
         <//>
       </li>`)}
     </ul>
-    ${reasons.length > 0 && html`<p class=${`reasons ${operator > 0 ? "held" : ""}`}>${operator > 0 && `${counted(operator, "order needs", "orders need")} looking at. `}${itself > 0 && html`<${Link} to=${filtered({ attention: "itself" })}>${counted(itself, "order goes on by itself", "orders go on by themselves")}<//>. `}${capital(reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", "))}.</p>`}
+    ${reasons.length > 0 && html`<p class=${`reasons ${operator > 0 ? "held" : ""}`}>${operator > 0 && `${counted(operator, "order needs", "orders need")} an operator. `}${itself > 0 && html`<${Link} to=${filtered({ attention: "itself" })}>${counted(itself, "order proceeds by itself", "orders proceed by themselves")}<//>. `}${capital(reasons.map(([reason, orders]) => `${ATTENTION[reason]}: ${number(orders)}`).join(", "))}.</p>`}
   </nav>`;
 }
 

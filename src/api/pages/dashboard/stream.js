@@ -1,29 +1,27 @@
-// What happens from now on: one stream of the journal for the whole page. It is read with fetch and
-// not with EventSource, which tells neither why a stream is refused nor where it begins, and gives
-// up for good after a 503.
-import { ask, askPage, trouble } from "./server.js";
+// Future events: one stream of the journal for the whole page. It is read with fetch, because
+// EventSource reports neither the reason of a refusal nor the start of the stream, and gives up after a
+// 503.
+import { ask, askPage, errorOf } from "./server.js";
 
 // The server sends a comment every 15 s: a stream that is silent for longer is dead.
 const SILENCE_MS = 40_000;
-// A stream says at once where it begins. A proxy on the way may keep it back until it ends, which it
-// does not.
+// A stream begins with its cursor at once, unless a proxy withholds it until its end.
 const FIRST_MS = 3000;
-// Between two attempts to connect.
+// Pause before a reconnection.
 const PAUSE_MS = 1000;
-// Between two pages while there is no stream, and pages until it is tried again.
+// Interval of pages without a stream, and number of pages before the stream is retried.
 const POLL_MS = 3000;
 const POLLS = 10;
 
-// Tells its listeners { begin: seq } whenever it begins, when all that is known may be old, and
-// { events } from then on. Its `mode` is "live", "polling" (no place for a stream), "blocked" (none gets through)
-// or "off".
+// Emits { begin: seq } whenever it begins, when earlier data may be outdated, and then { events }. Its
+// `mode` is "live", "polling" (no slot for a stream), "blocked" (a proxy withholds it) or "off".
 class Feed {
   mode = "off";
   #listeners = new Set();
   #running = null;
   #begun = null;
 
-  // A listener that comes late is told where the feed has begun.
+  // A late listener gets the start of the feed.
   listen(listener) {
     this.#listeners.add(listener);
     if (this.#begun !== null) listener({ begin: this.#begun });
@@ -36,20 +34,20 @@ class Feed {
     this.#run(this.#running.signal);
   }
 
-  // A page that no one looks at holds no stream: there are not many places.
+  // A hidden page holds no stream, because slots are few.
   stop() {
     this.#running?.abort();
     this.#running = null;
-    this.#turn("off");
+    this.#setMode("off");
   }
 
-  #tell(news) {
-    if ("begin" in news) this.#begun = news.begin;
-    if ("events" in news) this.#begun = news.events.at(-1).seq;
-    for (const listener of this.#listeners) listener(news);
+  #emit(message) {
+    if ("begin" in message) this.#begun = message.begin;
+    if ("events" in message) this.#begun = message.events.at(-1).seq;
+    for (const listener of this.#listeners) listener(message);
   }
 
-  #turn(mode) {
+  #setMode(mode) {
     if (mode === this.mode) return;
     this.mode = mode;
     if (mode === "off") this.#begun = null;
@@ -66,7 +64,7 @@ class Feed {
         if (mode) await this.#poll(mode, signal).catch(() => {});
       }
       if (signal.aborted) return;
-      this.#turn("off");
+      this.#setMode("off");
       await pause(PAUSE_MS, signal);
     }
   }
@@ -79,7 +77,7 @@ class Feed {
     try {
       const headers = { Accept: "text/event-stream" };
       const answer = await fetch("/event?after=latest", { headers, signal: listen });
-      if (!answer.ok) throw await trouble(answer);
+      if (!answer.ok) throw await errorOf(answer);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (;;) {
@@ -89,18 +87,18 @@ class Feed {
         timer = setTimeout(() => silence.abort(), SILENCE_MS);
         const messages = (rest + value).split("\n\n");
         rest = messages.pop();
-        this.#take(messages);
+        this.#parse(messages);
         isBegun = true;
       }
     } catch (error) {
-      throw !isBegun && silence.signal.aborted ? Object.assign(new Error("no stream gets through"), { kind: "blocked" }) : error;
+      throw !isBegun && silence.signal.aborted ? Object.assign(new Error("no stream arrives"), { kind: "blocked" }) : error;
     } finally {
       clearTimeout(timer);
     }
   }
 
-  // The first event says where the stream begins.
-  #take(messages) {
+  // The first event has the start of the stream.
+  #parse(messages) {
     const events = [];
     for (const message of messages) {
       const fields = new Map(message.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
@@ -108,22 +106,22 @@ class Feed {
       const data = JSON.parse(fields.get("data"));
       if (fields.get("event") !== "position") events.push(data);
       else {
-        this.#tell({ begin: data.seq });
-        this.#turn("live");
+        this.#emit({ begin: data.seq });
+        this.#setMode("live");
       }
     }
-    if (events.length) this.#tell({ events });
+    if (events.length) this.#emit({ events });
   }
 
   async #poll(mode, signal) {
     let last = await newest(signal);
-    this.#tell({ begin: last });
-    this.#turn(mode);
+    this.#emit({ begin: last });
+    this.#setMode(mode);
     for (let polls = 0; polls < POLLS; polls += 1) {
       await pause(POLL_MS, signal);
       for (let more = true; more;) {
         const { items, next } = await askPage(`/event?after=${last}&limit=1000`, { signal });
-        if (items.length) this.#tell({ events: items });
+        if (items.length) this.#emit({ events: items });
         last = items.at(-1)?.seq ?? last;
         more = next !== null;
       }
@@ -131,9 +129,9 @@ class Feed {
   }
 }
 
-// The number of the newest event. Only a stream tells it; without one it follows from the counts:
-// a created order has one event, a processing one two, a settled one three, and each repeated start
-// is one more. Then the journal is read to its end, should there be more.
+// Returns the number of the newest event without a stream, from the counts: a CREATED order has one
+// event, a PROCESSING one two, a settled one three, and each repeated start one more. Then reads the
+// journal to its end.
 async function newest(signal) {
   const { orders, restarts } = await ask("/stats", { signal });
   const { CREATED, PROCESSING, FULFILLED, FAILED } = orders;

@@ -1,11 +1,10 @@
-// The time, as the server has it. All that is told of is told by the server's clock, and the one of
-// the machine that shows it may be wrong.
+// The server's time. All times shown are by the server's clock; the browser's may be wrong.
 import { useEffect, useState } from "./preact-htm.js";
 
 let offset = 0;
 
-// The server has said what time it was when it answered.
-export function heard(at) {
+// Sets the server's time, from a response that just arrived.
+export function setServerTime(at) {
   offset = Date.parse(at) - Date.now();
 }
 
@@ -24,7 +23,7 @@ setInterval(() => {
   if (!document.hidden) for (const tick of ticking) tick();
 }, 1000);
 
-// The time, told anew every second: what uses it says how long ago something was.
+// The current time, updated every second, for texts with relative times.
 export function useNow() {
   const [moment, setMoment] = useState(now());
   useEffect(() => {
@@ -38,19 +37,19 @@ export function useNow() {
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 
-// In the reader's own time zone; the day too, if it is not today.
+// Formats a time in the reader's time zone, with the day if it is not today.
 export function local(at, moment = now()) {
   const date = new Date(at);
   const time = clock.format(date);
   return day.format(date) === day.format(moment) ? time : `${day.format(date)}, ${time}`;
 }
 
-// To the millisecond, to be found in a log.
+// Formats a time to the millisecond, to find it in a log.
 export function exact(at) {
   return `${local(at)}.${at.slice(20, 23)}`;
 }
 
-// Hours and minutes alone.
+// Formats hours and minutes.
 export function minute(at) {
   return clock.format(new Date(at)).slice(0, 5);
 }

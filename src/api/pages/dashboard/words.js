@@ -1,6 +1,6 @@
-// What is so, in whole sentences. Nothing here draws or asks: values go in, words come out.
+// Sentences about the state, from plain values. Nothing here renders or sends requests.
 //
-// A sentence is an array of texts and of { text, to } for a part that leads to a view.
+// A sentence is an array of texts, and of { text, to } for links to a view.
 import { START, filtered } from "./address.js";
 import { secondsSince } from "./time.js";
 
@@ -16,14 +16,14 @@ export function counted(count, one, many = `${one}s`) {
   return `${number(count)} ${count === 1 ? one : many}`;
 }
 
-// A length of time as people say it: the two digits that matter.
+// Formats a duration with two significant digits.
 export function span(seconds) {
   if (seconds < 0.95) return `${Math.max(seconds, 0).toFixed(seconds < 0.095 ? 2 : 1)} s`;
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
   return wholeSpan(seconds);
 }
 
-// The same in whole seconds, for what is told anew every second.
+// Like `span`, but in whole units, for texts that are updated every second.
 export function wholeSpan(seconds) {
   if (seconds < 120) return `${Math.max(0, Math.floor(seconds))} s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
@@ -64,7 +64,7 @@ export function attentionTotal(stats) {
   return Object.values(stats.attention).reduce((sum, count) => sum + count, 0);
 }
 
-// The worst of it in a few words, and how bad it is: good, warn or bad.
+// Returns the worst problem in a few words, and its level: good, warn or bad.
 export function verdict(stats) {
   const { database, upstream, reconciler } = stats;
   const { operator, itself } = stats.attention_by;
@@ -72,14 +72,14 @@ export function verdict(stats) {
   if (reconciler.status === "none") return { level: "bad", words: "No reconciler runs" };
   if (reconciler.status === "overdue") return { level: "bad", words: "The reconciler has stopped" };
   if (upstream.status === "down") return { level: "bad", words: "The upstream does not answer" };
-  if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} looking at` };
+  if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} an operator` };
   if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
   if (upstream.status === "unknown") return { level: "good", words: "Not known yet whether the upstream answers" };
   // Without a number: a new one would be announced every two seconds.
-  return { level: "good", words: itself > 0 ? "Everything runs, some orders are held up for now" : "Everything runs" };
+  return { level: "good", words: itself > 0 ? "Everything runs, some orders are delayed" : "Everything runs" };
 }
 
-// Each thing that orders depend on: how it is, since when, and what that means for them.
+// Returns a sentence for each dependency: its state, since when, and the effect on orders.
 export function signs(stats, moment) {
   return [
     { name: "Database", ...database(stats, moment) },
@@ -90,7 +90,7 @@ export function signs(stats, moment) {
 
 function database({ database: { status, since, detail, bytes: size, wal_bytes: log } }, moment) {
   const time = since ? ` for ${lasting(since, moment)}` : "";
-  if (status !== "ok") return { level: "bad", words: [`It has failed${time}: ${sentence(detail)} What cannot be written is answered with 503.`] };
+  if (status !== "ok") return { level: "bad", words: [`It has failed${time}: ${sentence(detail)} Creations are answered with 503.`] };
   const ofLog = log > 0 ? `, ${bytes(log)} of it in its log` : "";
   return { level: "good", words: [`It has taken orders${time}. It has ${bytes(size + log)} on disk${ofLog}.`] };
 }
@@ -99,34 +99,34 @@ function upstream(stats, moment) {
   const { status, since, detail, life } = stats.upstream;
   if (status === "unknown") return { level: "quiet", words: ["It is not known yet whether it answers."] };
   if (status === "down") {
-    // An error is an answer, and no use.
+    // An error is an answer, but not a usable one.
     const silence = /\banswered\b/.test(detail) ? "has given no usable answer" : "has not answered";
     return { level: "bad", words: [`The upstream ${silence} for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
   }
   const words = [`It has answered for ${lasting(since, moment)}. `];
   const { starts_per_second: pace, reason, wait_seconds: wait, resting_until: rest } = stats.pace;
   if (life.expected_seconds !== null) {
-    words.push(`As far as was seen, it lives about ${wholeSpan(life.expected_seconds)}; `);
+    words.push(`It restarts about every ${wholeSpan(life.expected_seconds)}; `);
     words.push(`${restarted(stats.restarts.last_hour)} in the last hour. `);
   } else if (stats.restarts.last_hour) {
-    words.push(`It has forgotten processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
+    words.push(`It has lost processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
   }
   if (rest !== null && secondsSince(rest, moment) < 0) {
-    words.push(`It has asked to be left alone: nothing is started or looked at for ${wholeSpan(-secondsSince(rest, moment))}. `);
+    words.push(`It has requested a pause (Retry-After): no starts and no polls for ${wholeSpan(-secondsSince(rest, moment))}. `);
   }
   if (pace !== null && reason) words.push(`The start rate is reduced to ${rate(pace)}/s: ${sentence(reason)} `);
   if (pace !== null && wait > LONG_WAIT_SECONDS) {
     words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} at ${rate(pace)} starts/s.`);
   }
-  const isTroubled = stats.attention.upstream_unreachable > 0;
-  return { level: isTroubled ? "warn" : "good", words };
+  const isFailing = stats.attention.upstream_unreachable > 0;
+  return { level: isFailing ? "warn" : "good", words };
 }
 
 function restarted(count) {
   return count ? `${counted(count, "order was", "orders were")} started again` : "no order was started again";
 }
 
-// How many wait, and for how long at most.
+// Returns the number of waiting orders, and the age of the oldest.
 function waiting(stats, moment) {
   const open = openOrders(stats);
   if (open === 0) return ["No order waits for it."];
@@ -138,42 +138,42 @@ function waiting(stats, moment) {
   return [many, `${verb}, `, oldest, ` ${lasting(at, moment)}.`];
 }
 
-// Orders that wait for less than this are none that wait.
+// Shorter waits for a start are not mentioned.
 const LONG_WAIT_SECONDS = 10;
 
-// A schedule that is so dense that telling of each look would only flicker.
+// With a shorter interval between passes, the time of each would only flicker.
 const DENSE_SECONDS = 3;
 
 function reconciler(stats, moment) {
-  const { status, since, detail, last_pass_at: last, next_pass_at: next, next_look_at: look } = stats.reconciler;
+  const { status, since, detail, last_pass_at: last, next_pass_at: next, next_look_at: poll } = stats.reconciler;
   if (status === "none") {
     const ended = since ? `, ${ago(since, moment)}` : "";
-    return { level: "bad", words: [`${sentence(capital(detail) + ended)} Orders are kept, and nothing else happens to them until one runs.`] };
+    return { level: "bad", words: [`${sentence(capital(detail) + ended)} Orders are stored, but do not proceed until one runs.`] };
   }
   const leads = since ? `It has led for ${lasting(since, moment)}` : "It leads";
-  const lastly = last ? `It looked at orders ${ago(last, moment)}` : "It has not looked at any order yet";
+  const lastly = last ? `The last pass ended ${ago(last, moment)}` : "No pass has ended yet";
   if (status === "overdue") {
-    const late = next ? `, and the next look was due ${ago(next, moment)}` : "";
-    return { level: "bad", words: [`${lastly}${late}. Nothing happens to orders until one runs again.`] };
+    const late = next ? `, and the next was due ${ago(next, moment)}` : "";
+    return { level: "bad", words: [`${lastly}${late}. Orders do not proceed until it runs again.`] };
   }
   const words = [];
-  // It tells of itself every few seconds: between two passes that lie closer, both moments are old.
+  // The heartbeat is written every few seconds: with a shorter interval, both times are outdated.
   const isDense = last && next && Math.abs(secondsSince(last, Date.parse(next))) <= DENSE_SECONDS;
-  if (isDense) words.push(`${leads}, and looks at what is due every second or so. `);
-  else if (next && secondsSince(next, moment) > 1) words.push(`${lastly}; the next look was due ${ago(next, moment)}. `);
-  else words.push(`${lastly}${next ? `; the next look is ${until(next, moment)}` : ""}. `);
+  if (isDense) words.push(`${leads}, with a pass every second or so. `);
+  else if (next && secondsSince(next, moment) > 1) words.push(`${lastly}; the next was due ${ago(next, moment)}. `);
+  else words.push(`${lastly}${next ? `; the next is due ${until(next, moment)}` : ""}. `);
   const { PROCESSING } = stats.orders;
   if (PROCESSING && stats.upstream.status === "up") {
     const lost = stats.attention.process_lost;
-    const forgotten = lost > 0 ? `; ${counted(lost, "process is", "processes are")} forgotten` : "";
-    const most = stats.pace.window === null ? "" : `, ${number(stats.pace.window)} at most may be so at once`;
-    const when = look && secondsSince(look, moment) < -1 ? ` Their processes are asked for ${until(look, moment)}.` : "";
-    words.push(`${counted(PROCESSING, "order is", "orders are")} PROCESSING${most}${forgotten}.${when}`);
+    const missing = lost > 0 ? `; ${counted(lost, "process is", "processes are")} lost` : "";
+    const most = stats.pace.window === null ? "" : ` (limit: ${number(stats.pace.window)})`;
+    const when = poll && secondsSince(poll, moment) < -1 ? ` The next poll is ${until(poll, moment)}.` : "";
+    words.push(`${counted(PROCESSING, "order is", "orders are")} PROCESSING${most}${missing}.${when}`);
   }
   return { level: "good", words };
 }
 
-// Of the settled orders, how many are FAILED. Nothing while none is settled.
+// Returns the share of FAILED among settled orders, or null if none is settled.
 export function failedShare({ orders: { FULFILLED, FAILED } }) {
   const settled = FULFILLED + FAILED;
   if (settled === 0) return null;
@@ -187,20 +187,20 @@ export function capital(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
 
-// What a detail says, with a full stop.
+// Returns a text with a full stop.
 export function sentence(text) {
   return /[.!?…]$/.test(text) ? text : `${text}.`;
 }
 
-// In a list, what an event says beyond the status that it led to.
+// Notes in lists about events that say more than their status.
 export const REMARKABLE = {
-  adopted: "a process that ran already was taken over",
-  restarted: "its process was forgotten; it was started again",
-  failed_by_policy: "its process was forgotten; the policy made it fail",
-  failed_by_operator: "its process was forgotten; an operator made it fail",
+  adopted: "an existing process was adopted",
+  restarted: "its process was lost; it was started again",
+  failed_by_policy: "its process was lost; failed by the policy",
+  failed_by_operator: "its process was lost; failed by an operator",
 };
 
-// In a list, why an order does not go its way.
+// Notes in lists about attention.
 export const ATTENTION = {
   start_refused: "start refused",
   upstream_unreachable: "no answer",
