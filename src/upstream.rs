@@ -1,15 +1,17 @@
 //! The order process service as the reconciler sees it: its requests and their failures.
 //!
-//! Pure. The HTTP client and the wire format are in `upstream/http.rs`, and the decoder of the list is in
-//! `upstream/list.rs`. `decide` chooses what an answer means for an order.
+//! Pure. The HTTP client and the wire format are in `upstream/http.rs`, its URL in `upstream/url.rs`, and
+//! the decoder of the list in `upstream/list.rs`. `decide` chooses what an answer means for an order.
 
 mod http;
 mod list;
+mod url;
 
 use std::time::Duration;
 
-pub use self::http::{HttpUpstream, UpstreamUrl, UpstreamUrlError};
+pub use self::http::HttpUpstream;
 pub use self::list::{Entry, ListDecoder, ListError};
+pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use crate::order::{Observed, OrderId};
 
 /// The requests that the reconciler makes to the order process service.
