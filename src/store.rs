@@ -2,7 +2,7 @@
 //!
 //! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
 //! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
-//! (`store/answers.rs`), the write queue (`store/queue.rs`) and its counters
+//! (`store/answers.rs`), the columns that they are read from (`store/rows.rs`), the write queue (`store/queue.rs`) and its counters
 //! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of
 //! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`), the
 //! subscriptions to commits (`store/subscriptions.rs`), and the check of all rows
@@ -22,6 +22,7 @@ mod open_orders;
 mod postgres;
 mod queue;
 mod read_only;
+mod rows;
 mod sqlite;
 mod subscriptions;
 mod transition;

@@ -53,6 +53,19 @@ impl EventReason {
         }
     }
 
+    /// Returns the status before the change; `None` for a creation.
+    pub const fn from_status(self) -> Option<Status> {
+        match self {
+            Self::Created => None,
+            Self::Started | Self::Adopted => Some(Status::Created),
+            Self::Succeeded
+            | Self::Failed
+            | Self::Restarted
+            | Self::FailedByPolicy
+            | Self::FailedByOperator => Some(Status::Processing),
+        }
+    }
+
     /// Returns the status after the change.
     pub const fn to_status(self) -> Status {
         match self {

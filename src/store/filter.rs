@@ -1,6 +1,7 @@
-//! Filters of order lists.
+//! Filters of order lists, and the rows that they select.
 
-use self::AttentionFilter::{Any, By};
+use self::AttentionFilter::{Any, By, Without};
+use super::rows::needs_operator;
 use crate::order::{ResolvedBy, Status};
 
 /// Filter of a list of orders.
@@ -46,3 +47,59 @@ macro_rules! prunable {
     };
 }
 pub(super) use prunable;
+
+/// Rows that a page reads from: what both engines' queries for pages have in common.
+pub(super) struct PageRows {
+    /// Accepted statuses, in order; never empty.
+    pub statuses: Vec<Status>,
+    /// True if the attention is stored in the rows.
+    pub is_stored: bool,
+    /// Further condition in SQL; empty, or beginning with `AND`.
+    pub condition: &'static str,
+}
+
+impl PageRows {
+    /// Returns the rows for a filter; `None` if no order can match.
+    pub fn new(filter: &Filter, upstream_is_down: bool) -> Option<Self> {
+        let mut statuses = match filter.statuses.is_empty() {
+            true => Status::ALL.to_vec(),
+            false => filter.statuses.clone(),
+        };
+        statuses.sort_unstable();
+        statuses.dedup();
+        let by_operator = concat!(" AND ", needs_operator!());
+        let by_itself = concat!(" AND NOT ", needs_operator!());
+        // While the upstream is down, every open order has attention and no settled order has.
+        let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
+            (None, _) => (None, false, ""),
+            (Some(Any), true) => (Some(true), false, ""),
+            (Some(By(ResolvedBy::Itself)), true) => (Some(true), false, by_itself),
+            (Some(Without), true) => (Some(false), false, ""),
+            (Some(Without), false) => (None, false, " AND attention IS NULL"),
+            (Some(Any), false) => (None, true, ""),
+            (Some(By(ResolvedBy::Itself)), false) => (None, true, by_itself),
+            (Some(By(ResolvedBy::Operator)), _) => (None, true, by_operator),
+        };
+        statuses.retain(|status| open.is_none_or(|open| status.is_settled() != open));
+        (!statuses.is_empty()).then_some(Self {
+            statuses,
+            is_stored,
+            condition,
+        })
+    }
+
+    /// Returns true if the rows are one range of an index; otherwise they are one range per status.
+    pub fn is_one_range(&self) -> bool {
+        self.is_stored || self.statuses.len() == Status::ALL.len()
+    }
+
+    /// Returns the condition in SQL for the statuses, as values of this expression, for one range of an
+    /// index; empty for all.
+    pub fn of_status(&self, expression: &str) -> String {
+        if self.statuses.len() == Status::ALL.len() {
+            return String::new();
+        }
+        let words: Vec<_> = self.statuses.iter().map(|s| format!("'{s}'")).collect();
+        format!(" AND {expression} IN ({})", words.join(", "))
+    }
+}

@@ -9,7 +9,7 @@ use crate::store::cursor::Gone;
 
 /// An error of a statement or of a connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(in crate::store) enum Error {
     /// The server refused a statement, or the connection failed.
     #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),

@@ -7,7 +7,6 @@ use tokio::sync::oneshot;
 
 use super::connect::Connector;
 use super::error::Error;
-use super::rows::from_status;
 use super::session::Session;
 use super::{PostgresOpenError, PostgresUrl, on_thread, start_thread};
 use crate::order::EventReason;
@@ -131,7 +130,7 @@ fn in_dialect(sql: &str) -> String {
     let mut to = String::new();
     for reason in EventReason::ALL {
         let word = reason.as_str();
-        if let Some(status) = from_status(reason) {
+        if let Some(status) = reason.from_status() {
             from += &format!(" WHEN '{word}' THEN '{status}'");
         }
         to += &format!(" WHEN '{word}' THEN '{}'", reason.to_status());

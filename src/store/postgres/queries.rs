@@ -7,21 +7,20 @@
 use tokio_postgres::types::ToSql;
 
 use super::error::Error;
-use super::rows::{
-    ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, entry_of, event_of, heartbeat_of, id_of, needs_operator,
-    open_order_of, order_columns, order_of, order_view_columns, order_view_of, outage_of,
-    prune_counts_of, reason_of, resolved_by, start_candidate_of, time,
-};
 use super::session::Session;
 use crate::decide::OpenOrder;
 use crate::journal_stats::JournalStats;
-use crate::order::{Event, Order, OrderId, ResolvedBy, Status, Timestamp};
+use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
-use crate::store::AttentionFilter::{Any, By, Without};
 use crate::store::cursor::{Extent, Histories, History, Sequence};
-use crate::store::filter::prunable;
+use crate::store::filter::{PageRows, prunable};
+use crate::store::rows::{
+    Columns, ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, OUTAGE, PRUNED, entry_of, event_of, heartbeat_of,
+    needs_operator, open_order_of, order_columns, order_of, order_view_columns, order_view_of,
+    outage_of, prune_counts_of, start_candidate_of,
+};
 use crate::store::{
     Cursor, Filter, OpenOrders, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot,
 };
@@ -75,7 +74,7 @@ pub(super) async fn next_open(
         ORDER BY seq LIMIT 1";
     let rows = session.query(SQL, &[&after]).await?;
     rows.first()
-        .map(|row| Ok((row.try_get(0)?, id_of(row, 1)?)))
+        .map(|row| Ok((row.try_get(0)?, row.id(1)?)))
         .transpose()
 }
 
@@ -155,8 +154,7 @@ pub(super) async fn heartbeat(session: &Session) -> Result<ReconcilerState, Erro
 }
 
 pub(super) async fn pruned(session: &Session) -> Result<PruneCounts, Error> {
-    let sql = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
-    prune_counts_of(&session.query_one(sql, &[]).await?)
+    prune_counts_of(&session.query_one(PRUNED, &[]).await?)
 }
 
 pub(super) async fn next_prunable(
@@ -229,18 +227,13 @@ pub(super) async fn page(
         now.last_pruned = 0;
     }
     let here = histories.resume(after, &now)?;
-    let down = "SELECT upstream_since, upstream_detail, next_pass_at FROM heartbeat \
-                WHERE id = 1 AND upstream = 'down'";
-    let down = session.query(down, &[]).await?;
-    let outage = match down.first() {
-        Some(row) => Some(outage_of(row, 0)?),
-        None => None,
-    };
-    let orders: Vec<Order> = match page_sql(filter, outage.is_some()) {
+    let outage = session.query(OUTAGE, &[]).await?;
+    let outage = outage.first().map(outage_of).transpose()?;
+    let orders: Vec<Order> = match PageRows::new(filter, outage.is_some()) {
         None => Vec::new(),
-        Some(sql) => {
+        Some(page) => {
             let values: [&(dyn ToSql + Sync); 3] = [&after.seq, &last, &limit_of(limit)];
-            let rows = session.query(&sql, &values).await?;
+            let rows = session.query(&page_sql(&page), &values).await?;
             let orders = rows.iter().map(|row| order_of(row, outage.as_ref()));
             orders.collect::<Result<_, _>>()?
         }
@@ -252,56 +245,24 @@ pub(super) async fn page(
     })
 }
 
-/// The query for a page; nothing if no order can be on it. The cases are those of
-/// `store/sqlite/page.rs`.
-fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
+/// Returns the query for a page.
+fn page_sql(rows: &PageRows) -> String {
     const ORDER: &str = order_columns!();
-    let mut statuses = if filter.statuses.is_empty() {
-        Status::ALL.to_vec()
-    } else {
-        filter.statuses.clone()
-    };
-    statuses.sort_unstable();
-    statuses.dedup();
-    let by_operator = concat!(" AND ", needs_operator!());
-    let by_itself = concat!(" AND NOT ", needs_operator!());
-    // While the upstream is down, every open order has attention, and no settled one.
-    let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
-        (None, _) => (None, false, ""),
-        (Some(Any), true) => (Some(true), false, ""),
-        (Some(By(ResolvedBy::Itself)), true) => (Some(true), false, by_itself),
-        (Some(Without), true) => (Some(false), false, ""),
-        (Some(Without), false) => (None, false, " AND attention IS NULL"),
-        (Some(Any), false) => (None, true, ""),
-        (Some(By(ResolvedBy::Itself)), false) => (None, true, by_itself),
-        (Some(By(ResolvedBy::Operator)), _) => (None, true, by_operator),
-    };
-    statuses.retain(|status| open.is_none_or(|open| status.is_settled() != open));
-    if statuses.is_empty() {
-        return None;
-    }
-    let range = "seq > $1 AND seq <= $2";
-    let is_any = statuses.len() == Status::ALL.len();
-    if is_any || is_stored {
-        let stored = if is_stored {
-            "attention IS NOT NULL AND "
-        } else {
-            ""
+    let (range, condition) = ("seq > $1 AND seq <= $2", rows.condition);
+    if rows.is_one_range() {
+        let stored = match rows.is_stored {
+            true => "attention IS NOT NULL AND ",
+            false => "",
         };
-        let of_status = match is_any {
-            true => String::new(),
-            false => {
-                let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
-                format!(" AND status || '' IN ({})", words.join(", "))
-            }
-        };
-        return Some(format!(
+        let of_status = rows.of_status("status || ''");
+        return format!(
             "SELECT {ORDER} FROM orders WHERE {stored}{range}{condition}{of_status} \
              ORDER BY seq LIMIT $3"
-        ));
+        );
     }
-    // One range of the index for each status, merged as they are read.
-    let selects: Vec<_> = statuses
+    // One index range per status, merged as they are read.
+    let selects: Vec<_> = rows
+        .statuses
         .iter()
         .map(|status| {
             format!(
@@ -310,10 +271,10 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
             )
         })
         .collect();
-    Some(format!(
+    format!(
         "SELECT * FROM ({}) AS merged ORDER BY seq LIMIT $3",
         selects.join(" UNION ALL ")
-    ))
+    )
 }
 
 /// See [`Store::events`](crate::store::Store::events).
@@ -409,9 +370,9 @@ pub(super) async fn update_stats(
     );
     let mut attention = Vec::new();
     for row in session.query(ATTENTION, &[]).await? {
-        if let Some(reason) = reason_of(&row, 0)? {
+        if let Some(reason) = row.reason(0)? {
             let count = row.try_get::<_, i64>(2)?.unsigned_abs();
-            attention.push((reason, resolved_by(&row, 1)?, count));
+            attention.push((reason, row.resolved_by(1)?, count));
         }
     }
     Ok(StatsSnapshot {
@@ -440,7 +401,7 @@ pub(super) async fn details(
     let journal = session.query(sql, &[&order.seq]).await?;
     let journal = journal
         .iter()
-        .map(|row| Ok((time(row, 0)?.unwrap_or(Timestamp(0)), row.try_get(1)?)));
+        .map(|row| Ok((Timestamp(row.number(0)?), row.try_get(1)?)));
     Ok(Some(OrderDetails {
         ahead: match &open {
             Some(open) => ahead(session, open, now).await?,

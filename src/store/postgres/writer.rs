@@ -21,10 +21,6 @@ use tokio_postgres::error::SqlState;
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::connect::{Connector, NUMBERING_LOCK};
 use super::error::Error;
-use super::rows::{
-    ENTRY, entry_of, needs_operator, order_columns, order_view_columns, order_view_of, reason_of,
-    status_of,
-};
 use super::session::{FailedStep, Session, Steps, Value};
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
@@ -33,6 +29,7 @@ use crate::pace::{BACKOFF_MAX, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::filter::prunable;
 use crate::store::queue::{BATCH_MAX, Pending, Shared};
+use crate::store::rows::{Columns, ENTRY, entry_of, order_view_columns, order_view_of};
 use crate::store::write::Write;
 use crate::store::{Creation, OperatorResult, OrderView, PruneCounts, Resolution, StoreError};
 
@@ -682,10 +679,10 @@ fn nothing_done(rows: &[Row]) -> Result<OperatorResult, Error> {
     let Some(row) = rows.first() else {
         return Ok(OperatorResult::Missing);
     };
-    let status = status_of(row, 0)?;
+    let status = row.status(0)?;
     Ok(match status.is_settled() {
         true => OperatorResult::Settled(status),
-        false => OperatorResult::NothingToResolve(status, reason_of(row, 1)?),
+        false => OperatorResult::NothingToResolve(status, row.reason(1)?),
     })
 }
 
@@ -769,7 +766,7 @@ impl Removals {
                 if removals.seqs.contains(&seq) {
                     continue;
                 }
-                match status_of(&row, 1)? {
+                match row.status(1)? {
                     Status::Fulfilled => removed.fulfilled += 1,
                     Status::Failed => removed.failed += 1,
                     Status::Created | Status::Processing => continue,

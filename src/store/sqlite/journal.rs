@@ -8,16 +8,10 @@
 use rusqlite::{Connection, Row, params};
 
 use super::histories::extent;
-use super::row_mapping::{id_of, invalid_value, status_of};
-use crate::order::{Event, EventReason, OrderId, Status, Timestamp};
+use crate::order::{Event, OrderId};
 use crate::store::cursor::{Histories, Sequence};
+use crate::store::rows::{EVENT, event_of};
 use crate::store::{Cursor, StoreError};
-
-/// Query for [`Event`]s, as [`event_of`] reads them. The join order is fixed, whatever SQLite's
-/// planner prefers: the journal is read in its own order, and the ids are looked up.
-const EVENT: &str = "SELECT journal.seq, journal.order_seq, orders.id, \
-                     journal.from_status, journal.to_status, journal.at, journal.reason \
-                     FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq";
 
 /// See [`Store::events`](crate::store::Store::events).
 pub(super) fn events(
@@ -35,9 +29,10 @@ pub(super) fn events(
     let here = histories.resume(after, &now)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut query = db.prepare_cached(&events_sql(order.is_some()))?;
+    let event = |row: &Row<'_>| event_of(row);
     let events = match order {
-        None => query.query_map(params![after.seq, limit], event_of)?,
-        Some(id) => query.query_map(params![after.seq, limit, id.as_str()], event_of)?,
+        None => query.query_map(params![after.seq, limit], event)?,
+        Some(id) => query.query_map(params![after.seq, limit, id.as_str()], event)?,
     };
     let events: Vec<_> = events.collect::<rusqlite::Result<_>>()?;
     let next = here.at(events.last().map_or(after.seq, |event| event.seq));
@@ -60,32 +55,13 @@ fn events_sql(of_one_order: bool) -> String {
     } else {
         ""
     };
-    format!("{EVENT} WHERE {of_order}journal.seq > ?1 ORDER BY journal.seq LIMIT ?2")
+    // The join order is fixed, whatever SQLite's planner prefers: the journal is read in its own
+    // order, and the ids are looked up.
+    format!(
+        "SELECT {EVENT} FROM journal CROSS JOIN orders ON orders.seq = journal.order_seq \
+         WHERE {of_order}journal.seq > ?1 ORDER BY journal.seq LIMIT ?2"
+    )
 }
-
-fn event_of(row: &Row<'_>) -> rusqlite::Result<Event> {
-    let from = match row.get_ref(3)?.as_str_or_null()? {
-        None => None,
-        Some(word) => Some(word.parse::<Status>().map_err(|e| invalid_value(3, e))?),
-    };
-    let word = row.get_ref(6)?.as_str()?;
-    let reason = EventReason::from_name(word)
-        .ok_or_else(|| invalid_value(6, UnknownReason(word.to_owned())))?;
-    Ok(Event {
-        seq: row.get(0)?,
-        order_seq: row.get(1)?,
-        order_id: id_of(row, 2)?,
-        from,
-        to: status_of(row, 4)?,
-        at: Timestamp(row.get(5)?),
-        reason,
-    })
-}
-
-/// A reason that the schema's CHECK refuses.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no reason of an event")]
-struct UnknownReason(String);
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,12 @@
 //! Reads of the orders whose process has to be polled.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
-use super::row_mapping::{invalid_value, open_order};
+use super::row_mapping::open_order;
 use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::store::open_orders::running;
+use crate::store::rows::Columns;
 
 /// Number of orders read in one query: some milliseconds of work. The write-ahead log cannot
 /// restart during a read.
@@ -26,7 +27,7 @@ pub(super) fn read_next(db: &Connection, list: &mut OpenOrders) -> rusqlite::Res
             None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
         };
         list.push(id, order)
-            .map_err(|error| invalid_value(1, error))?;
+            .map_err(|error| Row::invalid(1, error))?;
     }
     Ok(list.len() - before)
 }

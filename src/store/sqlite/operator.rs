@@ -4,8 +4,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::record::{journal, settle};
-use super::row_mapping::{reason_of, status_of};
 use crate::order::{EventReason, OrderId, Outcome, Timestamp};
+use crate::store::rows::Columns;
 use crate::store::{OperatorResult, Resolution};
 
 /// See [`Store::resolve`](crate::store::Store::resolve).
@@ -53,9 +53,7 @@ fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<bool>
 fn nothing_done(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     let found = db
         .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
-        .query_row([id.as_str()], |row| {
-            Ok((status_of(row, 0)?, reason_of(row, 1)?))
-        })
+        .query_row([id.as_str()], |row| Ok((row.status(0)?, row.reason(1)?)))
         .optional()?;
     Ok(match found {
         None => OperatorResult::Missing,

@@ -2,13 +2,23 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::row_mapping::{OPEN_ORDER, ORDER_VIEW, id_of, order_view_of, start_candidate_of};
 use crate::order::{OrderId, Status, Timestamp};
+use crate::store::rows::{
+    Columns, OPEN_ORDER, order_view_columns, order_view_of, start_candidate_of,
+};
 use crate::store::{OrderView, StartCandidate};
+
+/// Query for an order by its id, with the columns of the heartbeat that readers need. One statement,
+/// because it is the most frequent read.
+const ORDER_VIEW: &str = concat!(
+    "SELECT ",
+    order_view_columns!(),
+    " FROM orders CROSS JOIN heartbeat WHERE orders.id = ?1"
+);
 
 pub(super) fn find(db: &Connection, id: &OrderId) -> rusqlite::Result<Option<OrderView>> {
     db.prepare_cached(ORDER_VIEW)?
-        .query_row([id.as_str()], order_view_of)
+        .query_row([id.as_str()], |row| order_view_of(row))
         .optional()
 }
 
@@ -28,7 +38,7 @@ pub(super) fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<
          WHERE status = 'PROCESSING' AND seq > ?1 \
          ORDER BY seq LIMIT 1",
     )?
-    .query_row([after], |row| Ok((row.get(0)?, id_of(row, 1)?)))
+    .query_row([after], |row| Ok((row.get(0)?, row.id(1)?)))
     .optional()
 }
 
@@ -56,7 +66,7 @@ pub(super) fn startable(
     db.prepare_cached(&sql)?
         .query_map(
             params![after, max_starts, now.0, limit as i64, is_tried],
-            start_candidate_of,
+            |row| start_candidate_of(row),
         )?
         .collect()
 }

@@ -3,10 +3,10 @@
 use rusqlite::{Connection, params};
 
 use super::histories::extent;
-use super::row_mapping::{ORDER, needs_operator, order_of, outage};
-use crate::order::{ResolvedBy, Status};
-use crate::store::AttentionFilter::{Any, By, Without};
+use super::row_mapping::outage;
 use crate::store::cursor::{Histories, Sequence};
+use crate::store::filter::PageRows;
+use crate::store::rows::{order_columns, order_of};
 use crate::store::{Cursor, Filter, Page, StoreError};
 
 /// See [`Store::pages`](crate::store::Store::pages).
@@ -25,10 +25,10 @@ pub(super) fn page(
     }
     let here = histories.resume(after, &now)?;
     let outage = outage(db)?;
-    let orders = match page_sql(filter, outage.is_some()) {
+    let orders = match PageRows::new(filter, outage.is_some()) {
         None => Vec::new(),
-        Some(sql) => db
-            .prepare_cached(&sql)?
+        Some(rows) => db
+            .prepare_cached(&page_sql(&rows))?
             .query_map(params![after.seq, last, limit as i64], |row| {
                 order_of(row, outage.as_ref())
             })?
@@ -41,52 +41,23 @@ pub(super) fn page(
     })
 }
 
-/// Returns the query for a page; `None` if no order can match.
-fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
-    let mut statuses = if filter.statuses.is_empty() {
-        Status::ALL.to_vec()
-    } else {
-        filter.statuses.clone()
-    };
-    statuses.sort_unstable();
-    statuses.dedup();
-    let by_operator = concat!(" AND ", needs_operator!());
-    let by_itself = concat!(" AND NOT ", needs_operator!());
-    // While the upstream is down, every open order has attention and no settled order has.
-    let (open, is_stored, condition) = match (filter.attention, upstream_is_down) {
-        (None, _) => (None, false, ""),
-        (Some(Any), true) => (Some(true), false, ""),
-        (Some(By(ResolvedBy::Itself)), true) => (Some(true), false, by_itself),
-        (Some(Without), true) => (Some(false), false, ""),
-        (Some(Without), false) => (None, false, " AND attention IS NULL"),
-        (Some(Any), false) => (None, true, ""),
-        (Some(By(ResolvedBy::Itself)), false) => (None, true, by_itself),
-        (Some(By(ResolvedBy::Operator)), _) => (None, true, by_operator),
-    };
-    statuses.retain(|status| open.is_none_or(|open| status.is_settled() != open));
-    if statuses.is_empty() {
-        return None;
-    }
-    let range = "seq > ?1 AND seq <= ?2";
-    let is_any = statuses.len() == Status::ALL.len();
-    if is_any || is_stored {
-        let source = match is_stored {
+/// Returns the query for a page.
+fn page_sql(rows: &PageRows) -> String {
+    const ORDER: &str = order_columns!();
+    let (range, condition) = ("seq > ?1 AND seq <= ?2", rows.condition);
+    if rows.is_one_range() {
+        let source = match rows.is_stored {
             true => "orders INDEXED BY orders_with_attention WHERE attention IS NOT NULL AND",
             false => "orders WHERE",
         };
-        let of_status = match is_any {
-            true => String::new(),
-            false => {
-                let words: Vec<_> = statuses.iter().map(|s| format!("'{s}'")).collect();
-                format!(" AND status IN ({})", words.join(", "))
-            }
-        };
-        return Some(format!(
+        let of_status = rows.of_status("status");
+        return format!(
             "SELECT {ORDER} FROM {source} {range}{condition}{of_status} ORDER BY seq LIMIT ?3"
-        ));
+        );
     }
     // One index range per status, merged as they are read.
-    let selects: Vec<_> = statuses
+    let selects: Vec<_> = rows
+        .statuses
         .iter()
         .map(|status| {
             format!(
@@ -95,16 +66,15 @@ fn page_sql(filter: &Filter, upstream_is_down: bool) -> Option<String> {
             )
         })
         .collect();
-    Some(format!(
-        "{} ORDER BY seq LIMIT ?3",
-        selects.join(" UNION ALL ")
-    ))
+    format!("{} ORDER BY seq LIMIT ?3", selects.join(" UNION ALL "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::open;
     use super::*;
+    use crate::order::{ResolvedBy, Status};
+    use crate::store::AttentionFilter::{Any, By, Without};
 
     fn plan(db: &Connection, sql: &str) -> String {
         let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
@@ -142,7 +112,8 @@ mod tests {
                 statuses,
                 attention,
             };
-            let plan = plan(&db, &page_sql(&filter, is_down).unwrap());
+            let rows = PageRows::new(&filter, is_down).unwrap();
+            let plan = plan(&db, &page_sql(&rows));
             assert!(plan.contains(index), "{filter:?}: {plan}");
             assert!(!plan.contains("SCAN"), "{filter:?}: {plan}");
             assert!(!plan.contains("TEMP B-TREE"), "{filter:?}: {plan}");
@@ -151,6 +122,6 @@ mod tests {
             statuses: vec![Status::Failed],
             attention: Some(Any),
         };
-        assert_eq!(page_sql(&settled, true), None);
+        assert!(PageRows::new(&settled, true).is_none());
     }
 }

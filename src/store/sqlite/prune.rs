@@ -6,11 +6,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::row_mapping::status_of;
-use super::stats::{ENTRY, base, entry_of};
+use super::stats::base;
 use crate::order::{Status, Timestamp};
 use crate::store::PruneCounts;
 use crate::store::filter::prunable;
+use crate::store::rows::{Columns, ENTRY, entry_of};
 
 /// Condition for orders that may be pruned: settled before the time `?1`.
 const PRUNABLE: &str = prunable!("?1");
@@ -54,7 +54,7 @@ pub(super) fn prune(
     for &seq in seqs {
         let status = db
             .prepare_cached(&status)?
-            .query_row(params![settled_before.0, seq], |row| status_of(row, 0))
+            .query_row(params![settled_before.0, seq], |row| row.status(0))
             .optional()?;
         match status {
             Some(Status::Fulfilled) => removed.fulfilled += 1,
@@ -62,7 +62,10 @@ pub(super) fn prune(
             // Another process has pruned it.
             _ => continue,
         }
-        for entry in db.prepare_cached(&entries)?.query_map([seq], entry_of)? {
+        for entry in db
+            .prepare_cached(&entries)?
+            .query_map([seq], |row| entry_of(row))?
+        {
             let entry = entry?;
             history.fold(&entry, now);
             removed.entries += 1;

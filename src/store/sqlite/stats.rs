@@ -9,10 +9,11 @@ use rusqlite::{Connection, Row};
 use super::file::with_suffix;
 use super::histories::extent;
 use super::orders::{find, next_open};
-use super::row_mapping::{heartbeat, invalid_value, needs_operator, reason_of, resolved_by};
-use crate::journal_stats::{JournalEntry, JournalStats};
-use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
+use super::row_mapping::heartbeat;
+use crate::journal_stats::JournalStats;
+use crate::order::{Reason, ResolvedBy, Timestamp};
 use crate::store::cursor::Sequence;
+use crate::store::rows::{Columns, ENTRY, PRUNED, entry_of, needs_operator, prune_counts_of};
 use crate::store::{PruneCounts, Sizes, StatsSnapshot};
 
 /// Adds the new journal entries to the statistics, and returns the other totals.
@@ -48,32 +49,17 @@ pub(super) fn update(
 
 /// Reads the number of orders and entries pruned so far.
 pub(super) fn pruned(db: &Connection) -> rusqlite::Result<PruneCounts> {
-    db.prepare_cached("SELECT fulfilled, failed, entries FROM pruned")?
-        .query_row([], prune_counts_of)
-}
-
-pub(super) fn prune_counts_of(row: &Row<'_>) -> rusqlite::Result<PruneCounts> {
-    let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-    Ok(PruneCounts {
-        fulfilled: count(0)?,
-        failed: count(1)?,
-        entries: count(2)?,
-    })
+    db.prepare_cached(PRUNED)?
+        .query_row([], |row| prune_counts_of(row))
 }
 
 /// Reads the totals of the pruned entries.
 pub(super) fn base(db: &Connection) -> rusqlite::Result<JournalStats> {
     db.prepare_cached("SELECT history FROM pruned")?
         .query_row([], |row| {
-            serde_json::from_str(row.get_ref(0)?.as_str()?).map_err(|error| invalid_value(0, error))
+            serde_json::from_str(row.word(0)?).map_err(|error| Row::invalid(0, error))
         })
 }
-
-/// Columns of a [`JournalEntry`], as [`entry_of`] reads them. The order is looked up only for
-/// entries that settle it.
-pub(super) const ENTRY: &str = "seq, at, reason, \
-     CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
-     THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
 
 /// Adds the entries after the last one that was added.
 fn add_new_entries(
@@ -83,26 +69,11 @@ fn add_new_entries(
 ) -> rusqlite::Result<()> {
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
     let mut query = db.prepare_cached(&sql)?;
-    for entry in query.query_map([history.last_seq()], entry_of)? {
+    for entry in query.query_map([history.last_seq()], |row| entry_of(row))? {
         history.fold(&entry?, now);
     }
     Ok(())
 }
-
-pub(super) fn entry_of(row: &Row<'_>) -> rusqlite::Result<JournalEntry> {
-    let word = row.get_ref(2)?.as_str()?;
-    Ok(JournalEntry {
-        seq: row.get(0)?,
-        at: Timestamp(row.get(1)?),
-        reason: EventReason::from_name(word)
-            .ok_or_else(|| invalid_value(2, UnknownReason(word.into())))?,
-        created_at: row.get::<_, Option<i64>>(3)?.map(Timestamp),
-    })
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no reason for a journal entry")]
-struct UnknownReason(String);
 
 /// Query that is answered from the index alone.
 const ATTENTION: &str = concat!(
@@ -118,7 +89,7 @@ fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, ResolvedBy, u64)>
         .prepare_cached(ATTENTION)?
         .query_map([], |row| {
             let count = row.get::<_, i64>(2)?.unsigned_abs();
-            Ok((reason_of(row, 0)?, resolved_by(row, 1)?, count))
+            Ok((row.reason(0)?, row.resolved_by(1)?, count))
         })?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     Ok(counted

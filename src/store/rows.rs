@@ -1,0 +1,311 @@
+//! Rows of all engines as orders, events and the heartbeat: the SQL of their columns, and the functions
+//! that read these columns by index. A row that violates the schema is an error.
+
+use std::fmt::Display;
+
+use serde::de::DeserializeOwned;
+
+use super::{OrderView, Outage, PruneCounts, StartCandidate};
+use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
+use crate::journal_stats::JournalEntry;
+use crate::order::{
+    Attention, Event, EventReason, Order, OrderId, Reason, ResolvedBy, Status, Timestamp,
+};
+use crate::pace::UpstreamState;
+use crate::reconciler_state::ReconcilerState;
+
+/// Columns of a row, as an engine returns them.
+pub(super) trait Columns {
+    /// Error of the engine.
+    type Error;
+
+    /// Returns the error for a value that the schema refuses and another program wrote.
+    fn invalid(column: usize, why: impl Display) -> Self::Error;
+
+    fn integer(&self, column: usize) -> Result<Option<i64>, Self::Error>;
+
+    fn text(&self, column: usize) -> Result<Option<&str>, Self::Error>;
+
+    fn boolean(&self, column: usize) -> Result<bool, Self::Error>;
+
+    /// Returns the value of a column that is never NULL.
+    fn number(&self, column: usize) -> Result<i64, Self::Error> {
+        let value = self.integer(column)?;
+        value.ok_or_else(|| Self::invalid(column, "a number is missing"))
+    }
+
+    /// Returns a count, which the schema keeps from being negative.
+    fn count<T: TryFrom<i64>>(&self, column: usize) -> Result<T, Self::Error> {
+        let value = self.number(column)?;
+        T::try_from(value).map_err(|_| Self::invalid(column, format_args!("{value} is no count")))
+    }
+
+    fn time(&self, column: usize) -> Result<Option<Timestamp>, Self::Error> {
+        Ok(self.integer(column)?.map(Timestamp))
+    }
+
+    /// Returns the text of a column that is never NULL.
+    fn word(&self, column: usize) -> Result<&str, Self::Error> {
+        let value = self.text(column)?;
+        value.ok_or_else(|| Self::invalid(column, "a text is missing"))
+    }
+
+    /// Returns the value of a JSON text, or the default if another version wrote it.
+    fn json<T: DeserializeOwned + Default>(&self, column: usize) -> Result<T, Self::Error> {
+        let value = self.text(column)?;
+        let value = value.and_then(|text| serde_json::from_str(text).ok());
+        Ok(value.unwrap_or_default())
+    }
+
+    fn id(&self, column: usize) -> Result<OrderId, Self::Error> {
+        OrderId::new(self.word(column)?).map_err(|error| Self::invalid(column, error))
+    }
+
+    fn status(&self, column: usize) -> Result<Status, Self::Error> {
+        let word = self.word(column)?;
+        word.parse().map_err(|error| Self::invalid(column, error))
+    }
+
+    fn reason(&self, column: usize) -> Result<Option<Reason>, Self::Error> {
+        Ok(self.text(column)?.and_then(Reason::from_name))
+    }
+
+    fn event_reason(&self, column: usize) -> Result<EventReason, Self::Error> {
+        let word = self.word(column)?;
+        EventReason::from_name(word).ok_or_else(|| {
+            Self::invalid(
+                column,
+                format_args!("{word:?} is no reason for a journal entry"),
+            )
+        })
+    }
+
+    /// Reads the value of [`needs_operator`].
+    fn resolved_by(&self, column: usize) -> Result<ResolvedBy, Self::Error> {
+        Ok(match self.boolean(column)? {
+            true => ResolvedBy::Operator,
+            false => ResolvedBy::Itself,
+        })
+    }
+}
+
+/// SQL expression over an order's columns: true if the order needs an operator. A refused start is
+/// retried automatically, but five refusals in a row do not go away. A lost process that was only
+/// missed has no next attempt yet; an order that waits for an operator has one. A restart requested
+/// by an operator proceeds by itself.
+macro_rules! needs_operator {
+    () => {
+        "CASE attention \
+         WHEN 'max_starts' THEN released_at IS NULL \
+         WHEN 'start_refused' THEN released_at IS NULL AND attempts >= 5 \
+         WHEN 'process_lost' THEN released_at IS NULL AND next_attempt_at IS NOT NULL \
+         AND (SELECT policy FROM heartbeat WHERE heartbeat.id = 1) IS DISTINCT FROM 'restart' \
+         ELSE false END"
+    };
+}
+pub(super) use needs_operator;
+
+/// Columns of an [`Order`], as [`order_of`] reads them.
+macro_rules! order_columns {
+    () => {
+        concat!(
+            "seq, orders.id, status, created_at, updated_at, starts, \
+             attention, attention_since, attention_detail, next_attempt_at, ",
+            $crate::store::rows::needs_operator!()
+        )
+    };
+}
+pub(super) use order_columns;
+
+/// Columns of an [`OrderView`] in the join with the heartbeat, as [`order_view_of`] reads them.
+macro_rules! order_view_columns {
+    () => {
+        concat!(
+            $crate::store::rows::order_columns!(),
+            ", upstream = 'down', upstream_since, upstream_detail, next_pass_at, next_look_at"
+        )
+    };
+}
+pub(super) use order_view_columns;
+
+/// Query for the outage of the upstream, if there is one, as [`outage_of`] reads it.
+pub(super) const OUTAGE: &str = "SELECT upstream_since, upstream_detail, next_pass_at \
+                                 FROM heartbeat WHERE id = 1 AND upstream = 'down'";
+
+/// Columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
+pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
+                                     confirmed_at, attempts, next_attempt_at, attention, \
+                                     missed_at, released_at, process_seen";
+
+/// Columns of an [`Event`], as [`event_of`] reads them.
+pub(super) const EVENT: &str =
+    "journal.seq, journal.order_seq, orders.id, journal.at, journal.reason";
+
+/// Columns of a [`JournalEntry`], as [`entry_of`] reads them. The order is looked up only for
+/// entries that settle it.
+pub(super) const ENTRY: &str = "seq, at, reason, \
+     CASE WHEN reason IN ('succeeded', 'failed', 'failed_by_policy', 'failed_by_operator') \
+     THEN (SELECT created_at FROM orders WHERE orders.seq = journal.order_seq) END";
+
+/// Query for what was pruned so far, as [`prune_counts_of`] reads it.
+pub(super) const PRUNED: &str = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
+
+/// Query for the heartbeat, as [`heartbeat_of`] reads it.
+pub(super) const HEARTBEAT: &str = "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
+     upstream, upstream_since, upstream_detail, next_look_at, learned, tally, led_until, policy \
+     FROM heartbeat WHERE id = 1";
+
+/// Reads an order and the time of the next poll.
+pub(super) fn order_view_of<R: Columns>(row: &R) -> Result<OrderView, R::Error> {
+    let outage = match row.boolean(11)? {
+        true => Some(outage_at(row, 12)?),
+        false => None,
+    };
+    Ok(OrderView {
+        order: order_of(row, outage.as_ref())?,
+        next_poll_at: row.time(15)?,
+    })
+}
+
+/// Reads a row of [`OUTAGE`].
+pub(super) fn outage_of<R: Columns>(row: &R) -> Result<Outage, R::Error> {
+    outage_at(row, 0)
+}
+
+fn outage_at<R: Columns>(row: &R, first: usize) -> Result<Outage, R::Error> {
+    Ok(Outage {
+        since: Timestamp(row.number(first)?),
+        detail: row.word(first + 1)?.to_owned(),
+        next_pass_at: row.time(first + 2)?,
+    })
+}
+
+/// Reads an order. While the upstream is down, an open order without attention of its own has that
+/// of the outage.
+pub(super) fn order_of<R: Columns>(row: &R, outage: Option<&Outage>) -> Result<Order, R::Error> {
+    let status = row.status(2)?;
+    let created_at = Timestamp(row.number(3)?);
+    let attention = match row.reason(6)? {
+        Some(reason) => Some(Attention {
+            reason,
+            by: row.resolved_by(10)?,
+            since: Timestamp(row.number(7)?),
+            detail: row.word(8)?.to_owned(),
+            next_attempt_at: row.time(9)?,
+        }),
+        None => outage
+            .filter(|_| !status.is_settled())
+            .map(|outage| outage.attention(created_at)),
+    };
+    Ok(Order {
+        seq: row.number(0)?,
+        id: row.id(1)?,
+        status,
+        created_at,
+        updated_at: Timestamp(row.number(4)?),
+        starts: row.count(5)?,
+        attention,
+    })
+}
+
+/// Reads an order that may be started.
+pub(super) fn start_candidate_of<R: Columns>(row: &R) -> Result<StartCandidate, R::Error> {
+    Ok(StartCandidate {
+        id: row.id(1)?,
+        order: open_order_of(row)?,
+    })
+}
+
+/// Reads the state of an open order.
+pub(super) fn open_order_of<R: Columns>(row: &R) -> Result<OpenOrder, R::Error> {
+    let phase = match row.time(7)? {
+        None => Phase::Created,
+        Some(confirmed_at) => Phase::Processing {
+            confirmed_at,
+            missed_at: row.time(11)?,
+        },
+    };
+    let intent = match row.time(4)? {
+        None => None,
+        Some(written_at) => Some(Intent {
+            written_at,
+            given_up_at: row.time(5)?,
+            answer: match row.integer(6)? {
+                None => None,
+                Some(_) => Some(row.count(6)?),
+            },
+        }),
+    };
+    Ok(OpenOrder {
+        seq: row.number(0)?,
+        phase,
+        is_seen: row.boolean(13)?,
+        intent,
+        starts: row.count(3)?,
+        restart_requested: row.time(12)?.is_some(),
+        attempts: row.count(8)?,
+        next_attempt_at: row.time(9)?,
+        attention: row.reason(10)?,
+    })
+}
+
+/// Reads an event.
+pub(super) fn event_of<R: Columns>(row: &R) -> Result<Event, R::Error> {
+    let reason = row.event_reason(4)?;
+    Ok(Event {
+        seq: row.number(0)?,
+        order_seq: row.number(1)?,
+        order_id: row.id(2)?,
+        from: reason.from_status(),
+        to: reason.to_status(),
+        at: Timestamp(row.number(3)?),
+        reason,
+    })
+}
+
+/// Reads an entry of the journal, for the statistics.
+pub(super) fn entry_of<R: Columns>(row: &R) -> Result<JournalEntry, R::Error> {
+    Ok(JournalEntry {
+        seq: row.number(0)?,
+        at: Timestamp(row.number(1)?),
+        reason: row.event_reason(2)?,
+        created_at: row.time(3)?,
+    })
+}
+
+/// Reads numbers of FULFILLED and FAILED orders, and of entries.
+pub(super) fn prune_counts_of<R: Columns>(row: &R) -> Result<PruneCounts, R::Error> {
+    Ok(PruneCounts {
+        fulfilled: row.count(0)?,
+        failed: row.count(1)?,
+        entries: row.count(2)?,
+    })
+}
+
+/// Reads the heartbeat.
+pub(super) fn heartbeat_of<R: Columns>(row: &R) -> Result<ReconcilerState, R::Error> {
+    let upstream = match (row.word(4)?, row.time(5)?) {
+        ("up", Some(since)) => UpstreamState::Up { since },
+        ("down", Some(since)) => UpstreamState::Down {
+            since,
+            detail: row.word(6)?.to_owned(),
+        },
+        _ => UpstreamState::Unknown,
+    };
+    let policy = row.text(11)?;
+    let policy =
+        policy.and_then(|word| LostProcess::ALL.into_iter().find(|of| of.as_str() == word));
+    Ok(ReconcilerState {
+        leader_since: row.time(0)?,
+        led_until: row.time(10)?,
+        policy,
+        last_pass_at: row.time(1)?,
+        next_pass_at: row.time(2)?,
+        last_observed_at: row.time(3)?,
+        upstream,
+        next_poll_at: row.time(7)?,
+        // State learned by another version is learned again; its counters are lost.
+        learned: row.json(8)?,
+        metrics: row.json(9)?,
+    })
+}
