@@ -1,7 +1,6 @@
 //! The operator's commands. Each opens the database itself, because no HTTP route may do what they do.
 //!
-//! Results go to standard output, errors to the log. Backups, accounts and pruning have modules of their
-//! own.
+//! Results go to standard output, errors to the log. Accounts and pruning have modules of their own.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -10,7 +9,6 @@ use anyhow::bail;
 use futures_util::TryStreamExt;
 
 use crate::account;
-use crate::backup::{self, BackupError};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{
     self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, PruneArgs, RestartArgs,
@@ -21,8 +19,8 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    AttentionFilter, Audit, Cursor, Filter, OperatorResult, PruneCounts, ReadOnlyDatabase,
-    Resolution, Store, StoreError,
+    AttentionFilter, Audit, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
+    ReadOnlyDatabase, Resolution, Store, StoreError, back_up,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
@@ -39,7 +37,7 @@ const PAGE: usize = 1_000;
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
     let taken = tokio::select! {
-        taken = backup::take(&args.database.database_url, &args.file, args.replace) => taken,
+        taken = back_up(&args.database.database_url, &args.file, args.replace) => taken,
         // Dropping the backup removes the partial copy.
         () = stop.requested.cancelled() => bail!("backup interrupted; no file was written"),
     };

@@ -23,15 +23,15 @@
 //!   is stored about one order. Pure.
 //! - [`messages`], [`explain`]: texts of logs and of `detail`, and explanations of one order. Pure.
 //! - [`id_arena`], [`clock`]: many ids in one allocation; time.
-//! - [`store`]: durable orders, their journal and the heartbeat; all SQL and all files beside it.
+//! - [`store`]: durable orders, their journal and the heartbeat; all SQL, all files beside it, backups.
 //! - [`process`]: logging, signals, exit codes, standard output.
 //! - [`reconciler`]: the pass: observe, decide, settle, start. And the loop around it.
 //! - [`site`], [`server`]: requests from other sites' pages, and HTTP connections with their limits; for
 //!   `api` and `simulator`.
 //! - [`api`]: the HTTP routes.
 //! - [`simulator`]: a stand-in for the order process service.
-//! - [`health`], [`prune`], [`backup`], [`account`]: the health of the programs, the removal of orders that
-//!   settled long ago, copies of the database, and its comparison with the upstream.
+//! - [`health`], [`prune`], [`account`]: the health of the programs, the removal of orders that settled
+//!   long ago, and the comparison of the database with the upstream.
 //! - [`config`]: flags and environment.
 //! - [`commands`], [`service`], [`dev`]: the operator's commands, the API and the reconciler in one
 //!   process, and both with a simulator for a trial.
@@ -53,7 +53,6 @@
 
 pub mod account;
 pub mod api;
-pub mod backup;
 pub mod clock;
 pub mod commands;
 pub mod config;

@@ -2,16 +2,19 @@
 //!
 //! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
 //! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
-//! (`store/answers.rs`), the columns that they are read from (`store/rows.rs`), the write queue (`store/queue.rs`) and its counters
-//! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of
-//! readers (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`), the
-//! subscriptions to commits (`store/subscriptions.rs`), and the check of all rows
-//! (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`). The engines are SQLite, in
-//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/answers.rs`), the columns that they are read from (`store/rows.rs`), the write queue
+//! (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the filters of order lists
+//! (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open orders that a pass
+//! works on (`store/open_orders.rs`), the subscriptions to commits (`store/subscriptions.rs`), the
+//! read-only access of `explain` (`store/read_only.rs`), backups (`store/backup.rs`), and the check
+//! of all rows (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`).
+//! The engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature `postgres`,
+//! PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
 mod audit;
+mod backup;
 mod check;
 mod cursor;
 mod filter;
@@ -40,6 +43,7 @@ pub use self::answers::{
 };
 use self::answers::{Outage, Page};
 pub use self::audit::Audit;
+pub use self::backup::{Backup, BackupError, back_up};
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
@@ -50,8 +54,8 @@ pub use self::postgres::PostgresOpenError;
 use self::queue::Queue;
 pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::read_only::ReadOnlyDatabase;
+pub use self::sqlite::FileError;
 use self::sqlite::LeaderLock;
-pub use self::sqlite::{CopyError, FileError, ReadOnlyFile, lock_files, log_files};
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;

@@ -25,7 +25,7 @@ impl ReadOnlyDatabase {
     pub async fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
         Ok(match url {
             DatabaseUrl::Sqlite(path) => {
-                let file = ReadOnlyFile::open_file(path)?;
+                let file = ReadOnlyFile::open(path)?;
                 Self {
                     address: file.path().display().to_string(),
                     engine: Engine::Sqlite(file),

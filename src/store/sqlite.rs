@@ -33,11 +33,11 @@ use std::sync::Arc;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 
-pub use self::file::{lock_files, log_files};
+pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 pub(super) use self::lines::LineFile;
 pub use self::open_error::FileError;
-pub use self::read_only::{CopyError, ReadOnlyFile};
+pub(super) use self::read_only::ReadOnlyFile;
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};

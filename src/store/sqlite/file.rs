@@ -50,12 +50,12 @@ pub(super) const WRITE_LOCK: &str = "-write";
 pub(super) const LEADER_LOCK: &str = "-leader";
 
 /// Returns the files that SQLite may keep beside a database at this path.
-pub fn log_files(database: &Path) -> [PathBuf; 3] {
+pub(in crate::store) fn log_files(database: &Path) -> [PathBuf; 3] {
     LOGS.map(|suffix| with_suffix(database, suffix))
 }
 
 /// Returns the lock files beside a database at this path.
-pub fn lock_files(database: &Path) -> [PathBuf; 3] {
+pub(in crate::store) fn lock_files(database: &Path) -> [PathBuf; 3] {
     [QUEUE_LOCK, WRITE_LOCK, LEADER_LOCK].map(|suffix| with_suffix(database, suffix))
 }
 

@@ -17,28 +17,20 @@ use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
-use crate::store::{DatabaseUrl, OpenError, OrderView, StoreError};
+use crate::store::{OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
 
 /// A SQLite file, opened read-only.
-pub struct ReadOnlyFile {
+pub(in crate::store) struct ReadOnlyFile {
     db: Connection,
     path: PathBuf,
 }
 
 impl ReadOnlyFile {
     /// Opens an existing file.
-    pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        match url {
-            DatabaseUrl::Sqlite(path) => Ok(Self::open_file(path)?),
-            #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(url) => Err(OpenError::FileOnly(url.to_string())),
-        }
-    }
-
-    pub(in crate::store) fn open_file(path: &Path) -> Result<Self, FileError> {
+    pub fn open(path: &Path) -> Result<Self, FileError> {
         let (db, path) = open::for_reading(path)?;
         Ok(Self { db, path })
     }
@@ -173,7 +165,7 @@ fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result
 
 /// Reasons why a copy failed.
 #[derive(Debug, thiserror::Error)]
-pub enum CopyError {
+pub(in crate::store) enum CopyError {
     /// Another program has locked the database for too long.
     #[error("the database is locked by another program")]
     Locked,

@@ -12,10 +12,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
-use crate::store::{
-    Audit, CopyError, DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyFile, StoreError,
-    lock_files, log_files,
-};
+use super::sqlite::{ReadOnlyFile, lock_files, log_files};
+use super::{Audit, DatabaseSummary, DatabaseUrl, Finding, OpenError, StoreError};
 
 /// A completed backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub enum BackupError {
     Open(#[from] OpenError),
     /// The copy could not be made: for example, the disk is full or the database is damaged.
     #[error("the copy could not be made")]
-    Copy(#[from] CopyError),
+    Copy(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The copy could not be read back.
     #[error("the copy could not be read back")]
     ReadBack(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -81,13 +79,22 @@ pub enum BackupError {
 ///
 /// # Errors
 /// No new file is at `to` after an error.
-pub async fn take(database: &DatabaseUrl, to: &Path, replace: bool) -> Result<Backup, BackupError> {
-    let source = ReadOnlyFile::open(database)?;
+pub async fn back_up(
+    database: &DatabaseUrl,
+    to: &Path,
+    replace: bool,
+) -> Result<Backup, BackupError> {
+    let source = match database {
+        DatabaseUrl::Sqlite(path) => ReadOnlyFile::open(path).map_err(OpenError::from)?,
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => return Err(OpenError::FileOnly(url.to_string()).into()),
+    };
     let target = Target::new(source.path(), to, replace)?;
     let part = target.part(source.path())?;
     let copy = part.path.to_path_buf();
     let copied = tokio::task::spawn_blocking(move || -> Result<_, BackupError> {
-        source.copy_to(&copy)?;
+        let copied = source.copy_to(&copy);
+        copied.map_err(|error| BackupError::Copy(error.into()))?;
         // From here on only the copy is read, so that the check does not load the database.
         let contents = verify(&copy)?;
         let file = File::open(&copy).and_then(|file| {
