@@ -81,6 +81,8 @@ struct Inner {
     connector: Arc<Connector>,
     runtime: Handle,
     queue: Queue,
+    /// Set if callers wait on their own threads, so that each answer is ready at once.
+    is_synchronous: bool,
     readers: [Mutex<Option<Arc<Session>>>; SHARED_READERS],
     next_reader: AtomicUsize,
     snapshots: Semaphore,
@@ -118,6 +120,7 @@ impl Engine {
             blocked_by: "the server cannot be reached, or does not answer",
             ..Shared::default()
         };
+        let is_synchronous = matches!(mode, Mode::Synchronous(_));
         let mut writer = Writer::new(connector.clone(), session, shared.clone());
         let queue = match mode {
             Mode::Threaded => {
@@ -146,6 +149,7 @@ impl Engine {
             connector,
             runtime,
             queue,
+            is_synchronous,
             readers: Default::default(),
             next_reader: AtomicUsize::new(0),
             snapshots: Semaphore::new(SNAPSHOT_READERS),
@@ -405,10 +409,15 @@ impl Inner {
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> impl Future<Output = Result<T, Error>> {
         let (done, result) = oneshot::channel();
-        self.runtime.spawn(async move {
+        let work = async move {
             // A caller that has gone away wants no answer.
             let _ = done.send(work.await);
-        });
+        };
+        if self.is_synchronous {
+            let _ = on_thread(&self.runtime, work);
+        } else {
+            self.runtime.spawn(work);
+        }
         async { result.await.unwrap_or(Err(Error::Silent)) }
     }
 

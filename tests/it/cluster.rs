@@ -32,17 +32,20 @@ pub struct Cluster {
 /// The cluster of this run.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(Cluster::start)
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let binaries = binaries();
+    CLUSTER.get_or_init(|| {
         // In memory, where there is room for it: flushing takes no time there.
         let parent = match statvfs("/dev/shm") {
             Ok(memory) if memory.f_bavail * memory.f_frsize >= MEMORY_MIN => "/dev/shm",
             _ => env!("CARGO_TARGET_TMPDIR"),
         };
+        Cluster::start(Path::new(parent), &[])
+    })
+}
+
+impl Cluster {
+    /// Starts a cluster in a new folder below `parent`, with settings besides those of all tests.
+    pub fn start(parent: &Path, settings: &[&str]) -> Self {
+        let binaries = binaries();
         let folder = tempfile::tempdir_in(parent).unwrap().keep();
         // The path of a socket may have 107 bytes, fewer than that of many a target folder.
         let sockets = tempfile::tempdir().unwrap().keep();
@@ -51,24 +54,31 @@ impl Cluster {
                 std::os::unix::fs::chown(folder, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
             }
         }
-        let data = folder.join("data");
         let made = unprivileged(&binaries.join("initdb"))
             .args(["--username=tests", "--auth=trust", "--encoding=UTF8"])
             .args(["--locale=C", "--no-sync", "--pgdata"])
-            .arg(&data)
+            .arg(folder.join("data"))
             .output()
             .unwrap();
         assert!(made.status.success(), "{made:?}");
         let port = free_port();
-        let script = "\"$0\" -D \"$1\" -k \"$2\" -p \"$3\" -c listen_addresses=127.0.0.1 \
-                      -c max_connections=400 -c log_line_prefix='%d ' </dev/null >\"$4/log\" 2>&1 & \
-                      server=$!; read -r _; kill -QUIT $server; wait $server; rm -rf \"$2\" \"$4\"";
+        let script = "folder=$1; shift; \"$0\" -D \"$folder/data\" \"$@\" </dev/null >\"$folder/log\" 2>&1 & \
+                      server=$!; read -r _; kill -QUIT $server; wait $server; rm -rf \"$2\" \"$folder\"";
+        let all = [
+            "listen_addresses=127.0.0.1",
+            "max_connections=400",
+            "log_line_prefix=%d ",
+        ];
         let shell = unprivileged(Path::new("sh"))
             .args(["-c", script])
             .arg(binaries.join("postgres"))
-            .args([&data, &sockets])
-            .arg(port.to_string())
-            .arg(&folder)
+            .args([&folder, Path::new("-k"), &sockets])
+            .args(["-p", &port.to_string()])
+            .args(
+                all.iter()
+                    .chain(settings)
+                    .flat_map(|setting| ["-c", setting]),
+            )
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
@@ -141,22 +151,21 @@ impl Cluster {
 
     /// Runs statements in a database.
     pub fn psql(&self, database: &str, sql: &str) -> std::process::Output {
-        Command::new(self.binaries.join("psql"))
-            .args([
-                "-X",
-                "-A",
-                "-t",
-                "-q",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-U",
-                "tests",
-            ])
-            .arg("-h")
-            .arg(&self.sockets)
-            .args(["-p", &self.port.to_string(), "-d", database, "-c", sql])
+        self.client("psql", database)
+            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql])
             .output()
             .unwrap()
+    }
+
+    /// A client program of the server's version, on a database.
+    pub fn client(&self, program: &str, database: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(program));
+        command
+            .env("PGHOST", &self.sockets)
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", "tests")
+            .env("PGDATABASE", database);
+        command
     }
 }
 

@@ -3,6 +3,7 @@
 //! exactly.
 //!
 //! - `world`: virtual time, and the faults of requests, writes and the clock.
+//! - `database`: the committed rows, on each engine; `cluster` is the PostgreSQL server.
 //! - `history`: the upstream's recent past, from which lagging reads are answered.
 //! - `oracle`: the invariants, checked after every step.
 //! - `run`: one seed from the first order to the last.
@@ -12,10 +13,17 @@
 //!
 //! `scripts/simulate` runs 5,000 seeds and checks that the pace keeps to limits and that the crash model
 //! fits the measurements; `--seeds N` runs N seeds, `--seed S` repeats one and prints its events;
+//! `--postgres` runs them on PostgreSQL, in builds with that feature, and compares each run with the
+//! same one on SQLite;
 //! `scripts/simulate pace` prints figures for each kind of upstream. A debug build runs 60 seeds.
 
 #![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
 
+#[cfg(feature = "postgres")]
+#[path = "../it/cluster.rs"]
+#[allow(dead_code, reason = "the other tests use more of it")]
+mod cluster;
+mod database;
 mod fit;
 mod fixed_rate;
 mod history;
@@ -25,11 +33,19 @@ mod pace;
 mod run;
 mod world;
 
+use std::num::NonZero;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Number of seeds without arguments: a few seconds of `cargo test`, and a minute in release.
 const SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 5_000 };
+
+/// Number of seeds on PostgreSQL, where one takes some seconds of processor time.
+const POSTGRES_SEEDS: u64 = 300;
 
 /// Number of seeds of the comparison with measurements.
 const FIT_SEEDS: u64 = 3;
@@ -38,8 +54,9 @@ const FIT_SEEDS: u64 = 3;
 const PACE_SEEDS: u64 = 100;
 
 fn main() -> ExitCode {
-    let mut seeds = 1..=SEEDS;
+    let (mut first, mut count) = (1, None);
     let mut is_verbose = false;
+    let mut is_on_postgres = false;
     // Minutes without optimization.
     let mut is_all = !cfg!(debug_assertions);
     let mut arguments = std::env::args().skip(1).peekable();
@@ -49,17 +66,18 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         is_all = false;
         match argument.as_str() {
+            "--postgres" => is_on_postgres = true,
             "--seeds" => match number(arguments.next()) {
-                Some(count) => seeds = 1..=count,
+                Some(number) => count = Some(number),
                 None => return usage(),
             },
             "--first" => match number(arguments.next()) {
-                Some(first) => seeds = first..=first + seeds.end() - seeds.start(),
+                Some(seed) => first = seed,
                 None => return usage(),
             },
             "--seed" => match number(arguments.next()) {
                 Some(seed) => {
-                    seeds = seed..=seed;
+                    (first, count) = (seed, Some(1));
                     is_verbose = true;
                 }
                 None => return usage(),
@@ -79,22 +97,61 @@ fn main() -> ExitCode {
     if is_all && !pace::keeps_to_limits() {
         return ExitCode::FAILURE;
     }
+    let default = if is_on_postgres {
+        POSTGRES_SEEDS
+    } else {
+        SEEDS
+    };
+    let seeds = first..first + count.unwrap_or(default);
     let begun = Instant::now();
-    let mut total = run::Totals::default();
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| run::run(seed, is_verbose));
-        match outcome {
-            Ok(totals) => total.add(&totals),
-            Err(_) => {
-                println!(
-                    "\nseed {seed} failed; this repeats it:\n\n    scripts/simulate --seed {seed}\n"
-                );
-                return ExitCode::FAILURE;
-            }
+    match run_all(seeds, is_on_postgres, is_verbose) {
+        Ok(total) => report(&total, begun),
+        Err(seed) => {
+            let on = if is_on_postgres { " --postgres" } else { "" };
+            println!(
+                "\nseed {seed} failed; this repeats it:\n\n    scripts/simulate{on} --seed {seed}\n"
+            );
+            return ExitCode::FAILURE;
         }
     }
-    report(&total, begun);
     ExitCode::SUCCESS
+}
+
+/// Runs seeds, as many at once as there are processors. Returns a seed that failed, if one did.
+fn run_all(seeds: Range<u64>, is_on_postgres: bool, is_verbose: bool) -> Result<run::Totals, u64> {
+    let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None));
+    let total = Mutex::new(run::Totals::default());
+    let work = || {
+        let place = run::Place::new(is_on_postgres);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end || failed.lock().unwrap().is_some() {
+                return;
+            }
+            let run = || {
+                let totals = run::run(seed, &place, is_verbose);
+                if is_on_postgres {
+                    let on_sqlite = run::run(seed, &run::Place::Sqlite, false);
+                    assert_eq!(totals, on_sqlite, "another run than on SQLite");
+                }
+                totals
+            };
+            match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+                Ok(totals) => total.lock().unwrap().add(&totals),
+                Err(_) => *failed.lock().unwrap() = Some(seed),
+            }
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..workers.min((seeds.end - seeds.start) as usize) {
+            scope.spawn(work);
+        }
+    });
+    match failed.into_inner().unwrap() {
+        Some(seed) => Err(seed),
+        None => Ok(total.into_inner().unwrap()),
+    }
 }
 
 fn number(text: Option<String>) -> Option<u64> {
@@ -119,7 +176,8 @@ fn compare_paces(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: scripts/simulate [--seeds N] [--first SEED] | --seed SEED | pace [--case NAME] [--seeds N]"
+        "usage: scripts/simulate [--postgres] [--seeds N] [--first SEED] | [--postgres] --seed SEED | \
+         pace [--case NAME] [--seeds N]"
     );
     ExitCode::from(2)
 }

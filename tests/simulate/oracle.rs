@@ -1,12 +1,13 @@
 //! The oracle, which checks the invariants. It is given what was really sent, done and answered, and
-//! reads the database with SQL of its own; it shares no code with what it judges.
+//! the rows of `database`; it shares no code with what it judges.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use order_service::order::{Observed, Timestamp};
 use order_service::upstream::StartError;
-use rusqlite::Connection;
+
+use crate::database::Database;
 
 /// The facts about one order.
 #[derive(Debug, Default)]
@@ -45,8 +46,8 @@ pub struct Oracle {
     orders: BTreeMap<String, OrderFacts>,
     request_timeout: Duration,
     journal_seq: i64,
-    /// Connection that reads committed rows.
-    db: Option<Connection>,
+    /// The committed rows.
+    db: Option<Box<dyn Database>>,
     pub policy: &'static str,
     pub max_starts: u32,
     pub second_starts_in_a_life: u64,
@@ -80,8 +81,12 @@ impl Oracle {
         }
     }
 
-    pub fn read_from(&mut self, db: Connection) {
-        self.db = Some(db);
+    pub fn read_from(&mut self, db: impl Database + 'static) {
+        self.db = Some(Box::new(db));
+    }
+
+    fn db(&self) -> &dyn Database {
+        self.db.as_deref().unwrap()
     }
 
     /// Records that the creation of an order was acknowledged.
@@ -126,29 +131,14 @@ impl Oracle {
 
     /// Returns the orders that may be started now, either those that were tried before or the others.
     pub fn due(&self, now: Timestamp, is_tried: bool) -> BTreeSet<i64> {
-        let db = self.db.as_ref().unwrap();
-        let mut query = db
-            .prepare_cached(
-                "SELECT seq FROM orders WHERE status = 'CREATED' AND intent_at IS NULL \
-                 AND (attempts > 0) = ?1 AND coalesce(next_attempt_at, 0) <= ?2 \
-                 AND (starts < ?3 OR released_at IS NOT NULL)",
-            )
-            .unwrap();
-        let seqs = query.query_map((is_tried, now.0, self.max_starts), |row| row.get(0));
-        seqs.unwrap().collect::<Result<_, _>>().unwrap()
+        let due = self.db().due(now, is_tried, self.max_starts);
+        due.into_iter().collect()
     }
 
     /// Checks a start that is sent: its intent is on disk, no earlier start is without an outcome, and
     /// there is no process, unless that one's start took effect after its timeout.
     pub fn on_start_sent(&mut self, id: &str, now: Timestamp) {
-        let intent: Option<i64> = self
-            .db
-            .as_ref()
-            .unwrap()
-            .query_row("SELECT intent_at FROM orders WHERE id = ?1", [id], |row| {
-                row.get(0)
-            })
-            .unwrap();
+        let intent = self.db().intent_at(id);
         assert!(
             intent.is_some(),
             "a start of {id} was sent without an intent"
@@ -258,34 +248,12 @@ impl Oracle {
 
     /// Checks the new changes of the journal, and all orders.
     pub fn check(&mut self) {
-        let db = self.db.take().unwrap();
-        let mut query = db
-            .prepare_cached(
-                "SELECT journal.seq, id, from_status, to_status, reason FROM journal \
-                 JOIN orders ON orders.seq = order_seq WHERE journal.seq > ?1 ORDER BY journal.seq",
-            )
-            .unwrap();
-        let entries: Vec<(i64, String, Option<String>, String, String)> = query
-            .query_map([self.journal_seq], |row| {
-                Ok((
-                    row.get(0)?,
-                    row.get(1)?,
-                    row.get(2)?,
-                    row.get(3)?,
-                    row.get(4)?,
-                ))
-            })
-            .unwrap()
-            .collect::<Result<_, _>>()
-            .unwrap();
-        drop(query);
-        for (seq, id, from, to, reason) in entries {
+        for (seq, id, from, to, reason) in self.db().entries(self.journal_seq) {
             assert_eq!(seq, self.journal_seq + 1, "the journal has a gap");
             self.journal_seq = seq;
             self.check_change(&id, from.as_deref(), &to, &reason);
         }
-        self.check_orders(&db);
-        self.db = Some(db);
+        self.check_orders();
     }
 
     fn check_change(&mut self, id: &str, from: Option<&str>, to: &str, reason: &str) {
@@ -334,16 +302,9 @@ impl Oracle {
         order.status = to.to_owned();
     }
 
-    fn check_orders(&mut self, db: &Connection) {
-        let mut query = db
-            .prepare_cached("SELECT id, status, starts, attention FROM orders")
-            .unwrap();
-        let mut rows = query.query([]).unwrap();
+    fn check_orders(&mut self) {
         let mut found = 0;
-        while let Some(row) = rows.next().unwrap() {
-            let id: String = row.get(0).unwrap();
-            let status: String = row.get(1).unwrap();
-            let attention: Option<String> = row.get(3).unwrap();
+        for (id, status, _, attention) in self.db().orders() {
             let order = self
                 .orders
                 .get(&id)
@@ -362,16 +323,7 @@ impl Oracle {
 
     /// Checks the invariants of the end: open orders are held.
     pub fn check_end(&mut self) {
-        let db = self.db.take().unwrap();
-        let mut query = db
-            .prepare("SELECT id, status, starts, attention FROM orders")
-            .unwrap();
-        let mut rows = query.query([]).unwrap();
-        while let Some(row) = rows.next().unwrap() {
-            let id: String = row.get(0).unwrap();
-            let status: String = row.get(1).unwrap();
-            let starts: u32 = row.get(2).unwrap();
-            let attention: Option<String> = row.get(3).unwrap();
+        for (id, status, starts, attention) in self.db().orders() {
             let order = &self.orders[&id];
             // A start with a server error whose process was forgotten unnoticed is not counted.
             let is_strict = self.max_starts == 1;
@@ -401,8 +353,5 @@ impl Oracle {
             }
         }
         assert_eq!(self.second_starts_in_a_life, 0);
-        drop(rows);
-        drop(query);
-        self.db = Some(db);
     }
 }

@@ -23,8 +23,10 @@ use order_service::store::{
 };
 use rusqlite::Connection;
 
+#[cfg(feature = "postgres")]
+use crate::database::postgres::Server;
 use crate::limits::Limit;
-use crate::world::{Fault, FaultRates, Handle, RECENT_FAULTS, RandomWriteFaults, World};
+use crate::world::{Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults, World};
 
 /// Maximum number of passes, one a second, until every order is settled once there are no more faults:
 /// the longest backoff, two absences, and the longest process.
@@ -35,7 +37,7 @@ const PASSES_TO_SETTLE: u32 = 700;
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The totals of one run, or of many.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub seeds: u64,
     pub passes: u64,
@@ -98,7 +100,7 @@ fn count_decision(decision: &Decision<'_>) {
     };
     let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
     let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    for fault in RECENT_FAULTS.faults() {
+    for fault in RecentFaults::faults() {
         let faults = decisions.entry(cell.clone()).or_default();
         *faults.entry(fault).or_default() += 1;
     }
@@ -205,11 +207,38 @@ struct Run {
     clock: SteadyClock<Handle>,
     moments: Occurrences,
     created: u64,
+    /// Set if a leader is one for as long as its connection lasts.
+    leads_by_connection: bool,
     _folder: tempfile::TempDir,
 }
 
-pub fn run(seed: u64, is_verbose: bool) -> Totals {
-    let mut run = Run::new(seed, is_verbose);
+/// Where the orders of a run are.
+pub enum Place {
+    /// In a new file.
+    Sqlite,
+    /// In the database of a server, which is emptied for each run.
+    #[cfg(feature = "postgres")]
+    Postgres(Server),
+}
+
+impl Place {
+    /// Returns a place on one of the engines.
+    ///
+    /// # Panics
+    /// On PostgreSQL in builds without it.
+    pub fn new(is_on_postgres: bool) -> Self {
+        if !is_on_postgres {
+            return Self::Sqlite;
+        }
+        #[cfg(feature = "postgres")]
+        return Self::Postgres(Server::start());
+        #[cfg(not(feature = "postgres"))]
+        panic!("the feature postgres is missing: scripts/simulate --postgres builds with it");
+    }
+}
+
+pub fn run(seed: u64, place: &Place, is_verbose: bool) -> Totals {
+    let mut run = Run::new(seed, place, is_verbose);
     run.run_with_faults();
     run.run_without_faults();
     run.totals.seeds = 1;
@@ -223,7 +252,7 @@ pub fn run(seed: u64, is_verbose: bool) -> Totals {
 }
 
 impl Run {
-    fn new(seed: u64, is_verbose: bool) -> Self {
+    fn new(seed: u64, place: &Place, is_verbose: bool) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
@@ -233,11 +262,12 @@ impl Run {
         let world = World::new(seed, duration, timeout, is_verbose);
         let gate = RandomWriteFaults::calm(&world);
         let path = folder.path().join("orders.db");
-        let store = Store::open(
-            &DatabaseUrl::from(path.clone()),
-            Mode::Synchronous(gate.clone()),
-        )
-        .unwrap();
+        let url = match place {
+            Place::Sqlite => DatabaseUrl::from(path.clone()),
+            #[cfg(feature = "postgres")]
+            Place::Postgres(server) => server.empty(),
+        };
+        let store = Store::open(&url, Mode::Synchronous(gate.clone())).unwrap();
         let (lost_process, policy) = [
             (LostProcess::Restart, "restart"),
             (LostProcess::Restart, "restart"),
@@ -254,7 +284,11 @@ impl Run {
         };
         {
             let mut oracle = world.oracle.borrow_mut();
-            oracle.read_from(Connection::open(path).unwrap());
+            match place {
+                Place::Sqlite => oracle.read_from(Connection::open(path).unwrap()),
+                #[cfg(feature = "postgres")]
+                Place::Postgres(server) => oracle.read_from(server.clone()),
+            }
             oracle.policy = policy;
             oracle.max_starts = settings.max_starts;
         }
@@ -271,6 +305,7 @@ impl Run {
             totals: Totals::default(),
             stages: Rc::default(),
             created: 0,
+            leads_by_connection: !matches!(place, Place::Sqlite),
             _folder: folder,
         }
     }
@@ -401,6 +436,11 @@ impl Run {
         loop {
             match drive(&self.world, self.store.try_lead()) {
                 Some(Ok(Some(lead))) => return lead,
+                // The server notices a moment later that its connection has ended.
+                Some(Ok(None)) if self.leads_by_connection => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
                 Some(Ok(None)) => panic!("a program that has died leads"),
                 Some(Err(error)) => self.world.log(|| format!("no lead: {error}")),
                 None => self.world.log(|| "the program crashes".to_owned()),
@@ -434,7 +474,7 @@ impl Run {
     /// Runs a pass. If the program crashes in it, returns the reconciler of a new program.
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
-        RECENT_FAULTS.begin_pass();
+        RecentFaults::begin_pass();
         // The program's clock ignores the smallest steps.
         self.clock.resync();
         let waiting = {
@@ -539,8 +579,8 @@ pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// The answer to a read of SQLite, which is ready at once.
+/// The answer to a read, which is ready at once on either engine in synchronous mode.
 pub fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never()
-        .expect("SQLite's reads are ready at once")
+        .expect("reads are ready at once in synchronous mode")
 }

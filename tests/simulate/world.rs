@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -105,32 +105,29 @@ impl Fault {
     ];
 }
 
-/// Kinds of fault that were injected in this pass and in the one before.
-pub static RECENT_FAULTS: RecentFaults = RecentFaults {
-    this_pass: AtomicU16::new(0),
-    last_pass: AtomicU16::new(0),
-};
+/// Kinds of fault that were injected in this pass and in the one before, on this thread: sets with one
+/// bit for each kind.
+pub struct RecentFaults;
 
-/// Sets of faults, with one bit for each kind.
-pub struct RecentFaults {
-    this_pass: AtomicU16,
-    last_pass: AtomicU16,
+thread_local! {
+    static RECENT: Cell<[u16; 2]> = const { Cell::new([0; 2]) };
 }
 
 impl RecentFaults {
-    pub fn begin_pass(&self) {
-        let bits = self.this_pass.swap(0, Ordering::Relaxed);
-        self.last_pass.store(bits, Ordering::Relaxed);
+    pub fn begin_pass() {
+        let [this_pass, _] = RECENT.get();
+        RECENT.set([0, this_pass]);
     }
 
-    fn add(&self, fault: Fault) {
-        self.this_pass
-            .fetch_or(1 << fault as u16, Ordering::Relaxed);
+    fn add(fault: Fault) {
+        let [this_pass, last_pass] = RECENT.get();
+        RECENT.set([this_pass | 1 << fault as u16, last_pass]);
     }
 
     /// Returns the faults, or [`Fault::None`] if there was none.
-    pub fn faults(&self) -> impl Iterator<Item = Fault> {
-        let bits = self.this_pass.load(Ordering::Relaxed) | self.last_pass.load(Ordering::Relaxed);
+    pub fn faults() -> impl Iterator<Item = Fault> {
+        let [this_pass, last_pass] = RECENT.get();
+        let bits = this_pass | last_pass;
         let is_recent = move |fault: &Fault| match fault {
             Fault::None => bits == 0,
             fault => bits & (1 << *fault as u16) != 0,
@@ -395,7 +392,7 @@ impl World {
         }
         self.requests.set(self.requests.get() + 1);
         if fault != Fault::None {
-            RECENT_FAULTS.add(fault);
+            RecentFaults::add(fault);
             *self
                 .faults
                 .borrow_mut()
