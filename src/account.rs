@@ -228,7 +228,7 @@ fn second_starts(record: &[Entry]) -> u64 {
     let mut twice = 0;
     for entry in record {
         match &entry.effect {
-            Effect::BeganLife { .. } => alive.clear(),
+            Effect::BeganIncarnation { .. } => alive.clear(),
             Effect::Started { order_id, .. } | Effect::StartedForEver { order_id } => {
                 twice += u64::from(!alive.insert(order_id.as_str()));
             }

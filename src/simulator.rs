@@ -37,7 +37,7 @@ pub struct Options {
     /// Upper bound of the duration of a process, in seconds: a random whole number below this. At 0 or
     /// 1 a process ends at once.
     pub max_duration_secs: u32,
-    /// Makes the first process of each life succeed after some seconds, for a first try of the service.
+    /// Makes the first process of each incarnation succeed after some seconds, for a first try of the service.
     pub first_succeeds: bool,
     /// Seed of the randomness, to repeat a run; random if absent.
     pub seed: Option<u64>,
@@ -75,11 +75,11 @@ struct State {
     rng: fastrand::Rng,
     record: Option<Record>,
     /// Token that is cancelled when the service crashes, and closes every connection.
-    life: CancellationToken,
-    /// End of this life, fixed by its first start.
-    life_ends_at: Option<Timestamp>,
-    /// Number of lives that have ended since the faults were set.
-    lives: usize,
+    incarnation: CancellationToken,
+    /// End of this incarnation, fixed by its first start.
+    incarnation_ends_at: Option<Timestamp>,
+    /// Number of incarnations that have ended since the faults were set.
+    incarnations: usize,
     /// Time from a crash to the restart.
     restart_after: Duration,
 }
@@ -111,9 +111,9 @@ impl Simulator {
             start_rng: fastrand::Rng::with_seed(seed),
             rng: fastrand::Rng::with_seed(seed ^ FAULT_SEED),
             record: options.log.as_deref().map(Record::open).transpose()?,
-            life: CancellationToken::new(),
-            life_ends_at: None,
-            lives: 0,
+            incarnation: CancellationToken::new(),
+            incarnation_ends_at: None,
+            incarnations: 0,
             restart_after: Duration::ZERO,
         };
         log::info!("started seed={seed} max_duration_secs={max_duration_secs}");
@@ -125,9 +125,9 @@ impl Simulator {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the token of the present life, which is cancelled at its end.
-    fn life(&self) -> CancellationToken {
-        self.lock().life.clone()
+    /// Returns the token of the present incarnation, which is cancelled at its end.
+    fn incarnation(&self) -> CancellationToken {
+        self.lock().incarnation.clone()
     }
 
     fn restart_after(&self) -> Duration {
@@ -139,7 +139,7 @@ impl Simulator {
         self.lock().begin_life(SystemClock.now());
     }
 
-    /// Ends the life if its time has come, for times without any request.
+    /// Ends the incarnation if its time has come, for times without any request.
     fn tick(&self) {
         self.lock().catch_up(SystemClock.now());
     }
@@ -148,7 +148,7 @@ impl Simulator {
     /// false if the simulator is down already.
     pub fn crash(&self, restart_after: Option<Duration>) -> bool {
         let mut state = self.lock();
-        let is_alive = !state.life.is_cancelled();
+        let is_alive = !state.incarnation.is_cancelled();
         if is_alive {
             state.crash(SystemClock.now(), None);
             state.restart_after = restart_after.unwrap_or(state.restart_after);
@@ -158,7 +158,7 @@ impl Simulator {
 
     /// Returns whether the simulator runs, and has not crashed.
     pub fn is_alive(&self) -> bool {
-        !self.life().is_cancelled()
+        !self.incarnation().is_cancelled()
     }
 
     /// Returns the faults that are injected.
@@ -180,12 +180,12 @@ impl Simulator {
     }
 
     /// Processes a request, and records it before the client can see the answer. Returns `None` while
-    /// the service is down, and for a connection of an earlier `life`.
-    fn answer(&self, life: &CancellationToken, request: &Request<'_>) -> Option<Delivery> {
+    /// the service is down, and for a connection of an earlier `incarnation`.
+    fn answer(&self, incarnation: &CancellationToken, request: &Request<'_>) -> Option<Delivery> {
         let mut state = self.lock();
         let at = SystemClock.now();
         state.catch_up(at);
-        if state.life.is_cancelled() || life.is_cancelled() {
+        if state.incarnation.is_cancelled() || incarnation.is_cancelled() {
             return None;
         }
         state.answer(request, at)
@@ -194,8 +194,8 @@ impl Simulator {
 
 impl State {
     fn begin_life(&mut self, now: Timestamp) {
-        self.life = CancellationToken::new();
-        let effect = Effect::BeganLife {
+        self.incarnation = CancellationToken::new();
+        let effect = Effect::BeganIncarnation {
             seed: self.seed,
             max_duration_secs: self.max_duration_secs,
         };
@@ -204,16 +204,16 @@ impl State {
 
     fn set_faults(&mut self, faults: Faults) {
         self.faults = faults;
-        self.lives = 0;
-        self.life_ends_at = None;
+        self.incarnations = 0;
+        self.incarnation_ends_at = None;
     }
 
     /// Applies the events up to `now` that need no request: processes end, and the service may crash.
     fn catch_up(&mut self, now: Timestamp) {
-        if self.life.is_cancelled() {
+        if self.incarnation.is_cancelled() {
             return;
         }
-        if self.life_ends_at.is_some_and(|end| end <= now) {
+        if self.incarnation_ends_at.is_some_and(|end| end <= now) {
             self.crash(now, None);
         } else if self.faults.crash.like_the_real_one {
             let (model, draw) = (&mut self.model, &mut |n| self.rng.u64(..n));
@@ -225,16 +225,16 @@ impl State {
         }
     }
 
-    /// Ends the life and closes every connection.
+    /// Ends the incarnation and closes every connection.
     fn crash(&mut self, now: Timestamp, request: Option<RequestKind>) {
         log::warn!("crashed forgotten_processes={}", self.model.len());
         self.model.forget_everything();
         self.crash.forget_everything();
-        self.lives += 1;
-        self.life_ends_at = None;
+        self.incarnations += 1;
+        self.incarnation_ends_at = None;
         self.restart_after = Duration::from_millis(self.faults.crash.restart_after_ms);
         self.write(now, request, None, None, &Effect::Crashed);
-        self.life.cancel();
+        self.incarnation.cancel();
     }
 
     fn answer(&mut self, request: &Request<'_>, at: Timestamp) -> Option<Delivery> {
@@ -249,8 +249,8 @@ impl State {
             }
             None => self.model.answer(request, at, draw),
         };
-        if self.life_ends_at.is_none() && matches!(answer.effect, Effect::Started { .. }) {
-            self.life_ends_at = self.faults.crash.end_of_life(self.lives, at);
+        if self.incarnation_ends_at.is_none() && matches!(answer.effect, Effect::Started { .. }) {
+            self.incarnation_ends_at = self.faults.crash.end_of_incarnation(self.incarnations, at);
         }
         if self.is_fatal(&answer.effect, at) {
             self.crash(at, Some(kind));

@@ -65,7 +65,7 @@ const RETRY_AFTER_SECS: &str = "2";
 /// The target of a redirect: a reserved host that never resolves (RFC 2606).
 const ELSEWHERE: &str = "http://elsewhere.invalid/order_process";
 
-/// Serves one life after the other, until `stop`.
+/// Serves one incarnation after the other, until `stop`.
 pub(super) async fn serve(
     mut listener: TcpListener,
     simulator: Arc<Simulator>,
@@ -109,20 +109,20 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // Connections of the last life may still be in TIME_WAIT.
+    // Connections of the last incarnation may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Serves until the life ends, which resets every connection, or until `stop`, which lets requests in
+/// Serves until the incarnation ends, which resets every connection, or until `stop`, which lets requests in
 /// flight finish.
 async fn serve_a_life(
     listener: &TcpListener,
     simulator: &Arc<Simulator>,
     stop: &CancellationToken,
 ) {
-    let life = simulator.life();
+    let incarnation = simulator.incarnation();
     let mut connections = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -130,13 +130,13 @@ async fn serve_a_life(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            () = life.cancelled() => break,
+            () = incarnation.cancelled() => break,
             _ = tick.tick() => simulator.tick(),
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (simulator, life) = (simulator.clone(), life.clone());
-                    connections.spawn(serve_client(stream, life, simulator, stop.clone()));
+                    let (simulator, incarnation) = (simulator.clone(), incarnation.clone());
+                    connections.spawn(serve_client(stream, incarnation, simulator, stop.clone()));
                 }
                 Err(error) => {
                     log::debug!("accept: {error}");
@@ -150,18 +150,18 @@ async fn serve_a_life(
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, ended).await;
 }
 
-/// Serves a connection until the client closes it, until a fault or the end of the `life` resets it, or
+/// Serves a connection until the client closes it, until a fault or the end of the `incarnation` resets it, or
 /// after `stop` until the request in flight is answered.
 async fn serve_client(
     mut stream: TcpStream,
-    life: CancellationToken,
+    incarnation: CancellationToken,
     simulator: Arc<Simulator>,
     stop: CancellationToken,
 ) {
     // Answers are written whole, so Nagle's algorithm would only delay them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request: hyper::Request<Incoming>| async {
-        let delivery = respond(&simulator, &life, request).await;
+        let delivery = respond(&simulator, &incarnation, request).await;
         deliver(delivery).await
     });
     let is_reset = {
@@ -176,7 +176,7 @@ async fn serve_client(
         };
         tokio::select! {
             biased;
-            () = life.cancelled() => true,
+            () = incarnation.cancelled() => true,
             result = served => result.is_err(),
         }
     };
@@ -190,7 +190,7 @@ async fn serve_client(
 /// Reads a request and answers it.
 async fn respond(
     simulator: &Simulator,
-    life: &CancellationToken,
+    incarnation: &CancellationToken,
     request: hyper::Request<Incoming>,
 ) -> Option<Delivery> {
     let (head, body) = request.into_parts();
@@ -219,7 +219,7 @@ async fn respond(
             reason: "404 page not found",
         },
     };
-    simulator.answer(life, &request)
+    simulator.answer(incarnation, &request)
 }
 
 /// Returns the first query parameter with this name.

@@ -41,12 +41,12 @@ impl Access {
                 Some(Self::LookUp)
             }
             Effect::Listed { entries } => Some(Self::List { entries: *entries }),
-            Effect::BeganLife { .. } | Effect::Crashed | Effect::Refused { .. } => None,
+            Effect::BeganIncarnation { .. } | Effect::Crashed | Effect::Refused { .. } => None,
         }
     }
 }
 
-/// Durations of accesses. The defaults are fitted to lives measured on the real service;
+/// Durations of accesses. The defaults are fitted to incarnations measured on the real service;
 /// `scripts/simulate` checks the fit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hazard {
@@ -90,7 +90,7 @@ const DECAYED_AFTER_MS: i64 = 200;
 
 const US_PER_MS: f64 = 1_000.0;
 
-/// The crash risk of one life of the service.
+/// The crash risk of one incarnation of the service.
 #[derive(Clone, Debug, Default)]
 pub struct CrashModel {
     hazard: Hazard,
@@ -137,7 +137,7 @@ impl RecentAccesses {
 }
 
 impl CrashModel {
-    /// Returns the model of a new life.
+    /// Returns the model of a new incarnation.
     pub fn new(hazard: Hazard) -> Self {
         Self {
             hazard,
@@ -145,7 +145,7 @@ impl CrashModel {
         }
     }
 
-    /// Begins the next life.
+    /// Begins the next incarnation.
     pub fn forget_everything(&mut self) {
         *self = Self::new(self.hazard.clone());
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn without_completions_no_number_of_requests_kills() {
+    fn without_completions_requests_never_crash_the_service() {
         let mut crash = CrashModel::default();
         let mut never = |_| 0;
         for processes in 1..5_000 {
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_is_met_by_the_completions_that_come_while_it_lasts() {
+    fn a_long_list_collides_with_the_completions_during_it() {
         let mut crash = CrashModel::default();
         let list = Access::List { entries: 10_000 };
         crash.is_fatal(list, Timestamp(1_000), &mut lucky);

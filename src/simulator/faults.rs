@@ -57,7 +57,7 @@ impl Outage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Crash {
-    /// Times from the first start of a life to its end, in milliseconds: one for each life, cyclically.
+    /// Times from the first start of an incarnation to its end, in milliseconds, cyclically.
     /// Empty for no such crashes.
     pub lives_ms: Vec<u64>,
     /// Set if the service crashes as the real one does: when a process completes while another request
@@ -79,8 +79,8 @@ impl Default for Crash {
 }
 
 impl Crash {
-    /// Returns the end of life `number`, whose first start was at `started`.
-    pub fn end_of_life(&self, number: usize, started: Timestamp) -> Option<Timestamp> {
+    /// Returns the end of incarnation `number`, whose first start was at `started`.
+    pub fn end_of_incarnation(&self, number: usize, started: Timestamp) -> Option<Timestamp> {
         let index = number.checked_rem(self.lives_ms.len())?;
         Some(started.after(Duration::from_millis(self.lives_ms[index])))
     }
@@ -95,7 +95,7 @@ impl Faults {
     /// - `calm`: no faults.
     /// - `flaky`: failures of the network and of a gateway. Nothing is forgotten.
     /// - `crashing`: crashes as the real service does, and alternately two and twenty seconds after the
-    ///   first start of a life.
+    ///   first start of an incarnation.
     /// - `outage`: an outage in the first 20 seconds of each minute of the clock.
     pub fn preset(name: &str) -> Option<Self> {
         match name {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_leaves_what_it_does_not_name() {
+    fn a_change_keeps_faults_that_it_does_not_name() {
         let first = br#"{"start":{"answer_lost":0.5},"crash":{"lives_ms":[5000]}}"#;
         let first = Faults::default().changed(first).unwrap();
         let second = br#"{"start":{"reset":0.25},"crash":{"restart_after_ms":10}}"#;
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_makes_no_sense_is_refused_and_says_why() {
+    fn an_invalid_change_is_refused_with_the_reason() {
         for (changes, why) in [
             ("", "EOF"),
             ("[]", "not a JSON object"),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_comes_as_often_as_it_should() {
+    fn each_fault_occurs_at_its_rate() {
         let chances = br#"{"start":{"answer_lost":0.25,"reset":0.5,"500":0.125}}"#;
         let faults = Faults::default().changed(chances).unwrap();
         let mut rng = fastrand::Rng::with_seed(1);
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_ends_and_comes_again() {
+    fn an_outage_ends_and_recurs() {
         let faults = Faults::preset("outage").unwrap();
         for (ms, is_on) in [(0, true), (19_999, true), (20_000, false), (60_000, true)] {
             let fault = faults.choose(RequestKind::Start, Timestamp(ms), &mut |_| 0);
@@ -344,12 +344,12 @@ mod tests {
     }
 
     #[test]
-    fn lives_last_as_long_as_they_should_in_turn() {
+    fn incarnations_last_as_long_as_configured_cyclically() {
         let crash = |lives_ms: &[u64]| Crash {
             lives_ms: lives_ms.to_vec(),
             ..Crash::default()
         };
-        let ends = |crash: Crash| [0, 1, 2].map(|number| crash.end_of_life(number, NOW));
+        let ends = |crash: Crash| [0, 1, 2].map(|number| crash.end_of_incarnation(number, NOW));
         let after = |ms| Some(Timestamp(NOW.0 + ms));
         assert_eq!(ends(crash(&[])), [None; 3]);
         assert_eq!(ends(crash(&[5])), [after(5); 3]);
@@ -359,7 +359,13 @@ mod tests {
     #[test]
     fn the_preset_crashing_crashes_within_seconds_and_lets_orders_settle_later() {
         let crash = Faults::preset("crashing").unwrap().crash;
-        let lasts = |number| crash.end_of_life(number, NOW).unwrap().since(NOW).as_secs();
+        let lasts = |number| {
+            crash
+                .end_of_incarnation(number, NOW)
+                .unwrap()
+                .since(NOW)
+                .as_secs()
+        };
         assert!(lasts(0) < 3, "the first process has not ended");
         // Processes of `dev` end within ten seconds.
         assert!(lasts(1) >= 20);

@@ -26,7 +26,7 @@ const TEXT: &str = "text/plain";
 /// short enough to wait for. It is capped below the longest duration.
 const FIRST_SECS: u64 = 3;
 
-/// The processes of one life of the service. Their number only grows.
+/// The processes of one incarnation of the service. Their number only grows.
 #[derive(Debug, Default)]
 pub struct Model {
     max_duration_secs: u32,
@@ -182,7 +182,8 @@ impl Answer {
 #[serde(tag = "did", rename_all = "snake_case")]
 pub enum Effect {
     /// Began to run, without any process.
-    BeganLife {
+    #[serde(rename = "began_life")]
+    BeganIncarnation {
         /// Seed of the randomness.
         seed: u64,
         /// Exclusive upper bound of the duration of a process, in seconds.
@@ -230,7 +231,7 @@ pub enum Effect {
     },
     /// Crashed and forgot every process.
     Crashed,
-    /// Effect nothing.
+    /// Refused the request, without effect.
     Refused {
         /// The reason.
         reason: String,
@@ -247,7 +248,7 @@ impl Model {
         }
     }
 
-    /// Makes the first process of each life succeed after three seconds, whatever is drawn.
+    /// Makes the first process of each incarnation succeed after three seconds, whatever is drawn.
     pub const fn with_first_success(mut self) -> Self {
         self.first_succeeds = true;
         self
@@ -361,7 +362,7 @@ impl Model {
         self.shuffled(draw).into_iter().map(listed).collect()
     }
 
-    /// Ends this life and begins the next.
+    /// Ends this incarnation and begins the next.
     pub fn forget_everything(&mut self) {
         *self = Self {
             max_duration_secs: self.max_duration_secs,

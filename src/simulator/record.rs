@@ -25,7 +25,7 @@ use crate::order::Timestamp;
 pub struct Entry {
     /// Time of the event, in milliseconds since 1970.
     pub at: Timestamp,
-    /// Kind of the request; absent where a life begins, or ends without one.
+    /// Kind of the request; absent where an incarnation begins, or ends without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<RequestKind>,
     /// HTTP status of the answer; absent if there was none.
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_cut_short_anywhere_is_skipped_and_affects_no_later_one() {
+    fn a_truncated_line_is_skipped_and_affects_no_later_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record");
         for line in LINES.lines() {

@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 use super::record::read_record;
 use super::*;
 
-/// Asks in the present life.
+/// Sends a request in the present incarnation.
 fn ask(simulator: &Simulator, request: &Request<'_>) -> Option<Answer> {
-    let delivery = simulator.answer(&simulator.life(), request);
+    let delivery = simulator.answer(&simulator.incarnation(), request);
     delivery.map(|sent| sent.answer)
 }
 
-/// Starts a process: the effect, unless the simulator died of it.
+/// Starts a process: the effect, unless the simulator crashed.
 fn start(simulator: &Simulator, order_id: usize) -> Option<Effect> {
     let body = format!("{{\"order_id\":\"{order_id}\"}}");
     let request = Request::Start {
@@ -66,7 +66,7 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
     let start = "POST /order_process HTTP/1.1\r\nContent-Type: application/json\r\n\
         Content-Length: 19\r\nHost: localhost\r\nConnection: close\r\n\r\n{\"order_id\":\"a/ 1\"}";
     let of = |line| format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let told = r#"{"order_id":"a/ 1","status":"RUNNING"}"#;
+    let entry = r#"{"order_id":"a/ 1","status":"RUNNING"}"#;
     let (json, text) = ("application/json", "text/plain");
     let (list, other) = (Some(RequestKind::List), Some(RequestKind::Other));
     let (none, nowhere) = ("method not allowed\n", "404 page not found\n");
@@ -76,14 +76,14 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
             of("GET /order_process?order_id=a%2F+1"),
             200,
             json,
-            told,
+            entry,
             Some(RequestKind::LookUp),
         ),
         (
             of("GET /order_process?order_id="),
             200,
             json,
-            &*format!("[{told}]"),
+            &*format!("[{entry}]"),
             list,
         ),
         (of("HEAD /order_process"), 200, json, "", list),
@@ -102,7 +102,7 @@ async fn it_speaks_http_and_records_what_it_did_before_it_answers() {
     let first = read_record(&log).unwrap().swap_remove(0).effect;
     assert_eq!(
         first,
-        Effect::BeganLife {
+        Effect::BeganIncarnation {
             seed: 1,
             max_duration_secs: 600
         }
@@ -218,7 +218,7 @@ async fn raw(address: SocketAddr, request: &str) -> (Vec<u8>, Option<ErrorKind>)
 const RESET: (Vec<u8>, Option<ErrorKind>) = (Vec::new(), Some(ErrorKind::ConnectionReset));
 
 #[tokio::test]
-async fn an_answer_that_is_lost_had_its_effect_and_a_request_that_is_reset_had_none() {
+async fn a_lost_answer_had_its_effect_and_a_reset_request_had_none() {
     let running = Running::with(r#"{"start":{"answer_lost":1}}"#).await;
     assert_eq!(running.start("a1").await, RESET);
     let entry = running.last();
@@ -247,7 +247,7 @@ async fn a_request_that_is_never_answered_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn each_status_comes_with_what_belongs_to_it() {
+async fn each_status_has_its_headers_and_body() {
     let running = Running::with("{}").await;
     for (fault, status_line, header) in [
         ("500", "HTTP/1.1 500", "text/plain"),
@@ -271,7 +271,7 @@ async fn each_status_comes_with_what_belongs_to_it() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_ends_properly_or_not() {
+async fn a_cut_body_ends_cleanly_or_not() {
     let running = Running::with("{}").await;
     for i in 0..20 {
         running.start(&format!("a{i}")).await;
@@ -293,19 +293,19 @@ async fn a_body_that_is_cut_ends_properly_or_not() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_the_right_one() {
+async fn a_slow_answer_is_complete() {
     let running = Running::with(r#"{"look_up":{"slow_headers":1}}"#).await;
     running.start("a1").await;
     let begun = std::time::Instant::now();
     let (answer, _) = running.get("?order_id=a1").await;
     assert!(begun.elapsed() >= Duration::from_secs(1));
-    let told = r#"{"order_id":"a1","status":"RUNNING"}"#;
-    assert!(String::from_utf8(answer).unwrap().ends_with(told));
+    let entry = r#"{"order_id":"a1","status":"RUNNING"}"#;
+    assert!(String::from_utf8(answer).unwrap().ends_with(entry));
     running.end().await;
 }
 
 #[tokio::test]
-async fn a_crash_tears_every_connection_forgets_everything_and_refuses_until_it_runs_again() {
+async fn a_crash_resets_every_connection_loses_every_process_and_refuses_until_the_restart() {
     let running = Running::with(r#"{"look_up":{"ignored":1}}"#).await;
     running.start("a1").await;
     let mut idle = TcpStream::connect(running.address).await.unwrap();
@@ -335,14 +335,17 @@ async fn a_crash_tears_every_connection_forgets_everything_and_refuses_until_it_
     assert!(list.ends_with(b"[]"));
     let mut effects = running.record().into_iter().map(|entry| entry.effect);
     assert!(effects.any(|effect| effect == Effect::Crashed));
-    assert!(matches!(effects.next(), Some(Effect::BeganLife { .. })));
+    assert!(matches!(
+        effects.next(),
+        Some(Effect::BeganIncarnation { .. })
+    ));
     running.end().await;
 }
 
 #[tokio::test]
-async fn it_dies_again_and_again_after_the_first_start_of_a_life() {
+async fn it_crashes_repeatedly_after_the_first_start_of_an_incarnation() {
     let running = Running::with(r#"{"crash":{"lives_ms":[10,50],"restart_after_ms":0}}"#).await;
-    let began = |entry: &&Entry| matches!(entry.effect, Effect::BeganLife { .. });
+    let began = |entry: &&Entry| matches!(entry.effect, Effect::BeganIncarnation { .. });
     while running.record().iter().filter(began).count() < 3 {
         // Refused, reset or answered: it is only to go on.
         if let Ok(mut stream) = TcpStream::connect(running.address).await {
@@ -354,12 +357,12 @@ async fn it_dies_again_and_again_after_the_first_start_of_a_life() {
 }
 
 #[tokio::test]
-async fn a_life_without_a_start_does_not_end_and_its_turn_waits() {
+async fn an_incarnation_without_a_start_does_not_end() {
     let running = Running::with(r#"{"crash":{"lives_ms":[1,3600000]}}"#).await;
     for _ in 0..20 {
         assert!(running.get("").await.0.ends_with(b"[]"));
     }
-    assert_eq!(running.record().len(), 21, "no life has ended");
+    assert_eq!(running.record().len(), 21, "no incarnation has ended");
     running.start("a1").await;
     while running.record().len() < 24 {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -372,14 +375,17 @@ async fn a_life_without_a_start_does_not_end_and_its_turn_waits() {
         .collect();
     assert!(matches!(effects[0], Effect::Started { .. }), "{effects:?}");
     assert!(
-        matches!(effects[1..], [Effect::Crashed, Effect::BeganLife { .. }]),
+        matches!(
+            effects[1..],
+            [Effect::Crashed, Effect::BeganIncarnation { .. }]
+        ),
         "{effects:?}"
     );
     running.end().await;
 }
 
 #[test]
-fn it_dies_as_the_real_one_does() {
+fn it_crashes_as_the_real_one_does() {
     let simulator = Simulator::new(&Options {
         max_duration_secs: 1,
         seed: Some(1),
@@ -389,22 +395,22 @@ fn it_dies_as_the_real_one_does() {
         ..Options::default()
     })
     .unwrap();
-    // As fast as possible, with processes that end at once: the real one lives for seconds.
+    // As fast as possible, with processes that end at once: the real one runs for seconds.
     let mut starts = 0;
-    while !simulator.life().is_cancelled() {
+    while !simulator.incarnation().is_cancelled() {
         starts += 1;
-        assert!(starts < 100_000, "it does not die");
+        assert!(starts < 100_000, "it does not crash");
         start(&simulator, starts);
     }
     assert_eq!(ask(&simulator, &Request::List), None);
-    let torn = simulator.life();
+    let torn = simulator.incarnation();
     simulator.begin_life();
     assert!(simulator.answer(&torn, &Request::List).is_none());
     assert_eq!(ask(&simulator, &Request::List).unwrap().body, b"[]");
 }
 
 #[test]
-fn processes_end_as_the_seed_says_whatever_else_is_asked_for_and_goes_wrong() {
+fn outcomes_follow_from_the_seed_whatever_the_other_requests_and_faults() {
     let outcomes = |seed, faults: &str, lists| {
         let simulator = Simulator::new(&Options {
             max_duration_secs: 600,
@@ -432,11 +438,11 @@ fn processes_end_as_the_seed_says_whatever_else_is_asked_for_and_goes_wrong() {
 }
 
 #[tokio::test]
-async fn the_control_address_tells_and_changes_the_faults_and_refuses_nonsense() {
+async fn the_control_address_shows_and_changes_the_faults_and_refuses_invalid_ones() {
     let running = Running::with("{}").await;
-    let (status, told) = running.control("GET", "/faults", "").await;
-    let told: Faults = serde_json::from_str(&told).unwrap();
-    assert_eq!((status, told), (200, Faults::default()));
+    let (status, body) = running.control("GET", "/faults", "").await;
+    let faults: Faults = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, faults), (200, Faults::default()));
     let flaky = r#"{"preset":"flaky"}"#;
     assert_eq!(running.control("PUT", "/faults", flaky).await.0, 200);
     let nonsense = r#"{"start":{"lost":1}}"#;
@@ -445,8 +451,8 @@ async fn the_control_address_tells_and_changes_the_faults_and_refuses_nonsense()
     assert!(why.contains("unknown variant `lost`"), "{why}");
     let nonsense = r#"{"soon":true}"#;
     assert_eq!(running.control("POST", "/crash", nonsense).await.0, 400);
-    let (_, told) = running.control("GET", "/faults", "").await;
-    let told: Faults = serde_json::from_str(&told).unwrap();
-    assert_eq!(Some(told), Faults::preset("flaky"));
+    let (_, body) = running.control("GET", "/faults", "").await;
+    let faults: Faults = serde_json::from_str(&body).unwrap();
+    assert_eq!(Some(faults), Faults::preset("flaky"));
     running.end().await;
 }

@@ -239,12 +239,15 @@ impl World {
         let mut outcomes = HashMap::new();
         for entry in self.record() {
             match entry.effect {
-                Effect::BeganLife { .. } => outcomes.clear(),
+                Effect::BeganIncarnation { .. } => outcomes.clear(),
                 Effect::Started {
                     order_id, outcome, ..
                 } => {
                     let earlier = outcomes.insert(order_id.clone(), outcome);
-                    assert_eq!(earlier, None, "{order_id} was started twice in one life");
+                    assert_eq!(
+                        earlier, None,
+                        "{order_id} was started twice in one incarnation"
+                    );
                 }
                 _ => {}
             }

@@ -47,8 +47,8 @@ pub enum Load {
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub lasted: Duration,
-    /// Lengths of the lives in starts, the last one unfinished.
-    pub lives: Vec<u64>,
+    /// Lengths of the incarnations in starts, the last one unfinished.
+    pub incarnations: Vec<u64>,
     pub starts: u64,
     pub seen: u64,
     pub forgotten: u64,
@@ -59,7 +59,7 @@ pub struct Run {
 struct Process {
     order: usize,
     ends_at: Timestamp,
-    life: usize,
+    incarnation: usize,
 }
 
 /// The service, which crashes by the crash model, or never.
@@ -67,7 +67,7 @@ struct Service {
     crash: Option<CrashModel>,
     ends: BinaryHeap<Reverse<Timestamp>>,
     down_until: Timestamp,
-    lives: Vec<u64>,
+    incarnations: Vec<u64>,
 }
 
 impl Service {
@@ -91,11 +91,12 @@ impl Service {
     /// Returns whether this access crashes the service.
     fn is_fatal(&mut self, access: Access, now: Timestamp, rng: &mut fastrand::Rng) -> bool {
         let crash = self.crash.as_mut();
-        let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, &mut |n| rng.u64(..n)));
-        if dies {
+        let is_fatal =
+            crash.is_some_and(|crash| crash.is_fatal(access, now, &mut |n| rng.u64(..n)));
+        if is_fatal {
             self.crash(now);
         }
-        dies
+        is_fatal
     }
 
     fn crash(&mut self, now: Timestamp) {
@@ -103,12 +104,14 @@ impl Service {
         if let Some(crash) = &mut self.crash {
             crash.forget_everything();
         }
-        self.lives.push(0);
+        self.incarnations.push(0);
         self.down_until = now.after(RESTART);
     }
 
     fn processes(&mut self) -> &mut u64 {
-        self.lives.last_mut().expect("there is always a life")
+        self.incarnations
+            .last_mut()
+            .expect("there is always an incarnation")
     }
 }
 
@@ -126,7 +129,7 @@ pub fn run(
         crash: hazard.map(|hazard| CrashModel::new(hazard.clone())),
         ends: BinaryHeap::new(),
         down_until: Timestamp(0),
-        lives: vec![0],
+        incarnations: vec![0],
     };
     let (orders, lasts) = match load {
         Load::Orders(orders) => (orders, LONGEST),
@@ -147,20 +150,24 @@ pub fn run(
         Polling::LookUpsPerSecond(rate) => 1_000.0 / rate as f64,
     };
     // Polls are out of phase with the starts.
-    let (mut start_at, mut look_at) = (0.0_f64, look_every.min(1e12) * rng.f64());
+    let (mut start_at, mut poll_at) = (0.0_f64, look_every.min(1e12) * rng.f64());
     while is_endless || run.seen < orders as u64 {
         let may_start = (is_endless || !waiting.is_empty()) && open.len() < client.window;
         if !may_start {
-            start_at = start_at.max(look_at);
+            start_at = start_at.max(poll_at);
         }
-        let is_start = may_start && start_at <= look_at;
-        let now = Timestamp(if is_start { start_at } else { look_at } as i64);
+        let is_start = may_start && start_at <= poll_at;
+        let now = Timestamp(if is_start { start_at } else { poll_at } as i64);
         if now.since(Timestamp(0)) >= lasts {
             break;
         }
         let is_up = service.is_up(now, &mut rng);
-        let life = service.lives.len();
-        if is_endless && open.front().is_some_and(|process| process.life != life) {
+        let incarnation = service.incarnations.len();
+        if is_endless
+            && open
+                .front()
+                .is_some_and(|process| process.incarnation != incarnation)
+        {
             run.forgotten += open.len() as u64;
             open.clear();
         }
@@ -181,7 +188,7 @@ pub fn run(
             open.push_back(Process {
                 order,
                 ends_at,
-                life,
+                incarnation,
             });
             if !service.is_fatal(Access::Start { processes }, now, &mut rng) {
                 service.ends.push(Reverse(ends_at));
@@ -190,7 +197,7 @@ pub fn run(
         }
         let looked_at = match client.polling {
             Polling::ListEvery(_) => {
-                look_at += look_every - 10.0 + 20.0 * rng.f64();
+                poll_at += look_every - 10.0 + 20.0 * rng.f64();
                 let entries = *service.processes() as usize;
                 if !is_up || service.is_fatal(Access::List { entries }, now, &mut rng) {
                     continue;
@@ -198,7 +205,7 @@ pub fn run(
                 open.len()
             }
             Polling::LookUpsPerSecond(_) => {
-                look_at += look_every;
+                poll_at += look_every;
                 if !is_up || service.is_fatal(Access::LookUp, now, &mut rng) {
                     continue;
                 }
@@ -210,7 +217,7 @@ pub fn run(
             let Some(process) = open.pop_front() else {
                 break;
             };
-            if process.life != life {
+            if process.incarnation != incarnation {
                 run.forgotten += 1;
                 missing.push(process.order);
             } else if process.ends_at <= now {
@@ -226,6 +233,6 @@ pub fn run(
         }
     }
     run.forgotten += open.len() as u64;
-    run.lives = service.lives;
+    run.incarnations = service.incarnations;
     run
 }

@@ -20,7 +20,7 @@ pub enum Kind {
 pub struct Limit {
     kind: Kind,
     /// Set if polls are limited too.
-    pub counts_looks: bool,
+    pub counts_polls: bool,
     /// HTTP status of a refusal.
     pub status: u16,
     /// Number of tokens left, or of requests in this window.
@@ -29,10 +29,10 @@ pub struct Limit {
 }
 
 impl Limit {
-    pub fn new(kind: Kind, status: u16, counts_looks: bool) -> Self {
+    pub fn new(kind: Kind, status: u16, counts_polls: bool) -> Self {
         Self {
             kind,
-            counts_looks,
+            counts_polls,
             status,
             level: 0.0,
             changed_at: None,

@@ -184,15 +184,15 @@ fn usage() -> ExitCode {
 
 fn report(total: &run::Totals, begun: Instant) {
     println!(
-        "{} seeds, {} passes, {} requests, {} writes, {} orders, {} deaths of ours, {} of the \
+        "{} seeds, {} passes, {} requests, {} writes, {} orders, {} crashes of the program, {} of the \
          upstream, {:.0} s of virtual time each, in {:.1} s",
         total.seeds,
         total.passes,
         total.requests,
         total.writes,
         total.orders,
-        total.deaths,
-        total.lives,
+        total.crashes,
+        total.incarnations,
         total.virtual_ms as f64 / 1e3 / total.seeds.max(1) as f64,
         begun.elapsed().as_secs_f64(),
     );

@@ -15,7 +15,7 @@ struct OrderFacts {
     status: String,
     /// A start whose outcome was neither answered nor observed.
     open_start: Option<OpenStart>,
-    /// Number of starts that the upstream accepted, in all its lives.
+    /// Number of starts that the upstream accepted, in all its incarnations.
     accepted: u32,
     /// Number of accepted starts that were answered with a server error.
     accepted_in_doubt: u32,
@@ -51,7 +51,7 @@ pub struct Oracle {
     pub policy: &'static str,
     pub max_starts: u32,
     pub second_starts_in_a_life: u64,
-    /// Orders with a process in this life, and those among them whose start took effect before its
+    /// Orders with a process in this incarnation, and those among them whose start took effect before its
     /// timeout.
     alive: BTreeSet<String>,
     alive_in_time: BTreeSet<String>,
@@ -102,7 +102,7 @@ impl Oracle {
         self.orders.get_mut(id).unwrap().is_failed_by_operator = true;
     }
 
-    pub fn on_life_end(&mut self, _at: Timestamp) {
+    pub fn on_incarnation_end(&mut self, _at: Timestamp) {
         self.alive.clear();
         self.alive_in_time.clear();
     }

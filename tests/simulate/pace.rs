@@ -58,11 +58,11 @@ impl Case {
     }
 
     /// Returns a case with processes of 0 to 9 s and an upstream limited to five starts a second.
-    fn limited(name: &'static str, kind: Kind, status: u16, counts_looks: bool) -> Self {
+    fn limited(name: &'static str, kind: Kind, status: u16, counts_polls: bool) -> Self {
         Self {
             orders: 1_500,
             max_secs: 10,
-            limit: Some(Limit::new(kind, status, counts_looks)),
+            limit: Some(Limit::new(kind, status, counts_polls)),
             ..Self::new(name)
         }
     }
@@ -112,7 +112,7 @@ fn cases() -> Vec<Case> {
         killed("killed, 50/s", 50.0),
         Case::limited("429, bucket", bucket(5.0), 429, false),
         Case::limited("503, no burst", bucket(1.0), 503, false),
-        Case::limited("429, looks too", bucket(5.0), 429, true),
+        Case::limited("429, polls too", bucket(5.0), 429, true),
         Case::limited("429, 5 in 1 s", window(5, 1), 429, false),
         Case::limited("429, 300 in 60 s", window(300, 60), 429, false),
         Case::limited("503, 50 in 10 s", window(50, 10), 503, true),
@@ -127,7 +127,7 @@ struct Figures {
     seconds: f64,
     starts_per_order: f64,
     over_max_starts: f64,
-    deaths: f64,
+    crashes: f64,
     /// Mean time from the creation of an order to its end.
     order_seconds: f64,
     /// Share of the starts that the limit refused.
@@ -135,14 +135,14 @@ struct Figures {
     /// Share of the starts admitted by the limit that was used.
     used: f64,
     /// Share of the upstream's time that polls took.
-    looks: f64,
+    polls: f64,
 }
 
 /// Prints the cases whose names begin with `name`, each run with this many seeds.
 pub fn compare(name: &str, seeds: u64) {
     println!(
         "{:<17} {:>15} {:>15} {:>8} {:>7} {:>7} {:>8} {:>6} {:>8}",
-        "", "settled", "starts/order", "> 5*", "crashes", "order", "refused", "used", "looks"
+        "", "settled", "starts/order", "> 5*", "crashes", "order", "refused", "used", "polls"
     );
     for case in cases().iter().filter(|case| case.name.starts_with(name)) {
         let runs: Vec<Figures> = (0..seeds).map(|seed| reconcile(case, seed)).collect();
@@ -170,11 +170,11 @@ fn print(name: &str, runs: &[Figures]) {
         "{name:<17} {seconds:>7.1} ± {seconds_error:>4.1} s {starts:>7.3} ± {starts_error:.3} \
          {:>8.1} {:>7.2} {:>5.1} s {:>7.1}% {:>5.0}% {:>7.3}%",
         of(|run| run.over_max_starts).0,
-        of(|run| run.deaths).0,
+        of(|run| run.crashes).0,
         of(|run| run.order_seconds).0,
         100.0 * of(|run| run.refused).0,
         100.0 * of(|run| run.used).0,
-        100.0 * of(|run| run.looks).0,
+        100.0 * of(|run| run.polls).0,
     );
 }
 
@@ -197,7 +197,7 @@ fn unpaced(case: &Case, seed: u64) -> Figures {
         seconds: run.lasted.as_secs_f64(),
         starts_per_order: run.starts as f64 / case.orders as f64,
         over_max_starts: run.over_max_starts as f64,
-        deaths: (run.lives.len() - 1) as f64,
+        crashes: (run.incarnations.len() - 1) as f64,
         ..Figures::default()
     }
 }
@@ -247,11 +247,11 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
         seconds: took,
         starts_per_order: f64::from(starts.iter().sum::<u32>()) / case.orders as f64,
         over_max_starts: starts.iter().filter(|starts| **starts > STARTS_MAX).count() as f64,
-        deaths: run.world.lives.get() as f64,
+        crashes: run.world.incarnations.get() as f64,
         order_seconds: run.order_seconds(),
         refused: refused / (accepted + refused).max(1.0),
         used: accepted / possible.max(1.0),
-        looks: run.world.looks_cost.get().as_secs_f64() / took,
+        polls: run.world.polls_cost.get().as_secs_f64() / took,
     }
 }
 
@@ -272,8 +272,12 @@ impl PaceRun {
             .unwrap();
         let path = folder.path().join("orders.db");
         let world = World::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
-        let gate = RandomWriteFaults::calm(&world);
-        let store = Store::open(&DatabaseUrl::from(path.clone()), Mode::Synchronous(gate)).unwrap();
+        let write_faults = RandomWriteFaults::calm(&world);
+        let store = Store::open(
+            &DatabaseUrl::from(path.clone()),
+            Mode::Synchronous(write_faults),
+        )
+        .unwrap();
         let db = || Connection::open(&path).unwrap();
         world.oracle.borrow_mut().read_from(db());
         world.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));
@@ -335,8 +339,8 @@ impl PaceRun {
     fn await_pass(&self) {
         let now = self.world.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;
-        let look_at = self.reconciler.next_poll_at().map_or(tick, |at| at.0);
-        self.world.move_to(tick.min(look_at.max(now + 1)));
+        let poll_at = self.reconciler.next_poll_at().map_or(tick, |at| at.0);
+        self.world.move_to(tick.min(poll_at.max(now + 1)));
     }
 
     fn open(&self) -> u64 {

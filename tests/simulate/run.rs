@@ -44,8 +44,8 @@ pub struct Totals {
     pub requests: u64,
     pub writes: u64,
     pub orders: u64,
-    pub deaths: u64,
-    pub lives: u64,
+    pub crashes: u64,
+    pub incarnations: u64,
     pub virtual_ms: u64,
     pub faults: BTreeMap<String, u64>,
 }
@@ -57,8 +57,8 @@ impl Totals {
         self.requests += other.requests;
         self.writes += other.writes;
         self.orders += other.orders;
-        self.deaths += other.deaths;
-        self.lives += other.lives;
+        self.crashes += other.crashes;
+        self.incarnations += other.incarnations;
         self.virtual_ms += other.virtual_ms;
         for (name, count) in &other.faults {
             *self.faults.entry(name.clone()).or_default() += count;
@@ -95,7 +95,7 @@ fn count_decision(decision: &Decision<'_>) {
     let row = row_of(decision.order);
     let occasion = match decision.occasion {
         Occasion::Pass | Occasion::Restart => "pass",
-        Occasion::Dequeue => "turn",
+        Occasion::Dequeue => "dequeued",
         Occasion::Refusal => "refusal",
     };
     let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
@@ -160,13 +160,13 @@ impl Stages {
         };
         assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
         if is_turn {
-            self.check_turn(order);
+            self.check_share(order);
         }
         let mut transitions = TRANSITIONS.lock().unwrap_or_else(PoisonError::into_inner);
         *transitions.entry((from, stage)).or_default() += 1;
     }
 
-    fn check_turn(&mut self, order: &OpenOrder) {
+    fn check_share(&mut self, order: &OpenOrder) {
         let is_new = order.phase == Phase::Created && order.attempts == 0 && order.intent.is_none();
         let is_tried = order.phase == Phase::Created && !is_new;
         for (kind, is_own) in [is_new, is_tried].into_iter().enumerate() {
@@ -198,7 +198,7 @@ impl Stages {
 
 struct Run {
     world: Rc<World>,
-    gate: Arc<RandomWriteFaults>,
+    write_faults: Arc<RandomWriteFaults>,
     store: Store,
     settings: Settings,
     totals: Totals,
@@ -244,8 +244,8 @@ pub fn run(seed: u64, place: &Place, is_verbose: bool) -> Totals {
     run.totals.seeds = 1;
     run.totals.orders = run.created;
     run.totals.requests = run.world.requests.get();
-    run.totals.lives = run.world.lives.get();
-    run.totals.writes = run.gate.writes.load(Ordering::Relaxed);
+    run.totals.incarnations = run.world.incarnations.get();
+    run.totals.writes = run.write_faults.writes.load(Ordering::Relaxed);
     run.totals.faults = run.world.faults.borrow().clone();
     run.totals.virtual_ms = (run.world.time().0 - 1_800_000_000_000).unsigned_abs();
     run.totals
@@ -260,14 +260,14 @@ impl Run {
         let timeout = Duration::from_millis(500 + draws.below(5) * 500);
         let duration = [0, 1, 5, 30][draws.below(4) as usize];
         let world = World::new(seed, duration, timeout, is_verbose);
-        let gate = RandomWriteFaults::calm(&world);
+        let write_faults = RandomWriteFaults::calm(&world);
         let path = folder.path().join("orders.db");
         let url = match place {
             Place::Sqlite => DatabaseUrl::from(path.clone()),
             #[cfg(feature = "postgres")]
             Place::Postgres(server) => server.empty(),
         };
-        let store = Store::open(&url, Mode::Synchronous(gate.clone())).unwrap();
+        let store = Store::open(&url, Mode::Synchronous(write_faults.clone())).unwrap();
         let (lost_process, policy) = [
             (LostProcess::Restart, "restart"),
             (LostProcess::Restart, "restart"),
@@ -299,7 +299,7 @@ impl Run {
             clock,
             moments,
             world,
-            gate,
+            write_faults,
             store,
             settings,
             totals: Totals::default(),
@@ -329,7 +329,7 @@ impl Run {
             .collect();
         FaultRates {
             faults,
-            death: [0, 0, 3, 15][draws.below(4) as usize],
+            crash: [0, 0, 3, 15][draws.below(4) as usize],
             write_fault: [0, 0, 10][draws.below(3) as usize],
             step: [0, 0, 5, 30][draws.below(4) as usize],
             limit: (draws.below(4) == 0).then(|| Limit::draw(draws)),
@@ -338,8 +338,10 @@ impl Run {
 
     fn set_fault_rates(&self, fault_rates: FaultRates) {
         self.world.log(|| format!("{fault_rates:?}"));
-        self.gate.death.store(fault_rates.death, Ordering::Relaxed);
-        self.gate
+        self.write_faults
+            .crash
+            .store(fault_rates.crash, Ordering::Relaxed);
+        self.write_faults
             .fault
             .store(fault_rates.write_fault, Ordering::Relaxed);
         self.world.limit.borrow_mut().clone_from(&fault_rates.limit);
@@ -362,7 +364,7 @@ impl Run {
                 }
             }
             if world.draws.permille(40) {
-                world.end_life();
+                world.end_incarnation();
             }
             if world.draws.permille(60) {
                 self.operate();
@@ -389,10 +391,10 @@ impl Run {
             .learned
             .incarnations
             .restarts();
-        let lives = self.world.lives.get();
+        let incarnations = self.world.incarnations.get();
         assert!(
-            ended <= lives,
-            "{ended} restarts of the upstream were counted; expected at most {lives}"
+            ended <= incarnations,
+            "{ended} restarts of the upstream were counted; expected at most {incarnations}"
         );
     }
 
@@ -414,11 +416,11 @@ impl Run {
 
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
     /// go on however the clock is set.
-    fn await_moment(&mut self, look_at: Option<Timestamp>) {
+    fn await_moment(&mut self, poll_at: Option<Timestamp>) {
         let world = &self.world;
         let rested_at = world.time();
         let share = 10 * world.fault_rates.borrow().step;
-        let is_look_due = |clock: &SteadyClock<Handle>| look_at.is_some_and(|at| at <= clock.now());
+        let is_look_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
         while !self.moments.is_due(&self.clock) && !is_look_due(&self.clock) {
             let wait = self.moments.wait(&self.clock);
             let part = 1 + world.draws.below(wait.as_millis() as u64);
@@ -431,7 +433,7 @@ impl Run {
         world.move_to(world.time().0 + world.draws.below(200) as i64);
     }
 
-    /// Takes the lead, which the program before had if there was one. It may die in this, too.
+    /// Takes leadership from the program before, if there was one. The program may crash in this, too.
     fn lead(&self) -> Leadership {
         loop {
             match drive(&self.world, self.store.try_lead()) {
@@ -441,7 +443,7 @@ impl Run {
                     std::thread::sleep(Duration::from_millis(1));
                     continue;
                 }
-                Some(Ok(None)) => panic!("a program that has died leads"),
+                Some(Ok(None)) => panic!("a crashed program still leads"),
                 Some(Err(error)) => self.world.log(|| format!("no lead: {error}")),
                 None => self.world.log(|| "the program crashes".to_owned()),
             }
@@ -494,12 +496,12 @@ impl Run {
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.world.time_of_day();
-                let trouble = heartbeat.leader_status(now).problem;
-                assert_eq!(trouble, None, "{now:?} {heartbeat:?}");
+                let problem = heartbeat.leader_status(now).problem;
+                assert_eq!(problem, None, "{now:?} {heartbeat:?}");
             }
             return reconciler;
         }
-        self.totals.deaths += 1;
+        self.totals.crashes += 1;
         drop(reconciler);
         self.reconciler()
     }
@@ -579,7 +581,7 @@ pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// The answer to a read, which is ready at once on either engine in synchronous mode.
+/// Returns the result of a read, which is ready at once on either engine in synchronous mode.
 pub fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never()
         .expect("reads are ready at once in synchronous mode")

@@ -76,9 +76,9 @@ pub enum Fault {
     /// A list that is cut, or has contradictory entries.
     BadList,
     /// An unknown status.
-    OddStatus,
+    UnknownStatus,
     /// The upstream crashes right after the request.
-    Death,
+    Crash,
     /// The answer takes long to arrive, a list up to a minute.
     Slow,
     /// The answer is not the upstream's own, and the request may have reached it or not.
@@ -97,8 +97,8 @@ impl Fault {
         Self::Error,
         Self::Refused,
         Self::BadList,
-        Self::OddStatus,
-        Self::Death,
+        Self::UnknownStatus,
+        Self::Crash,
         Self::Slow,
         Self::Foreign,
         Self::Lagging,
@@ -141,7 +141,7 @@ impl RecentFaults {
 pub struct FaultRates {
     pub faults: Vec<(Fault, u64)>,
     /// Crashes of the program at a crash point.
-    pub death: u64,
+    pub crash: u64,
     /// Writes that fail, or whose outcome is lost.
     pub write_fault: u64,
     /// Steps of the clock at a crash point.
@@ -175,7 +175,7 @@ pub struct World {
     /// Times of the starts that the limit admitted, and of those that it refused.
     pub admitted: RefCell<[Vec<Timestamp>; 2]>,
     /// Estimated time that all polls took of the upstream.
-    pub looks_cost: Cell<Duration>,
+    pub polls_cost: Cell<Duration>,
     /// Maximum latency of a request in one direction, in milliseconds.
     travel_ms: Cell<u64>,
     /// Starts that will arrive after their timeout.
@@ -186,7 +186,7 @@ pub struct World {
     pub request_timeout: Duration,
     pub faults: RefCell<BTreeMap<String, u64>>,
     pub requests: Cell<u64>,
-    pub lives: Cell<u64>,
+    pub incarnations: Cell<u64>,
     pub is_verbose: bool,
 }
 
@@ -214,7 +214,7 @@ impl World {
             kills: RefCell::default(),
             limit: RefCell::default(),
             admitted: RefCell::default(),
-            looks_cost: Cell::default(),
+            polls_cost: Cell::default(),
             travel_ms: Cell::new(30),
             late: RefCell::default(),
             is_dead: Arc::default(),
@@ -222,7 +222,7 @@ impl World {
             request_timeout,
             faults: RefCell::default(),
             requests: Cell::new(0),
-            lives: Cell::new(0),
+            incarnations: Cell::new(0),
             is_verbose,
         })
     }
@@ -263,8 +263,8 @@ impl World {
         }
     }
 
-    fn on_look(&self, cost: Duration) {
-        self.looks_cost.set(self.looks_cost.get() + cost);
+    fn on_poll(&self, cost: Duration) {
+        self.polls_cost.set(self.polls_cost.get() + cost);
     }
 
     /// Admits a request, or returns the status and failure of the rate limit.
@@ -272,7 +272,7 @@ impl World {
         let mut limit = self.limit.borrow_mut();
         let Some(limit) = limit
             .as_mut()
-            .filter(|limit| is_start || limit.counts_looks)
+            .filter(|limit| is_start || limit.counts_polls)
         else {
             return Ok(());
         };
@@ -300,14 +300,14 @@ impl World {
     }
 
     /// Crashes the upstream, which forgets every process.
-    pub fn end_life(&self) {
+    pub fn end_incarnation(&self) {
         self.log(|| "the upstream crashes".to_owned());
         let (mut model, now) = (self.model.borrow_mut(), self.time());
         let fresh = Model::new(self.max_duration_secs);
         let ended = std::mem::replace(&mut *model, fresh);
         self.history.borrow_mut().on_end(ended, now);
-        self.oracle.borrow_mut().on_life_end(now);
-        self.lives.set(self.lives.get() + 1);
+        self.oracle.borrow_mut().on_incarnation_end(now);
+        self.incarnations.set(self.incarnations.get() + 1);
     }
 
     /// Sets the upstream's crash model, or none, and makes requests quick.
@@ -337,11 +337,11 @@ impl World {
         let draw = &mut |below| self.draws.below(below);
         let now = self.time();
         let crash = crash_state.crash.as_mut();
-        let dies = crash.is_some_and(|crash| crash.is_fatal(access, now, draw));
-        if dies {
+        let is_fatal = crash.is_some_and(|crash| crash.is_fatal(access, now, draw));
+        if is_fatal {
             self.crash(&mut crash_state, now);
         }
-        !dies
+        !is_fatal
     }
 
     fn crash(&self, crash_state: &mut CrashState, at: Timestamp) {
@@ -349,7 +349,7 @@ impl World {
             crash.forget_everything();
         }
         crash_state.down_until = at.after(crate::fixed_rate::RESTART);
-        self.end_life();
+        self.end_incarnation();
     }
 
     fn take_effect(&self, id: &str, arrival: Arrival) -> bool {
@@ -428,11 +428,11 @@ impl World {
     async fn crash_point(&self) {
         let step = self.fault_rates.borrow().step;
         self.may_step(step);
-        if self.draws.permille(self.fault_rates.borrow().death) {
+        if self.draws.permille(self.fault_rates.borrow().crash) {
             *self
                 .faults
                 .borrow_mut()
-                .entry("death of ours".to_owned())
+                .entry("crash of the program".to_owned())
                 .or_default() += 1;
             self.is_dead.store(true, Ordering::Relaxed);
             std::future::pending().await
@@ -602,8 +602,8 @@ impl Upstream for Handle {
                         world.sleep(world.request_timeout).await;
                         Err(silent(None))
                     }
-                    Fault::Death => {
-                        world.end_life();
+                    Fault::Crash => {
+                        world.end_incarnation();
                         Err(silent(None))
                     }
                     _ => {
@@ -645,22 +645,24 @@ impl Upstream for Handle {
             Fault::Error | Fault::Refused | Fault::BadList | Fault::Foreign => {
                 Err(failure("answered 500", false))
             }
-            Fault::Death => {
-                world.end_life();
-                Err(failure("broke off", false))
+            Fault::Crash => {
+                world.end_incarnation();
+                Err(failure("the connection broke", false))
             }
             _ if !world.is_up() => Err(failure("no connection", true)),
             _ if let Err((_, failure)) = world.admit(false) => Err(failure),
-            _ if !world.survives(Access::LookUp) => Err(failure("broke off", false)),
-            Fault::None | Fault::OddStatus | Fault::Slow | Fault::Lagging => {
+            _ if !world.survives(Access::LookUp) => Err(failure("the connection broke", false)),
+            Fault::None | Fault::UnknownStatus | Fault::Slow | Fault::Lagging => {
                 world.delay(fault, world.request_timeout).await;
-                world.on_look(look_ups_cost(1));
+                world.on_poll(look_ups_cost(1));
                 let read_at = world.read_at(fault, began_at);
                 let (model, history) = (world.model.borrow(), world.history.borrow());
                 let status = history.look_up(&model, id.as_str(), read_at);
                 Ok(match status {
                     None => Observed::Absent,
-                    Some("RUNNING") if fault == Fault::OddStatus => Observed::of_status("PAUSED"),
+                    Some("RUNNING") if fault == Fault::UnknownStatus => {
+                        Observed::of_status("PAUSED")
+                    }
                     Some(status) => Observed::of_status(status),
                 })
             }
@@ -675,7 +677,7 @@ impl Upstream for Handle {
         result
     }
 
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+    async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         let world = &self.0;
         world.crash_point().await;
         let began_at = world.time();
@@ -692,8 +694,8 @@ impl Upstream for Handle {
             }
             Fault::None
             | Fault::BadList
-            | Fault::OddStatus
-            | Fault::Death
+            | Fault::UnknownStatus
+            | Fault::Crash
             | Fault::Slow
             | Fault::Lagging => {}
         }
@@ -704,9 +706,9 @@ impl Upstream for Handle {
             return Err(failure);
         }
         let entries = world.model.borrow().len();
-        world.on_look(list_cost(entries as u64));
+        world.on_poll(list_cost(entries as u64));
         if !world.survives(Access::List { entries }) {
-            return Err(failure("broke off", false));
+            return Err(failure("the connection broke", false));
         }
         let draws = world.draws.clone();
         let draw = &mut |below| draws.below(below);
@@ -732,12 +734,12 @@ impl Upstream for Handle {
                 processes.push((id, other));
             }
         }
-        if fault == Fault::Death {
-            world.end_life();
+        if fault == Fault::Crash {
+            world.end_incarnation();
             processes.truncate(processes.len() / 2);
             (is_whole, is_complete) = (false, false);
         }
-        if fault == Fault::OddStatus {
+        if fault == Fault::UnknownStatus {
             for (_, status) in processes
                 .iter_mut()
                 .filter(|(_, status)| *status == "RUNNING")
@@ -754,7 +756,7 @@ impl Upstream for Handle {
             .borrow_mut()
             .on_listed(&processes, is_complete, began_at);
         for (id, status) in &processes {
-            tell(Entry {
+            on_entry(Entry {
                 order_id: id.into(),
                 status: (*status).into(),
             });
@@ -772,7 +774,7 @@ pub struct RandomWriteFaults {
     pub draws: Arc<Draws>,
     pub is_dead: Arc<AtomicBool>,
     /// Chance of a crash, and of a write that fails or whose outcome is lost, in thousandths.
-    pub death: AtomicU64,
+    pub crash: AtomicU64,
     pub fault: AtomicU64,
     pub writes: AtomicU64,
 }
@@ -783,7 +785,7 @@ impl RandomWriteFaults {
         Arc::new(Self {
             draws: world.draws.clone(),
             is_dead: world.is_dead.clone(),
-            death: 0.into(),
+            crash: 0.into(),
             fault: 0.into(),
             writes: 0.into(),
         })
@@ -793,7 +795,7 @@ impl RandomWriteFaults {
 impl WriteFaults for RandomWriteFaults {
     fn next(&self) -> WriteFate {
         self.writes.fetch_add(1, Ordering::Relaxed);
-        if self.draws.permille(self.death.load(Ordering::Relaxed)) {
+        if self.draws.permille(self.crash.load(Ordering::Relaxed)) {
             self.is_dead.store(true, Ordering::Relaxed);
             return match self.draws.below(2) {
                 0 => WriteFate::CrashBefore,

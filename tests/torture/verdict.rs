@@ -37,9 +37,9 @@ impl Failures {
 /// A summary of the simulator's record.
 #[derive(Default)]
 struct SimulatorRecord {
-    lives: u64,
+    incarnations: u64,
     starts: u64,
-    /// Final status of the last process of each order, and the life in which it was started.
+    /// Final status of the last process of each order, and the incarnation in which it was started.
     last: HashMap<String, (&'static str, u64)>,
     twice: Vec<String>,
     /// Minimum number of starts that each order has to count: those whose answer did not deny the start.
@@ -55,7 +55,7 @@ impl SimulatorRecord {
         for entry in world.record() {
             let is_denied = entry.answer.is_some_and(|status| DENIALS.contains(&status));
             match entry.effect {
-                Effect::BeganLife { .. } => recorded.lives += 1,
+                Effect::BeganIncarnation { .. } => recorded.incarnations += 1,
                 Effect::Started {
                     order_id, outcome, ..
                 } => {
@@ -75,8 +75,10 @@ impl SimulatorRecord {
 
     fn started(&mut self, order_id: String, ends_as: &'static str) {
         self.starts += 1;
-        let before = self.last.insert(order_id.clone(), (ends_as, self.lives));
-        if before.is_some_and(|(_, life)| life == self.lives) {
+        let before = self
+            .last
+            .insert(order_id.clone(), (ends_as, self.incarnations));
+        if before.is_some_and(|(_, incarnation)| incarnation == self.incarnations) {
             self.twice.push(order_id);
         }
     }
@@ -147,7 +149,7 @@ pub fn verdict(
         failures.add("a process without an order", id);
     }
     for id in &recorded.twice {
-        failures.add("started twice in one life", id);
+        failures.add("started twice in one incarnation", id);
     }
     if orders.is_empty() {
         failures.add("no orders", "");
@@ -235,7 +237,10 @@ fn print_summary(
                 answers.reads
             ),
         ),
-        ("lives", format!("{} of the simulator", recorded.lives)),
+        (
+            "incarnations",
+            format!("{} of the simulator", recorded.incarnations),
+        ),
         ("SIGKILL", by_program(&injected.kills)),
         ("SIGTERM", by_program(&injected.terms)),
         ("SIGSTOP", format!("{} of a reconciler", injected.stops)),

@@ -67,7 +67,7 @@ fn a_list_is_a_bare_array_and_a_look_up_a_bare_object() {
 }
 
 #[test]
-fn a_start_that_makes_no_sense_is_refused_and_starts_nothing() {
+fn an_invalid_start_is_refused_and_starts_nothing() {
     let mut model = Model::new(10);
     let missing = r#"{"message":"missing order id"}"#;
     let bodies = r#"{} null {"order_id":""} {"order_id":null} {"id":"a1"}"#;
@@ -113,7 +113,7 @@ fn an_id_with_a_quote_makes_the_refusal_invalid_json() {
 }
 
 #[test]
-fn a_start_with_a_callback_is_accepted_and_runs_like_any_other() {
+fn a_start_with_a_callback_is_accepted() {
     let mut model = Model::new(10);
     let url = Some("http://client:8000/called?back");
     check_empty(&start(&mut model, r#"{"order_id":"a1"}"#, url), 202);
@@ -150,7 +150,7 @@ fn a_process_runs_for_the_time_drawn_and_may_end_at_once() {
 }
 
 #[test]
-fn the_first_of_each_life_is_sure_to_succeed_if_asked_for_and_changes_no_other() {
+fn the_first_process_of_each_incarnation_always_succeeds_on_request() {
     let run = |mut model: Model| {
         let mut rng = fastrand::Rng::with_seed(7);
         let mut draw = |n| rng.u64(..n);
@@ -159,9 +159,9 @@ fn the_first_of_each_life_is_sure_to_succeed_if_asked_for_and_changes_no_other()
             model.forget_everything();
             assert!((0..9).all(|i| model.start(&i.to_string(), NOW, &mut draw)));
             let at = |secs| NOW.after(Duration::from_secs(secs));
-            let look = |secs| (0..9).map(move |i| (i, at(secs)));
+            let at_secs = |secs| (0..9).map(move |i| (i, at(secs)));
             statuses.extend([0, 2, 3, 9].map(|secs| {
-                let seen = look(secs).map(|(i, at)| model.look_up(&i.to_string(), at));
+                let seen = at_secs(secs).map(|(i, at)| model.look_up(&i.to_string(), at));
                 seen.flatten().collect::<Vec<_>>()
             }));
         }
@@ -172,8 +172,8 @@ fn the_first_of_each_life_is_sure_to_succeed_if_asked_for_and_changes_no_other()
         run(Model::new(10).with_first_success()),
     );
     let first: Vec<_> = sure.iter().map(|seen| seen[0]).collect();
-    let life = ["RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"];
-    assert_eq!(first, [life, life].concat());
+    let statuses = ["RUNNING", "RUNNING", "SUCCEEDED", "SUCCEEDED"];
+    assert_eq!(first, [statuses, statuses].concat());
     for (plain, sure) in plain.iter().zip(&sure) {
         assert_eq!(plain[1..], sure[1..]);
     }
