@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_steady_clock_goes_forward_whatever_happens_to_the_other_until_it_is_set_right() {
+    fn a_steady_clock_advances_whatever_the_system_clock_does() {
         let other = ManualClock::new(Timestamp(100_000));
         let steady = SteadyClock::new(other.clone());
         let step = |by| other.step(Timestamp(other.now().0 + by));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_machine_s_uptime_goes_forward_and_is_slept_by() {
+    async fn sleeps_follow_the_uptime() {
         let begun = SystemClock.uptime();
         SystemClock.sleep(Duration::from_millis(20)).await;
         let slept = SystemClock.uptime() - begun;

@@ -382,7 +382,7 @@ impl OrderDetails {
         let mut lines = Vec::new();
         if let Some(at) = due_at(open, now) {
             lines.push(format!(
-                "It is tried again {}, when its turn comes.",
+                "It is tried again {}, when it is dequeued.",
                 future(at, now)
             ));
         }
@@ -417,7 +417,7 @@ impl OrderDetails {
                     format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
                 });
                 format!(
-                    "{} ahead of it. At the present rate of {pace:.1} starts/s its turn comes in \
+                    "{} ahead of it. At the present rate of {pace:.1} starts/s it is started in \
                      {about} {}.{reason}",
                     orders_are(ahead),
                     span(wait)
@@ -430,7 +430,7 @@ impl OrderDetails {
     /// Returns sentences about the next events of an order whose process was forgotten.
     fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if open.restart_requested {
-            let again = "It is looked up once more when its turn comes, and started again if it is \
+            let again = "It is looked up once more when it is dequeued, and started again if it is \
                          not found.";
             let mut lines = vec![again.to_owned()];
             lines.extend(self.queue_position(open, now));
@@ -445,7 +445,7 @@ impl OrderDetails {
             ];
         }
         let then = match self.reconciler.policy {
-            Some(LostProcess::Restart) => "it is started again when its turn comes, at the pace",
+            Some(LostProcess::Restart) => "it is started again when it is dequeued, at the pace",
             Some(LostProcess::Fail) if self.is_unseen_under_fail() => {
                 "it is held until an operator decides, because no poll on record has found it"
             }

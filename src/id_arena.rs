@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_not_taken_for_one_whose_hash_begins_the_same() {
+    fn ids_whose_hashes_share_a_prefix_are_distinct() {
         let (mut ids, mut wanted) = (IdArena::default(), StringArena::default());
         // So many that some hundreds first meet another one.
         for n in 0..10_000 {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_cannot_be_an_id_is_not_added() {
+    fn an_invalid_id_is_not_added() {
         let mut ids = IdArena::default();
         assert_eq!(ids.push(" a"), Err(IdError::Space));
         assert!(ids.is_empty());

@@ -85,9 +85,9 @@ pub async fn run(
     settled_before: Timestamp,
     stop: &CancellationToken,
     removed: &mut PruneCounts,
-    mut tell: impl FnMut(&PruneCounts),
+    mut on_progress: impl FnMut(&PruneCounts),
 ) -> End {
-    let mut told_at = Instant::now();
+    let mut reported_at = Instant::now();
     let mut after = 0;
     loop {
         if stop.is_cancelled() {
@@ -102,9 +102,9 @@ pub async fn run(
             Ok(None) => return End::Done,
             Err(error) => return End::Failed(error),
         }
-        if told_at.elapsed() >= PROGRESS {
-            told_at = Instant::now();
-            tell(removed);
+        if reported_at.elapsed() >= PROGRESS {
+            reported_at = Instant::now();
+            on_progress(removed);
         }
         tokio::select! {
             () = stop.cancelled() => {}
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_age_beyond_the_beginning_of_time_reaches_back_to_it() {
+    fn an_age_beyond_1970_means_1970() {
         let now = Timestamp(10_000);
         assert_eq!(ago(Duration::from_secs(9), now), Timestamp(1_000));
         assert_eq!(ago(Duration::from_secs(11), now), Timestamp(0));

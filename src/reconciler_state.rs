@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pass_is_overdue_a_minute_after_the_moment_that_was_reported() {
+    fn a_pass_is_overdue_a_minute_after_the_reported_time() {
         let mut state = ReconcilerState {
             next_pass_at: Some(Timestamp(1_000)),
             ..ReconcilerState::default()
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_pass_ahead_of_the_clock_is_not_one_that_was_in_time() {
+    fn a_last_pass_ahead_of_the_clock_does_not_count_as_in_time() {
         let mut state = ReconcilerState {
             leader_since: Some(Timestamp(0)),
             last_pass_at: Some(Timestamp(10_000)),

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_to_be_known_on_loopback_and_wherever_there_is_a_list_of_them() {
+    fn a_name_must_be_known_on_loopback_and_with_allowed_hosts() {
         let loopback = site("127.0.0.1", &[]);
         let v6 = site("::1", &[]);
         let mapped = site("::ffff:127.0.0.1", &[]);

@@ -117,7 +117,7 @@ fn every_phase_has_its_action_for_every_observation() {
 }
 
 #[test]
-fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_before() {
+fn an_absence_counts_one_request_timeout_after_the_start_timed_out() {
     let early = order(Phase::Created, intent(Some(NOW.0 - 4_999), None));
     check(&early, Observed::Absent, Action::Wait);
     let in_time = order(Phase::Created, intent(Some(NOW.0 - 5_000), None));
@@ -125,7 +125,7 @@ fn an_absence_counts_one_request_timeout_after_the_start_was_given_up_and_not_be
 }
 
 #[test]
-fn a_start_that_was_not_recorded_as_given_up_was_given_up_before_this_run() {
+fn a_start_without_a_recorded_timeout_timed_out_before_this_run() {
     let unknown = order(Phase::Created, intent(None, None));
     for (run_began_at, expected) in [
         (NOW.0 - 5_000, Action::Start),
@@ -141,7 +141,7 @@ fn a_start_that_was_not_recorded_as_given_up_was_given_up_before_this_run() {
 }
 
 #[test]
-fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed_and_not_before() {
+fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed() {
     let absent = Observation {
         observed: Observed::Absent,
         began_at: NOW,
@@ -239,7 +239,7 @@ fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
             choose(&lost, Observed::Absent, &policy, Occasion::Pass),
             Action::Start
         );
-        // Only a forgotten one: a process that runs is left alone.
+        // Only a forgotten one: a running process is not restarted.
         assert_eq!(
             choose(&lost, Observed::Running, &policy, Occasion::Pass),
             Action::ClearAttention
@@ -248,7 +248,7 @@ fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
 }
 
 #[test]
-fn an_order_whose_process_no_answer_has_shown_is_held_where_others_fail() {
+fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
     for (lost_process, unseen_runs, unseen_is_lost) in [
         (LostProcess::Restart, Action::Wait, Action::Start),
         (
@@ -381,7 +381,7 @@ fn at_the_head_of_the_queue_an_order_is_started_unless_it_had_a_process() {
 }
 
 #[test]
-fn an_observation_older_than_what_is_known_brings_no_process_back() {
+fn an_observation_older_than_the_absence_restores_no_process() {
     for (observed, at_once) in [
         (Observed::Running, Action::ClearAttention),
         (unrecognised(), Action::Flag(Reason::UnknownStatus)),

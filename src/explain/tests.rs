@@ -123,7 +123,7 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
     check(
         &case,
         &[
-            "500 orders are ahead of it. At the present rate of 12.5 starts/s its turn comes in about 40 s.",
+            "500 orders are ahead of it. At the present rate of 12.5 starts/s it is started in about 40 s.",
         ],
     );
     case.ahead = COUNTED_AHEAD_MAX;
@@ -140,7 +140,7 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
 }
 
 #[test]
-fn a_time_is_written_as_an_age_and_as_a_moment() {
+fn a_time_is_written_as_an_age_and_as_a_timestamp() {
     check(
         &processing(),
         &[
@@ -165,7 +165,7 @@ fn a_time_is_written_as_an_age_and_as_a_moment() {
 }
 
 #[test]
-fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
+fn a_settled_order_has_a_complete_timeline() {
     let mut case = processing();
     case.order.status = Status::Fulfilled;
     case.open = None;
@@ -188,7 +188,7 @@ fn a_settled_order_is_told_as_a_timeline_that_has_ended() {
 }
 
 #[test]
-fn a_start_without_an_outcome_is_told_with_what_has_to_be_seen_before_another_one() {
+fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
     for (given_up_at, answer, says) in [
         (None, None, "its outcome is not recorded"),
         (Some(ago(4)), None, "no answer had come 4.0 s ago"),
@@ -212,7 +212,7 @@ fn a_start_without_an_outcome_is_told_with_what_has_to_be_seen_before_another_on
 }
 
 #[test]
-fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_looks() {
+fn a_start_answered_with_an_error_does_not_contradict_the_polls() {
     let mut case = troubled(created(), Reason::UpstreamUnreachable, "it answered 501", 2);
     open(&mut case).intent = Some(Intent {
         written_at: ago(4),
@@ -229,7 +229,7 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
     let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
     assert!(
         !text.contains("no usable answer"),
-        "looks were answered: {text}"
+        "polls were answered: {text}"
     );
     // In the beginning, nothing else was asked.
     case.reconciler.upstream = UpstreamState::Unknown;
@@ -246,7 +246,7 @@ fn a_start_that_was_answered_with_an_error_is_told_without_contradicting_the_loo
 }
 
 #[test]
-fn the_length_of_a_life_is_told_as_an_assumption_until_one_was_observed() {
+fn the_length_of_an_incarnation_is_an_assumption_until_one_was_observed() {
     let mut case = processing();
     let mut incarnations = Incarnations::default();
     incarnations.on_restart(0, ago(900));
@@ -330,7 +330,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     for (policy, then) in [
         (
             Some(LostProcess::Restart),
-            "it is started again when its turn comes",
+            "it is started again when it is dequeued",
         ),
         (Some(LostProcess::Hold), "it is held until an operator"),
         (Some(LostProcess::Fail), "it becomes FAILED."),
@@ -362,7 +362,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &released,
         &[
             "An operator has asked",
-            "when its turn comes",
+            "when it is dequeued",
             "No other order is ahead",
         ],
     );
@@ -391,7 +391,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
 }
 
 #[test]
-fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
+fn an_outage_is_the_reason_of_all_open_orders() {
     let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
     case.reconciler.upstream = UpstreamState::Down {
         since: ago(40),
@@ -410,7 +410,7 @@ fn an_upstream_that_is_down_is_told_as_the_reason_of_all_open_orders() {
 }
 
 #[test]
-fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
+fn without_a_reconciler_that_is_the_first_reason() {
     let mut case = created();
     let says = |case: &OrderDetails, summary: &str, next: &str| {
         check(case, &[summary, next]);
@@ -426,7 +426,7 @@ fn without_a_reconciler_nothing_happens_and_that_is_said_first() {
         "Nothing is wrong with the order itself, but no reconciler has led on this database yet.",
         "Nothing happens until a reconciler runs on this database.",
     );
-    // After a clean end, the next pass that was told is not late yet.
+    // After a clean shutdown, the reported next pass is not late yet.
     case.reconciler.led_until = Some(ago(3));
     case.reconciler.last_pass_at = Some(ago(4));
     case.reconciler.next_pass_at = Some(Timestamp(NOW.0 + 400));

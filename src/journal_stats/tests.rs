@@ -52,7 +52,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn it_does_not_matter_in_how_many_parts_a_journal_is_folded(
+    fn the_statistics_do_not_depend_on_the_parts_of_the_journal(
         journal in journal(),
         cut in 0usize..200,
     ) {
@@ -118,7 +118,7 @@ fn orders_are_counted_in_the_status_that_they_have_now() {
 }
 
 #[test]
-fn the_last_of_sixty_minutes_is_the_present_one() {
+fn the_last_of_sixty_minutes_is_the_current_one() {
     let at = |minutes: i64| Timestamp(NOW.0 - minutes * 60_000);
     let entries = [0, 59, 60].map(|age| entry(EventReason::Created, at(age), Duration::ZERO));
     let history = folded(&entries, NOW);
@@ -143,7 +143,7 @@ fn minutes_are_dropped_when_they_are_too_old() {
 
 proptest! {
     #[test]
-    fn the_history_of_what_was_removed_and_of_what_is_left_is_that_of_all(
+    fn the_statistics_of_pruned_and_remaining_orders_add_up(
         journal in journal(),
         removed in prop::collection::vec(any::<bool>(), 200),
     ) {

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_failing_order_does_not_count_as_an_upstream_that_is_down() {
+    fn one_failing_order_is_no_outage() {
         let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         let failed = |breaker: &mut CircuitBreaker, now, cause| {
             breaker.on_failed(false, Timestamp(now), &failure(cause))

@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_soon_back_just_below_where_it_was_refused_and_stays_there_for_a_while() {
+    fn the_rate_soon_returns_to_just_below_the_refused_one_and_stays_there_for_a_while() {
         let mut rate = StartRate::new(40.0, Timestamp(0));
         rate.on_overload(Timestamp(1), Timestamp(0), "answered 429");
         let rates = [10, 15, 20, 25].map(|second| {

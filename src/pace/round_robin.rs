@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classes_share_the_starts_two_two_and_one_and_what_one_leaves_goes_to_the_others() {
+    fn the_queues_share_the_starts_two_two_and_one_and_others_take_unused_ones() {
         for (waiting, of_30) in [
             ([100, 100, 100], [12, 12, 6]),
             ([0, 100, 100], [0, 20, 10]),

@@ -31,7 +31,7 @@ fn no_connection() -> Failure {
 }
 
 #[test]
-fn no_more_requests_are_made_at_once_than_allowed_and_none_while_it_is_down_or_rests() {
+fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() {
     let now = Timestamp(1_000);
     let mut limiter = pace(50.0, LearnedLimits::default(), now);
     assert!(limiter.may_send(now, 7) && !limiter.may_send(now, 8));
@@ -179,7 +179,7 @@ fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
 }
 
 #[test]
-fn starts_that_are_accepted_are_sent_ever_faster() {
+fn accepted_starts_raise_the_rate() {
     let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
     assert_eq!((limiter.rate().rate(), limiter.limit()), (500.0, None));
     let [accepted, _] = drive(&mut limiter, 3, 1e6);
@@ -193,7 +193,7 @@ fn starts_that_are_accepted_are_sent_ever_faster() {
 }
 
 #[test]
-fn polls_that_a_rate_limit_counts_take_the_places_of_starts() {
+fn polls_that_a_rate_limit_counts_replace_starts() {
     let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
     let refusal = Failure::new("the upstream answered 429", Cause::Overload);
     limiter.on_failed(start(Timestamp(10)), Timestamp(20), &refusal);
@@ -234,7 +234,7 @@ fn the_results_of_requests_are_returned_once() {
 }
 
 #[test]
-fn when_something_is_not_as_expected_all_orders_are_due_at_once() {
+fn after_an_unexpected_answer_all_orders_are_due_at_once() {
     let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
     limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
     assert!(!limiter.is_poll_due(Timestamp(10)));
@@ -274,7 +274,7 @@ fn durations_are_learned_from_polls_and_with_them_which_processes_are_stuck() {
 }
 
 #[test]
-fn limits_that_an_earlier_version_has_stored_are_read() {
+fn limits_stored_by_an_earlier_version_are_read() {
     let stored = r#"{
         "rate": {"rate": 1000.0, "ceiling": 50.0, "cut": {
             "at": 9000, "quiet": {"secs": 0, "nanos": 0}, "plateau": 1.25,

@@ -341,7 +341,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .targets()
             .iter()
             .zip(observations.orders.orders());
-        for (index, (watched, mut order)) in orders.enumerate() {
+        for (index, (target, mut order)) in orders.enumerate() {
             let observation = observations.observation(index);
             if is_running(&order, stuck_after, began_at)
                 && !observation.is_some_and(|observation| is_over(&order, observation, &policy))
@@ -350,7 +350,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             }
             if let Some(observation) = observation {
                 self.pace
-                    .on_observed(watched, &observation.observed, observation.began_at);
+                    .on_observed(target, &observation.observed, observation.began_at);
             }
             let decision = self.context.decide(&order, occasion, observation, now);
             if decision.action == Action::Wait {

@@ -193,7 +193,7 @@ mod tests {
     use crate::clock::ManualClock;
 
     #[test]
-    fn a_schedule_has_seconds_and_is_kept_in_utc() {
+    fn a_schedule_has_seconds_and_is_in_utc() {
         let every_second: Schedule = "* * * * * *".parse().unwrap();
         assert_eq!(every_second.next_after(Timestamp(1_500)), Timestamp(2_000));
         assert_eq!(every_second.next_after(Timestamp(2_000)), Timestamp(3_000));
@@ -208,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_is_over_for_good_is_refused() {
+    fn a_schedule_without_a_future_occurrence_is_refused() {
         let error = "* * * * * * 2020".parse::<Schedule>().unwrap_err();
         assert!(error.to_string().contains("its last occurrence has passed"));
         assert!("* * * * * * 2020-2098".parse::<Schedule>().is_ok());
     }
 
     #[test]
-    fn occurrences_come_although_the_clock_is_set_back_or_forward() {
+    fn occurrences_continue_when_the_clock_is_set_back_or_forward() {
         const HOUR: i64 = 3_600_000;
         let begun = Timestamp(1_800_000_000_000);
         for (schedule, by, within) in [
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_occurrence_that_has_not_come_is_waited_for() {
+    async fn the_schedule_waits_for_the_next_occurrence() {
         let leap_day: Schedule = "0 0 0 29 2 *".parse().unwrap();
         let clock = SteadyClock::new(SystemClock);
         let mut ticks = leap_day.ticks(clock.now()).await.unwrap();

@@ -1,7 +1,7 @@
 //! The HTTP client of the order process service. The only file that knows its wire format, apart from
 //! the list in `upstream/list.rs`.
 //!
-//! Only complete answers are believed.
+//! Only complete answers count.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -406,7 +406,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_empty_object_means_that_the_order_is_not_known() {
+    fn only_an_empty_object_means_that_the_order_is_unknown() {
         let id = OrderId::new("a1").unwrap();
         assert_eq!(observed_of(&id, b"{}"), Ok(Observed::Absent));
         assert_eq!(observed_of(&id, b" { }\n"), Ok(Observed::Absent));

@@ -257,10 +257,10 @@ mod tests {
 
     use super::*;
 
-    type Told = Vec<(String, String)>;
+    type Entries = Vec<(String, String)>;
 
     /// Decodes `body` in chunks of `size` bytes.
-    fn decode(body: &[u8], size: usize) -> (Told, Result<u64, ListError>) {
+    fn decode(body: &[u8], size: usize) -> (Entries, Result<u64, ListError>) {
         let mut decoded = Vec::new();
         let mut decoder = ListDecoder::new();
         let mut on_entry = |entry: Entry<'_>| {
@@ -277,7 +277,7 @@ mod tests {
     const LIST: &str = "[{\"order_id\":\"a]}\\\"\\\\\",\"status\":\"RUNNING\"} ,\n\
                         {\"status\":\"FAILED\",\"order_id\":\"é{[\",\"x\":{\"y\":[{}]}}]\n";
 
-    fn list() -> Told {
+    fn list() -> Entries {
         vec![
             ("a]}\"\\".to_owned(), "RUNNING".to_owned()),
             ("é{[".to_owned(), "FAILED".to_owned()),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_cut_at_any_byte_is_known_as_incomplete_and_what_it_said_holds() {
+    fn a_list_cut_at_any_byte_is_incomplete_and_its_entries_count() {
         let end = LIST.trim_end().len();
         for cut in 0..end {
             for size in [1, 7, LIST.len()] {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_list_of_processes_is_malformed() {
+    fn anything_but_a_list_of_processes_is_malformed() {
         for body in [
             "{}",
             "null",
@@ -344,7 +344,7 @@ mod tests {
     }
 
     /// A list as the upstream could write it, and what is in it.
-    fn any_list() -> impl Strategy<Value = (Vec<u8>, Told)> {
+    fn any_list() -> impl Strategy<Value = (Vec<u8>, Entries)> {
         let status = prop_oneof![
             Just("RUNNING"),
             Just("SUCCEEDED"),
@@ -374,7 +374,7 @@ mod tests {
     }
 
     /// Returns the result of a decoder that holds the whole body.
-    fn oracle(body: &[u8]) -> Option<Told> {
+    fn oracle(body: &[u8]) -> Option<Entries> {
         let entries: Vec<Entry<'_>> = serde_json::from_slice(body).ok()?;
         // Arrays stand for structs there, and nowhere in a list of processes.
         let decoded = entries
@@ -385,13 +385,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_list_is_read_in_any_pieces((body, decoded) in any_list(), size in 1..40usize) {
+        fn any_list_is_read_in_any_chunks((body, decoded) in any_list(), size in 1..40usize) {
             let entries = decoded.len() as u64;
             prop_assert_eq!(decode(&body, size), (decoded, Ok(entries)));
         }
 
         #[test]
-        fn any_list_cut_anywhere_is_incomplete_and_what_it_said_holds(
+        fn any_list_cut_anywhere_is_incomplete_and_its_entries_count(
             (body, decoded) in any_list(),
             cut in any::<prop::sample::Index>(),
             size in 1..40usize,
@@ -402,7 +402,7 @@ mod tests {
         }
 
         #[test]
-        fn a_spoilt_list_is_whole_only_if_a_decoder_of_the_whole_agrees(
+        fn a_corrupted_list_is_complete_only_if_a_full_decoder_agrees(
             (mut body, _) in any_list(),
             spoilt in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..3),
             size in 1..40usize,
@@ -416,7 +416,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_no_list(body in proptest::collection::vec(any::<u8>(), 0..200), size in 1..40usize) {
+        fn random_bytes_are_no_list(body in proptest::collection::vec(any::<u8>(), 0..200), size in 1..40usize) {
             let (said, result) = decode(&body, size);
             prop_assert_eq!(result.ok().map(|_| said), oracle(&body));
         }
