@@ -66,7 +66,7 @@ fn uuid(head: u64, version: u64, variant: u64, tail: u64) -> String {
 
 /// The status of all orders of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reached {
+pub enum CommonStatus {
     /// None was started.
     Created,
     /// All were started.
@@ -83,14 +83,14 @@ pub struct Template {
     /// Kind of their ids.
     pub ids: Ids,
     /// Status of the orders.
-    pub reached: Reached,
+    pub reached: CommonStatus,
 }
 
 /// A million settled orders with random ids.
 pub const MILLION: Template = Template {
     orders: 1_000_000,
     ids: Ids::Random,
-    reached: Reached::Settled,
+    reached: CommonStatus::Settled,
 };
 
 impl Template {
@@ -124,9 +124,9 @@ impl Template {
 
     fn name(&self, bench: &Bench) -> anyhow::Result<String> {
         let reached = match self.reached {
-            Reached::Created => "created",
-            Reached::Processing => "processing",
-            Reached::Settled => "settled",
+            CommonStatus::Created => "created",
+            CommonStatus::Processing => "processing",
+            CommonStatus::Settled => "settled",
         };
         let (orders, ids) = (self.orders, self.ids.word());
         let format = format_version(bench)?;
@@ -142,7 +142,7 @@ impl Template {
             let runtime = tokio::runtime::Runtime::new()?;
             runtime.block_on(self.fill(&store, &ids))?;
         }
-        until_folded(&made)?;
+        until_checkpointed(&made)?;
         let url = made.to_str().context("an odd path")?;
         order_service(&["check", "--database-url", url])?;
         fs::copy(&ids, path.with_extension("ids"))?;
@@ -160,11 +160,11 @@ impl Template {
         let mut now = Timestamp(FIRST_AT);
         let mut number = 0;
         while number < self.orders || !created.is_empty() || !started.is_empty() {
-            if self.reached == Reached::Settled {
+            if self.reached == CommonStatus::Settled {
                 settle(store, &started, now, &mut rng).await?;
             }
             started = std::mem::take(&mut created);
-            if self.reached != Reached::Created {
+            if self.reached != CommonStatus::Created {
                 start(store, &started, now).await?;
             }
             let wave = number..self.orders.min(number + WAVE);
@@ -254,7 +254,7 @@ fn format_version(bench: &Bench) -> anyhow::Result<i64> {
 }
 
 /// Waits until the last connection has checkpointed the write-ahead log.
-fn until_folded(path: &Path) -> anyhow::Result<()> {
+fn until_checkpointed(path: &Path) -> anyhow::Result<()> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     let deadline = Instant::now() + Duration::from_secs(30);

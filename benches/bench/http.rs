@@ -53,7 +53,9 @@ pub struct Drained {
 impl Connection {
     /// Connects to the server at `http://HOST:PORT`.
     pub fn open(url: &str) -> anyhow::Result<Self> {
-        let host = url.strip_prefix("http://").context("an odd URL")?;
+        let host = url
+            .strip_prefix("http://")
+            .context("the URL must begin with http://")?;
         let host = host.split('/').next().unwrap_or(host).to_owned();
         let stream = TcpStream::connect(&host)?;
         stream.set_nodelay(true)?;
@@ -85,7 +87,7 @@ impl Connection {
     }
 
     /// Sends a `GET`. [`Self::drain`] reads the answer.
-    pub fn ask(&mut self, path: &str) -> anyhow::Result<()> {
+    pub fn send_get(&mut self, path: &str) -> anyhow::Result<()> {
         self.send("GET", path, "", "")
     }
 

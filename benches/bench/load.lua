@@ -1,8 +1,8 @@
--- Sends one kind of request, as ASK says: "random" and "ordered" create orders with ids that were
+-- Sends one kind of request, by KIND: "random" and "ordered" create orders with ids that were
 -- never used, UUIDs of version 4 or of version 7; "get" reads orders drawn at random from the file of
 -- ids that IDS names, 36 characters a line; "live" sends GET /livez.
 
-local ask = os.getenv("ASK")
+local kind = os.getenv("KIND")
 local now = tonumber(os.getenv("NOW"))
 local number = 0
 
@@ -10,7 +10,7 @@ local number = 0
 local PER_MILLISECOND = 32
 
 local ids, count
-if ask == "get" then
+if kind == "get" then
     local file = assert(io.open(os.getenv("IDS")))
     ids = file:read("*a")
     file:close()
@@ -25,7 +25,7 @@ local function id()
     local random = math.random
     local variant = random(0x8000, 0xbfff)
     local low, high = random(0, 0xffff), random(0, 0xffffffff)
-    if ask == "ordered" then
+    if kind == "ordered" then
         local at = now + math.floor(number / PER_MILLISECOND)
         local count = number % PER_MILLISECOND
         number = number + 1
@@ -41,10 +41,10 @@ local function get(path)
 end
 
 function request()
-    if ask == "live" then
+    if kind == "live" then
         return get("/livez")
     end
-    if ask == "get" then
+    if kind == "get" then
         local at = math.random(0, count - 1) * 37
         return get("/order/" .. ids:sub(at + 1, at + 36))
     end

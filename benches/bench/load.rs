@@ -47,9 +47,9 @@ pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Lo
     command.args(["--duration", &format!("{}s", during.as_secs())]);
     command.args(["--script", "benches/bench/load.lua", url]);
     match script {
-        Script::Create(ids) => command.env("ASK", ids.word()),
-        Script::Get(ids) => command.env("ASK", "get").env("IDS", ids),
-        Script::Live => command.env("ASK", "live"),
+        Script::Create(ids) => command.env("KIND", ids.word()),
+        Script::Get(ids) => command.env("KIND", "get").env("IDS", ids),
+        Script::Live => command.env("KIND", "live"),
     };
     let now = std::time::UNIX_EPOCH.elapsed()?.as_millis();
     command.env("NOW", now.to_string());

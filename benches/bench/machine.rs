@@ -19,20 +19,20 @@ const MEASURED: Duration = Duration::from_secs(1);
 
 /// Returns a description of the machine, as lines of text.
 pub fn describe(bench: &Bench) -> anyhow::Result<String> {
-    let mut told = String::new();
+    let mut description = String::new();
     let cores = std::thread::available_parallelism()?;
-    let _ = writeln!(told, "cores       {cores}, {}", processor());
-    let _ = writeln!(told, "file system {}", file_system(&bench.folder)?);
+    let _ = writeln!(description, "cores       {cores}, {}", processor());
+    let _ = writeln!(description, "file system {}", file_system(&bench.folder)?);
     let scratch = bench.scratch()?;
     let flushes = flushes(scratch.path(), MEASURED)?;
     let _ = writeln!(
-        told,
+        description,
         "fdatasync   p50 {:.2} ms, p99 {:.2} ms, of {BLOCK} bytes appended",
         percentile(&flushes, 0.5),
         percentile(&flushes, 0.99)
     );
-    let _ = writeln!(told, "SQLite      {}", rusqlite::version());
-    Ok(told)
+    let _ = writeln!(description, "SQLite      {}", rusqlite::version());
+    Ok(description)
 }
 
 fn processor() -> String {

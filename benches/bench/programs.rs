@@ -105,7 +105,7 @@ impl Program {
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:"))
-            .context("the kernel does not tell")?;
+            .context("/proc has no such field")?;
         let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib / 1024.0)
     }
@@ -114,7 +114,7 @@ impl Program {
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The name of the program, which comes first, may contain any character.
-        let (_, fields) = stat.rsplit_once(')').context("the kernel does not tell")?;
+        let (_, fields) = stat.rsplit_once(')').context("/proc has no such field")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
         let ticks = |at: usize| -> anyhow::Result<f64> {
             Ok(fields.get(at).context("a field is missing")?.parse()?)
@@ -137,12 +137,12 @@ pub fn order_service(arguments: &[&str]) -> anyhow::Result<String> {
         .args(arguments)
         .env_clear()
         .output()?;
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),
-        "order-service {}: {told}{}",
+        "order-service {}: {stdout}{}",
         arguments.join(" "),
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(told)
+    Ok(stdout)
 }

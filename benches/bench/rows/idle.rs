@@ -11,7 +11,7 @@ use crate::programs::Program;
 use crate::table::{Goal, Line, Unit};
 
 /// Delay after which startup work is certainly over.
-const SETTLED_DOWN: Duration = Duration::from_secs(3);
+const STARTUP: Duration = Duration::from_secs(3);
 
 const MEASURED: Duration = Duration::from_secs(20);
 
@@ -35,7 +35,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         std::thread::sleep(Duration::from_millis(1));
     }
     let reconciler_ready = begun.elapsed();
-    std::thread::sleep(SETTLED_DOWN);
+    std::thread::sleep(STARTUP);
     let before = (api.cpu_seconds()?, reconciler.cpu_seconds()?);
     let begun = Instant::now();
     std::thread::sleep(MEASURED);

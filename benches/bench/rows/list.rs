@@ -32,7 +32,7 @@ const SLOW_READERS: usize = 16;
 const SLOW_PAUSE: Duration = Duration::from_millis(20);
 
 /// Duration for which memory, and then the log, is sampled during slow reads.
-const WATCHED: Duration = Duration::from_secs(5);
+const SAMPLED: Duration = Duration::from_secs(5);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
@@ -45,7 +45,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let (ours, reference) = alternately(
         ROUNDS,
         |_| {
-            let (drained, peak) = watched(&program, || listed(&program))?;
+            let (drained, peak) = peak_memory(&program, || listed(&program))?;
             first_bytes.push(drained.first_byte.as_secs_f64() * 1e3);
             grown.push(peak - at_rest);
             Ok(MILLION.orders as f64 / drained.whole.as_secs_f64())
@@ -72,12 +72,12 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 
 fn listed(program: &Program) -> anyhow::Result<Drained> {
     let mut connection = Connection::open(&program.url)?;
-    connection.ask("/order")?;
+    connection.send_get("/order")?;
     connection.drain(|| {})
 }
 
 /// Runs a closure, and returns its result with the program's peak memory meanwhile, in MiB.
-fn watched<T: Send>(
+fn peak_memory<T: Send>(
     program: &Program,
     work: impl FnOnce() -> anyhow::Result<T> + Send,
 ) -> anyhow::Result<(T, f64)> {
@@ -143,17 +143,17 @@ fn slowly(program: &Program, database: &Path) -> anyhow::Result<(f64, f64)> {
             .map(|_| {
                 scope.spawn(move || {
                     let mut connection = Connection::open(&program.url)?;
-                    connection.ask("/order")?;
+                    connection.send_get("/order")?;
                     connection.drain(pause)
                 })
             })
             .collect();
         let measured = (|| {
-            let ((), memory) = watched(program, || {
-                std::thread::sleep(WATCHED);
+            let ((), memory) = peak_memory(program, || {
+                std::thread::sleep(SAMPLED);
                 Ok(())
             })?;
-            let load = scope.spawn(|| wrk(&program.url, Script::Create(Ids::Random), WATCHED));
+            let load = scope.spawn(|| wrk(&program.url, Script::Create(Ids::Random), SAMPLED));
             let mut longest = 0;
             while !load.is_finished() {
                 longest = longest.max(fs::metadata(&log)?.len());

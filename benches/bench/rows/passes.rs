@@ -18,7 +18,7 @@ use order_service::store::{DatabaseUrl, Mode, Store};
 use order_service::upstream::{Entry, Failure, HttpUpstream, StartError, Upstream};
 
 use crate::Bench;
-use crate::databases::{self, Ids, MILLION, Reached, Template};
+use crate::databases::{self, CommonStatus, Ids, MILLION, Template};
 use crate::programs::Program;
 use crate::table::{Goal, Line, Unit, alternately};
 use crate::upstream;
@@ -44,27 +44,27 @@ const STARTS: usize = 64;
 const FEW: u64 = 1_000;
 
 /// A duration far longer than any measurement.
-const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
+const NEVER: Duration = Duration::from_secs(1_000_000_000);
 
 /// A duration after which every order is due for its next poll.
-const UNTIL_NEXT_LOOK: Duration = Duration::from_secs(61);
+const UNTIL_NEXT_POLL: Duration = Duration::from_secs(61);
 
 const TO_START: Template = Template {
     orders: 100_000,
     ids: Ids::Random,
-    reached: Reached::Created,
+    reached: CommonStatus::Created,
 };
 
 const RUNNING: Template = Template {
     orders: 100_000,
     ids: Ids::Random,
-    reached: Reached::Processing,
+    reached: CommonStatus::Processing,
 };
 
 const TO_SETTLE: Template = Template {
     orders: 1_000_000,
     ids: Ids::Random,
-    reached: Reached::Processing,
+    reached: CommonStatus::Processing,
 };
 
 /// Start rate, in starts per second, that is effectively unlimited here.
@@ -94,7 +94,7 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             let scratch = bench.scratch()?;
             let simulator = simulator(scratch.path())?;
             let upstream = client(&simulator.url)?;
-            let took = asked(&ids, STARTS, async |id| upstream.start(id).await.is_ok())?;
+            let took = send_all(&ids, STARTS, async |id| upstream.start(id).await.is_ok())?;
             Ok(per_second(took))
         },
     )?;
@@ -170,7 +170,7 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
     RUNNING.copy(bench, &database)?;
-    let running = upstream(RUNNING.names(bench)?, FOR_EVER)?;
+    let running = upstream(RUNNING.names(bench)?, NEVER)?;
     let store = open(&database)?;
     let mut passes = Passes::new(store.clone(), client(&running.url)?)?;
     passes.next(RUNNING.orders)?;
@@ -204,7 +204,7 @@ pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let store = few_open(bench, &MILLION, scratch.path())?;
     let listed = MILLION.names(bench)?.into_iter().chain(few_names());
-    let running = upstream(listed.collect(), FOR_EVER)?;
+    let running = upstream(listed.collect(), NEVER)?;
     let mut passes = Passes::new(store, client(&running.url)?)?;
     // The first pass learns the length of the list.
     passes.next(FEW)?;
@@ -215,7 +215,7 @@ pub fn few(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         |_| Ok(millis(passes.next(FEW)?)),
         |_| {
             let look_up = async |id: &OrderId| upstream.look_up(id).await == Ok(Observed::Running);
-            Ok(millis(asked(&ids, REQUESTS, look_up)?))
+            Ok(millis(send_all(&ids, REQUESTS, look_up)?))
         },
     )?;
     Ok(vec![
@@ -287,9 +287,9 @@ impl Upstream for Running {
         Ok(Observed::Running)
     }
 
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+    async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         for name in few_names() {
-            tell(Entry {
+            on_entry(Entry {
                 order_id: (&*name).into(),
                 status: "RUNNING".into(),
             });
@@ -340,12 +340,15 @@ impl<U: Upstream> Passes<U> {
 
     /// Runs a pass that polls this many orders without changes, and returns its duration.
     fn next(&mut self, orders: u64) -> anyhow::Result<Duration> {
-        self.clock.set(self.clock.now().after(UNTIL_NEXT_LOOK));
+        self.clock.set(self.clock.now().after(UNTIL_NEXT_POLL));
         let stop = Stop::default();
         let begun = Instant::now();
         let report = self.runtime.block_on(self.reconciler.pass(&stop))?;
         let took = begun.elapsed();
-        ensure!(report.observed as u64 == orders, "not all were looked at");
+        ensure!(
+            report.observed as u64 == orders,
+            "not all orders were observed"
+        );
         ensure!(
             report.to_string() == format!("observed={orders}"),
             "{report}"
@@ -356,15 +359,15 @@ impl<U: Upstream> Passes<U> {
 
 /// Sends a request for each order, at most `at_once` concurrently, on a runtime like the
 /// reconciler's, and returns the duration.
-fn asked(
+fn send_all(
     ids: &[OrderId],
     at_once: usize,
-    ask: impl AsyncFn(&OrderId) -> bool,
+    send: impl AsyncFn(&OrderId) -> bool,
 ) -> anyhow::Result<Duration> {
-    let ask = &ask;
+    let send = &send;
     let begun = Instant::now();
     let mut answers = futures_util::stream::iter(ids)
-        .map(|id| async move { ask(id).await })
+        .map(|id| async move { send(id).await })
         .buffer_unordered(at_once);
     let all = reconciler_runtime()?.block_on(async {
         while let Some(is_as_it_should_be) = answers.next().await {
@@ -378,10 +381,10 @@ fn asked(
 fn list_alone(url: &str) -> anyhow::Result<Duration> {
     let upstream = client(url)?;
     let begun = Instant::now();
-    let mut told = 0u64;
-    let list = upstream.list(|entry| told += u64::from(!entry.order_id.is_empty()));
+    let mut entries = 0u64;
+    let list = upstream.list(|entry| entries += u64::from(!entry.order_id.is_empty()));
     let listed = reconciler_runtime()?.block_on(list);
-    ensure!(listed == Ok(told), "the list was not whole");
+    ensure!(listed == Ok(entries), "the list is incomplete");
     Ok(begun.elapsed())
 }
 

@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 
 use super::create::count;
 use crate::Bench;
-use crate::databases::{MILLION, Reached, Template};
+use crate::databases::{CommonStatus, MILLION, Template};
 use crate::load::SustainedLoad;
 use crate::programs::{Program, order_service};
 use crate::table::{Goal, Line, Unit, percentile};
@@ -35,7 +35,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let database = scratch.path().join("orders.db");
     let template = Template {
-        reached: Reached::Processing,
+        reached: CommonStatus::Processing,
         ..MILLION
     };
     template.copy(bench, &database)?;

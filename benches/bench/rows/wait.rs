@@ -66,7 +66,7 @@ const FOLLOWED: usize = 200;
 const REST_MAX_MS: u64 = 240;
 
 /// Poll interval of an order.
-const ASKED_EVERY: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Timeout for an order to become PROCESSING.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -115,6 +115,6 @@ fn until_processing(connection: &mut Connection, id: &str) -> anyhow::Result<f64
             return Ok(asked_at.elapsed().as_secs_f64() * 1e3);
         }
         ensure!(asked_at.elapsed() < PATIENCE, "{id} was not started");
-        std::thread::sleep(ASKED_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -23,10 +23,10 @@ pub(super) const LIST: u64 = 1_000;
 const CHUNK: usize = 16 * 1024;
 
 /// Number of decisions per iteration: each order with each observation, repeated.
-pub(super) const CHOICES: u64 = (PHASES * INTENTS * LOOKS * ROUNDS) as u64;
+pub(super) const CHOICES: u64 = (PHASES * INTENTS * OBSERVATIONS * ROUNDS) as u64;
 const PHASES: usize = 3;
 const INTENTS: usize = 2;
-const LOOKS: usize = 5;
+const OBSERVATIONS: usize = 5;
 const ROUNDS: usize = 100;
 
 /// Number of open orders in the pass.
@@ -48,17 +48,17 @@ const PASS_INTERVAL: Duration = Duration::from_secs(600);
 
 pub(super) fn decode(_iterations: usize) -> Iteration {
     let list = list(LIST as usize, "SUCCEEDED");
-    let mut tell = |entry: Entry<'_>| {
+    let mut on_entry = |entry: Entry<'_>| {
         black_box(entry);
     };
-    Box::new(move || assert_eq!(decoded(&list, &mut tell), LIST))
+    Box::new(move || assert_eq!(decoded(&list, &mut on_entry), LIST))
 }
 
 /// Emits the entries of a list, and returns their number.
-fn decoded(list: &[u8], tell: &mut impl FnMut(Entry<'_>)) -> u64 {
+fn decoded(list: &[u8], on_entry: &mut impl FnMut(Entry<'_>)) -> u64 {
     let mut decoder = ListDecoder::new();
     for chunk in list.chunks(CHUNK) {
-        decoder.push(chunk, tell).expect("it is well-formed");
+        decoder.push(chunk, on_entry).expect("it is well-formed");
     }
     decoder.finish().expect("it is complete")
 }
@@ -73,15 +73,15 @@ fn list(length: usize, status: &str) -> Vec<u8> {
 }
 
 pub(super) fn decide_all(_iterations: usize) -> Iteration {
-    let (orders, looks) = (orders(), looks());
+    let (orders, observations) = (orders(), observations());
     Box::new(move || {
         for _ in 0..ROUNDS {
             for order in &orders {
-                for look in &looks {
+                for observation in &observations {
                     black_box(decide(
                         black_box(order),
                         Occasion::Pass,
-                        Some(black_box(look)),
+                        Some(black_box(observation)),
                         &POLICY,
                         PassContext {
                             now: NOW,
@@ -130,7 +130,7 @@ fn orders() -> Vec<OpenOrder> {
         .collect()
 }
 
-fn looks() -> [Observation; LOOKS] {
+fn observations() -> [Observation; OBSERVATIONS] {
     [
         Observed::Absent,
         Observed::Running,
@@ -219,7 +219,7 @@ impl Upstream for Listed {
         panic!("so many orders are not looked up one by one")
     }
 
-    async fn list(&self, mut tell: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        Ok(decoded(&self.0, &mut tell))
+    async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
+        Ok(decoded(&self.0, &mut on_entry))
     }
 }
