@@ -1,5 +1,5 @@
 //! The programs as an operator uses them: flags, variables, defaults, exit codes, signals, and
-//! output. Orders are followed in `life`.
+//! output. Orders are followed in `lifecycle`.
 
 use std::fs;
 use std::io::{Read, Write};

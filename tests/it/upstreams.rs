@@ -1,5 +1,5 @@
 //! The client and the reconciler with scripted upstreams, down to the bytes. Well-behaved upstreams are
-//! tested in `life`.
+//! tested in `lifecycle`.
 //!
 //! Most tests run the reconciler's passes in the test's process, on a clock that skips waits. Programs are
 //! started to test exit codes, environment, logs and shutdown.
