@@ -3,7 +3,7 @@
 //! Results go to standard output, errors to the log. Accounts and pruning have modules of their own.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use futures_util::TryStreamExt;
@@ -11,7 +11,8 @@ use futures_util::TryStreamExt;
 use crate::account;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{
-    self, AccountArgs, BackupArgs, CheckArgs, ExplainArgs, FailArgs, PruneArgs, RestartArgs,
+    self, AccountArgs, BackupArgs, CheckArgs, CopyArgs, ExplainArgs, FailArgs, PruneArgs,
+    RestartArgs,
 };
 use crate::explain::Invocation;
 use crate::order::{Order, OrderId, Reason, Status};
@@ -19,13 +20,16 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    AttentionFilter, Audit, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
-    ReadOnlyDatabase, Resolution, Store, StoreError, back_up,
+    self, AttentionFilter, Audit, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
+    ReadOnlyDatabase, Resolution, Store, StoreError, TransferError, back_up,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
 /// The target of this module's log lines. It is public: `RUST_LOG` names it.
 const LOG: &str = "order_service::operator";
+
+/// Interval of reports of a copy.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Longest silence of the upstream during an account.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +56,52 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// `copy`: moves all orders into another database, undoes that, or compares two databases.
+pub async fn copy(args: CopyArgs) -> anyhow::Result<Exit> {
+    let stop = process::stop_on_signals()?;
+    let work = tokio::task::spawn_blocking(move || copy_now(&args));
+    let done = tokio::select! {
+        done = work => done?,
+        () = stop.requested.cancelled() => bail!("copy interrupted; run it again to go on"),
+    };
+    done.map_err(|error| match error {
+        TransferError::Open(error) => error.into(),
+        TransferError::Refused(what) => InvalidSetting(what).into(),
+        error => error.into(),
+    })
+}
+
+fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
+    let CopyArgs { from, to, .. } = args;
+    if args.verify_only {
+        let tell = |what| process::print(format_args!("{what}\n"));
+        return Ok(match store::compare(from, to, tell)? {
+            0 => {
+                process::print("equal\n");
+                Exit::Done
+            }
+            count => {
+                process::print(format_args!("different: {count} rows\n"));
+                Exit::Failed
+            }
+        });
+    }
+    if args.take_back {
+        store::take_back(from, to)?;
+        process::print("taken back\n");
+        return Ok(Exit::Done);
+    }
+    let mut told_at = Instant::now();
+    let moved = store::move_database(from, to, |orders| {
+        if told_at.elapsed() >= PROGRESS {
+            told_at = Instant::now();
+            process::print(format_args!("  {:<8} {orders} orders so far\n", "copied"));
+        }
+    })?;
+    process::print(moved);
+    Ok(Exit::Done)
 }
 
 /// `check`: prints the violated invariants of a database, or its summary if there are none.

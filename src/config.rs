@@ -79,6 +79,15 @@ pub enum ServiceCommand {
     Explain(ExplainArgs),
     /// Copy the database into one checked file, while the programs run
     Backup(BackupArgs),
+    /// Move all orders into another database, of either engine, and compare both; an interrupted copy
+    /// goes on
+    #[command(
+        after_help = "TO has to be new. It cannot be opened by other programs until it is complete, \
+                      nor FROM from then on. FROM can be written until all but the open orders are \
+                      copied. A backup as FROM stays as it is, and TO then begins a new history. \
+                      Passwords come from PGPASSWORD or PGPASSFILE."
+    )]
+    Copy(CopyArgs),
     /// Check the integrity of a database: exit code 0 if it is sound, 1 if not
     Check(CheckArgs),
     /// Remove orders that settled long ago, with their part of the journal, while the programs run
@@ -279,6 +288,24 @@ pub struct BackupArgs {
     pub replace: bool,
     #[command(flatten)]
     pub database: ReadDatabaseArgs,
+}
+
+/// `order-service copy`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The database to copy: sqlite:FILE, or postgres://USER@HOST:PORT/DATABASE
+    #[arg(value_name = "FROM")]
+    pub from: DatabaseUrl,
+    /// The database to copy into
+    #[arg(value_name = "TO")]
+    pub to: DatabaseUrl,
+    /// Compare both row by row, and change nothing: exit code 0 if they are equal, 1 if not
+    #[arg(long, conflicts_with = "take_back")]
+    pub verify_only: bool,
+    /// Undo a move: FROM can be used again, and TO refuses to be opened; refused if any row of TO is no
+    /// longer as it was copied
+    #[arg(long)]
+    pub take_back: bool,
 }
 
 /// `order-service check`.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ServiceCommand::Restart(args) => commands::restart(args).await,
             ServiceCommand::Fail(args) => commands::fail(args).await,
             ServiceCommand::Backup(args) => commands::backup(args).await,
+            ServiceCommand::Copy(args) => commands::copy(args).await,
             ServiceCommand::Check(args) => commands::check(&args),
             ServiceCommand::Explain(args) => commands::explain(args).await,
             ServiceCommand::Prune(args) => commands::prune(args).await,

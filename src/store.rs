@@ -6,16 +6,17 @@
 //! (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the filters of order lists
 //! (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open orders that a pass
 //! works on (`store/open_orders.rs`), the subscriptions to commits (`store/subscriptions.rs`), the
-//! read-only access of `explain` (`store/read_only.rs`), backups (`store/backup.rs`), and the check
-//! of all rows (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`).
-//! The engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature `postgres`,
-//! PostgreSQL, in `store/postgres.rs`.
+//! read-only access of `explain` (`store/read_only.rs`), backups (`store/backup.rs`), the check of
+//! all rows (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`), and
+//! copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in `store/sqlite.rs`,
+//! and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
 mod audit;
 mod backup;
 mod check;
+mod copy;
 mod cursor;
 mod filter;
 mod leadership;
@@ -25,6 +26,7 @@ mod open_orders;
 mod postgres;
 mod queue;
 mod read_only;
+mod relocation;
 mod rows;
 mod sqlite;
 mod subscriptions;
@@ -44,6 +46,7 @@ pub use self::answers::{
 use self::answers::{Outage, Page};
 pub use self::audit::Audit;
 pub use self::backup::{Backup, BackupError, back_up};
+pub use self::copy::{Moved, TransferError, compare, move_database, take_back};
 pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
@@ -54,6 +57,7 @@ pub use self::postgres::PostgresOpenError;
 use self::queue::Queue;
 pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::read_only::ReadOnlyDatabase;
+pub use self::relocation::Relocation;
 pub use self::sqlite::FileError;
 use self::sqlite::LeaderLock;
 pub use self::subscriptions::{Changes, NewOrders};
@@ -103,10 +107,17 @@ pub enum OpenError {
     #[cfg(feature = "postgres")]
     #[error(transparent)]
     Postgres(#[from] PostgresOpenError),
-    /// A command that works on a file alone was given another database.
-    #[cfg(feature = "postgres")]
-    #[error("{0}: this command works on a SQLite file alone")]
-    FileOnly(String),
+    /// The orders are in another database than the one that was named.
+    #[error("{address}: {relocation}")]
+    Relocated {
+        /// The database.
+        address: String,
+        /// Where they are.
+        relocation: Relocation,
+    },
+    /// A copy would replace what is there.
+    #[error("{0}: holds an order database already; name one that does not")]
+    Occupied(String),
 }
 
 /// A handle on the orders of one database. Clones share connections and the write queue.

@@ -59,13 +59,25 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
 /// Returns the error of a password on the command line, which other users of the machine can read.
 fn password_in_flag(matches: &ArgMatches) -> Option<String> {
     let (_, command) = matches.subcommand()?;
-    let url: &DatabaseUrl = command.try_get_one("database_url").ok()??;
-    let is_flag = command.value_source("database_url") == Some(ValueSource::CommandLine);
-    (is_flag && url.has_password()).then(|| {
-        "--database-url may hold no password, because other users of the machine can read it; set \
+    let has_password = |id: &&str| {
+        let url: Option<&DatabaseUrl> = command.try_get_one(id).ok().flatten();
+        command.value_source(id) == Some(ValueSource::CommandLine)
+            && url.is_some_and(DatabaseUrl::has_password)
+    };
+    // An unknown id makes clap panic where the value is asked for, but not here.
+    let id = ["database_url", "from", "to"]
+        .into_iter()
+        .filter(|id| command.try_contains_id(id).is_ok())
+        .find(has_password)?;
+    let name = match id {
+        "database_url" => "--database-url",
+        "from" => "FROM",
+        _ => "TO",
+    };
+    Some(format!(
+        "{name} may hold no password, because other users of the machine can read it; set \
          DATABASE_URL, PGPASSWORD or PGPASSFILE instead"
-            .to_owned()
-    })
+    ))
 }
 
 /// Returns the error of `dev` with both an upstream and a flag of the simulator. Variables may be meant

@@ -1,7 +1,8 @@
 //! Backup: a complete copy of the database in one file, taken while the programs run.
 //!
 //! A file gets its final name only once it is complete, checked and flushed, so every backup that
-//! exists is valid. The copying of pages is in `store/sqlite/read_only.rs`.
+//! exists is valid. The copying of pages is in `store/sqlite/read_only.rs`, that of rows in
+//! `store/copy.rs`.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
+#[cfg(feature = "postgres")]
+use super::copy::{TransferError, copy_into_file};
 use super::sqlite::{ReadOnlyFile, lock_files, log_files};
 use super::{Audit, DatabaseSummary, DatabaseUrl, Finding, OpenError, StoreError};
 
@@ -84,17 +87,12 @@ pub async fn back_up(
     to: &Path,
     replace: bool,
 ) -> Result<Backup, BackupError> {
-    let source = match database {
-        DatabaseUrl::Sqlite(path) => ReadOnlyFile::open(path).map_err(OpenError::from)?,
-        #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => return Err(OpenError::FileOnly(url.to_string()).into()),
-    };
-    let target = Target::new(source.path(), to, replace)?;
-    let part = target.part(source.path())?;
+    let source = Source::open(database)?;
+    let target = Target::new(source.file(), to, replace)?;
+    let part = target.part(source.file())?;
     let copy = part.path.to_path_buf();
     let copied = tokio::task::spawn_blocking(move || -> Result<_, BackupError> {
-        let copied = source.copy_to(&copy);
-        copied.map_err(|error| BackupError::Copy(error.into()))?;
+        source.copy_to(&copy)?;
         // From here on only the copy is read, so that the check does not load the database.
         let contents = verify(&copy)?;
         let file = File::open(&copy).and_then(|file| {
@@ -116,6 +114,48 @@ pub async fn back_up(
     })
 }
 
+/// Source of a backup.
+enum Source {
+    /// A file, of which the pages are copied.
+    File(ReadOnlyFile),
+    /// A server's database, of which the rows are copied.
+    #[cfg(feature = "postgres")]
+    Server(DatabaseUrl),
+}
+
+impl Source {
+    fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        Ok(match url {
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(_) => Self::Server(url.clone()),
+            DatabaseUrl::Sqlite(path) => {
+                Self::File(ReadOnlyFile::open(path).map_err(OpenError::from)?)
+            }
+        })
+    }
+
+    fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(database) => Some(database.path()),
+            #[cfg(feature = "postgres")]
+            Self::Server(_) => None,
+        }
+    }
+
+    fn copy_to(&self, to: &Path) -> Result<(), BackupError> {
+        match self {
+            Self::File(database) => database
+                .copy_to(to)
+                .map_err(|error| BackupError::Copy(error.into())),
+            #[cfg(feature = "postgres")]
+            Self::Server(url) => copy_into_file(url, to).map_err(|error| match error {
+                TransferError::Open(error) => error.into(),
+                error => BackupError::Copy(error.into()),
+            }),
+        }
+    }
+}
+
 /// Target of a backup.
 struct Target {
     folder: PathBuf,
@@ -125,7 +165,7 @@ struct Target {
 
 impl Target {
     /// Checks the path before anything is written.
-    fn new(database: &Path, to: &Path, replace: bool) -> Result<Self, BackupError> {
+    fn new(database: Option<&Path>, to: &Path, replace: bool) -> Result<Self, BackupError> {
         let folder = match to.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -142,7 +182,7 @@ impl Target {
             replace,
         };
         let path = target.path();
-        if is_own(database, &path) {
+        if database.is_some_and(|database| is_own(database, &path)) {
             return Err(BackupError::OwnFile(path));
         }
         match fs::symlink_metadata(&path) {
@@ -164,15 +204,18 @@ impl Target {
         self.folder.join(&self.name)
     }
 
-    /// Creates a partial backup in the same folder, readable by those who may read the database.
-    fn part(&self, database: &Path) -> Result<Part, BackupError> {
+    /// Creates a partial backup in the same folder, readable by those who may read the database; by
+    /// its owner alone if that is not a file.
+    fn part(&self, database: Option<&Path>) -> Result<Part, BackupError> {
         let made = tempfile::Builder::new()
             .prefix(&self.name)
             .suffix(".part")
             .tempfile_in(&self.folder)
             .and_then(|file| {
-                let permissions = fs::metadata(database)?.permissions();
-                file.as_file().set_permissions(permissions)?;
+                if let Some(database) = database {
+                    let permissions = fs::metadata(database)?.permissions();
+                    file.as_file().set_permissions(permissions)?;
+                }
                 Ok(file.into_temp_path())
             });
         let path = made.map_err(|error| write_error(&self.folder, error))?;

@@ -9,6 +9,7 @@
 mod address;
 mod changes;
 mod connect;
+mod copy;
 mod error;
 mod lead;
 mod lines;

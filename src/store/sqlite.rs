@@ -8,6 +8,7 @@
 mod check;
 mod checkpoint;
 mod commits;
+mod copy;
 mod file;
 mod histories;
 mod journal;
@@ -33,9 +34,11 @@ use std::sync::Arc;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 
+pub(super) use self::copy::CopySide;
 pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 pub(super) use self::lines::LineFile;
+use self::open::Purpose;
 pub use self::open_error::FileError;
 pub(super) use self::read_only::ReadOnlyFile;
 use self::writer::Writer;
@@ -83,7 +86,7 @@ struct Inner {
 
 impl Engine {
     pub fn open(path: &Path, mode: Mode) -> Result<Self, FileError> {
-        let (file, db, histories) = open::prepare(path)?;
+        let (file, db, histories) = open::prepare(path, Purpose::Use)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(db, file.clone(), mode)?;
         // All connections opened by now use one file.

@@ -83,7 +83,7 @@ async fn record(store: &Store, seq: i64, steps: Vec<Transition>, at: i64) -> (us
 }
 
 /// All orders.
-async fn all(store: &Store) -> Vec<Order> {
+pub async fn all(store: &Store) -> Vec<Order> {
     let pages = store.pages(Filter::default(), Cursor::default(), 1_000);
     let pages: Vec<_> = pages.try_collect().await.unwrap();
     pages.into_iter().flat_map(|(orders, _)| orders).collect()

@@ -16,13 +16,20 @@ use super::address::PostgresUrl;
 use super::error::Error;
 use super::open_error::PostgresOpenError;
 use super::session::Session;
+use crate::store::relocation::Relocation;
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty
 /// database. They are only added, never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../../sql/postgres/001_schema.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../sql/postgres/001_schema.sql"),
+    include_str!("../../../sql/postgres/002_relocation.sql"),
+];
 
 /// Format that this program writes.
 const FORMAT: i32 = MIGRATIONS.len() as i32;
+
+/// The first format that can say that the orders are in another database.
+const FORMAT_WITH_RELOCATION: i32 = 2;
 
 /// The oldest version that is tested.
 const VERSION_MIN: i32 = 150_000;
@@ -72,10 +79,28 @@ pub(super) struct Connector {
     address: String,
     tls: Option<MakeRustlsConnect>,
     identity: OnceLock<Identity>,
+    purpose: Purpose,
+}
+
+/// What a database is opened for.
+enum Purpose {
+    /// To use its orders.
+    Use,
+    /// To copy them, whether or not they have moved. The statements mark a database that is created.
+    Copy(Option<String>),
 }
 
 impl Connector {
     pub fn new(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+        Self::with_purpose(url, Purpose::Use)
+    }
+
+    /// Like [`Connector::new`], but for a copy; the statements mark a database that is created.
+    pub fn for_copying(url: &PostgresUrl, mark: Option<String>) -> Result<Self, PostgresOpenError> {
+        Self::with_purpose(url, Purpose::Copy(mark))
+    }
+
+    fn with_purpose(url: &PostgresUrl, purpose: Purpose) -> Result<Self, PostgresOpenError> {
         let address = url.to_string();
         let tls = match url.config.get_ssl_mode() {
             SslMode::Disable => None,
@@ -89,6 +114,7 @@ impl Connector {
             address,
             tls,
             identity: OnceLock::new(),
+            purpose,
         })
     }
 
@@ -118,9 +144,14 @@ impl Connector {
         self.within_limit(async {
             let session = self.connect(None).await?;
             self.check_locks(&session).await?;
-            self.migrate(&session, must_exist).await?;
-            self.check_identity(&session).await?;
-            begin_history(&session).await?;
+            let is_new = self.migrate(&session, must_exist).await?;
+            if !self.check_identity(&session).await? {
+                begin_history(&session).await?;
+            }
+            match is_new {
+                true => log::warn!("created the database {}", self.address),
+                false => log::info!("using the database {}", self.address),
+            }
             Ok(session)
         })
         .await
@@ -241,8 +272,9 @@ impl Connector {
         Ok(())
     }
 
-    /// Brings the schema up to date. Safe to do at the same moment in several processes.
-    async fn migrate(&self, session: &Session, must_exist: bool) -> Result<(), Error> {
+    /// Brings the schema up to date; returns whether there was none. Safe to do at the same moment in
+    /// several processes.
+    async fn migrate(&self, session: &Session, must_exist: bool) -> Result<bool, Error> {
         session.execute("BEGIN").await?;
         session
             .query_one("SELECT 1 FROM pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK])
@@ -289,6 +321,9 @@ impl Connector {
                     &[&APPLICATION, &FORMAT, &fastrand::i64(..)],
                 )
                 .await?;
+            if let Purpose::Copy(Some(mark)) = &self.purpose {
+                session.execute(mark).await?;
+            }
         } else if format < FORMAT {
             session
                 .query("UPDATE meta SET format = $1", &[&FORMAT])
@@ -299,16 +334,12 @@ impl Connector {
             .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")
             .await?;
         session.execute("COMMIT").await?;
-        if format == 0 {
-            log::warn!("created the database {}", self.address);
-        } else {
-            log::info!("using the database {}", self.address);
-        }
-        Ok(())
+        Ok(format == 0)
     }
 
-    /// Checks that a session is on the database of the first one. A standby that was promoted is.
-    async fn check_identity(&self, session: &Session) -> Result<(), Error> {
+    /// Checks that a session is on the database of the first one, as a standby that was promoted is,
+    /// and that its orders may be used. Returns whether they are in another database.
+    async fn check_identity(&self, session: &Session) -> Result<bool, Error> {
         let row = session
             .query_one(
                 "SELECT (SELECT system_identifier::text FROM pg_control_system()), instance, format \
@@ -320,27 +351,51 @@ impl Connector {
             system: row.try_get(0)?,
             instance: row.try_get(1)?,
         };
-        if row.try_get::<_, i32>(2)? > FORMAT {
+        let format: i32 = row.try_get(2)?;
+        if format > FORMAT {
             return Err(PostgresOpenError::Newer(self.address.clone()).into());
         }
         if *self.identity.get_or_init(|| found.clone()) != found {
             return Err(PostgresOpenError::Replaced(self.address.clone()).into());
         }
-        Ok(())
+        if format < FORMAT_WITH_RELOCATION {
+            return Ok(false);
+        }
+        let rows = session.query("SELECT state, address FROM relocation", &[]);
+        let rows = rows.await?;
+        let row = match rows.first() {
+            Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
+            None => None,
+        };
+        match (Relocation::new(row), &self.purpose) {
+            (None, _) => Ok(false),
+            (Some(_), Purpose::Copy(_)) => Ok(true),
+            (Some(relocation), Purpose::Use) => Err(PostgresOpenError::Relocated {
+                address: self.address.clone(),
+                relocation,
+            }
+            .into()),
+        }
     }
 }
 
 /// The name of this application in `meta`.
 const APPLICATION: &str = "order-service";
 
+/// The server that a session is on: cluster, database and timeline.
+pub(super) const ORIGIN: &str = "\
+    SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
+        (SELECT oid FROM pg_database WHERE datname = current_database()), \
+        substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) AS origin";
+
 /// Begins a new history if the server is not the one of the last: another cluster or database, or the
 /// same on another timeline, which begins with each promotion and may lack what was acknowledged.
 async fn begin_history(session: &Session) -> Result<(), Error> {
-    const IS_NEW: &str = "SELECT origin, \
+    let is_new = format!(
+        "SELECT origin, \
             (SELECT h.origin FROM histories h ORDER BY number DESC LIMIT 1) IS DISTINCT FROM origin \
-         FROM (SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
-                   (SELECT oid FROM pg_database WHERE datname = current_database()), \
-                   substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) AS origin) AS here";
+         FROM ({ORIGIN}) AS here"
+    );
     const BEGIN: &str = "INSERT INTO histories (number, id, origin, newest_order, newest_entry, pruned) \
          SELECT coalesce((SELECT max(number) FROM histories), 0) + 1, $1, $2, \
                 coalesce((SELECT max(seq) FROM orders), 0), \
@@ -348,7 +403,7 @@ async fn begin_history(session: &Session) -> Result<(), Error> {
          FROM pruned \
          WHERE $2 IS DISTINCT FROM (SELECT origin FROM histories ORDER BY number DESC LIMIT 1) \
          RETURNING newest_entry";
-    let row = session.query_one(IS_NEW, &[]).await?;
+    let row = session.query_one(&is_new, &[]).await?;
     if !row.try_get::<_, bool>(1)? {
         return Ok(());
     }

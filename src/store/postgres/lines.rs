@@ -21,7 +21,7 @@ const CHUNK: usize = 64 * 1024;
 const CHUNKS_WAITING: usize = 4;
 
 /// The planner's choice instead of that for single orders: everything is read.
-const PLANS: &str = "SET enable_seqscan = on; SET enable_nestloop = on; SET enable_bitmapscan = on; \
+pub(super) const PLANS: &str = "SET enable_seqscan = on; SET enable_nestloop = on; SET enable_bitmapscan = on; \
                      SET work_mem = '64MB'";
 
 /// Indexes without which the programs would read whole tables, and triggers that someone has added.
@@ -51,14 +51,25 @@ pub(in crate::store) struct LineSession {
 impl LineSession {
     /// Opens a session that only reads, on a database that must be there.
     pub fn open(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
-        let connector = Arc::new(Connector::new(url)?);
-        let (runtime, stop) = start_thread(&connector)?;
-        let address = connector.address().to_owned();
-        let opened = on_thread(&runtime, async move {
+        Self::connect(Connector::new(url)?, |connector| async move {
             let session = connector.session_for_reading().await?;
             session.execute(PLANS).await?;
             Ok(session)
-        });
+        })
+    }
+
+    /// Starts a thread, and opens the session on it.
+    pub(super) fn connect<F>(
+        connector: Connector,
+        open: impl FnOnce(Arc<Connector>) -> F,
+    ) -> Result<Self, PostgresOpenError>
+    where
+        F: Future<Output = Result<Session, Error>> + Send + 'static,
+    {
+        let connector = Arc::new(connector);
+        let (runtime, stop) = start_thread(&connector)?;
+        let address = connector.address().to_owned();
+        let opened = on_thread(&runtime, open(connector));
         let session = opened.unwrap_or(Err(Error::Silent));
         let session = session.map_err(|error| error.into_open_error(&address))?;
         Ok(Self {
@@ -72,6 +83,14 @@ impl LineSession {
     /// Returns the address of the database, without a password.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
     }
 
     /// Runs all checks.
@@ -116,7 +135,7 @@ impl Lines for LineSession {
 }
 
 /// Returns an error with its causes, in one line.
-fn one_line(error: &Error) -> String {
+pub(super) fn one_line(error: &Error) -> String {
     error.to_string_with_causes().replace('\n', ", ")
 }
 

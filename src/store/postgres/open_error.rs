@@ -2,6 +2,8 @@
 
 use std::error::Error as StdError;
 
+use crate::store::relocation::Relocation;
+
 /// A database on PostgreSQL cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresOpenError {
@@ -62,6 +64,14 @@ pub enum PostgresOpenError {
     /// A connection leads to another database than the first one.
     #[error("{0}: leads to another database than before; end this program, and start it again")]
     Replaced(String),
+    /// Its orders are in another database.
+    #[error("{address}: {relocation}")]
+    Relocated {
+        /// The database.
+        address: String,
+        /// Where they are.
+        relocation: Relocation,
+    },
     /// The server refused what opening takes.
     #[error("{address}: cannot be used")]
     Other {

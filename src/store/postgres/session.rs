@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
-use futures_util::TryStreamExt;
+use bytes::Bytes;
 use futures_util::future::{MaybeDone, maybe_done};
+use futures_util::{SinkExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
@@ -147,6 +148,14 @@ impl Session {
         while let Some(bytes) = rows.try_next().await? {
             row(&bytes);
         }
+        Ok(())
+    }
+
+    /// Runs `COPY … FROM STDIN` with these rows.
+    pub async fn copy_in(&self, sql: &str, rows: Bytes) -> Result<(), Error> {
+        let mut sink = pin!(self.client.copy_in(sql).await?);
+        sink.send(rows).await?;
+        sink.finish().await?;
         Ok(())
     }
 

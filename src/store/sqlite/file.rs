@@ -124,6 +124,11 @@ impl OpenedFile {
         })
     }
 
+    /// Returns the identity of the database.
+    pub fn database(&self) -> Identity {
+        self.opened[0].1
+    }
+
     /// Checks that the paths lead to the opened files, and that the database has no second name.
     pub fn check(&self) -> Result<(), Unsafe> {
         for (path, identity) in &self.opened {

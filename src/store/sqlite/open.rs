@@ -10,18 +10,22 @@ use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+};
 
 use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_file, with_suffix};
 use super::histories::histories;
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::cursor::Histories;
+use crate::store::relocation::Relocation;
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
 /// from one format to the next. They are only added, never changed.
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../sql/006_schema.sql"),
     include_str!("../../../sql/007_epoch.sql"),
+    include_str!("../../../sql/008_relocation.sql"),
 ];
 
 /// Format that the first migration creates. No release has written an earlier one.
@@ -29,6 +33,9 @@ const FORMAT_FIRST: i64 = 6;
 
 /// Format that this program writes, stored as the file's `user_version`.
 const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
+
+/// The first format that can say that the orders are in another database.
+const FORMAT_WITH_RELOCATION: i64 = 8;
 
 /// The `application_id` of the files of this program: "OrdS".
 const APPLICATION_ID: i64 = 0x4f72_6453;
@@ -54,10 +61,22 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// statements.
 const STATEMENTS_KEPT: usize = 64;
 
+/// What a file is opened for.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose<'a> {
+    /// To use its orders.
+    Use,
+    /// To copy them, whether or not they have moved. The statements mark a file that is created.
+    Copy(Option<&'a str>),
+}
+
 /// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
 /// different one than before. Returns the writing connection. Safe to call in several processes at
 /// once.
-pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories), FileError> {
+pub(super) fn prepare(
+    path: &Path,
+    purpose: Purpose<'_>,
+) -> Result<(OpenedFile, Connection, Histories), FileError> {
     let path = absolute(path)?;
     // A path that is still a symbolic link after resolution is dangling.
     if path.is_symlink() || path.exists() && !path.is_file() {
@@ -77,7 +96,8 @@ pub(super) fn prepare(path: &Path) -> Result<(OpenedFile, Connection, Histories)
     let is_new = file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
-    let (db, histories) = migrate(&path, database).map_err(|error| error.into_file_error(&path))?;
+    let (db, histories) =
+        migrate(&path, database, purpose).map_err(|error| error.into_file_error(&path))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     if is_new {
@@ -115,7 +135,7 @@ fn absolute(path: &Path) -> Result<PathBuf, FileError> {
     }
 }
 
-fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockError> {
+pub(super) fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockError> {
     let deadline = Instant::now() + timeout;
     loop {
         match lock.try_lock() {
@@ -147,18 +167,46 @@ impl From<rusqlite::Error> for Unmigrated {
     }
 }
 
-fn migrate(path: &Path, file: Identity) -> Result<(Connection, Histories), Unmigrated> {
+fn migrate(
+    path: &Path,
+    file: Identity,
+    purpose: Purpose<'_>,
+) -> Result<(Connection, Histories), Unmigrated> {
     let mut db = Connection::open_with_flags(path, existing())?;
     // The format is checked before anything in the file is changed.
     let format = format(&db, path)?;
     pragmas(&db, path)?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
     upgrade(&change, format)?;
+    if let (0, Purpose::Copy(Some(mark))) = (format, purpose) {
+        change.execute_batch(mark)?;
+    }
+    let relocation = relocation(&change)?;
+    if let (Some(relocation), Purpose::Use) = (&relocation, purpose) {
+        return Err(Unmigrated::Refused(FileError::Relocated {
+            path: path.to_owned(),
+            relocation: relocation.clone(),
+        }));
+    }
     // Detects a read-only file now and not with the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    let histories = histories(&change, &file.to_string())?;
+    let histories = match relocation {
+        None => histories(&change, &file.to_string())?,
+        // It has no readers.
+        Some(_) => Histories::new(Vec::new()),
+    };
     change.commit()?;
     Ok((db, histories))
+}
+
+/// Reads where the orders are instead.
+fn relocation(db: &Connection) -> rusqlite::Result<Option<Relocation>> {
+    db.query_row("SELECT state, address FROM relocation", [], |row| {
+        let (state, address) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
+        Ok(Relocation::new(Some((state, address))))
+    })
+    .optional()
+    .map(Option::flatten)
 }
 
 /// Returns the format of a file; 0 if the file is empty.
@@ -302,6 +350,30 @@ pub(super) fn read_only<T>(
 /// Opens a read-only connection on an existing database in a known format. Nothing is migrated: the
 /// program that uses the file may be older.
 pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileError> {
+    let (db, path, format) = open_for_reading(path)?;
+    if format >= FORMAT_WITH_RELOCATION {
+        let relocation = relocation(&db).map_err(|error| file_error(&path, Box::new(error)))?;
+        if let Some(relocation) = relocation {
+            return Err(FileError::Relocated { path, relocation });
+        }
+    }
+    Ok((db, path))
+}
+
+/// Like [`for_reading`], but whether or not the orders have moved; also returns whether the file is a
+/// backup, which has to have the present format.
+pub(super) fn for_copying(path: &Path) -> Result<(Connection, PathBuf, bool), FileError> {
+    const IS_BACKUP: &str = "SELECT coalesce( \
+        (SELECT file = '' FROM histories ORDER BY number DESC LIMIT 1), 0)";
+    let (db, path, format) = open_for_reading(path)?;
+    let is_backup = db.query_row(IS_BACKUP, [], |row| row.get(0));
+    match is_backup.map_err(|error| file_error(&path, Box::new(error)))? {
+        true if format < FORMAT => Err(FileError::OldBackup(path)),
+        is_backup => Ok((db, path, is_backup)),
+    }
+}
+
+fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), FileError> {
     let path = must_exist(path)?;
     if !path.is_file() {
         return Err(FileError::NotAFile(path));
@@ -312,10 +384,10 @@ pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileErro
         .and_then(|db| Ok((format(&db, &path)?, db)));
     match opened {
         Ok((0, _)) => Err(FileError::Foreign(path)),
-        Ok((_, db)) => db
+        Ok((format, db)) => db
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB))
-            .map(|()| (db, path.clone()))
+            .map(|()| (db, path.clone(), format))
             .map_err(|error| file_error(&path, Box::new(error))),
         Err(error) => Err(error.into_file_error(&path)),
     }
@@ -324,8 +396,13 @@ pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileErro
 /// Creates an empty in-memory database by running the migrations.
 pub(super) fn empty() -> rusqlite::Result<Connection> {
     let db = Connection::open_in_memory()?;
-    upgrade(&db, 0)?;
+    create_schema(&db)?;
     Ok(db)
+}
+
+/// Runs all migrations on an empty database.
+pub(super) fn create_schema(db: &Connection) -> rusqlite::Result<()> {
+    upgrade(db, 0)
 }
 
 /// Flags that open a file and never create one. A connection is used by one thread at a time.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::store::relocation::Relocation;
+
 /// Maximum wait for a database that another program has locked while this one starts.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,6 +91,17 @@ pub enum FileError {
         /// Required value.
         wanted: &'static str,
     },
+    /// The orders are in another database.
+    #[error("{path}: {relocation}", path = .path.display())]
+    Relocated {
+        /// The database.
+        path: PathBuf,
+        /// Where they are.
+        relocation: Relocation,
+    },
+    /// A backup of an earlier format, which is not changed.
+    #[error("{}: is a backup of an earlier format; start the service on a copy of it once, and copy that", .0.display())]
+    OldBackup(PathBuf),
     /// Any other error of SQLite.
     #[error("{path}: cannot be used", path = .path.display())]
     Other {

@@ -1,0 +1,88 @@
+//! Where the orders of a database are instead, while it is an incomplete copy or once they have moved.
+
+use std::fmt;
+
+use super::lines::{BoxError, Lines, fields};
+
+/// The reason why a database must not be used: its orders are in another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relocation {
+    pub(super) state: State,
+    /// The other database, without a password.
+    pub(super) address: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is being copied from there.
+    Incomplete,
+    /// They have moved there.
+    Moved,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Incomplete => "incomplete",
+            Self::Moved => "moved",
+        }
+    }
+}
+
+/// Completes a sentence that begins with the address of the database.
+impl fmt::Display for Relocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = &self.address;
+        match self.state {
+            State::Incomplete => write!(
+                f,
+                "is an incomplete copy of {address}; run `order-service copy` again, or remove it"
+            ),
+            State::Moved => write!(
+                f,
+                "has moved to {address}; use that address, or `order-service copy --take-back`"
+            ),
+        }
+    }
+}
+
+impl Relocation {
+    /// Returns the relocation in the row of the table, if there is one.
+    pub(super) fn new(row: Option<(&str, &str)>) -> Option<Self> {
+        let (state, address) = row?;
+        let state = match state {
+            "incomplete" => State::Incomplete,
+            _ => State::Moved,
+        };
+        let address = address.to_owned();
+        Some(Self { state, address })
+    }
+
+    /// Reads the relocation of a database.
+    pub(super) fn read(db: &(impl Lines + ?Sized)) -> Result<Option<Self>, BoxError> {
+        let mut found = None;
+        db.each("SELECT state, address FROM relocation", &mut |line| {
+            let row: Vec<_> = fields(line).flatten().collect();
+            if let [state, address] = &row[..] {
+                found = Self::new(Some((state, address)));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Returns statements that store a relocation, or that none is in force: `refuse` and `allow` are
+    /// those of an engine that have it refuse writes, and no longer do so.
+    pub(super) fn statements(this: Option<&Self>, refuse: &str, allow: &str) -> String {
+        let cleared = format!("{allow}; DELETE FROM relocation");
+        match this {
+            None => cleared,
+            Some(Self { state, address }) => {
+                let (state, address) = (state.as_str(), address.replace('\'', "''"));
+                format!(
+                    "{cleared}; INSERT INTO relocation (id, state, address) \
+                     VALUES (1, '{state}', '{address}'); {refuse}"
+                )
+            }
+        }
+    }
+}
