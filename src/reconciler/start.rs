@@ -47,6 +47,12 @@ use crate::upstream::Upstream;
 /// leadership is checked.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
+/// Part of a request timeout, from the beginning of the commit of its intent, within which a start has to
+/// leave: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
+/// reconciler may lead, which takes a process that it does not find one request timeout after the
+/// intent for one that will never be; the other half is for the way.
+const LEAVE_WITHIN: u32 = 2;
+
 /// The orders that are being started, by stage.
 pub(super) struct StartPipeline<'a, U, C> {
     context: &'a Context<U, C>,
@@ -61,7 +67,8 @@ pub(super) struct StartPipeline<'a, U, C> {
     until: Timestamp,
     queue: &'a mut StartQueue,
     commits: StartCommits<'a>,
-    ready: VecDeque<(Request, StartCandidate)>,
+    /// Requests that wait for a slot, with the uptime by which each has to leave.
+    ready: VecDeque<(Request, StartCandidate, Duration)>,
     in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, pace::Call, Answer)>>,
     /// The first error. Nothing is dequeued after it, and what is in flight is waited for.
     error: Option<anyhow::Error>,
@@ -192,8 +199,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             return self.return_ready();
         }
         while self.pace.may_send(self.now(), self.in_flight.len())
-            && let Some((request, order)) = self.ready.pop_front()
+            && let Some((request, order, leave_by)) = self.ready.pop_front()
         {
+            if self.context.clock.uptime() >= leave_by {
+                self.write_result(&order, vec![Transition::Withdrawn]);
+                continue;
+            }
             self.context.enter(Stage::InFlight, &order);
             let (context, stop) = (self.context, self.stop);
             let sent = pace::Call {
@@ -208,7 +219,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     fn return_ready(&mut self) {
-        while let Some((request, order)) = self.ready.pop_back() {
+        while let Some((request, order, _)) = self.ready.pop_back() {
             match request {
                 Request::LookUp => {
                     self.context.enter(Stage::Due, &order);
@@ -249,7 +260,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             }
             Some(Request::LookUp) => {
                 self.context.enter(Stage::Ready, &order);
-                self.ready.push_back((Request::LookUp, order));
+                self.ready
+                    .push_back((Request::LookUp, order, Duration::MAX));
             }
             None => self.write_result(&order, conclusion.steps),
         }
@@ -272,9 +284,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         for order in committed.dropped {
             self.context.enter(Stage::Done, &order);
         }
+        let leave_by = committed.begun_at + self.context.settings.request_timeout / LEAVE_WITHIN;
         for order in committed.intents {
             self.context.enter(Stage::Ready, &order);
-            self.ready.push_back((Request::Start, order));
+            self.ready.push_back((Request::Start, order, leave_by));
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! `start.rs` chooses the changes and the stage that follows.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use futures_util::future::LocalBoxFuture;
 
@@ -24,6 +26,8 @@ pub(super) struct StartCommits<'a> {
 
 struct Commit<'a> {
     intents: Vec<StartCandidate>,
+    /// Uptime at which it was begun.
+    begun_at: Duration,
     done: LocalBoxFuture<'a, anyhow::Result<(Recorded, Report)>>,
 }
 
@@ -31,6 +35,8 @@ struct Commit<'a> {
 pub(super) struct Committed {
     /// Orders whose intents are written.
     pub intents: Vec<StartCandidate>,
+    /// Uptime at which the commit was begun.
+    pub begun_at: Duration,
     /// Orders whose intents are not written: they have moved on meanwhile, or the commit failed.
     pub dropped: Vec<StartCandidate>,
     /// The counts of what was written.
@@ -60,11 +66,16 @@ impl<'a> StartCommits<'a> {
         }
         let changes = std::mem::take(&mut self.changes);
         let intents = std::mem::take(&mut self.intents);
+        let begun_at = context.clock.uptime();
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
             recorded.context("recording starts or their results failed")
         });
-        self.commit = Some(Commit { intents, done });
+        self.commit = Some(Commit {
+            intents,
+            begun_at,
+            done,
+        });
     }
 
     /// Waits for the end of the commit that is being written. Never returns if there is none.
@@ -73,7 +84,10 @@ impl<'a> StartCommits<'a> {
             Some(commit) => (&mut commit.done).await,
             None => std::future::pending().await,
         };
-        let intents = self.commit.take().map_or_else(Vec::new, |of| of.intents);
+        let (intents, begun_at) = match self.commit.take() {
+            Some(commit) => (commit.intents, commit.begun_at),
+            None => Default::default(),
+        };
         match result {
             Ok((Recorded { conflicts, .. }, report)) => {
                 // The decision does not hold for an order that has moved on meanwhile.
@@ -81,6 +95,7 @@ impl<'a> StartCommits<'a> {
                 let (intents, dropped) = intents.into_iter().partition(is_written);
                 Committed {
                     intents,
+                    begun_at,
                     dropped,
                     report,
                     error: None,
@@ -88,6 +103,7 @@ impl<'a> StartCommits<'a> {
             }
             Err(error) => Committed {
                 intents: Vec::new(),
+                begun_at,
                 dropped: intents,
                 report: Report::default(),
                 error: Some(error),

@@ -1,6 +1,6 @@
 //! Paths of an order through the stages of the start pipeline.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -148,19 +148,45 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
 }
 
 #[test]
+fn a_start_leaves_soon_after_its_intent_or_not_at_all() {
+    // The request timeout is 5 s.
+    for (suspended_ms, is_sent) in [(2_499, true), (2_500, false), (60_000, false)] {
+        let harness = super::Harness::new(100);
+        harness.create("a1");
+        let clock = harness.clock.clone();
+        let is_first = Cell::new(true);
+        let (mut reconciler, entered) = traced(&harness, move |_, stage| {
+            if stage == Ready && is_first.take() {
+                clock.set(Timestamp(clock.now().0 + suspended_ms));
+            }
+        });
+        pass(&mut reconciler);
+        let requests = harness.upstream.take_requests();
+        assert_eq!(requests.len(), usize::from(is_sent), "{suspended_ms} ms");
+        if !is_sent {
+            assert_eq!(way(&entered, "a1"), [WritingIntent, Ready, WritingResult]);
+            assert_eq!(harness.order("a1").starts, 0);
+            pass(&mut reconciler);
+        }
+        assert_eq!(harness.order("a1").status, Status::Processing);
+        assert_eq!(harness.order("a1").starts, 1);
+    }
+}
+
+#[test]
 fn a_start_whose_result_could_not_be_written_counts_from_the_failed_pass() {
     let mut harness = super::Harness::new(100_000);
     let disk = harness.on_a_disk();
     harness.create_many(2);
     harness.upstream.start_fault.set(Fault::Lost);
-    // Each request times out, and the second intent is written before the first result.
+    // The second intent is written before the first answer is given up.
     let (clock, fault) = (harness.clock.clone(), harness.upstream.start_fault.clone());
     let full = disk.clone();
     let mut reconciler = harness.reconciler().traced(move |trace| {
         if let Trace::Entered(InFlight, order) = trace
             && fault.get() == Fault::Lost
         {
-            clock.set(clock.now().after(Duration::from_secs(5)));
+            clock.set(clock.now().after(Duration::from_secs(2)));
             let is_last = order.id.as_str() == "a1";
             full.is_full.store(is_last, Ordering::Relaxed);
         }
