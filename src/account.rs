@@ -11,7 +11,7 @@ use std::pin::pin;
 use futures_util::TryStreamExt;
 use tokio::sync::mpsc;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
 use crate::order::{Attention, EventReason, Observed, Order, OrderId, Reason, ResolvedBy, Status};
@@ -133,7 +133,9 @@ pub async fn take(
     })
     .await?;
     let mut journal = JournalStats::default();
-    let stats = store.update_stats(&mut journal, SystemClock.now()).await?;
+    let stats = store
+        .update_stats(&mut journal, store.clock().now())
+        .await?;
     account.started_again = journal.entries_with(EventReason::Restarted);
     account.acknowledged = journal.entries_with(EventReason::Created);
     account.open = journal.open();
@@ -141,7 +143,7 @@ pub async fn take(
     account.pruned = stats.pruned.orders();
     let settled = account.settled - account.pruned;
     let mut compared = 0;
-    let began_at = SystemClock.now();
+    let began_at = store.clock().now();
     // The channel holds about one chunk of the list, because orders are compared as it streams in.
     let (sender, mut entries) = mpsc::unbounded_channel();
     let list = async {

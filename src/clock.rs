@@ -6,6 +6,8 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -67,6 +69,68 @@ impl Clock for SystemClock {
             tokio::time::sleep(left.min(NAP_MAX)).await;
         }
     }
+}
+
+/// The clock of a database, by which all that is stored is dated: the machine's, unless the database is on
+/// a server. Then it is this machine's uptime with an offset that is measured again and again, so
+/// that machines whose clocks differ agree, and a clock that is set here has no effect.
+#[derive(Clone, Debug, Default)]
+pub struct DatabaseClock {
+    /// Microseconds from the uptime to the time of day of the server; `None` for the machine's clock.
+    offset_us: Option<Arc<AtomicI64>>,
+}
+
+/// An offset that was not measured yet.
+const UNMEASURED: i64 = i64::MIN;
+
+impl DatabaseClock {
+    /// Returns the clock of a server, which shows the machine's time of day until it is measured.
+    pub fn of_server() -> Self {
+        Self {
+            offset_us: Some(Arc::new(AtomicI64::new(UNMEASURED))),
+        }
+    }
+
+    /// Sets the clock by a reading of the server's, in microseconds since 1970, that was taken after the
+    /// uptime `asked_at` and before now. The offset is corrected only as far as the reading
+    /// contradicts it, so that slow round trips do no harm.
+    pub fn measure(&self, reading_us: i64, asked_at: Duration) {
+        let Some(offset_us) = &self.offset_us else {
+            return;
+        };
+        let at_most = reading_us.saturating_sub(micros(asked_at));
+        let at_least = reading_us.saturating_sub(micros(SystemClock.uptime()));
+        let _ = offset_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |offset| {
+            Some(match offset {
+                UNMEASURED => at_least + (at_most - at_least) / 2,
+                offset => offset.clamp(at_least.min(at_most), at_most),
+            })
+        });
+    }
+}
+
+impl Clock for DatabaseClock {
+    fn now(&self) -> Timestamp {
+        let offset_us = self.offset_us.as_ref().map(|of| of.load(Ordering::Relaxed));
+        match offset_us.filter(|offset| *offset != UNMEASURED) {
+            Some(offset_us) => {
+                Timestamp(micros(SystemClock.uptime()).saturating_add(offset_us) / 1_000)
+            }
+            None => SystemClock.now(),
+        }
+    }
+
+    fn uptime(&self) -> Duration {
+        SystemClock.uptime()
+    }
+
+    fn sleep(&self, length: Duration) -> impl Future<Output = ()> {
+        SystemClock.sleep(length)
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A clock that only goes forward, except when it is resynchronised with another one.
@@ -203,6 +267,26 @@ mod tests {
         step(100);
         assert!(steady.resync());
         assert_eq!(steady.now(), other.now());
+    }
+
+    #[test]
+    fn a_server_s_clock_is_followed_as_far_as_its_readings_contradict() {
+        let clock = DatabaseClock::of_server();
+        let ahead = |by_ms: i64| (SystemClock.now().0 + by_ms) * 1_000;
+        let difference = || clock.now().0 - SystemClock.now().0;
+        let asked_at = SystemClock.uptime();
+        clock.measure(ahead(60_000), asked_at);
+        assert!((59_900..60_100).contains(&difference()), "{}", difference());
+        // The answer has taken two seconds, and may have been read at any moment between.
+        let long_ago = SystemClock.uptime() - Duration::from_secs(2);
+        clock.measure(ahead(58_500), long_ago);
+        assert!((59_900..60_100).contains(&difference()), "{}", difference());
+        clock.measure(ahead(-60_000), SystemClock.uptime());
+        assert!(
+            (-60_100..-59_900).contains(&difference()),
+            "{}",
+            difference()
+        );
     }
 
     #[tokio::test]

@@ -168,7 +168,7 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     }
     let mut exit = Exit::Done;
     for id in ids {
-        let result = store.resolve(id.clone(), Resolution::Restart, SystemClock.now());
+        let result = store.resolve(id.clone(), Resolution::Restart, store.clock().now());
         let result = result.await?;
         let done = "will be started again in the next pass that does not find its process";
         exit = print_result(&id, result, done).unwrap_or(exit);
@@ -199,7 +199,7 @@ pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
     let mut exit = Exit::Done;
     for id in args.ids {
-        let result = store.resolve(id.clone(), Resolution::Fail, SystemClock.now());
+        let result = store.resolve(id.clone(), Resolution::Fail, store.clock().now());
         let result = result.await?;
         exit = print_result(&id, result, "is FAILED now").unwrap_or(exit);
     }

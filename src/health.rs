@@ -14,7 +14,6 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::clock::{Clock, SystemClock};
 use crate::reconciler_state::LeaderState;
 use crate::store::{DatabaseUrl, read_heartbeat};
 
@@ -71,13 +70,13 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
 /// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
-    let mut state = read_heartbeat(database).await?;
-    if state.leader_status(SystemClock.now()).status == LeaderState::Overdue {
+    let (mut state, mut now) = read_heartbeat(database).await?;
+    if state.leader_status(now).status == LeaderState::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
-        state = read_heartbeat(database).await?;
+        (state, now) = read_heartbeat(database).await?;
     }
     let last = state.last_pass();
-    match state.leader_status(SystemClock.now()).problem {
+    match state.leader_status(now).problem {
         Some(problem) => bail!("{problem}; {last}"),
         None => Ok(last),
     }
@@ -86,6 +85,7 @@ pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{Clock, SystemClock};
     use crate::order::Timestamp;
     use crate::reconciler_state::ReconcilerState;
     use crate::store::{Mode, Store};

@@ -63,7 +63,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
-    service::run(listener, api, store, reconciler, &stop).await
+    let served = service::run(listener, api, store.clone(), reconciler, &stop);
+    service::unless_outdated(&store, &stop, served).await
 }
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
@@ -72,13 +73,16 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     print_address(&listener)?;
     let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
-    process::drain(&stop, async {
-        let others = std::future::ready(());
-        api.serve(listener, stop.requested.clone(), others).await;
-        store.checkpoint().await;
-    })
-    .await;
-    Ok(Exit::Done)
+    let served = async {
+        process::drain(&stop, async {
+            let others = std::future::ready(());
+            api.serve(listener, stop.requested.clone(), others).await;
+            store.checkpoint().await;
+        })
+        .await;
+        Ok(Exit::Done)
+    };
+    service::unless_outdated(&store, &stop, served).await
 }
 
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::order::{Rfc3339, Timestamp};
 use crate::store::{PruneCounts, Store, StoreError};
 
@@ -93,7 +93,7 @@ pub async fn run(
         if stop.is_cancelled() {
             return End::BrokenOff;
         }
-        let now = SystemClock.now();
+        let now = store.clock().now();
         match store.prune(settled_before, after, BATCH, now).await {
             Ok(Some((batch, last))) => {
                 *removed += batch;

@@ -10,6 +10,28 @@ use crate::process::{Exit, Stop, drain};
 use crate::reconciler::ReconcilerThread;
 use crate::store::Store;
 
+/// Runs a program until it ends by itself, or until it is too old for the database: then it shuts down.
+///
+/// # Errors
+/// Those of the program; if it is too old, that alone.
+pub async fn unless_outdated(
+    store: &Store,
+    stop: &Stop,
+    program: impl Future<Output = anyhow::Result<Exit>>,
+) -> anyhow::Result<Exit> {
+    let mut program = std::pin::pin!(program);
+    let outdated = tokio::select! {
+        biased;
+        outdated = store.outdated() => outdated,
+        exit = &mut program => return exit,
+    };
+    stop.requested.cancel();
+    if let Err(error) = program.await {
+        log::debug!("{error:#}");
+    }
+    Err(outdated.into())
+}
+
 /// Serves the API beside the reconciler until both have shut down.
 ///
 /// # Errors

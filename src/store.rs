@@ -40,8 +40,8 @@ use futures_util::Stream;
 
 pub use self::address::{DatabaseUrl, DatabaseUrlError};
 pub use self::answers::{
-    Creation, DatabaseSummary, Finding, OperatorResult, OrderView, PruneCounts, Resolution, Sizes,
-    StartCandidate, StatsSnapshot,
+    Creation, DatabaseInfo, DatabaseSummary, Durability, Finding, OperatorResult, OrderView,
+    PruneCounts, Resolution, StartCandidate, StatsSnapshot,
 };
 use self::answers::{Outage, Page};
 pub use self::audit::Audit;
@@ -64,6 +64,7 @@ pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
 pub use self::writer_stats::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, WriterStats};
+use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -316,9 +317,9 @@ impl Store {
         self.queue().stats()
     }
 
-    /// Returns the sizes of the database's files.
-    pub async fn sizes(&self) -> Sizes {
-        read!(self.sizes())
+    /// Returns a description of the database.
+    pub async fn info(&self) -> DatabaseInfo {
+        read!(self.info())
     }
 
     /// Takes leadership unless another process has it. From then on a previous leader cannot record
@@ -499,6 +500,34 @@ impl Store {
         read!(self.newest_seq())
     }
 
+    /// Returns the clock by which orders are dated.
+    pub fn clock(&self) -> DatabaseClock {
+        match &self.engine {
+            Engine::Sqlite(_) => DatabaseClock::default(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.clock(),
+        }
+    }
+
+    /// Returns what a commit has reached once it is acknowledged.
+    pub fn durability(&self) -> Durability {
+        match &self.engine {
+            Engine::Sqlite(_) => Durability::Disk,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.durability(),
+        }
+    }
+
+    /// Waits until this program is too old for the database, because a later version has migrated it
+    /// meanwhile. A file is not migrated while a program has it open.
+    pub async fn outdated(&self) -> OpenError {
+        match &self.engine {
+            Engine::Sqlite(_) => std::future::pending().await,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.outdated().await.into(),
+        }
+    }
+
     fn queue(&self) -> &Queue {
         match &self.engine {
             Engine::Sqlite(engine) => engine.queue(),
@@ -514,10 +543,11 @@ impl Store {
     }
 }
 
-/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it.
-pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<ReconcilerState, OpenError> {
+/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it, and the
+/// present time by the clock of the database.
+pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<(ReconcilerState, Timestamp), OpenError> {
     match url {
-        DatabaseUrl::Sqlite(path) => Ok(sqlite::read_heartbeat(path)?),
+        DatabaseUrl::Sqlite(path) => Ok((sqlite::read_heartbeat(path)?, SystemClock.now())),
         #[cfg(feature = "postgres")]
         DatabaseUrl::Postgres(url) => Ok(postgres::read_heartbeat(url).await?),
     }

@@ -14,7 +14,7 @@ use warp::reply::Response;
 
 use super::json_answer;
 use super::reads::ReadLimiter;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::order::{Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
@@ -47,6 +47,9 @@ pub(super) struct Check {
     pub status: &'static str,
     pub since: Option<Rfc3339>,
     pub detail: String,
+    /// What a commit has reached once it is acknowledged; of the database alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durability: Option<&'static str>,
 }
 
 /// Body of a health response.
@@ -98,15 +101,16 @@ impl Health {
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         let draining_since = Arc::new(OnceLock::new());
         let (cancelled, cancelled_at) = (draining.clone(), draining_since.clone());
+        let clock = store.clock();
         tokio::spawn(async move {
             cancelled.cancelled().await;
-            cancelled_at.get_or_init(|| SystemClock.now());
+            cancelled_at.get_or_init(|| clock.now());
         });
         Self {
             reads: ReadLimiter::new(&store),
+            started_at: store.clock().now(),
             store,
             draining,
-            started_at: SystemClock.now(),
             draining_since,
             database: tokio::sync::Mutex::new(None),
         }
@@ -128,7 +132,7 @@ impl Health {
     fn accepting(&self) -> Check {
         let draining = self.draining.is_cancelled();
         let since = if draining {
-            *self.draining_since.get_or_init(|| SystemClock.now())
+            *self.draining_since.get_or_init(|| self.store.clock().now())
         } else {
             self.started_at
         };
@@ -141,6 +145,7 @@ impl Health {
             } else {
                 "requests are accepted".to_owned()
             },
+            durability: None,
         }
     }
 
@@ -152,7 +157,7 @@ impl Health {
         {
             return last.check.clone();
         }
-        let checked_at = SystemClock.now();
+        let checked_at = self.store.clock().now();
         let probe = self.store.probe(checked_at);
         let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
             Ok(Ok(())) => (OK, "orders can be written"),
@@ -183,6 +188,7 @@ impl Health {
             status,
             since: Some(Rfc3339(since)),
             detail: detail.to_owned(),
+            durability: Some(self.store.durability().as_str()),
         };
         *cached = Some(ProbeResult {
             at: Instant::now(),
@@ -210,8 +216,9 @@ impl Health {
             status,
             since: since.map(Rfc3339),
             detail,
+            durability: None,
         };
-        let leader = heartbeat.leader_status(SystemClock.now());
+        let leader = heartbeat.leader_status(self.store.clock().now());
         let reconciler = Check {
             name: "reconciler",
             status: match (heartbeat.last_pass_at, leader.problem) {
@@ -224,6 +231,7 @@ impl Health {
                 Some(problem) => problem.to_owned(),
                 None => heartbeat.last_pass(),
             },
+            durability: None,
         };
         vec![upstream, reconciler]
     }
@@ -232,6 +240,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
     use crate::order::OrderId;
     use crate::store::{DatabaseUrl, Mode};
 

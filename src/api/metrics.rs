@@ -26,7 +26,7 @@ use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::UpstreamState;
 use crate::reconciler_metrics::DURATION_BOUNDS_MS;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, Sizes, WriterStats};
+use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, DatabaseInfo, WriterStats};
 
 impl Api {
     /// `GET /metrics`.
@@ -49,7 +49,7 @@ impl Api {
         database(
             &mut metrics,
             is_writable,
-            self.store.sizes().await,
+            self.store.info().await,
             &self.store.writer_stats(),
         );
         self.http(&mut metrics);
@@ -118,12 +118,23 @@ fn orders(metrics: &mut Exposition, cached: &CachedStats) {
 }
 
 /// Adds the metrics of the database, and of this process's writes to it.
-fn database(metrics: &mut Exposition, is_writable: bool, sizes: Sizes, writing: &WriterStats) {
+fn database(
+    metrics: &mut Exposition,
+    is_writable: bool,
+    info: DatabaseInfo,
+    writing: &WriterStats,
+) {
     metrics.one(&table::DATABASE_WRITABLE, Some(f64::from(is_writable)));
-    metrics.one(&table::DATABASE_BYTES, Some(sizes.database as f64));
-    metrics.one(&table::DATABASE_WAL_BYTES, Some(sizes.log as f64));
+    metrics.one(&table::DATABASE_BYTES, Some(info.bytes as f64));
+    let log_bytes = info.log_bytes.map(|bytes| bytes as f64);
+    metrics.one(&table::DATABASE_WAL_BYTES, log_bytes);
     let times = us(&writing.commit_times, &COMMIT_TIME_BOUNDS_US);
     metrics.add(&table::WRITE_BATCH_DURATION, [(UNLABELLED, times)]);
+    if let Some(reconnects) = info.reconnects {
+        metrics.add(&table::DATABASE_RECONNECTS, count(reconnects));
+        let waits = us(&writing.lock_waits, &COMMIT_TIME_BOUNDS_US);
+        metrics.add(&table::WRITE_TURN_WAIT, [(UNLABELLED, waits)]);
+    }
     let sizes = scaled(&writing.commit_sizes, &COMMIT_SIZE_BOUNDS, 1.0);
     metrics.add(&table::WRITE_BATCH_WRITES, [(UNLABELLED, sizes)]);
     metrics.one(&table::WRITE_QUEUE_LENGTH, Some(writing.waiting as f64));

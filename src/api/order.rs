@@ -18,7 +18,7 @@ use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json, json_answer};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -56,7 +56,8 @@ impl Api {
         request::is_json(headers)?;
         let body = request::read_body(headers, body).await?;
         let id = request::new_order(&body)?;
-        let created = match self.store.create(id, SystemClock.now()).await {
+        let clock = &self.store.clock();
+        let created = match self.store.create(id, clock.now()).await {
             Ok(Creation::Created(order)) => order,
             Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
             Err(error) => return Err(store_problem(error)),
@@ -64,10 +65,10 @@ impl Api {
         // The order exists, so the response is 201 even if waiting fails. Without a free slot the
         // request does not wait, and the response has no `Preference-Applied`.
         let mut answer = match Wait::of(headers) {
-            None => response(StatusCode::CREATED, &created, None),
+            None => response(StatusCode::CREATED, &created, None, clock),
             Some(wait) => match self.settled_within(&created.id, wait).await {
-                Ok(Some(found)) => after_wait(StatusCode::CREATED, &found, wait),
-                Ok(None) | Err(_) => response(StatusCode::CREATED, &created, None),
+                Ok(Some(found)) => after_wait(StatusCode::CREATED, &found, wait, clock),
+                Ok(None) | Err(_) => response(StatusCode::CREATED, &created, None, clock),
             },
         };
         answer
@@ -85,13 +86,19 @@ impl Api {
     ) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
+        let clock = &self.store.clock();
         let Some(wait) = Wait::of(headers) else {
             let found = self.read(&id).await.map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-            return Ok(response(StatusCode::OK, &found.order, found.next_poll_at));
+            return Ok(response(
+                StatusCode::OK,
+                &found.order,
+                found.next_poll_at,
+                clock,
+            ));
         };
         match self.settled_within(&id, wait).await {
-            Ok(Some(found)) => Ok(after_wait(StatusCode::OK, &found, wait)),
+            Ok(Some(found)) => Ok(after_wait(StatusCode::OK, &found, wait, clock)),
             Ok(None) => Err(Problem::no_such_order(id.as_str())),
             Err(WaitError::Full) => Err(Problem::too_many_waiting()),
             Err(WaitError::Store(error)) => Err(store_problem(error)),
@@ -102,7 +109,7 @@ impl Api {
     pub(super) async fn explain(&self, segment: &str, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
-        let now = SystemClock.now();
+        let now = self.store.clock().now();
         let found = self.change_feed.store().await.details(&id, now).await;
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
@@ -180,8 +187,8 @@ fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
 }
 
 /// Returns the response for an order that a request has waited for.
-fn after_wait(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
-    let mut response = response(status, &found.order, found.next_poll_at);
+fn after_wait(status: StatusCode, found: &OrderView, wait: Wait, clock: &impl Clock) -> Response {
+    let mut response = response(status, &found.order, found.next_poll_at, clock);
     response
         .headers_mut()
         .insert(PREFERENCE_APPLIED, wait.applied());
@@ -189,9 +196,14 @@ fn after_wait(status: StatusCode, found: &OrderView, wait: Wait) -> Response {
 }
 
 /// Returns the response for a single order.
-fn response(status: StatusCode, order: &Order, next_poll_at: Option<Timestamp>) -> Response {
+fn response(
+    status: StatusCode,
+    order: &Order,
+    next_poll_at: Option<Timestamp>,
+    clock: &impl Clock,
+) -> Response {
     let mut response = json_answer(status, json::order(order));
-    if let Some(seconds) = retry_after(order, next_poll_at, &SystemClock) {
+    if let Some(seconds) = retry_after(order, next_poll_at, clock) {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -21,7 +21,7 @@ use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::{LearnedLimits, StartRate, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
-use crate::store::Sizes;
+use crate::store::DatabaseInfo;
 
 impl Api {
     /// `GET /stats`.
@@ -34,7 +34,7 @@ impl Api {
             .read(&self.store)
             .await
             .map_err(store_problem)?;
-        let stats = Stats::new(&cached, database, self.store.sizes().await);
+        let stats = Stats::new(&cached, database, self.store.info().await);
         let body =
             serde_json::to_vec(&stats).expect("strings and numbers can be written to memory");
         Ok(json_answer(StatusCode::OK, body))
@@ -90,8 +90,11 @@ struct Database {
     status: &'static str,
     since: Option<Rfc3339>,
     detail: Option<String>,
+    engine: &'static str,
+    durability: &'static str,
     bytes: u64,
-    wal_bytes: u64,
+    wal_bytes: Option<u64>,
+    lost_entries: u64,
 }
 
 #[derive(Serialize)]
@@ -146,7 +149,7 @@ struct Pace {
 }
 
 impl Stats {
-    fn new(cached: &CachedStats, database: Check, sizes: Sizes) -> Self {
+    fn new(cached: &CachedStats, database: Check, info: DatabaseInfo) -> Self {
         let (now, journal) = (cached.now, &*cached.journal);
         let heartbeat = &cached.snapshot.heartbeat;
         let orders = Status::ALL.map(|status| (status, cached.orders(status)));
@@ -179,8 +182,11 @@ impl Stats {
                 status: database.status,
                 since: database.since,
                 detail: (database.status != OK).then_some(database.detail),
-                bytes: sizes.database,
-                wal_bytes: sizes.log,
+                engine: info.engine,
+                durability: info.durability.as_str(),
+                bytes: info.bytes,
+                wal_bytes: info.log_bytes,
+                lost_entries: info.lost_entries,
             },
             upstream: upstream(heartbeat, now),
             reconciler: reconciler(heartbeat, now),

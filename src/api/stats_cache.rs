@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
@@ -33,8 +33,9 @@ impl StatsCache {
         let mut journal = self.journal.clone().lock_owned().await;
         let store = store.for_long_reads();
         let read = async move {
-            let snapshot = store.update_stats(&mut journal, SystemClock.now()).await?;
-            let now = SystemClock.now();
+            let clock = store.clock();
+            let snapshot = store.update_stats(&mut journal, clock.now()).await?;
+            let now = clock.now();
             journal.drop_old_minutes(now);
             Ok(CachedStats {
                 now,

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
-use order_service::health;
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
 use order_service::reconciler::{ReconcilerThread, Settings};
 use order_service::store::{LeadError, Mode, Store};
 use order_service::upstream::HttpUpstream;
+use order_service::{health, service};
 
 fn main() -> ExitCode {
     let config::OrderReconciler { log, command } = config::order_reconciler();
@@ -40,13 +40,16 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
         return once(store, upstream, settings, &stop).await;
     }
     let mut thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    let mut outcome = Ok(());
-    process::drain(&stop, async {
-        outcome = thread.ended().await;
-        store.checkpoint().await;
-    })
-    .await;
-    outcome.map(|()| Exit::Done)
+    let reconciled = async {
+        let mut outcome = Ok(());
+        process::drain(&stop, async {
+            outcome = thread.ended().await;
+            store.checkpoint().await;
+        })
+        .await;
+        outcome.map(|()| Exit::Done)
+    };
+    service::unless_outdated(&store, &stop, reconciled).await
 }
 
 async fn once(

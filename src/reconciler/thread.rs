@@ -4,7 +4,6 @@ use anyhow::Context;
 use tokio::sync::oneshot;
 
 use super::{Reconciler, Settings, lead, run, run_once};
-use crate::clock::SystemClock;
 use crate::process::Stop;
 use crate::store::{Leadership, Store};
 use crate::upstream::HttpUpstream;
@@ -26,8 +25,8 @@ impl ReconcilerThread {
             while let Some(lead) = lead(&store, &stop).await? {
                 let (store, upstream, settings) =
                     (store.clone(), upstream.clone(), settings.clone());
-                let reconciler =
-                    Reconciler::new(store, lead, upstream, SystemClock, settings).await?;
+                let clock = store.clock();
+                let reconciler = Reconciler::new(store, lead, upstream, clock, settings).await?;
                 run(reconciler, &stop).await?;
             }
             Ok(())
@@ -46,7 +45,8 @@ impl ReconcilerThread<bool> {
         stop: Stop,
     ) -> anyhow::Result<Self> {
         Self::begin(async move || {
-            let reconciler = Reconciler::new(store, lead, upstream, SystemClock, settings).await?;
+            let clock = store.clock();
+            let reconciler = Reconciler::new(store, lead, upstream, clock, settings).await?;
             run_once(reconciler, &stop).await
         })
     }

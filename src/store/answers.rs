@@ -135,13 +135,41 @@ pub struct StatsSnapshot {
     pub heartbeat: ReconcilerState,
 }
 
-/// Sizes of a database's files, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sizes {
-    /// The database file.
-    pub database: u64,
-    /// The write-ahead log beside it.
-    pub log: u64,
+/// What a commit has reached once it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The disk of one machine.
+    Disk,
+    /// A standby as well.
+    Replicated,
+}
+
+impl Durability {
+    /// Returns the word that stands for it in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Replicated => "replicated",
+        }
+    }
+}
+
+/// A description of the database, for statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseInfo {
+    /// Name of the engine, in lower case.
+    pub engine: &'static str,
+    /// What a commit has reached once it is acknowledged.
+    pub durability: Durability,
+    /// Size in bytes: of the database file, or of all tables and indexes.
+    pub bytes: u64,
+    /// Size in bytes of the write-ahead log beside the file; `None` on a server.
+    pub log_bytes: Option<u64>,
+    /// Number of connections to the server that were made in the place of another one; `None` where there
+    /// is no server.
+    pub reconnects: Option<u64>,
+    /// Number of journal entries that this process has written and that a standby lacked that was promoted.
+    pub lost_entries: u64,
 }
 
 /// Number of orders and entries in a database.

@@ -42,10 +42,12 @@ pub(super) use self::read_only::ReadOnlySession;
 use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
+use super::writer_stats::Counters;
 use super::{
-    Changes, Cursor, Filter, OpenOrders, OrderView, Page, Sizes, StartCandidate, StatsSnapshot,
-    StoreError,
+    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenOrders, OrderView, Page, StartCandidate,
+    StatsSnapshot, StoreError,
 };
+use crate::clock::{Clock, DatabaseClock};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
@@ -60,6 +62,9 @@ const SNAPSHOT_READERS: usize = 3;
 /// Time limit for a read, repetitions on new connections included. A change of the primary takes
 /// some seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time limit for a read on one connection, which is given up with it: its server may hang for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Time limit for a read of the whole journal or of every order.
 const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
@@ -117,8 +122,15 @@ impl Engine {
         })
         .unwrap_or(Err(Error::Silent))
         .map_err(|error| error.into_open_error(connector.address()))?;
+        if !must_exist && !connector.is_replicated() {
+            log::warn!(
+                "what is acknowledged is on the disk of one server alone: its \
+                 synchronous_standby_names is empty"
+            );
+        }
         let shared = Shared {
             blocked_by: "the server cannot be reached, or does not answer",
+            counters: Counters::new(connector.clock().clone()),
             ..Shared::default()
         };
         let is_synchronous = matches!(mode, Mode::Synchronous(_));
@@ -313,12 +325,17 @@ impl Engine {
         .await
     }
 
-    /// The size of the tables, and no log; nothing if it cannot be read.
-    pub async fn sizes(&self) -> Sizes {
+    /// Returns a description of the database; its size is 0 if it cannot be read.
+    pub async fn info(&self) -> DatabaseInfo {
         let size = self.read(|session| Box::pin(queries::size(session))).await;
-        Sizes {
-            database: size.unwrap_or(0),
-            log: 0,
+        let connector = &self.inner.connector;
+        DatabaseInfo {
+            engine: "postgresql",
+            durability: self.durability(),
+            bytes: size.unwrap_or(0),
+            log_bytes: None,
+            reconnects: Some(connector.reconnects()),
+            lost_entries: connector.lost_entries(),
         }
     }
 
@@ -369,6 +386,21 @@ impl Engine {
         let inner = &self.inner;
         let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
         Changes { own, others }
+    }
+
+    pub fn clock(&self) -> DatabaseClock {
+        self.inner.connector.clock().clone()
+    }
+
+    pub fn durability(&self) -> Durability {
+        match self.inner.connector.is_replicated() {
+            true => Durability::Replicated,
+            false => Durability::Disk,
+        }
+    }
+
+    pub async fn outdated(&self) -> PostgresOpenError {
+        self.inner.connector.newer().await
     }
 
     /// Reads by one statement, on a connection that other reads share.
@@ -433,13 +465,18 @@ impl Inner {
         let deadline = Instant::now() + limit;
         let repeat_until = Instant::now() + READ_TIMEOUT - RETRY_INTERVAL;
         loop {
+            let attempt_limit = match limit > READ_TIMEOUT {
+                true => limit,
+                false => ATTEMPT_TIMEOUT,
+            };
+            let until = deadline.min(Instant::now() + attempt_limit);
             let attempt = async {
                 match shared {
-                    Some(index) => self.read(index, &query).await,
+                    Some(index) => self.read(index, until, &query).await,
                     None => self.snapshot(&query).await,
                 }
             };
-            let result = tokio::time::timeout_at(deadline, attempt).await;
+            let result = tokio::time::timeout_at(until, attempt).await;
             match result.unwrap_or(Err(Error::Silent)) {
                 Err(error) if error.is_transient() && Instant::now() < repeat_until => {
                     tokio::time::sleep(RETRY_INTERVAL).await;
@@ -450,18 +487,18 @@ impl Inner {
     }
 
     /// Reads on one of the connections that reads share.
-    async fn read<T>(&self, index: usize, query: &impl Query<T>) -> Result<T, Error> {
+    async fn read<T>(
+        &self,
+        index: usize,
+        until: Instant,
+        query: &impl Query<T>,
+    ) -> Result<T, Error> {
         let session = self.reader(index).await?;
-        let result = query(&session).await;
+        let result = tokio::time::timeout_at(until, query(&session)).await;
+        let result = result.unwrap_or(Err(Error::Silent));
         if result.as_ref().is_err_and(Error::is_transient) {
             // Others would meet the same on it.
-            let mut kept = self.readers[index].lock().await;
-            if kept
-                .as_ref()
-                .is_some_and(|kept| Arc::ptr_eq(kept, &session))
-            {
-                *kept = None;
-            }
+            session.give_up();
         }
         result
     }
@@ -469,10 +506,12 @@ impl Inner {
     /// One of the connections that reads share, made anew if it has ended.
     async fn reader(&self, index: usize) -> Result<Arc<Session>, Error> {
         let mut kept = self.readers[index].lock().await;
-        if let Some(session) = kept.as_ref().filter(|session| !session.is_closed()) {
-            return Ok(session.clone());
-        }
-        let session = Arc::new(self.connector.session().await?);
+        let session = match kept.as_ref() {
+            Some(session) if !session.is_closed() => return Ok(session.clone()),
+            Some(_) => self.connector.next_session().await?,
+            None => self.connector.session().await?,
+        };
+        let session = Arc::new(session);
         *kept = Some(session.clone());
         Ok(session)
     }
@@ -481,8 +520,9 @@ impl Inner {
     async fn snapshot<T>(&self, query: &impl Query<T>) -> Result<T, Error> {
         let _permit = self.snapshots.acquire().await.map_err(Error::value)?;
         let idle = self.idle_snapshots().pop();
-        let session = match idle.filter(|session| !session.is_closed()) {
-            Some(session) => session,
+        let session = match idle {
+            Some(session) if !session.is_closed() => session,
+            Some(_) => self.connector.next_session().await?,
             None => self.connector.session().await?,
         };
         session
@@ -553,12 +593,13 @@ fn on_thread<T: Send + 'static>(
 /// Reads the heartbeat of a database that must be there, which is not touched otherwise.
 pub(super) async fn read_heartbeat(
     url: &PostgresUrl,
-) -> Result<ReconcilerState, PostgresOpenError> {
+) -> Result<(ReconcilerState, Timestamp), PostgresOpenError> {
     let connector = Connector::new(url)?;
     let read = async {
         let session = connector.session().await?;
-        queries::heartbeat(&session).await
+        let heartbeat = queries::heartbeat(&session).await?;
+        Ok((heartbeat, connector.clock().now()))
     };
     read.await
-        .map_err(|error| error.into_open_error(connector.address()))
+        .map_err(|error: Error| error.into_open_error(connector.address()))
 }

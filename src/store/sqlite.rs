@@ -45,7 +45,8 @@ use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};
 use super::{
-    Cursor, Filter, OpenOrders, OrderView, Page, Sizes, StartCandidate, StatsSnapshot, StoreError,
+    Cursor, DatabaseInfo, Filter, OpenOrders, OrderView, Page, StartCandidate, StatsSnapshot,
+    StoreError,
 };
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, OrderId, Status, Timestamp};
@@ -207,8 +208,8 @@ impl Engine {
         self.read(prune::free_bytes)
     }
 
-    pub fn sizes(&self) -> Sizes {
-        stats::sizes(&self.inner.path)
+    pub fn info(&self) -> DatabaseInfo {
+        stats::info(&self.inner.path)
     }
 
     pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {

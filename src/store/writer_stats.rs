@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::StoreError;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, DatabaseClock};
 use crate::histogram::Histogram;
 use crate::order::Timestamp;
 
@@ -24,6 +24,9 @@ pub struct WriterStats {
     pub commit_times: Histogram,
     /// Numbers of writes per commit; bounds in [`COMMIT_SIZE_BOUNDS`].
     pub commit_sizes: Histogram,
+    /// Waits for the numbering lock, in microseconds; bounds in [`COMMIT_TIME_BOUNDS_US`]. Empty where an
+    /// engine has no such lock.
+    pub lock_waits: Histogram,
     /// Number of writes rejected because the queue was full.
     pub overloaded: u64,
     /// Number of writes that failed without effect.
@@ -40,20 +43,39 @@ pub struct WriterStats {
     pub succeeding_since: Option<Timestamp>,
 }
 
-/// Shared counters behind [`WriterStats`].
+/// Shared counters behind [`WriterStats`], with the clock by which their times are taken.
 #[derive(Clone, Default)]
-pub(super) struct Counters(Arc<Mutex<WriterStats>>);
+pub(super) struct Counters {
+    stats: Arc<Mutex<WriterStats>>,
+    clock: DatabaseClock,
+}
 
 impl Counters {
+    /// Returns counters by this clock.
+    #[cfg(feature = "postgres")]
+    pub fn new(clock: DatabaseClock) -> Self {
+        Self {
+            stats: Arc::default(),
+            clock,
+        }
+    }
+
     /// Counts a commit of this many writes.
     pub fn on_committed(&self, writes: usize, took: Duration) {
         self.change(|stats| {
             stats.commit_times.count_us(&COMMIT_TIME_BOUNDS_US, took);
             stats.commit_sizes.count(&COMMIT_SIZE_BOUNDS, writes as u64);
             if stats.failing_since.take().is_some() {
-                stats.succeeding_since = Some(SystemClock.now());
+                stats.succeeding_since = Some(self.clock.now());
             }
         });
+    }
+
+    /// Counts a wait for the numbering lock, in microseconds.
+    #[cfg(feature = "postgres")]
+    pub fn on_locked(&self, waited_us: i64) {
+        let waited = Duration::from_micros(waited_us.unsigned_abs());
+        self.change(|stats| stats.lock_waits.count_us(&COMMIT_TIME_BOUNDS_US, waited));
     }
 
     /// Counts a write that failed or whose outcome is unknown.
@@ -72,7 +94,7 @@ impl Counters {
                 }
                 StoreError::OutcomeUnknown => stats.unknown += 1,
             }
-            stats.failing_since.get_or_insert_with(|| SystemClock.now());
+            stats.failing_since.get_or_insert_with(|| self.clock.now());
         });
     }
 
@@ -82,7 +104,7 @@ impl Counters {
             waiting,
             waiting_max,
             ..self
-                .0
+                .stats
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()
@@ -90,6 +112,6 @@ impl Counters {
     }
 
     fn change(&self, change: impl FnOnce(&mut WriterStats)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -185,6 +185,7 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
     });
     let declared: BTreeSet<_> = declared.collect();
     let may_be_absent = [
+        "database_reconnects_total",
         "oldest_open_order_timestamp_seconds",
         "pace_ceiling_starts_per_second",
         "pace_starts_per_second",
@@ -192,6 +193,7 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
         "upstream_life_expected_processes",
         "upstream_life_expected_seconds",
         "upstream_life_processes",
+        "write_turn_wait_seconds",
     ];
     assert!(described.is_superset(&declared));
     for name in described.difference(&declared) {

@@ -190,17 +190,26 @@ metrics! {
     "Creations are answered with 503: see the log, the disk, its permissions."
 
     DATABASE_BYTES Gauge "database_bytes" []
-    "Size of the database file."
+    "Size of the database file, or of all tables and indexes on a PostgreSQL server."
     => "near the size of the disk"
     "Make room, or remove old orders with `order-service prune`."
 
     DATABASE_WAL_BYTES Gauge "database_wal_bytes" []
-    "Size of the write-ahead log beside it."
+    "Size of the write-ahead log beside it; absent on a PostgreSQL server."
     => "above 100 MB for long"
     "End the program that reads the file for very long."
 
+    DATABASE_RECONNECTS Counter "database_reconnects_total" []
+    "Connections to a PostgreSQL server that were made in the place of one that was lost or given up."
+    => "rises again and again"
+    "The server ends, hangs or changes its role, or the network between fails: see the logs of both."
+
     WRITE_BATCH_DURATION Histogram "write_batch_duration_seconds" []
     "Time from waiting for the write lock until a batch of writes is on disk."
+
+    WRITE_TURN_WAIT Histogram "write_turn_wait_seconds" []
+    "Time that a batch of writes has waited for the numbering lock of a PostgreSQL database, which one \
+     process holds at a time."
 
     WRITE_BATCH_WRITES Histogram "write_batch_writes" []
     "Writes that share a batch."

@@ -65,18 +65,53 @@ impl PostgresUrl {
         self.has_password
     }
 
-    /// Returns the configuration of a connection, with the password from the environment unless the
-    /// URL has one.
-    pub(super) fn with_password(&self) -> Config {
-        let mut config = self.config.clone();
-        if config.get_password().is_none() {
-            if let Some(password) = std::env::var_os("PGPASSWORD").filter(|text| !text.is_empty()) {
-                config.password(password.as_encoded_bytes());
-            } else if let Some(password) = self.password_of_file() {
+    /// Returns the configuration of a connection to each host, with the password from the environment
+    /// unless the URL has one. One configuration for all hosts would have a host that accepts
+    /// connections and says nothing hold up the others for ever.
+    pub(super) fn servers(&self) -> Vec<Config> {
+        let password = self.config.get_password().map(<[u8]>::to_vec).or_else(|| {
+            let variable = std::env::var_os("PGPASSWORD").filter(|text| !text.is_empty());
+            let variable = variable.map(|text| text.as_encoded_bytes().to_vec());
+            variable.or_else(|| self.password_of_file().map(String::into_bytes))
+        });
+        let of_host = |(index, (host, port)): (usize, (String, u16))| {
+            let mut config = Config::new();
+            // A path is that of a socket's folder.
+            config.host(host).port(port);
+            if let Some(address) = self.config.get_hostaddrs().get(index) {
+                config.hostaddr(*address);
+            }
+            if let Some(user) = self.config.get_user() {
+                config.user(user);
+            }
+            if let Some(password) = &password {
                 config.password(password);
             }
-        }
-        config
+            if let Some(database) = self.config.get_dbname() {
+                config.dbname(database);
+            }
+            if let Some(options) = self.config.get_options() {
+                config.options(options);
+            }
+            if let Some(name) = self.config.get_application_name() {
+                config.application_name(name);
+            }
+            if let Some(timeout) = self.config.get_connect_timeout() {
+                config.connect_timeout(*timeout);
+            }
+            config
+                .ssl_mode(self.config.get_ssl_mode())
+                .ssl_negotiation(self.config.get_ssl_negotiation())
+                .channel_binding(self.config.get_channel_binding())
+                .target_session_attrs(TargetSessionAttrs::ReadWrite)
+                .tcp_user_timeout(USER_TIMEOUT)
+                .keepalives(true)
+                .keepalives_idle(KEEPALIVES_IDLE)
+                .keepalives_interval(KEEPALIVES_INTERVAL)
+                .keepalives_retries(KEEPALIVES_RETRIES);
+            config
+        };
+        self.hosts().enumerate().map(of_host).collect()
     }
 
     /// The password of the first matching line of PGPASSFILE or of `~/.pgpass`. Of several hosts, the
@@ -169,6 +204,9 @@ impl FromStr for PostgresUrl {
         if config.get_dbname().is_none_or(str::is_empty) {
             return Err(PostgresUrlError::NoDatabase);
         }
+        if config.get_hosts().is_empty() {
+            return Err(PostgresUrlError::Syntax("it names no host".to_owned()));
+        }
         let is_here = config.get_hosts().iter().all(is_on_this_machine);
         config.ssl_mode(match mode.as_deref() {
             None if is_here => SslMode::Disable,
@@ -185,13 +223,6 @@ impl FromStr for PostgresUrl {
         if config.get_application_name().is_none() {
             config.application_name("order-service");
         }
-        config
-            .target_session_attrs(TargetSessionAttrs::ReadWrite)
-            .tcp_user_timeout(USER_TIMEOUT)
-            .keepalives(true)
-            .keepalives_idle(KEEPALIVES_IDLE)
-            .keepalives_interval(KEEPALIVES_INTERVAL)
-            .keepalives_retries(KEEPALIVES_RETRIES);
         Ok(Self {
             has_password: config.get_password().is_some(),
             config,
@@ -272,8 +303,21 @@ mod tests {
             "postgres://me@db/o?target_session_attrs=any",
             "postgres://me@db",
             "postgres://me@db/",
+            "postgres:///o",
         ] {
             assert!(text.parse::<PostgresUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_host_has_a_configuration_of_its_own() {
+        let text = "postgres://me:secret@one:1,two/orders?sslmode=disable";
+        let servers = text.parse::<PostgresUrl>().unwrap().servers();
+        assert_eq!(servers.len(), 2);
+        for (config, (host, port)) in servers.iter().zip([("one", 1), ("two", 5432)]) {
+            assert_eq!(config.get_hosts(), [Host::Tcp(host.to_owned())]);
+            assert_eq!(config.get_ports(), [port]);
+            assert_eq!(config.get_password(), Some(&b"secret"[..]));
         }
     }
 

@@ -1,21 +1,25 @@
 //! Connecting: sessions on a server that can be trusted, the schema in it, and the histories that its
 //! readers rely on.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::Notify;
-use tokio_postgres::NoTls;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::sync::CancellationToken;
 
 use super::address::PostgresUrl;
 use super::error::Error;
 use super::open_error::PostgresOpenError;
 use super::session::Session;
+use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::relocation::Relocation;
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty
@@ -80,15 +84,38 @@ pub(super) struct Connector {
     tls: Option<MakeRustlsConnect>,
     identity: OnceLock<Identity>,
     purpose: Purpose,
+    /// The highest number of a timeline so far.
+    timeline: Arc<AtomicI32>,
+    clock: DatabaseClock,
+    /// Uptime in milliseconds at which the server was last checked.
+    checked_at: AtomicU64,
+    is_replicated: AtomicBool,
+    /// Cancelled once a later version of the program has changed the schema.
+    newer: CancellationToken,
+    reconnects: AtomicU64,
+    written: Mutex<Written>,
 }
 
-/// What a database is opened for.
-enum Purpose {
-    /// To use its orders.
-    Use,
-    /// To copy them, whether or not they have moved. The statements mark a database that is created.
-    Copy(Option<String>),
+/// What this process knows of the journal, to notice that a server lacks some of it.
+#[derive(Default)]
+struct Written {
+    /// The history of the server; `None` before the first.
+    history: Option<i64>,
+    /// The newest entry that this process has written.
+    newest_entry: i64,
+    /// Number of entries that were lost.
+    lost: u64,
 }
+
+/// The state of the server: its clock, the format of the database, and whether a commit waits for a
+/// standby.
+pub(super) const SERVER_STATE: &str = "\
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, format, \
+        current_setting('synchronous_standby_names') <> '' \
+    FROM meta WHERE id = 1";
+
+/// Interval between two checks of the state of the server, while there is something to do on it anyway.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Connector {
     pub fn new(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
@@ -115,12 +142,131 @@ impl Connector {
             tls,
             identity: OnceLock::new(),
             purpose,
+            timeline: Arc::default(),
+            clock: DatabaseClock::of_server(),
+            checked_at: AtomicU64::new(0),
+            is_replicated: AtomicBool::new(false),
+            newer: CancellationToken::new(),
+            reconnects: AtomicU64::new(0),
+            written: Mutex::default(),
         })
     }
 
     /// The address, without a password.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The clock of the server.
+    pub fn clock(&self) -> &DatabaseClock {
+        &self.clock
+    }
+
+    /// Returns whether commits wait for a standby.
+    pub fn is_replicated(&self) -> bool {
+        self.is_replicated.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a later version of the program has changed the schema.
+    pub async fn newer(&self) -> PostgresOpenError {
+        self.newer.cancelled().await;
+        PostgresOpenError::Newer(self.address.clone())
+    }
+
+    /// Number of sessions that were opened in the place of another one.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Number of entries that this process has written and that a server lacks that was promoted.
+    pub fn lost_entries(&self) -> u64 {
+        self.written().lost
+    }
+
+    /// Notes that entries up to this one were written.
+    pub fn on_written(&self, newest_entry: i64) {
+        let mut written = self.written();
+        written.newest_entry = written.newest_entry.max(newest_entry);
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a new history if the server is another one than before, and notices what it lacks.
+    async fn enter_history(&self, session: &Session) -> Result<(), Error> {
+        begin_history(session).await?;
+        let sql = "SELECT id, newest_entry FROM histories ORDER BY number";
+        let histories = session.query(sql, &[]).await?;
+        let histories = histories
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        self.compare_histories(&histories.collect::<Result<Vec<_>, Error>>()?);
+        Ok(())
+    }
+
+    /// Compares the histories of the journal, oldest first, with what this process has written. Each names
+    /// the newest entry that the server had as it began.
+    fn compare_histories(&self, histories: &[(i64, i64)]) {
+        let mut written = self.written();
+        let Some((last, newest_entry)) = histories.last() else {
+            return;
+        };
+        let before = written.history.replace(*last);
+        let Some(before) = before.filter(|before| before != last) else {
+            return;
+        };
+        // The next one after that in which this process has written, unless that was lost too.
+        let at = histories.iter().position(|(id, _)| *id == before);
+        let next = at.and_then(|at| histories.get(at + 1));
+        let newest_entry = next.map_or(*newest_entry, |(_, newest_entry)| *newest_entry);
+        let lost = written.newest_entry - newest_entry;
+        written.newest_entry = written.newest_entry.min(newest_entry);
+        if lost > 0 {
+            written.lost += lost.unsigned_abs();
+            log::error!(
+                "entries were lost that this process had written: the server has none after entry \
+                 {newest_entry} lost={lost}; it was promoted from a standby that lacked them, or \
+                 restored"
+            );
+        }
+    }
+
+    /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
+    pub fn is_check_due(&self) -> bool {
+        let now = SystemClock.uptime().as_millis() as u64;
+        let before = self.checked_at.load(Ordering::Relaxed);
+        now.saturating_sub(before) >= CHECK_INTERVAL.as_millis() as u64
+    }
+
+    /// Follows the answer to [`SERVER_STATE`], which was sent after the uptime `asked_at`.
+    pub fn on_server_state(&self, row: &Row, asked_at: Duration) -> Result<(), Error> {
+        let now = SystemClock.uptime().as_millis() as u64;
+        self.checked_at.store(now, Ordering::Relaxed);
+        self.clock.measure(row.try_get(0)?, asked_at);
+        if row.try_get::<_, i32>(1)? > FORMAT {
+            self.newer.cancel();
+        }
+        let is_replicated = row.try_get(2)?;
+        if self.is_replicated.swap(is_replicated, Ordering::Relaxed) != is_replicated {
+            match is_replicated {
+                true => log::info!("commits wait for a standby from now on"),
+                false => log::warn!("commits wait for no standby any more"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a session in the place of one that has ended.
+    pub async fn next_session(&self) -> Result<Session, Error> {
+        let session = self.session().await?;
+        self.on_reconnect();
+        Ok(session)
+    }
+
+    /// Counts a session that was opened in the place of one that has ended.
+    pub fn on_reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Opens a session on the database that was prepared.
@@ -133,7 +279,7 @@ impl Connector {
         self.within_limit(async {
             let session = self.connect(notified).await?;
             self.check_identity(&session).await?;
-            begin_history(&session).await?;
+            self.enter_history(&session).await?;
             Ok(session)
         })
         .await
@@ -146,7 +292,7 @@ impl Connector {
             self.check_locks(&session).await?;
             let is_new = self.migrate(&session, must_exist).await?;
             if !self.check_identity(&session).await? {
-                begin_history(&session).await?;
+                self.enter_history(&session).await?;
             }
             match is_new {
                 true => log::warn!("created the database {}", self.address),
@@ -192,9 +338,23 @@ impl Connector {
             })
     }
 
-    /// Connects, and checks the settings of the server.
+    /// Connects to all hosts at once, and returns the first session on one that can be written. A host
+    /// that is gone, hangs or is a standby holds up no other.
     async fn connect(&self, notified: Option<Arc<Notify>>) -> Result<Session, Error> {
-        let config = self.url.with_password();
+        let servers = self.url.servers();
+        let each = servers
+            .iter()
+            .map(|config| Box::pin(self.connect_to(config, notified.clone())));
+        let (session, _) = select_ok(each).await?;
+        Ok(session)
+    }
+
+    /// Connects to one host, and checks the settings of the server.
+    async fn connect_to(
+        &self,
+        config: &Config,
+        notified: Option<Arc<Notify>>,
+    ) -> Result<Session, Error> {
         let unreachable = |error: tokio_postgres::Error| PostgresOpenError::Unreachable {
             address: self.address.clone(),
             source: Box::new(error),
@@ -212,28 +372,49 @@ impl Connector {
         };
         session.execute(SESSION_SETTINGS).await?;
         self.check_settings(&session).await?;
+        self.check_timeline(&session).await?;
         Ok(session)
     }
 
-    async fn check_settings(&self, session: &Session) -> Result<(), Error> {
-        let version = session
-            .query_one(
-                "SELECT current_setting('server_version_num')::integer, current_setting('server_version')",
-                &[],
-            )
-            .await?;
-        if version.try_get::<_, i32>(0)? < VERSION_MIN {
-            return Err(PostgresOpenError::Version {
+    /// Checks that a server is not a former primary: each promotion begins a timeline with a higher
+    /// number.
+    async fn check_timeline(&self, session: &Session) -> Result<(), Error> {
+        const TIMELINE: &str =
+            "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer";
+        let found: i32 = session.query_one(TIMELINE, &[]).await?.try_get(0)?;
+        let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
+        session.set_timeline(found, &self.timeline);
+        if found < newest {
+            return Err(PostgresOpenError::Unreachable {
                 address: self.address.clone(),
-                found: version.try_get(1)?,
+                source: format!(
+                    "the server is a former primary: it is on timeline {found}, and timeline \
+                     {newest} has begun"
+                )
+                .into(),
             }
             .into());
         }
-        for (setting, allowed, wanted) in SETTINGS {
-            let row = session
-                .query_one("SELECT current_setting($1)", &[&setting])
-                .await?;
-            let found: String = row.try_get(0)?;
+        Ok(())
+    }
+
+    async fn check_settings(&self, session: &Session) -> Result<(), Error> {
+        // A session keeps the synchronous_commit that is checked, whatever is set on the server later.
+        const SQL: &str = "SELECT current_setting('server_version_num')::integer, \
+            current_setting('server_version'), \
+            set_config('synchronous_commit', current_setting('synchronous_commit'), false), \
+            ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) AS name)";
+        let names = SETTINGS.map(|(setting, _, _)| setting);
+        let row = session.query_one(SQL, &[&&names[..]]).await?;
+        if row.try_get::<_, i32>(0)? < VERSION_MIN {
+            return Err(PostgresOpenError::Version {
+                address: self.address.clone(),
+                found: row.try_get(1)?,
+            }
+            .into());
+        }
+        let found: Vec<String> = row.try_get(3)?;
+        for ((setting, allowed, wanted), found) in SETTINGS.into_iter().zip(found) {
             if !allowed.contains(&&*found) {
                 return Err(PostgresOpenError::Setting {
                     address: self.address.clone(),
@@ -252,6 +433,8 @@ impl Connector {
     async fn check_locks(&self, session: &Session) -> Result<(), Error> {
         const LOCK: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
         let other = self.connect(None).await?;
+        // Of two servers that can be written, one is a former primary.
+        self.check_timeline(session).await?;
         let key = fastrand::i64(..);
         let first = session.query_one(LOCK, &[&key]).await?;
         // A pooler lends it the session that was used last.
@@ -340,24 +523,24 @@ impl Connector {
     /// Checks that a session is on the database of the first one, as a standby that was promoted is,
     /// and that its orders may be used. Returns whether they are in another database.
     async fn check_identity(&self, session: &Session) -> Result<bool, Error> {
-        let row = session
-            .query_one(
-                "SELECT (SELECT system_identifier::text FROM pg_control_system()), instance, format \
-                 FROM meta",
-                &[],
-            )
-            .await?;
-        let found = Identity {
-            system: row.try_get(0)?,
-            instance: row.try_get(1)?,
-        };
-        let format: i32 = row.try_get(2)?;
+        let asked_at = SystemClock.uptime();
+        let row = session.query_one(SERVER_STATE, &[]).await?;
+        let format: i32 = row.try_get(1)?;
         if format > FORMAT {
+            self.newer.cancel();
             return Err(PostgresOpenError::Newer(self.address.clone()).into());
         }
+        let sql = "SELECT (SELECT system_identifier::text FROM pg_control_system()), instance \
+                   FROM meta WHERE id = 1";
+        let identity = session.query_one(sql, &[]).await?;
+        let found = Identity {
+            system: identity.try_get(0)?,
+            instance: identity.try_get(1)?,
+        };
         if *self.identity.get_or_init(|| found.clone()) != found {
             return Err(PostgresOpenError::Replaced(self.address.clone()).into());
         }
+        self.on_server_state(&row, asked_at)?;
         if format < FORMAT_WITH_RELOCATION {
             return Ok(false);
         }
@@ -377,6 +560,14 @@ impl Connector {
             .into()),
         }
     }
+}
+
+/// What a database is opened for.
+enum Purpose {
+    /// To use its orders.
+    Use,
+    /// To copy them, whether or not they have moved. The statements mark a database that is created.
+    Copy(Option<String>),
 }
 
 /// The name of this application in `meta`.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::connect::{Connector, LEADER_LOCK};
+use super::connect::{Connector, LEADER_LOCK, SERVER_STATE};
 use super::error::Error;
 use super::session::Session;
+use crate::clock::{Clock, SystemClock};
 
 /// The lock of the reconciler that leads, and the session that holds it.
-pub(in crate::store) struct LeaderLock(Session);
+pub(in crate::store) struct LeaderLock(Box<Session>);
 
 impl LeaderLock {
     /// Returns whether the connection has ended, after which another reconciler may lead.
@@ -35,15 +36,20 @@ impl Standby {
     /// Takes the lock, if no one else has it.
     pub async fn try_take(&self, connector: &Arc<Connector>) -> Result<Option<LeaderLock>, Error> {
         let mut kept = self.0.lock().await;
-        let session = match kept.take().filter(|session| !session.is_closed()) {
-            Some(session) => session,
+        let session = match kept.take() {
+            Some(session) if !session.is_closed() => session,
+            Some(_) => connector.next_session().await?,
             None => connector.session().await?,
         };
+        if connector.is_check_due() {
+            let asked_at = SystemClock.uptime();
+            connector.on_server_state(&session.query_one(SERVER_STATE, &[]).await?, asked_at)?;
+        }
         let row = session
             .query_one("SELECT pg_try_advisory_lock($1)", &[&LEADER_LOCK])
             .await?;
         if row.try_get(0)? {
-            return Ok(Some(LeaderLock(session)));
+            return Ok(Some(LeaderLock(Box::new(session))));
         }
         *kept = Some(session);
         Ok(None)

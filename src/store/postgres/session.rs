@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -44,6 +44,8 @@ pub(super) struct Session {
     client: Client,
     statements: Mutex<HashMap<String, Statement>>,
     is_unreplicated: Arc<AtomicBool>,
+    is_given_up: AtomicBool,
+    timeline: OnceLock<(i32, Arc<AtomicI32>)>,
 }
 
 impl Session {
@@ -92,12 +94,30 @@ impl Session {
             client,
             statements: Mutex::default(),
             is_unreplicated,
+            is_given_up: AtomicBool::new(false),
+            timeline: OnceLock::new(),
         }
     }
 
-    /// Returns whether the connection has ended.
+    /// Returns whether the connection has ended or was given up, or another server has begun a newer
+    /// timeline.
     pub fn is_closed(&self) -> bool {
-        self.client.is_closed()
+        let is_old = self.timeline.get().is_some_and(|(own, newest)| {
+            // The newest of any session of this process.
+            newest.load(Ordering::Relaxed) > *own
+        });
+        is_old || self.is_given_up.load(Ordering::Relaxed) || self.client.is_closed()
+    }
+
+    /// Sets the timeline of the server, to be compared with the newest of all servers.
+    pub fn set_timeline(&self, own: i32, newest: &Arc<AtomicI32>) {
+        // The server has the same one for as long as the connection lasts.
+        let _ = self.timeline.set((own, newest.clone()));
+    }
+
+    /// Makes others connect anew, because the server does not answer on this connection.
+    pub fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether a commit since the last call may be missing on the standby that it should be on.

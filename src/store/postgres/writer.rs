@@ -19,9 +19,10 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::changes::{self, BatchChange, NewEntry, Plan};
-use super::connect::{Connector, NUMBERING_LOCK};
+use super::connect::{Connector, NUMBERING_LOCK, SERVER_STATE};
 use super::error::Error;
 use super::session::{FailedStep, Session, Steps, Value};
+use crate::clock::{Clock, SystemClock};
 use crate::decide::LostProcess;
 use crate::journal_stats::JournalStats;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
@@ -36,20 +37,26 @@ use crate::store::{Creation, OperatorResult, OrderView, PruneCounts, Resolution,
 /// Time limit for a batch that was begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
 
+/// Time limit for an attempt on one connection, which is given up with it: its server may hang for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Pause before a connection is tried again, or a transaction on it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 const BEGIN: &str = "BEGIN";
 const COMMIT: &str = "COMMIT";
 
-/// Its own statement, so that the next one sees what was committed before.
-const LOCK: &str = "SELECT 1 FROM pg_advisory_xact_lock($1)";
+/// Its own statement, so that the next one sees what was committed before. Returns the time that it took,
+/// in microseconds.
+const LOCK: &str = "SELECT \
+    (extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000000)::bigint \
+    FROM pg_advisory_xact_lock($1)";
 
 /// Fails if another epoch is present than any of these.
 const CHECK_EPOCHS: &str = "SELECT CASE WHEN epoch = ALL ($1) THEN 0 ELSE 1 / (epoch - epoch) END \
                             FROM heartbeat WHERE id = 1";
 
-/// Creates the orders that are not there yet, with their entries.
+/// Creates the orders that are not there yet, with their entries; returns the number of the last.
 const CREATE: &str = "\
     WITH newest AS MATERIALIZED ( \
         SELECT (SELECT coalesce(max(seq), 0) FROM orders) AS seq, \
@@ -59,10 +66,13 @@ const CREATE: &str = "\
         SELECT newest.seq + row_number() OVER (ORDER BY u.number), u.id, 'CREATED', u.at, u.at, $3 \
         FROM newest, unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS u (id, at, number) \
         WHERE (SELECT 1 FROM orders AS o WHERE o.id = u.id) IS NULL \
-        RETURNING seq, created_at) \
-    INSERT INTO journal (seq, order_seq, at, reason) \
-    SELECT (SELECT entry FROM newest) + row_number() OVER (ORDER BY seq), seq, created_at, 'created' \
-    FROM created";
+        RETURNING seq, created_at), \
+    entries AS ( \
+        INSERT INTO journal (seq, order_seq, at, reason) \
+        SELECT (SELECT entry FROM newest) + row_number() OVER (ORDER BY seq), seq, created_at, 'created' \
+        FROM created \
+        RETURNING seq) \
+    SELECT max(seq) FROM entries";
 
 /// The orders with these ids, and the batches that created them.
 const FIND_ALL: &str = concat!(
@@ -71,11 +81,15 @@ const FIND_ALL: &str = concat!(
     ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
 );
 
+/// Adds entries; returns the number of the last.
 const APPEND: &str = "\
-    INSERT INTO journal (seq, order_seq, at, reason) \
-    SELECT (SELECT coalesce(max(seq), 0) FROM journal) + u.number, u.order_seq, u.at, u.reason \
-    FROM unnest($1::bigint[], $2::bigint[], $3::text[]) WITH ORDINALITY \
-        AS u (order_seq, at, reason, number)";
+    WITH entries AS ( \
+        INSERT INTO journal (seq, order_seq, at, reason) \
+        SELECT (SELECT coalesce(max(seq), 0) FROM journal) + u.number, u.order_seq, u.at, u.reason \
+        FROM unnest($1::bigint[], $2::bigint[], $3::text[]) WITH ORDINALITY \
+            AS u (order_seq, at, reason, number) \
+        RETURNING seq) \
+    SELECT max(seq) FROM entries";
 
 const PROBE: &str = "INSERT INTO write_probe (id, at) VALUES (1, $1) \
                      ON CONFLICT (id) DO UPDATE SET at = excluded.at";
@@ -209,7 +223,7 @@ impl Writer {
     /// Connects, however long that takes while there are callers.
     async fn connect(&mut self, waiting: &mpsc::Receiver<Pending>) -> Result<(), Error> {
         while self.session.as_ref().is_none_or(Session::is_closed) {
-            match self.connector.session().await {
+            match self.connector.next_session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
                     self.log_failure(&error);
@@ -224,7 +238,8 @@ impl Writer {
     async fn execute(&mut self, mut batch: Batch, wanted_at: Instant) {
         let deadline = Instant::now() + BATCH_TIMEOUT;
         while !batch.writes.is_empty() {
-            let attempt = tokio::time::timeout_at(deadline, self.attempt(&mut batch)).await;
+            let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+            let attempt = tokio::time::timeout_at(until, self.attempt(&mut batch)).await;
             let error = match attempt.unwrap_or(Err(Failure::Error(Error::Silent))) {
                 Ok(()) => {
                     let count = batch.writes.len();
@@ -282,7 +297,7 @@ impl Writer {
     async fn session(&mut self) -> Result<&Session, Error> {
         let session = match self.session.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
-            None => self.connector.session().await?,
+            None => self.connector.next_session().await?,
         };
         Ok(self.session.insert(session))
     }
@@ -290,6 +305,7 @@ impl Writer {
     /// Carries out all writes of a batch in one transaction.
     async fn attempt(&mut self, batch: &mut Batch) -> Result<(), Failure> {
         let writer = self.id;
+        let (connector, counters) = (self.connector.clone(), self.shared.counters.clone());
         let session = self.session().await?;
         session.take_unreplicated();
         let is_repeated = batch.is_in_doubt;
@@ -324,9 +340,10 @@ impl Writer {
             removals.keep(&mut batch.writes);
         }
         add_heartbeats(&batch.writes, &mut steps)?;
-        if !is_locked {
-            steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]);
-        }
+        let checked = connector
+            .is_check_due()
+            .then(|| steps.add(SERVER_STATE, vec![]));
+        let lock = (!is_locked).then(|| steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]));
         let epochs: Vec<i64> = batch
             .writes
             .iter()
@@ -334,8 +351,10 @@ impl Writer {
             .collect();
         let check = (!epochs.is_empty()).then(|| steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]));
         let found = batch.add_creations(&mut steps);
+        // The statement before is that which creates them.
+        let mut appended: Vec<usize> = found.map(|found| found - 1).into_iter().collect();
         if !entries.is_empty() {
-            steps.add(APPEND, entry_values(&entries));
+            appended.push(steps.add(APPEND, entry_values(&entries)));
         }
         for pending in &batch.writes {
             if let Write::Probe { now, .. } = &pending.write {
@@ -352,8 +371,25 @@ impl Writer {
         steps.add(COMMIT, vec![]);
         // What was in doubt before stays so: an earlier attempt may still be on its way.
         batch.is_in_doubt = true;
+        let sent_at = SystemClock.uptime();
         match session.pipeline(&steps).await {
-            Ok(answers) => batch.complete(session, &answers, found),
+            Ok(answers) => {
+                batch.complete(session, &answers, found)?;
+                let first = |at: Option<usize>| at.and_then(|at| answers[at].first());
+                if let Some(row) = first(lock) {
+                    counters.on_locked(row.try_get(0).map_err(Error::from)?);
+                }
+                for at in appended {
+                    if let Some(row) = first(Some(at)) {
+                        let newest: Option<i64> = row.try_get(0).map_err(Error::from)?;
+                        connector.on_written(newest.unwrap_or(0));
+                    }
+                }
+                if let Some(row) = first(checked) {
+                    connector.on_server_state(row, sent_at)?;
+                }
+                Ok(())
+            }
             Err(FailedStep { index, error }) => {
                 batch.is_in_doubt = is_repeated || !error.is_rollback();
                 match Some(index) == check && is_division_by_zero(&error) {

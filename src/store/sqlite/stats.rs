@@ -14,7 +14,7 @@ use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Timestamp};
 use crate::store::cursor::Sequence;
 use crate::store::rows::{Columns, ENTRY, PRUNED, entry_of, needs_operator, prune_counts_of};
-use crate::store::{PruneCounts, Sizes, StatsSnapshot};
+use crate::store::{DatabaseInfo, Durability, PruneCounts, StatsSnapshot};
 
 /// Adds the new journal entries to the statistics, and returns the other totals.
 ///
@@ -98,12 +98,16 @@ fn attention(db: &Connection) -> rusqlite::Result<Vec<(Reason, ResolvedBy, u64)>
         .collect())
 }
 
-/// Returns the sizes of the database's files; 0 for a missing file.
-pub(super) fn sizes(path: &Path) -> Sizes {
+/// Returns a description of the database; the size of a missing file is 0.
+pub(super) fn info(path: &Path) -> DatabaseInfo {
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    Sizes {
-        database: bytes(path),
-        log: bytes(&with_suffix(path, "-wal")),
+    DatabaseInfo {
+        engine: "sqlite",
+        durability: Durability::Disk,
+        bytes: bytes(path),
+        log_bytes: Some(bytes(&with_suffix(path, "-wal"))),
+        reconnects: None,
+        lost_entries: 0,
     }
 }
 
