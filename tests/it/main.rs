@@ -24,7 +24,8 @@
 //! - `metrics`: `GET /metrics`.
 //! - `stats`: `GET /stats`.
 //! - `store`: the database: its schema and its journal, on each engine.
-//! - `cluster`: a PostgreSQL server of the tests' own, in builds with the feature `postgres`.
+//! - `cluster`, `proxy`: PostgreSQL servers of the tests' own, and a way to them that fails, in builds with
+//!   the feature `postgres`.
 //! - `tidy`: claims about the code, compared with it.
 //! - `docs`: README and the pages under `docs`, compared with the programs and each other.
 //!
@@ -77,6 +78,7 @@ mod account;
 mod attention;
 mod clients;
 #[cfg(feature = "postgres")]
+#[allow(dead_code, reason = "the torture uses the rest")]
 mod cluster;
 mod copy;
 mod create;
@@ -94,6 +96,8 @@ mod operator;
 mod pages;
 mod pass;
 mod programs;
+#[cfg(feature = "postgres")]
+mod proxy;
 mod prune;
 mod pruned;
 mod restored;

@@ -4,6 +4,8 @@
 #[cfg(feature = "postgres")]
 mod check;
 #[cfg(feature = "postgres")]
+mod failover;
+#[cfg(feature = "postgres")]
 mod plans;
 #[cfg(feature = "postgres")]
 mod postgres;
