@@ -379,12 +379,11 @@ fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
 }
 
 /// Returns free ports outside the ephemeral range, so that they stay free across restarts.
-fn free_ports() -> [u16; 3] {
+pub fn free_ports<const N: usize>() -> [u16; N] {
     let mut held = Vec::new();
-    while held.len() < 3 {
+    while held.len() < N {
         let port = fastrand::u16(20_000..32_000);
         held.extend(TcpListener::bind(("127.0.0.1", port)));
     }
-    let port = |i: usize| held[i].local_addr().expect("it is bound").port();
-    [port(0), port(1), port(2)]
+    std::array::from_fn(|i| held[i].local_addr().expect("it is bound").port())
 }

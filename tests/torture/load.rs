@@ -3,16 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::world::{Client, is_settled};
-
-/// Number of concurrent clients.
-const CALLERS: u64 = 16;
 
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,6 +43,8 @@ pub struct Answers {
     pub unreachable: u64,
     pub unknown: u64,
     pub reads: u64,
+    /// The longest wait for the answer to a creation.
+    pub longest: Duration,
 }
 
 /// The running clients.
@@ -55,7 +54,9 @@ pub struct Load {
 }
 
 struct Shared {
-    api: String,
+    apis: Vec<String>,
+    /// Number of concurrent clients.
+    callers: u64,
     client: Client,
     answers: Mutex<Answers>,
     /// Creations per second of all clients together; 0 for none.
@@ -64,15 +65,21 @@ struct Shared {
 }
 
 impl Load {
-    pub fn begin(runtime: &Handle, api: String, mut rng: fastrand::Rng) -> Self {
+    pub fn begin(
+        runtime: &Handle,
+        apis: Vec<String>,
+        callers: u64,
+        mut rng: fastrand::Rng,
+    ) -> Self {
         let shared = Arc::new(Shared {
-            api,
+            apis,
+            callers,
             client: Client::new(),
             answers: Mutex::default(),
             rate: AtomicU64::new(100),
             is_over: AtomicBool::new(false),
         });
-        let callers = (0..CALLERS)
+        let callers = (0..callers)
             .map(|caller| runtime.spawn(call(shared.clone(), caller, rng.fork())))
             .collect();
         Self { shared, callers }
@@ -112,7 +119,7 @@ async fn call(shared: Arc<Shared>, caller: u64, mut rng: fastrand::Rng) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         }
-        let pause = CALLERS as f64 / rate as f64 * 2.0 * rng.f64();
+        let pause = shared.callers as f64 / rate as f64 * 2.0 * rng.f64();
         tokio::time::sleep(Duration::from_secs_f64(pause)).await;
         count += 1;
         let id = format!("c{caller}-{count}");
@@ -127,8 +134,13 @@ async fn call(shared: Arc<Shared>, caller: u64, mut rng: fastrand::Rng) {
 async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
     let gives_up_early = rng.bool();
     for _ in 0..TRIES {
-        let outcome = ask(shared, id).await;
-        let known = shared.answers.lock().unwrap().record(id, outcome);
+        let begun = Instant::now();
+        let outcome = ask(shared, api(shared, rng), id).await;
+        let known = {
+            let mut answers = shared.answers.lock().unwrap();
+            answers.longest = answers.longest.max(begun.elapsed());
+            answers.record(id, outcome)
+        };
         if known == Known::Acknowledged || gives_up_early {
             return;
         }
@@ -169,10 +181,15 @@ impl Answers {
     }
 }
 
-async fn ask(shared: &Shared, id: &str) -> CreateOutcome {
+/// Returns the URL of one of the APIs.
+fn api<'a>(shared: &'a Shared, rng: &mut fastrand::Rng) -> &'a str {
+    &shared.apis[rng.usize(..shared.apis.len())]
+}
+
+async fn ask(shared: &Shared, api: &str, id: &str) -> CreateOutcome {
     let request = shared
         .client
-        .request("POST", format!("{}/order", shared.api))
+        .request("POST", format!("{api}/order"))
         .timeout(TIMEOUT)
         .header("content-type", "application/json")
         .body(serde_json::json!({ "id": id }).to_string());
@@ -208,7 +225,7 @@ async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
         let at = if rng.bool() { last } else { rng.usize(..=last) };
         answers.acknowledged[at].clone()
     };
-    let url = format!("{}/order/{id}", shared.api);
+    let url = format!("{}/order/{id}", api(shared, rng));
     let request = shared.client.request("GET", url).timeout(TIMEOUT);
     let Ok(response) = request.send().await else {
         return;

@@ -10,6 +10,8 @@ use tokio::runtime::Runtime;
 
 use crate::chaos::{Chaos, LEADS, NAMES};
 use crate::load::{Answers, Known};
+#[cfg(feature = "postgres")]
+use crate::postgres::{Programs, Servers};
 use crate::world::{Client, World, is_settled, status_after};
 
 /// Number of failures of each kind that are listed.
@@ -22,6 +24,25 @@ struct Failures(BTreeMap<&'static str, Vec<String>>);
 impl Failures {
     fn add(&mut self, kind: &'static str, what: impl ToString) {
         self.0.entry(kind).or_default().push(what.to_string());
+    }
+
+    /// Number of failures of a kind.
+    #[cfg(feature = "postgres")]
+    fn count(&self, kind: &str) -> usize {
+        self.0.get(kind).map_or(0, Vec::len)
+    }
+
+    /// Prints the account, which must find nothing.
+    fn account(&mut self, world: &World, database: &str, upstream: &str) {
+        let record = world.simulator_log();
+        let record = record.to_str().expect("temporary folders have plain names");
+        let arguments = ["account", "--database-url", database, "--record", record];
+        let arguments = [&arguments[..], &["--order-process-url", upstream]].concat();
+        let account = world.run("order-service", &arguments, &[]);
+        println!("\n{}", account.stdout.trim_end());
+        if account.code != Some(0) {
+            self.add("the account", format!("{account:?}"));
+        }
     }
 
     fn into_lines(self) -> Vec<String> {
@@ -42,6 +63,8 @@ struct SimulatorRecord {
     /// Final status of the last process of each order, and the incarnation in which it was started.
     last: HashMap<String, (&'static str, u64)>,
     twice: Vec<String>,
+    /// Starts that were refused because the order had a process.
+    refused: u64,
     /// Minimum number of starts that each order has to count: those whose answer did not deny the start.
     expected_starts: HashMap<String, u64>,
 }
@@ -67,6 +90,7 @@ impl SimulatorRecord {
                     recorded.started(order_id, status_after(outcome));
                 }
                 Effect::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
+                Effect::Exists { .. } => recorded.refused += 1,
                 _ => {}
             }
         }
@@ -93,14 +117,119 @@ pub fn verdict(
     seed: u64,
     took: Duration,
 ) -> Vec<String> {
-    let mut failures = Failures::default();
     let orders = runtime.block_on(all_orders(&chaos.api_url()));
     let recorded = SimulatorRecord::read(world);
+    let mut failures = compare(&orders, &recorded, answers);
+    print_summary(world, chaos, answers, &orders, &recorded, seed, took);
+    let database = world.database_url();
+    failures.account(world, &database, &chaos.simulator_url());
+    failures.into_lines()
+}
+
+/// Like [`verdict`], for a run on PostgreSQL.
+#[cfg(feature = "postgres")]
+pub fn verdict_on_postgres(
+    runtime: &Runtime,
+    world: &World,
+    (programs, servers): (&Programs<'_>, &Servers),
+    answers: &Answers,
+    took: Duration,
+) -> Vec<String> {
+    let orders = runtime.block_on(all_orders(&programs.api_urls()[0]));
+    let recorded = SimulatorRecord::read(world);
+    let mut failures = compare(&orders, &recorded, answers);
+    let lost = failures.count(LOST);
+    let numbers = servers.numbers();
+    if let [orders, last_order, entries, last_entry] = numbers[..]
+        && (orders, entries) != (last_order, last_entry)
+    {
+        failures.add("gaps among the numbers", format!("{numbers:?}"));
+    }
+    let count = |known| answers.known.values().filter(|k| **k == known).count();
+    let longest = |durations: &[Duration]| durations.iter().max().copied().unwrap_or_default();
+    println!();
+    for (name, what) in [
+        ("acknowledged", count(Known::Acknowledged).to_string()),
+        ("lost", lost.to_string()),
+        ("doubled", failures.count(TWICE).to_string()),
+        (
+            "refused starts",
+            format!("{} of orders with a process", recorded.refused),
+        ),
+        ("longest wait", format!("{:.2?}", answers.longest)),
+        (
+            "promotions",
+            format!(
+                "{}, {:.2?} at most",
+                servers.promotions.len(),
+                longest(&servers.promotions)
+            ),
+        ),
+        (
+            "restarts",
+            format!(
+                "{}, {:.2?} at most",
+                servers.restarts.len(),
+                longest(&servers.restarts)
+            ),
+        ),
+        (
+            "orders",
+            format!(
+                "{}; {} perhaps, {} not created; {} open at most; numbers {numbers:?}",
+                orders.len(),
+                count(Known::Maybe),
+                count(Known::Not),
+                servers.most_open
+            ),
+        ),
+        (
+            "answers",
+            format!(
+                "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",
+                answers.created,
+                answers.existed,
+                answers.refused,
+                answers.unreachable,
+                answers.unknown,
+                answers.reads
+            ),
+        ),
+        ("servers", servers.injected.summary()),
+        ("programs", programs.injected.summary()),
+        (
+            "incarnations",
+            format!("{} of the simulator", recorded.incarnations),
+        ),
+        ("leaders", leaders(world).to_string()),
+        ("starts", format!("{} accepted", recorded.starts)),
+        ("settled after", format!("{:.1} s", took.as_secs_f64())),
+    ] {
+        println!("  {name:<14} {what}");
+    }
+    let port = servers.primary().port();
+    let database = format!("postgres://tests@127.0.0.1:{port}/postgres");
+    failures.account(world, &database, &programs.simulator_url());
+    for (name, text) in logs(world) {
+        for line in text.lines().filter(|line| line.contains("panicked")) {
+            failures.add("lines in the logs", format!("{name}: {line}"));
+        }
+    }
+    failures.into_lines()
+}
+
+/// Kinds of failures that the table of a run names.
+const LOST: &str = "acknowledged and lost";
+const TWICE: &str = "started twice in one incarnation";
+
+/// Compares acknowledgements, orders and the simulator's record.
+fn compare(orders: &[Value], recorded: &SimulatorRecord, answers: &Answers) -> Failures {
+    let mut failures = Failures::default();
     for what in &answers.wrong {
         failures.add("wrong answers", what);
     }
     let mut found = HashSet::new();
-    for order in &orders {
+    for order in orders {
         let id = order["id"].as_str().unwrap_or_default();
         if !found.insert(id) {
             failures.add("listed twice", order);
@@ -138,7 +267,7 @@ pub fn verdict(
     }
     for (id, known) in &answers.known {
         if *known == Known::Acknowledged && !found.contains(id.as_str()) {
-            failures.add("acknowledged and lost", id);
+            failures.add(LOST, id);
         }
     }
     for id in recorded
@@ -149,34 +278,12 @@ pub fn verdict(
         failures.add("a process without an order", id);
     }
     for id in &recorded.twice {
-        failures.add("started twice in one incarnation", id);
+        failures.add(TWICE, id);
     }
     if orders.is_empty() {
         failures.add("no orders", "");
     }
-
-    print_summary(world, chaos, answers, &orders, &recorded, seed, took);
-    let (database, record) = (world.database(), world.simulator_log());
-    let account = world.run(
-        "order-service",
-        &[
-            "account",
-            "--database-url",
-            database
-                .to_str()
-                .expect("temporary folders have plain names"),
-            "--order-process-url",
-            &chaos.simulator_url(),
-            "--record",
-            record.to_str().expect("temporary folders have plain names"),
-        ],
-        &[],
-    );
-    println!("\n{}", account.stdout.trim_end());
-    if account.code != Some(0) {
-        failures.add("the account", format!("{account:?}"));
-    }
-    failures.into_lines()
+    failures
 }
 
 async fn all_orders(api: &str) -> Vec<Value> {
@@ -207,9 +314,6 @@ fn print_summary(
     let starts = orders.iter().filter_map(|order| order["starts"].as_u64());
     let most = starts.clone().max().unwrap_or(0);
     let mean = starts.sum::<u64>() as f64 / orders.len().max(1) as f64;
-    let logs = logs(world);
-    let lines = || logs.iter().flat_map(|(_, text)| text.lines());
-    let leads = lines().filter(|l| l.ends_with(LEADS));
     let accepted = recorded.starts as f64 / orders.len().max(1) as f64;
     println!();
     for (name, what) in [
@@ -244,7 +348,10 @@ fn print_summary(
         ("SIGKILL", by_program(&injected.kills)),
         ("SIGTERM", by_program(&injected.terms)),
         ("SIGSTOP", format!("{} of a reconciler", injected.stops)),
-        ("leaders", format!("{}, one after the other", leads.count())),
+        (
+            "leaders",
+            format!("{}, one after the other", leaders(world)),
+        ),
         (
             "faults",
             format!(
@@ -284,6 +391,13 @@ pub fn error_lines(world: &World, chaos: &Chaos<'_>) -> Vec<String> {
 
 /// Error that a stopped reconciler causes: stopped within a write, it blocks all other writers.
 const WHILE_STOPPED: &str = "the database cannot be written";
+
+/// Number of times that a reconciler became leader, by the logs.
+fn leaders(world: &World) -> usize {
+    let logs = logs(world);
+    let lines = logs.iter().flat_map(|(_, text)| text.lines());
+    lines.filter(|line| line.ends_with(LEADS)).count()
+}
 
 /// Returns the logs of the programs, with the names of the files.
 fn logs(world: &World) -> Vec<(String, String)> {
