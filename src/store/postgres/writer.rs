@@ -616,6 +616,8 @@ impl RowWork {
                         vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
                     steps.add(CORRECT_TIMES, values);
                 }
+                // Without changes, too, there is an answer to keep.
+                Write::Record { .. } => has_others = true,
                 Write::Prune { .. } => has_removals = true,
                 #[cfg(test)]
                 Write::Sql { sql, .. } => {

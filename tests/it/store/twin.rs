@@ -199,7 +199,7 @@ impl<'a> Twin<'a> {
         match self.random.u8(0..33) {
             0..=7 => compare!(self, |at| stores[at].create(id.clone(), now)),
             8..=19 => {
-                let changes: Vec<_> = (0..self.random.usize(1..8))
+                let changes: Vec<_> = (0..self.random.usize(0..8))
                     .map(|_| self.change())
                     .collect();
                 let (stores, leads) = (self.leading(), &self.leads);
