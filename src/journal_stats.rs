@@ -31,7 +31,7 @@ pub struct JournalEntry {
     pub seq: i64,
     /// When it was written.
     pub at: Timestamp,
-    /// Why the status changed.
+    /// Reason why the status changed.
     pub reason: EventReason,
     /// When its order was created, if the entry settles it.
     pub created_at: Option<Timestamp>,

@@ -25,7 +25,7 @@ pub const ID_MAX_CHARS: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct OrderId(Box<str>);
 
-/// Why a text cannot be the id of an order.
+/// Reason why a text cannot be the id of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdError {
     /// It is empty.
@@ -255,7 +255,7 @@ impl Observed {
     }
 }
 
-/// Why an order needs attention. It is independent of the status.
+/// Reason why an order needs attention. It is independent of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     /// The order process service refuses to start a process for it.
@@ -322,7 +322,7 @@ impl ResolvedBy {
 /// The attention that an order needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attention {
-    /// Why it needs attention.
+    /// Reason why it needs attention.
     pub reason: Reason,
     /// The party that resolves it.
     pub by: ResolvedBy,

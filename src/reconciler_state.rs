@@ -51,7 +51,7 @@ pub struct LeaderStatus {
     pub status: LeaderState,
     /// When that status began, if it is known.
     pub since: Option<Timestamp>,
-    /// Why no reconciler leads, or why the leader makes no progress.
+    /// Reason why no reconciler leads, or why the leader makes no progress.
     pub problem: Option<&'static str>,
 }
 

@@ -28,7 +28,7 @@ pub trait Upstream: 'static {
     fn list(&self, on_entry: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
 }
 
-/// Why a start was not accepted, grouped by what the caller may do next.
+/// Reasons why a start was not accepted, grouped by what the caller may do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
     /// The start cannot have reached the upstream and may be repeated.
@@ -37,7 +37,7 @@ pub enum StartError {
     Ambiguous {
         /// The HTTP status of the answer, if there was one.
         answer: Option<u16>,
-        /// Why there is no usable answer.
+        /// Reason why there is no usable answer.
         failure: Failure,
     },
     /// The answer has a 2xx status, but not the upstream's body: it was cut off, or is by a portal, a

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OrderId, Status, Timestamp};
 
-/// Why the status of an order changed.
+/// Reason why the status of an order changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventReason {
@@ -97,7 +97,7 @@ pub struct Event {
     pub to: Status,
     /// When it was recorded.
     pub at: Timestamp,
-    /// Why the status changed.
+    /// Reason why the status changed.
     pub reason: EventReason,
 }
 

@@ -27,7 +27,7 @@ pub enum LogFormat {
 pub enum LineStyle {
     /// `2026-11-28T21:41:29.682Z ERROR program: …`, for programs that run on.
     Dated,
-    /// `error: …`, for commands that someone types, as clap writes it.
+    /// `error: …`, for interactive commands, in the format of clap.
     Plain,
 }
 

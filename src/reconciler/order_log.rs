@@ -57,7 +57,7 @@ impl<U, C> Context<U, C> {
     }
 }
 
-/// Describes a transition to someone who watches, or returns `None` if there is nothing to see.
+/// Describes a transition for the log, or returns `None` if there is nothing to see.
 fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
     Some(match step {

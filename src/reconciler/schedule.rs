@@ -19,7 +19,7 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 use crate::clock::{Clock, SteadyClock, SystemClock};
 use crate::order::Timestamp;
 
-/// Longest wait before the next occurrence is computed anew, because the clock may have been set meanwhile.
+/// Longest wait before the next occurrence is recomputed, because the clock may have been set meanwhile.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A cron expression with seconds: `sec min hour day month weekday`, in UTC.
@@ -29,7 +29,7 @@ pub struct Schedule {
     cron: Cron,
 }
 
-/// Why a text is not a schedule.
+/// Reason why a text is not a schedule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not a schedule ({cause}); expected cron fields with seconds first, such as \"*/5 * * * * *\" for every five seconds"

@@ -51,7 +51,7 @@ pub(super) struct Conclusion {
     pub steps: Vec<Transition>,
     /// The request to send next.
     pub next: Option<Request>,
-    /// Why the upstream gave no usable answer.
+    /// Reason why the upstream gave no usable answer.
     pub failure: Option<Failure>,
 }
 

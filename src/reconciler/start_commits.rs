@@ -41,7 +41,7 @@ pub(super) struct Committed {
     pub dropped: Vec<StartCandidate>,
     /// The counts of what was written.
     pub report: Report,
-    /// Why nothing was written.
+    /// Reason why nothing was written.
     pub error: Option<anyhow::Error>,
 }
 

@@ -22,7 +22,7 @@ pub struct Entry<'a> {
     pub status: Cow<'a, str>,
 }
 
-/// Why a list is not complete.
+/// Reason why a list is not complete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
     /// An unexpected byte between entries.

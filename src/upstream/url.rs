@@ -14,7 +14,7 @@ const PATH: &str = "/order_process";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl(pub(super) Url);
 
-/// Why a text cannot be the URL of the order process service.
+/// Reason why a text cannot be the URL of the order process service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamUrlError {
     /// It is not a URL.
