@@ -49,7 +49,7 @@ const MINUTES_MAX: f64 = 24.0 * 60.0;
 const SETTLING_MAX: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {
-    let (mut minutes, mut failovers, mut is_on_postgres) = (None, None, false);
+    let (mut minutes, mut failovers, mut is_on_postgres) = (None, None::<u32>, false);
     let mut seed = fastrand::u64(..1_000_000_000);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
