@@ -5,10 +5,9 @@ SELECT id, CASE
     ELSE 'entry ' || number || ' of the journal says "' || reason || '" of it when it was ' || before
     END
 FROM (SELECT order_seq, seq AS number, reason, from_status,
-             (SELECT to_status FROM journal AS earlier INDEXED BY journal_by_order
-              WHERE earlier.order_seq = entry.order_seq AND earlier.seq < entry.seq
-              ORDER BY earlier.seq DESC LIMIT 1) AS before
-      FROM journal AS entry INDEXED BY journal_by_order
+             lag(to_status) OVER (PARTITION BY order_seq ORDER BY seq) AS before
+      FROM journal INDEXED BY journal_by_order
       WHERE order_seq BETWEEN :first AND :last) AS changes
 CROSS JOIN orders
-WHERE orders.seq = order_seq AND from_status IS DISTINCT FROM before
+WHERE orders.seq = order_seq AND orders.seq BETWEEN :first AND :last
+  AND from_status IS DISTINCT FROM before

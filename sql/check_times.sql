@@ -14,5 +14,5 @@ FROM (SELECT order_seq,
       WHERE order_seq BETWEEN :first AND :last
       GROUP BY order_seq) AS times
 CROSS JOIN orders
-WHERE orders.seq = order_seq
+WHERE orders.seq = order_seq AND orders.seq BETWEEN :first AND :last
   AND (created_at <> born OR updated_at <> changed OR starts < started)

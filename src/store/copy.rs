@@ -40,6 +40,9 @@ const PASSES_MAX: usize = 6;
 /// nothing any more either.
 const LEAD_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Time for a server to notice that a copy into it was killed.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Interval between attempts to take the lead.
 const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -286,7 +289,10 @@ pub fn move_database(
         state: State::Moved,
         address: to.address(),
     };
-    let of_source = relocation(&*from)?.filter(|found| *found != moved);
+    let of_source = relocation(&*from)?;
+    // A copy was interrupted between its last two transactions.
+    let has_moved = of_source.as_ref() == Some(&moved);
+    let of_source = of_source.filter(|_| !has_moved);
     let of_target = relocation(&*to)?.filter(|found| found.address != incomplete.address);
     for (side, found) in [(&from, of_source), (&to, of_target)] {
         if let Some(relocation) = found {
@@ -301,7 +307,7 @@ pub fn move_database(
     if relocation(&*to)?.is_none() {
         return Err(OpenError::Occupied(to.address()).into());
     }
-    if !(*to).try_lead().map_err(of(&*to))? {
+    if !lead_within(&mut *to, HOLDER_TIMEOUT)? {
         let what = format!("{}: is being copied into by another program", to.address());
         return Err(TransferError::Refused(what));
     }
@@ -322,7 +328,9 @@ pub fn move_database(
                 break;
             }
         }
-        copy.depose()?;
+        if !has_moved {
+            copy.depose()?;
+        }
     }
     let paused = Instant::now();
     copy.begin(Access::Exclusive)?;
@@ -475,6 +483,18 @@ fn relocation(side: &dyn Side) -> Result<Option<Relocation>, TransferError> {
     Relocation::read(side).map_err(of(side))
 }
 
+/// Takes the reconciler's lock, unless another process has it for all of this time.
+fn lead_within(side: &mut dyn Side, timeout: Duration) -> Result<bool, TransferError> {
+    let began = Instant::now();
+    loop {
+        let is_taken = side.try_lead().map_err(of(side))?;
+        if is_taken || began.elapsed() >= timeout {
+            return Ok(is_taken);
+        }
+        std::thread::sleep(LEAD_INTERVAL);
+    }
+}
+
 /// A copy that is being made.
 struct Copy<'a> {
     from: &'a mut dyn Side,
@@ -522,15 +542,10 @@ impl Copy<'_> {
     /// Has a reconciler that leads on the source notice that it no longer does, so that no start is on
     /// its way when the orders move.
     fn depose(&mut self) -> Result<(), TransferError> {
-        let began = Instant::now();
-        let lead = |from: &mut dyn Side| from.try_lead();
-        if lead(self.from).map_err(of(self.from))? {
-            return Ok(());
-        }
-        let next = "UPDATE heartbeat SET epoch = epoch + 1";
-        self.from.execute(next).map_err(of(self.from))?;
-        while !lead(self.from).map_err(of(self.from))? && began.elapsed() < LEAD_TIMEOUT {
-            std::thread::sleep(LEAD_INTERVAL);
+        if !self.from.try_lead().map_err(of(self.from))? {
+            let next = "UPDATE heartbeat SET epoch = epoch + 1";
+            self.from.execute(next).map_err(of(self.from))?;
+            lead_within(self.from, LEAD_TIMEOUT)?;
         }
         Ok(())
     }

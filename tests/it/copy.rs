@@ -58,6 +58,20 @@ fn copy(world: &World, arguments: &[&str]) -> Ran {
     world.run("order-service", &[&["copy"], arguments].concat(), &[])
 }
 
+/// Runs statements in a database.
+fn run_sql(url: &str, sql: &str) {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        return Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    }
+    #[cfg(feature = "postgres")]
+    {
+        let (_, database) = url.rsplit_once('/').unwrap();
+        let sql = format!("SET search_path = order_service; {sql}");
+        let ran = cluster().psql(database, &sql);
+        assert!(ran.status.success(), "{ran:?}");
+    }
+}
+
 fn copied(world: &World, from: &str, to: &str) -> Ran {
     let ran = copy(world, &[from, to]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -214,6 +228,10 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
             again.stderr.contains("holds an order database already"),
             "{again:?}"
         );
+        // As if it had been killed between its last two transactions.
+        let mark = format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')");
+        run_sql(&to, &mark);
+        copied(&world, &from, &to);
         // It was not written to since.
         let back = copy(&world, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(0), "{back:?}");

@@ -9,9 +9,9 @@ use tokio_postgres::error::SqlState;
 
 use super::connect::{Connector, LEADER_LOCK, ORIGIN};
 use super::error::Error;
-use super::lines::{LineSession, PLANS, one_line};
+use super::lines::{LineSession, one_line};
 use super::session::Session;
-use super::{PostgresOpenError, PostgresUrl, on_thread};
+use super::{PostgresOpenError, PostgresUrl, on_thread, prepare};
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
@@ -60,8 +60,7 @@ impl LineSession {
 
     fn prepare(connector: Connector, must_exist: bool) -> Result<Self, PostgresOpenError> {
         Self::connect(connector, move |connector| async move {
-            let session = connector.prepare(must_exist).await?;
-            session.execute(PLANS).await?;
+            let session = prepare(&connector, must_exist).await?;
             session.execute(SETTINGS).await?;
             Ok(session)
         })

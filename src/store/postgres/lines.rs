@@ -21,7 +21,7 @@ const CHUNK: usize = 64 * 1024;
 const CHUNKS_WAITING: usize = 4;
 
 /// The planner's choice instead of that for single orders: everything is read.
-pub(super) const PLANS: &str = "SET enable_seqscan = on; SET enable_nestloop = on; SET enable_bitmapscan = on; \
+const PLANS: &str = "SET enable_seqscan = on; SET enable_nestloop = on; SET enable_bitmapscan = on; \
                      SET work_mem = '64MB'";
 
 /// Indexes without which the programs would read whole tables, and triggers that someone has added.
