@@ -26,9 +26,8 @@ pub async fn unless_outdated(
         exit = &mut program => return exit,
     };
     stop.requested.cancel();
-    if let Err(error) = program.await {
-        log::debug!("{error:#}");
-    }
+    // An error of the program follows from that.
+    let _ = program.await;
     Err(outdated.into())
 }
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::select_ok;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
@@ -45,6 +46,9 @@ const SCHEMA_LOCK: i64 = 0x4f72_6453_0000_0003;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for which other hosts are waited for once one can be written.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Settings of each session. Plans must not depend on statistics, which are missing in a new
 /// database: each table is read through an index, and what is joined with the values of a statement
@@ -338,15 +342,33 @@ impl Connector {
             })
     }
 
-    /// Connects to all hosts at once, and returns the first session on one that can be written. A host
-    /// that is gone, hangs or is a standby holds up no other.
+    /// Connects to all hosts at once, and returns a session on one that can be written: of several, that on
+    /// the newest timeline. A host that is gone, hangs or is a standby holds up no other for long.
     async fn connect(&self, notified: Option<Arc<Notify>>) -> Result<Session, Error> {
         let servers = self.url.servers();
-        let each = servers
+        let mut attempts: FuturesUnordered<_> = servers
             .iter()
-            .map(|config| Box::pin(self.connect_to(config, notified.clone())));
-        let (session, _) = select_ok(each).await?;
-        Ok(session)
+            .map(|config| self.connect_to(config, notified.clone()))
+            .collect();
+        let mut found: Option<Session> = None;
+        let mut failure = Error::Silent;
+        loop {
+            let next = attempts.next();
+            let next = match found {
+                None => next.await,
+                Some(_) => tokio::time::timeout(OTHERS_TIMEOUT, next)
+                    .await
+                    .unwrap_or(None),
+            };
+            match next {
+                Some(Ok(session)) => {
+                    // It is on an older timeline.
+                    found = found.filter(|found| !found.is_closed()).or(Some(session));
+                }
+                Some(Err(error)) => failure = error,
+                None => return found.ok_or(failure),
+            }
+        }
     }
 
     /// Connects to one host, and checks the settings of the server.
