@@ -1,9 +1,8 @@
 //! PostgreSQL servers of the tests' own: a cluster with a database for each test, and others, with
 //! standbys, that are killed, stopped and promoted.
 //!
-//! They are made anew for each run, the first in memory where there is room for it and the others below the
-//! target folder, from the binaries that `pg_config` or Debian names, and end with the process of the
-//! tests, however that ends.
+//! They are made anew for each run, in memory or below the target folder, from the binaries that
+//! `pg_config` or Debian names, and end with the process of the tests, however that ends.
 
 use std::fs;
 use std::io::Write;
@@ -45,18 +44,17 @@ pub struct Cluster {
 /// The cluster of this run.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| {
-        // Flushing takes no time there.
-        let parent = match statvfs("/dev/shm") {
-            Ok(memory) if memory.f_bavail * memory.f_frsize >= MEMORY_MIN => "/dev/shm",
-            _ => DISK,
-        };
-        Cluster::start(Path::new(parent), &[])
-    })
+    CLUSTER.get_or_init(|| Cluster::own(&[]))
 }
 
-/// The folder of the other servers.
-const DISK: &str = env!("CARGO_TARGET_TMPDIR");
+/// The folder of all servers: in memory, where there is room for it, since flushing takes no time there.
+/// Whatever is killed, the memory of the machine stays.
+fn parent() -> &'static Path {
+    Path::new(match statvfs("/dev/shm") {
+        Ok(memory) if memory.f_bavail * memory.f_frsize >= MEMORY_MIN => "/dev/shm",
+        _ => env!("CARGO_TARGET_TMPDIR"),
+    })
+}
 
 impl Cluster {
     /// Starts a server in a new folder below `parent`, with settings besides those of all tests.
@@ -64,14 +62,14 @@ impl Cluster {
         Self::new(parent, settings, &[])
     }
 
-    /// Starts a server below the target folder.
-    pub fn on_disk(settings: &[&str]) -> Self {
-        Self::new(Path::new(DISK), settings, &[])
+    /// Starts a server of the caller's own.
+    pub fn own(settings: &[&str]) -> Self {
+        Self::new(parent(), settings, &[])
     }
 
     /// Starts a server through another program, such as one that changes what it takes for the time.
     pub fn start_through(through: &[&str]) -> Self {
-        Self::new(Path::new(DISK), &[], through)
+        Self::new(parent(), &[], through)
     }
 
     fn new(parent: &Path, settings: &[&str], through: &[&str]) -> Self {
@@ -88,7 +86,7 @@ impl Cluster {
     /// Starts a standby of this server, which names itself `name`.
     pub fn standby(&self, name: &str) -> Self {
         let name = format!("cluster_name={name}");
-        Self::start_from(Path::new(DISK), &[&name], &[], |data| self.copy_to(data))
+        Self::start_from(parent(), &[&name], &[], |data| self.copy_to(data))
     }
 
     /// Copies all data, for a server that is a standby of this one.
