@@ -104,7 +104,24 @@ impl<'w> Programs<'w> {
             let program = programs.started(which);
             programs.programs.push(Some(program));
         }
+        programs.wait_until_ready();
         programs
+    }
+
+    /// Waits until both APIs can create orders: a program that meets no server as it is started ends.
+    fn wait_until_ready(&self) {
+        let begun = Instant::now();
+        for url in self.api_urls() {
+            let is_ready = || {
+                let request = self.client.request("GET", format!("{url}/readyz"));
+                let answer = self.runtime.block_on(async { request.send().await });
+                answer.is_ok_and(|answer| answer.status().is_success())
+            };
+            while !is_ready() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{url}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     pub fn api_urls(&self) -> Vec<String> {
@@ -161,7 +178,7 @@ impl<'w> Programs<'w> {
             .header("content-type", "application/json")
             .body(body);
         // A simulator that has crashed begins anew without faults.
-        let _ = self.runtime.block_on(request.send());
+        let _ = self.runtime.block_on(async { request.send().await });
     }
 
     /// Injects faults until `is_over`, and undoes each after a while.
@@ -296,7 +313,7 @@ impl Servers {
     /// Starts a primary and two standbys.
     pub fn begin(rng: fastrand::Rng) -> Self {
         let name = format!("cluster_name={}", SERVERS[0]);
-        let first = Cluster::on_disk(&[&name]);
+        let first = Cluster::own(&[&name]);
         let standbys = SERVERS[1..].iter().map(|name| first.standby(name));
         let standbys: Vec<_> = standbys.collect();
         let all: Vec<_> = std::iter::once(first).chain(standbys).collect();
@@ -304,7 +321,7 @@ impl Servers {
         for server in &all {
             server.set("synchronous_standby_names", &names);
             // A standby that was killed finds there what it has missed.
-            server.set("wal_keep_size", "2048");
+            server.set("wal_keep_size", "512");
         }
         let servers = Self {
             all,
