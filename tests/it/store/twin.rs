@@ -26,7 +26,7 @@ use crate::world::{World, lead};
 const HISTORIES: u64 = 5;
 
 /// Steps of a history.
-const STEPS: usize = 30;
+const STEPS: usize = 24;
 
 #[test]
 fn both_engines_answer_alike_whatever_happens_to_orders() {
