@@ -153,7 +153,7 @@ impl Template {
 
     /// Fills a database in waves: while one is created, the one before it is started and the one before
     /// that is settled, so that pages and indexes are filled as in production.
-    async fn fill(&self, store: &Store, ids: &Path) -> anyhow::Result<()> {
+    pub async fn fill(&self, store: &Store, ids: &Path) -> anyhow::Result<()> {
         let mut rng = fastrand::Rng::with_seed(self.orders);
         let mut ids = BufWriter::new(File::create(ids)?);
         let (mut created, mut started) = (Vec::new(), Vec::new());
@@ -226,8 +226,13 @@ pub async fn settle(
 }
 
 async fn record(store: &Store, changes: Vec<OrderChange>, now: Timestamp) -> anyhow::Result<()> {
-    let lead = store.try_lead().await?;
-    let lead = lead.context("another reconciler leads")?;
+    let lead = loop {
+        // A server notices a moment later that the connection of the last leader has ended.
+        match store.try_lead().await? {
+            Some(lead) => break lead,
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
     let recorded = store.record(&lead, changes, now).await?;
     anyhow::ensure!(
         recorded.conflicts.is_empty(),

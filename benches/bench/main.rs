@@ -4,6 +4,7 @@
 //! - `rows`: the benchmarks, each with one line of the table or several.
 //! - `table`: samples, goals, and their output.
 //! - `machine`: a description of the machine.
+//! - `cluster`: a PostgreSQL server, in builds with the feature `postgres`.
 //! - `databases`: databases full of orders, created once and copied.
 //! - `programs`: the built programs, and their use of memory and processor.
 //! - `upstream`: the order process service for the measurement of passes.
@@ -11,6 +12,10 @@
 //!
 //! `scripts/bench` runs all rows, `scripts/bench NAME…` only those named.
 
+#[cfg(feature = "postgres")]
+#[path = "../../tests/it/cluster.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "the tests use more of it")]
+mod cluster;
 mod databases;
 mod http;
 mod load;

@@ -1,6 +1,7 @@
 //! The built programs as child processes, killed at the end of their row, and their use of memory
 //! and processor.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -24,10 +25,15 @@ pub struct Program {
 impl Program {
     /// Starts the API alone, on a free port.
     pub fn api(database: &Path) -> anyhow::Result<Self> {
+        Self::api_on(database, &database.with_extension("api.log"))
+    }
+
+    /// Like [`Self::api`], with a log at this path.
+    pub fn api_on(database: impl AsRef<OsStr>, log: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-service"));
         command.args(["api", "--listen", "127.0.0.1:0", "--database-url"]);
         command.arg(database);
-        Self::listening(command, &database.with_extension("api.log"))
+        Self::listening(command, log)
     }
 
     /// Starts API and reconciler in one program, on a free port.
@@ -41,11 +47,22 @@ impl Program {
 
     /// Starts the reconciler alone.
     pub fn reconciler(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let log = database.with_extension("reconciler.log");
+        Self::reconciler_on(database, &log, upstream, arguments)
+    }
+
+    /// Like [`Self::reconciler`], with a log at this path.
+    pub fn reconciler_on(
+        database: impl AsRef<OsStr>,
+        log: &Path,
+        upstream: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_order-reconciler"));
         command.arg("--database-url").arg(database);
         command.args(["--order-process-url", upstream]);
         command.args(arguments);
-        Self::spawn(command, &database.with_extension("reconciler.log"))
+        Self::spawn(command, log)
     }
 
     /// Starts the simulator, on a free port.

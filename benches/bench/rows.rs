@@ -8,6 +8,8 @@ mod disk;
 mod idle;
 mod list;
 mod passes;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod read;
 mod sustained;
 mod wait;
@@ -96,5 +98,11 @@ pub const ROWS: &[Row] = &[
         name: "disk",
         what: "bytes on disk per settled order with its journal",
         run: disk::run,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres",
+        what: "the service on PostgreSQL, beside pgbench; only if named",
+        run: postgres::run,
     },
 ];

@@ -70,7 +70,8 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-fn listed(program: &Program) -> anyhow::Result<Drained> {
+/// Reads all orders.
+pub fn listed(program: &Program) -> anyhow::Result<Drained> {
     let mut connection = Connection::open(&program.url)?;
     connection.send_get("/order")?;
     connection.drain(|| {})

@@ -378,7 +378,8 @@ fn send_all(
     all.map(|()| begun.elapsed())
 }
 
-fn list_alone(url: &str) -> anyhow::Result<Duration> {
+/// Reads the upstream's list, and returns the duration.
+pub fn list_alone(url: &str) -> anyhow::Result<Duration> {
     let upstream = client(url)?;
     let begun = Instant::now();
     let mut entries = 0u64;

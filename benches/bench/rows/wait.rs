@@ -46,7 +46,7 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Returns the latencies of the creations of one round, in milliseconds, sorted.
-fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Result<Vec<f64>> {
+pub fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Result<Vec<f64>> {
     let mut taken = Vec::new();
     let begun = Instant::now();
     while begun.elapsed() < MEASURED {
@@ -85,7 +85,7 @@ pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Measures the time until single orders are PROCESSING.
-fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
+pub fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
     let mut connection = Connection::open(&api.url)?;
     let mut taken = Vec::new();
     for number in 0..FOLLOWED {
