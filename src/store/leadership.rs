@@ -1,7 +1,7 @@
 //! Leadership: the exclusive right to run the reconciler on a database.
 //!
-//! A lock file keeps others from leading while it is intact. If two processes lead all the same,
-//! because the file was deleted or a host was cut off, the database distinguishes them: each leader
+//! A lock keeps others from leading while it is intact. If two processes lead all the same,
+//! because a file was deleted or a host was cut off, the database distinguishes them: each leader
 //! increments an epoch when it takes over, and each of its writes compares the epoch in its own
 //! transaction. So a deposed leader cannot commit anything, even if it does not know that it was
 //! deposed.

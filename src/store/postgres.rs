@@ -1,31 +1,37 @@
 //! Orders in a PostgreSQL database that several machines share.
 //!
 //! One thread drives all connections. Reads of one statement share a few of them, each answering many
-//! callers in turn; a read that needs several statements has one to itself for as long as that takes.
-//! Writes go through one writer (`writer`), which commits many at once. How a server is connected to
-//! and checked is in `connect`, the statements are in `queries` and `changes`, who leads is in `lead`,
-//! and how commits of other processes are heard of in `listen`.
+//! callers; a read of several statements has a connection to itself.
+//! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
+//! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
+//! their own. `readers` repeats reads on new connections, `queries` has their statements. `connect`
+//! connects to a server and checks it, `lead` elects the leader, and `listen` receives the commits of
+//! other processes.
 
 mod address;
+mod batch;
 mod changes;
 mod connect;
 mod copy;
 mod error;
+mod heartbeat;
 mod lead;
 mod lines;
 mod listen;
 mod open_error;
+mod prune;
 mod queries;
 mod read_only;
+mod readers;
+mod row_work;
 mod rows;
 mod session;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -53,29 +59,25 @@ use crate::order::{Event, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
-/// Connections that reads of one statement share.
+/// Number of connections that reads of one statement share.
 const SHARED_READERS: usize = 4;
 
-/// Connections for reads of several statements.
+/// Number of connections for reads of several statements.
 const SNAPSHOT_READERS: usize = 3;
 
-/// Time limit for a read, repetitions on new connections included. A change of the primary takes
-/// some seconds.
+/// Time limit of a read, repetitions on new connections included. A failover takes some seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time limit for a read on one connection, which is given up with it: its server may hang for ever.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Time limit for a read of the whole journal or of every order.
+/// Time limit of a read of the whole journal or of all orders.
 const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Time for which a server that cannot be reached is tried again while a program starts.
+/// Time limit of attempts to reach the server while a program starts.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause before a connection is tried again.
+/// Pause before another attempt to connect.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The orders in one database. The methods are those of [`Store`](super::Store).
+/// Orders in one PostgreSQL database. The methods are those of [`Store`](super::Store).
 #[derive(Clone)]
 pub(super) struct Engine {
     inner: Arc<Inner>,
@@ -104,7 +106,7 @@ impl Engine {
         Self::open_with(url, mode, false)
     }
 
-    /// Opens a database that must be there already.
+    /// Opens an existing database.
     pub fn open_existing(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
         Self::open_with(url, Mode::Threaded, true)
     }
@@ -375,7 +377,7 @@ impl Engine {
             .await
     }
 
-    /// A subscription to the commits of this process, at once, and to those of others.
+    /// Subscribes to the commits of this process and of others.
     pub fn changes(&self) -> Changes {
         let own = self.queue().commits();
         #[cfg(test)]
@@ -401,145 +403,6 @@ impl Engine {
 
     pub async fn outdated(&self) -> PostgresOpenError {
         self.inner.connector.newer().await
-    }
-
-    /// Reads by one statement, on a connection that other reads share.
-    async fn read<T: Send + 'static>(&self, query: impl Query<T>) -> Result<T, StoreError> {
-        let index = self.inner.next_reader.fetch_add(1, Ordering::Relaxed) % SHARED_READERS;
-        let inner = self.inner.clone();
-        let read = async move { inner.repeat(READ_TIMEOUT, Some(index), query).await };
-        Ok(self.inner.on_runtime(read).await?)
-    }
-
-    /// Reads by several statements as of one moment.
-    async fn snapshot<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        query: impl Query<T>,
-    ) -> Result<T, StoreError> {
-        let inner = self.inner.clone();
-        let read = async move { inner.repeat(limit, None, query).await };
-        Ok(self.inner.on_runtime(read).await?)
-    }
-}
-
-/// Queries on a session, which are repeated on another one if the first is lost.
-trait Query<T>:
-    for<'a> Fn(&'a Session) -> BoxFuture<'a, Result<T, Error>> + Send + Sync + 'static
-{
-}
-
-impl<T, Q> Query<T> for Q where
-    Q: for<'a> Fn(&'a Session) -> BoxFuture<'a, Result<T, Error>> + Send + Sync + 'static
-{
-}
-
-impl Inner {
-    /// Does work on the thread that drives the connections. It is carried out to its end, whether or not
-    /// the caller still waits, so that no transaction is left open.
-    fn on_runtime<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> impl Future<Output = Result<T, Error>> {
-        let (done, result) = oneshot::channel();
-        let work = async move {
-            // A caller that has gone away wants no answer.
-            let _ = done.send(work.await);
-        };
-        if self.is_synchronous {
-            let _ = on_thread(&self.runtime, work);
-        } else {
-            self.runtime.spawn(work);
-        }
-        async { result.await.unwrap_or(Err(Error::Silent)) }
-    }
-
-    /// Reads within a time limit, and again where the connection was lost: on the shared connection of
-    /// this index, or as of one moment on one of its own.
-    async fn repeat<T>(
-        &self,
-        limit: Duration,
-        shared: Option<usize>,
-        query: impl Query<T>,
-    ) -> Result<T, Error> {
-        let deadline = Instant::now() + limit;
-        let repeat_until = Instant::now() + READ_TIMEOUT - RETRY_INTERVAL;
-        loop {
-            let attempt_limit = match limit > READ_TIMEOUT {
-                true => limit,
-                false => ATTEMPT_TIMEOUT,
-            };
-            let until = deadline.min(Instant::now() + attempt_limit);
-            let attempt = async {
-                match shared {
-                    Some(index) => self.read(index, until, &query).await,
-                    None => self.snapshot(&query).await,
-                }
-            };
-            let result = tokio::time::timeout_at(until, attempt).await;
-            match result.unwrap_or(Err(Error::Silent)) {
-                Err(error) if error.is_transient() && Instant::now() < repeat_until => {
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// Reads on one of the connections that reads share.
-    async fn read<T>(
-        &self,
-        index: usize,
-        until: Instant,
-        query: &impl Query<T>,
-    ) -> Result<T, Error> {
-        let session = self.reader(index).await?;
-        let result = tokio::time::timeout_at(until, query(&session)).await;
-        let result = result.unwrap_or(Err(Error::Silent));
-        if result.as_ref().is_err_and(Error::is_transient) {
-            // Others would meet the same on it.
-            session.give_up();
-        }
-        result
-    }
-
-    /// One of the connections that reads share, made anew if it has ended.
-    async fn reader(&self, index: usize) -> Result<Arc<Session>, Error> {
-        let mut kept = self.readers[index].lock().await;
-        let session = match kept.as_ref() {
-            Some(session) if !session.is_closed() => return Ok(session.clone()),
-            Some(_) => self.connector.next_session().await?,
-            None => self.connector.session().await?,
-        };
-        let session = Arc::new(session);
-        *kept = Some(session.clone());
-        Ok(session)
-    }
-
-    /// Reads as of one moment, on a connection that no one else uses meanwhile.
-    async fn snapshot<T>(&self, query: &impl Query<T>) -> Result<T, Error> {
-        let _permit = self.snapshots.acquire().await.map_err(Error::value)?;
-        let idle = self.idle_snapshots().pop();
-        let session = match idle {
-            Some(session) if !session.is_closed() => session,
-            Some(_) => self.connector.next_session().await?,
-            None => self.connector.session().await?,
-        };
-        session
-            .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await?;
-        let result = query(&session).await;
-        // A session whose transaction has failed ends with it.
-        if let Ok(_) | Err(Error::Gone(_) | Error::Value(_)) = &result {
-            session.execute("COMMIT").await?;
-            self.idle_snapshots().push(session);
-        }
-        result
-    }
-
-    fn idle_snapshots(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
-        let lock = self.idle_snapshots.lock();
-        lock.unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -578,7 +441,7 @@ fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), 
     Ok((handle, stop))
 }
 
-/// Does work on the thread that drives the connections, and waits for it on the calling one.
+/// Runs work on the thread that drives the connections, and blocks the calling thread until it ends.
 fn on_thread<T: Send + 'static>(
     runtime: &Handle,
     work: impl Future<Output = T> + Send + 'static,
@@ -590,7 +453,7 @@ fn on_thread<T: Send + 'static>(
     result.recv()
 }
 
-/// Reads the heartbeat of a database that must be there, which is not touched otherwise.
+/// Reads the heartbeat of an existing database, without migrating it.
 pub(super) async fn read_heartbeat(
     url: &PostgresUrl,
 ) -> Result<(ReconcilerState, Timestamp), PostgresOpenError> {

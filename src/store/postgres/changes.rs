@@ -29,7 +29,7 @@ pub(super) struct NewEntry {
     pub reason: EventReason,
 }
 
-/// A statement: the columns that it takes besides `seq`, with their types, what it sets, and its condition.
+/// An UPDATE: its parameters besides `seq` with their types, its assignments, and its condition.
 struct UpdateSql {
     columns: &'static [(&'static str, &'static str)],
     set: &'static str,
@@ -49,7 +49,7 @@ const fn update(
 }
 
 impl UpdateSql {
-    /// That `seq` is one of the given ones is said once more for the index.
+    /// Returns the SQL. The condition on `seq` is repeated because the index needs it.
     fn sql(&self) -> String {
         let (mut arrays, mut names) = ("$1::bigint[]".to_owned(), "seq".to_owned());
         for (number, (column, of)) in (2..).zip(self.columns) {
@@ -95,7 +95,7 @@ const SETTLE: UpdateSql = update(
     "status = 'PROCESSING'",
 );
 
-/// The order stays PROCESSING, by another process.
+/// The order stays PROCESSING, with another process.
 const RESTART: UpdateSql = update(
     &[("is_seen", "boolean"), ("at", "bigint")],
     "confirmed_at = u.at, process_seen = u.is_seen, \
@@ -177,7 +177,7 @@ const CLEAR: UpdateSql = update(
     "status = 'PROCESSING'",
 );
 
-/// The kinds of statements, in the order in which those of a round are sent.
+/// Kinds of statements, in the order in which those of a round are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Kind {
     Intend,
@@ -245,7 +245,7 @@ impl Kind {
     }
 }
 
-/// The entry of a step, if it changes a status or begins another process.
+/// Returns the reason of a step's journal entry; `None` if it has none.
 fn event_reason(step: &Transition) -> Option<EventReason> {
     match step {
         Transition::Started { .. } => Some(EventReason::Started),
@@ -266,9 +266,9 @@ fn event_reason(step: &Transition) -> Option<EventReason> {
     }
 }
 
-/// The statements of changes, and where their answers are among those of the steps.
+/// Statements of changes, and the indexes of their answers.
 pub(super) struct Plan {
-    /// For each statement its index, and the changes in it by the numbers of their orders.
+    /// Indexes of the statements, each with its changes by the sequence numbers of their orders.
     statements: Vec<(usize, HashMap<i64, usize>)>,
 }
 
@@ -319,7 +319,7 @@ impl Plan {
     }
 }
 
-/// Returns the answer to the changes of one write, and adds their entries.
+/// Returns the result of the changes of one write, and adds their entries.
 pub(super) fn recorded(
     changes: &[OrderChange],
     now: Timestamp,
@@ -344,7 +344,7 @@ pub(super) fn recorded(
     recorded
 }
 
-/// The values of a statement: the numbers of the orders, and one array for each column.
+/// Returns the values of a statement: the sequence numbers, and one array for each parameter.
 fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
     fn column<T>(changes: &[BatchChange<'_>], value: impl Fn(&BatchChange<'_>) -> T) -> Value
     where

@@ -20,7 +20,7 @@ const DEAF_WAKE_INTERVAL: Duration = Duration::from_millis(25);
 /// Time within which a session hears its own notification.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
-/// The receivers of notifications, which a task serves from the first one on.
+/// Receivers of notifications, and the task that wakes them.
 #[derive(Default)]
 pub(super) struct Listener(Mutex<Receivers>);
 

@@ -1,5 +1,5 @@
 //! Queries on one session: orders, the journal, the heartbeat, and what was pruned. Those that need
-//! several statements are called inside a transaction that reads one moment.
+//! several statements are called inside a transaction that reads one snapshot.
 //!
 //! `status || ''` keeps a statement off the index of statuses, which without statistics is chosen
 //! although it would read every order of a status.
@@ -25,13 +25,13 @@ use crate::store::{
     Cursor, Filter, OpenOrders, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot,
 };
 
-/// Orders that are read by one statement where all open ones are wanted: some milliseconds' work.
+/// Number of orders read in one query: some milliseconds of work.
 pub(super) const READ_MAX: usize = 10_000;
 
-/// Orders of which the times are corrected in one transaction.
+/// Number of orders corrected in one transaction.
 const BATCH_MAX: i64 = 2_000;
 
-/// An order by its id, with what the heartbeat says to its readers.
+/// Query for an order by its id, with the columns of the heartbeat that readers need.
 const ORDER_VIEW: &str = concat!(
     "SELECT ",
     order_view_columns!(),
@@ -101,8 +101,8 @@ pub(super) async fn startable(
     rows.iter().map(start_candidate_of).collect()
 }
 
-/// Adds the open orders that come next to the list; the last are among them if they are fewer than
-/// [`READ_MAX`].
+/// Appends the next orders to the list and returns their number, which is less than [`READ_MAX`] at
+/// the end.
 pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Result<usize, Error> {
     let sql = format!(
         "SELECT {OPEN_ORDER} FROM ( \
@@ -171,14 +171,14 @@ pub(super) async fn next_prunable(
     seqs(session, SQL, &[&settled_before.0, &after, &limit_of(limit)]).await
 }
 
-/// The bytes of the tables and indexes.
+/// Returns the size of the tables and indexes, in bytes.
 pub(super) async fn size(session: &Session) -> Result<u64, Error> {
     const SQL: &str = "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class \
          WHERE relnamespace = 'order_service'::regnamespace AND relkind = 'r'";
     Ok(number(session, SQL, &[]).await?.unsigned_abs())
 }
 
-/// Reads a sequence as of the transaction's moment, and the histories by which positions are judged.
+/// Reads the extent of a sequence, and the histories that cursors are compared with.
 pub(super) async fn extent(
     session: &Session,
     sequence: Sequence,
@@ -326,20 +326,20 @@ pub(super) async fn events(
     Ok((events, next))
 }
 
-/// The position of the newest event.
+/// Returns a cursor at the newest event.
 pub(super) async fn newest_event(session: &Session) -> Result<Cursor, Error> {
     let (now, histories) = extent(session, Sequence::Journal).await?;
     Ok(histories.position(now.newest, &now))
 }
 
-/// Totals of the removed entries.
+/// Reads the totals of the pruned entries.
 pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
     let sql = "SELECT history FROM pruned WHERE id = 1";
     let row = session.query_one(sql, &[]).await?;
     serde_json::from_str(row.try_get(0)?).map_err(Error::value)
 }
 
-/// Brings a history up to date, and reads all else that is shown of the whole.
+/// Adds the new journal entries to the statistics, and returns the other totals.
 pub(super) async fn update_stats(
     session: &Session,
     history: &mut JournalStats,
@@ -445,7 +445,7 @@ async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u
     })
 }
 
-/// A limit as the server takes it.
+/// Converts a limit to the server's type.
 fn limit_of(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -49,7 +49,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A session on a connection, which a task drives from then on. Notifications of other sessions
+    /// Starts a session on a connection, and the task that drives it. Notifications of other sessions
     /// wake `notified`.
     pub fn start<S, T>(
         client: Client,
@@ -120,7 +120,7 @@ impl Session {
         self.is_given_up.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether a commit since the last call may be missing on the standby that it should be on.
+    /// Returns true if a commit since the last call may not have been replicated.
     pub fn take_unreplicated(&self) -> bool {
         self.is_unreplicated.swap(false, Ordering::AcqRel)
     }
@@ -146,7 +146,7 @@ impl Session {
         Ok(self.client.query_one(&statement, values).await?)
     }
 
-    /// Like [`Session::query`], but hands each row on as it arrives.
+    /// Like [`Session::query`], but passes each row on as it arrives.
     pub async fn for_each(
         &self,
         sql: &str,
@@ -179,8 +179,8 @@ impl Session {
         Ok(())
     }
 
-    /// Sends all statements before it waits for the first answer. Their transaction is the caller's
-    /// business: after a failed statement the server refuses the others until the transaction ends.
+    /// Sends all statements before it waits for the first answer. The caller opens and ends their
+    /// transaction: after a failed statement the server refuses the others until it ends.
     pub async fn pipeline(&self, steps: &Steps) -> Result<Vec<Vec<Row>>, FailedStep> {
         let mut statements = Vec::with_capacity(steps.0.len());
         for (index, (sql, _)) in steps.0.iter().enumerate() {
@@ -214,7 +214,7 @@ impl Session {
         Ok(self.client.query(statement, &values).await?)
     }
 
-    /// A statement, prepared when it is needed first.
+    /// Returns a prepared statement, which is prepared at its first use.
     async fn statement(&self, sql: &str) -> Result<Statement, Error> {
         let kept = self.statements().get(sql).cloned();
         if let Some(statement) = kept {

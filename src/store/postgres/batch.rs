@@ -1,0 +1,181 @@
+//! Batches of writes that share a transaction, and the creations among them.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::Row;
+
+use super::changes::NewEntry;
+use super::error::Error;
+use super::session::{Session, Steps, Value};
+use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::store::queue::Pending;
+use crate::store::rows::{order_view_columns, order_view_of};
+use crate::store::write::Write;
+use crate::store::{Creation, OrderView, StoreError};
+
+pub(super) const COMMIT: &str = "COMMIT";
+
+/// Creates the orders that are not there yet, with their entries; returns the number of the last.
+const CREATE: &str = "\
+    WITH newest AS MATERIALIZED ( \
+        SELECT (SELECT coalesce(max(seq), 0) FROM orders) AS seq, \
+               (SELECT coalesce(max(seq), 0) FROM journal) AS entry), \
+    created AS ( \
+        INSERT INTO orders (seq, id, status, created_at, updated_at, batch) \
+        SELECT newest.seq + row_number() OVER (ORDER BY u.number), u.id, 'CREATED', u.at, u.at, $3 \
+        FROM newest, unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS u (id, at, number) \
+        WHERE (SELECT 1 FROM orders AS o WHERE o.id = u.id) IS NULL \
+        RETURNING seq, created_at), \
+    entries AS ( \
+        INSERT INTO journal (seq, order_seq, at, reason) \
+        SELECT (SELECT entry FROM newest) + row_number() OVER (ORDER BY seq), seq, created_at, 'created' \
+        FROM created \
+        RETURNING seq) \
+    SELECT max(seq) FROM entries";
+
+/// The orders with these ids, and the batches that created them.
+const FIND_ALL: &str = concat!(
+    "SELECT ",
+    order_view_columns!(),
+    ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
+);
+
+pub(super) const REMEMBER: &str = "INSERT INTO writers (id, batch) VALUES ($1, $2) \
+                        ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, used_at = now()";
+
+/// Writes that share a transaction.
+pub(super) struct Batch {
+    pub number: i64,
+    pub writes: Vec<Pending>,
+    /// True if a commit was sent and may have taken effect.
+    pub is_in_doubt: bool,
+}
+
+/// The failure of a transaction.
+pub(super) enum Failure {
+    /// An epoch has ended. Nothing took effect.
+    Deposed,
+    /// The server or the connection failed.
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Batch {
+    /// Completes a batch that an earlier attempt has committed: only the replies to creations are
+    /// still missing.
+    pub async fn confirm(&mut self, session: &Session, writer: i64) -> Result<(), Failure> {
+        let mut steps = Steps::default();
+        let found = self.add_found(&mut steps);
+        steps.add(REMEMBER, vec![Box::new(writer), Box::new(self.number)]);
+        steps.add(COMMIT, vec![]);
+        let answers = session.pipeline(&steps).await;
+        self.complete(session, &answers.map_err(|failed| failed.error)?, found)
+    }
+
+    /// Stores the replies to a transaction that was committed, unless it may not have been replicated.
+    pub fn complete(
+        &mut self,
+        session: &Session,
+        answers: &[Vec<Row>],
+        found: Option<usize>,
+    ) -> Result<(), Failure> {
+        if session.take_unreplicated() {
+            return Err(Error::Silent.into());
+        }
+        self.is_in_doubt = false;
+        if let Some(found) = found {
+            self.keep_creations(&answers[found])?;
+        }
+        for pending in &mut self.writes {
+            match &mut pending.write {
+                Write::Heartbeat { reply, .. }
+                | Write::ClampTimes { reply, .. }
+                | Write::Probe { reply, .. }
+                | Write::Nothing { reply } => reply.keep(()),
+                #[cfg(test)]
+                Write::Sql { reply, .. } => reply.keep(()),
+                Write::Create { .. }
+                | Write::Resolve { .. }
+                | Write::Lead { .. }
+                | Write::Record { .. }
+                | Write::Prune { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the ids to create, each once, with their times.
+    fn creations(&self) -> Vec<(&OrderId, Timestamp)> {
+        let mut seen = HashSet::new();
+        let creations = self
+            .writes
+            .iter()
+            .filter_map(|pending| match &pending.write {
+                Write::Create { id, now, .. } => Some((id, *now)),
+                _ => None,
+            });
+        creations.filter(|(id, _)| seen.insert(*id)).collect()
+    }
+
+    /// Adds the statements that create orders, and returns the index of the one that reads them.
+    pub fn add_creations(&self, steps: &mut Steps) -> Option<usize> {
+        let creations = self.creations();
+        if creations.is_empty() {
+            return None;
+        }
+        let ids: Vec<String> = creations.iter().map(|(id, _)| id.to_string()).collect();
+        let times: Vec<i64> = creations.iter().map(|(_, now)| now.0).collect();
+        let values: Vec<Value> = vec![Box::new(ids), Box::new(times), Box::new(self.number)];
+        steps.add(CREATE, values);
+        self.add_found(steps)
+    }
+
+    fn add_found(&self, steps: &mut Steps) -> Option<usize> {
+        let creations = self.creations();
+        let ids: Vec<String> = creations.iter().map(|(id, _)| id.to_string()).collect();
+        (!ids.is_empty()).then(|| steps.add(FIND_ALL, vec![Box::new(ids)]))
+    }
+
+    /// Stores the replies to creations. Of several with one id, the first has created the order.
+    fn keep_creations(&mut self, rows: &[Row]) -> Result<(), Error> {
+        let mut found: HashMap<OrderId, (Order, bool)> = HashMap::new();
+        for row in rows {
+            let OrderView { order, .. } = order_view_of(row)?;
+            let is_own = row.try_get::<_, i64>(16)? == self.number;
+            found.insert(order.id.clone(), (order, is_own));
+        }
+        for pending in &mut self.writes {
+            let Write::Create { id, reply, .. } = &mut pending.write else {
+                continue;
+            };
+            let Some((order, is_own)) = found.get_mut(id) else {
+                reply.refuse(StoreError::OutcomeUnknown);
+                continue;
+            };
+            reply.keep(match std::mem::take(is_own) {
+                true => Creation::Created(Order {
+                    status: Status::Created,
+                    updated_at: order.created_at,
+                    starts: 0,
+                    // A fact of all open orders; the next reader of this one will see it.
+                    attention: None,
+                    ..order.clone()
+                }),
+                false => Creation::Exists(order.clone()),
+            });
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn entry_values(entries: &[NewEntry]) -> Vec<Value> {
+    let orders: Vec<i64> = entries.iter().map(|entry| entry.order_seq).collect();
+    let times: Vec<i64> = entries.iter().map(|entry| entry.at.0).collect();
+    let reasons: Vec<&str> = entries.iter().map(|entry| entry.reason.as_str()).collect();
+    vec![Box::new(orders), Box::new(times), Box::new(reasons)]
+}

@@ -1,0 +1,196 @@
+//! Statements of a batch on existing rows: changes of orders, operators' decisions, epochs, corrected
+//! times. They run before the numbering lock is taken, because they may wait for a row.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Row;
+
+use super::changes::{self, BatchChange, NewEntry, Plan};
+use super::error::Error;
+use super::session::{Steps, Value};
+use crate::order::EventReason;
+use crate::pace::BACKOFF_MAX;
+use crate::store::queue::Pending;
+use crate::store::rows::Columns;
+use crate::store::write::Write;
+use crate::store::{OperatorResult, Resolution};
+
+const REQUEST_RESTART: &str = "\
+    UPDATE orders SET released_at = $2, attempts = 0, next_attempt_at = NULL \
+    WHERE id = $1 AND attention IN ('process_lost', 'max_starts', 'start_refused') RETURNING seq";
+
+const FAIL: &str = "\
+    UPDATE orders SET status = 'FAILED', updated_at = greatest(updated_at, $2), \
+        intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
+        confirmed_at = NULL, process_seen = false, missed_at = NULL, released_at = NULL, \
+        attempts = 0, next_attempt_at = NULL, \
+        attention = NULL, attention_since = NULL, attention_detail = NULL \
+    WHERE id = $1 AND status = 'PROCESSING' AND attention IN ('process_lost', 'max_starts') \
+    RETURNING seq";
+
+const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
+
+/// Clamps times. `least` was rejected, because it ignores NULL and would set a time that is not set.
+const CORRECT_TIMES: &str = "\
+    UPDATE orders SET \
+        intent_at = CASE WHEN intent_at > $2 THEN $2 ELSE intent_at END, \
+        given_up_at = CASE WHEN given_up_at > $2 THEN $2 ELSE given_up_at END, \
+        confirmed_at = CASE WHEN confirmed_at > $2 THEN $2 ELSE confirmed_at END, \
+        missed_at = CASE WHEN missed_at > $2 THEN $2 ELSE missed_at END, \
+        next_attempt_at = CASE WHEN next_attempt_at > $3 THEN $3 ELSE next_attempt_at END \
+    WHERE seq = ANY ($1)";
+
+const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
+
+/// Statements of a batch on existing rows, which run before the numbering lock is taken.
+pub(super) struct RowWork {
+    plan: Option<Plan>,
+    /// Index of the statement of each operator's decision and each new epoch, by the write's index.
+    single: HashMap<usize, usize>,
+    has_prunes: bool,
+    has_others: bool,
+}
+
+impl RowWork {
+    pub fn plan(writes: &[Pending], steps: &mut Steps) -> Self {
+        let changes = changes_of(writes);
+        let plan = (!changes.is_empty()).then(|| Plan::add(steps, &changes));
+        let mut single = HashMap::new();
+        let (mut has_prunes, mut has_others) = (false, false);
+        for (index, pending) in writes.iter().enumerate() {
+            match &pending.write {
+                Write::Resolve {
+                    id,
+                    resolution,
+                    now,
+                    ..
+                } => {
+                    let sql = match resolution {
+                        Resolution::Restart => REQUEST_RESTART,
+                        Resolution::Fail => FAIL,
+                    };
+                    let values: Vec<Value> = vec![Box::new(id.to_string()), Box::new(now.0)];
+                    single.insert(index, steps.add(sql, values));
+                    steps.add(STATUS, vec![Box::new(id.to_string())]);
+                }
+                Write::Lead { .. } => {
+                    single.insert(index, steps.add(BEGIN_EPOCH, vec![]));
+                }
+                Write::ClampTimes { seqs, now, .. } => {
+                    has_others = true;
+                    let latest = now.after(BACKOFF_MAX).0;
+                    let values: Vec<Value> =
+                        vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
+                    steps.add(CORRECT_TIMES, values);
+                }
+                // Without changes, too, there is an answer to keep.
+                Write::Record { .. } => has_others = true,
+                Write::Prune { .. } => has_prunes = true,
+                #[cfg(test)]
+                Write::Sql { sql, .. } => {
+                    has_others = true;
+                    steps.add(sql.clone(), vec![]);
+                }
+                _ => {}
+            }
+        }
+        Self {
+            plan,
+            single,
+            has_prunes,
+            has_others,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.plan.is_none() && self.single.is_empty() && !self.has_prunes && !self.has_others
+    }
+
+    /// Stores the replies to the writes, and returns the entries that they add to the journal.
+    pub fn finish(
+        &self,
+        writes: &mut [Pending],
+        answers: &[Vec<Row>],
+    ) -> Result<Vec<NewEntry>, Error> {
+        let count = changes_of(writes).len();
+        let took_effect = match &self.plan {
+            Some(plan) => plan.took_effect(answers, count)?,
+            None => Vec::new(),
+        };
+        let mut took_effect = &took_effect[..];
+        let mut entries = Vec::new();
+        for (index, pending) in writes.iter_mut().enumerate() {
+            let answer = self.single.get(&index).map(|at| (&answers[*at], *at));
+            match (&mut pending.write, answer) {
+                (
+                    Write::Record {
+                        changes,
+                        now,
+                        reply,
+                        ..
+                    },
+                    _,
+                ) => {
+                    let (own, rest) = took_effect.split_at(changes.len());
+                    took_effect = rest;
+                    reply.keep(changes::recorded(changes, *now, own, &mut entries));
+                }
+                (
+                    Write::Resolve {
+                        resolution,
+                        now,
+                        reply,
+                        ..
+                    },
+                    Some((changed, at)),
+                ) => {
+                    let Some(row) = changed.first() else {
+                        reply.keep(nothing_done(&answers[at + 1])?);
+                        continue;
+                    };
+                    if *resolution == Resolution::Fail {
+                        entries.push(NewEntry {
+                            order_seq: row.try_get(0)?,
+                            at: *now,
+                            reason: EventReason::FailedByOperator,
+                        });
+                    }
+                    reply.keep(OperatorResult::Done);
+                }
+                (Write::Lead { reply }, Some((rows, _))) => {
+                    let row = rows.first().ok_or(Error::value("there is no heartbeat"))?;
+                    reply.keep(row.try_get(0)?);
+                }
+                _ => {}
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Returns all changes of a batch, in the order of its writes.
+fn changes_of(writes: &[Pending]) -> Vec<BatchChange<'_>> {
+    let records = writes.iter().filter_map(|pending| match &pending.write {
+        Write::Record { changes, now, .. } => Some((changes, *now)),
+        _ => None,
+    });
+    records
+        .flat_map(|(changes, now)| {
+            changes
+                .iter()
+                .map(move |change| BatchChange { change, now })
+        })
+        .collect()
+}
+
+/// Returns the reason why an operator's decision had no effect.
+fn nothing_done(rows: &[Row]) -> Result<OperatorResult, Error> {
+    let Some(row) = rows.first() else {
+        return Ok(OperatorResult::Missing);
+    };
+    let status = row.status(0)?;
+    Ok(match status.is_settled() {
+        true => OperatorResult::Settled(status),
+        false => OperatorResult::NothingToResolve(status, row.reason(1)?),
+    })
+}
