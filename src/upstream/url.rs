@@ -1,10 +1,9 @@
 //! The URL of the order process service.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
-use reqwest::Url;
+use ::url::{Host, Url};
 
 /// The only path of the service.
 const PATH: &str = "/order_process";
@@ -63,14 +62,12 @@ impl fmt::Display for UpstreamUrl {
 
 impl UpstreamUrl {
     pub(super) fn is_loopback(&self) -> bool {
-        let Some(host) = self.0.host_str() else {
-            return false;
-        };
-        host == "localhost"
-            || host
-                .trim_matches(['[', ']'])
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.to_canonical().is_loopback())
+        match self.0.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+            None => false,
+        }
     }
 }
 
