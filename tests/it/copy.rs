@@ -60,16 +60,17 @@ fn copy(world: &World, arguments: &[&str]) -> Ran {
 
 /// Runs statements in a database.
 fn run_sql(url: &str, sql: &str) {
-    if let Some(path) = url.strip_prefix("sqlite:") {
-        return Connection::open(path).unwrap().execute_batch(sql).unwrap();
-    }
-    #[cfg(feature = "postgres")]
-    {
-        let (_, database) = url.rsplit_once('/').unwrap();
-        let sql = format!("SET search_path = order_service; {sql}");
-        let ran = cluster().psql(database, &sql);
-        assert!(ran.status.success(), "{ran:?}");
-    }
+    let Some(path) = url.strip_prefix("sqlite:") else {
+        #[cfg(feature = "postgres")]
+        {
+            let (_, database) = url.rsplit_once('/').unwrap();
+            let sql = format!("SET search_path = order_service; {sql}");
+            let ran = cluster().psql(database, &sql);
+            assert!(ran.status.success(), "{ran:?}");
+        }
+        return;
+    };
+    Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
 fn copied(world: &World, from: &str, to: &str) -> Ran {
