@@ -108,18 +108,19 @@ impl<'w> Programs<'w> {
         programs
     }
 
-    /// Waits until both APIs can create orders: a program that meets no server as it is started ends.
-    fn wait_until_ready(&self) {
+    /// Waits until both APIs can create orders, and starts programs again that met no server in time.
+    fn wait_until_ready(&mut self) {
         let begun = Instant::now();
         for url in self.api_urls() {
-            let is_ready = || {
+            loop {
                 let request = self.client.request("GET", format!("{url}/readyz"));
                 let answer = self.runtime.block_on(async { request.send().await });
-                answer.is_ok_and(|answer| answer.status().is_success())
-            };
-            while !is_ready() {
-                assert!(begun.elapsed() < Duration::from_secs(60), "{url}");
-                std::thread::sleep(Duration::from_millis(20));
+                if answer.is_ok_and(|answer| answer.status().is_success()) {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(120), "{url}");
+                self.start_ended();
+                std::thread::sleep(Duration::from_millis(100));
             }
         }
     }
