@@ -17,7 +17,6 @@
 //! - `operator`: the commands `backup` and `check`, and restoration.
 //! - `prune`, `pruned`: retention, and readers of pruned records.
 //! - `restored`: readers of a restored database, and copies.
-//! - `copy`: databases that move to another engine and back.
 //! - `copy`: databases that move to another engine and back; backups of servers.
 //! - `files`: database files that are removed, moved, linked, failing, or owned by another user.
 //! - `faults`: a full disk, held locks, overload, SIGKILL, and too many connections.
