@@ -15,7 +15,7 @@
 //! fits the measurements; `--seeds N` runs N seeds, `--seed S` repeats one and prints its events;
 //! `--postgres` runs them on PostgreSQL, in builds with that feature, and compares each run with the
 //! same one on SQLite;
-//! `scripts/simulate pace` prints figures for each kind of upstream. A debug build runs 60 seeds.
+//! `scripts/simulate pace` prints figures for each kind of upstream. A debug build runs 20 seeds.
 
 #![allow(clippy::unwrap_used, reason = "a simulation may fail anywhere")]
 
@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Number of seeds without arguments: a few seconds of `cargo test`, and a minute in release.
-const SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 5_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 20 } else { 5_000 };
 
 /// Number of seeds on PostgreSQL, where one takes some seconds of processor time.
 const POSTGRES_SEEDS: u64 = 300;
