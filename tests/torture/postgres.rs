@@ -108,7 +108,8 @@ impl<'w> Programs<'w> {
         programs
     }
 
-    /// Waits until both APIs can create orders, and starts programs again that met no server in time.
+    /// Waits until both APIs can create orders and a reconciler leads, and starts programs again that met
+    /// no server in time.
     fn wait_until_ready(&mut self) {
         let begun = Instant::now();
         for url in self.api_urls() {
@@ -122,6 +123,11 @@ impl<'w> Programs<'w> {
                 self.start_ended();
                 std::thread::sleep(Duration::from_millis(100));
             }
+        }
+        while self.leader().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no one leads");
+            self.start_ended();
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
