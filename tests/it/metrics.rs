@@ -201,7 +201,8 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
     }
     let expect = |series: &str, value: u64| assert_eq!(of(&samples, series), value, "{series}");
     let fulfilled = orders.iter().filter(|o| o["status"] == "FULFILLED").count() as u64;
-    expect("build_info{version=\"0.2.0\"}", 1);
+    let version = env!("CARGO_PKG_VERSION");
+    expect(&format!("build_info{{version=\"{version}\"}}"), 1);
     expect("orders{status=\"CREATED\"}", 0);
     expect("orders{status=\"PROCESSING\"}", 0);
     expect("orders{status=\"FULFILLED\"}", fulfilled);
