@@ -95,8 +95,7 @@ impl Pending {
 pub(super) struct Shared {
     pub counters: Counters,
     pub commits: watch::Sender<()>,
-    /// True after a write was withdrawn because the write lock was not acquired in time, until the
-    /// next commit.
+    /// True after a write was withdrawn while nothing was committed, until the next commit.
     pub is_stuck: Arc<AtomicBool>,
     /// Reason to log when a write is taken back.
     pub blocked_by: &'static str,
@@ -181,6 +180,7 @@ impl Queue {
             write: write(reply),
             claimed: claimed.clone(),
         };
+        let commits = self.commits();
         let queue = match &self.executor {
             Executor::Queue(queue) => queue,
             Executor::Synchronous(execute, faults) => {
@@ -205,8 +205,10 @@ impl Queue {
             return result.unwrap_or(Err(StoreError::OutcomeUnknown));
         }
         if !claimed.swap(true, Ordering::AcqRel) {
-            // Withdrawn before execution began: it will never be executed.
-            if !self.shared.is_stuck.swap(true, Ordering::AcqRel) {
+            // Withdrawn before execution began: it will never be executed. If others were committed
+            // meanwhile, the queue was long, and nothing blocks it.
+            let is_blocked = !commits.has_changed().unwrap_or(false);
+            if is_blocked && !self.shared.is_stuck.swap(true, Ordering::AcqRel) {
                 let why = self.shared.blocked_by;
                 log::error!("the database cannot be written: {why}");
             }
