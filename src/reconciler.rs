@@ -45,7 +45,7 @@ use crate::clock::{Clock, SteadyClock};
 use crate::decide::LostProcess;
 use crate::order::Timestamp;
 use crate::pace::Pace;
-use crate::store::{Leadership, StartCandidate, Store};
+use crate::store::{Leadership, StartCandidate, Store, StoreError};
 use crate::upstream::Upstream;
 
 /// Default ceiling of the start rate, in starts per second, where a forgotten process needs an operator.
@@ -76,7 +76,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         upstream: U,
         clock: C,
         settings: Settings,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, StoreError> {
         let mut state = store.heartbeat().await?;
         let now = clock.now();
         state.leader_since = Some(now);

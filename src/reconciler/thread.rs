@@ -1,5 +1,7 @@
 //! A thread that runs a reconciler.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use tokio::sync::oneshot;
 
@@ -7,6 +9,9 @@ use super::{Reconciler, Settings, lead, run, run_once};
 use crate::process::Stop;
 use crate::store::{Leadership, Store};
 use crate::upstream::HttpUpstream;
+
+/// Pause before this process tries to lead again, after it could not read where the last leader was.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle to the reconciler's thread. A pass blocks the thread while it reads the database, so nothing
 /// else runs on it. Its requests do: handing each to another thread would take as long as the request
@@ -26,8 +31,15 @@ impl ReconcilerThread {
                 let (store, upstream, settings) =
                     (store.clone(), upstream.clone(), settings.clone());
                 let clock = store.clock();
-                let reconciler = Reconciler::new(store, lead, upstream, clock, settings).await?;
-                run(reconciler, &stop).await?;
+                match Reconciler::new(store, lead, upstream, clock, settings).await {
+                    Ok(reconciler) => run(reconciler, &stop).await?,
+                    // A failover of the database may last longer than a read waits for.
+                    Err(error) => {
+                        log::error!("gave up leadership: {:#}", anyhow::Error::from(error));
+                        let stopped = stop.requested.cancelled();
+                        let _ = tokio::time::timeout(RETRY_INTERVAL, stopped).await;
+                    }
+                }
             }
             Ok(())
         })

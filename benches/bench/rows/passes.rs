@@ -329,7 +329,8 @@ impl<U: Upstream> Passes<U> {
         let reconciler = runtime.block_on(async {
             let lead = store.try_lead().await?;
             let lead = lead.context("another reconciler leads")?;
-            Reconciler::new(store, lead, upstream, clock.clone(), settings).await
+            let reconciler = Reconciler::new(store, lead, upstream, clock.clone(), settings);
+            anyhow::Ok(reconciler.await?)
         })?;
         Ok(Self {
             reconciler,
