@@ -310,7 +310,7 @@ async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
 /// `ORDER_TEST_KILLS` kills of copies of 20,000 orders.
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "slow; scripts/test all"]
+#[ignore = "slow; with --features postgres, by hand"]
 async fn copies_of_twenty_thousand_orders_that_are_killed_end_equal() {
     let kills = std::env::var("ORDER_TEST_KILLS").ok();
     let kills = kills.map_or(5, |kills| kills.parse().unwrap());
