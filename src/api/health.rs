@@ -47,7 +47,7 @@ pub(super) struct Check {
     pub status: &'static str,
     pub since: Option<Rfc3339>,
     pub detail: String,
-    /// What a commit has reached once it is acknowledged; of the database alone.
+    /// Durability of an acknowledged commit; of the database alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     durability: Option<&'static str>,
 }

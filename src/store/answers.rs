@@ -135,7 +135,7 @@ pub struct StatsSnapshot {
     pub heartbeat: ReconcilerState,
 }
 
-/// What a commit has reached once it is acknowledged.
+/// Durability of an acknowledged commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
     /// The disk of one machine.
@@ -159,7 +159,7 @@ impl Durability {
 pub struct DatabaseInfo {
     /// Name of the engine, in lower case.
     pub engine: &'static str,
-    /// What a commit has reached once it is acknowledged.
+    /// Durability of an acknowledged commit.
     pub durability: Durability,
     /// Size in bytes: of the database file, or of all tables and indexes.
     pub bytes: u64,

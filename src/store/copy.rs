@@ -47,7 +47,7 @@ const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
 const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Differences that are reported one by one; beyond that only their number is.
-const TOLD_MAX: u64 = 50;
+const REPORTED_MAX: u64 = 50;
 
 /// Characters of a value that are shown.
 const SHOWN_MAX: usize = 60;
@@ -418,13 +418,13 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), TransferErr
 pub fn compare(
     from: &DatabaseUrl,
     to: &DatabaseUrl,
-    mut tell: impl FnMut(String),
+    mut report: impl FnMut(String),
 ) -> Result<u64, TransferError> {
     let (mut from, mut to) = (open_source(from)?, open_source(to)?);
     for side in [&mut from, &mut to] {
         side.begin(Access::Snapshot).map_err(of(&**side))?;
     }
-    differences(&mut *from, &mut *to, &mut tell)
+    differences(&mut *from, &mut *to, &mut report)
 }
 
 /// Copies one snapshot of a database into a new file, of which no program is the owner yet.
@@ -499,13 +499,13 @@ fn lead_within(side: &mut dyn Side, timeout: Duration) -> Result<bool, TransferE
 struct Copy<'a> {
     from: &'a mut dyn Side,
     to: &'a mut dyn Side,
-    /// What the target is marked as after each transaction; none for a backup.
+    /// Mark of the target after each transaction; none for a backup.
     incomplete: Option<&'a Relocation>,
     /// The orders that were open when they were copied last, and may have changed since.
     open: Vec<i64>,
     /// The newest order that was copied.
     newest: i64,
-    /// What was pruned by the last pass, after which nothing else can have vanished.
+    /// Totals of pruned orders at the last pass; while they are the same, no order has vanished.
     pruned: Option<Vec<u8>>,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -652,9 +652,9 @@ fn write(
 /// Runs rules of the check; the first violation is the error.
 fn sound(db: &dyn Side, rules: impl FnOnce(&mut Check<'_>)) -> Result<(), TransferError> {
     let mut findings = Vec::new();
-    let mut tell = |finding| findings.push(finding);
+    let mut report = |finding| findings.push(finding);
     rules(&mut Check {
-        on_finding: &mut tell,
+        on_finding: &mut report,
         unreadable: "run the copy again",
     });
     let count = findings.len();
@@ -704,26 +704,26 @@ fn sync(to: &dyn Side, table: &Table, range: Range, wanted: &[u8]) -> Result<(),
 fn differences(
     from: &mut dyn Side,
     to: &mut dyn Side,
-    tell: &mut dyn FnMut(String),
+    report: &mut dyn FnMut(String),
 ) -> Result<u64, TransferError> {
     let newest = "SELECT coalesce(max(seq), 0) FROM orders";
     let newest = number(from, newest)?.max(number(to, newest)?);
     let mut count = 0;
-    let mut tell = |what| {
+    let mut report = |what| {
         count += 1;
-        if count <= TOLD_MAX {
-            tell(what);
+        if count <= REPORTED_MAX {
+            report(what);
         }
     };
     for range in chunks(i64::MIN, newest) {
         let (own, other) = (Part::read(from, range)?, Part::read(to, range)?);
         let orders = [&own.orders[..], &other.orders];
-        describe(&ORDERS, &own.orders, &other.orders, orders, &mut tell);
-        describe(&JOURNAL, &own.journal, &other.journal, orders, &mut tell);
+        describe(&ORDERS, &own.orders, &other.orders, orders, &mut report);
+        describe(&JOURNAL, &own.journal, &other.journal, orders, &mut report);
     }
     for table in [&HEARTBEAT, &PRUNED, &HISTORIES] {
         let rows = [read(from, table, EVERYTHING)?, read(to, table, EVERYTHING)?];
-        describe(table, &rows[0], &rows[1], [&[], &[]], &mut tell);
+        describe(table, &rows[0], &rows[1], [&[], &[]], &mut report);
     }
     Ok(count)
 }
@@ -767,7 +767,7 @@ fn describe(
     wanted: &[u8],
     found: &[u8],
     orders: [&[u8]; 2],
-    tell: &mut dyn FnMut(String),
+    report: &mut dyn FnMut(String),
 ) {
     if wanted == found {
         return;
@@ -776,14 +776,14 @@ fn describe(
     for &row in &missing {
         let name = name(table, row, orders);
         match extra.iter().find(|other| key(other) == key(row)) {
-            None => tell(format!("{name} is missing")),
-            Some(other) => tell(format!("{name} has {}", columns(table, row, other))),
+            None => report(format!("{name} is missing")),
+            Some(other) => report(format!("{name} has {}", columns(table, row, other))),
         }
     }
     for row in extra {
         if !missing.iter().any(|other| key(other) == key(row)) {
             let name = name(table, row, orders);
-            tell(format!("{name} is not in the source"));
+            report(format!("{name} is not in the source"));
         }
     }
 }
