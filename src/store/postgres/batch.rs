@@ -43,6 +43,10 @@ const FIND_ALL: &str = concat!(
 pub(super) const REMEMBER: &str = "INSERT INTO writers (id, batch) VALUES ($1, $2) \
                         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, used_at = now()";
 
+/// Writes to the log alone, so that the commit waits for the standby: one that has written nothing would
+/// report as existing what only the primary has.
+pub(super) const EMIT: &str = "SELECT FROM pg_logical_emit_message(true, 'order_service', '')";
+
 /// Writes that share a transaction.
 pub(super) struct Batch {
     pub number: i64,
@@ -68,10 +72,10 @@ impl From<Error> for Failure {
 impl Batch {
     /// Completes a batch that an earlier attempt has committed: only the replies to creations are
     /// still missing.
-    pub async fn confirm(&mut self, session: &Session, writer: i64) -> Result<(), Failure> {
+    pub async fn confirm(&mut self, session: &Session) -> Result<(), Failure> {
         let mut steps = Steps::default();
         let found = self.add_found(&mut steps);
-        steps.add(REMEMBER, vec![Box::new(writer), Box::new(self.number)]);
+        steps.add(EMIT, vec![]);
         steps.add(COMMIT, vec![]);
         let answers = session.pipeline(&steps).await;
         self.complete(session, &answers.map_err(|failed| failed.error)?, found)

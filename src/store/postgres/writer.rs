@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
-use super::batch::{Batch, COMMIT, Failure, REMEMBER, entry_values};
+use super::batch::{Batch, COMMIT, EMIT, Failure, REMEMBER, entry_values};
 use super::connect::{Connector, NUMBERING_LOCK, SERVER_STATE};
 use super::error::Error;
 use super::heartbeat::add_heartbeats;
@@ -223,7 +223,7 @@ impl Writer {
             let remembered = answers[at].first().map(|row| row.try_get::<_, i64>(0));
             let remembered = remembered.transpose().map_err(Error::from)?;
             if remembers && remembered == Some(batch.number) {
-                return batch.confirm(session, writer).await;
+                return batch.confirm(session).await;
             }
         }
         let rows = RowWork::plan(&batch.writes, &mut steps);
@@ -258,9 +258,11 @@ impl Writer {
                 steps.add(PROBE, vec![Box::new(now.0)]);
             }
         }
-        // A repetition writes something, so that its commit waits for the standby.
-        if remembers || is_repeated {
+        if remembers {
             steps.add(REMEMBER, vec![Box::new(writer), Box::new(batch.number)]);
+        }
+        if is_repeated || found.is_some() {
+            steps.add(EMIT, vec![]);
         }
         if remembers || found.is_some() {
             steps.add("NOTIFY order_service", vec![]);

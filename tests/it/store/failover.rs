@@ -181,6 +181,32 @@ async fn a_cancelled_wait_for_the_standby_is_no_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_only_the_primary_has_is_not_reported_as_existing() {
+    let primary = Cluster::own(&[]);
+    let standby = primary.standby("second");
+    let store = open(&[primary.port()]);
+    primary.replicate_to("second");
+    standby.stop();
+    // As after a crash of the primary while the commit waited.
+    primary.run(
+        "postgres",
+        "SET synchronous_commit = local; SET search_path = order_service; \
+         INSERT INTO orders (seq, id, status, created_at, updated_at, batch) \
+         VALUES (1, 'a1', 'CREATED', 1, 1, 1); \
+         INSERT INTO journal (seq, order_seq, at, reason) VALUES (1, 1, 1, 'created')",
+    );
+    let creation = tokio::spawn(async move {
+        let id = OrderId::new("a1").unwrap();
+        store.create(id, Timestamp(2)).await
+    });
+    primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    assert!(!creation.is_finished());
+    standby.resume();
+    let found = creation.await.unwrap();
+    assert!(matches!(found, Ok(Creation::Exists(_))), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_at_a_commit_is_no_error_and_doubles_nothing() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
