@@ -48,6 +48,7 @@ pub(super) use self::read_only::ReadOnlySession;
 use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
+use super::rows::open_order_of;
 use super::writer_stats::Counters;
 use super::{
     Changes, Cursor, DatabaseInfo, Durability, Filter, OpenOrders, OrderView, Page, StartCandidate,
@@ -257,19 +258,16 @@ impl Engine {
     pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
         let mut list = OpenOrders::default();
         loop {
-            let so_far = list;
-            let (next, added) = self
-                .read(move |session| {
-                    // A repetition begins with the same.
-                    let mut list = so_far.clone();
-                    Box::pin(async move {
-                        let added = queries::read_open(session, &mut list).await?;
-                        Ok((list, added))
-                    })
-                })
+            let after = list.last_seq();
+            let rows = self
+                .read(move |session| Box::pin(queries::open_after(session, after)))
                 .await?;
-            list = next;
-            if added < queries::READ_MAX {
+            for row in &rows {
+                let id = row.try_get(1).map_err(Error::from)?;
+                let order = open_order_of(row)?;
+                list.push(id, order).map_err(Error::value)?;
+            }
+            if rows.len() < queries::READ_MAX {
                 return Ok(list);
             }
         }

@@ -4,6 +4,8 @@
 //! `status || ''` keeps a statement off the index of statuses, which without statistics is chosen
 //! although it would read every order of a status.
 
+use futures_util::future::try_join;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::error::Error;
@@ -21,9 +23,7 @@ use crate::store::rows::{
     needs_operator, open_order_of, order_columns, order_of, order_view_columns, order_view_of,
     outage_of, prune_counts_of, start_candidate_of,
 };
-use crate::store::{
-    Cursor, Filter, OpenOrders, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot,
-};
+use crate::store::{Cursor, Filter, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot};
 
 /// Number of orders read in one query: some milliseconds of work.
 pub(super) const READ_MAX: usize = 10_000;
@@ -101,9 +101,8 @@ pub(super) async fn startable(
     rows.iter().map(start_candidate_of).collect()
 }
 
-/// Appends the next orders to the list and returns their number, which is less than [`READ_MAX`] at
-/// the end.
-pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Result<usize, Error> {
+/// Returns the rows of the first open orders after `after`, [`READ_MAX`] unless they are the last.
+pub(super) async fn open_after(session: &Session, after: i64) -> Result<Vec<Row>, Error> {
     let sql = format!(
         "SELECT {OPEN_ORDER} FROM ( \
              (SELECT {OPEN_ORDER} FROM orders WHERE status = 'PROCESSING' AND seq > $1 \
@@ -113,15 +112,7 @@ pub(super) async fn read_open(session: &Session, list: &mut OpenOrders) -> Resul
               AND seq > $1 ORDER BY seq LIMIT $2)) AS open \
          ORDER BY seq LIMIT $2"
     );
-    let (before, after) = (list.len(), list.last_seq());
-    let values: [&(dyn ToSql + Sync); 2] = [&after, &limit_of(READ_MAX)];
-    session
-        .for_each(&sql, &values, |row| {
-            let id: &str = row.try_get(1)?;
-            list.push(id, open_order_of(row)?).map_err(Error::value)
-        })
-        .await?;
-    Ok(list.len() - before)
+    session.query(&sql, &[&after, &limit_of(READ_MAX)]).await
 }
 
 /// Returns the sequence numbers of the first orders after `after` with an impossible time.
@@ -193,15 +184,16 @@ pub(super) async fn extent(
              FROM pruned WHERE id = 1"
         }
     };
-    let row = session.query_one(sql, &[]).await?;
+    const HISTORIES: &str =
+        "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
+    let (row, histories) =
+        try_join(session.query_one(sql, &[]), session.query(HISTORIES, &[])).await?;
     let extent = Extent {
         sequence,
         newest: row.try_get(0)?,
         last_pruned: row.try_get(1)?,
         pruned: row.try_get(2)?,
     };
-    let sql = "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
-    let histories = session.query(sql, &[]).await?;
     let histories = histories.iter().map(|row| {
         Ok(History {
             id: u32::try_from(row.try_get::<_, i64>(0)?).map_err(Error::value)?,
@@ -221,13 +213,13 @@ pub(super) async fn page(
     last: i64,
     limit: usize,
 ) -> Result<Page, Error> {
-    let (mut now, histories) = extent(session, Sequence::Orders).await?;
+    let extent = extent(session, Sequence::Orders);
+    let ((mut now, histories), outage) = try_join(extent, session.query(OUTAGE, &[])).await?;
     if !filter.takes_settled() {
         // Orders that are not settled are never pruned.
         now.last_pruned = 0;
     }
     let here = histories.resume(after, &now)?;
-    let outage = session.query(OUTAGE, &[]).await?;
     let outage = outage.first().map(outage_of).transpose()?;
     let orders: Vec<Order> = match PageRows::new(filter, outage.is_some()) {
         None => Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -143,13 +143,13 @@ impl Inner {
             Some(_) => self.connector.next_session().await?,
             None => self.connector.session().await?,
         };
-        session
-            .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .await?;
-        let result = query(&session).await;
+        let begin = session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+        // The first statements are sent with it: `join` polls in this order.
+        let (begun, result) = join(begin, query(&session)).await;
+        begun?;
         // A session whose transaction has failed ends with it.
         if let Ok(_) | Err(Error::Gone(_) | Error::Value(_)) = &result {
-            session.execute("COMMIT").await?;
+            session.send("COMMIT");
             self.idle_snapshots().push(session);
         }
         result

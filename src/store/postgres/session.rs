@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::{MaybeDone, maybe_done};
-use futures_util::{SinkExt, TryStreamExt};
+use futures_util::{FutureExt, SinkExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
@@ -130,7 +130,13 @@ impl Session {
         Ok(self.client.batch_execute(sql).await?)
     }
 
-    /// Runs a prepared statement.
+    /// Sends a statement without waiting for its answer, for one that can only fail with the connection.
+    pub fn send(&self, sql: &str) {
+        let _ = self.client.batch_execute(sql).now_or_never();
+    }
+
+    /// Runs a prepared statement. It is sent when the future is polled first, so that those which are
+    /// polled together share a round trip.
     pub async fn query(
         &self,
         sql: &str,
