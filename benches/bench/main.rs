@@ -37,16 +37,25 @@ use table::Line;
 /// Folder of databases and other files that are created once.
 const FOLDER: &str = "target/bench";
 
+/// Beginning of the names of the rows on PostgreSQL.
+const ON_POSTGRES: &str = "postgres";
+
 /// State that the rows share.
 pub struct Bench {
     folder: PathBuf,
+    #[cfg(feature = "postgres")]
+    server: std::cell::OnceCell<rows::Server>,
 }
 
 impl Bench {
     fn new() -> anyhow::Result<Self> {
         std::fs::create_dir_all(FOLDER)?;
         let folder = PathBuf::from(FOLDER).canonicalize()?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder,
+            #[cfg(feature = "postgres")]
+            server: std::cell::OnceCell::new(),
+        })
     }
 
     /// Returns an empty folder on the measured disk, removed on drop.
@@ -73,16 +82,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns the rows with these names, or all rows if there are none.
+/// Returns the rows with these names, or all rows on SQLite if there are none. `postgres` stands for all
+/// whose names begin with it.
 fn named(names: &[String]) -> anyhow::Result<Vec<&'static Row>> {
-    if names.is_empty() {
-        return Ok(ROWS.iter().collect());
+    let mut rows = Vec::new();
+    for name in names {
+        let named = ROWS.iter().filter(|row| match name.as_str() {
+            ON_POSTGRES => row.name.starts_with(ON_POSTGRES),
+            name => row.name == name,
+        });
+        let before = rows.len();
+        rows.extend(named);
+        anyhow::ensure!(
+            rows.len() > before,
+            "there is no row {name:?}; scripts/bench --list prints them"
+        );
     }
-    let named = names.iter().map(|name| {
-        let row = ROWS.iter().find(|row| row.name == name);
-        row.with_context(|| format!("there is no row {name:?}; scripts/bench --list prints them"))
-    });
-    named.collect()
+    if names.is_empty() {
+        rows.extend(ROWS.iter().filter(|row| !row.name.starts_with(ON_POSTGRES)));
+    }
+    Ok(rows)
 }
 
 /// Measures these rows and prints the table. A missed goal is only reported; a wrong answer makes

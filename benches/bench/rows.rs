@@ -14,6 +14,8 @@ mod read;
 mod sustained;
 mod wait;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::Server;
 use crate::Bench;
 use crate::table::Line;
 
@@ -101,8 +103,56 @@ pub const ROWS: &[Row] = &[
     },
     #[cfg(feature = "postgres")]
     Row {
-        name: "postgres",
-        what: "the service on PostgreSQL, beside pgbench; only if named",
-        run: postgres::run,
+        name: "postgres-settle",
+        what: "a million orders settled by one list",
+        run: postgres::settle,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-disk",
+        what: "bytes on disk per settled order with its journal",
+        run: postgres::disk,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-idle",
+        what: "statements of both programs at rest",
+        run: postgres::idle,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-create",
+        what: "durable creations through one API and three",
+        run: postgres::create,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-caller",
+        what: "what one caller feels who creates orders",
+        run: postgres::caller,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-get",
+        what: "one order, at random among a million",
+        run: postgres::get,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-list",
+        what: "all of a million orders",
+        run: postgres::list,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-processing",
+        what: "from POST /order to PROCESSING, two programs, idle",
+        run: postgres::processing,
+    },
+    #[cfg(feature = "postgres")]
+    Row {
+        name: "postgres-sustained",
+        what: "1,000 creations/s while 100,000 orders settle",
+        run: postgres::sustained,
     },
 ];

@@ -335,6 +335,8 @@ impl Drop for Cluster {
         }
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();
+        // The unprivileged shell cannot remove it from a folder of another user.
+        let _ = fs::remove_dir(&self.folder);
     }
 }
 
