@@ -27,6 +27,8 @@ const PORT: u16 = 5432;
 /// The address of a PostgreSQL database. Its text never shows a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
+    /// As it was given, without the password.
+    text: String,
     pub(super) config: Config,
     /// The file with the certificates of the authorities, if TLS does not use those of the system.
     pub(super) root_certificates: Option<PathBuf>,
@@ -51,7 +53,7 @@ pub enum PostgresUrlError {
          a connection without TLS"
     )]
     Unverified(String),
-    /// A server that is not on this machine, without a word about TLS.
+    /// Its `sslmode` has an unknown value.
     #[error("sslmode={0} is unknown; expected verify-full, require or disable")]
     UnknownMode(String),
     /// Sessions that cannot write are of no use.
@@ -224,6 +226,7 @@ impl FromStr for PostgresUrl {
             config.application_name("order-service");
         }
         Ok(Self {
+            text: without_password(base, query),
             has_password: config.get_password().is_some(),
             config,
             root_certificates,
@@ -241,21 +244,30 @@ fn is_on_this_machine(host: &Host) -> bool {
     }
 }
 
-/// The address without the password and the parameters.
+/// Returns an address without its password, which may precede the last `@` or be a parameter.
+fn without_password(base: &str, query: &str) -> String {
+    let mut text = match base.split_once("://").zip(base.rsplit_once('@')) {
+        Some(((scheme, credentials), (_, place))) => {
+            let end = credentials.find([':', '@']).unwrap_or(credentials.len());
+            format!("{scheme}://{}@{place}", &credentials[..end])
+        }
+        None => base.to_owned(),
+    };
+    let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
+    for (index, parameter) in parameters
+        .filter(|parameter| !parameter.starts_with("password="))
+        .enumerate()
+    {
+        text.push(if index == 0 { '?' } else { '&' });
+        text.push_str(parameter);
+    }
+    text
+}
+
+/// The address as it was given, without the password.
 impl fmt::Display for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("postgres://")?;
-        if let Some(user) = self.config.get_user() {
-            write!(f, "{user}@")?;
-        }
-        for (index, (host, port)) in self.hosts().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            match host.starts_with('/') {
-                true => write!(f, "{comma}{}:{port}", host.replace('/', "%2F"))?,
-                false => write!(f, "{comma}{host}:{port}")?,
-            }
-        }
-        write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
+        f.write_str(&self.text)
     }
 }
 
@@ -270,12 +282,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_text_of_an_address_shows_its_password() {
-        let text = "postgres://me:secret@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa";
+    fn the_text_of_an_address_is_as_it_was_given_without_the_password() {
+        for (given, shown) in [
+            (
+                "postgres://me:secret@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa",
+                "postgres://me@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa",
+            ),
+            ("postgres://me:se@c/ret@db/o", "postgres://me@db/o"),
+            ("postgres://:secret@db/o", "postgres://@db/o"),
+            (
+                "postgresql://me@[::1]:2/o?password=secret&connect_timeout=3",
+                "postgresql://me@[::1]:2/o?connect_timeout=3",
+            ),
+            ("postgres://me@%2Frun%2Fx/o", "postgres://me@%2Frun%2Fx/o"),
+            ("postgres://db/o", "postgres://db/o"),
+        ] {
+            let text = match given.split_once('?') {
+                Some((base, query)) => without_password(base, query),
+                None => without_password(given, ""),
+            };
+            assert_eq!(text, shown);
+        }
+        let text = "postgres://me:secret@one:1,two:2/orders?sslmode=disable";
         let url: PostgresUrl = text.parse().unwrap();
         assert!(url.has_password());
-        assert_eq!(url.to_string(), "postgres://me@one:1,two:2/orders");
-        assert!(!format!("{url:?}").contains("secret"));
+        assert_eq!(format!("{url:?}"), url.to_string());
+        assert!(!url.to_string().contains("secret"), "{url}");
+        let url: PostgresUrl = url.to_string().parse().unwrap();
+        assert!(!url.has_password());
         let error = "postgres://me:secret@one:port/orders".parse::<PostgresUrl>();
         assert!(!format!("{error:?}").contains("secret"), "{error:?}");
     }
