@@ -100,7 +100,10 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (DATABASE, ":memory:", "write the path of a file"),
     (DATABASE, "sqlite::memory:", "write the path of a file"),
     (DATABASE, "sqlite:", "sqlite:FILE"),
-    (DATABASE, "postgres://db/orders", "sqlite:FILE"),
+    #[cfg(not(feature = "postgres"))]
+    (DATABASE, "postgres://db/orders", "--features postgres"),
+    #[cfg(feature = "postgres")]
+    (DATABASE, "postgres://db", "names no database"),
     (DATABASE, "mysql://db/orders", "sqlite:FILE"),
     (DATABASE, "sqlite:o.db?mode=ro", "sqlite:FILE"),
     (URL, "127.0.0.1:8000", "http://"),
