@@ -290,16 +290,15 @@ async fn where_notifications_do_not_arrive_changes_are_looked_for_often() {
     let mut new_orders = store.new_orders().await.unwrap();
     // That it hears nothing is known after a second.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut waits = Duration::ZERO;
     for number in 1..=20 {
         create(&other, &format!("a{number}"), number).await;
         let begun = Instant::now();
         new_orders.next().await;
-        assert!(
-            begun.elapsed() < Duration::from_millis(500),
-            "{:?}",
-            begun.elapsed()
-        );
+        waits += begun.elapsed();
     }
+    // A look each second would take that long for each.
+    assert!(waits < Duration::from_secs(10), "{waits:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
