@@ -109,8 +109,8 @@ impl Policy {
     }
 }
 
-/// The policy for an order whose process was forgotten. Nobody can know whether that process had done
-/// its work.
+/// The policy for an order whose process was forgotten. It is unknown whether that process had done its
+/// work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LostProcess {
     /// Start it again, which may repeat the work.
@@ -140,10 +140,10 @@ impl LostProcess {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Occasion {
     /// A poll. One absence may be a transient error.
-    Pass,
-    /// A poll with so many processes missing that the upstream must have been restarted. One absence is
+    Poll,
+    /// A poll that lacks so many processes that the upstream must have been restarted. One absence is
     /// then enough.
-    Restart,
+    UpstreamRestart,
     /// The order has reached the head of the start queue, because of an earlier decision.
     Dequeue,
     /// Its start was refused, so that the intent is withdrawn. A process may exist.
@@ -281,8 +281,8 @@ impl OpenOrder {
     }
 }
 
-/// Decides what to do about one order: the whole behaviour of the service towards it. `observation` is
-/// `None` if nothing was observed.
+/// Decides about one order: the whole behaviour of the service towards it. `observation` is `None` if
+/// nothing was observed.
 pub fn decide(
     order: &OpenOrder,
     occasion: Occasion,
@@ -305,8 +305,8 @@ pub fn decide(
     };
     match (order.phase, order.intent, &observation.observed) {
         // An outcome is final, whatever else is known.
-        (_, _, Observed::Succeeded) => settle(order, Outcome::Succeeded, observation, policy),
-        (_, _, Observed::Failed) => settle(order, Outcome::Failed, observation, policy),
+        (_, _, Observed::Succeeded) => on_outcome(order, Outcome::Succeeded, observation, policy),
+        (_, _, Observed::Failed) => on_outcome(order, Outcome::Failed, observation, policy),
 
         // A slow list is older than what is known by now.
         (Processing { .. }, _, Observed::Running | Observed::Unrecognised(_))
@@ -347,7 +347,7 @@ pub fn decide(
         }
 
         // A start that was sent after an earlier process was forgotten has had no effect.
-        (Processing { .. }, Some(_), Observed::Absent) => lost(order, policy, context),
+        (Processing { .. }, Some(_), Observed::Absent) => on_lost(order, policy, context),
         // So soon after the process was confirmed, an answer may not show it yet.
         (Processing { .. }, None, Observed::Absent)
             if !order.is_missing_in(observation, policy) =>
@@ -357,17 +357,17 @@ pub fn decide(
         // One absence may be a transient error; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier absence has put the order into the queue.
-            _ if occasion == Occasion::Dequeue => lost(order, policy, context),
-            None if occasion == Occasion::Pass => Action::MarkMissing,
+            _ if occasion == Occasion::Dequeue => on_lost(order, policy, context),
+            None if occasion == Occasion::Poll => Action::MarkMissing,
             Some(missed_at) if missed_at >= observation.began_at => Action::Wait,
-            _ => lost(order, policy, context),
+            _ => on_lost(order, policy, context),
         },
     }
 }
 
-/// Settles an order. An outcome observed before its last start was visible is that of an earlier process,
-/// which is not adopted again.
-fn settle(
+/// Returns the action for an outcome. One that was observed before the order's last start was visible is
+/// that of an earlier process, which is not adopted again.
+fn on_outcome(
     order: &OpenOrder,
     outcome: Outcome,
     observation: &Observation,
@@ -386,7 +386,8 @@ fn settle(
     }
 }
 
-/// Starts an order, unless it was started as often as is allowed, or its backoff lasts.
+/// Returns the action for an order without a process: to start it, unless it was started as often as is
+/// allowed, or its backoff lasts.
 fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     let cleared = u32::from(order.is_intent_cleared(policy, context));
     let starts = order.starts.saturating_sub(cleared);
@@ -399,8 +400,8 @@ fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     }
 }
 
-/// Applies the policy to an order whose process was forgotten.
-fn lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
+/// Returns the action for an order whose process was forgotten, by the policy.
+fn on_lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     match policy.lost_process {
         _ if order.restart_requested => start(order, policy, context),
         LostProcess::Restart => start(order, policy, context),
@@ -409,8 +410,8 @@ fn lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     }
 }
 
-/// Flags an order; again only when its backoff is over, so that a lasting reason is not written in every
-/// pass.
+/// Returns the action to flag an order; again only when its backoff is over, so that a lasting reason is
+/// not written in every pass.
 fn flag(order: &OpenOrder, reason: Reason, now: Timestamp) -> Action {
     if order.attention == Some(reason) && !order.is_due(now) {
         Action::Wait

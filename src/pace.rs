@@ -230,17 +230,17 @@ impl Pace {
         (!is_full).then(|| self.gcra.next_at(now))
     }
 
-    /// Counts a start that is sent now.
-    pub fn on_start_sent(&mut self, now: Timestamp) {
-        self.rate.on_sent();
-        self.gcra.on_sent(now);
+    /// Counts an order that is dequeued now, whether a start or a look-up follows.
+    pub fn on_dequeued(&mut self, now: Timestamp) {
+        self.rate.on_admitted();
+        self.gcra.on_admitted(now);
     }
 
     /// Counts a poll that is sent now. It takes the place of a start if the rate limit of the upstream
     /// counts polls.
     pub fn on_poll_sent(&mut self, now: Timestamp) {
         if self.are_polls_limited {
-            self.gcra.on_sent(now);
+            self.gcra.on_admitted(now);
         }
     }
 

@@ -58,12 +58,12 @@ pub struct Reconciler<U, C> {
     has_begun: bool,
     pace: Pace,
     heartbeat: HeartbeatWriter,
-    /// When the last poll began.
+    /// Beginning of the last poll.
     polled_at: Option<Timestamp>,
     /// The list request in flight.
     list: Option<ListRead>,
     queue: StartQueue,
-    /// When a line about waiting orders was last logged.
+    /// Moment of the last log line about waiting orders.
     wait_logged_at: Option<Timestamp>,
     probe: Probe,
 }
@@ -127,7 +127,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 /// The operator's settings of a reconciler.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// When passes begin.
+    /// Schedule of the passes.
     pub schedule: Schedule,
     /// Starts per second at most; 0 for no ceiling, `None` for the default of [`Self::ceiling`].
     pub start_rate: Option<f64>,
@@ -142,7 +142,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The defaults of the flags.
+    /// Returns the defaults of the flags.
     fn default() -> Self {
         Self {
             schedule: Schedule::default(),

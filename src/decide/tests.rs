@@ -63,7 +63,7 @@ fn choose(
 
 fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
     let observed = observed.into();
-    let action = choose(order, observed.clone(), &POLICY, Occasion::Pass);
+    let action = choose(order, observed.clone(), &POLICY, Occasion::Poll);
     assert_eq!(action, expected, "{order:?} {observed:?}");
 }
 
@@ -135,7 +135,7 @@ fn a_start_without_a_recorded_timeout_timed_out_before_this_run() {
             run_began_at: Timestamp(run_began_at),
             ..POLICY
         };
-        let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Pass);
+        let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Poll);
         assert_eq!(decided, expected);
     }
 }
@@ -160,7 +160,7 @@ fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed() {
         let is_missing = order.is_missing_in(&absent, &policy);
         let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
         assert_eq!((is_missing, is_too_soon), expected);
-        for occasion in [Occasion::Pass, Occasion::Restart, Occasion::Dequeue] {
+        for occasion in [Occasion::Poll, Occasion::UpstreamRestart, Occasion::Dequeue] {
             let decided = choose(&order, Observed::Absent, &policy, occasion);
             assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
         }
@@ -192,17 +192,17 @@ fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed() {
 fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
     let once = order(processing(None), None);
     assert_eq!(
-        choose(&once, Observed::Absent, &POLICY, Occasion::Pass),
+        choose(&once, Observed::Absent, &POLICY, Occasion::Poll),
         Action::MarkMissing
     );
     assert_eq!(
-        choose(&once, Observed::Absent, &POLICY, Occasion::Restart),
+        choose(&once, Observed::Absent, &POLICY, Occasion::UpstreamRestart),
         Action::Start
     );
     // The same observation twice is one absence.
     let same = order(processing(Some(NOW.0)), None);
     assert_eq!(
-        choose(&same, Observed::Absent, &POLICY, Occasion::Pass),
+        choose(&same, Observed::Absent, &POLICY, Occasion::Poll),
         Action::Wait
     );
     // At the head of the queue it has already been decided about.
@@ -212,7 +212,7 @@ fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted()
     );
     let twice = order(processing(Some(NOW.0 - 1)), None);
     assert_eq!(
-        choose(&twice, Observed::Absent, &POLICY, Occasion::Pass),
+        choose(&twice, Observed::Absent, &POLICY, Occasion::Poll),
         Action::Start
     );
 }
@@ -231,17 +231,17 @@ fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
         };
         lost.restart_requested = false;
         assert_eq!(
-            choose(&lost, Observed::Absent, &policy, Occasion::Pass),
+            choose(&lost, Observed::Absent, &policy, Occasion::Poll),
             action
         );
         lost.restart_requested = true;
         assert_eq!(
-            choose(&lost, Observed::Absent, &policy, Occasion::Pass),
+            choose(&lost, Observed::Absent, &policy, Occasion::Poll),
             Action::Start
         );
         // Only a forgotten one: a running process is not restarted.
         assert_eq!(
-            choose(&lost, Observed::Running, &policy, Occasion::Pass),
+            choose(&lost, Observed::Running, &policy, Occasion::Poll),
             Action::ClearAttention
         );
     }
@@ -266,8 +266,9 @@ fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
             lost_process,
             ..POLICY
         };
-        let decided =
-            |order: &OpenOrder, observed| choose(order, observed, &policy, Occasion::Restart);
+        let decided = |order: &OpenOrder, observed| {
+            choose(order, observed, &policy, Occasion::UpstreamRestart)
+        };
         let mut order = order(processing(None), None);
         assert_eq!(decided(&order, Observed::Running), Action::Wait);
         order.is_seen = false;
@@ -405,13 +406,13 @@ fn a_process_observed_soon_after_a_second_start_may_be_the_first_one() {
             run_began_at: Timestamp(run_began_at),
             ..POLICY
         };
-        let begun = Intent {
+        let intent = Intent {
             written_at: Timestamp(written_at),
             given_up_at: None,
             answer: None,
         };
-        let order = order(processing(Some(1)), Some(begun));
-        let decided = |observed| choose(&order, observed, &policy, Occasion::Pass);
+        let order = order(processing(Some(1)), Some(intent));
+        let decided = |observed| choose(&order, observed, &policy, Occasion::Poll);
         let [seen, settled] = match is_second {
             true => [Action::Adopt, Action::AdoptAndSettle(Outcome::Failed)],
             false => [Action::Wait, Action::Settle(Outcome::Failed)],
@@ -442,7 +443,7 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
         assert_eq!(order.is_intent_counted(), is_counted);
-        decide(&order, Occasion::Pass, Some(&observation), &policy, context)
+        decide(&order, Occasion::Poll, Some(&observation), &policy, context)
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {

@@ -12,7 +12,7 @@ use crate::upstream::{Cause, Failure};
 /// orders, so one order that always fails is not enough.
 const FAILURES_TO_DOWN: u32 = 3;
 
-/// Longest pause that the upstream can ask for. Whoever restores it does not wait longer than that for
+/// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 

@@ -68,8 +68,8 @@ impl Gcra {
         }
     }
 
-    /// Counts a start that leaves at `now`.
-    pub fn on_sent(&mut self, now: Timestamp) {
+    /// Counts a start, or a poll in its place, that is admitted at `now`.
+    pub fn on_admitted(&mut self, now: Timestamp) {
         let now_ms = now.0 as f64;
         let from = if self.is_due(now) {
             self.next_at_ms.clamp(now_ms - CATCH_UP_MAX_MS, now_ms)
@@ -248,8 +248,8 @@ impl StartRate {
         self.reduction.is_some() || self.ceiling.is_some()
     }
 
-    /// Counts a start that leaves.
-    pub fn on_sent(&mut self) {
+    /// Counts a start that is admitted.
+    pub fn on_admitted(&mut self) {
         self.starts_in_step = self.starts_in_step.saturating_add(1);
     }
 
@@ -357,7 +357,7 @@ mod tests {
                 now = Timestamp(at.0 + late);
                 continue;
             }
-            gcra.on_sent(now);
+            gcra.on_admitted(now);
             starts.push(now.0);
         }
         starts
@@ -423,7 +423,7 @@ mod tests {
         let mut rate = StartRate::new(0.0, Timestamp(0));
         assert_eq!(after_healthy(&mut rate, Timestamp(0), 100), 500.0);
         for _ in 0..250 {
-            rate.on_sent();
+            rate.on_admitted();
         }
         rate.on_seen_alive(Timestamp(100_500));
         assert_eq!(rate.rate(), 500.0, "a step lasts a second");

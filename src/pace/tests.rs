@@ -139,7 +139,7 @@ fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
             limiter.on_seen_alive(now);
         }
         if limiter.next_start_at(now, 0) == Some(now) {
-            limiter.on_start_sent(now);
+            limiter.on_dequeued(now);
             let is_taken = tokens >= 1.0;
             counts[usize::from(!is_taken)] += 1;
             match is_taken {
@@ -197,7 +197,7 @@ fn polls_that_a_rate_limit_counts_replace_starts() {
     let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
     let refusal = Failure::new("the upstream answered 429", Cause::Overload);
     limiter.on_failed(start(Timestamp(10)), Timestamp(20), &refusal);
-    limiter.on_start_sent(Timestamp(30));
+    limiter.on_dequeued(Timestamp(30));
     let due = limiter.next_start_at(Timestamp(30), 0);
     limiter.on_poll_sent(Timestamp(30));
     assert_eq!(

@@ -38,9 +38,9 @@ pub(super) struct Context<U, C> {
     /// Corrected between passes only.
     pub clock: SteadyClock<C>,
     pub settings: Settings,
-    /// When this run began, by a start of the program, a step of the clock or a failed pass.
+    /// Beginning of this run: a start of the program, a step of the clock or a failed pass.
     pub run_began_at: Cell<Timestamp>,
-    /// When the upstream was last found to have forgotten a process.
+    /// Moment at which the upstream was last found to have forgotten a process.
     pub forgot_at: Cell<Option<Timestamp>>,
     pub hook: Option<Box<Hook>>,
 }

@@ -74,12 +74,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let mut observations = Observations::new(orders);
         self.look_up_all(&mut observations, limit, stop).await;
-        self.conclude(observations, began_at, not_chosen, stop)
+        self.process_observations(observations, began_at, not_chosen, stop)
             .await
     }
 
     /// Processes the list that was completed since the last pass, if there is one. Reads the open orders
-    /// anew, because they may have changed since the list began.
+    /// again, because they may have changed since the list began.
     pub(super) async fn take_list(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
             return Ok(Report::default());
@@ -115,11 +115,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let contradictions = observations.contradictions().collect();
         self.look_up_each(&mut observations, contradictions, CONFIRM_MAX, stop)
             .await;
-        self.conclude(observations, began_at, 0, stop).await
+        self.process_observations(observations, began_at, 0, stop)
+            .await
     }
 
-    /// Decides about each observation, and records the changes.
-    async fn conclude(
+    /// Processes the observations of a poll: reports them to the pace, decides about each order, and
+    /// records the changes.
+    async fn process_observations(
         &mut self,
         mut observations: Observations,
         began_at: Timestamp,
@@ -139,8 +141,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.pace.on_process_forgotten(self.context.clock.now());
         }
         let occasion = match self.detect_restart(&observations, began_at) {
-            true => Occasion::Restart,
-            false => Occasion::Pass,
+            true => Occasion::UpstreamRestart,
+            false => Occasion::Poll,
         };
         self.context
             .forgot_at
@@ -149,16 +151,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .await;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
         let durations = self.pace.durations().clone();
-        let settled = self.settle(&observations, occasion, began_at).await;
-        if settled.is_err() {
+        let decided = self.decide_all(&observations, occasion, began_at).await;
+        if decided.is_err() {
             self.pace.restore_durations(durations);
         }
         // Also if nothing could be recorded: the requests were sent all the same.
         self.record_poll(&observations, began_at);
-        let (running, settled) = settled?;
-        report += settled;
+        let (running, recorded) = decided?;
+        report += recorded;
         self.pace.set_in_flight(not_chosen + running);
-        if report.missed > 0 && occasion == Occasion::Pass {
+        if report.missed > 0 && occasion == Occasion::Poll {
             self.pace.poll_soon(self.context.clock.now());
         }
         Ok(report)
@@ -323,7 +325,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Decides about each order and records the changes, [`BATCH_MAX`] at a time. Reports the durations
     /// of processes to the pace. Returns the number of processes that run and are not stuck, by the
     /// durations known before.
-    async fn settle(
+    async fn decide_all(
         &mut self,
         observations: &Observations,
         occasion: Occasion,
@@ -371,21 +373,25 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 restarts.push(StartCandidate { id, order });
             }
             if changes.len() >= BATCH_MAX {
-                report += self.record(std::mem::take(&mut changes), now).await?;
+                report += self.record_batch(std::mem::take(&mut changes), now).await?;
             }
         }
-        report += self.record(changes, now).await?;
+        report += self.record_batch(changes, now).await?;
         self.queue.update(observations.orders.targets(), restarts);
         Ok((running, report))
     }
 
     /// Records changes, if there are any, and returns their counts.
-    async fn record(&self, changes: Vec<OrderChange>, now: Timestamp) -> anyhow::Result<Report> {
+    async fn record_batch(
+        &self,
+        changes: Vec<OrderChange>,
+        now: Timestamp,
+    ) -> anyhow::Result<Report> {
         if changes.is_empty() {
             return Ok(Report::default());
         }
         let recorded = self.context.record_changes(changes, now).await;
-        let (_, report) = recorded.context("what was observed could not be recorded")?;
+        let (_, report) = recorded.context("recording the observations failed")?;
         Ok(report)
     }
 }

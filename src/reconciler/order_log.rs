@@ -1,4 +1,4 @@
-//! The log of each order's transitions, for people who watch.
+//! The log of each order's transitions, for people.
 //!
 //! A line is written after the commit, and only for a transition that took effect. The lines have the
 //! level `debug` and a target of their own, because each order has several. `order-service dev` shows them.

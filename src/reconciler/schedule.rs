@@ -71,7 +71,7 @@ impl FromStr for Schedule {
 }
 
 impl Default for Schedule {
-    /// Every second.
+    /// Returns the schedule of every second.
     fn default() -> Self {
         "* * * * * *".parse().expect("every second is a schedule")
     }
@@ -124,7 +124,7 @@ impl Schedule {
 #[derive(Clone, Debug)]
 pub struct Occurrences {
     schedule: Schedule,
-    /// When one was last due.
+    /// Moment at which one was last due.
     last: Timestamp,
 }
 
@@ -217,18 +217,18 @@ mod tests {
     #[test]
     fn occurrences_continue_when_the_clock_is_set_back_or_forward() {
         const HOUR: i64 = 3_600_000;
-        let begun = Timestamp(1_800_000_000_000);
+        let began_at = Timestamp(1_800_000_000_000);
         for (schedule, by, within) in [
             ("* * * * * *", -6 * HOUR, 1),
             ("* * * * * *", 6 * HOUR, 1),
             ("0 0 * * * *", -6 * HOUR, 1),
             ("0 0 * * * *", 6 * HOUR, 1),
         ] {
-            let other = ManualClock::new(begun);
+            let other = ManualClock::new(began_at);
             let clock = SteadyClock::new(other.clone());
             let mut occurrences = Occurrences::new(schedule.parse().unwrap(), other.now());
             assert!(!occurrences.is_due(&clock));
-            other.step(Timestamp(begun.0 + by));
+            other.step(Timestamp(began_at.0 + by));
             let mut waited = Duration::ZERO;
             while !occurrences.is_due(&clock) {
                 waited += occurrences.wait(&clock);

@@ -63,7 +63,7 @@ pub(super) struct StartPipeline<'a, U, C> {
     /// Read meanwhile. When it has ended, the next pass is due, which decides about its orders.
     list: &'a mut Option<ListRead>,
     is_list_read: bool,
-    /// When the next pass is due. Nothing is dequeued from then on.
+    /// Moment at which the next pass is due. Nothing is dequeued from then on.
     until: Timestamp,
     queue: &'a mut StartQueue,
     commits: StartCommits<'a>,
@@ -169,9 +169,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             && let Some(order) = self.queue.pop()
         {
             let now = self.now();
-            self.pace.on_start_sent(now);
+            self.pace.on_dequeued(now);
             let conclusion = self.context.on_dequeue(&order, now);
-            self.conclude(order, conclusion);
+            self.advance(order, conclusion);
         }
     }
 
@@ -243,7 +243,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         let conclusion = self.context.on_answer(&order, answer, now);
         self.report.unanswered += usize::from(conclusion.failure.is_some());
         on_result(self.pace, request, now, conclusion.failure.as_ref());
-        self.conclude(order, conclusion);
+        self.advance(order, conclusion);
         // A long pass must not look like none, and readers see the upstream's state at once.
         let written = self.heartbeat.write_if_due(self.context, self.pace).await;
         if let Err(error) = written {
@@ -252,7 +252,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     /// Moves an order to the stage that follows from a decision.
-    fn conclude(&mut self, order: StartCandidate, conclusion: Conclusion) {
+    fn advance(&mut self, order: StartCandidate, conclusion: Conclusion) {
         match conclusion.next {
             Some(Request::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);

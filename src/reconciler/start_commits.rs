@@ -26,7 +26,7 @@ pub(super) struct StartCommits<'a> {
 
 struct Commit<'a> {
     intents: Vec<StartCandidate>,
-    /// Uptime at which it was begun.
+    /// Uptime at its beginning.
     begun_at: Duration,
     done: LocalBoxFuture<'a, anyhow::Result<(Recorded, Report)>>,
 }
@@ -35,7 +35,7 @@ struct Commit<'a> {
 pub(super) struct Committed {
     /// Orders whose intents are written.
     pub intents: Vec<StartCandidate>,
-    /// Uptime at which the commit was begun.
+    /// Uptime at the beginning of the commit.
     pub begun_at: Duration,
     /// Orders whose intents are not written: they have moved on meanwhile, or the commit failed.
     pub dropped: Vec<StartCandidate>,
@@ -116,7 +116,7 @@ impl<'a> StartCommits<'a> {
         self.commit.is_none()
     }
 
-    /// Number of orders whose intents are not written yet.
+    /// Returns the number of orders whose intents are not written yet.
     pub fn intents(&self) -> usize {
         let committing = self.commit.as_ref().map_or(0, |of| of.intents.len());
         self.intents.len() + committing

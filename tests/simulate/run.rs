@@ -94,7 +94,7 @@ fn count_decision(decision: &Decision<'_>) {
     let observed = observed.map_or_else(|| "-".to_owned(), |observed| format!("{observed:?}"));
     let row = row_of(decision.order);
     let occasion = match decision.occasion {
-        Occasion::Pass | Occasion::Restart => "pass",
+        Occasion::Poll | Occasion::UpstreamRestart => "pass",
         Occasion::Dequeue => "dequeued",
         Occasion::Refusal => "refusal",
     };

@@ -115,7 +115,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
     let mut rate = StartRate::new(0.0, now);
     while rate.rate() < FAST {
         now = now.after(Duration::from_secs(1));
-        (0..rate.rate() as u32).for_each(|_| rate.on_sent());
+        (0..rate.rate() as u32).for_each(|_| rate.on_admitted());
         rate.on_seen_alive(now);
     }
     let store = Store::open(&DatabaseUrl::from(database.to_owned()), Mode::Threaded)?;

@@ -80,7 +80,7 @@ pub(super) fn decide_all(_iterations: usize) -> Iteration {
                 for observation in &observations {
                     black_box(decide(
                         black_box(order),
-                        Occasion::Pass,
+                        Occasion::Poll,
                         Some(black_box(observation)),
                         &POLICY,
                         PassContext {

@@ -285,7 +285,7 @@ pub(super) fn unlimited() -> LearnedLimits {
     let mut now = Timestamp(0);
     while rate.rate() < 10_000.0 {
         now = now.after(Duration::from_secs(1));
-        (0..rate.rate() as u32).for_each(|_| rate.on_sent());
+        (0..rate.rate() as u32).for_each(|_| rate.on_admitted());
         rate.on_seen_alive(now);
     }
     LearnedLimits {
