@@ -1,4 +1,4 @@
--- The one row that the reconciler tells of itself in.
+-- The row with the reconciler's state.
 SELECT NULL, 'there are ' || count(*) || ' heartbeats where there must be one'
 FROM heartbeat
 HAVING count(*) <> 1

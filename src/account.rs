@@ -127,9 +127,9 @@ pub async fn take(
         ..Account::default()
     };
     // With their starts, because an order that is restarted meanwhile has another process.
-    let mut unseen = HashMap::new();
+    let mut unlisted = HashMap::new();
     each_processing(store, |order| {
-        unseen.insert(order.seq, order.starts);
+        unlisted.insert(order.seq, order.starts);
     })
     .await?;
     let mut journal = JournalStats::default();
@@ -161,7 +161,7 @@ pub async fn take(
             let Some(OrderView { order, .. }) = store.find(&id).await? else {
                 continue;
             };
-            unseen.remove(&order.seq);
+            unlisted.remove(&order.seq);
             compared += u64::from(order.status.is_settled());
             // An order that settled meanwhile may have run when the list was made.
             if order.updated_at >= began_at {
@@ -179,12 +179,12 @@ pub async fn take(
     let (listed, ()) = tokio::try_join!(list, compare)?;
     if let Err(failure) = listed {
         log::warn!("the upstream gave no list reason={:?}", failure.detail);
-        account.unknown += unseen.len() as u64 + settled.saturating_sub(compared);
+        account.unknown += unlisted.len() as u64 + settled.saturating_sub(compared);
         return Ok(account);
     }
     let (mut lost, mut held) = (0, 0);
     each_processing(store, |order| {
-        if unseen.get(&order.seq) == Some(&order.starts) {
+        if unlisted.get(&order.seq) == Some(&order.starts) {
             lost += 1;
             let is_held =
                 policy == LostProcess::Hold || order.attention.is_some_and(|of| is_held(&of));

@@ -55,7 +55,7 @@ use crate::server::{self, ConnectionState, ConnectionStats};
 use crate::site::Site;
 use crate::store::Store;
 
-/// The paths of all routes, as templates.
+/// Returns the paths of all routes, as templates.
 pub fn paths() -> impl Iterator<Item = &'static str> {
     routes::ROUTES.iter().map(|route| route.template)
 }
@@ -86,7 +86,7 @@ pub(crate) type Handler =
 
 /// Additions of `order-service dev`.
 enum Dev {
-    /// Not `order-service dev`.
+    /// Another command than `order-service dev`.
     Off,
     /// The dashboard creates orders. The handler, if any, breaks and repairs the simulator.
     On(Option<Handler>),

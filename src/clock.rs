@@ -291,9 +291,9 @@ mod tests {
 
     #[tokio::test]
     async fn sleeps_follow_the_uptime() {
-        let begun = SystemClock.uptime();
+        let began_at = SystemClock.uptime();
         SystemClock.sleep(Duration::from_millis(20)).await;
-        let slept = SystemClock.uptime() - begun;
+        let slept = SystemClock.uptime() - began_at;
         assert!(slept >= Duration::from_millis(20), "{slept:?}");
     }
 }

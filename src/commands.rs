@@ -76,8 +76,8 @@ pub async fn copy(args: CopyArgs) -> anyhow::Result<Exit> {
 fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
     let CopyArgs { from, to, .. } = args;
     if args.verify_only {
-        let tell = |what| process::print(format_args!("{what}\n"));
-        return Ok(match store::compare(from, to, tell)? {
+        let report = |what| process::print(format_args!("{what}\n"));
+        return Ok(match store::compare(from, to, report)? {
             0 => {
                 process::print("equal\n");
                 Exit::Done
@@ -93,10 +93,10 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
         process::print("taken back\n");
         return Ok(Exit::Done);
     }
-    let mut told_at = Instant::now();
+    let mut reported_at = Instant::now();
     let moved = store::move_database(from, to, |orders| {
-        if told_at.elapsed() >= PROGRESS {
-            told_at = Instant::now();
+        if reported_at.elapsed() >= PROGRESS {
+            reported_at = Instant::now();
             process::print(format_args!("  {:<8} {orders} orders so far\n", "copied"));
         }
     })?;

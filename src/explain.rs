@@ -41,7 +41,7 @@ pub struct Explanation {
 /// An entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExplainedEvent {
-    /// When it was written.
+    /// Moment at which it was written.
     pub at: Rfc3339,
     /// The name of its reason.
     pub reason: String,

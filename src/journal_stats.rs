@@ -29,11 +29,11 @@ pub const SETTLE_TIME_BOUNDS_MS: [u64; 16] = [
 pub struct JournalEntry {
     /// Its sequence number in the journal.
     pub seq: i64,
-    /// When it was written.
+    /// Moment at which it was written.
     pub at: Timestamp,
     /// Reason why the status changed.
     pub reason: EventReason,
-    /// When its order was created, if the entry settles it.
+    /// Moment at which its order was created, if the entry settles it.
     pub created_at: Option<Timestamp>,
 }
 
@@ -64,7 +64,7 @@ struct Minute {
 /// The counts of a minute that are returned to readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MinuteCounts {
-    /// When the minute began.
+    /// Beginning of the minute.
     pub at: Timestamp,
     /// Orders that were created in it.
     pub created: u64,

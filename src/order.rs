@@ -326,11 +326,11 @@ pub struct Attention {
     pub reason: Reason,
     /// The party that resolves it.
     pub by: ResolvedBy,
-    /// When it began, without a break since.
+    /// Moment since which it lasts without a break.
     pub since: Timestamp,
     /// A description for people.
     pub detail: String,
-    /// When the reconciler retries, if it does.
+    /// Moment of the reconciler's next attempt, if there is one.
     pub next_attempt_at: Option<Timestamp>,
 }
 
@@ -343,9 +343,9 @@ pub struct Order {
     pub id: OrderId,
     /// Its status.
     pub status: Status,
-    /// When it was created.
+    /// Moment of its creation.
     pub created_at: Timestamp,
-    /// When its status last changed.
+    /// Moment of the last change of its status.
     pub updated_at: Timestamp,
     /// Number of starts sent for it that may have taken effect.
     pub starts: u32,

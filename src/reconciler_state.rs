@@ -22,17 +22,17 @@ const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);
 /// The state of the reconciler and of the upstream. It holds for all open orders and is stored once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReconcilerState {
-    /// When the present leader became leader; `None` after it has shut down, unless it was killed.
+    /// Moment at which the present leader took over; `None` after it has shut down, unless it was killed.
     pub leader_since: Option<Timestamp>,
-    /// When the last leader shut down; `None` while one leads.
+    /// Moment at which the last leader shut down; `None` while one leads.
     pub led_until: Option<Timestamp>,
     /// The policy of the present or last leader; `None` before the first.
     pub policy: Option<LostProcess>,
     /// The end of the last completed pass.
     pub last_pass_at: Option<Timestamp>,
-    /// When the next pass begins by the schedule.
+    /// Moment of the next pass by the schedule.
     pub next_pass_at: Option<Timestamp>,
-    /// When the open orders that were due for a poll were last observed.
+    /// Beginning of the last poll that observed all open orders that were due.
     pub last_observed_at: Option<Timestamp>,
     /// The availability of the upstream.
     pub upstream: UpstreamState,
@@ -49,7 +49,7 @@ pub struct ReconcilerState {
 pub struct LeaderStatus {
     /// The state of the leader.
     pub status: LeaderState,
-    /// When that status began, if it is known.
+    /// Beginning of that status, if it is known.
     pub since: Option<Timestamp>,
     /// Reason why no reconciler leads, or why the leader makes no progress.
     pub problem: Option<&'static str>,

@@ -13,7 +13,7 @@ use crate::store::Store;
 /// Runs a program until it ends by itself, or until it is too old for the database: then it shuts down.
 ///
 /// # Errors
-/// Those of the program; if it is too old, that alone.
+/// The errors of the program; if it is too old, only that.
 pub async fn unless_outdated(
     store: &Store,
     stop: &Stop,

@@ -166,7 +166,7 @@ impl Simulator {
         self.lock().faults.clone()
     }
 
-    /// Sets the faults to inject. Lives are counted from here on, the present one from its next start.
+    /// Sets the faults to inject. Incarnations are counted from here on, the present one from its next start.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().set_faults(faults);
     }

@@ -97,7 +97,7 @@ pub(super) fn live() -> HealthReport {
 
 impl Health {
     /// # Panics
-    /// If called outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         let draining_since = Arc::new(OnceLock::new());
         let (cancelled, cancelled_at) = (draining.clone(), draining_since.clone());

@@ -12,7 +12,7 @@ fn ago(seconds: i64) -> Timestamp {
     Timestamp(NOW.0 - seconds * 1_000)
 }
 
-/// A CREATED order of 30 s ago, beside a reconciler and an upstream that are well.
+/// Returns a CREATED order of 30 s ago, with a healthy reconciler and upstream.
 fn created() -> OrderDetails {
     let id = OrderId::new("a1").unwrap();
     OrderDetails {

@@ -21,7 +21,7 @@ fn entry(reason: EventReason, at: Timestamp, age: Duration) -> JournalEntry {
     }
 }
 
-fn folded(entries: &[JournalEntry], now: Timestamp) -> JournalStats {
+fn stats_of(entries: &[JournalEntry], now: Timestamp) -> JournalStats {
     let mut history = JournalStats::default();
     for entry in entries {
         history.fold(entry, now);
@@ -57,17 +57,17 @@ proptest! {
         cut in 0usize..200,
     ) {
         let (first, second) = journal.split_at(cut.min(journal.len()));
-        let mut history = folded(first, NOW);
+        let mut history = stats_of(first, NOW);
         history.drop_old_minutes(NOW);
         for entry in second {
             history.fold(entry, NOW);
         }
-        prop_assert_eq!(history, folded(&journal, NOW));
+        prop_assert_eq!(history, stats_of(&journal, NOW));
     }
 
     #[test]
     fn the_statistics_are_those_of_a_naive_count(journal in journal()) {
-        let history = folded(&journal, NOW);
+        let history = stats_of(&journal, NOW);
         let count = |matches: &dyn Fn(&JournalEntry) -> bool| {
             journal.iter().filter(|entry| matches(entry)).count() as u64
         };
@@ -112,7 +112,7 @@ fn orders_are_counted_in_the_status_that_they_have_now() {
         FailedByOperator,
     ];
     let entries = reasons.map(|reason| entry(reason, NOW, Duration::ZERO));
-    let history = folded(&entries, NOW);
+    let history = stats_of(&entries, NOW);
     let counts = Status::ALL.map(|status| history.orders(status));
     assert_eq!((counts, history.open()), ([2, 1, 1, 3], 3));
 }
@@ -121,7 +121,7 @@ fn orders_are_counted_in_the_status_that_they_have_now() {
 fn the_last_of_sixty_minutes_is_the_current_one() {
     let at = |minutes: i64| Timestamp(NOW.0 - minutes * 60_000);
     let entries = [0, 59, 60].map(|age| entry(EventReason::Created, at(age), Duration::ZERO));
-    let history = folded(&entries, NOW);
+    let history = stats_of(&entries, NOW);
     let minutes = history.per_minute(NOW);
     assert_eq!(minutes.len(), MINUTES);
     assert_eq!((minutes[0].created, minutes[59].created), (1, 1));
@@ -131,7 +131,7 @@ fn the_last_of_sixty_minutes_is_the_current_one() {
 
 #[test]
 fn minutes_are_dropped_when_they_are_too_old() {
-    let mut history = folded(&[entry(EventReason::Restarted, NOW, Duration::ZERO)], NOW);
+    let mut history = stats_of(&[entry(EventReason::Restarted, NOW, Duration::ZERO)], NOW);
     let later = NOW.after(Duration::from_secs(59 * 60));
     history.drop_old_minutes(later);
     assert_eq!(history.recent_restarts(later), 1);
@@ -158,10 +158,10 @@ proptest! {
         }
         let kept = serde_json::to_string(&base).unwrap();
         let mut history: JournalStats = serde_json::from_str(&kept).unwrap();
-        prop_assert_eq!(history.last_seq(), 0, "all that is left is still to be folded in");
+        prop_assert_eq!(history.last_seq(), 0, "all that is left is still to be added");
         for entry in left {
             history.fold(entry, NOW);
         }
-        prop_assert_eq!(history, folded(&journal, NOW));
+        prop_assert_eq!(history, stats_of(&journal, NOW));
     }
 }

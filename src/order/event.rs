@@ -95,7 +95,7 @@ pub struct Event {
     pub from: Option<Status>,
     /// The status after.
     pub to: Status,
-    /// When it was recorded.
+    /// Moment at which it was recorded.
     pub at: Timestamp,
     /// Reason why the status changed.
     pub reason: EventReason,

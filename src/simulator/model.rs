@@ -57,16 +57,16 @@ struct ProcessView<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// Not ended yet.
+    /// Still runs.
     Running,
-    /// Ended well.
+    /// Ended with success.
     Succeeded,
-    /// Ended badly.
+    /// Ended with failure.
     Failed,
 }
 
 impl Status {
-    /// The status in JSON.
+    /// Returns its name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "RUNNING",

@@ -1,4 +1,4 @@
-//! The simulator over real connections: what a client gets, and what the record says of it.
+//! The simulator over real connections: the answers that a client gets, and their entries in the record.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -36,7 +36,7 @@ fn options(log: &Path) -> Options {
     }
 }
 
-/// Sends the bytes of a request; the answer's status, content type and body.
+/// Sends the bytes of a request. Returns the answer's status, content type and body.
 async fn exchange(address: SocketAddr, request: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -165,7 +165,7 @@ impl Running {
         raw(self.address, &get(&format!("/order_process{query}"))).await
     }
 
-    /// The status and the body of an answer of the control address.
+    /// Sends a request to the control address. Returns the status and the body of the answer.
     async fn control(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let length = body.len();
         let request = format!(
@@ -176,12 +176,12 @@ impl Running {
         (status, body)
     }
 
-    fn record(&self) -> Vec<Entry> {
+    fn entries(&self) -> Vec<Entry> {
         read_record(&self.folder.path().join("record")).unwrap()
     }
 
     fn last(&self) -> Entry {
-        self.record().pop().unwrap()
+        self.entries().pop().unwrap()
     }
 
     async fn end(self) {
@@ -203,7 +203,7 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
-/// Sends the bytes of a request; all that comes back, and the error that it ends with.
+/// Sends the bytes of a request. Returns all that comes back, and the error that it ends with.
 async fn raw(address: SocketAddr, request: &str) -> (Vec<u8>, Option<ErrorKind>) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut answer = Vec::new();
@@ -214,7 +214,7 @@ async fn raw(address: SocketAddr, request: &str) -> (Vec<u8>, Option<ErrorKind>)
     (answer, end.err().map(|error| error.kind()))
 }
 
-/// Nothing came but a reset.
+/// A reset without an answer.
 const RESET: (Vec<u8>, Option<ErrorKind>) = (Vec::new(), Some(ErrorKind::ConnectionReset));
 
 #[tokio::test]
@@ -312,7 +312,7 @@ async fn a_crash_resets_every_connection_loses_every_process_and_refuses_until_t
     let address = running.address;
     let waits = tokio::spawn(async move { raw(address, &get("/order_process?order_id=a1")).await });
     // Both are known to the simulator once the look-up is in the record.
-    while running.record().len() < 3 {
+    while running.entries().len() < 3 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let begun = std::time::Instant::now();
@@ -333,7 +333,7 @@ async fn a_crash_resets_every_connection_loses_every_process_and_refuses_until_t
     assert!(refusals > 0 && begun.elapsed() >= Duration::from_millis(300));
     let (list, _) = running.get("").await;
     assert!(list.ends_with(b"[]"));
-    let mut effects = running.record().into_iter().map(|entry| entry.effect);
+    let mut effects = running.entries().into_iter().map(|entry| entry.effect);
     assert!(effects.any(|effect| effect == Effect::Crashed));
     assert!(matches!(
         effects.next(),
@@ -346,7 +346,7 @@ async fn a_crash_resets_every_connection_loses_every_process_and_refuses_until_t
 async fn it_crashes_repeatedly_after_the_first_start_of_an_incarnation() {
     let running = Running::with(r#"{"crash":{"lives_ms":[10,50],"restart_after_ms":0}}"#).await;
     let began = |entry: &&Entry| matches!(entry.effect, Effect::BeganIncarnation { .. });
-    while running.record().iter().filter(began).count() < 3 {
+    while running.entries().iter().filter(began).count() < 3 {
         // Refused, reset or answered: it is only to go on.
         if let Ok(mut stream) = TcpStream::connect(running.address).await {
             let _ = stream.write_all(starting("a1").as_bytes()).await;
@@ -362,13 +362,13 @@ async fn an_incarnation_without_a_start_does_not_end() {
     for _ in 0..20 {
         assert!(running.get("").await.0.ends_with(b"[]"));
     }
-    assert_eq!(running.record().len(), 21, "no incarnation has ended");
+    assert_eq!(running.entries().len(), 21, "no incarnation has ended");
     running.start("a1").await;
-    while running.record().len() < 24 {
+    while running.entries().len() < 24 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let effects: Vec<_> = running
-        .record()
+        .entries()
         .into_iter()
         .skip(21)
         .map(|entry| entry.effect)

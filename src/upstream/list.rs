@@ -343,7 +343,7 @@ mod tests {
         assert!(decoder.partial.capacity() <= 2 * ENTRY_MAX);
     }
 
-    /// A list as the upstream could write it, and what is in it.
+    /// Returns a list as the upstream could write it, and its entries.
     fn any_list() -> impl Strategy<Value = (Vec<u8>, Entries)> {
         let status = prop_oneof![
             Just("RUNNING"),

@@ -416,7 +416,7 @@ def the_operators_commands_work(program, page):
     page.open()
     page.until("processes run", lambda: [status for _, status, _ in page.rows()].count("PROCESSING") > 3)
     page.click(".dev button", "crash now")
-    page.until("someone has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? an operator", page.text("#verdict")))
+    page.until("an operator has to decide", lambda: re.search(r"^[1-9]\d* orders? needs? an operator", page.text("#verdict")))
     page.until("they are counted", lambda: count(page, "Need an operator") != "0" and page.all(".counts .needy") and page.all(".reasons.held"))
     page.click(".counts a", "Need an operator")
     page.until("they are listed", lambda: page.address() == "/?attention=operator" and page.text("#list-title") == "Orders that need an operator" and page.rows())

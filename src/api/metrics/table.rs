@@ -76,7 +76,8 @@ metrics! {
      more. If `PROCESSING` stays at its limit, frequent restarts of the upstream limit the processes in flight."
 
     ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason", "by"]
-    "Open orders that need attention, by reason and by who resolves it: an `operator`, or the order `itself`."
+    "Open orders that need attention, by reason and by the party that resolves it: an `operator`, or the \
+     order `itself`."
     => "`by=\"operator\"` above 0"
     "An operator has to decide or fix something: `GET /order?attention=operator`, then \
      `GET /order/{id}/explain`, then its advice. Its commands, `order-service restart` and `fail`, \

@@ -109,7 +109,7 @@ kinds! {
     "A page of another site may not change anything here"
     "A browser sends this request for a page of another site: the header `Sec-Fetch-Site` is neither \
      `same-origin` nor `none`, or, without it, the host in `Origin` is not that in `Host`. Nothing was \
-     done. Otherwise any page that someone visits could create orders in their name."
+     done. Otherwise any page that a user visits could create orders in their name."
     "Call the service from a program, or serve the page at the same host and port as the service. If a \
      proxy changes `Host`, have it pass on the browser's; or name the host of the page \
      with `--allowed-host` (`ALLOWED_HOSTS`)."
@@ -117,7 +117,7 @@ kinds! {
     WRONG_HOST "wrong-host" 421
     "This host is not served here"
     "The header `Host` has a name that this service does not serve. It listens on loopback, or was \
-     given names with `--allowed-host`. Nothing was done. Otherwise any page that someone visits could \
+     given names with `--allowed-host`. Nothing was done. Otherwise any page that a user visits could \
      have its own name lead to this service, and read and create orders."
     "Use the IP address or `localhost`. To serve it under a name, as behind a proxy, start it with \
      `--allowed-host NAME`, or `ALLOWED_HOSTS` with names separated by commas."
