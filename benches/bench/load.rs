@@ -101,7 +101,7 @@ impl SustainedLoad {
         let total = self.rate * self.during.as_secs();
         let next = AtomicU64::new(0);
         let waits = Mutex::new(Vec::new());
-        let begun = Instant::now();
+        let began_at = Instant::now();
         let prefix = fastrand::u64(..);
         let caller = || -> anyhow::Result<()> {
             let mut connection = Connection::open(url)?;
@@ -112,9 +112,9 @@ impl SustainedLoad {
                     break;
                 }
                 let due = Duration::from_secs_f64(number as f64 / self.rate as f64);
-                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                std::thread::sleep(due.saturating_sub(began_at.elapsed()));
                 connection.create(&format!("sustained-{prefix:016x}-{number}"))?;
-                own.push(begun.elapsed().saturating_sub(due).as_secs_f64() * 1e3);
+                own.push(began_at.elapsed().saturating_sub(due).as_secs_f64() * 1e3);
             }
             let mut waits = waits
                 .lock()

@@ -64,8 +64,8 @@ pub fn flushes(folder: &Path, during: Duration) -> anyhow::Result<Vec<f64>> {
     let path = folder.join("flushes");
     let mut file = File::create(&path)?;
     let mut taken = Vec::new();
-    let begun = Instant::now();
-    while begun.elapsed() < during {
+    let began_at = Instant::now();
+    while began_at.elapsed() < during {
         let written_at = Instant::now();
         file.write_all(&[0x5a; BLOCK])?;
         file.sync_data()?;

@@ -108,12 +108,12 @@ fn named(names: &[String]) -> anyhow::Result<Vec<&'static Row>> {
 /// the run fail after all other rows.
 fn run(rows: &[&Row]) -> anyhow::Result<()> {
     let bench = Bench::new()?;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     println!("{}", machine::describe(&bench)?);
     let mut lines: Vec<Line> = Vec::new();
     let mut wrong = 0;
     for row in rows {
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = began_at.elapsed().as_secs_f64();
         eprintln!("{seconds:>6.0} s  {}: {}", row.name, row.what);
         let measured = (row.run)(&bench).unwrap_or_else(|error| {
             eprintln!("          WRONG: {error:#}");
@@ -126,7 +126,7 @@ fn run(rows: &[&Row]) -> anyhow::Result<()> {
         lines.extend(measured);
     }
     println!("{}", table::print(&lines));
-    println!("measured in {:.0} s", begun.elapsed().as_secs_f64());
+    println!("measured in {:.0} s", began_at.elapsed().as_secs_f64());
     anyhow::ensure!(wrong == 0, "{wrong} rows were wrong; see above");
     Ok(())
 }

@@ -33,7 +33,7 @@ pub struct Row {
 pub const ROWS: &[Row] = &[
     Row {
         name: "caller",
-        what: "what one caller feels who creates orders",
+        what: "latency of one caller's creations",
         run: wait::caller,
     },
     Row {

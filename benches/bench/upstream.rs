@@ -33,7 +33,7 @@ impl Upstream {
         let processes = Arc::new(Processes {
             ids,
             indices,
-            begun: Instant::now(),
+            began_at: Instant::now(),
             ended_after,
         });
         let route = warp::path!("order_process")
@@ -68,7 +68,7 @@ struct Processes {
     ids: Vec<String>,
     /// Index of each id in `ids`.
     indices: HashMap<String, usize>,
-    begun: Instant,
+    began_at: Instant,
     ended_after: Duration,
 }
 
@@ -78,7 +78,7 @@ const PIECE: usize = 4_096;
 impl Processes {
     /// Returns the range of the processes that are still running.
     fn running(&self) -> Range<usize> {
-        let share = self.begun.elapsed().as_secs_f64() / self.ended_after.as_secs_f64();
+        let share = self.began_at.elapsed().as_secs_f64() / self.ended_after.as_secs_f64();
         (self.ids.len() as f64 * share.min(1.0)) as usize..self.ids.len()
     }
 

@@ -313,8 +313,8 @@ async fn a_slow_client_gets_408_and_delays_no_other() {
     let trickle = trickled.other_end();
     let trickle = tokio::task::spawn_blocking(move || {
         let mut trickle = trickle;
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE && trickle.try_send(" ") {
+        let began_at = Instant::now();
+        while began_at.elapsed() < PATIENCE && trickle.try_send(" ") {
             std::thread::sleep(Duration::from_millis(100));
         }
     });

@@ -199,14 +199,14 @@ async fn a_write_lock_that_is_never_released_stops_only_writes_and_refused_ones_
     );
 }
 
-/// What ends the stop of a process.
+/// The end of the stop of a process.
 #[derive(PartialEq)]
-enum Ending {
-    GoesOn,
-    Dies,
+enum StopEnd {
+    Resumed,
+    Killed,
 }
 
-async fn check_stopped(ending: Ending) {
+async fn check_stopped(ending: StopEnd) {
     let world = World::new();
     let api = world.api(&[]);
     let other = world.api(&[]);
@@ -237,7 +237,7 @@ async fn check_stopped(ending: Ending) {
         ..Outcomes::default()
     };
     assert_only_reads(&client, &api, &mut here).await;
-    if ending == Ending::GoesOn {
+    if ending == StopEnd::Resumed {
         other.signal("CONT");
         outcomes.add(load.end().await);
         assert!(!outcomes.created.is_empty());
@@ -255,7 +255,10 @@ async fn check_stopped(ending: Ending) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_process_that_is_stopped_while_it_writes_stops_only_writes_until_it_continues_or_dies() {
-    tokio::join!(check_stopped(Ending::GoesOn), check_stopped(Ending::Dies));
+    tokio::join!(
+        check_stopped(StopEnd::Resumed),
+        check_stopped(StopEnd::Killed)
+    );
 }
 
 /// Returns the resident memory of a program, in KiB.

@@ -266,12 +266,12 @@ async fn a_shutdown_is_clean_in_every_program_with_open_orders() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_with_nothing_to_do_passes_only_on_schedule() {
     let world = World::new();
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let reconciler = world.reconciler("http://127.0.0.1:9", &[]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(reconciler.stop(), Some(0));
     // One at the start, and one for each second that has begun since.
-    let most = begun.elapsed().as_secs() + 2;
+    let most = began_at.elapsed().as_secs() + 2;
     let metrics = ready(world.store().heartbeat()).unwrap().metrics;
     let passes: u64 = metrics.passes().map(|(_, took)| took.len()).sum();
     assert!(

@@ -58,7 +58,7 @@ async fn pages(client: &Client, api: &Program, path: &str) -> Vec<Vec<String>> {
     }
 }
 
-/// A service with an order in each status, `c`, `p`, `f` and `x`, and `a`, which is CREATED and has
+/// Starts a service with an order in each status, `c`, `p`, `f` and `x`, and `a`, which is CREATED and has
 /// attention.
 async fn one_of_each() -> (World, Program, Client) {
     let world = World::new();
@@ -398,7 +398,7 @@ async fn fifteen_hundred_slow_lists_delay_no_other_client() {
         wire.send("GET /order HTTP/1.1\r\nHost: localhost\r\n\r\n");
         slow.push(wire);
     }
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let mut slowest = Duration::ZERO;
     for n in 0..100 {
         let asked = Instant::now();
@@ -411,7 +411,7 @@ async fn fifteen_hundred_slow_lists_delay_no_other_client() {
     }
     println!(
         "three requests took {slowest:?} at most, of {:?}",
-        begun.elapsed()
+        began_at.elapsed()
     );
     assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     // All of them have begun, and another one is refused.

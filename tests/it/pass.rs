@@ -123,7 +123,7 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     harness.create("a2");
     let mut reconciler = harness.reconciler();
     harness.upstream.start_fault.set(Fault::Refused);
-    harness.upstream.look_fault.set(Fault::Refused);
+    harness.upstream.look_up_fault.set(Fault::Refused);
     assert!(pass(&mut reconciler).unreachable);
     assert_eq!(harness.upstream.take_requests(), ["start a1"]);
     assert!(
@@ -141,7 +141,7 @@ fn a_start_that_could_not_be_sent_is_simply_repeated() {
     }
     assert_eq!(harness.reason("a2"), Some(Reason::UpstreamUnreachable));
     harness.upstream.start_fault.set(Fault::Answered);
-    harness.upstream.look_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Answered);
     harness.forward(1_000);
     assert_eq!(pass(&mut reconciler).started, 2);
     for id in ["a1", "a2"] {
@@ -179,8 +179,8 @@ fn an_order_that_always_fails_is_retried_with_backoff_and_never_given_up() {
     harness.create("a1");
     let mut reconciler = harness.reconciler();
     harness.upstream.start_fault.set(Fault::Status(400));
-    let begun = harness.clock.now();
-    while harness.clock.now().since(begun) < Duration::from_secs(3_600) {
+    let began_at = harness.clock.now();
+    while harness.clock.now().since(began_at) < Duration::from_secs(3_600) {
         pass(&mut reconciler);
         harness.forward(4_000);
     }
@@ -259,7 +259,7 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
     let harness = forgotten(50, LostProcess::Restart);
     harness.create("new");
     let mut reconciler = harness.old_reconciler();
-    let begun = harness.clock.now();
+    let began_at = harness.clock.now();
     let report = pass(&mut reconciler);
     assert_eq!(report.missed, 50);
     assert!(
@@ -270,7 +270,7 @@ fn many_missing_processes_are_started_again_slowly_each_after_a_look_up_and_shar
     while harness.order("a49").starts == 1 {
         pass(&mut reconciler);
     }
-    let took = harness.clock.now().since(begun);
+    let took = harness.clock.now().since(began_at);
     assert!(took > Duration::from_secs(2), "{took:?}");
     assert!(
         took < Duration::from_secs(10),
@@ -425,12 +425,12 @@ fn an_incomplete_list_proves_no_absence_and_its_entries_count() {
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
     harness.forward(5_000);
-    harness.upstream.look_fault.set(Fault::Lost);
+    harness.upstream.look_up_fault.set(Fault::Lost);
     let report = pass(&mut reconciler);
     assert_eq!(report.settled, 1_000, "the half that was read");
     assert_eq!(report.flagged, 0);
     assert_eq!(harness.count(Status::Processing), 1_000);
-    harness.upstream.look_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Answered);
     harness.forward(1_000);
     while harness.count(Status::Processing) > 0 {
         pass(&mut reconciler);
@@ -444,13 +444,13 @@ fn starts_keep_to_the_start_rate_and_the_oldest_go_first() {
     harness.settings.start_rate = Some(50.0);
     harness.create_many(200);
     let mut reconciler = harness.reconciler();
-    let begun = harness.clock.now();
+    let began_at = harness.clock.now();
     let mut passes = 0;
     while harness.count(Status::Created) > 0 {
         pass(&mut reconciler);
         passes += 1;
     }
-    let took = harness.clock.now().since(begun);
+    let took = harness.clock.now().since(began_at);
     assert!(took >= Duration::from_millis(3_900), "{took:?}");
     assert!(took <= Duration::from_millis(4_200), "{took:?}");
     assert!(

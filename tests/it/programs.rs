@@ -38,7 +38,7 @@ const RECONCILE: [Setting; 6] = [
     ("--max-starts", "MAX_STARTS", "5"),
 ];
 
-/// Each command and all its settings.
+/// Returns each command with all its settings.
 fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
     let simulated = |longest| {
         [
@@ -433,9 +433,9 @@ fn a_second_signal_ends_a_program_at_once() {
     client.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 201");
     let (mut start, _) = silent.accept().unwrap();
-    let mut begun = [0; 4];
-    start.read_exact(&mut begun).unwrap();
-    assert_eq!(&begun, b"POST");
+    let mut method = [0; 4];
+    start.read_exact(&mut method).unwrap();
+    assert_eq!(&method, b"POST");
     service.signal("TERM");
     service.logs("a second signal exits immediately");
     let deadline = Instant::now() + PATIENCE;

@@ -1,5 +1,5 @@
-//! A proxy between the store and PostgreSQL, which understands where a message begins and ends: it cuts
-//! connections at a commit, loses the answer to one, delivers no notification, or stands still.
+//! A proxy between the store and PostgreSQL, which knows where a message begins and ends: it cuts
+//! connections at a commit, loses the answer to one, drops notifications, or stalls.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,10 +10,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What happens on the way.
+/// A fault of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// None.
     Open,
     /// The connection ends before a commit reaches the server.
     CutBeforeCommit,
@@ -70,17 +70,17 @@ impl Proxy {
         }
     }
 
-    /// Sets what happens from now on.
+    /// Sets the fault from now on.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
 
-    /// The number of commits that were cut.
+    /// Returns the number of commits that were cut.
     pub fn cut(&self) -> usize {
         self.commits.cut.load(Ordering::Relaxed)
     }
 
-    /// The number of commits that were answered.
+    /// Returns the number of commits that were answered.
     pub fn answered(&self) -> usize {
         self.commits.answered.load(Ordering::Relaxed)
     }
@@ -179,7 +179,7 @@ impl Shared {
     }
 }
 
-/// The next message, with its type unless it is the first of a client. Nothing at the end.
+/// Reads the next message, with its type unless it is the first of a client. Returns `None` at the end.
 async fn message(from: &mut OwnedReadHalf, has_type: bool) -> Option<Vec<u8>> {
     let mut message = vec![0; if has_type { 5 } else { 4 }];
     from.read_exact(&mut message).await.ok()?;

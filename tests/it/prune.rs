@@ -1,5 +1,5 @@
 //! Retention: the orders that `prune` removes and keeps, and totals that do not change. Readers of
-//! pruned records are tested in `removed`.
+//! pruned records are tested in `pruned`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -102,14 +102,14 @@ async fn at_the_end_of_the_wait_the_current_order_is_returned() {
     let world = World::new();
     let api = world.api(&[]);
     let client = Client::new();
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let created = create_and_wait(&client, &api, "a1", "wait=1").await;
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(began_at.elapsed() >= Duration::from_secs(1));
     assert_eq!(created.status, 201, "{created:?}");
     assert_eq!(created.header("location"), "/order/a1");
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let read = wait(&client, &api, "a1", "wait=1").await;
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(began_at.elapsed() >= Duration::from_secs(1));
     assert_eq!(read.status, 200, "{read:?}");
     let head = client
         .request("HEAD", format!("{}/order/a1", api.url))

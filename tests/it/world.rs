@@ -70,7 +70,7 @@ impl World {
         self.path("orders.db")
     }
 
-    /// The database, as an argument of a program.
+    /// Returns the database as an argument of a program.
     pub fn database_url(&self) -> String {
         let path = self.database().into_os_string().into_string();
         path.expect("temporary folders have plain names")
@@ -229,7 +229,7 @@ impl World {
     }
 
     /// Returns the simulator's record.
-    pub fn record(&self) -> Vec<Entry> {
+    pub fn simulator_record(&self) -> Vec<Entry> {
         read_record(&self.simulator_log()).expect("the record can be read")
     }
 
@@ -237,7 +237,7 @@ impl World {
     /// twice in one incarnation.
     pub fn outcomes(&self) -> HashMap<String, ProcessStatus> {
         let mut outcomes = HashMap::new();
-        for entry in self.record() {
+        for entry in self.simulator_record() {
             match entry.effect {
                 Effect::BeganIncarnation { .. } => outcomes.clear(),
                 Effect::Started {
@@ -573,14 +573,14 @@ pub fn ready<T>(read: impl Future<Output = T>) -> T {
         .expect("SQLite's reads are ready at once")
 }
 
-/// The orders that match a filter, in order of creation.
+/// Returns the orders that match a filter, in the order of creation.
 pub fn orders(store: &Store, filter: Filter) -> Vec<Order> {
     let pages = store.pages(filter, Cursor::default(), 1_000);
     let pages: Vec<_> = ready(pages.try_collect()).unwrap();
     pages.into_iter().flat_map(|(orders, _)| orders).collect()
 }
 
-/// Takes leadership of a database, as after the death of the last leader.
+/// Takes leadership of a database, as after a crash of the last leader.
 pub async fn lead(store: &Store) -> Leadership {
     let _ = fs::remove_file(format!("{}-leader", store.address()));
     // A server notices a little later that the connection of the last one has ended.

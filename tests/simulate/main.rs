@@ -103,9 +103,9 @@ fn main() -> ExitCode {
         SEEDS
     };
     let seeds = first..first + count.unwrap_or(default);
-    let begun = Instant::now();
+    let began_at = Instant::now();
     match run_all(seeds, is_on_postgres, is_verbose) {
-        Ok(total) => report(&total, begun),
+        Ok(total) => report(&total, began_at),
         Err(seed) => {
             let on = if is_on_postgres { " --postgres" } else { "" };
             println!(
@@ -122,16 +122,16 @@ fn run_all(seeds: Range<u64>, is_on_postgres: bool, is_verbose: bool) -> Result<
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None));
     let total = Mutex::new(run::Totals::default());
     let work = || {
-        let place = run::Place::new(is_on_postgres);
+        let database = run::RunDatabase::new(is_on_postgres);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end || failed.lock().unwrap().is_some() {
                 return;
             }
             let run = || {
-                let totals = run::run(seed, &place, is_verbose);
+                let totals = run::run(seed, &database, is_verbose);
                 if is_on_postgres {
-                    let on_sqlite = run::run(seed, &run::Place::Sqlite, false);
+                    let on_sqlite = run::run(seed, &run::RunDatabase::Sqlite, false);
                     assert_eq!(totals, on_sqlite, "another run than on SQLite");
                 }
                 totals
@@ -182,7 +182,7 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-fn report(total: &run::Totals, begun: Instant) {
+fn report(total: &run::Totals, began_at: Instant) {
     println!(
         "{} seeds, {} passes, {} requests, {} writes, {} orders, {} crashes of the program, {} of the \
          upstream, {:.0} s of virtual time each, in {:.1} s",
@@ -194,7 +194,7 @@ fn report(total: &run::Totals, begun: Instant) {
         total.crashes,
         total.incarnations,
         total.virtual_ms as f64 / 1e3 / total.seeds.max(1) as f64,
-        begun.elapsed().as_secs_f64(),
+        began_at.elapsed().as_secs_f64(),
     );
     println!("\nfaults injected");
     for (name, count) in &total.faults {

@@ -151,15 +151,15 @@ impl Stages {
         use Stage::{Done, Due, InFlight, Ready, WritingIntent, WritingResult};
         let seq = order.seq;
         let from = self.stages.insert(seq, stage);
-        let is_turn = matches!(from, None | Some(Due | Done | WritingResult));
+        let is_dequeued = matches!(from, None | Some(Due | Done | WritingResult));
         let is_drawn = match from {
-            _ if is_turn => matches!(stage, WritingIntent | Ready | WritingResult | Done),
+            _ if is_dequeued => matches!(stage, WritingIntent | Ready | WritingResult | Done),
             Some(WritingIntent) => matches!(stage, Ready | Done),
             Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
             _ => matches!(stage, WritingIntent | WritingResult | Done),
         };
         assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
-        if is_turn {
+        if is_dequeued {
             self.check_share(order);
         }
         let mut transitions = TRANSITIONS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,24 +205,24 @@ struct Run {
     stages: Rc<RefCell<Stages>>,
     /// Clock of the program that runs, and the schedule of its passes.
     clock: SteadyClock<Handle>,
-    moments: Occurrences,
+    occurrences: Occurrences,
     created: u64,
     /// Set if a leader is one for as long as its connection lasts.
     leads_by_connection: bool,
     _folder: tempfile::TempDir,
 }
 
-/// Where the orders of a run are.
-pub enum Place {
-    /// In a new file.
+/// The database of a run.
+pub enum RunDatabase {
+    /// A new file.
     Sqlite,
-    /// In the database of a server, which is emptied for each run.
+    /// The database of a server, which is emptied for each run.
     #[cfg(feature = "postgres")]
     Postgres(Server),
 }
 
-impl Place {
-    /// Returns a place on one of the engines.
+impl RunDatabase {
+    /// Returns a database of one of the engines.
     ///
     /// # Panics
     /// On PostgreSQL in builds without it.
@@ -237,8 +237,8 @@ impl Place {
     }
 }
 
-pub fn run(seed: u64, place: &Place, is_verbose: bool) -> Totals {
-    let mut run = Run::new(seed, place, is_verbose);
+pub fn run(seed: u64, database: &RunDatabase, is_verbose: bool) -> Totals {
+    let mut run = Run::new(seed, database, is_verbose);
     run.run_with_faults();
     run.run_without_faults();
     run.totals.seeds = 1;
@@ -252,7 +252,7 @@ pub fn run(seed: u64, place: &Place, is_verbose: bool) -> Totals {
 }
 
 impl Run {
-    fn new(seed: u64, place: &Place, is_verbose: bool) -> Self {
+    fn new(seed: u64, database: &RunDatabase, is_verbose: bool) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
@@ -262,10 +262,10 @@ impl Run {
         let world = World::new(seed, duration, timeout, is_verbose);
         let write_faults = RandomWriteFaults::calm(&world);
         let path = folder.path().join("orders.db");
-        let url = match place {
-            Place::Sqlite => DatabaseUrl::from(path.clone()),
+        let url = match database {
+            RunDatabase::Sqlite => DatabaseUrl::from(path.clone()),
             #[cfg(feature = "postgres")]
-            Place::Postgres(server) => server.empty(),
+            RunDatabase::Postgres(server) => server.empty(),
         };
         let store = Store::open(&url, Mode::Synchronous(write_faults.clone())).unwrap();
         let (lost_process, policy) = [
@@ -284,20 +284,20 @@ impl Run {
         };
         {
             let mut oracle = world.oracle.borrow_mut();
-            match place {
-                Place::Sqlite => oracle.read_from(Connection::open(path).unwrap()),
+            match database {
+                RunDatabase::Sqlite => oracle.read_from(Connection::open(path).unwrap()),
                 #[cfg(feature = "postgres")]
-                Place::Postgres(server) => oracle.read_from(server.clone()),
+                RunDatabase::Postgres(server) => oracle.read_from(server.clone()),
             }
             oracle.policy = policy;
             oracle.max_starts = settings.max_starts;
         }
         world.log(|| format!("{settings:?}, processes below {duration} s"));
         let clock = SteadyClock::new(Handle(world.clone()));
-        let moments = Occurrences::new(settings.schedule.clone(), clock.now());
+        let occurrences = Occurrences::new(settings.schedule.clone(), clock.now());
         Self {
             clock,
-            moments,
+            occurrences,
             world,
             write_faults,
             store,
@@ -305,7 +305,7 @@ impl Run {
             totals: Totals::default(),
             stages: Rc::default(),
             created: 0,
-            leads_by_connection: !matches!(place, Place::Sqlite),
+            leads_by_connection: !matches!(database, RunDatabase::Sqlite),
             _folder: folder,
         }
     }
@@ -421,8 +421,8 @@ impl Run {
         let rested_at = world.time();
         let share = 10 * world.fault_rates.borrow().step;
         let is_look_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
-        while !self.moments.is_due(&self.clock) && !is_look_due(&self.clock) {
-            let wait = self.moments.wait(&self.clock);
+        while !self.occurrences.is_due(&self.clock) && !is_look_due(&self.clock) {
+            let wait = self.occurrences.wait(&self.clock);
             let part = 1 + world.draws.below(wait.as_millis() as u64);
             world.move_to(world.time().0 + part as i64);
             world.may_step(share);
@@ -454,7 +454,7 @@ impl Run {
     fn reconciler(&mut self) -> Reconciler<Handle, Handle> {
         let handle = Handle(self.world.clone());
         self.clock = SteadyClock::new(handle.clone());
-        self.moments = Occurrences::new(self.settings.schedule.clone(), self.clock.now());
+        self.occurrences = Occurrences::new(self.settings.schedule.clone(), self.clock.now());
         let settings = self.settings.clone();
         let stages = self.stages.clone();
         *stages.borrow_mut() = Stages::default();

@@ -300,7 +300,7 @@ impl World {
         *faults.entry(name.to_owned()).or_default() += 1;
     }
 
-    /// A point at which the program may crash, and the clock may be set.
+    /// Reaches a point at which the program may crash, and the clock may be set.
     async fn crash_point(&self) {
         let step = self.fault_rates.borrow().step;
         self.may_step(step);

@@ -88,11 +88,11 @@ impl<'w> Chaos<'w> {
 
     /// Injects faults for this duration, and sets the rate of the load.
     pub fn run(&mut self, duration: Duration, load: &Load) {
-        let begun = Instant::now();
-        let mut inject_at = begun + Duration::from_secs(1);
-        let mut rate_at = begun;
-        let mut report_at = begun + Duration::from_secs(60);
-        while begun.elapsed() < duration {
+        let began_at = Instant::now();
+        let mut inject_at = began_at + Duration::from_secs(1);
+        let mut rate_at = began_at;
+        let mut report_at = began_at + Duration::from_secs(60);
+        while began_at.elapsed() < duration {
             let now = Instant::now();
             self.undo(now);
             if now >= rate_at {
@@ -113,7 +113,7 @@ impl<'w> Chaos<'w> {
                 inject_at = Instant::now() + Duration::from_millis(pause);
             }
             if now >= report_at {
-                let minutes = begun.elapsed().as_secs() / 60;
+                let minutes = began_at.elapsed().as_secs() / 60;
                 println!("  minute {minutes}: {} orders are open", self.open());
                 report_at += Duration::from_secs(60);
             }
@@ -268,7 +268,7 @@ impl<'w> Chaos<'w> {
     }
 
     /// Waits until every order is settled. Returns false if that takes too long.
-    pub fn settle(&mut self, at_most: Duration) -> bool {
+    pub fn wait_until_settled(&mut self, at_most: Duration) -> bool {
         let deadline = Instant::now() + at_most;
         let mut report_at = Instant::now() + Duration::from_secs(30);
         loop {

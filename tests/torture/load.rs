@@ -134,12 +134,12 @@ async fn call(shared: Arc<Shared>, caller: u64, mut rng: fastrand::Rng) {
 async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
     let gives_up_early = rng.bool();
     for _ in 0..TRIES {
-        let begun = Instant::now();
+        let began_at = Instant::now();
         let outcome = ask(shared, api(shared, rng), id).await;
         let known = {
             let mut answers = shared.answers.lock().unwrap();
-            answers.longest = answers.longest.max(begun.elapsed());
-            answers.record(id, outcome)
+            answers.longest = answers.longest.max(began_at.elapsed());
+            answers.add(id, outcome)
         };
         if known == Known::Acknowledged || gives_up_early {
             return;
@@ -149,8 +149,8 @@ async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
 }
 
 impl Answers {
-    /// Records the outcome of a request, and returns what is known of the order.
-    fn record(&mut self, id: &str, outcome: CreateOutcome) -> Known {
+    /// Adds the outcome of a request, and returns the existence of the order.
+    fn add(&mut self, id: &str, outcome: CreateOutcome) -> Known {
         let mut known = self.known.get(id).copied().unwrap_or(Known::Not);
         match outcome {
             CreateOutcome::Created => {

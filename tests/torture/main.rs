@@ -141,7 +141,7 @@ fn on_postgres(world: &World, plan: Plan, seed: u64) -> Vec<String> {
 
     let answers = runtime.block_on(load.end());
     let stopped_at = Instant::now();
-    let settled = servers.settle(SETTLING_MAX);
+    let settled = servers.wait_until_settled(SETTLING_MAX);
     let took = stopped_at.elapsed();
     let state = (&programs, &servers);
     let mut failures = verdict::verdict_on_postgres(&runtime, world, state, &answers, took);
@@ -163,7 +163,7 @@ fn torture(world: &World, minutes: f64, seed: u64) -> Vec<String> {
     let answers = runtime.block_on(load.end());
     chaos.stop_faults();
     let stopped_at = Instant::now();
-    let settled = chaos.settle(SETTLING_MAX);
+    let settled = chaos.wait_until_settled(SETTLING_MAX);
     let took = stopped_at.elapsed();
 
     let mut failures = chaos.failures();

@@ -40,9 +40,9 @@ const FAILOVER_RATE: u64 = 500;
 /// The plan of a run.
 #[derive(Clone, Copy, Debug)]
 pub enum Plan {
-    /// Faults at random, for so many minutes.
+    /// Random faults, for this many minutes.
     Minutes(f64),
-    /// So many kills of the primary, and then so many promotions, under a steady load.
+    /// This many kills of the primary, and then as many promotions, under a steady load.
     Failovers(u32),
 }
 
@@ -65,14 +65,14 @@ impl Injected {
     }
 }
 
-/// The programs, and their ways to the servers.
+/// The programs, and the proxies between them and the servers.
 pub struct Programs<'w> {
     world: &'w World,
     runtime: Handle,
     client: Client,
     rng: fastrand::Rng,
     ports: Vec<u16>,
-    /// For each program but the simulator a proxy in front of each server.
+    /// A proxy in front of each server, for each program but the simulator.
     proxies: Vec<Vec<Proxy>>,
     programs: Vec<Option<Program>>,
     /// Times at which a fault of each program ends.
@@ -111,7 +111,7 @@ impl<'w> Programs<'w> {
     /// Waits until both APIs can create orders and a reconciler leads, and starts programs again that met
     /// no server in time.
     fn wait_until_ready(&mut self) {
-        let begun = Instant::now();
+        let began_at = Instant::now();
         for url in self.api_urls() {
             loop {
                 let request = self.client.request("GET", format!("{url}/readyz"));
@@ -119,13 +119,16 @@ impl<'w> Programs<'w> {
                 if answer.is_ok_and(|answer| answer.status().is_success()) {
                     break;
                 }
-                assert!(begun.elapsed() < Duration::from_secs(120), "{url}");
+                assert!(began_at.elapsed() < Duration::from_secs(120), "{url}");
                 self.start_ended();
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
         while self.leader().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(120), "no one leads");
+            assert!(
+                began_at.elapsed() < Duration::from_secs(120),
+                "no reconciler leads"
+            );
             self.start_ended();
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -184,7 +187,7 @@ impl<'w> Programs<'w> {
         let request = request
             .header("content-type", "application/json")
             .body(body);
-        // A simulator that has crashed begins anew without faults.
+        // A simulator that has crashed begins without faults.
         let _ = self.runtime.block_on(async { request.send().await });
     }
 
@@ -358,7 +361,7 @@ impl Servers {
         &self.all[self.primary]
     }
 
-    /// Number of open orders.
+    /// Returns the number of open orders.
     fn open(&self) -> u64 {
         let sql =
             "SELECT count(*) FROM order_service.orders WHERE status IN ('CREATED', 'PROCESSING')";
@@ -367,7 +370,7 @@ impl Servers {
         open.trim().parse().unwrap_or(0)
     }
 
-    /// Numbers of orders and of entries, and the greatest number of each.
+    /// Returns the numbers of orders and of entries, and the greatest number of each.
     pub fn numbers(&self) -> Vec<i64> {
         let sql = "SELECT count(*), max(seq) FROM order_service.orders \
                    UNION ALL SELECT count(*), max(seq) FROM order_service.journal";
@@ -381,17 +384,17 @@ impl Servers {
     /// Kills the primary, and starts it again.
     fn kill_primary(&mut self) {
         self.injected.add("primaries killed and started again");
-        let begun = Instant::now();
+        let began_at = Instant::now();
         self.all[self.primary].kill();
         self.all[self.primary].start_again();
-        self.restarts.push(begun.elapsed());
+        self.restarts.push(began_at.elapsed());
         self.wait_for_standbys(1);
     }
 
     /// Ends the primary, or stops it for a while, and promotes the standby that has received most.
     fn promote(&mut self, is_stopped: bool) {
         let former = self.primary;
-        let begun = Instant::now();
+        let began_at = Instant::now();
         match is_stopped {
             true => self.all[former].stop(),
             false => self.all[former].kill(),
@@ -408,7 +411,7 @@ impl Servers {
         };
         self.all[next].promote();
         self.primary = next;
-        self.promotions.push(begun.elapsed());
+        self.promotions.push(began_at.elapsed());
         self.all[other].follow(&self.all[next]);
         if is_stopped {
             self.injected.add("primaries stopped and replaced");
@@ -495,17 +498,17 @@ impl Servers {
     }
 
     fn run_at_random(&mut self, duration: Duration, load: &Load) {
-        let begun = Instant::now();
+        let began_at = Instant::now();
         let mut report_at = Duration::from_secs(60);
-        while begun.elapsed() < duration {
+        while began_at.elapsed() < duration {
             let open = self.open();
             self.most_open = self.most_open.max(open);
             let rate = self.rng.u64(20..400);
             load.set_rate(if open > OPEN_MAX { 0 } else { rate });
             std::thread::sleep(Duration::from_millis(self.rng.u64(500..5_000)));
             self.inject();
-            if begun.elapsed() >= report_at {
-                let minutes = begun.elapsed().as_secs() / 60;
+            if began_at.elapsed() >= report_at {
+                let minutes = began_at.elapsed().as_secs() / 60;
                 println!("  minute {minutes}: {open} orders are open");
                 report_at += Duration::from_secs(60);
             }
@@ -513,10 +516,10 @@ impl Servers {
     }
 
     /// Waits until every order is settled. Returns false if that takes too long.
-    pub fn settle(&self, at_most: Duration) -> bool {
-        let begun = Instant::now();
+    pub fn wait_until_settled(&self, at_most: Duration) -> bool {
+        let began_at = Instant::now();
         while self.open() > 0 {
-            if begun.elapsed() > at_most {
+            if began_at.elapsed() > at_most {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(100));

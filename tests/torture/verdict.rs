@@ -26,7 +26,7 @@ impl Failures {
         self.0.entry(kind).or_default().push(what.to_string());
     }
 
-    /// Number of failures of a kind.
+    /// Returns the number of failures of a kind.
     #[cfg(feature = "postgres")]
     fn count(&self, kind: &str) -> usize {
         self.0.get(kind).map_or(0, Vec::len)
@@ -75,7 +75,7 @@ const DENIALS: [u16; 5] = [302, 401, 429, 500, 503];
 impl SimulatorRecord {
     fn read(world: &World) -> Self {
         let mut recorded = Self::default();
-        for entry in world.record() {
+        for entry in world.simulator_record() {
             let is_denied = entry.answer.is_some_and(|status| DENIALS.contains(&status));
             match entry.effect {
                 Effect::BeganIncarnation { .. } => recorded.incarnations += 1,
@@ -392,7 +392,7 @@ pub fn error_lines(world: &World, chaos: &Chaos<'_>) -> Vec<String> {
 /// Error that a stopped reconciler causes: stopped within a write, it blocks all other writers.
 const WHILE_STOPPED: &str = "the database cannot be written";
 
-/// Number of times that a reconciler became leader, by the logs.
+/// Returns the number of times that a reconciler became leader, by the logs.
 fn leaders(world: &World) -> usize {
     let logs = logs(world);
     let lines = logs.iter().flat_map(|(_, text)| text.lines());

@@ -23,23 +23,26 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let database = scratch.path().join("orders.db");
     MILLION.copy(bench, &database)?;
     let simulator = Program::simulator(scratch.path(), &[])?;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let api = Program::api(&database)?;
     let answer = Connection::open(&api.url)?.get("/readyz")?;
     ensure!(answer.status == 200, "{answer:?}");
-    let api_ready = begun.elapsed();
-    let begun = Instant::now();
+    let api_ready = began_at.elapsed();
+    let began_at = Instant::now();
     let reconciler = Program::reconciler(&database, &simulator.url, &[])?;
     while !reconciler.logged().contains("became leader") {
-        ensure!(begun.elapsed() < PATIENCE, "the reconciler does not lead");
+        ensure!(
+            began_at.elapsed() < PATIENCE,
+            "the reconciler does not lead"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
-    let reconciler_ready = begun.elapsed();
+    let reconciler_ready = began_at.elapsed();
     std::thread::sleep(STARTUP);
     let before = (api.cpu_seconds()?, reconciler.cpu_seconds()?);
-    let begun = Instant::now();
+    let began_at = Instant::now();
     std::thread::sleep(MEASURED);
-    let percent = 100.0 / begun.elapsed().as_secs_f64();
+    let percent = 100.0 / began_at.elapsed().as_secs_f64();
     let api_cpu = (api.cpu_seconds()? - before.0) * percent;
     let reconciler_cpu = (reconciler.cpu_seconds()? - before.1) * percent;
     let line = |what: &str, unit, value: f64, below| {

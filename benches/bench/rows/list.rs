@@ -104,7 +104,7 @@ fn scanned(database: &Path) -> anyhow::Result<f64> {
         "SELECT seq, id, status, created_at, updated_at, starts, \
          attention, attention_since, attention_detail, next_attempt_at FROM orders ORDER BY seq",
     )?;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut count = 0;
     let mut rows = scan.query([])?;
@@ -127,7 +127,7 @@ fn scanned(database: &Path) -> anyhow::Result<f64> {
         }
     }
     ensure!(count >= MILLION.orders, "{count} orders were read");
-    Ok(count as f64 / begun.elapsed().as_secs_f64())
+    Ok(count as f64 / began_at.elapsed().as_secs_f64())
 }
 
 /// Returns the peak memory with slow readers alone, and the peak size of the log while orders are

@@ -180,9 +180,9 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         |_| Ok(millis(passes.next(RUNNING.orders)?)),
         |_| {
             let list = list_alone(&running.url)?;
-            let begun = Instant::now();
+            let began_at = Instant::now();
             ensure!(ready(store.open_orders())?.len() as u64 == RUNNING.orders);
-            Ok(millis(list + begun.elapsed()))
+            Ok(millis(list + began_at.elapsed()))
         },
     )?;
     let after = ready(store.open_orders())?;
@@ -301,14 +301,14 @@ impl Upstream for Running {
 /// Runs the reconciler's program until it exits, and returns its duration and its peak anonymous
 /// memory, in MiB.
 fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let mut program = Program::reconciler(database, upstream, arguments)?;
     let mut peak: f64 = 0.0;
     while !program.has_ended()? {
         peak = peak.max(program.anonymous_mib().unwrap_or(0.0));
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok((begun.elapsed(), peak))
+    Ok((began_at.elapsed(), peak))
 }
 
 /// Passes in this process, on a clock that is advanced before each.
@@ -343,9 +343,9 @@ impl<U: Upstream> Passes<U> {
     fn next(&mut self, orders: u64) -> anyhow::Result<Duration> {
         self.clock.set(self.clock.now().after(UNTIL_NEXT_POLL));
         let stop = Stop::default();
-        let begun = Instant::now();
+        let began_at = Instant::now();
         let report = self.runtime.block_on(self.reconciler.pass(&stop))?;
-        let took = begun.elapsed();
+        let took = began_at.elapsed();
         ensure!(
             report.observed as u64 == orders,
             "not all orders were observed"
@@ -366,7 +366,7 @@ fn send_all(
     send: impl AsyncFn(&OrderId) -> bool,
 ) -> anyhow::Result<Duration> {
     let send = &send;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let mut answers = futures_util::stream::iter(ids)
         .map(|id| async move { send(id).await })
         .buffer_unordered(at_once);
@@ -376,18 +376,18 @@ fn send_all(
         }
         Ok(())
     });
-    all.map(|()| begun.elapsed())
+    all.map(|()| began_at.elapsed())
 }
 
 /// Reads the upstream's list, and returns the duration.
 pub fn list_alone(url: &str) -> anyhow::Result<Duration> {
     let upstream = client(url)?;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     let mut entries = 0u64;
     let list = upstream.list(|entry| entries += u64::from(!entry.order_id.is_empty()));
     let listed = reconciler_runtime()?.block_on(list);
     ensure!(listed == Ok(entries), "the list is incomplete");
-    Ok(begun.elapsed())
+    Ok(began_at.elapsed())
 }
 
 fn record_alone(database: &Path) -> anyhow::Result<Duration> {
@@ -397,14 +397,14 @@ fn record_alone(database: &Path) -> anyhow::Result<Duration> {
         .map(|order| order.seq)
         .collect();
     let mut rng = fastrand::Rng::with_seed(1);
-    let begun = Instant::now();
+    let began_at = Instant::now();
     reconciler_runtime()?.block_on(async {
         for chunk in seqs.chunks(CHUNK) {
             databases::settle(&store, chunk, SystemClock.now(), &mut rng).await?;
         }
         anyhow::Ok(())
     })?;
-    Ok(begun.elapsed())
+    Ok(began_at.elapsed())
 }
 
 /// Serves an upstream that lists processes of these orders in random order.

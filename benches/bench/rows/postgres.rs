@@ -103,7 +103,7 @@ impl Server {
         bench.server.get().context("there is no server")
     }
 
-    /// Makes the database of a million orders in PROCESSING, if there is none yet.
+    /// Creates the database of a million orders in PROCESSING, if there is none yet.
     fn make_processing(&self) -> anyhow::Result<()> {
         if self.processing.get().is_none() {
             let reached = CommonStatus::Processing;
@@ -113,7 +113,7 @@ impl Server {
         Ok(())
     }
 
-    /// Makes the database of a million settled orders, if there is none yet.
+    /// Creates the database of a million settled orders, if there is none yet.
     fn make_settled(&self) -> anyhow::Result<()> {
         match self.settled.get() {
             None => self.settle_by_list().map(drop),
@@ -128,12 +128,12 @@ impl Server {
         fastrand::Rng::with_seed(1).shuffle(&mut ids);
         let upstream = Upstream::begin(ids, Duration::ZERO)?;
         self.copy(PROCESSING, SETTLED)?;
-        let begun = Instant::now();
+        let began_at = Instant::now();
         let mut program = self.reconciler(SETTLED, &upstream.url, &["--once"])?;
         while !program.has_ended()? {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let took = begun.elapsed();
+        let took = began_at.elapsed();
         self.ensure_settled(SETTLED)?;
         let _ = self.settled.set(());
         Ok((took, upstream))
@@ -146,7 +146,7 @@ impl Server {
         Ok(())
     }
 
-    /// Makes a database through the store, and returns its name.
+    /// Creates a database through the store, and returns its name.
     fn fill(&self, template: Template, name: &'static str) -> anyhow::Result<&'static str> {
         let created = self
             .cluster
@@ -258,7 +258,7 @@ impl Server {
     }
 }
 
-/// Creations by 64 callers of one API, and by 192 of three.
+/// Measures creations by 64 callers of one API, and by 192 of three.
 pub fn create(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.make_settled()?;
@@ -308,7 +308,7 @@ pub fn create(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Creations of one caller.
+/// Measures creations of one caller.
 pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.make_settled()?;
@@ -335,7 +335,7 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// One order by its id, against a row by its key.
+/// Measures reads of one order by its id, against a row by its key.
 pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.make_settled()?;
@@ -353,7 +353,7 @@ pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// All orders, against `COPY` of the same columns into this process.
+/// Measures the list of all orders, against `COPY` of the same columns into this process.
 pub fn list(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.make_settled()?;
@@ -362,7 +362,7 @@ pub fn list(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         ROUNDS,
         |_| Ok(MILLION.orders as f64 / listed(&api)?.whole.as_secs_f64()),
         |_| {
-            let begun = Instant::now();
+            let began_at = Instant::now();
             let rows = server.on_connection(SETTLED, async |client| {
                 const COPY: &str = "COPY (SELECT seq, id, status, created_at, updated_at, starts, \
                     attention, attention_since, attention_detail, next_attempt_at \
@@ -375,7 +375,7 @@ pub fn list(bench: &Bench) -> anyhow::Result<Vec<Line>> {
                 Ok(rows)
             })?;
             ensure!(rows as u64 == MILLION.orders, "{rows} orders were copied");
-            Ok(rows as f64 / begun.elapsed().as_secs_f64())
+            Ok(rows as f64 / began_at.elapsed().as_secs_f64())
         },
     )?;
     let what = "GET /order, a million; COPY TO STDOUT";
@@ -386,7 +386,7 @@ pub fn list(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// A million orders settled by one list, against the list and the bare statements.
+/// Measures the settling of a million orders by one list, against the list and the bare statements.
 pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     let (ours, upstream) = server.settle_by_list()?;
@@ -401,7 +401,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Creations at a constant rate while many orders settle.
+/// Measures creations at a constant rate while many orders settle.
 pub fn sustained(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     let database = server.fill(BESIDE, "beside")?;
@@ -428,7 +428,7 @@ pub fn sustained(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// From POST to PROCESSING, in two programs.
+/// Measures the time from POST to PROCESSING, with two programs.
 pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     let arguments = ["--max-order-process-duration", "1"];
@@ -439,7 +439,7 @@ pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     followed(&api, "two programs on PostgreSQL")
 }
 
-/// Bytes of a settled order with its entries, after a vacuum.
+/// Measures the bytes of a settled order with its entries, after a vacuum.
 pub fn disk(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.make_settled()?;
@@ -453,7 +453,7 @@ pub fn disk(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Statements of both programs at rest, as the server's log counts them.
+/// Counts the statements of both programs at rest, as the server's log counts them.
 pub fn idle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     server.sql("postgres", "CREATE DATABASE rest")?;
@@ -483,7 +483,7 @@ impl Server {
                 WHERE o.seq = ANY ($1) AND o.seq = u.seq AND status = 'PROCESSING' RETURNING o.seq) \
             INSERT INTO order_service.journal (seq, order_seq, at, reason) \
             SELECT $3 + row_number() OVER (), seq, 2, 'succeeded' FROM settled";
-        let begun = Instant::now();
+        let began_at = Instant::now();
         self.on_connection(database, async |client| {
             let plain = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
                          SET enable_nestloop = off";
@@ -500,7 +500,7 @@ impl Server {
             }
             Ok(())
         })?;
-        Ok(begun.elapsed())
+        Ok(began_at.elapsed())
     }
 
     /// Runs work on a connection of this process.

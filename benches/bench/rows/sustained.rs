@@ -82,12 +82,12 @@ fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Resul
     let log = database.with_extension("db-wal");
     let url = database.to_str().context("an odd path")?;
     let mut longest = 0;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     std::thread::scope(|scope| {
         let backups = BACKUPS_AT.map(|at| {
             let file = folder.join(format!("backup-{}.db", at.as_secs()));
             scope.spawn(move || {
-                std::thread::sleep(at.saturating_sub(begun.elapsed()));
+                std::thread::sleep(at.saturating_sub(began_at.elapsed()));
                 let file = file.to_str().context("an odd path")?;
                 order_service(&["backup", file, "--database-url", url])
             })

@@ -48,8 +48,8 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 /// Returns the latencies of the creations of one round, in milliseconds, sorted.
 pub fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow::Result<Vec<f64>> {
     let mut taken = Vec::new();
-    let begun = Instant::now();
-    while begun.elapsed() < MEASURED {
+    let began_at = Instant::now();
+    while began_at.elapsed() < MEASURED {
         let id = format!("{:032x}", rng.u128(..));
         let asked_at = Instant::now();
         connection.create(&id)?;

@@ -67,7 +67,7 @@ impl World {
     pub fn lead(&self) -> Leadership {
         let lead = self.wait_for(self.store.try_lead());
         let lead = lead.expect("the database can be written");
-        lead.expect("no one else leads")
+        lead.expect("another process leads")
     }
 
     /// Records changes, and checks that none conflicts.

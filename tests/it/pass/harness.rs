@@ -34,7 +34,7 @@ pub(super) enum Fault {
     /// The answer has this HTTP status, and the request has no effect.
     Status(u16),
     /// A running process has an unknown status.
-    Odd,
+    UnknownStatus,
     /// A list has each process twice, with the same status, or with another one.
     Twice,
     Contradictory,
@@ -53,7 +53,7 @@ pub(super) struct InMemory {
     pub(super) clock: ManualClock,
     draws: Rc<Cell<u64>>,
     pub(super) start_fault: Rc<Cell<Fault>>,
-    pub(super) look_fault: Rc<Cell<Fault>>,
+    pub(super) look_up_fault: Rc<Cell<Fault>>,
     /// Fault of lists; that of look-ups if `None`.
     pub(super) list_fault: Rc<Cell<Option<Fault>>>,
     /// Prefix of the ids of orders whose starts are always refused.
@@ -76,7 +76,7 @@ impl InMemory {
             clock,
             draws: Rc::new(Cell::new(1)),
             start_fault: Rc::new(Cell::new(Fault::Answered)),
-            look_fault: Rc::new(Cell::new(Fault::Answered)),
+            look_up_fault: Rc::new(Cell::new(Fault::Answered)),
             list_fault: Rc::default(),
             refused: Rc::default(),
             lost: Rc::default(),
@@ -87,14 +87,14 @@ impl InMemory {
         }
     }
 
-    /// A linear congruential generator: the same draws in every run.
+    /// Draws by a linear congruential generator: the same numbers in every run.
     fn draw(&self, below: u64) -> u64 {
         let next = self.draws.get().wrapping_mul(6_364_136_223_846_793_005);
         self.draws.set(next.wrapping_add(1_442_695_040_888_963_407));
         (self.draws.get() >> 33) % below
     }
 
-    /// A request reaches one of the upstreams.
+    /// Records a request, which reaches one of the upstreams.
     fn request(&self, request: String) {
         self.requests.borrow_mut().push(request);
         if self.other.borrow().is_some() && self.draw(2) == 0 {
@@ -102,7 +102,7 @@ impl InMemory {
         }
     }
 
-    /// The next request reaches the other upstream, if there is one.
+    /// Makes the next request reach the other upstream, if there is one.
     pub(super) fn swap(&self) {
         if let Some(other) = &mut *self.other.borrow_mut() {
             std::mem::swap(&mut *self.model.borrow_mut(), other);
@@ -201,10 +201,13 @@ impl Upstream for InMemory {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         self.request(format!("look_up {id}"));
-        if !matches!(self.look_fault.get(), Fault::Answered | Fault::Odd) {
+        if !matches!(
+            self.look_up_fault.get(),
+            Fault::Answered | Fault::UnknownStatus
+        ) {
             return Err(failure(
                 "no answer",
-                self.look_fault.get() == Fault::Refused,
+                self.look_up_fault.get() == Fault::Refused,
             ));
         }
         if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
@@ -213,7 +216,7 @@ impl Upstream for InMemory {
         let model = self.model.borrow();
         let mut status = model.look_up(id.as_str(), self.read_at());
         status = status.filter(|_| self.has_begun(id.as_str()));
-        if self.look_fault.get() == Fault::Odd {
+        if self.look_up_fault.get() == Fault::UnknownStatus {
             status = status.map(|_| "PAUSED");
         }
         Ok(status.map_or(Observed::Absent, Observed::of_status))
@@ -224,7 +227,7 @@ impl Upstream for InMemory {
         let draw = &mut |below| self.draw(below);
         let mut processes = self.model.borrow().list(self.read_at(), draw);
         processes.retain(|(id, _)| self.has_begun(id));
-        let fault = self.list_fault.get().unwrap_or(self.look_fault.get());
+        let fault = self.list_fault.get().unwrap_or(self.look_up_fault.get());
         let again = |other: Option<&'static str>| {
             let entries = processes.iter();
             let again = entries.map(|(id, status)| (id.clone(), other.unwrap_or(status)));

@@ -30,7 +30,7 @@ fn an_upstream_that_is_down_is_not_probed_more_often_because_of_new_orders() {
     harness.create("a1");
     let mut reconciler = harness.reconciler();
     harness.upstream.start_fault.set(Fault::Refused);
-    harness.upstream.look_fault.set(Fault::Refused);
+    harness.upstream.look_up_fault.set(Fault::Refused);
     pass(&mut reconciler);
     harness.forward(1_000);
     pass(&mut reconciler);
@@ -56,7 +56,7 @@ fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
     harness.create_many(50);
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
-    harness.upstream.look_fault.set(Fault::Refused);
+    harness.upstream.look_up_fault.set(Fault::Refused);
     harness.upstream.list_fault.set(Some(Fault::Refused));
     harness.forward(5_000);
     pass(&mut reconciler);
@@ -79,7 +79,7 @@ fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
 #[test]
 fn one_restart_of_the_upstream_is_counted_once_under_every_policy() {
     use LostProcess::{Fail, Hold, Restart};
-    for (policy, look_fault) in [
+    for (policy, look_up_fault) in [
         (Hold, Fault::Answered),
         (Restart, Fault::Answered),
         (Fail, Fault::Answered),
@@ -89,7 +89,7 @@ fn one_restart_of_the_upstream_is_counted_once_under_every_policy() {
     ] {
         let harness = forgotten(50, policy);
         harness.upstream.list_fault.set(Some(Fault::Answered));
-        harness.upstream.look_fault.set(look_fault);
+        harness.upstream.look_up_fault.set(look_up_fault);
         let mut reconciler = harness.old_reconciler();
         let mut missed = 0;
         for _ in 0..30 {
@@ -102,7 +102,7 @@ fn one_restart_of_the_upstream_is_counted_once_under_every_policy() {
             .unwrap()
             .learned
             .incarnations;
-        assert_eq!(incarnations.restarts(), 1, "{policy:?}, {look_fault:?}");
+        assert_eq!(incarnations.restarts(), 1, "{policy:?}, {look_up_fault:?}");
     }
 }
 
@@ -115,7 +115,7 @@ fn an_outage_flags_no_order_and_a_single_silent_look_up_does() {
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
     harness.forward(1_000);
-    harness.upstream.look_fault.set(Fault::Refused);
+    harness.upstream.look_up_fault.set(Fault::Refused);
     pass(&mut reconciler);
     let delayed = || {
         let open = ready(harness.store.open_orders()).unwrap();
@@ -123,7 +123,7 @@ fn an_outage_flags_no_order_and_a_single_silent_look_up_does() {
         delayed.count()
     };
     assert_eq!(delayed(), 0, "it is down");
-    harness.upstream.look_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Answered);
     harness.upstream.lost.borrow_mut().push("a1".to_owned());
     harness.forward(1_000);
     pass(&mut reconciler);
@@ -162,8 +162,8 @@ fn starts_that_fail_for_an_hour_make_no_order_need_an_operator() {
     harness.create_many(20);
     let mut reconciler = harness.reconciler();
     harness.upstream.start_fault.set(Fault::Status(503));
-    let begun = harness.clock.now();
-    while harness.clock.now().since(begun) < Duration::from_secs(3_600) {
+    let began_at = harness.clock.now();
+    while harness.clock.now().since(began_at) < Duration::from_secs(3_600) {
         pass(&mut reconciler);
         harness.forward(4_000);
     }

@@ -106,10 +106,10 @@ fn an_order_just_looked_up_is_not_polled_until_its_process_may_have_ended() {
 #[test]
 fn an_order_with_attention_is_part_of_every_poll() {
     let (harness, mut reconciler) = twenty_seconds(20);
-    harness.upstream.look_fault.set(Fault::Odd);
+    harness.upstream.look_up_fault.set(Fault::UnknownStatus);
     assert_eq!(pass(&mut reconciler).flagged, 20);
     assert_eq!(harness.reason("a7"), Some(Reason::UnknownStatus));
-    harness.upstream.look_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Answered);
     for _ in 0..4 {
         harness.forward(1_000);
         pass(&mut reconciler);
@@ -171,11 +171,11 @@ fn the_last_full_observation_needs_an_answer_for_every_order() {
     let seen_at = || ready(harness.store.heartbeat()).unwrap().last_observed_at;
     let before = seen_at();
     harness.upstream.list_fault.set(Some(Fault::Lost));
-    harness.upstream.look_fault.set(Fault::Lost);
+    harness.upstream.look_up_fault.set(Fault::Lost);
     pass(&mut reconciler);
     assert_eq!(seen_at(), before, "half of them");
     harness.upstream.list_fault.set(Some(Fault::Answered));
-    harness.upstream.look_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Answered);
     harness.forward(1_000);
     // Processes that were not seen are polled again at once.
     let mut passes = 0;

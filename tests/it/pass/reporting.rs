@@ -16,13 +16,13 @@ fn seconds_until_written(
     reconciler: &mut Reconciler<InMemory, ManualClock>,
 ) -> i64 {
     let before = written_at(harness);
-    let begun = harness.clock.now();
+    let began_at = harness.clock.now();
     while written_at(harness) == before {
         harness.forward(1_000);
         pass(reconciler);
-        assert!(harness.clock.now().since(begun) < Duration::from_secs(60));
+        assert!(harness.clock.now().since(began_at) < Duration::from_secs(60));
     }
-    harness.clock.now().since(begun).as_secs() as i64
+    harness.clock.now().since(began_at).as_secs() as i64
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn waiting_for_the_start_rate_or_the_upstream_is_no_event() {
     harness.forward(1_000);
     assert!(pass(&mut reconciler).has_more, "the order is still queued");
     assert_eq!(written_at(&harness), before);
-    harness.upstream.look_fault.set(Fault::Refused);
+    harness.upstream.look_up_fault.set(Fault::Refused);
     harness.forward(1_000);
     assert!(pass(&mut reconciler).unreachable);
     let down_since = written_at(&harness);
@@ -84,7 +84,7 @@ fn the_upstream_counts_as_unreachable_when_no_request_got_an_answer() {
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
     harness.forward(1_100);
-    harness.upstream.look_fault.set(Fault::Lost);
+    harness.upstream.look_up_fault.set(Fault::Lost);
     assert!(pass(&mut reconciler).unreachable, "no answer");
     harness.create("a2");
     harness.forward(1_000);

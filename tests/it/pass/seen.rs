@@ -67,7 +67,7 @@ fn every_kind_of_poll_that_sees_a_process_is_recorded_for_the_next_reconciler() 
     };
     let odd = |harness: &Harness| {
         running(harness);
-        harness.upstream.look_fault.set(Fault::Odd);
+        harness.upstream.look_up_fault.set(Fault::UnknownStatus);
     };
     let unanswered = |harness: &Harness| {
         harness.upstream.start_fault.set(Fault::AnswerLost);
@@ -82,7 +82,7 @@ fn every_kind_of_poll_that_sees_a_process_is_recorded_for_the_next_reconciler() 
         pass(&mut harness.reconciler());
         assert!(is_seen(&harness), "{name}");
         assert_eq!(harness.count(Status::Processing), orders, "{name}");
-        harness.upstream.look_fault.set(Fault::Answered);
+        harness.upstream.look_up_fault.set(Fault::Answered);
         forget(&harness, &mut harness.reconciler());
         assert_eq!(harness.count(Status::Failed), orders, "{name}");
     };

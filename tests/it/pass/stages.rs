@@ -120,10 +120,10 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
 
     // The upstream goes down with the first look-up, while another is ready.
     let harness = forgotten(2, LostProcess::Restart);
-    let look_fault = harness.upstream.look_fault.clone();
+    let look_up_fault = harness.upstream.look_up_fault.clone();
     let (mut reconciler, entered) = traced(&harness, move |_, stage| {
         if stage == Ready {
-            look_fault.set(Fault::Refused);
+            look_up_fault.set(Fault::Refused);
         }
     });
     pass(&mut reconciler);

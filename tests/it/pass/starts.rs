@@ -44,11 +44,11 @@ fn a_new_order_behind_three_thousand_refused_ones_is_started_within_ten_seconds(
     (harness.settings.start_rate, harness.settings.max_in_flight) = (Some(50.0), 8);
     harness.upstream.take_requests();
     let mut reconciler = harness.reconciler();
-    let begun = harness.clock.now();
+    let began_at = harness.clock.now();
     while harness.count(Status::Processing) < 20 {
         pass(&mut reconciler);
     }
-    let took = harness.clock.now().since(begun);
+    let took = harness.clock.now().since(began_at);
     assert!(took <= Duration::from_secs(10), "{took:?}");
     // New orders do not block the refused ones either.
     let requests = harness.upstream.take_requests();

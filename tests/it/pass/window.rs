@@ -60,10 +60,10 @@ fn a_new_reconciler_counts_the_processes_that_run_already() {
     let harness = short_lived(40, 1_000);
     assert_eq!(pass(&mut harness.reconciler()).started, WINDOW);
     harness.forward(1_000);
-    let begun = running(&harness);
+    let before = running(&harness);
     let mut reconciler = harness.reconciler();
     let report = pass(&mut reconciler);
-    assert_eq!(report.started, WINDOW - begun, "{report}");
+    assert_eq!(report.started, WINDOW - before, "{report}");
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn a_cause_is_printed_once() {
     }
 }
 
-/// Has a program create a database.
+/// Creates a database with a program.
 fn create(world: &World, path: &Path) {
     let arguments = ["--once", "--database-url", path.to_str().unwrap()];
     let ran = world.run("order-reconciler", &arguments, &[]);

@@ -478,7 +478,7 @@ async fn a_leader_that_was_stopped_while_another_took_over_starts_nothing_twice(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(world.outcomes().len(), 300);
-    let record = world.record();
+    let record = world.simulator_record();
     let repeated = record
         .iter()
         .filter(|entry| matches!(entry.effect, Effect::Exists { .. }));

@@ -333,12 +333,12 @@ async fn starts_and_look_ups_continue_while_a_list_is_read() {
     let upstream = Scripted::new(|asked, _| meanwhile(asked, &long_list())).await;
     let orders = Orders::processing(&many()).await;
     let mut reconciler = orders.reconciler(&upstream).await;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     reconciler.pass().await;
     orders.create("new").await;
     reconciler.until_status("new", Status::Processing).await;
     reconciler.until_status("order-7", Status::Failed).await;
-    let took = begun.elapsed();
+    let took = began_at.elapsed();
     assert!(took < Duration::from_millis(2_900), "{took:?}");
     let lists = || {
         upstream
@@ -351,7 +351,7 @@ async fn starts_and_look_ups_continue_while_a_list_is_read() {
     while !orders.all().iter().all(is_settled) {
         reconciler.pass().await;
         assert!(
-            begun.elapsed() < Duration::from_secs(30),
+            began_at.elapsed() < Duration::from_secs(30),
             "the list is never read"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -375,10 +375,10 @@ async fn a_list_that_never_ends_delays_neither_starts_nor_the_shutdown() {
         asked.iter().any(ReceivedRequest::is_start)
     })
     .await;
-    let begun = Instant::now();
+    let began_at = Instant::now();
     reconciler.signal("TERM");
     assert_eq!(ended(reconciler).await.0, Some(0));
-    let took = begun.elapsed();
+    let took = began_at.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(
         upstream
