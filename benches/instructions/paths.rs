@@ -3,9 +3,9 @@
 //! Every run is identical: ids come from a seed, writes are synchronous on the calling thread, and
 //! no network is used. Counts therefore exclude the disk and the network.
 
+mod environment;
 mod http;
 mod reconciling;
-mod world;
 
 /// One iteration of a path.
 pub type Iteration = Box<dyn FnMut()>;

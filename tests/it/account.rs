@@ -1,6 +1,6 @@
 //! The account of `dev`: its counts, and the exit code that follows from it.
 
-use crate::world::{lead, ready};
+use crate::environment::{lead, ready};
 use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
@@ -8,7 +8,7 @@ use order_service::process::Exit;
 use order_service::store::{AttentionUpdate, Creation, OrderChange, Store, Transition};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::world::World;
+use crate::environment::TestEnvironment;
 
 /// An upstream that serves only its list, which may break off at the end.
 struct Lists {
@@ -89,8 +89,8 @@ const RUN: [(&str, &str); 2] = [("runs", "RUNNING"), ("spent", "SUCCEEDED")];
 
 #[tokio::test]
 async fn open_orders_and_lost_ones_to_be_restarted_are_clean() {
-    let world = World::in_memory();
-    let store = world.store();
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
     orders(&store).await;
     let all = [&RUN[..], &[("good", "SUCCEEDED"), ("bad", "FAILED")]].concat();
     // Processes of other clients do not count.
@@ -110,8 +110,8 @@ async fn open_orders_and_lost_ones_to_be_restarted_are_clean() {
 
 #[tokio::test]
 async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
-    let world = World::in_memory();
-    let store = world.store();
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
     orders(&store).await;
     let (account, exit) = taken(&store, Hold, &RUN[..1], true).await;
     assert_eq!((account.lost, account.held), (Some(1), Some(1)));
@@ -140,8 +140,8 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
 
 #[tokio::test]
 async fn an_outcome_that_the_upstream_contradicts_is_not_clean() {
-    let world = World::in_memory();
-    let store = world.store();
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
     orders(&store).await;
     for said in ["FAILED", "RUNNING"] {
         let processes = [&RUN[..], &[("good", said)]].concat();
@@ -153,8 +153,8 @@ async fn an_outcome_that_the_upstream_contradicts_is_not_clean() {
 
 #[tokio::test]
 async fn orders_that_the_upstream_did_not_report_are_unknown() {
-    let world = World::in_memory();
-    let store = world.store();
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
     orders(&store).await;
     // An unknown status counts as no answer.
     let processes = [RUN[0], ("spent", "PAUSED"), ("good", "PAUSED")];

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use crate::world::{lead, orders, ready};
+use crate::environment::{lead, orders, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
@@ -14,7 +14,7 @@ use order_service::pace::UpstreamState;
 use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store, Transition};
 use serde_json::{Value, json};
 
-use crate::world::{Client, World, assert_problem};
+use crate::environment::{Client, TestEnvironment, assert_problem};
 
 /// Start of all attention in these tests.
 const SINCE: Timestamp = Timestamp(1_700_000_000_000);
@@ -138,10 +138,10 @@ async fn assert_filter_agrees(client: &Client, api: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_reason_is_shown_and_the_filter_selects_the_orders_with_one() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     one_of_each(&store).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     for reason in Reason::ALL {
         let path = format!("{}/order/p%20{}", api.url, reason.as_str());
@@ -168,10 +168,10 @@ async fn every_reason_is_shown_and_the_filter_selects_the_orders_with_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_upstream_is_down_every_open_order_has_attention_and_no_settled_one() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     one_of_each(&store).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let down_since = SystemClock.now();
@@ -220,8 +220,8 @@ async fn by(client: &Client, api: &str, id: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let refusals = |count| vec![flagged(Reason::StartRefused); count];
     order(&store, "four", refusals(4)).await;
     order(&store, "five", refusals(5)).await;
@@ -232,7 +232,7 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
     order(&store, "missed-late", late).await;
     let held = vec![Transition::Adopted, flagged(Reason::ProcessLost)];
     order(&store, "held", held).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     let stats = client.get(format!("{}/stats", api.url)).await.json();
     assert_eq!(stats["reconciler"]["policy"], Value::Null);
@@ -278,7 +278,7 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
         .write_heartbeat(&lead(&store).await, heartbeat)
         .await
         .unwrap();
-    let ran = world.run("order-service", &["restart", "held", "worn", "five"], &[]);
+    let ran = env.run("order-service", &["restart", "held", "worn", "five"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for id in ["held", "worn", "five"] {
         assert_eq!(by(&client, &api.url, id).await, "itself", "{id}");
@@ -287,8 +287,8 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_reports_its_policy_and_its_end() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let reconciler = async || {
         let stats = client.get(format!("{}/stats", api.url)).await.json();
@@ -301,7 +301,7 @@ async fn a_reconciler_reports_its_policy_and_its_end() {
     );
     // With one order, so that a request to the upstream is due.
     client.create(&api.url, "a1").await;
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let once = [
         "--once",
         "--lost-process",
@@ -310,7 +310,7 @@ async fn a_reconciler_reports_its_policy_and_its_end() {
         &simulator.url,
     ];
     let before = SystemClock.now();
-    let ran = world.run("order-reconciler", &once, &[]);
+    let ran = env.run("order-reconciler", &once, &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let state = reconciler().await;
     assert_eq!(state["policy"], "hold");
@@ -332,10 +332,10 @@ async fn a_reconciler_reports_its_policy_and_its_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     one_of_each(&store).await;
-    let explain = |id: &str| world.run("order-service", &["explain", id], &[]);
+    let explain = |id: &str| env.run("order-service", &["explain", id], &[]);
     for order in orders(&store, Filter::default()) {
         let ran = explain(order.id.as_str());
         assert_eq!(ran.code, Some(0), "{ran:?}");
@@ -360,12 +360,12 @@ async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
         assert!(ran.stderr.contains(says), "{ran:?}");
     }
-    let ran = world.run("order-service", &["explain", " a"], &[]);
+    let ran = env.run("order-service", &["explain", " a"], &[]);
     assert_eq!(ran.code, Some(2), "no order can have that id: {ran:?}");
     let elsewhere = ["explain", "c", "--database-url", "none.db"];
-    let ran = world.run("order-service", &elsewhere, &[]);
+    let ran = env.run("order-service", &elsewhere, &[]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
-    assert!(!world.path("none.db").exists());
+    assert!(!env.path("none.db").exists());
 }
 
 /// Replaces durations, which change between two reads.
@@ -377,10 +377,10 @@ fn timeless(text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_prints_what_the_api_serves() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     one_of_each(&store).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     assert_eq!(client.create(&api.url, "a/b").await.status, 201);
     let mut ids = vec![("a/b".to_owned(), "a%2Fb".to_owned())];
@@ -398,7 +398,7 @@ async fn explain_prints_what_the_api_serves() {
         let explained = explained.json();
         let order = client.get(format!("{}/order/{segment}", api.url)).await;
         assert_eq!(explained["order"], order.json());
-        let ran = world.run("order-service", &["explain", &id], &[]);
+        let ran = env.run("order-service", &["explain", &id], &[]);
         let printed = timeless(&ran.stdout);
         let lists = ["observed", "why", "next", "advice"];
         let lists = lists.iter().flat_map(|list| explained[list].as_array());
@@ -425,9 +425,9 @@ async fn explain_prints_what_the_api_serves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program() {
-    let world = World::new();
-    let store = world.store();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let store = env.store();
+    let api = env.api(&[]);
     one_of_each(&store).await;
     let client = Client::new();
     client.create(&api.url, "last").await;
@@ -444,7 +444,7 @@ async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program()
         .unwrap();
     // "c" itself, and one of the two whose backoff is over: their queue has half the share. Not the held
     // one.
-    let ran = world.run("order-service", &["explain", "last"], &[]);
+    let ran = env.run("order-service", &["explain", "last"], &[]);
     let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s it is started in \
                 about 4.0 s.";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
@@ -452,12 +452,12 @@ async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let lost = || vec![Transition::Adopted, flagged(Reason::ProcessLost)];
     for id in ["p1", "it's lost", "--all-lost"] {
         order(&store, id, lost()).await;
-        let ran = world.run("order-service", &["explain", "--", id], &[]);
+        let ran = env.run("order-service", &["explain", "--", id], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         let commands = ran.stdout.lines().map(str::trim);
         let commands: Vec<_> = commands
@@ -499,7 +499,7 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
             "PATH",
             format!("{}:/usr/bin:/bin", program.parent().unwrap().display()),
         )
-        .env("DATABASE_URL", world.database())
+        .env("DATABASE_URL", env.database())
         .current_dir("/")
         .output()
         .unwrap();

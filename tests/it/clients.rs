@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::environment::{
+    Answer, Client, PATIENCE, Program, TestEnvironment, assert_problem, fill,
+};
 use crate::lists::long_name;
 use crate::wire::{Wire, statuses};
-use crate::world::{Answer, Client, PATIENCE, Program, World, assert_problem, fill};
 
 const HOST: &str = "Host: localhost\r\n";
 
@@ -30,8 +32,8 @@ async fn assert_unharmed(client: &Client, api: &Program, orders: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_request_is_refused_and_its_connection_closed() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let create =
         |fields: &str, body: &str| format!("POST /order HTTP/1.1\r\n{HOST}{fields}\r\n{body}");
@@ -165,8 +167,8 @@ async fn a_malformed_request_is_refused_and_its_connection_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_or_target_without_a_path_does_no_harm() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut wrong = Vec::new();
     for (line, expected) in [
@@ -190,8 +192,8 @@ async fn a_method_or_target_without_a_path_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_on_one_connection_are_answered_in_their_order() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut wire = Wire::open(&api);
     let create = |id: &str| {
@@ -225,8 +227,8 @@ async fn requests_on_one_connection_are_answered_in_their_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     // A proxy that believes the length would see a second request in the tail.
     let mut wire = Wire::open(&api);
@@ -256,8 +258,8 @@ async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_off_creates_nothing() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let post = format!("POST /order HTTP/1.1\r\n{HOST}");
     for request in [
@@ -286,8 +288,8 @@ async fn an_upload_that_breaks_off_creates_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_slow_client_gets_408_and_delays_no_other() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let silent: Vec<_> = (0..50).map(|_| Wire::open(&api)).collect();
     let mut halves: Vec<_> = (0..50).map(|_| Wire::open(&api)).collect();
@@ -336,8 +338,8 @@ async fn a_slow_client_gets_408_and_delays_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_finishes_requests_in_flight_and_takes_no_new_ones() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut flying = Wire::open(&api);
     flying.send(ASKING);
@@ -362,17 +364,17 @@ async fn a_shutdown_finishes_requests_in_flight_and_takes_no_new_ones() {
     assert_eq!(statuses(&answer), [201], "{answer}");
     let mut api = api;
     assert_eq!(api.wait().code(), Some(0));
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     assert_unharmed(&client, &api, &["fly"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_shutdown_completes_whatever_clients_do() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
-    let all = fill(&world.store(), &names, 2_000).await;
+    let all = fill(&env.store(), &names, 2_000).await;
     let silent = Wire::open(&api);
     let mut idle = Wire::open(&api);
     idle.send(format!("GET /livez HTTP/1.1\r\n{HOST}\r\n"));

@@ -15,9 +15,9 @@ use rusqlite::Connection;
 
 #[cfg(feature = "postgres")]
 use crate::cluster::cluster;
+use crate::environment::{Client, Ran, TestEnvironment, assert_agree, assert_problem, fill, lead};
 use crate::events::Events;
 use crate::store::all;
-use crate::world::{Client, Ran, World, assert_agree, assert_problem, fill, lead};
 
 /// Engines of a source and a target.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +38,11 @@ const PAIRS: [[Engine; 2]; 4] = [
 ];
 
 /// A database that is not there yet.
-fn new_url(world: &World, engine: Engine) -> String {
+fn new_url(env: &TestEnvironment, engine: Engine) -> String {
     match engine {
         Engine::Sqlite => format!(
             "sqlite:{}",
-            world.path(&format!("{}.db", fastrand::u32(..))).display()
+            env.path(&format!("{}.db", fastrand::u32(..))).display()
         ),
         #[cfg(feature = "postgres")]
         Engine::Postgres => cluster().url(&cluster().database()),
@@ -54,8 +54,8 @@ fn open(url: &str) -> Store {
     Store::open(&url, Mode::Threaded).unwrap()
 }
 
-fn copy(world: &World, arguments: &[&str]) -> Ran {
-    world.run("order-service", &[&["copy"], arguments].concat(), &[])
+fn copy(env: &TestEnvironment, arguments: &[&str]) -> Ran {
+    env.run("order-service", &[&["copy"], arguments].concat(), &[])
 }
 
 /// Runs statements in a database.
@@ -73,8 +73,8 @@ fn run_sql(url: &str, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-fn copied(world: &World, from: &str, to: &str) -> Ran {
-    let ran = copy(world, &[from, to]);
+fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
+    let ran = copy(env, &[from, to]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("equal, and sound"), "{ran:?}");
     ran
@@ -168,12 +168,12 @@ async fn contents(url: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() {
     for [from, to] in PAIRS {
-        let world = World::new();
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         filled(&from).await;
         let before = contents(&from).await;
-        copied(&world, &from, &to);
-        let compared = copy(&world, &["--verify-only", &from, &to]);
+        copied(&env, &from, &to);
+        let compared = copy(&env, &["--verify-only", &from, &to]);
         assert_eq!(compared.code, Some(0), "{compared:?}");
         assert_eq!(compared.stdout, "equal\n");
         assert_eq!(contents(&to).await, before, "{from} {to}");
@@ -184,9 +184,9 @@ async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() 
         drop(store);
         let later = contents(&to).await;
         assert_ne!(later, before);
-        copied(&world, &to, &from);
+        copied(&env, &to, &from);
         assert_eq!(contents(&from).await, later, "{to} {from}");
-        let check = world.run("order-service", &["check", "--database-url", &from], &[]);
+        let check = env.run("order-service", &["check", "--database-url", &from], &[]);
         assert_eq!(check.code, Some(0), "{check:?}");
     }
 }
@@ -194,8 +194,8 @@ async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence() {
     for [from, to] in PAIRS {
-        let world = World::new();
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         filled(&from).await;
         let before = contents(&from).await;
         let refused = |url: &str, says: &str| {
@@ -206,7 +206,7 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
                 &["order-service", "prune", "--settled-before", "1d"],
             ] {
                 let arguments_all = [&arguments[1..], &["--database-url", url]].concat();
-                let ran = world.run(arguments[0], &arguments_all, &[]);
+                let ran = env.run(arguments[0], &arguments_all, &[]);
                 assert_eq!(ran.code, Some(3), "{arguments:?} {ran:?}");
                 assert!(ran.stderr.contains(says), "{arguments:?} {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
@@ -214,7 +214,7 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
         };
         // Programs that run are refused their writes.
         let running = open(&from);
-        copied(&world, &from, &to);
+        copied(&env, &from, &to);
         let late = running
             .create(OrderId::new("late").unwrap(), Timestamp(9))
             .await;
@@ -223,7 +223,7 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
         drop(running);
         let moved = format!("has moved to {to}; ");
         refused(&from, &moved);
-        let again = copy(&world, &[&from, &to]);
+        let again = copy(&env, &[&from, &to]);
         assert_eq!(again.code, Some(3), "{again:?}");
         assert!(
             again.stderr.contains("holds an order database already"),
@@ -232,24 +232,24 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
         // As if it had been killed between its last two transactions.
         let mark = format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')");
         run_sql(&to, &mark);
-        copied(&world, &from, &to);
+        copied(&env, &from, &to);
         // It was not written to since.
-        let back = copy(&world, &["--take-back", &from, &to]);
+        let back = copy(&env, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(0), "{back:?}");
         assert_eq!(contents(&from).await, before);
         refused(&to, &format!("has moved to {from}; "));
-        let back = copy(&world, &["--take-back", &from, &to]);
+        let back = copy(&env, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(2), "{back:?}");
         assert!(back.stderr.contains("has not moved"), "{back:?}");
         // What is there already is used.
-        copied(&world, &from, &to);
+        copied(&env, &from, &to);
         let store = open(&to);
         store
             .create(OrderId::new("new").unwrap(), Timestamp(9))
             .await
             .unwrap();
         drop(store);
-        let back = copy(&world, &["--take-back", &from, &to]);
+        let back = copy(&env, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(1), "{back:?}");
         assert!(
             back.stderr.contains("order \"new\" is not in the source"),
@@ -268,8 +268,8 @@ async fn a_copy_that_is_killed_goes_on_and_ends_equal() {
 
 /// Kills copies at random moments; each is run again, and ends equal.
 async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
-    let world = World::new();
-    let (mut from, mut to) = (new_url(&world, from), new_url(&world, to));
+    let env = TestEnvironment::new();
+    let (mut from, mut to) = (new_url(&env, from), new_url(&env, to));
     filled(&from).await;
     let ids: Vec<_> = (0..orders).map(|n| format!("more-{n}")).collect();
     fill(&open(&from), &ids, 200).await;
@@ -277,7 +277,7 @@ async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
     let mut took = Duration::from_millis(1_500);
     let mut done = 0;
     while done < kills {
-        let mut program = world.start("order-service", &["copy", &from, &to], false);
+        let mut program = env.start("order-service", &["copy", &from, &to], false);
         std::thread::sleep(took.mul_f64(fastrand::f64()));
         if program.ended().is_none() {
             program.signal("KILL");
@@ -288,7 +288,7 @@ async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
             continue;
         }
         let began = std::time::Instant::now();
-        let ran = copy(&world, &[&from, &to]);
+        let ran = copy(&env, &[&from, &to]);
         took = began.elapsed();
         match ran.code {
             Some(0) => {}
@@ -296,7 +296,7 @@ async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
             Some(3) if ran.stderr.contains("holds an order database already") => {}
             _ => panic!("{ran:?}"),
         }
-        let compared = copy(&world, &["--verify-only", &from, &to]);
+        let compared = copy(&env, &["--verify-only", &from, &to]);
         assert_eq!(compared.stdout, "equal\n", "{compared:?}");
         assert_eq!(contents(&to).await, before);
         // The way back, with something new.
@@ -320,8 +320,8 @@ async fn copies_of_twenty_thousand_orders_that_are_killed_end_equal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
     for [from, to] in PAIRS {
-        let world = World::new();
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         filled(&from).await;
         let store = open(&from);
         let writer = tokio::spawn(async move {
@@ -336,7 +336,7 @@ async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
             }
             created
         });
-        tokio::task::block_in_place(|| copied(&world, &from, &to));
+        tokio::task::block_in_place(|| copied(&env, &from, &to));
         let created = writer.await.unwrap();
         let store = open(&to);
         for id in &created {
@@ -352,13 +352,13 @@ async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
     for [from, to] in PAIRS {
-        let world = World::new();
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         filled(&from).await;
         let client = Client::new();
         let api = |url: &str| {
             let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", url];
-            world.start("order-service", &arguments, true)
+            env.start("order-service", &arguments, true)
         };
         let mut numbers = Vec::new();
         let mut last = None;
@@ -378,7 +378,7 @@ async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
             }
             program.stop();
             let other = if *url == from { &to } else { &from };
-            copied(&world, url, other);
+            copied(&env, url, other);
         }
         let all = open(&to).events(None, Cursor::default(), 1_000).await;
         let all: Vec<_> = all.unwrap().0.iter().map(|event| event.seq).collect();
@@ -389,27 +389,27 @@ async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_moves_while_it_works_goes_on_and_starts_nothing_twice() {
     for [from, to] in PAIRS {
-        let world = World::new();
-        let simulator = world.simulator(&["--max-order-process-duration", "2"]);
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let simulator = env.simulator(&["--max-order-process-duration", "2"]);
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         let client = Client::new();
         let serve = |url: &str| {
             let listen = ["serve", "--listen", "127.0.0.1:0", "--database-url", url];
             let upstream = ["--order-process-url", &simulator.url];
-            world.start("order-service", &[&listen[..], &upstream].concat(), true)
+            env.start("order-service", &[&listen[..], &upstream].concat(), true)
         };
         let before = serve(&from);
         for n in 0..60 {
             let created = client.create(&before.url, &format!("o{n}")).await;
             assert_eq!(created.status, 201);
         }
-        copied(&world, &from, &to);
+        copied(&env, &from, &to);
         let refused = client.create(&before.url, "late").await;
         assert_problem(&refused, 503);
         let after = serve(&to);
         let orders = client.settled(&after.url, 60).await;
         before.kill();
-        assert_agree(&world, &orders);
+        assert_agree(&env, &orders);
     }
 }
 
@@ -607,13 +607,10 @@ const DAMAGES: [(&str, &str); 50] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_damage_of_a_copy_is_found_and_named() {
-    let world = World::new();
-    let (from, to) = (
-        new_url(&world, Engine::Sqlite),
-        new_url(&world, Engine::Sqlite),
-    );
+    let env = TestEnvironment::new();
+    let (from, to) = (new_url(&env, Engine::Sqlite), new_url(&env, Engine::Sqlite));
     filled(&from).await;
-    copied(&world, &from, &to);
+    copied(&env, &from, &to);
     let file = to.strip_prefix("sqlite:").unwrap();
     let sound = fs::read(file).unwrap();
     for (damage, says) in DAMAGES {
@@ -624,14 +621,14 @@ async fn each_damage_of_a_copy_is_found_and_named() {
         db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
             .unwrap();
         drop(db);
-        let ran = copy(&world, &["--verify-only", &from, &to]);
+        let ran = copy(&env, &["--verify-only", &from, &to]);
         assert_eq!(ran.code, Some(1), "{damage}: {ran:?}");
         assert!(ran.stdout.contains(says), "{damage}: {says}: {ran:?}");
-        let back = copy(&world, &["--take-back", &from, &to]);
+        let back = copy(&env, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(1), "{damage}: {back:?}");
         fs::write(file, &sound).unwrap();
     }
-    let ran = copy(&world, &["--verify-only", &from, &to]);
+    let ran = copy(&env, &["--verify-only", &from, &to]);
     assert_eq!(ran.stdout, "equal\n", "{ran:?}");
 }
 
@@ -641,8 +638,8 @@ async fn what_is_not_sound_does_not_move() {
         if !matches!(from, Engine::Sqlite) {
             continue;
         }
-        let world = World::new();
-        let (from, to) = (new_url(&world, from), new_url(&world, to));
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
         filled(&from).await;
         let file = from.strip_prefix("sqlite:").unwrap();
         let db = Connection::open(file).unwrap();
@@ -652,10 +649,10 @@ async fn what_is_not_sound_does_not_move() {
         )
         .unwrap();
         drop(db);
-        let ran = copy(&world, &[&from, &to]);
+        let ran = copy(&env, &[&from, &to]);
         assert_eq!(ran.code, Some(1), "{ran:?}");
         assert!(ran.stderr.contains("its updated_at"), "{ran:?}");
-        let check = |url: &str| world.run("order-service", &["check", "--database-url", url], &[]);
+        let check = |url: &str| env.run("order-service", &["check", "--database-url", url], &[]);
         let incomplete = check(&to);
         assert_eq!(incomplete.code, Some(3), "{incomplete:?}");
         let says = format!("is an incomplete copy of {from}; ");
@@ -669,18 +666,18 @@ async fn what_is_not_sound_does_not_move() {
         )
         .unwrap();
         drop(db);
-        copied(&world, &from, &to);
+        copied(&env, &from, &to);
     }
 }
 
 #[test]
 fn a_password_in_an_argument_is_refused_and_not_repeated() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for arguments in [
         ["postgres://me:hunter2@localhost/o", "sqlite:o.db"],
         ["sqlite:o.db", "postgres://me:hunter2@localhost/o"],
     ] {
-        let ran = copy(&world, &arguments);
+        let ran = copy(&env, &arguments);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         if cfg!(feature = "postgres") {
@@ -692,28 +689,28 @@ fn a_password_in_an_argument_is_refused_and_not_repeated() {
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_of_a_server_is_a_file_that_is_restored_by_a_copy_any_number_of_times() {
-    let world = World::new();
-    let from = new_url(&world, Engine::Postgres);
+    let env = TestEnvironment::new();
+    let from = new_url(&env, Engine::Postgres);
     filled(&from).await;
     let events = |lines: &[String]| lines[..lines.len() - 3].to_vec();
     let before = contents(&from).await;
-    let taken = world.run(
+    let taken = env.run(
         "order-service",
         &["backup", "b.db", "--database-url", &from],
         &[],
     );
     assert_eq!(taken.code, Some(0), "{taken:?}");
     assert!(taken.stdout.contains("checked  ok"), "{taken:?}");
-    let backup = fs::read(world.path("b.db")).unwrap();
+    let backup = fs::read(env.path("b.db")).unwrap();
     for engine in [Engine::Postgres, Engine::Sqlite] {
-        let to = new_url(&world, engine);
-        let ran = copied(&world, "sqlite:b.db", &to);
+        let to = new_url(&env, engine);
+        let ran = copied(&env, "sqlite:b.db", &to);
         assert!(ran.stdout.contains("restored"), "{ran:?}");
         let after = contents(&to).await;
         assert_eq!(events(&after), events(&before));
         // Readers are told where the two part.
         assert_ne!(after, before);
     }
-    assert_eq!(fs::read(world.path("b.db")).unwrap(), backup);
+    assert_eq!(fs::read(env.path("b.db")).unwrap(), backup);
     assert_eq!(contents(&from).await, before, "the server is as it was");
 }

@@ -1,14 +1,14 @@
 //! `POST /order`: accepted and refused requests, and their responses.
 
-use crate::world::lead;
+use crate::environment::lead;
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Rfc3339};
 use order_service::store::{OrderChange, Transition};
 use serde_json::json;
 
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
 use crate::wire::{plain, statuses};
-use crate::world::{Answer, Client, Program, World, assert_problem};
 
 /// The largest body, in bytes.
 const BODY_MAX: usize = 16 * 1024;
@@ -37,8 +37,8 @@ fn body_of(id: &str, length: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_is_answered_with_the_order_and_its_location() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let before = Rfc3339(SystemClock.now()).to_string();
     let created = client.create(&api.url, "a1").await;
@@ -63,8 +63,8 @@ async fn a_creation_is_answered_with_the_order_and_its_location() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_location_of_an_order_is_escaped_and_leads_back_to_it() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let (long, longer) = ("a".repeat(128), "🦀".repeat(128));
     let long_location = format!("/order/{long}");
@@ -93,8 +93,8 @@ async fn the_location_of_an_order_is_escaped_and_leads_back_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_members_than_the_id_are_ignored() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let deep = format!(
         r#"{{"x":{}{},"id":"a4"}}"#,
@@ -124,8 +124,8 @@ async fn other_members_than_the_id_are_ignored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_is_accepted_with_each_of_its_content_types_or_none() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut wrong = Vec::new();
     for (at, content_type) in [
@@ -156,8 +156,8 @@ async fn json_is_accepted_with_each_of_its_content_types_or_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for content_type in [
         "text/plain",
@@ -186,15 +186,15 @@ async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_exists_is_answered_with_itself_and_409() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let created = client.create(&api.url, "a/1").await;
     let again = client.create(&api.url, "a/1").await;
     assert_problem(&again, 409);
     assert_eq!(again.json()["order"], created.json());
     assert_eq!(again.header("location"), "/order/a%2F1");
-    let store = world.store();
+    let store = env.store();
     for step in [Transition::Adopted, Transition::Settled(Outcome::Failed)] {
         let change = OrderChange { seq: 1, step };
         store
@@ -213,8 +213,8 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_concurrent_creations_of_one_order_one_succeeds() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let all = (0..40).map(|_| client.create(&api.url, "a1"));
     let answers = futures_util::future::join_all(all).await;
@@ -228,8 +228,8 @@ async fn of_many_concurrent_creations_of_one_order_one_succeeds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let id = |id: &str| json!({ "id": id }).to_string();
     let deep = format!(r#"{{"id":{}{}}}"#, "[".repeat(200), "]".repeat(200));
@@ -302,8 +302,8 @@ async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_16_kib_is_accepted_and_one_byte_more_is_not() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let chunked = |body: &[u8]| {
         let mut chunks = Vec::new();

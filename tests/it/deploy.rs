@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::world::World;
+use crate::environment::TestEnvironment;
 
 const UNITS: [(&str, &str); 2] = [
     (
@@ -27,7 +27,7 @@ fn unit(name: &str) -> String {
 #[test]
 #[ignore = "needs systemd-analyze; scripts/test all"]
 fn systemd_accepts_the_units_and_finds_them_hardened() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (name, program) in UNITS {
         // The path of the built program replaces that of an installed one.
         let installed = format!(
@@ -36,7 +36,7 @@ fn systemd_accepts_the_units_and_finds_them_hardened() {
         );
         let unit = unit(name);
         assert!(unit.contains(&format!("ExecStart={installed}")), "{name}");
-        let path = world.path(name);
+        let path = env.path(name);
         fs::write(&path, unit.replace(&installed, program)).unwrap();
         let verified = Command::new("systemd-analyze")
             .arg("verify")

@@ -9,8 +9,8 @@ use order_service::decide::LostProcess;
 use order_service::order::Reason;
 use order_service::process::Exit;
 
+use crate::environment::{Client, TestEnvironment};
 use crate::tidy::{read, root};
-use crate::world::{Client, World};
 
 /// Maximum number of lines of README.
 const README_LINES_MAX: usize = 150;
@@ -118,9 +118,9 @@ fn links_between_pages_lead_to_files_and_headings_that_are_there() {
 
 /// Returns the help of a command.
 fn help(program: &str, command: &[&str]) -> String {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let arguments: Vec<_> = command.iter().chain(&["--help"]).copied().collect();
-    let output = world.command(program, &arguments).output().unwrap();
+    let output = env.command(program, &arguments).output().unwrap();
     assert!(output.status.success(), "{program} {command:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -253,8 +253,8 @@ fn the_api_page_names_every_path_and_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_page_names_every_kind_of_problem_with_its_status() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let served = Client::new()
         .get(format!("{}/problems", api.url))
         .await
@@ -280,8 +280,8 @@ async fn the_api_page_names_every_kind_of_problem_with_its_status() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operations_page_names_every_metric_that_can_be_bad() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let served = Client::new()
         .get(format!("{}/docs/metrics", api.url))
         .await
@@ -307,14 +307,14 @@ async fn the_operations_page_names_every_metric_that_can_be_bad() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operations_page_names_every_file_beside_the_database() {
-    let world = World::new();
-    let upstream = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let upstream = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
-    let program = world.serve(&upstream.url, &[]);
+    let program = env.serve(&upstream.url, &[]);
     // By now every part of the program has opened its files.
     client.create(&program.url, "a1").await;
     client.settled(&program.url, 1).await;
-    let database = world.database();
+    let database = env.database();
     let name = database.file_name().unwrap().to_str().unwrap();
     let entries = fs::read_dir(database.parent().unwrap()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -399,16 +399,16 @@ fn every_file_and_function_that_a_page_names_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_account_in_readme_is_printed_as_it_is_shown() {
-    let world = World::new();
-    let upstream = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let upstream = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
-    let program = world.serve(&upstream.url, &[]);
+    let program = env.serve(&upstream.url, &[]);
     client.create(&program.url, "a1").await;
     client.settled(&program.url, 1).await;
     let url = ["--order-process-url", &upstream.url, "--record"];
-    let log = world.simulator_log();
+    let log = env.simulator_log();
     let arguments: Vec<_> = ["account"].into_iter().chain(url).collect();
-    let mut command = world.command("order-service", &arguments);
+    let mut command = env.command("order-service", &arguments);
     let output = command.arg(log).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     let readme = read("README.md");

@@ -4,15 +4,15 @@
 use std::collections::VecDeque;
 use std::fs;
 
-use crate::world::lead;
+use crate::environment::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Outcome;
 use order_service::store::{OrderChange, Store, Transition};
 use serde_json::{Value, json};
 
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem, fill};
 use crate::lists::{long_name, next};
 use crate::wire::Wire;
-use crate::world::{Answer, Client, Program, World, assert_problem, fill};
 
 /// A stream of events, as a client reads it (the HTML standard, section 9.2.6).
 pub struct Events {
@@ -119,14 +119,14 @@ fn seqs(page: &Answer) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_events_has_the_changes_in_order() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let empty = client.get(format!("{}/event", api.url)).await;
     assert_eq!((empty.status, &*empty.body), (200, "[]\n"));
     client.create(&api.url, "a/1").await;
     client.create(&api.url, "a2").await;
-    settle(&world.store(), [1]).await;
+    settle(&env.store(), [1]).await;
     let page = client.get(format!("{}/event", api.url)).await;
     assert_eq!(page.header("content-type"), "application/json");
     assert_eq!(page.header("link"), "");
@@ -165,10 +165,10 @@ async fn a_page_of_events_has_the_changes_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_of_events_are_walked_to_the_end_by_their_links() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let names: Vec<_> = (0..60).map(|n| format!("a {n}")).collect();
     fill(&store, &names, 60).await;
     settle(&store, 1..=60).await;
@@ -200,8 +200,8 @@ async fn pages_of_events_are_walked_to_the_end_by_their_links() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_request_for_events_is_refused_with_its_parameter() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for (query, accept, last, name) in [
         ("status=CREATED", "", "", "status"),
@@ -237,10 +237,10 @@ async fn an_invalid_request_for_events_is_refused_with_its_parameter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_sends_each_event_once_and_in_order_whichever_process_wrote_it() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     // More than one read and one batch.
     let old: Vec<_> = (0..700).map(|n| format!("old-{n}")).collect();
     fill(&store, &old, 350).await;
@@ -283,8 +283,8 @@ async fn a_stream_sends_each_event_once_and_in_order_whichever_process_wrote_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_resumes_after_its_readers_last_event() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for n in 0..9 {
         client.create(&api.url, &format!("a{n}")).await;
@@ -313,9 +313,9 @@ async fn a_stream_resumes_after_its_readers_last_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_of_a_stream_misses_nothing_and_costs_little() {
-    let world = World::new();
-    let api = world.api(&[]);
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
+    let store = env.store();
     let names: Vec<_> = (0..20_000).map(long_name).collect();
     fill(&store, &names[..10_000], 2_000).await;
     let mut slow = Wire::narrow(&api).await;
@@ -359,8 +359,8 @@ pub fn anonymous_kib(program: &Program) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn an_idle_stream_sends_comments() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut events = Events::open(&client, &api, "?order_id=none", None).await;
     while events.comments < 1 {
@@ -371,8 +371,8 @@ async fn an_idle_stream_sends_comments() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_completes_the_response_of_streams() {
-    let world = World::new();
-    let mut api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let mut api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "a1").await;
     let mut wires: Vec<_> = (0..20).map(|_| Wire::open(&api)).collect();

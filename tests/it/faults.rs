@@ -17,8 +17,10 @@ use rusqlite::Connection;
 
 use self::disk::Disk;
 use self::load::{Load, Outcomes, assert_refused, kind};
+use crate::environment::{
+    Client, PATIENCE, Program, TestEnvironment, assert_statuses_agree, file_limit,
+};
 use crate::wire::{Wire, statuses};
-use crate::world::{Client, PATIENCE, Program, World, assert_statuses_agree, file_limit};
 
 /// Number of open files that these tests need together.
 const FILES: u64 = 8192;
@@ -39,14 +41,14 @@ async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs unshare and nsenter; scripts/test all"]
 async fn a_full_disk_loses_no_acknowledged_order_and_service_resumes_when_there_is_room() {
-    let world = World::new();
-    let disk = Disk::mount(&world, "48m").expect("a disk can be mounted");
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let disk = Disk::mount(&env, "48m").expect("a disk can be mounted");
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
     let mut outcomes = Outcomes::default();
     for round in 0..3 {
         // Each round has a new program, or one that was killed while the disk was full.
-        let service = disk.serve(&world, &simulator.url);
+        let service = disk.serve(&env, &simulator.url);
         answers(&client, &service, "/readyz", 200).await;
         let first = format!("first-{round}");
         outcomes.note(first.clone(), &client.create(&service.url, &first).await);
@@ -92,7 +94,7 @@ async fn a_full_disk_loses_no_acknowledged_order_and_service_resumes_when_there_
             let count = client.ids(&service.url).await.len();
             let orders = client.settled(&service.url, count).await;
             // No order was started twice. An intent whose start a kill prevented counts too.
-            assert_statuses_agree(&world, &orders);
+            assert_statuses_agree(&env, &orders);
             assert_eq!(service.stop(), Some(0));
         }
     }
@@ -107,14 +109,14 @@ enum Held {
 }
 
 impl Held {
-    fn ours(world: &World, name: &str) -> Self {
-        let lock = File::options().write(true).open(world.path(name)).unwrap();
+    fn ours(env: &TestEnvironment, name: &str) -> Self {
+        let lock = File::options().write(true).open(env.path(name)).unwrap();
         lock.lock().unwrap();
         Self::Ours(lock)
     }
 
-    fn sqlites(world: &World) -> Self {
-        let db = Connection::open(world.database()).unwrap();
+    fn sqlites(env: &TestEnvironment) -> Self {
+        let db = Connection::open(env.database()).unwrap();
         db.busy_timeout(PATIENCE).unwrap();
         db.execute_batch("BEGIN IMMEDIATE").unwrap();
         Self::Sqlites(db)
@@ -172,9 +174,9 @@ async fn assert_recovered(client: &Client, api: &Program, outcomes: &mut Outcome
     assert!(!log.contains("panicked"), "{log}");
 }
 
-async fn check_held(hold: impl Fn(&World) -> Held) {
-    let world = World::new();
-    let api = world.api(&[]);
+async fn check_held(hold: impl Fn(&TestEnvironment) -> Held) {
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let mut outcomes = Outcomes::default();
     for n in 0..20 {
@@ -182,7 +184,7 @@ async fn check_held(hold: impl Fn(&World) -> Held) {
         outcomes.note(id.clone(), &client.create(&api.url, &id).await);
     }
     assert_eq!(outcomes.created.len(), 20, "{outcomes:?}");
-    let held = hold(&world);
+    let held = hold(&env);
     assert_only_reads(&client, &api, &mut outcomes).await;
     held.let_go();
     assert_recovered(&client, &api, &mut outcomes).await;
@@ -193,8 +195,8 @@ async fn check_held(hold: impl Fn(&World) -> Held) {
 #[ignore = "slow; scripts/test all"]
 async fn a_write_lock_that_is_never_released_stops_only_writes_and_refused_ones_have_no_effect() {
     tokio::join!(
-        check_held(|world| Held::ours(world, "orders.db-write")),
-        check_held(|world| Held::ours(world, "orders.db-turn")),
+        check_held(|env| Held::ours(env, "orders.db-write")),
+        check_held(|env| Held::ours(env, "orders.db-turn")),
         check_held(Held::sqlites),
     );
 }
@@ -207,13 +209,13 @@ enum StopEnd {
 }
 
 async fn check_stopped(ending: StopEnd) {
-    let world = World::new();
-    let api = world.api(&[]);
-    let other = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
+    let other = env.api(&[]);
     let client = Client::new();
     let mut outcomes = Outcomes::default();
     let load = Load::begin(&other, "b", 4, Duration::ZERO);
-    let lock = world.path("orders.db-write");
+    let lock = env.path("orders.db-write");
     let lock = File::options().write(true).open(lock).unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -278,11 +280,11 @@ async fn overload_is_refused_at_once_in_bounded_memory() {
     const OVERLOADS: usize = 3_000;
     let files = file_limit(FILES);
     assert!(files >= FILES / 2, "only {files} files may be open at once");
-    let world = World::in_memory();
-    let api = world.api(&[]);
+    let env = TestEnvironment::in_memory();
+    let api = env.api(&[]);
     let client = Client::new();
     assert_eq!(client.create(&api.url, "first").await.status, 201);
-    let held = Held::ours(&world, "orders.db-write");
+    let held = Held::ours(&env, "orders.db-write");
     // Each client retries until the end; withdrawn writes keep their slots in the queue.
     let overloads = Arc::new(AtomicUsize::new(0));
     let end = Arc::new(AtomicBool::new(false));
@@ -364,12 +366,12 @@ async fn overload_is_refused_at_once_in_bounded_memory() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn an_api_that_is_killed_under_load_keeps_acknowledged_orders_and_disturbs_no_other() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
     let mut outcomes = Outcomes::default();
-    let mut steady = world.api(&[]);
+    let mut steady = env.api(&[]);
     for round in 0..12 {
-        let doomed = world.api(&[]);
+        let doomed = env.api(&[]);
         let pause = Duration::from_millis(1);
         let here = Load::begin(&steady, &format!("s{round}"), 4, pause);
         let there = Load::begin(&doomed, &format!("d{round}"), 8, pause);
@@ -385,7 +387,7 @@ async fn an_api_that_is_killed_under_load_keeps_acknowledged_orders_and_disturbs
         if round % 4 == 3 {
             // No program is left that could have kept anything in memory.
             steady.kill();
-            steady = world.api(&[]);
+            steady = env.api(&[]);
             outcomes.check(&client.ids(&steady.url).await);
         }
     }
@@ -420,8 +422,8 @@ fn crowd(api: &Program, count: usize) -> Vec<TcpStream> {
 async fn thousands_of_silent_connections_delay_neither_requests_nor_the_shutdown() {
     let files = file_limit(FILES);
     assert!(files >= FILES / 2, "only {files} files may be open at once");
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let get =
         |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let silent = crowd(&api, 3_000);
@@ -440,7 +442,7 @@ async fn thousands_of_silent_connections_delay_neither_requests_nor_the_shutdown
             assert_eq!(statuses(&answer), [200], "{path}: {answer}");
         }
     }
-    let ran = world.run("order-service", &["health", "--listen", api.address()], &[]);
+    let ran = env.run("order-service", &["health", "--listen", api.address()], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(
         Client::new().ids(&api.url).await,
@@ -465,8 +467,8 @@ const LIVE: &str = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connection_that_has_been_idle_longest_gives_way() {
-    let world = World::new();
-    let api = world.api_with_files(FEW_FILES);
+    let env = TestEnvironment::new();
+    let api = env.api_with_files(FEW_FILES);
     api.logs("limit of open files is low limit=300");
     let is_live = |wire: &mut Wire| {
         wire.send(LIVE);
@@ -494,8 +496,8 @@ async fn the_connection_that_has_been_idle_longest_gives_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_request_is_in_flight_on_each_connection_others_get_503() {
-    let world = World::new();
-    let api = world.api_with_files(FEW_FILES);
+    let env = TestEnvironment::new();
+    let api = env.api_with_files(FEW_FILES);
     assert_eq!(Client::new().create(&api.url, "a1").await.status, 201);
     let post = "POST /order HTTP/1.1\r\nHost: localhost\r\n";
     let mut busy = Vec::new();

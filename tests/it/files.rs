@@ -10,7 +10,9 @@ use std::process::Command;
 
 use rusqlite::Connection;
 
-use crate::world::{Answer, Client, Program, Ran, World, assert_agree, assert_problem};
+use crate::environment::{
+    Answer, Client, Program, Ran, TestEnvironment, assert_agree, assert_problem,
+};
 
 async fn create(client: &Client, api: &Program, letter: char, count: usize) -> Vec<String> {
     let ids: Vec<_> = (0..count).map(|n| format!("{letter}{n}")).collect();
@@ -46,12 +48,12 @@ fn after(script: &str, command: &Command) -> Command {
 }
 
 /// Starts the API after a script.
-fn api_after(world: &World, script: &str) -> Program {
-    let database = world.database();
+fn api_after(env: &TestEnvironment, script: &str) -> Program {
+    let database = env.database();
     let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url"];
     let arguments = [&arguments[..], &[database.to_str().unwrap()]].concat();
-    let command = after(script, &world.command("order-service", &arguments));
-    world.spawn("order-service", command, true)
+    let command = after(script, &env.command("order-service", &arguments));
+    env.spawn("order-service", command, true)
 }
 
 /// Event before the program checks its files.
@@ -64,20 +66,20 @@ enum Meanwhile {
 }
 
 async fn check_removed(name: &str, meanwhile: Meanwhile) {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let created = create(&client, &api, 'a', 20).await;
-    fs::remove_file(world.path(name)).unwrap();
+    fs::remove_file(env.path(name)).unwrap();
     match meanwhile {
         Meanwhile::Nothing => {}
         Meanwhile::Write => check_refused(&client, &api).await,
-        Meanwhile::Visit => drop(world.run("order-service", &["explain", "a0"], &[])),
+        Meanwhile::Visit => drop(env.run("order-service", &["explain", "a0"], &[])),
     }
     api.logs("checkpointed completely=true");
     assert!(api.logged().contains(name), "{}", api.logged());
     api.kill();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     assert_eq!(client.ids(&api.url).await, created, "{name} {meanwhile:?}");
     create(&client, &api, 'b', 1).await;
     assert_eq!(api.stop(), Some(0));
@@ -101,66 +103,66 @@ async fn removing_the_log_or_index_stops_writes_and_a_later_crash_loses_nothing(
 #[tokio::test(flavor = "multi_thread")]
 async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_twice_after_a_crash()
  {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let (api, reconciler) = (world.api(&[]), world.reconciler(&simulator.url, &[]));
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
+    let (api, reconciler) = (env.api(&[]), env.reconciler(&simulator.url, &[]));
     let created = create(&client, &api, 'a', 40).await;
-    fs::remove_file(world.path("orders.db-wal")).unwrap();
+    fs::remove_file(env.path("orders.db-wal")).unwrap();
     check_refused(&client, &api).await;
     reconciler.logs("the database cannot be written");
     api.kill();
     reconciler.kill();
-    let (api, _reconciler) = (world.api(&[]), world.reconciler(&simulator.url, &[]));
+    let (api, _reconciler) = (env.api(&[]), env.reconciler(&simulator.url, &[]));
     let orders = client.settled(&api.url, created.len()).await;
-    assert_agree(&world, &orders);
+    assert_agree(&env, &orders);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_moved_away_is_complete_without_its_log_and_works_again_when_moved_back()
 {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let created = create(&client, &api, 'a', 20).await;
-    let elsewhere = world.path("elsewhere.db");
-    fs::rename(world.database(), &elsewhere).unwrap();
+    let elsewhere = env.path("elsewhere.db");
+    fs::rename(env.database(), &elsewhere).unwrap();
     check_refused(&client, &api).await;
-    let copy = world.path("copy.db");
+    let copy = env.path("copy.db");
     fs::copy(&elsewhere, &copy).unwrap();
     let count: u32 = Connection::open(&copy)
         .unwrap()
         .query_row("SELECT count(*) FROM orders", [], |row| row.get(0))
         .unwrap();
     assert_eq!(count as usize, created.len());
-    fs::rename(&elsewhere, world.database()).unwrap();
+    fs::rename(&elsewhere, env.database()).unwrap();
     create(&client, &api, 'b', 1).await;
     assert!(api.logged().contains("can be written again"));
     api.kill();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     assert_eq!(client.ids(&api.url).await.len(), created.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_log() {
     for stops in [true, false] {
-        let world = World::new();
+        let env = TestEnvironment::new();
         let client = Client::new();
-        let api = world.api(&[]);
+        let api = env.api(&[]);
         let kept = create(&client, &api, 'a', 5).await;
-        let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+        let ran = env.run("order-service", &["backup", "backup.db"], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         create(&client, &api, 'b', 5).await;
-        fs::rename(world.path("backup.db"), world.database()).unwrap();
+        fs::rename(env.path("backup.db"), env.database()).unwrap();
         if stops {
             assert_eq!(api.stop(), Some(0));
         } else {
             api.logs("checkpointed completely=true");
             api.kill();
         }
-        let ran = world.run("order-service", &["check"], &[]);
+        let ran = env.run("order-service", &["check"], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
-        let api = world.api(&[]);
+        let api = env.api(&[]);
         assert_eq!(client.ids(&api.url).await, kept);
         create(&client, &api, 'c', 1).await;
     }
@@ -168,17 +170,17 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_checkpoint_is_made_while_another_log_is_beside_the_database() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     create(&client, &api, 'a', 20).await;
-    let before = fs::read(world.database()).unwrap();
-    fs::write(world.path("other"), "other").unwrap();
-    fs::rename(world.path("other"), world.path("orders.db-wal")).unwrap();
+    let before = fs::read(env.database()).unwrap();
+    fs::write(env.path("other"), "other").unwrap();
+    fs::rename(env.path("other"), env.path("orders.db-wal")).unwrap();
     check_refused(&client, &api).await;
     assert!(!api.logged().contains("checkpointed"), "{}", api.logged());
-    assert_eq!(fs::read(world.database()).unwrap(), before);
-    assert_eq!(fs::read(world.path("orders.db-wal")).unwrap(), b"other");
+    assert_eq!(fs::read(env.database()).unwrap(), before);
+    assert_eq!(fs::read(env.path("orders.db-wal")).unwrap(), b"other");
 }
 
 /// Checks that a program refuses the database with one line.
@@ -190,11 +192,11 @@ fn check_unusable(ran: &Ran, says: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_they_run() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let created = create(&client, &api, 'a', 3).await;
-    fs::hard_link(world.database(), world.path("second.db")).unwrap();
+    fs::hard_link(env.database(), env.path("second.db")).unwrap();
     check_refused(&client, &api).await;
     assert!(api.logged().contains("a hard link; remove that"));
     let commands = [
@@ -209,11 +211,11 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     for command in commands {
         for name in ["orders.db", "second.db"] {
             let arguments = [&command[1..], &["--database-url", name]].concat();
-            let ran = world.run(command[0], &arguments, &[]);
+            let ran = env.run(command[0], &arguments, &[]);
             check_unusable(&ran, "remove the others");
         }
     }
-    let beside = fs::read_dir(world.path(".")).unwrap();
+    let beside = fs::read_dir(env.path(".")).unwrap();
     let made = beside.filter(|entry| {
         let name = entry.as_ref().unwrap().file_name();
         name.to_str().unwrap().starts_with("second.db-")
@@ -221,18 +223,18 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     assert_eq!(made.count(), 0, "no file is created beside the second name");
     // Programs that only read are allowed.
     for arguments in [&["check"][..], &["explain", "a0"], &["backup", "backup.db"]] {
-        let ran = world.run("order-service", arguments, &[]);
+        let ran = env.run("order-service", arguments, &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
     }
-    fs::remove_file(world.path("second.db")).unwrap();
+    fs::remove_file(env.path("second.db")).unwrap();
     create(&client, &api, 'b', 1).await;
     api.kill();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     assert_eq!(client.ids(&api.url).await.len(), created.len() + 1);
 }
 
 /// Runs a program after a script that mounts something for it alone. Returns exit code and log.
-fn with_mounts(world: &World, script: &str, program: &Command) -> (Option<i32>, String) {
+fn with_mounts(env: &TestEnvironment, script: &str, program: &Command) -> (Option<i32>, String) {
     let inside = after(&format!("({script}) || exit 99"), program);
     let mut ran = None;
     for namespaces in [&["--mount"][..], &["--map-root-user", "--mount"]] {
@@ -240,7 +242,7 @@ fn with_mounts(world: &World, script: &str, program: &Command) -> (Option<i32>, 
             .args(namespaces)
             .arg(inside.get_program())
             .args(inside.get_args())
-            .current_dir(world.path("."))
+            .current_dir(env.path("."))
             .output()
             .unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -256,18 +258,18 @@ fn with_mounts(world: &World, script: &str, program: &Command) -> (Option<i32>, 
 #[test]
 #[ignore = "needs unshare and mount; scripts/test all"]
 fn a_mount_of_the_file_alone_is_refused_and_one_of_its_folder_is_not() {
-    let world = World::new();
-    let ran = world.run("order-reconciler", &["--once"], &[]);
+    let env = TestEnvironment::new();
+    let ran = env.run("order-reconciler", &["--once"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    fs::create_dir(world.path("mounted")).unwrap();
-    fs::write(world.path("alone.db"), "").unwrap();
+    fs::create_dir(env.path("mounted")).unwrap();
+    fs::write(env.path("alone.db"), "").unwrap();
     for (mount, name, expected) in [
         ("orders.db alone.db", "alone.db", 3),
         ("orders.db orders.db", "orders.db", 3),
         (". mounted", "mounted/orders.db", 0),
     ] {
-        let plain = world.command("order-reconciler", &["--once", "--database-url", name]);
-        let (code, log) = with_mounts(&world, &format!("mount --bind {mount}"), &plain);
+        let plain = env.command("order-reconciler", &["--once", "--database-url", name]);
+        let (code, log) = with_mounts(&env, &format!("mount --bind {mount}"), &plain);
         assert_eq!(code, Some(expected), "{mount}: {log}");
         assert_eq!(log.contains("mount its folder"), expected == 3, "{log}");
     }
@@ -276,14 +278,14 @@ fn a_mount_of_the_file_alone_is_refused_and_one_of_its_folder_is_not() {
 #[test]
 #[ignore = "needs unshare and mount; scripts/test all"]
 fn a_file_system_without_inodes_is_named_as_such() {
-    let world = World::new();
-    fs::create_dir(world.path("small")).unwrap();
+    let env = TestEnvironment::new();
+    fs::create_dir(env.path("small")).unwrap();
     let arguments = ["--once", "--database-url", "small/orders.db"];
-    let plain = world.command("order-reconciler", &arguments);
+    let plain = env.command("order-reconciler", &arguments);
     // The folder takes one. Then a lock, the database, its log and index, and the other locks follow.
     for inodes in 2..=7 {
         let script = format!("mount -t tmpfs -o nr_inodes={inodes} tmpfs small");
-        let (code, log) = with_mounts(&world, &script, &plain);
+        let (code, log) = with_mounts(&env, &script, &plain);
         assert_eq!(
             code,
             Some(if inodes < 7 { 3 } else { 0 }),
@@ -299,10 +301,10 @@ fn a_file_system_without_inodes_is_named_as_such() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
     // Files are limited to some hundred KiB, which SQLite takes for a failing disk.
-    let api = api_after(&world, "trap '' XFSZ; ulimit -f 600");
+    let api = api_after(&env, "trap '' XFSZ; ulimit -f 600");
     let mut acknowledged = BTreeSet::new();
     let mut unknown: Option<Answer> = None;
     for n in 0..1_000 {
@@ -324,7 +326,7 @@ async fn after_an_io_error_of_a_commit_an_order_may_exist_and_the_answer_says_so
     assert!(!unknown.header("retry-after").is_empty());
     assert!(api.logged().contains("disk I/O error"), "{}", api.logged());
     api.kill();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let there: BTreeSet<_> = client.ids(&api.url).await.into_iter().collect();
     let lost: Vec<_> = acknowledged.difference(&there).collect();
     assert!(lost.is_empty(), "acknowledged orders are lost: {lost:?}");
@@ -343,37 +345,37 @@ fn a_new_database_is_closed_to_others_and_its_locks_have_its_permissions() {
         ("022", 0o640, 0o600),
         ("077", 0o600, 0o600),
     ] {
-        let world = World::new();
-        let once = || world.command("order-reconciler", &["--once"]);
+        let env = TestEnvironment::new();
+        let once = || env.command("order-reconciler", &["--once"]);
         let script = format!("umask {umask}");
         let run = |script: &str| {
             let ran = after(script, &once()).output().unwrap();
             assert!(ran.status.success(), "{ran:?}");
         };
         run(&script);
-        assert_eq!(mode(&world.database()), database, "umask {umask}");
+        assert_eq!(mode(&env.database()), database, "umask {umask}");
         for name in LOCKS {
-            assert_eq!(mode(&world.path(name)), locks, "{name}, umask {umask}");
-            fs::remove_file(world.path(name)).unwrap();
+            assert_eq!(mode(&env.path(name)), locks, "{name}, umask {umask}");
+            fs::remove_file(env.path(name)).unwrap();
         }
         // A group that may write the database may write the locks too, whatever the umask.
-        fs::set_permissions(world.database(), fs::Permissions::from_mode(0o664)).unwrap();
+        fs::set_permissions(env.database(), fs::Permissions::from_mode(0o664)).unwrap();
         run(&script);
         for name in LOCKS {
-            assert_eq!(mode(&world.path(name)), 0o660, "{name}, umask {umask}");
+            assert_eq!(mode(&env.path(name)), 0o660, "{name}, umask {umask}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_whose_lock_is_replaced_gives_up_leadership() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let first = world.serve(&simulator.url, &[]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
+    let first = env.serve(&simulator.url, &[]);
     first.logs("became leader");
-    let second = world.reconciler(&simulator.url, &[]);
+    let second = env.reconciler(&simulator.url, &[]);
     second.logs("standing by");
-    fs::remove_file(world.path("orders.db-leader")).unwrap();
+    fs::remove_file(env.path("orders.db-leader")).unwrap();
     second.logs("became leader");
     first.logs("gave up leadership");
     first.logs("standing by leader=other");
@@ -388,39 +390,39 @@ async fn a_reconciler_whose_lock_is_replaced_gives_up_leadership() {
 #[ignore = "needs root; scripts/test all"]
 async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service() {
     const SERVICE: u32 = 54_321;
-    let world = World::new();
+    let env = TestEnvironment::new();
     let as_service = || {
-        let database = world.database();
+        let database = env.database();
         let arguments = ["serve", "--listen", "127.0.0.1:0", "--database-url"];
         let arguments = [&arguments[..], &[database.to_str().unwrap()]].concat();
-        let mut command = world.command("order-service", &arguments);
+        let mut command = env.command("order-service", &arguments);
         command.args(["--order-process-url", "http://127.0.0.1:9"]);
         command.uid(SERVICE).gid(SERVICE);
-        world.spawn("order-service", command, true)
+        env.spawn("order-service", command, true)
     };
     let client = Client::new();
-    chown(world.path("."), Some(SERVICE), Some(SERVICE)).unwrap();
+    chown(env.path("."), Some(SERVICE), Some(SERVICE)).unwrap();
     let service = as_service();
     create(&client, &service, 'a', 2).await;
-    let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+    let ran = env.run("order-service", &["backup", "backup.db"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(service.stop(), Some(0));
-    for entry in fs::read_dir(world.path(".")).unwrap() {
+    for entry in fs::read_dir(env.path(".")).unwrap() {
         let name = entry.unwrap().file_name();
         if name.to_str().unwrap().starts_with("orders.db") {
-            fs::remove_file(world.path(name.to_str().unwrap())).unwrap();
+            fs::remove_file(env.path(name.to_str().unwrap())).unwrap();
         }
     }
-    fs::rename(world.path("backup.db"), world.database()).unwrap();
-    chown(world.database(), Some(SERVICE), Some(SERVICE)).unwrap();
+    fs::rename(env.path("backup.db"), env.database()).unwrap();
+    chown(env.database(), Some(SERVICE), Some(SERVICE)).unwrap();
     for command in ["restart", "fail"] {
         // It has nothing to decide, but creates the files.
-        world.run("order-service", &[command, "a0"], &[]);
+        env.run("order-service", &[command, "a0"], &[]);
     }
-    let ran = world.run("order-reconciler", &["--once"], &[]);
+    let ran = env.run("order-reconciler", &["--once"], &[]);
     assert_ne!(ran.code, Some(3), "{ran:?}");
     for name in LOCKS {
-        let lock = fs::metadata(world.path(name)).unwrap();
+        let lock = fs::metadata(env.path(name)).unwrap();
         assert_eq!((lock.uid(), lock.gid()), (SERVICE, SERVICE), "{name}");
         assert_eq!(lock.mode() & 0o777, 0o600, "{name}");
     }
@@ -431,11 +433,11 @@ async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service(
 
 #[test]
 fn too_few_descriptors_are_named_as_such() {
-    let world = World::new();
-    let ran = world.run("order-reconciler", &["--once"], &[]);
+    let env = TestEnvironment::new();
+    let ran = env.run("order-reconciler", &["--once"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // With fewer the program does not start at all.
-    let plain = world.command("order-reconciler", &["--once"]);
+    let plain = env.command("order-reconciler", &["--once"]);
     let ran = after("ulimit -n 12", &plain).output().unwrap();
     let says = String::from_utf8_lossy(&ran.stderr);
     assert_eq!(ran.status.code(), Some(3), "{says}");

@@ -7,13 +7,13 @@ use std::time::Instant;
 use chrono::DateTime;
 use serde_json::{Value, json};
 
+use crate::environment::{Answer, Client, PATIENCE, TestEnvironment, assert_problem};
 use crate::wire::{plain, statuses};
-use crate::world::{Answer, Client, PATIENCE, World, assert_problem};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_parameter_is_refused_by_its_name() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "a1").await;
     for (method, path, name) in [
@@ -45,8 +45,8 @@ async fn an_unknown_parameter_is_refused_by_its_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_is_found_under_every_encoding_of_its_path() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for id in ["a/b", "a+b", "a b", "é", "%", "a1", "..."] {
         assert_eq!(client.create(&api.url, id).await.status, 201);
@@ -95,8 +95,8 @@ async fn an_order_is_found_under_every_encoding_of_its_path() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_path_is_a_problem() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "a1").await;
     for path in [
@@ -128,8 +128,8 @@ async fn an_unknown_path_is_a_problem() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for (path, allow, others) in [
         ("/order", "GET, HEAD, POST", &[][..]),
@@ -157,8 +157,8 @@ async fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_is_get_without_the_body() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "a1").await;
     client.create(&api.url, "a2").await;
@@ -193,8 +193,8 @@ async fn head_is_get_without_the_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_json_answer_ends_with_one_newline() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let created = client.create(&api.url, "a1").await;
     let refused = client.create(&api.url, "a1").await;
@@ -246,8 +246,8 @@ fn checks(health: &Answer) -> (String, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_served_at_three_paths_in_one_format() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let health = async |path: &str| client.get(format!("{}{path}", api.url)).await;
     for (path, names) in [
@@ -264,7 +264,7 @@ async fn health_is_served_at_three_paths_in_one_format() {
         }
     }
     // An upstream that is down is reported, but does not make the API unready.
-    let serve = world.serve("http://127.0.0.1:9", &[]);
+    let serve = env.serve("http://127.0.0.1:9", &[]);
     let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = client.get(format!("{}/healthz", serve.url)).await;
@@ -284,8 +284,8 @@ async fn health_is_served_at_three_paths_in_one_format() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_file_nothing_is_written_until_the_file_is_back() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let created = client.create(&api.url, "a1").await;
     let ready = async |status: u16| {
@@ -300,8 +300,8 @@ async fn without_its_file_nothing_is_written_until_the_file_is_back() {
         }
     };
     assert_eq!(ready(200).await, "ok");
-    let away = world.path("away.db");
-    fs::rename(world.database(), &away).unwrap();
+    let away = env.path("away.db");
+    fs::rename(env.database(), &away).unwrap();
     for id in ["a2", "a1"] {
         let refused = client.create(&api.url, id).await;
         assert_problem(&refused, 503);
@@ -317,12 +317,12 @@ async fn without_its_file_nothing_is_written_until_the_file_is_back() {
     assert_eq!((read.status, &read.body), (200, &created.body));
     let list = client.get(format!("{}/order", api.url)).await;
     assert_eq!(list.json(), json!([created.json()]));
-    assert!(!world.database().exists(), "no new file is created");
+    assert!(!env.database().exists(), "no new file is created");
     // Another file at its path is not the one that was opened.
-    fs::write(world.database(), "").unwrap();
+    fs::write(env.database(), "").unwrap();
     assert_problem(&client.create(&api.url, "a2").await, 503);
-    assert_eq!(fs::read(world.database()).unwrap(), b"");
-    fs::rename(&away, world.database()).unwrap();
+    assert_eq!(fs::read(env.database()).unwrap(), b"");
+    fs::rename(&away, env.database()).unwrap();
     assert_eq!(ready(200).await, "ok");
     assert_eq!(client.create(&api.url, "a2").await.status, 201);
     let list = client.get(format!("{}/order", api.url)).await.json();

@@ -3,14 +3,16 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::world::lead;
+use crate::environment::lead;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
 use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use serde_json::Value;
 
+use crate::environment::{
+    Client, PATIENCE, Program, TestEnvironment, assert_problem, fill, has_many_files,
+};
 use crate::wire::{Wire, statuses};
-use crate::world::{Client, PATIENCE, Program, World, assert_problem, fill, has_many_files};
 
 /// Largest size of the write-ahead log, in bytes: a checkpoint ends it at 32 MiB.
 const WAL_BYTES_MAX: u64 = 48 * 1024 * 1024;
@@ -60,9 +62,9 @@ async fn pages(client: &Client, api: &Program, path: &str) -> Vec<Vec<String>> {
 
 /// Starts a service with an order in each status, `c`, `p`, `f` and `x`, and `a`, which is CREATED and has
 /// attention.
-async fn one_of_each() -> (World, Program, Client) {
-    let world = World::new();
-    let api = world.api(&[]);
+async fn one_of_each() -> (TestEnvironment, Program, Client) {
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for id in ["c", "p", "f", "x", "a"] {
         assert_eq!(client.create(&api.url, id).await.status, 201);
@@ -82,13 +84,13 @@ async fn one_of_each() -> (World, Program, Client) {
         (5, Transition::Flagged(refused)),
     ]
     .map(|(seq, step)| OrderChange { seq, step });
-    let store = world.store();
+    let store = env.store();
     let recorded = store
         .record(&lead(&store).await, changes.into(), now)
         .await
         .unwrap();
     assert_eq!(recorded.changed, 6);
-    (world, api, client)
+    (env, api, client)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,10 +193,10 @@ async fn an_invalid_value_is_refused_with_its_parameter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_walked_to_the_end_by_their_links() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let names: Vec<_> = (0..23).map(|n| format!("a{n}")).collect();
     let all = fill(&store, &names, 100).await;
     let adopt = |seq| OrderChange {
@@ -237,15 +239,15 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     let rest = pages(&client, &api, next(first.header("link")).unwrap()).await;
     let found = [ids(&first.json()).join(" "), rest.concat().join(" ")].join(" ");
     assert_eq!(found, format!("{} late", all.join(" ")));
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let rest = pages(&client, &api, next(first.header("link")).unwrap()).await;
     assert_eq!(rest.concat().len(), 4, "a cursor outlives the program");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_without_orders_is_empty() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for query in ["", "?", "?status=FAILED", "?attention=true", "?limit=5"] {
         let url = format!("{}/order{query}", api.url);
@@ -313,10 +315,10 @@ async fn lines_are_sent_to_clients_that_prefer_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_orders_are_listed_completely_and_in_order() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let names: Vec<_> = (0..3_000).map(|n| format!("order-{n}")).collect();
     let all = fill(&store, &names[..500], 500).await;
     // Exactly one read, and one order more.
@@ -352,10 +354,10 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_slow_reader_delays_neither_others_nor_the_database() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let names: Vec<_> = (0..20_000).map(long_name).collect();
     let all = fill(&store, &names, 2_000).await;
     let mut slow = Wire::narrow(&api).await;
@@ -370,7 +372,7 @@ async fn a_slow_reader_delays_neither_others_nor_the_database() {
     for some in late.chunks(200) {
         // Few orders per commit, because each commit writes whole pages into the log.
         fill(&store, some, 4).await;
-        let wal = fs::metadata(world.path("orders.db-wal")).unwrap().len();
+        let wal = fs::metadata(env.path("orders.db-wal")).unwrap().len();
         largest = largest.max(wal);
     }
     assert!(largest < WAL_BYTES_MAX, "the log grew to {largest} bytes");
@@ -387,11 +389,11 @@ async fn fifteen_hundred_slow_lists_delay_no_other_client() {
     if !has_many_files() {
         return;
     }
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let names: Vec<_> = (0..16_000).map(long_name).collect();
-    fill(&world.store(), &names, 2_000).await;
+    fill(&env.store(), &names, 2_000).await;
     let mut slow = Vec::new();
     for _ in 0..1_536 {
         let mut wire = Wire::narrow(&api).await;
@@ -437,10 +439,10 @@ async fn fifteen_hundred_slow_lists_delay_no_other_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_cannot_be_finished_is_not_well_formed() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
-    let store = world.store();
+    let store = env.store();
     fill(&store, &names, 2_000).await;
     // Otherwise pages would be read from the log.
     store.checkpoint().await;
@@ -458,7 +460,7 @@ async fn a_list_that_cannot_be_finished_is_not_well_formed() {
         readers.push(reader);
     }
     // The database is lost; its readers must notice.
-    let file = fs::OpenOptions::new().write(true).open(world.database());
+    let file = fs::OpenOptions::new().write(true).open(env.database());
     let file = file.unwrap();
     let half = file.metadata().unwrap().len() / 2;
     file.set_len(half).unwrap();
@@ -472,10 +474,10 @@ async fn a_list_that_cannot_be_finished_is_not_well_formed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_a_killed_program_is_not_well_formed() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let names: Vec<_> = (0..16_000).map(long_name).collect();
-    fill(&world.store(), &names, 2_000).await;
+    fill(&env.store(), &names, 2_000).await;
     let mut reader = Wire::narrow(&api).await;
     reader.send("GET /order HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n");
     reader.read_until("\r\n\r\n");

@@ -1,6 +1,6 @@
 //! The built programs and the library, from outside. Each test is named by the promise it keeps.
 //!
-//! - `world`: the environment of a test: a folder, programs, requests.
+//! - `environment`: the environment of a test: a folder, programs, requests.
 //! - `wire`: raw connections.
 //! - `lifecycle`: orders from creation to settlement, compared with the simulator's record.
 //! - `pass`: the reconciler on one thread, with an upstream and a clock in memory.
@@ -83,6 +83,7 @@ mod copy;
 mod create;
 mod deploy;
 mod docs;
+mod environment;
 mod events;
 mod faults;
 mod files;
@@ -107,4 +108,3 @@ mod tidy;
 mod upstreams;
 mod waiting;
 mod wire;
-mod world;

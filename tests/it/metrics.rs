@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::clock::{Clock, SystemClock};
 use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
-use crate::world::{Client, PATIENCE, World, fill};
+use crate::environment::{Client, PATIENCE, TestEnvironment, fill};
 
 /// Values by the name and labels of the sample, in the text format.
 pub type Samples = BTreeMap<String, f64>;
@@ -146,9 +146,9 @@ const STARTS_OK: &str = "upstream_request_duration_seconds_count{kind=\"start\",
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_of_a_run_agree_with_what_happened() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
-    let service = world.serve(&simulator.url, &["--start-rate", "0"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "2"]);
+    let service = env.serve(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
     let before = SystemClock.now();
     for n in 0..50 {
@@ -258,7 +258,7 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
     assert!(passes > 0);
     assert!(!samples.contains_key("order_service_oldest_open_order_timestamp_seconds"));
     assert_eq!(
-        world.outcomes().len(),
+        env.outcomes().len(),
         50,
         "as many as in the simulator's record"
     );
@@ -266,8 +266,8 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_counters_survive_restarts_and_never_decrease() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
     let mut last = Samples::new();
     // Counts of the process itself reset at a restart, as Prometheus expects.
@@ -283,8 +283,8 @@ async fn stored_counters_survive_restarts_and_never_decrease() {
             .any(|end| name.ends_with(end))
     };
     for run in 1..=3u64 {
-        let api = world.api(&[]);
-        let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
+        let api = env.api(&[]);
+        let reconciler = env.reconciler(&simulator.url, &["--start-rate", "0"]);
         for n in 0..20 {
             client.create(&api.url, &format!("id-{run}-{n}")).await;
         }
@@ -318,8 +318,8 @@ async fn stored_counters_survive_restarts_and_never_decrease() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_upstream_is_counted_as_unreachable() {
-    let world = World::new();
-    let service = world.serve("http://127.0.0.1:9", &[]);
+    let env = TestEnvironment::new();
+    let service = env.serve("http://127.0.0.1:9", &[]);
     let client = Client::new();
     client.create(&service.url, "a1").await;
     let samples = metrics_when(&client, &service.url, |samples| {
@@ -332,7 +332,7 @@ async fn an_unreachable_upstream_is_counted_as_unreachable() {
     assert!((SystemClock.now().0 / 1_000 - created_at) < PATIENCE.as_secs() as i64);
     let name = "reconciler_pass_duration_seconds_count{result=\"unreachable\"}";
     metrics_when(&client, &service.url, |samples| of(samples, name) > 0).await;
-    let heartbeat = ready(world.store().heartbeat()).unwrap();
+    let heartbeat = ready(env.store().heartbeat()).unwrap();
     let mut asked = heartbeat.metrics.requests();
     assert!(asked.all(|(_, answer, _)| answer == AnswerClass::Unavailable));
     assert!(
@@ -345,10 +345,10 @@ async fn an_unreachable_upstream_is_counted_as_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_without_a_reconciler_serves_the_other_metrics() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     fill(&store, &["a1".to_owned()], 1).await;
     let samples = metrics(&client, &api.url).await;
     assert_eq!(of(&samples, "orders{status=\"CREATED\"}"), 1);

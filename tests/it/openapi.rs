@@ -7,7 +7,7 @@ use std::fs;
 use order_service::api;
 use serde_json::Value;
 
-use crate::world::{Answer, Client, World};
+use crate::environment::{Answer, Client, TestEnvironment};
 
 /// The served document.
 struct Document(Value);
@@ -128,8 +128,8 @@ impl Document {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_has_every_route_and_no_other() {
-    let world = World::new();
-    let program = world.api(&[]);
+    let env = TestEnvironment::new();
+    let program = env.api(&[]);
     let client = Client::new();
     let document = Document::of(&client, &program.url).await;
     let paths: Vec<_> = document.0["paths"].as_object().unwrap().keys().collect();
@@ -166,8 +166,8 @@ type Request<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_matches_the_document() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let document = Document::of(&client, &api.url).await;
     let mut answered = BTreeSet::new();
@@ -253,7 +253,7 @@ async fn every_response_matches_the_document() {
         }
     }
     // While nothing can be written or read.
-    fs::rename(world.database(), world.path("away.db")).unwrap();
+    fs::rename(env.database(), env.path("away.db")).unwrap();
     let request = client.request("POST", format!("{}/order", api.url));
     let answer = client.send(request.body(r#"{"id":"a3"}"#)).await;
     assert_eq!(answer.status, 503);
@@ -278,8 +278,8 @@ async fn every_response_matches_the_document() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_is_complete_and_its_examples_match_its_schemas() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let document = Document::of(&client, &api.url).await;
     let problems = client.get(format!("{}/problems", api.url)).await.body;

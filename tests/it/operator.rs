@@ -5,21 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::world::{lead, orders};
+use crate::environment::{lead, orders};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Outcome, Status, Timestamp};
 use order_service::store::{Creation, DatabaseUrl, Filter, Mode, OrderChange, Store, Transition};
 use rusqlite::Connection;
 
-use crate::world::{Client, Ran, World, assert_agree, fill};
+use crate::environment::{Client, Ran, TestEnvironment, assert_agree, fill};
 
-fn run(world: &World, arguments: &[&str]) -> Ran {
-    world.run("order-service", arguments, &[])
+fn run(env: &TestEnvironment, arguments: &[&str]) -> Ran {
+    env.run("order-service", arguments, &[])
 }
 
 /// Returns the file names in the test's folder, without the logs of programs.
-fn files(world: &World) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(world.path("."))
+fn files(env: &TestEnvironment) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(env.path("."))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter(|name| !name.ends_with(".log"))
@@ -55,17 +55,17 @@ async fn beside_a_writer(store: &Store, work: impl FnOnce()) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let before: Vec<_> = (0..5_000).map(|n| format!("o{n}")).collect();
     fill(&store, &before, 500).await;
     let written = beside_a_writer(&store, || {
         for name in ["one.db", "two.db"] {
-            let known = ids(&world.database()).len();
-            let ran = run(&world, &["backup", name]);
+            let known = ids(&env.database()).len();
+            let ran = run(&env, &["backup", name]);
             assert_eq!(ran.code, Some(0), "{ran:?}");
             assert_eq!(ran.stderr, "");
-            let copied = ids(&world.path(name));
+            let copied = ids(&env.path(name));
             assert!(
                 copied.len() >= known,
                 "acknowledged orders are in the backup"
@@ -75,8 +75,8 @@ async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
             let journal = format!("up to entry {}", copied.len());
             assert!(ran.stdout.contains(&journal), "{journal}: {ran:?}");
             // The first orders, without a gap.
-            assert_eq!(ids(&world.database())[..copied.len()], copied[..]);
-            let mode: String = Connection::open(world.path(name))
+            assert_eq!(ids(&env.database())[..copied.len()], copied[..]);
+            let mode: String = Connection::open(env.path(name))
                 .unwrap()
                 .query_row("PRAGMA journal_mode", [], |row| row.get(0))
                 .unwrap();
@@ -85,7 +85,7 @@ async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
     })
     .await;
     assert!(written > 0, "orders were created meanwhile");
-    let left: Vec<_> = files(&world)
+    let left: Vec<_> = files(&env)
         .into_iter()
         .filter(|name| !name.starts_with("orders.db"))
         .collect();
@@ -94,30 +94,30 @@ async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
 
 #[tokio::test]
 async fn a_backup_replaces_a_file_only_on_request() {
-    let world = World::new();
-    fill(&world.store(), &["a1".into()], 1).await;
-    fs::write(world.path("copy.db"), "precious").unwrap();
-    let ran = run(&world, &["backup", "copy.db"]);
+    let env = TestEnvironment::new();
+    fill(&env.store(), &["a1".into()], 1).await;
+    fs::write(env.path("copy.db"), "precious").unwrap();
+    let ran = run(&env, &["backup", "copy.db"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("copy.db: exists"), "{ran:?}");
-    assert_eq!(fs::read(world.path("copy.db")).unwrap(), b"precious");
-    let ran = run(&world, &["backup", "--replace", "copy.db"]);
+    assert_eq!(fs::read(env.path("copy.db")).unwrap(), b"precious");
+    let ran = run(&env, &["backup", "--replace", "copy.db"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert_eq!(ids(&world.path("copy.db")), ["a1"]);
+    assert_eq!(ids(&env.path("copy.db")), ["a1"]);
     // SQLite would apply the log of an earlier file of this name to the new one.
-    fs::write(world.path("other.db-wal"), "old").unwrap();
-    let ran = run(&world, &["backup", "other.db"]);
+    fs::write(env.path("other.db-wal"), "old").unwrap();
+    let ran = run(&env, &["backup", "other.db"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("other.db-wal: exists"), "{ran:?}");
 }
 
 #[tokio::test]
 async fn a_backup_into_the_database_itself_is_refused_under_every_name() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     fill(&store, &["a1".into()], 1).await;
-    std::os::unix::fs::symlink("orders.db", world.path("link.db")).unwrap();
-    fs::hard_link(world.database(), world.path("hard.db")).unwrap();
+    std::os::unix::fs::symlink("orders.db", env.path("link.db")).unwrap();
+    fs::hard_link(env.database(), env.path("hard.db")).unwrap();
     for name in [
         "orders.db",
         "./orders.db",
@@ -127,75 +127,75 @@ async fn a_backup_into_the_database_itself_is_refused_under_every_name() {
         "orders.db-shm",
         "orders.db-leader",
     ] {
-        let ran = run(&world, &["backup", "--replace", name]);
+        let ran = run(&env, &["backup", "--replace", name]);
         assert_eq!(ran.code, Some(2), "{name}: {ran:?}");
         assert!(ran.stderr.contains("the database itself"), "{ran:?}");
     }
     assert_eq!(orders(&store, Filter::default()).len(), 1);
     // A database with a second name is not written.
-    fs::remove_file(world.path("hard.db")).unwrap();
+    fs::remove_file(env.path("hard.db")).unwrap();
     fill(&store, &["a2".into()], 1).await;
-    assert_eq!(ids(&world.database()), ["a1", "a2"]);
+    assert_eq!(ids(&env.database()), ["a1", "a2"]);
 }
 
 #[tokio::test]
 async fn a_failed_backup_prints_its_reason_in_one_line_and_leaves_no_file() {
-    let world = World::new();
-    let ran = run(&world, &["backup", "copy.db"]);
+    let env = TestEnvironment::new();
+    let ran = run(&env, &["backup", "copy.db"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
-    fill(&world.store(), &["a1".into()], 1).await;
-    let before = files(&world);
+    fill(&env.store(), &["a1".into()], 1).await;
+    let before = files(&env);
     for (file, says) in [
         ("missing/copy.db", "missing: cannot be written"),
         (".", "cannot be written"),
         ("orders.db/copy.db", "cannot be written"),
     ] {
-        let ran = run(&world, &["backup", file]);
+        let ran = run(&env, &["backup", file]);
         assert_eq!(ran.code, Some(1), "{file}: {ran:?}");
         assert!(ran.stderr.contains(says), "{says}: {ran:?}");
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     }
-    assert_eq!(run(&world, &["backup"]).code, Some(2));
+    assert_eq!(run(&env, &["backup"]).code, Some(2));
     // A damaged copy is not kept.
-    let db = Connection::open(world.database()).unwrap();
+    let db = Connection::open(env.database()).unwrap();
     db.execute_batch("DELETE FROM journal").unwrap();
     drop(db);
-    let ran = run(&world, &["backup", "copy.db"]);
+    let ran = run(&env, &["backup", "copy.db"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("order \"a1\""), "{ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    assert_eq!(files(&world), before);
+    assert_eq!(files(&env), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     for id in ["a1", "a2", "a3"] {
         client.create(&api.url, id).await;
     }
-    let ran = run(&world, &["backup", "copy.db"]);
+    let ran = run(&env, &["backup", "copy.db"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     // After the backup, the orders are started and settled, and the machine dies.
-    let reconciler = world.reconciler(&simulator.url, &[]);
+    let reconciler = env.reconciler(&simulator.url, &[]);
     client.settled(&api.url, 3).await;
     reconciler.kill();
     api.kill();
     // As docs/operations.md says: the database is moved away with all its files.
-    fs::create_dir(world.path("old")).unwrap();
-    for name in files(&world) {
+    fs::create_dir(env.path("old")).unwrap();
+    for name in files(&env) {
         if name.starts_with("orders.db") {
-            fs::rename(world.path(&name), world.path("old").join(&name)).unwrap();
+            fs::rename(env.path(&name), env.path("old").join(&name)).unwrap();
         }
     }
-    fs::copy(world.path("copy.db"), world.database()).unwrap();
-    let service = world.serve(&simulator.url, &[]);
+    fs::copy(env.path("copy.db"), env.database()).unwrap();
+    let service = env.serve(&simulator.url, &[]);
     let orders = client.settled(&service.url, 3).await;
     // Each process was started once, before the restoration, and is adopted.
-    assert_eq!(world.outcomes().len(), 3);
+    assert_eq!(env.outcomes().len(), 3);
     for order in &orders {
         assert_eq!(order["starts"], 0, "the backup has no start: {order}");
     }
@@ -203,15 +203,15 @@ async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
     for order in &mut orders {
         order["starts"] = 1.into();
     }
-    assert_agree(&world, &orders);
-    let ran = run(&world, &["check"]);
+    assert_agree(&env, &orders);
+    let ran = run(&env, &["check"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(service.stop(), Some(0));
 }
 
 /// Creates a database with an order in each status, one of them written by a clock that was set back.
-async fn one_of_each(world: &World) {
-    let store = world.store();
+async fn one_of_each(env: &TestEnvironment) {
+    let store = env.store();
     for (id, at, steps) in [
         ("c", 10, vec![]),
         ("p", 20, vec![(21, Transition::Adopted)]),
@@ -250,9 +250,9 @@ async fn one_of_each(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sound_database_is_ok_with_its_counts_also_during_writes() {
-    let world = World::new();
-    one_of_each(&world).await;
-    let ran = run(&world, &["check"]);
+    let env = TestEnvironment::new();
+    one_of_each(&env).await;
+    let ran = run(&env, &["check"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.starts_with("ok"), "{ran:?}");
     assert!(
@@ -261,10 +261,10 @@ async fn a_sound_database_is_ok_with_its_counts_also_during_writes() {
         "{ran:?}"
     );
     assert!(ran.stdout.contains("up to entry 9"), "{ran:?}");
-    let store = world.store();
+    let store = env.store();
     let written = beside_a_writer(&store, || {
         for _ in 0..3 {
-            let ran = run(&world, &["check"]);
+            let ran = run(&env, &["check"]);
             assert_eq!(ran.code, Some(0), "{ran:?}");
         }
     })
@@ -274,16 +274,16 @@ async fn a_sound_database_is_ok_with_its_counts_also_during_writes() {
 
 #[tokio::test]
 async fn a_check_needs_an_existing_database_of_this_service() {
-    let world = World::new();
-    let ran = run(&world, &["check"]);
+    let env = TestEnvironment::new();
+    let ran = run(&env, &["check"]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
-    assert!(!world.database().exists());
-    fs::write(world.path("noise.db"), "noise".repeat(2_000)).unwrap();
-    let foreign = Connection::open(world.path("foreign.db")).unwrap();
+    assert!(!env.database().exists());
+    fs::write(env.path("noise.db"), "noise".repeat(2_000)).unwrap();
+    let foreign = Connection::open(env.path("foreign.db")).unwrap();
     foreign.execute_batch("CREATE TABLE t (x)").unwrap();
     for (name, format) in [("newer.db", 99), ("older.db", 5)] {
-        Store::open(&DatabaseUrl::from(world.path(name)), Mode::Threaded).unwrap();
-        let other = Connection::open(world.path(name)).unwrap();
+        Store::open(&DatabaseUrl::from(env.path(name)), Mode::Threaded).unwrap();
+        let other = Connection::open(env.path(name)).unwrap();
         other.pragma_update(None, "user_version", format).unwrap();
     }
     for (name, says) in [
@@ -292,7 +292,7 @@ async fn a_check_needs_an_existing_database_of_this_service() {
         ("newer.db", "newer version"),
         ("older.db", "has format 5"),
     ] {
-        let ran = run(&world, &["check", "--database-url", name]);
+        let ran = run(&env, &["check", "--database-url", name]);
         assert_eq!(ran.code, Some(3), "{ran:?}");
         assert!(ran.stderr.contains(says), "{ran:?}");
     }
@@ -388,12 +388,12 @@ async fn each_inconsistency_is_found_and_reported_in_one_line() {
             "trigger t is not ours",
         ),
     ] {
-        let world = World::new();
-        one_of_each(&world).await;
-        let db = Connection::open(world.database()).unwrap();
+        let env = TestEnvironment::new();
+        one_of_each(&env).await;
+        let db = Connection::open(env.database()).unwrap();
         db.execute_batch(change).unwrap();
         drop(db);
-        let ran = run(&world, &["check"]);
+        let ran = run(&env, &["check"]);
         assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
         let line = ran.stdout.lines().find(|line| line.contains(says));
         let line = line.unwrap_or_else(|| panic!("{change}: {says}: {ran:?}"));
@@ -403,27 +403,27 @@ async fn each_inconsistency_is_found_and_reported_in_one_line() {
 
 #[tokio::test]
 async fn a_damaged_page_is_found() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let many: Vec<_> = (0..2_000).map(|n| format!("o{n}")).collect();
     fill(&store, &many, 500).await;
     store.checkpoint().await;
     drop(store);
-    let mut bytes = fs::read(world.database()).unwrap();
+    let mut bytes = fs::read(env.database()).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 2_000].fill(0xff);
-    fs::write(world.database(), bytes).unwrap();
-    let ran = run(&world, &["check"]);
+    fs::write(env.database(), bytes).unwrap();
+    let ran = run(&env, &["check"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stdout.contains("the file is damaged"), "{ran:?}");
-    assert_eq!(run(&world, &["backup", "copy.db"]).code, Some(1));
-    assert!(!world.path("copy.db").exists());
+    assert_eq!(run(&env, &["backup", "copy.db"]).code, Some(1));
+    assert!(!env.path("copy.db").exists());
 }
 
 #[tokio::test]
 async fn many_findings_of_one_kind_are_counted() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let many: Vec<_> = (0..120).map(|n| format!("o{n}")).collect();
     fill(&store, &many, 60).await;
     let all = orders(&store, Filter::default());
@@ -432,10 +432,10 @@ async fn many_findings_of_one_kind_are_counted() {
         all.iter()
             .all(|order| order.created_at <= SystemClock.now())
     );
-    let db = Connection::open(world.database()).unwrap();
+    let db = Connection::open(env.database()).unwrap();
     db.execute_batch("UPDATE orders SET updated_at = updated_at + 1")
         .unwrap();
-    let ran = run(&world, &["check"]);
+    let ran = run(&env, &["check"]);
     assert_eq!(ran.stdout.lines().count(), 51, "{ran:?}");
     assert!(ran.stdout.contains("and 70 more of this kind"), "{ran:?}");
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::world::{Client, PATIENCE, Program, Ran, World};
+use crate::environment::{Client, PATIENCE, Program, Ran, TestEnvironment};
 
 mod databases;
 mod dev;
@@ -99,42 +99,42 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
     ]
 }
 
-fn run(world: &World, command: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Ran {
-    world.run(command[0], &[&command[1..], more].concat(), variables)
+fn run(env: &TestEnvironment, command: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Ran {
+    env.run(command[0], &[&command[1..], more].concat(), variables)
 }
 
 /// Starts `dev`. Returns it with its banner.
-fn dev(world: &World, arguments: &[&str]) -> (Program, String) {
-    let temporary = world.path("tmp");
+fn dev(env: &TestEnvironment, arguments: &[&str]) -> (Program, String) {
+    let temporary = env.path("tmp");
     fs::create_dir_all(&temporary).unwrap();
     let variables = [("TMPDIR", temporary.to_str().unwrap())];
     let all = [&["dev", "--listen", "127.0.0.1:0"], arguments].concat();
-    let mut program = world.start_with("order-service", &all, &variables, false);
+    let mut program = env.start_with("order-service", &all, &variables, false);
     let banner = program.stdout_until("Ctrl-C");
     (program, banner)
 }
 
 /// Runs `order-service health` on an address.
-fn api_health(world: &World, address: &str) -> Ran {
-    world.run("order-service", &["health", "--listen", address], &[])
+fn api_health(env: &TestEnvironment, address: &str) -> Ran {
+    env.run("order-service", &["health", "--listen", address], &[])
 }
 
 #[test]
 fn an_unknown_command_or_flag_ends_with_2() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (command, _) in commands() {
-        let ran = run(&world, &command, &["--frobnicate"], &[]);
+        let ran = run(&env, &command, &["--frobnicate"], &[]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.stderr.contains("--frobnicate"), "{ran:?}");
     }
     for name in ["order-service", "order-reconciler"] {
         for word in ["frobnicate", "orders.db", ""] {
-            let ran = world.run(name, &[word], &[]);
+            let ran = env.run(name, &[word], &[]);
             assert_eq!(ran.code, Some(2), "{word:?}: {ran:?}");
         }
     }
     assert_eq!(
-        world.run("order-service", &["serve", "extra"], &[]).code,
+        env.run("order-service", &["serve", "extra"], &[]).code,
         Some(2)
     );
 }
@@ -142,11 +142,11 @@ fn an_unknown_command_or_flag_ends_with_2() {
 #[test]
 fn without_a_command_the_service_serves() {
     for command in [&[][..], &["serve"]] {
-        let world = World::new();
+        let env = TestEnvironment::new();
         let arguments = [command, &["--listen", "127.0.0.1:0"]].concat();
-        let program = world.start("order-service", &arguments, true);
+        let program = env.start("order-service", &arguments, true);
         assert!(
-            world.database().exists(),
+            env.database().exists(),
             "the default, in the working folder"
         );
         program.logs("became leader");
@@ -154,9 +154,9 @@ fn without_a_command_the_service_serves() {
         assert_eq!(program.stop(), Some(0));
     }
     // Variables alone are enough as well.
-    let world = World::new();
+    let env = TestEnvironment::new();
     let variables = [("LISTEN_ADDR", "127.0.0.1:0")];
-    let program = world.start_with("order-service", &[], &variables, true);
+    let program = env.start_with("order-service", &[], &variables, true);
     assert_eq!(program.stop(), Some(0));
 }
 
@@ -164,9 +164,9 @@ fn without_a_command_the_service_serves() {
 fn a_port_in_use_ends_with_1_and_one_line_that_names_it() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let world = World::new();
+    let env = TestEnvironment::new();
     for command in ["serve", "api", "dev", "simulator"] {
-        let folder = world.path(command);
+        let folder = env.path(command);
         fs::create_dir(&folder).unwrap();
         let variables = [("TMPDIR", folder.to_str().unwrap()), ("RUST_LOG", "warn")];
         let database = folder.join("o.db");
@@ -174,7 +174,7 @@ fn a_port_in_use_ends_with_1_and_one_line_that_names_it() {
         if matches!(command, "serve" | "api") {
             arguments.extend(["--database-url", database.to_str().unwrap()]);
         }
-        let ran = world.run("order-service", &arguments, &variables);
+        let ran = env.run("order-service", &arguments, &variables);
         assert_eq!(ran.code, Some(1), "{ran:?}");
         let errors: Vec<_> = ran
             .stderr
@@ -192,7 +192,7 @@ fn a_port_in_use_ends_with_1_and_one_line_that_names_it() {
 
 #[test]
 fn a_token_that_cannot_be_sent_ends_with_2_and_is_not_shown() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for token in [
         "sentinel-7f3a token",
         "sentinel-7f3a\n",
@@ -206,7 +206,7 @@ fn a_token_that_cannot_be_sent_ends_with_2_and_is_not_shown() {
             &["order-reconciler", "--once"],
         ] {
             let variables = [("ORDER_PROCESS_TOKEN", token), ("RUST_LOG", "trace")];
-            let ran = run(&world, command, &[], &variables);
+            let ran = run(&env, command, &[], &variables);
             assert_eq!(ran.code, Some(2), "{ran:?}");
             assert!(
                 ran.stderr.contains("ORDER_PROCESS_TOKEN may hold"),
@@ -220,13 +220,13 @@ fn a_token_that_cannot_be_sent_ends_with_2_and_is_not_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_is_in_no_log_at_any_level() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let variables = [
         ("ORDER_PROCESS_TOKEN", "sentinel-7f3a"),
         ("RUST_LOG", "trace"),
     ];
-    let mut service = world.serve_with(&simulator.url, &[], &variables);
+    let mut service = env.serve_with(&simulator.url, &[], &variables);
     let client = Client::new();
     client.create(&service.url, "a1").await;
     client.settled(&service.url, 1).await;
@@ -240,16 +240,16 @@ async fn the_token_is_in_no_log_at_any_level() {
     assert!(log.contains("TRACE"), "the log has the requested level");
     assert!(!log.contains("sentinel"), "the token is in the log");
     for name in ["order-service", "order-reconciler"] {
-        let ran = world.run(name, &["--help"], &variables);
+        let ran = env.run(name, &["--help"], &variables);
         assert!(!ran.stdout.contains("sentinel"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_in_json_is_one_object_a_line() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let service = world.serve(&simulator.url, &["--log-format", "json"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
+    let service = env.serve(&simulator.url, &["--log-format", "json"]);
     let client = Client::new();
     client.create(&service.url, "a\n1\"").await;
     client.create(&service.url, "a1").await;
@@ -280,14 +280,14 @@ async fn a_log_in_json_is_one_object_a_line() {
     assert!(counts >= 11, "{log}");
     // The error at exit is one object too.
     let arguments = ["--log-format", "json", "--database-url", "no/such.db"];
-    let ran = world.run("order-reconciler", &arguments, &[]);
+    let ran = env.run("order-reconciler", &arguments, &[]);
     let value: Value = serde_json::from_str(&ran.stderr).expect("one object");
     assert_eq!(value["level"], "error");
 }
 
 #[test]
 fn the_log_has_the_requested_levels() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (levels, has, has_not) in [
         ("error", None, Some("created the database")),
         (
@@ -300,7 +300,7 @@ fn the_log_has_the_requested_levels() {
     ] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
-        let ran = world.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert!(
             has.is_none_or(|text| ran.stderr.contains(text)),
@@ -315,7 +315,7 @@ fn the_log_has_the_requested_levels() {
 
 #[test]
 fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let arguments = ["--once", "--database-url", "a.db"];
     for (levels, says) in [
         (
@@ -332,7 +332,7 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
         ("order_service::pass=info,", ""),
         ("info/a/b", "more than one \"/\""),
     ] {
-        let ran = world.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
         if says.is_empty() {
             assert_eq!(ran.code, Some(0), "{levels}: {ran:?}");
             assert!(!ran.stderr.contains("RUST_LOG"), "{levels}: {ran:?}");
@@ -350,7 +350,7 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
     for levels in ["debgu", "hyper=info"] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
-        let ran = world.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert!(
             ran.stderr.contains("WARN  program: RUST_LOG sets no level"),
@@ -362,11 +362,11 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
 
 #[test]
 fn a_free_port_is_taken_and_printed() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for program in [
-        world.simulator(&[]),
-        world.api(&[]),
-        world.serve("http://127.0.0.1:9", &[]),
+        env.simulator(&[]),
+        env.api(&[]),
+        env.serve("http://127.0.0.1:9", &[]),
     ] {
         let port = program.address().strip_prefix("127.0.0.1:").unwrap();
         assert_ne!(port.parse::<u16>().unwrap(), 0);
@@ -377,17 +377,17 @@ fn a_free_port_is_taken_and_printed() {
 #[test]
 fn a_stop_signal_ends_every_program_with_0() {
     for signal in ["TERM", "INT", "HUP"] {
-        let world = World::new();
-        let simulator = world.simulator(&[]);
-        let api = world.api(&[]);
-        let service = world.serve(&simulator.url, &[]);
+        let env = TestEnvironment::new();
+        let simulator = env.simulator(&[]);
+        let api = env.api(&[]);
+        let service = env.serve(&simulator.url, &[]);
         service.logs("became leader");
-        let standby = world.reconciler(&simulator.url, &[]);
+        let standby = env.reconciler(&simulator.url, &[]);
         standby.logs("standing by");
-        let alone = World::new();
+        let alone = TestEnvironment::new();
         let reconciler = alone.reconciler(&simulator.url, &[]);
         reconciler.logs("became leader");
-        let (dev, _) = dev(&world, &[]);
+        let (dev, _) = dev(&env, &[]);
         for mut program in [standby, reconciler, service, api, dev, simulator] {
             program.signal(signal);
             assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
@@ -398,9 +398,9 @@ fn a_stop_signal_ends_every_program_with_0() {
 #[test]
 fn a_stop_signal_during_setup_still_ends_cleanly() {
     // At every point of its setup it exits with 0, or does not handle signals yet.
-    let world = World::new();
+    let env = TestEnvironment::new();
     for wait in [10, 20, 40, 80, 160] {
-        let mut program = world.reconciler("http://127.0.0.1:9", &[]);
+        let mut program = env.reconciler("http://127.0.0.1:9", &[]);
         std::thread::sleep(Duration::from_millis(wait));
         let is_listening = program.logged().contains("database");
         program.signal("TERM");
@@ -415,10 +415,10 @@ fn a_stop_signal_during_setup_still_ends_cleanly() {
 
 #[test]
 fn a_second_signal_ends_a_program_at_once() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!("http://{}", silent.local_addr().unwrap());
-    let mut service = world.serve(&upstream, &["--request-timeout", "30s"]);
+    let mut service = env.serve(&upstream, &["--request-timeout", "30s"]);
     // A start without an answer, and an incomplete request: the program waits for both.
     let mut client = TcpStream::connect(service.address()).unwrap();
     let body = r#"{"id":"a1"}"#;
@@ -439,7 +439,7 @@ fn a_second_signal_ends_a_program_at_once() {
     service.signal("TERM");
     service.logs("a second signal exits immediately");
     let deadline = Instant::now() + PATIENCE;
-    while api_health(&world, service.address()).code == Some(0) {
+    while api_health(&env, service.address()).code == Some(0) {
         assert!(Instant::now() < deadline, "the program does not drain");
     }
     assert_eq!(service.ended(), None);
@@ -451,19 +451,19 @@ fn a_second_signal_ends_a_program_at_once() {
 
 #[test]
 fn a_closing_terminal_does_not_end_a_program_that_ignores_the_signal() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let mut command = Command::new("nohup");
-    let api = world.command("order-service", &[]);
+    let api = env.command("order-service", &[]);
     command
         .arg(api.get_program())
         .args(["api", "--listen", "127.0.0.1:0"])
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
-        .current_dir(world.path("."));
-    let mut program = world.spawn("order-service", command, true);
+        .current_dir(env.path("."));
+    let mut program = env.spawn("order-service", command, true);
     program.signal("HUP");
     program.signal("HUP");
-    let health = api_health(&world, program.address());
+    let health = api_health(&env, program.address());
     assert_eq!(health.code, Some(0), "{health:?}");
     assert_eq!(program.ended(), None);
     assert_eq!(program.stop(), Some(0));
@@ -471,10 +471,10 @@ fn a_closing_terminal_does_not_end_a_program_that_ignores_the_signal() {
 
 #[test]
 fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
-    let world = World::new();
-    let simulator = world.simulator(&[]);
-    world.store();
-    let database = world.database();
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&[]);
+    env.store();
+    let database = env.database();
     let database = database.to_str().unwrap();
     let url = ["--order-process-url", &simulator.url];
     for (arguments, code) in [
@@ -486,7 +486,7 @@ fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
     ] {
         let arguments = [arguments, &["--database-url", database]].concat();
         for output in ["/dev/full", "closed"] {
-            let mut command = world.command("order-service", &arguments);
+            let mut command = env.command("order-service", &arguments);
             if output == "closed" {
                 // The reading end is closed.
                 let (_, closed) = std::io::pipe().unwrap();
@@ -501,7 +501,7 @@ fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
         }
     }
     // The same holds for a log that cannot be written.
-    let mut command = world.command("order-service", &["check", "--database-url", "none.db"]);
+    let mut command = env.command("order-service", &["check", "--database-url", "none.db"]);
     let full = || fs::File::create("/dev/full").unwrap();
     let status = command.stdout(full()).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(3));
@@ -509,23 +509,23 @@ fn an_output_that_is_closed_or_full_changes_no_exit_code_and_is_no_panic() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_path_of_the_upstream_is_named_wherever_its_state_is_reported() {
-    let world = World::new();
-    let simulator = world.simulator(&[]);
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&[]);
+    let api = env.api(&[]);
     Client::new().create(&api.url, "a1").await;
     let wrong = format!("{}/v2", simulator.url);
     let asked = format!("{wrong}/order_process");
-    let database = world.database();
+    let database = env.database();
     let database = database.to_str().unwrap();
     let arguments = ["--database-url", database, "--order-process-url", &wrong];
-    let ran = world.run(
+    let ran = env.run(
         "order-reconciler",
         &[&["--once"], &arguments[..]].concat(),
         &[],
     );
     assert_eq!(ran.code, Some(4), "{ran:?}");
     assert!(ran.stderr.contains(&asked), "{ran:?}");
-    let ran = world.run(
+    let ran = env.run(
         "order-service",
         &[&["account"], &arguments[..]].concat(),
         &[],
@@ -539,12 +539,12 @@ async fn a_wrong_path_of_the_upstream_is_named_wherever_its_state_is_reported() 
 
 #[test]
 fn a_password_in_a_url_is_refused_and_never_shown() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (flag, value) in [
         ("--order-process-url", "http://user:hunter2@127.0.0.1:8000"),
         ("--database-url", "postgres://user:hunter2@127.0.0.1/orders"),
     ] {
-        let ran = run(&world, &["order-reconciler"], &[flag, value], &[]);
+        let ran = run(&env, &["order-reconciler"], &[flag, value], &[]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         assert!(ran.stderr.contains(flag), "{ran:?}");

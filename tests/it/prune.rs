@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::world::{lead, orders, ready};
+use crate::environment::{lead, orders, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Outcome, Reason, Timestamp};
@@ -13,8 +13,8 @@ use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store
 use rusqlite::Connection;
 use serde_json::Value;
 
+use crate::environment::{Client, Program, Ran, TestEnvironment};
 use crate::metrics::{Samples, metrics};
-use crate::world::{Client, Program, Ran, World};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 
@@ -73,10 +73,10 @@ pub fn names(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{prefix}{n}")).collect()
 }
 
-pub fn prune(world: &World, arguments: &[&str]) -> Ran {
+pub fn prune(env: &TestEnvironment, arguments: &[&str]) -> Ran {
     let mut all = vec!["prune"];
     all.extend(arguments);
-    world.run("order-service", &all, &[])
+    env.run("order-service", &all, &[])
 }
 
 fn pruned_so_far(store: &Store) -> u64 {
@@ -86,17 +86,17 @@ fn pruned_so_far(store: &Store) -> u64 {
 
 /// Prunes orders that settled more than 90 days ago, and checks their number.
 #[track_caller]
-pub fn pruned(world: &World, orders: u64) {
-    let before = pruned_so_far(&world.store());
-    let ran = prune(world, &["--settled-before", "90d"]);
+pub fn pruned(env: &TestEnvironment, orders: u64) {
+    let before = pruned_so_far(&env.store());
+    let ran = prune(env, &["--settled-before", "90d"]);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    let after = pruned_so_far(&world.store());
+    let after = pruned_so_far(&env.store());
     assert_eq!(after - before, orders, "{ran:?}");
 }
 
 #[track_caller]
-pub fn is_sound(world: &World) {
-    let ran = world.run("order-service", &["check"], &[]);
+pub fn is_sound(env: &TestEnvironment) {
+    let ran = env.run("order-service", &["check"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
@@ -105,13 +105,13 @@ fn ids(store: &Store) -> Vec<String> {
     all.iter().map(|o| o.id.to_string()).collect()
 }
 
-fn database(world: &World) -> Connection {
-    Connection::open(world.database()).unwrap()
+fn database(env: &TestEnvironment) -> Connection {
+    Connection::open(env.database()).unwrap()
 }
 
 /// Creates old open orders, recently settled ones, and twelve that may be pruned.
-async fn old_and_new(world: &World) -> Store {
-    let store = world.store();
+async fn old_and_new(env: &TestEnvironment) -> Store {
+    let store = env.store();
     settled(&store, &names("old", 10), 91).await;
     let old = days_ago(400);
     let open = created(&store, &names("open", 6), old).await;
@@ -142,10 +142,10 @@ async fn old_and_new(world: &World) -> Store {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_orders_that_settled_long_ago_are_pruned() {
-    let world = World::new();
-    let store = old_and_new(&world).await;
+    let env = TestEnvironment::new();
+    let store = old_and_new(&env).await;
     let all = ids(&store);
-    let ran = prune(&world, &["--settled-before", "90d", "--dry-run"]);
+    let ran = prune(&env, &["--settled-before", "90d", "--dry-run"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(
         ran.stdout.contains("to prune 6 FULFILLED, 6 FAILED"),
@@ -153,7 +153,7 @@ async fn only_orders_that_settled_long_ago_are_pruned() {
     );
     assert!(ran.stdout.contains("36 entries"), "{ran:?}");
     assert_eq!(ids(&store), all, "nothing was changed");
-    let ran = prune(&world, &["--settled-before", "90d"]);
+    let ran = prune(&env, &["--settled-before", "90d"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(
         ran.stdout.contains("pruned   6 FULFILLED, 6 FAILED"),
@@ -165,13 +165,13 @@ async fn only_orders_that_settled_long_ago_are_pruned() {
         .filter(|id| !id.starts_with("old"))
         .collect();
     assert_eq!(ids(&store), left);
-    is_sound(&world);
+    is_sound(&env);
     // A second prune removes nothing.
-    pruned(&world, 0);
+    pruned(&env, 0);
     let id = OrderId::new("old1").unwrap();
     let again = store.create(id, SystemClock.now()).await;
     assert!(matches!(again, Ok(Creation::Created(_))), "{again:?}");
-    let ran = world.run("order-service", &["check"], &[]);
+    let ran = env.run("order-service", &["check"], &[]);
     assert!(
         ran.stdout.contains("pruned   12 orders and 36 entries"),
         "{ran:?}"
@@ -180,14 +180,14 @@ async fn only_orders_that_settled_long_ago_are_pruned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     // The newest event is not that of the newest order.
     let seqs = created(&store, &names("a", 20), days_ago(200)).await;
     let others: Vec<_> = seqs.iter().copied().filter(|seq| *seq != 7).collect();
     settle(&store, &others, days_ago(200)).await;
     settle(&store, &[7], days_ago(200)).await;
-    pruned(&world, 18);
+    pruned(&env, 18);
     let left = orders(&store, Filter::default());
     let left: Vec<_> = left.iter().map(|order| order.seq).collect();
     assert_eq!(left, [7, 20]);
@@ -195,12 +195,12 @@ async fn no_number_of_an_order_or_an_event_is_ever_given_out_twice() {
     assert_eq!(created(&store, &["b".into()], days_ago(150)).await, [21]);
     assert_eq!(ready(store.newest_event()).unwrap().seq, 61);
     // Now each has a newer one, until that is old as well.
-    pruned(&world, 2);
+    pruned(&env, 2);
     settle(&store, &[21], days_ago(150)).await;
-    pruned(&world, 0);
+    pruned(&env, 0);
     assert_eq!(created(&store, &["c".into()], days_ago(0)).await, [22]);
     assert_eq!(ready(store.newest_event()).unwrap().seq, 64);
-    is_sound(&world);
+    is_sound(&env);
 }
 
 /// Returns the samples that must never decrease.
@@ -221,11 +221,11 @@ async fn figures(client: &Client, api: &Program) -> (Samples, Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn totals_survive_a_prune_and_a_restart() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
     // This API reads the journal before most events, and again after they were pruned.
-    let early = world.api(&[]);
-    let store = world.store();
+    let early = env.api(&[]);
+    let store = env.store();
     settled(&store, &names("first", 30), 100).await;
     figures(&client, &early).await;
     settled(&store, &names("second", 300), 95).await;
@@ -248,10 +248,10 @@ async fn totals_survive_a_prune_and_a_restart() {
     .await;
     created(&store, &["last".into()], days_ago(0)).await;
     // This one reads all of it.
-    let all = world.api(&[]);
+    let all = env.api(&[]);
     let (before, stats_before) = figures(&client, &all).await;
-    pruned(&world, 332);
-    let late = world.api(&[]);
+    pruned(&env, 332);
+    let late = env.api(&[]);
     for api in [&all, &early, &late] {
         let (after, stats) = figures(&client, api).await;
         assert_eq!(totals(&after), totals(&before));
@@ -276,7 +276,7 @@ async fn totals_survive_a_prune_and_a_restart() {
         }
     }
     assert_eq!(lost.len(), 8);
-    let ran = world.run("order-service", &["account"], &[]);
+    let ran = env.run("order-service", &["account"], &[]);
     for line in [
         "acknowledged         343",
         "pruned               332",
@@ -289,17 +289,17 @@ async fn totals_survive_a_prune_and_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_hour_is_complete_even_if_some_of_it_was_pruned() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let now = SystemClock.now();
     let before = Timestamp(now.0 - 120_000);
     let seqs = created(&store, &names("a", 40), before).await;
     settle(&store, &seqs, Timestamp(before.0 + 1_000)).await;
     created(&store, &["last".into()], now).await;
-    let ran = prune(&world, &["--settled-before", "1m"]);
+    let ran = prune(&env, &["--settled-before", "1m"]);
     assert!(ran.stdout.contains("20 FULFILLED, 20 FAILED"), "{ran:?}");
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let (_, stats) = figures(&client, &api).await;
     assert_eq!(stats["time_to_settle"]["orders"], 40, "{stats}");
     let half = stats["time_to_settle"]["p50_seconds"].as_f64().unwrap();
@@ -309,15 +309,15 @@ async fn the_last_hour_is_complete_even_if_some_of_it_was_pruned() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn orders_are_created_and_settled_between_the_batches_of_a_prune() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     settled(&store, &names("old", 12_000), 91).await;
     created(&store, &["last".into()], days_ago(0)).await;
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let api = world.api(&[]);
-    let reconciler = world.reconciler(&simulator.url, &["--start-rate", "0"]);
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
+    let api = env.api(&[]);
+    let reconciler = env.reconciler(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
-    let mut removal = world.start(
+    let mut removal = env.start(
         "order-service",
         &["prune", "--settled-before", "90d"],
         false,
@@ -348,14 +348,14 @@ async fn orders_are_created_and_settled_between_the_batches_of_a_prune() {
     assert!(meanwhile > 12_000 / BATCH, "{meanwhile} were created");
     assert_eq!(pruned_so_far(&store), 12_000);
     client.settled(&api.url, meanwhile + 1).await;
-    is_sound(&world);
+    is_sound(&env);
     assert_eq!(reconciler.stop(), Some(0));
 }
 
 /// Returns the numbers of existing and of pruned orders.
-fn there_and_removed(world: &World) -> (u64, u64) {
+fn there_and_removed(env: &TestEnvironment) -> (u64, u64) {
     let count = "SELECT count(*), (SELECT fulfilled + failed FROM pruned) FROM orders";
-    let db = database(world);
+    let db = database(env);
     let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?));
     let (there, removed) = db.query_row(count, [], read).unwrap();
     (there.into(), removed.into())
@@ -364,30 +364,30 @@ fn there_and_removed(world: &World) -> (u64, u64) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_kill_or_a_signal_during_a_prune_leaves_each_batch_whole_or_undone() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     settled(&store, &names("old", 20_000), 91).await;
     created(&store, &["last".into()], days_ago(0)).await;
     let mut totals = BTreeSet::new();
     for signal in ["KILL", "KILL", "TERM", "INT"] {
-        let before = there_and_removed(&world).1;
-        let mut removal = world.start(
+        let before = there_and_removed(&env).1;
+        let mut removal = env.start(
             "order-service",
             &["prune", "--settled-before", "90d"],
             false,
         );
-        while there_and_removed(&world).1 == before {
+        while there_and_removed(&env).1 == before {
             assert!(removal.ended().is_none(), "{}", removal.logged());
         }
         removal.signal(signal);
         let printed = removal.rest_of_stdout();
         let code = removal.wait().code();
-        let (there, gone) = there_and_removed(&world);
+        let (there, gone) = there_and_removed(&env);
         assert_eq!(there + gone, 20_001, "{signal}");
         assert_eq!(gone % BATCH as u64, 0, "{signal}: a batch is whole");
         assert!(gone > before && gone < 20_000, "{signal}: {gone}");
         totals.insert(gone);
-        is_sound(&world);
+        is_sound(&env);
         if signal != "KILL" {
             assert_eq!(code, Some(1), "{}", removal.logged());
             assert!(
@@ -402,24 +402,24 @@ async fn a_kill_or_a_signal_during_a_prune_leaves_each_batch_whole_or_undone() {
         }
     }
     assert_eq!(totals.len(), 4);
-    let gone = there_and_removed(&world).1;
-    pruned(&world, 20_000 - gone);
-    is_sound(&world);
+    let gone = there_and_removed(&env).1;
+    pruned(&env, 20_000 - gone);
+    is_sound(&env);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_concurrent_prunes_remove_each_order_once() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     settled(&store, &names("old", 5_000), 91).await;
     created(&store, &["last".into()], days_ago(0)).await;
     let arguments = ["prune", "--settled-before", "90d"];
-    let mut both = [0, 1].map(|_| world.start("order-service", &arguments, false));
+    let mut both = [0, 1].map(|_| env.start("order-service", &arguments, false));
     for removal in &mut both {
         assert_eq!(removal.wait().code(), Some(0), "{}", removal.logged());
     }
-    assert_eq!(there_and_removed(&world), (1, 5_000));
-    is_sound(&world);
+    assert_eq!(there_and_removed(&env), (1, 5_000));
+    is_sound(&env);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -450,13 +450,13 @@ async fn a_check_finds_missing_records_that_were_not_pruned() {
             "there are 0 records of what was pruned",
         ),
     ] {
-        let world = World::new();
-        let store = old_and_new(&world).await;
-        pruned(&world, 12);
+        let env = TestEnvironment::new();
+        let store = old_and_new(&env).await;
+        pruned(&env, 12);
         drop(store);
-        is_sound(&world);
-        database(&world).execute_batch(change).unwrap();
-        let ran = world.run("order-service", &["check"], &[]);
+        is_sound(&env);
+        database(&env).execute_batch(change).unwrap();
+        let ran = env.run("order-service", &["check"], &[]);
         assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
         assert!(ran.stdout.contains(says), "{change}: {ran:?}");
     }
@@ -464,17 +464,17 @@ async fn a_check_finds_missing_records_that_were_not_pruned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_of_a_pruned_database_is_sound() {
-    let world = World::new();
-    old_and_new(&world).await;
-    pruned(&world, 12);
-    let ran = world.run("order-service", &["backup", "copy.db"], &[]);
+    let env = TestEnvironment::new();
+    old_and_new(&env).await;
+    pruned(&env, 12);
+    let ran = env.run("order-service", &["backup", "copy.db"], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let ran = prune(
-        &world,
+        &env,
         &["--settled-before", "1h", "--database-url", "copy.db"],
     );
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let ran = world.run(
+    let ran = env.run(
         "order-service",
         &["check", "--database-url", "copy.db"],
         &[],
@@ -484,7 +484,7 @@ async fn a_backup_of_a_pruned_database_is_sound() {
 
 #[test]
 fn an_invalid_age_is_refused_with_what_would_be_right() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (age, says) in [
         ("90", "time unit needed"),
         ("0s", "the duration is zero"),
@@ -492,12 +492,12 @@ fn an_invalid_age_is_refused_with_what_would_be_right() {
         ("soon", "write a number with a unit, such as 90d"),
         ("", "write a number with a unit, such as 90d"),
     ] {
-        let ran = prune(&world, &["--settled-before", age]);
+        let ran = prune(&env, &["--settled-before", age]);
         assert_eq!(ran.code, Some(2), "{age}: {ran:?}");
         assert!(ran.stderr.contains(says), "{age}: {ran:?}");
         assert!(ran.stderr.contains("90d or 12h"), "{age}: {ran:?}");
     }
-    let ran = prune(&world, &["--dry-run"]);
+    let ran = prune(&env, &["--dry-run"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(
         ran.stderr.contains("--settled-before <DURATION>"),
@@ -507,9 +507,9 @@ fn an_invalid_age_is_refused_with_what_would_be_right() {
         &["--settled-before", "90d"][..],
         &["--settled-before", "90d", "--dry-run"],
     ] {
-        let ran = prune(&world, arguments);
+        let ran = prune(&env, arguments);
         assert_eq!(ran.code, Some(3), "{ran:?}");
         assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
-        assert!(!world.database().exists());
+        assert!(!env.database().exists());
     }
 }

@@ -4,15 +4,15 @@ use order_service::order::Timestamp;
 use order_service::store::Store;
 use serde_json::Value;
 
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
 use crate::events::Events;
 use crate::lists::next;
 use crate::prune::{created, days_ago, names, prune, pruned, settle, settled};
-use crate::world::{Answer, Client, Program, World, assert_problem};
 
 /// Creates a hundred orders; every tenth settled recently, the others long ago. Events 1 to 100 are
 /// creations, and the others follow in pairs.
-async fn hundred(world: &World) -> Store {
-    let store = world.store();
+async fn hundred(env: &TestEnvironment) -> Store {
+    let store = env.store();
     let seqs = created(&store, &names("a", 100), days_ago(200)).await;
     let (late, old): (Vec<i64>, Vec<i64>) = seqs.iter().partition(|seq| *seq % 10 == 0);
     settle(&store, &old, days_ago(100)).await;
@@ -62,16 +62,16 @@ fn number(member: &Value) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_orders_whose_unread_records_are_pruned_gets_410() {
-    let world = World::new();
-    hundred(&world).await;
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    hundred(&env).await;
+    let api = env.api(&[]);
     let client = Client::new();
     let second = linked(&get(&client, &api, "/order?limit=5").await);
     let last = linked(&get(&client, &api, "/order?limit=99").await);
     let failed = linked(&get(&client, &api, "/order?limit=2&status=FAILED").await);
     let open = "/order?limit=2&status=CREATED,PROCESSING&after=";
     let cursor = second.rsplit_once("after=").unwrap().1.to_owned();
-    pruned(&world, 90);
+    pruned(&env, 90);
     for path in [&second, &failed] {
         let on = refused(&get(&client, &api, path).await);
         // The reader may follow the link to the remaining records.
@@ -95,22 +95,22 @@ async fn a_reader_of_orders_whose_unread_records_are_pruned_gets_410() {
     // A reader that began between two prunes fails after the second.
     let third = linked(&get(&client, &api, "/order?limit=3").await);
     assert_eq!(walk(&client, &api, &third).await.len(), 7);
-    created(&world.store(), &["last".into()], days_ago(0)).await;
-    let ran = prune(&world, &["--settled-before", "1h"]);
+    created(&env.store(), &["last".into()], days_ago(0)).await;
+    let ran = prune(&env, &["--settled-before", "1h"]);
     assert!(ran.stdout.contains("10 FULFILLED, 0 FAILED"), "{ran:?}");
     refused(&get(&client, &api, &third).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_events_whose_unread_records_are_pruned_gets_410() {
-    let world = World::new();
-    hundred(&world).await;
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    hundred(&env).await;
+    let api = env.api(&[]);
     let client = Client::new();
     let second = linked(&get(&client, &api, "/event?limit=5").await);
     let late = linked(&get(&client, &api, "/event?limit=279").await);
     let of_one = linked(&get(&client, &api, "/event?order_id=a1&limit=1").await);
-    pruned(&world, 90);
+    pruned(&env, 90);
     let left: Vec<i64> = (1..=10).map(|n| 10 * n).chain(281..=300).collect();
     // The last pruned one is the 280th.
     for (path, after) in [(&second, 5), (&late, 279)] {
@@ -137,24 +137,24 @@ async fn a_reader_of_events_whose_unread_records_are_pruned_gets_410() {
     // A cursor from between two prunes is valid until the second.
     let third = linked(&get(&client, &api, "/event?limit=3").await);
     assert_eq!(walk(&client, &api, &third).await, left[3..]);
-    created(&world.store(), &["last".into()], days_ago(0)).await;
-    let ran = prune(&world, &["--settled-before", "1h"]);
+    created(&env.store(), &["last".into()], days_ago(0)).await;
+    let ran = prune(&env, &["--settled-before", "1h"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     refused(&get(&client, &api, &third).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_does_not_begin_where_events_are_missing_and_continues_between_gaps() {
-    let world = World::new();
-    hundred(&world).await;
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    hundred(&env).await;
+    let api = env.api(&[]);
     let client = Client::new();
     let mut stream = Events::open(&client, &api, "?after=4", None).await;
     let (fifth, _) = stream.next_block().await.expect("the stream continues");
     let fifth = fifth.as_str();
     let after = format!("?after={fifth}");
     drop(stream);
-    pruned(&world, 90);
+    pruned(&env, 90);
     for (method, query, last) in [
         ("GET", "", Some(fifth)),
         ("HEAD", "", Some(fifth)),
@@ -194,16 +194,16 @@ async fn a_stream_does_not_begin_where_events_are_missing_and_continues_between_
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_stream_whose_unsent_events_are_pruned_ends() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     // More data than the connection can buffer.
     settled(&store, &names(&"x".repeat(120), 20_000), 100).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     let mut stream = Events::open(&client, &api, "", None).await;
     assert_eq!(stream.next().await["seq"], 1);
     created(&store, &["last".into()], days_ago(0)).await;
-    pruned(&world, 20_000);
+    pruned(&env, 20_000);
     let mut last = (String::new(), 1);
     while let Some((id, data)) = stream.next_block().await {
         let seq = number(&serde_json::from_str(&data).unwrap());
@@ -228,16 +228,16 @@ async fn a_stream_whose_unsent_events_are_pruned_ends() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_list_whose_unread_orders_are_pruned_breaks_off_and_is_not_well_formed() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let ids: Vec<_> = (0..20_000).map(crate::lists::long_name).collect();
     settled(&store, &ids, 100).await;
     created(&store, &["last".into()], days_ago(0)).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let mut slow = crate::wire::Wire::narrow(&api).await;
     slow.send("GET /order HTTP/1.1\r\nHost: localhost\r\n\r\n");
     slow.read_until("\"id\":");
-    pruned(&world, 20_000);
+    pruned(&env, 20_000);
     let rest = slow.rest();
     assert!(
         !rest.contains("\"id\":\"last\""),
@@ -251,10 +251,10 @@ async fn a_list_whose_unread_orders_are_pruned_breaks_off_and_is_not_well_formed
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_waits_for_an_order_that_is_settled_and_pruned_is_answered() {
-    let world = World::new();
-    let store = world.store();
+    let env = TestEnvironment::new();
+    let store = env.store();
     let seqs = created(&store, &names("a", 2), days_ago(200)).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     let request = client
         .request("GET", format!("{}/order/a0", api.url))

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
 use crate::events::Events;
 use crate::lists::next;
-use crate::world::{Answer, Client, Program, World, assert_problem};
 
 async fn get(client: &Client, api: &Program, path: &str) -> Answer {
     client.get(format!("{}{path}", api.url)).await
@@ -78,9 +78,9 @@ const RESTORES: [fn(&Path, &Path); 3] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
     for restore in RESTORES {
-        let world = World::new();
+        let env = TestEnvironment::new();
         let client = Client::new();
-        let api = world.api(&[]);
+        let api = env.api(&[]);
         create(&client, &api, 'a', 4).await;
         let kept = ["/order?limit=2", "/event?limit=2"];
         let kept = [
@@ -91,7 +91,7 @@ async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
         let (second, _) = (stream.next_block().await, stream.next_block().await)
             .1
             .unwrap();
-        let ran = world.run("order-service", &["backup", "backup.db"], &[]);
+        let ran = env.run("order-service", &["backup", "backup.db"], &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         create(&client, &api, 'b', 4).await;
         let lost = [
@@ -104,8 +104,8 @@ async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
         }
         let sixth = ids.pop().unwrap();
         assert_eq!(api.stop(), Some(0));
-        restore(&world.path("backup.db"), &world.database());
-        let api = world.api(&[]);
+        restore(&env.path("backup.db"), &env.database());
+        let api = env.api(&[]);
         create(&client, &api, 'c', 6).await;
         let new = ["c0", "c1", "c2", "c3", "c4", "c5"];
         let left = [&["a2", "a3"][..], &new].concat();
@@ -136,31 +136,31 @@ async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
         // A restart is no restore.
         let fifth = linked(&get(&client, &api, "/event?limit=5").await);
         assert_eq!(api.stop(), Some(0));
-        let api = world.api(&[]);
+        let api = env.api(&[]);
         assert_eq!(walk(&client, &api, &fifth).await, new[1..]);
-        assert_eq!(histories(&world.database()), 2);
+        assert_eq!(histories(&env.database()), 2);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_has_its_own_history_once_a_program_has_opened_it_for_writing() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     create(&client, &api, 'a', 4).await;
     let third = linked(&get(&client, &api, "/event?limit=3").await);
     assert_eq!(api.stop(), Some(0));
-    let elsewhere = World::new();
-    fs::copy(world.database(), elsewhere.database()).unwrap();
+    let elsewhere = TestEnvironment::new();
+    fs::copy(env.database(), elsewhere.database()).unwrap();
     for arguments in [&["check"][..], &["explain", "a1"]] {
         let ran = elsewhere.run("order-service", arguments, &[]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         assert_eq!(histories(&elsewhere.database()), 1, "{arguments:?}");
     }
     let there = elsewhere.api(&[]);
-    let here = world.api(&[]);
+    let here = env.api(&[]);
     assert_eq!(histories(&elsewhere.database()), 2);
-    assert_eq!(histories(&world.database()), 1);
+    assert_eq!(histories(&env.database()), 1);
     // Common records are read from either; records of one copy are unknown to the other.
     create(&client, &there, 't', 3).await;
     create(&client, &here, 'h', 3).await;

@@ -3,8 +3,8 @@
 
 use serde_json::json;
 
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
 use crate::wire::{Wire, statuses};
-use crate::world::{Answer, Client, Program, World, assert_problem};
 
 /// Sends `POST` with these headers and the body of an order.
 async fn post(client: &Client, url: &str, id: &str, headers: &[(&str, &str)]) -> Answer {
@@ -25,8 +25,8 @@ async fn get(client: &Client, url: String, host: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_another_site_can_change_nothing() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let url = format!("{}/order", api.url);
     let fetch = |value| ("sec-fetch-site", value);
@@ -61,8 +61,8 @@ async fn a_page_of_another_site_can_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_loopback_only_addresses_and_known_names_are_served() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     for path in ["/", "/order", "/livez", "/metrics", "/none"] {
         let refused = get(
@@ -90,10 +90,10 @@ async fn on_loopback_only_addresses_and_known_names_are_served() {
 }
 
 /// Starts the API on every address. Returns it with its URL on loopback.
-fn everywhere(world: &World, variables: &[(&str, &str)]) -> (Program, String) {
-    let database = world.database_url();
+fn everywhere(env: &TestEnvironment, variables: &[(&str, &str)]) -> (Program, String) {
+    let database = env.database_url();
     let arguments = ["api", "--listen", "0.0.0.0:0", "--database-url", &database];
-    let api = world.start_with("order-service", &arguments, variables, true);
+    let api = env.start_with("order-service", &arguments, variables, true);
     let port = api.address().rsplit_once(':').unwrap().1;
     let url = format!("http://127.0.0.1:{port}");
     (api, url)
@@ -101,16 +101,16 @@ fn everywhere(world: &World, variables: &[(&str, &str)]) -> (Program, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn allowed_names_are_served_and_their_pages_may_create_orders() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let client = Client::new();
-    let by_flag = world.api(&[
+    let by_flag = env.api(&[
         "--allowed-host",
         "Orders.example",
         "--allowed-host",
         "b.example",
     ]);
     let variables = [("ALLOWED_HOSTS", "orders.example, b.example")];
-    let (_by_variable, url) = everywhere(&world, &variables);
+    let (_by_variable, url) = everywhere(&env, &variables);
     for (n, url) in [by_flag.url.clone(), url].iter().enumerate() {
         let live = |host| get(&client, format!("{url}/livez"), host);
         assert_eq!(live("orders.example").await.status, 200);
@@ -127,7 +127,7 @@ async fn allowed_names_are_served_and_their_pages_may_create_orders() {
         assert_eq!(created(20 + n, "https://b.example").await, 201);
         assert_eq!(created(30 + n, "https://c.example").await, 403);
     }
-    let wrong = world.run(
+    let wrong = env.run(
         "order-service",
         &["api", "--allowed-host", "http://b.example"],
         &[],
@@ -138,16 +138,16 @@ async fn allowed_names_are_served_and_their_pages_may_create_orders() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_another_address_any_name_is_served() {
-    let world = World::new();
-    let (_api, url) = everywhere(&world, &[]);
+    let env = TestEnvironment::new();
+    let (_api, url) = everywhere(&env, &[]);
     let live = get(&Client::new(), format!("{url}/livez"), "orders.example").await;
     assert_eq!(live.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_breaks_no_simulator() {
-    let world = World::new();
-    let mut simulator = world.simulator(&["--control", "127.0.0.1:0"]);
+    let env = TestEnvironment::new();
+    let mut simulator = env.simulator(&["--control", "127.0.0.1:0"]);
     let printed = simulator.stdout_until("control on ");
     let control = printed.trim().strip_prefix("control on ").unwrap();
     let client = Client::new();

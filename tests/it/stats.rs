@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::world::{lead, ready};
+use crate::environment::{lead, ready};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
@@ -12,7 +12,7 @@ use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::world::{Client, PATIENCE, World, fill};
+use crate::environment::{Client, PATIENCE, TestEnvironment, fill};
 
 async fn stats(client: &Client, api: &str) -> Value {
     let answer = client.get(format!("{api}/stats")).await;
@@ -53,9 +53,9 @@ fn ids(count: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
-    let service = world.serve(&simulator.url, &["--start-rate", "0"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "2"]);
+    let service = env.serve(&simulator.url, &["--start-rate", "0"]);
     let client = Client::new();
     // The first read is of an empty journal; later ones continue from there.
     let empty = stats(&client, &service.url).await;
@@ -80,7 +80,7 @@ async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
     assert_eq!(figures["oldest_open"], Value::Null);
     assert_eq!(sum(&figures["per_minute"], "created"), 200);
     assert_eq!(sum(&figures["per_minute"], "settled"), 200);
-    let db = Connection::open(world.database()).unwrap();
+    let db = Connection::open(env.database()).unwrap();
     for minute in figures["per_minute"].as_array().unwrap() {
         let at = DateTime::parse_from_rfc3339(minute["at"].as_str().unwrap()).unwrap();
         let count = |reasons: &str| {
@@ -124,10 +124,10 @@ async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attention_is_counted_as_in_the_orders() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     fill(&store, &ids(10), 10).await;
     let flag = async |seq: i64, reason: Reason| {
         let now = SystemClock.now();
@@ -217,10 +217,10 @@ async fn attention_is_counted_as_in_the_orders() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_of_several_reads_is_complete_with_events_of_another_program() {
-    let world = World::in_memory();
-    let store = world.store();
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
     fill(&store, &ids(12_345), 2_000).await;
-    let api = world.api(&[]);
+    let api = env.api(&[]);
     let client = Client::new();
     // Concurrent requests share one read of the journal.
     let url = &api.url;
@@ -240,10 +240,10 @@ async fn a_journal_of_several_reads_is_complete_with_events_of_another_program()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let now = SystemClock.now();
     heartbeat.leader_since = Some(Timestamp(now.0 - 500_000));
@@ -261,8 +261,8 @@ async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_of_the_stats_has_no_body() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let url = format!("{}/stats", api.url);
     let head = client.send(client.request("HEAD", url)).await;

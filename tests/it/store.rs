@@ -22,13 +22,13 @@ use order_service::store::{
     AttentionUpdate, Creation, Cursor, Filter, Loss, OrderChange, Store, StoreError, Transition,
 };
 
-use crate::world::{World, lead};
+use crate::environment::{TestEnvironment, lead};
 
 /// A new database, as two processes have it open.
 pub struct Fresh {
     pub store: Store,
     pub other: Store,
-    pub world: World,
+    pub env: TestEnvironment,
 }
 
 /// Makes a database on one of the engines.

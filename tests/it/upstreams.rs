@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::world::{lead, orders, ready};
+use crate::environment::{lead, orders, ready};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
@@ -19,7 +19,7 @@ use order_service::store::{Creation, Filter, Mode, NoFaults, OrderChange, Store,
 use order_service::upstream::HttpUpstream;
 
 use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
-use crate::world::{PATIENCE, Program, World};
+use crate::environment::{PATIENCE, Program, TestEnvironment};
 
 mod observations;
 mod scripted;
@@ -39,20 +39,20 @@ const PASSES_MAX: usize = 1_000;
 
 /// Orders in a database of their own.
 struct Orders {
-    world: World,
+    env: TestEnvironment,
     store: Store,
 }
 
 impl Orders {
     /// Creates CREATED orders.
     async fn created(ids: &[&str]) -> Self {
-        let world = World::in_memory();
+        let env = TestEnvironment::in_memory();
         let store = Store::open(
-            &world.database().into(),
+            &env.database().into(),
             Mode::Synchronous(Arc::new(NoFaults)),
         )
         .unwrap();
-        let orders = Self { world, store };
+        let orders = Self { env, store };
         for id in ids {
             orders.create(id).await;
         }
@@ -286,7 +286,7 @@ async fn once_finds_the_upstream_unusable_when_no_request_got_a_usable_answer() 
 async fn once_ends_with_4_when_no_request_got_a_usable_answer() {
     let upstream = Scripted::new(|_, _| Reply::HangUp).await;
     let orders = Orders::created(&["a1"]).await;
-    let program = orders.world.reconciler(&upstream.url, &["--once"]);
+    let program = orders.env.reconciler(&upstream.url, &["--once"]);
     let (code, log) = ended(program).await;
     assert_eq!(code, Some(4), "{log}");
 }
@@ -389,7 +389,7 @@ async fn a_settled_order_is_never_polled_again() {
 /// Starts a reconciler whose pass starts one order after the other, and waits until it is under way.
 async fn in_a_long_pass(upstream: &Scripted, orders: &Orders) -> Program {
     let arguments = ["--schedule", "0 0 0 1 1 *", "--start-rate", "10"];
-    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
     until(
         || (upstream.starts() >= 10).then_some(()),
         || upstream.starts(),
@@ -421,9 +421,9 @@ async fn a_reconciler_in_the_middle_of_a_long_pass_is_healthy() {
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
     let _reconciler = in_a_long_pass(&upstream, &orders).await;
-    let database = orders.world.database();
+    let database = orders.env.database();
     let arguments = ["health", "--database-url", database.to_str().unwrap()];
-    let health = orders.world.start("order-reconciler", &arguments, false);
+    let health = orders.env.start("order-reconciler", &arguments, false);
     let (code, log) = ended(health).await;
     assert_eq!(code, Some(0), "healthy: {log}");
 }

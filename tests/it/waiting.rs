@@ -3,18 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::world::{lead, ready};
+use crate::environment::{lead, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Reason;
 use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use serde_json::json;
 
+use crate::environment::{
+    Answer, Client, PATIENCE, Program, TestEnvironment, assert_agree, assert_problem,
+    has_many_files, is_settled,
+};
 use crate::events::{Events, settle};
 use crate::wire::{Wire, statuses};
-use crate::world::{
-    Answer, Client, PATIENCE, Program, World, assert_agree, assert_problem, has_many_files,
-    is_settled,
-};
 
 /// Maximum number of waiting requests, streams and lists together: three quarters of the connections.
 const LONG_MAX: usize = 1_536;
@@ -44,10 +44,10 @@ fn waiting(id: &str, seconds: u32) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_is_woken_by_a_change_in_another_process() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     for n in 1..=40 {
         assert_eq!(client.create(&api.url, &format!("a{n}")).await.status, 201);
     }
@@ -73,10 +73,10 @@ async fn a_waiter_is_woken_by_a_change_in_another_process() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_that_waits_is_answered_with_the_settled_order() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
-    let api = world.api(&[]);
-    let _reconciler = world.reconciler(&simulator.url, &[]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "2"]);
+    let api = env.api(&[]);
+    let _reconciler = env.reconciler(&simulator.url, &[]);
     let client = Client::new();
     let ids: Vec<_> = (0..10).map(|n| format!("a{n}")).collect();
     let creations = ids
@@ -91,7 +91,7 @@ async fn a_creation_that_waits_is_answered_with_the_settled_order() {
         assert!(is_settled(&answer.json()), "{answer:?}");
         orders.push(answer.json());
     }
-    assert_agree(&world, &orders);
+    assert_agree(&env, &orders);
     let again = create_and_wait(&client, &api, "a0", "wait=50").await;
     assert_problem(&again, 409);
 }
@@ -99,8 +99,8 @@ async fn a_creation_that_waits_is_answered_with_the_settled_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn at_the_end_of_the_wait_the_current_order_is_returned() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let began_at = Instant::now();
     let created = create_and_wait(&client, &api, "a1", "wait=1").await;
@@ -127,12 +127,12 @@ async fn at_the_end_of_the_wait_the_current_order_is_returned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preference_is_capped_at_a_minute_and_ignored_if_invalid() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "open").await;
     client.create(&api.url, "done").await;
-    settle(&world.store(), [2]).await;
+    settle(&env.store(), [2]).await;
     for (prefer, applied) in [
         ("wait=60", "wait=60"),
         ("wait=3600", "wait=60"),
@@ -156,12 +156,12 @@ async fn a_preference_is_capped_at_a_minute_and_ignored_if_invalid() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_order_says_when_to_ask_again() {
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
     let created = client.create(&api.url, "a1").await;
     assert_eq!(created.header("retry-after"), "1");
-    let store = world.store();
+    let store = env.store();
     let now = SystemClock.now();
     // The next pass is in 40 s by the schedule; the order's own delay is longer.
     let mut heartbeat = ready(store.heartbeat()).unwrap();
@@ -203,8 +203,8 @@ async fn an_open_order_says_when_to_ask_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_answers_waiting_requests_with_the_current_order() {
-    let world = World::new();
-    let mut api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let mut api = env.api(&[]);
     let client = Client::new();
     client.create(&api.url, "a1").await;
     let mut wires: Vec<_> = (0..20).map(|_| Wire::open(&api)).collect();
@@ -253,10 +253,10 @@ async fn a_thousand_waiting_requests_and_two_hundred_streams_delay_no_other_clie
     if !has_many_files() {
         return;
     }
-    let world = World::new();
-    let api = world.api(&[]);
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
     let client = Client::new();
-    let store = world.store();
+    let store = env.store();
     for id in ["done", "open", "shared"] {
         client.create(&api.url, id).await;
     }

@@ -1,10 +1,10 @@
 //! A raw connection, for requests that no client library sends, and for clients that stop midway.
-//! Other tests use `world::Client`.
+//! Other tests use `environment::Client`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use crate::world::{PATIENCE, Program};
+use crate::environment::{PATIENCE, Program};
 
 /// A raw connection.
 pub struct Wire(TcpStream);

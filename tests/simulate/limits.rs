@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use order_service::order::Timestamp;
 
-use crate::world::Draws;
+use crate::environment::Draws;
 
 /// The algorithm of a limit.
 #[derive(Clone, Debug)]

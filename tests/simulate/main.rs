@@ -2,7 +2,7 @@
 //! simulator's model in memory. Time, faults and crashes are drawn from a seed, which repeats the run
 //! exactly.
 //!
-//! - `world`: virtual time, and the faults of requests, writes and the clock.
+//! - `environment`: virtual time, and the faults of requests, writes and the clock.
 //! - `database`: the committed rows, on each engine; `cluster` is the PostgreSQL server.
 //! - `history`: the upstream's recent past, from which lagging reads are answered.
 //! - `oracle`: the invariants, checked after every step.
@@ -24,6 +24,7 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod cluster;
 mod database;
+mod environment;
 mod fit;
 mod fixed_rate;
 mod history;
@@ -31,7 +32,6 @@ mod limits;
 mod oracle;
 mod pace;
 mod run;
-mod world;
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -204,14 +204,14 @@ fn report(total: &run::Totals, began_at: Instant) {
         "\ndecisions, by the kinds of fault that were injected in that pass or the one before"
     );
     print!("  {:<70}", "row; occasion; observed; action");
-    for fault in world::Fault::ALL {
+    for fault in environment::Fault::ALL {
         print!(" {:>8.8}", format!("{fault:?}"));
     }
     println!();
     let mut unreached = Vec::new();
     for (cell, counts) in run::decisions() {
         print!("  {cell:<70}");
-        for fault in world::Fault::ALL {
+        for fault in environment::Fault::ALL {
             let count = counts.get(&fault).copied().unwrap_or(0);
             print!(" {count:>8}");
             if count == 0 {

@@ -12,10 +12,10 @@ use order_service::simulator::crash::{CrashModel, Hazard};
 use order_service::store::{Creation, DatabaseUrl, Mode, Store};
 use rusqlite::Connection;
 
+use crate::environment::{Environment, Handle, RandomWriteFaults};
 use crate::fixed_rate::{self, FixedRateClient, Load, Polling};
 use crate::limits::{Kind, Limit};
 use crate::run::{drive, ready};
-use crate::world::{Handle, RandomWriteFaults, World};
 
 /// The default of `--request-timeout`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -228,13 +228,13 @@ pub fn keeps_to_limits() -> bool {
 /// Runs the real reconciler from the first order to the last.
 fn reconcile(case: &Case, seed: u64) -> Figures {
     let mut run = PaceRun::new(case, seed);
-    let began_at = run.world.time();
+    let began_at = run.env.time();
     let settled_at = run.pass_through(case);
-    run.world.oracle.borrow_mut().check_end();
+    run.env.oracle.borrow_mut().check_end();
     let took = settled_at.since(began_at).as_secs_f64();
-    let starts = run.world.oracle.borrow().starts();
+    let starts = run.env.oracle.borrow().starts();
     let warm_at = began_at.after(WARM);
-    let [accepted, refused] = &*run.world.admitted.borrow();
+    let [accepted, refused] = &*run.env.admitted.borrow();
     let last = accepted.last().copied().unwrap_or(warm_at);
     let late = |all: &[Timestamp]| {
         let late = all.iter().filter(|at| (warm_at..=last).contains(at));
@@ -247,17 +247,17 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
         seconds: took,
         starts_per_order: f64::from(starts.iter().sum::<u32>()) / case.orders as f64,
         over_max_starts: starts.iter().filter(|starts| **starts > STARTS_MAX).count() as f64,
-        crashes: run.world.incarnations.get() as f64,
+        crashes: run.env.incarnations.get() as f64,
         order_seconds: run.order_seconds(),
         refused: refused / (accepted + refused).max(1.0),
         used: accepted / possible.max(1.0),
-        polls: run.world.polls_cost.get().as_secs_f64() / took,
+        polls: run.env.polls_cost.get().as_secs_f64() / took,
     }
 }
 
-/// A reconciler and its world.
+/// A reconciler and its environment.
 struct PaceRun {
-    world: Rc<World>,
+    env: Rc<Environment>,
     store: Store,
     reconciler: Reconciler<Handle, Handle>,
     created: usize,
@@ -271,33 +271,33 @@ impl PaceRun {
             .or_else(|_| tempfile::tempdir())
             .unwrap();
         let path = folder.path().join("orders.db");
-        let world = World::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
-        let write_faults = RandomWriteFaults::calm(&world);
+        let env = Environment::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
+        let write_faults = RandomWriteFaults::calm(&env);
         let store = Store::open(
             &DatabaseUrl::from(path.clone()),
             Mode::Synchronous(write_faults),
         )
         .unwrap();
         let db = || Connection::open(&path).unwrap();
-        world.oracle.borrow_mut().read_from(db());
-        world.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));
-        world.limit.borrow_mut().clone_from(&case.limit);
+        env.oracle.borrow_mut().read_from(db());
+        env.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));
+        env.limit.borrow_mut().clone_from(&case.limit);
         let moments = case.kills.iter().map(|secs| Duration::from_secs(*secs));
-        let kills = moments.map(|moment| world.time().after(moment));
-        world.kills.replace(kills.collect());
+        let kills = moments.map(|moment| env.time().after(moment));
+        env.kills.replace(kills.collect());
         let settings = Settings {
             start_rate: Some(case.ceiling),
             request_timeout: REQUEST_TIMEOUT,
             max_starts: 1_000,
             ..Settings::default()
         };
-        let handle = Handle(world.clone());
-        let lead = drive(&world, store.try_lead());
+        let handle = Handle(env.clone());
+        let lead = drive(&env, store.try_lead());
         let lead = lead.expect("nothing goes wrong yet").unwrap().unwrap();
         let reconciler = Reconciler::new(store.clone(), lead, handle.clone(), handle, settings);
         Self {
             reconciler: ready(reconciler).unwrap(),
-            world,
+            env,
             store,
             created: 0,
             db: db(),
@@ -308,8 +308,8 @@ impl PaceRun {
     fn create(&mut self, orders: usize) {
         for order in self.created..self.created + orders {
             let id = OrderId::new(format!("order-{order}")).unwrap();
-            self.world.oracle.borrow_mut().on_acknowledged(id.as_str());
-            let created = drive(&self.world, self.store.create(id, self.world.time()));
+            self.env.oracle.borrow_mut().on_acknowledged(id.as_str());
+            let created = drive(&self.env, self.store.create(id, self.env.time()));
             assert!(matches!(created, Some(Ok(Creation::Created(_)))));
         }
         self.created += orders;
@@ -319,15 +319,15 @@ impl PaceRun {
     fn pass_through(&mut self, case: &Case) -> Timestamp {
         let stop = Stop::default();
         let per_second = case.per_second.unwrap_or(case.orders);
-        let mut due_at = self.world.time();
+        let mut due_at = self.env.time();
         loop {
-            while due_at <= self.world.time() && self.created < case.orders {
+            while due_at <= self.env.time() && self.created < case.orders {
                 due_at = due_at.after(Duration::from_secs(1));
                 self.create(per_second.min(case.orders - self.created));
             }
-            let report = drive(&self.world, self.reconciler.pass(&stop));
+            let report = drive(&self.env, self.reconciler.pass(&stop));
             if self.created == case.orders && self.open() == 0 {
-                return self.world.time();
+                return self.env.time();
             }
             if !report.unwrap().unwrap().has_more {
                 self.await_pass();
@@ -337,10 +337,10 @@ impl PaceRun {
 
     /// Waits for the next tick of the schedule, or for the time of an order's poll.
     fn await_pass(&self) {
-        let now = self.world.time().0;
+        let now = self.env.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;
         let poll_at = self.reconciler.next_poll_at().map_or(tick, |at| at.0);
-        self.world.move_to(tick.min(poll_at.max(now + 1)));
+        self.env.move_to(tick.min(poll_at.max(now + 1)));
     }
 
     fn open(&self) -> u64 {

@@ -25,8 +25,8 @@ use rusqlite::Connection;
 
 #[cfg(feature = "postgres")]
 use crate::database::postgres::Server;
+use crate::environment::{Environment, Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults};
 use crate::limits::Limit;
-use crate::world::{Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults, World};
 
 /// Maximum number of passes, one a second, until every order is settled once there are no more faults:
 /// the longest backoff, two absences, and the longest process.
@@ -197,7 +197,7 @@ impl Stages {
 }
 
 struct Run {
-    world: Rc<World>,
+    env: Rc<Environment>,
     write_faults: Arc<RandomWriteFaults>,
     store: Store,
     settings: Settings,
@@ -243,11 +243,11 @@ pub fn run(seed: u64, database: &RunDatabase, is_verbose: bool) -> Totals {
     run.run_without_faults();
     run.totals.seeds = 1;
     run.totals.orders = run.created;
-    run.totals.requests = run.world.requests.get();
-    run.totals.incarnations = run.world.incarnations.get();
+    run.totals.requests = run.env.requests.get();
+    run.totals.incarnations = run.env.incarnations.get();
     run.totals.writes = run.write_faults.writes.load(Ordering::Relaxed);
-    run.totals.faults = run.world.faults.borrow().clone();
-    run.totals.virtual_ms = (run.world.time().0 - 1_800_000_000_000).unsigned_abs();
+    run.totals.faults = run.env.faults.borrow().clone();
+    run.totals.virtual_ms = (run.env.time().0 - 1_800_000_000_000).unsigned_abs();
     run.totals
 }
 
@@ -256,11 +256,11 @@ impl Run {
         let folder = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
-        let draws = crate::world::Draws::new(seed ^ 0x5eed);
+        let draws = crate::environment::Draws::new(seed ^ 0x5eed);
         let timeout = Duration::from_millis(500 + draws.below(5) * 500);
         let duration = [0, 1, 5, 30][draws.below(4) as usize];
-        let world = World::new(seed, duration, timeout, is_verbose);
-        let write_faults = RandomWriteFaults::calm(&world);
+        let env = Environment::new(seed, duration, timeout, is_verbose);
+        let write_faults = RandomWriteFaults::calm(&env);
         let path = folder.path().join("orders.db");
         let url = match database {
             RunDatabase::Sqlite => DatabaseUrl::from(path.clone()),
@@ -283,7 +283,7 @@ impl Run {
             ..Settings::default()
         };
         {
-            let mut oracle = world.oracle.borrow_mut();
+            let mut oracle = env.oracle.borrow_mut();
             match database {
                 RunDatabase::Sqlite => oracle.read_from(Connection::open(path).unwrap()),
                 #[cfg(feature = "postgres")]
@@ -292,13 +292,13 @@ impl Run {
             oracle.policy = policy;
             oracle.max_starts = settings.max_starts;
         }
-        world.log(|| format!("{settings:?}, processes below {duration} s"));
-        let clock = SteadyClock::new(Handle(world.clone()));
+        env.log(|| format!("{settings:?}, processes below {duration} s"));
+        let clock = SteadyClock::new(Handle(env.clone()));
         let occurrences = Occurrences::new(settings.schedule.clone(), clock.now());
         Self {
             clock,
             occurrences,
-            world,
+            env,
             write_faults,
             store,
             settings,
@@ -312,7 +312,7 @@ impl Run {
 
     /// Draws fault rates: high ones of two kinds of fault, low ones of all others.
     fn draw_fault_rates(&self) -> FaultRates {
-        let draws = &self.world.draws;
+        let draws = &self.env.draws;
         let any = || Fault::ALL[draws.below(Fault::ALL.len() as u64) as usize];
         let main = [any(), any()];
         let faults = Fault::ALL
@@ -337,36 +337,36 @@ impl Run {
     }
 
     fn set_fault_rates(&self, fault_rates: FaultRates) {
-        self.world.log(|| format!("{fault_rates:?}"));
+        self.env.log(|| format!("{fault_rates:?}"));
         self.write_faults
             .crash
             .store(fault_rates.crash, Ordering::Relaxed);
         self.write_faults
             .fault
             .store(fault_rates.write_fault, Ordering::Relaxed);
-        self.world.limit.borrow_mut().clone_from(&fault_rates.limit);
-        *self.world.fault_rates.borrow_mut() = fault_rates;
+        self.env.limit.borrow_mut().clone_from(&fault_rates.limit);
+        *self.env.fault_rates.borrow_mut() = fault_rates;
     }
 
     /// Runs passes under faults.
     fn run_with_faults(&mut self) {
-        let world = self.world.clone();
-        let passes = 10 + world.draws.below(50);
-        let most = [3, 12, 40][world.draws.below(3) as usize];
+        let env = self.env.clone();
+        let passes = 10 + env.draws.below(50);
+        let most = [3, 12, 40][env.draws.below(3) as usize];
         let mut reconciler = self.reconciler();
         for pass in 0..passes {
             if pass % 10 == 0 {
                 self.set_fault_rates(self.draw_fault_rates());
             }
-            for _ in 0..world.draws.below(6) {
+            for _ in 0..env.draws.below(6) {
                 if self.created < most {
                     self.create();
                 }
             }
-            if world.draws.permille(40) {
-                world.end_incarnation();
+            if env.draws.permille(40) {
+                env.end_incarnation();
             }
-            if world.draws.permille(60) {
+            if env.draws.permille(60) {
                 self.operate();
             }
             reconciler = self.pass(reconciler);
@@ -385,13 +385,13 @@ impl Run {
             }
             self.await_moment(reconciler.next_poll_at());
         }
-        self.world.oracle.borrow_mut().check_end();
+        self.env.oracle.borrow_mut().check_end();
         let ended = ready(self.store.heartbeat())
             .unwrap()
             .learned
             .incarnations
             .restarts();
-        let incarnations = self.world.incarnations.get();
+        let incarnations = self.env.incarnations.get();
         assert!(
             ended <= incarnations,
             "{ended} restarts of the upstream were counted; expected at most {incarnations}"
@@ -417,26 +417,26 @@ impl Run {
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
     /// go on however the clock is set.
     fn await_moment(&mut self, poll_at: Option<Timestamp>) {
-        let world = &self.world;
-        let rested_at = world.time();
-        let share = 10 * world.fault_rates.borrow().step;
+        let env = &self.env;
+        let rested_at = env.time();
+        let share = 10 * env.fault_rates.borrow().step;
         let is_look_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
         while !self.occurrences.is_due(&self.clock) && !is_look_due(&self.clock) {
             let wait = self.occurrences.wait(&self.clock);
-            let part = 1 + world.draws.below(wait.as_millis() as u64);
-            world.move_to(world.time().0 + part as i64);
-            world.may_step(share);
-            let waited = world.time().since(rested_at);
+            let part = 1 + env.draws.below(wait.as_millis() as u64);
+            env.move_to(env.time().0 + part as i64);
+            env.may_step(share);
+            let waited = env.time().since(rested_at);
             assert!(waited <= WAIT_MAX, "no pass for {waited:?}");
         }
         // Scheduling delay.
-        world.move_to(world.time().0 + world.draws.below(200) as i64);
+        env.move_to(env.time().0 + env.draws.below(200) as i64);
     }
 
     /// Takes leadership from the program before, if there was one. The program may crash in this, too.
     fn lead(&self) -> Leadership {
         loop {
-            match drive(&self.world, self.store.try_lead()) {
+            match drive(&self.env, self.store.try_lead()) {
                 Some(Ok(Some(lead))) => return lead,
                 // The server notices a moment later that its connection has ended.
                 Some(Ok(None)) if self.leads_by_connection => {
@@ -444,15 +444,15 @@ impl Run {
                     continue;
                 }
                 Some(Ok(None)) => panic!("a crashed program still leads"),
-                Some(Err(error)) => self.world.log(|| format!("no lead: {error}")),
-                None => self.world.log(|| "the program crashes".to_owned()),
+                Some(Err(error)) => self.env.log(|| format!("no lead: {error}")),
+                None => self.env.log(|| "the program crashes".to_owned()),
             }
-            self.world.forget_timers();
+            self.env.forget_timers();
         }
     }
 
     fn reconciler(&mut self) -> Reconciler<Handle, Handle> {
-        let handle = Handle(self.world.clone());
+        let handle = Handle(self.env.clone());
         self.clock = SteadyClock::new(handle.clone());
         self.occurrences = Occurrences::new(self.settings.schedule.clone(), self.clock.now());
         let settings = self.settings.clone();
@@ -480,22 +480,22 @@ impl Run {
         // The program's clock ignores the smallest steps.
         self.clock.resync();
         let waiting = {
-            let oracle = self.world.oracle.borrow();
+            let oracle = self.env.oracle.borrow();
             [false, true].map(|is_tried| oracle.due(self.clock.now(), is_tried))
         };
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
-        let outcome = drive(&self.world, reconciler.pass(&stop));
+        let outcome = drive(&self.env, reconciler.pass(&stop));
         match &outcome {
-            Some(result) => self.world.log(|| format!("pass: {result:?}")),
-            None => self.world.log(|| "the program crashes".to_owned()),
+            Some(result) => self.env.log(|| format!("pass: {result:?}")),
+            None => self.env.log(|| "the program crashes".to_owned()),
         }
-        self.world.oracle.borrow_mut().check();
+        self.env.oracle.borrow_mut().check();
         if let Some(result) = outcome {
             self.stages.borrow().check_at_rest();
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
-                let now = self.world.time_of_day();
+                let now = self.env.time_of_day();
                 let problem = heartbeat.leader_status(now).problem;
                 assert_eq!(problem, None, "{now:?} {heartbeat:?}");
             }
@@ -511,18 +511,18 @@ impl Run {
         let id = OrderId::new(format!("o{}", self.created)).unwrap();
         self.created += 1;
         let creation = drive(
-            &self.world,
-            self.store.create(id.clone(), self.world.time_of_day()),
+            &self.env,
+            self.store.create(id.clone(), self.env.time_of_day()),
         );
         match creation {
             Some(Ok(Creation::Created(_))) => {
-                self.world.oracle.borrow_mut().on_acknowledged(id.as_str());
+                self.env.oracle.borrow_mut().on_acknowledged(id.as_str());
             }
             Some(Ok(Creation::Exists(order))) => panic!("{order:?} exists"),
             Some(Err(_)) | None => {}
         }
-        self.world.forget_timers();
-        self.world.oracle.borrow_mut().check();
+        self.env.forget_timers();
+        self.env.oracle.borrow_mut().check();
     }
 
     /// Restarts or fails a held order as an operator.
@@ -541,43 +541,43 @@ impl Run {
         let Some(Order { id, .. }) = orders.find(|order| is_lost(order)) else {
             return;
         };
-        let now = self.world.time_of_day();
+        let now = self.env.time_of_day();
         // Recorded before, because the decision may take effect without an answer.
-        if self.world.draws.below(2) == 0 {
-            self.world.oracle.borrow_mut().on_released(id.as_str());
+        if self.env.draws.below(2) == 0 {
+            self.env.oracle.borrow_mut().on_released(id.as_str());
             let decided = drive(
-                &self.world,
+                &self.env,
                 self.store.resolve(id.clone(), Resolution::Restart, now),
             );
             assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         } else {
-            self.world
+            self.env
                 .oracle
                 .borrow_mut()
                 .on_failed_by_operator(id.as_str());
             let decided = drive(
-                &self.world,
+                &self.env,
                 self.store.resolve(id.clone(), Resolution::Fail, now),
             );
             assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         }
-        self.world.log(|| format!("an operator decides about {id}"));
-        self.world.oracle.borrow_mut().check();
+        self.env.log(|| format!("an operator decides about {id}"));
+        self.env.oracle.borrow_mut().check();
     }
 }
 
 /// Polls a future to its end, letting time pass. Returns `None` if the program crashes.
-pub fn drive<T>(world: &World, future: impl Future<Output = T>) -> Option<T> {
+pub fn drive<T>(env: &Environment, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
     loop {
         if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
             return Some(value);
         }
-        if world.is_dead.swap(false, Ordering::Relaxed) {
+        if env.is_dead.swap(false, Ordering::Relaxed) {
             return None;
         }
-        world.advance().expect("a pending future has a timer");
+        env.advance().expect("a pending future has a timer");
     }
 }
 

@@ -8,8 +8,8 @@ use order_service::order::Status;
 use order_service::store::Store;
 use tokio::runtime::Handle;
 
+use crate::environment::{Client, Program, TestEnvironment};
 use crate::load::Load;
-use crate::world::{Client, Program, World};
 
 /// The programs, in the order in which they are started and counted.
 pub const NAMES: [&str; 4] = ["simulator", "api", "reconciler 1", "reconciler 2"];
@@ -40,7 +40,7 @@ pub struct InjectedFaults {
 }
 
 pub struct Chaos<'w> {
-    world: &'w World,
+    env: &'w TestEnvironment,
     runtime: Handle,
     rng: fastrand::Rng,
     client: Client,
@@ -58,16 +58,16 @@ pub struct Chaos<'w> {
 
 impl<'w> Chaos<'w> {
     /// Starts the programs.
-    pub fn begin(world: &'w World, runtime: Handle, mut rng: fastrand::Rng) -> Self {
+    pub fn begin(env: &'w TestEnvironment, runtime: Handle, mut rng: fastrand::Rng) -> Self {
         let ports = free_ports();
-        let start = |which| Some(start(world, which, &ports, rng.u64(..)));
+        let start = |which| Some(start(env, which, &ports, rng.u64(..)));
         let programs = [0, 1, 2, 3].map(start);
         Self {
-            world,
+            env,
             runtime,
             rng,
             client: Client::new(),
-            store: world.store(),
+            store: env.store(),
             ports,
             programs,
             resume_at: [None; 4],
@@ -211,8 +211,8 @@ impl<'w> Chaos<'w> {
     fn start(&mut self, which: usize) {
         self.resume_at[which] = None;
         let seed = self.rng.u64(..);
-        let (world, ports) = (self.world, self.ports);
-        let program = self.meanwhile(|| start(world, which, &ports, seed));
+        let (env, ports) = (self.env, self.ports);
+        let program = self.meanwhile(|| start(env, which, &ports, seed));
         self.programs[which] = Some(program);
     }
 
@@ -337,9 +337,9 @@ impl<'w> Chaos<'w> {
 }
 
 /// Starts a program at its address.
-fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
+fn start(env: &TestEnvironment, which: usize, ports: &[u16; 3], seed: u64) -> Program {
     let [simulator, api, control] = ports.map(|port| format!("127.0.0.1:{port}"));
-    let database = world.database();
+    let database = env.database();
     let database = database
         .to_str()
         .expect("temporary folders have plain names");
@@ -356,11 +356,11 @@ fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
                 "--seed",
                 &seed,
             ];
-            world.simulator_at(&simulator, &arguments)
+            env.simulator_at(&simulator, &arguments)
         }
         API => {
             let arguments = ["api", "--listen", &api, "--database-url", database];
-            world.start("order-service", &arguments, true)
+            env.start("order-service", &arguments, true)
         }
         _ => {
             let arguments = [
@@ -373,7 +373,7 @@ fn start(world: &World, which: usize, ports: &[u16; 3], seed: u64) -> Program {
                 "--lost-process",
                 "restart",
             ];
-            world.reconciler(&format!("http://{simulator}"), &arguments)
+            env.reconciler(&format!("http://{simulator}"), &arguments)
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::world::{Client, is_settled};
+use crate::environment::{Client, is_settled};
 
 /// Timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -16,6 +16,9 @@ mod chaos;
 #[allow(dead_code, reason = "this is what all tests need; here it is a part")]
 #[path = "../it/cluster.rs"]
 mod cluster;
+#[allow(dead_code, reason = "this is what all tests need; here it is a part")]
+#[path = "../it/environment.rs"]
+mod environment;
 mod load;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -24,19 +27,16 @@ mod postgres;
 #[path = "../it/proxy.rs"]
 mod proxy;
 mod verdict;
-#[allow(dead_code, reason = "this is what all tests need; here it is a part")]
-#[path = "../it/world.rs"]
-mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use chaos::Chaos;
+use environment::TestEnvironment;
 use load::Load;
 #[cfg(feature = "postgres")]
 use postgres::{Plan, Programs, Servers};
-use world::World;
 
 /// Number of concurrent clients.
 const CALLERS: u64 = 16;
@@ -78,14 +78,14 @@ fn main() -> ExitCode {
         }
     }
     let run: Run = match (is_on_postgres, minutes, failovers) {
-        (false, Some(minutes), None) => Box::new(move |world| torture(world, minutes, seed)),
+        (false, Some(minutes), None) => Box::new(move |env| torture(env, minutes, seed)),
         #[cfg(feature = "postgres")]
         (true, Some(minutes), None) => {
-            Box::new(move |world| on_postgres(world, Plan::Minutes(minutes), seed))
+            Box::new(move |env| on_postgres(env, Plan::Minutes(minutes), seed))
         }
         #[cfg(feature = "postgres")]
         (true, None, Some(count)) => {
-            Box::new(move |world| on_postgres(world, Plan::Failovers(count), seed))
+            Box::new(move |env| on_postgres(env, Plan::Failovers(count), seed))
         }
         (false, None, None) => {
             println!("torture: skipped; scripts/torture MINUTES runs it");
@@ -95,8 +95,8 @@ fn main() -> ExitCode {
     };
     let words: Vec<_> = std::env::args().skip(1).collect();
     println!("torture: {}, seed {seed}", words.join(" "));
-    let world = World::new();
-    let failures = catch_unwind(AssertUnwindSafe(|| run(&world)))
+    let env = TestEnvironment::new();
+    let failures = catch_unwind(AssertUnwindSafe(|| run(&env)))
         .unwrap_or_else(|_| vec!["the run panicked; the reason is above".to_owned()]);
     if failures.is_empty() {
         println!("\n1 passed, 0 failed");
@@ -106,11 +106,11 @@ fn main() -> ExitCode {
     for failure in &failures {
         println!("  FAILED  {failure}");
     }
-    println!("\nthe folder is kept: {}", world.path("").display());
+    println!("\nthe folder is kept: {}", env.path("").display());
     println!("the same plan again: --seed {seed}");
     println!("\n0 passed, 1 failed");
     // Dropping it would delete the folder.
-    std::mem::forget(world);
+    std::mem::forget(env);
     ExitCode::FAILURE
 }
 
@@ -121,16 +121,16 @@ fn usage() -> ExitCode {
 }
 
 /// A run, which returns its failures.
-type Run = Box<dyn FnOnce(&World) -> Vec<String>>;
+type Run = Box<dyn FnOnce(&TestEnvironment) -> Vec<String>>;
 
 /// Runs the test on PostgreSQL, and returns its failures.
 #[cfg(feature = "postgres")]
-fn on_postgres(world: &World, plan: Plan, seed: u64) -> Vec<String> {
+fn on_postgres(env: &TestEnvironment, plan: Plan, seed: u64) -> Vec<String> {
     let runtime = tokio::runtime::Runtime::new().expect("there is a runtime");
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut servers = Servers::begin(rng.fork());
     let handle = runtime.handle().clone();
-    let mut programs = Programs::begin(world, handle, &servers, rng.fork());
+    let mut programs = Programs::begin(env, handle, &servers, rng.fork());
     let callers = match plan {
         Plan::Minutes(_) => CALLERS,
         // Enough for the load while some of them wait.
@@ -144,7 +144,7 @@ fn on_postgres(world: &World, plan: Plan, seed: u64) -> Vec<String> {
     let settled = servers.wait_until_settled(SETTLING_MAX);
     let took = stopped_at.elapsed();
     let state = (&programs, &servers);
-    let mut failures = verdict::verdict_on_postgres(&runtime, world, state, &answers, took);
+    let mut failures = verdict::verdict_on_postgres(&runtime, env, state, &answers, took);
     if !settled {
         failures.push(format!("not all orders are settled after {took:?}"));
     }
@@ -153,10 +153,10 @@ fn on_postgres(world: &World, plan: Plan, seed: u64) -> Vec<String> {
 }
 
 /// Runs the test, and returns its failures.
-fn torture(world: &World, minutes: f64, seed: u64) -> Vec<String> {
+fn torture(env: &TestEnvironment, minutes: f64, seed: u64) -> Vec<String> {
     let runtime = tokio::runtime::Runtime::new().expect("there is a runtime");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut chaos = Chaos::begin(world, runtime.handle().clone(), rng.fork());
+    let mut chaos = Chaos::begin(env, runtime.handle().clone(), rng.fork());
     let load = Load::begin(runtime.handle(), vec![chaos.api_url()], CALLERS, rng.fork());
     chaos.run(Duration::from_secs_f64(minutes * 60.0), &load);
 
@@ -171,9 +171,9 @@ fn torture(world: &World, minutes: f64, seed: u64) -> Vec<String> {
         failures.push(format!("not all orders are settled after {took:?}"));
     }
     failures.extend(verdict::verdict(
-        &runtime, world, &chaos, &answers, seed, took,
+        &runtime, env, &chaos, &answers, seed, took,
     ));
     failures.extend(chaos.end());
-    failures.extend(verdict::error_lines(world, &chaos));
+    failures.extend(verdict::error_lines(env, &chaos));
     failures
 }

@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 
 use crate::chaos::{LEADS, free_ports};
 use crate::cluster::Cluster;
+use crate::environment::{Client, Program, TestEnvironment};
 use crate::load::Load;
 use crate::proxy::{Fault, Proxy};
-use crate::world::{Client, Program, World};
 
 /// The programs, in the order in which they are started.
 const NAMES: [&str; 5] = [
@@ -67,7 +67,7 @@ impl Injected {
 
 /// The programs, and the proxies between them and the servers.
 pub struct Programs<'w> {
-    world: &'w World,
+    env: &'w TestEnvironment,
     runtime: Handle,
     client: Client,
     rng: fastrand::Rng,
@@ -82,7 +82,12 @@ pub struct Programs<'w> {
 
 impl<'w> Programs<'w> {
     /// Starts the programs.
-    pub fn begin(world: &'w World, runtime: Handle, servers: &Servers, rng: fastrand::Rng) -> Self {
+    pub fn begin(
+        env: &'w TestEnvironment,
+        runtime: Handle,
+        servers: &Servers,
+        rng: fastrand::Rng,
+    ) -> Self {
         let proxies = (1..NAMES.len()).map(|_| {
             let ports = servers.all.iter().map(Cluster::port);
             ports
@@ -90,7 +95,7 @@ impl<'w> Programs<'w> {
                 .collect()
         });
         let mut programs = Self {
-            world,
+            env,
             client: Client::new(),
             rng,
             ports: free_ports::<4>().into(),
@@ -151,7 +156,7 @@ impl<'w> Programs<'w> {
             let (control, seed) = (listen(3), self.rng.u64(..).to_string());
             let arguments = ["--max-order-process-duration", "5", "--control", &control];
             let arguments = [&arguments[..], &["--seed", &seed]].concat();
-            return self.world.simulator_at(&listen(SIMULATOR), &arguments);
+            return self.env.simulator_at(&listen(SIMULATOR), &arguments);
         }
         let hosts: Vec<_> = self.proxies[which - 1]
             .iter()
@@ -166,7 +171,7 @@ impl<'w> Programs<'w> {
                 "--database-url",
                 &database,
             ];
-            return self.world.start("order-service", &arguments, false);
+            return self.env.start("order-service", &arguments, false);
         }
         let arguments = [
             "--database-url",
@@ -177,7 +182,7 @@ impl<'w> Programs<'w> {
         let settings = ["--start-rate", "1000", "--request-timeout", "1s"];
         let policy = ["--max-starts", "1000", "--lost-process", "restart"];
         let arguments = [&arguments[..], &settings, &policy].concat();
-        self.world.start("order-reconciler", &arguments, false)
+        self.env.start("order-reconciler", &arguments, false)
     }
 
     fn set_preset(&self, preset: &str) {

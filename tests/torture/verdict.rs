@@ -9,10 +9,10 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::chaos::{Chaos, LEADS, NAMES};
+use crate::environment::{Client, TestEnvironment, is_settled, status_after};
 use crate::load::{Answers, Known};
 #[cfg(feature = "postgres")]
 use crate::postgres::{Programs, Servers};
-use crate::world::{Client, World, is_settled, status_after};
 
 /// Number of failures of each kind that are listed.
 const LISTED_MAX: usize = 5;
@@ -33,12 +33,12 @@ impl Failures {
     }
 
     /// Prints the account, which must find nothing.
-    fn account(&mut self, world: &World, database: &str, upstream: &str) {
-        let record = world.simulator_log();
+    fn account(&mut self, env: &TestEnvironment, database: &str, upstream: &str) {
+        let record = env.simulator_log();
         let record = record.to_str().expect("temporary folders have plain names");
         let arguments = ["account", "--database-url", database, "--record", record];
         let arguments = [&arguments[..], &["--order-process-url", upstream]].concat();
-        let account = world.run("order-service", &arguments, &[]);
+        let account = env.run("order-service", &arguments, &[]);
         println!("\n{}", account.stdout.trim_end());
         if account.code != Some(0) {
             self.add("the account", format!("{account:?}"));
@@ -73,9 +73,9 @@ struct SimulatorRecord {
 const DENIALS: [u16; 5] = [302, 401, 429, 500, 503];
 
 impl SimulatorRecord {
-    fn read(world: &World) -> Self {
+    fn read(env: &TestEnvironment) -> Self {
         let mut recorded = Self::default();
-        for entry in world.simulator_record() {
+        for entry in env.simulator_record() {
             let is_denied = entry.answer.is_some_and(|status| DENIALS.contains(&status));
             match entry.effect {
                 Effect::BeganIncarnation { .. } => recorded.incarnations += 1,
@@ -111,18 +111,18 @@ impl SimulatorRecord {
 /// Prints the summary and the account, and returns the failures.
 pub fn verdict(
     runtime: &Runtime,
-    world: &World,
+    env: &TestEnvironment,
     chaos: &Chaos<'_>,
     answers: &Answers,
     seed: u64,
     took: Duration,
 ) -> Vec<String> {
     let orders = runtime.block_on(all_orders(&chaos.api_url()));
-    let recorded = SimulatorRecord::read(world);
+    let recorded = SimulatorRecord::read(env);
     let mut failures = compare(&orders, &recorded, answers);
-    print_summary(world, chaos, answers, &orders, &recorded, seed, took);
-    let database = world.database_url();
-    failures.account(world, &database, &chaos.simulator_url());
+    print_summary(env, chaos, answers, &orders, &recorded, seed, took);
+    let database = env.database_url();
+    failures.account(env, &database, &chaos.simulator_url());
     failures.into_lines()
 }
 
@@ -130,13 +130,13 @@ pub fn verdict(
 #[cfg(feature = "postgres")]
 pub fn verdict_on_postgres(
     runtime: &Runtime,
-    world: &World,
+    env: &TestEnvironment,
     (programs, servers): (&Programs<'_>, &Servers),
     answers: &Answers,
     took: Duration,
 ) -> Vec<String> {
     let orders = runtime.block_on(all_orders(&programs.api_urls()[0]));
-    let recorded = SimulatorRecord::read(world);
+    let recorded = SimulatorRecord::read(env);
     let mut failures = compare(&orders, &recorded, answers);
     let lost = failures.count(LOST);
     let numbers = servers.numbers();
@@ -201,7 +201,7 @@ pub fn verdict_on_postgres(
             "incarnations",
             format!("{} of the simulator", recorded.incarnations),
         ),
-        ("leaders", leaders(world).to_string()),
+        ("leaders", leaders(env).to_string()),
         ("starts", format!("{} accepted", recorded.starts)),
         ("settled after", format!("{:.1} s", took.as_secs_f64())),
     ] {
@@ -209,8 +209,8 @@ pub fn verdict_on_postgres(
     }
     let port = servers.primary().port();
     let database = format!("postgres://tests@127.0.0.1:{port}/postgres");
-    failures.account(world, &database, &programs.simulator_url());
-    for (name, text) in logs(world) {
+    failures.account(env, &database, &programs.simulator_url());
+    for (name, text) in logs(env) {
         for line in text.lines().filter(|line| line.contains("panicked")) {
             failures.add("lines in the logs", format!("{name}: {line}"));
         }
@@ -296,7 +296,7 @@ async fn all_orders(api: &str) -> Vec<Value> {
 }
 
 fn print_summary(
-    world: &World,
+    env: &TestEnvironment,
     chaos: &Chaos<'_>,
     answers: &Answers,
     orders: &[Value],
@@ -348,10 +348,7 @@ fn print_summary(
         ("SIGKILL", by_program(&injected.kills)),
         ("SIGTERM", by_program(&injected.terms)),
         ("SIGSTOP", format!("{} of a reconciler", injected.stops)),
-        (
-            "leaders",
-            format!("{}, one after the other", leaders(world)),
-        ),
+        ("leaders", format!("{}, one after the other", leaders(env))),
         (
             "faults",
             format!(
@@ -370,10 +367,10 @@ fn print_summary(
 }
 
 /// Returns the errors and panics in the logs, which no fault may cause.
-pub fn error_lines(world: &World, chaos: &Chaos<'_>) -> Vec<String> {
+pub fn error_lines(env: &TestEnvironment, chaos: &Chaos<'_>) -> Vec<String> {
     let mut failures = Failures::default();
     let mut explained = 0;
-    for (name, text) in logs(world) {
+    for (name, text) in logs(env) {
         for line in text.lines() {
             if !line.contains(" ERROR ") && !line.contains("panicked") {
                 continue;
@@ -393,20 +390,20 @@ pub fn error_lines(world: &World, chaos: &Chaos<'_>) -> Vec<String> {
 const WHILE_STOPPED: &str = "the database cannot be written";
 
 /// Returns the number of times that a reconciler became leader, by the logs.
-fn leaders(world: &World) -> usize {
-    let logs = logs(world);
+fn leaders(env: &TestEnvironment) -> usize {
+    let logs = logs(env);
     let lines = logs.iter().flat_map(|(_, text)| text.lines());
     lines.filter(|line| line.ends_with(LEADS)).count()
 }
 
 /// Returns the logs of the programs, with the names of the files.
-fn logs(world: &World) -> Vec<(String, String)> {
-    let files = fs::read_dir(world.path("")).expect("the folder can be read");
+fn logs(env: &TestEnvironment) -> Vec<(String, String)> {
+    let files = fs::read_dir(env.path("")).expect("the folder can be read");
     let mut logs = Vec::new();
     for file in files {
         let path = file.expect("the folder can be read").path();
         let is_log = path.extension().is_some_and(|extension| extension == "log");
-        if is_log && path != world.simulator_log() {
+        if is_log && path != env.simulator_log() {
             let name = path.file_name().unwrap_or_default();
             let text = fs::read_to_string(&path).expect("a log can be read");
             logs.push((name.to_string_lossy().into_owned(), text));

@@ -6,7 +6,7 @@ use tower_service::Service;
 use warp::http::{Request, StatusCode};
 
 use super::Iteration;
-use super::world::{World, ids};
+use super::environment::{Environment, ids};
 
 /// Number of orders stored beforehand.
 const STORED: usize = 3_000;
@@ -47,13 +47,13 @@ fn iteration_of(
 ) -> Iteration {
     let requests: Result<Vec<_>, _> = requests.collect();
     let mut requests = requests.expect("they are well-formed").into_iter();
-    let world = World::new(STORED);
-    let mut service = warp::service(world.api().routes());
+    let env = Environment::new(STORED);
+    let mut service = warp::service(env.api().routes());
     Box::new(move || {
         let request = requests
             .next()
             .expect("no more iterations than were prepared");
-        let Ok(answer) = world.wait_for(service.call(request));
+        let Ok(answer) = env.wait_for(service.call(request));
         assert_eq!(answer.status(), status);
     })
 }

@@ -14,7 +14,7 @@ use order_service::store::{OrderChange, Transition};
 use order_service::upstream::{Entry, Failure, ListDecoder, StartError, Upstream};
 
 use super::Iteration;
-use super::world::{NOW, World, ids};
+use super::environment::{Environment, NOW, ids};
 
 /// Number of processes in the decoded list.
 pub(super) const LIST: u64 = 1_000;
@@ -145,10 +145,10 @@ fn observations() -> [Observation; OBSERVATIONS] {
 }
 
 pub(super) fn pass(_iterations: usize) -> Iteration {
-    let world = World::new(OPEN as usize);
-    let lead = world.lead();
+    let env = Environment::new(OPEN as usize);
+    let lead = env.lead();
     for changes in batches(OPEN as usize, &[Transition::Adopted]) {
-        world.record(&lead, changes);
+        env.record(&lead, changes);
     }
     let settings = Settings {
         request_timeout: POLICY.request_timeout,
@@ -158,14 +158,14 @@ pub(super) fn pass(_iterations: usize) -> Iteration {
     };
     let clock = ManualClock::new(NOW);
     let upstream = Listed(list(OPEN as usize, "RUNNING"));
-    let store = world.store.clone();
+    let store = env.store.clone();
     let reconciler = Reconciler::new(store, lead, upstream, clock.clone(), settings);
-    let reconciler = world.wait_for(reconciler);
+    let reconciler = env.wait_for(reconciler);
     let mut reconciler = reconciler.expect("the database can be read");
     let stop = Stop::default();
     Box::new(move || {
         clock.set(clock.now().after(PASS_INTERVAL));
-        let report = world.wait_for(reconciler.pass(&stop));
+        let report = env.wait_for(reconciler.pass(&stop));
         let report = report.expect("nothing stands in its way");
         let nothing_new = Report {
             observed: OPEN as usize,
@@ -177,15 +177,15 @@ pub(super) fn pass(_iterations: usize) -> Iteration {
 
 pub(super) fn settle(iterations: usize) -> Iteration {
     let orders = iterations * SETTLED as usize;
-    let world = World::new(orders);
+    let env = Environment::new(orders);
     let steps = [Transition::Adopted, Transition::Settled(Outcome::Succeeded)];
     let mut batches = batches(orders, &steps);
-    let lead = world.lead();
+    let lead = env.lead();
     Box::new(move || {
         let changes = batches
             .next()
             .expect("no more iterations than were prepared");
-        world.record(&lead, changes);
+        env.record(&lead, changes);
     })
 }
 

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::world::{Program, World};
+use crate::environment::{Program, TestEnvironment};
 
 /// A small disk that only the programs started on it see. It is removed with this value, or with the
 /// process of the tests.
@@ -18,8 +18,8 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Mounts the disk, or returns the reason why that is not possible here.
-    pub(super) fn mount(world: &World, size: &str) -> Result<Self, String> {
-        let folder = world.path("disk");
+    pub(super) fn mount(env: &TestEnvironment, size: &str) -> Result<Self, String> {
+        let folder = env.path("disk");
         fs::create_dir(&folder).unwrap();
         let mut why = String::new();
         for (namespaces, enter) in [
@@ -62,9 +62,9 @@ impl Disk {
     }
 
     /// Starts API and reconciler with their database on the disk.
-    pub(super) fn serve(&self, world: &World, upstream: &str) -> Program {
+    pub(super) fn serve(&self, env: &TestEnvironment, upstream: &str) -> Program {
         let database = self.folder.join("orders.db");
-        let plain = world.command(
+        let plain = env.command(
             "order-service",
             &[
                 "serve",
@@ -86,7 +86,7 @@ impl Disk {
             .arg(plain.get_program())
             .args(plain.get_args())
             .stdin(Stdio::null());
-        world.spawn("order-service", command, true)
+        env.spawn("order-service", command, true)
     }
 
     /// Returns the path of the file that fills the disk, seen from outside.

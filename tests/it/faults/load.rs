@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::world::{Answer, Client, Program, assert_problem};
+use crate::environment::{Answer, Client, Program, assert_problem};
 
 /// Outcomes of creations, as the clients saw them.
 #[derive(Debug, Default)]

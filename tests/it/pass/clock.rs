@@ -1,6 +1,6 @@
 //! Passes with a clock that is set back or forward by seconds or hours, within a run or between two.
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::reconciler::run_once;
 use order_service::reconciler_state::{LeaderState, LeaderStatus};
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::world::{lead, ready};
+use crate::environment::{lead, ready};
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
@@ -19,7 +19,7 @@ use order_service::simulator::model::Model;
 use order_service::store::{Creation, DatabaseUrl, Mode, NoFaults, Store, WriteFate, WriteFaults};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::world::World;
+use crate::environment::TestEnvironment;
 
 /// A fault of a request, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,7 +275,7 @@ impl WriteFaults for Disk {
 
 /// The store, clock, upstream and settings of a reconciler under test.
 pub(super) struct Harness {
-    _world: World,
+    _world: TestEnvironment,
     pub(super) store: Store,
     pub(super) clock: ManualClock,
     pub(super) upstream: InMemory,
@@ -299,12 +299,12 @@ pub(super) fn unlimited() -> LearnedLimits {
 
 impl Harness {
     pub(super) fn new(max_duration_secs: u32) -> Self {
-        let world = World::in_memory();
-        let path = DatabaseUrl::from(world.database());
+        let env = TestEnvironment::in_memory();
+        let path = DatabaseUrl::from(env.database());
         let store = Store::open(&path, Mode::Synchronous(Arc::new(NoFaults))).unwrap();
         let clock = ManualClock::new(Timestamp(1_800_000_000_000));
         let harness = Self {
-            _world: world,
+            _world: env,
             store,
             upstream: InMemory::new(clock.clone(), max_duration_secs),
             clock,

@@ -1,6 +1,6 @@
 //! Reads that lag behind, and two upstreams behind one address.
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::reconciler::run_once;
 use order_service::simulator::model::Model;
 

@@ -1,7 +1,7 @@
 //! Passes while the upstream is down, has requested a pause, or answers only some requests.
 
 use super::*;
-use crate::world::ready;
+use crate::environment::ready;
 
 #[test]
 fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {

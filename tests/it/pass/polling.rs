@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::pace::Durations;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! The report of a pass, and the heartbeat, each write of which costs a disk flush.
 
 use super::*;
-use crate::world::ready;
+use crate::environment::ready;
 
 fn written_at(harness: &Harness) -> Timestamp {
     ready(harness.store.heartbeat())

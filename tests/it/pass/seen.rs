@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::order::ResolvedBy;
 use order_service::store::{Resolution, WriteFate, WriteFaults};
 

@@ -1,6 +1,6 @@
 //! The limit of processes in flight after short incarnations of the upstream.
 
-use crate::world::ready;
+use crate::environment::ready;
 use order_service::pace::{Durations, Incarnations};
 
 use super::*;

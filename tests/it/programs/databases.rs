@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::*;
 
 /// Checks that every program that opens a database refuses this one with one clear line.
-fn check_unusable(world: &World, database: &str, says: &str) {
+fn check_unusable(env: &TestEnvironment, database: &str, says: &str) {
     let commands = [
         &["order-service", "api", "--listen", "127.0.0.1:0"][..],
         &["order-service", "serve", "--listen", "127.0.0.1:0"],
@@ -17,7 +17,7 @@ fn check_unusable(world: &World, database: &str, says: &str) {
     std::thread::scope(|scope| {
         for command in commands {
             scope.spawn(move || {
-                let ran = run(world, command, &["--database-url", database], &[]);
+                let ran = run(env, command, &["--database-url", database], &[]);
                 assert_eq!(ran.code, Some(3), "{command:?} {database}: {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
                 assert!(ran.stderr.contains(says), "{says:?}: {ran:?}");
@@ -31,57 +31,53 @@ fn check_unusable(world: &World, database: &str, says: &str) {
 
 #[test]
 fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
-    let world = World::new();
-    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
-    check_unusable(&world, &path("missing/orders.db"), "the folder");
-    check_unusable(
-        &world,
-        &format!("sqlite:{}", path("missing/o.db")),
-        "folder",
-    );
-    fs::create_dir(world.path("folder")).unwrap();
-    check_unusable(&world, &path("folder"), "is not a file");
-    fs::write(world.path("plain"), "hello").unwrap();
-    check_unusable(&world, &path("plain/orders.db"), "not a directory");
-    check_unusable(&world, &path("plain"), "is not an SQLite database");
+    let env = TestEnvironment::new();
+    let path = |name: &str| env.path(name).to_str().unwrap().to_owned();
+    check_unusable(&env, &path("missing/orders.db"), "the folder");
+    check_unusable(&env, &format!("sqlite:{}", path("missing/o.db")), "folder");
+    fs::create_dir(env.path("folder")).unwrap();
+    check_unusable(&env, &path("folder"), "is not a file");
+    fs::write(env.path("plain"), "hello").unwrap();
+    check_unusable(&env, &path("plain/orders.db"), "not a directory");
+    check_unusable(&env, &path("plain"), "is not an SQLite database");
     let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
         .take(9_000)
         .collect();
-    fs::write(world.path("noise"), &noise).unwrap();
-    check_unusable(&world, &path("noise"), "is not an SQLite database");
-    assert_eq!(fs::read(world.path("noise")).unwrap(), noise, "unchanged");
-    let foreign = Connection::open(world.path("foreign.db")).unwrap();
+    fs::write(env.path("noise"), &noise).unwrap();
+    check_unusable(&env, &path("noise"), "is not an SQLite database");
+    assert_eq!(fs::read(env.path("noise")).unwrap(), noise, "unchanged");
+    let foreign = Connection::open(env.path("foreign.db")).unwrap();
     foreign
         .execute_batch(
             "CREATE TABLE orders (id INTEGER PRIMARY KEY); INSERT INTO orders VALUES (1)",
         )
         .unwrap();
     drop(foreign);
-    let before = fs::read(world.path("foreign.db")).unwrap();
-    check_unusable(&world, &path("foreign.db"), "of another program");
-    assert_eq!(fs::read(world.path("foreign.db")).unwrap(), before);
+    let before = fs::read(env.path("foreign.db")).unwrap();
+    check_unusable(&env, &path("foreign.db"), "of another program");
+    assert_eq!(fs::read(env.path("foreign.db")).unwrap(), before);
     for (name, format, says) in [
         ("newer.db", 99, "newer version"),
         ("oldest.db", 1, "has format 1, from before version 0.2.0"),
         ("older.db", 5, "or move the file away"),
     ] {
-        create(&world, &world.path(name));
-        let db = Connection::open(world.path(name)).unwrap();
+        create(&env, &env.path(name));
+        let db = Connection::open(env.path(name)).unwrap();
         db.pragma_update(None, "user_version", format).unwrap();
         drop(db);
-        check_unusable(&world, &path(name), says);
+        check_unusable(&env, &path(name), says);
     }
     // Not even root may write there.
-    check_unusable(&world, "/proc/orders.db", "cannot be written");
+    check_unusable(&env, "/proc/orders.db", "cannot be written");
 }
 
 #[test]
 fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
-    let world = World::new();
-    fs::write(world.path("plain"), "hello").unwrap();
-    let database = world.path("plain/orders.db");
+    let env = TestEnvironment::new();
+    fs::write(env.path("plain"), "hello").unwrap();
+    let database = env.path("plain/orders.db");
     let arguments = ["--database-url", database.to_str().unwrap()];
-    let ran = world.run("order-reconciler", &arguments, &[]);
+    let ran = env.run("order-reconciler", &arguments, &[]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(
         !ran.stderr.contains("-write"),
@@ -92,42 +88,42 @@ fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
 
 #[test]
 fn a_cause_is_printed_once() {
-    let world = World::new();
-    let missing = world.path("missing/orders.db");
+    let env = TestEnvironment::new();
+    let missing = env.path("missing/orders.db");
     for database in [missing.to_str().unwrap(), "/proc/orders.db"] {
-        let ran = world.run("order-reconciler", &["--database-url", database], &[]);
+        let ran = env.run("order-reconciler", &["--database-url", database], &[]);
         let count = ran.stderr.matches("No such file or directory").count();
         assert_eq!(count, 1, "{}", ran.stderr);
     }
 }
 
 /// Creates a database with a program.
-fn create(world: &World, path: &Path) {
+fn create(env: &TestEnvironment, path: &Path) {
     let arguments = ["--once", "--database-url", path.to_str().unwrap()];
-    let ran = world.run("order-reconciler", &arguments, &[]);
+    let ran = env.run("order-reconciler", &arguments, &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
 #[test]
 #[ignore = "slow; scripts/test all"]
 fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
-    let world = World::new();
-    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    let env = TestEnvironment::new();
+    let path = |name: &str| env.path(name).to_str().unwrap().to_owned();
     // By a program that does not take our locks: on a new database, and on an existing one.
-    let new = Connection::open(world.path("new.db")).unwrap();
+    let new = Connection::open(env.path("new.db")).unwrap();
     new.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    create(&world, &world.path("ours.db"));
-    let ours = Connection::open(world.path("ours.db")).unwrap();
+    create(&env, &env.path("ours.db"));
+    let ours = Connection::open(env.path("ours.db")).unwrap();
     ours.execute_batch("BEGIN EXCLUSIVE").unwrap();
     // By one of our own programs that hangs.
-    create(&world, &world.path("beside.db"));
-    let lock = fs::File::create(world.path("beside.db-write")).unwrap();
+    create(&env, &env.path("beside.db"));
+    let lock = fs::File::create(env.path("beside.db-write")).unwrap();
     lock.lock().unwrap();
     std::thread::scope(|scope| {
         for name in ["new.db", "ours.db", "beside.db"] {
-            let (world, path) = (&world, path(name));
+            let (env, path) = (&env, path(name));
             scope.spawn(move || {
-                let ran = world.run("order-reconciler", &["--database-url", &path], &[]);
+                let ran = env.run("order-reconciler", &["--database-url", &path], &[]);
                 assert_eq!(ran.code, Some(3), "{name}: {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
                 assert!(
@@ -138,12 +134,12 @@ fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
             });
         }
         // A program waits for a lock that is released in time.
-        let waits = world.path("waits.db");
-        let world = &world;
+        let waits = env.path("waits.db");
+        let env = &env;
         scope.spawn(move || {
             let db = Connection::open(&waits).unwrap();
             db.execute_batch("BEGIN EXCLUSIVE").unwrap();
-            let mut program = world.start(
+            let mut program = env.start(
                 "order-reconciler",
                 &["--once", "--database-url", waits.to_str().unwrap()],
                 false,
@@ -168,14 +164,14 @@ fn a_created_database_is_logged_as_a_warning_and_an_existing_one_as_information(
             &["serve", "--listen", "127.0.0.1:0", "--database-url"],
         ),
     ] {
-        let world = World::new();
-        let absolute = fs::canonicalize(world.path(".")).unwrap().join("o.db");
+        let env = TestEnvironment::new();
+        let absolute = fs::canonicalize(env.path(".")).unwrap().join("o.db");
         for (level, url) in [
             ("WARN", "sqlite:o.db"),
             ("INFO", "o.db"),
             ("INFO", "./o.db"),
         ] {
-            let program = world.start(name, &[arguments, &[url]].concat(), false);
+            let program = env.start(name, &[arguments, &[url]].concat(), false);
             program.logs("o.db");
             program.signal("TERM");
             let log = program.logged();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::world::Answer;
+use crate::environment::Answer;
 
 /// Returns the value after a name in the banner.
 fn value_of<'a>(banner: &'a str, name: &str) -> &'a str {
@@ -43,12 +43,12 @@ async fn paste(client: &Client, command: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_dev_work_when_pasted() {
-    let world = World::new();
-    let (mut program, banner) = dev(&world, &["--max-order-process-duration", "2"]);
+    let env = TestEnvironment::new();
+    let (mut program, banner) = dev(&env, &["--max-order-process-duration", "2"]);
     assert_eq!(value_of(&banner, "pace"), "no ceiling");
     let api = value_of(&banner, "API").to_owned();
     let (data, _) = value_of(&banner, "data").split_once(',').unwrap();
-    assert!(Path::new(data).starts_with(fs::canonicalize(world.path("tmp")).unwrap()));
+    assert!(Path::new(data).starts_with(fs::canonicalize(env.path("tmp")).unwrap()));
     assert!(Path::new(data).exists());
     let simulator = value_of(&banner, "simulator");
     let (simulator, _) = simulator.split_once("/order_process").unwrap();
@@ -98,19 +98,15 @@ async fn the_commands_of_dev_work_when_pasted() {
     for status in ["CREATED", "PROCESSING", "FULFILLED", "FAILED"] {
         assert!(account.contains(status), "{account}");
     }
-    assert_eq!(
-        fs::read_dir(world.path("tmp")).unwrap().count(),
-        0,
-        "{data}"
-    );
+    assert_eq!(fs::read_dir(env.path("tmp")).unwrap().count(), 0, "{data}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_leaves_nothing_behind_however_it_is_ended() {
-    let world = World::new();
-    let is_left = || fs::read_dir(world.path("tmp")).unwrap().count() > 0;
+    let env = TestEnvironment::new();
+    let is_left = || fs::read_dir(env.path("tmp")).unwrap().count() > 0;
     for signal in ["TERM", "INT", "HUP"] {
-        let (mut program, _) = dev(&world, &[]);
+        let (mut program, _) = dev(&env, &[]);
         assert!(is_left());
         program.signal(signal);
         assert_eq!(program.wait().code(), Some(0), "{}", program.logged());
@@ -119,7 +115,7 @@ async fn dev_leaves_nothing_behind_however_it_is_ended() {
     // A second signal ends it while it waits for an answer.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = format!("http://{}", silent.local_addr().unwrap());
-    let (mut program, banner) = dev(&world, &["--order-process-url", &upstream]);
+    let (mut program, banner) = dev(&env, &["--order-process-url", &upstream]);
     let create = banner
         .lines()
         .find_map(|line| line.find("curl ").map(|at| &line[at..]));
@@ -137,9 +133,9 @@ async fn dev_leaves_nothing_behind_however_it_is_ended() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_account_of_dev_is_taken_after_the_simulator_is_repaired() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for fault in ["down", "crash"] {
-        let (mut program, banner) = dev(&world, &["--max-order-process-duration", "1"]);
+        let (mut program, banner) = dev(&env, &["--max-order-process-duration", "1"]);
         let api = value_of(&banner, "API").to_owned();
         let client = Client::new();
         client.create(&api, "a1").await;
@@ -158,9 +154,9 @@ async fn the_account_of_dev_is_taken_after_the_simulator_is_repaired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_ends_with_4_when_the_upstream_cannot_be_listed_for_the_account() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
-    let (mut program, banner) = dev(&world, &["--order-process-url", &simulator.url]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
+    let (mut program, banner) = dev(&env, &["--order-process-url", &simulator.url]);
     let api = value_of(&banner, "API").to_owned();
     let client = Client::new();
     client.create(&api, "a1").await;
@@ -174,14 +170,14 @@ async fn dev_ends_with_4_when_the_upstream_cannot_be_listed_for_the_account() {
 
 #[test]
 fn the_banner_says_what_a_preset_does_and_how_to_break_the_simulator() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (arguments, preset, effect) in [
         (&[][..], "calm", "nothing goes wrong"),
         (&["--preset", "crashing"], "crashing", "forgets all"),
         (&["--preset", "flaky"], "flaky", "fails"),
         (&["--preset", "outage"], "outage", "20 s of each minute"),
     ] {
-        let (program, banner) = dev(&world, arguments);
+        let (program, banner) = dev(&env, arguments);
         let effects = value_of(&banner, "preset");
         assert!(
             effects.starts_with(preset) && effects.contains(effect),
@@ -196,13 +192,13 @@ fn the_banner_says_what_a_preset_does_and_how_to_break_the_simulator() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_on() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let variables = [
         ("LISTEN_ADDR", "0.0.0.0:0"),
         ("SIMULATOR_LISTEN_ADDR", "0.0.0.0:0"),
         ("SIMULATOR_CONTROL", "[::]:0"),
     ];
-    let mut program = world.start_with("order-service", &["dev"], &variables, false);
+    let mut program = env.start_with("order-service", &["dev"], &variables, false);
     let banner = program.stdout_until("Ctrl-C");
     let client = Client::new();
     for (name, loopback, path) in [
@@ -219,14 +215,14 @@ async fn the_banner_names_urls_of_this_machine_where_every_address_is_listened_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_single_orders_are_logged_elsewhere_only_on_request() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let client = Client::new();
     let more = "order_service=info,order_service::orders=debug";
     for (count, levels, is_logged) in [(1, "", false), (2, more, true)] {
         let id = format!("a{count}");
         let variables = [("RUST_LOG", levels)];
-        let program = world.serve_with(&simulator.url, &[], &variables);
+        let program = env.serve_with(&simulator.url, &[], &variables);
         client.create(&program.url, &id).await;
         client.settled(&program.url, count).await;
         program.logs("settled=1");
@@ -238,8 +234,8 @@ async fn changes_of_single_orders_are_logged_elsewhere_only_on_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_simulator_of_dev_is_broken_and_repaired_from_its_own_pages() {
-    let world = World::new();
-    let (program, banner) = dev(&world, &[]);
+    let env = TestEnvironment::new();
+    let (program, banner) = dev(&env, &[]);
     let api = value_of(&banner, "API").to_owned();
     assert_eq!(value_of(&banner, "dashboard"), format!("{api}/"));
     let client = Client::new();
@@ -285,10 +281,10 @@ async fn the_simulator_of_dev_is_broken_and_repaired_from_its_own_pages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_can_be_broken_where_there_is_no_simulator() {
-    let world = World::new();
-    let simulator = world.simulator(&[]);
-    let api = world.api(&[]);
-    let (tried, banner) = dev(&world, &["--order-process-url", &simulator.url]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&[]);
+    let api = env.api(&[]);
+    let (tried, banner) = dev(&env, &["--order-process-url", &simulator.url]);
     let client = Client::new();
     for (url, dev) in [
         (api.url.as_str(), "none"),
@@ -311,16 +307,16 @@ async fn nothing_can_be_broken_where_there_is_no_simulator() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_uses_the_given_upstream() {
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "1"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let arguments = ["--order-process-url", &simulator.url, "--start-rate", "0"];
-    let (program, banner) = dev(&world, &arguments);
+    let (program, banner) = dev(&env, &arguments);
     assert!(value_of(&banner, "upstream").starts_with(&simulator.url));
     assert_eq!(value_of(&banner, "pace"), "no ceiling");
     let api = value_of(&banner, "API").to_owned();
     let client = Client::new();
     client.create(&api, "a1").await;
     client.settled(&api, 1).await;
-    assert_eq!(world.outcomes().len(), 1);
+    assert_eq!(env.outcomes().len(), 1);
     assert_eq!(program.stop(), Some(0));
 }

@@ -41,9 +41,9 @@ fn documented(help: &str) -> BTreeMap<String, (String, String)> {
 
 #[test]
 fn the_help_of_every_command_names_each_setting_with_its_variable_and_default_and_no_other() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (command, settings) in commands() {
-        let ran = run(&world, &command, &["--help"], &[]);
+        let ran = run(&env, &command, &["--help"], &[]);
         assert_eq!(ran.code, Some(0), "{command:?}");
         let expected: BTreeMap<_, _> = settings
             .into_iter()
@@ -58,10 +58,10 @@ fn the_help_of_every_command_names_each_setting_with_its_variable_and_default_an
 
 #[test]
 fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
-    let world = World::new();
-    let help = |arguments: &[&str]| world.run("order-reconciler", arguments, &[]).stdout;
+    let env = TestEnvironment::new();
+    let help = |arguments: &[&str]| env.run("order-reconciler", arguments, &[]).stdout;
     assert_eq!(help(&["--help"]), help(&["run", "--help"]));
-    let help = world.run("order-service", &["--help"], &[]).stdout;
+    let help = env.run("order-service", &["--help"], &[]).stdout;
     for command in [
         "serve",
         "dev",
@@ -75,17 +75,17 @@ fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
     }
     for program in ["order-service", "order-reconciler"] {
         let usage = format!("Usage: {program} [OPTIONS] [COMMAND]\n");
-        let ran = world.run(program, &["unknown"], &[]);
+        let ran = env.run(program, &["unknown"], &[]);
         assert!(ran.stderr.contains(&usage), "{ran:?}");
     }
 }
 
 #[test]
 fn the_help_of_every_command_that_asks_the_upstream_names_the_token_and_the_log_levels() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let mut silent = Vec::new();
     for (command, settings) in commands() {
-        let help = run(&world, &command, &["--help"], &[]).stdout;
+        let help = run(&env, &command, &["--help"], &[]).stdout;
         for (setting, variable) in [(URL, "ORDER_PROCESS_TOKEN"), (LOG, "RUST_LOG")] {
             if settings.iter().any(|(flag, ..)| *flag == setting.0) && !help.contains(variable) {
                 silent.push((command.clone(), variable));
@@ -132,10 +132,10 @@ const WRONG: &[(Setting, &str, &str)] = &[
 
 /// Checks that a command refuses a value, by its flag and by its variable.
 fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) -> Vec<String> {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let mut wrong = Vec::new();
-    let by_flag = run(&world, command, &[setting.0, value], &[]);
-    let by_variable = run(&world, command, &[], &[(setting.1, value)]);
+    let by_flag = run(&env, command, &[setting.0, value], &[]);
+    let by_variable = run(&env, command, &[], &[(setting.1, value)]);
     for (by, ran) in [(setting.0, by_flag), (setting.1, by_variable)] {
         let message: Vec<_> = ran
             .stderr
@@ -150,7 +150,7 @@ fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) ->
             ));
         }
     }
-    let left = fs::read_dir(world.path(".")).unwrap().count();
+    let left = fs::read_dir(env.path(".")).unwrap().count();
     // Only the logs of the two runs.
     if left != 2 {
         wrong.push(format!("{command:?}, {value:?}: something was begun"));
@@ -194,8 +194,8 @@ fn a_word_instead_of_a_whole_number_is_answered_with_what_would_be_right() {
         (&simulator, settings[1]),
     ] {
         // "invalid digit found in string" alone would not help an operator.
-        let world = World::new();
-        let ran = run(&world, command, &[setting.0, "many"], &[]);
+        let env = TestEnvironment::new();
+        let ran = run(&env, command, &[setting.0, "many"], &[]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         if ran.stderr.contains("invalid digit") {
             wrong.push(ran.stderr);
@@ -207,7 +207,7 @@ fn a_word_instead_of_a_whole_number_is_answered_with_what_would_be_right() {
 #[test]
 fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
     const URL: (&str, &str) = ("ORDER_PROCESS_URL", "http://127.0.0.1:9");
-    let world = World::new();
+    let env = TestEnvironment::new();
     let url = ["--order-process-url", URL.1];
     for flag in [
         ["--preset", "crashing"],
@@ -217,8 +217,8 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
         ["--simulator-listen", "127.0.0.1:0"],
         ["--max-order-process-duration", "1"],
     ] {
-        let by_flag = world.run("order-service", &[&["dev"][..], &url, &flag].concat(), &[]);
-        let by_variable = world.run("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
+        let by_flag = env.run("order-service", &[&["dev"][..], &url, &flag].concat(), &[]);
+        let by_variable = env.run("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
         for ran in [by_flag, by_variable] {
             assert_eq!(ran.code, Some(2), "{ran:?}");
             let message = ran.stderr.lines().next().unwrap();
@@ -229,7 +229,7 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
     }
     // Variables are refused too; the message then names both.
     let preset = ("SIMULATOR_PRESET", "flaky");
-    let ran = world.run("order-service", &["dev"], &[URL, preset]);
+    let ran = env.run("order-service", &["dev"], &[URL, preset]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains(URL.0), "{ran:?}");
     assert!(ran.stderr.contains(preset.0), "{ran:?}");
@@ -242,15 +242,15 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
         ("MAX_ORDER_PROCESS_DURATION", "1"),
     ];
     let arguments = ["dev", "--listen", "127.0.0.1:0"];
-    let mut program = world.start_with("order-service", &arguments, &variables, false);
+    let mut program = env.start_with("order-service", &arguments, &variables, false);
     program.stdout_until("Ctrl-C");
 }
 
 #[test]
 fn a_negative_rate_is_answered_with_what_would_be_right() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for arguments in [&["--start-rate=-1"][..], &["--start-rate", "-1"]] {
-        let ran = world.run("order-reconciler", arguments, &[]);
+        let ran = env.run("order-reconciler", arguments, &[]);
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert!(ran.stderr.contains("0 for no ceiling"), "{ran:?}");
     }
@@ -258,8 +258,8 @@ fn a_negative_rate_is_answered_with_what_would_be_right() {
 
 #[test]
 fn a_wrong_variable_is_named_in_the_message() {
-    let world = World::new();
-    let ran = world.run("order-reconciler", &[], &[("START_RATE", "fast")]);
+    let env = TestEnvironment::new();
+    let ran = env.run("order-reconciler", &[], &[("START_RATE", "fast")]);
     assert_eq!(ran.code, Some(2));
     assert!(
         ran.stderr.contains("START_RATE"),
@@ -270,7 +270,7 @@ fn a_wrong_variable_is_named_in_the_message() {
 
 #[test]
 fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let variables = [
         ("DATABASE_URL", "sqlite:by-variable.db"),
         ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -283,21 +283,21 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("MAX_STARTS", "1"),
         ("LOG_FORMAT", "json"),
     ];
-    let program = world.start_with("order-service", &["serve"], &variables, true);
+    let program = env.start_with("order-service", &["serve"], &variables, true);
     program.logs("became leader");
     let log = program.logged();
-    assert!(world.path("by-variable.db").exists());
+    assert!(env.path("by-variable.db").exists());
     assert!(log.contains("http://127.0.0.1:9/by-variable/order_process"));
     assert!(log.starts_with('{'), "{log}");
     assert_eq!(program.stop(), Some(0));
     let arguments = ["--database-url", "by-flag.db", "--log-format", "text"];
-    let ran = world.run(
+    let ran = env.run(
         "order-reconciler",
         &[&["--once"], &arguments[..]].concat(),
         &variables,
     );
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(world.path("by-flag.db").exists());
+    assert!(env.path("by-flag.db").exists());
     assert!(!ran.stderr.starts_with('{'), "{ran:?}");
     let variables = [
         ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -308,9 +308,9 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
         ("SIMULATOR_CONTROL", "127.0.0.1:0"),
         ("SIMULATOR_LISTEN_ADDR", "127.0.0.1:0"),
     ];
-    let mut program = world.start_with("order-service", &["simulator"], &variables, true);
+    let mut program = env.start_with("order-service", &["simulator"], &variables, true);
     program.logs("seed=77 max_duration_secs=7");
-    assert!(world.path("record.log").exists());
+    assert!(env.path("record.log").exists());
     program.signal("TERM");
     let stdout = program.rest_of_stdout();
     assert!(
@@ -321,7 +321,7 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
 
 #[test]
 fn the_log_format_is_accepted_before_or_after_every_command() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let missing = ["--database-url", "no/such.db"];
     let served = [&["--listen", "127.0.0.1:0"][..], &missing].concat();
     for (name, command, rest) in [
@@ -336,7 +336,7 @@ fn the_log_format_is_accepted_before_or_after_every_command() {
             [&["--log-format=json", command], rest].concat(),
             [&[command], rest, &json].concat(),
         ] {
-            let ran = world.run(name, &arguments, &[]);
+            let ran = env.run(name, &arguments, &[]);
             assert!(ran.code.is_some_and(|code| code > 0), "{ran:?}");
             let line: Value = serde_json::from_str(&ran.stderr)
                 .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {ran:?}"));
@@ -345,28 +345,28 @@ fn the_log_format_is_accepted_before_or_after_every_command() {
     }
     // Without a command it is a flag of the default command.
     let arguments = [&["--log-format", "json"], &served[..]].concat();
-    let ran = world.run("order-service", &arguments, &[]);
+    let ran = env.run("order-service", &arguments, &[]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
-    let ran = world.run("order-service", &["health"], &[("LOG_FORMAT", "xml")]);
+    let ran = env.run("order-service", &["health"], &[("LOG_FORMAT", "xml")]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("variable LOG_FORMAT"), "{ran:?}");
 }
 
 #[test]
 fn an_empty_variable_counts_as_unset() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let settings = commands().into_iter().flat_map(|(_, settings)| settings);
     let variables: BTreeSet<_> = settings.map(|(_, variable, _)| variable).collect();
     for variable in variables
         .into_iter()
         .filter(|variable| !variable.is_empty())
     {
-        let ran = world.run("order-reconciler", &["--once"], &[(variable, "")]);
+        let ran = env.run("order-reconciler", &["--once"], &[(variable, "")]);
         assert_eq!(ran.code, Some(0), "{variable}: {ran:?}");
     }
-    assert!(world.database().exists());
+    assert!(env.database().exists());
     for variable in ["ORDER_PROCESS_TOKEN", "RUST_LOG"] {
-        let ran = world.run("order-reconciler", &["--once"], &[(variable, "")]);
+        let ran = env.run("order-reconciler", &["--once"], &[(variable, "")]);
         assert_eq!(ran.code, Some(0), "{variable}: {ran:?}");
         assert!(ran.stderr.contains("INFO"), "{ran:?}");
     }
@@ -379,13 +379,13 @@ fn an_empty_variable_counts_as_unset() {
         ("LOG_FORMAT", ""),
     ];
     let arguments = ["simulator", "--listen", "127.0.0.1:0"];
-    let program = world.start_with("order-service", &arguments, &variables, true);
+    let program = env.start_with("order-service", &arguments, &variables, true);
     program.logs("max_duration_secs=600");
     assert_eq!(program.stop(), Some(0));
     // The default port is tried, whether or not it is free.
     for (command, port) in [("api", "8080"), ("simulator", "8000")] {
         let mut program =
-            world.start_with("order-service", &[command], &[("LISTEN_ADDR", "")], false);
+            env.start_with("order-service", &[command], &[("LISTEN_ADDR", "")], false);
         let address = format!("127.0.0.1:{port}");
         let line = program.line_of_stdout();
         program.signal("TERM");
@@ -396,22 +396,22 @@ fn an_empty_variable_counts_as_unset() {
 
 #[test]
 fn the_help_shows_no_value_of_the_environment() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (command, settings) in commands() {
-        let ran = run(&world, &command, &["--help"], &[]);
+        let ran = run(&env, &command, &["--help"], &[]);
         let variables = settings.into_iter().map(|(_, variable, _)| variable);
         let secrets: Vec<_> = variables
             .filter(|variable| !variable.is_empty())
             .map(|variable| (variable, "s3cr3t"))
             .collect();
-        let with_secrets = run(&world, &command, &["--help"], &secrets);
+        let with_secrets = run(&env, &command, &["--help"], &secrets);
         assert_eq!(with_secrets.stdout, ran.stdout);
     }
 }
 
 #[test]
 fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     let mut commands = commands();
     let database = ["restart", "fail", "prune", "account"];
     commands.extend(database.map(|name| (vec!["order-service", name], vec![DATABASE])));
@@ -422,16 +422,16 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
             .iter()
             .map(|(_, variable, _)| (*variable, "\r"))
             .collect();
-        let help = run(&world, &command, &["--help"], &wrong);
+        let help = run(&env, &command, &["--help"], &wrong);
         assert_eq!(help.code, Some(0), "{help:?}");
         variables.extend(settings.into_iter().map(|of| (command.clone(), of)));
     }
     for (command, (flag, variable, default)) in variables {
         let value = format!("{}\r", default.trim_matches('"'));
-        let by_variable = run(&world, &command, &[], &[(variable, &value)]);
-        let by_flag = run(&world, &command, &[flag, &value], &[]);
+        let by_variable = run(&env, &command, &[], &[(variable, &value)]);
+        let by_flag = run(&env, &command, &[flag, &value], &[]);
         let joined = format!("{flag}={value}");
-        let by_one_word = run(&world, &command, &[&joined], &[]);
+        let by_one_word = run(&env, &command, &[&joined], &[]);
         for (name, ran) in [
             (variable, by_variable),
             (flag, by_flag),
@@ -448,7 +448,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
             assert!(!ran.stderr.contains('\r'), "{ran:?}");
         }
     }
-    let left = fs::read_dir(world.path(".")).unwrap();
+    let left = fs::read_dir(env.path(".")).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     assert!(
         left.iter()
@@ -456,7 +456,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
         "no file was created: {left:?}"
     );
     let token = [("ORDER_PROCESS_TOKEN", "s3cr3t\r")];
-    let ran = world.run("order-reconciler", &["--once"], &token);
+    let ran = env.run("order-reconciler", &["--once"], &token);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("carriage return"), "{ran:?}");
     assert!(!ran.stderr.contains("s3cr3t"), "{ran:?}");
@@ -464,7 +464,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
 
 #[test]
 fn commands_that_create_no_database_do_not_claim_to() {
-    let world = World::new();
+    let env = TestEnvironment::new();
     for (command, more) in [
         (vec!["order-service", "account"], vec![]),
         (vec!["order-service", "restart"], vec!["a1"]),
@@ -478,10 +478,10 @@ fn commands_that_create_no_database_do_not_claim_to() {
         (vec!["order-service", "backup"], vec!["copy.db"]),
         (vec!["order-reconciler", "health"], vec![]),
     ] {
-        let help = run(&world, &command, &["--help"], &[]).stdout;
+        let help = run(&env, &command, &["--help"], &[]).stdout;
         assert!(!help.contains("created if it is not there"), "{command:?}");
         assert!(help.contains("it has to be there"), "{command:?}");
-        let ran = run(&world, &command, &more, &[]);
+        let ran = run(&env, &command, &more, &[]);
         assert!(matches!(ran.code, Some(1 | 3)), "{ran:?}");
         let line = ran.stderr.strip_suffix('\n').unwrap();
         assert!(
@@ -490,8 +490,8 @@ fn commands_that_create_no_database_do_not_claim_to() {
         );
         assert!(line.ends_with("there is no such database"), "{ran:?}");
     }
-    assert!(!world.database().exists());
-    let help = run(&world, &["order-service", "account"], &["--help"], &[]).stdout;
+    assert!(!env.database().exists());
+    let help = run(&env, &["order-service", "account"], &["--help"], &[]).stdout;
     let codes = help.split_once("Exit codes:").unwrap().1;
     for code in ["0", "1", "2", "3", "4", "6"] {
         assert!(codes.contains(code), "{code}: {help}");

@@ -6,7 +6,7 @@ use order_service::store::{Mode, Store, Transition};
 
 use super::{create, record};
 use crate::cluster::cluster;
-use crate::world::{Ran, World};
+use crate::environment::{Ran, TestEnvironment};
 
 /// Fills a database with an order in each status; returns its name.
 async fn one_of_each() -> String {
@@ -36,7 +36,7 @@ async fn one_of_each() -> String {
 fn run(database: &str, command: &[&str]) -> Ran {
     let url = cluster().url(database);
     let arguments = [command, &["--database-url", &url]].concat();
-    World::new().run("order-service", &arguments, &[])
+    TestEnvironment::new().run("order-service", &arguments, &[])
 }
 
 #[tokio::test]

@@ -21,8 +21,8 @@ use order_service::store::{
 
 use super::{create, journal};
 use crate::cluster::{Cluster, free_port, unprivileged};
+use crate::environment::{Client, Program, TestEnvironment};
 use crate::proxy::{Fault, Proxy};
-use crate::world::{Client, Program, World};
 
 /// Opens a database on one of these ports of this machine.
 fn open(ports: &[u16]) -> Store {
@@ -421,11 +421,11 @@ async fn a_commit_that_no_standby_confirms_is_answered_after_a_time_limit_of_our
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_leaves_when_a_later_version_has_changed_the_schema() {
     let primary = Cluster::own(&[]);
-    let (world, client) = (World::new(), Client::new());
+    let (env, client) = (TestEnvironment::new(), Client::new());
     let url = primary.url("postgres");
     let api = ["api", "--listen", "127.0.0.1:0", "--database-url", &url];
-    let mut api = world.start("order-service", &api, true);
-    let mut reconciler = reconciler(&world, &primary, "http://127.0.0.1:1");
+    let mut api = env.start("order-service", &api, true);
+    let mut reconciler = reconciler(&env, &primary, "http://127.0.0.1:1");
     reconciler.logs("became leader");
     assert_eq!(client.create(&api.url, "a1").await.status, 201);
     primary.run("postgres", "UPDATE order_service.meta SET format = 1000");
@@ -440,22 +440,22 @@ async fn a_program_leaves_when_a_later_version_has_changed_the_schema() {
 }
 
 /// A reconciler with a short request timeout.
-fn reconciler(world: &World, primary: &Cluster, upstream: &str) -> Program {
+fn reconciler(env: &TestEnvironment, primary: &Cluster, upstream: &str) -> Program {
     let url = primary.url("postgres");
     let arguments = ["--database-url", &url, "--order-process-url", upstream];
     let settings = ["--start-rate", "200", "--request-timeout", "1s"];
-    world.start("order-reconciler", &[arguments, settings].concat(), false)
+    env.start("order-reconciler", &[arguments, settings].concat(), false)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_stopped_while_another_took_over_starts_nothing_twice() {
     let primary = Cluster::own(&[]);
-    let world = World::new();
-    let simulator = world.simulator(&["--max-order-process-duration", "2"]);
+    let env = TestEnvironment::new();
+    let simulator = env.simulator(&["--max-order-process-duration", "2"]);
     let store = open(&[primary.port()]);
-    let first = reconciler(&world, &primary, &simulator.url);
+    let first = reconciler(&env, &primary, &simulator.url);
     first.logs("became leader");
-    let second = reconciler(&world, &primary, &simulator.url);
+    let second = reconciler(&env, &primary, &simulator.url);
     second.logs("standing by");
     for number in 1..=300 {
         create(&store, &format!("a{number}"), store.clock().now().0).await;
@@ -477,8 +477,8 @@ async fn a_leader_that_was_stopped_while_another_took_over_starts_nothing_twice(
         assert!(Instant::now() < deadline, "not all orders settle");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(world.outcomes().len(), 300);
-    let record = world.simulator_record();
+    assert_eq!(env.outcomes().len(), 300);
+    let record = env.simulator_record();
     let repeated = record
         .iter()
         .filter(|entry| matches!(entry.effect, Effect::Exists { .. }));
@@ -611,7 +611,7 @@ async fn the_lock_of_a_leader_whose_host_vanishes_is_free_within_seconds() {
     };
     let primary = Cluster::own(&["listen_addresses=127.0.0.1,10.77.77.1"]);
     primary.trust(Host::NETWORK);
-    let world = World::new();
+    let env = TestEnvironment::new();
     let url = format!(
         "postgres://tests@{}:{}/postgres?sslmode=disable",
         Host::ADDRESS,
@@ -619,15 +619,15 @@ async fn the_lock_of_a_leader_whose_host_vanishes_is_free_within_seconds() {
     );
     let upstream = "http://127.0.0.1:1";
     let arguments = ["--database-url", &url, "--order-process-url", upstream];
-    let whole = world.command("order-reconciler", &arguments);
+    let whole = env.command("order-reconciler", &arguments);
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", &host.name])
         .arg(whole.get_program())
         .args(whole.get_args());
-    let first = world.spawn("order-reconciler", command, false);
+    let first = env.spawn("order-reconciler", command, false);
     first.logs("became leader");
-    let second = reconciler(&world, &primary, upstream);
+    let second = reconciler(&env, &primary, upstream);
     second.logs("standing by");
     host.vanish();
     let begun = Instant::now();
@@ -639,10 +639,10 @@ async fn the_lock_of_a_leader_whose_host_vanishes_is_free_within_seconds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_killed_is_followed_soon() {
     let primary = Cluster::own(&[]);
-    let world = World::new();
-    let first = reconciler(&world, &primary, "http://127.0.0.1:1");
+    let env = TestEnvironment::new();
+    let first = reconciler(&env, &primary, "http://127.0.0.1:1");
     first.logs("became leader");
-    let second = reconciler(&world, &primary, "http://127.0.0.1:1");
+    let second = reconciler(&env, &primary, "http://127.0.0.1:1");
     second.logs("standing by");
     let begun = Instant::now();
     first.kill();

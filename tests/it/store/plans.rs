@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::twin::Twin;
 use super::{postgres, sqlite};
 use crate::cluster::cluster;
-use crate::world::lead;
+use crate::environment::lead;
 
 /// Tables that grow with the number of orders. All others have a row, or one for each process.
 const GROWING: [&str; 2] = ["orders", "journal"];

@@ -8,7 +8,7 @@ use order_service::store::{Loss, Mode, OpenError, OrderChange, Store, StoreError
 
 use super::{Fresh, create};
 use crate::cluster::cluster;
-use crate::world::World;
+use crate::environment::TestEnvironment;
 
 /// An empty database of its own.
 pub fn fresh() -> Fresh {
@@ -22,7 +22,7 @@ pub fn fresh_in(database: &str) -> Fresh {
     Fresh {
         store: open(),
         other: open(),
-        world: World::new(),
+        env: TestEnvironment::new(),
     }
 }
 
@@ -132,12 +132,12 @@ async fn an_orders_creation_is_heard_of_by_another_process_at_once() {
 #[tokio::test]
 async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     let database = cluster().database();
-    let Fresh { store, world, .. } = fresh_in(&database);
+    let Fresh { store, env, .. } = fresh_in(&database);
     let url = cluster().url(&database);
     assert_eq!(store.address(), url);
     let explain = |id: &str| {
         let arguments = ["explain", id, "--database-url", &url];
-        world.run("order-service", &arguments, &[])
+        env.run("order-service", &arguments, &[])
     };
     create(&store, "a1", 10).await;
     let explained = explain("a1");
@@ -157,7 +157,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     // On a database without orders nothing is created.
     let url = cluster().url(&cluster().database());
     let arguments = ["explain", "a1", "--database-url", &url];
-    let missing = world.run("order-service", &arguments, &[]);
+    let missing = env.run("order-service", &arguments, &[]);
     assert_eq!(missing.code, Some(3), "{missing:?}");
     assert!(missing.stderr.contains("no order database"), "{missing:?}");
 }

@@ -4,34 +4,34 @@ use order_service::store::{DatabaseUrl, Mode, Store};
 use rusqlite::Connection;
 
 use super::{Fresh, create};
-use crate::world::{World, ready};
+use crate::environment::{TestEnvironment, ready};
 
 /// An empty database in a folder of its own.
 pub fn fresh() -> Fresh {
-    fresh_in(World::new())
+    fresh_in(TestEnvironment::new())
 }
 
 /// An empty database in this folder.
-pub fn fresh_in(world: World) -> Fresh {
+pub fn fresh_in(env: TestEnvironment) -> Fresh {
     Fresh {
-        store: world.store(),
-        other: world.store(),
-        world,
+        store: env.store(),
+        other: env.store(),
+        env,
     }
 }
 
 impl Fresh {
     /// Lets another reconciler lead beside the one that does.
     pub fn break_lock(&self) {
-        std::fs::remove_file(self.world.path("orders.db-leader")).unwrap();
+        std::fs::remove_file(self.env.path("orders.db-leader")).unwrap();
     }
 }
 
 #[tokio::test]
 async fn the_schema_refuses_impossible_rows() {
-    let Fresh { store, world, .. } = fresh();
+    let Fresh { store, env, .. } = fresh();
     create(&store, "a1", 10).await;
-    let db = Connection::open(world.database()).unwrap();
+    let db = Connection::open(env.database()).unwrap();
     for change in [
         "status = 'LOST'",
         "status = 'created'",
@@ -70,8 +70,8 @@ async fn the_schema_refuses_impossible_rows() {
 #[test]
 fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
     for _ in 0..10 {
-        let world = World::new();
-        let path = DatabaseUrl::from(world.database());
+        let env = TestEnvironment::new();
+        let path = DatabaseUrl::from(env.database());
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {

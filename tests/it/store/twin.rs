@@ -20,7 +20,7 @@ use order_service::store::{
 
 use super::{Fresh, all, postgres, sqlite};
 use crate::cluster::cluster;
-use crate::world::{World, lead};
+use crate::environment::{TestEnvironment, lead};
 
 /// Histories unless `ORDER_TEST_TWINS` says how many.
 const HISTORIES: u64 = 5;
@@ -50,7 +50,7 @@ fn both_engines_answer_alike_whatever_happens_to_orders() {
             // A new database takes longer than a history.
             cluster().empty(&database);
             runtime.block_on(async {
-                let on_sqlite = sqlite::fresh_in(World::in_memory());
+                let on_sqlite = sqlite::fresh_in(TestEnvironment::in_memory());
                 let mut twin = Twin::new(seed, &on_sqlite, &on_postgres, &database).await;
                 for _ in 0..STEPS {
                     twin.step().await;

@@ -365,7 +365,7 @@ async fn a_list_that_never_ends_delays_neither_starts_nor_the_shutdown() {
     let endless = Reply::Pieces(Duration::from_millis(100), vec![" ".to_owned(); 10_000]);
     let upstream = Scripted::new(move |asked, _| meanwhile(asked, &endless)).await;
     let orders = Orders::processing(&many()).await;
-    let reconciler = orders.world.reconciler(&upstream.url, &[]);
+    let reconciler = orders.env.reconciler(&upstream.url, &[]);
     until_asked(&upstream, |asked| {
         asked.iter().any(ReceivedRequest::is_list)
     })

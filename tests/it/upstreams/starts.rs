@@ -1,7 +1,7 @@
 //! Starts: their requests, the meaning of answers, and repetition.
 
 use super::*;
-use crate::world::ready;
+use crate::environment::ready;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_has_exactly_the_accepted_body_and_no_callback() {
@@ -471,7 +471,7 @@ async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start()
     .await;
     let orders = Orders::created(&["a1"]).await;
     let arguments = ["--request-timeout", "30s"];
-    let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
     until_asked(&upstream, |asked| asked.len() == 1).await;
     reconciler.kill();
     let mut reconciler = orders.reconciler(&upstream).await;
@@ -488,7 +488,7 @@ async fn a_shutdown_records_the_start_in_flight_and_does_not_send_the_next() {
             Scripted::new(move |_, _| Reply::Later(in_a_second, Box::new(answer(200, "")))).await;
         let orders = Orders::created(&["a1", "a2", "a3"]).await;
         let arguments = ["--max-in-flight", "1", "--start-rate", rate];
-        let reconciler = orders.world.reconciler(&upstream.url, &arguments);
+        let reconciler = orders.env.reconciler(&upstream.url, &arguments);
         until_asked(&upstream, |asked| asked.len() == 1).await;
         assert_eq!(ready(orders.store.open_orders()).unwrap().len(), intents);
         reconciler.signal("TERM");

@@ -80,7 +80,7 @@ async fn check_not_proxied(names: &[&'static str]) {
         let upstream = Scripted::at(address, |_, _| answer(200, "")).await;
         let port = upstream.address.rsplit(':').next().unwrap().to_owned();
         let orders = Orders::created(&["a1"]).await;
-        let database = orders.world.database();
+        let database = orders.env.database();
         let url = format!("http://{name}:{port}");
         let arguments = [
             "--once",
@@ -99,7 +99,7 @@ async fn check_not_proxied(names: &[&'static str]) {
         ]
         .map(|variable| (variable, proxy));
         let ran = orders
-            .world
+            .env
             .start_with("order-reconciler", &arguments, &variables, false);
         let (code, log) = ended(ran).await;
         assert_eq!(code, Some(0), "{name}: {log}");
@@ -136,7 +136,7 @@ async fn a_proxy_is_used_for_other_hosts() {
         let orders = Orders::created(&["a1"]).await;
         let variables = [(variable, &*proxy.url), ("ORDER_PROCESS_URL", url)];
         let ran = orders
-            .world
+            .env
             .start_with("order-reconciler", &["--once"], &variables, false);
         let (code, log) = ended(ran).await;
         let asked = proxy.asked();
@@ -167,7 +167,7 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
     .await;
     let orders = Orders::processing(&many()).await;
     orders.create("a1").await;
-    let database = orders.world.database();
+    let database = orders.env.database();
     let arguments = [
         "--database-url",
         database.to_str().unwrap(),
@@ -178,7 +178,7 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
     ];
     let variables = [("ORDER_PROCESS_TOKEN", "s3cret~+/=")];
     let reconciler = orders
-        .world
+        .env
         .start_with("order-reconciler", &arguments, &variables, false);
     let asked = until_asked(&upstream, |asked| {
         asked.iter().any(ReceivedRequest::is_start)
@@ -210,7 +210,7 @@ async fn an_answer_of_the_upstream_cannot_forge_a_log_line() {
     })
     .await;
     let orders = Orders::created(&["a1"]).await;
-    let reconciler = orders.world.start_with(
+    let reconciler = orders.env.start_with(
         "order-reconciler",
         &[],
         &[

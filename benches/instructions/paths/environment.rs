@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) const NOW: Timestamp = Timestamp(1_795_341_600_000);
 
 /// A database and a runtime.
-pub(super) struct World {
+pub(super) struct Environment {
     runtime: Runtime,
     /// Store with synchronous writes, on the calling thread.
     pub store: Store,
@@ -23,7 +23,7 @@ pub(super) struct World {
     _folder: TempDir,
 }
 
-impl World {
+impl Environment {
     /// Creates an environment with this many orders, all CREATED.
     pub fn new(orders: usize) -> Self {
         // Preferably in memory: flushes take no time there.
@@ -38,17 +38,17 @@ impl World {
             .enable_all()
             .build()
             .expect("threads can be started");
-        let world = Self {
+        let env = Self {
             runtime,
             store: store.expect("an empty folder takes a database"),
             _folder: folder,
         };
         for id in ids().take(orders) {
             let id = OrderId::new(id).expect("a UUID is an id");
-            let created = world.wait_for(world.store.create(id, NOW));
+            let created = env.wait_for(env.store.create(id, NOW));
             created.expect("the database can be written");
         }
-        world
+        env
     }
 
     /// Returns an API on this database.

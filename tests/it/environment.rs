@@ -43,11 +43,11 @@ pub fn has_many_files() -> bool {
 }
 
 /// A folder with a database and the logs of the programs that use it.
-pub struct World {
+pub struct TestEnvironment {
     folder: tempfile::TempDir,
 }
 
-impl World {
+impl TestEnvironment {
     pub fn new() -> Self {
         Self {
             folder: tempfile::tempdir().expect("there is room for a temporary folder"),
@@ -549,16 +549,16 @@ pub fn status_after(outcome: ProcessStatus) -> &'static str {
 }
 
 /// Compares every order with the simulator's record, and checks that each was started once.
-pub fn assert_agree(world: &World, orders: &[Value]) {
-    assert_statuses_agree(world, orders);
+pub fn assert_agree(env: &TestEnvironment, orders: &[Value]) {
+    assert_statuses_agree(env, orders);
     for order in orders {
         assert_eq!(order["starts"], 1, "{order}");
     }
 }
 
 /// Compares every order's status with the simulator's record.
-pub fn assert_statuses_agree(world: &World, orders: &[Value]) {
-    let outcomes = world.outcomes();
+pub fn assert_statuses_agree(env: &TestEnvironment, orders: &[Value]) {
+    let outcomes = env.outcomes();
     assert_eq!(outcomes.len(), orders.len(), "processes and orders");
     for order in orders {
         let id = order["id"].as_str().expect("an order has an id");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use order_service::store::{WriteFate, WriteFaults};
 
-use super::World;
+use super::Environment;
 use crate::limits::Limit;
 
 /// A random number generator (SplitMix64; Steele, Lea and Flood, 2014).
@@ -147,10 +147,10 @@ pub struct RandomWriteFaults {
 
 impl RandomWriteFaults {
     /// Returns write faults with chances of zero.
-    pub fn calm(world: &World) -> Arc<Self> {
+    pub fn calm(env: &Environment) -> Arc<Self> {
         Arc::new(Self {
-            draws: world.draws.clone(),
-            is_dead: world.is_dead.clone(),
+            draws: env.draws.clone(),
+            is_dead: env.is_dead.clone(),
             crash: 0.into(),
             fault: 0.into(),
             writes: 0.into(),

@@ -1,5 +1,5 @@
-//! Virtual time, and the state of everything outside the pass. `world/faults.rs` has the faults of requests,
-//! writes and the clock, `world/upstream.rs` the requests.
+//! Virtual time, and the state of everything outside the pass. `environment/faults.rs` has the faults of requests,
+//! writes and the clock, `environment/upstream.rs` the requests.
 //!
 //! This file judges nothing: it reports what was really answered and done to `oracle`.
 
@@ -33,7 +33,7 @@ struct CrashState {
 }
 
 /// Everything outside the pass.
-pub struct World {
+pub struct Environment {
     now: Cell<i64>,
     /// Offset of the time of day from `now`, in milliseconds.
     ahead: Cell<i64>,
@@ -66,7 +66,7 @@ pub struct World {
     pub is_verbose: bool,
 }
 
-impl World {
+impl Environment {
     pub fn new(
         seed: u64,
         max_duration_secs: u32,
@@ -318,7 +318,7 @@ impl World {
     fn sleep(self: &Rc<Self>, while_: Duration) -> Sleep {
         let millis = i64::try_from(while_.as_millis()).unwrap();
         Sleep {
-            world: self.clone(),
+            env: self.clone(),
             until: self.now.get() + millis,
             key: None,
         }
@@ -342,7 +342,7 @@ impl World {
 
 /// A timer in virtual time.
 pub struct Sleep {
-    world: Rc<World>,
+    env: Rc<Environment>,
     until: i64,
     key: Option<(i64, u64)>,
 }
@@ -351,16 +351,16 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.world.now.get() >= self.until {
+        if self.env.now.get() >= self.until {
             return Poll::Ready(());
         }
         let key = self.key.unwrap_or_else(|| {
-            let count = self.world.timer_count.get();
-            self.world.timer_count.set(count + 1);
+            let count = self.env.timer_count.get();
+            self.env.timer_count.set(count + 1);
             (self.until, count)
         });
         self.key = Some(key);
-        self.world
+        self.env
             .timers
             .borrow_mut()
             .insert(key, context.waker().clone());
@@ -371,14 +371,14 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            self.world.timers.borrow_mut().remove(&key);
+            self.env.timers.borrow_mut().remove(&key);
         }
     }
 }
 
 /// The clock and the upstream of the pass.
 #[derive(Clone)]
-pub struct Handle(pub Rc<World>);
+pub struct Handle(pub Rc<Environment>);
 
 impl Clock for Handle {
     fn now(&self) -> Timestamp {
