@@ -16,7 +16,7 @@ pub struct OpenOrder {
     /// Its status, and what belongs to it.
     pub phase: Phase,
     /// Set if it is on record that an answer has shown its process.
-    pub is_seen: bool,
+    pub is_observed: bool,
     /// A start that was written down and whose outcome is not known.
     pub intent: Option<Intent>,
     /// Number of starts that may have taken effect. The current intent counts unless its answer shows
@@ -174,8 +174,8 @@ pub enum Action {
     Settle(Outcome),
     /// Record a process that was not known, and how it ended.
     AdoptAndSettle(Outcome),
-    /// Record that an answer has shown the process.
-    MarkSeen,
+    /// Record that the process was observed.
+    MarkObserved,
     /// Record that the process is missing, and poll again in the next pass.
     MarkMissing,
     /// Settle the order as FAILED, because its process was forgotten and the policy demands it.
@@ -336,8 +336,8 @@ pub fn decide(
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
                 Action::ClearAttention
-            } else if policy.lost_process == LostProcess::Fail && !order.is_seen {
-                Action::MarkSeen
+            } else if policy.lost_process == LostProcess::Fail && !order.is_observed {
+                Action::MarkObserved
             } else {
                 Action::Wait
             }
@@ -405,7 +405,7 @@ fn on_lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     match policy.lost_process {
         _ if order.restart_requested => start(order, policy, context),
         LostProcess::Restart => start(order, policy, context),
-        LostProcess::Fail if order.is_seen => Action::Fail,
+        LostProcess::Fail if order.is_observed => Action::Fail,
         LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, context.now),
     }
 }

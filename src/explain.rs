@@ -297,7 +297,7 @@ impl OrderDetails {
                 "The upstream has answered {lasting} with a status that is not known here: {detail}. \
                  It may mean success or failure."
             ),
-            Reason::ProcessLost if self.is_unseen_under_fail() => format!(
+            Reason::ProcessLost if self.is_unobserved_under_fail() => format!(
                 "The upstream has accepted its start, and has not known its process {lasting}. No \
                  poll on record has found the process: there may never have been one. So the \
                  order does not become FAILED, although --lost-process is `fail`."
@@ -446,7 +446,7 @@ impl OrderDetails {
         }
         let then = match self.reconciler.policy {
             Some(LostProcess::Restart) => "it is started again when it is dequeued, at the pace",
-            Some(LostProcess::Fail) if self.is_unseen_under_fail() => {
+            Some(LostProcess::Fail) if self.is_unobserved_under_fail() => {
                 "it is held until an operator decides, because no poll on record has found it"
             }
             Some(LostProcess::Hold) => "it is held until an operator decides",
@@ -525,9 +525,9 @@ impl OrderDetails {
     }
 
     /// Returns whether the policy would settle the order as FAILED if a poll had found its process.
-    fn is_unseen_under_fail(&self) -> bool {
+    fn is_unobserved_under_fail(&self) -> bool {
         let is_fail = self.reconciler.policy == Some(LostProcess::Fail);
-        is_fail && self.open.is_some_and(|open| !open.is_seen)
+        is_fail && self.open.is_some_and(|open| !open.is_observed)
     }
 
     fn is_upstream_down(&self) -> bool {

@@ -79,7 +79,7 @@ impl JournalStats {
     }
 
     /// Adds an entry. One that was written more than an hour from `now` counts in the totals only.
-    pub fn fold(&mut self, entry: &JournalEntry, now: Timestamp) {
+    pub fn add(&mut self, entry: &JournalEntry, now: Timestamp) {
         self.last_seq = entry.seq;
         *self.entries.entry(entry.reason).or_default() += 1;
         let time_to_settle = entry

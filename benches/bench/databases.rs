@@ -199,7 +199,7 @@ pub async fn create(store: &Store, ids: Vec<String>, now: Timestamp) -> anyhow::
 pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Result<()> {
     let steps = [
         Transition::Intended { previous: None },
-        Transition::Started { is_seen: false },
+        Transition::Started { is_observed: false },
     ];
     let changes = seqs
         .iter()

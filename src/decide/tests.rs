@@ -18,7 +18,7 @@ fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
     OpenOrder {
         seq: 1,
         phase,
-        is_seen: true,
+        is_observed: true,
         intent,
         starts: 0,
         restart_requested: false,
@@ -249,7 +249,7 @@ fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
 
 #[test]
 fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
-    for (lost_process, unseen_runs, unseen_is_lost) in [
+    for (lost_process, unobserved_runs, unobserved_is_lost) in [
         (LostProcess::Restart, Action::Wait, Action::Start),
         (
             LostProcess::Hold,
@@ -258,7 +258,7 @@ fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
         ),
         (
             LostProcess::Fail,
-            Action::MarkSeen,
+            Action::MarkObserved,
             Action::Flag(Reason::ProcessLost),
         ),
     ] {
@@ -271,9 +271,9 @@ fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
         };
         let mut order = order(processing(None), None);
         assert_eq!(decided(&order, Observed::Running), Action::Wait);
-        order.is_seen = false;
-        assert_eq!(decided(&order, Observed::Running), unseen_runs);
-        assert_eq!(decided(&order, Observed::Absent), unseen_is_lost);
+        order.is_observed = false;
+        assert_eq!(decided(&order, Observed::Running), unobserved_runs);
+        assert_eq!(decided(&order, Observed::Absent), unobserved_is_lost);
         // Clearing the attention records that its process was shown.
         order.attempts = 1;
         assert_eq!(decided(&order, Observed::Running), Action::ClearAttention);

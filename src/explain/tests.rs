@@ -28,7 +28,7 @@ fn created() -> OrderDetails {
         open: Some(OpenOrder {
             seq: 7,
             phase: Phase::Created,
-            is_seen: false,
+            is_observed: false,
             intent: None,
             starts: 0,
             restart_requested: false,
@@ -67,7 +67,7 @@ fn processing() -> OrderDetails {
         confirmed_at: ago(20),
         missed_at: None,
     };
-    order.is_seen = true;
+    order.is_observed = true;
     case
 }
 
@@ -315,11 +315,11 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     );
     let text = held.explain(NOW, &Invocation::elsewhere()).to_string();
     assert!(!text.contains("failed"), "nothing was attempted: {text}");
-    let mut unseen = held.clone();
-    unseen.reconciler.policy = Some(LostProcess::Fail);
-    open(&mut unseen).is_seen = false;
+    let mut unobserved = held.clone();
+    unobserved.reconciler.policy = Some(LostProcess::Fail);
+    open(&mut unobserved).is_observed = false;
     check(
-        &unseen,
+        &unobserved,
         &[
             "The upstream has accepted its start, and has not known its process for 12 s",
             "No poll on record has found the process",
@@ -337,7 +337,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         (None, "--lost-process"),
     ] {
         missed.reconciler.policy = policy;
-        open(&mut missed).is_seen = true;
+        open(&mut missed).is_observed = true;
         check(
             &missed,
             &[
@@ -351,7 +351,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             Some(LostProcess::Fail) => "it is held until an operator decides, because no poll on",
             _ => then,
         };
-        open(&mut missed).is_seen = false;
+        open(&mut missed).is_observed = false;
         check(&missed, &[held]);
     }
     let mut released = held;

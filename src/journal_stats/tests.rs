@@ -24,7 +24,7 @@ fn entry(reason: EventReason, at: Timestamp, age: Duration) -> JournalEntry {
 fn stats_of(entries: &[JournalEntry], now: Timestamp) -> JournalStats {
     let mut history = JournalStats::default();
     for entry in entries {
-        history.fold(entry, now);
+        history.add(entry, now);
     }
     history
 }
@@ -60,7 +60,7 @@ proptest! {
         let mut history = stats_of(first, NOW);
         history.drop_old_minutes(NOW);
         for entry in second {
-            history.fold(entry, NOW);
+            history.add(entry, NOW);
         }
         prop_assert_eq!(history, stats_of(&journal, NOW));
     }
@@ -154,13 +154,13 @@ proptest! {
         let (gone, left): (Vec<&JournalEntry>, Vec<&JournalEntry>) = journal.iter().partition(is_removed);
         let mut base = JournalStats::default();
         for entry in gone {
-            base.fold(entry, NOW);
+            base.add(entry, NOW);
         }
         let kept = serde_json::to_string(&base).unwrap();
         let mut history: JournalStats = serde_json::from_str(&kept).unwrap();
         prop_assert_eq!(history.last_seq(), 0, "all that is left is still to be added");
         for entry in left {
-            history.fold(entry, NOW);
+            history.add(entry, NOW);
         }
         prop_assert_eq!(history, stats_of(&journal, NOW));
     }

@@ -43,7 +43,7 @@ pub(super) fn apply(
         Action::Settle(outcome) => {
             steps.push(Transition::Settled(outcome));
         }
-        Action::MarkSeen => steps.push(Transition::Seen),
+        Action::MarkObserved => steps.push(Transition::ProcessObserved),
         Action::MarkMissing => {
             let began_at = observation.map_or(now, |observation| observation.began_at);
             steps.push(Transition::Missed { began_at });
@@ -74,7 +74,7 @@ fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
     }));
     steps.push(match order.phase {
         Phase::Created => Transition::Adopted,
-        Phase::Processing { .. } => Transition::Restarted { is_seen: true },
+        Phase::Processing { .. } => Transition::Restarted { is_observed: true },
     });
 }
 

@@ -82,7 +82,7 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
         Transition::Intended { .. }
         | Transition::Counted { .. }
         | Transition::Withdrawn
-        | Transition::Seen
+        | Transition::ProcessObserved
         | Transition::Cleared => return None,
     })
 }

@@ -58,7 +58,7 @@ impl Report {
                 | Transition::Counted { .. }
                 | Transition::Withdrawn
                 | Transition::GivenUp { .. }
-                | Transition::Seen
+                | Transition::ProcessObserved
                 | Transition::Delayed(_)
                 | Transition::Cleared => {}
             }

@@ -29,7 +29,7 @@ pub(super) enum Answer {
     /// The failure of a look-up.
     NotObserved(Failure),
     /// The start was accepted, or a look-up has found the process.
-    Accepted { is_seen: bool },
+    Accepted { is_observed: bool },
     /// The start cannot have reached the upstream.
     NotSent(Failure),
     /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
@@ -79,12 +79,12 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             }
         };
         match self.upstream.start(&self.clock, id, given_up).await {
-            Ok(()) => Answer::Accepted { is_seen: false },
+            Ok(()) => Answer::Accepted { is_observed: false },
             Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
             Err(StartError::Unconfirmed(failure)) => match self.look_up(candidate).await {
                 Ok(observation) if observation.observed != Observed::Absent => {
-                    Answer::Accepted { is_seen: true }
+                    Answer::Accepted { is_observed: true }
                 }
                 _ => Answer::Ambiguous {
                     answer: None,
@@ -135,11 +135,11 @@ impl<U, C> Context<U, C> {
             } => {
                 return self.on_refusal(candidate, &observation, &detail, now);
             }
-            Answer::Accepted { is_seen } if candidate.order.phase == Phase::Created => {
-                conclusion.steps.push(Transition::Started { is_seen });
+            Answer::Accepted { is_observed } if candidate.order.phase == Phase::Created => {
+                conclusion.steps.push(Transition::Started { is_observed });
             }
-            Answer::Accepted { is_seen } => {
-                conclusion.steps.push(Transition::Restarted { is_seen });
+            Answer::Accepted { is_observed } => {
+                conclusion.steps.push(Transition::Restarted { is_observed });
             }
             Answer::NotObserved(failure) => conclusion.failure = Some(failure),
             Answer::NotSent(failure) => {

@@ -24,7 +24,7 @@ pub struct OpenOrders {
 #[derive(Clone, Copy, Debug)]
 struct Notes {
     starts: u8,
-    is_seen: bool,
+    is_observed: bool,
 }
 
 impl OpenOrders {
@@ -101,7 +101,7 @@ impl OpenOrders {
         };
         let notes = Notes {
             starts: u8::try_from(order.starts).unwrap_or(u8::MAX),
-            is_seen: order.is_seen,
+            is_observed: order.is_observed,
         };
         if plain(target, notes) != order {
             self.others.push((self.targets.len(), order));
@@ -112,13 +112,16 @@ impl OpenOrders {
 }
 
 /// Returns an order whose process is known to run, without other state.
-pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_seen: bool) -> OpenOrder {
+pub(super) fn running(seq: i64, since: Timestamp, starts: u32, is_observed: bool) -> OpenOrder {
     let running_since = Some(since);
     OpenOrder {
         starts,
         ..plain(
             PollTarget { seq, running_since },
-            Notes { starts: 0, is_seen },
+            Notes {
+                starts: 0,
+                is_observed,
+            },
         )
     }
 }
@@ -135,7 +138,7 @@ fn plain(target: PollTarget, notes: Notes) -> OpenOrder {
                 missed_at,
             },
         },
-        is_seen: notes.is_seen,
+        is_observed: notes.is_observed,
         intent: None,
         starts: u32::from(notes.starts),
         restart_requested: false,
@@ -169,7 +172,7 @@ mod tests {
             let running_since = Some(Timestamp(seq * 10));
             let notes = Notes {
                 starts: 1,
-                is_seen: seq % 2 == 0,
+                is_observed: seq % 2 == 0,
             };
             plain(PollTarget { seq, running_since }, notes)
         };

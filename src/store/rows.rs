@@ -239,7 +239,7 @@ pub(super) fn open_order_of<R: Columns>(row: &R) -> Result<OpenOrder, R::Error> 
     Ok(OpenOrder {
         seq: row.number(0)?,
         phase,
-        is_seen: row.boolean(13)?,
+        is_observed: row.boolean(13)?,
         intent,
         starts: row.count(3)?,
         restart_requested: row.time(12)?.is_some(),

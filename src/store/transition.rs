@@ -32,13 +32,13 @@ pub enum Transition {
     },
     /// The intended start of a CREATED order was accepted.
     Started {
-        /// True if a poll has seen the process.
-        is_seen: bool,
+        /// True if a poll has observed the process.
+        is_observed: bool,
     },
     /// The intended restart of an order whose process was lost has taken effect.
     Restarted {
-        /// True if a poll has seen the new process.
-        is_seen: bool,
+        /// True if a poll has observed the new process.
+        is_observed: bool,
     },
     /// The intended start had no effect: it cannot have reached the upstream, or was refused.
     Withdrawn,
@@ -51,11 +51,11 @@ pub enum Transition {
         /// Attention to show, and time of the next attempt.
         attention: AttentionUpdate,
     },
-    /// A poll has seen the process of a CREATED order.
+    /// A poll has observed the process of a CREATED order.
     Adopted,
-    /// A poll has seen the process of a PROCESSING order.
-    Seen,
-    /// A poll has seen that the process ended.
+    /// A poll has observed the process of a PROCESSING order.
+    ProcessObserved,
+    /// A poll has observed that the process ended.
     Settled(Outcome),
     /// A poll did not find a process that was known to exist.
     Missed {
@@ -68,7 +68,7 @@ pub enum Transition {
     Flagged(AttentionUpdate),
     /// A poll of the order failed; the rest of its state is unchanged.
     Delayed(AttentionUpdate),
-    /// The process was seen to run: clears the attention.
+    /// The process was observed to run: clears the attention.
     Cleared,
 }
 

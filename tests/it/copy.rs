@@ -95,7 +95,7 @@ async fn filled(url: &str) {
         let steps = match seq {
             ..=20 => vec![
                 Transition::Intended { previous: None },
-                Transition::Started { is_seen: false },
+                Transition::Started { is_observed: false },
                 Transition::Settled([Outcome::Succeeded, Outcome::Failed][seq as usize % 2]),
             ],
             21..=23 => vec![Transition::Intended { previous: None }],
@@ -108,7 +108,7 @@ async fn filled(url: &str) {
                 },
             ],
             25 => vec![Transition::Flagged(trouble(Reason::StartRefused))],
-            26 => vec![Transition::Adopted, Transition::Seen],
+            26 => vec![Transition::Adopted, Transition::ProcessObserved],
             27 => vec![
                 Transition::Adopted,
                 Transition::Missed {

@@ -4,10 +4,10 @@
 mod clock;
 mod harness;
 mod lag;
+mod observed;
 mod outages;
 mod polling;
 mod reporting;
-mod seen;
 mod stages;
 mod starts;
 mod window;

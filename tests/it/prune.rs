@@ -235,7 +235,7 @@ async fn totals_survive_a_prune_and_a_restart() {
     for step in [
         Transition::Adopted,
         Transition::Intended { previous: None },
-        Transition::Restarted { is_seen: true },
+        Transition::Restarted { is_observed: true },
     ] {
         record(&store, restart(step), days_ago(98)).await;
     }

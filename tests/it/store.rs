@@ -123,7 +123,13 @@ async fn the_journal_holds_every_change_of_a_status_and_nothing_else(fresh: Fact
     let intended = Transition::Intended { previous: None };
     assert_eq!(record(store, a1, vec![intended], 3).await, (1, 0));
     assert_eq!(
-        record(store, a1, vec![Transition::Started { is_seen: false }], 4).await,
+        record(
+            store,
+            a1,
+            vec![Transition::Started { is_observed: false }],
+            4
+        )
+        .await,
         (1, 0)
     );
     let fast = vec![Transition::Adopted, Transition::Settled(Outcome::Failed)];
@@ -155,7 +161,7 @@ async fn a_settled_order_never_changes_again(fresh: Factory) {
     let entries = journal(store).await;
     for step in [
         Transition::Intended { previous: None },
-        Transition::Started { is_seen: false },
+        Transition::Started { is_observed: false },
         Transition::Adopted,
         Transition::Withdrawn,
         Transition::Cleared,
@@ -219,7 +225,7 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none(fresh: Fact
         (Transition::Adopted, (1, 0), 1),
         (counted(at, true), (0, 1), 1),
         (intended(), (1, 0), 2),
-        (Transition::Restarted { is_seen: false }, (1, 0), 2),
+        (Transition::Restarted { is_observed: false }, (1, 0), 2),
         (intended(), (1, 0), 3),
         (Transition::Settled(Outcome::Failed), (1, 0), 3),
     ] {

@@ -71,7 +71,7 @@ impl Orders {
             });
             changes.push(OrderChange {
                 seq,
-                step: Transition::Started { is_seen: false },
+                step: Transition::Started { is_observed: false },
             });
         }
         let recorded = orders

@@ -117,7 +117,7 @@ fn orders() -> Vec<OpenOrder> {
     let order = |phase, intent| OpenOrder {
         seq: 1,
         phase,
-        is_seen: false,
+        is_observed: false,
         intent,
         starts: 0,
         restart_requested: false,

@@ -77,10 +77,10 @@ const COUNT: UpdateSql = update(
 );
 
 const TO_PROCESSING: UpdateSql = update(
-    &[("is_seen", "boolean"), ("at", "bigint")],
+    &[("is_observed", "boolean"), ("at", "bigint")],
     "status = 'PROCESSING', updated_at = greatest(updated_at, u.at), \
      intent_at = NULL, given_up_at = NULL, start_answer = NULL, confirmed_at = u.at, \
-     process_seen = u.is_seen, released_at = NULL, attempts = 0, next_attempt_at = NULL, \
+     process_seen = u.is_observed, released_at = NULL, attempts = 0, next_attempt_at = NULL, \
      attention = NULL, attention_since = NULL, attention_detail = NULL",
     "status = 'CREATED'",
 );
@@ -97,15 +97,15 @@ const SETTLE: UpdateSql = update(
 
 /// The order stays PROCESSING, with another process.
 const RESTART: UpdateSql = update(
-    &[("is_seen", "boolean"), ("at", "bigint")],
-    "confirmed_at = u.at, process_seen = u.is_seen, \
+    &[("is_observed", "boolean"), ("at", "bigint")],
+    "confirmed_at = u.at, process_seen = u.is_observed, \
      missed_at = NULL, intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
      released_at = NULL, attempts = 0, next_attempt_at = NULL, \
      attention = NULL, attention_since = NULL, attention_detail = NULL",
     "status = 'PROCESSING' AND intent_at IS NOT NULL",
 );
 
-const SEE: UpdateSql = update(&[], "process_seen = true", "status = 'PROCESSING'");
+const MARK_OBSERVED: UpdateSql = update(&[], "process_seen = true", "status = 'PROCESSING'");
 
 const MISS: UpdateSql = update(
     &[("began_at", "bigint"), ("at", "bigint"), ("detail", "text")],
@@ -184,7 +184,7 @@ enum Kind {
     Count,
     ToProcessing,
     Restart,
-    See,
+    MarkObserved,
     Miss,
     Withdraw,
     GiveUp,
@@ -200,7 +200,7 @@ impl Kind {
         Self::Count,
         Self::ToProcessing,
         Self::Restart,
-        Self::See,
+        Self::MarkObserved,
         Self::Miss,
         Self::Withdraw,
         Self::GiveUp,
@@ -218,7 +218,7 @@ impl Kind {
             Transition::Restarted { .. } => Self::Restart,
             Transition::Withdrawn => Self::Withdraw,
             Transition::GivenUp { .. } => Self::GiveUp,
-            Transition::Seen => Self::See,
+            Transition::ProcessObserved => Self::MarkObserved,
             Transition::Settled(_) | Transition::FailedByPolicy => Self::Settle,
             Transition::Missed { .. } => Self::Miss,
             Transition::Flagged(_) => Self::Flag,
@@ -233,7 +233,7 @@ impl Kind {
             Self::Count => &COUNT,
             Self::ToProcessing => &TO_PROCESSING,
             Self::Restart => &RESTART,
-            Self::See => &SEE,
+            Self::MarkObserved => &MARK_OBSERVED,
             Self::Miss => &MISS,
             Self::Withdraw => &WITHDRAW,
             Self::GiveUp => &GIVE_UP,
@@ -258,7 +258,7 @@ fn event_reason(step: &Transition) -> Option<EventReason> {
         | Transition::Counted { .. }
         | Transition::Withdrawn
         | Transition::GivenUp { .. }
-        | Transition::Seen
+        | Transition::ProcessObserved
         | Transition::Missed { .. }
         | Transition::Flagged(_)
         | Transition::Delayed(_)
@@ -353,9 +353,11 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
         Box::new(changes.iter().map(value).collect::<Vec<T>>())
     }
     let at = || column(changes, |of| of.now.0);
-    let is_seen = || {
+    let is_observed = || {
         column(changes, |of| match of.change.step {
-            Transition::Started { is_seen } | Transition::Restarted { is_seen } => is_seen,
+            Transition::Started { is_observed } | Transition::Restarted { is_observed } => {
+                is_observed
+            }
             _ => true,
         })
     };
@@ -401,7 +403,7 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
                 _ => 0i32,
             }));
         }
-        Kind::ToProcessing | Kind::Restart => values.extend([is_seen(), at()]),
+        Kind::ToProcessing | Kind::Restart => values.extend([is_observed(), at()]),
         Kind::Settle => {
             values.push(column(changes, |of| match of.change.step {
                 Transition::Settled(outcome) => outcome.status().as_str(),
@@ -439,7 +441,7 @@ fn values(kind: Kind, changes: &[BatchChange<'_>]) -> Vec<Value> {
             values.extend(attentions());
             values.push(at());
         }
-        Kind::See | Kind::Withdraw | Kind::Clear => {}
+        Kind::MarkObserved | Kind::Withdraw | Kind::Clear => {}
     }
     values
 }

@@ -75,7 +75,7 @@ impl PruneBatch {
             );
             for row in session.query(&sql, &[&own]).await? {
                 let entry = entry_of(&row)?;
-                history.fold(&entry, *now);
+                history.add(&entry, *now);
                 counts.entries += 1;
                 prunes.last_entry = prunes.last_entry.max(entry.seq);
             }

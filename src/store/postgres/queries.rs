@@ -347,7 +347,7 @@ pub(super) async fn update_stats(
     let after = history.last_seq();
     session
         .for_each(&sql, &[&after], |row| {
-            history.fold(&entry_of(row)?, now);
+            history.add(&entry_of(row)?, now);
             Ok(())
         })
         .await?;

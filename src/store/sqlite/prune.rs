@@ -67,7 +67,7 @@ pub(super) fn prune(
             .query_map([seq], |row| entry_of(row))?
         {
             let entry = entry?;
-            history.fold(&entry, now);
+            history.add(&entry, now);
             removed.entries += 1;
             last_entry = last_entry.max(entry.seq);
         }

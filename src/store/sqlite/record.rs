@@ -54,19 +54,19 @@ pub(super) fn record(
                 written_at,
                 is_counted,
             } => (count(db, *seq, *written_at, *is_counted)?, None),
-            Transition::Started { is_seen } => (
-                to_processing(db, *seq, *is_seen, now)?,
+            Transition::Started { is_observed } => (
+                to_processing(db, *seq, *is_observed, now)?,
                 Some(EventReason::Started),
             ),
             Transition::Adopted => (
                 to_processing(db, *seq, true, now)?,
                 Some(EventReason::Adopted),
             ),
-            Transition::Restarted { is_seen } => (
-                restart(db, *seq, *is_seen, now)?,
+            Transition::Restarted { is_observed } => (
+                restart(db, *seq, *is_observed, now)?,
                 Some(EventReason::Restarted),
             ),
-            Transition::Seen => (see(db, *seq)?, None),
+            Transition::ProcessObserved => (mark_observed(db, *seq)?, None),
             Transition::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
             Transition::FailedByPolicy => (
                 settle(db, *seq, Outcome::Failed, now)?,
@@ -151,7 +151,7 @@ fn count(
 fn to_processing(
     db: &Connection,
     seq: i64,
-    is_seen: bool,
+    is_observed: bool,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
     change(
@@ -162,7 +162,7 @@ fn to_processing(
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'CREATED'",
-        params![seq, now.0, is_seen],
+        params![seq, now.0, is_observed],
     )
 }
 
@@ -185,7 +185,7 @@ pub(super) fn settle(
 }
 
 /// Keeps the order PROCESSING, with a new process.
-fn restart(db: &Connection, seq: i64, is_seen: bool, now: Timestamp) -> rusqlite::Result<bool> {
+fn restart(db: &Connection, seq: i64, is_observed: bool, now: Timestamp) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET confirmed_at = ?2, process_seen = ?3, \
@@ -193,11 +193,11 @@ fn restart(db: &Connection, seq: i64, is_seen: bool, now: Timestamp) -> rusqlite
              released_at = NULL, attempts = 0, next_attempt_at = NULL, \
              attention = NULL, attention_since = NULL, attention_detail = NULL \
          WHERE seq = ?1 AND status = 'PROCESSING' AND intent_at IS NOT NULL",
-        params![seq, now.0, is_seen],
+        params![seq, now.0, is_observed],
     )
 }
 
-fn see(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
+fn mark_observed(db: &Connection, seq: i64) -> rusqlite::Result<bool> {
     change(
         db,
         "UPDATE orders SET process_seen = 1 WHERE seq = ?1 AND status = 'PROCESSING'",
@@ -272,7 +272,7 @@ fn flag(
         params![seq],
     )?;
     if attention.reason == Reason::UnknownStatus {
-        see(db, seq)?;
+        mark_observed(db, seq)?;
     }
     delay(db, seq, attention, now)
 }

@@ -70,7 +70,7 @@ fn add_new_entries(
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq");
     let mut query = db.prepare_cached(&sql)?;
     for entry in query.query_map([history.last_seq()], |row| entry_of(row))? {
-        history.fold(&entry?, now);
+        history.add(&entry?, now);
     }
     Ok(())
 }

@@ -194,11 +194,15 @@ fn the_last_full_observation_needs_an_answer_for_every_order() {
 fn a_look_up_without_an_answer_is_no_full_observation() {
     for lost in [None, Some("a3".to_owned())] {
         let (harness, mut reconciler) = twenty_seconds(5);
-        let is_seen = lost.is_none();
+        let is_observed = lost.is_none();
         harness.upstream.lost.borrow_mut().extend(lost);
         pass(&mut reconciler);
         let seen_at = ready(harness.store.heartbeat()).unwrap().last_observed_at;
-        assert_eq!(seen_at == Some(harness.clock.now()), is_seen, "{seen_at:?}");
+        assert_eq!(
+            seen_at == Some(harness.clock.now()),
+            is_observed,
+            "{seen_at:?}"
+        );
     }
 }
 

@@ -415,7 +415,7 @@ impl<'a> Twin<'a> {
     }
 
     fn transition(&mut self) -> Transition {
-        let is_seen = self.random.bool();
+        let is_observed = self.random.bool();
         let is_counted = self.random.u8(0..4) > 0;
         match self.random.u8(0..18) {
             0..=3 => Transition::Intended { previous: None },
@@ -426,17 +426,17 @@ impl<'a> Twin<'a> {
                 written_at: Timestamp(self.now),
                 is_counted: true,
             },
-            6..=7 => Transition::Started { is_seen },
-            8 => Transition::Restarted { is_seen },
+            6..=7 => Transition::Started { is_observed },
+            8 => Transition::Restarted { is_observed },
             9 => Transition::Withdrawn,
             10 => Transition::GivenUp {
-                answer: is_seen.then_some(503),
+                answer: is_observed.then_some(503),
                 is_counted,
                 attention: self.attention(),
             },
             11 => Transition::Adopted,
-            12 => Transition::Seen,
-            13 => Transition::Settled(match is_seen {
+            12 => Transition::ProcessObserved,
+            13 => Transition::Settled(match is_observed {
                 true => Outcome::Succeeded,
                 false => Outcome::Failed,
             }),

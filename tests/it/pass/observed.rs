@@ -1,4 +1,4 @@
-//! Under `--lost-process fail`, a missing process fails its order only if a poll has seen the process.
+//! Under `--lost-process fail`, a missing process fails its order only if a poll has observed the process.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -25,13 +25,13 @@ fn forget(harness: &Harness, reconciler: &mut Reconciler<InMemory, ManualClock>)
     }
 }
 
-fn is_seen(harness: &Harness) -> bool {
+fn is_observed(harness: &Harness) -> bool {
     let open = ready(harness.store.open_orders()).unwrap();
-    open.orders().all(|order| order.is_seen)
+    open.orders().all(|order| order.is_observed)
 }
 
 #[test]
-fn an_order_whose_process_was_never_seen_is_held_until_it_is_seen() {
+fn an_order_whose_process_was_never_observed_is_held_until_it_is_observed() {
     for orders in [1, 50] {
         let harness = failing(orders);
         let mut reconciler = harness.reconciler();
@@ -80,7 +80,7 @@ fn every_kind_of_poll_that_sees_a_process_is_recorded_for_the_next_reconciler() 
         let harness = failing(orders);
         prepare(&harness);
         pass(&mut harness.reconciler());
-        assert!(is_seen(&harness), "{name}");
+        assert!(is_observed(&harness), "{name}");
         assert_eq!(harness.count(Status::Processing), orders, "{name}");
         harness.upstream.look_up_fault.set(Fault::Answered);
         forget(&harness, &mut harness.reconciler());
@@ -100,7 +100,7 @@ fn a_process_restarted_by_an_operator_counts_as_not_seen() {
     let mut reconciler = harness.reconciler();
     pass(&mut reconciler);
     forget(&harness, &mut reconciler);
-    for is_seen_before in [false, true] {
+    for is_observed_before in [false, true] {
         let id = OrderId::new("a0").unwrap();
         block_on(
             harness
@@ -110,15 +110,15 @@ fn a_process_restarted_by_an_operator_counts_as_not_seen() {
         .unwrap();
         harness.forward(1_100);
         assert_eq!(pass(&mut reconciler).restarted, 1);
-        assert!(!is_seen(&harness), "{is_seen_before}");
-        if !is_seen_before {
+        assert!(!is_observed(&harness), "{is_observed_before}");
+        if !is_observed_before {
             forget(&harness, &mut reconciler);
             assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
         }
     }
     harness.forward(1_100);
     pass(&mut reconciler);
-    assert!(is_seen(&harness));
+    assert!(is_observed(&harness));
     forget(&harness, &mut reconciler);
     assert_eq!(harness.order("a0").status, Status::Failed);
 }
@@ -155,7 +155,7 @@ fn sightings_are_written_in_one_commit_and_under_other_policies_never() {
             counter.0.load(Ordering::Relaxed) - before
         };
         assert_eq!(writes(&mut reconciler), expected, "{lost_process:?}");
-        assert_eq!(is_seen(&harness), expected == 1);
+        assert_eq!(is_observed(&harness), expected == 1);
         harness.forward(20_000);
         pass(&mut reconciler);
         harness.forward(20_000);
