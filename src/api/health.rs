@@ -96,8 +96,10 @@ pub(super) fn live() -> HealthReport {
 }
 
 impl Health {
+    /// Returns the health of a program on this database, which shuts down once `draining` is cancelled.
+    ///
     /// # Panics
-    /// Panics outside of a tokio runtime.
+    /// Outside of a tokio runtime.
     pub fn new(store: Store, draining: CancellationToken) -> Self {
         let draining_since = Arc::new(OnceLock::new());
         let (cancelled, cancelled_at) = (draining.clone(), draining_since.clone());
