@@ -1,8 +1,8 @@
 //! PostgreSQL servers of the tests' own: a cluster with a database for each test, and others, with
 //! standbys, that are killed, stopped and promoted.
 //!
-//! They are made anew for each run, in memory or below the target folder, from the binaries that
-//! `pg_config` or Debian names, and end with the process of the tests, however that ends.
+//! They are created for each run, in memory or below the target folder, from the binaries of `pg_config`
+//! or Debian, and end with the process of the tests, however that ends.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ use rustix::fs::statvfs;
 /// The user that runs the server where the tests run as root, which the server refuses.
 const UNPRIVILEGED: u32 = 65534;
 
-/// Bytes in memory that a cluster may need.
+/// Memory that a cluster may need, in bytes.
 const MEMORY_MIN: u64 = 4 << 30;
 
 /// Time limit for a server to start, to be promoted or to end.
@@ -41,14 +41,14 @@ pub struct Cluster {
     shell: Child,
 }
 
-/// The cluster of this run.
+/// Returns the cluster of this run.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| Cluster::own(&[]))
 }
 
-/// The folder of all servers: in memory, where there is room for it, since flushing takes no time there.
-/// Whatever is killed, the memory of the machine stays.
+/// Returns the folder of all servers: in memory if there is room, because flushing takes no time there. The
+/// memory keeps its contents whichever server is killed.
 fn parent() -> &'static Path {
     Path::new(match statvfs("/dev/shm") {
         Ok(memory) if memory.f_bavail * memory.f_frsize >= MEMORY_MIN => "/dev/shm",
@@ -67,7 +67,7 @@ impl Cluster {
         Self::new(parent(), settings, &[])
     }
 
-    /// Starts a server through another program, such as one that changes what it takes for the time.
+    /// Starts a server through another program, such as one that gives it another time.
     pub fn start_through(through: &[&str]) -> Self {
         Self::new(parent(), &[], through)
     }
@@ -195,7 +195,7 @@ impl Cluster {
         ));
     }
 
-    /// Lets anybody connect from a network.
+    /// Allows every connection from a network.
     pub fn trust(&self, network: &str) {
         let path = self.folder.join("data/pg_hba.conf");
         let rules = fs::read_to_string(&path).unwrap();
@@ -219,24 +219,24 @@ impl Cluster {
         let pids = self.pids();
         send("KILL", &pids);
         let begun = Instant::now();
-        // Before the last one has ended, another server cannot begin on the same files.
+        // Another server cannot start on the same files before the last process has ended.
         while pids.iter().any(|pid| is_running(*pid)) {
             assert!(begun.elapsed() < PATIENCE, "{pids:?} do not end");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Stops every process of the server, as a machine that hangs would.
+    /// Stops every process of the server, as if its machine hung.
     pub fn stop(&self) {
         send("STOP", &self.pids());
     }
 
-    /// Lets a stopped server go on.
+    /// Resumes a stopped server.
     pub fn resume(&self) {
         send("CONT", &self.pids());
     }
 
-    /// The processes of the server. The main one is first: it would replace others that end.
+    /// Returns the processes of the server. The main one is first: it would replace others that end.
     fn pids(&self) -> Vec<u32> {
         let main = self.pid();
         [vec![main], processes_of(main)].concat()
@@ -247,7 +247,7 @@ impl Cluster {
         text.lines().next().unwrap().parse().unwrap()
     }
 
-    /// Makes a database, and returns its name.
+    /// Creates a database, and returns its name.
     pub fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -260,7 +260,7 @@ impl Cluster {
     }
 
     /// Removes everything from a database that a store has been opened on. Not by TRUNCATE, after which
-    /// each session would plan its statements anew.
+    /// each session would plan its statements again.
     pub fn empty(&self, database: &str) {
         let tables = [
             "orders",
@@ -280,18 +280,18 @@ impl Cluster {
         self.run(database, &sql);
     }
 
-    /// The address of a database, over the socket.
+    /// Returns the address of a database, over the socket.
     pub fn url(&self, database: &str) -> String {
         let sockets = self.sockets.to_str().unwrap().replace('/', "%2F");
         format!("postgres://tests@{sockets}:{}/{database}", self.port)
     }
 
-    /// The address of a database, as the store takes it.
+    /// Returns the address of a database, as the store takes it.
     pub fn database_url(&self, database: &str) -> DatabaseUrl {
         self.url(database).parse().unwrap()
     }
 
-    /// Messages of the server's log about a database: with `log_statement = 'all'` each statement, as
+    /// Returns the messages of the server's log about a database: with `log_statement = 'all'` each statement, as
     /// `statement: SQL` or, if it was prepared, `execute NAME: SQL`.
     pub fn logged(&self, database: &str) -> Vec<String> {
         let log = fs::read_to_string(self.folder.join("log")).unwrap();
@@ -315,7 +315,7 @@ impl Cluster {
             .unwrap()
     }
 
-    /// A client program of the server's version, on a database.
+    /// Returns the command of a client program of the server's version, on a database.
     pub fn client(&self, program: &str, database: &str) -> Command {
         let mut command = Command::new(binaries().join(program));
         command
@@ -327,7 +327,7 @@ impl Cluster {
     }
 }
 
-/// The shell of the cluster of the run ends by itself; others are waited for.
+/// Waits for the shell, except that of the cluster of the run, which ends by itself.
 impl Drop for Cluster {
     fn drop(&mut self) {
         if fs::exists(self.folder.join("data/postmaster.pid")).unwrap_or(false) {
@@ -347,19 +347,19 @@ fn send(signal: &str, pids: &[u32]) {
     Command::new("sh").args(["-c", &kill]).output().unwrap();
 }
 
-/// A port that no one uses.
+/// Returns a port that is free.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// The processes that another one has started.
+/// Returns the child processes of a process.
 fn processes_of(parent: u32) -> Vec<u32> {
     let all = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
         let pid = path.file_name()?.to_str()?.parse().ok()?;
         let stat = fs::read_to_string(path.join("stat")).ok()?;
-        // Behind the name, which may hold anything: the state and the parent.
+        // The name, which may contain any character, precedes the state and the parent.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let is_dead = fields.next()? == "Z";
         (!is_dead && fields.next()?.parse() == Ok(parent)).then_some(pid)
@@ -367,15 +367,15 @@ fn processes_of(parent: u32) -> Vec<u32> {
     all.collect()
 }
 
-/// Returns whether a process is there and has not ended.
+/// Returns whether a process exists and has not ended.
 fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// The folder of the server's binaries: of the newest version that Debian has installed, or as
-/// `pg_config` says.
+/// Returns the folder of the server's binaries: of the newest version that Debian has installed, or that of
+/// `pg_config`.
 fn binaries() -> &'static Path {
     static BINARIES: OnceLock<PathBuf> = OnceLock::new();
     BINARIES.get_or_init(|| {
@@ -402,7 +402,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A command that does not run as root: one of PostgreSQL's, or the system's.
+/// Returns a command that does not run as root: one of PostgreSQL's, or the system's.
 pub fn unprivileged(program: &str) -> Command {
     let own = binaries().join(program);
     let program = if own.exists() { own } else { program.into() };

@@ -2,8 +2,8 @@
 //! sequential scan, no index read from end to end, and no hash or sort of rows that an index would
 //! give in order.
 //!
-//! The statements are those that the server was sent while every kind of write and read was made, so
-//! none has to be listed here. Limits are constants or parameters of the statements, so a generic plan
+//! The statements are those that the server received during every kind of write and read, so none has to
+//! be listed here. Limits are constants or parameters of the statements, so a generic plan
 //! is the one plan that they have.
 
 use std::collections::BTreeSet;
@@ -20,10 +20,10 @@ use super::{postgres, sqlite};
 use crate::cluster::cluster;
 use crate::environment::lead;
 
-/// Tables that grow with the number of orders. All others have a row, or one for each process.
+/// Tables that grow with the number of orders. All others have one row, or one for each process.
 const GROWING: [&str; 2] = ["orders", "journal"];
 
-/// Indexes of rows that need someone's care: few, however many orders there are.
+/// Indexes of rows that need attention: few, however many orders there are.
 const PARTIAL: [&str; 2] = ["orders_with_intent", "orders_with_attention"];
 
 /// Steps of the history that makes the server prepare the statements of writes.
@@ -133,7 +133,7 @@ async fn read_with_each_filter(store: &Store) {
     }
 }
 
-/// Explains all statements, and returns what is wrong with their plans.
+/// Explains all statements, and returns the faults of their plans.
 fn bad_plans(database: &str, settings: &str, statements: &[String], state: &str) -> Vec<String> {
     let mut wrong = Vec::new();
     for some in statements.chunks(EXPLAINED_AT_ONCE) {
@@ -171,7 +171,7 @@ fn explain(database: &str, settings: &str, statements: &[String]) -> Vec<Value> 
     plans
 }
 
-/// A plan as lines of text.
+/// Returns a plan as lines of text.
 fn shown(node: &Value) -> String {
     let mut line = text(node, "Node Type").to_owned();
     for member in [
@@ -191,7 +191,7 @@ fn shown(node: &Value) -> String {
     line
 }
 
-/// Adds what is wrong with a plan, whose parent is a node of this type.
+/// Adds the faults of a plan whose parent is a node of this type.
 fn inspect(node: &Value, parent: &str, wrong: &mut BTreeSet<String>) {
     let kind = node["Node Type"].as_str().unwrap_or_default();
     let is_hashed = node["Strategy"] == "Hashed";

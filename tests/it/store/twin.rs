@@ -1,7 +1,7 @@
 //! One random history of creations, records, decisions, removals, elections and reads through both
 //! engines, with equal times: every answer is equal, numbers included.
 //!
-//! `ORDER_TEST_TWINS` says how many histories, `ORDER_TEST_TWIN_SEED` which is the first. A seed
+//! `ORDER_TEST_TWINS` is the number of histories, `ORDER_TEST_TWIN_SEED` the seed of the first. A seed
 //! repeats its history exactly.
 
 use std::fmt::Debug;
@@ -22,10 +22,10 @@ use super::{Fresh, all, postgres, sqlite};
 use crate::cluster::cluster;
 use crate::environment::{TestEnvironment, lead};
 
-/// Histories unless `ORDER_TEST_TWINS` says how many.
+/// Number of histories unless `ORDER_TEST_TWINS` is set.
 const HISTORIES: u64 = 5;
 
-/// Steps of a history.
+/// Number of steps of a history.
 const STEPS: usize = 24;
 
 #[test]
@@ -66,7 +66,7 @@ fn both_engines_answer_alike_whatever_happens_to_orders() {
     });
 }
 
-/// Methods of the store whose answers are not compared, and why.
+/// Methods of the store whose answers are not compared, each with the reason.
 const NOT_COMPARED: [(&str, &str); 7] = [
     (
         "read_heartbeat",
@@ -99,7 +99,7 @@ fn every_method_of_the_store_is_compared() {
     }
 }
 
-/// Equal orders on each engine, as two programs on each have them open.
+/// Equal orders on each engine, opened by two programs each.
 pub struct Twin<'a> {
     seed: u64,
     random: fastrand::Rng,
@@ -113,7 +113,7 @@ pub struct Twin<'a> {
     leader: usize,
     leads: Vec<Leadership>,
     stats: [JournalStats; 2],
-    /// The last positions in the journal and in the list.
+    /// The last cursors in the journal and in the list.
     event_cursors: [Cursor; 2],
     page_cursors: [Cursor; 2],
     now: i64,
@@ -136,7 +136,8 @@ macro_rules! compare {
     }};
 }
 
-/// An answer as text. Errors are compared by their messages, because their causes are the engines' own.
+/// Returns an answer as text. Errors are compared by their messages, because their causes are the engines'
+/// own.
 fn shown<T: Debug>(answer: Result<T, StoreError>) -> String {
     match answer {
         Ok(answer) => format!("{answer:?}"),
@@ -145,12 +146,12 @@ fn shown<T: Debug>(answer: Result<T, StoreError>) -> String {
     }
 }
 
-/// A page and its next position without the history, whose id is random.
+/// Returns a page and its next cursor without the history, whose id is random.
 fn page<T>((items, next): (Vec<T>, Cursor)) -> (Vec<T>, i64) {
     (items, next.seq)
 }
 
-/// An answer that has a next position, as text, and that position.
+/// Returns an answer that has a next cursor as text, and that cursor.
 fn resumed<T: Debug>(answer: Result<(Vec<T>, Cursor), StoreError>) -> (String, Cursor) {
     let next = match &answer {
         Ok((_, next)) => *next,
@@ -239,13 +240,13 @@ impl<'a> Twin<'a> {
         self.read(&id).await;
     }
 
-    /// The stores of the program that leads.
+    /// Returns the stores of the program that leads.
     fn leading(&self) -> [&'a Store; 2] {
         self.programs.map(|programs| programs[self.leader])
     }
 
-    /// The program that does not lead asks for the lead, and gets it if the other one gives it up or
-    /// loses its lock. Then the other one records nothing.
+    /// Makes the program that does not lead try to lead, which succeeds if the other one gives up the lead
+    /// or loses its lock. Then the other one records nothing.
     async fn elect(&mut self) {
         let follower = self.programs.map(|programs| programs[1 - self.leader]);
         compare!(self, |at| try_to_lead(follower[at]));
@@ -271,7 +272,7 @@ impl<'a> Twin<'a> {
         }
     }
 
-    /// Has another program take the lead, and returns the leads before.
+    /// Makes another program leader, and returns the leaderships before.
     async fn follow(&mut self, stores: [&Store; 2]) -> Vec<Leadership> {
         let leads = vec![lead(stores[0]).await, lead(stores[1]).await];
         self.leader = 1 - self.leader;
@@ -340,7 +341,7 @@ impl<'a> Twin<'a> {
                 assert_eq!(answers[0], answers[1], "seed {}: orders", self.seed);
             }
             10 => {
-                // Of a database that has pruned something, or of another one.
+                // A cursor of a database with pruned orders, or of another one.
                 let cursor = match self.random.bool() {
                     true => Cursor::bare(self.random.i64(0..60)),
                     false => format!("{after}-{}-0", self.random.u8(0..3))
@@ -382,7 +383,7 @@ impl<'a> Twin<'a> {
     }
 
     fn id(&mut self) -> OrderId {
-        // Bytes decide, in both.
+        // Both compare bytes.
         let names = ["a", "B", "é", "日", "a b", "'\\\\%_$1"];
         let name = names[self.random.usize(..names.len())];
         OrderId::new(format!("{name}{}", self.random.u8(0..8))).unwrap()
@@ -481,7 +482,7 @@ impl<'a> Twin<'a> {
     }
 }
 
-/// Asks for the lead; returns whether there is a leader then.
+/// Tries to lead. Returns whether there is a leader then.
 async fn try_to_lead(store: &Store) -> Result<bool, StoreError> {
     match store.try_lead().await {
         Ok(lead) => Ok(lead.is_none()),
