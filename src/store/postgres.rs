@@ -4,9 +4,9 @@
 //! callers; a read of several statements has a connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
-//! their own. `readers` repeats reads on new connections, `queries` has their statements. `connect`
-//! connects to a server and checks it, `lead` elects the leader, and `listen` receives the commits of
-//! other processes.
+//! their own. `readers` repeats reads on new connections, `queries` has their statements. `connect` opens
+//! sessions and checks their server, with `tls`, `settings`, `schema` and `history`. `lead` elects the
+//! leader, and `listen` receives the commits of other processes.
 
 mod address;
 mod batch;
@@ -15,6 +15,7 @@ mod connect;
 mod copy;
 mod error;
 mod heartbeat;
+mod history;
 mod lead;
 mod lines;
 mod listen;
@@ -25,7 +26,10 @@ mod read_only;
 mod readers;
 mod row_work;
 mod rows;
+mod schema;
 mod session;
+mod settings;
+mod tls;
 mod writer;
 
 use std::sync::Arc;
@@ -37,7 +41,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use self::address::{PostgresUrl, PostgresUrlError};
-use self::connect::Connector;
+use self::connect::{Connector, Purpose};
 use self::error::Error;
 pub(super) use self::lead::LeaderLock;
 use self::lead::Standby;
@@ -117,7 +121,7 @@ impl Engine {
         mode: Mode,
         must_exist: bool,
     ) -> Result<Self, PostgresOpenError> {
-        let connector = Arc::new(Connector::new(url)?);
+        let connector = Arc::new(Connector::new(url, Purpose::Use)?);
         let (runtime, stop) = start_thread(&connector)?;
         let session = on_thread(&runtime, {
             let connector = connector.clone();
@@ -335,7 +339,7 @@ impl Engine {
             bytes: size.unwrap_or(0),
             log_bytes: None,
             reconnects: Some(connector.reconnects()),
-            lost_entries: connector.lost_entries(),
+            lost_entries: connector.own_entries.lost(),
         }
     }
 
@@ -455,7 +459,7 @@ fn on_thread<T: Send + 'static>(
 pub(super) async fn read_heartbeat(
     url: &PostgresUrl,
 ) -> Result<(ReconcilerState, Timestamp), PostgresOpenError> {
-    let connector = Connector::new(url)?;
+    let connector = Connector::new(url, Purpose::Use)?;
     let read = async {
         let session = connector.session().await?;
         let heartbeat = queries::heartbeat(&session).await?;

@@ -1,48 +1,26 @@
-//! Connecting: sessions on a server that can be trusted, the schema in it, and the histories that its
-//! readers rely on.
+//! Sessions on a server that can be trusted: connecting, and the checks of the server.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::Notify;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::address::PostgresUrl;
 use super::error::Error;
+use super::history::OwnEntries;
 use super::open_error::PostgresOpenError;
+use super::schema::{FORMAT, FORMAT_WITH_RELOCATION, migrate};
 use super::session::Session;
+use super::settings;
+use super::tls::tls;
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::relocation::Relocation;
-
-/// Migrations, oldest first: each leads from one format to the next, the first from an empty
-/// database. They are only added, never changed.
-const MIGRATIONS: &[&str] = &[
-    include_str!("../../../sql/postgres/001_schema.sql"),
-    include_str!("../../../sql/postgres/002_relocation.sql"),
-];
-
-/// Format that this program writes.
-const FORMAT: i32 = MIGRATIONS.len() as i32;
-
-/// The first format that can say that the orders are in another database.
-const FORMAT_WITH_RELOCATION: i32 = 2;
-
-/// The oldest version that is tested.
-const VERSION_MIN: i32 = 150_000;
-
-/// Locks of a transaction or of a session: "OrdS" and a number.
-pub(super) const NUMBERING_LOCK: i64 = 0x4f72_6453_0000_0001;
-pub(super) const LEADER_LOCK: i64 = 0x4f72_6453_0000_0002;
-const SCHEMA_LOCK: i64 = 0x4f72_6453_0000_0003;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,35 +28,12 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which other hosts are waited for once one can be written.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Settings of each session. Plans must not depend on statistics, which are missing in a new
-/// database: each table is read through an index, and what is joined with the values of a statement
-/// is hashed. The server gives up on a client that has vanished after some seconds, not after hours,
-/// and on one that has left a transaction open.
-const SESSION_SETTINGS: &str = "\
-    SET search_path = order_service; SET client_min_messages = warning; \
-    SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; \
-    SET enable_nestloop = off; SET enable_bitmapscan = off; \
-    SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '8s'; \
-    SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; \
-    SET tcp_user_timeout = 4000";
-
-/// Settings that durability rests on, and the values that each may have.
-const SETTINGS: [(&str, &[&str], &str); 4] = [
-    ("server_encoding", &["UTF8"], "UTF8"),
-    ("fsync", &["on"], "on"),
-    ("full_page_writes", &["on"], "on"),
-    (
-        "synchronous_commit",
-        &["on", "remote_write", "remote_apply"],
-        "on",
-    ),
-];
-
-/// The database that the first connection led to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Identity {
-    system: String,
-    instance: i64,
+/// Purpose that a database is opened for.
+pub(super) enum Purpose {
+    /// To use its orders.
+    Use,
+    /// To copy them, whether or not they have moved. The statements mark a database that is created.
+    Copy(Option<String>),
 }
 
 /// The way to new sessions on one database.
@@ -86,7 +41,8 @@ pub(super) struct Connector {
     url: PostgresUrl,
     address: String,
     tls: Option<MakeRustlsConnect>,
-    identity: OnceLock<Identity>,
+    /// The cluster and the database that the first connection led to.
+    identity: OnceLock<String>,
     purpose: Purpose,
     /// The highest number of a timeline so far.
     timeline: Arc<AtomicI32>,
@@ -97,18 +53,7 @@ pub(super) struct Connector {
     /// Cancelled once a later version of the program has changed the schema.
     newer: CancellationToken,
     reconnects: AtomicU64,
-    written: Mutex<Written>,
-}
-
-/// What this process knows of the journal, to notice that a server lacks some of it.
-#[derive(Default)]
-struct Written {
-    /// The history of the server; `None` before the first.
-    history: Option<i64>,
-    /// The newest entry that this process has written.
-    newest_entry: i64,
-    /// Number of entries that were lost.
-    lost: u64,
+    pub own_entries: OwnEntries,
 }
 
 /// The state of the server: its clock, the format of the database, and whether a commit waits for a
@@ -122,28 +67,11 @@ pub(super) const SERVER_STATE: &str = "\
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Connector {
-    pub fn new(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
-        Self::with_purpose(url, Purpose::Use)
-    }
-
-    /// Like [`Connector::new`], but for a copy; the statements mark a database that is created.
-    pub fn for_copying(url: &PostgresUrl, mark: Option<String>) -> Result<Self, PostgresOpenError> {
-        Self::with_purpose(url, Purpose::Copy(mark))
-    }
-
-    fn with_purpose(url: &PostgresUrl, purpose: Purpose) -> Result<Self, PostgresOpenError> {
-        let address = url.to_string();
-        let tls = match url.config.get_ssl_mode() {
-            SslMode::Disable => None,
-            _ => Some(tls(url).map_err(|source| PostgresOpenError::Tls {
-                address: address.clone(),
-                source,
-            })?),
-        };
+    pub fn new(url: &PostgresUrl, purpose: Purpose) -> Result<Self, PostgresOpenError> {
         Ok(Self {
             url: url.clone(),
-            address,
-            tls,
+            address: url.to_string(),
+            tls: tls(url)?,
             identity: OnceLock::new(),
             purpose,
             timeline: Arc::default(),
@@ -152,7 +80,7 @@ impl Connector {
             is_replicated: AtomicBool::new(false),
             newer: CancellationToken::new(),
             reconnects: AtomicU64::new(0),
-            written: Mutex::default(),
+            own_entries: OwnEntries::default(),
         })
     }
 
@@ -180,60 +108,6 @@ impl Connector {
     /// Number of sessions that were opened in the place of another one.
     pub fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)
-    }
-
-    /// Number of entries that this process has written and that a server lacks that was promoted.
-    pub fn lost_entries(&self) -> u64 {
-        self.written().lost
-    }
-
-    /// Notes that entries up to this one were written.
-    pub fn on_written(&self, newest_entry: i64) {
-        let mut written = self.written();
-        written.newest_entry = written.newest_entry.max(newest_entry);
-    }
-
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins a new history if the server is another one than before, and notices what it lacks.
-    async fn enter_history(&self, session: &Session) -> Result<(), Error> {
-        begin_history(session).await?;
-        let sql = "SELECT id, newest_entry FROM histories ORDER BY number";
-        let histories = session.query(sql, &[]).await?;
-        let histories = histories
-            .iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-        self.compare_histories(&histories.collect::<Result<Vec<_>, Error>>()?);
-        Ok(())
-    }
-
-    /// Compares the histories of the journal, oldest first, with what this process has written. Each names
-    /// the newest entry that the server had as it began.
-    fn compare_histories(&self, histories: &[(i64, i64)]) {
-        let mut written = self.written();
-        let Some((last, newest_entry)) = histories.last() else {
-            return;
-        };
-        let before = written.history.replace(*last);
-        let Some(before) = before.filter(|before| before != last) else {
-            return;
-        };
-        // The next one after that in which this process has written, unless that was lost too.
-        let at = histories.iter().position(|(id, _)| *id == before);
-        let next = at.and_then(|at| histories.get(at + 1));
-        let newest_entry = next.map_or(*newest_entry, |(_, newest_entry)| *newest_entry);
-        let lost = written.newest_entry - newest_entry;
-        written.newest_entry = written.newest_entry.min(newest_entry);
-        if lost > 0 {
-            written.lost += lost.unsigned_abs();
-            log::error!(
-                "entries were lost that this process had written: the server has none after entry \
-                 {newest_entry} lost={lost}; it was promoted from a standby that lacked them, or \
-                 restored"
-            );
-        }
     }
 
     /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
@@ -283,7 +157,7 @@ impl Connector {
         self.within_limit(async {
             let session = self.connect(notified).await?;
             self.check_identity(&session).await?;
-            self.enter_history(&session).await?;
+            self.own_entries.enter_history(&session).await?;
             Ok(session)
         })
         .await
@@ -294,9 +168,13 @@ impl Connector {
         self.within_limit(async {
             let session = self.connect(None).await?;
             self.check_locks(&session).await?;
-            let is_new = self.migrate(&session, must_exist).await?;
+            let mark = match &self.purpose {
+                Purpose::Copy(mark) => mark.as_deref(),
+                Purpose::Use => None,
+            };
+            let is_new = migrate(&session, &self.address, must_exist, mark).await?;
             if !self.check_identity(&session).await? {
-                self.enter_history(&session).await?;
+                self.own_entries.enter_history(&session).await?;
             }
             match is_new {
                 true => log::warn!("created the database {}", self.address),
@@ -312,11 +190,7 @@ impl Connector {
         self.within_limit(async {
             let session = self.connect(None).await?;
             let present = "SELECT to_regclass('order_service.meta') IS NOT NULL";
-            if !session
-                .query_one(present, &[])
-                .await?
-                .try_get::<_, bool>(0)?
-            {
+            if !session.value::<bool>(present, &[]).await? {
                 return Err(PostgresOpenError::Missing(self.address.clone()).into());
             }
             self.check_identity(&session).await?;
@@ -392,8 +266,7 @@ impl Connector {
                 Session::start(client, connection, notified)
             }
         };
-        session.execute(SESSION_SETTINGS).await?;
-        self.check_settings(&session).await?;
+        settings::apply(&session, &self.address).await?;
         self.check_timeline(&session).await?;
         Ok(session)
     }
@@ -403,7 +276,7 @@ impl Connector {
     async fn check_timeline(&self, session: &Session) -> Result<(), Error> {
         const TIMELINE: &str =
             "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer";
-        let found: i32 = session.query_one(TIMELINE, &[]).await?.try_get(0)?;
+        let found: i32 = session.value(TIMELINE, &[]).await?;
         let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
         session.set_timeline(found, &self.timeline);
         if found < newest {
@@ -420,36 +293,6 @@ impl Connector {
         Ok(())
     }
 
-    async fn check_settings(&self, session: &Session) -> Result<(), Error> {
-        // A session keeps the synchronous_commit that is checked, whatever is set on the server later.
-        const SQL: &str = "SELECT current_setting('server_version_num')::integer, \
-            current_setting('server_version'), \
-            set_config('synchronous_commit', current_setting('synchronous_commit'), false), \
-            ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) AS name)";
-        let names = SETTINGS.map(|(setting, _, _)| setting);
-        let row = session.query_one(SQL, &[&&names[..]]).await?;
-        if row.try_get::<_, i32>(0)? < VERSION_MIN {
-            return Err(PostgresOpenError::Version {
-                address: self.address.clone(),
-                found: row.try_get(1)?,
-            }
-            .into());
-        }
-        let found: Vec<String> = row.try_get(3)?;
-        for ((setting, allowed, wanted), found) in SETTINGS.into_iter().zip(found) {
-            if !allowed.contains(&&*found) {
-                return Err(PostgresOpenError::Setting {
-                    address: self.address.clone(),
-                    setting,
-                    found,
-                    wanted,
-                }
-                .into());
-            }
-        }
-        Ok(())
-    }
-
     /// Checks that a lock of one session keeps another one out, and that a connection stays with its
     /// session while another one is in a transaction.
     async fn check_locks(&self, session: &Session) -> Result<(), Error> {
@@ -462,8 +305,8 @@ impl Connector {
         // A pooler lends it the session that was used last.
         other.execute("BEGIN").await?;
         let taken = other.query_one(LOCK, &[&key]).await?;
-        let pid = session.query_one("SELECT pg_backend_pid()", &[]).await?;
-        let is_same = pid.try_get::<_, i32>(0)? == first.try_get::<_, i32>(1)?
+        let pid: i32 = session.value("SELECT pg_backend_pid()", &[]).await?;
+        let is_same = pid == first.try_get::<_, i32>(1)?
             && taken.try_get::<_, i32>(1)? != first.try_get::<_, i32>(1)?;
         if !is_same {
             return Err(PostgresOpenError::Pooler(self.address.clone()).into());
@@ -477,71 +320,6 @@ impl Connector {
         Ok(())
     }
 
-    /// Brings the schema up to date; returns whether there was none. Safe to do at the same moment in
-    /// several processes.
-    async fn migrate(&self, session: &Session, must_exist: bool) -> Result<bool, Error> {
-        session.execute("BEGIN").await?;
-        session
-            .query_one("SELECT 1 FROM pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK])
-            .await?;
-        let found = session
-            .query_one(
-                "SELECT to_regnamespace('order_service') IS NOT NULL, \
-                        to_regclass('order_service.meta') IS NOT NULL",
-                &[],
-            )
-            .await?;
-        let format = match (found.try_get(0)?, found.try_get(1)?) {
-            (false, _) => 0,
-            (true, false) => return Err(PostgresOpenError::Foreign(self.address.clone()).into()),
-            (true, true) => {
-                let row = session.query_one("SELECT application, format FROM meta", &[]);
-                let row = row.await?;
-                if row.try_get::<_, &str>(0)? != APPLICATION {
-                    return Err(PostgresOpenError::Foreign(self.address.clone()).into());
-                }
-                row.try_get::<_, i32>(1)?
-            }
-        };
-        if format > FORMAT {
-            return Err(PostgresOpenError::Newer(self.address.clone()).into());
-        }
-        if format == 0 && must_exist {
-            return Err(PostgresOpenError::Missing(self.address.clone()).into());
-        }
-        for (number, migration) in (1..).zip(MIGRATIONS) {
-            if number > format {
-                session.execute(migration).await.map_err(|error| {
-                    Error::from(PostgresOpenError::Other {
-                        address: self.address.clone(),
-                        source: Box::new(error),
-                    })
-                })?;
-            }
-        }
-        if format == 0 {
-            session
-                .query(
-                    "INSERT INTO meta (id, application, format, instance) VALUES (1, $1, $2, $3)",
-                    &[&APPLICATION, &FORMAT, &fastrand::i64(..)],
-                )
-                .await?;
-            if let Purpose::Copy(Some(mark)) = &self.purpose {
-                session.execute(mark).await?;
-            }
-        } else if format < FORMAT {
-            session
-                .query("UPDATE meta SET format = $1", &[&FORMAT])
-                .await?;
-        }
-        // Their processes have ended, or remember anew with their next write.
-        session
-            .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")
-            .await?;
-        session.execute("COMMIT").await?;
-        Ok(format == 0)
-    }
-
     /// Checks that a session is on the database of the first one, as a standby that was promoted is,
     /// and that its orders may be used. Returns whether they are in another database.
     async fn check_identity(&self, session: &Session) -> Result<bool, Error> {
@@ -552,13 +330,9 @@ impl Connector {
             self.newer.cancel();
             return Err(PostgresOpenError::Newer(self.address.clone()).into());
         }
-        let sql = "SELECT (SELECT system_identifier::text FROM pg_control_system()), instance \
-                   FROM meta WHERE id = 1";
-        let identity = session.query_one(sql, &[]).await?;
-        let found = Identity {
-            system: identity.try_get(0)?,
-            instance: identity.try_get(1)?,
-        };
+        let sql = "SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
+                   instance) FROM meta WHERE id = 1";
+        let found: String = session.value(sql, &[]).await?;
         if *self.identity.get_or_init(|| found.clone()) != found {
             return Err(PostgresOpenError::Replaced(self.address.clone()).into());
         }
@@ -582,82 +356,4 @@ impl Connector {
             .into()),
         }
     }
-}
-
-/// What a database is opened for.
-enum Purpose {
-    /// To use its orders.
-    Use,
-    /// To copy them, whether or not they have moved. The statements mark a database that is created.
-    Copy(Option<String>),
-}
-
-/// The name of this application in `meta`.
-const APPLICATION: &str = "order-service";
-
-/// The server that a session is on: cluster, database and timeline.
-pub(super) const ORIGIN: &str = "\
-    SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
-        (SELECT oid FROM pg_database WHERE datname = current_database()), \
-        substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) AS origin";
-
-/// Begins a new history if the server is not the one of the last: another cluster or database, or the
-/// same on another timeline, which begins with each promotion and may lack what was acknowledged.
-async fn begin_history(session: &Session) -> Result<(), Error> {
-    let is_new = format!(
-        "SELECT origin, \
-            (SELECT h.origin FROM histories h ORDER BY number DESC LIMIT 1) IS DISTINCT FROM origin \
-         FROM ({ORIGIN}) AS here"
-    );
-    const BEGIN: &str = "INSERT INTO histories (number, id, origin, newest_order, newest_entry, pruned) \
-         SELECT coalesce((SELECT max(number) FROM histories), 0) + 1, $1, $2, \
-                coalesce((SELECT max(seq) FROM orders), 0), \
-                coalesce((SELECT max(seq) FROM journal), 0), entries \
-         FROM pruned \
-         WHERE $2 IS DISTINCT FROM (SELECT origin FROM histories ORDER BY number DESC LIMIT 1) \
-         RETURNING newest_entry";
-    let row = session.query_one(&is_new, &[]).await?;
-    if !row.try_get::<_, bool>(1)? {
-        return Ok(());
-    }
-    let origin: String = row.try_get(0)?;
-    let id = i64::from(fastrand::u32(..));
-    session.execute("BEGIN").await?;
-    session
-        .query_one(
-            "SELECT 1 FROM pg_advisory_xact_lock($1)",
-            &[&NUMBERING_LOCK],
-        )
-        .await?;
-    let begun = session.query(BEGIN, &[&id, &origin]).await?;
-    session.execute("COMMIT").await?;
-    if let Some(row) = begun.first()
-        && let entry @ 1.. = row.try_get::<_, i64>(0)?
-    {
-        log::warn!(
-            "the database is on another server or timeline than before: began history={id} after \
-             entry={entry}"
-        );
-    }
-    Ok(())
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// TLS that verifies the server, by the certificates of the system or of a file.
-fn tls(url: &PostgresUrl) -> Result<MakeRustlsConnect, BoxError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?;
-    let config = match &url.root_certificates {
-        None => builder.with_platform_verifier()?.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = rustls::RootCertStore::empty();
-            for certificate in CertificateDer::pem_file_iter(path)? {
-                roots.add(certificate?)?;
-            }
-            builder.with_root_certificates(roots).with_no_client_auth()
-        }
-    };
-    Ok(MakeRustlsConnect::new(config))
 }

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-use super::connect::{Connector, LEADER_LOCK, ORIGIN};
+use super::connect::{Connector, Purpose};
 use super::error::Error;
+use super::history::ORIGIN;
 use super::lines::{LineSession, one_line};
-use super::session::Session;
+use super::session::{LEADER_LOCK, Session};
 use super::{PostgresOpenError, PostgresUrl, on_thread, prepare};
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
@@ -45,8 +46,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(30);
 impl LineSession {
     /// Opens a database that is there, whether or not its orders have moved.
     pub fn open_source(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
-        let connector = Connector::for_copying(url, None)?;
-        Self::prepare(connector, true)
+        Self::prepare(url, Purpose::Copy(None), true)
     }
 
     /// Opens a database to copy into; a new one is marked from its first moment on.
@@ -55,10 +55,15 @@ impl LineSession {
         incomplete: &Relocation,
     ) -> Result<Self, PostgresOpenError> {
         let mark = relocate(Some(incomplete));
-        Self::prepare(Connector::for_copying(url, Some(mark))?, false)
+        Self::prepare(url, Purpose::Copy(Some(mark)), false)
     }
 
-    fn prepare(connector: Connector, must_exist: bool) -> Result<Self, PostgresOpenError> {
+    fn prepare(
+        url: &PostgresUrl,
+        purpose: Purpose,
+        must_exist: bool,
+    ) -> Result<Self, PostgresOpenError> {
+        let connector = Connector::new(url, purpose)?;
         Self::connect(connector, move |connector| async move {
             let session = prepare(&connector, must_exist).await?;
             session.execute(SETTINGS).await?;
@@ -152,12 +157,7 @@ impl Side for LineSession {
     }
 
     fn try_lead(&mut self) -> Result<bool, BoxError> {
-        self.run(|session| async move {
-            let row = session
-                .query_one("SELECT pg_try_advisory_lock($1)", &[&LEADER_LOCK])
-                .await?;
-            Ok(row.try_get(0)?)
-        })
+        self.run(|session| async move { session.try_lock(LEADER_LOCK).await })
     }
 
     fn finish(&mut self) -> Result<(), BoxError> {

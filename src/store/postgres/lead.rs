@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::connect::{Connector, LEADER_LOCK, SERVER_STATE};
+use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
-use super::session::Session;
+use super::session::{LEADER_LOCK, Session};
 use crate::clock::{Clock, SystemClock};
 
 /// The lock of the reconciler that leads, and the session that holds it.
@@ -45,10 +45,7 @@ impl Standby {
             let asked_at = SystemClock.uptime();
             connector.on_server_state(&session.query_one(SERVER_STATE, &[]).await?, asked_at)?;
         }
-        let row = session
-            .query_one("SELECT pg_try_advisory_lock($1)", &[&LEADER_LOCK])
-            .await?;
-        if row.try_get(0)? {
+        if session.try_lock(LEADER_LOCK).await? {
             return Ok(Some(LeaderLock(Box::new(session))));
         }
         *kept = Some(session);

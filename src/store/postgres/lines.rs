@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::connect::Connector;
+use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::session::Session;
 use super::{PostgresOpenError, PostgresUrl, on_thread, start_thread};
@@ -51,7 +51,7 @@ pub(in crate::store) struct LineSession {
 impl LineSession {
     /// Opens a session that only reads, on a database that must be there.
     pub fn open(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
-        Self::connect(Connector::new(url)?, |connector| async move {
+        Self::connect(Connector::new(url, Purpose::Use)?, |connector| async move {
             let session = connector.session_for_reading().await?;
             session.execute(PLANS).await?;
             Ok(session)

@@ -51,8 +51,8 @@ impl PruneBatch {
             let mut history = match prunes.history.take() {
                 Some(history) => history,
                 None => {
-                    let row = session.query_one(BASE, &[]).await?;
-                    serde_json::from_str(row.try_get(0)?).map_err(Error::value)?
+                    let history: String = session.value(BASE, &[]).await?;
+                    serde_json::from_str(&history).map_err(Error::value)?
                 }
             };
             let mut counts = PruneCounts::default();

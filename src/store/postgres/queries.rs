@@ -43,24 +43,15 @@ pub(super) async fn find(session: &Session, id: &OrderId) -> Result<Option<Order
     rows.first().map(order_view_of).transpose()
 }
 
-/// Reads one number.
-async fn number(
-    session: &Session,
-    sql: &str,
-    values: &[&(dyn ToSql + Sync)],
-) -> Result<i64, Error> {
-    Ok(session.query_one(sql, values).await?.try_get(0)?)
-}
-
 pub(super) async fn newest_seq(session: &Session) -> Result<i64, Error> {
-    number(session, "SELECT coalesce(max(seq), 0) FROM orders", &[]).await
+    let sql = "SELECT coalesce(max(seq), 0) FROM orders";
+    session.value(sql, &[]).await
 }
 
 pub(super) async fn count(session: &Session, status: Status) -> Result<u64, Error> {
     let sql = "SELECT count(*) FROM orders WHERE status = $1";
-    Ok(number(session, sql, &[&status.as_str()])
-        .await?
-        .unsigned_abs())
+    let count: i64 = session.value(sql, &[&status.as_str()]).await?;
+    Ok(count.unsigned_abs())
 }
 
 pub(super) async fn next_open(
@@ -166,7 +157,7 @@ pub(super) async fn next_prunable(
 pub(super) async fn size(session: &Session) -> Result<u64, Error> {
     const SQL: &str = "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class \
          WHERE relnamespace = 'order_service'::regnamespace AND relkind = 'r'";
-    Ok(number(session, SQL, &[]).await?.unsigned_abs())
+    Ok(session.value::<i64>(SQL, &[]).await?.unsigned_abs())
 }
 
 /// Reads the extent of a sequence, and the histories that cursors are compared with.
@@ -327,8 +318,8 @@ pub(super) async fn newest_event(session: &Session) -> Result<Cursor, Error> {
 /// Reads the totals of the pruned entries.
 pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
     let sql = "SELECT history FROM pruned WHERE id = 1";
-    let row = session.query_one(sql, &[]).await?;
-    serde_json::from_str(row.try_get(0)?).map_err(Error::value)
+    let history: String = session.value(sql, &[]).await?;
+    serde_json::from_str(&history).map_err(Error::value)
 }
 
 /// Adds the new journal entries to the statistics, and returns the other totals.
@@ -428,7 +419,7 @@ async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u
             "SELECT count(*) FROM (SELECT 1 FROM orders WHERE {due} AND seq < $1 \
              AND coalesce(next_attempt_at, $2) <= $2 LIMIT {COUNTED_AHEAD_MAX}) AS due"
         );
-        let count = number(session, &sql, &[&before, &now.0]).await?;
+        let count: i64 = session.value(&sql, &[&before, &now.0]).await?;
         waiting.push((class, count.unsigned_abs()));
     }
     own.starts_before(|class| {

@@ -1,7 +1,7 @@
 //! Read-only access to a database, by a session that cannot write.
 
 use super::address::PostgresUrl;
-use super::connect::Connector;
+use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::open_error::PostgresOpenError;
 use super::queries;
@@ -16,7 +16,7 @@ pub(in crate::store) struct ReadOnlySession(Session);
 impl ReadOnlySession {
     /// Opens a session on a database that must exist.
     pub async fn open(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
-        let connector = Connector::new(url)?;
+        let connector = Connector::new(url, Purpose::Use)?;
         let session = connector.session_for_reading().await;
         session
             .map(Self)

@@ -13,10 +13,15 @@ use futures_util::{FutureExt, SinkExt, TryStreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{FromSqlOwned, ToSql};
 use tokio_postgres::{AsyncMessage, Client, Connection, Row, Statement};
 
 use super::error::Error;
+
+/// Locks of a transaction or of a session: "OrdS" and a number.
+pub(super) const NUMBERING_LOCK: i64 = 0x4f72_6453_0000_0001;
+pub(super) const LEADER_LOCK: i64 = 0x4f72_6453_0000_0002;
+pub(super) const SCHEMA_LOCK: i64 = 0x4f72_6453_0000_0003;
 
 /// A value for a statement.
 pub(super) type Value = Box<dyn ToSql + Sync + Send>;
@@ -150,6 +155,26 @@ impl Session {
     pub async fn query_one(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
         let statement = self.statement(sql).await?;
         Ok(self.client.query_one(&statement, values).await?)
+    }
+
+    /// Like [`Session::query_one`], for a row of one value.
+    pub async fn value<T: FromSqlOwned>(
+        &self,
+        sql: &str,
+        values: &[&(dyn ToSql + Sync)],
+    ) -> Result<T, Error> {
+        Ok(self.query_one(sql, values).await?.try_get(0)?)
+    }
+
+    /// Waits for a lock, and keeps it until the transaction ends.
+    pub async fn lock(&self, key: i64) -> Result<(), Error> {
+        let sql = "SELECT 1 FROM pg_advisory_xact_lock($1)";
+        self.query_one(sql, &[&key]).await.map(drop)
+    }
+
+    /// Takes a lock that lasts as long as the session, unless another one has it.
+    pub async fn try_lock(&self, key: i64) -> Result<bool, Error> {
+        self.value("SELECT pg_try_advisory_lock($1)", &[&key]).await
     }
 
     /// Like [`Session::query`], but passes each row on as it arrives.

@@ -18,12 +18,12 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::batch::{Batch, COMMIT, EMIT, Failure, REMEMBER, entry_values};
-use super::connect::{Connector, NUMBERING_LOCK, SERVER_STATE};
+use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
 use super::heartbeat::add_heartbeats;
 use super::prune::PruneBatch;
 use super::row_work::RowWork;
-use super::session::{FailedStep, Session, Steps};
+use super::session::{FailedStep, NUMBERING_LOCK, Session, Steps};
 use crate::clock::{Clock, SystemClock};
 use crate::store::StoreError;
 use crate::store::queue::{BATCH_MAX, Pending, Shared};
@@ -179,7 +179,7 @@ impl Writer {
     async fn refuse_deposed(&mut self, batch: &mut Batch) -> Result<(), Error> {
         let session = self.session().await?;
         let sql = "SELECT epoch FROM heartbeat WHERE id = 1";
-        let present: i64 = session.query_one(sql, &[]).await?.try_get(0)?;
+        let present: i64 = session.value(sql, &[]).await?;
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
             .partition(|pending| epoch_of(&pending.write).is_some_and(|epoch| epoch != present));
@@ -281,7 +281,7 @@ impl Writer {
                 for at in appended {
                     if let Some(row) = first(Some(at)) {
                         let newest: Option<i64> = row.try_get(0).map_err(Error::from)?;
-                        connector.on_written(newest.unwrap_or(0));
+                        connector.own_entries.on_written(newest.unwrap_or(0));
                     }
                 }
                 if let Some(row) = first(checked) {

@@ -1,0 +1,80 @@
+//! Schema of a database: its format, and the migrations up to it.
+
+use super::error::Error;
+use super::open_error::PostgresOpenError;
+use super::session::{SCHEMA_LOCK, Session};
+
+/// Migrations, oldest first: each leads from one format to the next, the first from an empty
+/// database. They are only added, never changed.
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../sql/postgres/001_schema.sql"),
+    include_str!("../../../sql/postgres/002_relocation.sql"),
+];
+
+/// Format that this program writes.
+pub(super) const FORMAT: i32 = MIGRATIONS.len() as i32;
+
+/// The first format that can say that the orders are in another database.
+pub(super) const FORMAT_WITH_RELOCATION: i32 = 2;
+
+/// The name of this application in `meta`.
+const APPLICATION: &str = "order-service";
+
+/// Brings the schema up to date; returns whether there was none. A new one is marked by the statements
+/// `mark`. Safe to do at the same moment in several processes.
+pub(super) async fn migrate(
+    session: &Session,
+    address: &str,
+    must_exist: bool,
+    mark: Option<&str>,
+) -> Result<bool, Error> {
+    const PRESENT: &str = "SELECT to_regnamespace('order_service') IS NOT NULL, \
+                                  to_regclass('order_service.meta') IS NOT NULL";
+    session.execute("BEGIN").await?;
+    session.lock(SCHEMA_LOCK).await?;
+    let present = session.query_one(PRESENT, &[]).await?;
+    let format = match (present.try_get(0)?, present.try_get(1)?) {
+        (false, _) => 0,
+        (true, false) => return Err(PostgresOpenError::Foreign(address.to_owned()).into()),
+        (true, true) => {
+            let row = session.query_one("SELECT application, format FROM meta", &[]);
+            let row = row.await?;
+            if row.try_get::<_, &str>(0)? != APPLICATION {
+                return Err(PostgresOpenError::Foreign(address.to_owned()).into());
+            }
+            row.try_get::<_, i32>(1)?
+        }
+    };
+    if format > FORMAT {
+        return Err(PostgresOpenError::Newer(address.to_owned()).into());
+    }
+    if format == 0 && must_exist {
+        return Err(PostgresOpenError::Missing(address.to_owned()).into());
+    }
+    for (number, migration) in (1..).zip(MIGRATIONS) {
+        if number > format {
+            let done = session.execute(migration).await;
+            done.map_err(|error| error.into_open_error(address))?;
+        }
+    }
+    if format == 0 {
+        let sql = "INSERT INTO meta (id, application, format, instance) VALUES (1, $1, $2, $3)";
+        let instance = fastrand::i64(..);
+        session
+            .query(sql, &[&APPLICATION, &FORMAT, &instance])
+            .await?;
+        if let Some(mark) = mark {
+            session.execute(mark).await?;
+        }
+    } else if format < FORMAT {
+        session
+            .query("UPDATE meta SET format = $1", &[&FORMAT])
+            .await?;
+    }
+    // Their processes have ended, or remember anew with their next write.
+    session
+        .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")
+        .await?;
+    session.execute("COMMIT").await?;
+    Ok(format == 0)
+}

@@ -1,0 +1,62 @@
+//! Settings: those of each session, and those of a server that durability rests on.
+
+use super::error::Error;
+use super::open_error::PostgresOpenError;
+use super::session::Session;
+
+/// The oldest version that is tested.
+const VERSION_MIN: i32 = 150_000;
+
+/// Settings of each session. Plans must not depend on statistics, which are missing in a new
+/// database: each table is read through an index, and what is joined with the values of a statement
+/// is hashed. The server gives up on a client that has vanished after some seconds, not after hours,
+/// and on one that has left a transaction open.
+const OF_SESSION: &str = "\
+    SET search_path = order_service; SET client_min_messages = warning; \
+    SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; \
+    SET enable_nestloop = off; SET enable_bitmapscan = off; \
+    SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '8s'; \
+    SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; \
+    SET tcp_user_timeout = 4000";
+
+/// Settings that durability rests on, the values that each may have, and the one to recommend.
+const OF_SERVER: [(&str, &[&str], &str); 4] = [
+    ("server_encoding", &["UTF8"], "UTF8"),
+    ("fsync", &["on"], "on"),
+    ("full_page_writes", &["on"], "on"),
+    (
+        "synchronous_commit",
+        &["on", "remote_write", "remote_apply"],
+        "on",
+    ),
+];
+
+/// Sets up a session, and checks the version and the settings of its server.
+pub(super) async fn apply(session: &Session, address: &str) -> Result<(), Error> {
+    // A session keeps the synchronous_commit that is checked, whatever is set on the server later.
+    const SQL: &str = "SELECT current_setting('server_version_num')::integer, \
+        current_setting('server_version'), \
+        set_config('synchronous_commit', current_setting('synchronous_commit'), false), \
+        ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) AS name)";
+    session.execute(OF_SESSION).await?;
+    let names = OF_SERVER.map(|(setting, _, _)| setting);
+    let row = session.query_one(SQL, &[&&names[..]]).await?;
+    let address = address.to_owned();
+    if row.try_get::<_, i32>(0)? < VERSION_MIN {
+        let found = row.try_get(1)?;
+        return Err(PostgresOpenError::Version { address, found }.into());
+    }
+    let found: Vec<String> = row.try_get(3)?;
+    for ((setting, allowed, wanted), found) in OF_SERVER.into_iter().zip(found) {
+        if !allowed.contains(&&*found) {
+            return Err(PostgresOpenError::Setting {
+                address,
+                setting,
+                found,
+                wanted,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
