@@ -47,15 +47,26 @@ impl fmt::Display for Relocation {
 }
 
 impl Relocation {
+    /// The mark of a copy from this database that is not complete.
+    pub(super) fn incomplete(address: String) -> Self {
+        let state = State::Incomplete;
+        Self { state, address }
+    }
+
+    /// The mark of a database whose orders have moved to this one.
+    pub(super) fn moved(address: String) -> Self {
+        let state = State::Moved;
+        Self { state, address }
+    }
+
     /// Returns the relocation in the row of the table, if there is one.
     pub(super) fn new(row: Option<(&str, &str)>) -> Option<Self> {
         let (state, address) = row?;
-        let state = match state {
-            "incomplete" => State::Incomplete,
-            _ => State::Moved,
-        };
         let address = address.to_owned();
-        Some(Self { state, address })
+        Some(match state {
+            "incomplete" => Self::incomplete(address),
+            _ => Self::moved(address),
+        })
     }
 
     /// Reads the relocation of a database.

@@ -135,11 +135,7 @@ impl Side for LineSession {
     }
 
     fn insert(&self, table: &Table, lines: &[u8]) -> Result<(), BoxError> {
-        let sql = format!(
-            "COPY {} ({}) FROM STDIN",
-            table.name,
-            table.columns.join(", ")
-        );
+        let sql = format!("COPY {} ({}) FROM STDIN", table.name, table.columns);
         let lines = Bytes::copy_from_slice(lines);
         self.run(move |session| async move { session.copy_in(&sql, lines).await })
     }

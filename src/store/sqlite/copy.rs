@@ -163,18 +163,14 @@ impl Side for CopySide {
     }
 
     fn insert(&self, table: &Table, lines: &[u8]) -> Result<(), BoxError> {
-        let mut columns = table.columns.to_vec();
+        let mut columns: Vec<_> = table.names().collect();
         let mut values = vec!["?"; columns.len()];
         if table.name == HISTORIES.name {
             columns.push("file");
             values.push("''");
         }
-        let sql = format!(
-            "INSERT INTO {} ({}) VALUES ({})",
-            table.name,
-            columns.join(", "),
-            values.join(", ")
-        );
+        let (name, columns, values) = (table.name, columns.join(", "), values.join(", "));
+        let sql = format!("INSERT INTO {name} ({columns}) VALUES ({values})");
         let mut insert = self.db.prepare_cached(&sql)?;
         for line in lines
             .split(|byte| *byte == b'\n')

@@ -1,0 +1,120 @@
+//! Sides of a copy: a database that is copied from or into, on any engine.
+
+use std::time::{Duration, Instant};
+
+use super::TransferError;
+use super::tables::Table;
+use crate::store::lines::{BoxError, Lines};
+#[cfg(feature = "postgres")]
+use crate::store::postgres;
+use crate::store::relocation::Relocation;
+use crate::store::{DatabaseUrl, OpenError, sqlite};
+
+/// Interval between attempts to take the lead.
+const LEAD_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Kinds of transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::store) enum Access {
+    /// Reads one snapshot.
+    Snapshot,
+    /// Writes to a database that no one else uses.
+    Write,
+    /// Keeps all other programs from writing.
+    Exclusive,
+}
+
+/// A database that is copied from or into.
+pub(in crate::store) trait Side: Lines + Send {
+    /// Returns the address, without a password.
+    fn address(&self) -> String;
+
+    /// Returns true for a backup: it belongs to no program, may be copied again, and is not written.
+    fn is_backup(&self) -> bool;
+
+    /// Begins a transaction.
+    fn begin(&mut self, access: Access) -> Result<(), BoxError>;
+
+    /// Commits the transaction, and lets go of its locks.
+    fn commit(&mut self) -> Result<(), BoxError>;
+
+    /// Runs statements.
+    fn execute(&self, sql: &str) -> Result<(), BoxError>;
+
+    /// Inserts rows, given as lines.
+    fn insert(&self, table: &Table, lines: &[u8]) -> Result<(), BoxError>;
+
+    /// Stores where the orders of this database are instead, and has it refuse writes; or the reverse.
+    fn relocate(&self, to: Option<&Relocation>) -> Result<(), BoxError>;
+
+    /// Continues the last history, so that no new one begins when a program opens the database.
+    fn continue_history(&self) -> Result<(), BoxError>;
+
+    /// Takes the reconciler's lock, unless another process has it.
+    fn try_lead(&mut self) -> Result<bool, BoxError>;
+
+    /// Flushes everything to the disk, and tidies up.
+    fn finish(&mut self) -> Result<(), BoxError>;
+}
+
+/// Opens a database that is there, whether or not its orders have moved.
+pub(super) fn open_source(url: &DatabaseUrl) -> Result<Box<dyn Side>, OpenError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Box::new(sqlite::CopySide::open(path)?),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => Box::new(postgres::LineSession::open_source(url)?),
+    })
+}
+
+/// Opens a database to copy into. A new one is an incomplete copy from its first moment on.
+pub(super) fn open_target(
+    url: &DatabaseUrl,
+    incomplete: &Relocation,
+) -> Result<Box<dyn Side>, OpenError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Box::new(sqlite::CopySide::open_target(path, incomplete)?),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => {
+            Box::new(postgres::LineSession::open_target(url, incomplete)?)
+        }
+    })
+}
+
+/// Returns a function that names the database of an error.
+pub(super) fn of<S: Side + ?Sized>(side: &S) -> impl FnOnce(BoxError) -> TransferError + use<S> {
+    let address = side.address();
+    move |source| TransferError::Database { address, source }
+}
+
+/// Returns whether the orders of a side are in the other database that is expected; refuses a side whose
+/// orders are in a third one.
+pub(super) fn is_relocated(
+    side: &dyn Side,
+    is_expected: impl FnOnce(&Relocation) -> bool,
+) -> Result<bool, TransferError> {
+    match relocation(side)? {
+        None => Ok(false),
+        Some(found) if is_expected(&found) => Ok(true),
+        Some(relocation) => Err(OpenError::Relocated {
+            address: side.address(),
+            relocation,
+        }
+        .into()),
+    }
+}
+
+pub(super) fn relocation(side: &dyn Side) -> Result<Option<Relocation>, TransferError> {
+    Relocation::read(side).map_err(of(side))
+}
+
+/// Takes the reconciler's lock, unless another process has it for all of this time.
+pub(super) fn lead_within(side: &mut dyn Side, timeout: Duration) -> Result<bool, TransferError> {
+    let began = Instant::now();
+    loop {
+        let is_taken = side.try_lead().map_err(of(side))?;
+        if is_taken || began.elapsed() >= timeout {
+            return Ok(is_taken);
+        }
+        std::thread::sleep(LEAD_INTERVAL);
+    }
+}
