@@ -1,0 +1,204 @@
+//! The next events of an order, and when they are expected.
+//!
+//! Pure, like all of `explain`.
+
+use std::time::Duration;
+
+use crate::decide::{LostProcess, OpenOrder, Phase};
+use crate::messages::{clean, future, past, reduction_cause, span};
+use crate::order::{Reason, ResolvedBy, Rfc3339, Timestamp};
+use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
+use crate::pace::StartRate;
+
+impl OrderDetails {
+    /// Returns sentences about the next events.
+    pub(super) fn next(&self, now: Timestamp) -> Vec<String> {
+        let Some(open) = &self.open else {
+            return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
+        };
+        let heartbeat = &self.reconciler;
+        if self.reconciler.leader_status(now).problem.is_some() {
+            return vec![match (heartbeat.leader_since, heartbeat.led_until) {
+                (None, None) => {
+                    "Nothing happens until a reconciler runs on this database.".to_owned()
+                }
+                (None, Some(at)) => format!(
+                    "Nothing happens until a reconciler runs again: the last one has shut down, {}.",
+                    past(at, now)
+                ),
+                (Some(_), _) => {
+                    let last = heartbeat.last_pass_at;
+                    let last = last.map_or_else(String::new, |at| {
+                        format!(" Its last pass ended {}.", past(at, now))
+                    });
+                    format!(
+                        "Nothing happens until a reconciler runs again: the last one was killed, or \
+                         is stuck.{last}"
+                    )
+                }
+            }];
+        }
+        if self.is_upstream_down() {
+            return vec![
+                format!(
+                    "The upstream is probed in the next pass{}, with one look-up. When it answers, this \
+                     order proceeds by itself.",
+                    self.pass_time(now)
+                ),
+                "Its status does not change before that: no answer proves nothing about its process."
+                    .to_owned(),
+            ];
+        }
+        let reason = self.order.attention.as_ref().map(|a| a.reason);
+        match (open.phase, open.intent, reason) {
+            (_, Some(_), _) => vec![format!(
+                "Its process is looked up{}. If there is one, it is adopted. It is started again only \
+                 when a complete answer to a request that was sent late enough does not know it.",
+                self.attempt_time(open, now)
+            )],
+            (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
+                vec!["Nothing happens until an operator decides.".to_owned()]
+            }
+            (Phase::Created, None, _) => self.queue_position(open, now),
+            (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
+                self.after_loss(open, now)
+            }
+            (Phase::Processing { .. }, None, Some(_)) => vec![format!(
+                "It is polled again{}, without an operator.",
+                self.attempt_time(open, now)
+            )],
+            (Phase::Processing { .. }, None, None) => vec![format!(
+                "Its process is polled again{}. When it has ended, the order is FULFILLED or \
+                 FAILED.",
+                self.poll_time(now)
+            )],
+        }
+    }
+
+    /// Returns sentences about the position of a CREATED order in the start queue.
+    fn queue_position(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(at) = due_at(open, now) {
+            lines.push(format!(
+                "It is tried again {}, when it is dequeued.",
+                future(at, now)
+            ));
+        }
+        let resting_until = self.reconciler.learned.resting_until;
+        if let Some(at) = resting_until.filter(|at| *at > now) {
+            lines.push(format!(
+                "The upstream has asked for a pause: nothing is started or polled for {}.",
+                span(at.since(now))
+            ));
+        }
+        let rate = self.reconciler.learned.rate.as_ref();
+        lines.push(match (self.ahead, rate.map(StartRate::rate)) {
+            (0, _) if lines.is_empty() => format!(
+                "It is the next to be started, at once or in the next pass{}.",
+                self.pass_time(now)
+            ),
+            (0, _) => "No other order is ahead of it.".to_owned(),
+            (ahead, None) => format!(
+                "{} ahead of it. The start rate is not known yet.",
+                orders_are(ahead)
+            ),
+            (ahead, Some(pace)) => {
+                let wait =
+                    Duration::try_from_secs_f64(ahead as f64 / pace).unwrap_or(Duration::MAX);
+                let about = if ahead < COUNTED_AHEAD_MAX {
+                    "about"
+                } else {
+                    "more than"
+                };
+                let cause = rate.and_then(StartRate::reduction_cause);
+                let reason = cause.map_or_else(String::new, |cause| {
+                    format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
+                });
+                format!(
+                    "{} ahead of it. At the present rate of {pace:.1} starts/s it is started in \
+                     {about} {}.{reason}",
+                    orders_are(ahead),
+                    span(wait)
+                )
+            }
+        });
+        lines
+    }
+
+    /// Returns sentences about the next events of an order whose process was forgotten.
+    fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
+        if open.restart_requested {
+            let again = "It is looked up once more when it is dequeued, and started again if it is \
+                         not found.";
+            let mut lines = vec![again.to_owned()];
+            lines.extend(self.queue_position(open, now));
+            return lines;
+        }
+        let attention = self.order.attention.as_ref();
+        if attention.is_some_and(|of| of.by == ResolvedBy::Operator) {
+            return vec![
+                "Nothing happens until an operator decides. If its process is seen again, it goes on \
+                 by itself."
+                    .to_owned(),
+            ];
+        }
+        let then = match self.reconciler.policy {
+            Some(LostProcess::Restart) => "it is started again when it is dequeued, at the pace",
+            Some(LostProcess::Fail) if self.is_unobserved_under_fail() => {
+                "it is held until an operator decides, because no poll on record has found it"
+            }
+            Some(LostProcess::Hold) => "it is held until an operator decides",
+            Some(LostProcess::Fail) => "it becomes FAILED",
+            None => "the reconciler applies its --lost-process",
+        };
+        vec![format!(
+            "It is looked up again in the next pass{}{}. If it is still missing, {then}.",
+            self.pass_time(now),
+            not_before(open, now)
+        )]
+    }
+
+    /// Returns the earliest moment of the next poll, as part of a sentence.
+    fn poll_time(&self, now: Timestamp) -> String {
+        match self.reconciler.next_poll_at {
+            Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
+            _ => " in the next pass".to_owned() + &self.pass_time(now),
+        }
+    }
+
+    /// Returns the moment of an order's next look-up, as part of a sentence.
+    fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
+        match due_at(open, now) {
+            Some(at) => format!(" {}", future(at, now)),
+            None => format!(" in the next pass{}", self.pass_time(now)),
+        }
+    }
+
+    /// Returns the moment of the next pass, as part of a sentence; empty if it is due.
+    fn pass_time(&self, now: Timestamp) -> String {
+        match self.reconciler.next_pass_at {
+            Some(at) if at > now => format!(", {}", future(at, now)),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Returns the moment of the next attempt, if it is not due now.
+fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
+    open.next_attempt_at.filter(|_| !open.is_due(now))
+}
+
+fn not_before(open: &OpenOrder, now: Timestamp) -> String {
+    match due_at(open, now) {
+        Some(at) => format!("; not before {}", Rfc3339(at)),
+        None => String::new(),
+    }
+}
+
+fn orders_are(count: u64) -> String {
+    match count {
+        1 => "1 order is".to_owned(),
+        COUNTED_AHEAD_MAX.. => format!("{COUNTED_AHEAD_MAX} orders or more are"),
+        n => format!("{n} orders are"),
+    }
+}
