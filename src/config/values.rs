@@ -11,7 +11,6 @@ use clap::builder::PossibleValue;
 
 use crate::decide::LostProcess;
 use crate::site::is_host;
-use crate::upstream::{UpstreamUrl, UpstreamUrlError};
 
 /// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -32,10 +31,6 @@ pub(super) fn parse_host(text: &str) -> Result<String, String> {
             Err("write a host name without a scheme or port, such as orders.example".to_owned())
         }
     }
-}
-
-pub(super) fn parse_url(text: &str) -> Result<UpstreamUrl, UpstreamUrlError> {
-    text.parse()
 }
 
 pub(super) fn parse_in_flight(text: &str) -> Result<usize, String> {
