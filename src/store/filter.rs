@@ -3,6 +3,7 @@
 use self::AttentionFilter::{Any, By, Without};
 use super::rows::needs_operator;
 use crate::order::{ResolvedBy, Status};
+use crate::pace::StartClass;
 
 /// Filter of a list of orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,22 @@ macro_rules! prunable {
     };
 }
 pub(super) use prunable;
+
+/// Condition in SQL for orders that wait in a class for their start, and for no operator.
+/// `status || ''` keeps PostgreSQL off the index of statuses.
+pub(super) fn waits_for_start(class: StartClass) -> &'static str {
+    match class {
+        StartClass::Forgotten => {
+            "attention IS NOT NULL AND status || '' = 'PROCESSING' AND (released_at IS NOT NULL \
+             OR attention = 'process_lost' AND next_attempt_at IS NULL)"
+        }
+        StartClass::New => "status = 'CREATED' AND intent_at IS NULL AND attempts = 0",
+        StartClass::Retry => {
+            "status = 'CREATED' AND intent_at IS NULL AND attempts > 0 \
+             AND (attention IS DISTINCT FROM 'max_starts' OR released_at IS NOT NULL)"
+        }
+    }
+}
 
 /// Rows that a page reads from: what both engines' queries for pages have in common.
 pub(super) struct PageRows {

@@ -5,7 +5,8 @@ use std::fmt::Display;
 
 use serde::de::DeserializeOwned;
 
-use super::{OrderView, Outage, PruneCounts, StartCandidate};
+use super::cursor::{Extent, History, Sequence};
+use super::{OperatorResult, OrderView, Outage, PruneCounts, StartCandidate};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
 use crate::journal_stats::JournalEntry;
 use crate::order::{
@@ -150,6 +151,10 @@ pub(super) const ENTRY: &str = "seq, at, reason, \
 /// Query for what was pruned so far, as [`prune_counts_of`] reads it.
 pub(super) const PRUNED: &str = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
 
+/// Query for the histories, oldest first, as [`history_of`] reads them.
+pub(super) const HISTORIES: &str =
+    "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
+
 /// Query for the heartbeat, as [`heartbeat_of`] reads it.
 pub(super) const HEARTBEAT: &str = "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
      upstream, upstream_since, upstream_detail, next_look_at, learned, tally, led_until, policy \
@@ -273,6 +278,48 @@ pub(super) fn entry_of<R: Columns>(row: &R) -> Result<JournalEntry, R::Error> {
     })
 }
 
+/// Returns the query for the extent of a sequence, as [`extent_of`] reads it.
+pub(super) fn extent_query(sequence: Sequence) -> &'static str {
+    match sequence {
+        Sequence::Orders => {
+            "SELECT (SELECT coalesce(max(seq), 0) FROM orders), last_order_seq, entries \
+             FROM pruned WHERE id = 1"
+        }
+        Sequence::Journal => {
+            "SELECT (SELECT coalesce(max(seq), 0) FROM journal), last_entry_seq, entries \
+             FROM pruned WHERE id = 1"
+        }
+    }
+}
+
+/// Reads the extent of a sequence.
+pub(super) fn extent_of<R: Columns>(row: &R, sequence: Sequence) -> Result<Extent, R::Error> {
+    Ok(Extent {
+        sequence,
+        newest: row.number(0)?,
+        last_pruned: row.number(1)?,
+        pruned: row.number(2)?,
+    })
+}
+
+/// Reads a history.
+pub(super) fn history_of<R: Columns>(row: &R) -> Result<History, R::Error> {
+    Ok(History {
+        id: row.count(0)?,
+        newest: [row.number(1)?, row.number(2)?],
+        pruned: row.number(3)?,
+    })
+}
+
+/// Reads the status and the attention of an order that an operator's decision did not change.
+pub(super) fn unresolved_of<R: Columns>(row: &R) -> Result<OperatorResult, R::Error> {
+    let status = row.status(0)?;
+    Ok(match status.is_settled() {
+        true => OperatorResult::Settled(status),
+        false => OperatorResult::NothingToResolve(status, row.reason(1)?),
+    })
+}
+
 /// Reads numbers of FULFILLED and FAILED orders, and of entries.
 pub(super) fn prune_counts_of<R: Columns>(row: &R) -> Result<PruneCounts, R::Error> {
     Ok(PruneCounts {
@@ -280,6 +327,17 @@ pub(super) fn prune_counts_of<R: Columns>(row: &R) -> Result<PruneCounts, R::Err
         failed: row.count(1)?,
         entries: row.count(2)?,
     })
+}
+
+/// Returns the state of the upstream as it is stored in the heartbeat: word, time and detail.
+pub(super) fn upstream_columns(
+    upstream: &UpstreamState,
+) -> (&'static str, Option<i64>, Option<&str>) {
+    match upstream {
+        UpstreamState::Unknown => ("unknown", None, None),
+        UpstreamState::Up { since } => ("up", Some(since.0), None),
+        UpstreamState::Down { since, detail } => ("down", Some(since.0), Some(detail)),
+    }
 }
 
 /// Reads the heartbeat.

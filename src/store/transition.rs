@@ -3,7 +3,7 @@
 //! A change names the state on which it was decided. If the order is no longer in that state, the
 //! change has no effect and is counted as a conflict, not reported as an error.
 
-use crate::order::{Outcome, Reason, Timestamp};
+use crate::order::{EventReason, Outcome, Reason, Timestamp};
 
 /// A change of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,29 @@ pub enum Transition {
     Delayed(AttentionUpdate),
     /// The process was observed to run: clears the attention.
     Cleared,
+}
+
+impl Transition {
+    /// Returns the reason of its journal entry; `None` if it has none.
+    pub(super) fn event_reason(&self) -> Option<EventReason> {
+        match self {
+            Self::Started { .. } => Some(EventReason::Started),
+            Self::Adopted => Some(EventReason::Adopted),
+            Self::Restarted { .. } => Some(EventReason::Restarted),
+            Self::FailedByPolicy => Some(EventReason::FailedByPolicy),
+            Self::Settled(Outcome::Succeeded) => Some(EventReason::Succeeded),
+            Self::Settled(Outcome::Failed) => Some(EventReason::Failed),
+            Self::Intended { .. }
+            | Self::Counted { .. }
+            | Self::Withdrawn
+            | Self::GivenUp { .. }
+            | Self::ProcessObserved
+            | Self::Missed { .. }
+            | Self::Flagged(_)
+            | Self::Delayed(_)
+            | Self::Cleared => None,
+        }
+    }
 }
 
 /// Attention of an order, and the time of its next attempt.

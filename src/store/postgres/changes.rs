@@ -245,27 +245,6 @@ impl Kind {
     }
 }
 
-/// Returns the reason of a step's journal entry; `None` if it has none.
-fn event_reason(step: &Transition) -> Option<EventReason> {
-    match step {
-        Transition::Started { .. } => Some(EventReason::Started),
-        Transition::Adopted => Some(EventReason::Adopted),
-        Transition::Restarted { .. } => Some(EventReason::Restarted),
-        Transition::FailedByPolicy => Some(EventReason::FailedByPolicy),
-        Transition::Settled(Outcome::Succeeded) => Some(EventReason::Succeeded),
-        Transition::Settled(Outcome::Failed) => Some(EventReason::Failed),
-        Transition::Intended { .. }
-        | Transition::Counted { .. }
-        | Transition::Withdrawn
-        | Transition::GivenUp { .. }
-        | Transition::ProcessObserved
-        | Transition::Missed { .. }
-        | Transition::Flagged(_)
-        | Transition::Delayed(_)
-        | Transition::Cleared => None,
-    }
-}
-
 /// Statements of changes, and the indexes of their answers.
 pub(super) struct Plan {
     /// Indexes of the statements, each with its changes by the sequence numbers of their orders.
@@ -333,7 +312,7 @@ pub(super) fn recorded(
             continue;
         }
         recorded.changed += 1;
-        if let Some(reason) = event_reason(step) {
+        if let Some(reason) = step.event_reason() {
             entries.push(NewEntry {
                 order_seq: *seq,
                 at: now,

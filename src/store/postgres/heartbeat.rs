@@ -4,9 +4,9 @@ use super::error::Error;
 use super::session::{Steps, Value};
 use crate::decide::LostProcess;
 use crate::order::Timestamp;
-use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::queue::Pending;
+use crate::store::rows::upstream_columns;
 use crate::store::write::Write;
 
 const WRITE_HEARTBEAT: &str = "\
@@ -27,11 +27,7 @@ pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<()
 }
 
 fn heartbeat_values(heartbeat: &ReconcilerState) -> Result<Vec<Value>, Error> {
-    let (upstream, since, detail) = match &heartbeat.upstream {
-        UpstreamState::Unknown => ("unknown", None, None),
-        UpstreamState::Up { since } => ("up", Some(since.0), None),
-        UpstreamState::Down { since, detail } => ("down", Some(since.0), Some(detail.clone())),
-    };
+    let (upstream, since, detail) = upstream_columns(&heartbeat.upstream);
     let time = |at: Option<Timestamp>| -> Value { Box::new(at.map(|at| at.0)) };
     Ok(vec![
         time(heartbeat.leader_since),
@@ -40,7 +36,7 @@ fn heartbeat_values(heartbeat: &ReconcilerState) -> Result<Vec<Value>, Error> {
         time(heartbeat.last_observed_at),
         Box::new(upstream),
         Box::new(since),
-        Box::new(detail),
+        Box::new(detail.map(str::to_owned)),
         time(heartbeat.next_poll_at),
         Box::new(serde_json::to_string(&heartbeat.learned).map_err(Error::value)?),
         Box::new(serde_json::to_string(&heartbeat.metrics).map_err(Error::value)?),

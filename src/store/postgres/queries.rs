@@ -16,12 +16,13 @@ use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
-use crate::store::cursor::{Extent, Histories, History, Sequence};
-use crate::store::filter::{PageRows, prunable};
+use crate::store::cursor::{Extent, Histories, Sequence};
+use crate::store::filter::{PageRows, prunable, waits_for_start};
 use crate::store::rows::{
-    Columns, ENTRY, EVENT, HEARTBEAT, OPEN_ORDER, OUTAGE, PRUNED, entry_of, event_of, heartbeat_of,
-    needs_operator, open_order_of, order_columns, order_of, order_view_columns, order_view_of,
-    outage_of, prune_counts_of, start_candidate_of,
+    Columns, ENTRY, EVENT, HEARTBEAT, HISTORIES, OPEN_ORDER, OUTAGE, PRUNED, entry_of, event_of,
+    extent_of, extent_query, heartbeat_of, history_of, needs_operator, open_order_of,
+    order_columns, order_of, order_view_columns, order_view_of, outage_of, prune_counts_of,
+    start_candidate_of,
 };
 use crate::store::{Cursor, Filter, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot};
 
@@ -165,35 +166,10 @@ pub(super) async fn extent(
     session: &Session,
     sequence: Sequence,
 ) -> Result<(Extent, Histories), Error> {
-    let sql = match sequence {
-        Sequence::Orders => {
-            "SELECT (SELECT coalesce(max(seq), 0) FROM orders), last_order_seq, entries \
-             FROM pruned WHERE id = 1"
-        }
-        Sequence::Journal => {
-            "SELECT (SELECT coalesce(max(seq), 0) FROM journal), last_entry_seq, entries \
-             FROM pruned WHERE id = 1"
-        }
-    };
-    const HISTORIES: &str =
-        "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
-    let (row, histories) =
-        try_join(session.query_one(sql, &[]), session.query(HISTORIES, &[])).await?;
-    let extent = Extent {
-        sequence,
-        newest: row.try_get(0)?,
-        last_pruned: row.try_get(1)?,
-        pruned: row.try_get(2)?,
-    };
-    let histories = histories.iter().map(|row| {
-        Ok(History {
-            id: u32::try_from(row.try_get::<_, i64>(0)?).map_err(Error::value)?,
-            newest: [row.try_get(1)?, row.try_get(2)?],
-            pruned: row.try_get(3)?,
-        })
-    });
-    let histories = histories.collect::<Result<_, Error>>()?;
-    Ok((extent, Histories::new(histories)))
+    let extent = session.query_one(extent_query(sequence), &[]);
+    let (extent, histories) = try_join(extent, session.query(HISTORIES, &[])).await?;
+    let histories = histories.iter().map(history_of).collect::<Result<_, _>>()?;
+    Ok((extent_of(&extent, sequence)?, Histories::new(histories)))
 }
 
 /// See [`Store::pages`](crate::store::Store::pages).
@@ -404,17 +380,7 @@ async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u
     let mut waiting = Vec::new();
     for class in StartClass::ALL {
         let before = if class == own { order.seq } else { i64::MAX };
-        let due = match class {
-            StartClass::Forgotten => {
-                "attention IS NOT NULL AND status || '' = 'PROCESSING' AND (released_at IS NOT NULL \
-                     OR attention = 'process_lost' AND next_attempt_at IS NULL)"
-            }
-            StartClass::New => "status = 'CREATED' AND intent_at IS NULL AND attempts = 0",
-            StartClass::Retry => {
-                "status = 'CREATED' AND intent_at IS NULL AND attempts > 0 \
-                 AND (attention IS DISTINCT FROM 'max_starts' OR released_at IS NOT NULL)"
-            }
-        };
+        let due = waits_for_start(class);
         let sql = format!(
             "SELECT count(*) FROM (SELECT 1 FROM orders WHERE {due} AND seq < $1 \
              AND coalesce(next_attempt_at, $2) <= $2 LIMIT {COUNTED_AHEAD_MAX}) AS due"

@@ -11,7 +11,7 @@ use super::session::{Steps, Value};
 use crate::order::EventReason;
 use crate::pace::BACKOFF_MAX;
 use crate::store::queue::Pending;
-use crate::store::rows::Columns;
+use crate::store::rows::unresolved_of;
 use crate::store::write::Write;
 use crate::store::{OperatorResult, Resolution};
 
@@ -145,7 +145,8 @@ impl RowWork {
                     Some((changed, at)),
                 ) => {
                     let Some(row) = changed.first() else {
-                        reply.keep(nothing_done(&answers[at + 1])?);
+                        let found = answers[at + 1].first().map(unresolved_of);
+                        reply.keep(found.transpose()?.unwrap_or(OperatorResult::Missing));
                         continue;
                     };
                     if *resolution == Resolution::Fail {
@@ -181,16 +182,4 @@ fn changes_of(writes: &[Pending]) -> Vec<BatchChange<'_>> {
                 .map(move |change| BatchChange { change, now })
         })
         .collect()
-}
-
-/// Returns the reason why an operator's decision had no effect.
-fn nothing_done(rows: &[Row]) -> Result<OperatorResult, Error> {
-    let Some(row) = rows.first() else {
-        return Ok(OperatorResult::Missing);
-    };
-    let status = row.status(0)?;
-    Ok(match status.is_settled() {
-        true => OperatorResult::Settled(status),
-        false => OperatorResult::NothingToResolve(status, row.reason(1)?),
-    })
 }

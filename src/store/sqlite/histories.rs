@@ -3,26 +3,13 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::store::cursor::{Extent, Histories, History, Sequence};
+use crate::store::cursor::{Extent, Histories, Sequence};
+use crate::store::rows::{HISTORIES, extent_of, extent_query, history_of};
 
 /// Reads the extent of a sequence.
 pub(super) fn extent(db: &Connection, sequence: Sequence) -> rusqlite::Result<Extent> {
-    let sql = match sequence {
-        Sequence::Orders => {
-            "SELECT (SELECT coalesce(max(seq), 0) FROM orders), last_order_seq, entries FROM pruned"
-        }
-        Sequence::Journal => {
-            "SELECT (SELECT coalesce(max(seq), 0) FROM journal), last_entry_seq, entries FROM pruned"
-        }
-    };
-    db.prepare_cached(sql)?.query_row([], |row| {
-        Ok(Extent {
-            sequence,
-            newest: row.get(0)?,
-            last_pruned: row.get(1)?,
-            pruned: row.get(2)?,
-        })
-    })
+    db.prepare_cached(extent_query(sequence))?
+        .query_row([], |row| extent_of(row, sequence))
 }
 
 /// Returns the histories, after beginning a new one if `file` differs from that of the last.
@@ -43,14 +30,8 @@ pub(super) fn histories(db: &Connection, file: &str) -> rusqlite::Result<Histori
             "the database is in another file than before: began history={id} after entry={entry}"
         );
     }
-    db.prepare("SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number")?
-        .query_map([], |row| {
-            Ok(History {
-                id: row.get(0)?,
-                newest: [row.get(1)?, row.get(2)?],
-                pruned: row.get(3)?,
-            })
-        })?
+    db.prepare(HISTORIES)?
+        .query_map([], |row| history_of(row))?
         .collect::<rusqlite::Result<_>>()
         .map(Histories::new)
 }

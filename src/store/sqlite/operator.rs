@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::record::{journal, settle};
 use crate::order::{EventReason, OrderId, Outcome, Timestamp};
-use crate::store::rows::Columns;
+use crate::store::rows::unresolved_of;
 use crate::store::{OperatorResult, Resolution};
 
 /// See [`Store::resolve`](crate::store::Store::resolve).
@@ -53,11 +53,7 @@ fn fail(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<bool>
 fn nothing_done(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     let found = db
         .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
-        .query_row([id.as_str()], |row| Ok((row.status(0)?, row.reason(1)?)))
+        .query_row([id.as_str()], |row| unresolved_of(row))
         .optional()?;
-    Ok(match found {
-        None => OperatorResult::Missing,
-        Some((status, _)) if status.is_settled() => OperatorResult::Settled(status),
-        Some((status, reason)) => OperatorResult::NothingToResolve(status, reason),
-    })
+    Ok(found.unwrap_or(OperatorResult::Missing))
 }

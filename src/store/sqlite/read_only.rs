@@ -17,6 +17,7 @@ use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
+use crate::store::filter::waits_for_start;
 use crate::store::{OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
@@ -135,26 +136,15 @@ fn journal_of(db: &Connection, order_seq: i64) -> rusqlite::Result<Vec<(Timestam
 /// the end of their backoff, are not counted.
 fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result<u64> {
     let own = order.start_class();
-    own.starts_before(|queue| {
-        let before = if queue == own { order.seq } else { i64::MAX };
-        let due = match queue {
-            StartClass::Forgotten => {
-                "orders INDEXED BY orders_with_attention WHERE attention IS NOT NULL \
-                 AND status = 'PROCESSING' AND (released_at IS NOT NULL \
-                     OR attention = 'process_lost' AND next_attempt_at IS NULL)"
-            }
-            StartClass::New => {
-                "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
-                 AND intent_at IS NULL AND attempts = 0"
-            }
-            StartClass::Retry => {
-                "orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
-                 AND intent_at IS NULL AND attempts > 0 \
-                 AND (attention IS NOT 'max_starts' OR released_at IS NOT NULL)"
-            }
+    own.starts_before(|class| {
+        let before = if class == own { order.seq } else { i64::MAX };
+        let index = match class {
+            StartClass::Forgotten => "orders_with_attention",
+            StartClass::New | StartClass::Retry => "orders_by_status",
         };
+        let due = waits_for_start(class);
         let sql = format!(
-            "SELECT count(*) FROM (SELECT 1 FROM {due} AND seq < ?1 \
+            "SELECT count(*) FROM (SELECT 1 FROM orders INDEXED BY {index} WHERE {due} AND seq < ?1 \
              AND coalesce(next_attempt_at, ?2) <= ?2 LIMIT {COUNTED_AHEAD_MAX})"
         );
         db.prepare_cached(&sql)?

@@ -48,57 +48,37 @@ pub(super) fn record(
 ) -> rusqlite::Result<Recorded> {
     let mut recorded = Recorded::default();
     for OrderChange { seq, step } in changes {
-        let (changed, reason) = match step {
-            Transition::Intended { previous } => (intend(db, *seq, *previous, now)?, None),
+        let seq = *seq;
+        let changed = match step {
+            Transition::Intended { previous } => intend(db, seq, *previous, now),
             Transition::Counted {
                 written_at,
                 is_counted,
-            } => (count(db, *seq, *written_at, *is_counted)?, None),
-            Transition::Started { is_observed } => (
-                to_processing(db, *seq, *is_observed, now)?,
-                Some(EventReason::Started),
-            ),
-            Transition::Adopted => (
-                to_processing(db, *seq, true, now)?,
-                Some(EventReason::Adopted),
-            ),
-            Transition::Restarted { is_observed } => (
-                restart(db, *seq, *is_observed, now)?,
-                Some(EventReason::Restarted),
-            ),
-            Transition::ProcessObserved => (mark_observed(db, *seq)?, None),
-            Transition::Missed { began_at } => (miss(db, *seq, *began_at, now)?, None),
-            Transition::FailedByPolicy => (
-                settle(db, *seq, Outcome::Failed, now)?,
-                Some(EventReason::FailedByPolicy),
-            ),
-            Transition::Withdrawn => (withdraw(db, *seq)?, None),
+            } => count(db, seq, *written_at, *is_counted),
+            Transition::Started { is_observed } => to_processing(db, seq, *is_observed, now),
+            Transition::Adopted => to_processing(db, seq, true, now),
+            Transition::Restarted { is_observed } => restart(db, seq, *is_observed, now),
+            Transition::ProcessObserved => mark_observed(db, seq),
+            Transition::Missed { began_at } => miss(db, seq, *began_at, now),
+            Transition::FailedByPolicy => settle(db, seq, Outcome::Failed, now),
+            Transition::Withdrawn => withdraw(db, seq),
             Transition::GivenUp {
                 answer,
                 is_counted,
                 attention,
-            } => {
-                let is_given_up = give_up(db, *seq, *answer, *is_counted, attention, now)?;
-                (is_given_up, None)
-            }
-            Transition::Settled(outcome) => {
-                let reason = match outcome {
-                    Outcome::Succeeded => EventReason::Succeeded,
-                    Outcome::Failed => EventReason::Failed,
-                };
-                (settle(db, *seq, *outcome, now)?, Some(reason))
-            }
-            Transition::Flagged(attention) => (flag(db, *seq, attention, now)?, None),
-            Transition::Delayed(attention) => (delay(db, *seq, attention, now)?, None),
-            Transition::Cleared => (clear(db, *seq)?, None),
-        };
+            } => give_up(db, seq, *answer, *is_counted, attention, now),
+            Transition::Settled(outcome) => settle(db, seq, *outcome, now),
+            Transition::Flagged(attention) => flag(db, seq, attention, now),
+            Transition::Delayed(attention) => delay(db, seq, attention, now),
+            Transition::Cleared => clear(db, seq),
+        }?;
         if changed {
             recorded.changed += 1;
-            if let Some(reason) = reason {
-                journal(db, *seq, reason, now)?;
+            if let Some(reason) = step.event_reason() {
+                journal(db, seq, reason, now)?;
             }
         } else {
-            recorded.conflicts.push(*seq);
+            recorded.conflicts.push(seq);
         }
     }
     Ok(recorded)

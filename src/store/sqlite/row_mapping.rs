@@ -5,11 +5,11 @@ use rusqlite::{Connection, Error, OptionalExtension, Row, params};
 use serde::Serialize;
 
 use crate::decide::{LostProcess, OpenOrder};
-use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::Outage;
 use crate::store::rows::{
     Columns, HEARTBEAT, OPEN_ORDER, OUTAGE, heartbeat_of, open_order_of, outage_of,
+    upstream_columns,
 };
 
 impl Columns for Row<'_> {
@@ -62,11 +62,7 @@ pub(super) fn write_heartbeat(
     db: &Connection,
     heartbeat: &ReconcilerState,
 ) -> rusqlite::Result<()> {
-    let (upstream, since, detail) = match &heartbeat.upstream {
-        UpstreamState::Unknown => ("unknown", None, None),
-        UpstreamState::Up { since } => ("up", Some(since.0), None),
-        UpstreamState::Down { since, detail } => ("down", Some(since.0), Some(detail)),
-    };
+    let (upstream, since, detail) = upstream_columns(&heartbeat.upstream);
     db.prepare_cached(
         "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
          last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
