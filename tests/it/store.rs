@@ -1,7 +1,6 @@
 //! The promises of a store, whichever engine it is on: each is a function that is run for every
 //! engine, on a database of its own. What one engine alone promises is in a file of its own.
 
-#[cfg(feature = "postgres")]
 mod check;
 #[cfg(feature = "postgres")]
 mod failover;
@@ -21,6 +20,7 @@ use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
     AttentionUpdate, Creation, Cursor, Filter, Loss, OrderChange, Store, StoreError, Transition,
 };
+use rusqlite::Connection;
 
 use crate::environment::{TestEnvironment, lead};
 
@@ -33,6 +33,37 @@ pub struct Fresh {
 
 /// Makes a database on one of the engines.
 type Factory = fn() -> Fresh;
+
+/// All engines.
+const ENGINES: &[Factory] = &[
+    sqlite::fresh,
+    #[cfg(feature = "postgres")]
+    postgres::fresh,
+];
+
+/// Runs statements in the database at an address.
+pub fn execute(address: &str, sql: &str) {
+    try_execute(address, sql).unwrap();
+}
+
+/// Returns the rows of a table of two columns, with an arrow between them.
+pub fn rows(table: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = table.trim().lines();
+    lines.map(|line| line.split_once(" -> ").unwrap())
+}
+
+fn try_execute(address: &str, sql: &str) -> Result<(), String> {
+    #[cfg(feature = "postgres")]
+    if address.starts_with("postgres:") {
+        let (_, database) = address.rsplit_once('/').unwrap();
+        let sql = format!("SET search_path = order_service; {sql}");
+        let ran = crate::cluster::cluster().psql(database, &sql);
+        return ran.status.success().then_some(()).ok_or(format!("{ran:?}"));
+    }
+    let path = address.strip_prefix("sqlite:").unwrap_or(address);
+    let done = Connection::open(path).unwrap().execute_batch(sql);
+    done.map_err(|error| error.to_string())
+}
 
 macro_rules! promises {
     ($($promise:ident),* $(,)?) => {
@@ -62,6 +93,7 @@ promises! {
     a_settled_order_never_changes_again,
     an_intent_is_replaced_only_by_one_who_knows_it,
     a_start_counts_from_its_intent_until_it_is_known_to_be_none,
+    the_schema_refuses_impossible_rows,
 }
 
 async fn create(store: &Store, id: &str, at: i64) -> i64 {
@@ -234,6 +266,39 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none(fresh: Fact
         let id = OrderId::new("a1").unwrap();
         let order = store.find(&id).await.unwrap().unwrap().order;
         assert_eq!((recorded, order.starts), (expected, starts), "{shown}");
+    }
+}
+
+async fn the_schema_refuses_impossible_rows(fresh: Factory) {
+    let Fresh { store, .. } = &fresh();
+    create(store, "a1", 10).await;
+    execute(store.address(), "UPDATE orders SET starts = 0");
+    let changes = [
+        "status = 'LOST'",
+        "status = 'created'",
+        "status = NULL",
+        "status = 'PROCESSING'",
+        "id = ''",
+        "updated_at = created_at - 1",
+        "starts = -1",
+        "confirmed_at = 1",
+        "process_seen = true",
+        "given_up_at = 1",
+        "intent_at = 1, start_answer = 503",
+        "attention = 'process_lost'",
+        "attention = 'sad', attention_since = 1, attention_detail = ''",
+        "status = 'FULFILLED', attempts = 1",
+        "status = 'FAILED', intent_at = 1",
+        "status = 'FAILED', attention = 'process_lost', attention_since = 1, attention_detail = ''",
+        "created_at = 'now'",
+    ];
+    let changes = changes.map(|change| format!("UPDATE orders SET {change}"));
+    let rows = [
+        "INSERT INTO journal (seq, order_seq, at, reason) VALUES (2, 1, 1, 'lost')".to_owned(),
+        "INSERT INTO heartbeat (id) VALUES (2)".to_owned(),
+    ];
+    for sql in changes.into_iter().chain(rows) {
+        assert!(try_execute(store.address(), &sql).is_err(), "{sql}");
     }
 }
 
