@@ -5,9 +5,13 @@ mod check;
 #[cfg(feature = "postgres")]
 mod failover;
 #[cfg(feature = "postgres")]
+mod leaders;
+#[cfg(feature = "postgres")]
 mod plans;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod sessions;
 mod sqlite;
 #[cfg(feature = "postgres")]
 mod twin;

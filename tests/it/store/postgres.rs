@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use order_service::order::Timestamp;
 use order_service::reconciler_state::ReconcilerState;
-use order_service::store::{Loss, Mode, OpenError, OrderChange, Store, StoreError, Transition};
+use order_service::store::{
+    DatabaseUrl, Loss, Mode, OpenError, OrderChange, Store, StoreError, Transition,
+};
 
 use super::{Fresh, create};
 use crate::cluster::cluster;
@@ -24,6 +26,17 @@ pub fn fresh_in(database: &str) -> Fresh {
         other: open(),
         env: TestEnvironment::new(),
     }
+}
+
+/// Opens the database of a server on these ports of this machine.
+pub fn open(ports: &[u16]) -> Store {
+    let hosts: Vec<_> = ports
+        .iter()
+        .map(|port| format!("127.0.0.1:{port}"))
+        .collect();
+    let url = format!("postgres://tests@{}/postgres", hosts.join(","));
+    let url: DatabaseUrl = url.parse().unwrap();
+    Store::open(&url, Mode::Threaded).unwrap()
 }
 
 /// Ends the connection that holds the leader's lock.

@@ -1,0 +1,182 @@
+//! Sessions with a server: statements that fail, notifications that do not arrive, poolers, clocks.
+
+use std::fs::Permissions;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use order_service::clock::{Clock, SystemClock};
+use order_service::order::{OrderId, Reason, Timestamp};
+use order_service::store::{
+    AttentionUpdate, Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
+};
+
+use super::postgres::open;
+use super::{all, create};
+use crate::cluster::{Cluster, free_port, unprivileged};
+use crate::proxy::{Fault, Proxy};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_notifications_do_not_arrive_changes_are_looked_for_often() {
+    let primary = Cluster::own(&[]);
+    let proxy = Proxy::start(primary.port()).await;
+    let (store, other) = (open(&[proxy.port]), open(&[primary.port()]));
+    proxy.set(Fault::Deaf);
+    let mut new_orders = store.new_orders().await.unwrap();
+    // That it hears nothing is known after a second.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut waits = Duration::ZERO;
+    for number in 1..=20 {
+        create(&other, &format!("a{number}"), number).await;
+        let begun = Instant::now();
+        new_orders.next().await;
+        waits += begun.elapsed();
+    }
+    // A look each second would take that long for each.
+    assert!(waits < Duration::from_secs(10), "{waits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_a_failed_statement_has_aborted_is_no_success() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    create(&store, "a1", 1).await;
+    let refuse = "ALTER TABLE order_service.orders ADD CHECK (id <> 'x')";
+    primary.run("postgres", refuse);
+    let creations = (0..40).map(|number| {
+        let id = match number {
+            20 => "x".to_owned(),
+            number => format!("b{number}"),
+        };
+        store.create(OrderId::new(id).unwrap(), Timestamp(2))
+    });
+    let answers = futures_util::future::join_all(creations).await;
+    for (number, answer) in answers.iter().enumerate() {
+        match number {
+            20 => assert!(
+                matches!(answer, Err(StoreError::Unwritable(_))),
+                "{answer:?}"
+            ),
+            _ => assert!(matches!(answer, Ok(Creation::Created(_))), "{answer:?}"),
+        }
+    }
+    let found = all(&store).await;
+    assert!(found.iter().map(|order| order.seq).eq(1..=40));
+    assert!(found.iter().all(|order| order.id.as_str() != "x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_one_moment_share_a_commit() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    for round in 0..10 {
+        let creations = (0..64).map(|number| {
+            let id = OrderId::new(format!("a{round}-{number}")).unwrap();
+            store.create(id, Timestamp(1))
+        });
+        futures_util::future::join_all(creations).await;
+    }
+    let commits = "SELECT count(DISTINCT batch) FROM order_service.orders";
+    let commits: usize = primary.run("postgres", commits).parse().unwrap();
+    assert!(commits <= 40, "{commits} commits of 640 orders");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nul_in_a_text_fails_its_own_write_alone() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    assert!(OrderId::new("a\0").is_err());
+    let seq = create(&store, "a1", 1).await;
+    let lead = store.try_lead().await.unwrap().unwrap();
+    let flagged = OrderChange {
+        seq,
+        step: Transition::Flagged(AttentionUpdate {
+            reason: Reason::StartRefused,
+            detail: "a\0b".to_owned(),
+            next_attempt_at: Timestamp(9),
+        }),
+    };
+    let (refused, created) = tokio::join!(
+        store.record(&lead, vec![flagged], Timestamp(2)),
+        create(&store, "a2", 2)
+    );
+    assert!(
+        matches!(refused, Err(StoreError::Unwritable(_))),
+        "{refused:?}"
+    );
+    assert_eq!(created, 2);
+    assert_eq!(lead.loss(), None);
+}
+
+#[test]
+fn a_pooler_that_gives_each_transaction_another_session_is_refused() {
+    if Command::new("pgbouncer").arg("--version").output().is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "apt-get install pgbouncer"
+        );
+        println!("skipped: there is no pgbouncer");
+        return;
+    }
+    let primary = Cluster::own(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, users) = (folder.path().join("settings"), folder.path().join("users"));
+    let port = free_port();
+    let text = format!(
+        "[databases]\n* = host=127.0.0.1 port={}\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+         pool_mode = transaction\nauth_type = trust\nauth_file = {}\n",
+        primary.port(),
+        users.display()
+    );
+    std::fs::write(&settings, text).unwrap();
+    std::fs::write(&users, "\"tests\" \"\"\n").unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut pooler = unprivileged("pgbouncer");
+    let mut pooler = pooler.arg("--quiet").arg(&settings).spawn().unwrap();
+    let begun = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let url = format!("postgres://tests@127.0.0.1:{port}/postgres");
+    let url: DatabaseUrl = url.parse().unwrap();
+    let refused = Store::open(&url, Mode::Threaded);
+    pooler.kill().unwrap();
+    pooler.wait().unwrap();
+    let error = refused.err().unwrap().to_string();
+    assert!(error.contains("pooler"), "{error}");
+}
+
+/// The library by which a program sees another time, of Debian's package `faketime`.
+fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?;
+    let libraries = folders.filter_map(|folder| {
+        let folder = folder.ok()?.path();
+        Some(folder.join("faketime/libfaketime.so.1"))
+    });
+    libraries.into_iter().find(|library| library.exists())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_dated_by_the_clock_of_the_server() {
+    let Some(library) = faketime() else {
+        assert!(std::env::var_os("CI").is_none(), "apt-get install faketime");
+        println!("skipped: there is no libfaketime");
+        return;
+    };
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let primary = Cluster::start_through(&["env", &preload, "FAKETIME=+60s"]);
+    let store = open(&[primary.port()]);
+    let ahead = store.clock().now().0 - SystemClock.now().0;
+    assert!((59_000..61_000).contains(&ahead), "{ahead} ms");
+    create(&store, "a1", store.clock().now().0).await;
+    let there = primary.run(
+        "postgres",
+        "SELECT abs(created_at - extract(epoch FROM clock_timestamp()) * 1000) < 1000 \
+         FROM order_service.orders",
+    );
+    assert_eq!(there, "t");
+}
