@@ -42,7 +42,7 @@
 //! | `pruned::a_list_whose_unread_orders_are_pruned_breaks_off_and_is_not_well_formed` | the same |
 //! | `prune::a_kill_or_a_signal_during_a_prune_leaves_each_batch_whole_or_undone` | removes 20,000 orders, so that it can be killed in between |
 //! | `prune::orders_are_created_and_settled_between_the_batches_of_a_prune` | removes 12,000 orders, so that others come in between |
-//! | `copy::copies_of_twenty_thousand_orders_that_are_killed_end_equal` | copies 20,000 orders, again after each kill: minutes, so that it is run by hand, with `--features postgres` |
+//! | `copy::disturbed::copies_of_twenty_thousand_orders_that_are_killed_end_equal` | copies 20,000 orders, again after each kill: minutes, so that it is run by hand, with `--features postgres` |
 //! | `clients::a_shutdown_completes_whatever_clients_do` | the program waits 15 s for clients that do nothing |
 //! | `clients::a_slow_client_gets_408_and_delays_no_other` | the program waits 10 s for a body |
 //! | `events::an_idle_stream_sends_comments` | a comment comes every 15 s |

@@ -1,0 +1,113 @@
+//! Damages of copies, which are found and named, and sources that are not sound.
+
+use std::fs;
+
+use rusqlite::Connection;
+
+use super::{Engine, PAIRS, copied, copy, filled, new_url};
+use crate::environment::TestEnvironment;
+use crate::store::{execute, rows};
+
+/// Damages of a copy: a statement for SQLite, and a part of what is reported.
+const DAMAGES: &str = r#"
+DELETE FROM orders WHERE seq = 6 -> order "\\o5
+DELETE FROM orders WHERE seq = 40 -> is missing
+DELETE FROM orders WHERE seq > 10 -> order "\\o39é日" is missing
+UPDATE orders SET seq = 41 WHERE seq = 40 -> is not in the source
+UPDATE orders SET seq = 20000 WHERE seq = 40 -> is missing
+UPDATE orders SET id = id || 'x' WHERE seq = 7 -> id =
+UPDATE orders SET id = upper(id) WHERE seq = 31 -> id = "\\O30
+UPDATE orders SET status = 'FAILED' WHERE status = 'FULFILLED' AND seq = 6 -> status = "FAILED" instead of "FULFILLED"
+UPDATE orders SET status = 'FULFILLED' WHERE seq = 7 -> status = "FULFILLED"
+UPDATE orders SET created_at = created_at - 1 WHERE seq = 8 -> created_at =
+UPDATE orders SET updated_at = updated_at + 1 WHERE seq = 9 -> updated_at =
+UPDATE orders SET updated_at = updated_at + 1000000000 WHERE seq = 40 -> updated_at =
+UPDATE orders SET starts = starts + 1 WHERE seq = 10 -> starts = "2" instead of "1"
+UPDATE orders SET starts = 0 WHERE seq = 21 -> starts = "0" instead of "1"
+UPDATE orders SET intent_at = intent_at - 1 WHERE seq = 21 -> intent_at =
+UPDATE orders SET intent_at = NULL WHERE seq = 22 -> intent_at = nothing instead of
+UPDATE orders SET intent_at = 5 WHERE seq = 40 -> intent_at = "5" instead of nothing
+UPDATE orders SET given_up_at = given_up_at + 1 WHERE seq = 24 -> given_up_at =
+UPDATE orders SET start_answer = 502 WHERE seq = 24 -> start_answer = "502" instead of "503"
+UPDATE orders SET start_answer = NULL WHERE seq = 24 -> start_answer = nothing
+UPDATE orders SET confirmed_at = confirmed_at + 1 WHERE seq = 26 -> confirmed_at =
+UPDATE orders SET process_seen = 0 WHERE seq = 26 -> process_seen = "0" instead of "1"
+UPDATE orders SET process_seen = 1 - process_seen WHERE seq = 28 -> process_seen =
+UPDATE orders SET missed_at = 6 WHERE seq = 27 -> missed_at = "6" instead of "5"
+UPDATE orders SET missed_at = NULL WHERE seq = 27 -> missed_at = nothing
+UPDATE orders SET released_at = 5 WHERE seq = 28 -> released_at = "5"
+UPDATE orders SET attempts = attempts + 1 WHERE seq = 24 -> attempts =
+UPDATE orders SET next_attempt_at = next_attempt_at + 1 WHERE seq = 25 -> next_attempt_at =
+UPDATE orders SET attention = 'max_starts' WHERE seq = 28 -> attention = "max_starts" instead of "process_lost"
+UPDATE orders SET attention_since = attention_since + 1 WHERE seq = 28 -> attention_since =
+UPDATE orders SET attention_detail = 'tab' WHERE seq = 28 -> attention_detail = "tab"
+UPDATE orders SET attention = NULL, attention_since = NULL, attention_detail = NULL WHERE seq = 29 -> attention = nothing
+DELETE FROM journal WHERE seq = 60 -> : entry 60 of the journal is missing
+DELETE FROM journal WHERE seq = (SELECT max(seq) FROM journal) -> of the journal is missing
+DELETE FROM journal WHERE order_seq = 12 -> order "\\o11é日": entry 12 of the journal is missing
+INSERT INTO journal (seq, order_seq, at, reason) VALUES (1000, 12, 5, 'failed') -> entry 1000 of the journal is not in the source
+UPDATE journal SET seq = 1000 WHERE seq = 60 -> entry 60 of the journal is missing
+UPDATE journal SET order_seq = 13 WHERE seq = 12 -> entry 12 of the journal has order_seq
+UPDATE journal SET at = at + 1 WHERE seq = 51 -> entry 51 of the journal has at =
+UPDATE journal SET reason = 'adopted' WHERE reason = 'started' AND order_seq = 12 -> reason = "adopted" instead of "started"
+UPDATE journal SET reason = 'failed_by_operator' WHERE reason = 'failed' AND order_seq = 13 -> reason = "failed_by_operator"
+UPDATE heartbeat SET epoch = epoch + 1 -> heartbeat 1 has epoch =
+UPDATE heartbeat SET leader_since = NULL -> heartbeat 1 has leader_since = nothing instead of "7"
+UPDATE heartbeat SET upstream_detail = 'other' -> upstream_detail = "other"
+UPDATE heartbeat SET learned = NULL -> heartbeat 1 has learned = nothing
+UPDATE heartbeat SET tally = '{}' -> heartbeat 1 has tally = "{}"
+UPDATE pruned SET fulfilled = fulfilled + 1, failed = failed - 1 -> pruned 1 has fulfilled =
+UPDATE pruned SET last_entry_seq = last_entry_seq - 1 -> pruned 1 has last_entry_seq =
+UPDATE pruned SET history = '{}' -> pruned 1 has history = "{}"
+UPDATE histories SET id = 5, newest_entry = 1 -> histories 1 has id = "5"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_damage_of_a_copy_is_found_and_named() {
+    let env = TestEnvironment::new();
+    let (from, to) = (new_url(&env, Engine::Sqlite), new_url(&env, Engine::Sqlite));
+    filled(&from).await;
+    copied(&env, &from, &to);
+    let file = to.strip_prefix("sqlite:").unwrap();
+    let sound = fs::read(file).unwrap();
+    for (damage, says) in rows(DAMAGES) {
+        let db = Connection::open(file).unwrap();
+        let free = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; ";
+        db.execute_batch(&format!("{free}{damage}")).unwrap();
+        assert!(db.changes() > 0, "{damage}");
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        drop(db);
+        let ran = copy(&env, &["--verify-only", &from, &to]);
+        assert_eq!(ran.code, Some(1), "{damage}: {ran:?}");
+        assert!(ran.stdout.contains(says), "{damage}: {says}: {ran:?}");
+        let back = copy(&env, &["--take-back", &from, &to]);
+        assert_eq!(back.code, Some(1), "{damage}: {back:?}");
+        fs::write(file, &sound).unwrap();
+    }
+    let ran = copy(&env, &["--verify-only", &from, &to]);
+    assert_eq!(ran.stdout, "equal\n", "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_sound_does_not_move() {
+    for [from, to] in PAIRS {
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
+        filled(&from).await;
+        let damage = "UPDATE orders SET updated_at = updated_at + 1 WHERE seq = 9";
+        execute(&from, damage);
+        let ran = copy(&env, &[&from, &to]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains("its updated_at"), "{ran:?}");
+        let check = |url: &str| env.run("order-service", &["check", "--database-url", url], &[]);
+        let incomplete = check(&to);
+        assert_eq!(incomplete.code, Some(3), "{incomplete:?}");
+        let says = format!("is an incomplete copy of {from}; ");
+        assert!(incomplete.stderr.contains(&says), "{incomplete:?}");
+        assert_eq!(check(&from).code, Some(1), "it can be used");
+        // Once it is mended, the copy goes on.
+        execute(&from, &damage.replace('+', "-"));
+        copied(&env, &from, &to);
+    }
+}

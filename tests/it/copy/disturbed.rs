@@ -1,0 +1,164 @@
+//! Copies that are killed, and copies beside programs that write, read and work.
+
+use std::time::Duration;
+
+use order_service::order::{OrderId, Timestamp};
+use order_service::store::Cursor;
+
+use super::{Engine, PAIRS, contents, copied, copy, filled, new_url, open};
+use crate::environment::{Client, TestEnvironment, assert_agree, assert_problem, fill};
+use crate::events::Events;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_killed_goes_on_and_ends_equal() {
+    for [from, to] in PAIRS {
+        killed(from, to, 6, 400).await;
+    }
+}
+
+/// Kills copies at random moments; each is run again, and ends equal.
+async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
+    let env = TestEnvironment::new();
+    let (mut from, mut to) = (new_url(&env, from), new_url(&env, to));
+    filled(&from).await;
+    let ids: Vec<_> = (0..orders).map(|n| format!("more-{n}")).collect();
+    fill(&open(&from), &ids, 200).await;
+    let mut before = contents(&from).await;
+    let mut took = Duration::from_millis(1_500);
+    let mut done = 0;
+    while done < kills {
+        let mut program = env.start("order-service", &["copy", &from, &to], false);
+        std::thread::sleep(took.mul_f64(fastrand::f64()));
+        if program.ended().is_none() {
+            program.signal("KILL");
+            done += 1;
+        }
+        program.wait();
+        if fastrand::bool() {
+            continue;
+        }
+        let began = std::time::Instant::now();
+        let ran = copy(&env, &[&from, &to]);
+        took = began.elapsed();
+        match ran.code {
+            Some(0) => {}
+            // The one that was to be killed was complete.
+            Some(3) if ran.stderr.contains("holds an order database already") => {}
+            _ => panic!("{ran:?}"),
+        }
+        let compared = copy(&env, &["--verify-only", &from, &to]);
+        assert_eq!(compared.stdout, "equal\n", "{compared:?}");
+        assert_eq!(contents(&to).await, before);
+        // The way back, with something new.
+        let id = OrderId::new(format!("after-{done}")).unwrap();
+        open(&to).create(id, Timestamp(9)).await.unwrap();
+        before = contents(&to).await;
+        std::mem::swap(&mut from, &mut to);
+    }
+}
+
+/// `ORDER_TEST_KILLS` kills of copies of 20,000 orders.
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; with --features postgres, by hand"]
+async fn copies_of_twenty_thousand_orders_that_are_killed_end_equal() {
+    let kills = std::env::var("ORDER_TEST_KILLS").ok();
+    let kills = kills.map_or(5, |kills| kills.parse().unwrap());
+    killed(Engine::Sqlite, Engine::Postgres, kills, 20_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
+    for [from, to] in PAIRS {
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
+        filled(&from).await;
+        let store = open(&from);
+        let writer = tokio::spawn(async move {
+            let mut created = Vec::new();
+            for number in 0.. {
+                let id = OrderId::new(format!("w{number}")).unwrap();
+                // Until the orders have moved.
+                match store.create(id.clone(), Timestamp(9)).await {
+                    Ok(_) => created.push(id),
+                    Err(_) => break,
+                }
+            }
+            created
+        });
+        tokio::task::block_in_place(|| copied(&env, &from, &to));
+        let created = writer.await.unwrap();
+        let store = open(&to);
+        for id in &created {
+            assert!(
+                store.find(id).await.unwrap().is_some(),
+                "{id} was acknowledged"
+            );
+        }
+        assert!(!created.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
+    for [from, to] in PAIRS {
+        let env = TestEnvironment::new();
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
+        filled(&from).await;
+        let client = Client::new();
+        let api = |url: &str| {
+            let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", url];
+            env.start("order-service", &arguments, true)
+        };
+        let mut numbers = Vec::new();
+        let mut last = None;
+        for url in [&from, &to, &from] {
+            let program = api(url);
+            let mut events = Events::open(&client, &program, "", last.as_deref()).await;
+            for n in 0..3 {
+                let id = format!("e{}-{n}", numbers.len());
+                assert_eq!(client.create(&program.url, &id).await.status, 201);
+            }
+            // All of the first time, and of each later time what is new.
+            let newest = open(url).newest_event().await.unwrap().seq;
+            while numbers.last().is_none_or(|last| *last < newest) {
+                let (id, _) = events.next_block().await.expect("the stream continues");
+                numbers.push(id.split('-').next().unwrap().parse::<i64>().unwrap());
+                last = Some(id);
+            }
+            program.stop();
+            let other = if *url == from { &to } else { &from };
+            copied(&env, url, other);
+        }
+        let all = open(&to).events(None, Cursor::default(), 1_000).await;
+        let all: Vec<_> = all.unwrap().0.iter().map(|event| event.seq).collect();
+        assert_eq!(numbers, all);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_moves_while_it_works_goes_on_and_starts_nothing_twice() {
+    for [from, to] in PAIRS {
+        let env = TestEnvironment::new();
+        let simulator = env.simulator(&["--max-order-process-duration", "2"]);
+        let (from, to) = (new_url(&env, from), new_url(&env, to));
+        let client = Client::new();
+        let serve = |url: &str| {
+            let listen = ["serve", "--listen", "127.0.0.1:0", "--database-url", url];
+            let upstream = ["--order-process-url", &simulator.url];
+            env.start("order-service", &[&listen[..], &upstream].concat(), true)
+        };
+        let before = serve(&from);
+        for n in 0..60 {
+            let created = client.create(&before.url, &format!("o{n}")).await;
+            assert_eq!(created.status, 201);
+        }
+        copied(&env, &from, &to);
+        let refused = client.create(&before.url, "late").await;
+        assert_problem(&refused, 503);
+        let after = serve(&to);
+        let orders = client.settled(&after.url, 60).await;
+        before.kill();
+        assert_agree(&env, &orders);
+    }
+}
