@@ -253,11 +253,12 @@ fn without_password(base: &str, query: &str) -> String {
         }
         None => base.to_owned(),
     };
-    let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
-    for (index, parameter) in parameters
-        .filter(|parameter| !parameter.starts_with("password="))
-        .enumerate()
-    {
+    let is_shown = |parameter: &&str| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+        !name.is_empty() && name != "password"
+    };
+    for (index, parameter) in query.split('&').filter(is_shown).enumerate() {
         text.push(if index == 0 { '?' } else { '&' });
         text.push_str(parameter);
     }
@@ -291,7 +292,7 @@ mod tests {
             ("postgres://me:se@c/ret@db/o", "postgres://me@db/o"),
             ("postgres://:secret@db/o", "postgres://@db/o"),
             (
-                "postgresql://me@[::1]:2/o?password=secret&connect_timeout=3",
+                "postgresql://me@[::1]:2/o?pass%77ord=secret&connect_timeout=3&",
                 "postgresql://me@[::1]:2/o?connect_timeout=3",
             ),
             ("postgres://me@%2Frun%2Fx/o", "postgres://me@%2Frun%2Fx/o"),
