@@ -216,6 +216,8 @@ impl Cluster {
 
     /// Kills the server with SIGKILL, as if its machine had lost power.
     pub fn kill(&self) {
+        // So that it starts no process that is not among those that are killed.
+        send("STOP", &[self.pid()]);
         let pids = self.pids();
         send("KILL", &pids);
         let begun = Instant::now();
