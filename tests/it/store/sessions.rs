@@ -39,6 +39,31 @@ async fn where_notifications_do_not_arrive_changes_are_looked_for_often() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_without_notifications() {
+    let primary = Cluster::own(&[]);
+    let standby = primary.standby("second");
+    let (store, other) = (open(&[primary.port()]), open(&[primary.port()]));
+    primary.replicate_to("second");
+    standby.stop();
+    // It keeps all others from sending notifications until it is replicated.
+    let creation = tokio::spawn(async move { create(&other, "a1", 1).await });
+    primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    let mut new_orders = store.new_orders().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    standby.resume();
+    creation.await.unwrap();
+    new_orders.next().await;
+    primary.set("log_statement", "all");
+    let waiting = tokio::spawn(async move { new_orders.next().await });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    waiting.abort();
+    let looks = primary.logged("postgres");
+    let looks = looks.iter().filter(|sql| sql.contains("max(seq)"));
+    // One each 25 ms would be 120.
+    assert!(looks.count() < 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_a_failed_statement_has_aborted_is_no_success() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
