@@ -337,6 +337,8 @@ impl Servers {
             server.set("synchronous_standby_names", &names);
             // A standby that was killed finds there what it has missed.
             server.set("wal_keep_size", "512");
+            // Commits wait for a standby, which would look for the primary again after 5 s.
+            server.set("wal_retrieve_retry_interval", "100");
         }
         let servers = Self {
             all,
