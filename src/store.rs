@@ -2,14 +2,15 @@
 //!
 //! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
 //! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
-//! (`store/answers.rs`), the columns that they are read from (`store/rows.rs`), the write queue
-//! (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the filters of order lists
-//! (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open orders that a pass
-//! works on (`store/open_orders.rs`), the subscriptions to commits (`store/subscriptions.rs`), the
-//! read-only access of `explain` (`store/read_only.rs`), backups (`store/backup.rs`), the check of
-//! all rows (`store/audit.rs`, `store/check.rs`), which reads them as lines (`store/lines.rs`), and
-//! copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in `store/sqlite.rs`,
-//! and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/answers.rs`), the UPDATEs of orders (`store/update.rs`), the columns that they are read from
+//! (`store/rows.rs`), the write queue (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the
+//! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
+//! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
+//! (`store/subscriptions.rs`), the read-only access of `explain` (`store/read_only.rs`), backups
+//! (`store/backup.rs`), the check of all rows (`store/audit.rs`, `store/check.rs`), which reads them as
+//! lines (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are
+//! SQLite, in `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in
+//! `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -31,6 +32,7 @@ mod rows;
 mod sqlite;
 mod subscriptions;
 mod transition;
+mod update;
 mod write;
 mod writer_stats;
 

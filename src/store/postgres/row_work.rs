@@ -15,19 +15,6 @@ use crate::store::rows::unresolved_of;
 use crate::store::write::Write;
 use crate::store::{OperatorResult, Resolution};
 
-const REQUEST_RESTART: &str = "\
-    UPDATE orders SET released_at = $2, attempts = 0, next_attempt_at = NULL \
-    WHERE id = $1 AND attention IN ('process_lost', 'max_starts', 'start_refused') RETURNING seq";
-
-const FAIL: &str = "\
-    UPDATE orders SET status = 'FAILED', updated_at = greatest(updated_at, $2), \
-        intent_at = NULL, given_up_at = NULL, start_answer = NULL, \
-        confirmed_at = NULL, process_seen = false, missed_at = NULL, released_at = NULL, \
-        attempts = 0, next_attempt_at = NULL, \
-        attention = NULL, attention_since = NULL, attention_detail = NULL \
-    WHERE id = $1 AND status = 'PROCESSING' AND attention IN ('process_lost', 'max_starts') \
-    RETURNING seq";
-
 const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
 
 /// Clamps times. `least` was rejected, because it ignores NULL and would set a time that is not set.
@@ -65,12 +52,8 @@ impl RowWork {
                     now,
                     ..
                 } => {
-                    let sql = match resolution {
-                        Resolution::Restart => REQUEST_RESTART,
-                        Resolution::Fail => FAIL,
-                    };
                     let values: Vec<Value> = vec![Box::new(id.to_string()), Box::new(now.0)];
-                    single.insert(index, steps.add(sql, values));
+                    single.insert(index, steps.add(resolution.sql("$1", "$2"), values));
                     steps.add(STATUS, vec![Box::new(id.to_string())]);
                 }
                 Write::Lead { .. } => {
