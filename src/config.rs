@@ -32,7 +32,7 @@ use crate::reconciler::Settings;
 use crate::store::DatabaseUrl;
 use crate::upstream::UpstreamUrl;
 
-/// Orders over HTTP, kept in SQLite, each carried through an order process service by polling.
+/// Orders over HTTP, kept in SQLite or PostgreSQL, each carried through an order process service by polling.
 ///
 /// Without a command it does the same as `order-service serve`, and takes its flags.
 #[derive(Debug, Parser)]
@@ -56,7 +56,7 @@ pub enum ServiceCommand {
     Serve(Box<ServeArgs>),
     /// Run everything on this machine, with a simulator and a temporary database, to try it out
     Dev(Box<DevArgs>),
-    /// Run the HTTP API alone
+    /// Run the HTTP API alone; the program order-reconciler is the other half
     Api(ApiArgs),
     /// Run a simulator of the order process service
     Simulator(SimulatorArgs),
@@ -81,7 +81,7 @@ pub enum ServiceCommand {
     /// Move all orders into another database, of either engine, and compare both; an interrupted copy
     /// goes on
     #[command(
-        after_help = "TO has to be new. It cannot be opened by other programs until it is complete, \
+        after_help = "TO has to be new, or to have moved to FROM. It cannot be opened by other programs until it is complete, \
                       nor FROM from then on. FROM can be written until all but the open orders are \
                       copied. A backup as FROM stays as it is, and TO then begins a new history. \
                       Passwords come from PGPASSWORD or PGPASSFILE."
@@ -301,8 +301,8 @@ pub struct CopyArgs {
     /// Compare both row by row, and change nothing: exit code 0 if they are equal, 1 if not
     #[arg(long, conflicts_with = "take_back")]
     pub verify_only: bool,
-    /// Undo a move: FROM can be used again, and TO refuses to be opened; refused if any row of TO is no
-    /// longer as it was copied
+    /// Undo a move: FROM can be used again, and TO refuses to be opened; refused if TO has changed since,
+    /// as `copy TO FROM` then brings everything back
     #[arg(long)]
     pub take_back: bool,
 }

@@ -19,7 +19,8 @@ use crate::upstream::UpstreamUrl;
 /// The database of programs that create it if absent.
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
-    /// SQLite database: sqlite:FILE or a path; created if it is not there
+    /// Database, created if it is not there: sqlite:FILE or a path, or
+    /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -32,7 +33,8 @@ pub struct DatabaseArgs {
 /// The database of commands that write to it, and do not create it.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
-    /// SQLite database: sqlite:FILE or a path; it has to be there
+    /// Database, and it has to be there: sqlite:FILE or a path, or
+    /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,
         env = "DATABASE_URL",
@@ -45,7 +47,8 @@ pub struct ExistingDatabaseArgs {
 /// The database of commands that only read it.
 #[derive(Debug, Args)]
 pub struct ReadDatabaseArgs {
-    /// SQLite database: sqlite:FILE or a path; it has to be there, and is only read
+    /// Database, and it has to be there, but is only read: sqlite:FILE or a path, or
+    /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,
         env = "DATABASE_URL",

@@ -38,7 +38,10 @@ pub enum DatabaseUrlError {
     #[error("an in-memory database would lose every order; write the path of a file")]
     Memory,
     /// The URL has an unknown scheme.
-    #[error("{0:?} is not a database this program can use; write sqlite:FILE or a path")]
+    #[error(
+        "{0:?} is not a database this program can use; write sqlite:FILE or a path, or \
+         postgres://USER@HOST:PORT/DATABASE"
+    )]
     Scheme(String),
     /// The URL has parameters.
     #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
