@@ -45,7 +45,7 @@ pub enum BackupError {
     #[error("{}: is the database itself, or belongs to it; name another file", .0.display())]
     OwnFile(PathBuf),
     /// The target exists.
-    #[error("{}: exists; name another file, or say --replace", .0.display())]
+    #[error("{}: exists; name another file, or add --replace", .0.display())]
     Exists(PathBuf),
     /// A log exists beside the target, which SQLite would read as part of the backup.
     #[error("{}: exists, and SQLite would read it together with the backup; move it away", .0.display())]

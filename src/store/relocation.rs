@@ -40,7 +40,7 @@ impl fmt::Display for Relocation {
             ),
             State::Moved => write!(
                 f,
-                "has moved to {address}; use that address, or `order-service copy --take-back`"
+                "has moved to {address}; use that address, or undo it by `order-service copy --take-back FROM TO`"
             ),
         }
     }

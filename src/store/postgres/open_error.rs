@@ -8,7 +8,7 @@ use crate::store::relocation::Relocation;
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresOpenError {
     /// No server that can be written accepts a connection.
-    #[error("{address}: cannot be reached")]
+    #[error("{address}: cannot be connected to")]
     Unreachable {
         /// The database.
         address: String,

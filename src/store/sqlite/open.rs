@@ -383,7 +383,7 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), FileError
         .map_err(Unmigrated::Sqlite)
         .and_then(|db| Ok((format(&db, &path)?, db)));
     match opened {
-        Ok((0, _)) => Err(FileError::Foreign(path)),
+        Ok((0, _)) => Err(FileError::Missing(path)),
         Ok((format, db)) => db
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB))

@@ -23,10 +23,10 @@ pub enum FileError {
         source: io::Error,
     },
     /// The file does not exist.
-    #[error("{}: there is no such database", .0.display())]
+    #[error("{}: there is no such database; name the one that the service uses", .0.display())]
     Missing(PathBuf),
     /// The path leads to something other than a file.
-    #[error("{}: is not a file", .0.display())]
+    #[error("{}: is not a file; name the file of a database", .0.display())]
     NotAFile(PathBuf),
     /// A lock file beside the database cannot be created.
     #[error("{path}: cannot be used: the lock file beside the database cannot be written; check the permissions of its folder, and that it has the database's owner", path = .path.display())]
