@@ -34,7 +34,7 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadershi
             }
             Err(LeadError::Open(error)) => return Err(error.into()),
             Err(LeadError::Store(error)) => {
-                let error = error.to_string();
+                let error = format!("{:#}", anyhow::Error::new(error));
                 if logged.as_ref() != Some(&error) {
                     log::error!(
                         "taking the lead failed; retrying every {STANDBY_INTERVAL:?}: {error}"
