@@ -264,7 +264,8 @@ fn print_result(id: &OrderId, result: OperatorResult, done: &str) -> Option<Exit
         }
         OperatorResult::NothingToResolve(status, Some(reason)) => {
             format!(
-                "it is {status} with {}, which this command does not resolve",
+                "it is {status} with {}, which this command does not resolve; `order-service explain` \
+                 says what does",
                 reason.as_str()
             )
         }

@@ -77,7 +77,7 @@ impl Invocation {
     }
 }
 
-/// A command for a shell on the machine that has the database.
+/// A command for a shell where the service runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Command {
     /// The line to type.

@@ -154,7 +154,7 @@ impl OrderDetails {
                  {detail}."
             ),
             Reason::UpstreamUnreachable if self.is_upstream_down() => {
-                "The upstream is down, so no order can be polled.".to_owned()
+                "The upstream is down, so no order can be started or polled.".to_owned()
             }
             Reason::UpstreamUnreachable if self.open.is_some_and(|open| open.intent.is_some()) => {
                 format!("No start of it has been confirmed {lasting}: {detail}.")

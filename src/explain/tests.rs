@@ -406,7 +406,7 @@ fn an_outage_is_the_reason_of_all_open_orders() {
         &[
             "The upstream has given no usable answer for 40 s (since 20",
             "connection refused",
-            "The upstream is down, so no order can be polled.",
+            "The upstream is down, so no order can be started or polled.",
             "no answer proves nothing",
             "--order-process-url",
         ],

@@ -423,7 +423,7 @@ def the_operators_commands_work(program, page):
     page.click(".orders a")
     page.until("the reason is shown", lambda: "Why it needs an operator" in page.text(".order"))
     page.check_everywhere("held")
-    assert "In a shell on the machine that has the database" in page.text(".order").replace("\n", " ")
+    assert "In a shell where the service runs" in page.text(".order").replace("\n", " ")
     commands = [element.text for element in page.all(".command code")]
     fail = next(command for command in commands if " fail " in command)
     assert "--database-url" in fail, fail

@@ -81,7 +81,7 @@ metrics! {
     => "`by=\"operator\"` above 0"
     "An operator has to decide or fix something: `GET /order?attention=operator`, then \
      `GET /order/{id}/explain`, then its advice. Its commands, `order-service restart` and `fail`, \
-     are for a shell on the machine that has the database."
+     are for a shell where the service runs."
 
     OLDEST_OPEN_ORDER Gauge "oldest_open_order_timestamp_seconds" []
     "Creation time of the oldest order that is not settled; absent if there is none."

@@ -99,7 +99,7 @@ function Content({ found }) {
     <${Sentences} title="What was observed" of=${observed} />
     <h3>In a shell</h3>
     ${reading(explained).map((command) => html`<${Command} key=${command.command} ...${command} />`)}
-    ${explained.commands.length > 0 && html`<h3>In a shell on the machine that has the database</h3>
+    ${explained.commands.length > 0 && html`<h3>In a shell where the service runs</h3>
       ${!IS_DEV && html`<p class="faint">In the folder of <code>orders.db</code>, or with <code>--database-url</code> and the path of the database.</p>`}
       ${explained.commands.map((command) => html`<${Command} key=${command.command} ...${command} />`)}`}
   `;
