@@ -180,8 +180,8 @@ kinds! {
     DATABASE_NOT_WRITABLE "database-not-writable" 503
     "The database cannot be written now"
     "The order was not created: the disk is full, a file of the database was moved, removed or \
-     given a second name, or another program holds the database. Orders can be read as far as \
-     possible."
+     given a second name, another program holds the database, or no PostgreSQL server accepts \
+     writes. Orders can be read as far as possible."
     "Callers: retry after the seconds in `Retry-After`. Operators: the service logs the cause \
      once, with what to do; `/readyz` answers 503 until it is fixed. Then the service resumes \
      by itself, unless a file was removed: then restart it."
