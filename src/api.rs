@@ -132,10 +132,11 @@ impl Api {
             change_feed: Arc::new(ChangeFeed::new(&store)),
             list_reads: Arc::new(ReadLimiter::new(&store)),
             connections: ConnectionStats::within(server::raise_file_limit()),
-            // One worker thread stays free for other requests.
-            order_reads: Semaphore::new(
-                Handle::current().metrics().num_workers().saturating_sub(1),
-            ),
+            order_reads: Semaphore::new(match store.reads_block() {
+                // One worker thread stays free for other requests.
+                true => Handle::current().metrics().num_workers().saturating_sub(1),
+                false => Semaphore::MAX_PERMITS,
+            }),
             draining,
             site,
             invocation: match dev {

@@ -469,6 +469,11 @@ impl Store {
         })
     }
 
+    /// Returns whether a read blocks the thread that makes it.
+    pub fn reads_block(&self) -> bool {
+        matches!(self.engine, Engine::Sqlite(_))
+    }
+
     /// Returns a handle on the same orders for slow reads on a runtime's worker threads. SQLite
     /// reads run on the calling thread; this handle moves that thread's other tasks to another one
     /// for the duration of each read.

@@ -119,7 +119,7 @@ impl Api {
 
     /// Reads the current order.
     async fn read(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
-        // `block_in_place` was rejected, because it hands this thread's other work to another one:
+        // Of SQLite, `block_in_place` was rejected, because it hands this thread's other work to another one:
         // a read took 44 us of processor time instead of 22, and at best 46 us instead of 40 with
         // 64 connections (`scripts/bench get`, alternating runs). So the read is made on this
         // thread, and the permits leave one thread free if the disk hangs.
