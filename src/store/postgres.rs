@@ -1,7 +1,8 @@
 //! Orders in a PostgreSQL database that several machines share.
 //!
 //! One thread drives all connections. Reads of one statement share a few of them, each answering many
-//! callers; a read of several statements has a connection to itself.
+//! callers, and lookups of orders share statements too (`lookups`); a read of several statements has a
+//! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
 //! their own. `readers` repeats reads on new connections, `queries` has their statements. `connect` opens
@@ -19,6 +20,7 @@ mod history;
 mod lead;
 mod lines;
 mod listen;
+mod lookups;
 mod open_error;
 mod prune;
 mod queries;
@@ -47,6 +49,7 @@ pub(super) use self::lead::LeaderLock;
 use self::lead::Standby;
 pub(super) use self::lines::LineSession;
 use self::listen::Listener;
+use self::lookups::{LOOKUP_READERS, Lookup};
 pub use self::open_error::PostgresOpenError;
 pub(super) use self::read_only::ReadOnlySession;
 use self::session::Session;
@@ -55,7 +58,7 @@ use super::queue::{Mode, Queue, Shared};
 use super::rows::open_order_of;
 use super::writer_stats::Counters;
 use super::{
-    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenOrders, OrderView, Page, StartCandidate,
+    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenOrders, Page, StartCandidate,
     StatsSnapshot, StoreError,
 };
 use crate::clock::{Clock, DatabaseClock};
@@ -64,8 +67,8 @@ use crate::order::{Event, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 
-/// Number of connections that reads of one statement share.
-const SHARED_READERS: usize = 4;
+/// Number of connections that reads of one statement share, besides those of lookups.
+const SHARED_READERS: usize = 2;
 
 /// Number of connections for reads of several statements.
 const SNAPSHOT_READERS: usize = 3;
@@ -96,8 +99,10 @@ struct Inner {
     queue: Queue,
     /// Set if callers wait on their own threads, so that each answer is ready at once.
     is_synchronous: bool,
-    readers: [Mutex<Option<Arc<Session>>>; SHARED_READERS],
+    /// Connections of lookups first, then those that other reads of one statement share.
+    readers: [Mutex<Option<Arc<Session>>>; LOOKUP_READERS + SHARED_READERS],
     next_reader: AtomicUsize,
+    lookups: mpsc::UnboundedSender<Lookup>,
     snapshots: Semaphore,
     idle_snapshots: std::sync::Mutex<Vec<Session>>,
     standby: Standby,
@@ -165,21 +170,24 @@ impl Engine {
                 })
             }
         };
-        let inner = Inner {
+        let (lookups, waiting) = mpsc::unbounded_channel();
+        let inner = Arc::new(Inner {
             connector,
             runtime,
             queue,
             is_synchronous,
             readers: Default::default(),
             next_reader: AtomicUsize::new(0),
+            lookups,
             snapshots: Semaphore::new(SNAPSHOT_READERS),
             idle_snapshots: std::sync::Mutex::default(),
             standby: Standby::default(),
             listener: Arc::default(),
             _stop: stop,
-        };
+        });
+        inner.answer_lookups(waiting);
         Ok(Self {
-            inner: Arc::new(inner),
+            inner,
             #[cfg(test)]
             is_polling_off: false,
         })
@@ -210,15 +218,6 @@ impl Engine {
                 .unwrap_or(Err(Error::Silent))
         });
         Ok(taken.await?)
-    }
-
-    pub async fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
-        let id = id.clone();
-        self.read(move |session| {
-            let id = id.clone();
-            Box::pin(async move { queries::find(session, &id).await })
-        })
-        .await
     }
 
     pub async fn details(

@@ -6,10 +6,11 @@ use tokio_postgres::Row;
 
 use super::changes::NewEntry;
 use super::error::Error;
+use super::queries::ORDER_VIEWS;
 use super::session::{Session, Steps, Value};
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::store::queue::Pending;
-use crate::store::rows::{order_view_columns, order_view_of};
+use crate::store::rows::order_view_of;
 use crate::store::write::Write;
 use crate::store::{Creation, OrderView, StoreError};
 
@@ -32,13 +33,6 @@ const CREATE: &str = "\
         FROM created \
         RETURNING seq) \
     SELECT max(seq) FROM entries";
-
-/// The orders with these ids, and the batches that created them.
-const FIND_ALL: &str = concat!(
-    "SELECT ",
-    order_view_columns!(),
-    ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
-);
 
 pub(super) const REMEMBER: &str = "INSERT INTO writers (id, batch) VALUES ($1, $2) \
                         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, used_at = now()";
@@ -142,7 +136,7 @@ impl Batch {
     fn add_found(&self, steps: &mut Steps) -> Option<usize> {
         let creations = self.creations();
         let ids: Vec<String> = creations.iter().map(|(id, _)| id.to_string()).collect();
-        (!ids.is_empty()).then(|| steps.add(FIND_ALL, vec![Box::new(ids)]))
+        (!ids.is_empty()).then(|| steps.add(ORDER_VIEWS, vec![Box::new(ids)]))
     }
 
     /// Stores the replies to creations. Of several with one id, the first has created the order.

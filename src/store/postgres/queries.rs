@@ -32,15 +32,18 @@ pub(super) const READ_MAX: usize = 10_000;
 /// Number of orders corrected in one transaction.
 const BATCH_MAX: i64 = 2_000;
 
-/// Query for an order by its id, with the columns of the heartbeat that readers need.
-const ORDER_VIEW: &str = concat!(
+/// Query for the orders with these ids, with the columns of the heartbeat that readers need, and the
+/// batches that created them.
+pub(super) const ORDER_VIEWS: &str = concat!(
     "SELECT ",
     order_view_columns!(),
-    " FROM orders CROSS JOIN heartbeat WHERE orders.id = $1"
+    ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
 );
 
 pub(super) async fn find(session: &Session, id: &OrderId) -> Result<Option<OrderView>, Error> {
-    let rows = session.query(ORDER_VIEW, &[&id.as_str()]).await?;
+    let rows = session
+        .query(ORDER_VIEWS, &[&[id.as_str()].as_slice()])
+        .await?;
     rows.first().map(order_view_of).transpose()
 }
 

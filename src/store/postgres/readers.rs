@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::error::Error;
+use super::lookups::LOOKUP_READERS;
 use super::session::Session;
 use super::{Engine, Inner, READ_TIMEOUT, RETRY_INTERVAL, SHARED_READERS, on_thread};
 use crate::store::StoreError;
@@ -23,7 +24,8 @@ impl Engine {
         &self,
         query: impl Query<T>,
     ) -> Result<T, StoreError> {
-        let index = self.inner.next_reader.fetch_add(1, Ordering::Relaxed) % SHARED_READERS;
+        let next = self.inner.next_reader.fetch_add(1, Ordering::Relaxed);
+        let index = LOOKUP_READERS + next % SHARED_READERS;
         let inner = self.inner.clone();
         let read = async move { inner.repeat(READ_TIMEOUT, Some(index), query).await };
         Ok(self.inner.on_runtime(read).await?)
@@ -74,7 +76,7 @@ impl Inner {
 
     /// Runs a query within a time limit, and again if the connection was lost: on the shared connection
     /// with this index, or in a snapshot on a connection of its own.
-    async fn repeat<T>(
+    pub(super) async fn repeat<T>(
         &self,
         limit: Duration,
         shared: Option<usize>,

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use order_service::order::Timestamp;
+use futures_util::future::join_all;
+use order_service::order::{OrderId, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
     DatabaseUrl, Loss, Mode, OpenError, OrderChange, Store, StoreError, Transition,
@@ -100,6 +101,28 @@ async fn an_orders_creation_is_heard_of_by_another_process_at_once() {
     create(&store, "a1", 1).await;
     let heard = tokio::time::timeout(Duration::from_secs(10), new_orders.next()).await;
     assert!(heard.is_ok());
+}
+
+#[tokio::test]
+async fn lookups_that_wait_share_a_statement_and_each_gets_its_order() {
+    let database = cluster().database();
+    let log_all = format!("ALTER DATABASE {database} SET log_statement = 'all'");
+    cluster().run(&database, &log_all);
+    let Fresh { store, .. } = fresh_in(&database);
+    for number in 1..=5 {
+        create(&store, &format!("a{number}"), number).await;
+    }
+    let ids = (0..200).map(|number| OrderId::new(format!("a{}", number % 7)).unwrap());
+    let ids: Vec<_> = ids.collect();
+    let found = join_all(ids.iter().map(|id| store.find(id))).await;
+    for (id, found) in ids.iter().zip(found) {
+        let found = found.unwrap().map(|found| found.order.id);
+        let is_there = !["a0", "a6"].contains(&id.as_str());
+        assert_eq!(found, is_there.then(|| id.clone()));
+    }
+    let log = cluster().logged(&database);
+    let lookups = log.iter().filter(|line| line.contains("orders.id = ANY"));
+    assert!(lookups.count() < 100, "{log:#?}");
 }
 
 #[tokio::test]
