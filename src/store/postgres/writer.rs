@@ -359,8 +359,16 @@ fn epoch_of(write: &Write) -> Option<i64> {
 /// Returns true if `writers` shows whether a write was committed. Creations are shown by the orders
 /// themselves, and repeating the others is harmless.
 fn is_remembered(write: &Write) -> bool {
-    !matches!(
-        write,
-        Write::Create { .. } | Write::Probe { .. } | Write::Nothing { .. }
-    )
+    match write {
+        Write::Record { .. } | Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. } => {
+            true
+        }
+        #[cfg(test)]
+        Write::Sql { .. } => true,
+        Write::Create { .. }
+        | Write::Heartbeat { .. }
+        | Write::ClampTimes { .. }
+        | Write::Probe { .. }
+        | Write::Nothing { .. } => false,
+    }
 }
