@@ -20,7 +20,7 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    self, AttentionFilter, Audit, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
+    self, AttentionFilter, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
     ReadOnlyDatabase, Resolution, Store, StoreError, TransferError, back_up,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
@@ -106,7 +106,7 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
 
 /// `check`: prints the violated invariants of a database, or its summary if there are none.
 pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
-    let database = Audit::open(&args.database.database_url)?;
+    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let mut count = 0;
     database.check(|finding| {
         count += 1;
@@ -121,18 +121,17 @@ pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
 }
 
 /// `explain`: prints the response of `GET /order/{id}/explain` as text.
-pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database.database_url).await?;
+pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
+    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
     let now = SystemClock.now();
-    if let Some(details) = database.details(&args.id, now).await? {
+    if let Some(details) = database.details(&args.id, now)? {
         let invocation = Invocation::here(process::program_name(), database.address());
         process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();
     let similar: Vec<_> = database
-        .similar_ids(&args.id)
-        .await?
+        .similar_ids(&args.id)?
         .iter()
         .map(|id| format!("{id:?}"))
         .collect();
@@ -220,7 +219,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     };
     if args.dry_run {
         // Read-only: not even the schema is migrated.
-        let database = Audit::open(&args.database.database_url)?;
+        let database = ReadOnlyDatabase::open(&args.database.database_url)?;
         pruning.removed = database.prunable(settled_before)?;
         process::print(pruning);
         return Ok(Exit::Done);

@@ -6,15 +6,13 @@
 //! (`store/rows.rs`), the write queue (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the
 //! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
 //! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
-//! (`store/subscriptions.rs`), the read-only access of `explain` (`store/read_only.rs`), backups
-//! (`store/backup.rs`), the check of all rows (`store/audit.rs`, `store/check.rs`), which reads them as
-//! lines (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are
-//! SQLite, in `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in
-//! `store/postgres.rs`.
+//! (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
+//! backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which reads them as lines
+//! (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in
+//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
-mod audit;
 mod backup;
 mod check;
 mod copy;
@@ -46,7 +44,6 @@ pub use self::answers::{
     PruneCounts, Resolution, StartCandidate, StatsSnapshot,
 };
 use self::answers::{Outage, Page};
-pub use self::audit::Audit;
 pub use self::backup::{Backup, BackupError, back_up};
 pub use self::copy::{Moved, TransferError, compare, move_database, take_back};
 pub use self::cursor::{Cursor, Gone};

@@ -16,7 +16,7 @@ use tempfile::TempPath;
 #[cfg(feature = "postgres")]
 use super::copy::{TransferError, copy_into_file};
 use super::sqlite::{ReadOnlyFile, lock_files, log_files};
-use super::{Audit, DatabaseSummary, DatabaseUrl, Finding, OpenError, StoreError};
+use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase, StoreError};
 
 /// A completed backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -275,7 +275,7 @@ fn is_own(database: &Path, path: &Path) -> bool {
 
 /// Checks a copy, and returns a summary of its contents.
 fn verify(copy: &Path) -> Result<DatabaseSummary, BackupError> {
-    let copy = Audit::open(&DatabaseUrl::from(copy.to_owned()))
+    let copy = ReadOnlyDatabase::open(&DatabaseUrl::from(copy.to_owned()))
         .map_err(|error| BackupError::ReadBack(error.into()))?;
     let mut count = 0;
     let mut first = None;

@@ -1,69 +1,95 @@
-//! Read-only access to a database, for `explain`: nothing is created, migrated or written, and programs
-//! may use the database meanwhile.
+//! Read-only access to a database, for the operator's commands: nothing is created, migrated or written, and
+//! programs may use the database meanwhile.
 
+use super::check;
+use super::lines::{BoxError, Lines};
 #[cfg(feature = "postgres")]
-use super::postgres::ReadOnlySession;
+use super::postgres::LineSession;
 use super::sqlite::ReadOnlyFile;
-use super::{DatabaseUrl, OpenError, StoreError};
+use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError};
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::OrderDetails;
 
 /// A database, opened read-only.
-pub struct ReadOnlyDatabase {
-    engine: Engine,
-    address: String,
-}
+pub struct ReadOnlyDatabase(Engine);
 
 enum Engine {
     Sqlite(ReadOnlyFile),
     #[cfg(feature = "postgres")]
-    Postgres(ReadOnlySession),
+    Postgres(LineSession),
 }
 
 impl ReadOnlyDatabase {
     /// Opens an existing database.
-    pub async fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        Ok(match url {
-            DatabaseUrl::Sqlite(path) => {
-                let file = ReadOnlyFile::open(path)?;
-                Self {
-                    address: file.path().display().to_string(),
-                    engine: Engine::Sqlite(file),
-                }
-            }
+    pub fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        Ok(Self(match url {
+            DatabaseUrl::Sqlite(path) => Engine::Sqlite(ReadOnlyFile::open(path)?),
             #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(url) => Self {
-                address: url.to_string(),
-                engine: Engine::Postgres(ReadOnlySession::open(url).await?),
-            },
-        })
+            DatabaseUrl::Postgres(url) => Engine::Postgres(LineSession::open(url)?),
+        }))
     }
 
     /// Like [`Store::address`](super::Store::address).
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> String {
+        match &self.0 {
+            Engine::Sqlite(file) => file.path().display().to_string(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(session) => session.address().to_owned(),
+        }
+    }
+
+    /// Checks the invariants of the database, and reports violations through `on_finding`. Each check is one
+    /// statement, and so one snapshot.
+    pub fn check(&self, mut on_finding: impl FnMut(Finding)) {
+        match &self.0 {
+            Engine::Sqlite(file) => file.check(&mut on_finding),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(session) => session.check(&mut on_finding),
+        }
+    }
+
+    /// Returns the number of orders and entries, from one snapshot.
+    pub fn summary(&self) -> Result<DatabaseSummary, StoreError> {
+        self.read(check::summary)
+    }
+
+    /// Returns the number of orders and entries that settled before a time and would be pruned.
+    pub fn prunable(&self, settled_before: Timestamp) -> Result<PruneCounts, StoreError> {
+        self.read(|lines| check::prunable(lines, settled_before))
+    }
+
+    fn read<T>(
+        &self,
+        query: impl FnOnce(&dyn Lines) -> Result<T, BoxError>,
+    ) -> Result<T, StoreError> {
+        let read = match &self.0 {
+            Engine::Sqlite(file) => query(file.lines()),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(session) => query(session),
+        };
+        read.map_err(StoreError::Unreadable)
     }
 
     /// Like [`Store::details`](super::Store::details).
-    pub async fn details(
+    pub fn details(
         &self,
         id: &OrderId,
         now: Timestamp,
     ) -> Result<Option<OrderDetails>, StoreError> {
-        match &self.engine {
+        match &self.0 {
             Engine::Sqlite(file) => file.details(id, now),
             #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.details(id, now).await,
+            Engine::Postgres(session) => session.details(id, now),
         }
     }
 
     /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
     /// its neighbours in sort order that share the first half of it.
-    pub async fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        let candidates = match &self.engine {
+    pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        let candidates = match &self.0 {
             Engine::Sqlite(file) => file.neighbours(id)?,
             #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.neighbours(id).await?,
+            Engine::Postgres(session) => session.neighbours(id)?,
         };
         let id = id.as_str();
         let begins = id.chars().count().div_ceil(2);

@@ -37,7 +37,6 @@ use rusqlite::Connection;
 pub(super) use self::copy::CopySide;
 pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
-pub(super) use self::lines::LineFile;
 use self::open::Purpose;
 pub use self::open_error::FileError;
 pub(super) use self::read_only::ReadOnlyFile;

@@ -1,6 +1,5 @@
 //! A server's database that is copied from or into; see `store/copy.rs`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,9 +9,9 @@ use tokio_postgres::error::SqlState;
 use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::history::ORIGIN;
-use super::lines::{LineSession, one_line};
+use super::lines::LineSession;
 use super::session::{LEADER_LOCK, Session};
-use super::{PostgresOpenError, PostgresUrl, on_thread, prepare};
+use super::{PostgresOpenError, PostgresUrl, prepare};
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
@@ -69,14 +68,6 @@ impl LineSession {
             session.execute(SETTINGS).await?;
             Ok(session)
         })
-    }
-
-    fn run<T: Send + 'static, F>(&self, work: impl FnOnce(Arc<Session>) -> F) -> Result<T, BoxError>
-    where
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        let done = on_thread(self.runtime(), work(self.session().clone()));
-        Ok(done?.map_err(|error| one_line(&error))?)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Rows of PostgreSQL as lines of text; see `store/lines.rs`. They come by COPY, whose format that is.
+//! The session of the operator's commands. Its rows come as lines of text by COPY, whose format that is; see
+//! `store/lines.rs`.
 
 use std::sync::{Arc, mpsc};
 
@@ -8,11 +9,12 @@ use tokio::sync::oneshot;
 use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::session::Session;
-use super::{PostgresOpenError, PostgresUrl, on_thread, start_thread};
-use crate::order::EventReason;
-use crate::store::Finding;
+use super::{PostgresOpenError, PostgresUrl, on_thread, queries, start_thread};
+use crate::order::{EventReason, OrderId, Timestamp};
+use crate::order_details::OrderDetails;
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
+use crate::store::{Finding, StoreError};
 
 /// Number of bytes that are handed on at once.
 const CHUNK: usize = 64 * 1024;
@@ -85,12 +87,16 @@ impl LineSession {
         &self.address
     }
 
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.runtime
-    }
-
-    pub(super) fn session(&self) -> &Arc<Session> {
-        &self.session
+    /// Runs work on the thread, and blocks the calling one until it ends.
+    pub(super) fn run<T: Send + 'static, F>(
+        &self,
+        work: impl FnOnce(Arc<Session>) -> F,
+    ) -> Result<T, BoxError>
+    where
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let done = on_thread(&self.runtime, work(self.session.clone()));
+        Ok(done?.map_err(|error| one_line(&error))?)
     }
 
     /// Runs all checks.
@@ -101,6 +107,37 @@ impl LineSession {
         };
         check.rule(self, "schema", SCHEMA, SCHEMA_FINDINGS);
         check.everything(self);
+    }
+
+    /// See [`Store::details`](crate::store::Store::details).
+    pub fn details(
+        &self,
+        id: &OrderId,
+        now: Timestamp,
+    ) -> Result<Option<OrderDetails>, StoreError> {
+        let id = id.clone();
+        let found = self.run(|session| async move {
+            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+            session.execute(begin).await?;
+            let found = queries::details(&session, &id, now).await?;
+            session.execute("COMMIT").await?;
+            Ok(found)
+        });
+        found.map_err(StoreError::Unreadable)
+    }
+
+    /// Returns ids that differ from one in case only, and its neighbours in sort order.
+    pub fn neighbours(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        const SQL: &str = "\
+            (SELECT id FROM orders WHERE lower(id) = lower($1) ORDER BY id LIMIT 3) \
+            UNION ALL (SELECT id FROM orders WHERE id > $1 ORDER BY id LIMIT 2) \
+            UNION ALL (SELECT id FROM orders WHERE id < $1 ORDER BY id DESC LIMIT 2)";
+        let id = id.clone();
+        let found = self.run(|session| async move {
+            let rows = session.query(SQL, &[&id.as_str()]).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        });
+        found.map_err(StoreError::Unreadable)
     }
 }
 
@@ -135,7 +172,7 @@ impl Lines for LineSession {
 }
 
 /// Returns an error with its causes, in one line.
-pub(super) fn one_line(error: &Error) -> String {
+fn one_line(error: &Error) -> String {
     error.to_string_with_causes().replace('\n', ", ")
 }
 

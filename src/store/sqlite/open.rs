@@ -414,7 +414,7 @@ fn existing() -> OpenFlags {
 mod tests {
     use super::*;
     use crate::order::OrderId;
-    use crate::store::{Audit, DatabaseUrl, Mode, Store};
+    use crate::store::{DatabaseUrl, Mode, ReadOnlyDatabase, Store};
 
     #[tokio::test]
     async fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
@@ -434,7 +434,7 @@ mod tests {
             .unwrap();
             drop(db);
             let url = DatabaseUrl::from(path.clone());
-            Audit::open(&url).unwrap();
+            ReadOnlyDatabase::open(&url).unwrap();
             let store = Store::open(&url, Mode::Threaded).unwrap();
             let order = store.find(&OrderId::new("a1").unwrap()).await.unwrap();
             assert_eq!(order.map(|found| found.order.seq), Some(1), "{format}");
@@ -444,7 +444,7 @@ mod tests {
                 .unwrap();
             assert_eq!(now, FORMAT, "{format}");
             let mut findings = Vec::new();
-            let database = Audit::open(&url).unwrap();
+            let database = ReadOnlyDatabase::open(&url).unwrap();
             database.check(|finding| findings.push(finding));
             assert_eq!(findings, [], "{format}");
         }

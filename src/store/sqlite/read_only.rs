@@ -1,7 +1,5 @@
 //! Read-only access to a database file, for the operator's commands: nothing is created, migrated
 //! or written, and programs may use the file meanwhile.
-//!
-//! What reads all orders is in `store/audit.rs`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,16 +7,17 @@ use std::path::{Path, PathBuf};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
-use super::open;
 use super::open_error::FileError;
 use super::orders::find;
 use super::row_mapping::{heartbeat, open_order};
+use super::{check, open};
 use crate::decide::OpenOrder;
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
 use crate::store::filter::waits_for_start;
-use crate::store::{OrderView, StoreError};
+use crate::store::lines::Lines;
+use crate::store::{Finding, OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
@@ -39,6 +38,16 @@ impl ReadOnlyFile {
     /// Returns the absolute path of the database.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns its rows.
+    pub fn lines(&self) -> &dyn Lines {
+        &self.db
+    }
+
+    /// Runs all checks.
+    pub fn check(&self, on_finding: &mut dyn FnMut(Finding)) {
+        check::check(&self.db, on_finding);
     }
 
     /// Like [`Store::details`](crate::store::Store::details).
