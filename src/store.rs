@@ -20,6 +20,7 @@ mod cursor;
 mod filter;
 mod leadership;
 mod lines;
+mod open_error;
 mod open_orders;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -50,14 +51,13 @@ pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
 pub use self::leadership::{LeadError, Leadership, Loss};
+pub use self::open_error::OpenError;
+use self::open_error::OpenReason;
 pub use self::open_orders::OpenOrders;
-#[cfg(feature = "postgres")]
-pub use self::postgres::PostgresOpenError;
 use self::queue::Queue;
 pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::read_only::ReadOnlyDatabase;
 pub use self::relocation::Relocation;
-pub use self::sqlite::FileError;
 use self::sqlite::LeaderLock;
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
@@ -95,29 +95,6 @@ pub enum StoreError {
     /// A reader that resumes from this cursor might miss records.
     #[error(transparent)]
     Gone(#[from] Gone),
-}
-
-/// Reasons why a database cannot be used, each one line with its address and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file of a SQLite database cannot be used.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A database on PostgreSQL cannot be used.
-    #[cfg(feature = "postgres")]
-    #[error(transparent)]
-    Postgres(#[from] PostgresOpenError),
-    /// The orders are in another database than the one that was named.
-    #[error("{address}: {relocation}")]
-    Relocated {
-        /// The database.
-        address: String,
-        /// Where they are.
-        relocation: Relocation,
-    },
-    /// A copy would replace what is there.
-    #[error("{0}: holds an order database already; name one that does not")]
-    Occupied(String),
 }
 
 /// A handle on the orders of one database. Clones share connections and the write queue.
@@ -325,10 +302,7 @@ impl Store {
     /// anything.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         let lock = match &self.engine {
-            Engine::Sqlite(engine) => {
-                let lock = engine.try_lock_lead().map_err(OpenError::from)?;
-                lock.map(Lock::Sqlite)
-            }
+            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
         };
@@ -528,7 +502,7 @@ impl Store {
         match &self.engine {
             Engine::Sqlite(_) => std::future::pending().await,
             #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.outdated().await.into(),
+            Engine::Postgres(engine) => engine.outdated().await,
         }
     }
 
@@ -553,6 +527,6 @@ pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<(ReconcilerState, Times
     match url {
         DatabaseUrl::Sqlite(path) => Ok((sqlite::read_heartbeat(path)?, SystemClock.now())),
         #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => Ok(postgres::read_heartbeat(url).await?),
+        DatabaseUrl::Postgres(url) => postgres::read_heartbeat(url).await,
     }
 }

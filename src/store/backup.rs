@@ -128,9 +128,7 @@ impl Source {
         Ok(match url {
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(_) => Self::Server(url.clone()),
-            DatabaseUrl::Sqlite(path) => {
-                Self::File(ReadOnlyFile::open(path).map_err(OpenError::from)?)
-            }
+            DatabaseUrl::Sqlite(path) => Self::File(ReadOnlyFile::open(path)?),
         })
     }
 

@@ -28,7 +28,7 @@ use self::tables::{JOURNAL, ORDERS};
 use super::relocation::Relocation;
 #[cfg(feature = "postgres")]
 use super::sqlite;
-use super::{DatabaseUrl, Finding, OpenError};
+use super::{DatabaseUrl, Finding, OpenError, OpenReason};
 
 /// Duration of a pass after which the next one takes the locks: about as long as that will hold them.
 const SHORT_PASS: Duration = Duration::from_millis(1_500);
@@ -144,7 +144,7 @@ pub fn move_database(
     // A copy was interrupted between its last two transactions.
     let has_moved = is_relocated(&*from, |found| *found == moved)?;
     if !is_relocated(&*to, |found| found.address == incomplete.address)? {
-        return Err(OpenError::Occupied(to.address()).into());
+        return Err(OpenError::new(to.address(), OpenReason::Occupied).into());
     }
     if !lead_within(&mut *to, HOLDER_TIMEOUT)? {
         let what = format!("{}: is being copied into by another program", to.address());
@@ -243,7 +243,7 @@ pub(super) fn copy_into_file(
     file: &std::path::Path,
 ) -> Result<(), TransferError> {
     let mut from = open_source(from)?;
-    let mut to = sqlite::CopySide::new_file(file).map_err(OpenError::from)?;
+    let mut to = sqlite::CopySide::new_file(file)?;
     let mut progress = |_| {};
     let mut copy = Copy::new(&mut *from, &mut to, None, &mut progress);
     copy.pass()?;

@@ -49,14 +49,14 @@ use self::lead::Standby;
 pub(super) use self::lines::LineSession;
 use self::listen::Listener;
 use self::lookups::{LOOKUP_READERS, Lookup};
-pub use self::open_error::PostgresOpenError;
+pub(super) use self::open_error::ServerError;
 use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
 use super::rows::open_order_of;
 use super::writer_stats::Counters;
 use super::{
-    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenOrders, Page, StartCandidate,
+    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenError, OpenOrders, Page, StartCandidate,
     StatsSnapshot, StoreError,
 };
 use crate::clock::{Clock, DatabaseClock};
@@ -110,20 +110,16 @@ struct Inner {
 }
 
 impl Engine {
-    pub fn open(url: &PostgresUrl, mode: Mode) -> Result<Self, PostgresOpenError> {
+    pub fn open(url: &PostgresUrl, mode: Mode) -> Result<Self, OpenError> {
         Self::open_with(url, mode, false)
     }
 
     /// Opens an existing database.
-    pub fn open_existing(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+    pub fn open_existing(url: &PostgresUrl) -> Result<Self, OpenError> {
         Self::open_with(url, Mode::Threaded, true)
     }
 
-    fn open_with(
-        url: &PostgresUrl,
-        mode: Mode,
-        must_exist: bool,
-    ) -> Result<Self, PostgresOpenError> {
+    fn open_with(url: &PostgresUrl, mode: Mode, must_exist: bool) -> Result<Self, OpenError> {
         let connector = Arc::new(Connector::new(url, Purpose::Use)?);
         let (runtime, stop) = start_thread(&connector)?;
         let session = on_thread(&runtime, {
@@ -400,7 +396,7 @@ impl Engine {
         }
     }
 
-    pub async fn outdated(&self) -> PostgresOpenError {
+    pub async fn outdated(&self) -> OpenError {
         self.inner.connector.newer().await
     }
 }
@@ -419,10 +415,9 @@ async fn prepare(connector: &Connector, must_exist: bool) -> Result<Session, Err
 }
 
 /// Starts the thread that drives all connections until the sender is dropped.
-fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), PostgresOpenError> {
-    let other = |error: std::io::Error| PostgresOpenError::Other {
-        address: connector.address().to_owned(),
-        source: Box::new(error),
+fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), OpenError> {
+    let other = |error: std::io::Error| {
+        OpenError::new(connector.address(), ServerError::Other(Box::new(error)))
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -455,7 +450,7 @@ fn on_thread<T: Send + 'static>(
 /// Reads the heartbeat of an existing database, without migrating it.
 pub(super) async fn read_heartbeat(
     url: &PostgresUrl,
-) -> Result<(ReconcilerState, Timestamp), PostgresOpenError> {
+) -> Result<(ReconcilerState, Timestamp), OpenError> {
     let connector = Connector::new(url, Purpose::Use)?;
     let read = async {
         let session = connector.session().await?;

@@ -38,14 +38,14 @@ pub(super) use self::copy::CopySide;
 pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 use self::open::Purpose;
-pub use self::open_error::FileError;
+pub(super) use self::open_error::FileError;
 pub(super) use self::read_only::ReadOnlyFile;
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
 use super::queue::{Mode, Queue};
 use super::{
-    Cursor, DatabaseInfo, Filter, OpenOrders, OrderView, Page, StartCandidate, StatsSnapshot,
-    StoreError,
+    Cursor, DatabaseInfo, Filter, OpenError, OpenOrders, OrderView, Page, StartCandidate,
+    StatsSnapshot, StoreError,
 };
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, OrderId, Status, Timestamp};
@@ -85,7 +85,7 @@ struct Inner {
 }
 
 impl Engine {
-    pub fn open(path: &Path, mode: Mode) -> Result<Self, FileError> {
+    pub fn open(path: &Path, mode: Mode) -> Result<Self, OpenError> {
         let (file, db, histories) = open::prepare(path, Purpose::Use)?;
         let readers = open::readers(&file)?;
         let writer = Writer::start(db, file.clone(), mode)?;
@@ -106,8 +106,8 @@ impl Engine {
         })
     }
 
-    /// Opens an existing database; fails with [`FileError::Missing`] if there is none.
-    pub fn open_existing(path: &Path) -> Result<Self, FileError> {
+    /// Opens an existing database.
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
         open::must_exist(path)?;
         Self::open(path, Mode::Threaded)
     }
@@ -131,7 +131,7 @@ impl Engine {
         &self.inner.address
     }
 
-    pub fn try_lock_lead(&self) -> Result<Option<LeaderLock>, FileError> {
+    pub fn try_lock_lead(&self) -> Result<Option<LeaderLock>, OpenError> {
         LeaderLock::try_take(&self.inner.path)
     }
 
@@ -276,6 +276,6 @@ impl Engine {
 }
 
 /// See [`read_heartbeat`](super::read_heartbeat).
-pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, FileError> {
+pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, OpenError> {
     open::read_only(path, row_mapping::heartbeat)
 }

@@ -8,7 +8,7 @@ use crate::store::lines::{BoxError, Lines};
 #[cfg(feature = "postgres")]
 use crate::store::postgres;
 use crate::store::relocation::Relocation;
-use crate::store::{DatabaseUrl, OpenError, sqlite};
+use crate::store::{DatabaseUrl, OpenError, OpenReason, sqlite};
 
 /// Interval between attempts to take the lead.
 const LEAD_INTERVAL: Duration = Duration::from_millis(10);
@@ -95,11 +95,7 @@ pub(super) fn is_relocated(
     match relocation(side)? {
         None => Ok(false),
         Some(found) if is_expected(&found) => Ok(true),
-        Some(relocation) => Err(OpenError::Relocated {
-            address: side.address(),
-            relocation,
-        }
-        .into()),
+        Some(found) => Err(OpenError::new(side.address(), OpenReason::Relocated(found)).into()),
     }
 }
 

@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use super::address::PostgresUrl;
 use super::error::Error;
 use super::history::OwnEntries;
-use super::open_error::PostgresOpenError;
+use super::open_error::ServerError;
 use super::schema::{FORMAT, FORMAT_WITH_RELOCATION, migrate};
 use super::session::Session;
 use super::settings;
 use super::tls::tls;
 use crate::clock::{Clock, DatabaseClock, SystemClock};
+use crate::store::OpenError;
 use crate::store::relocation::Relocation;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
@@ -67,11 +68,11 @@ pub(super) const SERVER_STATE: &str = "\
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Connector {
-    pub fn new(url: &PostgresUrl, purpose: Purpose) -> Result<Self, PostgresOpenError> {
+    pub fn new(url: &PostgresUrl, purpose: Purpose) -> Result<Self, OpenError> {
         Ok(Self {
             url: url.clone(),
             address: url.to_string(),
-            tls: tls(url)?,
+            tls: tls(url).map_err(|error| OpenError::new(url, ServerError::Tls(error)))?,
             identity: OnceLock::new(),
             purpose,
             timeline: Arc::default(),
@@ -100,9 +101,9 @@ impl Connector {
     }
 
     /// Waits until a later version of the program has changed the schema.
-    pub async fn newer(&self) -> PostgresOpenError {
+    pub async fn newer(&self) -> OpenError {
         self.newer.cancelled().await;
-        PostgresOpenError::Newer(self.address.clone())
+        OpenError::new(&self.address, ServerError::Newer)
     }
 
     /// Number of sessions that were opened in the place of another one.
@@ -172,7 +173,7 @@ impl Connector {
                 Purpose::Copy(mark) => mark.as_deref(),
                 Purpose::Use => None,
             };
-            let is_new = migrate(&session, &self.address, must_exist, mark).await?;
+            let is_new = migrate(&session, must_exist, mark).await?;
             if !self.check_identity(&session).await? {
                 self.own_entries.enter_history(&session).await?;
             }
@@ -191,7 +192,7 @@ impl Connector {
             let session = self.connect(None).await?;
             let present = "SELECT to_regclass('order_service.meta') IS NOT NULL";
             if !session.value::<bool>(present, &[]).await? {
-                return Err(PostgresOpenError::Missing(self.address.clone()).into());
+                return Err(ServerError::Missing.into());
             }
             self.check_identity(&session).await?;
             let reads = "SET default_transaction_read_only = on";
@@ -207,13 +208,7 @@ impl Connector {
     ) -> Result<T, Error> {
         tokio::time::timeout(SESSION_TIMEOUT, work)
             .await
-            .unwrap_or_else(|_| {
-                Err(PostgresOpenError::Unreachable {
-                    address: self.address.clone(),
-                    source: "no answer in time".into(),
-                }
-                .into())
-            })
+            .unwrap_or_else(|_| Err(ServerError::Unreachable("no answer in time".into()).into()))
     }
 
     /// Connects to all hosts at once, and returns a session on one that can be written: of several, that on
@@ -251,10 +246,7 @@ impl Connector {
         config: &Config,
         notified: Option<Arc<Notify>>,
     ) -> Result<Session, Error> {
-        let unreachable = |error: tokio_postgres::Error| PostgresOpenError::Unreachable {
-            address: self.address.clone(),
-            source: Box::new(error),
-        };
+        let unreachable = |error: tokio_postgres::Error| ServerError::Unreachable(Box::new(error));
         let session = match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
@@ -266,7 +258,7 @@ impl Connector {
                 Session::start(client, connection, notified)
             }
         };
-        settings::apply(&session, &self.address).await?;
+        settings::apply(&session).await?;
         self.check_timeline(&session).await?;
         Ok(session)
     }
@@ -280,15 +272,11 @@ impl Connector {
         let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
         session.set_timeline(found, &self.timeline);
         if found < newest {
-            return Err(PostgresOpenError::Unreachable {
-                address: self.address.clone(),
-                source: format!(
-                    "the server is a former primary: it is on timeline {found}, and timeline \
-                     {newest} has begun"
-                )
-                .into(),
-            }
-            .into());
+            let why = format!(
+                "the server is a former primary: it is on timeline {found}, and timeline {newest} \
+                 has begun"
+            );
+            return Err(ServerError::Unreachable(why.into()).into());
         }
         Ok(())
     }
@@ -309,10 +297,10 @@ impl Connector {
         let is_same = pid == first.try_get::<_, i32>(1)?
             && taken.try_get::<_, i32>(1)? != first.try_get::<_, i32>(1)?;
         if !is_same {
-            return Err(PostgresOpenError::Pooler(self.address.clone()).into());
+            return Err(ServerError::Pooler.into());
         }
         if !first.try_get::<_, bool>(0)? || taken.try_get::<_, bool>(0)? {
-            return Err(PostgresOpenError::Locks(self.address.clone()).into());
+            return Err(ServerError::Locks.into());
         }
         session
             .query_one("SELECT pg_advisory_unlock($1)", &[&key])
@@ -328,13 +316,13 @@ impl Connector {
         let format: i32 = row.try_get(1)?;
         if format > FORMAT {
             self.newer.cancel();
-            return Err(PostgresOpenError::Newer(self.address.clone()).into());
+            return Err(ServerError::Newer.into());
         }
         let sql = "SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
                    instance) FROM meta WHERE id = 1";
         let found: String = session.value(sql, &[]).await?;
         if *self.identity.get_or_init(|| found.clone()) != found {
-            return Err(PostgresOpenError::Replaced(self.address.clone()).into());
+            return Err(ServerError::Replaced.into());
         }
         self.on_server_state(&row, asked_at)?;
         if format < FORMAT_WITH_RELOCATION {
@@ -349,11 +337,7 @@ impl Connector {
         match (Relocation::new(row), &self.purpose) {
             (None, _) => Ok(false),
             (Some(_), Purpose::Copy(_)) => Ok(true),
-            (Some(relocation), Purpose::Use) => Err(PostgresOpenError::Relocated {
-                address: self.address.clone(),
-                relocation,
-            }
-            .into()),
+            (Some(found), Purpose::Use) => Err(ServerError::Relocated(found).into()),
         }
     }
 }

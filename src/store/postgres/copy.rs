@@ -11,7 +11,8 @@ use super::error::Error;
 use super::history::ORIGIN;
 use super::lines::LineSession;
 use super::session::{LEADER_LOCK, Session};
-use super::{PostgresOpenError, PostgresUrl, prepare};
+use super::{PostgresUrl, prepare};
+use crate::store::OpenError;
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
@@ -44,24 +45,17 @@ const LOCK_PAUSE: Duration = Duration::from_millis(30);
 
 impl LineSession {
     /// Opens a database that is there, whether or not its orders have moved.
-    pub fn open_source(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+    pub fn open_source(url: &PostgresUrl) -> Result<Self, OpenError> {
         Self::prepare(url, Purpose::Copy(None), true)
     }
 
     /// Opens a database to copy into; a new one is marked from its first moment on.
-    pub fn open_target(
-        url: &PostgresUrl,
-        incomplete: &Relocation,
-    ) -> Result<Self, PostgresOpenError> {
+    pub fn open_target(url: &PostgresUrl, incomplete: &Relocation) -> Result<Self, OpenError> {
         let mark = relocate(Some(incomplete));
         Self::prepare(url, Purpose::Copy(Some(mark)), false)
     }
 
-    fn prepare(
-        url: &PostgresUrl,
-        purpose: Purpose,
-        must_exist: bool,
-    ) -> Result<Self, PostgresOpenError> {
+    fn prepare(url: &PostgresUrl, purpose: Purpose, must_exist: bool) -> Result<Self, OpenError> {
         let connector = Connector::new(url, purpose)?;
         Self::connect(connector, move |connector| async move {
             let session = prepare(&connector, must_exist).await?;

@@ -3,9 +3,9 @@
 
 use tokio_postgres::error::SqlState;
 
-use super::open_error::PostgresOpenError;
-use crate::store::StoreError;
+use super::open_error::ServerError;
 use crate::store::cursor::Gone;
+use crate::store::{OpenError, StoreError};
 
 /// An error of a statement or of a connection.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub(in crate::store) enum Error {
     Silent,
     /// The database cannot be used as it is.
     #[error(transparent)]
-    Open(#[from] PostgresOpenError),
+    Open(#[from] ServerError),
     /// A value that the schema refuses, or that another program wrote.
     #[error("{0}")]
     Value(String),
@@ -34,14 +34,8 @@ impl Error {
     }
 
     /// Returns the reason why a database cannot be opened.
-    pub fn into_open_error(self, address: &str) -> PostgresOpenError {
-        match self {
-            Self::Open(error) => error,
-            error => PostgresOpenError::Other {
-                address: address.to_owned(),
-                source: Box::new(error),
-            },
-        }
+    pub fn into_open_error(self, address: &str) -> OpenError {
+        OpenError::new(address, ServerError::from(self))
     }
 
     /// Returns the error with its causes.
@@ -64,7 +58,7 @@ impl Error {
         let error = match self {
             Self::Silent => return true,
             Self::Postgres(error) => error,
-            Self::Open(error) => return matches!(error, PostgresOpenError::Unreachable { .. }),
+            Self::Open(error) => return matches!(error, ServerError::Unreachable(_)),
             Self::Value(_) | Self::Gone(_) => return false,
         };
         match error.code() {
@@ -106,6 +100,15 @@ impl Error {
                 !code.starts_with("08") && !code.starts_with("57")
             }),
             _ => false,
+        }
+    }
+}
+
+impl From<Error> for ServerError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Open(error) => error,
+            error => Self::Other(Box::new(error)),
         }
     }
 }

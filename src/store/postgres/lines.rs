@@ -9,12 +9,12 @@ use tokio::sync::oneshot;
 use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::session::Session;
-use super::{PostgresOpenError, PostgresUrl, on_thread, queries, start_thread};
+use super::{PostgresUrl, on_thread, queries, start_thread};
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
-use crate::store::{Finding, StoreError};
+use crate::store::{Finding, OpenError, StoreError};
 
 /// Number of bytes that are handed on at once.
 const CHUNK: usize = 64 * 1024;
@@ -52,7 +52,7 @@ pub(in crate::store) struct LineSession {
 
 impl LineSession {
     /// Opens a session that only reads, on a database that must be there.
-    pub fn open(url: &PostgresUrl) -> Result<Self, PostgresOpenError> {
+    pub fn open(url: &PostgresUrl) -> Result<Self, OpenError> {
         Self::connect(Connector::new(url, Purpose::Use)?, |connector| async move {
             let session = connector.session_for_reading().await?;
             session.execute(PLANS).await?;
@@ -64,7 +64,7 @@ impl LineSession {
     pub(super) fn connect<F>(
         connector: Connector,
         open: impl FnOnce(Arc<Connector>) -> F,
-    ) -> Result<Self, PostgresOpenError>
+    ) -> Result<Self, OpenError>
     where
         F: Future<Output = Result<Session, Error>> + Send + 'static,
     {

@@ -1,7 +1,7 @@
 //! Schema of a database: its format, and the migrations up to it.
 
 use super::error::Error;
-use super::open_error::PostgresOpenError;
+use super::open_error::ServerError;
 use super::session::{SCHEMA_LOCK, Session};
 
 /// Migrations, oldest first: each leads from one format to the next, the first from an empty
@@ -24,7 +24,6 @@ const APPLICATION: &str = "order-service";
 /// `mark`. Safe to do at the same moment in several processes.
 pub(super) async fn migrate(
     session: &Session,
-    address: &str,
     must_exist: bool,
     mark: Option<&str>,
 ) -> Result<bool, Error> {
@@ -35,26 +34,28 @@ pub(super) async fn migrate(
     let present = session.query_one(PRESENT, &[]).await?;
     let format = match (present.try_get(0)?, present.try_get(1)?) {
         (false, _) => 0,
-        (true, false) => return Err(PostgresOpenError::Foreign(address.to_owned()).into()),
+        (true, false) => return Err(ServerError::Foreign.into()),
         (true, true) => {
             let row = session.query_one("SELECT application, format FROM meta", &[]);
             let row = row.await?;
             if row.try_get::<_, &str>(0)? != APPLICATION {
-                return Err(PostgresOpenError::Foreign(address.to_owned()).into());
+                return Err(ServerError::Foreign.into());
             }
             row.try_get::<_, i32>(1)?
         }
     };
     if format > FORMAT {
-        return Err(PostgresOpenError::Newer(address.to_owned()).into());
+        return Err(ServerError::Newer.into());
     }
     if format == 0 && must_exist {
-        return Err(PostgresOpenError::Missing(address.to_owned()).into());
+        return Err(ServerError::Missing.into());
     }
     for (number, migration) in (1..).zip(MIGRATIONS) {
         if number > format {
-            let done = session.execute(migration).await;
-            done.map_err(|error| error.into_open_error(address))?;
+            session
+                .execute(migration)
+                .await
+                .map_err(ServerError::from)?;
         }
     }
     if format == 0 {

@@ -1,7 +1,7 @@
 //! Settings: those of each session, and those of a server that durability rests on.
 
 use super::error::Error;
-use super::open_error::PostgresOpenError;
+use super::open_error::ServerError;
 use super::session::Session;
 
 /// The oldest version that is tested.
@@ -32,7 +32,7 @@ const OF_SERVER: [(&str, &[&str], &str); 4] = [
 ];
 
 /// Sets up a session, and checks the version and the settings of its server.
-pub(super) async fn apply(session: &Session, address: &str) -> Result<(), Error> {
+pub(super) async fn apply(session: &Session) -> Result<(), Error> {
     // A session keeps the synchronous_commit that is checked, whatever is set on the server later.
     const SQL: &str = "SELECT current_setting('server_version_num')::integer, \
         current_setting('server_version'), \
@@ -41,16 +41,13 @@ pub(super) async fn apply(session: &Session, address: &str) -> Result<(), Error>
     session.execute(OF_SESSION).await?;
     let names = OF_SERVER.map(|(setting, _, _)| setting);
     let row = session.query_one(SQL, &[&&names[..]]).await?;
-    let address = address.to_owned();
     if row.try_get::<_, i32>(0)? < VERSION_MIN {
-        let found = row.try_get(1)?;
-        return Err(PostgresOpenError::Version { address, found }.into());
+        return Err(ServerError::Version(row.try_get(1)?).into());
     }
     let found: Vec<String> = row.try_get(3)?;
     for ((setting, allowed, wanted), found) in OF_SERVER.into_iter().zip(found) {
         if !allowed.contains(&&*found) {
-            return Err(PostgresOpenError::Setting {
-                address,
+            return Err(ServerError::Setting {
                 setting,
                 found,
                 wanted,

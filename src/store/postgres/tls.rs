@@ -9,23 +9,13 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::PostgresUrl;
-use super::open_error::PostgresOpenError;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::store::lines::BoxError;
 
 /// Returns the TLS of connections; `None` if the address turns it off.
-pub(super) fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, PostgresOpenError> {
+pub(super) fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, BoxError> {
     if url.config.get_ssl_mode() == SslMode::Disable {
         return Ok(None);
     }
-    let tls = verifying(url).map_err(|source| PostgresOpenError::Tls {
-        address: url.to_string(),
-        source,
-    });
-    tls.map(Some)
-}
-
-fn verifying(url: &PostgresUrl) -> Result<MakeRustlsConnect, BoxError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?;
@@ -39,5 +29,5 @@ fn verifying(url: &PostgresUrl) -> Result<MakeRustlsConnect, BoxError> {
             builder.with_root_certificates(roots).with_no_client_auth()
         }
     };
-    Ok(MakeRustlsConnect::new(config))
+    Ok(Some(MakeRustlsConnect::new(config)))
 }

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 use super::file::OpenedFile;
 use super::open::writing_connection;
-use super::open_error::FileError;
+use crate::store::OpenError;
 
 /// Frames in the log from which a checkpoint runs in the background, some 28 MB. A larger value
 /// saves writes, since pages that change often are copied once.
@@ -97,7 +97,7 @@ impl Checkpointer {
         &mut self,
         file: &OpenedFile,
         on_interval: impl Fn() + Send + 'static,
-    ) -> Result<(), FileError> {
+    ) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (request, requests) = sync_channel(1);
         let copying = self.copying.clone();

@@ -9,7 +9,7 @@ use rusqlite::{Connection, params_from_iter};
 use super::file::{OpenedFile, QUEUE_LOCK, WRITE_LOCK, file_error, lock_file};
 use super::lead::LeaderLock;
 use super::open::{self, Purpose};
-use super::open_error::FileError;
+use crate::store::OpenError;
 use crate::store::copy::{Access, HISTORIES, Side, Table};
 use crate::store::lines::{BoxError, Lines, fields};
 use crate::store::relocation::Relocation;
@@ -53,7 +53,7 @@ pub(in crate::store) struct CopySide {
 
 impl CopySide {
     /// Opens a file that is there, whether or not its orders have moved. A backup is only read.
-    pub fn open(path: &Path) -> Result<Self, FileError> {
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (db, path, is_backup) = open::for_copying(path)?;
         match is_backup {
             true => Ok(Self::new(db, path, None)),
@@ -65,28 +65,28 @@ impl CopySide {
     }
 
     /// Opens a file to copy into; a new one is marked from its first moment on.
-    pub fn open_target(path: &Path, incomplete: &Relocation) -> Result<Self, FileError> {
+    pub fn open_target(path: &Path, incomplete: &Relocation) -> Result<Self, OpenError> {
         let mark = relocate(Some(incomplete));
         let side = Self::prepared(path, Purpose::Copy(Some(&mark)))?;
         let set = side.db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES);
-        set.map_err(|error| file_error(&side.path, Box::new(error)))?;
+        set.map_err(|error| file_error(&side.path, error))?;
         Ok(side)
     }
 
     /// Makes an empty file, which is worthless until it is finished.
     #[cfg(feature = "postgres")]
-    pub fn new_file(path: &Path) -> Result<Self, FileError> {
+    pub fn new_file(path: &Path) -> Result<Self, OpenError> {
         let made = Connection::open(path).and_then(|db| {
             db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
             open::create_schema(&db)?;
             db.execute("DELETE FROM histories", [])?;
             Ok(db)
         });
-        let db = made.map_err(|error| file_error(path, Box::new(error)))?;
+        let db = made.map_err(|error| file_error(path, error))?;
         Ok(Self::new(db, path.to_owned(), None))
     }
 
-    fn prepared(path: &Path, purpose: Purpose<'_>) -> Result<Self, FileError> {
+    fn prepared(path: &Path, purpose: Purpose<'_>) -> Result<Self, OpenError> {
         let (opened, db, _) = open::prepare(path, purpose)?;
         // Rows arrive in another order than that of their references.
         db.pragma_update(None, "foreign_keys", false)

@@ -16,6 +16,8 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
 
 use super::open_error::FileError;
+use crate::store::lines::BoxError;
+use crate::store::{OpenError, OpenReason};
 
 /// Permissions of a new database: its group may read it, others may not. The umask may remove some.
 const DATABASE_MODE: u32 = 0o640;
@@ -156,7 +158,7 @@ impl OpenedFile {
         }
     }
 
-    pub fn error(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> FileError {
+    pub fn error(&self, error: impl Into<BoxError>) -> OpenError {
         file_error(&self.path, error.into())
     }
 }
@@ -190,15 +192,15 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Checks that an existing database has one name: SQLite would keep one log for each name, and
 /// programs would not see the contents of each other's logs.
-pub(super) fn must_have_one_name(path: &Path) -> Result<(), FileError> {
+pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
     if fs::metadata(path).is_ok_and(|file| file.nlink() > 1) {
-        return Err(FileError::Linked(path.to_owned()));
+        return Err(OpenError::new(path.display(), FileError::Linked));
     }
     // Linux before 5.8 does not report mounts.
     let is_mount = statx(CWD, path, AtFlags::empty(), StatxFlags::empty())
         .is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     if is_mount {
-        return Err(FileError::Mounted(path.to_owned()));
+        return Err(OpenError::new(path.display(), FileError::Mounted));
     }
     Ok(())
 }
@@ -221,14 +223,16 @@ pub(super) fn create(path: &Path) -> io::Result<bool> {
 
 /// Opens a lock file beside a database, creating it if needed, for all users who may write the
 /// database: whoever can open the file can lock it.
-pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, FileError> {
+pub(super) fn lock_file(database: &Path, suffix: &str) -> Result<File, OpenError> {
+    open_lock(&with_suffix(database, suffix), database)
+        .map_err(|error| lock_error(database, suffix, error))
+}
+
+/// Returns the error of a lock file beside a database.
+pub(super) fn lock_error(database: &Path, suffix: &str, error: io::Error) -> OpenError {
     let path = with_suffix(database, suffix);
-    open_lock(&path, database).map_err(|source| {
-        shortage(&path).unwrap_or(FileError::LockFile {
-            path: path.clone(),
-            source,
-        })
-    })
+    let reason = shortage(&path).unwrap_or(FileError::LockFile(error));
+    OpenError::new(path.display(), reason)
 }
 
 fn open_lock(path: &Path, database: &Path) -> io::Result<File> {
@@ -273,54 +277,53 @@ fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
 }
 
 /// Converts an error of SQLite into one that says what an operator can do.
-pub(super) fn file_error(
-    path: &Path,
-    source: Box<dyn std::error::Error + Send + Sync>,
-) -> FileError {
-    let path = path.to_owned();
-    let code = source
+pub(super) fn file_error(path: &Path, error: impl Into<BoxError>) -> OpenError {
+    let reason = match error.into().downcast::<OpenReason>() {
+        Ok(reason) => *reason,
+        Err(error) => reason_of(path, error).into(),
+    };
+    OpenError::new(path.display(), reason)
+}
+
+fn reason_of(path: &Path, error: BoxError) -> FileError {
+    let code = error
         .downcast_ref::<rusqlite::Error>()
         .and_then(rusqlite::Error::sqlite_error_code);
     match code {
-        Some(ErrorCode::NotADatabase) => return FileError::NotADatabase(path),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            return FileError::Locked(path);
-        }
+        Some(ErrorCode::NotADatabase) => return FileError::NotADatabase,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => return FileError::Locked,
         _ => {}
     }
-    if let Some(shortage) = shortage(&path) {
+    if let Some(shortage) = shortage(path) {
         return shortage;
     }
     match code {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            FileError::ReadOnly(path)
+            FileError::ReadOnly
         }
-        Some(ErrorCode::DiskFull) => FileError::Full(path),
-        _ => FileError::Other { path, source },
+        Some(ErrorCode::DiskFull) => FileError::Full,
+        _ => FileError::Other(error),
     }
 }
 
 /// Returns the exhausted resource, if any, that prevented the file at this path, or one beside it,
 /// from being opened. SQLite does not report it.
-pub(super) fn shortage(path: &Path) -> Option<FileError> {
+fn shortage(path: &Path) -> Option<FileError> {
     let folder = path.parent()?;
     let open = |_| File::open(folder);
-    if let Err(source) = (0..OPEN_FILES).map(open).collect::<io::Result<Vec<_>>>()
-        && let Some(Errno::MFILE | Errno::NFILE) = Errno::from_io_error(&source)
+    if let Err(error) = (0..OPEN_FILES).map(open).collect::<io::Result<Vec<_>>>()
+        && let Some(Errno::MFILE | Errno::NFILE) = Errno::from_io_error(&error)
     {
-        let path = path.to_owned();
-        return Some(FileError::Descriptors { path, source });
+        return Some(FileError::Descriptors(error));
     }
     match tempfile::tempfile_in(folder).map_err(|error| error.kind()) {
         Err(io::ErrorKind::StorageFull) => {
             // Btrfs has no limit of inodes, and reports a total of zero.
             let has_no_inodes =
                 statvfs(folder).is_ok_and(|disk| disk.f_files > 0 && disk.f_favail == 0);
-            let path = path.to_owned();
-            Some(if has_no_inodes {
-                FileError::Inodes(path)
-            } else {
-                FileError::Full(path)
+            Some(match has_no_inodes {
+                true => FileError::Inodes,
+                false => FileError::Full,
             })
         }
         _ => None,

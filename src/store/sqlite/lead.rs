@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::file::{Identity, LEADER_LOCK, lock_file, with_suffix};
-use super::open_error::FileError;
+use super::file::{Identity, LEADER_LOCK, lock_error, lock_file, with_suffix};
+use crate::store::OpenError;
 
 /// The leader's lock. The operating system releases it when the process ends, for whatever reason.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(in crate::store) struct LeaderLock {
 
 impl LeaderLock {
     /// Takes the lock beside the database at `path`, unless another process has it.
-    pub fn try_take(path: &Path) -> Result<Option<Self>, FileError> {
+    pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
         let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
             Ok(()) => {
@@ -25,10 +25,7 @@ impl LeaderLock {
                 Ok(Some(Self { file, path }).filter(|lock| !lock.is_lost()))
             }
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(source)) => Err(FileError::LockFile {
-                path: with_suffix(path, LEADER_LOCK),
-                source,
-            }),
+            Err(TryLockError::Error(error)) => Err(lock_error(path, LEADER_LOCK, error)),
         }
     }
 

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
-use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
-};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_file, with_suffix};
+use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file};
 use super::histories::histories;
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::cursor::Histories;
+use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
+use crate::store::{OpenError, OpenReason};
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
 /// from one format to the next. They are only added, never changed.
@@ -76,28 +76,25 @@ pub(super) enum Purpose<'a> {
 pub(super) fn prepare(
     path: &Path,
     purpose: Purpose<'_>,
-) -> Result<(OpenedFile, Connection, Histories), FileError> {
+) -> Result<(OpenedFile, Connection, Histories), OpenError> {
     let path = absolute(path)?;
     // A path that is still a symbolic link after resolution is dangling.
     if path.is_symlink() || path.exists() && !path.is_file() {
-        return Err(FileError::NotAFile(path));
+        return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
     file::must_have_one_name(&path)?;
     // The change to WAL mode does not wait for other connections.
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
-        TryLockError::WouldBlock => FileError::Locked(path.clone()),
-        TryLockError::Error(source) => FileError::LockFile {
-            path: with_suffix(&path, WRITE_LOCK),
-            source,
-        },
+        TryLockError::WouldBlock => OpenError::new(path.display(), FileError::Locked),
+        TryLockError::Error(error) => lock_error(&path, WRITE_LOCK, error),
     })?;
-    let other = |error| file_error(&path, Box::new(error));
+    let other = |error: io::Error| file_error(&path, error);
     let is_new = file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
     let (db, histories) =
-        migrate(&path, database, purpose).map_err(|error| error.into_file_error(&path))?;
+        migrate(&path, database, purpose).map_err(|error| file_error(&path, error))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     if is_new {
@@ -108,13 +105,14 @@ pub(super) fn prepare(
     Ok((file, db, histories))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, FileError> {
+fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     // Symbolic links are followed, so that all users of a database take the same lock files.
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
+    let refused = |reason: FileError| Err(OpenError::new(path.display(), reason));
     let Some(name) = path.file_name() else {
-        return Err(FileError::NotAFile(path.to_owned()));
+        return refused(FileError::NotAFile);
     };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -122,16 +120,11 @@ fn absolute(path: &Path) -> Result<PathBuf, FileError> {
     };
     match folder.canonicalize() {
         Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
-        Ok(folder) => Err(FileError::Folder {
-            path: path.to_owned(),
+        Ok(folder) => refused(FileError::Folder(
             folder,
-            source: io::ErrorKind::NotADirectory.into(),
-        }),
-        Err(source) => Err(FileError::Folder {
-            path: path.to_owned(),
-            folder: folder.to_owned(),
-            source,
-        }),
+            io::ErrorKind::NotADirectory.into(),
+        )),
+        Err(error) => refused(FileError::Folder(folder.to_owned(), error)),
     }
 }
 
@@ -147,46 +140,23 @@ pub(super) fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockE
     }
 }
 
-enum Unmigrated {
-    Refused(FileError),
-    Sqlite(rusqlite::Error),
-}
-
-impl Unmigrated {
-    fn into_file_error(self, path: &Path) -> FileError {
-        match self {
-            Self::Refused(error) => error,
-            Self::Sqlite(error) => file_error(path, Box::new(error)),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for Unmigrated {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
-    }
-}
-
 fn migrate(
     path: &Path,
     file: Identity,
     purpose: Purpose<'_>,
-) -> Result<(Connection, Histories), Unmigrated> {
+) -> Result<(Connection, Histories), BoxError> {
     let mut db = Connection::open_with_flags(path, existing())?;
     // The format is checked before anything in the file is changed.
-    let format = format(&db, path)?;
-    pragmas(&db, path)?;
+    let format = format(&db)?;
+    pragmas(&db)?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
     upgrade(&change, format)?;
     if let (0, Purpose::Copy(Some(mark))) = (format, purpose) {
         change.execute_batch(mark)?;
     }
-    let relocation = relocation(&change)?;
+    let relocation = Relocation::read(&*change)?;
     if let (Some(relocation), Purpose::Use) = (&relocation, purpose) {
-        return Err(Unmigrated::Refused(FileError::Relocated {
-            path: path.to_owned(),
-            relocation: relocation.clone(),
-        }));
+        return Err(OpenReason::Relocated(relocation.clone()).into());
     }
     // Detects a read-only file now and not with the first order.
     change.execute("DELETE FROM write_probe", [])?;
@@ -199,31 +169,21 @@ fn migrate(
     Ok((db, histories))
 }
 
-/// Reads where the orders are instead.
-fn relocation(db: &Connection) -> rusqlite::Result<Option<Relocation>> {
-    db.query_row("SELECT state, address FROM relocation", [], |row| {
-        let (state, address) = (row.get_ref(0)?.as_str()?, row.get_ref(1)?.as_str()?);
-        Ok(Relocation::new(Some((state, address))))
-    })
-    .optional()
-    .map(Option::flatten)
-}
-
 /// Returns the format of a file; 0 if the file is empty.
-fn format(db: &Connection, path: &Path) -> Result<i64, Unmigrated> {
+fn format(db: &Connection) -> Result<i64, BoxError> {
     let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let (id, format) = (read("application_id")?, read("user_version")?);
     let is_empty = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| {
         row.get::<_, bool>(0)
     })?;
-    let path = path.to_owned();
-    Err(Unmigrated::Refused(match (id, format) {
+    let refused = match (id, format) {
         (0, 0) if is_empty => return Ok(0),
         (APPLICATION_ID, FORMAT_FIRST..=FORMAT) => return Ok(format),
-        (APPLICATION_ID, 1..FORMAT_FIRST) => FileError::Older { path, format },
-        (APPLICATION_ID, _) if format > FORMAT => FileError::Newer(path),
-        _ => FileError::Foreign(path),
-    }))
+        (APPLICATION_ID, 1..FORMAT_FIRST) => FileError::Older(format),
+        (APPLICATION_ID, _) if format > FORMAT => FileError::Newer,
+        _ => FileError::Foreign,
+    };
+    Err(OpenReason::from(refused).into())
 }
 
 /// Runs the migrations after format `from`.
@@ -239,7 +199,7 @@ fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
 
 /// Configures a connection for writing: sets the pragmas that durability depends on, and reads them
 /// back.
-fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
+fn pragmas(db: &Connection) -> Result<(), BoxError> {
     // Programs that lock the file without taking our locks are waited for here.
     let deadline = Instant::now() + START_TIMEOUT;
     let mode: String = loop {
@@ -252,15 +212,13 @@ fn pragmas(db: &Connection, path: &Path) -> Result<(), Unmigrated> {
     };
     let check = |pragma, found: String, wanted| {
         if found == wanted {
-            Ok(())
-        } else {
-            Err(Unmigrated::Refused(FileError::Pragma {
-                path: path.to_owned(),
-                pragma,
-                found,
-                wanted,
-            }))
+            return Ok(());
         }
+        Err(OpenReason::from(FileError::Pragma {
+            pragma,
+            found,
+            wanted,
+        }))
     };
     check("journal_mode", mode, "wal")?;
     // Checkpoints are run by `store/sqlite/checkpoint.rs`.
@@ -297,16 +255,16 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 /// Opens another writing connection on the prepared file.
-pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, FileError> {
+pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenError> {
     let db =
         Connection::open_with_flags(&file.path, existing()).map_err(|error| file.error(error))?;
-    pragmas(&db, &file.path).map_err(|error| error.into_file_error(&file.path))?;
+    pragmas(&db).map_err(|error| file.error(error))?;
     Ok(db)
 }
 
 /// Opens the pool of reading connections. All are opened now and none is ever replaced, so none can
 /// end up on a different file.
-pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, FileError> {
+pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
     let manager = SqliteConnectionManager::file(&file.path)
         .with_flags(existing())
         .with_init(|db| {
@@ -327,12 +285,12 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
 }
 
 /// Returns the absolute path of an existing database.
-pub(super) fn must_exist(path: &Path) -> Result<PathBuf, FileError> {
+pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
     let path = absolute(path)?;
     if path.exists() {
         Ok(path)
     } else {
-        Err(FileError::Missing(path))
+        Err(OpenError::new(path.display(), FileError::Missing))
     }
 }
 
@@ -340,21 +298,22 @@ pub(super) fn must_exist(path: &Path) -> Result<PathBuf, FileError> {
 pub(super) fn read_only<T>(
     path: &Path,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> Result<T, FileError> {
+) -> Result<T, OpenError> {
     let path = must_exist(path)?;
     Connection::open_with_flags(&path, existing())
         .and_then(|db| query(&db))
-        .map_err(|error| file_error(&path, Box::new(error)))
+        .map_err(|error| file_error(&path, error))
 }
 
 /// Opens a read-only connection on an existing database in a known format. Nothing is migrated: the
 /// program that uses the file may be older.
-pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileError> {
+pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenError> {
     let (db, path, format) = open_for_reading(path)?;
     if format >= FORMAT_WITH_RELOCATION {
-        let relocation = relocation(&db).map_err(|error| file_error(&path, Box::new(error)))?;
+        let relocation = Relocation::read(&db).map_err(|error| file_error(&path, error))?;
         if let Some(relocation) = relocation {
-            return Err(FileError::Relocated { path, relocation });
+            let reason = OpenReason::Relocated(relocation);
+            return Err(OpenError::new(path.display(), reason));
         }
     }
     Ok((db, path))
@@ -362,35 +321,35 @@ pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), FileErro
 
 /// Like [`for_reading`], but whether or not the orders have moved; also returns whether the file is a
 /// backup, which has to have the present format.
-pub(super) fn for_copying(path: &Path) -> Result<(Connection, PathBuf, bool), FileError> {
+pub(super) fn for_copying(path: &Path) -> Result<(Connection, PathBuf, bool), OpenError> {
     const IS_BACKUP: &str = "SELECT coalesce( \
         (SELECT file = '' FROM histories ORDER BY number DESC LIMIT 1), 0)";
     let (db, path, format) = open_for_reading(path)?;
     let is_backup = db.query_row(IS_BACKUP, [], |row| row.get(0));
-    match is_backup.map_err(|error| file_error(&path, Box::new(error)))? {
-        true if format < FORMAT => Err(FileError::OldBackup(path)),
+    match is_backup.map_err(|error| file_error(&path, error))? {
+        true if format < FORMAT => Err(OpenError::new(path.display(), FileError::OldBackup)),
         is_backup => Ok((db, path, is_backup)),
     }
 }
 
-fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), FileError> {
+fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError> {
     let path = must_exist(path)?;
     if !path.is_file() {
-        return Err(FileError::NotAFile(path));
+        return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let opened = Connection::open_with_flags(&path, flags)
-        .map_err(Unmigrated::Sqlite)
-        .and_then(|db| Ok((format(&db, &path)?, db)));
-    match opened {
-        Ok((0, _)) => Err(FileError::Missing(path)),
-        Ok((format, db)) => db
-            .busy_timeout(BUSY_TIMEOUT)
-            .and_then(|()| db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB))
-            .map(|()| (db, path.clone(), format))
-            .map_err(|error| file_error(&path, Box::new(error))),
-        Err(error) => Err(error.into_file_error(&path)),
-    }
+    let opened = || -> Result<_, BoxError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags)?;
+        let format = format(&db)?;
+        if format == 0 {
+            return Err(OpenReason::from(FileError::Missing).into());
+        }
+        db.busy_timeout(BUSY_TIMEOUT)?;
+        db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB)?;
+        Ok((db, format))
+    };
+    let (db, format) = opened().map_err(|error| file_error(&path, error))?;
+    Ok((db, path, format))
 }
 
 /// Creates an empty in-memory database by running the migrations.

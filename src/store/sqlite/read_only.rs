@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
-use super::open_error::FileError;
 use super::orders::find;
 use super::row_mapping::{heartbeat, open_order};
 use super::{check, open};
@@ -17,7 +16,7 @@ use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
 use crate::store::filter::waits_for_start;
 use crate::store::lines::Lines;
-use crate::store::{Finding, OrderView, StoreError};
+use crate::store::{Finding, OpenError, OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
@@ -30,7 +29,7 @@ pub(in crate::store) struct ReadOnlyFile {
 
 impl ReadOnlyFile {
     /// Opens an existing file.
-    pub fn open(path: &Path) -> Result<Self, FileError> {
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (db, path) = open::for_reading(path)?;
         Ok(Self { db, path })
     }

@@ -13,11 +13,10 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpointer;
 use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
-use super::open_error::FileError;
 use super::{lead, operator, prune, record, row_mapping, times};
-use crate::store::StoreError;
 use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
+use crate::store::{OpenError, StoreError};
 
 /// Maximum wait for programs that write without taking our locks.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,7 +28,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, FileError> {
+    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
         let lock = |suffix| lock_file(&file.path, suffix);
         let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
         let empties_next = checkpointer.empties_next();

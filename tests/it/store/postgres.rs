@@ -5,9 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use order_service::order::{OrderId, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
-use order_service::store::{
-    DatabaseUrl, Loss, Mode, OpenError, OrderChange, Store, StoreError, Transition,
-};
+use order_service::store::{DatabaseUrl, Loss, Mode, OrderChange, Store, StoreError, Transition};
 
 use super::{Fresh, create};
 use crate::cluster::cluster;
@@ -182,7 +180,6 @@ fn settings_that_would_lose_orders_are_refused() {
         assert!(cluster().psql(&database, &alter).status.success());
         let refused = Store::open(&cluster().database_url(&database), Mode::Threaded);
         let error = refused.err().unwrap();
-        assert!(matches!(error, OpenError::Postgres(_)));
         assert!(error.to_string().contains(shown), "{error}");
     }
 }

@@ -1,0 +1,53 @@
+//! Reasons why a database cannot be used.
+
+use std::error::Error;
+use std::fmt;
+
+#[cfg(feature = "postgres")]
+use super::postgres::ServerError;
+use super::relocation::Relocation;
+use super::sqlite::FileError;
+
+/// A database cannot be used: one line with its address, the reason and what to do.
+#[derive(Debug)]
+pub struct OpenError {
+    address: String,
+    reason: OpenReason,
+}
+
+/// Reasons why a database cannot be used. Each completes a sentence that begins with its address.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenReason {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The orders are in another database.
+    #[error("{0}")]
+    Relocated(Relocation),
+    /// A copy would replace what is there.
+    #[error("holds an order database already; name one that does not")]
+    Occupied,
+}
+
+impl OpenError {
+    pub(super) fn new(address: impl fmt::Display, reason: impl Into<OpenReason>) -> Self {
+        Self {
+            address: address.to_string(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.address, self.reason)
+    }
+}
+
+impl Error for OpenError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.reason.source()
+    }
+}
