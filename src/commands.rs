@@ -11,8 +11,8 @@ use futures_util::TryStreamExt;
 use crate::account;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{
-    self, AccountArgs, BackupArgs, CheckArgs, CopyArgs, ExplainArgs, FailArgs, PruneArgs,
-    RestartArgs,
+    self, AccountArgs, BackupArgs, CopyArgs, ExistingDatabaseArgs, ExplainArgs, FailArgs,
+    PruneArgs, RestartArgs,
 };
 use crate::explain::Invocation;
 use crate::order::{Order, OrderId, Reason, Status};
@@ -105,8 +105,8 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
 }
 
 /// `check`: prints the violated invariants of a database, or its summary if there are none.
-pub fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
+pub fn check(args: &ExistingDatabaseArgs) -> anyhow::Result<Exit> {
+    let database = ReadOnlyDatabase::open(&args.database_url)?;
     let mut count = 0;
     database.check(|finding| {
         count += 1;

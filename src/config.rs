@@ -22,8 +22,8 @@ use clap::{Args, Parser, Subcommand};
 
 use self::command_line::{parse, simulator_without_simulator};
 pub use self::groups::{
-    DatabaseArgs, ExistingDatabaseArgs, FaultArgs, ListenArgs, LogArgs, ReadDatabaseArgs,
-    ReconcileArgs, UpstreamArgs, order_process_token,
+    DatabaseArgs, ExistingDatabaseArgs, FaultArgs, ListenArgs, LogArgs, ReconcileArgs,
+    UpstreamArgs, order_process_token,
 };
 use self::values::{parse_address, parse_age, parse_seconds, parse_seed};
 use crate::decide::LostProcess;
@@ -88,7 +88,7 @@ pub enum ServiceCommand {
     )]
     Copy(CopyArgs),
     /// Check the integrity of a database: exit code 0 if it is sound, 1 if not
-    Check(CheckArgs),
+    Check(ExistingDatabaseArgs),
     /// Remove orders that settled long ago, with their part of the journal, while the programs run
     #[command(
         after_help = "Open orders are never removed, nor the newest order and that of the newest \
@@ -127,7 +127,7 @@ pub enum ReconcilerCommand {
     )]
     Run(Box<ReconcilerArgs>),
     /// Check whether the running reconciler is healthy: exit code 0 if it is, 1 if not
-    Health(ReconcilerHealthArgs),
+    Health(ExistingDatabaseArgs),
 }
 
 /// `order-service serve`.
@@ -273,7 +273,7 @@ pub struct ExplainArgs {
     #[arg(value_name = "ID")]
     pub id: OrderId,
     #[command(flatten)]
-    pub database: ReadDatabaseArgs,
+    pub database: ExistingDatabaseArgs,
 }
 
 /// `order-service backup`.
@@ -286,7 +286,7 @@ pub struct BackupArgs {
     #[arg(long)]
     pub replace: bool,
     #[command(flatten)]
-    pub database: ReadDatabaseArgs,
+    pub database: ExistingDatabaseArgs,
 }
 
 /// `order-service copy`.
@@ -305,13 +305,6 @@ pub struct CopyArgs {
     /// as `copy TO FROM` then brings everything back
     #[arg(long)]
     pub take_back: bool,
-}
-
-/// `order-service check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    #[command(flatten)]
-    pub database: ReadDatabaseArgs,
 }
 
 /// `order-service prune`.
@@ -359,13 +352,6 @@ pub struct ReconcilerArgs {
     pub upstream: UpstreamArgs,
     #[command(flatten)]
     pub reconcile: ReconcileArgs,
-}
-
-/// `order-reconciler health`.
-#[derive(Debug, Args)]
-pub struct ReconcilerHealthArgs {
-    #[command(flatten)]
-    pub database: ReadDatabaseArgs,
 }
 
 /// Parses the arguments of `order-service`. Prints and exits on an error, and for help.

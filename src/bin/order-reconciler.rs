@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         match command {
             ReconcilerCommand::Run(args) => run(*args).await,
             ReconcilerCommand::Health(args) => {
-                let found = health::of_reconciler(&args.database.database_url);
+                let found = health::of_reconciler(&args.database_url);
                 Ok(process::print_health(found.await))
             }
         }

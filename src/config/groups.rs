@@ -30,24 +30,10 @@ pub struct DatabaseArgs {
     pub database_url: DatabaseUrl,
 }
 
-/// The database of commands that write to it, and do not create it.
+/// The database of commands that do not create it.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
     /// Database, and it has to be there: sqlite:FILE or a path, or
-    /// postgres://USER@HOST:PORT/DATABASE
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        value_name = "URL",
-        default_value = "sqlite:orders.db"
-    )]
-    pub database_url: DatabaseUrl,
-}
-
-/// The database of commands that only read it.
-#[derive(Debug, Args)]
-pub struct ReadDatabaseArgs {
-    /// Database, and it has to be there, but is only read: sqlite:FILE or a path, or
     /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,
