@@ -54,7 +54,6 @@ use self::session::Session;
 use self::writer::Writer;
 use super::queue::{Mode, Queue, Shared};
 use super::rows::open_order_of;
-use super::writer_stats::Counters;
 use super::{
     Changes, Cursor, DatabaseInfo, Durability, Filter, OpenError, OpenOrders, Page, StartCandidate,
     StatsSnapshot, StoreError,
@@ -134,11 +133,10 @@ impl Engine {
                  synchronous_standby_names is empty"
             );
         }
-        let shared = Shared {
-            blocked_by: "the server cannot be reached, or does not answer",
-            counters: Counters::new(connector.clock().clone()),
-            ..Shared::default()
-        };
+        let shared = Shared::new(
+            connector.clock().clone(),
+            "the server cannot be reached, or does not answer",
+        );
         let is_synchronous = matches!(mode, Mode::Synchronous(_));
         let mut writer = Writer::new(connector.clone(), session, shared.clone());
         let queue = match mode {

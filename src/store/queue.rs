@@ -4,8 +4,8 @@
 //! A commit costs one disk flush whatever its size, so all waiting writes go into the next one. An
 //! engine's writer takes the writes off the queue and executes them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,13 +13,14 @@ use tokio::sync::{mpsc, watch};
 use super::StoreError;
 use super::write::{Reply, Write};
 use super::writer_stats::{Counters, WriterStats};
+use crate::clock::DatabaseClock;
 
 /// Maximum number of waiting writes: about a second of work for a slow disk. Further writes fail
 /// with [`StoreError::Overloaded`].
 pub(super) const QUEUE_MAX: usize = 4096;
 
 /// Maximum number of writes in a commit. More gains nothing and delays the first of them.
-pub(super) const BATCH_MAX: usize = 256;
+const BATCH_MAX: usize = 256;
 
 /// Maximum wait of a write in the queue, after which it is withdrawn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -85,8 +86,21 @@ impl Pending {
     }
 
     /// Returns true if the caller still waits; from then on the write can no longer be withdrawn.
-    pub fn claim(&self) -> bool {
+    fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes the writes that are queued behind this one and may share its commit, and returns those whose
+    /// callers still wait.
+    pub fn with_queued(self, waiting: &mut mpsc::Receiver<Self>) -> Vec<Self> {
+        let mut writes = vec![self];
+        while writes.len() < BATCH_MAX
+            && let Ok(next) = waiting.try_recv()
+        {
+            writes.push(next);
+        }
+        writes.retain(Self::claim);
+        writes
     }
 }
 
@@ -99,16 +113,42 @@ pub(super) struct Shared {
     pub is_stuck: Arc<AtomicBool>,
     /// Reason to log when a write is taken back.
     pub blocked_by: &'static str,
+    /// Message of the last failure, so that consecutive equal failures are logged once.
+    logged_failure: Arc<Mutex<Option<String>>>,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
+impl Shared {
+    pub fn new(clock: DatabaseClock, blocked_by: &'static str) -> Self {
         Self {
-            counters: Counters::default(),
+            counters: Counters::new(clock),
             commits: watch::Sender::new(()),
             is_stuck: Arc::default(),
-            blocked_by: "another program holds the write lock",
+            blocked_by,
+            logged_failure: Arc::default(),
         }
+    }
+
+    /// Wakes the subscribers to commits, and logs that the database can be written again.
+    pub fn report_success(&self) {
+        self.commits.send_replace(());
+        let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
+        if self.logged_failure().take().is_some() || was_stuck {
+            log::info!("the database can be written again");
+        }
+    }
+
+    /// Logs that the database cannot be written.
+    pub fn report_failure(&self, cause: String) {
+        let mut logged = self.logged_failure();
+        if logged.as_ref() != Some(&cause) {
+            log::error!("the database cannot be written: {cause}");
+            *logged = Some(cause);
+        }
+    }
+
+    fn logged_failure(&self) -> MutexGuard<'_, Option<String>> {
+        let lock = self.logged_failure.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -44,7 +44,7 @@ pub struct WriterStats {
 }
 
 /// Shared counters behind [`WriterStats`], with the clock by which their times are taken.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Counters {
     stats: Arc<Mutex<WriterStats>>,
     clock: DatabaseClock,
@@ -52,7 +52,6 @@ pub(super) struct Counters {
 
 impl Counters {
     /// Returns counters by this clock.
-    #[cfg(feature = "postgres")]
     pub fn new(clock: DatabaseClock) -> Self {
         Self {
             stats: Arc::default(),

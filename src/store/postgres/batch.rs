@@ -64,6 +64,14 @@ impl From<Error> for Failure {
 }
 
 impl Batch {
+    pub fn new(writes: Vec<Pending>) -> Self {
+        Self {
+            number: fastrand::i64(..),
+            writes,
+            is_in_doubt: false,
+        }
+    }
+
     /// Completes a batch that an earlier attempt has committed: only the replies to creations are
     /// still missing.
     pub async fn confirm(&mut self, session: &Session) -> Result<(), Failure> {

@@ -9,7 +9,6 @@
 //! batch that created them, and `writers` names the last batch of each process.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -26,7 +25,7 @@ use super::row_work::RowWork;
 use super::session::{FailedStep, NUMBERING_LOCK, Session, Steps};
 use crate::clock::{Clock, SystemClock};
 use crate::store::StoreError;
-use crate::store::queue::{BATCH_MAX, Pending, Shared};
+use crate::store::queue::{Pending, Shared};
 use crate::store::write::Write;
 
 /// Time limit of a batch that has begun, repetitions included. Its callers wait a little longer.
@@ -72,8 +71,6 @@ pub(super) struct Writer {
     shared: Shared,
     /// Id of this process' row in `writers`.
     id: i64,
-    /// Message of the last failure, so that consecutive equal failures are logged once.
-    logged_failure: Option<String>,
 }
 
 impl Writer {
@@ -83,7 +80,6 @@ impl Writer {
             session: Some(session),
             shared,
             id: fastrand::i64(..),
-            logged_failure: None,
         }
     }
 
@@ -99,18 +95,7 @@ impl Writer {
         let wanted_at = Instant::now();
         // Writes are not claimed yet: their callers take them back if this lasts too long.
         let connected = self.connect(waiting).await;
-        let mut writes = vec![first];
-        while writes.len() < BATCH_MAX
-            && let Ok(next) = waiting.try_recv()
-        {
-            writes.push(next);
-        }
-        writes.retain(Pending::claim);
-        let batch = Batch {
-            number: fastrand::i64(..),
-            writes,
-            is_in_doubt: false,
-        };
+        let batch = Batch::new(first.with_queued(waiting));
         match connected {
             Ok(()) => self.execute(batch, wanted_at).await,
             Err(error) => self.fail(batch, error),
@@ -123,7 +108,7 @@ impl Writer {
             match self.connector.next_session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
-                    self.log_failure(&error);
+                    self.shared.report_failure(error.to_string_with_causes());
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -157,12 +142,7 @@ impl Writer {
             if error.is_own_fault() && batch.writes.len() > 1 && !batch.is_in_doubt {
                 // None can be distinguished from the others, so each goes alone.
                 for write in batch.writes {
-                    let alone = Batch {
-                        number: fastrand::i64(..),
-                        writes: vec![write],
-                        is_in_doubt: false,
-                    };
-                    Box::pin(self.execute(alone, wanted_at)).await;
+                    Box::pin(self.execute(Batch::new(vec![write]), wanted_at)).await;
                 }
                 return;
             }
@@ -170,7 +150,7 @@ impl Writer {
                 self.fail(batch, error);
                 return;
             }
-            self.log_failure(&error);
+            self.shared.report_failure(error.to_string_with_causes());
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -300,23 +280,19 @@ impl Writer {
     }
 
     /// Completes the replies to writes that were committed.
-    fn finish(&mut self, writes: Vec<Pending>) {
-        self.shared.commits.send_replace(());
-        let was_stuck = self.shared.is_stuck.swap(false, Ordering::AcqRel);
-        if self.logged_failure.take().is_some() || was_stuck {
-            log::info!("the database can be written again");
-        }
+    fn finish(&self, writes: Vec<Pending>) {
+        self.shared.report_success();
         for pending in writes {
             pending.write.finish(Ok(()));
         }
     }
 
     /// Completes the replies to writes that failed or whose outcome is unknown.
-    fn fail(&mut self, batch: Batch, error: Error) {
+    fn fail(&self, batch: Batch, error: Error) {
         if error.is_own_fault() {
             log::error!("a write was refused by the database: {error}");
         } else {
-            self.log_failure(&error);
+            self.shared.report_failure(error.to_string_with_causes());
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         for pending in batch.writes {
@@ -324,14 +300,6 @@ impl Writer {
                 true => StoreError::OutcomeUnknown,
                 false => StoreError::Unwritable(cause.clone()),
             }));
-        }
-    }
-
-    fn log_failure(&mut self, error: &Error) {
-        let cause = error.to_string_with_causes();
-        if self.logged_failure.as_ref() != Some(&cause) {
-            log::error!("the database cannot be written: {cause}");
-            self.logged_failure = Some(cause);
         }
     }
 }

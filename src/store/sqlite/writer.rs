@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::file::{OpenedFile, QUEUE_LOCK, Unsafe, WRITE_LOCK, lock_file};
 use super::{lead, operator, prune, record, row_mapping, times};
-use crate::store::queue::{BATCH_MAX, Mode, Pending, Queue, Shared};
+use crate::clock::DatabaseClock;
+use crate::store::queue::{Mode, Pending, Queue, Shared};
 use crate::store::write::Write;
 use crate::store::{OpenError, StoreError};
 
@@ -32,14 +33,14 @@ impl Writer {
         let lock = |suffix| lock_file(&file.path, suffix);
         let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
         let empties_next = checkpointer.empties_next();
-        let shared = Shared::default();
+        let clock = DatabaseClock::default();
+        let shared = Shared::new(clock, "another program holds the write lock");
         let mut connected = Connected {
             queue_lock: lock(QUEUE_LOCK)?,
             write_lock: lock(WRITE_LOCK)?,
             db,
             file,
             is_rescued: false,
-            logged_failure: None,
             checkpointer,
             shared: shared.clone(),
         };
@@ -147,8 +148,6 @@ struct Connected {
     is_rescued: bool,
     queue_lock: File,
     write_lock: File,
-    /// Message of the last failure, so that consecutive equal failures are logged once.
-    logged_failure: Option<String>,
     checkpointer: Checkpointer,
     shared: Shared,
 }
@@ -169,13 +168,7 @@ impl Connected {
     fn commit(&mut self, first: Pending, waiting: &mut mpsc::Receiver<Pending>) {
         let wanted_at = Instant::now();
         let begun = self.begin();
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX
-            && let Ok(next) = waiting.try_recv()
-        {
-            batch.push(next);
-        }
-        batch.retain(|write| write.claim());
+        let mut batch = first.with_queued(waiting);
         match begun {
             Ok(()) => {
                 let result = self.apply(&mut batch);
@@ -275,23 +268,11 @@ impl Connected {
         })
     }
 
-    /// Completes the callers' replies, and logs when the database becomes writable or unwritable.
-    fn finish(&mut self, batch: Vec<Pending>, result: Result<(), Failure>) {
+    /// Completes the callers' replies.
+    fn finish(&self, batch: Vec<Pending>, result: Result<(), Failure>) {
         match &result {
-            Ok(()) => {
-                self.shared.commits.send_replace(());
-                let was_stuck = self.shared.is_stuck.swap(false, Ordering::AcqRel);
-                if self.logged_failure.take().is_some() || was_stuck {
-                    log::info!("the database can be written again");
-                }
-            }
-            Err(failure) => {
-                let cause = failure.cause.to_string();
-                if self.logged_failure.as_ref() != Some(&cause) {
-                    log::error!("the database cannot be written: {cause}");
-                    self.logged_failure = Some(cause);
-                }
-            }
+            Ok(()) => self.shared.report_success(),
+            Err(failure) => self.shared.report_failure(failure.cause.to_string()),
         }
         for pending in batch {
             pending.write.finish(match &result {
