@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::environment::{
-    Answer, Client, PATIENCE, Program, TestEnvironment, assert_problem, fill,
-};
+use crate::environment::{Client, PATIENCE, Program, TestEnvironment, assert_problem, fill, until};
 use crate::lists::long_name;
 use crate::wire::{Wire, statuses};
 
@@ -345,15 +343,9 @@ async fn a_shutdown_finishes_requests_in_flight_and_takes_no_new_ones() {
     flying.send(ASKING);
     assert_eq!(flying.read_until("\r\n\r\n"), GO_ON);
     api.signal("TERM");
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        // A new client each time, because idle connections are closed.
-        let ready: Answer = Client::new().get(format!("{}/readyz", api.url)).await;
-        if ready.status == 503 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{ready:?}");
-    }
+    // A new client each time, because idle connections are closed.
+    let ready = async || Client::new().get(format!("{}/readyz", api.url)).await;
+    until(ready, |ready| ready.status == 503).await;
     let live = Client::new().get(format!("{}/livez", api.url)).await;
     assert_eq!(live.status, 200, "the process runs");
     let refused = client.create(&api.url, "late").await;

@@ -21,6 +21,22 @@ use serde_json::Value;
 /// Timeout of every wait in tests. Much longer than any takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Reads until `done` returns true for what is read, and returns that.
+pub async fn until<T: std::fmt::Debug>(read: impl AsyncFn() -> T, done: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = read().await;
+        if done(&found) {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the condition was not met in time: {found:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Raises the limit of open files to `wanted`, if possible. Returns the limit.
 pub fn file_limit(wanted: u64) -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
@@ -512,18 +528,7 @@ impl Client {
 
     /// Returns all orders once `done` returns true for them.
     pub async fn orders_when(&self, api: &str, done: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let orders = self.orders(api).await;
-            if done(&orders) {
-                return orders;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the condition was not met in time: {orders:?}"
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until(async || self.orders(api).await, |orders| done(orders)).await
     }
 
     /// Returns all orders once there are `count` of them and each is settled.

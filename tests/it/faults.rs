@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use self::disk::Disk;
 use self::load::{Load, Outcomes, assert_refused, kind};
 use crate::environment::{
-    Client, PATIENCE, Program, TestEnvironment, assert_statuses_agree, file_limit,
+    Client, PATIENCE, Program, TestEnvironment, assert_statuses_agree, file_limit, until,
 };
 use crate::wire::{Wire, statuses};
 
@@ -27,15 +27,8 @@ const FILES: u64 = 8192;
 
 /// Waits until a path answers with this status.
 async fn answers(client: &Client, program: &Program, path: &str, status: u16) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = client.get(format!("{}{path}", program.url)).await;
-        if answer.status == status {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{path}: {answer:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let read = async || client.get(format!("{}{path}", program.url)).await;
+    until(read, |answer| answer.status == status).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -398,17 +391,12 @@ async fn an_api_that_is_killed_under_load_keeps_acknowledged_orders_and_disturbs
 /// Sends a request on a new connection until it is answered: beyond the overflow limit, connections
 /// are closed without a response.
 async fn ask(api: &Program, request: &str) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    let answer = async || {
         let mut wire = Wire::open(api);
         wire.send(request);
-        let answer = tokio::task::block_in_place(|| wire.rest());
-        if !answer.is_empty() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "{request} is never answered");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        tokio::task::block_in_place(|| wire.rest())
+    };
+    until(answer, |answer| !answer.is_empty()).await
 }
 
 /// Opens connections that send nothing, including refused ones.

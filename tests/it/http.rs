@@ -2,12 +2,11 @@
 //! `create`, lists in `lists`, misbehaving clients in `clients`.
 
 use std::fs;
-use std::time::Instant;
 
 use chrono::DateTime;
 use serde_json::{Value, json};
 
-use crate::environment::{Answer, Client, PATIENCE, TestEnvironment, assert_problem};
+use crate::environment::{Answer, Client, TestEnvironment, assert_problem, until};
 use crate::wire::{plain, statuses};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,21 +264,18 @@ async fn health_is_served_at_three_paths_in_one_format() {
     }
     // An upstream that is down is reported, but does not make the API unready.
     let serve = env.serve("http://127.0.0.1:9", &[]);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = client.get(format!("{}/healthz", serve.url)).await;
+    client.create(&serve.url, "a1").await;
+    let health = async || client.get(format!("{}/healthz", serve.url)).await;
+    until(health, |answer| {
         assert_eq!(answer.status, 200, "{answer:?}");
         let body = answer.json();
         let mut all = body["checks"].as_array().unwrap().iter();
         let upstream = all.find(|check| check["name"] == "upstream").unwrap();
-        if upstream["status"] == "failing" {
-            assert_eq!(body["status"], "degraded");
-            break;
-        }
-        assert_eq!(body["status"], "ok");
-        assert!(Instant::now() < deadline, "{answer:?}");
-        client.create(&serve.url, "a1").await;
-    }
+        let is_failing = upstream["status"] == "failing";
+        assert_eq!(body["status"], if is_failing { "degraded" } else { "ok" });
+        is_failing
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,15 +285,8 @@ async fn without_its_file_nothing_is_written_until_the_file_is_back() {
     let client = Client::new();
     let created = client.create(&api.url, "a1").await;
     let ready = async |status: u16| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let ready = client.get(format!("{}/readyz", api.url)).await;
-            if ready.status == status {
-                return checks(&ready).0;
-            }
-            assert!(Instant::now() < deadline, "{ready:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        let read = async || client.get(format!("{}/readyz", api.url)).await;
+        checks(&until(read, |ready| ready.status == status).await).0
     };
     assert_eq!(ready(200).await, "ok");
     let away = env.path("away.db");

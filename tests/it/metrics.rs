@@ -7,7 +7,7 @@ use crate::environment::ready;
 use order_service::clock::{Clock, SystemClock};
 use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
-use crate::environment::{Client, PATIENCE, TestEnvironment, fill};
+use crate::environment::{Client, PATIENCE, TestEnvironment, fill, until};
 
 /// Values by the name and labels of the sample, in the text format.
 pub type Samples = BTreeMap<String, f64>;
@@ -122,18 +122,7 @@ fn check_buckets(samples: &Samples) {
 
 /// Reads the metrics until `done` returns true.
 async fn metrics_when(client: &Client, api: &str, done: impl Fn(&Samples) -> bool) -> Samples {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let samples = metrics(client, api).await;
-        if done(&samples) {
-            return samples;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "the condition was not met in time: {samples:#?}"
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(async || metrics(client, api).await, done).await
 }
 
 /// Returns the value of a sample, 0 if it is absent. `series` omits the prefix.

@@ -1,7 +1,6 @@
 //! `GET /stats`, compared with the orders and with counts by the database.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use crate::environment::{lead, ready};
 use chrono::DateTime;
@@ -12,7 +11,7 @@ use order_service::store::{AttentionUpdate, OrderChange, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::environment::{Client, PATIENCE, TestEnvironment, fill};
+use crate::environment::{Client, TestEnvironment, fill, until};
 
 async fn stats(client: &Client, api: &str) -> Value {
     let answer = client.get(format!("{api}/stats")).await;
@@ -24,18 +23,7 @@ async fn stats(client: &Client, api: &str) -> Value {
 
 /// Reads the statistics until `done` returns true.
 async fn stats_when(client: &Client, api: &str, done: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let figures = stats(client, api).await;
-        if done(&figures) {
-            return figures;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "the condition was not met in time: {figures}"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    until(async || stats(client, api).await, done).await
 }
 
 fn sum(per_minute: &Value, name: &str) -> u64 {

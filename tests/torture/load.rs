@@ -37,11 +37,11 @@ pub struct Answers {
     /// Statuses of settled orders that were read during the run: they must not change.
     pub settled: HashMap<String, String>,
     pub wrong: Vec<String>,
-    pub created: u64,
-    pub existed: u64,
-    pub refused: u64,
-    pub unreachable: u64,
-    pub unknown: u64,
+    created: u64,
+    existed: u64,
+    refused: u64,
+    unreachable: u64,
+    unknown: u64,
     pub reads: u64,
     /// The longest wait for the answer to a creation.
     pub longest: Duration,
@@ -149,6 +149,13 @@ async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
 }
 
 impl Answers {
+    pub fn summary(&self) -> String {
+        format!(
+            "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",
+            self.created, self.existed, self.refused, self.unreachable, self.unknown, self.reads
+        )
+    }
+
     /// Adds the outcome of a request, and returns the existence of the order.
     fn add(&mut self, id: &str, outcome: CreateOutcome) -> Known {
         let mut known = self.known.get(id).copied().unwrap_or(Known::Not);

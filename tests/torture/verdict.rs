@@ -183,18 +183,7 @@ pub fn verdict_on_postgres(
                 servers.most_open
             ),
         ),
-        (
-            "answers",
-            format!(
-                "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",
-                answers.created,
-                answers.existed,
-                answers.refused,
-                answers.unreachable,
-                answers.unknown,
-                answers.reads
-            ),
-        ),
+        ("answers", answers.summary()),
         ("servers", servers.injected.summary()),
         ("programs", programs.injected.summary()),
         (
@@ -329,18 +318,7 @@ fn print_summary(
                 chaos.most_open
             ),
         ),
-        (
-            "answers",
-            format!(
-                "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",
-                answers.created,
-                answers.existed,
-                answers.refused,
-                answers.unreachable,
-                answers.unknown,
-                answers.reads
-            ),
-        ),
+        ("answers", answers.summary()),
         (
             "incarnations",
             format!("{} of the simulator", recorded.incarnations),
