@@ -22,7 +22,8 @@ use futures_util::TryStreamExt;
 use order_service::order::{Order, OrderId, Outcome, Reason, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
-    AttentionUpdate, Creation, Cursor, Filter, Loss, OrderChange, Store, StoreError, Transition,
+    AttentionUpdate, Creation, Cursor, Filter, Leadership, Loss, OrderChange, Store, StoreError,
+    Transition,
 };
 use rusqlite::Connection;
 
@@ -312,24 +313,30 @@ async fn a_leader_that_another_has_followed_records_nothing() {
     let fresh = sqlite::fresh();
     let (first, second) = (&fresh.store, &fresh.other);
     let seq = create(first, "a1", 1).await;
-    let adopt = || {
-        let step = Transition::Adopted;
-        vec![OrderChange { seq, step }]
-    };
     let deposed = first.try_lead().await.unwrap().unwrap();
     assert!(second.try_lead().await.unwrap().is_none());
     fresh.break_lock();
     // While there is no other lock, no one else leads.
     assert_eq!(deposed.loss(), None);
     let lead = second.try_lead().await.unwrap().unwrap();
+    assert_followed([first, second], [&deposed, &lead], seq).await;
+}
+
+/// Checks that a leader that another has followed records nothing, and the other does.
+async fn assert_followed(
+    [first, second]: [&Store; 2],
+    [deposed, lead]: [&Leadership; 2],
+    seq: i64,
+) {
+    let adopt = || {
+        let step = Transition::Adopted;
+        vec![OrderChange { seq, step }]
+    };
     let before = journal(first).await;
     let refused = [
+        first.record(deposed, adopt(), Timestamp(2)).await.map(drop),
         first
-            .record(&deposed, adopt(), Timestamp(2))
-            .await
-            .map(drop),
-        first
-            .write_heartbeat(&deposed, ReconcilerState::default())
+            .write_heartbeat(deposed, ReconcilerState::default())
             .await,
     ];
     for refused in refused {
@@ -337,7 +344,7 @@ async fn a_leader_that_another_has_followed_records_nothing() {
     }
     assert_eq!(deposed.loss(), Some(Loss::Deposed));
     assert_eq!(journal(first).await, before);
-    let recorded = second.record(&lead, adopt(), Timestamp(3)).await.unwrap();
+    let recorded = second.record(lead, adopt(), Timestamp(3)).await.unwrap();
     assert_eq!(recorded.changed, 1, "it is as it was before");
     assert_eq!(lead.loss(), None);
 }

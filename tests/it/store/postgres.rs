@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use order_service::order::{OrderId, Timestamp};
-use order_service::reconciler_state::ReconcilerState;
-use order_service::store::{DatabaseUrl, Loss, Mode, OrderChange, Store, StoreError, Transition};
+use order_service::store::{DatabaseUrl, Mode, Store};
 
-use super::{Fresh, create};
+use super::{Fresh, assert_followed, create};
 use crate::cluster::cluster;
 use crate::environment::TestEnvironment;
 
@@ -61,10 +60,6 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
     let database = cluster().database();
     let Fresh { store, other, .. } = fresh_in(&database);
     let seq = create(&store, "a1", 1).await;
-    let adopt = || {
-        let step = Transition::Adopted;
-        vec![OrderChange { seq, step }]
-    };
     let deposed = store.try_lead().await.unwrap().unwrap();
     assert!(other.try_lead().await.unwrap().is_none());
     break_lock(&database);
@@ -74,22 +69,7 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let refused = [
-        store
-            .record(&deposed, adopt(), Timestamp(2))
-            .await
-            .map(drop),
-        store
-            .write_heartbeat(&deposed, ReconcilerState::default())
-            .await,
-    ];
-    for refused in refused {
-        assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
-    }
-    assert_eq!(deposed.loss(), Some(Loss::Deposed));
-    let recorded = other.record(&lead, adopt(), Timestamp(3)).await.unwrap();
-    assert_eq!(recorded.changed, 1, "it is as it was before");
-    assert_eq!(lead.loss(), None);
+    assert_followed([&store, &other], [&deposed, &lead], seq).await;
 }
 
 #[tokio::test]
