@@ -93,14 +93,6 @@ impl Batch {
     }
 }
 
-/// Result of [`ChangeFeed::wait_for`].
-pub(super) enum Registration {
-    /// The request is registered and will be woken.
-    Waiting(Waiter),
-    /// The order may have changed since it was read; read it again.
-    Outdated,
-}
-
 /// A request that waits until an order is settled. Deregistered on drop.
 pub(super) struct Waiter {
     shared: Arc<Shared>,
@@ -149,18 +141,19 @@ impl ChangeFeed {
     }
 
     /// Registers a request that waits until the order with this sequence number is settled.
-    /// `newest_event` is the cursor as of which the order was read and not yet settled.
-    pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Registration {
+    /// `newest_event` is the cursor as of which the order was read and not yet settled. Returns `None` if
+    /// it may have changed since, and has to be read again.
+    pub fn wait_for(&self, order_seq: i64, newest_event: Cursor) -> Option<Waiter> {
         let mut state = self.0.state();
         if state.is_polling && newest_event.seq < state.published.seq {
-            return Registration::Outdated;
+            return None;
         }
         let (wake, woken) = oneshot::channel();
         let key = (order_seq, state.next_number);
         state.next_number += 1;
         state.waiting.insert(key, wake);
         self.wake(&mut state, newest_event);
-        Registration::Waiting(Waiter {
+        Some(Waiter {
             shared: self.0.clone(),
             key,
             woken,
@@ -339,10 +332,8 @@ mod tests {
         }
 
         fn wait(&self, order_seq: i64, newest_event: Cursor) -> Waiter {
-            match self.feed.wait_for(order_seq, newest_event) {
-                Registration::Waiting(waiter) => waiter,
-                Registration::Outdated => panic!("outdated"),
-            }
+            let waiter = self.feed.wait_for(order_seq, newest_event);
+            waiter.expect("the order was read lately")
         }
 
         fn is_polling(&self) -> bool {
@@ -383,8 +374,7 @@ mod tests {
         waiter.settled().await;
         assert!(other_waiter.woken.try_recv().is_err());
         // Polling has passed this cursor: a waiter with an older one must read the order again.
-        let outdated = fixture.feed.wait_for(seq, Cursor::bare(2));
-        assert!(matches!(outdated, Registration::Outdated));
+        assert!(fixture.feed.wait_for(seq, Cursor::bare(2)).is_none());
         fixture.settle(other).await;
         other_waiter.settled().await;
     }

@@ -13,7 +13,6 @@ use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::change_feed::Registration;
 use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
@@ -29,20 +28,6 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 
 /// Timeout for a read permit. Other reads take some microseconds, unless the disk hangs.
 const READ_PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Reasons why a request did not wait.
-enum WaitError {
-    /// All slots for long answers are taken.
-    Full,
-    /// The database cannot be read.
-    Store(StoreError),
-}
-
-impl From<StoreError> for WaitError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
 
 impl Api {
     /// `POST /order`: creates an order, and optionally waits until it is settled.
@@ -97,11 +82,9 @@ impl Api {
                 clock,
             ));
         };
-        match self.settled_within(&id, wait).await {
-            Ok(Some(found)) => Ok(after_wait(StatusCode::OK, &found, wait, clock)),
-            Ok(None) => Err(Problem::no_such_order(id.as_str())),
-            Err(WaitError::Full) => Err(Problem::too_many_waiting()),
-            Err(WaitError::Store(error)) => Err(store_problem(error)),
+        match self.settled_within(&id, wait).await? {
+            Some(found) => Ok(after_wait(StatusCode::OK, &found, wait, clock)),
+            None => Err(Problem::no_such_order(id.as_str())),
         }
     }
 
@@ -135,18 +118,14 @@ impl Api {
     }
 
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
-    async fn settled_within(
-        &self,
-        id: &OrderId,
-        wait: Wait,
-    ) -> Result<Option<OrderView>, WaitError> {
+    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<OrderView>, Problem> {
         let until = Instant::now() + wait.duration();
         let mut slot = None;
         let mut waiter = loop {
             // The cursor first: the order that is read after it is at least as new.
             let store = self.change_feed.store().await;
-            let newest_event = store.newest_event().await?;
-            let Some(found) = store.find(id).await? else {
+            let newest_event = store.newest_event().await.map_err(store_problem)?;
+            let Some(found) = store.find(id).await.map_err(store_problem)? else {
                 return Ok(None);
             };
             drop(store);
@@ -155,11 +134,11 @@ impl Api {
                 return Ok(Some(found));
             }
             if slot.is_none() {
-                slot = Some(self.connections.long_answer().ok_or(WaitError::Full)?);
+                let free = self.connections.long_answer();
+                slot = Some(free.ok_or_else(Problem::too_many_waiting)?);
             }
-            match self.change_feed.wait_for(found.order.seq, newest_event) {
-                Registration::Waiting(waiter) => break waiter,
-                Registration::Outdated => {}
+            if let Some(waiter) = self.change_feed.wait_for(found.order.seq, newest_event) {
+                break waiter;
             }
         };
         tokio::select! {
@@ -167,7 +146,8 @@ impl Api {
             () = self.draining.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}
         }
-        Ok(self.change_feed.store().await.find(id).await?)
+        let found = self.change_feed.store().await.find(id).await;
+        found.map_err(store_problem)
     }
 }
 

@@ -23,48 +23,34 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const SCRIPT: &str = "text/javascript; charset=utf-8";
 pub(super) const STYLE: &str = "text/css; charset=utf-8";
 
+macro_rules! file {
+    ($folder:literal, $name:literal, $content_type:expr) => {
+        (
+            $name,
+            $content_type,
+            include_str!(concat!("pages/", $folder, "/", $name)),
+        )
+    };
+}
+
 /// The files of the dashboard by name. They are internal, so the description of the API omits them.
-const DASHBOARD_FILES: &[(&str, &str, &str)] = &[
+const DASHBOARD_FILES: [(&str, &str, &str); 16] = [
     ("licences.txt", "text/plain; charset=utf-8", LICENCES),
-    (
-        "dashboard.css",
-        STYLE,
-        include_str!("pages/dashboard/dashboard.css"),
-    ),
-    ("time.js", SCRIPT, include_str!("pages/dashboard/time.js")),
-    ("main.js", SCRIPT, include_str!("pages/dashboard/main.js")),
-    (
-        "address.js",
-        SCRIPT,
-        include_str!("pages/dashboard/address.js"),
-    ),
-    (
-        "server.js",
-        SCRIPT,
-        include_str!("pages/dashboard/server.js"),
-    ),
-    (
-        "stream.js",
-        SCRIPT,
-        include_str!("pages/dashboard/stream.js"),
-    ),
-    ("words.js", SCRIPT, include_str!("pages/dashboard/words.js")),
-    ("state.js", SCRIPT, include_str!("pages/dashboard/state.js")),
-    (
-        "charts.js",
-        SCRIPT,
-        include_str!("pages/dashboard/charts.js"),
-    ),
-    ("list.js", SCRIPT, include_str!("pages/dashboard/list.js")),
-    ("order.js", SCRIPT, include_str!("pages/dashboard/order.js")),
-    ("dev.js", SCRIPT, include_str!("pages/dashboard/dev.js")),
-    (
-        "preact-htm.js",
-        SCRIPT,
-        include_str!("pages/vendor/preact-htm.js"),
-    ),
-    ("uplot.js", SCRIPT, include_str!("pages/vendor/uplot.js")),
-    ("uplot.css", STYLE, include_str!("pages/vendor/uplot.css")),
+    file!("dashboard", "dashboard.css", STYLE),
+    file!("dashboard", "time.js", SCRIPT),
+    file!("dashboard", "main.js", SCRIPT),
+    file!("dashboard", "address.js", SCRIPT),
+    file!("dashboard", "server.js", SCRIPT),
+    file!("dashboard", "stream.js", SCRIPT),
+    file!("dashboard", "words.js", SCRIPT),
+    file!("dashboard", "state.js", SCRIPT),
+    file!("dashboard", "charts.js", SCRIPT),
+    file!("dashboard", "list.js", SCRIPT),
+    file!("dashboard", "order.js", SCRIPT),
+    file!("dashboard", "dev.js", SCRIPT),
+    file!("vendor", "preact-htm.js", SCRIPT),
+    file!("vendor", "uplot.js", SCRIPT),
+    file!("vendor", "uplot.css", STYLE),
 ];
 
 /// Licence texts that the authors of the vendored files require to be distributed with them.
@@ -95,8 +81,10 @@ pub(super) fn dashboard(dev: &str) -> Response {
 
 /// Returns a file of the dashboard.
 pub(super) fn dashboard_file(name: &str) -> Option<Response> {
-    let (_, content_type, body) = DASHBOARD_FILES.iter().find(|(file, ..)| *file == name)?;
-    Some(reply(content_type, *body))
+    let (_, content_type, body) = DASHBOARD_FILES
+        .into_iter()
+        .find(|(file, ..)| *file == name)?;
+    Some(reply(content_type, body))
 }
 
 impl Page {
