@@ -5,6 +5,7 @@
 //! from the journal (`journal_stats`).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -60,17 +61,6 @@ pub enum PassOutcome {
     Failed,
 }
 
-impl UpstreamRequest {
-    /// Returns its label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::LookUp => "look_up",
-            Self::List => "list",
-        }
-    }
-}
-
 impl AnswerClass {
     /// Returns the class of a failure, or `otherwise` for a cause that has none of its own.
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
@@ -85,30 +75,19 @@ impl AnswerClass {
             otherwise
         }
     }
-
-    /// Returns its label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Refused => "refused",
-            Self::Overload => "overload",
-            Self::Unavailable => "unavailable",
-            Self::Ambiguous => "ambiguous",
-            Self::Unusable => "unusable",
-        }
-    }
 }
 
-impl PassOutcome {
-    /// Returns its label in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Unreachable => "unreachable",
-            Self::Failed => "failed",
-        }
-    }
+/// Displays words as in JSON, for the labels of metrics.
+macro_rules! display {
+    ($($word:ty),*) => {
+        $(impl fmt::Display for $word {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.serialize(f)
+            }
+        })*
+    };
 }
+display!(UpstreamRequest, AnswerClass, PassOutcome);
 
 /// The counters of all reconcilers on a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

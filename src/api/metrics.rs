@@ -162,7 +162,7 @@ fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_overdue:
     metrics.moment(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
     metrics.moment(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
     let passes = counters.passes();
-    let passes = passes.map(|(ended, took)| ([ended.as_str()], ms(took, &DURATION_BOUNDS_MS)));
+    let passes = passes.map(|(ended, took)| ([ended], ms(took, &DURATION_BOUNDS_MS)));
     metrics.add(&table::RECONCILER_PASS_DURATION, passes);
     metrics.add(&table::STARTS, count(counters.starts_sent()));
     metrics.add(
@@ -183,7 +183,7 @@ fn upstream(metrics: &mut Exposition, cached: &CachedStats) {
     metrics.one(&table::UPSTREAM_UP, is_up);
     metrics.moment(&table::UPSTREAM_CHANGED, since);
     let requests = heartbeat.metrics.requests().map(|(kind, result, took)| {
-        let labels = [kind.as_str(), result.as_str()];
+        let labels = [kind.to_string(), result.to_string()];
         (labels, ms(took, &DURATION_BOUNDS_MS))
     });
     metrics.add(&table::UPSTREAM_REQUEST_DURATION, requests);
