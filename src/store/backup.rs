@@ -142,9 +142,10 @@ impl Source {
 
     fn copy_to(&self, to: &Path) -> Result<(), BackupError> {
         match self {
+            // Its sources would repeat the message.
             Self::File(database) => database
                 .copy_to(to)
-                .map_err(|error| BackupError::Copy(error.into())),
+                .map_err(|error| BackupError::Copy(error.to_string().into())),
             #[cfg(feature = "postgres")]
             Self::Server(url) => copy_into_file(url, to).map_err(|error| match error {
                 TransferError::Open(error) => error.into(),

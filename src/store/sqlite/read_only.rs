@@ -15,7 +15,7 @@ use crate::order::{OrderId, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartClass;
 use crate::store::filter::waits_for_start;
-use crate::store::lines::Lines;
+use crate::store::lines::{BoxError, Lines};
 use crate::store::{Finding, OpenError, OrderView, StoreError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
@@ -84,7 +84,7 @@ impl ReadOnlyFile {
     ///
     /// Each piece is flushed before the next. With a single flush at the end, every concurrent
     /// commit would wait for the whole file to reach the disk.
-    pub fn copy_to(&self, to: &Path) -> Result<(), CopyError> {
+    pub fn copy_to(&self, to: &Path) -> Result<(), BoxError> {
         let mut copy = Connection::open(to)?;
         // The copy is worthless until it is complete and flushed, so nothing is journalled.
         copy.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
@@ -95,9 +95,11 @@ impl ReadOnlyFile {
         let backup = Backup::new(&self.db, &mut copy)?;
         loop {
             match backup.step(COPIED_AT_ONCE)? {
-                StepResult::More => file.sync_data()?,
+                StepResult::More => file
+                    .sync_data()
+                    .map_err(|error| format!("the copy cannot be flushed: {error}"))?,
                 StepResult::Done => break,
-                _ => return Err(CopyError::Locked),
+                _ => return Err("the database is locked by another program".into()),
             }
         }
         drop(backup);
@@ -159,31 +161,4 @@ fn ahead(db: &Connection, order: &OpenOrder, now: Timestamp) -> rusqlite::Result
             .query_row(params![before, now.0], |row| row.get::<_, i64>(0))
             .map(i64::unsigned_abs)
     })
-}
-
-/// Reasons why a copy failed.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::store) enum CopyError {
-    /// Another program has locked the database for too long.
-    #[error("the database is locked by another program")]
-    Locked,
-    /// An error of SQLite, such as a full disk or a damaged database. Its source repeats the
-    /// message, so it is not the source here.
-    #[error("{0}")]
-    Sqlite(rusqlite::Error),
-    /// The copy cannot be flushed to disk.
-    #[error("the copy cannot be flushed: {0}")]
-    Flush(std::io::Error),
-}
-
-impl From<std::io::Error> for CopyError {
-    fn from(error: std::io::Error) -> Self {
-        Self::Flush(error)
-    }
-}
-
-impl From<rusqlite::Error> for CopyError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
-    }
 }
