@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use crate::environment::{lead, orders, ready};
+use crate::environment::{lead, orders, ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
@@ -287,9 +287,7 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_reports_its_policy_and_its_end() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let reconciler = async || {
         let stats = client.get(format!("{}/stats", api.url)).await.json();
         stats["reconciler"].clone()

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::environment::{Client, PATIENCE, Program, TestEnvironment, assert_problem, fill, until};
+use crate::environment::{
+    Client, PATIENCE, Program, TestEnvironment, assert_problem, fill, until, with_api,
+};
 use crate::lists::long_name;
 use crate::wire::{Wire, statuses};
 
@@ -30,9 +32,7 @@ async fn assert_unharmed(client: &Client, api: &Program, orders: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_request_is_refused_and_its_connection_closed() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let create =
         |fields: &str, body: &str| format!("POST /order HTTP/1.1\r\n{HOST}{fields}\r\n{body}");
     let fields: String = (0..101).map(|n| format!("X-{n}: x\r\n")).collect();
@@ -165,9 +165,7 @@ async fn a_malformed_request_is_refused_and_its_connection_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_or_target_without_a_path_does_no_harm() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let mut wrong = Vec::new();
     for (line, expected) in [
         ("CONNECT example.org:80 HTTP/1.1", 400..500),
@@ -190,9 +188,7 @@ async fn a_method_or_target_without_a_path_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_on_one_connection_are_answered_in_their_order() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let mut wire = Wire::open(&api);
     let create = |id: &str| {
         let body = format!("{{\"id\":\"{id}\"}}");
@@ -225,9 +221,7 @@ async fn requests_on_one_connection_are_answered_in_their_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     // A proxy that believes the length would see a second request in the tail.
     let mut wire = Wire::open(&api);
     let hidden =
@@ -256,9 +250,7 @@ async fn a_body_with_two_lengths_or_a_tail_creates_no_second_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_breaks_off_creates_nothing() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let post = format!("POST /order HTTP/1.1\r\n{HOST}");
     for request in [
         format!("{post}Content-Length: 100\r\n\r\n{{\"id\":\"bad\"}}"),
@@ -286,9 +278,7 @@ async fn an_upload_that_breaks_off_creates_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_slow_client_gets_408_and_delays_no_other() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let silent: Vec<_> = (0..50).map(|_| Wire::open(&api)).collect();
     let mut halves: Vec<_> = (0..50).map(|_| Wire::open(&api)).collect();
     for half in &mut halves {
@@ -336,9 +326,7 @@ async fn a_slow_client_gets_408_and_delays_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_finishes_requests_in_flight_and_takes_no_new_ones() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let mut flying = Wire::open(&api);
     flying.send(ASKING);
     assert_eq!(flying.read_until("\r\n\r\n"), GO_ON);

@@ -1,6 +1,6 @@
 //! `POST /order`: accepted and refused requests, and their responses.
 
-use crate::environment::lead;
+use crate::environment::{lead, with_api};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Rfc3339};
@@ -37,9 +37,7 @@ fn body_of(id: &str, length: usize) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_creation_is_answered_with_the_order_and_its_location() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let before = Rfc3339(SystemClock.now()).to_string();
     let created = client.create(&api.url, "a1").await;
     let after = Rfc3339(SystemClock.now()).to_string();
@@ -63,9 +61,7 @@ async fn a_creation_is_answered_with_the_order_and_its_location() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_location_of_an_order_is_escaped_and_leads_back_to_it() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let (long, longer) = ("a".repeat(128), "🦀".repeat(128));
     let long_location = format!("/order/{long}");
     let longer_location = format!("/order/{}", "%F0%9F%A6%80".repeat(128));
@@ -93,9 +89,7 @@ async fn the_location_of_an_order_is_escaped_and_leads_back_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_members_than_the_id_are_ignored() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let deep = format!(
         r#"{{"x":{}{},"id":"a4"}}"#,
         "[".repeat(8_000),
@@ -124,9 +118,7 @@ async fn other_members_than_the_id_are_ignored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_is_accepted_with_each_of_its_content_types_or_none() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let mut wrong = Vec::new();
     for (at, content_type) in [
         "application/json",
@@ -156,9 +148,7 @@ async fn json_is_accepted_with_each_of_its_content_types_or_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for content_type in [
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -186,9 +176,7 @@ async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_exists_is_answered_with_itself_and_409() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let created = client.create(&api.url, "a/1").await;
     let again = client.create(&api.url, "a/1").await;
     assert_problem(&again, 409);
@@ -213,9 +201,7 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_concurrent_creations_of_one_order_one_succeeds() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let all = (0..40).map(|_| client.create(&api.url, "a1"));
     let answers = futures_util::future::join_all(all).await;
     let created: Vec<_> = answers.iter().filter(|a| a.status == 201).collect();
@@ -228,9 +214,7 @@ async fn of_many_concurrent_creations_of_one_order_one_succeeds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let id = |id: &str| json!({ "id": id }).to_string();
     let deep = format!(r#"{{"id":{}{}}}"#, "[".repeat(200), "]".repeat(200));
     let mut wrong = Vec::new();
@@ -302,9 +286,7 @@ async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_16_kib_is_accepted_and_one_byte_more_is_not() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let chunked = |body: &[u8]| {
         let mut chunks = Vec::new();
         for piece in body.chunks(1_000) {

@@ -272,6 +272,13 @@ impl TestEnvironment {
     }
 }
 
+/// Returns a new environment, an API in it, and a client.
+pub fn with_api() -> (TestEnvironment, Program, Client) {
+    let env = TestEnvironment::new();
+    let api = env.api(&[]);
+    (env, api, Client::new())
+}
+
 /// A running program.
 pub struct Program {
     child: Child,

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 
-use crate::environment::lead;
+use crate::environment::{lead, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Outcome;
 use order_service::store::{OrderChange, Store, Transition};
@@ -119,9 +119,7 @@ fn seqs(page: &Answer) -> Vec<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_events_has_the_changes_in_order() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let empty = client.get(format!("{}/event", api.url)).await;
     assert_eq!((empty.status, &*empty.body), (200, "[]\n"));
     client.create(&api.url, "a/1").await;
@@ -165,9 +163,7 @@ async fn a_page_of_events_has_the_changes_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_of_events_are_walked_to_the_end_by_their_links() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     let names: Vec<_> = (0..60).map(|n| format!("a {n}")).collect();
     fill(&store, &names, 60).await;
@@ -200,9 +196,7 @@ async fn pages_of_events_are_walked_to_the_end_by_their_links() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_request_for_events_is_refused_with_its_parameter() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for (query, accept, last, name) in [
         ("status=CREATED", "", "", "status"),
         ("x", "", "", "x"),
@@ -237,9 +231,7 @@ async fn an_invalid_request_for_events_is_refused_with_its_parameter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_sends_each_event_once_and_in_order_whichever_process_wrote_it() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     // More than one read and one batch.
     let old: Vec<_> = (0..700).map(|n| format!("old-{n}")).collect();
@@ -283,9 +275,7 @@ async fn a_stream_sends_each_event_once_and_in_order_whichever_process_wrote_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_resumes_after_its_readers_last_event() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for n in 0..9 {
         client.create(&api.url, &format!("a{n}")).await;
     }
@@ -359,9 +349,7 @@ pub fn anonymous_kib(program: &Program) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn an_idle_stream_sends_comments() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let mut events = Events::open(&client, &api, "?order_id=none", None).await;
     while events.comments < 1 {
         events.read_on().await.expect("the stream continues");

@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use self::disk::Disk;
 use self::load::{Load, Outcomes, assert_refused, kind};
 use crate::environment::{
-    Client, PATIENCE, Program, TestEnvironment, assert_statuses_agree, file_limit, until,
+    Client, PATIENCE, Program, TestEnvironment, assert_statuses_agree, file_limit, until, with_api,
 };
 use crate::wire::{Wire, statuses};
 
@@ -168,9 +168,7 @@ async fn assert_recovered(client: &Client, api: &Program, outcomes: &mut Outcome
 }
 
 async fn check_held(hold: impl Fn(&TestEnvironment) -> Held) {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let mut outcomes = Outcomes::default();
     for n in 0..20 {
         let id = format!("a{n}");

@@ -11,7 +11,7 @@ use std::process::Command;
 use rusqlite::Connection;
 
 use crate::environment::{
-    Answer, Client, Program, Ran, TestEnvironment, assert_agree, assert_problem,
+    Answer, Client, Program, Ran, TestEnvironment, assert_agree, assert_problem, with_api,
 };
 
 async fn create(client: &Client, api: &Program, letter: char, count: usize) -> Vec<String> {
@@ -66,9 +66,7 @@ enum Meanwhile {
 }
 
 async fn check_removed(name: &str, meanwhile: Meanwhile) {
-    let env = TestEnvironment::new();
-    let client = Client::new();
-    let api = env.api(&[]);
+    let (env, api, client) = with_api();
     let created = create(&client, &api, 'a', 20).await;
     fs::remove_file(env.path(name)).unwrap();
     match meanwhile {
@@ -121,9 +119,7 @@ async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_moved_away_is_complete_without_its_log_and_works_again_when_moved_back()
 {
-    let env = TestEnvironment::new();
-    let client = Client::new();
-    let api = env.api(&[]);
+    let (env, api, client) = with_api();
     let created = create(&client, &api, 'a', 20).await;
     let elsewhere = env.path("elsewhere.db");
     fs::rename(env.database(), &elsewhere).unwrap();
@@ -170,9 +166,7 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_checkpoint_is_made_while_another_log_is_beside_the_database() {
-    let env = TestEnvironment::new();
-    let client = Client::new();
-    let api = env.api(&[]);
+    let (env, api, client) = with_api();
     create(&client, &api, 'a', 20).await;
     let before = fs::read(env.database()).unwrap();
     fs::write(env.path("other"), "other").unwrap();
@@ -192,9 +186,7 @@ fn check_unusable(ran: &Ran, says: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_they_run() {
-    let env = TestEnvironment::new();
-    let client = Client::new();
-    let api = env.api(&[]);
+    let (env, api, client) = with_api();
     let created = create(&client, &api, 'a', 3).await;
     fs::hard_link(env.database(), env.path("second.db")).unwrap();
     check_refused(&client, &api).await;

@@ -6,14 +6,12 @@ use std::fs;
 use chrono::DateTime;
 use serde_json::{Value, json};
 
-use crate::environment::{Answer, Client, TestEnvironment, assert_problem, until};
+use crate::environment::{Answer, assert_problem, until, with_api};
 use crate::wire::{plain, statuses};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_parameter_is_refused_by_its_name() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     client.create(&api.url, "a1").await;
     for (method, path, name) in [
         ("POST", "/order?dry=1", "dry"),
@@ -44,9 +42,7 @@ async fn an_unknown_parameter_is_refused_by_its_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_is_found_under_every_encoding_of_its_path() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for id in ["a/b", "a+b", "a b", "é", "%", "a1", "..."] {
         assert_eq!(client.create(&api.url, id).await.status, 201);
     }
@@ -94,9 +90,7 @@ async fn an_order_is_found_under_every_encoding_of_its_path() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_path_is_a_problem() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     client.create(&api.url, "a1").await;
     for path in [
         "/orders",
@@ -127,9 +121,7 @@ async fn an_unknown_path_is_a_problem() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for (path, allow, others) in [
         ("/order", "GET, HEAD, POST", &[][..]),
         ("/order/a1", "GET, HEAD", &["POST"]),
@@ -156,9 +148,7 @@ async fn a_method_that_is_not_allowed_is_answered_with_those_that_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_is_get_without_the_body() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     client.create(&api.url, "a1").await;
     client.create(&api.url, "a2").await;
     for path in [
@@ -192,9 +182,7 @@ async fn head_is_get_without_the_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_json_answer_ends_with_one_newline() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let created = client.create(&api.url, "a1").await;
     let refused = client.create(&api.url, "a1").await;
     let mut answers = vec![created, refused];
@@ -245,9 +233,7 @@ fn checks(health: &Answer) -> (String, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_served_at_three_paths_in_one_format() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let health = async |path: &str| client.get(format!("{}{path}", api.url)).await;
     for (path, names) in [
         ("/livez", &[][..]),
@@ -280,9 +266,7 @@ async fn health_is_served_at_three_paths_in_one_format() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_file_nothing_is_written_until_the_file_is_back() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let created = client.create(&api.url, "a1").await;
     let ready = async |status: u16| {
         let read = async || client.get(format!("{}/readyz", api.url)).await;

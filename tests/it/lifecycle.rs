@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::environment::ready;
 use crate::environment::{
     Client, TestEnvironment, assert_agree, assert_statuses_agree, is_settled,
 };
+use crate::environment::{ready, with_api};
 
 /// Creates orders, `width` at a time.
 async fn create_all(client: &Client, api: &str, ids: Vec<String>, width: usize) {
@@ -163,9 +163,7 @@ async fn a_process_that_exists_upstream_already_is_adopted_and_not_started() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn once_starts_what_is_due_and_reports_by_its_exit_code() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let once = |upstream: &str| {
         let mut program = env.reconciler(upstream, &["--once"]);
         let code = program.wait().code();

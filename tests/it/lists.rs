@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::environment::lead;
+use crate::environment::{lead, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
 use order_service::store::{AttentionUpdate, OrderChange, Transition};
@@ -63,9 +63,7 @@ async fn pages(client: &Client, api: &Program, path: &str) -> Vec<Vec<String>> {
 /// Starts a service with an order in each status, `c`, `p`, `f` and `x`, and `a`, which is CREATED and has
 /// attention.
 async fn one_of_each() -> (TestEnvironment, Program, Client) {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     for id in ["c", "p", "f", "x", "a"] {
         assert_eq!(client.create(&api.url, id).await.status, 201);
     }
@@ -193,9 +191,7 @@ async fn an_invalid_value_is_refused_with_its_parameter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_walked_to_the_end_by_their_links() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     let names: Vec<_> = (0..23).map(|n| format!("a{n}")).collect();
     let all = fill(&store, &names, 100).await;
@@ -246,9 +242,7 @@ async fn pages_are_walked_to_the_end_by_their_links() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_without_orders_is_empty() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for query in ["", "?", "?status=FAILED", "?attention=true", "?limit=5"] {
         let url = format!("{}/order{query}", api.url);
         let array = client.get(&url).await;
@@ -315,9 +309,7 @@ async fn lines_are_sent_to_clients_that_prefer_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_orders_are_listed_completely_and_in_order() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     let names: Vec<_> = (0..3_000).map(|n| format!("order-{n}")).collect();
     let all = fill(&store, &names[..500], 500).await;
@@ -354,9 +346,7 @@ async fn thousands_of_orders_are_listed_completely_and_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn a_slow_reader_delays_neither_others_nor_the_database() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     let names: Vec<_> = (0..20_000).map(long_name).collect();
     let all = fill(&store, &names, 2_000).await;
@@ -389,9 +379,7 @@ async fn fifteen_hundred_slow_lists_delay_no_other_client() {
     if !has_many_files() {
         return;
     }
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let names: Vec<_> = (0..16_000).map(long_name).collect();
     fill(&env.store(), &names, 2_000).await;
     let mut slow = Vec::new();

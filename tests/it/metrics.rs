@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use crate::environment::ready;
+use crate::environment::{ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
@@ -334,9 +334,7 @@ async fn an_unreachable_upstream_is_counted_as_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_without_a_reconciler_serves_the_other_metrics() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     fill(&store, &["a1".to_owned()], 1).await;
     let samples = metrics(&client, &api.url).await;

@@ -7,7 +7,7 @@ use std::fs;
 use order_service::api;
 use serde_json::Value;
 
-use crate::environment::{Answer, Client, TestEnvironment};
+use crate::environment::{Answer, Client, TestEnvironment, with_api};
 
 /// The served document.
 struct Document(Value);
@@ -166,9 +166,7 @@ type Request<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_response_matches_the_document() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let document = Document::of(&client, &api.url).await;
     let mut answered = BTreeSet::new();
     let json = [("content-type", "application/json")];
@@ -278,9 +276,7 @@ async fn every_response_matches_the_document() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_is_complete_and_its_examples_match_its_schemas() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let document = Document::of(&client, &api.url).await;
     let problems = client.get(format!("{}/problems", api.url)).await.body;
     assert_eq!(document.0["openapi"], "3.1.0");

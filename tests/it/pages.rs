@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::environment::{Answer, Client, TestEnvironment};
+use crate::environment::{Answer, Client, with_api};
 
 /// Maximum size of a page with all its resources, in bytes: it loads quickly on a slow line.
 const PAGE_BYTES_MAX: usize = 150_000;
@@ -101,9 +101,7 @@ fn check_headers(page: &Answer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_small_and_fetches_nothing_from_elsewhere() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for path in ["/", "/problems", "/docs", "/docs/metrics"] {
         check_page(&client, &api.url, path).await;
     }
@@ -131,9 +129,7 @@ fn the_vendored_files_are_unchanged_and_their_licences_are_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_type_of_a_problem_leads_to_its_section() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     client.create(&api.url, "a1").await;
     let page = client.get(format!("{}/problems", api.url)).await.body;
     for (method, path, body) in [

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem, with_api};
 use crate::events::Events;
 use crate::lists::next;
 
@@ -144,9 +144,7 @@ async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_has_its_own_history_once_a_program_has_opened_it_for_writing() {
-    let env = TestEnvironment::new();
-    let client = Client::new();
-    let api = env.api(&[]);
+    let (env, api, client) = with_api();
     create(&client, &api, 'a', 4).await;
     let third = linked(&get(&client, &api, "/event?limit=3").await);
     assert_eq!(api.stop(), Some(0));

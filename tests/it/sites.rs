@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
+use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem, with_api};
 use crate::wire::{Wire, statuses};
 
 /// Sends `POST` with these headers and the body of an order.
@@ -25,9 +25,7 @@ async fn get(client: &Client, url: String, host: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_of_another_site_can_change_nothing() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let url = format!("{}/order", api.url);
     let fetch = |value| ("sec-fetch-site", value);
     let own = format!("http://{}", api.address());
@@ -61,9 +59,7 @@ async fn a_page_of_another_site_can_change_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_loopback_only_addresses_and_known_names_are_served() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     for path in ["/", "/order", "/livez", "/metrics", "/none"] {
         let refused = get(
             &client,

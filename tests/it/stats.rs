@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::environment::{lead, ready};
+use crate::environment::{lead, ready, with_api};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
@@ -112,9 +112,7 @@ async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attention_is_counted_as_in_the_orders() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     fill(&store, &ids(10), 10).await;
     let flag = async |seq: i64, reason: Reason| {
@@ -228,9 +226,7 @@ async fn a_journal_of_several_reads_is_complete_with_events_of_another_program()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let now = SystemClock.now();
@@ -249,9 +245,7 @@ async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_of_the_stats_has_no_body() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let url = format!("{}/stats", api.url);
     let head = client.send(client.request("HEAD", url)).await;
     assert_eq!((head.status, &*head.body), (200, ""));

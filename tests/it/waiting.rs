@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::environment::{lead, ready};
+use crate::environment::{lead, ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Reason;
 use order_service::store::{AttentionUpdate, OrderChange, Transition};
@@ -44,9 +44,7 @@ fn waiting(id: &str, seconds: u32) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiter_is_woken_by_a_change_in_another_process() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     for n in 1..=40 {
         assert_eq!(client.create(&api.url, &format!("a{n}")).await.status, 201);
@@ -99,9 +97,7 @@ async fn a_creation_that_waits_is_answered_with_the_settled_order() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn at_the_end_of_the_wait_the_current_order_is_returned() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (_env, api, client) = with_api();
     let began_at = Instant::now();
     let created = create_and_wait(&client, &api, "a1", "wait=1").await;
     assert!(began_at.elapsed() >= Duration::from_secs(1));
@@ -127,9 +123,7 @@ async fn at_the_end_of_the_wait_the_current_order_is_returned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preference_is_capped_at_a_minute_and_ignored_if_invalid() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     client.create(&api.url, "open").await;
     client.create(&api.url, "done").await;
     settle(&env.store(), [2]).await;
@@ -156,9 +150,7 @@ async fn a_preference_is_capped_at_a_minute_and_ignored_if_invalid() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_order_says_when_to_ask_again() {
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let created = client.create(&api.url, "a1").await;
     assert_eq!(created.header("retry-after"), "1");
     let store = env.store();
@@ -253,9 +245,7 @@ async fn a_thousand_waiting_requests_and_two_hundred_streams_delay_no_other_clie
     if !has_many_files() {
         return;
     }
-    let env = TestEnvironment::new();
-    let api = env.api(&[]);
-    let client = Client::new();
+    let (env, api, client) = with_api();
     let store = env.store();
     for id in ["done", "open", "shared"] {
         client.create(&api.url, id).await;
