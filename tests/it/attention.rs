@@ -278,8 +278,8 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
         .write_heartbeat(&lead(&store).await, heartbeat)
         .await
         .unwrap();
-    let ran = env.run("order-service", &["restart", "held", "worn", "five"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-service", &["restart", "held", "worn", "five"])
+        .assert_code(0);
     for id in ["held", "worn", "five"] {
         assert_eq!(by(&client, &api.url, id).await, "itself", "{id}");
     }
@@ -308,8 +308,7 @@ async fn a_reconciler_reports_its_policy_and_its_end() {
         &simulator.url,
     ];
     let before = SystemClock.now();
-    let ran = env.run("order-reconciler", &once, &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-reconciler", &once).assert_code(0);
     let state = reconciler().await;
     assert_eq!(state["policy"], "hold");
     assert_eq!(state["status"], "none");
@@ -333,10 +332,9 @@ async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
     let env = TestEnvironment::new();
     let store = env.store();
     one_of_each(&store).await;
-    let explain = |id: &str| env.run("order-service", &["explain", id], &[]);
+    let explain = |id: &str| env.run("order-service", &["explain", id]);
     for order in orders(&store, Filter::default()) {
-        let ran = explain(order.id.as_str());
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = explain(order.id.as_str()).assert_code(0);
         assert_eq!(ran.stderr, "");
         let begin = format!("Order {:?} has been {}", order.id.as_str(), order.status);
         assert!(ran.stdout.starts_with(&begin), "{ran:?}");
@@ -352,17 +350,15 @@ async fn explain_describes_every_order_and_helps_to_find_a_missing_one() {
         ("p process_l0st", "\"p process_lost\""),
         ("nothing like it", "ids are compared exactly"),
     ] {
-        let ran = explain(id);
-        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let ran = explain(id).assert_code(1);
         assert_eq!(ran.stdout, "");
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
         assert!(ran.stderr.contains(says), "{ran:?}");
     }
-    let ran = env.run("order-service", &["explain", " a"], &[]);
+    let ran = env.run("order-service", &["explain", " a"]);
     assert_eq!(ran.code, Some(2), "no order can have that id: {ran:?}");
     let elsewhere = ["explain", "c", "--database-url", "none.db"];
-    let ran = env.run("order-service", &elsewhere, &[]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
+    env.run("order-service", &elsewhere).assert_code(3);
     assert!(!env.path("none.db").exists());
 }
 
@@ -396,7 +392,7 @@ async fn explain_prints_what_the_api_serves() {
         let explained = explained.json();
         let order = client.get(format!("{}/order/{segment}", api.url)).await;
         assert_eq!(explained["order"], order.json());
-        let ran = env.run("order-service", &["explain", &id], &[]);
+        let ran = env.run("order-service", &["explain", &id]);
         let printed = timeless(&ran.stdout);
         let lists = ["observed", "why", "next", "advice"];
         let lists = lists.iter().flat_map(|list| explained[list].as_array());
@@ -442,7 +438,7 @@ async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program()
         .unwrap();
     // "c" itself, and one of the two whose backoff is over: their queue has half the share. Not the held
     // one.
-    let ran = env.run("order-service", &["explain", "last"], &[]);
+    let ran = env.run("order-service", &["explain", "last"]);
     let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s it is started in \
                 about 4.0 s.";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
@@ -455,8 +451,9 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
     let lost = || vec![Transition::Adopted, flagged(Reason::ProcessLost)];
     for id in ["p1", "it's lost", "--all-lost"] {
         order(&store, id, lost()).await;
-        let ran = env.run("order-service", &["explain", "--", id], &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = env
+            .run("order-service", &["explain", "--", id])
+            .assert_code(0);
         let commands = ran.stdout.lines().map(str::trim);
         let commands: Vec<_> = commands
             .filter(|line| line.contains("order-service "))

@@ -55,12 +55,11 @@ fn open(url: &str) -> Store {
 }
 
 fn copy(env: &TestEnvironment, arguments: &[&str]) -> Ran {
-    env.run("order-service", &[&["copy"], arguments].concat(), &[])
+    env.run("order-service", &[&["copy"], arguments].concat())
 }
 
 fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
-    let ran = copy(env, &[from, to]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = copy(env, &[from, to]).assert_code(0);
     assert!(ran.stdout.contains("equal, and sound"), "{ran:?}");
     ran
 }
@@ -171,7 +170,7 @@ async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() 
         assert_ne!(later, before);
         copied(&env, &to, &from);
         assert_eq!(contents(&from).await, later, "{to} {from}");
-        let check = env.run("order-service", &["check", "--database-url", &from], &[]);
+        let check = env.run("order-service", &["check", "--database-url", &from]);
         assert_eq!(check.code, Some(0), "{check:?}");
     }
 }
@@ -191,7 +190,7 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
                 &["order-service", "prune", "--settled-before", "1d"],
             ] {
                 let arguments_all = [&arguments[1..], &["--database-url", url]].concat();
-                let ran = env.run(arguments[0], &arguments_all, &[]);
+                let ran = env.run(arguments[0], &arguments_all);
                 assert_eq!(ran.code, Some(3), "{arguments:?} {ran:?}");
                 assert!(ran.stderr.contains(says), "{arguments:?} {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
@@ -251,8 +250,7 @@ fn a_password_in_an_argument_is_refused_and_not_repeated() {
         ["postgres://me:hunter2@localhost/o", "sqlite:o.db"],
         ["sqlite:o.db", "postgres://me:hunter2@localhost/o"],
     ] {
-        let ran = copy(&env, &arguments);
-        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let ran = copy(&env, &arguments).assert_code(2);
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         if cfg!(feature = "postgres") {
             assert!(ran.stderr.contains("may hold no password"), "{ran:?}");
@@ -271,7 +269,6 @@ async fn a_backup_of_a_server_is_a_file_that_is_restored_by_a_copy_any_number_of
     let taken = env.run(
         "order-service",
         &["backup", "b.db", "--database-url", &from],
-        &[],
     );
     assert_eq!(taken.code, Some(0), "{taken:?}");
     assert!(taken.stdout.contains("checked  ok"), "{taken:?}");

@@ -228,7 +228,12 @@ impl TestEnvironment {
     }
 
     /// Runs a program that ends by itself.
-    pub fn run(&self, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Ran {
+        self.run_with(name, arguments, &[])
+    }
+
+    /// Like `run`, with these environment variables.
+    pub fn run_with(&self, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
         let mut program = self.start_with(name, arguments, variables, false);
         let stdout = program.rest_of_stdout();
         Ran {
@@ -294,6 +299,14 @@ pub struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn assert_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
 }
 
 impl Program {

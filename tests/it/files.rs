@@ -72,7 +72,7 @@ async fn check_removed(name: &str, meanwhile: Meanwhile) {
     match meanwhile {
         Meanwhile::Nothing => {}
         Meanwhile::Write => check_refused(&client, &api).await,
-        Meanwhile::Visit => drop(env.run("order-service", &["explain", "a0"], &[])),
+        Meanwhile::Visit => drop(env.run("order-service", &["explain", "a0"])),
     }
     api.logs("checkpointed completely=true");
     assert!(api.logged().contains(name), "{}", api.logged());
@@ -146,8 +146,8 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
         let client = Client::new();
         let api = env.api(&[]);
         let kept = create(&client, &api, 'a', 5).await;
-        let ran = env.run("order-service", &["backup", "backup.db"], &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        env.run("order-service", &["backup", "backup.db"])
+            .assert_code(0);
         create(&client, &api, 'b', 5).await;
         fs::rename(env.path("backup.db"), env.database()).unwrap();
         if stops {
@@ -156,8 +156,7 @@ async fn a_backup_that_is_moved_over_a_running_database_is_not_mixed_with_its_lo
             api.logs("checkpointed completely=true");
             api.kill();
         }
-        let ran = env.run("order-service", &["check"], &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        env.run("order-service", &["check"]).assert_code(0);
         let api = env.api(&[]);
         assert_eq!(client.ids(&api.url).await, kept);
         create(&client, &api, 'c', 1).await;
@@ -203,7 +202,7 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     for command in commands {
         for name in ["orders.db", "second.db"] {
             let arguments = [&command[1..], &["--database-url", name]].concat();
-            let ran = env.run(command[0], &arguments, &[]);
+            let ran = env.run(command[0], &arguments);
             check_unusable(&ran, "remove the others");
         }
     }
@@ -215,8 +214,7 @@ async fn a_second_name_is_refused_by_programs_that_write_and_stops_writes_while_
     assert_eq!(made.count(), 0, "no file is created beside the second name");
     // Programs that only read are allowed.
     for arguments in [&["check"][..], &["explain", "a0"], &["backup", "backup.db"]] {
-        let ran = env.run("order-service", arguments, &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        env.run("order-service", arguments).assert_code(0);
     }
     fs::remove_file(env.path("second.db")).unwrap();
     create(&client, &api, 'b', 1).await;
@@ -251,8 +249,7 @@ fn with_mounts(env: &TestEnvironment, script: &str, program: &Command) -> (Optio
 #[ignore = "needs unshare and mount; scripts/test all"]
 fn a_mount_of_the_file_alone_is_refused_and_one_of_its_folder_is_not() {
     let env = TestEnvironment::new();
-    let ran = env.run("order-reconciler", &["--once"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-reconciler", &["--once"]).assert_code(0);
     fs::create_dir(env.path("mounted")).unwrap();
     fs::write(env.path("alone.db"), "").unwrap();
     for (mount, name, expected) in [
@@ -396,8 +393,8 @@ async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service(
     chown(env.path("."), Some(SERVICE), Some(SERVICE)).unwrap();
     let service = as_service();
     create(&client, &service, 'a', 2).await;
-    let ran = env.run("order-service", &["backup", "backup.db"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-service", &["backup", "backup.db"])
+        .assert_code(0);
     assert_eq!(service.stop(), Some(0));
     for entry in fs::read_dir(env.path(".")).unwrap() {
         let name = entry.unwrap().file_name();
@@ -409,9 +406,9 @@ async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service(
     chown(env.database(), Some(SERVICE), Some(SERVICE)).unwrap();
     for command in ["restart", "fail"] {
         // It has nothing to decide, but creates the files.
-        env.run("order-service", &[command, "a0"], &[]);
+        env.run("order-service", &[command, "a0"]);
     }
-    let ran = env.run("order-reconciler", &["--once"], &[]);
+    let ran = env.run("order-reconciler", &["--once"]);
     assert_ne!(ran.code, Some(3), "{ran:?}");
     for name in LOCKS {
         let lock = fs::metadata(env.path(name)).unwrap();
@@ -426,8 +423,7 @@ async fn a_command_that_root_runs_after_a_restore_does_not_lock_out_the_service(
 #[test]
 fn too_few_descriptors_are_named_as_such() {
     let env = TestEnvironment::new();
-    let ran = env.run("order-reconciler", &["--once"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-reconciler", &["--once"]).assert_code(0);
     // With fewer the program does not start at all.
     let plain = env.command("order-reconciler", &["--once"]);
     let ran = after("ulimit -n 12", &plain).output().unwrap();

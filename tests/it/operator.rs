@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use crate::environment::{Client, Ran, TestEnvironment, assert_agree, fill, orders};
 
 fn run(env: &TestEnvironment, arguments: &[&str]) -> Ran {
-    env.run("order-service", arguments, &[])
+    env.run("order-service", arguments)
 }
 
 /// Returns the file names in the test's folder, without the logs of programs.
@@ -62,8 +62,7 @@ async fn a_backup_during_constant_writes_is_complete_and_of_one_moment() {
     let written = beside_a_writer(&store, || {
         for name in ["one.db", "two.db"] {
             let known = ids(&env.database()).len();
-            let ran = run(&env, &["backup", name]);
-            assert_eq!(ran.code, Some(0), "{ran:?}");
+            let ran = run(&env, &["backup", name]).assert_code(0);
             assert_eq!(ran.stderr, "");
             let copied = ids(&env.path(name));
             assert!(
@@ -97,17 +96,14 @@ async fn a_backup_replaces_a_file_only_on_request() {
     let env = TestEnvironment::new();
     fill(&env.store(), &["a1".into()], 1).await;
     fs::write(env.path("copy.db"), "precious").unwrap();
-    let ran = run(&env, &["backup", "copy.db"]);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let ran = run(&env, &["backup", "copy.db"]).assert_code(2);
     assert!(ran.stderr.contains("copy.db: exists"), "{ran:?}");
     assert_eq!(fs::read(env.path("copy.db")).unwrap(), b"precious");
-    let ran = run(&env, &["backup", "--replace", "copy.db"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    run(&env, &["backup", "--replace", "copy.db"]).assert_code(0);
     assert_eq!(ids(&env.path("copy.db")), ["a1"]);
     // SQLite would apply the log of an earlier file of this name to the new one.
     fs::write(env.path("other.db-wal"), "old").unwrap();
-    let ran = run(&env, &["backup", "other.db"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = run(&env, &["backup", "other.db"]).assert_code(1);
     assert!(ran.stderr.contains("other.db-wal: exists"), "{ran:?}");
 }
 
@@ -141,8 +137,7 @@ async fn a_backup_into_the_database_itself_is_refused_under_every_name() {
 #[tokio::test]
 async fn a_failed_backup_prints_its_reason_in_one_line_and_leaves_no_file() {
     let env = TestEnvironment::new();
-    let ran = run(&env, &["backup", "copy.db"]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
+    let ran = run(&env, &["backup", "copy.db"]).assert_code(3);
     assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
     fill(&env.store(), &["a1".into()], 1).await;
     let before = files(&env);
@@ -161,8 +156,7 @@ async fn a_failed_backup_prints_its_reason_in_one_line_and_leaves_no_file() {
     let db = Connection::open(env.database()).unwrap();
     db.execute_batch("DELETE FROM journal").unwrap();
     drop(db);
-    let ran = run(&env, &["backup", "copy.db"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = run(&env, &["backup", "copy.db"]).assert_code(1);
     assert!(ran.stderr.contains("order \"a1\""), "{ran:?}");
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     assert_eq!(files(&env), before);
@@ -177,8 +171,7 @@ async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
     for id in ["a1", "a2", "a3"] {
         client.create(&api.url, id).await;
     }
-    let ran = run(&env, &["backup", "copy.db"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    run(&env, &["backup", "copy.db"]).assert_code(0);
     // After the backup, the orders are started and settled, and the machine dies.
     let reconciler = env.reconciler(&simulator.url, &[]);
     client.settled(&api.url, 3).await;
@@ -204,8 +197,7 @@ async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
         order["starts"] = 1.into();
     }
     assert_agree(&env, &orders);
-    let ran = run(&env, &["check"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    run(&env, &["check"]).assert_code(0);
     assert_eq!(service.stop(), Some(0));
 }
 
@@ -215,8 +207,7 @@ async fn a_check_during_constant_writes_finds_nothing() {
     let store = env.store();
     let written = beside_a_writer(&store, || {
         for _ in 0..3 {
-            let ran = run(&env, &["check"]);
-            assert_eq!(ran.code, Some(0), "{ran:?}");
+            run(&env, &["check"]).assert_code(0);
         }
     })
     .await;
@@ -226,8 +217,7 @@ async fn a_check_during_constant_writes_finds_nothing() {
 #[tokio::test]
 async fn a_check_needs_an_existing_database_of_this_service() {
     let env = TestEnvironment::new();
-    let ran = run(&env, &["check"]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
+    run(&env, &["check"]).assert_code(3);
     assert!(!env.database().exists());
     fs::write(env.path("noise.db"), "noise".repeat(2_000)).unwrap();
     let foreign = Connection::open(env.path("foreign.db")).unwrap();
@@ -243,8 +233,7 @@ async fn a_check_needs_an_existing_database_of_this_service() {
         ("newer.db", "newer version"),
         ("older.db", "has format 5"),
     ] {
-        let ran = run(&env, &["check", "--database-url", name]);
-        assert_eq!(ran.code, Some(3), "{ran:?}");
+        let ran = run(&env, &["check", "--database-url", name]).assert_code(3);
         assert!(ran.stderr.contains(says), "{ran:?}");
     }
 }
@@ -261,8 +250,7 @@ async fn a_damaged_page_is_found() {
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 2_000].fill(0xff);
     fs::write(env.database(), bytes).unwrap();
-    let ran = run(&env, &["check"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = run(&env, &["check"]).assert_code(1);
     assert!(ran.stdout.contains("the file is damaged"), "{ran:?}");
     assert_eq!(run(&env, &["backup", "copy.db"]).code, Some(1));
     assert!(!env.path("copy.db").exists());

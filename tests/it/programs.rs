@@ -100,7 +100,7 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<Setting>)> {
 }
 
 fn run(env: &TestEnvironment, command: &[&str], more: &[&str], variables: &[(&str, &str)]) -> Ran {
-    env.run(command[0], &[&command[1..], more].concat(), variables)
+    env.run_with(command[0], &[&command[1..], more].concat(), variables)
 }
 
 /// Starts `dev`. Returns it with its banner.
@@ -116,27 +116,23 @@ fn dev(env: &TestEnvironment, arguments: &[&str]) -> (Program, String) {
 
 /// Runs `order-service health` on an address.
 fn api_health(env: &TestEnvironment, address: &str) -> Ran {
-    env.run("order-service", &["health", "--listen", address], &[])
+    env.run("order-service", &["health", "--listen", address])
 }
 
 #[test]
 fn an_unknown_command_or_flag_ends_with_2() {
     let env = TestEnvironment::new();
     for (command, _) in commands() {
-        let ran = run(&env, &command, &["--frobnicate"], &[]);
-        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let ran = run(&env, &command, &["--frobnicate"], &[]).assert_code(2);
         assert!(ran.stderr.contains("--frobnicate"), "{ran:?}");
     }
     for name in ["order-service", "order-reconciler"] {
         for word in ["frobnicate", "orders.db", ""] {
-            let ran = env.run(name, &[word], &[]);
+            let ran = env.run(name, &[word]);
             assert_eq!(ran.code, Some(2), "{word:?}: {ran:?}");
         }
     }
-    assert_eq!(
-        env.run("order-service", &["serve", "extra"], &[]).code,
-        Some(2)
-    );
+    assert_eq!(env.run("order-service", &["serve", "extra"]).code, Some(2));
 }
 
 #[test]
@@ -174,8 +170,9 @@ fn a_port_in_use_ends_with_1_and_one_line_that_names_it() {
         if matches!(command, "serve" | "api") {
             arguments.extend(["--database-url", database.to_str().unwrap()]);
         }
-        let ran = env.run("order-service", &arguments, &variables);
-        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let ran = env
+            .run_with("order-service", &arguments, &variables)
+            .assert_code(1);
         let errors: Vec<_> = ran
             .stderr
             .lines()
@@ -206,8 +203,7 @@ fn a_token_that_cannot_be_sent_ends_with_2_and_is_not_shown() {
             &["order-reconciler", "--once"],
         ] {
             let variables = [("ORDER_PROCESS_TOKEN", token), ("RUST_LOG", "trace")];
-            let ran = run(&env, command, &[], &variables);
-            assert_eq!(ran.code, Some(2), "{ran:?}");
+            let ran = run(&env, command, &[], &variables).assert_code(2);
             assert!(
                 ran.stderr.contains("ORDER_PROCESS_TOKEN may hold"),
                 "{ran:?}"
@@ -240,7 +236,7 @@ async fn the_token_is_in_no_log_at_any_level() {
     assert!(log.contains("TRACE"), "the log has the requested level");
     assert!(!log.contains("sentinel"), "the token is in the log");
     for name in ["order-service", "order-reconciler"] {
-        let ran = env.run(name, &["--help"], &variables);
+        let ran = env.run_with(name, &["--help"], &variables);
         assert!(!ran.stdout.contains("sentinel"));
     }
 }
@@ -280,7 +276,7 @@ async fn a_log_in_json_is_one_object_a_line() {
     assert!(counts >= 11, "{log}");
     // The error at exit is one object too.
     let arguments = ["--log-format", "json", "--database-url", "no/such.db"];
-    let ran = env.run("order-reconciler", &arguments, &[]);
+    let ran = env.run("order-reconciler", &arguments);
     let value: Value = serde_json::from_str(&ran.stderr).expect("one object");
     assert_eq!(value["level"], "error");
 }
@@ -300,8 +296,9 @@ fn the_log_has_the_requested_levels() {
     ] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
-        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = env
+            .run_with("order-reconciler", &arguments, &[("RUST_LOG", levels)])
+            .assert_code(0);
         assert!(
             has.is_none_or(|text| ran.stderr.contains(text)),
             "{levels}: {ran:?}"
@@ -332,7 +329,7 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
         ("order_service::pass=info,", ""),
         ("info/a/b", "more than one \"/\""),
     ] {
-        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
+        let ran = env.run_with("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
         if says.is_empty() {
             assert_eq!(ran.code, Some(0), "{levels}: {ran:?}");
             assert!(!ran.stderr.contains("RUST_LOG"), "{levels}: {ran:?}");
@@ -350,8 +347,9 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
     for levels in ["debgu", "hyper=info"] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
-        let ran = env.run("order-reconciler", &arguments, &[("RUST_LOG", levels)]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = env
+            .run_with("order-reconciler", &arguments, &[("RUST_LOG", levels)])
+            .assert_code(0);
         assert!(
             ran.stderr.contains("WARN  program: RUST_LOG sets no level"),
             "{ran:?}"
@@ -518,19 +516,13 @@ async fn a_wrong_path_of_the_upstream_is_named_wherever_its_state_is_reported() 
     let database = env.database();
     let database = database.to_str().unwrap();
     let arguments = ["--database-url", database, "--order-process-url", &wrong];
-    let ran = env.run(
-        "order-reconciler",
-        &[&["--once"], &arguments[..]].concat(),
-        &[],
-    );
-    assert_eq!(ran.code, Some(4), "{ran:?}");
+    let ran = env
+        .run("order-reconciler", &[&["--once"], &arguments[..]].concat())
+        .assert_code(4);
     assert!(ran.stderr.contains(&asked), "{ran:?}");
-    let ran = env.run(
-        "order-service",
-        &[&["account"], &arguments[..]].concat(),
-        &[],
-    );
-    assert_eq!(ran.code, Some(4), "{ran:?}");
+    let ran = env
+        .run("order-service", &[&["account"], &arguments[..]].concat())
+        .assert_code(4);
     assert!(ran.stderr.contains(&asked), "{ran:?}");
     let order = Client::new().get(format!("{}/order/a1", api.url)).await;
     let detail = order.json()["attention"]["detail"].to_string();
@@ -544,8 +536,7 @@ fn a_password_in_a_url_is_refused_and_never_shown() {
         ("--order-process-url", "http://user:hunter2@127.0.0.1:8000"),
         ("--database-url", "postgres://user:hunter2@127.0.0.1/orders"),
     ] {
-        let ran = run(&env, &["order-reconciler"], &[flag, value], &[]);
-        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let ran = run(&env, &["order-reconciler"], &[flag, value], &[]).assert_code(2);
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         assert!(ran.stderr.contains(flag), "{ran:?}");
     }

@@ -76,7 +76,7 @@ pub fn names(prefix: &str, count: usize) -> Vec<String> {
 pub fn prune(env: &TestEnvironment, arguments: &[&str]) -> Ran {
     let mut all = vec!["prune"];
     all.extend(arguments);
-    env.run("order-service", &all, &[])
+    env.run("order-service", &all)
 }
 
 fn pruned_so_far(store: &Store) -> u64 {
@@ -96,8 +96,7 @@ pub fn pruned(env: &TestEnvironment, orders: u64) {
 
 #[track_caller]
 pub fn is_sound(env: &TestEnvironment) {
-    let ran = env.run("order-service", &["check"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-service", &["check"]).assert_code(0);
 }
 
 fn ids(store: &Store) -> Vec<String> {
@@ -145,16 +144,14 @@ async fn only_orders_that_settled_long_ago_are_pruned() {
     let env = TestEnvironment::new();
     let store = old_and_new(&env).await;
     let all = ids(&store);
-    let ran = prune(&env, &["--settled-before", "90d", "--dry-run"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = prune(&env, &["--settled-before", "90d", "--dry-run"]).assert_code(0);
     assert!(
         ran.stdout.contains("to prune 6 FULFILLED, 6 FAILED"),
         "{ran:?}"
     );
     assert!(ran.stdout.contains("36 entries"), "{ran:?}");
     assert_eq!(ids(&store), all, "nothing was changed");
-    let ran = prune(&env, &["--settled-before", "90d"]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = prune(&env, &["--settled-before", "90d"]).assert_code(0);
     assert!(
         ran.stdout.contains("pruned   6 FULFILLED, 6 FAILED"),
         "{ran:?}"
@@ -171,7 +168,7 @@ async fn only_orders_that_settled_long_ago_are_pruned() {
     let id = OrderId::new("old1").unwrap();
     let again = store.create(id, SystemClock.now()).await;
     assert!(matches!(again, Ok(Creation::Created(_))), "{again:?}");
-    let ran = env.run("order-service", &["check"], &[]);
+    let ran = env.run("order-service", &["check"]);
     assert!(
         ran.stdout.contains("pruned   12 orders and 36 entries"),
         "{ran:?}"
@@ -276,7 +273,7 @@ async fn totals_survive_a_prune_and_a_restart() {
         }
     }
     assert_eq!(lost.len(), 8);
-    let ran = env.run("order-service", &["account"], &[]);
+    let ran = env.run("order-service", &["account"]);
     for line in [
         "acknowledged         343",
         "pruned               332",
@@ -456,7 +453,7 @@ async fn a_check_finds_missing_records_that_were_not_pruned() {
         drop(store);
         is_sound(&env);
         database(&env).execute_batch(change).unwrap();
-        let ran = env.run("order-service", &["check"], &[]);
+        let ran = env.run("order-service", &["check"]);
         assert_eq!(ran.code, Some(1), "{change}: {ran:?}");
         assert!(ran.stdout.contains(says), "{change}: {ran:?}");
     }
@@ -467,19 +464,15 @@ async fn a_backup_of_a_pruned_database_is_sound() {
     let env = TestEnvironment::new();
     old_and_new(&env).await;
     pruned(&env, 12);
-    let ran = env.run("order-service", &["backup", "copy.db"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    let ran = prune(
+    env.run("order-service", &["backup", "copy.db"])
+        .assert_code(0);
+    prune(
         &env,
         &["--settled-before", "1h", "--database-url", "copy.db"],
-    );
-    assert_eq!(ran.code, Some(0), "{ran:?}");
-    let ran = env.run(
-        "order-service",
-        &["check", "--database-url", "copy.db"],
-        &[],
-    );
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    )
+    .assert_code(0);
+    env.run("order-service", &["check", "--database-url", "copy.db"])
+        .assert_code(0);
 }
 
 #[test]
@@ -497,8 +490,7 @@ fn an_invalid_age_is_refused_with_what_would_be_right() {
         assert!(ran.stderr.contains(says), "{age}: {ran:?}");
         assert!(ran.stderr.contains("90d or 12h"), "{age}: {ran:?}");
     }
-    let ran = prune(&env, &["--dry-run"]);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let ran = prune(&env, &["--dry-run"]).assert_code(2);
     assert!(
         ran.stderr.contains("--settled-before <DURATION>"),
         "{ran:?}"
@@ -507,8 +499,7 @@ fn an_invalid_age_is_refused_with_what_would_be_right() {
         &["--settled-before", "90d"][..],
         &["--settled-before", "90d", "--dry-run"],
     ] {
-        let ran = prune(&env, arguments);
-        assert_eq!(ran.code, Some(3), "{ran:?}");
+        let ran = prune(&env, arguments).assert_code(3);
         assert!(ran.stderr.contains("there is no such database"), "{ran:?}");
         assert!(!env.database().exists());
     }

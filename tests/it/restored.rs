@@ -91,8 +91,8 @@ async fn a_reader_whose_database_is_restored_gets_410_and_misses_nothing() {
         let (second, _) = (stream.next_block().await, stream.next_block().await)
             .1
             .unwrap();
-        let ran = env.run("order-service", &["backup", "backup.db"], &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        env.run("order-service", &["backup", "backup.db"])
+            .assert_code(0);
         create(&client, &api, 'b', 4).await;
         let lost = [
             linked(&get(&client, &api, "/order?limit=6").await),
@@ -151,8 +151,7 @@ async fn a_copy_has_its_own_history_once_a_program_has_opened_it_for_writing() {
     let elsewhere = TestEnvironment::new();
     fs::copy(env.database(), elsewhere.database()).unwrap();
     for arguments in [&["check"][..], &["explain", "a1"]] {
-        let ran = elsewhere.run("order-service", arguments, &[]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        elsewhere.run("order-service", arguments).assert_code(0);
         assert_eq!(histories(&elsewhere.database()), 1, "{arguments:?}");
     }
     let there = elsewhere.api(&[]);
@@ -186,6 +185,5 @@ async fn a_copy_has_its_own_history_once_a_program_has_opened_it_for_writing() {
     for path in ["/order?after=8", "/event?after=8"] {
         assert_problem(&get(&client, &here, path).await, 410);
     }
-    let ran = elsewhere.run("order-service", &["check"], &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    elsewhere.run("order-service", &["check"]).assert_code(0);
 }

@@ -126,7 +126,6 @@ async fn allowed_names_are_served_and_their_pages_may_create_orders() {
     let wrong = env.run(
         "order-service",
         &["api", "--allowed-host", "http://b.example"],
-        &[],
     );
     assert_eq!(wrong.code, Some(2));
     assert!(wrong.stderr.contains("orders.example"), "{}", wrong.stderr);

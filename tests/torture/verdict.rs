@@ -38,7 +38,7 @@ impl Failures {
         let record = record.to_str().expect("temporary folders have plain names");
         let arguments = ["account", "--database-url", database, "--record", record];
         let arguments = [&arguments[..], &["--order-process-url", upstream]].concat();
-        let account = env.run("order-service", &arguments, &[]);
+        let account = env.run("order-service", &arguments);
         println!("\n{}", account.stdout.trim_end());
         if account.code != Some(0) {
             self.add("the account", format!("{account:?}"));

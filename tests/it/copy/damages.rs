@@ -97,10 +97,9 @@ async fn what_is_not_sound_does_not_move() {
         filled(&from).await;
         let damage = "UPDATE orders SET updated_at = updated_at + 1 WHERE seq = 9";
         execute(&from, damage);
-        let ran = copy(&env, &[&from, &to]);
-        assert_eq!(ran.code, Some(1), "{ran:?}");
+        let ran = copy(&env, &[&from, &to]).assert_code(1);
         assert!(ran.stderr.contains("its updated_at"), "{ran:?}");
-        let check = |url: &str| env.run("order-service", &["check", "--database-url", url], &[]);
+        let check = |url: &str| env.run("order-service", &["check", "--database-url", url]);
         let incomplete = check(&to);
         assert_eq!(incomplete.code, Some(3), "{incomplete:?}");
         let says = format!("is an incomplete copy of {from}; ");

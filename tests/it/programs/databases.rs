@@ -77,8 +77,7 @@ fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
     fs::write(env.path("plain"), "hello").unwrap();
     let database = env.path("plain/orders.db");
     let arguments = ["--database-url", database.to_str().unwrap()];
-    let ran = env.run("order-reconciler", &arguments, &[]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
+    let ran = env.run("order-reconciler", &arguments).assert_code(3);
     assert!(
         !ran.stderr.contains("-write"),
         "a lock file is not named: {ran:?}"
@@ -91,7 +90,7 @@ fn a_cause_is_printed_once() {
     let env = TestEnvironment::new();
     let missing = env.path("missing/orders.db");
     for database in [missing.to_str().unwrap(), "/proc/orders.db"] {
-        let ran = env.run("order-reconciler", &["--database-url", database], &[]);
+        let ran = env.run("order-reconciler", &["--database-url", database]);
         let count = ran.stderr.matches("No such file or directory").count();
         assert_eq!(count, 1, "{}", ran.stderr);
     }
@@ -100,8 +99,7 @@ fn a_cause_is_printed_once() {
 /// Creates a database with a program.
 fn create(env: &TestEnvironment, path: &Path) {
     let arguments = ["--once", "--database-url", path.to_str().unwrap()];
-    let ran = env.run("order-reconciler", &arguments, &[]);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    env.run("order-reconciler", &arguments).assert_code(0);
 }
 
 #[test]
@@ -123,7 +121,7 @@ fn a_database_that_is_locked_for_five_seconds_ends_with_3() {
         for name in ["new.db", "ours.db", "beside.db"] {
             let (env, path) = (&env, path(name));
             scope.spawn(move || {
-                let ran = env.run("order-reconciler", &["--database-url", &path], &[]);
+                let ran = env.run("order-reconciler", &["--database-url", &path]);
                 assert_eq!(ran.code, Some(3), "{name}: {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "one line: {ran:?}");
                 assert!(

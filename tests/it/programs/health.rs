@@ -11,10 +11,9 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     let api = env.api(&[]);
     let port = api.address().rsplit(':').next().unwrap();
     for address in [api.address(), &format!("0.0.0.0:{port}")] {
-        let ran = api_health(&env, address);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
-        let ran = env.run("order-service", &["health"], &[("LISTEN_ADDR", address)]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        api_health(&env, address).assert_code(0);
+        env.run_with("order-service", &["health"], &[("LISTEN_ADDR", address)])
+            .assert_code(0);
     }
     // An upstream that is down does not make the service unhealthy.
     let service = env.serve("http://127.0.0.1:9", &[]);
@@ -31,23 +30,20 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     while api_health(&env, api.address()).code == Some(0) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let ran = api_health(&env, api.address());
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = api_health(&env, api.address()).assert_code(1);
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     fs::rename(env.path("elsewhere.db"), env.database()).unwrap();
     // Something else listens, or hangs.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let ran = api_health(&env, &silent.local_addr().unwrap().to_string());
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    api_health(&env, &silent.local_addr().unwrap().to_string()).assert_code(1);
     let simulator = env.simulator(&[]);
-    let ran = api_health(&env, simulator.address());
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    api_health(&env, simulator.address()).assert_code(1);
 }
 
 fn reconciler_health(env: &TestEnvironment) -> Ran {
     let database = env.database();
     let arguments = ["health", "--database-url", database.to_str().unwrap()];
-    env.run("order-reconciler", &arguments, &[])
+    env.run("order-reconciler", &arguments)
 }
 
 #[test]
@@ -61,15 +57,14 @@ fn the_health_of_the_reconciler_is_0_after_a_pass_and_1_before_one_or_long_after
     while reconciler_health(&env).code != Some(0) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let ran = reconciler_health(&env);
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    reconciler_health(&env).assert_code(0);
     let variables = [("DATABASE_URL", env.database().to_str().unwrap().to_owned())];
-    let ran = env.run(
+    env.run_with(
         "order-reconciler",
         &["health"],
         &[(variables[0].0, &variables[0].1)],
-    );
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    )
+    .assert_code(0);
     drop(reconciler);
     let ran = reconciler_health(&env);
     assert_eq!(ran.code, Some(0), "it may be slow: {ran:?}");
@@ -79,8 +74,7 @@ fn the_health_of_the_reconciler_is_0_after_a_pass_and_1_before_one_or_long_after
          next_pass_at = next_pass_at - 3600000",
     )
     .unwrap();
-    let ran = reconciler_health(&env);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = reconciler_health(&env).assert_code(1);
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     // The service's health reports it, but depends on its API alone.
     assert_eq!(api_health(&env, api.address()).code, Some(0));
@@ -95,8 +89,7 @@ fn the_health_of_the_reconciler_is_1_as_soon_as_it_has_ended() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(reconciler.stop(), Some(0));
-    let ran = reconciler_health(&env);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let ran = reconciler_health(&env).assert_code(1);
     assert!(ran.stderr.contains("no reconciler runs"), "{ran:?}");
 }
 

@@ -59,9 +59,9 @@ fn the_help_of_every_command_names_each_setting_with_its_variable_and_default_an
 #[test]
 fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
     let env = TestEnvironment::new();
-    let help = |arguments: &[&str]| env.run("order-reconciler", arguments, &[]).stdout;
+    let help = |arguments: &[&str]| env.run("order-reconciler", arguments).stdout;
     assert_eq!(help(&["--help"]), help(&["run", "--help"]));
-    let help = env.run("order-service", &["--help"], &[]).stdout;
+    let help = env.run("order-service", &["--help"]).stdout;
     for command in [
         "serve",
         "dev",
@@ -75,7 +75,7 @@ fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
     }
     for program in ["order-service", "order-reconciler"] {
         let usage = format!("Usage: {program} [OPTIONS] [COMMAND]\n");
-        let ran = env.run(program, &["unknown"], &[]);
+        let ran = env.run(program, &["unknown"]);
         assert!(ran.stderr.contains(&usage), "{ran:?}");
     }
 }
@@ -195,8 +195,7 @@ fn a_word_instead_of_a_whole_number_is_answered_with_what_would_be_right() {
     ] {
         // "invalid digit found in string" alone would not help an operator.
         let env = TestEnvironment::new();
-        let ran = run(&env, command, &[setting.0, "many"], &[]);
-        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let ran = run(&env, command, &[setting.0, "many"], &[]).assert_code(2);
         if ran.stderr.contains("invalid digit") {
             wrong.push(ran.stderr);
         }
@@ -217,8 +216,8 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
         ["--simulator-listen", "127.0.0.1:0"],
         ["--max-order-process-duration", "1"],
     ] {
-        let by_flag = env.run("order-service", &[&["dev"][..], &url, &flag].concat(), &[]);
-        let by_variable = env.run("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
+        let by_flag = env.run("order-service", &[&["dev"][..], &url, &flag].concat());
+        let by_variable = env.run_with("order-service", &[&["dev"][..], &flag].concat(), &[URL]);
         for ran in [by_flag, by_variable] {
             assert_eq!(ran.code, Some(2), "{ran:?}");
             let message = ran.stderr.lines().next().unwrap();
@@ -229,8 +228,9 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
     }
     // Variables are refused too; the message then names both.
     let preset = ("SIMULATOR_PRESET", "flaky");
-    let ran = env.run("order-service", &["dev"], &[URL, preset]);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let ran = env
+        .run_with("order-service", &["dev"], &[URL, preset])
+        .assert_code(2);
     assert!(ran.stderr.contains(URL.0), "{ran:?}");
     assert!(ran.stderr.contains(preset.0), "{ran:?}");
     // Variables of the simulator program are ignored.
@@ -250,8 +250,7 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
 fn a_negative_rate_is_answered_with_what_would_be_right() {
     let env = TestEnvironment::new();
     for arguments in [&["--start-rate=-1"][..], &["--start-rate", "-1"]] {
-        let ran = env.run("order-reconciler", arguments, &[]);
-        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let ran = env.run("order-reconciler", arguments).assert_code(2);
         assert!(ran.stderr.contains("0 for no ceiling"), "{ran:?}");
     }
 }
@@ -259,7 +258,7 @@ fn a_negative_rate_is_answered_with_what_would_be_right() {
 #[test]
 fn a_wrong_variable_is_named_in_the_message() {
     let env = TestEnvironment::new();
-    let ran = env.run("order-reconciler", &[], &[("START_RATE", "fast")]);
+    let ran = env.run_with("order-reconciler", &[], &[("START_RATE", "fast")]);
     assert_eq!(ran.code, Some(2));
     assert!(
         ran.stderr.contains("START_RATE"),
@@ -291,12 +290,13 @@ fn every_setting_can_be_given_by_its_variable_and_a_flag_wins() {
     assert!(log.starts_with('{'), "{log}");
     assert_eq!(program.stop(), Some(0));
     let arguments = ["--database-url", "by-flag.db", "--log-format", "text"];
-    let ran = env.run(
-        "order-reconciler",
-        &[&["--once"], &arguments[..]].concat(),
-        &variables,
-    );
-    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let ran = env
+        .run_with(
+            "order-reconciler",
+            &[&["--once"], &arguments[..]].concat(),
+            &variables,
+        )
+        .assert_code(0);
     assert!(env.path("by-flag.db").exists());
     assert!(!ran.stderr.starts_with('{'), "{ran:?}");
     let variables = [
@@ -336,7 +336,7 @@ fn the_log_format_is_accepted_before_or_after_every_command() {
             [&["--log-format=json", command], rest].concat(),
             [&[command], rest, &json].concat(),
         ] {
-            let ran = env.run(name, &arguments, &[]);
+            let ran = env.run(name, &arguments);
             assert!(ran.code.is_some_and(|code| code > 0), "{ran:?}");
             let line: Value = serde_json::from_str(&ran.stderr)
                 .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {ran:?}"));
@@ -345,10 +345,10 @@ fn the_log_format_is_accepted_before_or_after_every_command() {
     }
     // Without a command it is a flag of the default command.
     let arguments = [&["--log-format", "json"], &served[..]].concat();
-    let ran = env.run("order-service", &arguments, &[]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
-    let ran = env.run("order-service", &["health"], &[("LOG_FORMAT", "xml")]);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
+    env.run("order-service", &arguments).assert_code(3);
+    let ran = env
+        .run_with("order-service", &["health"], &[("LOG_FORMAT", "xml")])
+        .assert_code(2);
     assert!(ran.stderr.contains("variable LOG_FORMAT"), "{ran:?}");
 }
 
@@ -361,12 +361,12 @@ fn an_empty_variable_counts_as_unset() {
         .into_iter()
         .filter(|variable| !variable.is_empty())
     {
-        let ran = env.run("order-reconciler", &["--once"], &[(variable, "")]);
+        let ran = env.run_with("order-reconciler", &["--once"], &[(variable, "")]);
         assert_eq!(ran.code, Some(0), "{variable}: {ran:?}");
     }
     assert!(env.database().exists());
     for variable in ["ORDER_PROCESS_TOKEN", "RUST_LOG"] {
-        let ran = env.run("order-reconciler", &["--once"], &[(variable, "")]);
+        let ran = env.run_with("order-reconciler", &["--once"], &[(variable, "")]);
         assert_eq!(ran.code, Some(0), "{variable}: {ran:?}");
         assert!(ran.stderr.contains("INFO"), "{ran:?}");
     }
@@ -456,8 +456,9 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
         "no file was created: {left:?}"
     );
     let token = [("ORDER_PROCESS_TOKEN", "s3cr3t\r")];
-    let ran = env.run("order-reconciler", &["--once"], &token);
-    assert_eq!(ran.code, Some(2), "{ran:?}");
+    let ran = env
+        .run_with("order-reconciler", &["--once"], &token)
+        .assert_code(2);
     assert!(ran.stderr.contains("carriage return"), "{ran:?}");
     assert!(!ran.stderr.contains("s3cr3t"), "{ran:?}");
 }

@@ -48,7 +48,7 @@ impl OneOfEach {
 
     fn run(&self, command: &[&str]) -> Ran {
         let arguments = [command, &["--database-url", &self.address]].concat();
-        self.env.run("order-service", &arguments, &[])
+        self.env.run("order-service", &arguments)
     }
 }
 
@@ -56,8 +56,7 @@ impl OneOfEach {
 async fn a_sound_database_is_ok_with_its_counts() {
     for fresh in ENGINES {
         let database = OneOfEach::new(*fresh).await;
-        let ran = database.run(&["check"]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = database.run(&["check"]).assert_code(0);
         let ok = format!("ok: {}\n", database.address);
         assert!(ran.stdout.starts_with(&ok), "{ran:?}");
         let counts = "1 CREATED, 1 PROCESSING, 1 FULFILLED, 1 FAILED";
@@ -70,8 +69,9 @@ async fn a_sound_database_is_ok_with_its_counts() {
 async fn a_dry_run_tells_what_would_be_pruned_and_changes_nothing() {
     for fresh in ENGINES {
         let database = OneOfEach::new(*fresh).await;
-        let ran = database.run(&["prune", "--settled-before", "1d", "--dry-run"]);
-        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let ran = database
+            .run(&["prune", "--settled-before", "1d", "--dry-run"])
+            .assert_code(0);
         // The newest order stays.
         let counts = "to prune 1 FULFILLED, 0 FAILED";
         assert!(ran.stdout.contains(counts), "{ran:?}");
@@ -89,8 +89,9 @@ fn a_check_needs_a_database_of_ours_and_makes_none() {
     let url = cluster().url(&cluster().database());
     for _ in 0..2 {
         let arguments = ["check", "--database-url", &url];
-        let ran = TestEnvironment::new().run("order-service", &arguments, &[]);
-        assert_eq!(ran.code, Some(3), "{ran:?}");
+        let ran = TestEnvironment::new()
+            .run("order-service", &arguments)
+            .assert_code(3);
         assert!(ran.stderr.contains("there is no order database"), "{ran:?}");
     }
 }

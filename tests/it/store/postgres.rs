@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use order_service::order::{OrderId, Timestamp};
+use order_service::order::OrderId;
 use order_service::store::{DatabaseUrl, Mode, Store};
 
 use super::{Fresh, assert_followed, create};
@@ -111,7 +111,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     assert_eq!(store.address(), url);
     let explain = |id: &str| {
         let arguments = ["explain", id, "--database-url", &url];
-        env.run("order-service", &arguments, &[])
+        env.run("order-service", &arguments)
     };
     create(&store, "a1", 10).await;
     let explained = explain("a1");
@@ -131,7 +131,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     // On a database without orders nothing is created.
     let url = cluster().url(&cluster().database());
     let arguments = ["explain", "a1", "--database-url", &url];
-    let missing = env.run("order-service", &arguments, &[]);
+    let missing = env.run("order-service", &arguments);
     assert_eq!(missing.code, Some(3), "{missing:?}");
     assert!(missing.stderr.contains("no order database"), "{missing:?}");
 }
