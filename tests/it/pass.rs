@@ -19,13 +19,13 @@ use std::time::Duration;
 use crate::environment::ready;
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
-use order_service::order::{OrderId, Reason, Status, Timestamp};
+use order_service::order::{Reason, Status, Timestamp};
 use order_service::pace::LearnedLimits;
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report};
 use order_service::store::{DatabaseUrl, Mode, Store};
 
-use self::harness::{Fault, Harness, InMemory, block_on, pass, unlimited};
+use self::harness::{Fault, Harness, InMemory, block_on, pass, passes, unlimited};
 
 #[test]
 fn orders_go_through_all_statuses_and_agree_with_the_model() {
@@ -50,11 +50,7 @@ fn orders_go_through_all_statuses_and_agree_with_the_model() {
         assert_eq!(harness.order(&id).status, expected);
         assert_eq!(harness.order(&id).starts, 1);
     }
-    let starts = harness.upstream.take_requests();
-    assert_eq!(
-        starts.iter().filter(|r| r.starts_with("start")).count(),
-        100
-    );
+    assert_eq!(harness.upstream.starts(), 100);
 }
 
 #[test]
@@ -184,8 +180,7 @@ fn an_order_that_always_fails_is_retried_with_backoff_and_never_given_up() {
         pass(&mut reconciler);
         harness.forward(4_000);
     }
-    let requests = harness.upstream.take_requests();
-    let starts = requests.iter().filter(|r| *r == "start a1").count();
+    let starts = harness.upstream.starts_of("a1");
     assert!((12..40).contains(&starts), "{starts} starts in an hour");
     let since = harness.order("a1").attention.unwrap().since;
     assert_eq!(
@@ -218,17 +213,13 @@ fn forgotten_processes_are_held_if_the_policy_says_so() {
     for orders in [3, 50] {
         let harness = forgotten(orders, LostProcess::Hold);
         let mut reconciler = harness.old_reconciler();
-        for _ in 0..3 {
-            pass(&mut reconciler);
-            harness.forward(1_000);
-        }
+        passes(&harness, &mut reconciler, 3);
         for n in 0..orders {
             let id = format!("a{n}");
             assert_eq!(harness.order(&id).status, Status::Processing);
             assert_eq!(harness.reason(&id), Some(Reason::ProcessLost));
         }
-        let requests = harness.upstream.take_requests();
-        assert!(!requests.iter().any(|request| request.starts_with("start")));
+        assert_eq!(harness.upstream.starts(), 0);
     }
 }
 
@@ -237,10 +228,7 @@ fn forgotten_processes_settle_as_failed_if_the_policy_says_so() {
     for orders in [3, 50] {
         let harness = forgotten(orders, LostProcess::Fail);
         let mut reconciler = harness.old_reconciler();
-        for _ in 0..2 {
-            pass(&mut reconciler);
-            harness.forward(1_000);
-        }
+        passes(&harness, &mut reconciler, 2);
         assert_eq!(harness.count(Status::Failed), orders);
         let requests = harness.upstream.take_requests();
         for n in 0..orders {
@@ -293,20 +281,15 @@ fn the_length_of_an_incarnation_is_learned_by_its_processes() {
     let harness = forgotten(50, LostProcess::Hold);
     // One poll counts them, and another finds them gone.
     let mut reconciler = harness.old_reconciler();
-    let draw = &mut |below: u64| below - 1;
     for n in 0..4_000 {
-        let (id, now) = (format!("a{n}"), harness.clock.now());
-        assert!(harness.upstream.model.borrow_mut().start(&id, now, draw));
+        harness.upstream.begin(&format!("a{n}"));
     }
     pass(&mut reconciler);
     harness.upstream.model.borrow_mut().forget_everything();
     harness.forward(10_000);
     pass(&mut reconciler);
-    let incarnations = ready(harness.store.heartbeat())
-        .unwrap()
-        .learned
-        .incarnations;
-    let (processes, time) = incarnations.expected_length(harness.clock.now()).unwrap();
+    let now = harness.clock.now();
+    let (processes, time) = harness.incarnations().expected_length(now).unwrap();
     assert_eq!((processes, time.unwrap().as_secs()), (25_600.0, 10));
 }
 
@@ -354,10 +337,8 @@ fn a_process_that_was_missing_once_and_reappears_is_not_restarted() {
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
     assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
-    let draw = &mut |below: u64| below - 1;
     for id in ["a0", "a1"] {
-        let now = harness.clock.now();
-        assert!(harness.upstream.model.borrow_mut().start(id, now, draw));
+        harness.upstream.begin(id);
     }
     for _ in 0..3 {
         harness.forward(1_000);
@@ -383,8 +364,7 @@ fn an_order_is_started_at_most_as_often_as_allowed_however_often_it_is_forgotten
     let attention = harness.order("a1").attention.unwrap();
     assert_eq!(attention.reason, Reason::MaxStarts);
     assert!(attention.detail.contains("3 times"), "{attention:?}");
-    let requests = harness.upstream.take_requests();
-    assert_eq!(requests.iter().filter(|r| *r == "start a1").count(), 3);
+    assert_eq!(harness.upstream.starts_of("a1"), 3);
 }
 
 #[test]
@@ -408,12 +388,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     assert_eq!(restarted, 50, "each is counted once it is seen");
     for n in 0..50 {
         let id = format!("a{n}");
-        let requests = harness.upstream.requests.borrow();
-        let starts = requests
-            .iter()
-            .filter(|r| **r == format!("start {id}"))
-            .count();
-        assert_eq!(starts, 1, "{id}");
+        assert_eq!(harness.upstream.starts_of(&id), 1, "{id}");
         assert_eq!(harness.order(&id).starts, 2);
     }
 }
@@ -478,16 +453,10 @@ fn a_clock_that_is_set_back_blocks_no_order() {
     for n in 10..20 {
         harness.create(&format!("a{n}"));
     }
-    for _ in 0..10 {
-        pass(&mut reconciler);
-        harness.forward(1_000);
-    }
+    passes(&harness, &mut reconciler, 10);
     assert_eq!(harness.count(Status::Created), 0);
     harness.forward(86_400_000);
-    for _ in 0..5 {
-        pass(&mut reconciler);
-        harness.forward(1_000);
-    }
+    passes(&harness, &mut reconciler, 5);
     assert_eq!(harness.count(Status::Processing), 0);
 }
 
@@ -508,10 +477,7 @@ fn every_request_to_the_upstream_is_counted_also_across_a_restart() {
         let mut reconciler = harness.reconciler();
         harness.create(&format!("a{n}"));
         harness.upstream.start_fault.set(fault);
-        for _ in 0..8 {
-            pass(&mut reconciler);
-            harness.forward(1_000);
-        }
+        passes(&harness, &mut reconciler, 8);
         harness.upstream.start_fault.set(Fault::Answered);
         pass(&mut reconciler);
         harness.forward(60_000);
@@ -521,7 +487,7 @@ fn every_request_to_the_upstream_is_counted_also_across_a_restart() {
         let kind = request.split(' ').next().unwrap();
         *sent.entry(kind.to_owned()).or_default() += 1;
     }
-    let metrics = ready(harness.store.heartbeat()).unwrap().metrics;
+    let metrics = harness.heartbeat().metrics;
     let mut counted: BTreeMap<String, u64> = BTreeMap::new();
     let mut answers = BTreeSet::new();
     for (kind, answer, took) in metrics.requests() {

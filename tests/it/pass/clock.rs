@@ -1,6 +1,5 @@
 //! Passes with a clock that is set back or forward by seconds or hours, within a run or between two.
 
-use crate::environment::ready;
 use order_service::reconciler::run_once;
 use order_service::reconciler_state::{LeaderState, LeaderStatus};
 
@@ -18,9 +17,7 @@ impl Harness {
     }
 
     fn health(&self) -> LeaderStatus {
-        ready(self.store.heartbeat())
-            .unwrap()
-            .leader_status(self.clock.now())
+        self.heartbeat().leader_status(self.clock.now())
     }
 }
 
@@ -53,9 +50,8 @@ fn a_process_that_was_confirmed_ahead_of_the_clock_is_missed_as_any_other_is() {
             harness.forward(SECOND);
             pass(&mut reconciler);
         }
-        let requests = harness.upstream.take_requests();
-        let starts = requests.iter().filter(|request| *request == "start a1");
-        assert_eq!(starts.count(), 1, "{by} {is_restarted}: {requests:?}");
+        let starts = harness.upstream.starts_of("a1");
+        assert_eq!(starts, 1, "{by} {is_restarted}");
     });
 }
 
@@ -100,10 +96,7 @@ fn no_order_waits_for_a_clock_that_was_set_back_to_catch_up() {
         harness.create("a1");
         let mut reconciler = harness.reconciler();
         harness.upstream.start_fault.set(Fault::Status(400));
-        for _ in 0..40 {
-            pass(&mut reconciler);
-            harness.forward(SECOND);
-        }
+        passes(&harness, &mut reconciler, 40);
         assert_eq!(harness.reason("a1"), Some(Reason::StartRefused));
         harness.step(by);
         if is_restarted {
@@ -140,7 +133,7 @@ fn health_depends_on_completed_passes_and_not_on_times_in_the_future() {
         );
         pass(&mut reconciler);
         assert_eq!(harness.health().problem, None, "{by}");
-        let heartbeat = ready(harness.store.heartbeat()).unwrap();
+        let heartbeat = harness.heartbeat();
         let past = [heartbeat.leader_since, heartbeat.last_pass_at];
         assert!(past.iter().all(|at| *at <= Some(harness.clock.now())));
         let next = heartbeat.next_poll_at.max(heartbeat.next_pass_at).unwrap();

@@ -11,12 +11,14 @@ use crate::environment::{lead, ready};
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
-use order_service::pace::{LearnedLimits, StartRate};
+use order_service::pace::{Incarnations, LearnedLimits, StartRate};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report, Settings};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::Model;
-use order_service::store::{Creation, DatabaseUrl, Mode, NoFaults, Store, WriteFate, WriteFaults};
+use order_service::store::{
+    Creation, DatabaseUrl, Mode, NoFaults, Resolution, Store, WriteFate, WriteFaults,
+};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
 use crate::environment::TestEnvironment;
@@ -66,7 +68,7 @@ pub(super) struct InMemory {
     /// Another upstream behind the same address, which is reached by every other request or so.
     pub(super) other: Rc<RefCell<Option<Model>>>,
     /// Every request, as "start a1", "look_up a1" or "list".
-    pub(super) requests: Rc<RefCell<Vec<String>>>,
+    requests: Rc<RefCell<Vec<String>>>,
 }
 
 impl InMemory {
@@ -127,6 +129,20 @@ impl InMemory {
             .iter()
             .filter(|request| request.starts_with("start"))
             .count()
+    }
+
+    /// Returns the number of starts of an order received.
+    pub(super) fn starts_of(&self, id: &str) -> usize {
+        let start = format!("start {id}");
+        let requests = self.requests.borrow();
+        requests.iter().filter(|request| **request == start).count()
+    }
+
+    /// Begins a process of the longest duration that no request has started.
+    pub(super) fn begin(&self, id: &str) {
+        let longest = &mut |below: u64| below - 1;
+        let mut model = self.model.borrow_mut();
+        assert!(model.start(id, self.clock.now(), longest), "{id}");
     }
 
     pub(super) fn take_requests(&self) -> Vec<String> {
@@ -348,10 +364,24 @@ impl Harness {
     pub(super) fn has_learned(&self, learned: LearnedLimits) {
         let heartbeat = ReconcilerState {
             learned,
-            ..ready(self.store.heartbeat()).unwrap()
+            ..self.heartbeat()
         };
         let lead = block_on(lead(&self.store));
         block_on(self.store.write_heartbeat(&lead, heartbeat)).unwrap();
+    }
+
+    pub(super) fn heartbeat(&self) -> ReconcilerState {
+        ready(self.store.heartbeat()).unwrap()
+    }
+
+    pub(super) fn incarnations(&self) -> Incarnations {
+        self.heartbeat().learned.incarnations
+    }
+
+    /// Decides about an order as an operator does.
+    pub(super) fn resolve(&self, id: &str, resolution: Resolution) {
+        let id = OrderId::new(id).unwrap();
+        block_on(self.store.resolve(id, resolution, self.clock.now())).unwrap();
     }
 
     pub(super) fn create(&self, id: &str) {
@@ -380,7 +410,7 @@ impl Harness {
         self.clock.set(Timestamp(self.clock.now().0 + milliseconds));
     }
 
-    pub(super) fn has_settled_all(&self) -> bool {
+    fn has_settled_all(&self) -> bool {
         let open = [Status::Created, Status::Processing];
         open.iter().all(|status| self.count(*status) == 0)
     }
@@ -395,6 +425,24 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+/// Runs one pass a second for this time, or until the end of a minute in which all orders were settled.
+/// Returns the number of missed processes.
+pub(super) fn passes(
+    harness: &Harness,
+    reconciler: &mut Reconciler<InMemory, ManualClock>,
+    seconds: u32,
+) -> usize {
+    let mut missed = 0;
+    for second in 0..seconds {
+        if second % 60 == 0 && harness.has_settled_all() {
+            break;
+        }
+        missed += pass(reconciler).missed;
+        harness.forward(1_000);
+    }
+    missed
 }
 
 pub(super) fn pass(reconciler: &mut Reconciler<InMemory, ManualClock>) -> Report {

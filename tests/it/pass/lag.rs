@@ -1,29 +1,10 @@
 //! Reads that lag behind, and two upstreams behind one address.
 
-use crate::environment::ready;
 use order_service::reconciler::run_once;
 use order_service::simulator::model::Model;
 
 use super::polling::lasting;
 use super::*;
-
-/// Runs one pass a second for this time, or until the end of a minute in which all orders were settled.
-/// Returns the number of missed processes.
-fn passes(
-    harness: &Harness,
-    reconciler: &mut Reconciler<InMemory, ManualClock>,
-    seconds: i64,
-) -> usize {
-    let mut missed = 0;
-    for second in 0..seconds {
-        if second % 60 == 0 && harness.has_settled_all() {
-            break;
-        }
-        missed += pass(reconciler).missed;
-        harness.forward(1_000);
-    }
-    missed
-}
 
 /// Returns a harness with the default policy, and orders that have just been started.
 fn started(orders: usize, max_duration_secs: u32) -> (Harness, Reconciler<InMemory, ManualClock>) {
@@ -45,12 +26,6 @@ fn started_under(
     (harness, reconciler)
 }
 
-fn starts(harness: &Harness, id: &str) -> usize {
-    let start = format!("start {id}");
-    let requests = harness.upstream.requests.borrow();
-    requests.iter().filter(|request| **request == start).count()
-}
-
 #[test]
 fn reads_that_lag_by_one_request_timeout_cause_no_missing_process_and_no_restart() {
     for orders in [3, 50] {
@@ -62,13 +37,9 @@ fn reads_that_lag_by_one_request_timeout_cause_no_missing_process_and_no_restart
         assert_eq!(passes(&harness, &mut reconciler, 100), 0);
         assert_eq!(harness.count(Status::Processing), 0);
         for n in 0..orders {
-            assert_eq!(starts(&harness, &format!("a{n}")), 1);
+            assert_eq!(harness.upstream.starts_of(&format!("a{n}")), 1);
         }
-        let incarnations = ready(harness.store.heartbeat())
-            .unwrap()
-            .learned
-            .incarnations;
-        assert_eq!(incarnations.restarts(), 0);
+        assert_eq!(harness.incarnations().restarts(), 0);
     }
 }
 
@@ -76,22 +47,13 @@ fn reads_that_lag_by_one_request_timeout_cause_no_missing_process_and_no_restart
 fn recently_started_processes_neither_count_as_a_restart_nor_hide_one() {
     let mut harness = Harness::new(100_000);
     harness.settings.request_timeout = Duration::from_secs(30);
-    let create = |orders: std::ops::Range<u32>| {
-        for n in orders {
-            harness.create(&format!("a{n}"));
-        }
-    };
-    create(0..12);
+    harness.create_many(12);
     let mut reconciler = harness.reconciler();
-    let ended = || {
-        ready(harness.store.heartbeat())
-            .unwrap()
-            .learned
-            .incarnations
-            .restarts()
-    };
+    let ended = || harness.incarnations().restarts();
     passes(&harness, &mut reconciler, 40);
-    create(12..42);
+    for n in 12..42 {
+        harness.create(&format!("a{n}"));
+    }
     assert_eq!(pass(&mut reconciler).started, 30);
     // Thirty of 42 are absent, and none of twelve.
     harness.upstream.lag.set(20_000);
@@ -100,14 +62,10 @@ fn recently_started_processes_neither_count_as_a_restart_nor_hide_one() {
     assert_eq!((report.observed, report.missed, ended()), (42, 0, 0));
     assert!(report.is_absence_early);
     // Twelve of 42 are missing, and all of twelve.
-    let mut model = harness.upstream.model.borrow_mut();
-    model.forget_everything();
+    harness.upstream.model.borrow_mut().forget_everything();
     for n in 12..42 {
-        model.start(&format!("a{n}"), harness.clock.now(), &mut |below| {
-            below - 1
-        });
+        harness.upstream.begin(&format!("a{n}"));
     }
-    drop(model);
     harness.upstream.lag.set(0);
     harness.forward(10_000);
     let report = pass(&mut reconciler);
@@ -139,7 +97,7 @@ fn reads_that_lag_longer_cost_refused_starts_and_no_second_process() {
     harness.upstream.lag.set(30_000);
     assert_eq!(passes(&harness, &mut reconciler, 25), 3);
     assert_eq!(harness.reason("a0"), Some(Reason::StartRefused));
-    assert!(starts(&harness, "a0") > 1);
+    assert!(harness.upstream.starts_of("a0") > 1);
     passes(&harness, &mut reconciler, 700);
     for n in 0..3 {
         let order = harness.order(&format!("a{n}"));
@@ -203,15 +161,8 @@ fn two_upstreams_behind_one_address_may_each_have_a_process_and_both_are_counted
             assert_eq!(order.starts as usize, processes, "{order:?}");
             twice += usize::from(processes == 2);
         }
-        let incarnations = ready(harness.store.heartbeat())
-            .unwrap()
-            .learned
-            .incarnations;
         assert!(twice > 0);
-        assert_eq!(
-            incarnations.restarts() > 0,
-            orders > 10,
-            "it seems to be a restart"
-        );
+        let seems_restarted = harness.incarnations().restarts() > 0;
+        assert_eq!(seems_restarted, orders > 10);
     }
 }

@@ -46,10 +46,8 @@ fn an_order_whose_process_was_never_observed_is_held_until_it_is_observed() {
         }
         assert_eq!(harness.upstream.starts(), orders);
         // The process was there all the time, or reappears.
-        let now = harness.clock.now();
         for n in 0..orders {
-            let (id, draw) = (format!("a{n}"), &mut |below: u64| below - 1);
-            assert!(harness.upstream.model.borrow_mut().start(&id, now, draw));
+            harness.upstream.begin(&format!("a{n}"));
         }
         harness.forward(300_000);
         pass(&mut reconciler);
@@ -101,13 +99,7 @@ fn a_process_restarted_by_an_operator_counts_as_not_seen() {
     pass(&mut reconciler);
     forget(&harness, &mut reconciler);
     for is_observed_before in [false, true] {
-        let id = OrderId::new("a0").unwrap();
-        block_on(
-            harness
-                .store
-                .resolve(id, Resolution::Restart, harness.clock.now()),
-        )
-        .unwrap();
+        harness.resolve("a0", Resolution::Restart);
         harness.forward(1_100);
         assert_eq!(pass(&mut reconciler).restarted, 1);
         assert!(!is_observed(&harness), "{is_observed_before}");

@@ -91,18 +91,11 @@ fn one_restart_of_the_upstream_is_counted_once_under_every_policy() {
         harness.upstream.list_fault.set(Some(Fault::Answered));
         harness.upstream.look_up_fault.set(look_up_fault);
         let mut reconciler = harness.old_reconciler();
-        let mut missed = 0;
-        for _ in 0..30 {
-            missed += pass(&mut reconciler).missed;
-            harness.forward(1_000);
-        }
+        let missed = passes(&harness, &mut reconciler, 30);
         let is_settled = harness.count(Status::Failed) == 50;
         assert_eq!(missed, if is_settled { 0 } else { 50 }, "each once");
-        let incarnations = ready(harness.store.heartbeat())
-            .unwrap()
-            .learned
-            .incarnations;
-        assert_eq!(incarnations.restarts(), 1, "{policy:?}, {look_up_fault:?}");
+        let restarts = harness.incarnations().restarts();
+        assert_eq!(restarts, 1, "{policy:?}, {look_up_fault:?}");
     }
 }
 
@@ -175,10 +168,7 @@ fn starts_that_fail_for_an_hour_make_no_order_need_an_operator() {
         );
     }
     harness.upstream.start_fault.set(Fault::Answered);
-    for _ in 0..400 {
-        pass(&mut reconciler);
-        harness.forward(1_000);
-    }
+    passes(&harness, &mut reconciler, 400);
     for n in 0..20 {
         let order = harness.order(&format!("a{n}"));
         assert_eq!((order.starts, order.attention), (1, None));
@@ -193,16 +183,11 @@ fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
         harness.create("a1");
         let mut reconciler = harness.reconciler();
         harness.upstream.start_fault.set(Fault::Status(status));
-        for _ in 0..60 {
-            pass(&mut reconciler);
-            harness.forward(1_000);
-        }
+        passes(&harness, &mut reconciler, 60);
         let order = harness.order("a1");
         assert_eq!(order.attention.map(|of| of.reason), Some(Reason::MaxStarts));
         assert_eq!((order.status, order.starts), (Status::Created, 1));
-        let requests = harness.upstream.take_requests();
-        let starts = requests.iter().filter(|request| *request == "start a1");
-        assert_eq!(starts.count(), 1, "{requests:?}");
+        assert_eq!(harness.upstream.starts_of("a1"), 1);
     }
 }
 
@@ -243,13 +228,6 @@ fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
         assert_eq!(missed, usize::from(has_forgotten));
         let order = harness.order("b1");
         assert_eq!((order.status, order.starts), (Status::Processing, starts));
-        assert_eq!(
-            ready(harness.store.heartbeat())
-                .unwrap()
-                .learned
-                .incarnations
-                .restarts(),
-            0
-        );
+        assert_eq!(harness.incarnations().restarts(), 0);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::environment::ready;
 use order_service::pace::Durations;
 
 use super::*;
@@ -59,12 +58,10 @@ fn many_orders_are_polled_less_often_than_every_second_unless_one_is_missing() {
     let ids: Vec<String> = (0..2_000).map(|n| format!("a{n}")).collect();
     let runs = |id: &&String| harness.order(id).status == Status::Processing;
     let missing = ids.iter().find(runs).unwrap();
-    let mut model = harness.upstream.model.borrow_mut();
-    model.forget_everything();
+    harness.upstream.model.borrow_mut().forget_everything();
     for id in ids.iter().filter(|id| *id != missing) {
-        model.start(id, harness.clock.now(), &mut |below| below - 1);
+        harness.upstream.begin(id);
     }
-    drop(model);
     let mut passes = 0;
     while pass(&mut reconciler).missed == 0 {
         harness.forward(1_000);
@@ -121,10 +118,7 @@ fn an_order_with_attention_is_part_of_every_poll() {
 fn the_time_of_the_next_poll_is_reported() {
     let (harness, mut reconciler) = twenty_seconds(20);
     pass(&mut reconciler);
-    let next_poll_at = ready(harness.store.heartbeat())
-        .unwrap()
-        .next_poll_at
-        .unwrap();
+    let next_poll_at = harness.heartbeat().next_poll_at.unwrap();
     let pause = next_poll_at.since(harness.clock.now());
     let range = Duration::from_millis(3_500)..Duration::from_millis(4_500);
     assert!(range.contains(&pause), "a fifth of the duration: {pause:?}");
@@ -168,7 +162,7 @@ fn orders_that_a_list_lacks_are_looked_up_five_hundred_per_pass() {
 #[test]
 fn the_last_full_observation_needs_an_answer_for_every_order() {
     let (harness, mut reconciler) = twenty_seconds(50);
-    let seen_at = || ready(harness.store.heartbeat()).unwrap().last_observed_at;
+    let seen_at = || harness.heartbeat().last_observed_at;
     let before = seen_at();
     harness.upstream.list_fault.set(Some(Fault::Lost));
     harness.upstream.look_up_fault.set(Fault::Lost);
@@ -197,7 +191,7 @@ fn a_look_up_without_an_answer_is_no_full_observation() {
         let is_observed = lost.is_none();
         harness.upstream.lost.borrow_mut().extend(lost);
         pass(&mut reconciler);
-        let seen_at = ready(harness.store.heartbeat()).unwrap().last_observed_at;
+        let seen_at = harness.heartbeat().last_observed_at;
         assert_eq!(
             seen_at == Some(harness.clock.now()),
             is_observed,
@@ -217,7 +211,7 @@ fn the_duration_of_processes_is_learned() {
     }
     harness.forward(5_000);
     pass(&mut reconciler);
-    let durations = ready(harness.store.heartbeat()).unwrap().learned.durations;
+    let durations = harness.heartbeat().learned.durations;
     let range = Duration::from_millis(800)..Duration::from_millis(3_000);
     let mean = durations.mean().unwrap();
     assert!(range.contains(&mean), "{mean:?}");
@@ -227,10 +221,8 @@ fn the_duration_of_processes_is_learned() {
 #[test]
 fn a_restart_found_by_look_ups_keeps_the_processes_that_they_found() {
     let harness = forgotten(15, LostProcess::Hold);
-    let now = harness.clock.now();
-    let draw = &mut |below: u64| below - 1;
     for id in ["a0", "a1", "a2"] {
-        harness.upstream.model.borrow_mut().start(id, now, draw);
+        harness.upstream.begin(id);
     }
     pass(&mut harness.old_reconciler());
     assert!(
@@ -239,10 +231,7 @@ fn a_restart_found_by_look_ups_keeps_the_processes_that_they_found() {
             .take_requests()
             .contains(&"list".to_owned())
     );
-    let incarnations = ready(harness.store.heartbeat())
-        .unwrap()
-        .learned
-        .incarnations;
+    let incarnations = harness.incarnations();
     assert_eq!(
         (incarnations.restarts(), incarnations.processes()),
         (1, Some(3))
@@ -268,9 +257,6 @@ fn while_nothing_can_be_recorded_polls_are_limited() {
     assert!((1..=5).contains(&asked.len()), "{asked:?}");
     assert_eq!(harness.count(Status::Processing), 2_000);
     disk.is_full.store(false, Ordering::Relaxed);
-    for _ in 0..62 {
-        pass(&mut reconciler);
-        harness.forward(1_000);
-    }
+    passes(&harness, &mut reconciler, 62);
     assert_eq!(harness.count(Status::Processing), 0);
 }

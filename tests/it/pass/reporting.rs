@@ -1,13 +1,9 @@
 //! The report of a pass, and the heartbeat, each write of which costs a disk flush.
 
 use super::*;
-use crate::environment::ready;
 
 fn written_at(harness: &Harness) -> Timestamp {
-    ready(harness.store.heartbeat())
-        .unwrap()
-        .last_pass_at
-        .unwrap()
+    harness.heartbeat().last_pass_at.unwrap()
 }
 
 /// Runs one pass a second until the heartbeat is written. Returns the number of seconds.
@@ -47,10 +43,7 @@ fn a_pass_in_which_nothing_happens_writes_nothing_more_often_than_every_five_sec
     // A clock that is set back does not stop the heartbeat.
     harness.forward(-3_600_000);
     pass(&mut reconciler);
-    let next_pass_at = ready(harness.store.heartbeat())
-        .unwrap()
-        .next_pass_at
-        .unwrap();
+    let next_pass_at = harness.heartbeat().next_pass_at.unwrap();
     assert!(next_pass_at < harness.clock.now().after(Duration::from_secs(2)));
 }
 

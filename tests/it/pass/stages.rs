@@ -85,13 +85,7 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
     let harness = forgotten(50, LostProcess::Restart);
     let (mut reconciler, entered) = traced(&harness, |_, _| {});
     pass(&mut reconciler);
-    let id = OrderId::new("a49").unwrap();
-    block_on(
-        harness
-            .store
-            .resolve(id, Resolution::Fail, harness.clock.now()),
-    )
-    .unwrap();
+    harness.resolve("a49", Resolution::Fail);
     for _ in 0..30 {
         pass(&mut reconciler);
     }

@@ -71,11 +71,8 @@ fn an_order_that_is_not_dequeued_in_a_pass_is_started_once_in_a_later_one() {
         pass(&mut reconciler);
     }
     assert_eq!(harness.count(Status::Created), 0);
-    let requests = harness.upstream.take_requests();
     for id in ["a0", "a1", "a2", "b0", "b1", "b2"] {
-        let start = format!("start {id}");
-        let starts = requests.iter().filter(|request| **request == start);
-        assert_eq!(starts.count(), 1, "{requests:?}");
+        assert_eq!(harness.upstream.starts_of(id), 1, "{id}");
     }
 }
 
@@ -83,9 +80,7 @@ fn an_order_that_is_not_dequeued_in_a_pass_is_started_once_in_a_later_one() {
 fn a_start_that_is_refused_because_there_is_a_process_adopts_it() {
     for (max_duration_secs, settled) in [(1, 1), (1_000, 0)] {
         let harness = Harness::new(max_duration_secs);
-        let draw = &mut |below: u64| below - 1;
-        let now = harness.clock.now();
-        harness.upstream.model.borrow_mut().start("a1", now, draw);
+        harness.upstream.begin("a1");
         harness.create("a1");
         let expected = Report {
             adopted: 1,
@@ -141,8 +136,7 @@ fn a_forgotten_process_is_decided_again_when_its_order_is_dequeued() {
         settled += report.settled;
     }
     assert!(settled >= waiting.len(), "{settled}");
-    let requests = harness.upstream.take_requests();
-    assert!(!requests.iter().any(|request| request.starts_with("start")));
+    assert_eq!(harness.upstream.starts(), 0);
 }
 
 #[test]
@@ -151,9 +145,7 @@ fn orders_that_wait_for_a_restart_keep_their_position_between_polls() {
     harness.has_learned(lasting((0..600).map(Duration::from_secs)));
     // A list that is so long that it is rarely read.
     for n in 0..10_000 {
-        let (id, now) = (format!("other{n}"), harness.clock.now());
-        let draw = &mut |below: u64| below - 1;
-        harness.upstream.model.borrow_mut().start(&id, now, draw);
+        harness.upstream.begin(&format!("other{n}"));
     }
     let mut reconciler = harness.old_reconciler();
     assert!(pass(&mut reconciler).observed > 0);
@@ -172,22 +164,15 @@ fn an_order_that_an_operator_has_settled_is_not_started_again() {
     let harness = forgotten(50, LostProcess::Restart);
     let mut reconciler = harness.old_reconciler();
     pass(&mut reconciler);
-    let id = OrderId::new("a49").unwrap();
-    block_on(
-        harness
-            .store
-            .resolve(id, Resolution::Fail, harness.clock.now()),
-    )
-    .unwrap();
+    harness.resolve("a49", Resolution::Fail);
     let mut conflicts = 0;
     for _ in 0..30 {
         conflicts += pass(&mut reconciler).conflicts;
     }
     assert_eq!(conflicts, 1);
     assert_eq!(harness.order("a49").status, Status::Failed);
-    let requests = harness.upstream.take_requests();
-    assert!(requests.contains(&"start a48".to_owned()));
-    assert!(!requests.contains(&"start a49".to_owned()));
+    assert!(harness.upstream.starts_of("a48") > 0);
+    assert_eq!(harness.upstream.starts_of("a49"), 0);
 }
 
 #[test]
@@ -201,8 +186,7 @@ fn a_start_believed_to_have_failed_counts_once_its_process_is_found() {
         assert_eq!(harness.order("a1").starts, 0);
         harness.upstream.start_fault.set(Fault::Answered);
         if is_taken {
-            let (now, draw) = (harness.clock.now(), &mut |below: u64| below - 1);
-            assert!(harness.upstream.model.borrow_mut().start("a1", now, draw));
+            harness.upstream.begin("a1");
         }
         harness.forward(10_000);
         let report = pass(&mut reconciler);

@@ -1,6 +1,5 @@
 //! The limit of processes in flight after short incarnations of the upstream.
 
-use crate::environment::ready;
 use order_service::pace::{Durations, Incarnations};
 
 use super::*;
@@ -109,13 +108,7 @@ fn a_restart_observed_in_two_parts_is_counted_once() {
     let odd = (0..40).filter(|n| n % 2 == 1).map(|n| format!("a{n}"));
     harness.upstream.lost.borrow_mut().extend(odd);
     harness.upstream.list_fault.set(Some(Fault::Lost));
-    let ended = || {
-        ready(harness.store.heartbeat())
-            .unwrap()
-            .learned
-            .incarnations
-            .restarts()
-    };
+    let ended = || harness.incarnations().restarts();
     let mut reconciler = harness.old_reconciler();
     assert_eq!(pass(&mut reconciler).missed, 20);
     assert_eq!(ended(), 1);
