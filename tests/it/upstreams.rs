@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::environment::{lead, orders, ready};
+use crate::environment::{Program, TestEnvironment, lead, orders, ready, until};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
@@ -19,7 +19,6 @@ use order_service::store::{Creation, Filter, Mode, NoFaults, OrderChange, Store,
 use order_service::upstream::HttpUpstream;
 
 use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
-use crate::environment::{PATIENCE, Program, TestEnvironment};
 
 mod observations;
 mod scripted;
@@ -44,8 +43,16 @@ struct Orders {
 }
 
 impl Orders {
+    /// Creates an order that is CREATED or PROCESSING.
+    async fn one(is_created: bool) -> Self {
+        match is_created {
+            true => Self::created(&["a1"]).await,
+            false => Self::processing(&["a1"]).await,
+        }
+    }
+
     /// Creates CREATED orders.
-    async fn created(ids: &[&str]) -> Self {
+    async fn created(ids: &[impl AsRef<str>]) -> Self {
         let env = TestEnvironment::in_memory();
         let store = Store::open(
             &env.database().into(),
@@ -54,26 +61,23 @@ impl Orders {
         .unwrap();
         let orders = Self { env, store };
         for id in ids {
-            orders.create(id).await;
+            orders.create(id.as_ref()).await;
         }
         orders
     }
 
     /// Creates PROCESSING orders, started a moment ago.
-    async fn processing(ids: &[String]) -> Self {
-        let orders = Self::created(&[]).await;
-        let mut changes = Vec::new();
-        for id in ids {
-            let seq = orders.create(id).await;
-            changes.push(OrderChange {
-                seq,
-                step: Transition::Intended { previous: None },
-            });
-            changes.push(OrderChange {
-                seq,
-                step: Transition::Started { is_observed: false },
-            });
-        }
+    async fn processing(ids: &[impl AsRef<str>]) -> Self {
+        let orders = Self::created(ids).await;
+        let steps = [
+            Transition::Intended { previous: None },
+            Transition::Started { is_observed: false },
+        ];
+        let changes = orders.all().into_iter().flat_map(|Order { seq, .. }| {
+            let of_order = |step| OrderChange { seq, step };
+            steps.clone().map(of_order)
+        });
+        let changes = changes.collect();
         let recorded = orders
             .store
             .record(&lead(&orders.store).await, changes, SystemClock.now())
@@ -204,35 +208,12 @@ fn reason_of(order: &Order) -> Option<Reason> {
     order.attention.as_ref().map(|attention| attention.reason)
 }
 
-/// Waits until `found` returns a value.
-async fn until<T, D: std::fmt::Debug>(
-    mut found: impl FnMut() -> Option<T>,
-    state: impl Fn() -> D,
-) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "the condition was not met in time: {:?}",
-            state()
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 /// Waits until a scripted upstream has received matching requests from a program.
 async fn until_asked(
     upstream: &Scripted,
     holds: impl Fn(&[ReceivedRequest]) -> bool,
 ) -> Vec<ReceivedRequest> {
-    until(
-        || Some(upstream.asked()).filter(|asked| holds(asked)),
-        || upstream.asked(),
-    )
-    .await
+    until(async || upstream.asked(), |asked| holds(asked)).await
 }
 
 /// Number of cases that run concurrently: with more, requests miss their timeouts.
@@ -271,11 +252,7 @@ async fn once_finds_the_upstream_unusable_when_no_request_got_a_usable_answer() 
     side_by_side(cases, |(reply, is_start)| async move {
         let case = format!("{reply:?}, start: {is_start}");
         let upstream = Scripted::new(move |_, _| reply.clone()).await;
-        let orders = if is_start {
-            Orders::created(&["a1"]).await
-        } else {
-            Orders::processing(&["a1".into()]).await
-        };
+        let orders = Orders::one(is_start).await;
         assert!(!orders.once(&upstream).await, "{case}");
         assert!(!upstream.asked().is_empty(), "{case}");
     })
@@ -344,7 +321,6 @@ async fn at_most_as_many_requests_are_in_flight_as_allowed() {
     })
     .await;
     let ids: Vec<String> = (0..60).map(|n| format!("a{n}")).collect();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let orders = Orders::created(&ids).await;
     let few = Settings {
         start_rate: Some(0.0),
@@ -366,7 +342,7 @@ async fn a_settled_order_is_never_polled_again() {
         None => answer(200, ""),
     })
     .await;
-    let orders = Orders::processing(&["done".into(), "open".into()]).await;
+    let orders = Orders::processing(&["done", "open"]).await;
     let seq = orders.order("done").seq;
     let step = Transition::Settled(Outcome::Succeeded);
     orders
@@ -390,11 +366,7 @@ async fn a_settled_order_is_never_polled_again() {
 async fn in_a_long_pass(upstream: &Scripted, orders: &Orders) -> Program {
     let arguments = ["--schedule", "0 0 0 1 1 *", "--start-rate", "10"];
     let reconciler = orders.env.reconciler(&upstream.url, &arguments);
-    until(
-        || (upstream.starts() >= 10).then_some(()),
-        || upstream.starts(),
-    )
-    .await;
+    until(async || upstream.starts(), |starts| *starts >= 10).await;
     reconciler
 }
 
@@ -406,9 +378,7 @@ async fn an_order_that_was_started_is_not_shown_as_waiting_for_the_upstream() {
         false => answer(200, "{}"),
     })
     .await;
-    let ids = many();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let orders = Orders::created(&ids).await;
+    let orders = Orders::created(&many()).await;
     let mut reconciler = orders.reconciler(&upstream).await;
     let started = reconciler.until_status("order-3", Status::Processing).await;
     assert_eq!(started.attention, None, "the upstream has long been back");
@@ -417,9 +387,7 @@ async fn an_order_that_was_started_is_not_shown_as_waiting_for_the_upstream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconciler_in_the_middle_of_a_long_pass_is_healthy() {
     let upstream = Scripted::new(|_, _| answer(200, "")).await;
-    let ids = many();
-    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let orders = Orders::created(&ids).await;
+    let orders = Orders::created(&many()).await;
     let _reconciler = in_a_long_pass(&upstream, &orders).await;
     let database = orders.env.database();
     let arguments = ["health", "--database-url", database.to_str().unwrap()];

@@ -35,7 +35,7 @@ async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
     side_by_side(cases, |reply| async move {
         let shown = format!("{reply:?}");
         let upstream = Scripted::new(move |_, _| reply.clone()).await;
-        let orders = Orders::processing(&["a1".into()]).await;
+        let orders = Orders::processing(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let asked = reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
@@ -57,7 +57,7 @@ async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_ma
     ];
     side_by_side(cases, |(age, reason, hint)| async move {
         let upstream = Scripted::new(move |_, _| Reply::Answer(200, age, "{}".into())).await;
-        let orders = Orders::processing(&["a1".into()]).await;
+        let orders = Orders::processing(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", reason).await;
         let detail = order.attention.unwrap().detail;
@@ -98,7 +98,7 @@ async fn an_outcome_counts_however_long_a_cache_has_kept_it() {
     let succeeded = process("a1", "SUCCEEDED");
     let upstream =
         Scripted::new(move |_, _| Reply::Answer(200, "Age: 60\r\n", succeeded.clone())).await;
-    let orders = Orders::processing(&["a1".into()]).await;
+    let orders = Orders::processing(&["a1"]).await;
     let mut reconciler = orders.reconciler(&upstream).await;
     reconciler.until_status("a1", Status::Fulfilled).await;
 }
@@ -107,7 +107,7 @@ async fn an_outcome_counts_however_long_a_cache_has_kept_it() {
 async fn only_an_empty_object_is_an_absence_and_flags_the_loss() {
     side_by_side(["{}", " {\n}\r\n"], |body| async move {
         let upstream = Scripted::new(move |_, _| answer(200, body)).await;
-        let orders = Orders::processing(&["a1".into()]).await;
+        let orders = Orders::processing(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_attention("a1", Reason::ProcessLost).await;
         assert_eq!(
@@ -149,11 +149,8 @@ async fn an_unknown_status_is_shown_and_leaves_the_order_processing() {
         );
     }
     // The same holds for an order whose start was never seen.
-    let upstream = Scripted::new(|asked, _| match asked.is_start() {
-        true => answer(400, "exists"),
-        false => answer(200, process("a1", "PAUSED")),
-    })
-    .await;
+    let upstream =
+        Scripted::answering(answer(400, "exists"), answer(200, process("a1", "PAUSED"))).await;
     let orders = Orders::created(&["a1"]).await;
     let mut reconciler = orders.reconciler(&upstream).await;
     let order = reconciler

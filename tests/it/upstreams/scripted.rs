@@ -118,6 +118,11 @@ impl Scripted {
         Self::at("127.0.0.1:0", script).await
     }
 
+    /// Answers each start, and each other request, in the same way.
+    pub async fn answering(start: Reply, other: Reply) -> Self {
+        Self::new(move |asked, _| if asked.is_start() { &start } else { &other }.clone()).await
+    }
+
     pub async fn at(
         address: &str,
         script: impl Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync + 'static,

@@ -81,11 +81,7 @@ async fn an_order_whose_start_reached_another_service_is_never_failed() {
         .flat_map(|reply| unknown.clone().map(|unknown| (reply.clone(), unknown)));
     side_by_side(cases, |(reply, unknown)| async move {
         let shown = format!("{reply:?} {unknown:?}");
-        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
-            true => reply.clone(),
-            false => unknown.clone(),
-        })
-        .await;
+        let upstream = Scripted::answering(reply, unknown).await;
         let orders = Orders::created(&["a1"]).await;
         let settings = Settings {
             lost_process: LostProcess::Fail,
@@ -114,11 +110,7 @@ async fn an_order_whose_start_reached_another_service_is_never_failed() {
 /// Checks that an order whose start gets this answer is started, with this many requests.
 async fn check_started(reply: Reply, look_up: Reply, requests: usize) {
     let shown = format!("{reply:?}");
-    let upstream = Scripted::new(move |asked, _| match asked.is_start() {
-        true => reply.clone(),
-        false => look_up.clone(),
-    })
-    .await;
+    let upstream = Scripted::answering(reply, look_up).await;
     let orders = Orders::created(&["a1"]).await;
     assert!(orders.once(&upstream).await, "{shown}");
     let order = orders.order("a1");
@@ -149,11 +141,7 @@ async fn after_a_400_a_look_up_decides_whatever_the_text() {
         .flat_map(|text| observations.clone().map(|body| (*text, body)))
         .collect();
     side_by_side(cases, |(text, (body, status))| async move {
-        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
-            true => answer(400, text),
-            false => answer(200, body.clone()),
-        })
-        .await;
+        let upstream = Scripted::answering(answer(400, text), answer(200, body)).await;
         let orders = Orders::created(&["a1"]).await;
         assert!(
             orders.once(&upstream).await,
@@ -229,11 +217,7 @@ async fn a_refused_order_is_retried_with_backoff_and_blocks_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_backoffs() {
-    let upstream = Scripted::new(|asked, _| match asked.is_start() {
-        true => answer(400, "no"),
-        false => answer(200, "{}"),
-    })
-    .await;
+    let upstream = Scripted::answering(answer(400, "no"), answer(200, "{}")).await;
     let orders = Orders::created(&["a1"]).await;
     assert!(orders.once(&upstream).await);
     let next = orders
@@ -342,11 +326,7 @@ async fn retry_after_is_honoured() {
             }
         })
         .await;
-        let orders = if is_start {
-            Orders::created(&["a1"]).await
-        } else {
-            Orders::processing(&["a1".into()]).await
-        };
+        let orders = Orders::one(is_start).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let asked = reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
@@ -415,11 +395,7 @@ async fn a_start_that_was_accepted_but_never_answered_is_looked_up_and_not_repea
     ];
     side_by_side(cases, |reply| async move {
         let shown = format!("{reply:?}");
-        let upstream = Scripted::new(move |asked, _| match asked.is_start() {
-            true => reply.clone(),
-            false => answer(200, process("a1", "SUCCEEDED")),
-        })
-        .await;
+        let upstream = Scripted::answering(reply, answer(200, process("a1", "SUCCEEDED"))).await;
         let orders = Orders::created(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let order = reconciler.until_status("a1", Status::Fulfilled).await;
@@ -464,11 +440,7 @@ async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_af
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start() {
-    let upstream = Scripted::new(|asked, _| match asked.is_start() {
-        true => Reply::Silence,
-        false => answer(200, process("a1", "RUNNING")),
-    })
-    .await;
+    let upstream = Scripted::answering(Reply::Silence, answer(200, process("a1", "RUNNING"))).await;
     let orders = Orders::created(&["a1"]).await;
     let arguments = ["--request-timeout", "30s"];
     let reconciler = orders.env.reconciler(&upstream.url, &arguments);

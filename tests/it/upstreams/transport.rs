@@ -23,11 +23,7 @@ async fn a_redirect_is_never_followed() {
     let to: &'static str = format!("Location: {}/order_process\r\n", canary.url).leak();
     side_by_side(cases, |(status, is_start)| async move {
         let upstream = Scripted::new(move |_, _| Reply::Answer(status, to, "moved".into())).await;
-        let orders = if is_start {
-            Orders::created(&["a1"]).await
-        } else {
-            Orders::processing(&["a1".into()]).await
-        };
+        let orders = Orders::one(is_start).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         reconciler
             .until_asked(&upstream, |asked| asked.len() >= 2)
@@ -80,15 +76,8 @@ async fn check_not_proxied(names: &[&'static str]) {
         let upstream = Scripted::at(address, |_, _| answer(200, "")).await;
         let port = upstream.address.rsplit(':').next().unwrap().to_owned();
         let orders = Orders::created(&["a1"]).await;
-        let database = orders.env.database();
         let url = format!("http://{name}:{port}");
-        let arguments = [
-            "--once",
-            "--database-url",
-            database.to_str().unwrap(),
-            "--order-process-url",
-            &url,
-        ];
+        let arguments = ["--once", "--order-process-url", &url];
         let variables = [
             "HTTP_PROXY",
             "http_proxy",
@@ -167,15 +156,8 @@ async fn the_token_is_sent_with_every_request_and_to_the_upstream_alone() {
     .await;
     let orders = Orders::processing(&many()).await;
     orders.create("a1").await;
-    let database = orders.env.database();
-    let arguments = [
-        "--database-url",
-        database.to_str().unwrap(),
-        "--order-process-url",
-        &upstream.url,
-        "--lost-process",
-        "hold",
-    ];
+    let (url, hold) = (&*upstream.url, ["--lost-process", "hold"]);
+    let arguments = [&["--order-process-url", url], &hold[..]].concat();
     let variables = [("ORDER_PROCESS_TOKEN", "s3cret~+/=")];
     let reconciler = orders
         .env
