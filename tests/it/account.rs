@@ -1,14 +1,13 @@
 //! The account of `dev`: its counts, and the exit code that follows from it.
 
-use crate::environment::{lead, ready};
 use order_service::account::{self, Account};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
 use order_service::process::Exit;
-use order_service::store::{AttentionUpdate, Creation, OrderChange, Store, Transition};
+use order_service::store::{AttentionUpdate, Store, Transition};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::environment::TestEnvironment;
+use crate::environment::{TestEnvironment, create, ready, record};
 
 /// An upstream that serves only its list, which may break off at the end.
 struct Lists {
@@ -41,20 +40,9 @@ impl Upstream for Lists {
 
 /// Creates an order and records these transitions.
 async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
-    let id = OrderId::new(id).unwrap();
-    let Ok(Creation::Created(order)) = store.create(id, Timestamp(1)).await else {
-        panic!("not created");
-    };
-    let seq = order.seq;
-    let changes: Vec<_> = steps
-        .into_iter()
-        .map(|step| OrderChange { seq, step })
-        .collect();
-    let recorded = store
-        .record(&lead(store).await, changes, Timestamp(2))
-        .await
-        .unwrap();
-    assert!(recorded.conflicts.is_empty());
+    let seq = create(store, id, Timestamp(1)).await;
+    let changes = steps.into_iter().map(|step| (seq, step));
+    record(store, changes, Timestamp(2)).await;
 }
 
 /// Creates one CREATED order, two PROCESSING, one FULFILLED and one FAILED.
@@ -125,14 +113,8 @@ async fn lost_orders_that_wait_for_an_operator_are_not_clean() {
         next_attempt_at: Timestamp(3),
     };
     let spent = ready(store.find(&OrderId::new("spent").unwrap())).unwrap();
-    let change = OrderChange {
-        seq: spent.unwrap().order.seq,
-        step: Transition::Flagged(update),
-    };
-    store
-        .record(&lead(&store).await, vec![change], Timestamp(3))
-        .await
-        .unwrap();
+    let change = (spent.unwrap().order.seq, Transition::Flagged(update));
+    record(&store, [change], Timestamp(3)).await;
     let (account, exit) = taken(&store, Restart, &RUN[..1], true).await;
     assert_eq!((account.lost, account.held), (Some(1), Some(1)));
     assert_eq!(exit, Exit::Unclean);

@@ -5,37 +5,26 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use crate::environment::{lead, orders, ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, Rfc3339, Status, Timestamp};
 use order_service::pace::StartRate;
 use order_service::pace::UpstreamState;
-use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store, Transition};
+use order_service::store::{AttentionUpdate, Filter, Store, Transition};
 use serde_json::{Value, json};
 
-use crate::environment::{Client, TestEnvironment, assert_problem};
+use crate::environment::{
+    Client, TestEnvironment, assert_problem, create, lead, orders, ready, record, with_api,
+};
 
 /// Start of all attention in these tests.
 const SINCE: Timestamp = Timestamp(1_700_000_000_000);
 
 /// Creates an order and records these transitions.
 async fn order(store: &Store, id: &str, steps: Vec<Transition>) {
-    let id = OrderId::new(id).unwrap();
-    let Ok(Creation::Created(order)) = store.create(id, Timestamp(SINCE.0 - 1_000)).await else {
-        panic!("not created");
-    };
-    let count = steps.len();
-    let seq = order.seq;
-    let changes = steps
-        .into_iter()
-        .map(|step| OrderChange { seq, step })
-        .collect();
-    let recorded = store
-        .record(&lead(store).await, changes, SINCE)
-        .await
-        .unwrap();
-    assert_eq!(recorded.changed, count, "{recorded:?}");
+    let seq = create(store, id, Timestamp(SINCE.0 - 1_000)).await;
+    let changes = steps.into_iter().map(|step| (seq, step));
+    record(store, changes, SINCE).await;
 }
 
 fn flagged(reason: Reason) -> Transition {

@@ -1,13 +1,12 @@
 //! `POST /order`: accepted and refused requests, and their responses.
 
-use crate::environment::{lead, with_api};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
-use order_service::order::{Outcome, Rfc3339};
-use order_service::store::{OrderChange, Transition};
+use order_service::order::Rfc3339;
 use serde_json::json;
 
-use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem};
+use crate::environment::{Answer, Client, Program, assert_problem, with_api};
+use crate::events::settle;
 use crate::wire::{plain, statuses};
 
 /// The largest body, in bytes.
@@ -182,14 +181,7 @@ async fn an_order_that_exists_is_answered_with_itself_and_409() {
     assert_problem(&again, 409);
     assert_eq!(again.json()["order"], created.json());
     assert_eq!(again.header("location"), "/order/a%2F1");
-    let store = env.store();
-    for step in [Transition::Adopted, Transition::Settled(Outcome::Failed)] {
-        let change = OrderChange { seq: 1, step };
-        store
-            .record(&lead(&store).await, vec![change], SystemClock.now())
-            .await
-            .unwrap();
-    }
+    settle(&env.store(), [1]).await;
     let again = client.create(&api.url, "a/1").await;
     assert_problem(&again, 409);
     assert_eq!(again.json()["order"]["status"], "FAILED");

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, TryStreamExt};
 use order_service::clock::{Clock, SystemClock};
-use order_service::order::{Order, OrderId};
+use order_service::order::{Order, OrderId, Timestamp};
 use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
-use order_service::store::{Creation, Cursor, DatabaseUrl, Filter, Leadership, Mode, Store};
+use order_service::store::{
+    Creation, Cursor, DatabaseUrl, Filter, Leadership, Mode, OrderChange, Store, Transition,
+};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
@@ -449,23 +451,40 @@ impl Answer {
     }
 }
 
-/// Creates orders without a program, `width` at a time. Returns their ids in the order of creation.
+/// Creates an order without a program. Returns its sequence number.
+pub async fn create(store: &Store, id: &str, at: Timestamp) -> i64 {
+    let id = OrderId::new(id).expect("an id");
+    match store.create(id, at).await {
+        Ok(Creation::Created(order)) => order.seq,
+        other => panic!("not created: {other:?}"),
+    }
+}
+
+/// Creates orders, `width` at a time. Returns their ids in the order of creation.
 pub async fn fill(store: &Store, ids: &[String], width: usize) -> Vec<String> {
     let mut created = Vec::new();
     for ids in ids.chunks(width) {
-        let creations = ids.iter().map(|id| {
-            let id = OrderId::new(id.as_str()).expect("an id");
-            store.create(id, SystemClock.now())
-        });
-        for creation in futures_util::future::join_all(creations).await {
-            let Ok(Creation::Created(order)) = creation else {
-                panic!("not created: {creation:?}");
-            };
-            created.push(order);
-        }
+        let creations = ids.iter().map(|id| create(store, id, SystemClock.now()));
+        let seqs = futures_util::future::join_all(creations).await;
+        created.extend(seqs.into_iter().zip(ids));
     }
-    created.sort_by_key(|order| order.seq);
-    created.iter().map(|o| o.id.to_string()).collect()
+    created.sort();
+    created.into_iter().map(|(_, id)| id.clone()).collect()
+}
+
+/// Records changes of orders as a leader.
+pub async fn record(
+    store: &Store,
+    changes: impl IntoIterator<Item = (i64, Transition)>,
+    at: Timestamp,
+) {
+    let changes = changes.into_iter();
+    let changes: Vec<_> = changes
+        .map(|(seq, step)| OrderChange { seq, step })
+        .collect();
+    let count = changes.len();
+    let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
+    assert_eq!(recorded.changed, count, "{recorded:?}");
 }
 
 /// Checks that a response is a problem with this status.

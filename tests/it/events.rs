@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::fs;
 
-use crate::environment::{lead, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Outcome;
-use order_service::store::{OrderChange, Store, Transition};
+use order_service::store::{Store, Transition};
 use serde_json::{Value, json};
 
-use crate::environment::{Answer, Client, Program, TestEnvironment, assert_problem, fill};
+use crate::environment::{
+    Answer, Client, Program, TestEnvironment, assert_problem, fill, record, with_api,
+};
 use crate::lists::{long_name, next};
 use crate::wire::Wire;
 
@@ -97,17 +98,9 @@ impl Events {
 /// Settles these orders as FAILED in another process: two events each.
 pub async fn settle(store: &Store, seqs: impl IntoIterator<Item = i64>) {
     let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
-    let changes = seqs.into_iter().flat_map(|seq| {
-        let changes = steps.clone().map(|step| OrderChange { seq, step });
-        changes.into_iter()
-    });
-    let changes: Vec<_> = changes.collect();
-    let count = changes.len();
-    let recorded = store
-        .record(&lead(store).await, changes, SystemClock.now())
-        .await
-        .unwrap();
-    assert_eq!(recorded.changed, count);
+    let changes = seqs.into_iter();
+    let changes = changes.flat_map(|seq| steps.clone().map(|step| (seq, step)));
+    record(store, changes, SystemClock.now()).await;
 }
 
 fn seqs(page: &Answer) -> Vec<i64> {

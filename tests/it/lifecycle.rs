@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::environment::{
-    Client, TestEnvironment, assert_agree, assert_statuses_agree, is_settled,
+    Client, TestEnvironment, assert_agree, assert_statuses_agree, is_settled, ready, with_api,
 };
-use crate::environment::{ready, with_api};
 
 /// Creates orders, `width` at a time.
 async fn create_all(client: &Client, api: &str, ids: Vec<String>, width: usize) {

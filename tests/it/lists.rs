@@ -3,14 +3,13 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::environment::{lead, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Outcome, Reason};
-use order_service::store::{AttentionUpdate, OrderChange, Transition};
+use order_service::store::{AttentionUpdate, Transition};
 use serde_json::Value;
 
 use crate::environment::{
-    Client, Program, TestEnvironment, assert_problem, fill, has_many_files, until,
+    Client, Program, TestEnvironment, assert_problem, fill, has_many_files, record, until, with_api,
 };
 use crate::wire::{Wire, statuses};
 
@@ -80,14 +79,8 @@ async fn one_of_each() -> (TestEnvironment, Program, Client) {
         (3, Transition::Settled(Outcome::Succeeded)),
         (4, Transition::Settled(Outcome::Failed)),
         (5, Transition::Flagged(refused)),
-    ]
-    .map(|(seq, step)| OrderChange { seq, step });
-    let store = env.store();
-    let recorded = store
-        .record(&lead(&store).await, changes.into(), now)
-        .await
-        .unwrap();
-    assert_eq!(recorded.changed, 6);
+    ];
+    record(&env.store(), changes, now).await;
     (env, api, client)
 }
 
@@ -195,16 +188,8 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     let store = env.store();
     let names: Vec<_> = (0..23).map(|n| format!("a{n}")).collect();
     let all = fill(&store, &names, 100).await;
-    let adopt = |seq| OrderChange {
-        seq,
-        step: Transition::Adopted,
-    };
-    let odd = (0..23).filter(|n| n % 2 == 0).map(|n| adopt(n + 1));
-    let now = SystemClock.now();
-    store
-        .record(&lead(&store).await, odd.collect(), now)
-        .await
-        .unwrap();
+    let odd = (1..=23).step_by(2).map(|seq| (seq, Transition::Adopted));
+    record(&store, odd, SystemClock.now()).await;
     for (limit, lengths) in [
         (1, vec![1; 23]),
         (5, vec![5, 5, 5, 5, 3]),
@@ -227,10 +212,7 @@ async fn pages_are_walked_to_the_end_by_their_links() {
     assert_eq!(rest.concat(), processing[5..], "a cursor needs no limit");
     // Concurrent creations and changes have no effect.
     let first = client.get(format!("{}/order?limit=20", api.url)).await;
-    store
-        .record(&lead(&store).await, vec![adopt(2)], now)
-        .await
-        .unwrap();
+    record(&store, [(2, Transition::Adopted)], SystemClock.now()).await;
     client.create(&api.url, "late").await;
     let rest = pages(&client, &api, next(first.header("link")).unwrap()).await;
     let found = [ids(&first.json()).join(" "), rest.concat().join(" ")].join(" ");

@@ -1,13 +1,11 @@
 //! The metrics: they can be parsed, agree with what happened, and counters never decrease.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::{Duration, Instant};
 
-use crate::environment::{ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
 
-use crate::environment::{Client, PATIENCE, TestEnvironment, fill, until};
+use crate::environment::{Client, PATIENCE, TestEnvironment, fill, ready, until, with_api};
 
 /// Values by the name and labels of the sample, in the text format.
 pub type Samples = BTreeMap<String, f64>;

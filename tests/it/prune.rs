@@ -4,16 +4,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::environment::{lead, orders, ready};
 use order_service::clock::{Clock, SystemClock};
 use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Outcome, Reason, Timestamp};
 use order_service::prune::BATCH;
-use order_service::store::{AttentionUpdate, Creation, Filter, OrderChange, Store, Transition};
+use order_service::store::{AttentionUpdate, Creation, Filter, Store, Transition};
 use rusqlite::Connection;
 use serde_json::Value;
 
-use crate::environment::{Client, Program, Ran, TestEnvironment};
+use crate::environment::{Client, Program, Ran, TestEnvironment, create, orders, ready, record};
 use crate::metrics::{Samples, metrics};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
@@ -28,23 +27,10 @@ pub fn days_ago(days: u32) -> Timestamp {
 pub async fn created(store: &Store, ids: &[String], at: Timestamp) -> Vec<i64> {
     let mut seqs = Vec::new();
     for ids in ids.chunks(500) {
-        let creations = ids
-            .iter()
-            .map(|id| store.create(OrderId::new(id.as_str()).unwrap(), at));
-        for creation in futures_util::future::join_all(creations).await {
-            let Ok(Creation::Created(order)) = creation else {
-                panic!("not created: {creation:?}");
-            };
-            seqs.push(order.seq);
-        }
+        let creations = ids.iter().map(|id| create(store, id, at));
+        seqs.extend(futures_util::future::join_all(creations).await);
     }
     seqs
-}
-
-pub async fn record(store: &Store, changes: Vec<OrderChange>, at: Timestamp) {
-    let count = changes.len();
-    let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
-    assert_eq!(recorded.changed, count);
 }
 
 /// Settles orders at a moment, alternately as FULFILLED and FAILED.
@@ -55,10 +41,9 @@ pub async fn settle(store: &Store, seqs: &[i64], at: Timestamp) {
                 0 => Outcome::Succeeded,
                 _ => Outcome::Failed,
             };
-            [Transition::Adopted, Transition::Settled(outcome)]
-                .map(|step| OrderChange { seq, step })
+            [Transition::Adopted, Transition::Settled(outcome)].map(|step| (seq, step))
         });
-        record(store, changes.collect(), at).await;
+        record(store, changes, at).await;
     }
 }
 
@@ -128,8 +113,8 @@ async fn old_and_new(env: &TestEnvironment) -> Store {
         vec![Transition::Adopted, Transition::Intended { previous: None }],
     ];
     for (seq, steps) in open.into_iter().zip(steps) {
-        let changes = steps.into_iter().map(|step| OrderChange { seq, step });
-        record(&store, changes.collect(), old).await;
+        let changes = steps.into_iter().map(|step| (seq, step));
+        record(&store, changes, old).await;
     }
     // Settled recently, and created long ago or recently.
     let late = created(&store, &names("late", 3), old).await;
@@ -228,21 +213,16 @@ async fn totals_survive_a_prune_and_a_restart() {
     settled(&store, &names("second", 300), 95).await;
     let open = created(&store, &names("open", 4), days_ago(99)).await;
     let lost = settled(&store, &names("lately", 8), 0).await;
-    let restart = |step| vec![OrderChange { seq: open[0], step }];
     for step in [
         Transition::Adopted,
         Transition::Intended { previous: None },
         Transition::Restarted { is_observed: true },
     ] {
-        record(&store, restart(step), days_ago(98)).await;
+        record(&store, [(open[0], step)], days_ago(98)).await;
     }
     settle(&store, &open[1..2], days_ago(97)).await;
-    record(
-        &store,
-        restart(Transition::Settled(Outcome::Failed)),
-        days_ago(97),
-    )
-    .await;
+    let failed = (open[0], Transition::Settled(Outcome::Failed));
+    record(&store, [failed], days_ago(97)).await;
     created(&store, &["last".into()], days_ago(0)).await;
     // This one reads all of it.
     let all = env.api(&[]);

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::environment::{lead, ready, with_api};
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Reason, ResolvedBy, Timestamp};
 use order_service::pace::UpstreamState;
-use order_service::store::{AttentionUpdate, OrderChange, Transition};
+use order_service::store::{AttentionUpdate, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::environment::{Client, TestEnvironment, fill, until};
+use crate::environment::{Client, TestEnvironment, fill, lead, ready, record, until, with_api};
+use crate::events::settle;
 
 async fn stats(client: &Client, api: &str) -> Value {
     let answer = client.get(format!("{api}/stats")).await;
@@ -122,30 +122,13 @@ async fn attention_is_counted_as_in_the_orders() {
             detail: "for a test".to_owned(),
             next_attempt_at: now,
         };
-        let step = Transition::Flagged(update);
-        store
-            .record(&lead(&store).await, vec![OrderChange { seq, step }], now)
-            .await
-            .unwrap();
+        record(&store, [(seq, Transition::Flagged(update))], now).await;
     };
     flag(2, Reason::StartRefused).await;
     flag(3, Reason::StartRefused).await;
     flag(4, Reason::UpstreamUnreachable).await;
     flag(5, Reason::MaxStarts).await;
-    let mut settled = Vec::new();
-    for seq in [6, 7] {
-        settled.extend(
-            [
-                Transition::Adopted,
-                Transition::Settled(order_service::order::Outcome::Failed),
-            ]
-            .map(|step| OrderChange { seq, step }),
-        );
-    }
-    store
-        .record(&lead(&store).await, settled, SystemClock.now())
-        .await
-        .unwrap();
+    settle(&store, [6, 7]).await;
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     let since = Timestamp(SystemClock.now().0 - 5_000);
     for upstream in [

@@ -22,8 +22,7 @@ use futures_util::TryStreamExt;
 use order_service::order::{Order, OrderId, Outcome, Reason, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
-    AttentionUpdate, Creation, Cursor, Filter, Leadership, Loss, OrderChange, Store, StoreError,
-    Transition,
+    AttentionUpdate, Cursor, Filter, Leadership, Loss, OrderChange, Store, StoreError, Transition,
 };
 use rusqlite::Connection;
 
@@ -102,11 +101,7 @@ promises! {
 }
 
 async fn create(store: &Store, id: &str, at: i64) -> i64 {
-    let id = OrderId::new(id).unwrap();
-    match store.create(id, Timestamp(at)).await.unwrap() {
-        Creation::Created(order) => order.seq,
-        Creation::Exists(order) => panic!("{order:?} exists"),
-    }
+    crate::environment::create(store, id, Timestamp(at)).await
 }
 
 async fn record(store: &Store, seq: i64, steps: Vec<Transition>, at: i64) -> (usize, usize) {

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::environment::{Program, TestEnvironment, lead, orders, ready, until};
+use crate::environment::{Program, TestEnvironment, create, lead, orders, ready, record, until};
 use futures_util::StreamExt;
 use order_service::clock::{Clock, SystemClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Order, OrderId, Outcome, Reason, Status};
 use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Settings, run_once};
-use order_service::store::{Creation, Filter, Mode, NoFaults, OrderChange, Store, Transition};
+use order_service::store::{Filter, Mode, NoFaults, Store, Transition};
 use order_service::upstream::HttpUpstream;
 
 use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
@@ -73,25 +73,14 @@ impl Orders {
             Transition::Intended { previous: None },
             Transition::Started { is_observed: false },
         ];
-        let changes = orders.all().into_iter().flat_map(|Order { seq, .. }| {
-            let of_order = |step| OrderChange { seq, step };
-            steps.clone().map(of_order)
-        });
-        let changes = changes.collect();
-        let recorded = orders
-            .store
-            .record(&lead(&orders.store).await, changes, SystemClock.now())
-            .await;
-        assert!(recorded.unwrap().conflicts.is_empty());
+        let all = orders.all().into_iter();
+        let changes = all.flat_map(|order| steps.clone().map(|step| (order.seq, step)));
+        record(&orders.store, changes, SystemClock.now()).await;
         orders
     }
 
-    async fn create(&self, id: &str) -> i64 {
-        let id = OrderId::new(id).unwrap();
-        match self.store.create(id, SystemClock.now()).await.unwrap() {
-            Creation::Created(order) => order.seq,
-            Creation::Exists(order) => panic!("it exists: {order:?}"),
-        }
+    async fn create(&self, id: &str) {
+        create(&self.store, id, SystemClock.now()).await;
     }
 
     /// Returns a reconciler whose passes the test runs.
@@ -343,17 +332,9 @@ async fn a_settled_order_is_never_polled_again() {
     })
     .await;
     let orders = Orders::processing(&["done", "open"]).await;
-    let seq = orders.order("done").seq;
     let step = Transition::Settled(Outcome::Succeeded);
-    orders
-        .store
-        .record(
-            &lead(&orders.store).await,
-            vec![OrderChange { seq, step }],
-            SystemClock.now(),
-        )
-        .await
-        .unwrap();
+    let change = (orders.order("done").seq, step);
+    record(&orders.store, [change], SystemClock.now()).await;
     let mut reconciler = orders.reconciler(&upstream).await;
     reconciler
         .until_asked(&upstream, |asked| asked.len() >= 3)

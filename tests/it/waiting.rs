@@ -3,15 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::environment::{lead, ready, with_api};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::Reason;
-use order_service::store::{AttentionUpdate, OrderChange, Transition};
+use order_service::store::{AttentionUpdate, Transition};
 use serde_json::json;
 
 use crate::environment::{
     Answer, Client, PATIENCE, Program, TestEnvironment, assert_agree, assert_problem,
-    has_many_files, is_settled, until,
+    has_many_files, is_settled, lead, ready, record, until, with_api,
 };
 use crate::events::{Events, settle};
 use crate::wire::{Wire, statuses};
@@ -174,22 +173,13 @@ async fn an_open_order_says_when_to_ask_again() {
         next_attempt_at: now.after(Duration::from_secs(200)),
     };
     let step = Transition::Flagged(refused);
-    store
-        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
-        .await
-        .unwrap();
+    record(&store, [(1, step)], now).await;
     assert!((100..=200).contains(&seconds().await));
     let step = Transition::Adopted;
-    store
-        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
-        .await
-        .unwrap();
+    record(&store, [(1, step)], now).await;
     assert!((1..=40).contains(&seconds().await));
     let step = Transition::Settled(order_service::order::Outcome::Failed);
-    store
-        .record(&lead(&store).await, vec![OrderChange { seq: 1, step }], now)
-        .await
-        .unwrap();
+    record(&store, [(1, step)], now).await;
     assert_eq!(client.get(&path).await.header("retry-after"), "");
 }
 

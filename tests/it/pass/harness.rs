@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::environment::{lead, ready};
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::LostProcess;
 use order_service::order::{Observed, Order, OrderId, Reason, Status, Timestamp};
@@ -21,7 +20,7 @@ use order_service::store::{
 };
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::environment::TestEnvironment;
+use crate::environment::{TestEnvironment, lead, ready};
 
 /// A fault of a request, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
