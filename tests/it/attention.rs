@@ -14,7 +14,8 @@ use order_service::store::{AttentionUpdate, Filter, Store, Transition};
 use serde_json::{Value, json};
 
 use crate::environment::{
-    Client, TestEnvironment, assert_problem, create, lead, orders, ready, record, with_api,
+    Client, TestEnvironment, assert_problem, create, orders, ready, record, with_api,
+    write_heartbeat,
 };
 
 /// Start of all attention in these tests.
@@ -169,10 +170,7 @@ async fn while_the_upstream_is_down_every_open_order_has_attention_and_no_settle
         detail: "no route".to_owned(),
     };
     heartbeat.next_pass_at = Some(Timestamp(down_since.0 + 1_000));
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat.clone())
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat.clone()).await;
     for id in ["c", "p"] {
         let order = client.get(format!("{}/order/{id}", api.url)).await.json();
         let expected = json!({
@@ -194,10 +192,7 @@ async fn while_the_upstream_is_down_every_open_order_has_attention_and_no_settle
     let order = client.get(format!("{}/order/young", api.url)).await.json();
     assert_eq!(order["attention"]["since"], young["created_at"]);
     heartbeat.upstream = UpstreamState::Up { since: down_since };
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat)
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat).await;
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
 }
 
@@ -233,10 +228,7 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
         (LostProcess::Restart, "itself"),
     ] {
         heartbeat.policy = Some(policy);
-        store
-            .write_heartbeat(&lead(&store).await, heartbeat.clone())
-            .await
-            .unwrap();
+        write_heartbeat(&store, heartbeat.clone()).await;
         for (id, expected) in [
             ("four", "itself"),
             ("five", "operator"),
@@ -263,10 +255,7 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
     }
     // Once an operator has decided, the order proceeds by itself.
     heartbeat.policy = Some(LostProcess::Hold);
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat)
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat).await;
     env.run("order-service", &["restart", "held", "worn", "five"])
         .assert_code(0);
     for id in ["held", "worn", "five"] {
@@ -421,10 +410,7 @@ async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program()
     heartbeat.last_pass_at = Some(now);
     heartbeat.next_pass_at = Some(now);
     heartbeat.learned.rate = Some(StartRate::new(0.5, now));
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat)
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat).await;
     // "c" itself, and one of the two whose backoff is over: their queue has half the share. Not the held
     // one.
     let ran = env.run("order-service", &["explain", "last"]);

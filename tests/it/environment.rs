@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt, TryStreamExt};
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{Order, OrderId, Timestamp};
+use order_service::reconciler_state::ReconcilerState;
 use order_service::simulator::model::{Effect, Status as ProcessStatus};
 use order_service::simulator::record::{Entry, read_record};
 use order_service::store::{
@@ -622,6 +623,12 @@ pub fn orders(store: &Store, filter: Filter) -> Vec<Order> {
     let pages = store.pages(filter, Cursor::default(), 1_000);
     let pages: Vec<_> = ready(pages.try_collect()).unwrap();
     pages.into_iter().flat_map(|(orders, _)| orders).collect()
+}
+
+/// Writes a heartbeat as a leader.
+pub async fn write_heartbeat(store: &Store, heartbeat: ReconcilerState) {
+    let lead = lead(store).await;
+    store.write_heartbeat(&lead, heartbeat).await.unwrap();
 }
 
 /// Takes leadership of a database, as after a crash of the last leader.

@@ -10,7 +10,9 @@ use order_service::store::{AttentionUpdate, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::environment::{Client, TestEnvironment, fill, lead, ready, record, until, with_api};
+use crate::environment::{
+    Client, TestEnvironment, fill, ready, record, until, with_api, write_heartbeat,
+};
 use crate::events::settle;
 
 async fn stats(client: &Client, api: &str) -> Value {
@@ -139,10 +141,7 @@ async fn attention_is_counted_as_in_the_orders() {
         },
     ] {
         heartbeat.upstream = upstream;
-        store
-            .write_heartbeat(&lead(&store).await, heartbeat.clone())
-            .await
-            .unwrap();
+        write_heartbeat(&store, heartbeat.clone()).await;
         let figures = stats(&client, &api.url).await;
         let mut counts = BTreeMap::from(Reason::ALL.map(|reason| (reason.as_str(), 0)));
         let flagged = client
@@ -216,10 +215,7 @@ async fn a_reconciler_that_has_ended_is_overdue_since_its_pass_was_due() {
     heartbeat.leader_since = Some(Timestamp(now.0 - 500_000));
     heartbeat.last_pass_at = Some(Timestamp(now.0 - 101_000));
     heartbeat.next_pass_at = Some(Timestamp(now.0 - 100_000));
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat)
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat).await;
     let reconciler = &stats(&client, &api.url).await["reconciler"];
     assert_eq!(reconciler["status"], "overdue");
     assert_eq!(reconciler["since"], reconciler["next_pass_at"]);

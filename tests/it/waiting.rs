@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::environment::{
     Answer, Client, PATIENCE, Program, TestEnvironment, assert_agree, assert_problem,
-    has_many_files, is_settled, lead, ready, record, until, with_api,
+    has_many_files, is_settled, ready, record, until, with_api, write_heartbeat,
 };
 use crate::events::{Events, settle};
 use crate::wire::{Wire, statuses};
@@ -157,10 +157,7 @@ async fn an_open_order_says_when_to_ask_again() {
     // The next pass is in 40 s by the schedule; the order's own delay is longer.
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
-    store
-        .write_heartbeat(&lead(&store).await, heartbeat)
-        .await
-        .unwrap();
+    write_heartbeat(&store, heartbeat).await;
     let path = format!("{}/order/a1", api.url);
     let seconds = async || -> u64 {
         let answer = client.get(&path).await;

@@ -20,7 +20,7 @@ use order_service::store::{
 };
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::environment::{TestEnvironment, lead, ready};
+use crate::environment::{TestEnvironment, lead, ready, write_heartbeat};
 
 /// A fault of a request, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,8 +365,7 @@ impl Harness {
             learned,
             ..self.heartbeat()
         };
-        let lead = block_on(lead(&self.store));
-        block_on(self.store.write_heartbeat(&lead, heartbeat)).unwrap();
+        block_on(write_heartbeat(&self.store, heartbeat));
     }
 
     pub(super) fn heartbeat(&self) -> ReconcilerState {
