@@ -16,7 +16,7 @@ use order_service::store::{
 
 #[cfg(feature = "postgres")]
 use crate::cluster::cluster;
-use crate::environment::{Ran, TestEnvironment, fill, lead};
+use crate::environment::{Ran, TestEnvironment, create, fill, lead};
 use crate::store::{all, execute};
 
 /// Engines of a source and a target.
@@ -64,9 +64,12 @@ fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
     ran
 }
 
-/// Makes orders in every state, with notes, a heartbeat and what was learned, of which some were pruned.
-async fn filled(url: &str) {
-    let store = open(url);
+/// Makes a database with orders in every state, with notes, a heartbeat and what was learned, of which some
+/// were pruned. Returns it, and another that is not there yet.
+async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
+    let env = TestEnvironment::new();
+    let urls = engines.map(|engine| new_url(&env, engine));
+    let store = open(&urls[0]);
     let ids: Vec<_> = (0..40).map(|n| format!("\\o{n}é\u{65e5}")).collect();
     fill(&store, &ids, 40).await;
     let lead = lead(&store).await;
@@ -126,6 +129,7 @@ async fn filled(url: &str) {
         serde_json::from_value(serde_json::to_value(&heartbeat.metrics).unwrap()).unwrap();
     store.write_heartbeat(&lead, heartbeat).await.unwrap();
     store.checkpoint().await;
+    (env, urls)
 }
 
 /// Everything that the programs read, with the positions of readers.
@@ -151,36 +155,28 @@ async fn contents(url: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() {
-    for [from, to] in PAIRS {
-        let env = TestEnvironment::new();
-        let (from, to) = (new_url(&env, from), new_url(&env, to));
-        filled(&from).await;
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
         let before = contents(&from).await;
         copied(&env, &from, &to);
-        let compared = copy(&env, &["--verify-only", &from, &to]);
-        assert_eq!(compared.code, Some(0), "{compared:?}");
+        let compared = copy(&env, &["--verify-only", &from, &to]).assert_code(0);
         assert_eq!(compared.stdout, "equal\n");
         assert_eq!(contents(&to).await, before, "{from} {to}");
         // The way back, after it was used.
-        let store = open(&to);
-        let id = OrderId::new("new").unwrap();
-        store.create(id, Timestamp(9)).await.unwrap();
-        drop(store);
+        create(&open(&to), "new", Timestamp(9)).await;
         let later = contents(&to).await;
         assert_ne!(later, before);
         copied(&env, &to, &from);
         assert_eq!(contents(&from).await, later, "{to} {from}");
-        let check = env.run("order-service", &["check", "--database-url", &from]);
-        assert_eq!(check.code, Some(0), "{check:?}");
+        env.run("order-service", &["check", "--database-url", &from])
+            .assert_code(0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence() {
-    for [from, to] in PAIRS {
-        let env = TestEnvironment::new();
-        let (from, to) = (new_url(&env, from), new_url(&env, to));
-        filled(&from).await;
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
         let before = contents(&from).await;
         let refused = |url: &str, says: &str| {
             for arguments in [
@@ -207,8 +203,7 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
         drop(running);
         let moved = format!("has moved to {to}; ");
         refused(&from, &moved);
-        let again = copy(&env, &[&from, &to]);
-        assert_eq!(again.code, Some(3), "{again:?}");
+        let again = copy(&env, &[&from, &to]).assert_code(3);
         assert!(
             again.stderr.contains("holds an order database already"),
             "{again:?}"
@@ -218,23 +213,15 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
         execute(&to, &mark);
         copied(&env, &from, &to);
         // It was not written to since.
-        let back = copy(&env, &["--take-back", &from, &to]);
-        assert_eq!(back.code, Some(0), "{back:?}");
+        copy(&env, &["--take-back", &from, &to]).assert_code(0);
         assert_eq!(contents(&from).await, before);
         refused(&to, &format!("has moved to {from}; "));
-        let back = copy(&env, &["--take-back", &from, &to]);
-        assert_eq!(back.code, Some(2), "{back:?}");
+        let back = copy(&env, &["--take-back", &from, &to]).assert_code(2);
         assert!(back.stderr.contains("has not moved"), "{back:?}");
         // What is there already is used.
         copied(&env, &from, &to);
-        let store = open(&to);
-        store
-            .create(OrderId::new("new").unwrap(), Timestamp(9))
-            .await
-            .unwrap();
-        drop(store);
-        let back = copy(&env, &["--take-back", &from, &to]);
-        assert_eq!(back.code, Some(1), "{back:?}");
+        create(&open(&to), "new", Timestamp(9)).await;
+        let back = copy(&env, &["--take-back", &from, &to]).assert_code(1);
         assert!(
             back.stderr.contains("order \"new\" is not in the source"),
             "{back:?}"
@@ -261,16 +248,15 @@ fn a_password_in_an_argument_is_refused_and_not_repeated() {
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_of_a_server_is_a_file_that_is_restored_by_a_copy_any_number_of_times() {
-    let env = TestEnvironment::new();
-    let from = new_url(&env, Engine::Postgres);
-    filled(&from).await;
+    let (env, [from, _]) = filled([Engine::Postgres, Engine::Sqlite]).await;
     let events = |lines: &[String]| lines[..lines.len() - 3].to_vec();
     let before = contents(&from).await;
-    let taken = env.run(
-        "order-service",
-        &["backup", "b.db", "--database-url", &from],
-    );
-    assert_eq!(taken.code, Some(0), "{taken:?}");
+    let taken = env
+        .run(
+            "order-service",
+            &["backup", "b.db", "--database-url", &from],
+        )
+        .assert_code(0);
     assert!(taken.stdout.contains("checked  ok"), "{taken:?}");
     let backup = fs::read(env.path("b.db")).unwrap();
     for engine in [Engine::Postgres, Engine::Sqlite] {

@@ -461,8 +461,7 @@ fn a_closing_terminal_does_not_end_a_program_that_ignores_the_signal() {
     let mut program = env.spawn("order-service", command, true);
     program.signal("HUP");
     program.signal("HUP");
-    let health = api_health(&env, program.address());
-    assert_eq!(health.code, Some(0), "{health:?}");
+    api_health(&env, program.address()).assert_code(0);
     assert_eq!(program.ended(), None);
     assert_eq!(program.stop(), Some(0));
 }

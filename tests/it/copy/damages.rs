@@ -4,8 +4,7 @@ use std::fs;
 
 use rusqlite::Connection;
 
-use super::{Engine, PAIRS, copied, copy, filled, new_url};
-use crate::environment::TestEnvironment;
+use super::{Engine, PAIRS, copied, copy, filled};
 use crate::store::{execute, rows};
 
 /// Damages of a copy: a statement for SQLite, and a part of what is reported.
@@ -64,9 +63,7 @@ UPDATE histories SET id = 5, newest_entry = 1 -> histories 1 has id = "5"
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_damage_of_a_copy_is_found_and_named() {
-    let env = TestEnvironment::new();
-    let (from, to) = (new_url(&env, Engine::Sqlite), new_url(&env, Engine::Sqlite));
-    filled(&from).await;
+    let (env, [from, to]) = filled([Engine::Sqlite, Engine::Sqlite]).await;
     copied(&env, &from, &to);
     let file = to.strip_prefix("sqlite:").unwrap();
     let sound = fs::read(file).unwrap();
@@ -91,17 +88,14 @@ async fn each_damage_of_a_copy_is_found_and_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_sound_does_not_move() {
-    for [from, to] in PAIRS {
-        let env = TestEnvironment::new();
-        let (from, to) = (new_url(&env, from), new_url(&env, to));
-        filled(&from).await;
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
         let damage = "UPDATE orders SET updated_at = updated_at + 1 WHERE seq = 9";
         execute(&from, damage);
         let ran = copy(&env, &[&from, &to]).assert_code(1);
         assert!(ran.stderr.contains("its updated_at"), "{ran:?}");
         let check = |url: &str| env.run("order-service", &["check", "--database-url", url]);
-        let incomplete = check(&to);
-        assert_eq!(incomplete.code, Some(3), "{incomplete:?}");
+        let incomplete = check(&to).assert_code(3);
         let says = format!("is an incomplete copy of {from}; ");
         assert!(incomplete.stderr.contains(&says), "{incomplete:?}");
         assert_eq!(check(&from).code, Some(1), "it can be used");

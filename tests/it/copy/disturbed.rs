@@ -11,16 +11,14 @@ use crate::events::Events;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_killed_goes_on_and_ends_equal() {
-    for [from, to] in PAIRS {
-        killed(from, to, 6, 400).await;
+    for engines in PAIRS {
+        killed(engines, 6, 400).await;
     }
 }
 
 /// Kills copies at random moments; each is run again, and ends equal.
-async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
-    let env = TestEnvironment::new();
-    let (mut from, mut to) = (new_url(&env, from), new_url(&env, to));
-    filled(&from).await;
+async fn killed(engines: [Engine; 2], kills: usize, orders: usize) {
+    let (env, [mut from, mut to]) = filled(engines).await;
     let ids: Vec<_> = (0..orders).map(|n| format!("more-{n}")).collect();
     fill(&open(&from), &ids, 200).await;
     let mut before = contents(&from).await;
@@ -64,15 +62,13 @@ async fn killed(from: Engine, to: Engine, kills: usize, orders: usize) {
 async fn copies_of_twenty_thousand_orders_that_are_killed_end_equal() {
     let kills = std::env::var("ORDER_TEST_KILLS").ok();
     let kills = kills.map_or(5, |kills| kills.parse().unwrap());
-    killed(Engine::Sqlite, Engine::Postgres, kills, 20_000).await;
+    killed([Engine::Sqlite, Engine::Postgres], kills, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
-    for [from, to] in PAIRS {
-        let env = TestEnvironment::new();
-        let (from, to) = (new_url(&env, from), new_url(&env, to));
-        filled(&from).await;
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
         let store = open(&from);
         let writer = tokio::spawn(async move {
             let mut created = Vec::new();
@@ -101,10 +97,8 @@ async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
-    for [from, to] in PAIRS {
-        let env = TestEnvironment::new();
-        let (from, to) = (new_url(&env, from), new_url(&env, to));
-        filled(&from).await;
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
         let client = Client::new();
         let api = |url: &str| {
             let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", url];

@@ -422,8 +422,7 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
             .iter()
             .map(|(_, variable, _)| (*variable, "\r"))
             .collect();
-        let help = run(&env, &command, &["--help"], &wrong);
-        assert_eq!(help.code, Some(0), "{help:?}");
+        run(&env, &command, &["--help"], &wrong).assert_code(0);
         variables.extend(settings.into_iter().map(|of| (command.clone(), of)));
     }
     for (command, (flag, variable, default)) in variables {

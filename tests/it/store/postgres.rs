@@ -114,16 +114,14 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
         env.run("order-service", &arguments)
     };
     create(&store, "a1", 10).await;
-    let explained = explain("a1");
-    assert_eq!(explained.code, Some(0), "{explained:?}");
+    let explained = explain("a1").assert_code(0);
     assert!(
         explained
             .stdout
             .starts_with("Order \"a1\" has been CREATED"),
         "{explained:?}"
     );
-    let unknown = explain("A1");
-    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    let unknown = explain("A1").assert_code(1);
     assert!(
         unknown.stderr.contains("similar ids: \"a1\""),
         "{unknown:?}"
@@ -131,8 +129,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     // On a database without orders nothing is created.
     let url = cluster().url(&cluster().database());
     let arguments = ["explain", "a1", "--database-url", &url];
-    let missing = env.run("order-service", &arguments);
-    assert_eq!(missing.code, Some(3), "{missing:?}");
+    let missing = env.run("order-service", &arguments).assert_code(3);
     assert!(missing.stderr.contains("no order database"), "{missing:?}");
 }
 
