@@ -269,13 +269,13 @@ impl Environment {
         self.requests.set(self.requests.get() + 1);
         if fault != Fault::None {
             RecentFaults::add(fault);
-            *self
-                .faults
-                .borrow_mut()
-                .entry(format!("{fault:?}"))
-                .or_default() += 1;
+            self.count(format!("{fault:?}"));
         }
         fault
+    }
+
+    fn count(&self, fault: String) {
+        *self.faults.borrow_mut().entry(fault).or_default() += 1;
     }
 
     /// Returns the time of day, which may be set back or forward.
@@ -296,8 +296,7 @@ impl Environment {
         };
         self.ahead.set(self.ahead.get() + by);
         self.log(|| format!("{name} by {} ms", by.abs()));
-        let mut faults = self.faults.borrow_mut();
-        *faults.entry(name.to_owned()).or_default() += 1;
+        self.count(name.to_owned());
     }
 
     /// Reaches a point at which the program may crash, and the clock may be set.
@@ -305,11 +304,7 @@ impl Environment {
         let step = self.fault_rates.borrow().step;
         self.may_step(step);
         if self.draws.permille(self.fault_rates.borrow().crash) {
-            *self
-                .faults
-                .borrow_mut()
-                .entry("crash of the program".to_owned())
-                .or_default() += 1;
+            self.count("crash of the program".to_owned());
             self.is_dead.store(true, Ordering::Relaxed);
             std::future::pending().await
         }

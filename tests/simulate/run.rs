@@ -543,24 +543,18 @@ impl Run {
         };
         let now = self.env.time_of_day();
         // Recorded before, because the decision may take effect without an answer.
-        if self.env.draws.below(2) == 0 {
-            self.env.oracle.borrow_mut().on_released(id.as_str());
-            let decided = drive(
-                &self.env,
-                self.store.resolve(id.clone(), Resolution::Restart, now),
-            );
-            assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
+        let mut oracle = self.env.oracle.borrow_mut();
+        let resolution = if self.env.draws.below(2) == 0 {
+            oracle.on_released(id.as_str());
+            Resolution::Restart
         } else {
-            self.env
-                .oracle
-                .borrow_mut()
-                .on_failed_by_operator(id.as_str());
-            let decided = drive(
-                &self.env,
-                self.store.resolve(id.clone(), Resolution::Fail, now),
-            );
-            assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
-        }
+            oracle.on_failed_by_operator(id.as_str());
+            Resolution::Fail
+        };
+        drop(oracle);
+        let decided = self.store.resolve(id.clone(), resolution, now);
+        let decided = drive(&self.env, decided);
+        assert!(!matches!(decided, Some(Ok(OperatorResult::Missing))));
         self.env.log(|| format!("an operator decides about {id}"));
         self.env.oracle.borrow_mut().check();
     }
