@@ -43,13 +43,6 @@ const BESIDE: Template = Template {
     ..MILLION
 };
 
-/// Orders that settle soon after they were created, wave by wave, as in production: within seconds, so that
-/// autovacuum comes each second instead of each minute.
-const FEW: Template = Template {
-    orders: 200_000,
-    ..MILLION
-};
-
 /// Creations beside them.
 const LOAD: SustainedLoad = SustainedLoad {
     rate: 1_000,
@@ -451,13 +444,14 @@ pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 /// Measures the bytes of a settled order with its entries, after a vacuum.
 pub fn disk(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
+    // Wave by wave, a million orders settle within minutes: autovacuum comes each second instead of each minute.
     server.cluster.set("autovacuum_naptime", "1");
-    let database = server.fill(FEW, "few")?;
+    let database = server.fill(MILLION, "waves")?;
     server.cluster.set("autovacuum_naptime", "60");
     server.sql(database, "VACUUM ANALYZE")?;
     let size = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class \
                 WHERE relnamespace = 'order_service'::regnamespace AND relkind = 'r'";
-    let bytes = server.number(database, size)? / FEW.orders as f64;
+    let bytes = server.number(database, size)? / MILLION.orders as f64;
     let what = "bytes of a settled order, after a vacuum";
     Ok(vec![
         Line::new(what, Unit::Bytes, vec![bytes]).goal(Goal::Below(700.0)),
