@@ -58,19 +58,16 @@ pub(super) async fn count(session: &Session, status: Status) -> Result<u64, Erro
     Ok(count.unsigned_abs())
 }
 
-pub(super) async fn next_open(
-    session: &Session,
-    after: i64,
-) -> Result<Option<(i64, OrderId)>, Error> {
+async fn oldest_open(session: &Session) -> Result<Option<Order>, Error> {
     const SQL: &str = "\
-        (SELECT seq, id FROM orders WHERE status = 'CREATED' AND seq > $1 ORDER BY seq LIMIT 1) \
+        (SELECT seq, id FROM orders WHERE status = 'CREATED' ORDER BY seq LIMIT 1) \
         UNION ALL \
-        (SELECT seq, id FROM orders WHERE status = 'PROCESSING' AND seq > $1 ORDER BY seq LIMIT 1) \
+        (SELECT seq, id FROM orders WHERE status = 'PROCESSING' ORDER BY seq LIMIT 1) \
         ORDER BY seq LIMIT 1";
-    let rows = session.query(SQL, &[&after]).await?;
-    rows.first()
-        .map(|row| Ok((row.try_get(0)?, row.id(1)?)))
-        .transpose()
+    match session.query(SQL, &[]).await?.first() {
+        Some(row) => Ok(find(session, &row.id(1)?).await?.map(|found| found.order)),
+        None => Ok(None),
+    }
 }
 
 /// See [`Store::startable`](crate::store::Store::startable).
@@ -321,10 +318,6 @@ pub(super) async fn update_stats(
             Ok(())
         })
         .await?;
-    let oldest_open = match next_open(session, 0).await? {
-        Some((_, id)) => find(session, &id).await?.map(|found| found.order),
-        None => None,
-    };
     const ATTENTION: &str = concat!(
         "SELECT attention, ",
         needs_operator!(),
@@ -340,7 +333,7 @@ pub(super) async fn update_stats(
     Ok(StatsSnapshot {
         pruned: pruned(session).await?,
         attention,
-        oldest_open,
+        oldest_open: oldest_open(session).await?,
         heartbeat: heartbeat(session).await?,
     })
 }

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::order::{OrderId, Status, Timestamp};
+use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::store::rows::{
     Columns, OPEN_ORDER, order_view_columns, order_view_of, start_candidate_of,
 };
@@ -29,17 +29,20 @@ pub(super) fn count(db: &Connection, status: Status) -> rusqlite::Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-pub(super) fn next_open(db: &Connection, after: i64) -> rusqlite::Result<Option<(i64, OrderId)>> {
-    db.prepare_cached(
-        "SELECT seq, id FROM orders INDEXED BY orders_by_status \
-         WHERE status = 'CREATED' AND seq > ?1 \
-         UNION ALL \
-         SELECT seq, id FROM orders INDEXED BY orders_by_status \
-         WHERE status = 'PROCESSING' AND seq > ?1 \
-         ORDER BY seq LIMIT 1",
-    )?
-    .query_row([after], |row| Ok((row.get(0)?, row.id(1)?)))
-    .optional()
+pub(super) fn oldest_open(db: &Connection) -> rusqlite::Result<Option<Order>> {
+    let id = db
+        .prepare_cached(
+            "SELECT seq, id FROM orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
+             UNION ALL \
+             SELECT seq, id FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING' \
+             ORDER BY seq LIMIT 1",
+        )?
+        .query_row([], |row| row.id(1))
+        .optional()?;
+    match id {
+        Some(id) => Ok(find(db, &id)?.map(|found| found.order)),
+        None => Ok(None),
+    }
 }
 
 pub(super) fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, Row};
 
 use super::file::with_suffix;
 use super::histories::extent;
-use super::orders::{find, next_open};
+use super::orders::oldest_open;
 use super::row_mapping::heartbeat;
 use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Timestamp};
@@ -35,14 +35,10 @@ pub(super) fn update(
         *history = base(&db)?;
     }
     add_new_entries(&db, history, now)?;
-    let oldest_open = match next_open(&db, 0)? {
-        Some((_, id)) => find(&db, &id)?.map(|found| found.order),
-        None => None,
-    };
     Ok(StatsSnapshot {
         pruned: pruned(&db)?,
         attention: attention(&db)?,
-        oldest_open,
+        oldest_open: oldest_open(&db)?,
         heartbeat: heartbeat(&db)?,
     })
 }
