@@ -349,6 +349,21 @@ fn the_list_of_the_bench_names_every_row() {
 }
 
 #[test]
+fn an_unknown_option_of_a_script_is_refused_before_anything_is_built() {
+    for script in ["bench", "simulate", "test", "torture"] {
+        let output = std::process::Command::new(root().join("scripts").join(script))
+            .arg("--frobnicate")
+            // Without cargo.
+            .env("PATH", "/usr/bin:/bin")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(printed.contains(&format!("scripts/{script}")), "{printed}");
+    }
+}
+
+#[test]
 fn the_tables_of_slow_tests_name_existing_tests_and_all_ignored_ones() {
     let named: BTreeSet<String> = read("tests/it/main.rs")
         .lines()
