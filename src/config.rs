@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::command_line::{parse, simulator_without_simulator};
 pub use self::groups::{
@@ -362,6 +362,10 @@ pub fn order_service() -> OrderService {
             Some("-h" | "--help" | "-V" | "--version") => None,
             Some(first) => first.starts_with('-').then_some("serve"),
         },
+        |name| {
+            let tip = "the reconciler alone is the program order-reconciler";
+            name.starts_with("reconcil").then(|| tip.to_owned())
+        },
         simulator_without_simulator,
     )
 }
@@ -374,14 +378,16 @@ pub fn order_reconciler() -> OrderReconciler {
             Some("-V" | "--version") => None,
             Some(first) => first.starts_with('-').then_some("run"),
         },
+        |name| {
+            let is_there = OrderService::command().find_subcommand(name).is_some();
+            is_there.then(|| format!("order-service {name} is that command"))
+        },
         |_| None,
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -11,9 +11,11 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use crate::store::DatabaseUrl;
 
 /// Parses the arguments, after inserting the command that `default_command` returns for the first
-/// argument. `contradiction` returns the error of settings that exclude each other.
+/// argument. `elsewhere` returns where an unknown command is instead, and `contradiction` the error of
+/// settings that exclude each other.
 pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     default_command: impl FnOnce(Option<&str>) -> Option<&'static str>,
+    elsewhere: impl FnOnce(&str) -> Option<String>,
     contradiction: impl FnOnce(&ArgMatches) -> Option<String>,
 ) -> T {
     let mut arguments: Vec<_> = std::env::args_os().collect();
@@ -42,6 +44,12 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             {
                 let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
                 error.insert(ContextKind::InvalidValue, hidden);
+            }
+            if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand)
+                && let Some(tip) = elsewhere(name)
+            {
+                let tip = ContextValue::StyledStrs(vec![tip.into()]);
+                error.insert(ContextKind::Suggested, tip);
             }
             let variable = variable_behind(&error, &command, &arguments, at);
             // If standard error is closed, the exit code remains.

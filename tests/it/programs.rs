@@ -132,6 +132,19 @@ fn an_unknown_command_or_flag_ends_with_2() {
             assert_eq!(ran.code, Some(2), "{word:?}: {ran:?}");
         }
     }
+    // A command of the other program is named together with it.
+    for (name, word, tip) in [
+        (
+            "order-service",
+            "reconciler",
+            "the program order-reconciler",
+        ),
+        ("order-reconciler", "api", "order-service api"),
+    ] {
+        let ran = env.run(name, &[word]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(ran.stderr.contains(tip), "{ran:?}");
+    }
     assert_eq!(env.run("order-service", &["serve", "extra"]).code, Some(2));
 }
 
