@@ -260,7 +260,10 @@ async fn an_invalid_body_is_refused_with_the_name_of_the_wrong_member() {
         let problem = refused.json();
         let named = problem["member"].as_str();
         let detail = problem["detail"].as_str().unwrap();
-        if named != member || !member.is_none_or(|member| detail.contains(member)) {
+        let is_named = member.is_none_or(|member| detail.contains(member));
+        // The parser's own words say nothing to callers.
+        let is_plain = body.starts_with('{') || !detail.contains("column");
+        if named != member || !is_named || !is_plain {
             wrong.push(format!("{body:.40}: {}", refused.body));
         }
     }

@@ -54,16 +54,17 @@ pub(in super::super) async fn read_body<B: Buf>(
 /// Parses the id of a new order.
 pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
     let text = std::str::from_utf8(body).map_err(|_| Problem::body("the body is not UTF-8"))?;
-    if text.trim_ascii().is_empty() {
-        return Err(Problem::body(
-            "the body is empty; send an object such as {\"id\":\"a1\"}",
-        ));
+    let refused = |what: &str| {
+        let detail = format!("the body is {what}; send an object such as {{\"id\":\"a1\"}}");
+        Problem::body(detail)
+    };
+    match text.trim_ascii_start().chars().next() {
+        None => return Err(refused("empty")),
+        Some('{') => {}
+        Some(_) => return Err(refused("not a JSON object")),
     }
-    let members: Members = serde_json::from_str(text).map_err(|error| {
-        Problem::body(format!(
-            "the body is not a JSON object: {error}; send one such as {{\"id\":\"a1\"}}"
-        ))
-    })?;
+    let members: Members =
+        serde_json::from_str(text).map_err(|error| refused(&format!("not valid JSON: {error}")))?;
     if let Some(name) = members.duplicate {
         let detail = format!("duplicate member {name:?}");
         return Err(Problem::member(&name, detail));
