@@ -1,4 +1,5 @@
-//! Texts for people: times, words for a shell and the `detail` of attention, for logs and `explain`.
+//! Texts for people: errors, times, words for a shell and the `detail` of attention, for logs and
+//! `explain`.
 //!
 //! Pure.
 
@@ -10,6 +11,20 @@ use crate::pace::{ReductionCause, StartLimit};
 /// Detail of an order whose process the upstream has forgotten.
 pub const PROCESS_LOST: &str =
     "the upstream does not know its process any more; it may or may not have done its work";
+
+/// Formats an error with its causes, each once.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
 
 /// Formats a past moment: `12 s ago (2026-11-22T10:00:00.123Z)`. A moment by another clock may lie ahead.
 pub fn past(at: Timestamp, now: Timestamp) -> String {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use super::reads::{ReadLimiter, ReadPermit};
+use crate::messages::with_causes;
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
@@ -218,7 +219,7 @@ impl Shared {
                 Err(StoreError::Gone(_)) => self.skip().await,
                 Err(error) => {
                     if !is_failing {
-                        log::warn!("cannot read changes of orders: {error}");
+                        log::warn!("cannot read changes of orders: {}", with_causes(&error));
                     }
                     is_failing = true;
                     tokio::time::sleep(FAILING_INTERVAL).await;

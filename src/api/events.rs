@@ -23,6 +23,7 @@ use super::json::{EVENT_BYTES, write_event};
 use super::json_answer;
 use super::problem::{Problem, next_link, reading_problem, store_problem};
 use super::request::{After, EventQuery, next_page};
+use crate::messages::with_causes;
 use crate::order::{Event, OrderId};
 use crate::store::{Cursor, StoreError};
 
@@ -203,7 +204,7 @@ impl EventStream {
                 return None;
             }
             if let Err(error) = &chunk {
-                log::warn!("stream failed: {error}");
+                log::warn!("stream failed: {}", with_causes(&error));
                 stream.has_failed = true;
             }
             Some((chunk, stream))

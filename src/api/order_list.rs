@@ -18,6 +18,7 @@ use super::json::{ORDER_BYTES, write_order};
 use super::problem::{Problem, next_link, reading_problem};
 use super::reads::ReadLimiter;
 use super::request::{Form, ListQuery};
+use crate::messages::with_causes;
 use crate::order::Order;
 
 /// Orders per read while streaming. As JSON they take some 85 KB, the memory that a slow client
@@ -58,7 +59,7 @@ pub(super) async fn reply(
             Ok((orders, _)) => Ok(writer.write(&orders, orders.len() < size).into()),
             // Breaks the connection: a partial list must not look complete.
             Err(error) => {
-                log::warn!("list failed: {error}");
+                log::warn!("list failed: {}", with_causes(&error));
                 Err(error)
             }
         });

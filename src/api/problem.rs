@@ -14,6 +14,7 @@ use warp::reply::Response;
 use self::kinds::Kind;
 pub(super) use self::kinds::page;
 use super::json::{self, OrderJson, location};
+use crate::messages::with_causes;
 use crate::order::Order;
 use crate::site::ForeignRequest;
 use crate::store::{Cursor, Gone, StoreError};
@@ -255,7 +256,7 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
             "nothing was done; orders can be read as far as possible",
         ),
         StoreError::Unreadable(cause) => {
-            log::warn!("the database cannot be read: {cause}");
+            log::warn!("the database cannot be read: {}", with_causes(&*cause));
             (&kinds::DATABASE_NOT_READABLE, "nothing was done")
         }
         StoreError::OutcomeUnknown => (

@@ -38,20 +38,6 @@ impl Error {
         OpenError::new(address, ServerError::from(self))
     }
 
-    /// Returns the error with its causes.
-    pub fn to_string_with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let more = error.to_string();
-            if !text.ends_with(&more) {
-                text = format!("{text}: {more}");
-            }
-            cause = error.source();
-        }
-        text
-    }
-
     /// Returns whether the same may succeed on a new connection: the connection was lost, the server
     /// shuts down or has become a standby, or another transaction was in the way.
     pub fn is_transient(&self) -> bool {

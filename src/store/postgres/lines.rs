@@ -10,6 +10,7 @@ use super::connect::{Connector, Purpose};
 use super::error::Error;
 use super::session::Session;
 use super::{PostgresUrl, on_thread, queries, start_thread};
+use crate::messages::with_causes;
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::store::check::{Check, SCHEMA};
@@ -173,7 +174,7 @@ impl Lines for LineSession {
 
 /// Returns an error with its causes, in one line.
 fn one_line(error: &Error) -> String {
-    error.to_string_with_causes().replace('\n', ", ")
+    with_causes(error).replace('\n', ", ")
 }
 
 /// Returns a query as PostgreSQL understands it: without the names of indexes, with JSON in columns of

@@ -10,6 +10,7 @@ use tokio_postgres::Row;
 use super::error::Error;
 use super::queries::ORDER_VIEWS;
 use super::{Engine, Inner, READ_TIMEOUT, on_thread};
+use crate::messages::with_causes;
 use crate::order::OrderId;
 use crate::store::rows::order_view_of;
 use crate::store::{OrderView, StoreError};
@@ -94,7 +95,7 @@ fn reply(lookups: Vec<Lookup>, found: Result<Vec<Row>, Error>) {
             .filter_map(|row| Some((row.try_get(1).ok()?, row)))
             .collect(),
         Err(error) => {
-            let cause = error.to_string_with_causes();
+            let cause = with_causes(error);
             for lookup in lookups {
                 let _ = lookup
                     .reply

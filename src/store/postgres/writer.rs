@@ -24,6 +24,7 @@ use super::prune::PruneBatch;
 use super::row_work::RowWork;
 use super::session::{FailedStep, NUMBERING_LOCK, Session, Steps};
 use crate::clock::{Clock, SystemClock};
+use crate::messages::with_causes;
 use crate::store::StoreError;
 use crate::store::queue::{Pending, Shared};
 use crate::store::write::Write;
@@ -108,7 +109,7 @@ impl Writer {
             match self.connector.next_session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
-                    self.shared.report_failure(error.to_string_with_causes());
+                    self.shared.report_failure(with_causes(&error));
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -150,7 +151,7 @@ impl Writer {
                 self.fail(batch, error);
                 return;
             }
-            self.shared.report_failure(error.to_string_with_causes());
+            self.shared.report_failure(with_causes(&error));
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -289,10 +290,10 @@ impl Writer {
 
     /// Completes the replies to writes that failed or whose outcome is unknown.
     fn fail(&self, batch: Batch, error: Error) {
-        if error.is_own_fault() {
-            log::error!("a write was refused by the database: {error}");
-        } else {
-            self.shared.report_failure(error.to_string_with_causes());
+        let cause = with_causes(&error);
+        match error.is_own_fault() {
+            true => log::error!("a write was refused by the database: {cause}"),
+            false => self.shared.report_failure(cause),
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         for pending in batch.writes {
