@@ -22,7 +22,8 @@ use crate::store::{Store, StoreError};
 /// Time for which the result of a database check is reused, because each check costs a disk flush.
 const PROBE_VALIDITY: Duration = Duration::from_secs(1);
 
-/// Timeout of a database check.
+/// Timeout of a database check, and of reading the heartbeat: together less than the 5 s for which
+/// `order-service health` waits, even if another request has begun a check before.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
@@ -125,10 +126,8 @@ impl Health {
 
     /// Like [`Self::ready`], but also checks the upstream and the reconciler.
     pub async fn all(&self) -> HealthReport {
-        HealthReport::new(
-            vec![self.database().await, self.accepting()],
-            self.dependencies().await,
-        )
+        let (database, dependencies) = tokio::join!(self.database(), self.dependencies());
+        HealthReport::new(vec![database, self.accepting()], dependencies)
     }
 
     fn accepting(&self) -> Check {
@@ -167,7 +166,10 @@ impl Health {
                 (FAILING, "orders cannot be written: the write queue is full")
             }
             Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
-            Err(_) => (FAILING, "orders cannot be written: a write timed out"),
+            Err(_) => (
+                FAILING,
+                "orders cannot be written: a write timed out; the log says why",
+            ),
         };
         // Failed writes of requests are known before the next check.
         let writer = self.store.writer_stats();
@@ -201,7 +203,8 @@ impl Health {
     }
 
     async fn dependencies(&self) -> Vec<Check> {
-        let Ok(heartbeat) = self.reads.store().await.heartbeat().await else {
+        let read = async { self.reads.store().await.heartbeat().await };
+        let Ok(Ok(heartbeat)) = tokio::time::timeout(PROBE_TIMEOUT, read).await else {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.upstream {

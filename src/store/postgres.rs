@@ -73,6 +73,9 @@ const SNAPSHOT_READERS: usize = 3;
 /// Time limit of a read, repetitions on new connections included. A failover takes some seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time limit of reading the size of the database.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Time limit of a read of the whole journal or of all orders.
 const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -322,12 +325,13 @@ impl Engine {
 
     /// Returns a description of the database; its size is 0 if it cannot be read.
     pub async fn info(&self) -> DatabaseInfo {
-        let size = self.read(|session| Box::pin(queries::size(session))).await;
+        let size = self.read(|session| Box::pin(queries::size(session)));
+        let size = tokio::time::timeout(SIZE_TIMEOUT, size).await;
         let connector = &self.inner.connector;
         DatabaseInfo {
             engine: "postgresql",
             durability: self.durability(),
-            bytes: size.unwrap_or(0),
+            bytes: size.ok().and_then(Result::ok).unwrap_or(0),
             log_bytes: None,
             reconnects: Some(connector.reconnects()),
             lost_entries: connector.own_entries.lost(),

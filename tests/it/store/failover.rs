@@ -12,6 +12,7 @@ use order_service::store::{Creation, Cursor, Durability, Store, StoreError};
 use super::postgres::open;
 use super::{all, create, journal};
 use crate::cluster::Cluster;
+use crate::environment::{Client, TestEnvironment, assert_problem};
 use crate::proxy::{Fault, Proxy};
 
 /// Callers that create orders without a pause.
@@ -285,4 +286,32 @@ async fn a_commit_that_no_standby_confirms_is_answered_after_a_time_limit_of_our
             other => assert!(Instant::now() < deadline, "{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_says_why() {
+    let env = TestEnvironment::new();
+    let client = Client::new();
+    let server = Cluster::own(&[]);
+    let url = server.url("postgres");
+    let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &url];
+    let api = env.start("order-service", &arguments, true);
+    assert_eq!(client.create(&api.url, "a1").await.status, 201);
+    // A statement that fails is not repeated.
+    server.run("postgres", "DROP TABLE order_service.orders CASCADE");
+    let lost = client.get(format!("{}/order/a1", api.url)).await;
+    assert_problem(&lost, 503);
+    api.logs("relation \"orders\" does not exist");
+    server.kill();
+    let asked = || env.run("order-service", &["health", "--listen", api.address()]);
+    let (health, metrics) = tokio::join!(
+        async { tokio::task::block_in_place(asked) },
+        client.get(format!("{}/metrics", api.url)),
+    );
+    assert_eq!(health.code, Some(1), "{health:?}");
+    let found = "orders cannot be written";
+    assert!(health.stderr.contains(found), "{health:?}");
+    let found = "order_service_database_writable 0";
+    assert!(metrics.body.contains(found), "{metrics:?}");
+    api.logs("Connection refused");
 }
