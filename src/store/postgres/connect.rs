@@ -1,5 +1,6 @@
 //! Sessions on a server that can be trusted: connecting, and the checks of the server.
 
+use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -246,7 +247,10 @@ impl Connector {
         config: &Config,
         notified: Option<Arc<Notify>>,
     ) -> Result<Session, Error> {
-        let unreachable = |error: tokio_postgres::Error| ServerError::Unreachable(Box::new(error));
+        let unreachable = |error: tokio_postgres::Error| match error.source() {
+            Some(cause) if cause.to_string() == "password missing" => ServerError::NoPassword,
+            _ => ServerError::Unreachable(Box::new(error)),
+        };
         let session = match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;

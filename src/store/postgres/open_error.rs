@@ -9,6 +9,8 @@ pub(in crate::store) enum ServerError {
     /// No server that can be written accepts a connection. The source is the last failure.
     #[error("cannot be connected to")]
     Unreachable(#[source] BoxError),
+    #[error("asks for a password; set PGPASSWORD, or name a file in PGPASSFILE that has it")]
+    NoPassword,
     #[error("TLS cannot be set up; check sslrootcert")]
     Tls(#[source] BoxError),
     #[error("is on PostgreSQL {0}; version 15 or later is needed")]

@@ -1,5 +1,7 @@
 //! Promises of PostgreSQL's leaders, sessions and settings beyond the suite.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -168,4 +170,24 @@ fn a_database_that_another_program_has_taken_or_that_is_not_there_is_refused() {
     assert!(taken.status.success());
     let foreign = Store::open(&url, Mode::Threaded).err().unwrap().to_string();
     assert!(foreign.contains("another program"), "{foreign}");
+}
+
+#[test]
+fn a_server_that_asks_for_a_password_is_refused_with_the_variables_that_give_one() {
+    let env = TestEnvironment::new();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1_024]);
+            // A clear-text password.
+            let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\x03");
+        }
+    });
+    let url = format!("postgres://me@{address}/orders");
+    let ran = env.run("order-reconciler", &["--database-url", &url]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(ran.stderr.contains("PGPASSWORD"), "{ran:?}");
+    assert!(ran.stderr.contains("PGPASSFILE"), "{ran:?}");
 }
