@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 use self::passes::Copy;
 use self::rows::{count, differences, must_be_equal};
 pub(super) use self::side::{Access, Side};
-use self::side::{is_relocated, lead_within, of, open_source, open_target, relocation};
+use self::side::{
+    is_relocated, lead_within, must_be_free, of, open_source, open_target, open_to_read, relocation,
+};
 pub(super) use self::tables::{HISTORIES, Table};
 use self::tables::{JOURNAL, ORDERS};
 use super::relocation::Relocation;
@@ -137,6 +139,7 @@ pub fn move_database(
     mut progress: impl FnMut(u64),
 ) -> Result<Moved, TransferError> {
     let began = Instant::now();
+    must_be_free(to)?;
     let mut from = open_source(from)?;
     let incomplete = Relocation::incomplete(from.address());
     let mut to = open_target(to, &incomplete)?;
@@ -222,7 +225,7 @@ pub fn compare(
     to: &DatabaseUrl,
     mut report: impl FnMut(String),
 ) -> Result<u64, TransferError> {
-    let (mut from, mut to) = (open_source(from)?, open_source(to)?);
+    let (mut from, mut to) = (open_to_read(from)?, open_to_read(to)?);
     for side in [&mut from, &mut to] {
         side.begin(Access::Snapshot).map_err(of(&**side))?;
     }

@@ -34,10 +34,11 @@ use std::sync::Arc;
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 
-pub(super) use self::copy::CopySide;
+pub(super) use self::copy::{CopySide, address};
 pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 use self::open::Purpose;
+pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
 pub(super) use self::read_only::ReadOnlyFile;
 use self::writer::Writer;
@@ -277,5 +278,6 @@ impl Engine {
 
 /// See [`read_heartbeat`](super::read_heartbeat).
 pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, OpenError> {
-    open::read_only(path, row_mapping::heartbeat)
+    let (db, path) = open::for_reading(path)?;
+    row_mapping::heartbeat(&db).map_err(|error| file::file_error(&path, error))
 }

@@ -57,6 +57,28 @@ pub(in crate::store) trait Side: Lines + Send {
     fn finish(&mut self) -> Result<(), BoxError>;
 }
 
+/// Refuses a database that has orders which may be used, before anything in it is changed.
+pub(super) fn must_be_free(url: &DatabaseUrl) -> Result<(), OpenError> {
+    let (is_free, address) = match url {
+        DatabaseUrl::Sqlite(path) => (!sqlite::holds_orders(path), sqlite::address(path)),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => (postgres::LineSession::open(url).is_err(), url.to_string()),
+    };
+    match is_free {
+        true => Ok(()),
+        false => Err(OpenError::new(address, OpenReason::Occupied)),
+    }
+}
+
+/// Opens a database that is there, whether or not its orders have moved. Changes nothing.
+pub(super) fn open_to_read(url: &DatabaseUrl) -> Result<Box<dyn Side>, OpenError> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Box::new(sqlite::CopySide::open_to_read(path)?),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => Box::new(postgres::LineSession::open_to_read(url)?),
+    })
+}
+
 /// Opens a database that is there, whether or not its orders have moved.
 pub(super) fn open_source(url: &DatabaseUrl) -> Result<Box<dyn Side>, OpenError> {
     Ok(match url {

@@ -178,9 +178,11 @@ impl Connector {
             if !self.check_identity(&session).await? {
                 self.own_entries.enter_history(&session).await?;
             }
-            match is_new {
-                true => log::warn!("created the database {}", self.address),
-                false => log::info!("using the database {}", self.address),
+            match (is_new, &self.purpose) {
+                // Nobody may have meant to begin with an empty one.
+                (true, Purpose::Use) => log::warn!("created the database {}", self.address),
+                (true, Purpose::Copy(_)) => log::info!("created the database {}", self.address),
+                (false, _) => log::info!("using the database {}", self.address),
             }
             Ok(session)
         })

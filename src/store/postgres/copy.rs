@@ -44,6 +44,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const LOCK_PAUSE: Duration = Duration::from_millis(30);
 
 impl LineSession {
+    /// Opens a database that is there, whether or not its orders have moved. It is only read.
+    pub fn open_to_read(url: &PostgresUrl) -> Result<Self, OpenError> {
+        let connector = Connector::new(url, Purpose::Copy(None))?;
+        Self::connect(connector, |connector| async move {
+            let session = connector.session_for_reading().await?;
+            session.execute(SETTINGS).await?;
+            Ok(session)
+        })
+    }
+
     /// Opens a database that is there, whether or not its orders have moved.
     pub fn open_source(url: &PostgresUrl) -> Result<Self, OpenError> {
         Self::prepare(url, Purpose::Copy(None), true)

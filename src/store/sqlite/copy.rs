@@ -45,13 +45,19 @@ const ALLOW: &str = "\
 pub(in crate::store) struct CopySide {
     db: Connection,
     path: PathBuf,
-    /// None for a file that belongs to no program: a backup.
+    /// None for a file that is only read, or belongs to no program: a backup.
     opened: Option<OpenedFile>,
     locks: Vec<File>,
     lead: Option<LeaderLock>,
 }
 
 impl CopySide {
+    /// Opens a file that is there, whether or not its orders have moved. It is only read.
+    pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+        let (db, path, _) = open::for_copying(path)?;
+        Ok(Self::new(db, path, None))
+    }
+
     /// Opens a file that is there, whether or not its orders have moved. A backup is only read.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let (db, path, is_backup) = open::for_copying(path)?;

@@ -5,14 +5,18 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
-use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file};
+use super::file::{
+    self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file, with_suffix,
+};
 use super::histories::histories;
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::cursor::Histories;
@@ -61,6 +65,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// statements.
 const STATEMENTS_KEPT: usize = 64;
 
+/// Flags of a connection that only reads.
+const READ_ONLY: OpenFlags =
+    OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+
 /// What a file is opened for.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose<'a> {
@@ -83,6 +91,7 @@ pub(super) fn prepare(
         return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
     file::must_have_one_name(&path)?;
+    must_be_ours(&path)?;
     // The change to WAL mode does not wait for other connections.
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
@@ -97,10 +106,11 @@ pub(super) fn prepare(
         migrate(&path, database, purpose).map_err(|error| file_error(&path, error))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
-    if is_new {
-        log::warn!("created the database {}", path.display());
-    } else {
-        log::info!("using the database {}", path.display());
+    match (is_new, purpose) {
+        // Nobody may have meant to begin with an empty one.
+        (true, Purpose::Use) => log::warn!("created the database {}", path.display()),
+        (true, Purpose::Copy(_)) => log::info!("created the database {}", path.display()),
+        (false, _) => log::info!("using the database {}", path.display()),
     }
     Ok((file, db, histories))
 }
@@ -294,15 +304,42 @@ pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Runs a query on an existing database.
-pub(super) fn read_only<T>(
-    path: &Path,
-    query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> Result<T, OpenError> {
-    let path = must_exist(path)?;
-    Connection::open_with_flags(&path, existing())
-        .and_then(|db| query(&db))
-        .map_err(|error| file_error(&path, error))
+/// Opens a file without making another one beside it, and returns its format.
+fn glance(path: &Path) -> Result<(Connection, i64), BoxError> {
+    // Without a log the file is complete, and SQLite needs no other one to read it.
+    let is_complete = !with_suffix(path, "-wal").exists();
+    let name = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    let uri = format!("file:{name}?immutable={}", u8::from(is_complete));
+    let db = Connection::open_with_flags(uri, READ_ONLY | OpenFlags::SQLITE_OPEN_URI)?;
+    db.busy_timeout(Duration::ZERO)?;
+    let format = format(&db)?;
+    Ok((db, format))
+}
+
+/// Returns whether a file has orders that may be used.
+pub(in crate::store) fn holds_orders(path: &Path) -> bool {
+    let found = absolute(path).map(|path| glance(&path));
+    match found {
+        Ok(Ok((_, FORMAT_FIRST..FORMAT_WITH_RELOCATION))) => true,
+        Ok(Ok((db, FORMAT_WITH_RELOCATION..))) => {
+            Relocation::read(&db).is_ok_and(|to| to.is_none())
+        }
+        _ => false,
+    }
+}
+
+/// Refuses a file that is not a database of this program, before any file is made beside it.
+fn must_be_ours(path: &Path) -> Result<(), OpenError> {
+    let is_another = |error: &BoxError| {
+        let of_sqlite = error.downcast_ref::<rusqlite::Error>();
+        let code = of_sqlite.and_then(rusqlite::Error::sqlite_error_code);
+        error.is::<OpenReason>() || code == Some(ErrorCode::NotADatabase)
+    };
+    match glance(path) {
+        Err(error) if is_another(&error) => Err(file_error(path, error)),
+        // It is absent, or another program is at work on it.
+        _ => Ok(()),
+    }
 }
 
 /// Opens a read-only connection on an existing database in a known format. Nothing is migrated: the
@@ -337,9 +374,9 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
     if !path.is_file() {
         return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
+    must_be_ours(&path)?;
     let opened = || -> Result<_, BoxError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(&path, flags)?;
+        let db = Connection::open_with_flags(&path, READ_ONLY)?;
         let format = format(&db)?;
         if format == 0 {
             return Err(OpenReason::from(FileError::Missing).into());

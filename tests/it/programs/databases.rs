@@ -72,6 +72,68 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
 }
 
 #[test]
+fn a_file_that_is_refused_stays_as_it_was_with_none_beside_it() {
+    let env = TestEnvironment::new();
+    let run = |arguments: &[&str]| env.run(arguments[0], &arguments[1..]);
+    fs::write(env.path("noise"), "noise".repeat(2_000)).unwrap();
+    for (name, mode) in [("foreign?.db", "DELETE"), ("log.db", "WAL")] {
+        let db = Connection::open(env.path(name)).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE t (x)").unwrap();
+    }
+    for name in ["newer.db", "used.db", "from.db"] {
+        create(&env, &env.path(name));
+        let db = Connection::open(env.path(name)).unwrap();
+        if name == "newer.db" {
+            db.pragma_update(None, "user_version", 99).unwrap();
+        }
+        for suffix in ["turn", "write", "leader"] {
+            fs::remove_file(env.path(&format!("{name}-{suffix}"))).unwrap();
+        }
+    }
+    let backup = ["order-service", "backup", "backup.db", "--database-url"];
+    assert_eq!(run(&[&backup[..], &["from.db"]].concat()).code, Some(0));
+    let files = || {
+        let names = fs::read_dir(env.path(".")).unwrap();
+        let names = names.map(|name| name.unwrap().file_name().into_string().unwrap());
+        // Without the logs of programs.
+        let names = names.filter(|name| !name.starts_with("from.db") && !name.ends_with(".log"));
+        let files = names.map(|name| match name.strip_suffix("-shm") {
+            // Readers of the log lock it there.
+            Some(_) => (name, vec![]),
+            None => (name.clone(), fs::read(env.path(&name)).unwrap()),
+        });
+        files.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = files();
+    for name in ["noise", "foreign?.db", "log.db", "newer.db"] {
+        for command in [
+            &["order-service", "api", "--listen", "127.0.0.1:0"][..],
+            &["order-reconciler", "--once"],
+            &["order-service", "check"],
+            &["order-service", "backup", "other.db"],
+            &["order-service", "explain", "a1"],
+            &["order-service", "restart", "a1"],
+            &["order-reconciler", "health"],
+        ] {
+            let ran = run(&[command, &["--database-url", name]].concat());
+            let code = [3, 1][usize::from(command.ends_with(&["health"]))];
+            assert_eq!(ran.code, Some(code), "{ran:?}");
+            assert!(!ran.stderr.contains("no such table"), "{ran:?}");
+        }
+        let compared = run(&["order-service", "copy", "--verify-only", name, "backup.db"]);
+        assert_eq!(compared.code, Some(3), "{compared:?}");
+    }
+    for name in before.keys() {
+        let copied = run(&["order-service", "copy", "from.db", name]);
+        assert_eq!(copied.code, Some(3), "{copied:?}");
+    }
+    for (name, found) in files() {
+        assert!(before.get(&name) == Some(&found), "{name} has changed");
+    }
+}
+
+#[test]
 fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
     let env = TestEnvironment::new();
     fs::write(env.path("plain"), "hello").unwrap();
