@@ -83,7 +83,7 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
                 Exit::Done
             }
             count => {
-                process::print(format_args!("different: {count} rows\n"));
+                process::print(format_args!("rows that differ: {count}\n"));
                 Exit::Failed
             }
         });

@@ -60,7 +60,7 @@ pub enum BackupError {
     #[error("the copy could not be read back")]
     ReadBack(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The integrity check of the copy found faults.
-    #[error("the copy has {count} faults and was not kept; the first: {first}")]
+    #[error("the copy is not sound, and was not kept; faults: {count}, the first: {first}")]
     Unsound {
         /// Number of findings.
         count: usize,

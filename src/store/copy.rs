@@ -110,7 +110,9 @@ pub enum TransferError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The rules of the check are violated.
-    #[error("{address} has {count} faults, and was not taken into use; the first: {first}")]
+    #[error(
+        "{address} is not sound, and was not taken into use; faults: {count}, the first: {first}"
+    )]
     Unsound {
         /// The database.
         address: String,
@@ -120,7 +122,7 @@ pub enum TransferError {
         first: Box<Finding>,
     },
     /// The target does not hold what was written to it, or was written to since.
-    #[error("{address} differs from the source in {count} rows; the first: {first}")]
+    #[error("{address} differs from the source; rows: {count}, the first: {first}; {to_do}")]
     Different {
         /// The target.
         address: String,
@@ -128,6 +130,8 @@ pub enum TransferError {
         count: u64,
         /// First difference.
         first: String,
+        /// Action for the operator.
+        to_do: &'static str,
     },
 }
 
@@ -208,7 +212,8 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), TransferErr
     // Otherwise no program has used the target since.
     if !is_relocated(&*to, |found| found.address == from.address())? {
         to.begin(Access::Exclusive).map_err(of(&*to))?;
-        must_be_equal(&*to, |report| differences(&*from, &*to, report))?;
+        let to_do = "`order-service copy TO FROM` brings everything back";
+        must_be_equal(&*to, to_do, |report| differences(&*from, &*to, report))?;
         let to_source = Relocation::moved(from.address());
         to.relocate(Some(&to_source)).map_err(of(&*to))?;
         to.commit().map_err(of(&*to))?;

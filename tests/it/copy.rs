@@ -61,6 +61,7 @@ fn copy(env: &TestEnvironment, arguments: &[&str]) -> Ran {
 fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
     let ran = copy(env, &[from, to]).assert_code(0);
     assert!(ran.stdout.contains("equal, and sound"), "{ran:?}");
+    assert!(!ran.stderr.contains("created"), "it was told to: {ran:?}");
     ran
 }
 
@@ -226,6 +227,8 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
             back.stderr.contains("order \"new\" is not in the source"),
             "{back:?}"
         );
+        let to_do = "copy TO FROM` brings everything back";
+        assert!(back.stderr.contains(to_do), "{back:?}");
         refused(&from, &moved);
     }
 }

@@ -21,6 +21,9 @@ const READ_AHEAD: usize = 1;
 /// nothing any more either.
 const LEAD_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Advice where a database did not do what it was asked to.
+const RUN_AGAIN: &str = "run the copy again";
+
 /// A copy that is being made.
 pub(super) struct Copy<'a> {
     pub from: &'a mut dyn Side,
@@ -176,7 +179,7 @@ fn sound(db: &dyn Side, rules: impl FnOnce(&mut Check<'_>)) -> Result<(), Transf
     let mut report = |finding| findings.push(finding);
     rules(&mut Check {
         on_finding: &mut report,
-        unreadable: "run the copy again",
+        unreadable: RUN_AGAIN,
     });
     let count = findings.len();
     match findings.into_iter().next() {
@@ -206,7 +209,7 @@ fn sync(to: &dyn Side, table: &Table, range: Range, wanted: &[u8]) -> Result<(),
         to.insert(table, &missing.concat()).map_err(of(to))?;
     }
     let found = read(to, table, range)?;
-    must_be_equal(to, |report| {
+    must_be_equal(to, RUN_AGAIN, |report| {
         describe(table, wanted, &found, [wanted, &found], report);
         Ok(())
     })

@@ -52,6 +52,7 @@ pub(super) fn differences(
 /// Fails with the first difference that `compare` reports.
 pub(super) fn must_be_equal(
     to: &dyn Side,
+    to_do: &'static str,
     compare: impl FnOnce(&mut dyn FnMut(String)) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let (mut first, mut count) = (None, 0);
@@ -65,6 +66,7 @@ pub(super) fn must_be_equal(
             address: to.address(),
             count,
             first,
+            to_do,
         }),
     }
 }
@@ -118,7 +120,7 @@ pub(super) fn describe(
         let name = name(table, row, orders);
         match extra.iter().find(|other| key(other) == key(row)) {
             None => report(format!("{name} is missing")),
-            Some(other) => report(format!("{name} has {}", columns(table, row, other))),
+            Some(other) => report(format!("{name} {}", columns(table, row, other))),
         }
     }
     for row in extra {
@@ -129,7 +131,7 @@ pub(super) fn describe(
     }
 }
 
-/// Names the columns of a row that differ, with both values.
+/// Names the columns of a row that differ; those of an order or of its journal with both values.
 fn columns(table: &Table, wanted: &[u8], found: &[u8]) -> String {
     let shown = |field: Option<Cow<'_, str>>| match field {
         None => "nothing".to_owned(),
@@ -138,10 +140,16 @@ fn columns(table: &Table, wanted: &[u8], found: &[u8]) -> String {
     };
     let both = fields_of(wanted).zip(fields_of(found)).zip(table.names());
     let differing = both.filter(|((one, other), _)| one != other);
-    let described = differing.map(|((one, other), column)| {
-        format!("{column} = {} instead of {}", shown(other), shown(one))
+    // What the other tables hold says nothing to operators.
+    let (verb, has_values) = match table.order {
+        None => ("differs in", false),
+        Some(_) => ("has", true),
+    };
+    let described = differing.map(|((one, other), column)| match has_values {
+        true => format!("{column} = {} instead of {}", shown(other), shown(one)),
+        false => column.to_owned(),
     });
-    described.collect::<Vec<_>>().join(", ")
+    format!("{verb} {}", described.collect::<Vec<_>>().join(", "))
 }
 
 /// Names a row: the order, and the entry of its journal; or the table.

@@ -50,15 +50,15 @@ UPDATE journal SET order_seq = 13 WHERE seq = 12 -> entry 12 of the journal has 
 UPDATE journal SET at = at + 1 WHERE seq = 51 -> entry 51 of the journal has at =
 UPDATE journal SET reason = 'adopted' WHERE reason = 'started' AND order_seq = 12 -> reason = "adopted" instead of "started"
 UPDATE journal SET reason = 'failed_by_operator' WHERE reason = 'failed' AND order_seq = 13 -> reason = "failed_by_operator"
-UPDATE heartbeat SET epoch = epoch + 1 -> heartbeat 1 has epoch =
-UPDATE heartbeat SET leader_since = NULL -> heartbeat 1 has leader_since = nothing instead of "7"
-UPDATE heartbeat SET upstream_detail = 'other' -> upstream_detail = "other"
-UPDATE heartbeat SET learned = NULL -> heartbeat 1 has learned = nothing
-UPDATE heartbeat SET tally = '{}' -> heartbeat 1 has tally = "{}"
-UPDATE pruned SET fulfilled = fulfilled + 1, failed = failed - 1 -> pruned 1 has fulfilled =
-UPDATE pruned SET last_entry_seq = last_entry_seq - 1 -> pruned 1 has last_entry_seq =
-UPDATE pruned SET history = '{}' -> pruned 1 has history = "{}"
-UPDATE histories SET id = 5, newest_entry = 1 -> histories 1 has id = "5"
+UPDATE heartbeat SET epoch = epoch + 1 -> heartbeat 1 differs in epoch
+UPDATE heartbeat SET leader_since = NULL -> heartbeat 1 differs in leader_since
+UPDATE heartbeat SET upstream_detail = 'other' -> heartbeat 1 differs in upstream_detail
+UPDATE heartbeat SET learned = NULL -> heartbeat 1 differs in learned
+UPDATE heartbeat SET tally = '{}' -> heartbeat 1 differs in tally
+UPDATE pruned SET fulfilled = fulfilled + 1, failed = failed - 1 -> pruned 1 differs in fulfilled, failed
+UPDATE pruned SET last_entry_seq = last_entry_seq - 1 -> pruned 1 differs in last_entry_seq
+UPDATE pruned SET history = '{}' -> pruned 1 differs in history
+UPDATE histories SET id = 5, newest_entry = 1 -> histories 1 differs in id, newest_entry
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
