@@ -30,18 +30,56 @@ pub(super) struct NewEntry {
     pub reason: EventReason,
 }
 
-/// Returns a statement that runs an UPDATE for many orders, with the arrays of [`values`]. The condition
-/// on `seq` is repeated because the index needs it.
-fn sql_of(update: Update) -> String {
-    let of_arrays = |text: &str| text.replace(':', "u.");
-    let (set, condition) = (of_arrays(update.set), of_arrays(update.condition));
-    format!(
-        "UPDATE orders AS o SET {set} \
-         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::integer[], $5::integer[], \
-                     $6::boolean[], $7::text[], $8::text[], $9::bigint[]) \
-             AS u (seq, at, moment, difference, answer, is_observed, word, detail, next) \
+/// A member of [`Values`]: its name in the texts, its type, and the array of those of several changes.
+type Column = (&'static str, &'static str, fn(&[Values<'_>]) -> Value);
+
+const COLUMNS: [Column; 8] = [
+    ("at", "bigint", |of| array(of, |of| of.at)),
+    ("moment", "bigint", |of| array(of, |of| of.moment)),
+    ("difference", "integer", |of| array(of, |of| of.difference)),
+    ("answer", "integer", |of| array(of, |of| of.answer)),
+    ("is_observed", "boolean", |of| {
+        array(of, |of| of.is_observed)
+    }),
+    ("word", "text", |of| array(of, |of| of.word)),
+    ("detail", "text", |of| array(of, |of| of.detail.to_owned())),
+    ("next", "bigint", |of| array(of, |of| of.next)),
+];
+
+fn array<'a, T>(of: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> Value
+where
+    Vec<T>: ToSql + Sync + Send + 'static,
+{
+    Box::new(of.iter().map(value).collect::<Vec<T>>())
+}
+
+/// Returns a statement that runs an UPDATE for these changes, and its values: the sequence numbers, and an
+/// array for each of the others that the UPDATE names. The condition on `seq` is repeated because the
+/// index needs it.
+fn statement(update: Update, changes: &[BatchChange<'_>]) -> (String, Vec<Value>) {
+    let seqs: Vec<i64> = changes.iter().map(|of| of.change.seq).collect();
+    let values = changes.iter().map(|of| of.change.step.values(of.now));
+    let values_of_all: Vec<_> = values.collect();
+    let (mut arrays, mut names) = ("$1::bigint[]".to_owned(), "seq".to_owned());
+    let mut values: Vec<Value> = vec![Box::new(seqs)];
+    let (mut set, mut condition) = (update.set.to_owned(), update.condition.to_owned());
+    for (name, of, array) in COLUMNS {
+        let placeholder = format!(":{name}");
+        if !set.contains(&placeholder) && !condition.contains(&placeholder) {
+            continue;
+        }
+        values.push(array(&values_of_all));
+        arrays.push_str(&format!(", ${}::{of}[]", values.len()));
+        names.push_str(&format!(", {name}"));
+        for text in [&mut set, &mut condition] {
+            *text = text.replace(&placeholder, &format!("u.{name}"));
+        }
+    }
+    let sql = format!(
+        "UPDATE orders AS o SET {set} FROM unnest({arrays}) AS u ({names}) \
          WHERE o.seq = ANY($1) AND o.seq = u.seq AND {condition} RETURNING o.seq"
-    )
+    );
+    (sql, values)
 }
 
 /// Statements of changes, and the indexes of their answers.
@@ -69,7 +107,8 @@ impl Plan {
             // Whoever locks rows does so in ascending order.
             indexes.sort_by_key(|index| changes[*index].change.seq);
             let of_kind: Vec<_> = indexes.iter().map(|index| changes[*index]).collect();
-            let at = steps.add(sql_of(update), values(&of_kind));
+            let (sql, values) = statement(update, &of_kind);
+            let at = steps.add(sql, values);
             let by_seq = indexes
                 .iter()
                 .map(|index| (changes[*index].change.seq, *index));
@@ -115,30 +154,4 @@ pub(super) fn recorded(
         }
     }
     recorded
-}
-
-/// Returns the values of a statement: the sequence numbers, and an array of each of the values.
-fn values(changes: &[BatchChange<'_>]) -> Vec<Value> {
-    fn column<'a, T>(of: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> Value
-    where
-        Vec<T>: ToSql + Sync + Send + 'static,
-    {
-        Box::new(of.iter().map(value).collect::<Vec<T>>())
-    }
-    let seqs: Vec<i64> = changes.iter().map(|of| of.change.seq).collect();
-    let of: Vec<_> = changes
-        .iter()
-        .map(|of| of.change.step.values(of.now))
-        .collect();
-    vec![
-        Box::new(seqs),
-        column(&of, |of| of.at),
-        column(&of, |of| of.moment),
-        column(&of, |of| of.difference),
-        column(&of, |of| of.answer),
-        column(&of, |of| of.is_observed),
-        column(&of, |of| of.word),
-        column(&of, |of| of.detail.to_owned()),
-        column(&of, |of| of.next),
-    ]
 }
