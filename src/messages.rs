@@ -12,7 +12,7 @@ use crate::pace::{ReductionCause, StartLimit};
 pub const PROCESS_LOST: &str =
     "the upstream does not know its process any more; it may or may not have done its work";
 
-/// Formats an error with its causes, each once.
+/// Formats an error with its causes, each once, on one line; PostgreSQL sends details on further lines.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -23,7 +23,7 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text
+    text.replace('\n', ", ")
 }
 
 /// Formats a past moment: `12 s ago (2026-11-22T10:00:00.123Z)`. A moment by another clock may lie ahead.

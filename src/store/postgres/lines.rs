@@ -97,7 +97,7 @@ impl LineSession {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let done = on_thread(&self.runtime, work(self.session.clone()));
-        Ok(done?.map_err(|error| one_line(&error))?)
+        Ok(done?.map_err(|error| with_causes(&error))?)
     }
 
     /// Runs all checks.
@@ -163,18 +163,13 @@ impl Lines for LineSession {
             let _ = chunks.send(end);
         });
         for chunk in received {
-            let chunk = chunk.map_err(|error: Error| one_line(&error))?;
+            let chunk = chunk.map_err(|error: Error| with_causes(&error))?;
             for row in chunk.split_inclusive(|byte| *byte == b'\n') {
                 line(row.strip_suffix(b"\n").unwrap_or(row));
             }
         }
         Ok(())
     }
-}
-
-/// Returns an error with its causes, in one line.
-fn one_line(error: &Error) -> String {
-    with_causes(error).replace('\n', ", ")
 }
 
 /// Returns a query as PostgreSQL understands it: without the names of indexes, with JSON in columns of
