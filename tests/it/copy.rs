@@ -61,7 +61,10 @@ fn copy(env: &TestEnvironment, arguments: &[&str]) -> Ran {
 fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
     let ran = copy(env, &[from, to]).assert_code(0);
     assert!(ran.stdout.contains("equal, and sound"), "{ran:?}");
-    assert!(!ran.stderr.contains("created"), "it was told to: {ran:?}");
+    assert!(
+        !ran.stderr.contains("created"),
+        "the copy was asked for: {ran:?}"
+    );
     ran
 }
 

@@ -102,7 +102,9 @@ async fn lookups_that_wait_share_a_statement_and_each_gets_its_order() {
     }
     let log = cluster().logged(&database);
     let lookups = log.iter().filter(|line| line.contains("orders.id = ANY"));
-    assert!(lookups.count() < 100, "{log:#?}");
+    let count = lookups.count();
+    // Each creation reads its order too.
+    assert!((6..100).contains(&count), "{count}: {log:#?}");
 }
 
 #[tokio::test]
