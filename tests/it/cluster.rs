@@ -33,6 +33,12 @@ const SHELL: &str = "through=$0 program=$1 data=$2 sockets=$3 port=$4 folder=$5;
     done; \
     kill -CONT $server; kill -QUIT $server; wait $server; rm -rf \"$sockets\" \"$folder\"";
 
+/// Removes everything from a database that a store has been opened on. Not by TRUNCATE, after which each
+/// session would plan its statements again.
+pub const EMPTY: &str = "SET search_path = order_service; DELETE FROM orders; DELETE FROM journal; \
+    DELETE FROM writers; DELETE FROM write_probe; DELETE FROM heartbeat; DELETE FROM pruned; \
+    INSERT INTO heartbeat (id) VALUES (1); INSERT INTO pruned (id) VALUES (1)";
+
 /// A server, and the shell that ends it when its standard input is closed.
 pub struct Cluster {
     folder: PathBuf,
@@ -259,27 +265,6 @@ impl Cluster {
 
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Removes everything from a database that a store has been opened on. Not by TRUNCATE, after which
-    /// each session would plan its statements again.
-    pub fn empty(&self, database: &str) {
-        let tables = [
-            "orders",
-            "journal",
-            "writers",
-            "write_probe",
-            "heartbeat",
-            "pruned",
-        ];
-        let mut sql = "SET search_path = order_service".to_owned();
-        for table in tables {
-            sql.push_str(&format!("; DELETE FROM {table}"));
-        }
-        for table in ["heartbeat", "pruned"] {
-            sql.push_str(&format!("; INSERT INTO {table} (id) VALUES (1)"));
-        }
-        self.run(database, &sql);
     }
 
     /// Returns the address of a database, over the socket.

@@ -65,7 +65,7 @@ impl Database for Connection {
 pub mod postgres {
     //! A database of a PostgreSQL cluster of the simulation's own, emptied for each run.
 
-    use std::rc::Rc;
+    use std::sync::Arc;
 
     use order_service::order::Timestamp;
     use order_service::store::{DatabaseUrl, Mode, Store};
@@ -73,11 +73,11 @@ pub mod postgres {
     use tokio_postgres::{Client, NoTls, Row};
 
     use super::{DUE, Database, Entry, INTENT, ORDERS, OrderRow};
-    use crate::cluster::cluster;
+    use crate::cluster::{EMPTY, cluster};
 
     /// A database, and a connection to it.
     #[derive(Clone)]
-    pub struct Server(Rc<Inner>);
+    pub struct Server(Arc<Inner>);
 
     struct Inner {
         name: String,
@@ -103,7 +103,7 @@ pub mod postgres {
                 tokio::spawn(connection);
                 client
             });
-            Self(Rc::new(Inner {
+            Self(Arc::new(Inner {
                 name,
                 client,
                 runtime,
@@ -112,8 +112,13 @@ pub mod postgres {
 
         /// Removes everything from the database, and returns its address.
         pub fn empty(&self) -> DatabaseUrl {
-            cluster().empty(&self.0.name);
-            cluster().database_url(&self.0.name)
+            let Inner {
+                name,
+                client,
+                runtime,
+            } = &*self.0;
+            runtime.block_on(client.batch_execute(EMPTY)).unwrap();
+            cluster().database_url(name)
         }
 
         fn query(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Row> {

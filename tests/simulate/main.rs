@@ -121,8 +121,7 @@ fn main() -> ExitCode {
 fn run_all(seeds: Range<u64>, is_on_postgres: bool, is_verbose: bool) -> Result<run::Totals, u64> {
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None));
     let total = Mutex::new(run::Totals::default());
-    let work = || {
-        let database = run::RunDatabase::new(is_on_postgres);
+    let work = |database: run::RunDatabase| {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end || failed.lock().unwrap().is_some() {
@@ -143,9 +142,15 @@ fn run_all(seeds: Range<u64>, is_on_postgres: bool, is_verbose: bool) -> Result<
         }
     };
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = workers.min((seeds.end - seeds.start) as usize);
+    // Before the first run: a process that is being started holds a copy of the open lock of a leader
+    // for a moment, as if that leader had not crashed.
+    let databases: Vec<_> = (0..workers)
+        .map(|_| run::RunDatabase::new(is_on_postgres))
+        .collect();
     std::thread::scope(|scope| {
-        for _ in 0..workers.min((seeds.end - seeds.start) as usize) {
-            scope.spawn(work);
+        for database in databases {
+            scope.spawn(|| work(database));
         }
     });
     match failed.into_inner().unwrap() {

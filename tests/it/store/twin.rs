@@ -19,7 +19,7 @@ use order_service::store::{
 };
 
 use super::{Fresh, all, postgres, sqlite};
-use crate::cluster::cluster;
+use crate::cluster::{EMPTY, cluster};
 use crate::environment::{TestEnvironment, lead};
 
 /// Number of histories unless `ORDER_TEST_TWINS` is set.
@@ -48,7 +48,7 @@ fn both_engines_answer_alike_whatever_happens_to_orders() {
                 return;
             }
             // A new database takes longer than a history.
-            cluster().empty(&database);
+            cluster().run(&database, EMPTY);
             runtime.block_on(async {
                 let on_sqlite = sqlite::fresh_in(TestEnvironment::in_memory());
                 let mut twin = Twin::new(seed, &on_sqlite, &on_postgres, &database).await;
