@@ -3,8 +3,7 @@
 //! It records intent and reports state; it never calls the order process service. Routes are in
 //! `api/routes.rs`, request parsing in `api/request.rs`. Single orders are in `api/order.rs`, lists
 //! in `api/order_list.rs`, events in `api/events.rs`, the notification of changes in
-//! `api/change_feed.rs`. `api/reads.rs` limits concurrent database reads. The JSON of orders and
-//! events is in `api/json.rs`, errors are in `api/problem.rs`. Health checks are in
+//! `api/change_feed.rs`. The JSON of orders and events is in `api/json.rs`, errors are in `api/problem.rs`. Health checks are in
 //! `api/health.rs`, figures of all orders in `api/stats_cache.rs`, `api/stats.rs` and
 //! `api/metrics.rs`, request counts in `api/http_metrics.rs`, HTML pages in `api/pages.rs`. Callers
 //! pass in the routes that only `order-service dev` serves.
@@ -19,7 +18,6 @@ mod order;
 mod order_list;
 mod pages;
 mod problem;
-mod reads;
 mod request;
 mod routes;
 mod stats;
@@ -32,8 +30,6 @@ use std::time::Instant;
 use bytes::Buf;
 use futures_util::Stream;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::http::{HeaderMap, Method, StatusCode};
@@ -46,7 +42,6 @@ use self::health::Health;
 use self::http_metrics::{HttpMetrics, OTHER};
 pub use self::json::write_order;
 pub(crate) use self::problem::Problem;
-use self::reads::ReadLimiter;
 use self::routes::{Endpoint, Route};
 use self::stats_cache::StatsCache;
 use crate::explain::Invocation;
@@ -67,12 +62,12 @@ pub struct Api {
     stats_cache: StatsCache,
     http_metrics: HttpMetrics,
     change_feed: Arc<ChangeFeed>,
-    /// Limits concurrent page reads.
-    list_reads: Arc<ReadLimiter>,
+    /// For pages of orders and events.
+    list_store: Store,
     /// Statistics of the server that serves this API.
     connections: ConnectionStats,
-    /// Permits to read single orders on the runtime's worker threads.
-    order_reads: Semaphore,
+    /// For single orders.
+    order_store: Store,
     draining: CancellationToken,
     site: Site,
     dev: Dev,
@@ -130,13 +125,9 @@ impl Api {
             stats_cache: StatsCache::default(),
             http_metrics: HttpMetrics::default(),
             change_feed: Arc::new(ChangeFeed::new(&store)),
-            list_reads: Arc::new(ReadLimiter::new(&store)),
+            list_store: store.for_long_reads(),
             connections: ConnectionStats::within(server::raise_file_limit()),
-            order_reads: Semaphore::new(match store.reads_block() {
-                // One worker thread stays free for other requests.
-                true => Handle::current().metrics().num_workers().saturating_sub(1),
-                false => Semaphore::MAX_PERMITS,
-            }),
+            order_store: store.for_short_reads(),
             draining,
             site,
             invocation: match dev {
@@ -274,7 +265,7 @@ impl Api {
         let form = request::form(headers);
         let slot = self.connections.long_answer();
         let slot = slot.ok_or_else(Problem::too_many_lists)?;
-        let mut response = order_list::reply(self.list_reads.clone(), query, form).await?;
+        let mut response = order_list::reply(&self.list_store, query, form).await?;
         response.extensions_mut().insert(slot);
         Ok(response)
     }

@@ -111,11 +111,15 @@ enum Engine {
     Postgres(postgres::Engine),
 }
 
-/// Calls the method of this name of a store's engine. Reads of SQLite are ready at once.
+/// Calls the method of this name of a store's engine. Reads of SQLite are ready at once, or as soon as
+/// one may be made on a runtime's worker thread.
 macro_rules! read {
     ($store:ident.$method:ident($($argument:expr),*)) => {
         match &$store.engine {
-            Engine::Sqlite(engine) => engine.$method($($argument),*),
+            Engine::Sqlite(engine) => {
+                let _permit = engine.permit().await?;
+                engine.$method($($argument),*)
+            }
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => engine.$method($($argument),*).await,
         }
@@ -295,7 +299,11 @@ impl Store {
 
     /// Returns a description of the database.
     pub async fn info(&self) -> DatabaseInfo {
-        read!(self.info())
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.info(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.info().await,
+        }
     }
 
     /// Takes leadership unless another process has it. From then on a previous leader cannot record
@@ -440,14 +448,25 @@ impl Store {
         })
     }
 
-    /// Returns whether a read blocks the thread that makes it.
-    pub fn reads_block(&self) -> bool {
-        matches!(self.engine, Engine::Sqlite(_))
+    /// Returns a handle on the same orders for reads that take microseconds, made on a runtime's worker
+    /// threads. A read of SQLite blocks its thread, so they leave one of the threads free.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn for_short_reads(&self) -> Self {
+        let engine = match &self.engine {
+            Engine::Sqlite(engine) => Engine::Sqlite(engine.for_short_reads()),
+            // Its reads block no thread.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => Engine::Postgres(engine.clone()),
+        };
+        Self { engine }
     }
 
-    /// Returns a handle on the same orders for slow reads on a runtime's worker threads. SQLite
-    /// reads run on the calling thread; this handle moves that thread's other tasks to another one
-    /// for the duration of each read.
+    /// Returns a handle on the same orders for long reads on a runtime's worker threads. A read of SQLite
+    /// blocks its thread, so it hands that thread's other tasks to another one, and each handle makes
+    /// two at a time, its clones included; others wait.
     ///
     /// # Panics
     /// Reads of SQLite through it panic on a single-threaded runtime.

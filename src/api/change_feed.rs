@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::reads::{ReadLimiter, ReadPermit};
 use crate::messages::with_causes;
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
@@ -35,7 +34,8 @@ struct Shared {
     state: Mutex<State>,
     /// The newest batch of events. Each stream holds a receiver.
     latest: watch::Sender<Arc<Batch>>,
-    reads: ReadLimiter,
+    /// For the reads of waiting requests and of streams, a thousand of which may be woken at once.
+    reads: Store,
 }
 
 #[derive(Default)]
@@ -134,7 +134,7 @@ impl Subscription {
 impl ChangeFeed {
     pub fn new(store: &Store) -> Self {
         Self(Arc::new(Shared {
-            reads: ReadLimiter::new(store),
+            reads: store.for_long_reads(),
             store: store.for_long_reads(),
             state: Mutex::default(),
             latest: watch::Sender::new(Batch::empty(Cursor::default())),
@@ -187,9 +187,9 @@ impl ChangeFeed {
         tokio::spawn(self.0.clone().poll());
     }
 
-    /// Waits for a read permit, so that a thousand requests woken together do not read all at once.
-    pub async fn store(&self) -> ReadPermit<'_> {
-        self.0.reads.store().await
+    /// Returns the store for the reads of waiting requests and of streams.
+    pub fn reads(&self) -> &Store {
+        &self.0.reads
     }
 }
 

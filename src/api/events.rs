@@ -21,9 +21,8 @@ use super::Api;
 use super::change_feed::{ChangeFeed, Subscription};
 use super::json::{EVENT_BYTES, write_event};
 use super::json_answer;
-use super::problem::{Problem, next_link, reading_problem, store_problem};
+use super::problem::{Problem, log_failed_read, next_link, reading_problem, store_problem};
 use super::request::{After, EventQuery, next_page};
-use crate::messages::with_causes;
 use crate::order::{Event, OrderId};
 use crate::store::{Cursor, StoreError};
 
@@ -69,9 +68,8 @@ impl Api {
         let path = |after| format!("/event?{}", next_page(after, Some(limit), order.as_ref()));
         let slot = self.connections.long_answer();
         let slot = slot.ok_or_else(Problem::too_many_lists)?;
-        let store = self.list_reads.store().await;
-        let read = store.events(order.as_ref(), after, limit + 1).await;
-        drop(store);
+        let read = self.list_store.events(order.as_ref(), after, limit + 1);
+        let read = read.await;
         let (mut events, next) = read.map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
@@ -92,13 +90,12 @@ impl Api {
         after: After,
         order: Option<OrderId>,
     ) -> Result<Response, Problem> {
-        let newest = self.change_feed.store().await.newest_event().await;
+        let newest = self.change_feed.reads().newest_event().await;
         let newest = newest.map_err(store_problem)?;
         if let After::Event(position) = after {
             // Fail now: once the stream has begun, the status can no longer change.
             let order = order.as_ref();
-            let store = self.change_feed.store().await;
-            let read = store.events(order, position, 0).await;
+            let read = self.change_feed.reads().events(order, position, 0).await;
             let path = |after| format!("/event?{}", next_page(after, None, order));
             read.map_err(|error| reading_problem(error, path))?;
         }
@@ -204,7 +201,7 @@ impl EventStream {
                 return None;
             }
             if let Err(error) = &chunk {
-                log::warn!("stream failed: {}", with_causes(&error));
+                log_failed_read("stream", error);
                 stream.has_failed = true;
             }
             Some((chunk, stream))
@@ -246,9 +243,8 @@ impl EventStream {
     /// Reads a page from the database, which contains all events up to `known`.
     async fn read_page(&mut self, known: i64) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.as_ref(), self.after);
-        let store = self.change_feed.store().await;
-        let (events, mut next) = store.events(order, after, STREAM_PAGE).await?;
-        drop(store);
+        let read = self.change_feed.reads().events(order, after, STREAM_PAGE);
+        let (events, mut next) = read.await?;
         if events.len() < STREAM_PAGE {
             // The order has no other events up to `known`.
             next = next.at(next.seq.max(known));

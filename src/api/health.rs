@@ -13,7 +13,6 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::json_answer;
-use super::reads::ReadLimiter;
 use crate::clock::Clock;
 use crate::order::{Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
@@ -28,7 +27,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
     store: Store,
-    reads: ReadLimiter,
+    /// For reads of the heartbeat.
+    reads: Store,
     draining: CancellationToken,
     started_at: Timestamp,
     draining_since: Arc<OnceLock<Timestamp>>,
@@ -110,7 +110,7 @@ impl Health {
             cancelled_at.get_or_init(|| clock.now());
         });
         Self {
-            reads: ReadLimiter::new(&store),
+            reads: store.for_long_reads(),
             started_at: store.clock().now(),
             store,
             draining,
@@ -203,8 +203,8 @@ impl Health {
     }
 
     async fn dependencies(&self) -> Vec<Check> {
-        let read = async { self.reads.store().await.heartbeat().await };
-        let Ok(Ok(heartbeat)) = tokio::time::timeout(PROBE_TIMEOUT, read).await else {
+        let read = tokio::time::timeout(PROBE_TIMEOUT, self.reads.heartbeat());
+        let Ok(Ok(heartbeat)) = read.await else {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.upstream {

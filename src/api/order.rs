@@ -21,13 +21,10 @@ use crate::clock::Clock;
 use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
-use crate::store::{Creation, OrderView, StoreError};
+use crate::store::{Creation, OrderView};
 
 /// Response header with the wait that was applied (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-
-/// Timeout for a read permit. Other reads take some microseconds, unless the disk hangs.
-const READ_PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Api {
     /// `POST /order`: creates an order, and optionally waits until it is settled.
@@ -73,7 +70,7 @@ impl Api {
         let id = request::id_in_path(segment)?;
         let clock = &self.store.clock();
         let Some(wait) = Wait::of(headers) else {
-            let found = self.read(&id).await.map_err(store_problem)?;
+            let found = self.order_store.find(&id).await.map_err(store_problem)?;
             let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
             return Ok(response(
                 StatusCode::OK,
@@ -93,28 +90,11 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let now = self.store.clock().now();
-        let found = self.change_feed.store().await.details(&id, now).await;
+        let found = self.change_feed.reads().details(&id, now).await;
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         let explanation = details.explain(now, &self.invocation);
         Ok(json_answer(StatusCode::OK, to_json(&details, explanation)))
-    }
-
-    /// Reads the current order.
-    async fn read(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
-        // Of SQLite, `block_in_place` was rejected, because it hands this thread's other work to another one:
-        // a read took 44 us of processor time instead of 22, and at best 46 us instead of 40 with
-        // 64 connections (`scripts/bench get`, alternating runs). So the read is made on this
-        // thread, and the permits leave one thread free if the disk hangs.
-        let _permit = match self.order_reads.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => tokio::time::timeout(READ_PERMIT_TIMEOUT, self.order_reads.acquire())
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .ok_or_else(|| StoreError::Unreadable("earlier reads have not ended".into()))?,
-        };
-        self.store.find(id).await
     }
 
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
@@ -123,12 +103,11 @@ impl Api {
         let mut slot = None;
         let mut waiter = loop {
             // The cursor first: the order that is read after it is at least as new.
-            let store = self.change_feed.store().await;
+            let store = self.change_feed.reads();
             let newest_event = store.newest_event().await.map_err(store_problem)?;
             let Some(found) = store.find(id).await.map_err(store_problem)? else {
                 return Ok(None);
             };
-            drop(store);
             let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
             if found.order.status.is_settled() || is_over {
                 return Ok(Some(found));
@@ -146,7 +125,7 @@ impl Api {
             () = self.draining.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}
         }
-        let found = self.change_feed.store().await.find(id).await;
+        let found = self.change_feed.reads().find(id).await;
         found.map_err(store_problem)
     }
 }

@@ -5,8 +5,6 @@
 //! reached were pruned; a client that reads pages gets an error and may resume from the next
 //! remaining order.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use warp::Reply;
@@ -15,11 +13,10 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::reply::Response;
 
 use super::json::{ORDER_BYTES, write_order};
-use super::problem::{Problem, next_link, reading_problem};
-use super::reads::ReadLimiter;
+use super::problem::{Problem, log_failed_read, next_link, reading_problem};
 use super::request::{Form, ListQuery};
-use crate::messages::with_causes;
 use crate::order::Order;
+use crate::store::Store;
 
 /// Orders per read while streaming. As JSON they take some 85 KB, the memory that a slow client
 /// holds.
@@ -28,14 +25,14 @@ const STREAM_PAGE: usize = 500;
 /// Returns the response to a request for a list: one page, or all orders, which are streamed unless
 /// they fit one page.
 pub(super) async fn reply(
-    reads: Arc<ReadLimiter>,
+    store: &Store,
     query: ListQuery,
     form: Form,
 ) -> Result<Response, Problem> {
     // One more than fits, to know whether there is a next page.
     let size = query.limit.map_or(STREAM_PAGE, |limit| limit + 1);
     let path = |after| format!("/order?{}", query.next(after));
-    let mut pages = Box::pin(reads.pages(query.filter.clone(), query.after, size));
+    let mut pages = Box::pin(store.pages(query.filter.clone(), query.after, size));
     let first = pages.try_next().await;
     let first = first.map_err(|error| reading_problem(error, path))?;
     let (mut orders, next) = first.unwrap_or_default();
@@ -59,7 +56,7 @@ pub(super) async fn reply(
             Ok((orders, _)) => Ok(writer.write(&orders, orders.len() < size).into()),
             // Breaks the connection: a partial list must not look complete.
             Err(error) => {
-                log::warn!("list failed: {}", with_causes(&error));
+                log_failed_read("list", &error);
                 Err(error)
             }
         });

@@ -3,6 +3,9 @@
 
 mod kinds;
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{
@@ -21,6 +24,9 @@ use crate::store::{Cursor, Gone, StoreError};
 
 /// `Retry-After` of temporary problems, in seconds.
 const RETRY_AFTER_SECS: u64 = 1;
+
+/// Minimum interval between two log lines that say that the database cannot be read.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An error response.
 #[derive(Debug)]
@@ -255,8 +261,8 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
             &kinds::DATABASE_NOT_WRITABLE,
             "nothing was done; orders can be read as far as possible",
         ),
-        StoreError::Unreadable(cause) => {
-            log::warn!("the database cannot be read: {}", with_causes(&*cause));
+        StoreError::Unreadable(_) => {
+            log_failed_read("request", &error);
             (&kinds::DATABASE_NOT_READABLE, "nothing was done")
         }
         StoreError::OutcomeUnknown => (
@@ -265,6 +271,20 @@ pub(super) fn store_problem(error: StoreError) -> Problem {
         ),
     };
     Problem::temporary(kind, detail)
+}
+
+/// Logs why the answer `to` a client failed; that the database cannot be read, once a second at most,
+/// because it may fail thousands of answers.
+pub(super) fn log_failed_read(to: &str, error: &StoreError) {
+    static LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+    if matches!(error, StoreError::Unreadable(_)) {
+        let mut logged_at = LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged_at.is_some_and(|at| at.elapsed() < LOG_INTERVAL) {
+            return;
+        }
+        *logged_at = Some(Instant::now());
+    }
+    log::warn!("{to} failed: {}", with_causes(error));
 }
 
 /// Like [`store_problem`], but for reads that resume from a cursor: `next` returns the path of the

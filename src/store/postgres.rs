@@ -76,7 +76,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of reading the size of the database.
 const SIZE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time limit of a read of the whole journal or of all orders.
+/// Time limit of a read of all orders.
 const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Time limit of attempts to reach the server while a program starts.
@@ -292,18 +292,21 @@ impl Engine {
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
-        let before = history.clone();
-        let (stats, after) = self
-            .snapshot(LONG_READ_TIMEOUT, move |session| {
+        loop {
+            let before = history.clone();
+            let read = self.snapshot(READ_TIMEOUT, move |session| {
                 let mut history = before.clone();
                 Box::pin(async move {
                     let stats = queries::update_stats(session, &mut history, now).await?;
                     Ok((stats, history))
                 })
-            })
-            .await?;
-        *history = after;
-        Ok(stats)
+            });
+            let (stats, after) = read.await?;
+            *history = after;
+            if let Some(stats) = stats {
+                return Ok(stats);
+            }
+        }
     }
 
     pub async fn next_prunable(

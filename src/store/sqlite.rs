@@ -2,7 +2,7 @@
 //!
 //! Reads use a small pool of connections. All writes of this process go through one writer
 //! (`writer`), which commits many at once and whose log is checkpointed in `checkpoint`. `open`
-//! opens and checks a file, `file` knows the files of a database, `row_mapping` converts rows.
+//! opens and checks a file, `permits` limits the reads of a runtime's worker threads, `file` knows the files of a database, `row_mapping` converts rows.
 //! `read_only` is the read-only connection of the operator's commands.
 
 mod check;
@@ -20,6 +20,7 @@ mod open_orders;
 mod operator;
 mod orders;
 mod page;
+mod permits;
 mod prune;
 mod read_only;
 mod record;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
+use tokio::sync::SemaphorePermit;
 
 pub(super) use self::copy::{CopySide, address};
 pub(super) use self::file::{lock_files, log_files};
@@ -40,6 +42,7 @@ pub(super) use self::lead::LeaderLock;
 use self::open::Purpose;
 pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
+use self::permits::Reads;
 pub(super) use self::read_only::ReadOnlyFile;
 use self::writer::Writer;
 use super::cursor::{Histories, Sequence};
@@ -69,9 +72,7 @@ impl From<r2d2::Error> for StoreError {
 #[derive(Clone)]
 pub(super) struct Engine {
     inner: Arc<Inner>,
-    /// True if reads move the other tasks of the calling thread to another thread, which costs some
-    /// 20 us of processor time.
-    blocks_in_place: bool,
+    reads: Reads,
     #[cfg(test)]
     is_polling_off: bool,
 }
@@ -101,7 +102,7 @@ impl Engine {
         };
         Ok(Self {
             inner: Arc::new(inner),
-            blocks_in_place: false,
+            reads: Reads::Unlimited,
             #[cfg(test)]
             is_polling_off: false,
         })
@@ -113,11 +114,24 @@ impl Engine {
         Self::open(path, Mode::Threaded)
     }
 
+    pub fn for_short_reads(&self) -> Self {
+        self.with(Reads::short())
+    }
+
     pub fn for_long_reads(&self) -> Self {
+        self.with(Reads::long())
+    }
+
+    fn with(&self, reads: Reads) -> Self {
         Self {
-            blocks_in_place: true,
+            reads,
             ..self.clone()
         }
+    }
+
+    /// Waits until a read may be made on a runtime's worker thread. It is held until the read ends.
+    pub async fn permit(&self) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
+        self.reads.permit().await
     }
 
     #[cfg(test)]
@@ -268,11 +282,7 @@ impl Engine {
         &self,
         query: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let read = || query(&*self.inner.readers.get()?);
-        match self.blocks_in_place {
-            true => tokio::task::block_in_place(read),
-            false => read(),
-        }
+        self.reads.run(|| query(&*self.inner.readers.get()?))
     }
 }
 

@@ -298,26 +298,28 @@ pub(super) async fn base(session: &Session) -> Result<JournalStats, Error> {
     serde_json::from_str(&history).map_err(Error::value)
 }
 
-/// Adds the new journal entries to the statistics, and returns the other totals.
+/// Adds the next journal entries to the statistics, [`READ_MAX`] unless they are the last. If they are,
+/// returns the other totals.
 pub(super) async fn update_stats(
     session: &Session,
     history: &mut JournalStats,
     now: Timestamp,
-) -> Result<StatsSnapshot, Error> {
+) -> Result<Option<StatsSnapshot>, Error> {
     let (journal, _) = extent(session, Sequence::Journal).await?;
     // What was removed up to the last entry that was folded in is in the history already. If more
     // was, the history begins anew with all of it, as does one that has nothing in it yet.
     if journal.last_pruned > history.last_seq() {
         *history = base(session).await?;
     }
-    let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > $1 ORDER BY seq");
-    let after = history.last_seq();
-    session
-        .for_each(&sql, &[&after], |row| {
-            history.add(&entry_of(row)?, now);
-            Ok(())
-        })
-        .await?;
+    let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2");
+    let (after, limit) = (history.last_seq(), limit_of(READ_MAX));
+    let entries = session.query(&sql, &[&after, &limit]).await?;
+    for row in &entries {
+        history.add(&entry_of(row)?, now);
+    }
+    if entries.len() == READ_MAX {
+        return Ok(None);
+    }
     const ATTENTION: &str = concat!(
         "SELECT attention, ",
         needs_operator!(),
@@ -330,12 +332,12 @@ pub(super) async fn update_stats(
             attention.push((reason, row.resolved_by(1)?, count));
         }
     }
-    Ok(StatsSnapshot {
+    Ok(Some(StatsSnapshot {
         pruned: pruned(session).await?,
         attention,
         oldest_open: oldest_open(session).await?,
         heartbeat: heartbeat(session).await?,
-    })
+    }))
 }
 
 /// See [`Store::details`](crate::store::Store::details).

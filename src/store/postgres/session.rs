@@ -177,22 +177,6 @@ impl Session {
         self.value("SELECT pg_try_advisory_lock($1)", &[&key]).await
     }
 
-    /// Like [`Session::query`], but passes each row on as it arrives.
-    pub async fn for_each(
-        &self,
-        sql: &str,
-        values: &[&(dyn ToSql + Sync)],
-        mut each: impl FnMut(&Row) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let statement = self.statement(sql).await?;
-        let rows = self.client.query_raw(&statement, values.iter().copied());
-        let mut rows = pin!(rows.await?);
-        while let Some(row) = rows.try_next().await? {
-            each(&row)?;
-        }
-        Ok(())
-    }
-
     /// Runs `COPY … TO STDOUT`, and passes its rows on as they arrive.
     pub async fn copy_out(&self, sql: &str, mut row: impl FnMut(&[u8])) -> Result<(), Error> {
         let mut rows = pin!(self.client.copy_out(sql).await?);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
+use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Timestamp};
 use order_service::store::{Creation, Cursor, Durability, Store, StoreError};
 
@@ -215,11 +216,18 @@ async fn a_server_that_hangs_holds_up_nothing_once_another_can_be_written() {
     primary.replicate_to("second");
     let store = open(&[primary.port(), standby.port()]);
     create(&store, "a1", 1).await;
+    let mut stats = JournalStats::default();
+    store.update_stats(&mut stats, Timestamp(1)).await.unwrap();
     primary.stop();
     standby.leave();
     standby.promote();
     let begun = Instant::now();
-    assert_eq!(create(&store, "a2", 2).await, 2);
+    let (stats, created) = tokio::join!(
+        store.update_stats(&mut stats, Timestamp(2)),
+        create(&store, "a2", 2),
+    );
+    assert!(stats.is_ok(), "{stats:?}");
+    assert_eq!(created, 2);
     assert_eq!(orders(&store).await.len(), 2);
     println!(
         "a server that hangs is given up after {:?}",
@@ -304,10 +312,16 @@ async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_sa
     api.logs("relation \"orders\" does not exist");
     server.kill();
     let asked = || env.run("order-service", &["health", "--listen", api.address()]);
-    let (health, metrics) = tokio::join!(
+    // No read waits for the time limits of others.
+    let lists = (0..40).map(|_| client.get(format!("{}/order?limit=1", api.url)));
+    let (health, metrics, lists) = tokio::join!(
         async { tokio::task::block_in_place(asked) },
         client.get(format!("{}/metrics", api.url)),
+        futures_util::future::join_all(lists),
     );
+    lists.iter().for_each(|answer| assert_problem(answer, 503));
+    let logged = api.logged().matches("request failed").count();
+    assert!(logged < lists.len(), "{logged} lines");
     assert_eq!(health.code, Some(1), "{health:?}");
     let found = "orders cannot be written";
     assert!(health.stderr.contains(found), "{health:?}");
