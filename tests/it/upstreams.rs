@@ -29,6 +29,10 @@ mod transport;
 /// changes what a test observes.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The client's timeout with an upstream that never answers: no answer can miss it. Long enough for a
+/// request to arrive.
+const TIMEOUT_WHEN_SILENT: Duration = Duration::from_millis(500);
+
 /// The request timeout in the reconciler's settings, on its own clock: much longer than the client's, so
 /// that a wait for it is not mistaken for the client's timeout.
 const TIMEOUT_IN_RULES: Duration = Duration::from_secs(20);
@@ -96,7 +100,7 @@ impl Orders {
             reconciler: Reconciler::new(
                 self.store.clone(),
                 lead(&self.store).await,
-                HttpUpstream::new(&upstream.url.parse().unwrap(), None, TIMEOUT).unwrap(),
+                HttpUpstream::new(&upstream.url.parse().unwrap(), None, upstream.timeout).unwrap(),
                 upstream.clock.clone(),
                 settings,
             )
@@ -240,7 +244,7 @@ async fn once_finds_the_upstream_unusable_when_no_request_got_a_usable_answer() 
         .flat_map(|reply| [(reply.clone(), true), (reply, false)]);
     side_by_side(cases, |(reply, is_start)| async move {
         let case = format!("{reply:?}, start: {is_start}");
-        let upstream = Scripted::new(move |_, _| reply.clone()).await;
+        let upstream = Scripted::always(reply).await;
         let orders = Orders::one(is_start).await;
         assert!(!orders.once(&upstream).await, "{case}");
         assert!(!upstream.asked().is_empty(), "{case}");
@@ -273,7 +277,7 @@ async fn an_upstream_that_is_down_gets_one_request_per_pass_however_many_orders_
             Reply::HangUp => 2,
             _ => 1,
         };
-        let upstream = Scripted::new(move |_, _| reply.clone()).await;
+        let upstream = Scripted::always(reply).await;
         let orders = Orders::processing(&many()).await;
         for n in 0..40 {
             orders.create(&format!("new-{n}")).await;

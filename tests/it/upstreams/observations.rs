@@ -34,7 +34,7 @@ async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
     ];
     side_by_side(cases, |reply| async move {
         let shown = format!("{reply:?}");
-        let upstream = Scripted::new(move |_, _| reply.clone()).await;
+        let upstream = Scripted::always(reply).await;
         let orders = Orders::processing(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
         let asked = reconciler

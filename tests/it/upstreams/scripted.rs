@@ -11,6 +11,8 @@ use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::{TIMEOUT, TIMEOUT_WHEN_SILENT};
+
 /// The machine's clock; a sleep advances it instead of waiting. Clones share the time.
 #[derive(Clone, Default)]
 pub(super) struct SkippingClock(Arc<AtomicI64>);
@@ -106,6 +108,8 @@ pub(super) struct Scripted {
     pub url: String,
     pub address: String,
     pub clock: SkippingClock,
+    /// Timeout of the client.
+    pub timeout: Duration,
     pub seen: Arc<Mutex<Vec<ReceivedRequest>>>,
     pub connections: Arc<Mutex<usize>>,
 }
@@ -116,6 +120,19 @@ impl Scripted {
         script: impl Fn(&ReceivedRequest, &[ReceivedRequest]) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self::at("127.0.0.1:0", script).await
+    }
+
+    /// Reacts to every request in the same way.
+    pub async fn always(reply: Reply) -> Self {
+        let timeout = match reply {
+            Reply::Silence => TIMEOUT_WHEN_SILENT,
+            _ => TIMEOUT,
+        };
+        let upstream = Self::new(move |_, _| reply.clone()).await;
+        Self {
+            timeout,
+            ..upstream
+        }
     }
 
     /// Answers each start, and each other request, in the same way.
@@ -137,6 +154,7 @@ impl Scripted {
             url: format!("http://{address}"),
             address,
             clock: clock.clone(),
+            timeout: TIMEOUT,
             seen: seen.clone(),
             connections: connections.clone(),
         };
