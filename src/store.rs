@@ -228,6 +228,12 @@ impl Store {
         self.queue().write(write).await
     }
 
+    /// Returns whether there is any order for a pass: one that [`Store::open_orders`] or
+    /// [`Store::startable`] would return.
+    pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
+        read!(self.has_work(now, max_starts))
+    }
+
     /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
     /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
     /// change by another process may be visible in one order and not in the next.

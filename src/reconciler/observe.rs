@@ -38,14 +38,17 @@ const INSTEAD_OF_LIST_MAX: usize = 500;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Polls the open orders that are due, and records the changes. Queues those that are to be
-    /// restarted.
+    /// restarted. Without work there are none, and nothing is read.
     ///
     /// A list has a head start of [`LIST_HEAD_START`], so that its observations nearly always come before
     /// the next starts. A longer list is read while starts are sent and some orders are looked up.
-    pub(super) async fn observe(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+    pub(super) async fn observe(&mut self, has_work: bool, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
-        let mut orders = self.context.store.open_orders().await?;
+        let mut orders = match has_work {
+            true => self.context.store.open_orders().await?,
+            false => OpenOrders::default(),
+        };
         let is_frequent = self.is_frequent(began_at);
         let plan = self.pace.plan(orders.targets(), is_frequent, began_at);
         if plan == PollPlan::List && self.list.is_none() {

@@ -57,16 +57,27 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let now = self.context.clock.now();
         let is_resting = self.pace.breaker().resting_until(now).is_some();
         if !is_resting && self.is_usable().await? {
-            if self.is_poll_due() {
-                report += self.observe(stop).await?;
+            let is_poll_due = self.is_poll_due();
+            // At rest, this is the one read of a scheduled pass.
+            let has_work = !is_poll_due || self.has_work().await?;
+            if is_poll_due {
+                report += self.observe(has_work, stop).await?;
             }
             self.write_heartbeat_if_due().await?;
+            self.queue.begin_pass(has_work);
             report += self.start_due(stop).await?;
         }
         let results = self.pace.take_results();
         let is_unanswered = results.failure && !results.answer;
         report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
+    }
+
+    /// Returns whether there is any order to poll or to start.
+    async fn has_work(&self) -> anyhow::Result<bool> {
+        let (now, max_starts) = (self.context.clock.now(), self.context.settings.max_starts);
+        let has_work = self.context.store.has_work(now, max_starts).await;
+        has_work.context("reading whether there is anything to do failed")
     }
 
     /// Follows a step of the system's clock: resyncs the steady clock and makes a new run begin.

@@ -90,7 +90,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.pace.recover(now) {
             log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
         }
-        self.queue.begin_pass();
         let mut until = self.context.settings.schedule.next_after(now);
         if let Some(poll_at) = self.next_poll_at() {
             until = until.min(poll_at);

@@ -45,9 +45,14 @@ impl StartQueue {
         };
     }
 
-    /// Begins a pass: new orders are read afresh.
-    pub fn begin_pass(&mut self) {
-        (self.new, self.refused) = Default::default();
+    /// Begins a pass: new orders are read afresh, unless there is no work.
+    pub fn begin_pass(&mut self, has_work: bool) {
+        for queue in [&mut self.new, &mut self.refused] {
+            *queue = ReadAhead {
+                is_all_read: !has_work,
+                ..ReadAhead::default()
+            };
+        }
     }
 
     /// Replaces the polled orders by `restarts`, those of them that are to be restarted. The others keep

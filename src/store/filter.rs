@@ -49,6 +49,21 @@ macro_rules! prunable {
 }
 pub(super) use prunable;
 
+/// Condition in SQL for CREATED orders that may be started now, by the placeholders of the maximum number of
+/// starts and of the time.
+macro_rules! startable {
+    ($max_starts:literal, $now:literal) => {
+        concat!(
+            "intent_at IS NULL AND (starts < ",
+            $max_starts,
+            " OR released_at IS NOT NULL) AND (next_attempt_at IS NULL OR next_attempt_at <= ",
+            $now,
+            ")"
+        )
+    };
+}
+pub(super) use startable;
+
 /// Condition in SQL for orders that wait in a class for their start, and for no operator.
 /// `status || ''` keeps PostgreSQL off the index of statuses.
 pub(super) fn waits_for_start(class: StartClass) -> &'static str {

@@ -271,6 +271,11 @@ impl Engine {
         }
     }
 
+    pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
+        self.read(move |session| Box::pin(queries::has_work(session, now, max_starts)))
+            .await
+    }
+
     pub async fn startable(
         &self,
         now: Timestamp,

@@ -190,6 +190,10 @@ impl Engine {
         Ok(list)
     }
 
+    pub fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
+        self.read(|db| orders::has_work(db, now, max_starts))
+    }
+
     pub fn startable(
         &self,
         now: Timestamp,

@@ -17,7 +17,7 @@ use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
 use crate::store::cursor::{Extent, Histories, Sequence};
-use crate::store::filter::{PageRows, prunable, waits_for_start};
+use crate::store::filter::{PageRows, prunable, startable, waits_for_start};
 use crate::store::rows::{
     Columns, ENTRY, EVENT, HEARTBEAT, HISTORIES, OPEN_ORDER, OUTAGE, PRUNED, entry_of, event_of,
     extent_of, extent_query, heartbeat_of, history_of, needs_operator, open_order_of,
@@ -70,6 +70,24 @@ async fn oldest_open(session: &Session) -> Result<Option<Order>, Error> {
     }
 }
 
+/// See [`Store::has_work`](crate::store::Store::has_work).
+pub(super) async fn has_work(
+    session: &Session,
+    now: Timestamp,
+    max_starts: u32,
+) -> Result<bool, Error> {
+    const SQL: &str = concat!(
+        "SELECT EXISTS (SELECT 1 FROM orders WHERE status = 'PROCESSING') \
+         OR EXISTS (SELECT 1 FROM orders WHERE status = 'CREATED' \
+                    AND (intent_at IS NOT NULL OR ",
+        startable!("$1", "$2"),
+        "))"
+    );
+    session
+        .value(SQL, &[&max_starts_of(max_starts), &now.0])
+        .await
+}
+
 /// See [`Store::startable`](crate::store::Store::startable).
 pub(super) async fn startable(
     session: &Session,
@@ -81,14 +99,12 @@ pub(super) async fn startable(
 ) -> Result<Vec<StartCandidate>, Error> {
     let sql = format!(
         "SELECT {OPEN_ORDER} FROM orders \
-         WHERE status = 'CREATED' AND seq > $1 AND intent_at IS NULL \
-         AND (attempts > 0) = $5 AND (starts < $2 OR released_at IS NOT NULL) \
-         AND (next_attempt_at IS NULL OR next_attempt_at <= $3) \
-         ORDER BY seq LIMIT $4"
+         WHERE status = 'CREATED' AND seq > $1 AND (attempts > 0) = $5 AND {} \
+         ORDER BY seq LIMIT $4",
+        startable!("$2", "$3")
     );
-    let max_starts = i32::try_from(max_starts).unwrap_or(i32::MAX);
-    let values: [&(dyn ToSql + Sync); 5] =
-        [&after, &max_starts, &now.0, &limit_of(limit), &is_tried];
+    let (max_starts, limit) = (max_starts_of(max_starts), limit_of(limit));
+    let values: [&(dyn ToSql + Sync); 5] = [&after, &max_starts, &now.0, &limit, &is_tried];
     let rows = session.query(&sql, &values).await?;
     rows.iter().map(start_candidate_of).collect()
 }
@@ -390,6 +406,10 @@ async fn ahead(session: &Session, order: &OpenOrder, now: Timestamp) -> Result<u
         let count = waiting.iter().find(|(of, _)| *of == class);
         Ok(count.map_or(0, |(_, count)| *count))
     })
+}
+
+fn max_starts_of(max_starts: u32) -> i32 {
+    i32::try_from(max_starts).unwrap_or(i32::MAX)
 }
 
 /// Converts a limit to the server's type.

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::store::filter::startable;
 use crate::store::rows::{
     Columns, OPEN_ORDER, order_view_columns, order_view_of, start_candidate_of,
 };
@@ -50,6 +51,19 @@ pub(super) fn newest_seq(db: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
+/// See [`Store::has_work`](crate::store::Store::has_work).
+pub(super) fn has_work(db: &Connection, now: Timestamp, max_starts: u32) -> rusqlite::Result<bool> {
+    const SQL: &str = concat!(
+        "SELECT EXISTS (SELECT 1 FROM orders INDEXED BY orders_by_status WHERE status = 'PROCESSING') \
+         OR EXISTS (SELECT 1 FROM orders INDEXED BY orders_by_status WHERE status = 'CREATED' \
+                    AND (intent_at IS NOT NULL OR ",
+        startable!("?1", "?2"),
+        "))"
+    );
+    db.prepare_cached(SQL)?
+        .query_row(params![max_starts, now.0], |row| row.get(0))
+}
+
 /// See [`Store::startable`](crate::store::Store::startable).
 pub(super) fn startable(
     db: &Connection,
@@ -61,10 +75,9 @@ pub(super) fn startable(
 ) -> rusqlite::Result<Vec<StartCandidate>> {
     let sql = format!(
         "SELECT {OPEN_ORDER} FROM orders INDEXED BY orders_by_status \
-         WHERE status = 'CREATED' AND seq > ?1 AND intent_at IS NULL \
-         AND (attempts > 0) = ?5 AND (starts < ?2 OR released_at IS NOT NULL) \
-         AND (next_attempt_at IS NULL OR next_attempt_at <= ?3) \
-         ORDER BY seq LIMIT ?4"
+         WHERE status = 'CREATED' AND seq > ?1 AND (attempts > 0) = ?5 AND {} \
+         ORDER BY seq LIMIT ?4",
+        startable!("?2", "?3")
     );
     db.prepare_cached(&sql)?
         .query_map(

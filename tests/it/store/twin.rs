@@ -305,6 +305,16 @@ impl<'a> Twin<'a> {
                 let max_starts = self.random.u32(0..5);
                 compare!(self, |at| stores[at]
                     .startable(now, max_starts, is_tried, after, limit));
+                compare!(self, |at| async move {
+                    let has_work = stores[at].has_work(now, max_starts).await?;
+                    let mut is_any = !stores[at].open_orders().await?.is_empty();
+                    for is_tried in [false, true] {
+                        let due = stores[at].startable(now, max_starts, is_tried, 0, 1);
+                        is_any |= !due.await?.is_empty();
+                    }
+                    assert_eq!(has_work, is_any);
+                    Ok(has_work)
+                });
             }
             6 => compare!(self, |at| async move {
                 let open = stores[at].open_orders().await?;
