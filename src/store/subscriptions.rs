@@ -4,10 +4,15 @@
 //! harmless.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::Store;
+
+/// Wait after which a receiver is woken in any case, for a commit that the engine has not detected. A little
+/// more than the default schedule's second, whose passes read for themselves.
+const WAKE_INTERVAL: Duration = Duration::from_millis(1_100);
 
 /// A subscription to changes of orders.
 pub struct Changes {
@@ -23,6 +28,7 @@ impl Changes {
         tokio::select! {
             _ = self.own.changed() => {}
             () = self.others.notified() => {}
+            () = tokio::time::sleep(WAKE_INTERVAL) => {}
         }
     }
 }
@@ -60,6 +66,15 @@ mod tests {
     async fn create(store: &Store, id: &str) {
         let id = OrderId::new(id).unwrap();
         store.create(id, Timestamp(1)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_receiver_is_woken_after_some_time_also_if_no_commit_was_detected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = DatabaseUrl::from(folder.path().join("orders.db"));
+        let store = Store::open(&path, Mode::Threaded).unwrap();
+        let mut changes = store.without_polls().changes().unwrap();
+        changes.next().await;
     }
 
     #[tokio::test]

@@ -1,6 +1,5 @@
-//! Notifications of commits by other processes. A poll each second finds what a lost
-//! notification has missed. Where notifications do not arrive at all, as a test at the beginning of
-//! each session shows, polls are as frequent as on SQLite.
+//! Notifications of commits by other processes. Where they do not arrive at all, as a test at the beginning
+//! of each session shows, polls are as frequent as on SQLite.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -11,10 +10,10 @@ use super::connect::Connector;
 use super::error::Error;
 use super::session::Session;
 
-/// Interval after which a receiver is woken in any case.
-const WAKE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two checks of the session, and for receivers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same where notifications do not arrive.
+/// Interval between two wake-ups where notifications do not arrive.
 const DEAF_WAKE_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Time within which a session hears its own notification, once that is committed.
@@ -31,7 +30,7 @@ struct Receivers {
 }
 
 impl Listener {
-    /// Wakes a receiver for each commit of another process, and once a second, until it is dropped.
+    /// Wakes a receiver for each commit of another process, until it is dropped.
     pub fn subscribe(
         self: &Arc<Self>,
         connector: &Arc<Connector>,
@@ -50,7 +49,7 @@ impl Listener {
     async fn run(self: Arc<Self>, connector: Arc<Connector>) {
         let notified = Arc::new(Notify::new());
         let mut session: Option<Session> = None;
-        let mut interval = WAKE_INTERVAL;
+        let (mut is_deaf, mut is_due) = (false, false);
         loop {
             if session.as_ref().is_none_or(Session::is_closed) {
                 let is_first = session.is_none();
@@ -59,26 +58,31 @@ impl Listener {
                     if !is_first {
                         connector.on_reconnect();
                     }
-                    interval = match hears(session, &notified).await {
-                        true => WAKE_INTERVAL,
-                        false => DEAF_WAKE_INTERVAL,
-                    };
+                    is_deaf = !hears(session, &notified).await;
                 }
+                // A commit before the session listened is found by this wake-up.
+                is_due = true;
             }
-            // A commit before the session listened is found by the first wake-up.
-            if !self.wake_all() {
+            if !self.wake_all(is_due) {
                 return;
             }
-            let _ = tokio::time::timeout(interval, notified.notified()).await;
+            let interval = match is_deaf {
+                true => DEAF_WAKE_INTERVAL,
+                false => CHECK_INTERVAL,
+            };
+            let heard = tokio::time::timeout(interval, notified.notified()).await;
+            is_due = is_deaf || heard.is_ok();
         }
     }
 
-    /// Returns whether there are receivers.
-    fn wake_all(&self) -> bool {
+    /// Wakes all receivers if that is due, and returns whether there are any.
+    fn wake_all(&self, is_due: bool) -> bool {
         let mut receivers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         receivers.all.retain(|receiver| match receiver.upgrade() {
             Some(receiver) => {
-                receiver.notify_one();
+                if is_due {
+                    receiver.notify_one();
+                }
                 true
             }
             None => false,
