@@ -79,8 +79,7 @@ impl Batch {
         let found = self.add_found(&mut steps);
         steps.add(EMIT, vec![]);
         steps.add(COMMIT, vec![]);
-        let answers = session.pipeline(&steps).await;
-        self.complete(session, &answers.map_err(|failed| failed.error)?, found)
+        self.complete(session, &session.pipeline(&steps).await?, found)
     }
 
     /// Stores the replies to a transaction that was committed, unless it may not have been replicated.

@@ -38,12 +38,6 @@ impl Steps {
     }
 }
 
-/// The first statement of several that failed.
-pub(super) struct FailedStep {
-    pub index: usize,
-    pub error: Error,
-}
-
 /// A connection with its prepared statements. Lasts until it is dropped.
 pub(super) struct Session {
     client: Client,
@@ -196,11 +190,10 @@ impl Session {
 
     /// Sends all statements before it waits for the first answer. The caller opens and ends their
     /// transaction: after a failed statement the server refuses the others until it ends.
-    pub async fn pipeline(&self, steps: &Steps) -> Result<Vec<Vec<Row>>, FailedStep> {
+    pub async fn pipeline(&self, steps: &Steps) -> Result<Vec<Vec<Row>>, Error> {
         let mut statements = Vec::with_capacity(steps.0.len());
-        for (index, (sql, _)) in steps.0.iter().enumerate() {
-            let statement = self.statement(sql).await;
-            statements.push(statement.map_err(|error| FailedStep { index, error })?);
+        for (sql, _) in &steps.0 {
+            statements.push(self.statement(sql).await?);
         }
         let mut sent: Vec<Pin<Box<MaybeDone<_>>>> = Vec::with_capacity(steps.0.len());
         for ((_, values), statement) in steps.0.iter().zip(&statements) {
@@ -215,11 +208,10 @@ impl Session {
         })
         .await;
         let mut answers = Vec::with_capacity(sent.len());
-        for (index, step) in sent.iter_mut().enumerate() {
+        for step in &mut sent {
             step.as_mut().await;
             let answer = step.as_mut().take_output();
-            let answer = answer.unwrap_or(Err(Error::Silent));
-            answers.push(answer.map_err(|error| FailedStep { index, error })?);
+            answers.push(answer.unwrap_or(Err(Error::Silent))?);
         }
         Ok(answers)
     }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::batch::{Batch, COMMIT, EMIT, Failure, REMEMBER, entry_values};
@@ -22,7 +21,7 @@ use super::error::Error;
 use super::heartbeat::add_heartbeats;
 use super::prune::PruneBatch;
 use super::row_work::RowWork;
-use super::session::{FailedStep, NUMBERING_LOCK, Session, Steps};
+use super::session::{NUMBERING_LOCK, Session, Steps};
 use crate::clock::{Clock, SystemClock};
 use crate::messages::with_causes;
 use crate::store::StoreError;
@@ -191,14 +190,19 @@ impl Writer {
             .writes
             .iter()
             .any(|pending| is_remembered(&pending.write));
+        // At rest, a heartbeat is all that is written.
+        let is_heartbeat = |pending: &Pending| matches!(pending.write, Write::Heartbeat { .. });
+        let is_transaction = is_repeated || !batch.writes.iter().all(is_heartbeat);
         let mut steps = Steps::default();
-        steps.add(BEGIN, vec![]);
+        if is_transaction {
+            steps.add(BEGIN, vec![]);
+        }
         let mut is_locked = false;
         if is_repeated {
             // Its predecessor may be about to commit.
             steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]);
             let at = steps.add(REMEMBERED, vec![Box::new(writer)]);
-            let answers = row_work(session, &steps).await?;
+            let answers = session.pipeline(&steps).await?;
             steps = Steps::default();
             is_locked = true;
             let remembered = answers[at].first().map(|row| row.try_get::<_, i64>(0));
@@ -210,24 +214,27 @@ impl Writer {
         let rows = RowWork::plan(&batch.writes, &mut steps);
         let mut entries = Vec::new();
         if !rows.is_empty() {
-            let answers = row_work(session, &steps).await?;
+            let answers = session.pipeline(&steps).await?;
             steps = Steps::default();
             entries = rows.finish(&mut batch.writes, &answers)?;
             let prunes = PruneBatch::read(session, &batch.writes).await?;
             prunes.add(&mut steps)?;
             prunes.keep(&mut batch.writes);
         }
-        add_heartbeats(&batch.writes, &mut steps)?;
         let checked = connector
             .is_check_due()
             .then(|| steps.add(SERVER_STATE, vec![]));
-        let lock = (!is_locked).then(|| steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]));
+        add_heartbeats(&batch.writes, &mut steps)?;
+        let lock =
+            (is_transaction && !is_locked).then(|| steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]));
         let epochs: Vec<i64> = batch
             .writes
             .iter()
             .filter_map(|pending| epoch_of(&pending.write))
             .collect();
-        let check = (!epochs.is_empty()).then(|| steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]));
+        if is_transaction && !epochs.is_empty() {
+            steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]);
+        }
         let found = batch.add_creations(&mut steps);
         // The statement before is that which creates them.
         let mut appended: Vec<usize> = found.map(|found| found - 1).into_iter().collect();
@@ -248,7 +255,9 @@ impl Writer {
         if remembers || found.is_some() {
             steps.add("NOTIFY order_service", vec![]);
         }
-        steps.add(COMMIT, vec![]);
+        if is_transaction {
+            steps.add(COMMIT, vec![]);
+        }
         // What was in doubt before stays so: an earlier attempt may still be on its way.
         batch.is_in_doubt = true;
         let sent_at = SystemClock.uptime();
@@ -270,9 +279,9 @@ impl Writer {
                 }
                 Ok(())
             }
-            Err(FailedStep { index, error }) => {
+            Err(error) => {
                 batch.is_in_doubt = is_repeated || !error.is_rollback();
-                match Some(index) == check && is_division_by_zero(&error) {
+                match is_division_by_zero(&error) {
                     true => Err(Failure::Deposed),
                     false => Err(error.into()),
                 }
@@ -303,12 +312,6 @@ impl Writer {
             }));
         }
     }
-}
-
-/// Runs statements of a transaction, without its commit.
-async fn row_work(session: &Session, steps: &Steps) -> Result<Vec<Vec<Row>>, Failure> {
-    let answers = session.pipeline(steps).await;
-    Ok(answers.map_err(|failed| failed.error)?)
 }
 
 fn is_division_by_zero(error: &Error) -> bool {

@@ -38,6 +38,20 @@ async fn a_reconciler_that_stands_by_keeps_nothing_from_vacuum() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_at_rest_sends_a_statement_each_pass_and_few_others() {
+    let primary = Cluster::own(&["log_statement=all"]);
+    let env = TestEnvironment::new();
+    let leader = reconciler(&env, &primary, "http://127.0.0.1:1");
+    leader.logs("became leader");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = primary.logged("postgres").len();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let sent = primary.logged("postgres").split_off(before);
+    // Five passes, a heartbeat, the state of the server, and the newest order after its commit.
+    assert!((3..=8).contains(&sent.len()), "{sent:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_stopped_while_another_took_over_starts_nothing_twice() {
     let primary = Cluster::own(&[]);
     let env = TestEnvironment::new();
