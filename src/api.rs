@@ -1,14 +1,16 @@
 //! The HTTP API: routes, and handlers that are plain functions.
 //!
 //! It records intent and reports state; it never calls the order process service. Routes are in
-//! `api/routes.rs`, request parsing in `api/request.rs`. Single orders are in `api/order.rs`, lists
-//! in `api/order_list.rs`, events in `api/events.rs`, the notification of changes in
-//! `api/change_feed.rs`. The JSON of orders and events is in `api/json.rs`, errors are in `api/problem.rs`. Health checks are in
+//! `api/routes.rs`, request parsing in `api/request.rs`. Orders are created in `api/create.rs` and read
+//! in `api/order.rs`, lists in `api/order_list.rs`, events in `api/events.rs`, the notification of
+//! changes in `api/change_feed.rs`. The JSON of orders and events is in `api/json.rs`, errors are in
+//! `api/problem.rs`. Health checks are in
 //! `api/health.rs`, figures of all orders in `api/stats_cache.rs`, `api/stats.rs` and
 //! `api/metrics.rs`, request counts in `api/http_metrics.rs`, HTML pages in `api/pages.rs`. Callers
 //! pass in the routes that only `order-service dev` serves.
 
 mod change_feed;
+mod create;
 mod events;
 mod health;
 mod http_metrics;

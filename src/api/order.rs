@@ -1,15 +1,13 @@
-//! Single orders: create, read, explain, and wait until settled.
+//! Single orders: read, explain, and wait until settled. They are created in `api/create.rs`.
 //!
 //! A waiting request holds a connection and a slot for long answers. It reads the order when it is
 //! woken, when its wait is over, or at shutdown, whichever comes first.
 
 use std::time::Duration;
 
-use bytes::Buf;
-use futures_util::Stream;
 use serde::Serialize;
 use tokio::time::Instant;
-use warp::http::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use warp::http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
@@ -21,44 +19,12 @@ use crate::clock::Clock;
 use crate::explain::Explanation;
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
-use crate::store::{Creation, OrderView};
+use crate::store::OrderView;
 
 /// Response header with the wait that was applied (RFC 7240, section 3).
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 impl Api {
-    /// `POST /order`: creates an order, and optionally waits until it is settled.
-    pub(super) async fn create<B: Buf>(
-        &self,
-        query: &str,
-        headers: &HeaderMap,
-        body: impl Stream<Item = Result<B, warp::Error>>,
-    ) -> Result<Response, Problem> {
-        request::no_parameters(query)?;
-        request::is_json(headers)?;
-        let body = request::read_body(headers, body).await?;
-        let id = request::new_order(&body)?;
-        let clock = &self.store.clock();
-        let created = match self.store.create(id, clock.now()).await {
-            Ok(Creation::Created(order)) => order,
-            Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
-            Err(error) => return Err(store_problem(error)),
-        };
-        // The order exists, so the response is 201 even if waiting fails. Without a free slot the
-        // request does not wait, and the response has no `Preference-Applied`.
-        let mut answer = match Wait::of(headers) {
-            None => response(StatusCode::CREATED, &created, None, clock),
-            Some(wait) => match self.settled_within(&created.id, wait).await {
-                Ok(Some(found)) => after_wait(StatusCode::CREATED, &found, wait, clock),
-                Ok(None) | Err(_) => response(StatusCode::CREATED, &created, None, clock),
-            },
-        };
-        answer
-            .headers_mut()
-            .insert(LOCATION, json::location(&created.id));
-        Ok(answer)
-    }
-
     /// `GET /order/{id}`: an order, optionally once it is settled.
     pub(super) async fn get(
         &self,
@@ -98,7 +64,11 @@ impl Api {
     }
 
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
-    async fn settled_within(&self, id: &OrderId, wait: Wait) -> Result<Option<OrderView>, Problem> {
+    pub(super) async fn settled_within(
+        &self,
+        id: &OrderId,
+        wait: Wait,
+    ) -> Result<Option<OrderView>, Problem> {
         let until = Instant::now() + wait.duration();
         let mut slot = None;
         let mut waiter = loop {
@@ -146,7 +116,12 @@ fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
 }
 
 /// Returns the response for an order that a request has waited for.
-fn after_wait(status: StatusCode, found: &OrderView, wait: Wait, clock: &impl Clock) -> Response {
+pub(super) fn after_wait(
+    status: StatusCode,
+    found: &OrderView,
+    wait: Wait,
+    clock: &impl Clock,
+) -> Response {
     let mut response = response(status, &found.order, found.next_poll_at, clock);
     response
         .headers_mut()
@@ -155,7 +130,7 @@ fn after_wait(status: StatusCode, found: &OrderView, wait: Wait, clock: &impl Cl
 }
 
 /// Returns the response for a single order.
-fn response(
+pub(super) fn response(
     status: StatusCode,
     order: &Order,
     next_poll_at: Option<Timestamp>,
