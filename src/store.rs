@@ -3,7 +3,8 @@
 //! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
 //! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
 //! (`store/answers.rs`), the UPDATEs of orders (`store/update.rs`), the columns that they are read from
-//! (`store/rows.rs`), the write queue (`store/queue.rs`) and its counters (`store/writer_stats.rs`), the
+//! (`store/rows.rs`), the write queue (`store/queue.rs`), its state (`store/writer_state.rs`), counters
+//! (`store/writer_stats.rs`) and mode (`store/mode.rs`), the
 //! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
 //! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
 //! (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
@@ -20,6 +21,7 @@ mod cursor;
 mod filter;
 mod leadership;
 mod lines;
+mod mode;
 mod open_error;
 mod open_orders;
 #[cfg(feature = "postgres")]
@@ -33,6 +35,7 @@ mod subscriptions;
 mod transition;
 mod update;
 mod write;
+mod writer_state;
 mod writer_stats;
 
 use std::sync::Arc;
@@ -51,11 +54,11 @@ pub use self::cursor::{Cursor, Gone};
 pub use self::filter::{AttentionFilter, Filter};
 use self::leadership::Lock;
 pub use self::leadership::{LeadError, Leadership, Loss};
+pub use self::mode::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::open_error::OpenError;
 use self::open_error::OpenReason;
 pub use self::open_orders::OpenOrders;
 use self::queue::Queue;
-pub use self::queue::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::read_only::ReadOnlyDatabase;
 pub use self::relocation::Relocation;
 use self::sqlite::LeaderLock;
@@ -95,6 +98,13 @@ pub enum StoreError {
     /// A reader that resumes from this cursor might miss records.
     #[error(transparent)]
     Gone(#[from] Gone),
+}
+
+impl StoreError {
+    fn unwritable(why: &'static str) -> Self {
+        let why: Box<dyn std::error::Error + Send + Sync> = why.into();
+        Self::Unwritable(why.into())
+    }
 }
 
 /// A handle on the orders of one database. Clones share connections and the write queue.

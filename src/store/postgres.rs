@@ -52,8 +52,10 @@ use self::lookups::{LOOKUP_READERS, Lookup};
 pub(super) use self::open_error::ServerError;
 use self::session::Session;
 use self::writer::Writer;
-use super::queue::{Mode, Queue, Shared};
+use super::mode::Mode;
+use super::queue::Queue;
 use super::rows::open_order_of;
+use super::writer_state::WriterState;
 use super::{
     Changes, Cursor, DatabaseInfo, Durability, Filter, OpenError, OpenOrders, Page, StartCandidate,
     StatsSnapshot, StoreError,
@@ -136,15 +138,15 @@ impl Engine {
                  synchronous_standby_names is empty"
             );
         }
-        let shared = Shared::new(
+        let state = WriterState::new(
             connector.clock().clone(),
             "the server cannot be reached, or does not answer",
         );
         let is_synchronous = matches!(mode, Mode::Synchronous(_));
-        let mut writer = Writer::new(connector.clone(), session, shared.clone());
+        let mut writer = Writer::new(connector.clone(), session, state.clone());
         let queue = match mode {
             Mode::Threaded => {
-                let (queue, _, waiting) = Queue::new(shared);
+                let (queue, _, waiting) = Queue::new(state);
                 runtime.spawn(writer.run(waiting));
                 queue
             }
@@ -158,7 +160,7 @@ impl Engine {
                         let _ = done.send(());
                     }
                 });
-                Queue::synchronous(shared, gate, move |write| {
+                Queue::synchronous(state, gate, move |write| {
                     let (done, wait) = std::sync::mpsc::channel();
                     let _ = writes.send((write, done));
                     let _ = wait.recv();

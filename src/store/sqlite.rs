@@ -1,8 +1,10 @@
 //! Orders in one SQLite file.
 //!
 //! Reads use a small pool of connections. All writes of this process go through one writer
-//! (`writer`), which commits many at once and whose log is checkpointed in `checkpoint`. `open`
-//! opens and checks a file, `permits` limits the reads of a runtime's worker threads, `file` knows the files of a database, `row_mapping` converts rows.
+//! (`writer`, on a thread of its own: `writer_thread`), which commits many at once under the lock of
+//! `write_lock`, and whose log is checkpointed in `checkpoint`. `open` opens and checks a file, `permits`
+//! limits the reads of a runtime's worker threads, `file` knows the files of a database, `row_mapping`
+//! converts rows.
 //! `read_only` is the read-only connection of the operator's commands.
 
 mod check;
@@ -14,6 +16,7 @@ mod histories;
 mod journal;
 mod lead;
 mod lines;
+mod log_rescue;
 mod open;
 mod open_error;
 mod open_orders;
@@ -23,11 +26,13 @@ mod page;
 mod permits;
 mod prune;
 mod read_only;
-mod record;
 mod row_mapping;
 mod stats;
 mod times;
+mod write_error;
+mod write_lock;
 mod writer;
+mod writer_thread;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,9 +49,10 @@ pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
 use self::permits::Reads;
 pub(super) use self::read_only::ReadOnlyFile;
-use self::writer::Writer;
+use self::writer_thread::Writer;
 use super::cursor::{Histories, Sequence};
-use super::queue::{Mode, Queue};
+use super::mode::Mode;
+use super::queue::Queue;
 use super::{
     Cursor, DatabaseInfo, Filter, OpenError, OpenOrders, OrderView, Page, StartCandidate,
     StatsSnapshot, StoreError,

@@ -25,8 +25,9 @@ use super::session::{NUMBERING_LOCK, Session, Steps};
 use crate::clock::{Clock, SystemClock};
 use crate::messages::with_causes;
 use crate::store::StoreError;
-use crate::store::queue::{Pending, Shared};
+use crate::store::queue::Pending;
 use crate::store::write::Write;
+use crate::store::writer_state::WriterState;
 
 /// Time limit of a batch that has begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
@@ -68,17 +69,17 @@ const REMEMBERED: &str = "SELECT batch FROM writers WHERE id = $1";
 pub(super) struct Writer {
     connector: Arc<Connector>,
     session: Option<Session>,
-    shared: Shared,
+    state: WriterState,
     /// Id of this process' row in `writers`.
     id: i64,
 }
 
 impl Writer {
-    pub fn new(connector: Arc<Connector>, session: Session, shared: Shared) -> Self {
+    pub fn new(connector: Arc<Connector>, session: Session, state: WriterState) -> Self {
         Self {
             connector,
             session: Some(session),
-            shared,
+            state,
             id: fastrand::i64(..),
         }
     }
@@ -108,7 +109,7 @@ impl Writer {
             match self.connector.next_session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
-                    self.shared.report_failure(with_causes(&error));
+                    self.state.report_failure(with_causes(&error));
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
@@ -125,9 +126,7 @@ impl Writer {
             let error = match attempt.unwrap_or(Err(Failure::Error(Error::Silent))) {
                 Ok(()) => {
                     let count = batch.writes.len();
-                    self.shared
-                        .counters
-                        .on_committed(count, wanted_at.elapsed());
+                    self.state.counters.on_committed(count, wanted_at.elapsed());
                     self.finish(batch.writes);
                     return;
                 }
@@ -150,7 +149,7 @@ impl Writer {
                 self.fail(batch, error);
                 return;
             }
-            self.shared.report_failure(with_causes(&error));
+            self.state.report_failure(with_causes(&error));
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -182,7 +181,7 @@ impl Writer {
     /// Executes all writes of a batch in one transaction.
     async fn attempt(&mut self, batch: &mut Batch) -> Result<(), Failure> {
         let writer = self.id;
-        let (connector, counters) = (self.connector.clone(), self.shared.counters.clone());
+        let (connector, counters) = (self.connector.clone(), self.state.counters.clone());
         let session = self.session().await?;
         session.take_unreplicated();
         let is_repeated = batch.is_in_doubt;
@@ -291,7 +290,7 @@ impl Writer {
 
     /// Completes the replies to writes that were committed.
     fn finish(&self, writes: Vec<Pending>) {
-        self.shared.report_success();
+        self.state.report_success();
         for pending in writes {
             pending.write.finish(Ok(()));
         }
@@ -302,7 +301,7 @@ impl Writer {
         let cause = with_causes(&error);
         match error.is_own_fault() {
             true => log::error!("a write was refused by the database: {cause}"),
-            false => self.shared.report_failure(cause),
+            false => self.state.report_failure(cause),
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         for pending in batch.writes {

@@ -1,17 +1,32 @@
-//! Reads of the journal: pages of events.
+//! The journal: entries that are appended, and pages of events.
 //!
 //! Events are numbered without gaps in commit order: each number is the greatest so far plus one,
 //! assigned inside a write transaction, and these never overlap. A reader that has seen all events
-//! up to a cursor misses none by resuming from it, or gets an error (`store/cursor.rs`). Events are
-//! written in `store/sqlite/record.rs`.
+//! up to a cursor misses none by resuming from it, or gets an error (`store/cursor.rs`).
 
 use rusqlite::{Connection, Row, params};
 
 use super::histories::extent;
-use crate::order::{Event, OrderId};
+use crate::order::{Event, EventReason, OrderId, Timestamp};
 use crate::store::cursor::{Histories, Sequence};
 use crate::store::rows::{EVENT, event_of};
 use crate::store::{Cursor, StoreError};
+
+/// Inserts a journal entry.
+pub(super) const INSERT_ENTRY: &str =
+    "INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)";
+
+/// Appends to the journal.
+pub(super) fn journal(
+    db: &Connection,
+    order_seq: i64,
+    reason: EventReason,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    db.prepare_cached(INSERT_ENTRY)?
+        .execute(params![order_seq, now.0, reason.as_str()])
+        .map(drop)
+}
 
 /// See [`Store::events`](crate::store::Store::events).
 pub(super) fn events(

@@ -1,0 +1,86 @@
+//! Where writes are executed: on the writer's thread or, for reproducible runs, on the caller's, where
+//! faults can be injected.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::StoreError;
+
+/// Thread on which writes are executed.
+#[derive(Clone)]
+pub enum Mode {
+    /// A writer thread, with many writes in one commit.
+    Threaded,
+    /// The caller's thread, immediately, each write in a commit of its own and subject to injected
+    /// faults: for reproducible runs.
+    Synchronous(Arc<dyn WriteFaults>),
+}
+
+/// Injects faults into writes.
+pub trait WriteFaults: Send + Sync {
+    /// Returns the fate of the next write.
+    fn next(&self) -> WriteFate;
+}
+
+/// Fate of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteFate {
+    /// It is executed.
+    Open,
+    /// It fails as on a full disk; nothing is written.
+    Refused,
+    /// It is executed, and its caller gets [`StoreError::OutcomeUnknown`].
+    AckLost,
+    /// The program crashes before it: its caller waits forever.
+    CrashBefore,
+    /// The program crashes after it: its caller waits forever.
+    CrashAfter,
+}
+
+/// Executes every write.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoFaults;
+
+impl WriteFaults for NoFaults {
+    fn next(&self) -> WriteFate {
+        WriteFate::Open
+    }
+}
+
+/// Executes writes immediately, on the caller's thread.
+pub(super) struct Synchronous<W> {
+    execute: Box<dyn Fn(W) + Send + Sync>,
+    faults: Arc<dyn WriteFaults>,
+}
+
+impl<W> Synchronous<W> {
+    pub fn new(execute: impl Fn(W) + Send + Sync + 'static, faults: Arc<dyn WriteFaults>) -> Self {
+        Self {
+            execute: Box::new(execute),
+            faults,
+        }
+    }
+
+    /// Lets a write meet its fate, and returns its answer.
+    pub async fn execute<T>(
+        &self,
+        write: W,
+        mut answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let fate = self.faults.next();
+        match fate {
+            WriteFate::CrashBefore => return std::future::pending().await,
+            WriteFate::Refused => {
+                return Err(StoreError::unwritable("refused by an injected fault"));
+            }
+            WriteFate::Open | WriteFate::AckLost | WriteFate::CrashAfter => {}
+        }
+        (self.execute)(write);
+        match fate {
+            WriteFate::CrashAfter => std::future::pending().await,
+            WriteFate::AckLost => Err(StoreError::OutcomeUnknown),
+            _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
+        }
+    }
+}

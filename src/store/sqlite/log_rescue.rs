@@ -1,0 +1,46 @@
+//! The rescue of the write-ahead log of a database whose file was moved or replaced.
+
+use rusqlite::Connection;
+
+use super::checkpoint::Checkpointer;
+use super::file::{OpenedFile, Unsafe};
+
+/// The open files of a database, whose log is rescued once if their paths lead elsewhere.
+pub(super) struct LogRescue {
+    file: OpenedFile,
+    /// True once the log's contents are in the database, after a file was moved or replaced.
+    is_rescued: bool,
+}
+
+impl LogRescue {
+    pub fn new(file: OpenedFile) -> Self {
+        Self {
+            file,
+            is_rescued: false,
+        }
+    }
+
+    /// Checks that the paths still lead to the open files. If not, copies the log into the database
+    /// through the descriptors that are still open, because the next program finds the database
+    /// alone. No program of ours opens the files meanwhile: the write lock is held.
+    pub fn check_files(
+        &mut self,
+        db: &Connection,
+        checkpointer: &mut Checkpointer,
+    ) -> Result<(), Unsafe> {
+        let checked = self.file.check();
+        if let Err(Unsafe::Moved(path)) = &checked {
+            if !self.is_rescued && self.file.may_be_checkpointed() {
+                self.is_rescued = checkpointer.rescue(db);
+                log::warn!(
+                    "{} was moved: the write-ahead log was checkpointed completely={}",
+                    path.display(),
+                    self.is_rescued
+                );
+            }
+        } else {
+            self.is_rescued = false;
+        }
+        checked
+    }
+}

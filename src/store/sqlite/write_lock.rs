@@ -1,0 +1,52 @@
+//! The lock that the writers of all processes take in turn.
+//!
+//! Processes queue for it through two advisory locks beside the database, because SQLite's own busy
+//! handler sleeps between attempts and can starve a process.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::file::{QUEUE_LOCK, WRITE_LOCK, lock_file};
+use crate::store::OpenError;
+
+/// The write lock of a database, and the lock of the process that is next.
+pub(super) struct WriteLock {
+    queue: File,
+    write: File,
+}
+
+/// The write lock while it is held, or the lock of the process that is next. Released on drop.
+struct LockGuard<'a>(&'a File);
+
+impl Drop for LockGuard<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            log::error!("the write lock cannot be released: {error}");
+        }
+    }
+}
+
+impl WriteLock {
+    /// Opens the locks of the database at `path`, without taking them.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Ok(Self {
+            queue: lock_file(path, QUEUE_LOCK)?,
+            write: lock_file(path, WRITE_LOCK)?,
+        })
+    }
+
+    /// Waits for the write lock.
+    pub fn acquire(&self) -> io::Result<()> {
+        // The process that waits for the write lock holds the queue lock, so the process that has
+        // just written cannot overtake it.
+        self.queue.lock()?;
+        let _guard = LockGuard(&self.queue);
+        self.write.lock()
+    }
+
+    /// Releases the write lock.
+    pub fn release(&self) {
+        drop(LockGuard(&self.write));
+    }
+}

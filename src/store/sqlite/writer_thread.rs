@@ -1,0 +1,82 @@
+//! The thread of the one writer of a process, and its start. What it does is in `writer.rs`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::mpsc;
+
+use super::checkpoint::Checkpointer;
+use super::file::OpenedFile;
+use super::log_rescue::LogRescue;
+use super::write_lock::WriteLock;
+use super::writer::Committer;
+use crate::clock::DatabaseClock;
+use crate::store::mode::Mode;
+use crate::store::queue::{Pending, Queue};
+use crate::store::write::Write;
+use crate::store::writer_state::WriterState;
+use crate::store::{OpenError, StoreError};
+
+/// The write queue, and the request to empty the write-ahead log at the next commit.
+pub(super) struct Writer {
+    pub queue: Queue,
+    empties_next: Arc<AtomicBool>,
+}
+
+impl Writer {
+    pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
+        let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
+        let empties_next = checkpointer.empties_next();
+        let clock = DatabaseClock::default();
+        let state = WriterState::new(clock, "another program holds the write lock");
+        let mut committer = Committer {
+            lock: WriteLock::open(&file.path)?,
+            db,
+            log_rescue: LogRescue::new(file.clone()),
+            checkpointer,
+            state: state.clone(),
+        };
+        let queue = match mode {
+            Mode::Synchronous(faults) => {
+                let committer = Mutex::new(committer);
+                Queue::synchronous(state, faults, move |write| {
+                    let (_, mut nothing) = mpsc::channel(1);
+                    let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
+                    committer.commit(write, &mut nothing);
+                })
+            }
+            Mode::Threaded => {
+                let (queue, sender, mut waiting) = Queue::new(state);
+                let (opened, weak_sender) = (file.clone(), sender.downgrade());
+                committer.checkpointer.start_in_background(&file, move || {
+                    // The writer makes the same check at its next commit, and checkpoints the log.
+                    if opened.check().is_err()
+                        && let Some(sender) = weak_sender.upgrade()
+                    {
+                        let _ = sender.try_send(Pending::nothing());
+                    }
+                })?;
+                std::thread::Builder::new()
+                    .name("writer".to_owned())
+                    .spawn(move || {
+                        while let Some(first) = waiting.blocking_recv() {
+                            committer.commit(first, &mut waiting);
+                        }
+                    })
+                    .map_err(|error| file.error(error))?;
+                queue
+            }
+        };
+        Ok(Self {
+            queue,
+            empties_next,
+        })
+    }
+
+    /// Checkpoints the write-ahead log and truncates it, as far as readers allow.
+    pub async fn checkpoint(&self) -> Result<(), StoreError> {
+        self.empties_next.store(true, Ordering::Release);
+        self.queue.write(|reply| Write::Nothing { reply }).await
+    }
+}

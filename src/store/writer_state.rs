@@ -1,0 +1,65 @@
+//! The state of a process' writer that its callers share, and its log lines: each failure is logged once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::writer_stats::Counters;
+use crate::clock::DatabaseClock;
+
+/// State shared by the writer and its callers.
+#[derive(Clone)]
+pub(super) struct WriterState {
+    pub counters: Counters,
+    pub commits: watch::Sender<()>,
+    /// True after a write was withdrawn while nothing was committed, until the next commit.
+    is_stuck: Arc<AtomicBool>,
+    /// Reason to log when a write is taken back.
+    blocked_by: &'static str,
+    /// Message of the last failure, so that consecutive equal failures are logged once.
+    logged_failure: Arc<Mutex<Option<String>>>,
+}
+
+impl WriterState {
+    pub fn new(clock: DatabaseClock, blocked_by: &'static str) -> Self {
+        Self {
+            counters: Counters::new(clock),
+            commits: watch::Sender::new(()),
+            is_stuck: Arc::default(),
+            blocked_by,
+            logged_failure: Arc::default(),
+        }
+    }
+
+    /// Wakes the subscribers to commits, and logs that the database can be written again.
+    pub fn report_success(&self) {
+        self.commits.send_replace(());
+        let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
+        if self.logged_failure().take().is_some() || was_stuck {
+            log::info!("the database can be written again");
+        }
+    }
+
+    /// Logs that the database cannot be written.
+    pub fn report_failure(&self, cause: String) {
+        let mut logged = self.logged_failure();
+        if logged.as_ref() != Some(&cause) {
+            log::error!("the database cannot be written: {cause}");
+            *logged = Some(cause);
+        }
+    }
+
+    /// Logs that a write was withdrawn because nothing can be committed.
+    pub fn report_stuck(&self) {
+        if !self.is_stuck.swap(true, Ordering::AcqRel) {
+            let why = self.blocked_by;
+            log::error!("the database cannot be written: {why}");
+        }
+    }
+
+    fn logged_failure(&self) -> MutexGuard<'_, Option<String>> {
+        let lock = self.logged_failure.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+}
