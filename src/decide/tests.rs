@@ -1,6 +1,9 @@
 //! The table, cell by cell, and the moments from which on an absence or an outcome counts.
 
+use std::time::Duration;
+
 use super::*;
+use crate::pace::StartClass;
 
 const POLICY: Policy = Policy {
     request_timeout: Duration::from_millis(5_000),

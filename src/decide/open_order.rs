@@ -1,0 +1,126 @@
+//! An open order, as far as decisions depend on it, and an observation of its process.
+
+use super::{PassContext, Policy};
+use crate::order::{Observed, Reason, Timestamp};
+use crate::pace::StartClass;
+
+/// An order that is not settled, without its id: no decision depends on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOrder {
+    /// Position in the order of creation.
+    pub seq: i64,
+    /// Its status, and what belongs to it.
+    pub phase: Phase,
+    /// Set if it is on record that an answer has shown its process.
+    pub is_observed: bool,
+    /// A start that was written down and whose outcome is not known.
+    pub intent: Option<Intent>,
+    /// Number of starts that may have taken effect. The current intent counts unless its answer shows
+    /// that it had no effect.
+    pub starts: u32,
+    /// Set if an operator has requested another start, whatever the policy.
+    pub restart_requested: bool,
+    /// Number of failed attempts in a row.
+    pub attempts: u32,
+    /// End of its backoff.
+    pub next_attempt_at: Option<Timestamp>,
+    /// Reason why it needs attention.
+    pub attention: Option<Reason>,
+}
+
+/// The status of an open order, and what belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// CREATED.
+    Created,
+    /// PROCESSING.
+    Processing {
+        /// Moment at which its start was accepted or its process adopted. An absence counts only if its
+        /// request was sent at least one request timeout later.
+        confirmed_at: Timestamp,
+        /// Moment at which the request was sent whose answer was the first absence in a row; `None` if the
+        /// last answer showed the process.
+        missed_at: Option<Timestamp>,
+    },
+}
+
+/// A start that is about to be sent. It is on disk before the start is sent, so that neither a crash
+/// nor a lost answer hides that a process may exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Moment at which it was written.
+    pub written_at: Timestamp,
+    /// Moment at which its answer was given up; `None` if the program crashed before that, or could not
+    /// write it down.
+    pub given_up_at: Option<Timestamp>,
+    /// HTTP status of the answer, if there was one. It was then an error that does not concern the order.
+    pub answer: Option<u16>,
+}
+
+/// The observation of an order's process in one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// State of the process in the answer.
+    pub observed: Observed,
+    /// Moment at which the request was sent. Anything later may be missing in the answer.
+    pub began_at: Timestamp,
+}
+
+/// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error
+/// may come from a gateway that had passed the start on.
+pub fn is_in_doubt(answer: Option<u16>) -> bool {
+    answer.is_none_or(|answer| answer >= 500)
+}
+
+impl OpenOrder {
+    /// Returns whether its backoff is over.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.next_attempt_at.is_none_or(|at| at <= now)
+    }
+
+    /// Returns the class in which it waits for its start.
+    pub fn start_class(&self) -> StartClass {
+        match self.phase {
+            Phase::Processing { .. } => StartClass::Forgotten,
+            Phase::Created if self.attempts == 0 && self.intent.is_none() => StartClass::New,
+            Phase::Created => StartClass::Retry,
+        }
+    }
+
+    /// Returns whether `starts` includes the current intent.
+    pub fn is_intent_counted(&self) -> bool {
+        self.intent.is_some_and(|intent| is_in_doubt(intent.answer))
+    }
+
+    /// Returns whether an absence, late enough, excludes the current intent from `starts`. That is so
+    /// after a server error. An intent without an answer remains counted, and so does one of an earlier
+    /// incarnation of the upstream, which the absence does not concern, and any if only one start is
+    /// allowed.
+    pub fn is_intent_cleared(&self, policy: &Policy, context: PassContext) -> bool {
+        self.intent.is_some_and(|intent| {
+            let is_current = context.forgot_at.is_none_or(|at| at < intent.written_at);
+            let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
+            is_answered && is_current && policy.max_starts > 1
+        })
+    }
+
+    /// Marks its process as missing in the answer to a request sent at `began_at`.
+    pub fn mark_missing(&mut self, began_at: Timestamp) {
+        if let Phase::Processing { missed_at, .. } = &mut self.phase {
+            *missed_at = Some(began_at);
+            self.attention = Some(Reason::ProcessLost);
+            (self.attempts, self.next_attempt_at) = (0, None);
+        }
+    }
+
+    /// Returns whether its process is marked as missing.
+    pub fn is_missed(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Processing {
+                missed_at: Some(_),
+                ..
+            }
+        )
+    }
+}

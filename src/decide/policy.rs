@@ -1,0 +1,46 @@
+//! The settings that a decision depends on.
+
+use std::time::Duration;
+
+use crate::order::Timestamp;
+
+/// The settings that a decision depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Timeout of a request to the upstream.
+    pub request_timeout: Duration,
+    /// Largest number of starts of an order.
+    pub max_starts: u32,
+    /// Policy for an order whose process was forgotten.
+    pub lost_process: LostProcess,
+    /// Beginning of this run: the program was started, the clock was set, or a pass failed. A request of
+    /// an earlier run may have been sent, and given up, just before.
+    pub run_began_at: Timestamp,
+}
+
+/// The policy for an order whose process was forgotten. It is unknown whether that process had done its
+/// work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LostProcess {
+    /// Start it again, which may repeat the work.
+    Restart,
+    /// Leave it PROCESSING until an operator decides.
+    Hold,
+    /// Settle it as FAILED; hold it if no answer is on record that has shown its process, because there
+    /// may never have been one.
+    Fail,
+}
+
+impl LostProcess {
+    /// All policies.
+    pub const ALL: [Self; 3] = [Self::Restart, Self::Hold, Self::Fail];
+
+    /// Returns the word that stands for it in settings, in JSON and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Hold => "hold",
+            Self::Fail => "fail",
+        }
+    }
+}
