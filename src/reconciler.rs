@@ -5,25 +5,31 @@
 //! before it, which may have been killed at any point. The reconciler and the API share the database
 //! alone.
 
+mod absences;
 mod context;
 mod effects;
 mod heartbeat;
-mod list_read;
+mod in_flight;
+mod list;
 mod metered;
 mod observations;
 mod observe;
+mod once;
 mod order_log;
 mod pace_log;
 mod pass;
+mod poll_due;
 mod probe;
 mod report;
 mod run;
 mod schedule;
+mod standby;
 mod start;
 mod start_attempt;
 mod start_commits;
 mod start_queue;
 mod thread;
+mod upstream_restart;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -33,12 +39,14 @@ use self::context::Context;
 pub use self::context::Stage;
 pub use self::effects::Decision;
 use self::heartbeat::HeartbeatWriter;
-use self::list_read::ListRead;
+use self::list::ListRead;
 use self::metered::MeteredUpstream;
+pub use self::once::run_once;
+pub use self::pass::run;
 use self::probe::Probe;
 pub use self::report::Report;
-pub use self::run::{lead, run, run_once};
 pub use self::schedule::{Occurrences, Schedule, ScheduleError};
+pub use self::standby::lead;
 use self::start_queue::StartQueue;
 pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};

@@ -1,14 +1,15 @@
-//! The context of a pass: everything that the reconciler acts on, and the call of `decide`.
+//! The context of a pass: everything that the reconciler acts on, the call of `decide`, and the record of
+//! what follows.
 
 use std::cell::Cell;
 
 use super::effects::Decision;
 use super::metered::MeteredUpstream;
-use super::{Settings, Trace};
+use super::{Report, Settings, Trace, order_log};
 use crate::clock::SteadyClock;
 use crate::decide::{Observation, Occasion, OpenOrder, PassContext, Policy, decide};
 use crate::order::Timestamp;
-use crate::store::{Leadership, StartCandidate, Store};
+use crate::store::{Leadership, OrderChange, Recorded, StartCandidate, Store, StoreError};
 
 /// The stages of starting an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +74,25 @@ impl<U, C> Context<U, C> {
             now,
             forgot_at: self.forgot_at.get(),
         }
+    }
+
+    /// Records changes in one transaction, counts them, and logs those that took effect.
+    pub async fn record_changes(
+        &self,
+        changes: Vec<OrderChange>,
+        now: Timestamp,
+    ) -> Result<(Recorded, Report), StoreError> {
+        let logged = order_log::is_enabled().then(|| changes.clone());
+        let mut report = Report::of(&changes);
+        let recorded = self.store.record(&self.lead, changes, now).await?;
+        report.conflicts = recorded.conflicts.len();
+        for OrderChange { seq, step } in logged.into_iter().flatten() {
+            // Nothing was recorded of an order that had moved on.
+            if !recorded.conflicts.contains(&seq) {
+                order_log::log_step(&self.store, seq, &step, now).await;
+            }
+        }
+        Ok((recorded, report))
     }
 
     /// Reports that an order has entered a stage of being started.

@@ -1,10 +1,14 @@
-//! The transitions that follow from a decision about one order. No I/O: the caller records them.
+//! The transitions that follow from a decision about one order, or from a start without an outcome. No I/O:
+//! the caller records them.
 
-use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
+use std::time::Duration;
+
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
 use crate::pace::backoff;
-use crate::store::{AttentionUpdate, Transition};
+use crate::store::{AttentionUpdate, StartCandidate, Transition};
+use crate::upstream::Failure;
 
 /// A decision about one order, and what it was based on.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +90,28 @@ pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
         written_at: cleared.written_at,
         is_counted: false,
     })
+}
+
+/// Returns the transition that gives up a start without an outcome. The order is not tried again before its
+/// absence would show that the start had no effect.
+pub(super) fn given_up(
+    candidate: &StartCandidate,
+    answer: Option<u16>,
+    failure: &Failure,
+    request_timeout: Duration,
+    now: Timestamp,
+) -> Transition {
+    let StartCandidate { id, order } = candidate;
+    let (id, detail) = (id.as_str(), failure.detail.clone());
+    log::debug!("start given up order={id:?} reason={detail:?}");
+    let mut attention = attention(order, id, Reason::UpstreamUnreachable, detail, now);
+    let counts_from = now.after(request_timeout);
+    attention.next_attempt_at = attention.next_attempt_at.max(counts_from);
+    Transition::GivenUp {
+        answer,
+        is_counted: is_in_doubt(answer),
+        attention,
+    }
 }
 
 /// Returns an attention of this order, with the moment of its next attempt by the backoff.

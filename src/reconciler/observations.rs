@@ -55,6 +55,11 @@ impl Observations {
             .or_else(|| self.listed.observation(index))
     }
 
+    /// Returns whether the order at an index is due and was not observed.
+    pub fn is_unobserved(&self, index: usize, now: Timestamp) -> bool {
+        self.observation(index).is_none() && self.orders.order(index).is_due(now)
+    }
+
     /// Returns the observations by look-ups, each with the sequence number of its order.
     pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Observation)> {
         let observations = self.looked_up.iter();

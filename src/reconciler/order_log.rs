@@ -8,51 +8,33 @@ use std::pin::pin;
 use futures_util::TryStreamExt;
 use log::Level;
 
-use super::Report;
-use super::context::Context;
 use crate::messages::span;
 use crate::order::{Order, Outcome, Reason, Timestamp};
-use crate::store::{Cursor, Filter, OrderChange, Recorded, StoreError, Transition};
+use crate::store::{Cursor, Filter, Store, Transition};
 
 /// Log target of these lines.
 const TARGET: &str = "order_service::orders";
 
-impl<U, C> Context<U, C> {
-    /// Records changes in one transaction, counts them, and logs those that took effect.
-    pub(super) async fn record_changes(
-        &self,
-        changes: Vec<OrderChange>,
-        now: Timestamp,
-    ) -> Result<(Recorded, Report), StoreError> {
-        let logged = log::log_enabled!(target: TARGET, Level::Debug).then(|| changes.clone());
-        let mut report = Report::of(&changes);
-        let recorded = self.store.record(&self.lead, changes, now).await?;
-        report.conflicts = recorded.conflicts.len();
-        for OrderChange { seq, step } in logged.into_iter().flatten() {
-            // Nothing was recorded of an order that had moved on.
-            if !recorded.conflicts.contains(&seq) {
-                self.log_step(seq, &step, now).await;
-            }
-        }
-        Ok((recorded, report))
-    }
+/// Returns whether these lines are logged.
+pub(super) fn is_enabled() -> bool {
+    log::log_enabled!(target: TARGET, Level::Debug)
+}
 
-    async fn log_step(&self, seq: i64, step: &Transition, now: Timestamp) {
-        let filter = Filter::default();
-        let mut pages = pin!(self.store.pages(filter, Cursor::bare(seq - 1), 1));
-        let Ok(Some((orders, _))) = pages.try_next().await else {
-            return;
-        };
-        let Some(order) = orders.first().filter(|order| order.seq == seq) else {
-            return;
-        };
-        if let Some(text) = describe(step, order, now) {
-            let id = order.id.as_str();
-            if id.contains([' ', '"']) {
-                log::debug!(target: TARGET, "{id:?} {text}");
-            } else {
-                log::debug!(target: TARGET, "{id} {text}");
-            }
+/// Logs a transition of an order.
+pub(super) async fn log_step(store: &Store, seq: i64, step: &Transition, now: Timestamp) {
+    let mut pages = pin!(store.pages(Filter::default(), Cursor::bare(seq - 1), 1));
+    let Ok(Some((orders, _))) = pages.try_next().await else {
+        return;
+    };
+    let Some(order) = orders.first().filter(|order| order.seq == seq) else {
+        return;
+    };
+    if let Some(text) = describe(step, order, now) {
+        let id = order.id.as_str();
+        if id.contains([' ', '"']) {
+            log::debug!(target: TARGET, "{id:?} {text}");
+        } else {
+            log::debug!(target: TARGET, "{id} {text}");
         }
     }
 }

@@ -51,6 +51,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         on_result(&mut self.pace, call, now, failure);
     }
 
+    /// Restores the start rate if that is due, and logs it.
+    pub(super) fn recover_rate(&mut self, now: Timestamp) {
+        if self.pace.recover(now) {
+            log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
+        }
+    }
+
     /// Logs the limit of the start rate, if it makes orders that are due wait for long.
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();

@@ -1,20 +1,66 @@
-//! The pass: observes, decides, settles, and then starts what is due until the next poll is due.
-
-use std::time::Duration;
+//! The pass, and the loop that makes passes. A pass observes, decides, settles, and then starts what is due
+//! until the next poll is due.
 
 use anyhow::Context as _;
 
+use super::list::ListRead;
+use super::poll_due::reached;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
-use crate::messages::span;
-use crate::order::Timestamp;
 use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::upstream::Upstream;
 
-/// Interval of the schedule up to which orders are also polled between its occurrences. A slower
-/// schedule is followed exactly.
-const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Makes passes on the schedule, and at once when any process has created an order, until `stop` or
+/// until the lead is lost.
+///
+/// # Errors
+/// The scheduler or the subscription to new orders cannot be started. A failed pass is repeated.
+pub async fn run<U: Upstream, C: Clock>(
+    mut reconciler: Reconciler<U, C>,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let now = reconciler.context.clock.now();
+    let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
+    let new_orders = reconciler.context.store.new_orders().await;
+    let mut new_orders = new_orders.context("subscribing to new orders failed")?;
+    let mut logged = None;
+    while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
+        match reconciler.pass(stop).await {
+            Ok(report) => {
+                if logged.take().is_some() {
+                    log::info!("passes succeed again");
+                }
+                if report.has_more {
+                    continue;
+                }
+            }
+            Err(_) if reconciler.context.lead.loss().is_some() => break,
+            Err(error) => {
+                let error = format!("{error:#}");
+                if logged.as_ref() != Some(&error) {
+                    log::error!("pass failed; retrying on schedule: {error}");
+                    logged = Some(error);
+                }
+            }
+        }
+        let poll_at = reconciler.next_poll_at();
+        tokio::select! {
+            () = stop.requested.cancelled() => {}
+            () = ticks.next(&reconciler.context.clock) => {}
+            () = new_orders.next() => {}
+            () = reached(&reconciler.context.clock, poll_at) => {}
+            () = ListRead::read_to_end(&mut reconciler.list) => {}
+        }
+    }
+    ticks.shut_down().await;
+    if let Some(loss) = reconciler.context.lead.loss() {
+        log::error!("gave up leadership: {loss}");
+    } else if !stop.abandon.is_cancelled() {
+        reconciler.shut_down().await;
+    }
+    Ok(())
+}
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Makes one pass.
@@ -78,72 +124,5 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (now, max_starts) = (self.context.clock.now(), self.context.settings.max_starts);
         let has_work = self.context.store.has_work(now, max_starts).await;
         has_work.context("reading whether there is anything to do failed")
-    }
-
-    /// Follows a step of the system's clock: resyncs the steady clock and makes a new run begin.
-    fn resync_clock(&mut self) {
-        let before = self.context.clock.now();
-        if self.context.clock.resync() {
-            let now = self.context.clock.now();
-            let (direction, by) = match now < before {
-                true => ("back", before.since(now)),
-                false => ("forward", now.since(before)),
-            };
-            let by = span(by);
-            log::warn!("the clock was set {direction} by={by:?}; continuing as after a restart");
-            self.has_begun = false;
-            self.context.run_began_at.set(now);
-        }
-    }
-
-    /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
-    /// stored moments that lie ahead are moved back.
-    async fn begin_run(&mut self) -> anyhow::Result<()> {
-        let now = self.context.clock.now();
-        let (store, lead) = (&self.context.store, &self.context.lead);
-        let set_right = store.clamp_times(lead, now).await;
-        set_right.context("moving back the moments of open orders failed")?;
-        self.heartbeat.set_no_later_than(now);
-        self.heartbeat.set_due();
-        self.pace = self.pace.for_next_run(now);
-        self.context
-            .forgot_at
-            .set(self.pace.incarnations().forgot_at());
-        self.polled_at = None;
-        self.list = None;
-        self.queue.clear();
-        self.probe.set_due();
-        self.has_begun = true;
-        Ok(())
-    }
-
-    /// Makes the next pass poll everything.
-    pub(super) fn poll_again(&mut self) {
-        self.polled_at = None;
-        self.pace.poll_soon(self.context.clock.now());
-    }
-
-    /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders cause, and
-    /// the pace's polling interval.
-    fn is_poll_due(&self) -> bool {
-        let now = self.context.clock.now();
-        let is_on_schedule = self
-            .polled_at
-            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
-        let is_due = is_on_schedule || self.next_poll_at().is_some_and(|at| at <= now);
-        is_due && self.pace.is_poll_due(now)
-    }
-
-    /// Returns when an order is to be polled before the schedule's next occurrence, if one is.
-    pub fn next_poll_at(&self) -> Option<Timestamp> {
-        let polled_at = self.polled_at?;
-        self.pace
-            .order_due_at()
-            .filter(|_| self.is_frequent(polled_at))
-    }
-
-    /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.
-    pub(super) fn is_frequent(&self, now: Timestamp) -> bool {
-        self.context.settings.schedule.next_after(now).since(now) <= FREQUENT_INTERVAL_MAX
     }
 }

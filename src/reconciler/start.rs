@@ -29,14 +29,15 @@ use futures_util::stream::FuturesUnordered;
 
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
-use super::list_read::ListRead;
+use super::list::ListRead;
 use super::pace_log::on_result;
+use super::poll_due::reached;
 use super::start_attempt::{Answer, Conclusion, Request};
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
-use crate::decide::is_in_doubt;
+use crate::decide::{Occasion, is_in_doubt};
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
 use crate::process::Stop;
@@ -74,22 +75,11 @@ pub(super) struct StartPipeline<'a, U, C> {
     error: Option<anyhow::Error>,
 }
 
-/// An event that the pipeline waits for.
-enum Event {
-    Answered(StartCandidate, pace::Call, Answer),
-    Committed(Committed),
-    /// The next order may be dequeued, or the program shuts down.
-    DequeueDue,
-    ListRead,
-}
-
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Starts what is due until the next pass is due, the upstream goes down, or nothing is left.
     pub(super) async fn start_due(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
-        if self.pace.recover(now) {
-            log::info!("start rate restored rate={:.1}", self.pace.rate().rate());
-        }
+        self.recover_rate(now);
         let mut until = self.context.settings.schedule.next_after(now);
         if let Some(poll_at) = self.next_poll_at() {
             until = until.min(poll_at);
@@ -119,46 +109,24 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.dequeue_due().await;
             self.send();
             self.commits.begin(self.context);
-            match self.next_event().await {
-                Some(Event::Answered(order, request, answer)) => {
-                    self.on_answered(order, request, answer).await
+            let dequeue_at = self.next_dequeue_at().await;
+            if self.in_flight.is_empty() && self.commits.is_idle() && dequeue_at.is_none() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some((order, request, answer)) = self.in_flight.next() => {
+                    self.on_answered(order, request, answer).await;
                 }
-                Some(Event::Committed(committed)) => self.on_committed(committed),
-                Some(Event::DequeueDue) => {}
-                Some(Event::ListRead) => self.is_list_read = true,
-                None => break,
+                committed = self.commits.next() => self.on_committed(committed),
+                () = ListRead::read_to_end(self.list) => self.is_list_read = true,
+                () = reached(&self.context.clock, dequeue_at) => {}
+                () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
         let has_more = self.is_list_read || !self.queue.is_empty();
         self.report.has_more = has_more && !self.stop.requested.is_cancelled();
         self.error.map_or(Ok(self.report), Err)
-    }
-
-    /// Waits for the next event. Returns `None` if nothing is in flight and nothing will be dequeued.
-    async fn next_event(&mut self) -> Option<Event> {
-        let dequeue_at = self.next_dequeue_at().await;
-        if self.in_flight.is_empty() && self.commits.is_idle() && dequeue_at.is_none() {
-            return None;
-        }
-        let dequeue = async {
-            match dequeue_at {
-                Some(at) => tokio::select! {
-                    biased;
-                    () = self.context.clock.sleep_until(at) => {}
-                    () = self.stop.requested.cancelled() => {}
-                },
-                None => std::future::pending().await,
-            }
-        };
-        Some(tokio::select! {
-            biased;
-            Some((order, request, answer)) = self.in_flight.next() => {
-                Event::Answered(order, request, answer)
-            }
-            committed = self.commits.next() => Event::Committed(committed),
-            () = ListRead::read_to_end(self.list) => Event::ListRead,
-            () = dequeue => Event::DequeueDue,
-        })
     }
 
     /// Dequeues orders as far as the rate and the window allow.
@@ -169,7 +137,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         {
             let now = self.now();
             self.pace.on_dequeued(now);
-            let conclusion = self.context.on_dequeue(&order, now);
+            let conclusion = self
+                .context
+                .conclude(&order, Occasion::Dequeue, None, None, now);
             self.advance(order, conclusion);
         }
     }

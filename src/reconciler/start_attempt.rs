@@ -6,8 +6,8 @@
 use super::context::Context;
 use super::effects;
 use crate::clock::Clock;
-use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
-use crate::order::{Observed, Reason, Timestamp};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
+use crate::order::{Observed, Timestamp};
 use crate::process::Stop;
 use crate::store::{StartCandidate, Transition};
 use crate::upstream::{Cause, Failure, StartError, Upstream};
@@ -112,11 +112,6 @@ impl<U: Upstream, C: Clock> Context<U, C> {
 }
 
 impl<U, C> Context<U, C> {
-    /// Decides about an order that was dequeued.
-    pub fn on_dequeue(&self, candidate: &StartCandidate, now: Timestamp) -> Conclusion {
-        self.conclude(candidate, Occasion::Dequeue, None, None, now)
-    }
-
     /// Decides what follows from an answer.
     pub fn on_answer(
         &self,
@@ -147,7 +142,8 @@ impl<U, C> Context<U, C> {
                 conclusion.failure = Some(failure);
             }
             Answer::Ambiguous { answer, failure } => {
-                let step = self.give_up(candidate, answer, failure.detail.clone(), now);
+                let timeout = self.settings.request_timeout;
+                let step = effects::given_up(candidate, answer, &failure, timeout, now);
                 conclusion.steps.push(step);
                 conclusion.failure = Some(failure);
             }
@@ -181,7 +177,7 @@ impl<U, C> Context<U, C> {
     }
 
     /// Decides about an order, and returns the consequences.
-    fn conclude(
+    pub fn conclude(
         &self,
         candidate: &StartCandidate,
         occasion: Occasion,
@@ -206,28 +202,6 @@ impl<U, C> Context<U, C> {
             steps,
             next,
             failure: None,
-        }
-    }
-
-    /// Gives up a start without an outcome. The order is not tried again before its absence would show that the start
-    /// had no effect.
-    fn give_up(
-        &self,
-        candidate: &StartCandidate,
-        answer: Option<u16>,
-        detail: String,
-        now: Timestamp,
-    ) -> Transition {
-        let StartCandidate { id, order } = candidate;
-        let id = id.as_str();
-        log::debug!("start given up order={id:?} reason={detail:?}");
-        let mut attention = effects::attention(order, id, Reason::UpstreamUnreachable, detail, now);
-        let counts_from = now.after(self.settings.request_timeout);
-        attention.next_attempt_at = attention.next_attempt_at.max(counts_from);
-        Transition::GivenUp {
-            answer,
-            is_counted: is_in_doubt(answer),
-            attention,
         }
     }
 }

@@ -1,0 +1,79 @@
+//! The orders about which a poll was not certain: the list lacks them, or their own look-up failed.
+
+use super::observations::Observations;
+use super::{Decision, Reconciler, effects};
+use crate::clock::Clock;
+use crate::decide::{Action, Occasion, Policy};
+use crate::order::{Reason, Timestamp};
+use crate::process::Stop;
+use crate::store::{OrderChange, Transition};
+use crate::upstream::Upstream;
+
+/// Number of orders that a list lacks or contradicts and that are looked up in one pass, before anything
+/// is done about them. The others follow in later passes.
+pub(super) const CONFIRM_MAX: usize = 2_000;
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Looks up the orders that the list lacks and that would be failed or flagged for it. Those that are
+    /// to be restarted are looked up just before their start.
+    pub(super) async fn confirm_absences(
+        &mut self,
+        observations: &mut Observations,
+        occasion: Occasion,
+        stop: &Stop,
+    ) {
+        let now = self.context.clock.now();
+        let policy = self.context.policy();
+        let unconfirmed = observations.take_unconfirmed(&policy, |order, observation| {
+            let decision = self.context.decide(order, occasion, Some(observation), now);
+            matches!(decision.action, Action::Fail | Action::Flag(_))
+        });
+        let indexes = unconfirmed.iter().map(|(index, _)| *index).collect();
+        self.look_up_some(observations, indexes, CONFIRM_MAX, stop)
+            .await;
+        observations.unconfirmed = unconfirmed;
+        observations
+            .unconfirmed
+            .retain(|(index, _)| !observations.looked_up.contains_key(index));
+    }
+}
+
+/// Returns the decision to mark the process as missing, if `decision` leaves the order without one. It
+/// is marked once, so that the next poll does not count it towards another restart.
+pub(super) fn newly_missing<'a>(decision: &Decision<'a>, policy: &Policy) -> Option<Decision<'a>> {
+    let is_news = matches!(decision.action, Action::Start | Action::Flag(_))
+        && !decision.order.is_missed()
+        && decision
+            .observation
+            .is_some_and(|observation| decision.order.is_missing_in(observation, policy));
+    is_news.then_some(Decision {
+        action: Action::MarkMissing,
+        ..*decision
+    })
+}
+
+/// Returns the changes of the orders whose look-up failed or has not been made.
+pub(super) fn undetermined(observations: &Observations, now: Timestamp) -> Vec<OrderChange> {
+    let failed = observations.failures.iter().map(|(index, failure)| {
+        let (order, id) = (
+            observations.orders.order(*index),
+            observations.orders.ids().get(*index),
+        );
+        let detail = failure.detail.clone();
+        let attention = effects::attention(&order, id, Reason::UpstreamUnreachable, detail, now);
+        OrderChange {
+            seq: order.seq,
+            step: Transition::Delayed(attention),
+        }
+    });
+    let mut changes: Vec<OrderChange> = failed.collect();
+    for (index, began_at) in &observations.unconfirmed {
+        let order = observations.orders.order(*index);
+        if !order.is_missed() {
+            let (seq, began_at) = (order.seq, *began_at);
+            let step = Transition::Missed { began_at };
+            changes.push(OrderChange { seq, step });
+        }
+    }
+    changes
+}

@@ -1,0 +1,51 @@
+//! The number of processes in flight, as far as polls show it.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use crate::clock::Clock;
+use crate::decide::{Observation, OpenOrder, Phase, Policy};
+use crate::order::{Observed, Timestamp};
+use crate::store::OpenOrders;
+use crate::upstream::Upstream;
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Returns the number of these orders for which [`is_running`] is true.
+    pub(super) fn count_running(&self, orders: &OpenOrders, now: Timestamp) -> u64 {
+        let stuck_after = self.pace.stuck_after();
+        let running = orders
+            .orders()
+            .filter(|order| is_running(order, stuck_after, now));
+        running.count() as u64
+    }
+}
+
+/// Returns whether the order's process still runs after this observation, as far as is known, and is not
+/// stuck.
+pub(super) fn still_runs(
+    order: &OpenOrder,
+    observation: Option<&Observation>,
+    policy: &Policy,
+    stuck_after: Duration,
+    now: Timestamp,
+) -> bool {
+    is_running(order, stuck_after, now)
+        && !observation.is_some_and(|observation| is_over(order, observation, policy))
+}
+
+/// Returns whether the order has a process that runs, as far as is known, and is not stuck.
+fn is_running(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
+    match order.phase {
+        Phase::Processing {
+            confirmed_at,
+            missed_at: None,
+        } => now.since(confirmed_at) <= stuck_after,
+        _ => false,
+    }
+}
+
+/// Returns whether the observation shows that the order's process does not run any more.
+fn is_over(order: &OpenOrder, observation: &Observation, policy: &Policy) -> bool {
+    matches!(observation.observed, Observed::Succeeded | Observed::Failed)
+        || order.is_missing_in(observation, policy)
+}

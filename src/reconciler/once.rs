@@ -1,0 +1,83 @@
+//! The passes of `order-reconciler --once`: each order that is due is tried once.
+
+use super::Reconciler;
+use super::context::Context;
+use super::list::ListRead;
+use crate::clock::Clock;
+use crate::decide::OpenOrder;
+use crate::process::Stop;
+use crate::upstream::Upstream;
+
+/// Makes passes until every order that is due was tried once. Returns whether the upstream was usable.
+/// Waits one request timeout where nothing can be concluded before: if an earlier run has left a start
+/// without an outcome, and if a process is absent too soon after its confirmation for that to count.
+pub async fn run_once<U: Upstream, C: Clock>(
+    mut reconciler: Reconciler<U, C>,
+    stop: &Stop,
+) -> anyhow::Result<bool> {
+    let Context {
+        store,
+        clock,
+        settings,
+        ..
+    } = &*reconciler.context;
+    let due_by = clock.now().after(settings.request_timeout);
+    let is_unknown = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
+    if store.open_orders().await?.orders().any(is_unknown) {
+        let why = "a start of an earlier run has no outcome";
+        reconciler.wait(why, stop).await;
+    }
+    let (mut has_waited, mut is_absence_early) = (false, false);
+    let is_usable = loop {
+        let report = reconciler.pass(stop).await?;
+        is_absence_early |= report.is_absence_early;
+        if report.unreachable {
+            let failure = reconciler.pace.breaker().last_failure();
+            log::warn!(
+                "the upstream gave no usable answer reason={:?}",
+                failure.unwrap_or("it asked for a pause")
+            );
+            break false;
+        }
+        if stop.requested.is_cancelled() {
+            break true;
+        }
+        if report.has_more {
+            continue;
+        }
+        if reconciler.list.is_some() {
+            tokio::select! {
+                () = stop.requested.cancelled() => {}
+                () = ListRead::read_to_end(&mut reconciler.list) => {}
+            }
+            continue;
+        }
+        if has_waited || !is_absence_early {
+            break true;
+        }
+        has_waited = true;
+        let why = "a process is absent too soon after its confirmation";
+        reconciler.wait(why, stop).await;
+        reconciler.poll_again();
+    };
+    reconciler.shut_down().await;
+    Ok(is_usable)
+}
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Waits for one request timeout, unless the program shuts down.
+    async fn wait(&self, why: &str, stop: &Stop) {
+        let timeout = self.context.settings.request_timeout;
+        log::info!("waiting for={timeout:?} reason={why:?}");
+        tokio::select! {
+            () = stop.requested.cancelled() => {}
+            () = self.context.clock.sleep(timeout) => {}
+        }
+    }
+
+    /// Makes the next pass poll everything.
+    fn poll_again(&mut self) {
+        self.polled_at = None;
+        self.pace.poll_soon(self.context.clock.now());
+    }
+}

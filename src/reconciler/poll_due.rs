@@ -1,0 +1,65 @@
+//! The moments of polls: the schedule's, those of single orders between them, and the pause after a poll.
+
+use std::time::Duration;
+
+use super::Reconciler;
+use super::list::LIST_HEAD_START;
+use super::observations::Observations;
+use crate::clock::Clock;
+use crate::order::Timestamp;
+use crate::upstream::Upstream;
+
+/// Interval of the schedule up to which orders are also polled between its occurrences. A slower
+/// schedule is followed exactly.
+const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+/// Returns when the clock reaches a moment; never if there is none.
+pub(super) async fn reached(clock: &impl Clock, at: Option<Timestamp>) {
+    match at {
+        Some(at) => clock.sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Returns whether a poll is due. Polls follow the schedule, not the passes that new orders cause, and
+    /// the pace's polling interval.
+    pub(super) fn is_poll_due(&self) -> bool {
+        let now = self.context.clock.now();
+        let is_on_schedule = self
+            .polled_at
+            .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
+        let is_due = is_on_schedule || self.next_poll_at().is_some_and(|at| at <= now);
+        is_due && self.pace.is_poll_due(now)
+    }
+
+    /// Returns when an order is to be polled before the schedule's next occurrence, if one is.
+    pub fn next_poll_at(&self) -> Option<Timestamp> {
+        let polled_at = self.polled_at?;
+        self.pace
+            .order_due_at()
+            .filter(|_| self.is_frequent(polled_at))
+    }
+
+    /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.
+    pub(super) fn is_frequent(&self, now: Timestamp) -> bool {
+        self.context.settings.schedule.next_after(now).since(now) <= FREQUENT_INTERVAL_MAX
+    }
+
+    /// Reports the polled orders and the cost of the requests to the pace.
+    pub(super) fn record_poll(&mut self, observations: &Observations, began_at: Timestamp) {
+        if observations.is_listed && observations.is_complete {
+            self.pace.on_all_polled(began_at);
+        } else if !observations.is_listed {
+            for (seq, observation) in observations.looked_up() {
+                self.pace.on_looked_up(seq, observation.began_at);
+            }
+        }
+        // A long list is followed by a pause all the same.
+        let now = self.context.clock.now();
+        let is_late = now.since(began_at) > LIST_HEAD_START;
+        let polled_at = if is_late { now } else { began_at };
+        self.pace
+            .on_polled(polled_at, observations.requests(), observations.cost());
+    }
+}
