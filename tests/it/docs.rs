@@ -15,6 +15,10 @@ use crate::tidy::{read, root};
 /// Maximum number of lines of README.
 const README_LINES_MAX: usize = 150;
 
+/// Number of the files that carry an order, and of their lines at most.
+const WAY_FILES: usize = 8;
+const WAY_LINES_MAX: usize = 1_500;
+
 /// Returns all pages with their paths from the root.
 fn pages() -> Vec<(String, String)> {
     let folders = ["", "docs/"].map(|folder| (folder, fs::read_dir(root().join(folder)).unwrap()));
@@ -90,6 +94,18 @@ fn anchors(page: &str) -> BTreeSet<String> {
 fn readme_is_read_in_one_sitting() {
     let lines = read("README.md").lines().count();
     assert!(lines <= README_LINES_MAX, "README has {lines} lines");
+}
+
+#[test]
+fn the_way_of_an_order_is_read_in_one_sitting_too() {
+    let page = read("docs/architecture.md");
+    let way = section(&page, "## One order, from POST to FULFILLED");
+    let files: BTreeSet<_> = code_spans(way)
+        .filter(|span| span.starts_with("src/"))
+        .collect();
+    let lines: usize = files.iter().map(|path| read(path).lines().count()).sum();
+    assert_eq!(files.len(), WAY_FILES, "{files:?}");
+    assert!(lines <= WAY_LINES_MAX, "{lines} lines in {files:?}");
 }
 
 #[test]
