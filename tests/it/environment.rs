@@ -1,12 +1,15 @@
 //! The environment of a test: a folder of its own, the built programs on free ports, and an HTTP client.
-//!
-//! Programs end with the test, whatever its outcome. Their logs are shown when it fails.
+
+// Named by path, because the torture has this file as a module too.
+#[path = "environment/client.rs"]
+mod client;
+#[path = "environment/program.rs"]
+mod program;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, TryStreamExt};
@@ -20,6 +23,9 @@ use order_service::store::{
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
+
+pub use self::client::{Answer, Client, assert_problem, is_settled};
+pub use self::program::{Program, Ran};
 
 /// Timeout of every wait in tests. Much longer than any takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -205,29 +211,9 @@ impl TestEnvironment {
     }
 
     /// Like `start`, with any command.
-    pub fn spawn(&self, name: &str, mut command: Command, listens: bool) -> Program {
+    pub fn spawn(&self, name: &str, command: Command, listens: bool) -> Program {
         let log = self.path(&format!("{name}-{}.log", fastrand::u32(..)));
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).expect("a log can be written"))
-            .spawn()
-            .expect("the built program can be started");
-        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut url = String::new();
-        if listens {
-            lines.read_line(&mut url).expect("stdout can be read");
-            url = url
-                .trim()
-                .strip_prefix("listening on ")
-                .unwrap_or_else(|| panic!("no address: {}", show(&log)))
-                .to_owned();
-        }
-        Program {
-            child,
-            url,
-            log,
-            stdout: lines,
-        }
+        Program::spawn(command, log, listens)
     }
 
     /// Runs a program that ends by itself.
@@ -287,171 +273,6 @@ pub fn with_api() -> (TestEnvironment, Program, Client) {
     (env, api, Client::new())
 }
 
-/// A running program.
-pub struct Program {
-    child: Child,
-    pub url: String,
-    log: PathBuf,
-    /// Kept open: a program may write to it.
-    stdout: BufReader<std::process::ChildStdout>,
-}
-
-/// A program that has ended.
-#[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ran {
-    #[track_caller]
-    pub fn assert_code(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        self
-    }
-}
-
-impl Program {
-    pub fn address(&self) -> &str {
-        self.url
-            .strip_prefix("http://")
-            .expect("a program that listens has a URL")
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn signal(&self, signal: &str) {
-        // Every shell has it; a program of that name is not everywhere.
-        let kill = format!("kill -{signal} {}", self.child.id());
-        let status = Command::new("sh")
-            .args(["-c", &kill])
-            .status()
-            .expect("there is a shell");
-        assert!(status.success(), "{signal} could not be sent");
-    }
-
-    /// Sends SIGKILL and waits for the end.
-    pub fn kill(mut self) {
-        self.child.kill().expect("the program can be killed");
-        self.child.wait().expect("it can be waited for");
-    }
-
-    /// Sends SIGTERM. Returns the exit code once the program has ended.
-    pub fn stop(mut self) -> Option<i32> {
-        self.signal("TERM");
-        self.wait().code()
-    }
-
-    /// Returns the exit status if the program has ended.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("it can be waited for")
-    }
-
-    pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.ended() {
-                return status;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "the program does not end: {}",
-                self.logged()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    pub fn logged(&self) -> String {
-        show(&self.log)
-    }
-
-    /// Waits until the log contains this text.
-    pub fn logs(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.logged().contains(text) {
-            assert!(
-                Instant::now() < deadline,
-                "{text:?} was not logged in time: {}",
-                self.logged()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Returns the output up to a line that contains `last`.
-    pub fn stdout_until(&mut self, last: &str) -> String {
-        let mut printed = String::new();
-        loop {
-            let from = printed.len();
-            let read = self.stdout.read_line(&mut printed);
-            assert!(
-                read.expect("stdout can be read") > 0,
-                "the program ended before it printed {last:?}: {printed}{}",
-                self.logged()
-            );
-            if printed[from..].contains(last) {
-                return printed;
-            }
-        }
-    }
-
-    /// Returns the next line of the output, empty at its end.
-    pub fn line_of_stdout(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout
-            .read_line(&mut line)
-            .expect("stdout can be read");
-        line
-    }
-
-    /// Returns the output until the program ends.
-    pub fn rest_of_stdout(&mut self) -> String {
-        let mut printed = String::new();
-        self.stdout
-            .read_to_string(&mut printed)
-            .expect("stdout can be read");
-        printed
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- {}\n{}", self.log.display(), self.logged());
-        }
-    }
-}
-
-fn show(log: &Path) -> String {
-    fs::read_to_string(log).unwrap_or_default()
-}
-
-/// A response, read to its end.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: String,
-}
-
-impl Answer {
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap_or("(not text)"))
-    }
-}
-
 /// Creates an order without a program. Returns its sequence number.
 pub async fn create(store: &Store, id: &str, at: Timestamp) -> i64 {
     let id = OrderId::new(id).expect("an id");
@@ -486,102 +307,6 @@ pub async fn record(
     let count = changes.len();
     let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
     assert_eq!(recorded.changed, count, "{recorded:?}");
-}
-
-/// Checks that a response is a problem with this status.
-#[track_caller]
-pub fn assert_problem(answer: &Answer, status: u16) {
-    assert_eq!(answer.status, status, "{answer:?}");
-    assert_eq!(answer.header("content-type"), "application/problem+json");
-    let problem = answer.json();
-    assert_eq!(problem["status"], status, "{answer:?}");
-    for member in ["type", "title", "detail"] {
-        let text = problem[member].as_str().unwrap_or_default();
-        assert!(!text.is_empty(), "{member}: {answer:?}");
-    }
-    let kind = problem["type"].as_str().unwrap_or_default();
-    assert!(kind.starts_with("/problems#"), "{answer:?}");
-    for internal in ["sqlite", "orders.db", "src/", "panicked", "Error("] {
-        assert!(!answer.body.contains(internal), "{answer:?}");
-    }
-}
-
-/// An HTTP client with persistent connections that follows no redirects.
-#[derive(Clone)]
-pub struct Client(reqwest::Client);
-
-impl Client {
-    pub fn new() -> Self {
-        // Fails only if a provider is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(PATIENCE)
-            .build();
-        Self(client.expect("a client can be made"))
-    }
-
-    pub async fn get(&self, url: impl AsRef<str>) -> Answer {
-        self.send(self.0.get(url.as_ref())).await
-    }
-
-    /// Sends `POST /order` with this id.
-    pub async fn create(&self, api: &str, id: &str) -> Answer {
-        let body = serde_json::json!({ "id": id }).to_string();
-        let request = self
-            .0
-            .post(format!("{api}/order"))
-            .header("content-type", "application/json")
-            .body(body);
-        self.send(request).await
-    }
-
-    pub fn request(&self, method: &str, url: impl AsRef<str>) -> reqwest::RequestBuilder {
-        let method = method.parse().expect("a method");
-        self.0.request(method, url.as_ref())
-    }
-
-    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.expect("the request is answered");
-        Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            body: response.text().await.expect("the response is complete"),
-        }
-    }
-
-    /// Returns all orders, in the order of creation.
-    pub async fn orders(&self, api: &str) -> Vec<Value> {
-        let answer = self.get(format!("{api}/order")).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        let Value::Array(orders) = answer.json() else {
-            panic!("not an array: {answer:?}");
-        };
-        orders
-    }
-
-    /// Returns all ids, in the order of creation.
-    pub async fn ids(&self, api: &str) -> Vec<String> {
-        let id = |order: &Value| order["id"].as_str().expect("an id is a text").to_owned();
-        self.orders(api).await.iter().map(id).collect()
-    }
-
-    /// Returns all orders once `done` returns true for them.
-    pub async fn orders_when(&self, api: &str, done: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        until(async || self.orders(api).await, |orders| done(orders)).await
-    }
-
-    /// Returns all orders once there are `count` of them and each is settled.
-    pub async fn settled(&self, api: &str, count: usize) -> Vec<Value> {
-        self.orders_when(api, |orders| {
-            orders.len() == count && orders.iter().all(is_settled)
-        })
-        .await
-    }
-}
-
-pub fn is_settled(order: &Value) -> bool {
-    matches!(order["status"].as_str(), Some("FULFILLED" | "FAILED"))
 }
 
 /// Returns the final status of an order whose process has this outcome.

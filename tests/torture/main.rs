@@ -16,7 +16,11 @@ mod chaos;
 #[allow(dead_code, reason = "this is what all tests need; here it is a part")]
 #[path = "../it/cluster.rs"]
 mod cluster;
-#[allow(dead_code, reason = "this is what all tests need; here it is a part")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "this is what all tests need; here it is a part"
+)]
 #[path = "../it/environment.rs"]
 mod environment;
 mod load;
