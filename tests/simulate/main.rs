@@ -32,6 +32,7 @@ mod limits;
 mod oracle;
 mod pace;
 mod run;
+mod trace;
 
 use std::num::NonZero;
 use std::ops::Range;
@@ -214,7 +215,7 @@ fn report(total: &run::Totals, began_at: Instant) {
     }
     println!();
     let mut unreached = Vec::new();
-    for (cell, counts) in run::decisions() {
+    for (cell, counts) in trace::decisions() {
         print!("  {cell:<70}");
         for fault in environment::Fault::ALL {
             let count = counts.get(&fault).copied().unwrap_or(0);
@@ -230,7 +231,7 @@ fn report(total: &run::Totals, began_at: Instant) {
         println!("  {pair}");
     }
     println!("\ntransitions between the stages of a start");
-    for ((from, to), count) in run::transitions() {
+    for ((from, to), count) in trace::transitions() {
         let from = from.map_or_else(|| "Due".to_owned(), |stage| format!("{stage:?}"));
         println!("  {:<30} {count:>9}", format!("{from} to {to:?}"));
     }

@@ -1,0 +1,139 @@
+//! What a run shows of the reconciler at work: its decisions by cell of the table, and the stages of its starts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use order_service::decide::{Occasion, OpenOrder, Phase};
+use order_service::reconciler::{Decision, Stage};
+
+use crate::environment::{Fault, RecentFaults};
+
+/// Number of decisions by cell of the table and kind of fault.
+type Decisions = BTreeMap<String, BTreeMap<Fault, u64>>;
+
+static DECISIONS: Mutex<Decisions> = Mutex::new(BTreeMap::new());
+
+/// Number of transitions from one stage of a start to the next.
+type Transitions = BTreeMap<(Option<Stage>, Stage), u64>;
+
+static TRANSITIONS: Mutex<Transitions> = Mutex::new(BTreeMap::new());
+
+/// Returns the name of the row of the table that an order is in.
+fn row_of(order: &OpenOrder) -> &'static str {
+    match (order.phase, order.intent) {
+        (Phase::Created, None) => "created",
+        (Phase::Created, Some(_)) => "created, intent",
+        (Phase::Processing { .. }, Some(_)) => "processing, intent",
+        (Phase::Processing { missed_at, .. }, None) => match missed_at {
+            None => "processing",
+            Some(_) => "processing, missed",
+        },
+    }
+}
+
+pub fn count_decision(decision: &Decision<'_>) {
+    let observed = decision.observation.map(|seen| &seen.observed);
+    let observed = observed.map_or_else(|| "-".to_owned(), |observed| format!("{observed:?}"));
+    let row = row_of(decision.order);
+    let occasion = match decision.occasion {
+        Occasion::Poll | Occasion::UpstreamRestart => "pass",
+        Occasion::Dequeue => "dequeued",
+        Occasion::Refusal => "refusal",
+    };
+    let cell = format!("{row}; {occasion}; {observed}; {:?}", decision.action);
+    let mut decisions = DECISIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    for fault in RecentFaults::faults() {
+        let faults = decisions.entry(cell.clone()).or_default();
+        *faults.entry(fault).or_default() += 1;
+    }
+}
+
+pub fn decisions() -> Decisions {
+    DECISIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+pub fn transitions() -> Transitions {
+    TRANSITIONS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+/// The stage of each order while it is started. Checks that transitions are those of the drawing in
+/// `src/reconciler/start.rs`, and that no queue waits for longer than its share allows.
+#[derive(Default)]
+pub struct Stages {
+    stages: BTreeMap<i64, Stage>,
+    /// Orders that were due when the pass began and are still queued: new ones, and those that were
+    /// tried before.
+    waiting: [BTreeSet<i64>; 2],
+    /// Starts of other queues since the last one of each of these.
+    passed_over: [u32; 2],
+}
+
+/// Maximum number of starts of other queues between two of each of these: of five starts, two are of
+/// new orders, one of an order that was tried before.
+const PASSED_OVER_MAX: [u32; 2] = [2, 4];
+
+impl Stages {
+    /// Begins a pass.
+    pub fn begin(&mut self, waiting: [BTreeSet<i64>; 2]) {
+        self.waiting = waiting;
+        for (waiting, passed_over) in self.waiting.iter().zip(&mut self.passed_over) {
+            if waiting.is_empty() {
+                *passed_over = 0;
+            }
+        }
+    }
+
+    pub fn enter(&mut self, stage: Stage, order: &OpenOrder) {
+        use Stage::{Done, Due, InFlight, Ready, WritingIntent, WritingResult};
+        let seq = order.seq;
+        let from = self.stages.insert(seq, stage);
+        let is_dequeued = matches!(from, None | Some(Due | Done | WritingResult));
+        let is_drawn = match from {
+            _ if is_dequeued => matches!(stage, WritingIntent | Ready | WritingResult | Done),
+            Some(WritingIntent) => matches!(stage, Ready | Done),
+            Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
+            _ => matches!(stage, WritingIntent | WritingResult | Done),
+        };
+        assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
+        if is_dequeued {
+            self.check_share(order);
+        }
+        let mut transitions = TRANSITIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        *transitions.entry((from, stage)).or_default() += 1;
+    }
+
+    fn check_share(&mut self, order: &OpenOrder) {
+        let is_new = order.phase == Phase::Created && order.attempts == 0 && order.intent.is_none();
+        let is_tried = order.phase == Phase::Created && !is_new;
+        for (kind, is_own) in [is_new, is_tried].into_iter().enumerate() {
+            let (waiting, passed_over) = (&mut self.waiting[kind], &mut self.passed_over[kind]);
+            if is_own {
+                let oldest = waiting.first().copied().unwrap_or(i64::MAX);
+                assert!(order.seq <= oldest, "{order:?} before order {oldest}");
+                waiting.remove(&order.seq);
+                *passed_over = 0;
+            } else if !waiting.is_empty() {
+                *passed_over += 1;
+                let most = PASSED_OVER_MAX[kind];
+                assert!(
+                    *passed_over <= most,
+                    "{waiting:?} wait, and {order:?} is next"
+                );
+            }
+        }
+    }
+
+    /// Checks after a pass that no start is under way.
+    pub fn check_at_rest(&self) {
+        for (seq, stage) in &self.stages {
+            let rests = matches!(stage, Stage::Due | Stage::Done | Stage::WritingResult);
+            assert!(rests, "order {seq} is left in {stage:?}");
+        }
+    }
+}
