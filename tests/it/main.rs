@@ -64,7 +64,7 @@
 //! | `lifecycle::a_reconciler_killed_at_any_moment_loses_and_repeats_nothing` | 1,000 orders, and five kills among them |
 //! | `lifecycle::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 2,000 orders |
 //! | `lifecycle::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
-//! | `programs::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
+//! | `programs::signals::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_gets_410_and_misses_nothing` | runs the programs once for each way to restore |
 //! | `store::plans::every_statement_has_one_plan_that_indexes_serve` | 100,000 orders |
 //! | `store::twin::both_engines_answer_alike_whatever_happens_to_orders` | five histories, each compared step by step |
