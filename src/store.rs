@@ -1,16 +1,17 @@
 //! Durable orders, their journal and the reconciler's heartbeat.
 //!
-//! [`Store`] speaks of orders: it knows neither SQL nor files. The parts that all engines share are
-//! beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and returned
+//! [`Store`] speaks of orders: it knows neither SQL nor files. Its methods for the reconciler are in
+//! `store/reconciling.rs`, its errors in `store/error.rs`. The parts that all engines share are beside it:
+//! the values that are written (`store/write.rs`, `store/transition.rs`) and returned
 //! (`store/answers.rs`), the UPDATEs of orders (`store/update.rs`), the columns that they are read from
-//! (`store/rows.rs`), the write queue (`store/queue.rs`), its state (`store/writer_state.rs`), counters
-//! (`store/writer_stats.rs`) and mode (`store/mode.rs`), the
-//! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
-//! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
-//! (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
-//! backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which reads them as lines
-//! (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in
-//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/rows.rs`), the write queue (`store/queue.rs`), its mode (`store/mode.rs`), state
+//! (`store/writer_state.rs`) and counters (`store/writer_stats.rs`), the filters of order lists
+//! (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open orders that a pass works on
+//! (`store/open_orders.rs`), the subscriptions to commits (`store/subscriptions.rs`), the read-only
+//! access of the operator's commands (`store/read_only.rs`), backups (`store/backup.rs`), the check of
+//! all rows (`store/check.rs`), which reads them as lines (`store/lines.rs`), and copies
+//! (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in `store/sqlite.rs`, and, in builds
+//! with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -18,6 +19,7 @@ mod backup;
 mod check;
 mod copy;
 mod cursor;
+mod error;
 mod filter;
 mod leadership;
 mod lines;
@@ -28,6 +30,7 @@ mod open_orders;
 mod postgres;
 mod queue;
 mod read_only;
+mod reconciling;
 mod relocation;
 mod rows;
 mod sqlite;
@@ -37,8 +40,6 @@ mod update;
 mod write;
 mod writer_state;
 mod writer_stats;
-
-use std::sync::Arc;
 
 use futures_util::Stream;
 
@@ -51,8 +52,8 @@ use self::answers::{Outage, Page};
 pub use self::backup::{Backup, BackupError, back_up};
 pub use self::copy::{Moved, TransferError, compare, move_database, take_back};
 pub use self::cursor::{Cursor, Gone};
+pub use self::error::StoreError;
 pub use self::filter::{AttentionFilter, Filter};
-use self::leadership::Lock;
 pub use self::leadership::{LeadError, Leadership, Loss};
 pub use self::mode::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::open_error::OpenError;
@@ -60,65 +61,22 @@ use self::open_error::OpenReason;
 pub use self::open_orders::OpenOrders;
 use self::queue::Queue;
 pub use self::read_only::ReadOnlyDatabase;
+pub use self::reconciling::read_heartbeat;
 pub use self::relocation::Relocation;
 use self::sqlite::LeaderLock;
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
 pub use self::writer_stats::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, WriterStats};
-use crate::clock::{Clock, DatabaseClock, SystemClock};
+use crate::clock::DatabaseClock;
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
 use crate::order_details::OrderDetails;
-use crate::reconciler_state::ReconcilerState;
-
-/// Store errors, grouped by what the caller may do next: retry, but read first after
-/// [`StoreError::OutcomeUnknown`]; start over after [`StoreError::Gone`]; give up leadership after
-/// [`StoreError::Deposed`].
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The write queue is full. Nothing was written.
-    #[error("the write queue is full")]
-    Overloaded,
-    /// The database cannot be written at present. Nothing was written.
-    #[error("the database cannot be written")]
-    Unwritable(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// The database cannot be read at present.
-    #[error("the database cannot be read")]
-    Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The write has begun and its outcome is unknown: it may have taken effect, or may still do
-    /// so.
-    #[error(
-        "the database gave no clear answer in time; the write may have taken effect, or may still"
-    )]
-    OutcomeUnknown,
-    /// Another reconciler has become leader. Nothing was recorded.
-    #[error("another reconciler leads; nothing was recorded")]
-    Deposed,
-    /// A reader that resumes from this cursor might miss records.
-    #[error(transparent)]
-    Gone(#[from] Gone),
-}
-
-impl StoreError {
-    fn unwritable(why: &'static str) -> Self {
-        let why: Box<dyn std::error::Error + Send + Sync> = why.into();
-        Self::Unwritable(why.into())
-    }
-}
 
 /// A handle on the orders of one database. Clones share connections and the write queue.
 #[derive(Clone)]
 pub struct Store {
     engine: Engine,
-}
-
-/// Supported database engines.
-#[derive(Clone)]
-enum Engine {
-    Sqlite(sqlite::Engine),
-    #[cfg(feature = "postgres")]
-    Postgres(postgres::Engine),
 }
 
 /// Calls the method of this name of a store's engine. Reads of SQLite are ready at once, or as soon as
@@ -134,6 +92,15 @@ macro_rules! read {
             Engine::Postgres(engine) => engine.$method($($argument),*).await,
         }
     };
+}
+use read;
+
+/// Supported database engines.
+#[derive(Clone)]
+enum Engine {
+    Sqlite(sqlite::Engine),
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Engine),
 }
 
 impl Store {
@@ -238,33 +205,6 @@ impl Store {
         self.queue().write(write).await
     }
 
-    /// Returns whether there is any order for a pass: one that [`Store::open_orders`] or
-    /// [`Store::startable`] would return.
-    pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
-        read!(self.has_work(now, max_starts))
-    }
-
-    /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
-    /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
-    /// change by another process may be visible in one order and not in the next.
-    pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
-        read!(self.open_orders())
-    }
-
-    /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
-    /// a start of unknown outcome and may be started now, oldest first: those with a previous start
-    /// attempt if `is_tried`, otherwise those without.
-    pub async fn startable(
-        &self,
-        now: Timestamp,
-        max_starts: u32,
-        is_tried: bool,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<StartCandidate>, StoreError> {
-        read!(self.startable(now, max_starts, is_tried, after, limit))
-    }
-
     /// Adds the new journal entries to the statistics and returns the other totals, all from one
     /// snapshot.
     pub async fn update_stats(
@@ -322,63 +262,6 @@ impl Store {
         }
     }
 
-    /// Takes leadership unless another process has it. From then on a previous leader cannot record
-    /// anything.
-    pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
-        let lock = match &self.engine {
-            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
-        };
-        let Some(lock) = lock else {
-            return Ok(None);
-        };
-        let epoch = self.queue().write(|reply| Write::Lead { reply }).await?;
-        Ok(Some(Leadership::new(epoch, lock)))
-    }
-
-    /// Records the reconciler's changes in one transaction. A change whose order is no longer in
-    /// the expected state has no effect and is counted as a conflict.
-    ///
-    /// # Errors
-    /// [`StoreError::Deposed`] if another reconciler has become leader.
-    pub async fn record(
-        &self,
-        lead: &Leadership,
-        mut changes: Vec<OrderChange>,
-        now: Timestamp,
-    ) -> Result<Recorded, StoreError> {
-        // Key order: neighbours share pages. The sort is stable, so an adoption stays before its
-        // outcome.
-        changes.sort_by_key(|change| change.seq);
-        let write = |reply| Write::Record {
-            epoch: lead.epoch,
-            changes,
-            now,
-            reply,
-        };
-        lead.note_loss(self.queue().write(write).await)
-    }
-
-    /// Returns the reconciler's last heartbeat.
-    pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        read!(self.heartbeat())
-    }
-
-    /// Replaces the reconciler's heartbeat.
-    pub async fn write_heartbeat(
-        &self,
-        lead: &Leadership,
-        heartbeat: ReconcilerState,
-    ) -> Result<(), StoreError> {
-        let write = |reply| Write::Heartbeat {
-            epoch: lead.epoch,
-            heartbeat: Box::new(heartbeat),
-            reply,
-        };
-        lead.note_loss(self.queue().write(write).await)
-    }
-
     /// Checks that orders can be written, by writing a row.
     pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         self.queue()
@@ -416,30 +299,6 @@ impl Store {
         read!(self.events(order, after, limit))
     }
 
-    /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
-    /// attempt to at most the longest backoff from `now`. Works in batches, so that other writers
-    /// are not blocked for long.
-    pub async fn clamp_times(&self, lead: &Leadership, now: Timestamp) -> Result<(), StoreError> {
-        for status in [Status::Created, Status::Processing] {
-            let mut after = 0;
-            loop {
-                let seqs = read!(self.with_times_ahead(status, after, now))?;
-                let Some(last) = seqs.last() else {
-                    break;
-                };
-                after = *last;
-                let write = |reply| Write::ClampTimes {
-                    epoch: lead.epoch,
-                    seqs,
-                    now,
-                    reply,
-                };
-                lead.note_loss(self.queue().write(write).await)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Subscribes to changes of orders from now on, by this or any other process.
     pub fn changes(&self) -> Result<Changes, StoreError> {
         match &self.engine {
@@ -447,21 +306,6 @@ impl Store {
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => Ok(engine.changes()),
         }
-    }
-
-    /// Subscribes to the creation of orders newer than the newest existing one, by this or any
-    /// other process.
-    pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
-        let changes = match &self.engine {
-            Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.changes(),
-        };
-        Ok(NewOrders {
-            changes,
-            newest: self.newest_seq().await?,
-            store: self.clone(),
-        })
     }
 
     /// Returns a handle on the same orders for reads that take microseconds, made on a runtime's worker
@@ -508,11 +352,6 @@ impl Store {
         Self { engine }
     }
 
-    /// Returns the sequence number of the newest order; 0 if there is none.
-    async fn newest_seq(&self) -> Result<i64, StoreError> {
-        read!(self.newest_seq())
-    }
-
     /// Returns the clock by which orders are dated.
     pub fn clock(&self) -> DatabaseClock {
         match &self.engine {
@@ -553,15 +392,5 @@ impl Store {
     #[cfg(test)]
     async fn execute(&self, sql: String) -> Result<(), StoreError> {
         self.queue().write(|reply| Write::Sql { sql, reply }).await
-    }
-}
-
-/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it, and the
-/// present time by the clock of the database.
-pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<(ReconcilerState, Timestamp), OpenError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => Ok((sqlite::read_heartbeat(path)?, SystemClock.now())),
-        #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => postgres::read_heartbeat(url).await,
     }
 }

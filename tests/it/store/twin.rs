@@ -82,7 +82,10 @@ const NOT_COMPARED: [(&str, &str); 7] = [
 
 #[test]
 fn every_method_of_the_store_is_compared() {
-    let store = include_str!("../../../src/store.rs");
+    let store = concat!(
+        include_str!("../../../src/store.rs"),
+        include_str!("../../../src/store/reconciling.rs")
+    );
     let methods = store.lines().filter_map(|line| {
         let name = line.trim().strip_prefix("pub async fn ")?;
         name.split_once('(').map(|(name, _)| name)

@@ -1,0 +1,153 @@
+//! The store as the reconciler uses it: leadership, the orders that it works on, and the record of what it did.
+
+use super::leadership::Lock;
+#[cfg(feature = "postgres")]
+use super::postgres;
+use super::write::Write;
+use super::{
+    DatabaseUrl, Engine, LeadError, Leadership, NewOrders, OpenError, OpenOrders, OrderChange,
+    Recorded, StartCandidate, Store, StoreError, read, sqlite,
+};
+use crate::clock::{Clock, SystemClock};
+use crate::order::{Status, Timestamp};
+use crate::reconciler_state::ReconcilerState;
+
+impl Store {
+    /// Takes leadership unless another process has it. From then on a previous leader cannot record
+    /// anything.
+    pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
+        let lock = match &self.engine {
+            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
+        };
+        let Some(lock) = lock else {
+            return Ok(None);
+        };
+        let epoch = self.queue().write(|reply| Write::Lead { reply }).await?;
+        Ok(Some(Leadership::new(epoch, lock)))
+    }
+
+    /// Records the reconciler's changes in one transaction. A change whose order is no longer in
+    /// the expected state has no effect and is counted as a conflict.
+    ///
+    /// # Errors
+    /// [`StoreError::Deposed`] if another reconciler has become leader.
+    pub async fn record(
+        &self,
+        lead: &Leadership,
+        mut changes: Vec<OrderChange>,
+        now: Timestamp,
+    ) -> Result<Recorded, StoreError> {
+        // Key order: neighbours share pages. The sort is stable, so an adoption stays before its
+        // outcome.
+        changes.sort_by_key(|change| change.seq);
+        let write = |reply| Write::Record {
+            epoch: lead.epoch,
+            changes,
+            now,
+            reply,
+        };
+        lead.note_loss(self.queue().write(write).await)
+    }
+
+    /// Returns the reconciler's last heartbeat.
+    pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        read!(self.heartbeat())
+    }
+
+    /// Replaces the reconciler's heartbeat.
+    pub async fn write_heartbeat(
+        &self,
+        lead: &Leadership,
+        heartbeat: ReconcilerState,
+    ) -> Result<(), StoreError> {
+        let write = |reply| Write::Heartbeat {
+            epoch: lead.epoch,
+            heartbeat: Box::new(heartbeat),
+            reply,
+        };
+        lead.note_loss(self.queue().write(write).await)
+    }
+
+    /// Subscribes to the creation of orders newer than the newest existing one, by this or any
+    /// other process.
+    pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
+        let changes = match &self.engine {
+            Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.changes(),
+        };
+        Ok(NewOrders {
+            changes,
+            newest: self.newest_seq().await?,
+            store: self.clone(),
+        })
+    }
+
+    /// Returns whether there is any order for a pass: one that [`Store::open_orders`] or
+    /// [`Store::startable`] would return.
+    pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
+        read!(self.has_work(now, max_starts))
+    }
+
+    /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
+    /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
+    /// change by another process may be visible in one order and not in the next.
+    pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
+        read!(self.open_orders())
+    }
+
+    /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
+    /// a start of unknown outcome and may be started now, oldest first: those with a previous start
+    /// attempt if `is_tried`, otherwise those without.
+    pub async fn startable(
+        &self,
+        now: Timestamp,
+        max_starts: u32,
+        is_tried: bool,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<StartCandidate>, StoreError> {
+        read!(self.startable(now, max_starts, is_tried, after, limit))
+    }
+
+    /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
+    /// attempt to at most the longest backoff from `now`. Works in batches, so that other writers
+    /// are not blocked for long.
+    pub async fn clamp_times(&self, lead: &Leadership, now: Timestamp) -> Result<(), StoreError> {
+        for status in [Status::Created, Status::Processing] {
+            let mut after = 0;
+            loop {
+                let seqs = read!(self.with_times_ahead(status, after, now))?;
+                let Some(last) = seqs.last() else {
+                    break;
+                };
+                after = *last;
+                let write = |reply| Write::ClampTimes {
+                    epoch: lead.epoch,
+                    seqs,
+                    now,
+                    reply,
+                };
+                lead.note_loss(self.queue().write(write).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the sequence number of the newest order; 0 if there is none.
+    pub(super) async fn newest_seq(&self) -> Result<i64, StoreError> {
+        read!(self.newest_seq())
+    }
+}
+
+/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it, and the
+/// present time by the clock of the database.
+pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<(ReconcilerState, Timestamp), OpenError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => Ok((sqlite::read_heartbeat(path)?, SystemClock.now())),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => postgres::read_heartbeat(url).await,
+    }
+}
