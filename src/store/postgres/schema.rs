@@ -11,6 +11,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../sql/postgres/002_relocation.sql"),
 ];
 
+/// Statements that set the storage parameters of a database, of any format, that lacks them.
+const STORAGE: &str = include_str!("../../../sql/postgres/storage.sql");
+
 /// Format that this program writes.
 pub(super) const FORMAT: i32 = MIGRATIONS.len() as i32;
 
@@ -72,6 +75,7 @@ pub(super) async fn migrate(
             .query("UPDATE meta SET format = $1", &[&FORMAT])
             .await?;
     }
+    session.execute(STORAGE).await?;
     // Their processes have ended, or remember anew with their next write.
     session
         .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")

@@ -57,6 +57,24 @@ fn many_may_create_and_migrate_the_same_database_at_the_same_moment() {
     });
 }
 
+#[test]
+fn a_database_of_the_first_version_gets_the_storage_parameters_of_this_one() {
+    let database = cluster().database();
+    let fill = || {
+        let sql = "SELECT string_agg(relname || ' ' || (reloptions)[1], ', ' ORDER BY relname) \
+                   FROM pg_class WHERE relname IN ('orders', 'orders_pkey', 'journal_by_order')";
+        cluster().run(&database, sql)
+    };
+    fresh_in(&database);
+    let set = fill();
+    let first = "ALTER TABLE order_service.orders SET (fillfactor = 85); \
+                 ALTER INDEX order_service.orders_pkey RESET (fillfactor)";
+    cluster().run(&database, first);
+    fresh_in(&database);
+    assert_eq!(fill(), set);
+    assert!(set.contains("orders_pkey fillfactor=45"), "{set}");
+}
+
 #[tokio::test]
 async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads() {
     let database = cluster().database();
