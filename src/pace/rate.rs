@@ -378,6 +378,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_is_not_made_up_for() {
+        let mut gcra = Gcra::new(50.0);
+        let now = Timestamp(60_000);
+        gcra.on_admitted(now);
+        // The interval and its jitter, less what late timers are allowed.
+        assert_eq!(gcra.next_at(now), Timestamp(60_023));
+    }
+
+    #[test]
     fn starts_seldom_leave_whole_seconds_after_others() {
         let starts = starts_until(&mut Gcra::new(50.0), 600_000, 0);
         let moments: std::collections::HashSet<i64> = starts.iter().copied().collect();
@@ -431,6 +440,33 @@ mod tests {
         assert_eq!(rate.rate(), 1_000.0);
         rate.on_seen_alive(Timestamp(102_000));
         assert_eq!(rate.rate(), 1_000.0);
+        // Half of the rate is enough, over the whole of a longer step.
+        for (starts, doubled) in [(1_999, 1_000.0), (2_000, 2_000.0)] {
+            let mut rate = rate.clone();
+            for _ in 0..starts {
+                rate.on_admitted();
+            }
+            rate.on_seen_alive(Timestamp(106_000));
+            assert_eq!(rate.rate(), doubled, "{starts}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_refusals() {
+        let free = StartRate::new(0.0, Timestamp(0));
+        let mut restarted = free.clone();
+        restarted.on_restart(Timestamp(0));
+        let mut refused = free.clone();
+        refused.on_overload(Timestamp(1), Timestamp(1), "answered 429");
+        for (rate, expected) in [
+            (free, (false, false)),
+            (StartRate::new(50.0, Timestamp(0)), (true, false)),
+            (restarted, (true, false)),
+            (refused, (true, true)),
+        ] {
+            let limited = (rate.is_limited(), rate.is_rate_limited());
+            assert_eq!(limited, expected, "{rate:?}");
+        }
     }
 
     #[test]
@@ -465,6 +501,9 @@ mod tests {
         let cause = ReductionCause::Overload("answered 429");
         assert_eq!((rate.rate(), rate.reduction_cause()), (36.0, Some(cause)));
         // Repeated soon, it shows that the limit is far below. No healthy second in between undoes that.
+        let mut later = rate.clone();
+        assert!(refused(&mut later, 11, 1_010));
+        assert_eq!(later.rate(), 36.0 * 0.9, "a second after the last one");
         assert!(refused(&mut rate, 11, 20));
         assert_eq!(rate.rate(), 18.0);
         for now in 1..400 {
@@ -493,6 +532,29 @@ mod tests {
         assert!((39.4..39.6).contains(&rates[0]), "{rates:?}");
         assert!((39.9..40.0).contains(&rates[1]), "{rates:?}");
         assert_eq!(rates[2..], [40.0, 40.0]);
+    }
+
+    #[test]
+    fn a_rate_below_one_per_second_needs_longer_to_return() {
+        for (ceiling, seconds) in [(1.0, 20), (0.8, 25)] {
+            let mut rate = StartRate::new(ceiling, Timestamp(0));
+            rate.on_overload(Timestamp(1), Timestamp(0), "answered 429");
+            assert!(!rate.recover(Timestamp(seconds * 1_000 - 1_000)));
+            assert!(rate.recover(Timestamp(seconds * 1_000)), "{ceiling}");
+        }
+    }
+
+    #[test]
+    fn a_ceiling_lets_no_rate_be_learned_that_was_not_used() {
+        for (ceiling, learned) in [(400.0, 500.0), (500.0, 500.0), (600.0, 1_000.0)] {
+            let mut rate = StartRate::new(ceiling, Timestamp(0));
+            for _ in 0..400 {
+                rate.on_admitted();
+            }
+            rate.on_seen_alive(Timestamp(1_000));
+            let without_ceiling = rate.with_ceiling(0.0, Timestamp(1_000));
+            assert_eq!(without_ceiling.rate(), learned, "{ceiling}");
+        }
     }
 
     #[test]
