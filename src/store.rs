@@ -3,15 +3,16 @@
 //! [`Store`] speaks of orders: it knows neither SQL nor files. Its methods for the reconciler are in
 //! `store/reconciling.rs`, its errors in `store/error.rs`. The parts that all engines share are beside it:
 //! the values that are written (`store/write.rs`, `store/transition.rs`) and returned
-//! (`store/answers.rs`), the UPDATEs of orders (`store/update.rs`), the columns that they are read from
-//! (`store/rows.rs`), the write queue (`store/queue.rs`), its mode (`store/mode.rs`), state
-//! (`store/writer_state.rs`) and counters (`store/writer_stats.rs`), the filters of order lists
-//! (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open orders that a pass works on
-//! (`store/open_orders.rs`), the subscriptions to commits (`store/subscriptions.rs`), the read-only
-//! access of the operator's commands (`store/read_only.rs`), backups (`store/backup.rs`), the check of
-//! all rows (`store/check.rs`), which reads them as lines (`store/lines.rs`), and copies
-//! (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in `store/sqlite.rs`, and, in builds
-//! with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/answers.rs`), the queries (`store/queries.rs`), the columns that they read
+//! (`store/rows.rs`), the UPDATEs of orders (`store/update.rs`), the write queue (`store/queue.rs`), its
+//! mode (`store/mode.rs`), state (`store/writer_state.rs`) and counters (`store/writer_stats.rs`), the
+//! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
+//! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
+//! (`store/subscriptions.rs`), the read-only access of the operator's commands
+//! (`store/read_only.rs`), backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which
+//! reads them as lines (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The
+//! engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in
+//! `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -28,6 +29,7 @@ mod open_error;
 mod open_orders;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod queries;
 mod queue;
 mod read_only;
 mod reconciling;
@@ -59,6 +61,7 @@ pub use self::mode::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::open_error::OpenError;
 use self::open_error::OpenReason;
 pub use self::open_orders::OpenOrders;
+use self::queries::Read;
 use self::queue::Queue;
 pub use self::read_only::ReadOnlyDatabase;
 pub use self::reconciling::read_heartbeat;
@@ -90,6 +93,20 @@ macro_rules! read {
             }
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => engine.$method($($argument),*).await,
+        }
+    };
+    // Runs a query of `store/queries.rs`. A read that PostgreSQL has to repeat evaluates the arguments again.
+    ($store:ident, $kind:ident, $query:ident($($argument:expr),*)) => {
+        match &$store.engine {
+            Engine::Sqlite(engine) => {
+                let _permit = engine.permit().await?;
+                engine.read(Read::$kind, |db| sqlite::result(queries::$query(db, $($argument),*)))
+            }
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => {
+                let kind = Read::$kind;
+                engine.read(kind, move |db| Box::pin(queries::$query(db, $($argument),*))).await
+            }
         }
     };
 }
@@ -154,7 +171,8 @@ impl Store {
         id: &OrderId,
         now: Timestamp,
     ) -> Result<Option<OrderDetails>, StoreError> {
-        read!(self.details(id, now))
+        let id = id.clone();
+        read!(self, Snapshot, details(id.clone(), now))
     }
 
     /// A stream of the orders after a cursor that match the filter, oldest first, in pages of
@@ -174,11 +192,12 @@ impl Store {
             let Some((after, last)) = rest else {
                 return Ok(None);
             };
+            let wanted = filter.clone();
             let Page {
                 orders,
                 next,
                 newest,
-            } = read!(store.page(&filter, after, last, size))?;
+            } = read!(store, Snapshot, page(wanted.clone(), after, last, size))??;
             let rest = (orders.len() == size).then_some((next, newest.min(last)));
             Ok(Some(((orders, next), (store, filter, rest))))
         })
@@ -186,7 +205,7 @@ impl Store {
 
     /// Returns the number of orders in a status.
     pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
-        read!(self.count(status))
+        read!(self, Statement, count(status))
     }
 
     /// Carries out an operator's decision about an order.
@@ -205,14 +224,27 @@ impl Store {
         self.queue().write(write).await
     }
 
-    /// Adds the new journal entries to the statistics and returns the other totals, all from one
-    /// snapshot.
+    /// Adds the new journal entries to the statistics and returns the other totals, from one snapshot with
+    /// the last entries.
     pub async fn update_stats(
         &self,
         history: &mut JournalStats,
         now: Timestamp,
     ) -> Result<StatsSnapshot, StoreError> {
-        read!(self.update_stats(history, now))
+        let mut rebuilt_at = None;
+        loop {
+            let before = history.clone();
+            let query = read!(
+                self,
+                Snapshot,
+                update_stats(before.clone(), rebuilt_at, now)
+            );
+            let stats;
+            (*history, rebuilt_at, stats) = query?;
+            if let Some(stats) = stats {
+                return Ok(stats);
+            }
+        }
     }
 
     /// Prunes the first `limit` orders after sequence number `after` that settled before a time,
@@ -226,7 +258,7 @@ impl Store {
         limit: usize,
         now: Timestamp,
     ) -> Result<Option<(PruneCounts, i64)>, StoreError> {
-        let seqs = read!(self.next_prunable(settled_before, after, limit))?;
+        let seqs = read!(self, Scan, next_prunable(settled_before, after, limit))?;
         let Some(last) = seqs.last().copied() else {
             return Ok(None);
         };
@@ -282,7 +314,7 @@ impl Store {
 
     /// Returns a cursor at the newest event.
     pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
-        read!(self.newest_event())
+        read!(self, Snapshot, newest_event())
     }
 
     /// Returns at most `limit` events after a cursor, of all orders or of one, in journal order,
@@ -296,7 +328,8 @@ impl Store {
         after: Cursor,
         limit: usize,
     ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        read!(self.events(order, after, limit))
+        let order = order.cloned();
+        Ok(read!(self, Snapshot, events(order.clone(), after, limit))??)
     }
 
     /// Subscribes to changes of orders from now on, by this or any other process.

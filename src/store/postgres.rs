@@ -5,7 +5,7 @@
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
-//! their own. `readers` repeats reads on new connections, `queries` has their statements. `connect` opens
+//! their own. `readers` repeats reads on new connections, and `rows` makes them. `connect` opens
 //! sessions and checks their server, with `tls`, `settings`, `schema` and `history`. `lead` elects the
 //! leader, and `listen` receives the commits of other processes.
 
@@ -23,7 +23,6 @@ mod listen;
 mod lookups;
 mod open_error;
 mod prune;
-mod queries;
 mod readers;
 mod row_work;
 mod rows;
@@ -53,17 +52,13 @@ pub(super) use self::open_error::ServerError;
 use self::session::Session;
 use self::writer::Writer;
 use super::mode::Mode;
+use super::queries::{self, Read};
 use super::queue::Queue;
-use super::rows::open_order_of;
+use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
-use super::{
-    Changes, Cursor, DatabaseInfo, Durability, Filter, OpenError, OpenOrders, Page, StartCandidate,
-    StatsSnapshot, StoreError,
-};
+use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
 use crate::clock::{Clock, DatabaseClock};
-use crate::journal_stats::JournalStats;
-use crate::order::{Event, OrderId, Status, Timestamp};
-use crate::order_details::OrderDetails;
+use crate::order::Timestamp;
 use crate::reconciler_state::ReconcilerState;
 
 /// Number of connections that reads of one statement share, besides those of lookups.
@@ -86,6 +81,21 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause before another attempt to connect.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Query for the first open orders after `$1`.
+const NEXT_OPEN: &str = concat!(
+    "SELECT ",
+    open_order_columns!(),
+    " FROM ((SELECT * FROM orders WHERE status = 'PROCESSING' AND seq > $1 ORDER BY seq LIMIT $2) \
+     UNION ALL \
+     (SELECT * FROM orders WHERE intent_at IS NOT NULL AND status || '' = 'CREATED' AND seq > $1 \
+      ORDER BY seq LIMIT $2)) AS open \
+     ORDER BY seq LIMIT $2"
+);
+
+/// Query for the size of the tables and indexes, in bytes.
+const SIZE: &str = "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class \
+                    WHERE relnamespace = 'order_service'::regnamespace AND relkind = 'r'";
 
 /// Orders in one PostgreSQL database. The methods are those of [`Store`](super::Store).
 #[derive(Clone)]
@@ -217,50 +227,15 @@ impl Engine {
         Ok(taken.await?)
     }
 
-    pub async fn details(
-        &self,
-        id: &OrderId,
-        now: Timestamp,
-    ) -> Result<Option<OrderDetails>, StoreError> {
-        let id = id.clone();
-        self.snapshot(READ_TIMEOUT, move |session| {
-            let id = id.clone();
-            Box::pin(async move { queries::details(session, &id, now).await })
-        })
-        .await
-    }
-
-    pub async fn newest_seq(&self) -> Result<i64, StoreError> {
-        self.read(|session| Box::pin(queries::newest_seq(session)))
-            .await
-    }
-
-    pub async fn page(
-        &self,
-        filter: &Filter,
-        after: Cursor,
-        last: i64,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
-        let filter = filter.clone();
-        self.snapshot(READ_TIMEOUT, move |session| {
-            let filter = filter.clone();
-            Box::pin(async move { queries::page(session, &filter, after, last, limit).await })
-        })
-        .await
-    }
-
-    pub async fn count(&self, status: Status) -> Result<u64, StoreError> {
-        self.read(move |session| Box::pin(queries::count(session, status)))
-            .await
-    }
-
     pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
         let mut list = OpenOrders::default();
         loop {
             let after = list.last_seq();
             let rows = self
-                .read(move |session| Box::pin(queries::open_after(session, after)))
+                .read(Read::Statement, move |session| {
+                    let limit = queries::READ_MAX as i64;
+                    Box::pin(async move { session.query(NEXT_OPEN, &[&after, &limit]).await })
+                })
                 .await?;
             for row in &rows {
                 let id = row.try_get(1).map_err(Error::from)?;
@@ -273,115 +248,21 @@ impl Engine {
         }
     }
 
-    pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
-        self.read(move |session| Box::pin(queries::has_work(session, now, max_starts)))
-            .await
-    }
-
-    pub async fn startable(
-        &self,
-        now: Timestamp,
-        max_starts: u32,
-        is_tried: bool,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<StartCandidate>, StoreError> {
-        self.read(move |session| {
-            Box::pin(queries::startable(
-                session, now, max_starts, is_tried, after, limit,
-            ))
-        })
-        .await
-    }
-
-    pub async fn update_stats(
-        &self,
-        history: &mut JournalStats,
-        now: Timestamp,
-    ) -> Result<StatsSnapshot, StoreError> {
-        loop {
-            let before = history.clone();
-            let read = self.snapshot(READ_TIMEOUT, move |session| {
-                let mut history = before.clone();
-                Box::pin(async move {
-                    let stats = queries::update_stats(session, &mut history, now).await?;
-                    Ok((stats, history))
-                })
-            });
-            let (stats, after) = read.await?;
-            *history = after;
-            if let Some(stats) = stats {
-                return Ok(stats);
-            }
-        }
-    }
-
-    pub async fn next_prunable(
-        &self,
-        settled_before: Timestamp,
-        after: i64,
-        limit: usize,
-    ) -> Result<Vec<i64>, StoreError> {
-        self.snapshot(LONG_READ_TIMEOUT, move |session| {
-            Box::pin(queries::next_prunable(
-                session,
-                settled_before,
-                after,
-                limit,
-            ))
-        })
-        .await
-    }
-
     /// Returns a description of the database; its size is 0 if it cannot be read.
     pub async fn info(&self) -> DatabaseInfo {
-        let size = self.read(|session| Box::pin(queries::size(session)));
+        let size = self.read(Read::Statement, |session| {
+            Box::pin(session.value::<i64>(SIZE, &[]))
+        });
         let size = tokio::time::timeout(SIZE_TIMEOUT, size).await;
         let connector = &self.inner.connector;
         DatabaseInfo {
             engine: "postgresql",
             durability: self.durability(),
-            bytes: size.ok().and_then(Result::ok).unwrap_or(0),
+            bytes: size.map_or(0, |size| size.map_or(0, i64::unsigned_abs)),
             log_bytes: None,
             reconnects: Some(connector.reconnects()),
             lost_entries: connector.own_entries.lost(),
         }
-    }
-
-    pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        self.read(|session| Box::pin(queries::heartbeat(session)))
-            .await
-    }
-
-    pub async fn newest_event(&self) -> Result<Cursor, StoreError> {
-        self.snapshot(READ_TIMEOUT, |session| {
-            Box::pin(queries::newest_event(session))
-        })
-        .await
-    }
-
-    pub async fn events(
-        &self,
-        order: Option<&OrderId>,
-        after: Cursor,
-        limit: usize,
-    ) -> Result<(Vec<Event>, Cursor), StoreError> {
-        let order = order.cloned();
-        self.snapshot(READ_TIMEOUT, move |session| {
-            let order = order.clone();
-            Box::pin(async move { queries::events(session, order.as_ref(), after, limit).await })
-        })
-        .await
-    }
-
-    pub async fn with_times_ahead(
-        &self,
-        status: Status,
-        after: i64,
-        now: Timestamp,
-    ) -> Result<Vec<i64>, StoreError> {
-        self.read(move |session| Box::pin(queries::with_times_ahead(session, status, after, now)))
-            .await
     }
 
     /// Subscribes to the commits of this process and of others.

@@ -3,6 +3,7 @@
 use super::leadership::Lock;
 #[cfg(feature = "postgres")]
 use super::postgres;
+use super::queries::{self, Read};
 use super::write::Write;
 use super::{
     DatabaseUrl, Engine, LeadError, Leadership, NewOrders, OpenError, OpenOrders, OrderChange,
@@ -53,7 +54,7 @@ impl Store {
 
     /// Returns the reconciler's last heartbeat.
     pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        read!(self.heartbeat())
+        read!(self, Statement, heartbeat())
     }
 
     /// Replaces the reconciler's heartbeat.
@@ -88,7 +89,7 @@ impl Store {
     /// Returns whether there is any order for a pass: one that [`Store::open_orders`] or
     /// [`Store::startable`] would return.
     pub async fn has_work(&self, now: Timestamp, max_starts: u32) -> Result<bool, StoreError> {
-        read!(self.has_work(now, max_starts))
+        read!(self, Statement, has_work(now, max_starts))
     }
 
     /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
@@ -109,7 +110,11 @@ impl Store {
         after: i64,
         limit: usize,
     ) -> Result<Vec<StartCandidate>, StoreError> {
-        read!(self.startable(now, max_starts, is_tried, after, limit))
+        read!(
+            self,
+            Statement,
+            startable(now, max_starts, is_tried, after, limit)
+        )
     }
 
     /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
@@ -119,7 +124,7 @@ impl Store {
         for status in [Status::Created, Status::Processing] {
             let mut after = 0;
             loop {
-                let seqs = read!(self.with_times_ahead(status, after, now))?;
+                let seqs = read!(self, Statement, with_times_ahead(status, after, now))?;
                 let Some(last) = seqs.last() else {
                     break;
                 };
@@ -138,7 +143,7 @@ impl Store {
 
     /// Returns the sequence number of the newest order; 0 if there is none.
     pub(super) async fn newest_seq(&self) -> Result<i64, StoreError> {
-        read!(self.newest_seq())
+        read!(self, Statement, newest_seq())
     }
 }
 

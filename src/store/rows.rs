@@ -90,6 +90,39 @@ pub(super) trait Columns {
     }
 }
 
+/// A value for a placeholder of a statement.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value<'a> {
+    Integer(i64),
+    Text(&'a str),
+    Boolean(bool),
+}
+
+impl From<usize> for Value<'_> {
+    fn from(limit: usize) -> Self {
+        Self::Integer(i64::try_from(limit).unwrap_or(i64::MAX))
+    }
+}
+
+/// A connection on which the queries of `store/queries.rs` run.
+pub(super) trait Database {
+    /// Error of the engine.
+    type Error;
+
+    type Row<'r>: Columns<Error = Self::Error>;
+
+    /// Runs a query, and returns its rows as `read` returns them. SQLite has run it once this returns.
+    fn rows<T: Send>(
+        &self,
+        sql: &str,
+        values: &[Value<'_>],
+        read: impl FnMut(&Self::Row<'_>) -> Result<T, Self::Error> + Send,
+    ) -> impl Future<Output = Result<Vec<T>, Self::Error>> + Send;
+
+    /// Returns the query for the first rows of SELECTs that are each in the order of `seq`.
+    fn merged(selects: &[String], limit: &str) -> String;
+}
+
 /// SQL expression over an order's columns: true if the order needs an operator. A refused start is
 /// retried automatically, but five refusals in a row do not go away. A lost process that was only
 /// missed has no next attempt yet; an order that waits for an operator has one. A restart requested
@@ -134,13 +167,17 @@ pub(super) const OUTAGE: &str = "SELECT upstream_since, upstream_detail, next_pa
                                  FROM heartbeat WHERE id = 1 AND upstream = 'down'";
 
 /// Columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
-pub(super) const OPEN_ORDER: &str = "seq, id, status, starts, intent_at, given_up_at, start_answer, \
-                                     confirmed_at, attempts, next_attempt_at, attention, \
-                                     missed_at, released_at, process_seen";
+macro_rules! open_order_columns {
+    () => {
+        "seq, id, status, starts, intent_at, given_up_at, start_answer, confirmed_at, attempts, \
+         next_attempt_at, attention, missed_at, released_at, process_seen"
+    };
+}
+pub(super) use open_order_columns;
 
 /// Columns of an [`Event`], as [`event_of`] reads them.
-pub(super) const EVENT: &str =
-    "journal.seq, journal.order_seq, orders.id, journal.at, journal.reason";
+pub(super) const EVENT: &str = "seq, order_seq, \
+     (SELECT id FROM orders WHERE orders.seq = journal.order_seq), at, reason";
 
 /// Columns of a [`JournalEntry`], as [`entry_of`] reads them. The order is looked up only for
 /// entries that settle it.

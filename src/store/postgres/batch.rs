@@ -6,11 +6,10 @@ use tokio_postgres::Row;
 
 use super::changes::NewEntry;
 use super::error::Error;
-use super::queries::ORDER_VIEWS;
 use super::session::{Session, Steps, Value};
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::store::queue::Pending;
-use crate::store::rows::order_view_of;
+use crate::store::rows::{order_view_columns, order_view_of};
 use crate::store::write::Write;
 use crate::store::{Creation, OrderView, StoreError};
 
@@ -33,6 +32,14 @@ const CREATE: &str = "\
         FROM created \
         RETURNING seq) \
     SELECT max(seq) FROM entries";
+
+/// Query for the orders with these ids, with the columns of the heartbeat that readers need, and the
+/// batches that created them.
+pub(super) const ORDER_VIEWS: &str = concat!(
+    "SELECT ",
+    order_view_columns!(),
+    ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
+);
 
 pub(super) const REMEMBER: &str = "INSERT INTO writers (id, batch) VALUES ($1, $2) \
                         ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, used_at = now()";

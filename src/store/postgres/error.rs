@@ -4,7 +4,6 @@
 use tokio_postgres::error::SqlState;
 
 use super::open_error::ServerError;
-use crate::store::cursor::Gone;
 use crate::store::{OpenError, StoreError};
 
 /// An error of a statement or of a connection.
@@ -22,9 +21,6 @@ pub(in crate::store) enum Error {
     /// A value that the schema refuses, or that another program wrote.
     #[error("{0}")]
     Value(String),
-    /// A reader cannot resume from its position.
-    #[error(transparent)]
-    Gone(#[from] Gone),
 }
 
 impl Error {
@@ -45,7 +41,7 @@ impl Error {
             Self::Silent => return true,
             Self::Postgres(error) => error,
             Self::Open(error) => return matches!(error, ServerError::Unreachable(_)),
-            Self::Value(_) | Self::Gone(_) => return false,
+            Self::Value(_) => return false,
         };
         match error.code() {
             // Not the server's answer, but the lack of one.
@@ -101,9 +97,6 @@ impl From<Error> for ServerError {
 
 impl From<Error> for StoreError {
     fn from(error: Error) -> Self {
-        match error {
-            Error::Gone(gone) => Self::Gone(gone),
-            error => Self::Unreadable(Box::new(error)),
-        }
+        Self::Unreadable(Box::new(error))
     }
 }

@@ -8,14 +8,15 @@ use tokio::sync::oneshot;
 
 use super::connect::{Connector, Purpose};
 use super::error::Error;
+use super::rows::without_indexes;
 use super::session::Session;
-use super::{PostgresUrl, on_thread, queries, start_thread};
+use super::{PostgresUrl, on_thread, start_thread};
 use crate::messages::with_causes;
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
-use crate::store::{Finding, OpenError, StoreError};
+use crate::store::{Finding, OpenError, StoreError, queries};
 
 /// Number of bytes that are handed on at once.
 const CHUNK: usize = 64 * 1024;
@@ -120,7 +121,7 @@ impl LineSession {
         let found = self.run(|session| async move {
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
             session.execute(begin).await?;
-            let found = queries::details(&session, &id, now).await?;
+            let found = queries::details(&*session, id, now).await?;
             session.execute("COMMIT").await?;
             Ok(found)
         });
@@ -129,15 +130,8 @@ impl LineSession {
 
     /// Returns ids that differ from one in case only, and its neighbours in sort order.
     pub fn neighbours(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        const SQL: &str = "\
-            (SELECT id FROM orders WHERE lower(id) = lower($1) ORDER BY id LIMIT 3) \
-            UNION ALL (SELECT id FROM orders WHERE id > $1 ORDER BY id LIMIT 2) \
-            UNION ALL (SELECT id FROM orders WHERE id < $1 ORDER BY id DESC LIMIT 2)";
         let id = id.clone();
-        let found = self.run(|session| async move {
-            let rows = session.query(SQL, &[&id.as_str()]).await?;
-            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
-        });
+        let found = self.run(|session| async move { queries::neighbours(&*session, id).await });
         found.map_err(StoreError::Unreadable)
     }
 }
@@ -175,9 +169,7 @@ impl Lines for LineSession {
 /// Returns a query as PostgreSQL understands it: without the names of indexes, with JSON in columns of
 /// text, and with the statuses of entries of the journal, which are not stored.
 fn in_dialect(sql: &str) -> String {
-    let sql = sql
-        .replace(" INDEXED BY journal_by_order", "")
-        .replace("history ->", "history::json ->");
+    let sql = without_indexes(sql).replace("history ->", "history::json ->");
     let mut from = String::new();
     let mut to = String::new();
     for reason in EventReason::ALL {

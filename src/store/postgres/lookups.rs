@@ -7,8 +7,8 @@ use std::sync::{Arc, Weak};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::Row;
 
+use super::batch::ORDER_VIEWS;
 use super::error::Error;
-use super::queries::ORDER_VIEWS;
 use super::{Engine, Inner, READ_TIMEOUT, on_thread};
 use crate::messages::with_causes;
 use crate::order::OrderId;

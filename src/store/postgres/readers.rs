@@ -12,39 +12,38 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::lookups::LOOKUP_READERS;
 use super::session::Session;
-use super::{Engine, Inner, READ_TIMEOUT, RETRY_INTERVAL, SHARED_READERS, on_thread};
+use super::{
+    Engine, Inner, LONG_READ_TIMEOUT, READ_TIMEOUT, RETRY_INTERVAL, SHARED_READERS, on_thread,
+};
 use crate::store::StoreError;
+use crate::store::queries::Read;
 
 /// Time limit for a read on one connection, which is given up with it: its server may hang for ever.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Engine {
-    /// Runs a query of one statement, on a connection that other reads share.
-    pub(super) async fn read<T: Send + 'static>(
+    /// Runs a query: one of a single statement on a connection that other reads share.
+    pub(in crate::store) async fn read<T: Send + 'static>(
         &self,
+        kind: Read,
         query: impl Query<T>,
     ) -> Result<T, StoreError> {
-        let next = self.inner.next_reader.fetch_add(1, Ordering::Relaxed);
-        let index = LOOKUP_READERS + next % SHARED_READERS;
+        let (limit, shared) = match kind {
+            Read::Statement => {
+                let next = self.inner.next_reader.fetch_add(1, Ordering::Relaxed);
+                (READ_TIMEOUT, Some(LOOKUP_READERS + next % SHARED_READERS))
+            }
+            Read::Snapshot => (READ_TIMEOUT, None),
+            Read::Scan => (LONG_READ_TIMEOUT, None),
+        };
         let inner = self.inner.clone();
-        let read = async move { inner.repeat(READ_TIMEOUT, Some(index), query).await };
-        Ok(self.inner.on_runtime(read).await?)
-    }
-
-    /// Runs a query of several statements, in one snapshot.
-    pub(super) async fn snapshot<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        query: impl Query<T>,
-    ) -> Result<T, StoreError> {
-        let inner = self.inner.clone();
-        let read = async move { inner.repeat(limit, None, query).await };
+        let read = async move { inner.repeat(limit, shared, query).await };
         Ok(self.inner.on_runtime(read).await?)
     }
 }
 
 /// A query on a session, which is repeated on another one if the first is lost.
-pub(super) trait Query<T>:
+pub(in crate::store) trait Query<T>:
     for<'a> Fn(&'a Session) -> BoxFuture<'a, Result<T, Error>> + Send + Sync + 'static
 {
 }
@@ -150,7 +149,7 @@ impl Inner {
         let (begun, result) = join(begin, query(&session)).await;
         begun?;
         // A session whose transaction has failed ends with it.
-        if let Ok(_) | Err(Error::Gone(_) | Error::Value(_)) = &result {
+        if let Ok(_) | Err(Error::Value(_)) = &result {
             session.send("COMMIT");
             self.idle_snapshots().push(session);
         }

@@ -1,10 +1,66 @@
-//! PostgreSQL's rows as [`Columns`].
+//! A session as the [`Database`] of shared queries, and PostgreSQL's rows as [`Columns`].
 
+use bytes::BytesMut;
 use tokio_postgres::Row;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use super::error::Error;
-use crate::store::rows::Columns;
+use super::session::Session;
+use crate::store::lines::BoxError;
+use crate::store::rows::{Columns, Database, Value};
+
+impl Database for Session {
+    type Error = Error;
+    type Row<'r> = Row;
+
+    async fn rows<T: Send>(
+        &self,
+        sql: &str,
+        values: &[Value<'_>],
+        read: impl FnMut(&Row) -> Result<T, Error> + Send,
+    ) -> Result<Vec<T>, Error> {
+        let sql = without_indexes(sql).replace('?', "$");
+        let values: Vec<_> = values.iter().map(|value| value as _).collect();
+        let rows = self.query(&sql, &values).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Each SELECT is sorted and limited too, so that no more rows of it are read.
+    fn merged(selects: &[String], limit: &str) -> String {
+        let first = format!(" ORDER BY seq LIMIT {limit}");
+        let selects = selects.join(&format!("{first}) UNION ALL ("));
+        format!("SELECT * FROM (({selects}{first})) AS merged{first}")
+    }
+}
+
+/// Returns a query without the names of indexes that SQLite has to use.
+pub(super) fn without_indexes(sql: &str) -> String {
+    let mut parts = sql.split(" INDEXED BY ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |sql, part| {
+        let name = part.find(|c: char| c != '_' && !c.is_alphanumeric());
+        sql + &part[name.unwrap_or(part.len())..]
+    })
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self, of: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
+        match (*self, of) {
+            (Self::Integer(number), &Type::INT4) => {
+                i32::try_from(number).unwrap_or(i32::MAX).to_sql(of, out)
+            }
+            (Self::Integer(number), _) => number.to_sql(of, out),
+            (Self::Text(text), _) => text.to_sql(of, out),
+            (Self::Boolean(flag), _) => flag.to_sql(of, out),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
 
 impl Columns for Row {
     type Error = Error;

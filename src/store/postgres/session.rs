@@ -28,7 +28,7 @@ pub(super) type Value = Box<dyn ToSql + Sync + Send>;
 
 /// Statements with their values, sent together: one round trip for all.
 #[derive(Default)]
-pub(super) struct Steps(Vec<(String, Vec<Value>)>);
+pub(in crate::store) struct Steps(Vec<(String, Vec<Value>)>);
 
 impl Steps {
     /// Adds a statement, and returns its index among the answers.
@@ -39,7 +39,7 @@ impl Steps {
 }
 
 /// A connection with its prepared statements. Lasts until it is dropped.
-pub(super) struct Session {
+pub(in crate::store) struct Session {
     client: Client,
     statements: Mutex<HashMap<String, Statement>>,
     is_unreplicated: Arc<AtomicBool>,

@@ -93,7 +93,7 @@ impl CopySide {
     }
 
     fn prepared(path: &Path, purpose: Purpose<'_>) -> Result<Self, OpenError> {
-        let (opened, db, _) = open::prepare(path, purpose)?;
+        let (opened, db) = open::prepare(path, purpose)?;
         // Rows arrive in another order than that of their references.
         db.pragma_update(None, "foreign_keys", false)
             .and_then(|()| db.busy_timeout(BUSY_TIMEOUT))

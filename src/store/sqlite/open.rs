@@ -17,9 +17,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 use super::file::{
     self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file, with_suffix,
 };
-use super::histories::histories;
+use super::histories::begin_history;
 use super::open_error::{FileError, START_TIMEOUT};
-use crate::store::cursor::Histories;
 use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
 use crate::store::{OpenError, OpenReason};
@@ -84,7 +83,7 @@ pub(super) enum Purpose<'a> {
 pub(super) fn prepare(
     path: &Path,
     purpose: Purpose<'_>,
-) -> Result<(OpenedFile, Connection, Histories), OpenError> {
+) -> Result<(OpenedFile, Connection), OpenError> {
     let path = absolute(path)?;
     // A path that is still a symbolic link after resolution is dangling.
     if path.is_symlink() || path.exists() && !path.is_file() {
@@ -102,8 +101,7 @@ pub(super) fn prepare(
     let is_new = file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
-    let (db, histories) =
-        migrate(&path, database, purpose).map_err(|error| file_error(&path, error))?;
+    let db = migrate(&path, database, purpose).map_err(|error| file_error(&path, error))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     match (is_new, purpose) {
@@ -112,7 +110,7 @@ pub(super) fn prepare(
         (true, Purpose::Copy(_)) => log::info!("created the database {}", path.display()),
         (false, _) => log::info!("using the database {}", path.display()),
     }
-    Ok((file, db, histories))
+    Ok((file, db))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
@@ -150,11 +148,7 @@ pub(super) fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockE
     }
 }
 
-fn migrate(
-    path: &Path,
-    file: Identity,
-    purpose: Purpose<'_>,
-) -> Result<(Connection, Histories), BoxError> {
+fn migrate(path: &Path, file: Identity, purpose: Purpose<'_>) -> Result<Connection, BoxError> {
     let mut db = Connection::open_with_flags(path, existing())?;
     // The format is checked before anything in the file is changed.
     let format = format(&db)?;
@@ -170,13 +164,12 @@ fn migrate(
     }
     // Detects a read-only file now and not with the first order.
     change.execute("DELETE FROM write_probe", [])?;
-    let histories = match relocation {
-        None => histories(&change, &file.to_string())?,
-        // It has no readers.
-        Some(_) => Histories::new(Vec::new()),
-    };
+    // One whose orders have moved has no readers.
+    if relocation.is_none() {
+        begin_history(&change, &file.to_string())?;
+    }
     change.commit()?;
-    Ok((db, histories))
+    Ok(db)
 }
 
 /// Returns the format of a file; 0 if the file is empty.

@@ -2,15 +2,12 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::row_mapping::open_order;
+use super::row_mapping::result;
 use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::store::open_orders::running;
+use crate::store::queries::{READ_MAX, open_order};
 use crate::store::rows::Columns;
-
-/// Number of orders read in one query: some milliseconds of work. The write-ahead log cannot
-/// restart during a read.
-pub(super) const READ_MAX: usize = 10_000;
 
 /// Appends the next orders to the list and returns their number, which is less than
 /// [`READ_MAX`] at the end.
@@ -24,7 +21,7 @@ pub(super) fn read_next(db: &Connection, list: &mut OpenOrders) -> rusqlite::Res
         let seq = row.get(0)?;
         let order = match row.get::<_, Option<i64>>(2)? {
             Some(since) => running(seq, Timestamp(since), row.get(3)?, row.get(4)?),
-            None => open_order(db, seq)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
+            None => result(open_order(db, seq))?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
         };
         list.push(id, order)
             .map_err(|error| Row::invalid(1, error))?;
@@ -81,7 +78,7 @@ mod tests {
         let list = store.open_orders().await.unwrap();
         let db = Connection::open(store.address()).unwrap();
         for (index, order) in list.orders().enumerate().take(20) {
-            let whole = open_order(&db, order.seq).unwrap();
+            let whole = result(open_order(&db, order.seq)).unwrap();
             assert_eq!(Some(order), whole, "{index}");
         }
         let expected = (1..=3 * READ_MAX).filter(|n| n % 3 == 0 || n % 5 != 0);

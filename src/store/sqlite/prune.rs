@@ -6,37 +6,15 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::stats::base;
+use super::row_mapping::result;
 use crate::order::{Status, Timestamp};
 use crate::store::PruneCounts;
 use crate::store::filter::prunable;
+use crate::store::queries::base;
 use crate::store::rows::{Columns, ENTRY, entry_of};
 
 /// Condition for orders that may be pruned: settled before the time `?1`.
 const PRUNABLE: &str = prunable!("?1");
-
-/// Returns the sequence numbers of the first `limit` orders after `after` that may be pruned.
-///
-/// The query scans all orders by sequence number. An index by time of settling was rejected: every
-/// settlement would have to update it, for one scan a day.
-pub(super) fn next_prunable(
-    db: &Connection,
-    settled_before: Timestamp,
-    after: i64,
-    limit: usize,
-) -> rusqlite::Result<Vec<i64>> {
-    db.prepare_cached(&next_prunable_sql())?
-        .query_map(params![settled_before.0, after, limit as i64], |row| {
-            row.get(0)
-        })?
-        .collect()
-}
-
-fn next_prunable_sql() -> String {
-    format!(
-        "SELECT seq FROM orders NOT INDEXED WHERE seq > ?2 AND {PRUNABLE} ORDER BY seq LIMIT ?3"
-    )
-}
 
 /// Deletes those of these orders that may be pruned, and adds them and their entries to the totals
 /// of pruned records.
@@ -46,7 +24,7 @@ pub(super) fn prune(
     settled_before: Timestamp,
     now: Timestamp,
 ) -> rusqlite::Result<PruneCounts> {
-    let mut history = base(db)?;
+    let mut history = result(base(db))?;
     let mut removed = PruneCounts::default();
     let (mut last_order, mut last_entry) = (0, 0);
     let status = format!("SELECT status FROM orders WHERE {PRUNABLE} AND seq = ?2");
@@ -103,26 +81,4 @@ pub(super) fn free_bytes(db: &Connection) -> rusqlite::Result<u64> {
             .map(i64::unsigned_abs)
     };
     Ok(read("freelist_count")? * read("page_size")?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::open;
-    use super::*;
-
-    #[test]
-    fn orders_to_remove_are_found_in_their_order_and_never_sorted() {
-        let db = open::empty().unwrap();
-        let sql = format!("EXPLAIN QUERY PLAN {}", next_prunable_sql());
-        let mut query = db.prepare(&sql).unwrap();
-        let lines = query
-            .query_map([0, 0, 0], |row| row.get::<_, String>(3))
-            .unwrap();
-        let plan = lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
-        assert!(
-            plan.contains("orders USING INTEGER PRIMARY KEY (rowid>?"),
-            "{plan}"
-        );
-        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
-    }
 }

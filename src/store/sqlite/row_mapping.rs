@@ -1,16 +1,55 @@
-//! SQLite's rows as [`Columns`], and the queries for one row of them.
+//! A connection as the [`Database`] of shared queries, SQLite's rows as [`Columns`], and the heartbeat as it is
+//! written.
 
-use rusqlite::types::Type;
-use rusqlite::{Connection, Error, OptionalExtension, Row, params};
+use std::future::ready;
+
+use futures_util::FutureExt;
+use rusqlite::types::{ToSqlOutput, Type};
+use rusqlite::{Connection, Error, Row, ToSql, params, params_from_iter};
 use serde::Serialize;
 
-use crate::decide::{LostProcess, OpenOrder};
+use crate::decide::LostProcess;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::Outage;
-use crate::store::rows::{
-    Columns, HEARTBEAT, OPEN_ORDER, OUTAGE, heartbeat_of, open_order_of, outage_of,
-    upstream_columns,
-};
+use crate::store::rows::{Columns, Database, Value, upstream_columns};
+
+impl Database for Connection {
+    type Error = Error;
+    type Row<'r> = Row<'r>;
+
+    fn rows<T: Send>(
+        &self,
+        sql: &str,
+        values: &[Value<'_>],
+        mut read: impl FnMut(&Row<'_>) -> Result<T, Error> + Send,
+    ) -> impl Future<Output = Result<Vec<T>, Error>> + Send {
+        ready(self.prepare_cached(sql).and_then(|mut query| {
+            query
+                .query_map(params_from_iter(values), |row| read(row))?
+                .collect()
+        }))
+    }
+
+    fn merged(selects: &[String], limit: &str) -> String {
+        let selects = selects.join(" UNION ALL ");
+        format!("{selects} ORDER BY seq LIMIT {limit}")
+    }
+}
+
+/// Returns the result of a shared query on a [`Connection`], which waits for nothing.
+pub(in crate::store) fn result<T>(query: impl Future<Output = T>) -> T {
+    let result = query.now_or_never();
+    result.expect("SQLite has run each statement before its future is polled")
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match *self {
+            Self::Integer(number) => number.into(),
+            Self::Text(text) => text.into(),
+            Self::Boolean(flag) => flag.into(),
+        })
+    }
+}
 
 impl Columns for Row<'_> {
     type Error = Error;
@@ -30,27 +69,6 @@ impl Columns for Row<'_> {
     fn boolean(&self, column: usize) -> rusqlite::Result<bool> {
         self.get(column)
     }
-}
-
-/// Returns the outage of the upstream, if there is one.
-pub(super) fn outage(db: &Connection) -> rusqlite::Result<Option<Outage>> {
-    db.prepare_cached(OUTAGE)?
-        .query_row([], |row| outage_of(row))
-        .optional()
-}
-
-/// Returns the open order with this number; `None` if it is settled or missing.
-pub(super) fn open_order(db: &Connection, seq: i64) -> rusqlite::Result<Option<OpenOrder>> {
-    db.prepare_cached(&format!(
-        "SELECT {OPEN_ORDER} FROM orders WHERE seq = ?1 AND status IN ('CREATED', 'PROCESSING')"
-    ))?
-    .query_row([seq], |row| open_order_of(row))
-    .optional()
-}
-
-pub(super) fn heartbeat(db: &Connection) -> rusqlite::Result<ReconcilerState> {
-    db.prepare_cached(HEARTBEAT)?
-        .query_row([], |row| heartbeat_of(row))
 }
 
 fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
@@ -83,4 +101,96 @@ pub(super) fn write_heartbeat(
         heartbeat.policy.map(LostProcess::as_str),
     ])
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open;
+    use super::*;
+    use crate::order::{ResolvedBy, Status};
+    use crate::store::AttentionFilter::{Any, By, Without};
+    use crate::store::Filter;
+    use crate::store::filter::PageRows;
+    use crate::store::queries::{ATTENTION, NEXT_PRUNABLE, events_sql, page_sql};
+
+    /// Returns the plan of a query on an empty database, which must not sort rows.
+    fn plan(sql: &str) -> String {
+        let db = open::empty().unwrap();
+        let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let values = vec![0; query.parameter_count()];
+        let lines = query
+            .query_map(params_from_iter(values), |row| row.get::<_, String>(3))
+            .unwrap();
+        let plan = lines.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
+        assert!(!plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        plan
+    }
+
+    #[test]
+    fn a_page_is_found_through_an_index_and_never_sorted() {
+        let by_status = "orders_by_status (status=? AND seq>? AND seq<?)";
+        let by_attention = "orders_with_attention (seq>? AND seq<?)";
+        let by_seq = "INTEGER PRIMARY KEY (rowid>? AND rowid<?)";
+        let open = vec![Status::Created, Status::Processing];
+        let (operator, itself) = (By(ResolvedBy::Operator), By(ResolvedBy::Itself));
+        for (statuses, attention, is_down, index) in [
+            (vec![], None, false, by_seq),
+            (Status::ALL.to_vec(), None, false, by_seq),
+            (vec![Status::Failed], None, false, by_status),
+            (open.clone(), None, false, by_status),
+            (vec![], Some(Any), false, by_attention),
+            (open.clone(), Some(Any), false, by_attention),
+            (vec![], Some(Without), false, by_seq),
+            (open.clone(), Some(Without), false, by_status),
+            (vec![], Some(Any), true, by_status),
+            (vec![], Some(Without), true, by_status),
+            (vec![], Some(operator), false, by_attention),
+            (open, Some(operator), true, by_attention),
+            (vec![], Some(itself), false, by_attention),
+            (vec![], Some(itself), true, by_status),
+        ] {
+            let filter = Filter {
+                statuses,
+                attention,
+            };
+            let rows = PageRows::new(&filter, is_down).unwrap();
+            let plan = plan(&page_sql::<Connection>(&rows));
+            assert!(plan.contains(index), "{filter:?}: {plan}");
+            assert!(!plan.contains("SCAN"), "{filter:?}: {plan}");
+        }
+        let settled = Filter {
+            statuses: vec![Status::Failed],
+            attention: Some(Any),
+        };
+        assert!(PageRows::new(&settled, true).is_none());
+    }
+
+    #[test]
+    fn events_are_found_through_an_index_and_never_sorted() {
+        for (of_one_order, index) in [
+            (false, "journal USING INTEGER PRIMARY KEY (rowid>?)"),
+            (true, "journal_by_order (order_seq=? AND seq>?)"),
+        ] {
+            let plan = plan(&events_sql(of_one_order));
+            assert!(plan.contains(index), "{plan}");
+            assert!(!plan.contains("SCAN"), "{plan}");
+        }
+    }
+
+    #[test]
+    fn orders_to_remove_are_found_in_their_order_and_never_sorted() {
+        let plan = plan(NEXT_PRUNABLE);
+        let by_seq = "orders USING INTEGER PRIMARY KEY (rowid>?";
+        assert!(plan.contains(by_seq), "{plan}");
+    }
+
+    #[test]
+    fn orders_are_counted_by_reason_without_reading_each() {
+        let db = open::empty().unwrap();
+        let mut plan = db
+            .prepare(&format!("EXPLAIN QUERY PLAN {ATTENTION}"))
+            .unwrap();
+        let first: String = plan.query_row([], |row| row.get(3)).unwrap();
+        assert!(first.contains("COVERING INDEX"), "{first}");
+    }
 }

@@ -6,32 +6,8 @@
 
 use rusqlite::{Connection, params};
 
-use crate::order::{Status, Timestamp};
+use crate::order::Timestamp;
 use crate::pace::BACKOFF_MAX;
-
-/// Number of orders corrected in one transaction.
-const BATCH_MAX: usize = 2_000;
-
-/// Returns the sequence numbers of the first orders after `after` with an impossible time.
-pub(super) fn with_times_ahead(
-    db: &Connection,
-    status: Status,
-    after: i64,
-    now: Timestamp,
-) -> rusqlite::Result<Vec<i64>> {
-    const SQL: &str = "SELECT seq FROM orders INDEXED BY orders_by_status \
-         WHERE status = ?1 AND seq > ?2 \
-         AND (intent_at > ?3 OR given_up_at > ?3 OR confirmed_at > ?3 OR missed_at > ?3 \
-              OR next_attempt_at > ?4) \
-         ORDER BY seq LIMIT ?5";
-    let latest = now.after(BACKOFF_MAX);
-    db.prepare_cached(SQL)?
-        .query_map(
-            params![status.as_str(), after, now.0, latest.0, BATCH_MAX as i64],
-            |row| row.get(0),
-        )?
-        .collect()
-}
 
 pub(super) fn clamp(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
     const SQL: &str = "UPDATE orders SET \

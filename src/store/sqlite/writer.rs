@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::journal::journal;
 use super::log_rescue::LogRescue;
-use super::orders::find;
+use super::row_mapping::result;
 use super::write_error::{Failure, is_its_own_fault};
 use super::write_lock::WriteLock;
 use super::{lead, operator, prune, row_mapping, times};
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
+use crate::store::queries;
 use crate::store::queue::Pending;
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
@@ -190,7 +191,7 @@ fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Cre
         .prepare_cached(INSERT_ORDER)?
         .execute(params![id.as_str(), now.0])?;
     if created == 0 {
-        let found = find(db, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        let found = result(queries::find(db, id))?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
         return Ok(Creation::Exists(found.order));
     }
     let seq = db.last_insert_rowid();
