@@ -6,6 +6,7 @@
 
 mod event;
 mod rfc3339;
+mod words;
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +16,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::event::{Event, EventReason};
 pub use self::rfc3339::Rfc3339;
+pub(crate) use self::words::words;
 
 /// Maximum length of an id, in Unicode scalar values. Several UUIDs fit in it, and many index entries fit
 /// in a database page.
@@ -129,38 +131,21 @@ fn millis(delay: Duration) -> i64 {
     i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The status of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Status {
-    /// Accepted; no process is known to exist.
-    Created,
-    /// Its process exists, or existed when the order process service was last asked about it.
-    Processing,
-    /// Its process has succeeded.
-    Fulfilled,
-    /// Its process has failed.
-    Failed,
+words! {
+    /// The statuses of an order, in the sequence in which it reaches them.
+    pub enum Status {
+        /// Accepted; no process is known to exist.
+        Created = "CREATED",
+        /// Its process exists, or existed when the order process service was last asked about it.
+        Processing = "PROCESSING",
+        /// Its process has succeeded.
+        Fulfilled = "FULFILLED",
+        /// Its process has failed.
+        Failed = "FAILED",
+    }
 }
 
 impl Status {
-    /// Every status, in the sequence in which an order reaches them.
-    pub const ALL: [Self; 4] = [
-        Self::Created,
-        Self::Processing,
-        Self::Fulfilled,
-        Self::Failed,
-    ];
-
-    /// Returns its name in JSON, in queries and in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "CREATED",
-            Self::Processing => "PROCESSING",
-            Self::Fulfilled => "FULFILLED",
-            Self::Failed => "FAILED",
-        }
-    }
-
     /// Returns whether the order never changes any more.
     pub const fn is_settled(self) -> bool {
         matches!(self, Self::Fulfilled | Self::Failed)
@@ -187,10 +172,7 @@ impl FromStr for Status {
     type Err = UnknownStatus;
 
     fn from_str(text: &str) -> Result<Self, UnknownStatus> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| UnknownStatus(text.to_owned()))
+        Self::from_word(text).ok_or_else(|| UnknownStatus(text.to_owned()))
     }
 }
 
@@ -255,67 +237,29 @@ impl Observed {
     }
 }
 
-/// Reason why an order needs attention. It is independent of the status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
-    /// The order process service refuses to start a process for it.
-    StartRefused,
-    /// The order process service gives no usable answer.
-    UpstreamUnreachable,
-    /// Its process has a status that this program does not know.
-    UnknownStatus,
-    /// The order process service has forgotten its process.
-    ProcessLost,
-    /// The order was started `--max-starts` times.
-    MaxStarts,
-}
-
-impl Reason {
-    /// Every reason there is.
-    pub const ALL: [Self; 5] = [
-        Self::StartRefused,
-        Self::UpstreamUnreachable,
-        Self::UnknownStatus,
-        Self::ProcessLost,
-        Self::MaxStarts,
-    ];
-
-    /// Returns its name in JSON and in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::StartRefused => "start_refused",
-            Self::UpstreamUnreachable => "upstream_unreachable",
-            Self::UnknownStatus => "unknown_status",
-            Self::ProcessLost => "process_lost",
-            Self::MaxStarts => "max_starts",
-        }
-    }
-
-    /// Returns the reason with this name, if there is one.
-    pub fn from_name(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+words! {
+    /// Reason why an order needs attention. It is independent of the status.
+    pub enum Reason {
+        /// The order process service refuses to start a process for it.
+        StartRefused = "start_refused",
+        /// The order process service gives no usable answer.
+        UpstreamUnreachable = "upstream_unreachable",
+        /// Its process has a status that this program does not know.
+        UnknownStatus = "unknown_status",
+        /// The order process service has forgotten its process.
+        ProcessLost = "process_lost",
+        /// The order was started `--max-starts` times.
+        MaxStarts = "max_starts",
     }
 }
 
-/// The party that resolves the attention of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ResolvedBy {
-    /// An operator has to decide or to repair something.
-    Operator,
-    /// The reconciler, by retrying.
-    Itself,
-}
-
-impl ResolvedBy {
-    /// Every value.
-    pub const ALL: [Self; 2] = [Self::Operator, Self::Itself];
-
-    /// Returns its name in JSON and in metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Operator => "operator",
-            Self::Itself => "itself",
-        }
+words! {
+    /// The party that resolves the attention of an order.
+    pub enum ResolvedBy {
+        /// An operator has to decide or to repair something.
+        Operator = "operator",
+        /// The reconciler, by retrying.
+        Itself = "itself",
     }
 }
 
@@ -388,7 +332,7 @@ mod tests {
         assert!("created".parse::<Status>().is_err());
         assert!("".parse::<Status>().is_err());
         for reason in Reason::ALL {
-            assert_eq!(Reason::from_name(reason.as_str()), Some(reason));
+            assert_eq!(Reason::from_word(reason.as_str()), Some(reason));
         }
     }
 }

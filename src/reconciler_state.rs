@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::decide::LostProcess;
-use crate::order::{Rfc3339, Timestamp};
+use crate::order::{Rfc3339, Timestamp, words};
 use crate::pace::{LearnedLimits, UpstreamState};
 use crate::reconciler_metrics::ReconcilerMetrics;
 
@@ -55,25 +55,15 @@ pub struct LeaderStatus {
     pub problem: Option<&'static str>,
 }
 
-/// The state of a database's leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaderState {
-    /// No reconciler leads.
-    None,
-    /// One leads, or did until it was killed, and its next pass is late.
-    Overdue,
-    /// One leads and makes progress.
-    Leading,
-}
-
-impl LeaderState {
-    /// Returns its name in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Overdue => "overdue",
-            Self::Leading => "leading",
-        }
+words! {
+    /// The state of a database's leader.
+    pub enum LeaderState {
+        /// No reconciler leads.
+        None = "none",
+        /// One leads, or did until it was killed, and its next pass is late.
+        Overdue = "overdue",
+        /// One leads and makes progress.
+        Leading = "leading",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::order::Timestamp;
+use crate::order::{Timestamp, words};
 
 /// The settings that a decision depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,29 +18,16 @@ pub struct Policy {
     pub run_began_at: Timestamp,
 }
 
-/// The policy for an order whose process was forgotten. It is unknown whether that process had done its
-/// work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LostProcess {
-    /// Start it again, which may repeat the work.
-    Restart,
-    /// Leave it PROCESSING until an operator decides.
-    Hold,
-    /// Settle it as FAILED; hold it if no answer is on record that has shown its process, because there
-    /// may never have been one.
-    Fail,
-}
-
-impl LostProcess {
-    /// All policies.
-    pub const ALL: [Self; 3] = [Self::Restart, Self::Hold, Self::Fail];
-
-    /// Returns the word that stands for it in settings, in JSON and in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Restart => "restart",
-            Self::Hold => "hold",
-            Self::Fail => "fail",
-        }
+words! {
+    /// The policy for an order whose process was forgotten. It is unknown whether that process had done its
+    /// work.
+    pub enum LostProcess {
+        /// Start it again, which may repeat the work.
+        Restart = "restart",
+        /// Leave it PROCESSING until an operator decides.
+        Hold = "hold",
+        /// Settle it as FAILED; hold it if no answer is on record that has shown its process, because there
+        /// may never have been one.
+        Fail = "fail",
     }
 }

@@ -2,57 +2,33 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{OrderId, Status, Timestamp};
+use super::{OrderId, Status, Timestamp, words};
 
-/// Reason why the status of an order changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EventReason {
-    /// It was created.
-    Created,
-    /// A process was started for it.
-    Started,
-    /// A process was found to exist already.
-    Adopted,
-    /// Its process has succeeded.
-    Succeeded,
-    /// Its process has failed.
-    Failed,
-    /// A process was started to replace a forgotten one. The status stays.
-    Restarted,
-    /// Its process was forgotten, and the policy treats that as a failure.
-    FailedByPolicy,
-    /// An operator has settled it as failed.
-    FailedByOperator,
+words! {
+    /// Reason why the status of an order changed.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum EventReason {
+        /// It was created.
+        Created = "created",
+        /// A process was started for it.
+        Started = "started",
+        /// A process was found to exist already.
+        Adopted = "adopted",
+        /// Its process has succeeded.
+        Succeeded = "succeeded",
+        /// Its process has failed.
+        Failed = "failed",
+        /// A process was started to replace a forgotten one. The status stays.
+        Restarted = "restarted",
+        /// Its process was forgotten, and the policy treats that as a failure.
+        FailedByPolicy = "failed_by_policy",
+        /// An operator has settled it as failed.
+        FailedByOperator = "failed_by_operator",
+    }
 }
 
 impl EventReason {
-    /// Every reason there is.
-    pub const ALL: [Self; 8] = [
-        Self::Created,
-        Self::Started,
-        Self::Adopted,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Restarted,
-        Self::FailedByPolicy,
-        Self::FailedByOperator,
-    ];
-
-    /// Returns its name in JSON and in the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Started => "started",
-            Self::Adopted => "adopted",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Restarted => "restarted",
-            Self::FailedByPolicy => "failed_by_policy",
-            Self::FailedByOperator => "failed_by_operator",
-        }
-    }
-
     /// Returns the status before the change; `None` for a creation.
     pub const fn from_status(self) -> Option<Status> {
         match self {
@@ -74,11 +50,6 @@ impl EventReason {
             Self::Succeeded => Status::Fulfilled,
             Self::Failed | Self::FailedByPolicy | Self::FailedByOperator => Status::Failed,
         }
-    }
-
-    /// Returns the reason with this name, if there is one.
-    pub fn from_name(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 
@@ -108,10 +79,10 @@ mod tests {
     #[test]
     fn a_reason_is_parsed_from_its_name() {
         for reason in EventReason::ALL {
-            assert_eq!(EventReason::from_name(reason.as_str()), Some(reason));
+            assert_eq!(EventReason::from_word(reason.as_str()), Some(reason));
             let kept = serde_json::to_value(reason).unwrap();
             assert_eq!(kept, reason.as_str());
         }
-        assert_eq!(EventReason::from_name("lost"), None);
+        assert_eq!(EventReason::from_word("lost"), None);
     }
 }

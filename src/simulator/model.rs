@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::order::Timestamp;
+use crate::order::{Timestamp, words};
 
 /// A source of randomness: returns a number below its argument, which is never 0.
 pub type Draw<'a> = dyn FnMut(u64) -> u64 + 'a;
@@ -53,26 +53,17 @@ struct ProcessView<'a> {
     status: Status,
 }
 
-/// The status of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Status {
-    /// Still runs.
-    Running,
-    /// Ended with success.
-    Succeeded,
-    /// Ended with failure.
-    Failed,
-}
-
-impl Status {
-    /// Returns its name in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Running => "RUNNING",
-            Self::Succeeded => "SUCCEEDED",
-            Self::Failed => "FAILED",
-        }
+words! {
+    /// The status of a process.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "UPPERCASE")]
+    pub enum Status {
+        /// Still runs.
+        Running = "RUNNING",
+        /// Ended with success.
+        Succeeded = "SUCCEEDED",
+        /// Ended with failure.
+        Failed = "FAILED",
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 
 use super::Cursor;
 use crate::decide::OpenOrder;
-use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
+use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp, words};
 use crate::reconciler_state::ReconcilerState;
 
 /// An outage of the upstream, shown as attention on open orders.
@@ -135,22 +135,13 @@ pub struct StatsSnapshot {
     pub heartbeat: ReconcilerState,
 }
 
-/// Durability of an acknowledged commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// The disk of one machine.
-    Disk,
-    /// A standby as well.
-    Replicated,
-}
-
-impl Durability {
-    /// Returns the word that stands for it in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Disk => "disk",
-            Self::Replicated => "replicated",
-        }
+words! {
+    /// Durability of an acknowledged commit.
+    pub enum Durability {
+        /// The disk of one machine.
+        Disk = "disk",
+        /// A standby as well.
+        Replicated = "replicated",
     }
 }
 

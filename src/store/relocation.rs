@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::lines::{BoxError, Lines, fields};
+use crate::order::words;
 
 /// The reason why a database must not be used: its orders are in another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,20 +13,12 @@ pub struct Relocation {
     pub(super) address: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    /// It is being copied from there.
-    Incomplete,
-    /// They have moved there.
-    Moved,
-}
-
-impl State {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Incomplete => "incomplete",
-            Self::Moved => "moved",
-        }
+words! {
+    pub(super) enum State {
+        /// It is being copied from there.
+        Incomplete = "incomplete",
+        /// They have moved there.
+        Moved = "moved",
     }
 }
 
@@ -63,10 +56,8 @@ impl Relocation {
     pub(super) fn new(row: Option<(&str, &str)>) -> Option<Self> {
         let (state, address) = row?;
         let address = address.to_owned();
-        Some(match state {
-            "incomplete" => Self::incomplete(address),
-            _ => Self::moved(address),
-        })
+        let state = State::from_word(state).unwrap_or(State::Moved);
+        Some(Self { state, address })
     }
 
     /// Reads the relocation of a database.

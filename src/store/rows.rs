@@ -68,12 +68,12 @@ pub(super) trait Columns {
     }
 
     fn reason(&self, column: usize) -> Result<Option<Reason>, Self::Error> {
-        Ok(self.text(column)?.and_then(Reason::from_name))
+        Ok(self.text(column)?.and_then(Reason::from_word))
     }
 
     fn event_reason(&self, column: usize) -> Result<EventReason, Self::Error> {
         let word = self.word(column)?;
-        EventReason::from_name(word).ok_or_else(|| {
+        EventReason::from_word(word).ok_or_else(|| {
             Self::invalid(
                 column,
                 format_args!("{word:?} is no reason for a journal entry"),
@@ -387,13 +387,10 @@ pub(super) fn heartbeat_of<R: Columns>(row: &R) -> Result<ReconcilerState, R::Er
         },
         _ => UpstreamState::Unknown,
     };
-    let policy = row.text(11)?;
-    let policy =
-        policy.and_then(|word| LostProcess::ALL.into_iter().find(|of| of.as_str() == word));
     Ok(ReconcilerState {
         leader_since: row.time(0)?,
         led_until: row.time(10)?,
-        policy,
+        policy: row.text(11)?.and_then(LostProcess::from_word),
         last_pass_at: row.time(1)?,
         next_pass_at: row.time(2)?,
         last_observed_at: row.time(3)?,
