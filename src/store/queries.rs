@@ -9,7 +9,7 @@ use futures_util::future::try_join;
 
 use super::cursor::{Extent, Gone, Histories, Sequence};
 use super::filter::{PageRows, prunable, startable, waits_for_start};
-use super::rows::Value::{Boolean, Integer, Text};
+use super::rows::Value::{Boolean, Integer};
 use super::rows::{
     Columns, Database, ENTRY, EVENT, HEARTBEAT, HISTORIES, OUTAGE, PRUNED, Value, entry_of,
     event_of, extent_of, extent_query, heartbeat_of, history_of, needs_operator,
@@ -72,7 +72,7 @@ pub(super) const ORDER_VIEW: &str = concat!(
 
 /// See [`Store::find`](super::Store::find).
 pub(super) async fn find<D: Database>(db: &D, id: &OrderId) -> Result<Option<OrderView>, D::Error> {
-    let id = [Text(id.as_str())];
+    let id = [id.as_str().into()];
     let found = db.rows(ORDER_VIEW, &id, |row| order_view_of(row)).await?;
     Ok(found.into_iter().next())
 }
@@ -84,7 +84,7 @@ pub(super) async fn newest_seq<D: Database>(db: &D) -> Result<i64, D::Error> {
 
 pub(super) async fn count<D: Database>(db: &D, status: Status) -> Result<u64, D::Error> {
     let sql = "SELECT count(*) FROM orders WHERE status = ?1";
-    one(db, sql, &[Text(status.as_str())], |row| row.count(0)).await
+    one(db, sql, &[status.as_str().into()], |row| row.count(0)).await
 }
 
 async fn oldest_open<D: Database>(db: &D) -> Result<Option<Order>, D::Error> {
@@ -159,7 +159,7 @@ pub(super) async fn with_times_ahead<D: Database>(
          ORDER BY seq LIMIT ?5";
     let latest = now.after(BACKOFF_MAX).0;
     let [after, now, latest, limit] = [after, now.0, latest, BATCH_MAX].map(Integer);
-    let status = Text(status.as_str());
+    let status = Value::from(status.as_str());
     numbers(db, SQL, &[status, after, now, latest, limit]).await
 }
 
@@ -270,7 +270,7 @@ pub(super) async fn events<D: Database>(
     let mut values = vec![Integer(after.seq), limit.into()];
     if let Some(id) = &order {
         let sql = "SELECT seq FROM orders WHERE id = ?1";
-        let found = numbers(db, sql, &[Text(id.as_str())]).await?;
+        let found = numbers(db, sql, &[id.as_str().into()]).await?;
         let Some(order_seq) = found.first() else {
             let here = histories.resume(after, &now);
             return Ok(here.map(|here| (Vec::new(), here)));
@@ -430,7 +430,7 @@ async fn ahead<D: Database>(db: &D, order: &OpenOrder, now: Timestamp) -> Result
 /// Returns ids that differ from one in case only, and its neighbours in sort order.
 pub(super) async fn neighbours<D: Database>(db: &D, id: OrderId) -> Result<Vec<String>, D::Error> {
     let mut found = Vec::new();
-    let id = [Text(id.as_str())];
+    let id = [id.as_str().into()];
     for sql in [
         "SELECT id FROM orders WHERE lower(id) = lower(?1) ORDER BY id LIMIT 3",
         "SELECT id FROM orders WHERE id > ?1 ORDER BY id LIMIT 2",

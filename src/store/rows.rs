@@ -1,6 +1,7 @@
 //! Rows of all engines as orders, events and the heartbeat: the SQL of their columns, and the functions
 //! that read these columns by index. A row that violates the schema is an error.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use serde::de::DeserializeOwned;
@@ -91,11 +92,24 @@ pub(super) trait Columns {
 }
 
 /// A value for a placeholder of a statement.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Value<'a> {
+    Null,
     Integer(i64),
-    Text(&'a str),
+    Text(Cow<'a, str>),
     Boolean(bool),
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<Option<Timestamp>> for Value<'_> {
+    fn from(time: Option<Timestamp>) -> Self {
+        time.map_or(Self::Null, |time| Self::Integer(time.0))
+    }
 }
 
 impl From<usize> for Value<'_> {
@@ -366,15 +380,36 @@ pub(super) fn prune_counts_of<R: Columns>(row: &R) -> Result<PruneCounts, R::Err
     })
 }
 
-/// Returns the state of the upstream as it is stored in the heartbeat: word, time and detail.
-pub(super) fn upstream_columns(
-    upstream: &UpstreamState,
-) -> (&'static str, Option<i64>, Option<&str>) {
-    match upstream {
+/// Statement that replaces the heartbeat, with [`heartbeat_values`].
+pub(super) const WRITE_HEARTBEAT: &str = "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, \
+     next_pass_at = ?3, last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
+     next_look_at = ?8, learned = ?9, tally = ?10, led_until = ?11, policy = ?12 WHERE id = 1";
+
+/// Returns the values of a heartbeat.
+pub(super) fn heartbeat_values(
+    heartbeat: &ReconcilerState,
+) -> serde_json::Result<[Value<'static>; 12]> {
+    let (upstream, since, detail) = match &heartbeat.upstream {
         UpstreamState::Unknown => ("unknown", None, None),
-        UpstreamState::Up { since } => ("up", Some(since.0), None),
-        UpstreamState::Down { since, detail } => ("down", Some(since.0), Some(detail)),
-    }
+        UpstreamState::Up { since } => ("up", Some(*since), None),
+        UpstreamState::Down { since, detail } => ("down", Some(*since), Some(detail.clone())),
+    };
+    Ok([
+        heartbeat.leader_since.into(),
+        heartbeat.last_pass_at.into(),
+        heartbeat.next_pass_at.into(),
+        heartbeat.last_observed_at.into(),
+        upstream.into(),
+        since.into(),
+        detail.map_or(Value::Null, |detail| Value::Text(detail.into())),
+        heartbeat.next_poll_at.into(),
+        Value::Text(serde_json::to_string(&heartbeat.learned)?.into()),
+        Value::Text(serde_json::to_string(&heartbeat.metrics)?.into()),
+        heartbeat.led_until.into(),
+        heartbeat
+            .policy
+            .map_or(Value::Null, |policy| policy.as_str().into()),
+    ])
 }
 
 /// Reads the heartbeat.

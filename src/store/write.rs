@@ -61,6 +61,16 @@ pub(super) enum Write {
 }
 
 impl Write {
+    /// Returns the epoch of the leader whose write this is: nothing is written in a later one.
+    pub fn epoch(&self) -> Option<i64> {
+        match self {
+            Self::Record { epoch, .. }
+            | Self::Heartbeat { epoch, .. }
+            | Self::ClampTimes { epoch, .. } => Some(*epoch),
+            _ => None,
+        }
+    }
+
     /// Sends the stored reply, or the error if the commit failed.
     pub fn finish(self, result: Result<(), StoreError>) {
         match self {

@@ -19,7 +19,7 @@ impl Database for Session {
         values: &[Value<'_>],
         read: impl FnMut(&Row) -> Result<T, Error> + Send,
     ) -> Result<Vec<T>, Error> {
-        let sql = without_indexes(sql).replace('?', "$");
+        let sql = in_dialect(sql);
         let values: Vec<_> = values.iter().map(|value| value as _).collect();
         let rows = self.query(&sql, &values).await?;
         rows.iter().map(read).collect()
@@ -31,6 +31,11 @@ impl Database for Session {
         let selects = selects.join(&format!("{first}) UNION ALL ("));
         format!("SELECT * FROM (({selects}{first})) AS merged{first}")
     }
+}
+
+/// Returns a statement as PostgreSQL understands it.
+pub(super) fn in_dialect(sql: &str) -> String {
+    without_indexes(sql).replace('?', "$")
 }
 
 /// Returns a query without the names of indexes that SQLite has to use.
@@ -45,9 +50,10 @@ pub(super) fn without_indexes(sql: &str) -> String {
 
 impl ToSql for Value<'_> {
     fn to_sql(&self, of: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
-        match (*self, of) {
+        match (self, of) {
+            (Self::Null, _) => Ok(IsNull::Yes),
             (Self::Integer(number), &Type::INT4) => {
-                i32::try_from(number).unwrap_or(i32::MAX).to_sql(of, out)
+                i32::try_from(*number).unwrap_or(i32::MAX).to_sql(of, out)
             }
             (Self::Integer(number), _) => number.to_sql(of, out),
             (Self::Text(text), _) => text.to_sql(of, out),

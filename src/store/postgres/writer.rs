@@ -161,7 +161,7 @@ impl Writer {
         let present: i64 = session.value(sql, &[]).await?;
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
-            .partition(|pending| epoch_of(&pending.write).is_some_and(|epoch| epoch != present));
+            .partition(|pending| pending.write.epoch().is_some_and(|epoch| epoch != present));
         batch.writes = left;
         for pending in refused {
             pending.write.finish(Err(StoreError::Deposed));
@@ -229,7 +229,7 @@ impl Writer {
         let epochs: Vec<i64> = batch
             .writes
             .iter()
-            .filter_map(|pending| epoch_of(&pending.write))
+            .filter_map(|pending| pending.write.epoch())
             .collect();
         if is_transaction && !epochs.is_empty() {
             steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]);
@@ -315,16 +315,6 @@ impl Writer {
 
 fn is_division_by_zero(error: &Error) -> bool {
     matches!(error, Error::Postgres(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
-}
-
-/// Returns the epoch of a leader's write; `None` for any other write.
-fn epoch_of(write: &Write) -> Option<i64> {
-    match write {
-        Write::Record { epoch, .. }
-        | Write::Heartbeat { epoch, .. }
-        | Write::ClampTimes { epoch, .. } => Some(*epoch),
-        _ => None,
-    }
 }
 
 /// Returns true if `writers` shows whether a write was committed. Creations are shown by the orders

@@ -4,13 +4,11 @@
 use std::future::ready;
 
 use futures_util::FutureExt;
-use rusqlite::types::{ToSqlOutput, Type};
-use rusqlite::{Connection, Error, Row, ToSql, params, params_from_iter};
-use serde::Serialize;
+use rusqlite::types::{Null, ToSqlOutput, Type};
+use rusqlite::{Connection, Error, Row, ToSql, params_from_iter};
 
-use crate::decide::LostProcess;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::rows::{Columns, Database, Value, upstream_columns};
+use crate::store::rows::{Columns, Database, Value, WRITE_HEARTBEAT, heartbeat_values};
 
 impl Database for Connection {
     type Error = Error;
@@ -43,10 +41,11 @@ pub(in crate::store) fn result<T>(query: impl Future<Output = T>) -> T {
 
 impl ToSql for Value<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(match *self {
-            Self::Integer(number) => number.into(),
-            Self::Text(text) => text.into(),
-            Self::Boolean(flag) => flag.into(),
+        Ok(match self {
+            Self::Null => Null.into(),
+            Self::Integer(number) => (*number).into(),
+            Self::Text(text) => (**text).into(),
+            Self::Boolean(flag) => (*flag).into(),
         })
     }
 }
@@ -71,36 +70,14 @@ impl Columns for Row<'_> {
     }
 }
 
-fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(value)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
-}
-
 pub(super) fn write_heartbeat(
     db: &Connection,
     heartbeat: &ReconcilerState,
 ) -> rusqlite::Result<()> {
-    let (upstream, since, detail) = upstream_columns(&heartbeat.upstream);
-    db.prepare_cached(
-        "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, next_pass_at = ?3, \
-         last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-         next_look_at = ?8, learned = ?9, tally = ?10, led_until = ?11, policy = ?12",
-    )?
-    .execute(params![
-        heartbeat.leader_since.map(|t| t.0),
-        heartbeat.last_pass_at.map(|t| t.0),
-        heartbeat.next_pass_at.map(|t| t.0),
-        heartbeat.last_observed_at.map(|t| t.0),
-        upstream,
-        since,
-        detail,
-        heartbeat.next_poll_at.map(|t| t.0),
-        to_json(&heartbeat.learned)?,
-        to_json(&heartbeat.metrics)?,
-        heartbeat.led_until.map(|t| t.0),
-        heartbeat.policy.map(LostProcess::as_str),
-    ])
-    .map(drop)
+    let values = heartbeat_values(heartbeat);
+    let values = values.map_err(|error| Error::ToSqlConversionFailure(error.into()))?;
+    let mut update = db.prepare_cached(WRITE_HEARTBEAT)?;
+    update.execute(params_from_iter(values)).map(drop)
 }
 
 #[cfg(test)]

@@ -133,7 +133,15 @@ impl Committer {
 
 /// Executes a write inside a transaction. May be called again after a rollback.
 fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
+    let is_deposed = match write.epoch() {
+        Some(epoch) => epoch != lead::epoch(db)?,
+        None => false,
+    };
     match write {
+        Write::Record { reply, .. } if is_deposed => reply.refuse(StoreError::Deposed),
+        Write::Heartbeat { reply, .. } | Write::ClampTimes { reply, .. } if is_deposed => {
+            reply.refuse(StoreError::Deposed);
+        }
         Write::Create { id, now, reply } => reply.keep(create(db, id, *now)?),
         Write::Resolve {
             id,
@@ -143,31 +151,17 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
         } => reply.keep(operator::resolve(db, id, *resolution, *now)?),
         Write::Lead { reply } => reply.keep(lead::begin_epoch(db)?),
         Write::Record {
-            epoch,
             changes,
             now,
             reply,
-        } => match lead::is_current(db, *epoch)? {
-            true => reply.keep(record(db, changes, *now)?),
-            false => reply.refuse(StoreError::Deposed),
-        },
+            ..
+        } => reply.keep(record(db, changes, *now)?),
         Write::Heartbeat {
-            epoch,
-            heartbeat,
-            reply,
-        } => match lead::is_current(db, *epoch)? {
-            true => reply.keep(row_mapping::write_heartbeat(db, heartbeat)?),
-            false => reply.refuse(StoreError::Deposed),
-        },
+            heartbeat, reply, ..
+        } => reply.keep(row_mapping::write_heartbeat(db, heartbeat)?),
         Write::ClampTimes {
-            epoch,
-            seqs,
-            now,
-            reply,
-        } => match lead::is_current(db, *epoch)? {
-            true => reply.keep(times::clamp(db, seqs, *now)?),
-            false => reply.refuse(StoreError::Deposed),
-        },
+            seqs, now, reply, ..
+        } => reply.keep(times::clamp(db, seqs, *now)?),
         Write::Prune {
             seqs,
             settled_before,
