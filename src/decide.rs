@@ -1,8 +1,8 @@
 //! The decision about an open order, given what was observed: one pure table.
 //!
 //! No clock, no network, no database: the moment comes in, the action goes out. `reconciler` carries it
-//! out; `pace` chooses how fast and how often. An open order is in `decide/open_order.rs`,
-//! and `decide/absence.rs` has which absences count.
+//! out; `pace` chooses how fast and how often. `decide/open_order.rs` has the order and its observation,
+//! `decide/absence.rs` which absences count, and `decide/policy.rs` the settings.
 
 mod absence;
 mod open_order;
@@ -103,7 +103,7 @@ pub fn decide(
             Action::Adopt
         }
 
-        // The answer to an earlier start may still be on its way.
+        // An earlier start may still be on its way.
         (_, Some(intent), Observed::Absent)
             if !intent.has_expired(observation.began_at, policy) =>
         {

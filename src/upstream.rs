@@ -31,7 +31,7 @@ pub trait Upstream: 'static {
 /// Reasons why a start was not accepted, grouped by what the caller may do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// The start cannot have reached the upstream and may be repeated.
+    /// The start had no effect and may be repeated: it cannot have reached the upstream, or was answered 429.
     Unavailable(Failure),
     /// The start may have taken effect. The order must be looked up before it is started again.
     Ambiguous {

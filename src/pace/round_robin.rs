@@ -6,7 +6,7 @@
 pub enum StartClass {
     /// Orders whose process was forgotten.
     Forgotten,
-    /// Orders that were never tried.
+    /// Orders without a failed attempt.
     New,
     /// Orders whose last start was refused, or had no answer and no effect.
     Retry,

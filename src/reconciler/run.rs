@@ -1,4 +1,5 @@
-//! The beginning of a run: the program has started, the clock was set, or a pass has failed.
+//! The beginning of a run, after the program has started or the clock was set. The loop that makes passes is
+//! in `pass.rs`.
 
 use anyhow::Context as _;
 

@@ -1,6 +1,6 @@
 //! The schedule of passes: a cron expression with seconds, in UTC.
 //!
-//! The scheduler only wakes the loop in `reconciler::run`. It does not run passes, because two would
+//! The scheduler only wakes the loop in `pass.rs`. It does not run passes, because two would
 //! overlap, and does not decide that one is due, because it would wait for a clock that was set back to
 //! catch up. [`Occurrences`] decides that.
 

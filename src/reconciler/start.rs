@@ -1,7 +1,7 @@
 //! The second half of a pass: starts the orders that are due, at the pace.
 //!
-//! An order is in one stage at a time. `decide` chooses what follows when it is dequeued, and after each
-//! answer:
+//! An order is in one stage at a time. `decide` chooses what follows when it is dequeued, looked up or
+//! refused:
 //!
 //! ```text
 //!          dequeued: start               committed             slot free
@@ -17,7 +17,8 @@
 //! ```
 //!
 //! The intent of a start is committed before the start is sent, and its result after the answer. Many
-//! orders share a commit, and none waits for another's answer. An order leaves the pipeline when
+//! orders share a commit, and none waits for another's answer while a slot is free. Once the next pass is
+//! due, none is dequeued, and the pass waits for the answers in flight. An order leaves the pipeline when
 //! nothing more is to be written about it, or when it has moved on meanwhile.
 
 use std::collections::VecDeque;

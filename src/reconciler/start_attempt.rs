@@ -1,7 +1,7 @@
 //! One attempt to start an order: the requests to the upstream, and the handling of their answers.
 //!
-//! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what an answer means for
-//! the order.
+//! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what follows from a look-up
+//! and from a refusal; each other answer has one consequence, which `on_answer` has.
 
 use super::context::Context;
 use super::effects;
@@ -30,7 +30,7 @@ pub(super) enum Answer {
     NotObserved(Failure),
     /// The start was accepted, or a look-up has found the process.
     Accepted { is_observed: bool },
-    /// The start cannot have reached the upstream.
+    /// The start had no effect: it cannot have reached the upstream, or was answered 429.
     NotSent(Failure),
     /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
     Ambiguous {

@@ -18,7 +18,7 @@ const READ_AHEAD: usize = 1_000;
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
     forgotten: VecDeque<StartCandidate>,
-    /// Orders that were never tried.
+    /// Orders without a failed attempt: a start that was not sent, or was answered 429, is none.
     new: ReadAhead,
     /// Orders whose earlier start got no answer and has come to nothing.
     unanswered: VecDeque<StartCandidate>,
