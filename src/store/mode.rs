@@ -1,5 +1,5 @@
-//! Where writes are executed: on the writer's thread or, for reproducible runs, on the caller's, where
-//! faults can be injected.
+//! How writes are executed: queued for the writer or, for reproducible runs, one by one while the caller's
+//! thread waits, where faults can be injected.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 
-/// Thread on which writes are executed.
+/// How writes are executed.
 #[derive(Clone)]
 pub enum Mode {
-    /// A writer thread, with many writes in one commit.
+    /// By a writer of its own, with many writes in one commit.
     Threaded,
-    /// The caller's thread, immediately, each write in a commit of its own and subject to injected
-    /// faults: for reproducible runs.
+    /// Immediately, while the caller's thread waits, each write in a commit of its own and subject to
+    /// injected faults: for reproducible runs.
     Synchronous(Arc<dyn WriteFaults>),
 }
 
@@ -48,7 +48,7 @@ impl WriteFaults for NoFaults {
     }
 }
 
-/// Executes writes immediately, on the caller's thread.
+/// Executes writes immediately, while the caller's thread waits.
 pub(super) struct Synchronous<W> {
     execute: Box<dyn Fn(W) + Send + Sync>,
     faults: Arc<dyn WriteFaults>,

@@ -26,7 +26,8 @@ const BATCH_MAX: usize = 256;
 /// Maximum wait of a write in the queue, after which it is withdrawn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// Maximum duration of a write that has begun, after which its outcome is reported as unknown.
+/// Maximum further wait for a write that has begun by then, after which its outcome is reported as unknown:
+/// a caller waits for 15 s at most.
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 
 /// A queued write.
@@ -45,13 +46,13 @@ impl Pending {
         }
     }
 
-    /// Returns true if the caller still waits; from then on the write can no longer be withdrawn.
+    /// Returns true unless the write was withdrawn; from then on it can no longer be.
     fn claim(&self) -> bool {
         !self.claimed.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes the writes that are queued behind this one and may share its commit, and returns those whose
-    /// callers still wait.
+    /// Takes the writes that are queued behind this one and may share its commit, and returns those that
+    /// were not withdrawn.
     pub fn with_queued(self, waiting: &mut mpsc::Receiver<Self>) -> Vec<Self> {
         let mut writes = vec![self];
         while writes.len() < BATCH_MAX
@@ -87,7 +88,7 @@ impl Queue {
         (queue, sender, waiting)
     }
 
-    /// Returns a queue that executes each write immediately, on the caller's thread.
+    /// Returns a queue that executes each write immediately, while the caller's thread waits.
     pub fn synchronous(
         state: WriterState,
         faults: Arc<dyn WriteFaults>,

@@ -100,8 +100,8 @@ impl Store {
     }
 
     /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
-    /// a start of unknown outcome and may be started now, oldest first: those with a previous start
-    /// attempt if `is_tried`, otherwise those without.
+    /// a start of unknown outcome and may be started now, oldest first: those with a failed attempt if
+    /// `is_tried`, otherwise those without. A start that was not sent, or was answered 429, is none.
     pub async fn startable(
         &self,
         now: Timestamp,

@@ -15,7 +15,7 @@ pub(super) struct WriterState {
     pub commits: watch::Sender<()>,
     /// True after a write was withdrawn while nothing was committed, until the next commit.
     is_stuck: Arc<AtomicBool>,
-    /// Reason to log when a write is taken back.
+    /// Reason to log when a write is withdrawn.
     blocked_by: &'static str,
     /// Message of the last failure, so that consecutive equal failures are logged once.
     logged_failure: Arc<Mutex<Option<String>>>,

@@ -11,8 +11,8 @@ use crate::store::write::Write;
 const OF_EPOCH: &str = "AND CASE WHEN epoch = $13 THEN true ELSE 1 / (epoch - epoch) = 0 END";
 
 /// Adds the statements that write heartbeats. Each fails, as `CHECK_EPOCHS` does, unless its epoch is that
-/// of the row it replaces, so it needs no transaction. They run before the numbering lock is taken, because
-/// another transaction may have locked the row.
+/// of the row it replaces, so it needs no transaction. Another transaction may have locked the row, so
+/// they run before the numbering lock is taken, except in a repetition.
 pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<(), Error> {
     for pending in writes {
         if let Write::Heartbeat {

@@ -1,5 +1,5 @@
 //! Statements of a batch on existing rows: changes of orders, operators' decisions, epochs, corrected
-//! times. They run before the numbering lock is taken, because they may wait for a row.
+//! times. They may wait for a row, so they run before the numbering lock is taken, except in a repetition.
 
 use std::collections::HashMap;
 
@@ -29,7 +29,7 @@ const CORRECT_TIMES: &str = "\
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
 
-/// Statements of a batch on existing rows, which run before the numbering lock is taken.
+/// Statements of a batch on existing rows.
 pub(super) struct RowWork {
     plan: Option<Plan>,
     /// Index of the statement of each operator's decision and each new epoch, by the write's index.

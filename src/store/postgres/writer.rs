@@ -3,10 +3,12 @@
 //! A transaction changes rows first. Then it takes the numbering lock, assigns the numbers and commits,
 //! all in one round trip. PostgreSQL releases a lock after the commit is durable and visible, so its
 //! next holder sees all earlier numbers: numbers have no gaps and follow the order of commits. A
-//! transaction that holds the lock never waits for a row.
+//! transaction that holds the lock does not wait for a row, unless it is a repetition.
 //!
 //! A transaction whose commit was not answered is repeated until its outcome is known: orders name the
-//! batch that created them, and `writers` names the last batch of each process.
+//! batch that created them, and `writers` names the last batch of each process. A repetition takes the lock
+//! first, to wait for the commit of its predecessor. It may then wait for a row whose holder waits for the
+//! lock: the server ends such a deadlock, and the transaction is repeated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,7 +96,7 @@ impl Writer {
     /// Commits `first` together with all writes that are queued when there is a connection.
     pub async fn commit(&mut self, first: Pending, waiting: &mut mpsc::Receiver<Pending>) {
         let wanted_at = Instant::now();
-        // Writes are not claimed yet: their callers take them back if this lasts too long.
+        // Writes are not claimed yet: their callers withdraw them if this lasts too long.
         let connected = self.connect(waiting).await;
         let batch = Batch::new(first.with_queued(waiting));
         match connected {

@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::store::StoreError;
 
-/// Maximum number of long reads at a time, per handle. The other connections stay free.
+/// Maximum number of long reads at a time, per handle. All handles together may make more than there are
+/// connections; a read then waits for one in its thread.
 const LONG_READS_MAX: usize = 2;
 
 /// Time limit of waiting to make a short read. Others take some microseconds, unless the disk hangs.
@@ -30,7 +31,8 @@ pub(super) enum Reads {
 }
 
 impl Reads {
-    /// Returns the short reads of the current runtime.
+    /// Returns the short reads of the current runtime, which needs two worker threads: with one there is no
+    /// permit, and each read fails after [`SHORT_READ_TIMEOUT`].
     ///
     /// # Panics
     /// Outside of a tokio runtime.

@@ -1,7 +1,7 @@
 //! The one writer of a process: takes writes off the queue, and commits many in one transaction.
 //!
-//! Each change of an order has its journal entry in the same transaction. The UPDATEs are in
-//! `store/update.rs`, the thread is in `writer_thread.rs`.
+//! A change of an order and its journal entry, if it has one, are in the same transaction. The UPDATEs are
+//! in `store/update.rs`, the thread is in `writer_thread.rs`.
 
 use std::time::{Duration, Instant};
 
@@ -202,7 +202,7 @@ fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Cre
     }))
 }
 
-/// Records changes, each with its journal entry. One whose order has moved on has no effect.
+/// Records changes and their journal entries. A change whose order has moved on has no effect.
 fn record(db: &Connection, changes: &[OrderChange], now: Timestamp) -> rusqlite::Result<Recorded> {
     let mut recorded = Recorded::default();
     for OrderChange { seq, step } in changes {
