@@ -8,8 +8,6 @@
 mod exposition;
 mod table;
 
-use std::time::Duration;
-
 use warp::Reply;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
@@ -30,9 +28,6 @@ use crate::reconciler_metrics::DURATION_BOUNDS_MS;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, DatabaseInfo, WriterStats};
 
-/// Time limit for the statistics: less than the 10 s after which Prometheus gives up a scrape.
-const STATS_TIMEOUT: Duration = Duration::from_secs(8);
-
 impl Api {
     /// `GET /metrics`.
     pub(super) async fn metrics(&self, query: &str) -> Result<Response, Problem> {
@@ -40,19 +35,20 @@ impl Api {
         let mut metrics = Exposition::default();
         let version = [env!("CARGO_PKG_VERSION")];
         metrics.add(&table::BUILD_INFO, [(version, Value::Real(1.0))]);
-        let cached = tokio::time::timeout(STATS_TIMEOUT, self.stats_cache.read(&self.store));
-        let (health, cached, info) =
-            tokio::join!(self.health.database(), cached, self.store.info());
+        let (health, cached, info) = tokio::join!(
+            self.health.database(),
+            self.stats_cache.read(&self.store),
+            self.store.info(),
+        );
         // The remaining metrics are reported even while the database cannot be read.
         match cached {
-            Ok(Ok(cached)) => {
+            Ok(cached) => {
                 orders(&mut metrics, &cached);
                 let heartbeat = &cached.snapshot.heartbeat;
                 reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(cached.now));
                 upstream(&mut metrics, &cached);
             }
-            Ok(Err(error)) => drop(store_problem(error)),
-            Err(_) => log::warn!("the database was not read within {STATS_TIMEOUT:?}"),
+            Err(error) => drop(store_problem(error)),
         }
         let is_writable = health.status == OK;
         database(&mut metrics, is_writable, info, &self.store.writer_stats());

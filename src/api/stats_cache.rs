@@ -4,6 +4,7 @@
 //! Only the first request reads the whole journal. `stats` and `metrics` report the figures.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -12,6 +13,10 @@ use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{StatsSnapshot, Store, StoreError};
+
+/// Time limit for the statistics: less than the 10 s after which Prometheus gives up a scrape. The first
+/// request after a start reads the whole journal.
+const READ_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The cached statistics, shared by all requests.
 #[derive(Default)]
@@ -27,9 +32,18 @@ pub(super) struct CachedStats {
 }
 
 impl StatsCache {
-    /// Updates the statistics, on the pool for long reads. If the caller disconnects, the update
-    /// still completes and serves the next caller.
+    /// Updates the statistics, by a long read. If the caller disconnects, the update still completes and
+    /// serves the next caller.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`] also if that takes longer than [`READ_TIMEOUT`].
     pub async fn read(&self, store: &Store) -> Result<CachedStats, StoreError> {
+        let read = tokio::time::timeout(READ_TIMEOUT, self.update(store)).await;
+        let late = format!("the statistics were not read within {READ_TIMEOUT:?}");
+        read.unwrap_or_else(|_| Err(StoreError::Unreadable(late.into())))
+    }
+
+    async fn update(&self, store: &Store) -> Result<CachedStats, StoreError> {
         let mut journal = self.journal.clone().lock_owned().await;
         let store = store.for_long_reads();
         let read = async move {
