@@ -358,10 +358,15 @@ impl Pace {
         now >= self.polling.next_at()
     }
 
-    /// Returns the moment at which the next of a few orders is to be polled; `None` if there are none, or
-    /// many.
-    pub fn order_due_at(&self) -> Option<Timestamp> {
-        self.polling.due_at()
+    /// Returns the moment from which the next of a few orders may be polled; `None` if there are none, or
+    /// many, and while the upstream is down.
+    pub fn order_due_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let due_at = self.polling.due_at().filter(|_| !self.breaker.is_down())?;
+        let may_poll_at = self
+            .breaker
+            .resting_until(now)
+            .max(Some(self.polling.next_at()));
+        may_poll_at.max(Some(due_at))
     }
 
     /// Plans a poll. `targets` are in the order of `seq`. `is_frequent` says that the schedule is frequent

@@ -73,14 +73,12 @@ impl ListRead {
         list.take_if(|list| list.answer.is_some())?.answer
     }
 
-    /// Reads the list, and returns when it has ended. Never returns if there is none, or if it had ended
-    /// before.
+    /// Reads the list, and returns when it has ended. Never returns if there is none.
     pub async fn read_to_end(list: &mut Option<Self>) {
         match list {
-            Some(list) if list.answer.is_none() => {
-                list.answer = Some((&mut list.request).await);
-            }
-            _ => std::future::pending().await,
+            Some(list) if list.answer.is_some() => {}
+            Some(list) => list.answer = Some((&mut list.request).await),
+            None => std::future::pending().await,
         }
     }
 

@@ -81,6 +81,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if result.is_err() {
             // It may be unrecorded that a start was given up.
             self.context.run_began_at.set(self.context.clock.now());
+            // The next pass is the schedule's, and polls.
+            self.polled_at = None;
         }
         let report = result?;
         if report.is_eventful() {

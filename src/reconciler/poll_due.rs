@@ -33,12 +33,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         is_due && self.pace.is_poll_due(now)
     }
 
-    /// Returns when an order is to be polled before the schedule's next occurrence, if one is.
+    /// Returns when an order may be polled before the schedule's next occurrence, if one is to be.
     pub fn next_poll_at(&self) -> Option<Timestamp> {
-        let polled_at = self.polled_at?;
+        let polled_at = self.polled_at.filter(|at| self.is_frequent(*at))?;
         self.pace
-            .order_due_at()
-            .filter(|_| self.is_frequent(polled_at))
+            .order_due_at(self.context.clock.now().max(polled_at))
     }
 
     /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.

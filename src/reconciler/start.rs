@@ -120,7 +120,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     self.on_answered(order, request, answer).await;
                 }
                 committed = self.commits.next() => self.on_committed(committed),
-                () = ListRead::read_to_end(self.list) => self.is_list_read = true,
+                () = ListRead::read_to_end(self.list), if !self.is_list_read => {
+                    self.is_list_read = true;
+                }
                 () = reached(&self.context.clock, dequeue_at) => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }

@@ -356,7 +356,17 @@ impl Run {
         };
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
+        let requests = self.env.requests.get();
+        let passed = reconciler.next_poll_at();
+        let passed = passed.filter(|at| *at <= self.clock.now());
         let outcome = drive(&self.env, reconciler.pass(&stop));
+        if outcome.is_some() && passed.is_some() && requests == self.env.requests.get() {
+            let stays = reconciler.next_poll_at() == passed;
+            assert!(
+                !stays,
+                "passes are made for a moment that stays: {passed:?}"
+            );
+        }
         match &outcome {
             Some(result) => self.env.log(|| format!("pass: {result:?}")),
             None => self.env.log(|| "the program crashes".to_owned()),
