@@ -66,7 +66,7 @@ use self::queue::Queue;
 pub use self::read_only::ReadOnlyDatabase;
 pub use self::reconciling::read_heartbeat;
 pub use self::relocation::Relocation;
-use self::sqlite::LeaderLock;
+use self::sqlite::{LeaderLock, Reads};
 pub use self::subscriptions::{Changes, NewOrders};
 pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
@@ -349,13 +349,7 @@ impl Store {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn for_short_reads(&self) -> Self {
-        let engine = match &self.engine {
-            Engine::Sqlite(engine) => Engine::Sqlite(engine.for_short_reads()),
-            // Its reads block no thread.
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => Engine::Postgres(engine.clone()),
-        };
-        Self { engine }
+        self.with_reads(Reads::short)
     }
 
     /// Returns a handle on the same orders for long reads on a runtime's worker threads. A read of SQLite
@@ -366,8 +360,12 @@ impl Store {
     /// Reads of SQLite through it panic on a single-threaded runtime.
     #[must_use]
     pub fn for_long_reads(&self) -> Self {
+        self.with_reads(Reads::long)
+    }
+
+    fn with_reads(&self, reads: fn() -> Reads) -> Self {
         let engine = match &self.engine {
-            Engine::Sqlite(engine) => Engine::Sqlite(engine.for_long_reads()),
+            Engine::Sqlite(engine) => Engine::Sqlite(engine.with(reads())),
             // Its reads block no thread.
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => Engine::Postgres(engine.clone()),

@@ -45,7 +45,7 @@ pub(super) use self::lead::LeaderLock;
 use self::open::Purpose;
 pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
-use self::permits::Reads;
+pub(super) use self::permits::Reads;
 pub(super) use self::read_only::ReadOnlyFile;
 pub(super) use self::row_mapping::result;
 use self::writer_thread::Writer;
@@ -113,15 +113,8 @@ impl Engine {
         Self::open(path, Mode::Threaded)
     }
 
-    pub fn for_short_reads(&self) -> Self {
-        self.with(Reads::short())
-    }
-
-    pub fn for_long_reads(&self) -> Self {
-        self.with(Reads::long())
-    }
-
-    fn with(&self, reads: Reads) -> Self {
+    /// Returns an engine on the same file whose reads are made so.
+    pub fn with(&self, reads: Reads) -> Self {
         Self {
             reads,
             ..self.clone()

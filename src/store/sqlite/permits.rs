@@ -19,7 +19,7 @@ const SHORT_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the reads of a handle are made, and how many at a time.
 #[derive(Clone)]
-pub(super) enum Reads {
+pub(in crate::store) enum Reads {
     /// On the calling thread, for threads that may block.
     Unlimited,
     /// On the calling thread, while one worker thread stays free. To hand the thread's other tasks to
