@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::cursor::{Extent, History, Sequence};
 use super::{OperatorResult, OrderView, Outage, PruneCounts, StartCandidate};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
-use crate::journal_stats::JournalEntry;
+use crate::journal_stats::{JournalEntry, JournalStats};
 use crate::order::{
     Attention, Event, EventReason, Order, OrderId, Reason, ResolvedBy, Status, Timestamp,
 };
@@ -201,6 +201,32 @@ pub(super) const ENTRY: &str = "seq, at, reason, \
 
 /// Query for what was pruned so far, as [`prune_counts_of`] reads it.
 pub(super) const PRUNED: &str = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
+
+/// Statement that adds to what was pruned, with [`pruned_values`].
+pub(super) const ADD_TO_PRUNED: &str = "UPDATE pruned SET fulfilled = fulfilled + ?1, \
+     failed = failed + ?2, entries = entries + ?3, \
+     last_order_seq = CASE WHEN last_order_seq < ?4 THEN ?4 ELSE last_order_seq END, \
+     last_entry_seq = CASE WHEN last_entry_seq < ?5 THEN ?5 ELSE last_entry_seq END, \
+     history = ?6 WHERE id = 1";
+
+/// Returns the values of an addition to what was pruned: numbers, the greatest sequence numbers of orders
+/// and entries, and the statistics of all entries.
+pub(super) fn pruned_values(
+    counts: PruneCounts,
+    last_order: i64,
+    last_entry: i64,
+    history: &JournalStats,
+) -> serde_json::Result<[Value<'static>; 6]> {
+    let history = serde_json::to_string(history)?;
+    Ok([
+        Value::Integer(counts.fulfilled as i64),
+        Value::Integer(counts.failed as i64),
+        Value::Integer(counts.entries as i64),
+        Value::Integer(last_order),
+        Value::Integer(last_entry),
+        Value::Text(history.into()),
+    ])
+}
 
 /// Query for the histories, oldest first, as [`history_of`] reads them.
 pub(super) const HISTORIES: &str =

@@ -196,6 +196,16 @@ impl Transition {
     }
 }
 
+/// Statement that clamps the times of an order, `?1`: past events to the moment `?2`, the next attempt to
+/// `?3`. `least` was rejected, because PostgreSQL's ignores NULL and would set a time that is not set.
+pub(super) const CLAMP_TIMES: &str = "UPDATE orders SET \
+     intent_at = CASE WHEN intent_at > ?2 THEN ?2 ELSE intent_at END, \
+     given_up_at = CASE WHEN given_up_at > ?2 THEN ?2 ELSE given_up_at END, \
+     confirmed_at = CASE WHEN confirmed_at > ?2 THEN ?2 ELSE confirmed_at END, \
+     missed_at = CASE WHEN missed_at > ?2 THEN ?2 ELSE missed_at END, \
+     next_attempt_at = CASE WHEN next_attempt_at > ?3 THEN ?3 ELSE next_attempt_at END \
+     WHERE seq = ?1";
+
 /// Values of a transition. Its UPDATE names some of them.
 pub(super) struct Values<'a> {
     /// Moment at which it is recorded.

@@ -1,13 +1,14 @@
 //! Orders that a batch prunes, and the totals that are kept of them.
 
 use super::error::Error;
+use super::rows::in_dialect;
 use super::session::{Session, Steps};
 use crate::journal_stats::JournalStats;
 use crate::order::Status;
 use crate::store::PruneCounts;
 use crate::store::filter::prunable;
 use crate::store::queue::Pending;
-use crate::store::rows::{Columns, ENTRY, entry_of};
+use crate::store::rows::{ADD_TO_PRUNED, Columns, ENTRY, entry_of, pruned_values};
 use crate::store::write::Write;
 
 const PRUNABLE: &str = concat!(
@@ -17,12 +18,6 @@ const PRUNABLE: &str = concat!(
 );
 
 const BASE: &str = "SELECT history FROM pruned WHERE id = 1 FOR UPDATE";
-
-const ADD_TO_PRUNED: &str = "\
-    UPDATE pruned SET fulfilled = fulfilled + $1, failed = failed + $2, entries = entries + $3, \
-        last_order_seq = greatest(last_order_seq, $4), \
-        last_entry_seq = greatest(last_entry_seq, $5), history = $6 \
-    WHERE id = 1";
 
 /// Orders that a batch prunes, and the totals that are kept of them.
 #[derive(Default)]
@@ -95,7 +90,9 @@ impl PruneBatch {
         for counts in &self.counts {
             all += *counts;
         }
-        let history = serde_json::to_string(history).map_err(Error::value)?;
+        let last_order = self.seqs.iter().copied().max().unwrap_or(0);
+        let values = pruned_values(all, last_order, self.last_entry, history);
+        let values = values.map_err(Error::value)?;
         steps.add(
             "DELETE FROM journal WHERE order_seq = ANY ($1)",
             vec![Box::new(self.seqs.clone())],
@@ -104,17 +101,8 @@ impl PruneBatch {
             "DELETE FROM orders WHERE seq = ANY ($1)",
             vec![Box::new(self.seqs.clone())],
         );
-        steps.add(
-            ADD_TO_PRUNED,
-            vec![
-                Box::new(all.fulfilled as i64),
-                Box::new(all.failed as i64),
-                Box::new(all.entries as i64),
-                Box::new(self.seqs.iter().copied().max().unwrap_or(0)),
-                Box::new(self.last_entry),
-                Box::new(history),
-            ],
-        );
+        let values = values.into_iter().map(|value| Box::new(value) as _);
+        steps.add(in_dialect(ADD_TO_PRUNED), values.collect());
         Ok(())
     }
 

@@ -7,25 +7,17 @@ use tokio_postgres::Row;
 
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::error::Error;
+use super::rows::in_dialect;
 use super::session::{Steps, Value};
 use crate::order::EventReason;
 use crate::pace::BACKOFF_MAX;
 use crate::store::queue::Pending;
 use crate::store::rows::unresolved_of;
+use crate::store::update::CLAMP_TIMES;
 use crate::store::write::Write;
 use crate::store::{OperatorResult, Resolution};
 
 const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
-
-/// Clamps times. `least` was rejected, because it ignores NULL and would set a time that is not set.
-const CORRECT_TIMES: &str = "\
-    UPDATE orders SET \
-        intent_at = CASE WHEN intent_at > $2 THEN $2 ELSE intent_at END, \
-        given_up_at = CASE WHEN given_up_at > $2 THEN $2 ELSE given_up_at END, \
-        confirmed_at = CASE WHEN confirmed_at > $2 THEN $2 ELSE confirmed_at END, \
-        missed_at = CASE WHEN missed_at > $2 THEN $2 ELSE missed_at END, \
-        next_attempt_at = CASE WHEN next_attempt_at > $3 THEN $3 ELSE next_attempt_at END \
-    WHERE seq = ANY ($1)";
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
 
@@ -64,7 +56,8 @@ impl RowWork {
                     let latest = now.after(BACKOFF_MAX).0;
                     let values: Vec<Value> =
                         vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
-                    steps.add(CORRECT_TIMES, values);
+                    let sql = in_dialect(CLAMP_TIMES).replace("seq = $1", "seq = ANY ($1)");
+                    steps.add(sql, values);
                 }
                 // Without changes, too, there is an answer to keep.
                 Write::Record { .. } => has_others = true,

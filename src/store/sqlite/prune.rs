@@ -4,14 +4,14 @@
 //! The newest order and the order of the newest entry stay: SQLite assigns the greatest existing
 //! number plus one, so while these exist no number is assigned twice.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::row_mapping::result;
 use crate::order::{Status, Timestamp};
 use crate::store::PruneCounts;
 use crate::store::filter::prunable;
 use crate::store::queries::base;
-use crate::store::rows::{Columns, ENTRY, entry_of};
+use crate::store::rows::{ADD_TO_PRUNED, Columns, ENTRY, entry_of, pruned_values};
 
 /// Condition for orders that may be pruned: settled before the time `?1`.
 const PRUNABLE: &str = prunable!("?1");
@@ -56,21 +56,10 @@ pub(super) fn prune(
             .execute([seq])?;
     }
     history.drop_old_minutes(now);
-    let history = serde_json::to_string(&history)
+    let values = pruned_values(removed, last_order, last_entry, &history)
         .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    db.prepare_cached(
-        "UPDATE pruned SET fulfilled = fulfilled + ?1, failed = failed + ?2, \
-         entries = entries + ?3, last_order_seq = max(last_order_seq, ?4), \
-         last_entry_seq = max(last_entry_seq, ?5), history = ?6",
-    )?
-    .execute(params![
-        removed.fulfilled as i64,
-        removed.failed as i64,
-        removed.entries as i64,
-        last_order,
-        last_entry,
-        history
-    ])?;
+    db.prepare_cached(ADD_TO_PRUNED)?
+        .execute(params_from_iter(values))?;
     Ok(removed)
 }
 

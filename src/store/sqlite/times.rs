@@ -8,15 +8,11 @@ use rusqlite::{Connection, params};
 
 use crate::order::Timestamp;
 use crate::pace::BACKOFF_MAX;
+use crate::store::update::CLAMP_TIMES;
 
 pub(super) fn clamp(db: &Connection, seqs: &[i64], now: Timestamp) -> rusqlite::Result<()> {
-    const SQL: &str = "UPDATE orders SET \
-             intent_at = min(intent_at, ?2), given_up_at = min(given_up_at, ?2), \
-             confirmed_at = min(confirmed_at, ?2), missed_at = min(missed_at, ?2), \
-             next_attempt_at = min(next_attempt_at, ?3) \
-         WHERE seq = ?1";
     let latest = now.after(BACKOFF_MAX);
-    let mut update = db.prepare_cached(SQL)?;
+    let mut update = db.prepare_cached(CLAMP_TIMES)?;
     for seq in seqs {
         update.execute(params![seq, now.0, latest.0])?;
     }
