@@ -106,6 +106,12 @@ impl Observations {
         missing
     }
 
+    /// Returns whether a look-up has seen a process.
+    pub fn sees_any(&self) -> bool {
+        let mut seen = self.looked_up.values();
+        seen.any(|of| !matches!(of.observed, Observed::Absent | Observed::Unrecognised(_)))
+    }
+
     /// Returns whether any process that was confirmed after `since` is newly missing.
     pub fn is_any_forgotten(&self, since: Option<Timestamp>, policy: &Policy) -> bool {
         self.is_any(|order, observation| {

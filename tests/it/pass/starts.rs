@@ -1,5 +1,6 @@
 //! Starts: their order, and orders whose starts are refused.
 
+use order_service::pace::StartRate;
 use order_service::store::Resolution;
 
 use super::polling::lasting;
@@ -212,4 +213,23 @@ fn a_start_answered_with_a_server_error_is_deducted_also_from_a_held_order() {
         assert_eq!(harness.reason("a0"), Some(Reason::ProcessLost));
         assert_eq!(harness.order("a0").starts, starts, "{fault:?}");
     }
+}
+
+#[test]
+fn a_look_up_that_finds_a_process_lets_the_start_rate_return_after_a_restart() {
+    let harness = Harness::new(600);
+    let mut rate = StartRate::new(0.0, harness.clock.now());
+    rate.on_restart(harness.clock.now());
+    let reduced = rate.rate();
+    harness.has_learned(LearnedLimits {
+        rate: Some(rate),
+        ..LearnedLimits::default()
+    });
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    passes(&harness, &mut reconciler, 20);
+    let requests = harness.upstream.take_requests();
+    assert!(requests.iter().all(|of| of != "list"), "{requests:?}");
+    let rate = harness.heartbeat().learned.rate.unwrap().rate();
+    assert!(rate > 2.0 * reduced, "{rate} after {reduced}");
 }
