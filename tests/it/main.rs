@@ -62,6 +62,9 @@
 //! | test | reason |
 //! |---|---|
 //! | `lifecycle::a_reconciler_killed_at_any_moment_loses_and_repeats_nothing` | 1,000 orders, and five kills among them |
+//! | `copy::disturbed::a_copy_that_is_killed_goes_on_and_ends_equal` | six copies are killed, each run again and compared |
+//! | `copy::disturbed::a_service_that_moves_while_it_works_goes_on_and_starts_nothing_twice` | 60 processes of up to 2 s, before and after the move |
+//! | `lifecycle::a_shutdown_is_clean_in_every_program_with_open_orders` | 200 processes of up to 2 s, some of them started at 100/s |
 //! | `lifecycle::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 2,000 orders |
 //! | `lifecycle::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
 //! | `programs::signals::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
