@@ -1,4 +1,4 @@
-//! How writes are executed: queued for the writer or, for reproducible runs, one by one while the caller's
+//! Modes of execution of writes: queued for the writer or, for reproducible runs, one by one while the caller's
 //! thread waits, where faults can be injected.
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 
-/// How writes are executed.
+/// Mode of execution of writes.
 #[derive(Clone)]
 pub enum Mode {
     /// By a writer of its own, with many writes in one commit.

@@ -1,4 +1,4 @@
-//! What a run shows of the reconciler at work: its decisions by cell of the table, and the stages of its starts.
+//! Traces of the reconciler in a run: its decisions by cell of the table, and the stages of its starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};

@@ -17,7 +17,7 @@ const LONG_READS_MAX: usize = 2;
 /// Time limit of waiting to make a short read. Others take some microseconds, unless the disk hangs.
 const SHORT_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the reads of a handle are made, and how many at a time.
+/// Kinds of reads of a handle: the thread on which each is made, and how many at a time.
 #[derive(Clone)]
 pub(in crate::store) enum Reads {
     /// On the calling thread, for threads that may block.
