@@ -35,7 +35,7 @@
 //!
 //! | test | reason |
 //! |---|---|
-//! | `faults::thousands_of_silent_connections_delay_neither_requests_nor_the_shutdown` | opens 3,000 connections, twice |
+//! | `faults::connections::thousands_of_silent_connections_delay_neither_requests_nor_the_shutdown` | opens 3,000 connections, twice |
 //! | `faults::overload_is_refused_at_once_in_bounded_memory` | 1,800 clients are refused 3,000 times |
 //! | `faults::an_api_that_is_killed_under_load_keeps_acknowledged_orders_and_disturbs_no_other` | twelve programs run under load before they are killed |
 //! | `pruned::a_stream_whose_unsent_events_are_pruned_ends` | 20,000 orders are needed to fill a connection |

@@ -14,6 +14,7 @@ use crate::environment::{Client, PATIENCE, Program, Ran, TestEnvironment};
 mod databases;
 mod dev;
 mod health;
+mod help;
 mod logs;
 mod settings;
 mod signals;
