@@ -1,4 +1,4 @@
-//! PostgreSQL servers of the tests' own: a cluster with a database for each test, and others, with
+//! PostgreSQL servers that the tests start: a cluster with a database for each test, and others, with
 //! standbys, that are killed, stopped and promoted.
 //!
 //! They are created for each run, in memory or below the target folder, from the binaries of `pg_config`
@@ -22,8 +22,8 @@ const UNPRIVILEGED: u32 = 65534;
 /// Memory that a cluster may need, in bytes.
 const MEMORY_MIN: u64 = 4 << 30;
 
-/// Time limit for a server to start, to be promoted or to end.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of the start, the promotion and the end of a server.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs the server once for each line of its standard input, and ends it when that is closed.
 const SHELL: &str = "through=$0 program=$1 data=$2 sockets=$3 port=$4 folder=$5; shift 5; server=; \
@@ -68,12 +68,12 @@ impl Cluster {
         Self::new(parent, settings, &[])
     }
 
-    /// Starts a server of the caller's own.
+    /// Starts a server for the caller alone.
     pub fn own(settings: &[&str]) -> Self {
         Self::new(parent(), settings, &[])
     }
 
-    /// Starts a server through another program, such as one that gives it another time.
+    /// Starts a server through a wrapper program, such as one that fakes its time.
     pub fn start_through(through: &[&str]) -> Self {
         Self::new(parent(), &[], through)
     }
@@ -127,7 +127,7 @@ impl Cluster {
         self.wait_for("SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_wal_receiver)");
     }
 
-    /// Returns how far this standby has received or replayed the log.
+    /// Returns the position in the log up to which this standby has received or replayed it, in bytes.
     pub fn received(&self) -> i64 {
         let sql = "SELECT pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), \
                           pg_last_wal_replay_lsn()), '0/0')";
@@ -184,7 +184,7 @@ impl Cluster {
         let begun = Instant::now();
         while self.psql("postgres", sql).stdout.is_empty() {
             let log = fs::read_to_string(self.folder.join("log"));
-            assert!(begun.elapsed() < PATIENCE, "{sql}: {log:?}");
+            assert!(begun.elapsed() < TIMEOUT, "{sql}: {log:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -222,14 +222,14 @@ impl Cluster {
 
     /// Kills the server with SIGKILL, as if its machine had lost power.
     pub fn kill(&self) {
-        // So that it starts no process that is not among those that are killed.
+        // A stopped server starts no process that the kill would miss.
         send("STOP", &[self.pid()]);
         let pids = self.pids();
         send("KILL", &pids);
         let begun = Instant::now();
         // Another server cannot start on the same files before the last process has ended.
         while pids.iter().any(|pid| is_running(*pid)) {
-            assert!(begun.elapsed() < PATIENCE, "{pids:?} do not end");
+            assert!(begun.elapsed() < TIMEOUT, "{pids:?} do not end");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -244,7 +244,7 @@ impl Cluster {
         send("CONT", &self.pids());
     }
 
-    /// Returns the processes of the server. The main one is first: it would replace others that end.
+    /// Returns the processes of the server, the main one first: running, it would replace the others.
     fn pids(&self) -> Vec<u32> {
         let main = self.pid();
         [vec![main], processes_of(main)].concat()

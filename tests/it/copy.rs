@@ -1,7 +1,7 @@
-//! Copies of whole databases: moved there and back, refused, and taken as backups of servers.
+//! Copies of whole databases: moves to another engine and back, refusals, and backups of servers.
 
 mod damages;
-mod disturbed;
+mod interrupted;
 
 #[cfg(feature = "postgres")]
 use std::fs;
@@ -37,7 +37,7 @@ const PAIRS: [[Engine; 2]; 4] = [
     [Engine::Postgres, Engine::Postgres],
 ];
 
-/// A database that is not there yet.
+/// Returns the URL of a database that does not exist yet.
 fn new_url(env: &TestEnvironment, engine: Engine) -> String {
     match engine {
         Engine::Sqlite => format!(
@@ -63,13 +63,13 @@ fn copied(env: &TestEnvironment, from: &str, to: &str) -> Ran {
     assert!(ran.stdout.contains("equal, and sound"), "{ran:?}");
     assert!(
         !ran.stderr.contains("created"),
-        "the copy was asked for: {ran:?}"
+        "it warns of a new database: {ran:?}"
     );
     ran
 }
 
-/// Makes a database with orders in every state, with notes, a heartbeat and what was learned, of which some
-/// were pruned. Returns it, and another that is not there yet.
+/// Creates a database with orders in every state, some of them pruned, and a heartbeat with learned values.
+/// Returns its URL, and that of a database that does not exist yet.
 async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
     let env = TestEnvironment::new();
     let urls = engines.map(|engine| new_url(&env, engine));
@@ -77,7 +77,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
     let ids: Vec<_> = (0..40).map(|n| format!("\\o{n}é\u{65e5}")).collect();
     fill(&store, &ids, 40).await;
     let lead = lead(&store).await;
-    let trouble = |reason| AttentionUpdate {
+    let attention = |reason| AttentionUpdate {
         reason,
         detail: "tab\\t and \\N".to_owned(),
         next_attempt_at: Timestamp(2_000_000_000_000),
@@ -95,10 +95,10 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
                 Transition::GivenUp {
                     answer: Some(503),
                     is_counted: true,
-                    attention: trouble(Reason::UpstreamUnreachable),
+                    attention: attention(Reason::UpstreamUnreachable),
                 },
             ],
-            25 => vec![Transition::Flagged(trouble(Reason::StartRefused))],
+            25 => vec![Transition::Flagged(attention(Reason::StartRefused))],
             26 => vec![Transition::Adopted, Transition::ProcessObserved],
             27 => vec![
                 Transition::Adopted,
@@ -108,7 +108,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
             ],
             _ => vec![
                 Transition::Adopted,
-                Transition::Flagged(trouble(Reason::ProcessLost)),
+                Transition::Flagged(attention(Reason::ProcessLost)),
             ],
         };
         let changes = steps.into_iter().map(|step| OrderChange { seq, step });
@@ -136,7 +136,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
     (env, urls)
 }
 
-/// Everything that the programs read, with the positions of readers.
+/// Returns everything that the programs read, with the cursors of readers.
 async fn contents(url: &str) -> Vec<String> {
     let store = open(url);
     let now = Timestamp(2_000_000_000_000);
@@ -150,15 +150,15 @@ async fn contents(url: &str) -> Vec<String> {
     let events = store.events(None, Cursor::default(), 1_000).await.unwrap();
     lines.push(format!("{events:?}"));
     let mut stats = JournalStats::default();
-    let glance = store.update_stats(&mut stats, now).await.unwrap();
-    lines.push(format!("{glance:?} {stats:?}"));
+    let snapshot = store.update_stats(&mut stats, now).await.unwrap();
+    lines.push(format!("{snapshot:?} {stats:?}"));
     lines.push(format!("{:?}", store.heartbeat().await.unwrap()));
     store.checkpoint().await;
     lines
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() {
+async fn a_database_is_equal_after_a_move_to_each_engine_and_back() {
     for engines in PAIRS {
         let (env, [from, to]) = filled(engines).await;
         let before = contents(&from).await;
@@ -166,7 +166,7 @@ async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() 
         let compared = copy(&env, &["--verify-only", &from, &to]).assert_code(0);
         assert_eq!(compared.stdout, "equal\n");
         assert_eq!(contents(&to).await, before, "{from} {to}");
-        // The way back, after it was used.
+        // Back, with a new order.
         create(&open(&to), "new", Timestamp(9)).await;
         let later = contents(&to).await;
         assert_ne!(later, before);
@@ -178,11 +178,11 @@ async fn a_database_that_has_moved_is_the_same_on_every_engine_and_comes_back() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence() {
+async fn a_moved_or_incomplete_database_is_refused_with_one_line() {
     for engines in PAIRS {
         let (env, [from, to]) = filled(engines).await;
         let before = contents(&from).await;
-        let refused = |url: &str, says: &str| {
+        let refused = |url: &str, expected: &str| {
             for arguments in [
                 &["order-service", "api", "--listen", "127.0.0.1:0"][..],
                 &["order-reconciler", "--once"],
@@ -192,11 +192,11 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
                 let arguments_all = [&arguments[1..], &["--database-url", url]].concat();
                 let ran = env.run(arguments[0], &arguments_all);
                 assert_eq!(ran.code, Some(3), "{arguments:?} {ran:?}");
-                assert!(ran.stderr.contains(says), "{arguments:?} {ran:?}");
+                assert!(ran.stderr.contains(expected), "{arguments:?} {ran:?}");
                 assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
             }
         };
-        // Programs that run are refused their writes.
+        // Writes of running programs are refused.
         let running = open(&from);
         copied(&env, &from, &to);
         let late = running
@@ -212,17 +212,17 @@ async fn a_database_that_has_moved_or_is_not_complete_is_refused_in_a_sentence()
             again.stderr.contains("holds an order database already"),
             "{again:?}"
         );
-        // As if it had been killed between its last two transactions.
-        let mark = format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')");
-        execute(&to, &mark);
+        // As if the copy had been killed between its last two transactions.
+        let marker = format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')");
+        execute(&to, &marker);
         copied(&env, &from, &to);
-        // It was not written to since.
+        // The target has not been written to since.
         copy(&env, &["--take-back", &from, &to]).assert_code(0);
         assert_eq!(contents(&from).await, before);
         refused(&to, &format!("has moved to {from}; "));
         let back = copy(&env, &["--take-back", &from, &to]).assert_code(2);
         assert!(back.stderr.contains("has not moved"), "{back:?}");
-        // What is there already is used.
+        // The target's orders, which are equal, are kept.
         copied(&env, &from, &to);
         create(&open(&to), "new", Timestamp(9)).await;
         let back = copy(&env, &["--take-back", &from, &to]).assert_code(1);
@@ -253,7 +253,7 @@ fn a_password_in_an_argument_is_refused_and_not_repeated() {
 
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_of_a_server_is_a_file_that_is_restored_by_a_copy_any_number_of_times() {
+async fn a_backup_of_a_server_is_a_file_that_can_be_restored_repeatedly() {
     let (env, [from, _]) = filled([Engine::Postgres, Engine::Sqlite]).await;
     let events = |lines: &[String]| lines[..lines.len() - 3].to_vec();
     let before = contents(&from).await;
@@ -271,9 +271,13 @@ async fn a_backup_of_a_server_is_a_file_that_is_restored_by_a_copy_any_number_of
         assert!(ran.stdout.contains("restored"), "{ran:?}");
         let after = contents(&to).await;
         assert_eq!(events(&after), events(&before));
-        // Readers are told where the two part.
+        // The restored database continues with a history of its own.
         assert_ne!(after, before);
     }
     assert_eq!(fs::read(env.path("b.db")).unwrap(), backup);
-    assert_eq!(contents(&from).await, before, "the server is as it was");
+    assert_eq!(
+        contents(&from).await,
+        before,
+        "the server's database is unchanged"
+    );
 }

@@ -1,4 +1,4 @@
-//! The built programs and the library, from outside. Each test is named by the promise it keeps.
+//! The built programs and the library, from outside. The name of a test states what it checks.
 //!
 //! - `environment`: the environment of a test: a folder, programs, requests.
 //! - `wire`: raw connections.
@@ -23,8 +23,8 @@
 //! - `metrics`: `GET /metrics`.
 //! - `stats`: `GET /stats`.
 //! - `store`: the database: its schema and its journal, on each engine.
-//! - `cluster`, `proxy`: PostgreSQL servers of the tests' own, and a way to them that fails, in builds with
-//!   the feature `postgres`.
+//! - `cluster`, `proxy`: PostgreSQL servers that the tests start, and a proxy that injects faults, in builds
+//!   with the feature `postgres`.
 //! - `tidy`: claims about the code, compared with it.
 //! - `docs`: README and the pages under `docs`, compared with the programs and each other.
 //!
@@ -42,7 +42,7 @@
 //! | `pruned::a_list_whose_unread_orders_are_pruned_breaks_off_and_is_not_well_formed` | the same |
 //! | `prune::a_kill_or_a_signal_during_a_prune_leaves_each_batch_whole_or_undone` | removes 20,000 orders, so that it can be killed in between |
 //! | `prune::orders_are_created_and_settled_between_the_batches_of_a_prune` | removes 12,000 orders, so that others come in between |
-//! | `copy::disturbed::copies_of_twenty_thousand_orders_that_are_killed_end_equal` | copies 20,000 orders, again after each kill: minutes, so that it is run by hand, with `--features postgres` |
+//! | `copy::interrupted::killed_copies_of_twenty_thousand_orders_end_equal` | copies 20,000 orders, again after each kill: minutes, so that it is run by hand, with `--features postgres` |
 //! | `clients::a_shutdown_completes_whatever_clients_do` | the program waits 15 s for clients that do nothing |
 //! | `clients::a_slow_client_gets_408_and_delays_no_other` | the program waits 10 s for a body |
 //! | `events::an_idle_stream_sends_comments` | a comment comes every 15 s |
@@ -62,15 +62,15 @@
 //! | test | reason |
 //! |---|---|
 //! | `lifecycle::a_reconciler_killed_at_any_moment_loses_and_repeats_nothing` | 1,000 orders, and five kills among them |
-//! | `copy::disturbed::a_copy_that_is_killed_goes_on_and_ends_equal` | six copies are killed, each run again and compared |
-//! | `copy::disturbed::a_service_that_moves_while_it_works_goes_on_and_starts_nothing_twice` | 60 processes of up to 2 s, before and after the move |
+//! | `copy::interrupted::a_killed_copy_resumes_and_ends_equal` | six copies are killed, each run again and compared |
+//! | `copy::interrupted::a_service_that_moves_under_load_settles_every_order_and_starts_none_twice` | 60 processes of up to 2 s, before and after the move |
 //! | `lifecycle::a_shutdown_is_clean_in_every_program_with_open_orders` | 200 processes of up to 2 s, some of them started at 100/s |
 //! | `lifecycle::api_and_reconciler_at_full_speed_on_one_file_lose_and_repeat_nothing` | 2,000 orders |
 //! | `lifecycle::orders_wait_while_the_upstream_is_down_and_settle_when_it_is_back` | an outage of some passes, a second apart |
 //! | `programs::signals::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_gets_410_and_misses_nothing` | runs the programs once for each way to restore |
 //! | `store::plans::every_statement_has_one_plan_that_indexes_serve` | 100,000 orders |
-//! | `store::twin::both_engines_answer_alike_whatever_happens_to_orders` | five histories, each compared step by step |
+//! | `store::twin::both_engines_give_equal_answers_to_random_histories` | five histories, each compared step by step |
 //! | `upstreams::observations::starts_and_look_ups_continue_while_a_list_is_read` | a list has a head start of 1 s |
 //! | `upstreams::starts::an_order_whose_start_reached_another_service_is_never_failed` | 40 passes for each pair of answers |
 

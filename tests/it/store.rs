@@ -1,5 +1,5 @@
-//! The promises of a store, whichever engine it is on: each is a function that is run for every
-//! engine, on a database of its own. What one engine alone promises is in a file of its own.
+//! Tests of the store on every engine: each is a function that runs once per engine, on a new database.
+//! The files below have tests of single engines, except `check` and `twin`, which use all of them.
 
 mod check;
 #[cfg(feature = "postgres")]
@@ -28,14 +28,14 @@ use rusqlite::Connection;
 
 use crate::environment::{TestEnvironment, lead};
 
-/// A new database, as two processes have it open.
+/// A new database, opened by two processes.
 pub struct Fresh {
     pub store: Store,
     pub other: Store,
     pub env: TestEnvironment,
 }
 
-/// Makes a database on one of the engines.
+/// Creates a database on one of the engines.
 type Factory = fn() -> Fresh;
 
 /// All engines.
@@ -69,13 +69,14 @@ fn try_execute(address: &str, sql: &str) -> Result<(), String> {
     done.map_err(|error| error.to_string())
 }
 
-macro_rules! promises {
-    ($($promise:ident),* $(,)?) => {
+/// Defines tests that run the functions on each engine.
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
         mod on_sqlite {
             $(
                 #[tokio::test]
-                async fn $promise() {
-                    super::$promise(super::sqlite::fresh).await;
+                async fn $test() {
+                    super::$test(super::sqlite::fresh).await;
                 }
             )*
         }
@@ -83,20 +84,20 @@ macro_rules! promises {
         mod on_postgres {
             $(
                 #[tokio::test]
-                async fn $promise() {
-                    super::$promise(super::postgres::fresh).await;
+                async fn $test() {
+                    super::$test(super::postgres::fresh).await;
                 }
             )*
         }
     };
 }
 
-promises! {
+on_every_engine! {
     a_stream_of_pages_ends_with_the_newest_order_of_its_first_page,
     the_journal_holds_every_change_of_a_status_and_nothing_else,
     a_settled_order_never_changes_again,
-    an_intent_is_replaced_only_by_one_who_knows_it,
-    a_start_counts_from_its_intent_until_it_is_known_to_be_none,
+    an_intent_is_replaced_only_by_a_change_that_names_it,
+    a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect,
     the_schema_refuses_impossible_rows,
 }
 
@@ -116,14 +117,14 @@ async fn record(store: &Store, seq: i64, steps: Vec<Transition>, at: i64) -> (us
     (recorded.changed, recorded.conflicts.len())
 }
 
-/// All orders.
+/// Returns all orders.
 pub async fn all(store: &Store) -> Vec<Order> {
     let pages = store.pages(Filter::default(), Cursor::default(), 1_000);
     let pages: Vec<_> = pages.try_collect().await.unwrap();
     pages.into_iter().flat_map(|(orders, _)| orders).collect()
 }
 
-/// The journal: order, from, to, reason, time.
+/// Returns the entries of the journal as text: order, old status, new status, reason, time.
 async fn journal(store: &Store) -> Vec<String> {
     let (events, _) = store.events(None, Cursor::default(), 1_000).await.unwrap();
     let lines = events.iter().map(|event| {
@@ -206,7 +207,7 @@ async fn a_settled_order_never_changes_again(fresh: Factory) {
     assert_eq!(journal(store).await, entries);
 }
 
-async fn an_intent_is_replaced_only_by_one_who_knows_it(fresh: Factory) {
+async fn an_intent_is_replaced_only_by_a_change_that_names_it(fresh: Factory) {
     let Fresh { store, .. } = &fresh();
     let seq = create(store, "a1", 1).await;
     let intend = |previous: Option<i64>| {
@@ -221,11 +222,11 @@ async fn an_intent_is_replaced_only_by_one_who_knows_it(fresh: Factory) {
     assert_eq!(
         store.open_orders().await.unwrap().order(0).starts,
         2,
-        "the silent one counts, and the new one"
+        "both the unanswered start and the new one count"
     );
 }
 
-async fn a_start_counts_from_its_intent_until_it_is_known_to_be_none(fresh: Factory) {
+async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(fresh: Factory) {
     let Fresh { store, .. } = &fresh();
     let seq = create(store, "a1", 1).await;
     let at = Timestamp(5);
@@ -302,27 +303,23 @@ async fn the_schema_refuses_impossible_rows(fresh: Factory) {
     }
 }
 
-/// SQLite alone has a lock that can be broken while its holder does not notice.
+/// Only SQLite's lock can be removed without its holder noticing.
 #[tokio::test]
-async fn a_leader_that_another_has_followed_records_nothing() {
+async fn a_deposed_leader_records_nothing() {
     let fresh = sqlite::fresh();
     let (first, second) = (&fresh.store, &fresh.other);
     let seq = create(first, "a1", 1).await;
     let deposed = first.try_lead().await.unwrap().unwrap();
     assert!(second.try_lead().await.unwrap().is_none());
     fresh.break_lock();
-    // While there is no other lock, no one else leads.
+    // Until there is another lock, it still leads.
     assert_eq!(deposed.loss(), None);
     let lead = second.try_lead().await.unwrap().unwrap();
-    assert_followed([first, second], [&deposed, &lead], seq).await;
+    assert_deposed([first, second], [&deposed, &lead], seq).await;
 }
 
-/// Checks that a leader that another has followed records nothing, and the other does.
-async fn assert_followed(
-    [first, second]: [&Store; 2],
-    [deposed, lead]: [&Leadership; 2],
-    seq: i64,
-) {
+/// Checks that a deposed leader records nothing, and that its successor does.
+async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leadership; 2], seq: i64) {
     let adopt = || {
         let step = Transition::Adopted;
         vec![OrderChange { seq, step }]
@@ -340,6 +337,6 @@ async fn assert_followed(
     assert_eq!(deposed.loss(), Some(Loss::Deposed));
     assert_eq!(journal(first).await, before);
     let recorded = second.record(lead, adopt(), Timestamp(3)).await.unwrap();
-    assert_eq!(recorded.changed, 1, "it is as it was before");
+    assert_eq!(recorded.changed, 1, "the deposed leader changed nothing");
     assert_eq!(lead.loss(), None);
 }

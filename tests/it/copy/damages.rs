@@ -1,4 +1,4 @@
-//! Damages of copies, which are found and named, and sources that are not sound.
+//! Damaged copies, which are found and reported, and damaged sources.
 
 use std::fs;
 
@@ -62,32 +62,35 @@ UPDATE histories SET id = 5, newest_entry = 1 -> histories 1 differs in id, newe
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_damage_of_a_copy_is_found_and_named() {
+async fn each_damage_of_a_copy_is_found_and_reported() {
     let (env, [from, to]) = filled([Engine::Sqlite, Engine::Sqlite]).await;
     copied(&env, &from, &to);
     let file = to.strip_prefix("sqlite:").unwrap();
-    let sound = fs::read(file).unwrap();
-    for (damage, says) in rows(DAMAGES) {
+    let undamaged = fs::read(file).unwrap();
+    for (damage, expected) in rows(DAMAGES) {
         let db = Connection::open(file).unwrap();
-        let free = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; ";
-        db.execute_batch(&format!("{free}{damage}")).unwrap();
+        let unconstrain = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; ";
+        db.execute_batch(&format!("{unconstrain}{damage}")).unwrap();
         assert!(db.changes() > 0, "{damage}");
         db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
             .unwrap();
         drop(db);
         let ran = copy(&env, &["--verify-only", &from, &to]);
         assert_eq!(ran.code, Some(1), "{damage}: {ran:?}");
-        assert!(ran.stdout.contains(says), "{damage}: {says}: {ran:?}");
+        assert!(
+            ran.stdout.contains(expected),
+            "{damage}: {expected}: {ran:?}"
+        );
         let back = copy(&env, &["--take-back", &from, &to]);
         assert_eq!(back.code, Some(1), "{damage}: {back:?}");
-        fs::write(file, &sound).unwrap();
+        fs::write(file, &undamaged).unwrap();
     }
     let ran = copy(&env, &["--verify-only", &from, &to]);
     assert_eq!(ran.stdout, "equal\n", "{ran:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_sound_does_not_move() {
+async fn a_damaged_database_is_not_moved() {
     for engines in PAIRS {
         let (env, [from, to]) = filled(engines).await;
         let damage = "UPDATE orders SET updated_at = updated_at + 1 WHERE seq = 9";
@@ -96,10 +99,10 @@ async fn what_is_not_sound_does_not_move() {
         assert!(ran.stderr.contains("its updated_at"), "{ran:?}");
         let check = |url: &str| env.run("order-service", &["check", "--database-url", url]);
         let incomplete = check(&to).assert_code(3);
-        let says = format!("is an incomplete copy of {from}; ");
-        assert!(incomplete.stderr.contains(&says), "{incomplete:?}");
-        assert_eq!(check(&from).code, Some(1), "it can be used");
-        // Once it is mended, the copy goes on.
+        let expected = format!("is an incomplete copy of {from}; ");
+        assert!(incomplete.stderr.contains(&expected), "{incomplete:?}");
+        assert_eq!(check(&from).code, Some(1), "the source can still be used");
+        // Once the source is repaired, the copy resumes.
         execute(&from, &damage.replace('+', "-"));
         copied(&env, &from, &to);
     }

@@ -1,5 +1,5 @@
-//! The operator's commands that look at all orders, on each engine. What SQLite alone promises of them is
-//! in `tests/it/operator.rs` and `tests/it/prune.rs`.
+//! The operator's commands that read all orders, on each engine. `tests/it/operator.rs` and
+//! `tests/it/prune.rs` test them further on SQLite.
 
 use order_service::order::Outcome;
 use order_service::store::Transition;
@@ -66,7 +66,7 @@ async fn a_sound_database_is_ok_with_its_counts() {
 }
 
 #[tokio::test]
-async fn a_dry_run_tells_what_would_be_pruned_and_changes_nothing() {
+async fn a_dry_run_reports_the_orders_to_prune_and_changes_nothing() {
     for fresh in ENGINES {
         let database = OneOfEach::new(*fresh).await;
         let ran = database
@@ -83,7 +83,7 @@ async fn a_dry_run_tells_what_would_be_pruned_and_changes_nothing() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn a_check_needs_a_database_of_ours_and_makes_none() {
+fn a_check_requires_an_order_database_and_creates_none() {
     use crate::cluster::cluster;
 
     let url = cluster().url(&cluster().database());
@@ -124,41 +124,42 @@ UPDATE pruned SET history = 'x' -> what was pruned cannot be checked:
 DROP INDEX orders_with_attention -> the index orders_with_attention is missing
 "#;
 
-/// Damages a database by a statement that the schema may refuse, which `free` has it not do.
-async fn assert_found(fresh: Factory, free: &str, damage: &str, says: &str) {
+/// Damages a database, and checks that one line reports it. `unconstrain` first removes the constraints
+/// that would reject the damage.
+async fn assert_found(fresh: Factory, unconstrain: &str, damage: &str, expected: &str) {
     let database = OneOfEach::new(fresh).await;
-    execute(&database.address, &format!("{free}{damage}"));
+    execute(&database.address, &format!("{unconstrain}{damage}"));
     let ran = database.run(&["check"]);
     assert_eq!(ran.code, Some(1), "{damage}: {ran:?}");
-    let line = ran.stdout.lines().find(|line| line.contains(says));
-    let line = line.unwrap_or_else(|| panic!("{damage}: {says}: {ran:?}"));
+    let line = ran.stdout.lines().find(|line| line.contains(expected));
+    let line = line.unwrap_or_else(|| panic!("{damage}: {expected}: {ran:?}"));
     assert!(line.contains("; "), "the line has advice: {line}");
 }
 
 #[tokio::test]
 async fn each_damage_of_a_file_is_found_and_reported_in_one_line() {
-    const FREE: &str = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; ";
-    const OF_FILES: &str = "
+    const UNCONSTRAIN: &str = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF; ";
+    const SQLITE_DAMAGES: &str = "
 DROP INDEX journal_by_order; CREATE INDEX journal_by_order ON journal (order_seq) -> index journal_by_order is not as it was made
 CREATE TRIGGER t AFTER INSERT ON orders BEGIN DELETE FROM orders; END -> trigger t is not ours
 ";
-    for (damage, says) in rows(DAMAGES).chain(rows(OF_FILES)) {
-        assert_found(super::sqlite::fresh, FREE, damage, says).await;
+    for (damage, expected) in rows(DAMAGES).chain(rows(SQLITE_DAMAGES)) {
+        assert_found(super::sqlite::fresh, UNCONSTRAIN, damage, expected).await;
     }
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn each_damage_of_a_servers_database_is_found_and_reported_in_one_line() {
-    const FREE: &str = "DO $$ DECLARE r record; BEGIN FOR r IN SELECT conrelid::regclass AS t, conname \
+    const UNCONSTRAIN: &str = "DO $$ DECLARE r record; BEGIN FOR r IN SELECT conrelid::regclass AS t, conname \
                         FROM pg_constraint WHERE contype = 'c' AND conrelid IN \
                         ('orders'::regclass, 'journal'::regclass) LOOP \
                         EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', r.t, r.conname); \
                         END LOOP; END $$; ";
-    const OF_SERVERS: &str = "
+    const POSTGRES_DAMAGES: &str = "
 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER t AFTER INSERT ON orders EXECUTE FUNCTION f() -> the trigger t is not ours
 ";
-    for (damage, says) in rows(DAMAGES).chain(rows(OF_SERVERS)) {
-        assert_found(super::postgres::fresh, FREE, damage, says).await;
+    for (damage, expected) in rows(DAMAGES).chain(rows(POSTGRES_DAMAGES)) {
+        assert_found(super::postgres::fresh, UNCONSTRAIN, damage, expected).await;
     }
 }

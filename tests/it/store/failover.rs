@@ -1,5 +1,5 @@
-//! A failover is a pause: servers that are killed, stopped and promoted, connections that end at the worst
-//! moment, and what an asynchronous standby has lost.
+//! Failovers of PostgreSQL: servers that are killed, stopped and promoted, connections that end at a
+//! commit, and an asynchronous standby that lacks the last commits. Callers see a delay and no error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ struct Load {
     callers: Vec<tokio::task::JoinHandle<Answers>>,
 }
 
-/// What callers were told.
+/// Answers to the callers, and their longest wait.
 #[derive(Default)]
 struct Answers {
     created: Vec<(String, i64)>,
@@ -74,7 +74,7 @@ impl Load {
     }
 }
 
-/// All orders: ids and numbers.
+/// Returns the ids and numbers of all orders.
 async fn orders(store: &Store) -> Vec<(String, i64)> {
     let orders = all(store).await.into_iter();
     orders
@@ -82,9 +82,9 @@ async fn orders(store: &Store) -> Vec<(String, i64)> {
         .collect()
 }
 
-/// Checks that everything that was acknowledged is there, once, and nothing else, and that numbers have
+/// Checks that no creation failed, that exactly the acknowledged orders exist, and that their numbers have
 /// no gaps.
-async fn assert_whole(store: &Store, answers: &Answers) {
+async fn assert_complete(store: &Store, answers: &Answers) {
     assert_eq!(answers.failed, Vec::<String>::new());
     let mut acknowledged = answers.created.clone();
     acknowledged.sort_by_key(|(_, seq)| *seq);
@@ -95,7 +95,7 @@ async fn assert_whole(store: &Store, answers: &Answers) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_killed_and_started_again_is_a_pause() {
+async fn a_restart_of_a_killed_server_delays_requests_and_fails_none() {
     let mut primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
     let load = Load::begin(&store, "a", 16);
@@ -105,11 +105,11 @@ async fn a_server_that_is_killed_and_started_again_is_a_pause() {
         primary.start_again();
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_whole(&store, &load.end().await).await;
+    assert_complete(&store, &load.end().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_synchronous_standby_that_is_promoted_has_everything_and_takes_over_soon() {
+async fn a_promoted_synchronous_standby_has_every_order_and_takes_over_soon() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");
     primary.replicate_to("second");
@@ -128,13 +128,13 @@ async fn a_synchronous_standby_that_is_promoted_has_everything_and_takes_over_so
         "promotion {promotion:?}, longest wait {:?}",
         answers.longest
     );
-    // A second, and room for a busy machine.
+    // One second, and a margin for a busy machine.
     assert!(answers.longest < promotion + Duration::from_secs(3));
-    assert_whole(&one, &answers).await;
+    assert_complete(&one, &answers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cancelled_wait_for_the_standby_is_no_success() {
+async fn a_cancelled_wait_for_the_standby_is_not_reported_as_success() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");
     let store = open(&[primary.port()]);
@@ -150,10 +150,10 @@ async fn a_cancelled_wait_for_the_standby_is_no_success() {
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
         primary.wait_for(cancel);
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(!creation.is_finished(), "it may be on the primary alone");
+        assert!(!creation.is_finished(), "the standby may lack the order");
     }
     let visible = primary.run("postgres", "SELECT count(*) FROM order_service.orders");
-    assert_eq!(visible, "2", "though everybody can see it");
+    assert_eq!(visible, "2", "it is visible although it is not replicated");
     standby.resume();
     assert_eq!(creation.await.unwrap(), 2);
     let replicated = standby.run("postgres", "SELECT count(*) FROM order_service.orders");
@@ -167,7 +167,7 @@ async fn an_order_that_only_the_primary_has_is_not_reported_as_existing() {
     let store = open(&[primary.port()]);
     primary.replicate_to("second");
     standby.stop();
-    // As after a crash of the primary while the commit waited.
+    // As if the primary had crashed while the commit waited.
     primary.run(
         "postgres",
         "SET synchronous_commit = local; SET search_path = order_service; \
@@ -187,7 +187,7 @@ async fn an_order_that_only_the_primary_has_is_not_reported_as_existing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_ends_at_a_commit_is_no_error_and_doubles_nothing() {
+async fn a_connection_that_ends_at_a_commit_fails_no_creation_and_repeats_none() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
     let store = open(&[proxy.port]);
@@ -206,11 +206,11 @@ async fn a_connection_that_ends_at_a_commit_is_no_error_and_doubles_nothing() {
             until(&|| proxy.answered() > answered + 3).await;
         }
     }
-    assert_whole(&store, &load.end().await).await;
+    assert_complete(&store, &load.end().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_holds_up_nothing_once_another_can_be_written() {
+async fn a_server_that_hangs_delays_nothing_once_another_accepts_writes() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");
     primary.replicate_to("second");
@@ -234,7 +234,7 @@ async fn a_server_that_hangs_holds_up_nothing_once_another_can_be_written() {
         begun.elapsed()
     );
     assert!(begun.elapsed() < Duration::from_secs(15));
-    // Awake again, it is a former primary.
+    // Resumed, it is a former primary, which must not be used.
     primary.resume();
     let other = open(&[primary.port(), standby.port()]);
     assert_eq!(orders(&other).await.len(), 2);
@@ -244,7 +244,7 @@ async fn a_server_that_hangs_holds_up_nothing_once_another_can_be_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_promoted_asynchronous_standby_gives_numbers_out_again_and_that_is_told() {
+async fn a_promoted_asynchronous_standby_reuses_numbers_and_readers_are_refused() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");
     let store = open(&[primary.port(), standby.port()]);
@@ -258,7 +258,7 @@ async fn a_promoted_asynchronous_standby_gives_numbers_out_again_and_that_is_tol
     assert_eq!((there.seq, store.info().await.lost_entries), (5, 0));
     primary.kill();
     standby.promote();
-    assert_eq!(create(&store, "b2", 6).await, 2, "given out again");
+    assert_eq!(create(&store, "b2", 6).await, 2, "the number is reused");
     assert_eq!(store.info().await.lost_entries, 4);
     for cursor in [there, Cursor::bare(5)] {
         let gone = store.events(None, cursor, 10).await;
@@ -269,7 +269,7 @@ async fn a_promoted_asynchronous_standby_gives_numbers_out_again_and_that_is_tol
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_no_standby_confirms_is_answered_after_a_time_limit_of_ours() {
+async fn a_commit_that_no_standby_confirms_is_answered_within_a_time_limit() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
     create(&store, "a1", 1).await;
@@ -297,7 +297,7 @@ async fn a_commit_that_no_standby_confirms_is_answered_after_a_time_limit_of_our
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_says_why() {
+async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_has_the_cause() {
     let env = TestEnvironment::new();
     let client = Client::new();
     let server = Cluster::own(&[]);
@@ -305,17 +305,17 @@ async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_sa
     let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &url];
     let api = env.start("order-service", &arguments, true);
     assert_eq!(client.create(&api.url, "a1").await.status, 201);
-    // A statement that fails is not repeated.
+    // A failed statement is not retried.
     server.run("postgres", "DROP TABLE order_service.orders CASCADE");
     let lost = client.get(format!("{}/order/a1", api.url)).await;
     assert_problem(&lost, 503);
     api.logs("relation \"orders\" does not exist");
     server.kill();
-    let asked = || env.run("order-service", &["health", "--listen", api.address()]);
-    // No read waits for the time limits of others.
+    let check_health = || env.run("order-service", &["health", "--listen", api.address()]);
+    // Reads time out concurrently, not one after the other.
     let lists = (0..40).map(|_| client.get(format!("{}/order?limit=1", api.url)));
     let (health, metrics, lists) = tokio::join!(
-        async { tokio::task::block_in_place(asked) },
+        async { tokio::task::block_in_place(check_health) },
         client.get(format!("{}/metrics", api.url)),
         futures_util::future::join_all(lists),
     );

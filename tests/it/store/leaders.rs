@@ -1,4 +1,5 @@
-//! Leaders on a server: one that is killed, stopped or vanishes is followed soon, and starts nothing twice.
+//! Leaders on PostgreSQL: one that is killed, stopped or cut off is replaced soon, and no order is started
+//! twice.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ fn reconciler(env: &TestEnvironment, primary: &Cluster, upstream: &str) -> Progr
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reconciler_that_stands_by_keeps_nothing_from_vacuum() {
+async fn a_standby_reconciler_does_not_hold_back_vacuum() {
     let primary = Cluster::own(&[]);
     let (leader, other) = (open(&[primary.port()]), open(&[primary.port()]));
     let _lead = leader.try_lead().await.unwrap().unwrap();
@@ -38,7 +39,7 @@ async fn a_reconciler_that_stands_by_keeps_nothing_from_vacuum() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_at_rest_sends_a_statement_each_pass_and_few_others() {
+async fn an_idle_leader_sends_one_statement_per_pass_and_few_others() {
     let primary = Cluster::own(&["log_statement=all"]);
     let env = TestEnvironment::new();
     let leader = reconciler(&env, &primary, "http://127.0.0.1:1");
@@ -87,13 +88,13 @@ async fn a_leader_that_was_stopped_while_another_took_over_starts_nothing_twice(
     let repeated = record
         .iter()
         .filter(|entry| matches!(entry.effect, Effect::Exists { .. }));
-    // Those that were being sent, whose intents had been checked, leave when the process goes on; the
-    // upstream refuses them.
+    // Starts whose intents had been checked are sent when the process is resumed; the upstream refuses
+    // them.
     assert!(repeated.count() <= 8, "starts of orders that had a process");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_killed_is_followed_soon() {
+async fn a_killed_leader_is_replaced_soon() {
     let primary = Cluster::own(&[]);
     let env = TestEnvironment::new();
     let first = reconciler(&env, &primary, "http://127.0.0.1:1");
@@ -103,13 +104,13 @@ async fn a_leader_that_is_killed_is_followed_soon() {
     let begun = Instant::now();
     first.kill();
     second.logs("became leader");
-    println!("followed after {:?}", begun.elapsed());
-    // A second, and room for a busy machine.
+    println!("replaced after {:?}", begun.elapsed());
+    // One second, and a margin for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_leaves_when_a_later_version_has_changed_the_schema() {
+async fn a_program_exits_after_a_later_version_has_changed_the_schema() {
     let primary = Cluster::own(&[]);
     let (env, client) = (TestEnvironment::new(), Client::new());
     let url = primary.url("postgres");
@@ -120,7 +121,7 @@ async fn a_program_leaves_when_a_later_version_has_changed_the_schema() {
     assert_eq!(client.create(&api.url, "a1").await.status, 201);
     primary.run("postgres", "UPDATE order_service.meta SET format = 1000");
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    // What it still writes is right: a later schema only adds.
+    // Its writes until then are valid: a later schema only adds.
     assert_eq!(client.create(&api.url, "a2").await.status, 201);
     for program in [&mut api, &mut reconciler] {
         assert_eq!(program.wait().code(), Some(3));
@@ -129,18 +130,18 @@ async fn a_program_leaves_when_a_later_version_has_changed_the_schema() {
     }
 }
 
-/// A host that can vanish: a network namespace, at the other end of a cable that is pulled.
+/// A host that can be cut off: a network namespace at the other end of a virtual cable.
 struct Host {
     name: String,
     cable: String,
 }
 
 impl Host {
-    /// Address of this machine as the host sees it, and the network.
+    /// Address of this machine on the network of the host, and that network.
     const ADDRESS: &str = "10.77.77.1";
     const NETWORK: &str = "10.77.77.0/24";
 
-    /// Makes a host. `None` if this user may not.
+    /// Creates a host. Returns `None` without the privileges for it.
     fn new() -> Option<Self> {
         let number = fastrand::u16(..);
         let (name, cable) = (format!("order{number}"), format!("order{number}a"));
@@ -157,7 +158,7 @@ impl Host {
         sh(&script).then_some(host)
     }
 
-    fn vanish(&self) {
+    fn cut_off(&self) {
         assert!(sh(&format!("ip link set {} down", self.cable)));
     }
 }
@@ -177,7 +178,7 @@ fn sh(script: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lock_of_a_leader_whose_host_vanishes_is_free_within_seconds() {
+async fn the_lock_of_a_leader_whose_host_is_cut_off_is_released_within_seconds() {
     let Some(host) = Host::new() else {
         println!("skipped: network namespaces need root and Debian's package iproute2");
         return;
@@ -202,9 +203,9 @@ async fn the_lock_of_a_leader_whose_host_vanishes_is_free_within_seconds() {
     first.logs("became leader");
     let second = reconciler(&env, &primary, upstream);
     second.logs("standing by");
-    host.vanish();
+    host.cut_off();
     let begun = Instant::now();
     second.logs("became leader");
-    println!("followed after {:?}", begun.elapsed());
+    println!("replaced after {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(8));
 }

@@ -78,14 +78,14 @@ async fn every_statement_has_one_plan_that_indexes_serve() {
         12,
         "not every kind of change was made: {statements:#?}"
     );
-    let quiet = format!("ALTER DATABASE {database} RESET log_statement");
-    assert!(cluster().psql(&database, &quiet).status.success());
+    let reset = format!("ALTER DATABASE {database} RESET log_statement");
+    assert!(cluster().psql(&database, &reset).status.success());
     run(&database, "TRUNCATE orders, journal");
-    let mut wrong = bad_plans(&database, &settings, &statements, "empty");
+    let mut faults = bad_plans(&database, &settings, &statements, "empty");
     run(&database, FILL);
     assert!(cluster().psql(&database, "VACUUM ANALYZE").status.success());
-    wrong.extend(bad_plans(&database, &settings, &statements, "full"));
-    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    faults.extend(bad_plans(&database, &settings, &statements, "full"));
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
 }
 
 /// A hundred thousand orders: of each thousand, five are open, two of them with a start of unknown
@@ -111,7 +111,7 @@ fn run(database: &str, sql: &str) {
     assert!(done.status.success(), "{done:?}");
 }
 
-/// Reads a page by every filter.
+/// Reads a page with every filter.
 async fn read_with_each_filter(store: &Store) {
     let attentions = [
         None,
@@ -133,19 +133,19 @@ async fn read_with_each_filter(store: &Store) {
     }
 }
 
-/// Explains all statements, and returns the faults of their plans.
+/// Explains all statements, and returns those with a bad plan.
 fn bad_plans(database: &str, settings: &str, statements: &[String], state: &str) -> Vec<String> {
-    let mut wrong = Vec::new();
+    let mut faults = Vec::new();
     for some in statements.chunks(EXPLAINED_AT_ONCE) {
         for (sql, plan) in some.iter().zip(explain(database, settings, some)) {
             let mut found = BTreeSet::new();
             inspect(&plan, "", &mut found);
             if !found.is_empty() {
-                wrong.push(format!("{state}: {found:?}\n{sql}\n{}", shown(&plan)));
+                faults.push(format!("{state}: {found:?}\n{sql}\n{}", shown(&plan)));
             }
         }
     }
-    wrong
+    faults
 }
 
 /// Returns the generic plans of statements, as a session of the engine has them.
@@ -185,28 +185,28 @@ fn shown(node: &Value) -> String {
             line.push_str(&format!(" {member}={}", text(node, member)));
         }
     }
-    for below in children(node) {
-        line.push_str(&format!("\n{}", shown(below)).replace('\n', "\n    "));
+    for child in children(node) {
+        line.push_str(&format!("\n{}", shown(child)).replace('\n', "\n    "));
     }
     line
 }
 
-/// Adds the faults of a plan whose parent is a node of this type.
-fn inspect(node: &Value, parent: &str, wrong: &mut BTreeSet<String>) {
+/// Adds the faults of a plan, whose parent is a node of this type.
+fn inspect(node: &Value, parent: &str, faults: &mut BTreeSet<String>) {
     let kind = node["Node Type"].as_str().unwrap_or_default();
     let is_hashed = node["Strategy"] == "Hashed";
     if (matches!(kind, "Sort" | "Incremental Sort" | "Hash") || is_hashed) && reads_many(node) {
-        wrong.insert(kind.to_owned());
+        faults.insert(kind.to_owned());
     }
     if kind == "Seq Scan" && reads_many(node) {
-        wrong.insert(format!("{kind} on {}", text(node, "Relation Name")));
+        faults.insert(format!("{kind} on {}", text(node, "Relation Name")));
     }
     let is_whole = kind.contains("Index") && node["Index Cond"].is_null() && parent != "Limit";
     if is_whole && reads_many(node) {
-        wrong.insert(format!("whole {}", text(node, "Index Name")));
+        faults.insert(format!("whole {}", text(node, "Index Name")));
     }
-    for below in children(node) {
-        inspect(below, kind, wrong);
+    for child in children(node) {
+        inspect(child, kind, faults);
     }
 }
 

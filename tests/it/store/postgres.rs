@@ -1,4 +1,4 @@
-//! Promises of PostgreSQL's leaders, sessions and settings beyond the suite.
+//! Tests of PostgreSQL alone: its leaders, sessions and settings.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -8,16 +8,16 @@ use futures_util::future::join_all;
 use order_service::order::OrderId;
 use order_service::store::{DatabaseUrl, Mode, Store};
 
-use super::{Fresh, assert_followed, create};
+use super::{Fresh, assert_deposed, create};
 use crate::cluster::cluster;
 use crate::environment::TestEnvironment;
 
-/// An empty database of its own.
+/// Creates an empty database.
 pub fn fresh() -> Fresh {
     fresh_in(&cluster().database())
 }
 
-/// An empty store in this database.
+/// Opens an empty database.
 pub fn fresh_in(database: &str) -> Fresh {
     let url = cluster().database_url(database);
     let open = || Store::open(&url, Mode::Threaded).unwrap();
@@ -48,7 +48,7 @@ pub fn break_lock(database: &str) {
 }
 
 #[test]
-fn many_may_create_and_migrate_the_same_database_at_the_same_moment() {
+fn concurrent_processes_may_create_and_migrate_the_same_database() {
     let url = cluster().database_url(&cluster().database());
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -89,20 +89,20 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    assert_followed([&store, &other], [&deposed, &lead], seq).await;
+    assert_deposed([&store, &other], [&deposed, &lead], seq).await;
 }
 
 #[tokio::test]
-async fn an_orders_creation_is_heard_of_by_another_process_at_once() {
+async fn another_process_is_notified_of_a_new_order_at_once() {
     let Fresh { store, other, .. } = fresh();
     let mut new_orders = other.new_orders().await.unwrap();
     create(&store, "a1", 1).await;
-    let heard = tokio::time::timeout(Duration::from_secs(10), new_orders.next()).await;
-    assert!(heard.is_ok());
+    let notified = tokio::time::timeout(Duration::from_secs(10), new_orders.next()).await;
+    assert!(notified.is_ok());
 }
 
 #[tokio::test]
-async fn lookups_that_wait_share_a_statement_and_each_gets_its_order() {
+async fn queued_lookups_share_a_statement_and_each_returns_its_order() {
     let database = cluster().database();
     let log_all = format!("ALTER DATABASE {database} SET log_statement = 'all'");
     cluster().run(&database, &log_all);
@@ -156,7 +156,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
 }
 
 #[tokio::test]
-async fn sessions_that_are_ended_are_a_pause_and_no_error() {
+async fn terminated_sessions_delay_requests_and_fail_none() {
     let database = cluster().database();
     let Fresh { store, .. } = fresh_in(&database);
     for number in 1..=20 {
@@ -181,7 +181,7 @@ fn settings_that_would_lose_orders_are_refused() {
 }
 
 #[test]
-fn a_database_that_another_program_has_taken_or_that_is_not_there_is_refused() {
+fn a_missing_database_and_that_of_another_program_are_refused() {
     let database = cluster().database();
     let url = cluster().database_url(&database);
     let missing = Store::open_existing(&url).err().unwrap().to_string();
@@ -193,7 +193,7 @@ fn a_database_that_another_program_has_taken_or_that_is_not_there_is_refused() {
 }
 
 #[test]
-fn a_server_that_asks_for_a_password_is_refused_with_the_variables_that_give_one() {
+fn the_error_about_a_missing_password_names_the_variables_that_set_it() {
     let env = TestEnvironment::new();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap();

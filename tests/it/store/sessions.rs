@@ -1,4 +1,4 @@
-//! Sessions with a server: statements that fail, notifications that do not arrive, poolers, clocks.
+//! Sessions with a server: failed statements, missing notifications, poolers, clocks.
 
 use std::fs::Permissions;
 use std::net::TcpStream;
@@ -19,13 +19,13 @@ use crate::cluster::{Cluster, free_port, unprivileged};
 use crate::proxy::{Fault, Proxy};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_notifications_do_not_arrive_changes_are_looked_for_often() {
+async fn changes_are_polled_for_often_if_notifications_do_not_arrive() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
     let (store, other) = (open(&[proxy.port]), open(&[primary.port()]));
     proxy.set(Fault::Deaf);
     let mut new_orders = store.new_orders().await.unwrap();
-    // That it hears nothing is known after a second.
+    // The store detects missing notifications after a second.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let mut waits = Duration::ZERO;
     for number in 1..=20 {
@@ -34,7 +34,7 @@ async fn where_notifications_do_not_arrive_changes_are_looked_for_often() {
         new_orders.next().await;
         waits += begun.elapsed();
     }
-    // A look each second would take that long for each.
+    // Polls each second would take half a second each on average.
     assert!(waits < Duration::from_secs(10), "{waits:?}");
 }
 
@@ -45,7 +45,7 @@ async fn a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_without_not
     let (store, other) = (open(&[primary.port()]), open(&[primary.port()]));
     primary.replicate_to("second");
     standby.stop();
-    // It keeps all others from sending notifications until it is replicated.
+    // Until it is replicated, its commit blocks all other notifications.
     let creation = tokio::spawn(async move { create(&other, "a1", 1).await });
     primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     let mut new_orders = store.new_orders().await.unwrap();
@@ -57,14 +57,14 @@ async fn a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_without_not
     let waiting = tokio::spawn(async move { new_orders.next().await });
     tokio::time::sleep(Duration::from_secs(3)).await;
     waiting.abort();
-    let looks = primary.logged("postgres");
-    let looks = looks.iter().filter(|sql| sql.contains("max(seq)"));
-    // One each 25 ms would be 120.
-    assert!(looks.count() < 30);
+    let polls = primary.logged("postgres");
+    let polls = polls.iter().filter(|sql| sql.contains("max(seq)"));
+    // A poll each 25 ms would be 120.
+    assert!(polls.count() < 30);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_a_failed_statement_has_aborted_is_no_success() {
+async fn an_aborted_transaction_is_not_reported_as_success() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
     create(&store, "a1", 1).await;
@@ -93,7 +93,7 @@ async fn a_transaction_that_a_failed_statement_has_aborted_is_no_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_of_one_moment_share_a_commit() {
+async fn concurrent_callers_share_a_commit() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
     for round in 0..10 {
@@ -109,7 +109,7 @@ async fn callers_of_one_moment_share_a_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nul_in_a_text_fails_its_own_write_alone() {
+async fn a_nul_in_a_text_fails_only_its_own_write() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
     assert!(OrderId::new("a\0").is_err());
@@ -175,7 +175,7 @@ fn a_pooler_that_gives_each_transaction_another_session_is_refused() {
     assert!(error.contains("pooler"), "{error}");
 }
 
-/// The library by which a program sees another time, of Debian's package `faketime`.
+/// Returns the path of the library that fakes the time of a program, from Debian's package `faketime`.
 fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?;
     let libraries = folders.filter_map(|folder| {

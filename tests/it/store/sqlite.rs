@@ -1,16 +1,16 @@
-//! Promises of SQLite's file and schema beyond the suite.
+//! Tests of SQLite alone: its file and schema.
 
 use order_service::store::{DatabaseUrl, Mode, Store};
 
 use super::{Fresh, create, try_execute};
 use crate::environment::{TestEnvironment, ready};
 
-/// An empty database in a folder of its own.
+/// Creates an empty database in a new folder.
 pub fn fresh() -> Fresh {
     fresh_in(TestEnvironment::new())
 }
 
-/// An empty database in this folder.
+/// Creates an empty database in this folder.
 pub fn fresh_in(env: TestEnvironment) -> Fresh {
     Fresh {
         store: env.store(),
@@ -20,7 +20,7 @@ pub fn fresh_in(env: TestEnvironment) -> Fresh {
 }
 
 impl Fresh {
-    /// Lets another reconciler lead beside the one that does.
+    /// Removes the leader's lock without its knowledge, so that another reconciler can become leader.
     pub fn break_lock(&self) {
         std::fs::remove_file(self.env.path("orders.db-leader")).unwrap();
     }
@@ -40,7 +40,7 @@ async fn the_schema_refuses_values_of_other_types_and_entries_of_no_order() {
 }
 
 #[test]
-fn many_may_create_and_migrate_the_same_file_at_the_same_moment() {
+fn concurrent_processes_may_create_and_migrate_the_same_file() {
     for _ in 0..10 {
         let env = TestEnvironment::new();
         let path = DatabaseUrl::from(env.database());

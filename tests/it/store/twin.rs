@@ -1,5 +1,5 @@
-//! One random history of creations, records, decisions, removals, elections and reads through both
-//! engines, with equal times: every answer is equal, numbers included.
+//! A differential test of both engines: the same random history of creations, records, operators'
+//! decisions, prunes, elections and reads, with equal times. Every answer is equal, numbers included.
 //!
 //! `ORDER_TEST_TWINS` is the number of histories, `ORDER_TEST_TWIN_SEED` the seed of the first. A seed
 //! repeats its history exactly.
@@ -25,7 +25,7 @@ const HISTORIES: u64 = 5;
 const STEPS: usize = 24;
 
 #[test]
-fn both_engines_answer_alike_whatever_happens_to_orders() {
+fn both_engines_give_equal_answers_to_random_histories() {
     let number = |name: &str, default| {
         let text = std::env::var(name).ok();
         text.map_or(default, |text| text.parse().unwrap())
@@ -66,13 +66,16 @@ fn both_engines_answer_alike_whatever_happens_to_orders() {
 const NOT_COMPARED: [(&str, &str); 7] = [
     (
         "read_heartbeat",
-        "`heartbeat`, of a database that is not opened",
+        "like `heartbeat`, without opening the database",
     ),
-    ("info", "of the engine itself"),
-    ("outdated", "answers when another version has come"),
-    ("free_bytes", "of the engine's files"),
+    ("info", "describes the engine"),
+    (
+        "outdated",
+        "returns when a later version has migrated the database",
+    ),
+    ("free_bytes", "depends on the engine's files"),
     ("checkpoint", "has no answer"),
-    ("new_orders", "answers when it is woken"),
+    ("new_orders", "returns when an order is created"),
     ("try_lead", "compared in `try_to_lead`"),
 ];
 
@@ -98,7 +101,7 @@ fn every_method_of_the_store_is_compared() {
     }
 }
 
-/// Equal orders on each engine, opened by two programs each.
+/// The same orders on each engine, each opened by two programs.
 pub struct Twin<'a> {
     seed: u64,
     random: fastrand::Rng,
@@ -106,7 +109,7 @@ pub struct Twin<'a> {
     database: &'a str,
     /// The stores of both programs, by engine.
     programs: [[&'a Store; 2]; 2],
-    /// The stores of the program that makes the present step.
+    /// The stores of the program that takes the present step.
     stores: [&'a Store; 2],
     /// The program that leads.
     leader: usize,
@@ -191,7 +194,7 @@ impl<'a> Twin<'a> {
     pub async fn step(&mut self) {
         let program = self.random.usize(..2);
         self.stores = self.programs.map(|programs| programs[program]);
-        // A clock may stand still, and may be set back.
+        // A clock may stop, or be set back.
         self.now += self.random.i64(-50..1_000);
         let now = Timestamp(self.now);
         let id = self.id();
@@ -271,7 +274,7 @@ impl<'a> Twin<'a> {
         }
     }
 
-    /// Makes another program leader, and returns the leaderships before.
+    /// Makes the other program leader, and returns the former leaderships.
     async fn follow(&mut self, stores: [&Store; 2]) -> Vec<Leadership> {
         let leads = vec![lead(stores[0]).await, lead(stores[1]).await];
         self.leader = 1 - self.leader;

@@ -1,4 +1,4 @@
-//! Copies that are killed, and copies beside programs that write, read and work.
+//! Copies that are killed, and copies of databases that programs write, read and reconcile meanwhile.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::environment::{Client, TestEnvironment, assert_agree, assert_problem, 
 use crate::events::Events;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_is_killed_goes_on_and_ends_equal() {
+async fn a_killed_copy_resumes_and_ends_equal() {
     for engines in PAIRS {
-        killed(engines, 6, 400).await;
+        check_kills(engines, 6, 400).await;
     }
 }
 
-/// Kills copies at random moments; each is run again, and ends equal.
-async fn killed(engines: [Engine; 2], kills: usize, orders: usize) {
+/// Kills copies at random times. Each is run again, and the databases are equal then.
+async fn check_kills(engines: [Engine; 2], kills: usize, orders: usize) {
     let (env, [mut from, mut to]) = filled(engines).await;
     let ids: Vec<_> = (0..orders).map(|n| format!("more-{n}")).collect();
     fill(&open(&from), &ids, 200).await;
@@ -40,14 +40,14 @@ async fn killed(engines: [Engine; 2], kills: usize, orders: usize) {
         took = began.elapsed();
         match ran.code {
             Some(0) => {}
-            // The one that was to be killed was complete.
+            // The copy before completed before it could be killed.
             Some(3) if ran.stderr.contains("holds an order database already") => {}
             _ => panic!("{ran:?}"),
         }
         let compared = copy(&env, &["--verify-only", &from, &to]);
         assert_eq!(compared.stdout, "equal\n", "{compared:?}");
         assert_eq!(contents(&to).await, before);
-        // The way back, with something new.
+        // Back, with a new order.
         let id = OrderId::new(format!("after-{done}")).unwrap();
         open(&to).create(id, Timestamp(9)).await.unwrap();
         before = contents(&to).await;
@@ -55,18 +55,18 @@ async fn killed(engines: [Engine; 2], kills: usize, orders: usize) {
     }
 }
 
-/// `ORDER_TEST_KILLS` kills of copies of 20,000 orders.
+/// Kills copies of 20,000 orders; `ORDER_TEST_KILLS` is the number of kills.
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; with --features postgres, by hand"]
-async fn copies_of_twenty_thousand_orders_that_are_killed_end_equal() {
+async fn killed_copies_of_twenty_thousand_orders_end_equal() {
     let kills = std::env::var("ORDER_TEST_KILLS").ok();
     let kills = kills.map_or(5, |kills| kills.parse().unwrap());
-    killed([Engine::Sqlite, Engine::Postgres], kills, 20_000).await;
+    check_kills([Engine::Sqlite, Engine::Postgres], kills, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn orders_that_are_created_while_a_copy_runs_are_all_in_it() {
+async fn orders_that_are_created_during_a_copy_are_all_in_it() {
     for engines in PAIRS {
         let (env, [from, to]) = filled(engines).await;
         let store = open(&from);
@@ -113,7 +113,7 @@ async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
                 let id = format!("e{}-{n}", numbers.len());
                 assert_eq!(client.create(&program.url, &id).await.status, 201);
             }
-            // All of the first time, and of each later time what is new.
+            // All entries of the first program, and the new ones of each later program.
             let newest = open(url).newest_event().await.unwrap().seq;
             while numbers.last().is_none_or(|last| *last < newest) {
                 let (id, _) = events.next_block().await.expect("the stream continues");
@@ -131,7 +131,7 @@ async fn a_stream_that_reconnects_after_a_move_misses_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_moves_while_it_works_goes_on_and_starts_nothing_twice() {
+async fn a_service_that_moves_under_load_settles_every_order_and_starts_none_twice() {
     for [from, to] in PAIRS {
         let env = TestEnvironment::new();
         let simulator = env.simulator(&["--max-order-process-duration", "2"]);
