@@ -328,7 +328,7 @@ impl Drop for Cluster {
 }
 
 /// Sends a signal to processes, of which some may have ended.
-fn send(signal: &str, pids: &[u32]) {
+pub fn send(signal: &str, pids: &[u32]) {
     let pids: Vec<_> = pids.iter().map(ToString::to_string).collect();
     let kill = format!("kill -{signal} {}", pids.join(" "));
     Command::new("sh").args(["-c", &kill]).output().unwrap();

@@ -41,8 +41,12 @@ pub(super) const ORDER_VIEWS: &str = concat!(
     ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
 );
 
-pub(super) const REMEMBER: &str = "INSERT INTO writers (id, batch) VALUES ($1, $2) \
-                        ON CONFLICT (id) DO UPDATE SET batch = excluded.batch, used_at = now()";
+/// Remembers a batch. Fails, with a division by zero, unless the one before is among these: an attempt
+/// that a stalled connection delivers after its repetition has no effect.
+pub(super) const REMEMBER: &str = "\
+    INSERT INTO writers (id, batch) VALUES ($1, $2) \
+    ON CONFLICT (id) DO UPDATE SET \
+        batch = excluded.batch / (writers.batch = ANY ($3))::integer, used_at = now()";
 
 /// Writes to the log alone, so that the commit waits for the standby: one that has written nothing would
 /// report as existing what only the primary has.
@@ -54,12 +58,15 @@ pub(super) struct Batch {
     pub writes: Vec<Pending>,
     /// True if a commit was sent and may have taken effect.
     pub is_in_doubt: bool,
+    /// True if an attempt has shown that changes may be without effect.
+    pub has_conflicts: bool,
 }
 
 /// The failure of a transaction.
 pub(super) enum Failure {
-    /// An epoch has ended. Nothing took effect.
-    Deposed,
+    /// An epoch has ended, a change has no effect although all were to have one, or another batch is
+    /// remembered than expected. The transaction was rolled back.
+    Conflict,
     /// The server or the connection failed.
     Error(Error),
 }
@@ -76,7 +83,14 @@ impl Batch {
             number: fastrand::i64(..),
             writes,
             is_in_doubt: false,
+            has_conflicts: false,
         }
+    }
+
+    /// Returns true if `writers` shows whether the batch was committed.
+    pub fn is_remembered(&self) -> bool {
+        let mut writes = self.writes.iter();
+        writes.any(|pending| is_remembered(&pending.write))
     }
 
     /// Completes a batch that an earlier attempt has committed: only the replies to creations are
@@ -190,4 +204,21 @@ pub(super) fn entry_values(entries: &[NewEntry]) -> Vec<Value> {
     let times: Vec<i64> = entries.iter().map(|entry| entry.at.0).collect();
     let reasons: Vec<&str> = entries.iter().map(|entry| entry.reason.as_str()).collect();
     vec![Box::new(orders), Box::new(times), Box::new(reasons)]
+}
+
+/// Returns true if `writers` shows whether a write was committed. Creations are shown by the orders
+/// themselves, and repeating the others is harmless.
+fn is_remembered(write: &Write) -> bool {
+    match write {
+        Write::Record { .. } | Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. } => {
+            true
+        }
+        #[cfg(test)]
+        Write::Sql { .. } => true,
+        Write::Create { .. }
+        | Write::Heartbeat { .. }
+        | Write::ClampTimes { .. }
+        | Write::Probe { .. }
+        | Write::Nothing { .. } => false,
+    }
 }

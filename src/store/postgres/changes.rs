@@ -55,8 +55,8 @@ where
 
 /// Returns a statement that runs an UPDATE for these changes, and its values: the sequence numbers, and an
 /// array for each of the others that the UPDATE names. The condition on `seq` is repeated because the
-/// index needs it.
-fn statement(update: Update, changes: &[BatchChange<'_>]) -> (String, Vec<Value>) {
+/// index needs it. If `all_apply`, the statement fails, with a division by zero, unless all took effect.
+fn statement(update: Update, changes: &[BatchChange<'_>], all_apply: bool) -> (String, Vec<Value>) {
     let seqs: Vec<i64> = changes.iter().map(|of| of.change.seq).collect();
     let values = changes.iter().map(|of| of.change.step.values(of.now));
     let values_of_all: Vec<_> = values.collect();
@@ -79,6 +79,13 @@ fn statement(update: Update, changes: &[BatchChange<'_>]) -> (String, Vec<Value>
         "UPDATE orders AS o SET {set} FROM unnest({arrays}) AS u ({names}) \
          WHERE o.seq = ANY($1) AND o.seq = u.seq AND {condition} RETURNING o.seq"
     );
+    let sql = match all_apply {
+        true => format!(
+            "WITH changed AS ({sql}) \
+             SELECT 1 / (count(*) = cardinality($1))::integer FROM changed"
+        ),
+        false => sql,
+    };
     (sql, values)
 }
 
@@ -90,7 +97,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Adds the statements of these changes to the steps of a transaction.
-    pub fn add(steps: &mut Steps, changes: &[BatchChange<'_>]) -> Self {
+    pub fn add(steps: &mut Steps, changes: &[BatchChange<'_>], all_apply: bool) -> Self {
         let mut rounds: Vec<BTreeMap<Update, Vec<usize>>> = Vec::new();
         let mut next_round: HashMap<i64, usize> = HashMap::new();
         for (index, BatchChange { change, .. }) in changes.iter().enumerate() {
@@ -107,7 +114,7 @@ impl Plan {
             // Whoever locks rows does so in ascending order.
             indexes.sort_by_key(|index| changes[*index].change.seq);
             let of_kind: Vec<_> = indexes.iter().map(|index| changes[*index]).collect();
-            let (sql, values) = statement(update, &of_kind);
+            let (sql, values) = statement(update, &of_kind, all_apply);
             let at = steps.add(sql, values);
             let by_seq = indexes
                 .iter()

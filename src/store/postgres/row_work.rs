@@ -26,16 +26,23 @@ pub(super) struct RowWork {
     plan: Option<Plan>,
     /// Index of the statement of each operator's decision and each new epoch, by the write's index.
     single: HashMap<usize, usize>,
-    has_prunes: bool,
-    has_others: bool,
+    /// Set if an answer to these statements decides what is numbered, which takes a round trip of their
+    /// own. Otherwise they fail unless all changes take effect.
+    pub is_answered_first: bool,
 }
 
 impl RowWork {
-    pub fn plan(writes: &[Pending], steps: &mut Steps) -> Self {
+    pub fn plan(writes: &[Pending], has_conflicts: bool, steps: &mut Steps) -> Self {
+        let is_answered = |pending: &Pending| {
+            matches!(
+                pending.write,
+                Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. }
+            )
+        };
+        let is_answered_first = has_conflicts || writes.iter().any(is_answered);
         let changes = changes_of(writes);
-        let plan = (!changes.is_empty()).then(|| Plan::add(steps, &changes));
+        let plan = (!changes.is_empty()).then(|| Plan::add(steps, &changes, !is_answered_first));
         let mut single = HashMap::new();
-        let (mut has_prunes, mut has_others) = (false, false);
         for (index, pending) in writes.iter().enumerate() {
             match &pending.write {
                 Write::Resolve {
@@ -52,19 +59,14 @@ impl RowWork {
                     single.insert(index, steps.add(BEGIN_EPOCH, vec![]));
                 }
                 Write::ClampTimes { seqs, now, .. } => {
-                    has_others = true;
                     let latest = now.after(BACKOFF_MAX).0;
                     let values: Vec<Value> =
                         vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
                     let sql = in_dialect(CLAMP_TIMES).replace("seq = $1", "seq = ANY ($1)");
                     steps.add(sql, values);
                 }
-                // Without changes, too, there is an answer to keep.
-                Write::Record { .. } => has_others = true,
-                Write::Prune { .. } => has_prunes = true,
                 #[cfg(test)]
                 Write::Sql { sql, .. } => {
-                    has_others = true;
                     steps.add(sql.clone(), vec![]);
                 }
                 _ => {}
@@ -73,16 +75,12 @@ impl RowWork {
         Self {
             plan,
             single,
-            has_prunes,
-            has_others,
+            is_answered_first,
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.plan.is_none() && self.single.is_empty() && !self.has_prunes && !self.has_others
-    }
-
-    /// Stores the replies to the writes, and returns the entries that they add to the journal.
+    /// Stores the replies to the writes, and returns the entries that they add to the journal. Without
+    /// answers, all changes count as made.
     pub fn finish(
         &self,
         writes: &mut [Pending],
@@ -90,8 +88,8 @@ impl RowWork {
     ) -> Result<Vec<NewEntry>, Error> {
         let count = changes_of(writes).len();
         let took_effect = match &self.plan {
-            Some(plan) => plan.took_effect(answers, count)?,
-            None => Vec::new(),
+            Some(plan) if self.is_answered_first => plan.took_effect(answers, count)?,
+            _ => vec![true; count],
         };
         let mut took_effect = &took_effect[..];
         let mut entries = Vec::new();

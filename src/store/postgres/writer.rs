@@ -1,9 +1,10 @@
 //! The one writer of a process: a task that takes writes off the queue, many in one transaction.
 //!
-//! A transaction changes rows first. Then it takes the numbering lock, assigns the numbers and commits,
-//! all in one round trip. PostgreSQL releases a lock after the commit is durable and visible, so its
-//! next holder sees all earlier numbers: numbers have no gaps and follow the order of commits. A
-//! transaction that holds the lock does not wait for a row, unless it is a repetition.
+//! A transaction changes rows first. Then it takes the numbering lock, assigns the numbers and commits.
+//! All of that is one round trip, unless an answer decides what is numbered (`row_work`). PostgreSQL
+//! releases a lock after the commit is durable and visible, so its next holder sees all earlier numbers:
+//! numbers have no gaps and follow the order of commits. A transaction that holds the lock does not wait
+//! for a row, unless it is a repetition.
 //!
 //! A transaction whose commit was not answered is repeated until its outcome is known: orders name the
 //! batch that created them, and `writers` names the last batch of each process. A repetition takes the lock
@@ -67,6 +68,10 @@ const PROBE: &str = "INSERT INTO write_probe (id, at) VALUES (1, $1) \
 
 const REMEMBERED: &str = "SELECT batch FROM writers WHERE id = $1";
 
+/// The present epoch, and the batch that is remembered.
+const PRESENT: &str = "SELECT epoch, (SELECT batch FROM writers WHERE writers.id = $1) \
+                       FROM heartbeat WHERE id = 1";
+
 /// The writer of a process.
 pub(super) struct Writer {
     connector: Arc<Connector>,
@@ -74,6 +79,9 @@ pub(super) struct Writer {
     state: WriterState,
     /// Id of this process' row in `writers`.
     id: i64,
+    /// Batches of which the row may have the number: the last that was committed, and later ones whose outcome
+    /// is unknown.
+    remembered: Vec<i64>,
 }
 
 impl Writer {
@@ -83,6 +91,7 @@ impl Writer {
             session: Some(session),
             state,
             id: fastrand::i64(..),
+            remembered: Vec::new(),
         }
     }
 
@@ -127,12 +136,15 @@ impl Writer {
             let attempt = tokio::time::timeout_at(until, self.attempt(&mut batch)).await;
             let error = match attempt.unwrap_or(Err(Failure::Error(Error::Silent))) {
                 Ok(()) => {
+                    if batch.is_remembered() {
+                        self.remembered = vec![batch.number];
+                    }
                     let count = batch.writes.len();
                     self.state.counters.on_committed(count, wanted_at.elapsed());
                     self.finish(batch.writes);
                     return;
                 }
-                Err(Failure::Deposed) => match self.refuse_deposed(&mut batch).await {
+                Err(Failure::Conflict) => match self.refuse_deposed(&mut batch).await {
                     Ok(()) => continue,
                     Err(error) => error,
                 },
@@ -156,15 +168,20 @@ impl Writer {
         }
     }
 
-    /// Refuses the writes of epochs that have ended.
+    /// Refuses the writes of epochs that have ended, and has the others expect conflicts.
     async fn refuse_deposed(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        let writer = self.id;
         let session = self.session().await?;
-        let sql = "SELECT epoch FROM heartbeat WHERE id = 1";
-        let present: i64 = session.value(sql, &[]).await?;
+        let row = session.query_one(PRESENT, &[&writer]).await?;
+        let present: i64 = row.try_get(0)?;
+        let remembered: Option<i64> = row.try_get(1)?;
+        // A server that was promoted may lack the last ones.
+        self.remembered.extend(remembered);
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
             .partition(|pending| pending.write.epoch().is_some_and(|epoch| epoch != present));
         batch.writes = left;
+        batch.has_conflicts = true;
         for pending in refused {
             pending.write.finish(Err(StoreError::Deposed));
         }
@@ -182,15 +199,12 @@ impl Writer {
 
     /// Executes all writes of a batch in one transaction.
     async fn attempt(&mut self, batch: &mut Batch) -> Result<(), Failure> {
-        let writer = self.id;
+        let (writer, before) = (self.id, self.remembered.clone());
         let (connector, counters) = (self.connector.clone(), self.state.counters.clone());
         let session = self.session().await?;
         session.take_unreplicated();
         let is_repeated = batch.is_in_doubt;
-        let remembers = batch
-            .writes
-            .iter()
-            .any(|pending| is_remembered(&pending.write));
+        let remembers = batch.is_remembered();
         // At rest, a heartbeat is all that is written.
         let is_heartbeat = |pending: &Pending| matches!(pending.write, Write::Heartbeat { .. });
         let is_transaction = is_repeated || !batch.writes.iter().all(is_heartbeat);
@@ -212,16 +226,15 @@ impl Writer {
                 return batch.confirm(session).await;
             }
         }
-        let rows = RowWork::plan(&batch.writes, &mut steps);
-        let mut entries = Vec::new();
-        if !rows.is_empty() {
-            let answers = session.pipeline(&steps).await?;
-            steps = Steps::default();
-            entries = rows.finish(&mut batch.writes, &answers)?;
-            let prunes = PruneBatch::read(session, &batch.writes).await?;
-            prunes.add(&mut steps)?;
-            prunes.keep(&mut batch.writes);
-        }
+        let rows = RowWork::plan(&batch.writes, batch.has_conflicts, &mut steps);
+        let answers = match rows.is_answered_first {
+            true => session.pipeline(&std::mem::take(&mut steps)).await?,
+            false => Vec::new(),
+        };
+        let entries = rows.finish(&mut batch.writes, &answers)?;
+        let prunes = PruneBatch::read(session, &batch.writes).await?;
+        prunes.add(&mut steps)?;
+        prunes.keep(&mut batch.writes);
         let checked = connector
             .is_check_due()
             .then(|| steps.add(SERVER_STATE, vec![]));
@@ -248,7 +261,8 @@ impl Writer {
             }
         }
         if remembers {
-            steps.add(REMEMBER, vec![Box::new(writer), Box::new(batch.number)]);
+            let number = Box::new(batch.number);
+            steps.add(REMEMBER, vec![Box::new(writer), number, Box::new(before)]);
         }
         if is_repeated || found.is_some() {
             steps.add(EMIT, vec![]);
@@ -283,7 +297,7 @@ impl Writer {
             Err(error) => {
                 batch.is_in_doubt = is_repeated || !error.is_rollback();
                 match is_division_by_zero(&error) {
-                    true => Err(Failure::Deposed),
+                    true => Err(Failure::Conflict),
                     false => Err(error.into()),
                 }
             }
@@ -299,7 +313,10 @@ impl Writer {
     }
 
     /// Completes the replies to writes that failed or whose outcome is unknown.
-    fn fail(&self, batch: Batch, error: Error) {
+    fn fail(&mut self, batch: Batch, error: Error) {
+        if batch.is_in_doubt {
+            self.remembered.push(batch.number);
+        }
         let cause = with_causes(&error);
         match error.is_own_fault() {
             true => log::error!("a write was refused by the database: {cause}"),
@@ -317,21 +334,4 @@ impl Writer {
 
 fn is_division_by_zero(error: &Error) -> bool {
     matches!(error, Error::Postgres(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
-}
-
-/// Returns true if `writers` shows whether a write was committed. Creations are shown by the orders
-/// themselves, and repeating the others is harmless.
-fn is_remembered(write: &Write) -> bool {
-    match write {
-        Write::Record { .. } | Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. } => {
-            true
-        }
-        #[cfg(test)]
-        Write::Sql { .. } => true,
-        Write::Create { .. }
-        | Write::Heartbeat { .. }
-        | Write::ClampTimes { .. }
-        | Write::Probe { .. }
-        | Write::Nothing { .. } => false,
-    }
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use order_service::clock::{Clock, SystemClock};
 use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Timestamp};
-use order_service::store::{Creation, Cursor, Durability, Store, StoreError};
+use order_service::store::{
+    Creation, Cursor, Durability, OrderChange, Store, StoreError, Transition,
+};
 
 use super::postgres::open;
 use super::{all, create, journal};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, send};
 use crate::environment::{Client, TestEnvironment, assert_problem};
 use crate::proxy::{Fault, Proxy};
 
@@ -207,6 +209,85 @@ async fn a_connection_that_ends_at_a_commit_fails_no_creation_and_repeats_none()
         }
     }
     assert_complete(&store, &load.end().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() {
+    let primary = Cluster::own(&[]);
+    let proxy = Proxy::start(primary.port()).await;
+    let store = open(&[proxy.port]);
+    let lead = store.try_lead().await.unwrap().unwrap();
+    let intended = Transition::Intended { previous: None };
+    for (number, fault) in (1..).zip([
+        Fault::Open,
+        Fault::CutBeforeCommit,
+        Fault::CutAfterCommit,
+        Fault::CutBeforeCommit,
+        Fault::CutAfterCommit,
+    ]) {
+        let one = create(&store, &format!("a{number}"), number).await;
+        let other = create(&store, &format!("b{number}"), number).await;
+        let changes = [(one, intended.clone()), (other, Transition::Adopted)];
+        for expected in [(2, vec![]), (0, vec![one, other])] {
+            let changes = changes.iter().cloned();
+            let changes = changes.map(|(seq, step)| OrderChange { seq, step });
+            let cut = proxy.cut();
+            proxy.set(fault);
+            let recorded = store.record(&lead, changes.collect(), Timestamp(number));
+            let heal = async {
+                while fault != Fault::Open && proxy.cut() == cut {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                proxy.set(Fault::Open);
+            };
+            let (recorded, ()) = tokio::join!(recorded, heal);
+            let recorded = recorded.unwrap();
+            assert_eq!(
+                (recorded.changed, recorded.conflicts),
+                expected,
+                "{fault:?}"
+            );
+        }
+        let (events, _) = store.events(None, Cursor::default(), 1_000).await.unwrap();
+        assert!(events.iter().map(|event| event.seq).eq(1..=3 * number));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow; scripts/test all"]
+async fn changes_that_reach_the_server_after_their_repetition_have_no_effect() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    let seq = create(&store, "a1", 1).await;
+    let lead = store.try_lead().await.unwrap().unwrap();
+    let record = async |step| {
+        let changes = vec![OrderChange { seq, step }];
+        let recorded = store.record(&lead, changes, Timestamp(2)).await.unwrap();
+        assert_eq!(recorded.changed, 1);
+    };
+    let counted = |is_counted| Transition::Counted {
+        written_at: Timestamp(2),
+        is_counted,
+    };
+    record(Transition::Intended { previous: None }).await;
+    // Their statement is prepared, which takes an answer.
+    record(counted(true)).await;
+    record(counted(false)).await;
+    let pid = "SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT'";
+    let pid = primary.run("postgres", pid).parse().unwrap();
+    send("STOP", &[pid]);
+    record(counted(true)).await;
+    record(counted(false)).await;
+    record(counted(true)).await;
+    send("CONT", &[pid]);
+    let ended =
+        format!("SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = {pid})");
+    primary.wait_for(&ended);
+    let starts = primary.run("postgres", "SELECT starts FROM order_service.orders");
+    assert_eq!(starts, "2");
+    // As on a server that was promoted and lacks the last batch.
+    primary.run("postgres", "UPDATE order_service.writers SET batch = 1");
+    record(counted(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
@@ -133,6 +133,40 @@ async fn a_nul_in_a_text_fails_only_its_own_write() {
     );
     assert_eq!(created, 2);
     assert_eq!(lead.loss(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_orders_are_sent_with_their_commit() {
+    let primary = Cluster::own(&[]);
+    let proxy = Proxy::start(primary.port()).await;
+    let store = open(&[proxy.port]);
+    let seq = create(&store, "a1", 1).await;
+    let lead = store.try_lead().await.unwrap().unwrap();
+    let lock = "BEGIN; SELECT FROM order_service.orders FOR UPDATE; SELECT pg_sleep(60)";
+    let mut holder = primary.client("psql", "postgres");
+    let holder = holder
+        .args(["-c", lock])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut holder = holder.spawn().unwrap();
+    primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+    let recorded = tokio::spawn(async move {
+        let step = Transition::Intended { previous: None };
+        let changes = vec![OrderChange { seq, step }];
+        store.record(&lead, changes, Timestamp(2)).await
+    });
+    primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid'");
+    // From here on the server receives nothing more.
+    proxy.set(Fault::Stall);
+    primary.run(
+        "postgres",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
+    );
+    primary.wait_for("SELECT 1 FROM order_service.orders WHERE intent_at = 2");
+    proxy.set(Fault::Open);
+    let recorded = recorded.await.unwrap().unwrap();
+    assert_eq!((recorded.changed, recorded.conflicts), (1, vec![]));
+    holder.wait().unwrap();
 }
 
 #[test]
