@@ -9,7 +9,6 @@ mod absences;
 mod context;
 mod effects;
 mod heartbeat;
-mod in_flight;
 mod list;
 mod metered;
 mod observations;
@@ -22,12 +21,14 @@ mod poll_due;
 mod probe;
 mod report;
 mod run;
+mod running;
 mod schedule;
 mod standby;
 mod start;
 mod start_attempt;
 mod start_commits;
 mod start_queue;
+mod start_requests;
 mod thread;
 mod upstream_restart;
 
@@ -48,12 +49,13 @@ pub use self::report::Report;
 pub use self::schedule::{Occurrences, Schedule, ScheduleError};
 pub use self::standby::lead;
 use self::start_queue::StartQueue;
+use self::start_requests::StartRequests;
 pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::LostProcess;
 use crate::order::Timestamp;
 use crate::pace::Pace;
-use crate::store::{Leadership, StartCandidate, Store, StoreError};
+use crate::store::{Leadership, NewOrders, StartCandidate, Store, StoreError};
 use crate::upstream::Upstream;
 
 /// Default ceiling of the start rate, in starts per second, where a forgotten process needs an operator.
@@ -71,6 +73,10 @@ pub struct Reconciler<U, C> {
     /// The list request in flight.
     list: Option<ListRead>,
     queue: StartQueue,
+    /// The requests in flight for orders that are being started.
+    in_flight: StartRequests,
+    /// Set while passes follow each other; a single pass waits for every answer.
+    new_orders: Option<NewOrders>,
     /// Moment of the last log line about waiting orders.
     wait_logged_at: Option<Timestamp>,
     probe: Probe,
@@ -107,6 +113,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             polled_at: None,
             list: None,
             queue: StartQueue::default(),
+            in_flight: StartRequests::default(),
+            new_orders: None,
             wait_logged_at: None,
             probe: Probe::default(),
             context: Rc::new(Context {

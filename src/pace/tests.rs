@@ -205,15 +205,15 @@ fn polls_that_a_rate_limit_counts_replace_starts() {
         due,
         "polls are not counted"
     );
-    assert!(limiter.may_poll(Timestamp(30), 0));
+    assert!(limiter.may_poll(Timestamp(30), 0, 0));
     limiter.on_failed(Call::poll(Timestamp(31)), Timestamp(32), &refusal);
-    assert!(!limiter.may_poll(Timestamp(32), 0) && limiter.may_send(Timestamp(32), 0));
+    assert!(!limiter.may_poll(Timestamp(32), 0, 0) && limiter.may_send(Timestamp(32), 0));
     limiter.on_poll_sent(Timestamp(2_000));
     assert!(limiter.next_start_at(Timestamp(2_000), 0) > due);
     limiter.on_polled(Timestamp(2_000), 1, Duration::ZERO);
     assert!(!limiter.is_poll_due(Timestamp(2_080)) && limiter.is_poll_due(Timestamp(2_100)));
-    assert!(limiter.may_poll(Timestamp(2_100), 0), "one at a time");
-    assert!(!limiter.may_poll(Timestamp(2_100), 1));
+    assert!(limiter.may_poll(Timestamp(2_100), 0, 7), "one at a time");
+    assert!(!limiter.may_poll(Timestamp(2_100), 1, 0));
     // However many they were and however low the limit, there is another poll soon.
     limiter.on_polled(Timestamp(3_000), 1_000, Duration::ZERO);
     assert!(!limiter.is_poll_due(Timestamp(12_999)));

@@ -133,7 +133,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
             return Ok(Report::default());
         };
-        let orders = self.context.store.open_orders().await?;
+        let orders = self
+            .in_flight
+            .others(self.context.store.open_orders().await?);
         answer.snapshot = answer.snapshot.for_open_orders(&answer.orders, &orders);
         answer.orders = orders;
         self.on_list(answer, stop).await

@@ -8,10 +8,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::absences::{newly_missing, undetermined};
-use super::in_flight::still_runs;
 use super::list::ListRead;
 use super::observations::Observations;
 use super::pace_log::on_result;
+use super::running::still_runs;
 use super::{Reconciler, Report, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Observation, Occasion};
@@ -32,7 +32,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
         let mut orders = match has_work {
-            true => self.context.store.open_orders().await?,
+            true => self
+                .in_flight
+                .others(self.context.store.open_orders().await?),
             false => OpenOrders::default(),
         };
         let is_frequent = self.is_frequent(began_at);
@@ -104,7 +106,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let context = &self.context;
         let mut requests = FuturesUnordered::new();
         loop {
-            while self.pace.may_poll(context.clock.now(), requests.len())
+            let starts = self.in_flight.len();
+            while self
+                .pace
+                .may_poll(context.clock.now(), requests.len(), starts)
                 && !stop.requested.is_cancelled()
                 && let Some(at) = waiting.next()
             {

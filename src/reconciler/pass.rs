@@ -9,6 +9,7 @@ use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
+use crate::store::NewOrders;
 use crate::upstream::Upstream;
 
 /// Makes passes on the schedule, and at once when any process has created an order, until `stop` or
@@ -23,7 +24,7 @@ pub async fn run<U: Upstream, C: Clock>(
     let now = reconciler.context.clock.now();
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let new_orders = reconciler.context.store.new_orders().await;
-    let mut new_orders = new_orders.context("subscribing to new orders failed")?;
+    reconciler.new_orders = Some(new_orders.context("subscribing to new orders failed")?);
     let mut logged = None;
     while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
@@ -31,7 +32,7 @@ pub async fn run<U: Upstream, C: Clock>(
                 if logged.take().is_some() {
                     log::info!("passes succeed again");
                 }
-                if report.has_more {
+                if report.has_more || !reconciler.in_flight.is_empty() {
                     continue;
                 }
             }
@@ -48,7 +49,7 @@ pub async fn run<U: Upstream, C: Clock>(
         tokio::select! {
             () = stop.requested.cancelled() => {}
             () = ticks.next(&reconciler.context.clock) => {}
-            () = new_orders.next() => {}
+            () = NewOrders::next_of(&mut reconciler.new_orders) => {}
             () = reached(&reconciler.context.clock, poll_at) => {}
             () = ListRead::read_to_end(&mut reconciler.list) => {}
         }
@@ -56,8 +57,15 @@ pub async fn run<U: Upstream, C: Clock>(
     ticks.shut_down().await;
     if let Some(loss) = reconciler.context.lead.loss() {
         log::error!("gave up leadership: {loss}");
-    } else if !stop.abandon.is_cancelled() {
-        reconciler.shut_down().await;
+    } else {
+        if !reconciler.in_flight.is_empty()
+            && let Err(error) = reconciler.start_due(stop).await
+        {
+            log::error!("recording the last answers failed: {error:#}");
+        }
+        if !stop.abandon.is_cancelled() {
+            reconciler.shut_down().await;
+        }
     }
     Ok(())
 }
@@ -104,27 +112,25 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut report = self.take_list(stop).await?;
         let now = self.context.clock.now();
         let is_resting = self.pace.breaker().resting_until(now).is_some();
-        if !is_resting && self.is_usable().await? {
+        let is_usable = !is_resting && self.is_usable().await?;
+        if is_usable {
             let is_poll_due = self.is_poll_due();
             // At rest, this is the one read of a scheduled pass.
-            let has_work = !is_poll_due || self.has_work().await?;
+            let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
+            let has_work = !is_poll_due || store.has_work(now, max_starts).await?;
             if is_poll_due {
                 report += self.observe(has_work, stop).await?;
             }
             self.write_heartbeat_if_due().await?;
             self.queue.begin_pass(has_work);
+        }
+        if is_usable || !self.in_flight.is_empty() {
             report += self.start_due(stop).await?;
+            report.has_more &= is_usable;
         }
         let results = self.pace.take_results();
         let is_unanswered = results.failure && !results.answer;
         report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
-    }
-
-    /// Returns whether there is any order to poll or to start.
-    async fn has_work(&self) -> anyhow::Result<bool> {
-        let (now, max_starts) = (self.context.clock.now(), self.context.settings.max_starts);
-        let has_work = self.context.store.has_work(now, max_starts).await;
-        has_work.context("reading whether there is anything to do failed")
     }
 }

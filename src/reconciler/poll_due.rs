@@ -13,6 +13,10 @@ use crate::upstream::Upstream;
 /// schedule is followed exactly.
 const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and leadership is
+/// checked.
+const PASS_MAX: Duration = Duration::from_secs(60);
+
 /// Returns when the clock reaches a moment; never if there is none.
 pub(super) async fn reached(clock: &impl Clock, at: Option<Timestamp>) {
     match at {
@@ -38,6 +42,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let polled_at = self.polled_at.filter(|at| self.is_frequent(*at))?;
         self.pace
             .order_due_at(self.context.clock.now().max(polled_at))
+    }
+
+    /// Returns until when a pass starts orders: until the next is due.
+    pub(super) fn starts_until(&self, now: Timestamp) -> Timestamp {
+        let next_at = self.context.settings.schedule.next_after(now);
+        let next_at = next_at.min(now.after(PASS_MAX));
+        self.next_poll_at().map_or(next_at, |at| at.min(next_at))
     }
 
     /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.

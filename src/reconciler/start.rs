@@ -18,15 +18,13 @@
 //!
 //! The intent of a start is committed before the start is sent, and its result after the answer. Many
 //! orders share a commit, and none waits for another's answer while a slot is free. Once the next pass is
-//! due, none is dequeued, and the pass waits for the answers in flight. An order leaves the pipeline when
-//! nothing more is to be written about it, or when it has moved on meanwhile.
+//! due, none is dequeued. A request without an answer does not hold up the next pass: it stays in flight
+//! over as many passes as it takes. An order leaves the pipeline when nothing more is to be written about
+//! it, or when it has moved on meanwhile.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
-
-use futures_util::StreamExt;
-use futures_util::future::LocalBoxFuture;
-use futures_util::stream::FuturesUnordered;
 
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
@@ -36,28 +34,19 @@ use super::poll_due::reached;
 use super::start_attempt::{Answer, Conclusion, Request};
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
+use super::start_requests::StartRequests;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::{Occasion, is_in_doubt};
 use crate::order::Timestamp;
 use crate::pace::{self, Pace};
 use crate::process::Stop;
-use crate::store::{StartCandidate, Transition};
+use crate::store::{NewOrders, StartCandidate, Transition};
 use crate::upstream::Upstream;
-
-/// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and
-/// leadership is checked.
-const PASS_MAX: Duration = Duration::from_secs(60);
-
-/// Part of a request timeout, from the beginning of the commit of its intent, within which a start has to
-/// leave: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
-/// reconciler may lead, which takes a process that it does not find one request timeout after the
-/// intent for one that will never be; the other half is for the way.
-const LEAVE_WITHIN: u32 = 2;
 
 /// The orders that are being started, by stage.
 pub(super) struct StartPipeline<'a, U, C> {
-    context: &'a Context<U, C>,
+    context: &'a Rc<Context<U, C>>,
     stop: &'a Stop,
     pace: &'a mut Pace,
     heartbeat: &'a mut HeartbeatWriter,
@@ -65,14 +54,17 @@ pub(super) struct StartPipeline<'a, U, C> {
     /// Read meanwhile. When it has ended, the next pass is due, which decides about its orders.
     list: &'a mut Option<ListRead>,
     is_list_read: bool,
+    /// Watched for while nothing is to be dequeued; `None` if the pass has to wait for all answers.
+    new_orders: &'a mut Option<NewOrders>,
+    are_orders_new: bool,
     /// Moment at which the next pass is due. Nothing is dequeued from then on.
     until: Timestamp,
     queue: &'a mut StartQueue,
     commits: StartCommits<'a>,
     /// Requests that wait for a slot, with the uptime by which each has to leave.
     ready: VecDeque<(Request, StartCandidate, Duration)>,
-    in_flight: FuturesUnordered<LocalBoxFuture<'a, (StartCandidate, pace::Call, Answer)>>,
-    /// The first error. Nothing is dequeued after it, and what is in flight is waited for.
+    in_flight: &'a mut StartRequests,
+    /// The first error. Nothing is dequeued after it.
     error: Option<anyhow::Error>,
 }
 
@@ -81,10 +73,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn start_due(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         self.recover_rate(now);
-        let mut until = self.context.settings.schedule.next_after(now);
-        if let Some(poll_at) = self.next_poll_at() {
-            until = until.min(poll_at);
-        }
+        let until = self.starts_until(now);
         let pipeline = StartPipeline {
             context: &self.context,
             stop,
@@ -93,11 +82,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             report: Report::default(),
             list: &mut self.list,
             is_list_read: false,
-            until: until.min(now.after(PASS_MAX)),
+            new_orders: &mut self.new_orders,
+            are_orders_new: false,
+            until,
             queue: &mut self.queue,
             commits: StartCommits::default(),
             ready: VecDeque::new(),
-            in_flight: FuturesUnordered::new(),
+            in_flight: &mut self.in_flight,
             error: None,
         };
         pipeline.run().await
@@ -111,9 +102,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.send();
             self.commits.begin(self.context);
             let dequeue_at = self.next_dequeue_at().await;
-            if self.in_flight.is_empty() && self.commits.is_idle() && dequeue_at.is_none() {
+            let is_idle = self.commits.is_idle() && dequeue_at.is_none();
+            if is_idle && (self.in_flight.is_empty() || self.may_leave()) {
                 break;
             }
+            let needs_orders = is_idle && self.queue.is_empty() && self.may_send();
+            let until = Some(self.until).filter(|at| *at > self.now());
             tokio::select! {
                 biased;
                 Some((order, request, answer)) = self.in_flight.next() => {
@@ -123,11 +117,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 () = ListRead::read_to_end(self.list), if !self.is_list_read => {
                     self.is_list_read = true;
                 }
-                () = reached(&self.context.clock, dequeue_at) => {}
+                () = NewOrders::next_of(self.new_orders), if needs_orders => self.are_orders_new = true,
+                () = reached(&self.context.clock, dequeue_at.or(until)) => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
-        let has_more = self.is_list_read || !self.queue.is_empty();
+        let has_more = self.is_list_read || self.are_orders_new || !self.queue.is_empty();
         self.report.has_more = has_more && !self.stop.requested.is_cancelled();
         self.error.map_or(Ok(self.report), Err)
     }
@@ -178,15 +173,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 continue;
             }
             self.context.enter(Stage::InFlight, &order);
-            let (context, stop) = (self.context, self.stop);
-            let sent = pace::Call {
-                is_start: request == Request::Start,
-                sent_at: self.now(),
-            };
-            self.in_flight.push(Box::pin(async move {
-                let answer = context.send(request, &order, stop).await;
-                (order, sent, answer)
-            }));
+            self.in_flight
+                .send(self.context.clone(), request, order, self.stop.clone());
         }
     }
 
@@ -256,16 +244,27 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         for order in committed.dropped {
             self.context.enter(Stage::Done, &order);
         }
-        let leave_by = committed.begun_at + self.context.settings.request_timeout / LEAVE_WITHIN;
         for order in committed.intents {
             self.context.enter(Stage::Ready, &order);
-            self.ready.push_back((Request::Start, order, leave_by));
+            self.ready
+                .push_back((Request::Start, order, committed.leave_by));
         }
     }
 
     /// Returns the number of dequeued orders whose start has no answer yet.
     fn starting(&self) -> usize {
         self.commits.intents() + self.ready.len() + self.in_flight.len()
+    }
+
+    /// Returns whether the pass may end although there are requests in flight: the next pass has something
+    /// to do, and a slot for it.
+    fn may_leave(&self) -> bool {
+        let is_next_due = self.is_list_read || self.are_orders_new || self.now() >= self.until;
+        self.new_orders.is_some()
+            && (is_next_due || self.error.is_some())
+            && self.ready.is_empty()
+            && self.in_flight.len() < self.context.settings.max_in_flight
+            && !self.stop.requested.is_cancelled()
     }
 
     fn may_send(&self) -> bool {

@@ -82,6 +82,7 @@ impl Store {
         Ok(NewOrders {
             changes,
             newest: self.newest_seq().await?,
+            is_unread: false,
             store: self.clone(),
         })
     }

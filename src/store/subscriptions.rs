@@ -39,15 +39,29 @@ pub struct NewOrders {
     pub(super) changes: Changes,
     /// Sequence number of the newest order reported.
     pub(super) newest: i64,
+    /// Set while a wake-up has not been followed by a read.
+    pub(super) is_unread: bool,
 }
 
 impl NewOrders {
-    /// Waits until an order has been created since the last call.
+    /// Like `next`. Never returns if there is no subscription.
+    pub async fn next_of(subscription: &mut Option<Self>) {
+        match subscription {
+            Some(subscription) => subscription.next().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until an order has been created since the last call. A wait that is dropped loses nothing.
     pub async fn next(&mut self) {
         loop {
-            self.changes.next().await;
+            if !self.is_unread {
+                self.changes.next().await;
+                self.is_unread = true;
+            }
             // While the database cannot be read, the schedule of passes suffices.
             let newest = self.store.newest_seq().await.unwrap_or(self.newest);
+            self.is_unread = false;
             if std::mem::replace(&mut self.newest, newest) < newest {
                 return;
             }

@@ -439,6 +439,43 @@ async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_af
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
+    let upstream = Scripted::new(|asked, before| match asked.order_id().as_deref() {
+        Some("silent") => Reply::Silence,
+        Some(id) if !asked.is_start() => {
+            let is_over = before
+                .iter()
+                .any(|asked| asked.order_id().as_deref() == Some("new"));
+            answer(
+                200,
+                process(id, if is_over { "SUCCEEDED" } else { "RUNNING" }),
+            )
+        }
+        _ => answer(200, ""),
+    })
+    .await;
+    let orders = Orders::processing(&["old"]).await;
+    orders.create("silent").await;
+    let arguments = ["--request-timeout", "2m"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| {
+        asked.iter().any(ReceivedRequest::is_start)
+    })
+    .await;
+    orders.create("new").await;
+    for id in ["new", "old"] {
+        until(
+            async || orders.order(id).status,
+            |status| *status == Status::Fulfilled,
+        )
+        .await;
+    }
+    let asked = upstream.asked_about("silent");
+    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start() {
     let upstream = Scripted::answering(Reply::Silence, answer(200, process("a1", "RUNNING"))).await;
     let orders = Orders::created(&["a1"]).await;

@@ -1,4 +1,4 @@
-//! The number of processes in flight, as far as polls show it.
+//! The number of processes that run, as far as polls show it.
 
 use std::time::Duration;
 
