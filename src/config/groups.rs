@@ -119,8 +119,8 @@ pub struct ReconcileArgs {
         value_parser = parse_in_flight
     )]
     pub max_in_flight: usize,
-    /// Timeout of a start or a look-up; for a list the longest silence, with 10 min in all. A number
-    /// with a unit (ms, s, m), from 1ms to 10m
+    /// Timeout of a start or a look-up; for a list the longest silence, with 10 min in all. Three
+    /// quarters of it are for a connection. A number with a unit (ms, s, m), from 1ms to 10m
     #[arg(
         long,
         env = "REQUEST_TIMEOUT",

@@ -1,5 +1,7 @@
 //! The transport to the upstream: URL, redirects, proxies and token; and its answers in the log.
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,6 +140,42 @@ async fn a_proxy_is_used_for_other_hosts() {
         } else {
             assert_eq!(code, Some(0), "{log}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_takes_no_connection_has_taken_no_start() {
+    // The kernel drops what is beyond a full backlog, as a network does for a host that is off.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _backlog = TcpStream::connect(address).await.unwrap();
+    let upstream = Scripted {
+        url: format!("http://{address}"),
+        timeout: TIMEOUT_WHEN_SILENT,
+        ..Scripted::new(|_, _| Reply::Silence).await
+    };
+    let ids = ["a1", "a2", "a3", "a4"];
+    let orders = Orders::created(&ids).await;
+    let settings = Settings {
+        max_starts: 1,
+        ..settings()
+    };
+    let mut reconciler = orders.reconciler_with(&upstream, settings).await;
+    reconciler.pass().await;
+    for id in ids {
+        let order = orders.order(id);
+        assert_eq!(
+            (order.status, order.starts),
+            (Status::Created, 0),
+            "{order:?}"
+        );
+        let attention = order.attention.unwrap();
+        assert_eq!(attention.reason, Reason::UpstreamUnreachable);
+        let at = &upstream.url;
+        let expected = format!("the upstream cannot be reached at {at}: no answer in time");
+        assert_eq!(attention.detail, expected);
     }
 }
 
