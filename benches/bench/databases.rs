@@ -35,7 +35,7 @@ pub enum Ids {
 
 impl Ids {
     /// Returns the name of the kind.
-    pub const fn word(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Ordered => "ordered",
@@ -128,7 +128,7 @@ impl Template {
             CommonStatus::Processing => "processing",
             CommonStatus::Settled => "settled",
         };
-        let (orders, ids) = (self.orders, self.ids.word());
+        let (orders, ids) = (self.orders, self.ids.name());
         let format = format_version(bench)?;
         Ok(format!("{orders}-{reached}-{ids}-v{format}"))
     }
@@ -143,7 +143,7 @@ impl Template {
             runtime.block_on(self.fill(&store, &ids))?;
         }
         until_checkpointed(&made)?;
-        let url = made.to_str().context("an odd path")?;
+        let url = made.to_str().context("the path is not UTF-8")?;
         order_service(&["check", "--database-url", url])?;
         fs::copy(&ids, path.with_extension("ids"))?;
         let part = path.with_extension("part");
@@ -214,13 +214,13 @@ pub async fn settle(
     now: Timestamp,
     rng: &mut fastrand::Rng,
 ) -> anyhow::Result<()> {
-    let mut toss = || match rng.bool() {
+    let mut outcome = || match rng.bool() {
         true => Outcome::Succeeded,
         false => Outcome::Failed,
     };
     let changes = seqs.iter().map(|seq| OrderChange {
         seq: *seq,
-        step: Transition::Settled(toss()),
+        step: Transition::Settled(outcome()),
     });
     record(store, changes.collect(), now).await
 }
@@ -236,7 +236,7 @@ async fn record(store: &Store, changes: Vec<OrderChange>, now: Timestamp) -> any
     let recorded = store.record(&lead, changes, now).await?;
     anyhow::ensure!(
         recorded.conflicts.is_empty(),
-        "an order was not where it was put"
+        "an order has another status than the last change gave it"
     );
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 /// Timeout of an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Size of the read buffer, in bytes.
 const BUFFER: usize = 64 * 1024;
@@ -59,7 +59,7 @@ impl Connection {
         let host = host.split('/').next().unwrap_or(host).to_owned();
         let stream = TcpStream::connect(&host)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self {
             stream: BufReader::with_capacity(BUFFER, stream),
             host,
@@ -93,19 +93,19 @@ impl Connection {
 
     /// Reads an answer and discards it, with `pause` after each piece.
     pub fn drain(&mut self, mut pause: impl FnMut()) -> anyhow::Result<Drained> {
-        let asked_at = Instant::now();
+        let sent_at = Instant::now();
         let head = self.head()?;
         ensure!(head.status == 200, "answered with {}", head.status);
         let mut first_byte = None;
         let mut bytes = 0;
         self.body(&head, |piece| {
-            first_byte.get_or_insert_with(|| asked_at.elapsed());
+            first_byte.get_or_insert_with(|| sent_at.elapsed());
             bytes += piece.len();
             pause();
         })?;
         Ok(Drained {
             first_byte: first_byte.context("the answer is empty")?,
-            whole: asked_at.elapsed(),
+            whole: sent_at.elapsed(),
             bytes,
         })
     }
@@ -155,7 +155,7 @@ impl Connection {
         let mut line = String::new();
         ensure!(
             self.stream.read_line(&mut line)? > 0,
-            "the connection broke"
+            "the connection was closed"
         );
         line.truncate(line.trim_end().len());
         Ok(line)
@@ -169,7 +169,7 @@ impl Connection {
             let size = usize::from_str_radix(&self.line()?, 16)?;
             self.exactly(size, &mut piece)?;
             if !self.line()?.is_empty() {
-                bail!("a chunk is longer than it says");
+                bail!("a chunk is longer than its stated size");
             }
             if size == 0 {
                 return Ok(());
@@ -181,7 +181,7 @@ impl Connection {
         while left > 0 {
             let most = left.min(self.buffer.len());
             let read = self.stream.read(&mut self.buffer[..most])?;
-            ensure!(read > 0, "the answer broke off");
+            ensure!(read > 0, "the answer is incomplete");
             piece(&self.buffer[..read]);
             left -= read;
         }

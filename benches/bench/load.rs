@@ -47,7 +47,7 @@ pub fn wrk(url: &str, script: Script<'_>, during: Duration) -> anyhow::Result<Lo
     command.args(["--duration", &format!("{}s", during.as_secs())]);
     command.args(["--script", "benches/bench/load.lua", url]);
     match script {
-        Script::Create(ids) => command.env("KIND", ids.word()),
+        Script::Create(ids) => command.env("KIND", ids.name()),
         Script::Get(ids) => command.env("KIND", "get").env("IDS", ids),
         Script::Live => command.env("KIND", "live"),
     };
@@ -72,11 +72,11 @@ fn read_wrk(text: &str) -> anyhow::Result<Load> {
         .split(' ')
         .map(str::parse)
         .collect::<Result<_, _>>()?;
-    let [requests, micros, refused, broken] = numbers[..] else {
-        anyhow::bail!("an odd result");
+    let [requests, micros, refused, failed] = numbers[..] else {
+        anyhow::bail!("the result has not four numbers");
     };
     ensure!(refused == 0, "{refused} requests were refused");
-    ensure!(broken == 0, "{broken} requests broke");
+    ensure!(failed == 0, "{failed} requests failed");
     Ok(Load {
         requests,
         per_second: requests as f64 / (micros as f64 / 1e6),

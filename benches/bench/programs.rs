@@ -79,7 +79,7 @@ impl Program {
         program._stdout.read_line(&mut line)?;
         match line.trim().strip_prefix("listening on ") {
             Some(url) => program.url = url.to_owned(),
-            None => bail!("a program did not begin: {}", program.logged()),
+            None => bail!("a program did not listen: {}", program.logged()),
         }
         Ok(program)
     }

@@ -128,7 +128,7 @@ pub const ROWS: &[Row] = &[
     #[cfg(feature = "postgres")]
     Row {
         name: "postgres-caller",
-        what: "what one caller feels who creates orders",
+        what: "latency of one caller's creations",
         run: postgres::caller,
     },
     #[cfg(feature = "postgres")]

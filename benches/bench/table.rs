@@ -25,7 +25,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    fn word(self) -> &'static str {
+    fn suffix(self) -> &'static str {
         match self {
             Self::PerSecond => "/s",
             Self::Millis => " ms",
@@ -107,7 +107,7 @@ impl Line {
             match self.goal {
                 Goal::RatioAtLeast(wanted) => format!("at least {wanted}"),
                 Goal::RatioAtMost(wanted) => format!("at most {wanted}"),
-                Goal::Below(wanted) => format!("below {wanted}{}", self.unit.word()),
+                Goal::Below(wanted) => format!("below {wanted}{}", self.unit.suffix()),
                 Goal::None => String::new(),
             },
             match self.is_met() {
@@ -170,15 +170,19 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 
 /// Formats the median, with minimum and maximum if there is more than one round.
 fn figure(samples: &[f64], unit: Unit) -> String {
-    let word = unit.word();
+    let suffix = unit.suffix();
     match samples {
         [] => String::new(),
-        [only] => format!("{}{word}", number(*only)),
+        [only] => format!("{}{suffix}", number(*only)),
         _ => {
             let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
             let greatest = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let middle = number(median(samples));
-            format!("{middle}{word} ({} to {})", number(least), number(greatest))
+            format!(
+                "{middle}{suffix} ({} to {})",
+                number(least),
+                number(greatest)
+            )
         }
     }
 }

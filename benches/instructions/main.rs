@@ -17,7 +17,7 @@ use anyhow::{Context, bail, ensure};
 use self::paths::{Iteration, Path};
 
 /// Path of the saved counts.
-const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts.txt");
+const COUNTS_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/counts.txt");
 
 /// Maximum change of a count, as a share, that passes the check.
 const TOLERATED: f64 = 0.03;
@@ -68,11 +68,11 @@ fn measured(iteration: &mut Iteration) {
 type Counts = Vec<(String, u64)>;
 
 fn keep() -> anyhow::Result<ExitCode> {
-    let mut file = format!("{HEAD}#\n# made by {}\n", made_by()?);
+    let mut file = format!("{HEAD}#\n# made by {}\n", toolchain()?);
     for (name, count) in count_all()? {
         let _ = writeln!(file, "{count:>9}  {name}");
     }
-    fs::write(KEPT, &file).with_context(|| format!("cannot write {KEPT}"))?;
+    fs::write(COUNTS_FILE, &file).with_context(|| format!("cannot write {COUNTS_FILE}"))?;
     print!("{file}");
     Ok(ExitCode::SUCCESS)
 }
@@ -85,11 +85,12 @@ const HEAD: &str = "\
 ";
 
 fn check() -> anyhow::Result<ExitCode> {
-    let file = fs::read_to_string(KEPT).with_context(|| format!("cannot read {KEPT}"))?;
+    let file =
+        fs::read_to_string(COUNTS_FILE).with_context(|| format!("cannot read {COUNTS_FILE}"))?;
     let kept_by = file
         .lines()
         .find_map(|line| line.strip_prefix("# made by "));
-    let made_by = made_by()?;
+    let made_by = toolchain()?;
     if kept_by != Some(&*made_by) {
         println!("kept by {}", kept_by.unwrap_or("unknown"));
         println!("now by  {made_by}");
@@ -137,14 +138,14 @@ fn counts_of(file: &str) -> anyhow::Result<Counts> {
             anyhow::Ok((name.to_owned(), count.parse()?))
         })
         .collect::<anyhow::Result<_>>()
-        .with_context(|| format!("{KEPT} is not as it was written"))
+        .with_context(|| format!("{COUNTS_FILE} is malformed"))
 }
 
 fn count_all() -> anyhow::Result<Counts> {
     let counted = paths::ALL.iter().map(|path| {
         let all = count(path).with_context(|| path.name)?;
-        let times = COUNTED as u64 * path.times;
-        Ok((path.name.to_owned(), (all + times / 2) / times))
+        let operations = COUNTED as u64 * path.operations;
+        Ok((path.name.to_owned(), (all + operations / 2) / operations))
     });
     counted.collect()
 }
@@ -187,7 +188,7 @@ fn count(path: &Path) -> anyhow::Result<u64> {
 
 /// Returns the environment that counts depend on: the compiler, the C library, callgrind, and whether
 /// the processor has AVX2, which the C library's fastest routines use.
-fn made_by() -> anyhow::Result<String> {
+fn toolchain() -> anyhow::Result<String> {
     let first_line = |program: &str, argument: &str| -> anyhow::Result<String> {
         let output = Command::new(program).arg(argument).output();
         let output = output.with_context(|| format!("cannot run {program}"))?;

@@ -15,7 +15,7 @@ pub struct Path {
     /// Description of one operation, also its name.
     pub name: &'static str,
     /// Number of operations per iteration.
-    pub times: u64,
+    pub operations: u64,
     /// Prepares the environment for this many iterations.
     pub prepare: fn(usize) -> Iteration,
 }
@@ -24,37 +24,37 @@ pub struct Path {
 pub const ALL: &[Path] = &[
     Path {
         name: "POST /order",
-        times: 1,
+        operations: 1,
         prepare: http::create,
     },
     Path {
         name: "GET /order/{id}",
-        times: 1,
+        operations: 1,
         prepare: http::look_up,
     },
     Path {
         name: "GET /order?limit=100",
-        times: 1,
+        operations: 1,
         prepare: http::page,
     },
     Path {
         name: "decode a process of the list",
-        times: reconciling::LIST,
+        operations: reconciling::LIST,
         prepare: reconciling::decode,
     },
     Path {
         name: "decide about an order",
-        times: reconciling::CHOICES,
+        operations: reconciling::DECISIONS,
         prepare: reconciling::decide_all,
     },
     Path {
         name: "pass over an open order",
-        times: reconciling::OPEN,
+        operations: reconciling::OPEN,
         prepare: reconciling::pass,
     },
     Path {
         name: "adopt and settle an order",
-        times: reconciling::SETTLED,
+        operations: reconciling::SETTLED,
         prepare: reconciling::settle,
     },
 ];

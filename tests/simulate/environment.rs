@@ -1,7 +1,7 @@
 //! Virtual time, and the state of everything outside the pass. `environment/faults.rs` has the faults of requests,
 //! writes and the clock, `environment/upstream.rs` the requests.
 //!
-//! This file judges nothing: it reports what was really answered and done to `oracle`.
+//! This file checks nothing: it reports the real answers and effects to `oracle`.
 
 mod faults;
 mod upstream;
@@ -36,7 +36,7 @@ struct CrashState {
 pub struct Environment {
     now: Cell<i64>,
     /// Offset of the time of day from `now`, in milliseconds.
-    ahead: Cell<i64>,
+    clock_offset: Cell<i64>,
     timers: RefCell<BTreeMap<(i64, u64), Waker>>,
     timer_count: Cell<u64>,
     pub draws: Arc<Draws>,
@@ -56,8 +56,8 @@ pub struct Environment {
     travel_ms: Cell<u64>,
     /// Starts that will arrive after their timeout.
     late: RefCell<Vec<(i64, String)>>,
-    /// Set when the program has crashed at a crash point.
-    pub is_dead: Arc<AtomicBool>,
+    /// Set once the program has crashed at a crash point.
+    pub has_crashed: Arc<AtomicBool>,
     max_duration_secs: u32,
     pub request_timeout: Duration,
     pub faults: RefCell<BTreeMap<String, u64>>,
@@ -75,7 +75,7 @@ impl Environment {
     ) -> Rc<Self> {
         Rc::new(Self {
             now: Cell::new(1_800_000_000_000),
-            ahead: Cell::new(0),
+            clock_offset: Cell::new(0),
             timers: RefCell::default(),
             timer_count: Cell::new(0),
             draws: Arc::new(Draws::new(seed)),
@@ -93,7 +93,7 @@ impl Environment {
             polls_cost: Cell::default(),
             travel_ms: Cell::new(30),
             late: RefCell::default(),
-            is_dead: Arc::default(),
+            has_crashed: Arc::default(),
             max_duration_secs,
             request_timeout,
             faults: RefCell::default(),
@@ -121,7 +121,7 @@ impl Environment {
         Some(())
     }
 
-    /// Lets time pass, and delivers late starts.
+    /// Advances the time, and delivers late starts.
     pub fn move_to(&self, at: i64) {
         self.now.set(self.now.get().max(at));
         let now = self.now.get();
@@ -197,11 +197,11 @@ impl Environment {
         let mut crash_state = self.crash_state.borrow_mut();
         let draw = &mut |below| self.draws.below(below);
         let now = self.time();
-        let died_at = crash_state
+        let crashed_at = crash_state
             .crash
             .as_mut()
             .and_then(|crash| crash.catch_up(&mut self.model.borrow_mut(), now, draw));
-        if let Some(at) = died_at {
+        if let Some(at) = crashed_at {
             self.crash(&mut crash_state, at);
         }
         now >= crash_state.down_until
@@ -280,11 +280,11 @@ impl Environment {
 
     /// Returns the time of day, which may be set back or forward.
     pub fn time_of_day(&self) -> Timestamp {
-        Timestamp(self.now.get() + self.ahead.get())
+        Timestamp(self.now.get() + self.clock_offset.get())
     }
 
     /// Sets the clock back or forward with this chance, in thousandths: by milliseconds, seconds or hours.
-    pub fn may_step(&self, share: u64) {
+    pub fn draw_clock_step(&self, share: u64) {
         if share == 0 || !self.draws.permille(share) {
             return;
         }
@@ -294,24 +294,24 @@ impl Environment {
             0 => (-by, "clock set back"),
             _ => (by, "clock set forward"),
         };
-        self.ahead.set(self.ahead.get() + by);
+        self.clock_offset.set(self.clock_offset.get() + by);
         self.log(|| format!("{name} by {} ms", by.abs()));
         self.count(name.to_owned());
     }
 
-    /// Reaches a point at which the program may crash, and the clock may be set.
-    async fn crash_point(&self) {
+    /// Marks a point at which the program may crash and the clock may be set.
+    async fn reach_crash_point(&self) {
         let step = self.fault_rates.borrow().step;
-        self.may_step(step);
+        self.draw_clock_step(step);
         if self.draws.permille(self.fault_rates.borrow().crash) {
             self.count("crash of the program".to_owned());
-            self.is_dead.store(true, Ordering::Relaxed);
+            self.has_crashed.store(true, Ordering::Relaxed);
             std::future::pending().await
         }
     }
 
-    fn sleep(self: &Rc<Self>, while_: Duration) -> Sleep {
-        let millis = i64::try_from(while_.as_millis()).unwrap();
+    fn sleep(self: &Rc<Self>, length: Duration) -> Sleep {
+        let millis = i64::try_from(length.as_millis()).unwrap();
         Sleep {
             env: self.clone(),
             until: self.now.get() + millis,
@@ -385,7 +385,7 @@ impl Clock for Handle {
     }
 
     async fn sleep(&self, length: Duration) {
-        self.0.crash_point().await;
+        self.0.reach_crash_point().await;
         self.0.sleep(length).await;
     }
 }

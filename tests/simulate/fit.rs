@@ -12,6 +12,7 @@ struct Measured {
     starts_per_second: u64,
     polling: Polling,
     incarnations: &'static [u64],
+    /// Number of outcomes seen.
     seen: u64,
 }
 
@@ -62,11 +63,11 @@ const TWENTY_MINUTES: Duration = Duration::from_secs(20 * 60);
 /// and twenty minutes have only a few incarnations.
 const FIT: f64 = 1.6;
 
-/// Prints the measurements beside the mean and the middle half of `seeds` runs. Returns `None` if one
+/// Prints the measurements with the mean and the middle half of `seeds` runs. Returns `None` if one
 /// does not fit.
 pub fn fit(seeds: u64) -> Option<()> {
     println!(
-        "the crash model (right) beside what was measured (left); processes of 0 to 599 s, twenty \
+        "the crash model (right) against measurements (left); processes of 0 to 599 s, twenty \
          minutes\n\n  {:>3}  {:<17} {:>16} {:>31} {:>14} {:>32}",
         "/s", "polls", "crashes", "incarnation", "after growth*", "outcomes seen",
     );
@@ -86,7 +87,7 @@ fn compare(measured: &Measured, seeds: u64) -> bool {
         window: usize::MAX,
         polling: measured.polling,
     };
-    let load = Load::NewOnesFor(TWENTY_MINUTES);
+    let load = Load::NewOrdersFor(TWENTY_MINUTES);
     let mut runs: Vec<Run> = (0..seeds)
         .map(|seed| run(client, load, 600, Some(&Hazard::default()), seed))
         .collect();
@@ -136,7 +137,7 @@ fn short_processes(seeds: u64) -> bool {
             window: usize::MAX,
             polling: Polling::LookUpsPerSecond(0),
         };
-        let load = Load::NewOnesFor(Duration::from_secs(60 * minutes));
+        let load = Load::NewOrdersFor(Duration::from_secs(60 * minutes));
         (0..10 * seeds)
             .map(|seed| run(client, load, 5, Some(&Hazard::default()), seed))
             .collect()

@@ -17,7 +17,7 @@ pub const RESTART: Duration = Duration::from_secs(1);
 const UNLIMITED_INTERVAL_MS: f64 = 0.05;
 
 /// Maximum duration of a run.
-const LONGEST: Duration = Duration::from_secs(2 * 86_400);
+const DURATION_MAX: Duration = Duration::from_secs(2 * 86_400);
 
 #[derive(Clone, Copy, Debug)]
 pub enum Polling {
@@ -41,12 +41,13 @@ pub enum Load {
     /// This many orders, each started again until its outcome was seen.
     Orders(usize),
     /// A new order for each start, for this time; forgotten orders are not started again.
-    NewOnesFor(Duration),
+    NewOrdersFor(Duration),
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Run {
-    pub lasted: Duration,
+    /// Time of the last outcome seen.
+    pub took: Duration,
     /// Lengths of the incarnations in starts, the last one unfinished.
     pub incarnations: Vec<u64>,
     pub starts: u64,
@@ -131,9 +132,9 @@ pub fn run(
         down_until: Timestamp(0),
         incarnations: vec![0],
     };
-    let (orders, lasts) = match load {
-        Load::Orders(orders) => (orders, LONGEST),
-        Load::NewOnesFor(lasts) => (0, lasts),
+    let (orders, duration) = match load {
+        Load::Orders(orders) => (orders, DURATION_MAX),
+        Load::NewOrdersFor(duration) => (0, duration),
     };
     let is_endless = orders == 0;
     let mut run = Run::default();
@@ -144,13 +145,13 @@ pub fn run(
         rate if rate > 0.0 => 1_000.0 / rate,
         _ => UNLIMITED_INTERVAL_MS,
     };
-    let look_every = match client.polling {
+    let poll_every = match client.polling {
         Polling::ListEvery(every) => every.as_millis() as f64,
         Polling::LookUpsPerSecond(0) => f64::INFINITY,
         Polling::LookUpsPerSecond(rate) => 1_000.0 / rate as f64,
     };
     // Polls are out of phase with the starts.
-    let (mut start_at, mut poll_at) = (0.0_f64, look_every.min(1e12) * rng.f64());
+    let (mut start_at, mut poll_at) = (0.0_f64, poll_every.min(1e12) * rng.f64());
     while is_endless || run.seen < orders as u64 {
         let may_start = (is_endless || !waiting.is_empty()) && open.len() < client.window;
         if !may_start {
@@ -158,7 +159,7 @@ pub fn run(
         }
         let is_start = may_start && start_at <= poll_at;
         let now = Timestamp(if is_start { start_at } else { poll_at } as i64);
-        if now.since(Timestamp(0)) >= lasts {
+        if now.since(Timestamp(0)) >= duration {
             break;
         }
         let is_up = service.is_up(now, &mut rng);
@@ -195,9 +196,9 @@ pub fn run(
             }
             continue;
         }
-        let looked_at = match client.polling {
+        let polled = match client.polling {
             Polling::ListEvery(_) => {
-                poll_at += look_every - 10.0 + 20.0 * rng.f64();
+                poll_at += poll_every - 10.0 + 20.0 * rng.f64();
                 let entries = *service.processes() as usize;
                 if !is_up || service.is_fatal(Access::List { entries }, now, &mut rng) {
                     continue;
@@ -205,7 +206,7 @@ pub fn run(
                 open.len()
             }
             Polling::LookUpsPerSecond(_) => {
-                poll_at += look_every;
+                poll_at += poll_every;
                 if !is_up || service.is_fatal(Access::LookUp, now, &mut rng) {
                     continue;
                 }
@@ -213,7 +214,7 @@ pub fn run(
             }
         };
         let mut missing = Vec::new();
-        for _ in 0..looked_at {
+        for _ in 0..polled {
             let Some(process) = open.pop_front() else {
                 break;
             };
@@ -222,7 +223,7 @@ pub fn run(
                 missing.push(process.order);
             } else if process.ends_at <= now {
                 run.seen += 1;
-                run.lasted = now.since(Timestamp(0));
+                run.took = now.since(Timestamp(0));
             } else {
                 open.push_back(process);
             }

@@ -1,5 +1,5 @@
-//! The oracle, which checks the invariants. It is given what was really sent, done and answered, and
-//! the rows of `database`; it shares no code with what it judges.
+//! The oracle, which checks the invariants. It receives the real requests, effects and answers, and reads
+//! the rows of `database`. It shares no code with the reconciler.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -19,12 +19,12 @@ struct OrderFacts {
     accepted: u32,
     /// Number of accepted starts that were answered with a server error.
     accepted_in_doubt: u32,
-    /// Final statuses that an answer had.
+    /// Final statuses that answers have shown.
     outcomes: BTreeSet<&'static str>,
     /// Time of the last answer that showed a process or accepted a start.
     seen_at: Option<Timestamp>,
-    /// Set once a poll has shown a process.
-    was_shown: bool,
+    /// Set once a poll has shown a process of the order.
+    was_observed: bool,
     /// Time of the answer to the last accepted start.
     confirmed_at: Option<Timestamp>,
     /// Set if a complete answer lacked a process that was known before, and that even a read which lags
@@ -32,7 +32,7 @@ struct OrderFacts {
     was_absent: bool,
     /// Begin of the last look-up of this order that found no process.
     absent_by_look_up_at: Option<Timestamp>,
-    is_released: bool,
+    restart_requested: bool,
     is_failed_by_operator: bool,
 }
 
@@ -50,11 +50,11 @@ pub struct Oracle {
     db: Option<Box<dyn Database>>,
     pub policy: &'static str,
     pub max_starts: u32,
-    pub second_starts_in_a_life: u64,
+    pub second_starts_in_an_incarnation: u64,
     /// Orders with a process in this incarnation, and those among them whose start took effect before its
     /// timeout.
-    alive: BTreeSet<String>,
-    alive_in_time: BTreeSet<String>,
+    with_process: BTreeSet<String>,
+    with_process_in_time: BTreeSet<String>,
 }
 
 /// The arrival of a start at the upstream.
@@ -75,9 +75,9 @@ impl Oracle {
             db: None,
             policy: "restart",
             max_starts: 5,
-            second_starts_in_a_life: 0,
-            alive: BTreeSet::new(),
-            alive_in_time: BTreeSet::new(),
+            second_starts_in_an_incarnation: 0,
+            with_process: BTreeSet::new(),
+            with_process_in_time: BTreeSet::new(),
         }
     }
 
@@ -94,8 +94,8 @@ impl Oracle {
         self.orders.entry(id.to_owned()).or_default();
     }
 
-    pub fn on_released(&mut self, id: &str) {
-        self.orders.get_mut(id).unwrap().is_released = true;
+    pub fn on_restart_requested(&mut self, id: &str) {
+        self.orders.get_mut(id).unwrap().restart_requested = true;
     }
 
     pub fn on_failed_by_operator(&mut self, id: &str) {
@@ -103,19 +103,19 @@ impl Oracle {
     }
 
     pub fn on_incarnation_end(&mut self, _at: Timestamp) {
-        self.alive.clear();
-        self.alive_in_time.clear();
+        self.with_process.clear();
+        self.with_process_in_time.clear();
     }
 
     pub fn on_accepted(&mut self, id: &str, arrival: Arrival) {
         if let Some(order) = self.orders.get_mut(id) {
             order.accepted += 1;
         }
-        if !self.alive.insert(id.to_owned()) {
-            self.second_starts_in_a_life += 1;
+        if !self.with_process.insert(id.to_owned()) {
+            self.second_starts_in_an_incarnation += 1;
         }
         if arrival == Arrival::InTime {
-            self.alive_in_time.insert(id.to_owned());
+            self.with_process_in_time.insert(id.to_owned());
         }
     }
 
@@ -135,8 +135,8 @@ impl Oracle {
         due.into_iter().collect()
     }
 
-    /// Checks a start that is sent: its intent is on disk, no earlier start is without an outcome, and
-    /// there is no process, unless that one's start took effect after its timeout.
+    /// Checks a start that is sent: its intent is committed, every earlier start has an outcome, and there is
+    /// no process, except one whose start took effect after its timeout.
     pub fn on_start_sent(&mut self, id: &str, now: Timestamp) {
         let intent = self.db().intent_at(id);
         assert!(
@@ -144,7 +144,7 @@ impl Oracle {
             "a start of {id} was sent without an intent"
         );
         assert!(
-            !self.alive_in_time.contains(id),
+            !self.with_process_in_time.contains(id),
             "a start of {id} was sent although it has a process"
         );
         let order = self.orders.entry(id.to_owned()).or_default();
@@ -177,7 +177,7 @@ impl Oracle {
         }
     }
 
-    /// Records what an answer showed of an order.
+    /// Records the status of an order in an answer.
     pub fn on_observed(
         &mut self,
         id: &str,
@@ -209,7 +209,7 @@ impl Oracle {
             Observed::Running | Observed::Unrecognised(_) => {}
         }
         if *observed != Observed::Absent {
-            order.was_shown = true;
+            order.was_observed = true;
             order.seen_at = order.seen_at.max(Some(began_at));
         }
         // A poll that began before a start was sent is no evidence about it.
@@ -275,7 +275,7 @@ impl Oracle {
             "started" | "adopted" => {
                 assert!(
                     order.seen_at.is_some(),
-                    "{id}: {reason} without being seen: {order:?}"
+                    "{id}: {reason} although no answer showed a process: {order:?}"
                 );
             }
             "succeeded" | "failed" => {
@@ -286,15 +286,21 @@ impl Oracle {
             }
             "restarted" => {
                 assert!(
-                    policy == "restart" || order.is_released,
+                    policy == "restart" || order.restart_requested,
                     "{id}: {reason} by {policy}"
                 );
                 assert!(order.accepted > 1, "{id} was not accepted again: {order:?}");
             }
             "failed_by_policy" => {
                 assert_eq!(policy, "fail", "{id}");
-                assert!(is_lost(), "{id} was not known to be lost: {order:?}");
-                assert!(order.was_shown, "{id}: no poll saw its process: {order:?}");
+                assert!(
+                    is_lost(),
+                    "{id} was failed although no look-up had found its process missing: {order:?}"
+                );
+                assert!(
+                    order.was_observed,
+                    "{id}: no poll saw its process: {order:?}"
+                );
             }
             "failed_by_operator" => assert!(order.is_failed_by_operator, "{id}"),
             other => panic!("{id}: unknown reason {other}"),
@@ -313,7 +319,7 @@ impl Oracle {
             if attention.as_deref() == Some("process_lost") {
                 assert!(
                     order.was_absent,
-                    "{id}: no answer ever lacked it: {order:?}"
+                    "{id}: no answer ever lacked its process: {order:?}"
                 );
             }
             found += 1;
@@ -321,7 +327,7 @@ impl Oracle {
         assert_eq!(found, self.orders.len(), "an acknowledged order is lost");
     }
 
-    /// Checks the invariants of the end: open orders are held.
+    /// Checks the invariants at the end of a run: open orders are held.
     pub fn check_end(&mut self) {
         for (id, status, starts, attention) in self.db().orders() {
             let order = &self.orders[&id];
@@ -333,7 +339,7 @@ impl Oracle {
                 order.accepted_in_doubt
             };
             assert!(
-                !is_strict || order.accepted <= 1 || order.is_released,
+                !is_strict || order.accepted <= 1 || order.restart_requested,
                 "{id} was started twice: {order:?}"
             );
             assert!(
@@ -348,10 +354,10 @@ impl Oracle {
                 };
                 assert!(
                     is_held,
-                    "{id} is {status} for ever, {attention:?}: {order:?}"
+                    "{id} stays {status} with attention {attention:?}: {order:?}"
                 );
             }
         }
-        assert_eq!(self.second_starts_in_a_life, 0);
+        assert_eq!(self.second_starts_in_an_incarnation, 0);
     }
 }

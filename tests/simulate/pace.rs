@@ -24,7 +24,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const STARTS_MAX: u32 = 5;
 
 /// Warm-up: starts are counted against a limit after this time.
-const WARM: Duration = Duration::from_secs(60);
+const WARM_UP: Duration = Duration::from_secs(60);
 
 /// An upstream, and the orders to settle.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ pub fn compare(name: &str, seeds: u64) {
         let runs: Vec<Figures> = (0..seeds).map(|seed| reconcile(case, seed)).collect();
         print(case.name, &runs);
         if case.crashes && case.per_second.is_none() {
-            let runs: Vec<Figures> = (0..seeds).map(|seed| unpaced(case, seed)).collect();
+            let runs: Vec<Figures> = (0..seeds).map(|seed| run_unpaced(case, seed)).collect();
             print("  not paced", &runs);
         }
     }
@@ -179,7 +179,7 @@ fn print(name: &str, runs: &[Figures]) {
 }
 
 /// Runs a client that reads the list every second, and limits the start rate to the ceiling, if any.
-fn unpaced(case: &Case, seed: u64) -> Figures {
+fn run_unpaced(case: &Case, seed: u64) -> Figures {
     let client = FixedRateClient {
         starts_per_second: case.ceiling,
         window: usize::MAX,
@@ -194,7 +194,7 @@ fn unpaced(case: &Case, seed: u64) -> Figures {
         seed,
     );
     Figures {
-        seconds: run.lasted.as_secs_f64(),
+        seconds: run.took.as_secs_f64(),
         starts_per_order: run.starts as f64 / case.orders as f64,
         over_max_starts: run.over_max_starts as f64,
         crashes: (run.incarnations.len() - 1) as f64,
@@ -233,7 +233,7 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
     run.env.oracle.borrow_mut().check_end();
     let took = settled_at.since(began_at).as_secs_f64();
     let starts = run.env.oracle.borrow().starts();
-    let warm_at = began_at.after(WARM);
+    let warm_at = began_at.after(WARM_UP);
     let [accepted, refused] = &*run.env.admitted.borrow();
     let last = accepted.last().copied().unwrap_or(warm_at);
     let late = |all: &[Timestamp]| {
@@ -272,7 +272,7 @@ impl PaceRun {
             .unwrap();
         let path = folder.path().join("orders.db");
         let env = Environment::new(seed, case.max_secs, REQUEST_TIMEOUT, false);
-        let write_faults = RandomWriteFaults::calm(&env);
+        let write_faults = RandomWriteFaults::none(&env);
         let store = Store::open(
             &DatabaseUrl::from(path.clone()),
             Mode::Synchronous(write_faults),
@@ -282,8 +282,8 @@ impl PaceRun {
         env.oracle.borrow_mut().read_from(db());
         env.set_crash_model(case.crashes.then(|| CrashModel::new(Hazard::default())));
         env.limit.borrow_mut().clone_from(&case.limit);
-        let moments = case.kills.iter().map(|secs| Duration::from_secs(*secs));
-        let kills = moments.map(|moment| env.time().after(moment));
+        let times = case.kills.iter().map(|secs| Duration::from_secs(*secs));
+        let kills = times.map(|time| env.time().after(time));
         env.kills.replace(kills.collect());
         let settings = Settings {
             start_rate: Some(case.ceiling),
@@ -330,13 +330,13 @@ impl PaceRun {
                 return self.env.time();
             }
             if !report.unwrap().unwrap().has_more {
-                self.await_pass();
+                self.wait_for_pass();
             }
         }
     }
 
     /// Waits for the next tick of the schedule, or for the time of an order's poll.
-    fn await_pass(&self) {
+    fn wait_for_pass(&self) {
         let now = self.env.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;
         let poll_at = self.reconciler.next_poll_at().map_or(tick, |at| at.0);

@@ -78,7 +78,7 @@ struct Run {
     clock: SteadyClock<Handle>,
     occurrences: Occurrences,
     created: u64,
-    /// Set if a leader is one for as long as its connection lasts.
+    /// Set if leadership ends with the connection of the leader.
     leads_by_connection: bool,
     _folder: tempfile::TempDir,
 }
@@ -131,7 +131,7 @@ impl Run {
         let timeout = Duration::from_millis(500 + draws.below(5) * 500);
         let duration = [0, 1, 5, 30][draws.below(4) as usize];
         let env = Environment::new(seed, duration, timeout, is_verbose);
-        let write_faults = RandomWriteFaults::calm(&env);
+        let write_faults = RandomWriteFaults::none(&env);
         let path = folder.path().join("orders.db");
         let url = match database {
             RunDatabase::Sqlite => DatabaseUrl::from(path.clone()),
@@ -238,10 +238,10 @@ impl Run {
                 env.end_incarnation();
             }
             if env.draws.permille(60) {
-                self.operate();
+                self.resolve_held_order();
             }
             reconciler = self.pass(reconciler);
-            self.await_moment(reconciler.next_poll_at());
+            self.wait_for_pass(reconciler.next_poll_at());
         }
     }
 
@@ -254,18 +254,18 @@ impl Run {
             if self.is_settled() {
                 break;
             }
-            self.await_moment(reconciler.next_poll_at());
+            self.wait_for_pass(reconciler.next_poll_at());
         }
         self.env.oracle.borrow_mut().check_end();
-        let ended = ready(self.store.heartbeat())
+        let restarts = ready(self.store.heartbeat())
             .unwrap()
             .learned
             .incarnations
             .restarts();
         let incarnations = self.env.incarnations.get();
         assert!(
-            ended <= incarnations,
-            "{ended} restarts of the upstream were counted; expected at most {incarnations}"
+            restarts <= incarnations,
+            "{restarts} restarts of the upstream were counted; expected at most {incarnations}"
         );
     }
 
@@ -287,24 +287,24 @@ impl Run {
 
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
     /// go on however the clock is set.
-    fn await_moment(&mut self, poll_at: Option<Timestamp>) {
+    fn wait_for_pass(&mut self, poll_at: Option<Timestamp>) {
         let env = &self.env;
-        let rested_at = env.time();
+        let waiting_since = env.time();
         let share = 10 * env.fault_rates.borrow().step;
-        let is_look_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
-        while !self.occurrences.is_due(&self.clock) && !is_look_due(&self.clock) {
+        let is_poll_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
+        while !self.occurrences.is_due(&self.clock) && !is_poll_due(&self.clock) {
             let wait = self.occurrences.wait(&self.clock);
             let part = 1 + env.draws.below(wait.as_millis() as u64);
             env.move_to(env.time().0 + part as i64);
-            env.may_step(share);
-            let waited = env.time().since(rested_at);
+            env.draw_clock_step(share);
+            let waited = env.time().since(waiting_since);
             assert!(waited <= WAIT_MAX, "no pass for {waited:?}");
         }
         // Scheduling delay.
         env.move_to(env.time().0 + env.draws.below(200) as i64);
     }
 
-    /// Takes leadership from the program before, if there was one. The program may crash in this, too.
+    /// Becomes leader after the program before, if there was one. The program may crash meanwhile.
     fn lead(&self) -> Leadership {
         loop {
             match drive(&self.env, self.store.try_lead()) {
@@ -357,14 +357,14 @@ impl Run {
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
         let requests = self.env.requests.get();
-        let passed = reconciler.next_poll_at();
-        let passed = passed.filter(|at| *at <= self.clock.now());
+        let overdue = reconciler.next_poll_at();
+        let overdue = overdue.filter(|at| *at <= self.clock.now());
         let outcome = drive(&self.env, reconciler.pass(&stop));
-        if outcome.is_some() && passed.is_some() && requests == self.env.requests.get() {
-            let stays = reconciler.next_poll_at() == passed;
+        if outcome.is_some() && overdue.is_some() && requests == self.env.requests.get() {
+            let is_unchanged = reconciler.next_poll_at() == overdue;
             assert!(
-                !stays,
-                "passes are made for a moment that stays: {passed:?}"
+                !is_unchanged,
+                "passes are made for a poll time that never changes: {overdue:?}"
             );
         }
         match &outcome {
@@ -373,7 +373,7 @@ impl Run {
         }
         self.env.oracle.borrow_mut().check();
         if let Some(result) = outcome {
-            self.stages.borrow().check_at_rest();
+            self.stages.borrow().check_no_start_in_progress();
             if result.is_ok() && !self.clock.is_stepped() {
                 let heartbeat = ready(self.store.heartbeat()).unwrap();
                 let now = self.env.time_of_day();
@@ -407,7 +407,7 @@ impl Run {
     }
 
     /// Restarts or fails a held order as an operator.
-    fn operate(&self) {
+    fn resolve_held_order(&self) {
         let processing = Filter {
             statuses: vec![Status::Processing],
             attention: Some(AttentionFilter::Any),
@@ -426,7 +426,7 @@ impl Run {
         // Recorded before, because the decision may take effect without an answer.
         let mut oracle = self.env.oracle.borrow_mut();
         let resolution = if self.env.draws.below(2) == 0 {
-            oracle.on_released(id.as_str());
+            oracle.on_restart_requested(id.as_str());
             Resolution::Restart
         } else {
             oracle.on_failed_by_operator(id.as_str());
@@ -441,7 +441,7 @@ impl Run {
     }
 }
 
-/// Polls a future to its end, letting time pass. Returns `None` if the program crashes.
+/// Polls a future to completion and advances the time. Returns `None` if the program crashes.
 pub fn drive<T>(env: &Environment, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
@@ -449,7 +449,7 @@ pub fn drive<T>(env: &Environment, future: impl Future<Output = T>) -> Option<T>
         if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
             return Some(value);
         }
-        if env.is_dead.swap(false, Ordering::Relaxed) {
+        if env.has_crashed.swap(false, Ordering::Relaxed) {
             return None;
         }
         env.advance().expect("a pending future has a timer");

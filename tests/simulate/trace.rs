@@ -62,7 +62,7 @@ pub fn transitions() -> Transitions {
         .clone()
 }
 
-/// The stage of each order while it is started. Checks that transitions are those of the drawing in
+/// The stage of each order while it is started. Checks that transitions are those of the diagram in
 /// `src/reconciler/start.rs`, and that no queue waits for longer than its share allows.
 #[derive(Default)]
 pub struct Stages {
@@ -94,13 +94,13 @@ impl Stages {
         let seq = order.seq;
         let from = self.stages.insert(seq, stage);
         let is_dequeued = matches!(from, None | Some(Due | Done | WritingResult));
-        let is_drawn = match from {
+        let is_allowed = match from {
             _ if is_dequeued => matches!(stage, WritingIntent | Ready | WritingResult | Done),
             Some(WritingIntent) => matches!(stage, Ready | Done),
             Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
             _ => matches!(stage, WritingIntent | WritingResult | Done),
         };
-        assert!(is_drawn, "order {seq} goes from {from:?} to {stage:?}");
+        assert!(is_allowed, "order {seq} goes from {from:?} to {stage:?}");
         if is_dequeued {
             self.check_share(order);
         }
@@ -123,17 +123,17 @@ impl Stages {
                 let most = PASSED_OVER_MAX[kind];
                 assert!(
                     *passed_over <= most,
-                    "{waiting:?} wait, and {order:?} is next"
+                    "{order:?} is started although {waiting:?} have waited longer"
                 );
             }
         }
     }
 
-    /// Checks after a pass that no start is under way.
-    pub fn check_at_rest(&self) {
+    /// Checks after a pass that no start is in progress.
+    pub fn check_no_start_in_progress(&self) {
         for (seq, stage) in &self.stages {
-            let rests = matches!(stage, Stage::Due | Stage::Done | Stage::WritingResult);
-            assert!(rests, "order {seq} is left in {stage:?}");
+            let is_idle = matches!(stage, Stage::Due | Stage::Done | Stage::WritingResult);
+            assert!(is_idle, "order {seq} is left in {stage:?}");
         }
     }
 }

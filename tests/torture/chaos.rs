@@ -27,7 +27,7 @@ const OPEN_MAX: u64 = 3_000;
 const SHORT_OUTAGE: &str = r#"{"preset":"outage","outage":{"every_ms":3000,"lasts_ms":2000}}"#;
 
 /// Text that a reconciler logs when it becomes the leader.
-pub const LEADS: &str = "became leader";
+pub const BECAME_LEADER: &str = "became leader";
 
 /// Numbers of injected faults.
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub struct Chaos<'w> {
     /// Time at which the default faults are restored.
     restore_at: Option<Instant>,
     pub injected: InjectedFaults,
-    pub most_open: u64,
+    pub max_open: u64,
     failures: Vec<String>,
 }
 
@@ -73,7 +73,7 @@ impl<'w> Chaos<'w> {
             resume_at: [None; 4],
             restore_at: None,
             injected: InjectedFaults::default(),
-            most_open: 0,
+            max_open: 0,
             failures: Vec::new(),
         }
     }
@@ -97,7 +97,7 @@ impl<'w> Chaos<'w> {
             self.undo(now);
             if now >= rate_at {
                 let open = self.open();
-                self.most_open = self.most_open.max(open);
+                self.max_open = self.max_open.max(open);
                 let rate = if self.rng.u32(..4) == 0 {
                     self.rng.u64(200..500)
                 } else {
@@ -157,13 +157,13 @@ impl<'w> Chaos<'w> {
     /// Returns a reconciler, mostly the leader: the other one has no work to interrupt.
     fn pick_reconciler(&mut self) -> usize {
         let any = RECONCILERS[self.rng.usize(..RECONCILERS.len())];
-        let is_to_lead = self.rng.u32(..4) > 0;
+        let prefers_leader = self.rng.u32(..4) > 0;
         let leads = |which: &usize| {
             let program = self.programs[*which].as_ref();
-            program.is_some_and(|program| program.logged().contains(LEADS))
+            program.is_some_and(|program| program.logged().contains(BECAME_LEADER))
         };
         let leader = RECONCILERS.into_iter().find(leads);
-        leader.filter(|_| is_to_lead).unwrap_or(any)
+        leader.filter(|_| prefers_leader).unwrap_or(any)
     }
 
     fn kill(&mut self, which: usize) {
@@ -179,7 +179,7 @@ impl<'w> Chaos<'w> {
         self.injected.terms[which] += 1;
         self.resume(which);
         if let Some(program) = self.programs[which].take() {
-            let code = self.meanwhile(|| program.stop());
+            let code = self.run_while_resuming(|| program.stop());
             if code != Some(0) {
                 let name = NAMES[which];
                 self.failures
@@ -212,19 +212,19 @@ impl<'w> Chaos<'w> {
         self.resume_at[which] = None;
         let seed = self.rng.u64(..);
         let (env, ports) = (self.env, self.ports);
-        let program = self.meanwhile(|| start(env, which, &ports, seed));
+        let program = self.run_while_resuming(|| start(env, which, &ports, seed));
         self.programs[which] = Some(program);
     }
 
-    /// Runs `act`, which may wait for a stopped program, and resumes programs in time meanwhile.
-    fn meanwhile<T: Send>(&mut self, act: impl FnOnce() -> T + Send) -> T {
+    /// Runs `action`, which may wait for a stopped program, and resumes programs that are due meanwhile.
+    fn run_while_resuming<T: Send>(&mut self, action: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
-            let acting = scope.spawn(act);
-            while !acting.is_finished() {
+            let running = scope.spawn(action);
+            while !running.is_finished() {
                 self.resume_due(Instant::now());
                 std::thread::sleep(Duration::from_millis(2));
             }
-            acting.join().expect("it could be done")
+            running.join().expect("the action does not panic")
         })
     }
 
@@ -302,7 +302,7 @@ impl<'w> Chaos<'w> {
                 if code != Some(0) {
                     let name = NAMES[which];
                     self.failures
-                        .push(format!("{name} ended with {code:?} at last"));
+                        .push(format!("{name} ended with {code:?} at the end"));
                 }
             }
         }
@@ -380,10 +380,10 @@ fn start(env: &TestEnvironment, which: usize, ports: &[u16; 3], seed: u64) -> Pr
 
 /// Returns free ports outside the ephemeral range, so that they stay free across restarts.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let mut held = Vec::new();
-    while held.len() < N {
+    let mut bound = Vec::new();
+    while bound.len() < N {
         let port = fastrand::u16(20_000..32_000);
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
+        bound.extend(TcpListener::bind(("127.0.0.1", port)));
     }
-    std::array::from_fn(|i| held[i].local_addr().expect("it is bound").port())
+    std::array::from_fn(|i| bound[i].local_addr().expect("it is bound").port())
 }

@@ -19,19 +19,19 @@ const TRIES: u32 = 6;
 
 /// The existence of an order, as the answers to its creation imply it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub enum Existence {
     /// The order was acknowledged, and must exist.
     Acknowledged,
-    /// An answer was lost, or said that the order may be created: it may exist.
-    Maybe,
-    /// Every answer said that nothing was done, or there was no connection: it must not exist.
-    Not,
+    /// An answer was lost, or did not exclude that the order was created: it may exist.
+    Possible,
+    /// Every answer stated that nothing was done, or there was no connection: it must not exist.
+    Excluded,
 }
 
 /// The answers to the load.
 #[derive(Default)]
 pub struct Answers {
-    pub known: HashMap<String, Known>,
+    pub existence: HashMap<String, Existence>,
     /// Acknowledged orders, in the order of their answers.
     acknowledged: Vec<String>,
     /// Statuses of settled orders that were read during the run: they must not change.
@@ -103,7 +103,7 @@ impl Load {
 enum CreateOutcome {
     Created,
     Existed,
-    /// The answer says that nothing was done.
+    /// The answer states that nothing was done.
     Refused,
     /// The connection was refused.
     Unreachable,
@@ -135,13 +135,13 @@ async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
     let gives_up_early = rng.bool();
     for _ in 0..TRIES {
         let began_at = Instant::now();
-        let outcome = ask(shared, api(shared, rng), id).await;
-        let known = {
+        let outcome = post(shared, api(shared, rng), id).await;
+        let existence = {
             let mut answers = shared.answers.lock().unwrap();
             answers.longest = answers.longest.max(began_at.elapsed());
             answers.add(id, outcome)
         };
-        if known == Known::Acknowledged || gives_up_early {
+        if existence == Existence::Acknowledged || gives_up_early {
             return;
         }
         tokio::time::sleep(Duration::from_millis(rng.u64(20..300))).await;
@@ -157,34 +157,38 @@ impl Answers {
     }
 
     /// Adds the outcome of a request, and returns the existence of the order.
-    fn add(&mut self, id: &str, outcome: CreateOutcome) -> Known {
-        let mut known = self.known.get(id).copied().unwrap_or(Known::Not);
+    fn add(&mut self, id: &str, outcome: CreateOutcome) -> Existence {
+        let mut existence = self
+            .existence
+            .get(id)
+            .copied()
+            .unwrap_or(Existence::Excluded);
         match outcome {
             CreateOutcome::Created => {
                 self.created += 1;
-                known = Known::Acknowledged;
+                existence = Existence::Acknowledged;
             }
             CreateOutcome::Existed => {
                 self.existed += 1;
-                if known == Known::Not {
-                    let what = format!("{id} existed before it was asked for");
+                if existence == Existence::Excluded {
+                    let what = format!("{id} existed before the first request for it");
                     self.wrong.push(what);
                 }
-                known = Known::Acknowledged;
+                existence = Existence::Acknowledged;
             }
             CreateOutcome::Refused => self.refused += 1,
             CreateOutcome::Unreachable => self.unreachable += 1,
             CreateOutcome::Unknown => {
                 self.unknown += 1;
-                known = Known::Maybe;
+                existence = Existence::Possible;
             }
             CreateOutcome::Wrong(what) => self.wrong.push(what),
         }
-        self.known.insert(id.to_owned(), known);
-        if known == Known::Acknowledged {
+        self.existence.insert(id.to_owned(), existence);
+        if existence == Existence::Acknowledged {
             self.acknowledged.push(id.to_owned());
         }
-        known
+        existence
     }
 }
 
@@ -193,7 +197,7 @@ fn api<'a>(shared: &'a Shared, rng: &mut fastrand::Rng) -> &'a str {
     &shared.apis[rng.usize(..shared.apis.len())]
 }
 
-async fn ask(shared: &Shared, api: &str, id: &str) -> CreateOutcome {
+async fn post(shared: &Shared, api: &str, id: &str) -> CreateOutcome {
     let request = shared
         .client
         .request("POST", format!("{api}/order"))

@@ -48,8 +48,8 @@ const CALLERS: u64 = 16;
 /// Maximum duration of a run: the simulator's record has a line for each request.
 const MINUTES_MAX: f64 = 24.0 * 60.0;
 
-/// Maximum time for all orders to settle once there are no more faults: a backoff of five minutes, and a
-/// minute.
+/// Maximum time for all orders to settle once there are no more faults: the longest backoff, five minutes,
+/// and one more minute.
 const SETTLING_MAX: Duration = Duration::from_secs(360);
 
 fn main() -> ExitCode {

@@ -8,9 +8,9 @@ use order_service::simulator::model::Effect;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::chaos::{Chaos, LEADS, NAMES};
+use crate::chaos::{BECAME_LEADER, Chaos, NAMES};
 use crate::environment::{Client, TestEnvironment, is_settled, status_after};
-use crate::load::{Answers, Known};
+use crate::load::{Answers, Existence};
 #[cfg(feature = "postgres")]
 use crate::postgres::{Programs, Servers};
 
@@ -62,10 +62,10 @@ struct SimulatorRecord {
     starts: u64,
     /// Final status of the last process of each order, and the incarnation in which it was started.
     last: HashMap<String, (&'static str, u64)>,
-    twice: Vec<String>,
-    /// Starts that were refused because the order had a process.
+    started_twice: Vec<String>,
+    /// Number of starts that were refused because the order had a process.
     refused: u64,
-    /// Minimum number of starts that each order has to count: those whose answer did not deny the start.
+    /// Minimum number of starts that each order has to count: those whose answers did not deny a start.
     expected_starts: HashMap<String, u64>,
 }
 
@@ -87,9 +87,9 @@ impl SimulatorRecord {
                         .entry(order_id.clone())
                         .or_default();
                     *expected_starts += u64::from(!is_denied);
-                    recorded.started(order_id, status_after(outcome));
+                    recorded.add_start(order_id, status_after(outcome));
                 }
-                Effect::StartedForEver { order_id } => recorded.started(order_id, "PROCESSING"),
+                Effect::StartedForEver { order_id } => recorded.add_start(order_id, "PROCESSING"),
                 Effect::Exists { .. } => recorded.refused += 1,
                 _ => {}
             }
@@ -97,13 +97,13 @@ impl SimulatorRecord {
         recorded
     }
 
-    fn started(&mut self, order_id: String, ends_as: &'static str) {
+    fn add_start(&mut self, order_id: String, ends_as: &'static str) {
         self.starts += 1;
         let before = self
             .last
             .insert(order_id.clone(), (ends_as, self.incarnations));
         if before.is_some_and(|(_, incarnation)| incarnation == self.incarnations) {
-            self.twice.push(order_id);
+            self.started_twice.push(order_id);
         }
     }
 }
@@ -145,11 +145,17 @@ pub fn verdict_on_postgres(
     {
         failures.add("gaps among the numbers", format!("{numbers:?}"));
     }
-    let count = |known| answers.known.values().filter(|k| **k == known).count();
+    let count = |existence| {
+        answers
+            .existence
+            .values()
+            .filter(|found| **found == existence)
+            .count()
+    };
     let longest = |durations: &[Duration]| durations.iter().max().copied().unwrap_or_default();
     println!();
     for (name, what) in [
-        ("acknowledged", count(Known::Acknowledged).to_string()),
+        ("acknowledged", count(Existence::Acknowledged).to_string()),
         ("lost", lost.to_string()),
         ("doubled", failures.count(TWICE).to_string()),
         (
@@ -176,11 +182,11 @@ pub fn verdict_on_postgres(
         (
             "orders",
             format!(
-                "{}; {} perhaps, {} not created; {} open at most; numbers {numbers:?}",
+                "{}; {} possibly created, {} not created; {} open at most; numbers {numbers:?}",
                 orders.len(),
-                count(Known::Maybe),
-                count(Known::Not),
-                servers.most_open
+                count(Existence::Possible),
+                count(Existence::Excluded),
+                servers.max_open
             ),
         ),
         ("answers", answers.summary()),
@@ -226,10 +232,10 @@ fn compare(orders: &[Value], recorded: &SimulatorRecord, answers: &Answers) -> F
         if !is_settled(order) || !order["attention"].is_null() {
             failures.add("not settled, or with attention", order);
         }
-        match answers.known.get(id) {
+        match answers.existence.get(id) {
             None => failures.add("not requested", order),
-            Some(Known::Not) => failures.add("exists, though nothing was done", order),
-            Some(Known::Acknowledged | Known::Maybe) => {}
+            Some(Existence::Excluded) => failures.add("exists, though nothing was done", order),
+            Some(Existence::Acknowledged | Existence::Possible) => {}
         }
         match recorded.last.get(id) {
             None => failures.add("settled without a process", order),
@@ -254,8 +260,8 @@ fn compare(orders: &[Value], recorded: &SimulatorRecord, answers: &Answers) -> F
             failures.add("settled status has changed", order);
         }
     }
-    for (id, known) in &answers.known {
-        if *known == Known::Acknowledged && !found.contains(id.as_str()) {
+    for (id, existence) in &answers.existence {
+        if *existence == Existence::Acknowledged && !found.contains(id.as_str()) {
             failures.add(LOST, id);
         }
     }
@@ -266,7 +272,7 @@ fn compare(orders: &[Value], recorded: &SimulatorRecord, answers: &Answers) -> F
     {
         failures.add("a process without an order", id);
     }
-    for id in &recorded.twice {
+    for id in &recorded.started_twice {
         failures.add(TWICE, id);
     }
     if orders.is_empty() {
@@ -293,7 +299,13 @@ fn print_summary(
     seed: u64,
     took: Duration,
 ) {
-    let count = |known| answers.known.values().filter(|k| **k == known).count();
+    let count = |existence| {
+        answers
+            .existence
+            .values()
+            .filter(|found| **found == existence)
+            .count()
+    };
     let injected = &chaos.injected;
     let by_program = |counts: &[u64; 4]| {
         let one = |(name, count): (&&str, &u64)| format!("{name} {count}");
@@ -310,12 +322,12 @@ fn print_summary(
         (
             "orders",
             format!(
-                "{}; {} acknowledged, {} perhaps, {} not created; {} open at most",
+                "{}; {} acknowledged, {} possibly created, {} not created; {} open at most",
                 orders.len(),
-                count(Known::Acknowledged),
-                count(Known::Maybe),
-                count(Known::Not),
-                chaos.most_open
+                count(Existence::Acknowledged),
+                count(Existence::Possible),
+                count(Existence::Excluded),
+                chaos.max_open
             ),
         ),
         ("answers", answers.summary()),
@@ -371,7 +383,7 @@ const WHILE_STOPPED: &str = "the database cannot be written";
 fn leaders(env: &TestEnvironment) -> usize {
     let logs = logs(env);
     let lines = logs.iter().flat_map(|(_, text)| text.lines());
-    lines.filter(|line| line.ends_with(LEADS)).count()
+    lines.filter(|line| line.ends_with(BECAME_LEADER)).count()
 }
 
 /// Returns the logs of the programs, with the names of the files.

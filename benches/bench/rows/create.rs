@@ -18,43 +18,42 @@ const ROUNDS: usize = 3;
 pub const MEASURED: Duration = Duration::from_secs(4);
 
 /// Load before the first round, so that neither side's first requests are measured.
-pub const WARM: Duration = Duration::from_secs(1);
+pub const WARM_UP: Duration = Duration::from_secs(1);
 
 /// Maximum duration of creations that are in flight when wrk ends.
 const IN_FLIGHT_MAX: Duration = Duration::from_millis(200);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Ok(vec![
-        created(bench, Ids::Random)?.goal(Goal::RatioAtLeast(0.2)),
-        created(bench, Ids::Ordered)?.goal(Goal::RatioAtLeast(0.4)),
+        measure(bench, Ids::Random)?.goal(Goal::RatioAtLeast(0.2)),
+        measure(bench, Ids::Ordered)?.goal(Goal::RatioAtLeast(0.4)),
     ])
 }
 
-fn created(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
+fn measure(bench: &Bench, ids: Ids) -> anyhow::Result<Line> {
     let scratch = bench.scratch()?;
-    let mut ours = Counted::begin(bench, ids, &scratch.path().join("orders.db"))?;
+    let mut ours = CountedServer::begin(bench, ids, &scratch.path().join("orders.db"))?;
     let url = ours.program.url.clone();
-    ours.load(WARM)?;
-    wrk(&url, Script::Live, WARM)?;
+    ours.load(WARM_UP)?;
+    wrk(&url, Script::Live, WARM_UP)?;
     let (ours, reference) = alternately(
         ROUNDS,
         |_| Ok(ours.load(MEASURED)?.per_second),
         |_| Ok(wrk(&url, Script::Live, MEASURED)?.per_second),
     )?;
-    let what = format!("POST /order, {} ids; GET /livez", ids.word());
+    let what = format!("POST /order, {} ids; GET /livez", ids.name());
     Ok(Line::new(what, Unit::PerSecond, ours).against(reference))
 }
 
-/// A server with a million orders stored. Its creations are counted in the database after each
-/// load.
-struct Counted {
+/// A server with a million orders stored. The creations of each load are counted in its database.
+struct CountedServer {
     program: Program,
     database: PathBuf,
     ids: Ids,
     orders: u64,
 }
 
-impl Counted {
+impl CountedServer {
     fn begin(bench: &Bench, ids: Ids, database: &Path) -> anyhow::Result<Self> {
         let template = Template { ids, ..MILLION };
         template.copy(bench, database)?;

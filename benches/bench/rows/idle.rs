@@ -16,7 +16,7 @@ const STARTUP: Duration = Duration::from_secs(3);
 const MEASURED: Duration = Duration::from_secs(20);
 
 /// Timeout for the programs to become ready.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
@@ -31,10 +31,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let began_at = Instant::now();
     let reconciler = Program::reconciler(&database, &simulator.url, &[])?;
     while !reconciler.logged().contains("became leader") {
-        ensure!(
-            began_at.elapsed() < PATIENCE,
-            "the reconciler does not lead"
-        );
+        ensure!(began_at.elapsed() < TIMEOUT, "the reconciler does not lead");
         std::thread::sleep(Duration::from_millis(1));
     }
     let reconciler_ready = began_at.elapsed();

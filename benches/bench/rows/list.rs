@@ -41,18 +41,18 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let program = Program::api(&database)?;
     let at_rest = program.anonymous_mib()?;
     let mut first_bytes = Vec::new();
-    let mut grown = Vec::new();
+    let mut growth = Vec::new();
     let (ours, reference) = alternately(
         ROUNDS,
         |_| {
-            let (drained, peak) = peak_memory(&program, || listed(&program))?;
+            let (drained, peak) = peak_memory(&program, || read_list(&program))?;
             first_bytes.push(drained.first_byte.as_secs_f64() * 1e3);
-            grown.push(peak - at_rest);
+            growth.push(peak - at_rest);
             Ok(MILLION.orders as f64 / drained.whole.as_secs_f64())
         },
-        |_| scanned(&database),
+        |_| scan(&database),
     )?;
-    let (slow, log) = slowly(&program, &database)?;
+    let (slow, log) = read_slowly(&program, &database)?;
     Ok(vec![
         Line::new(
             "GET /order, orders; a scan in process",
@@ -62,7 +62,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         .against(reference)
         .goal(Goal::RatioAtLeast(0.5)),
         Line::new("GET /order, first byte", Unit::Millis, first_bytes).goal(Goal::Below(20.0)),
-        Line::new("GET /order, memory grown", Unit::MiB, grown).goal(Goal::Below(16.0)),
+        Line::new("GET /order, memory grown", Unit::MiB, growth).goal(Goal::Below(16.0)),
         Line::new("the same, 16 slow readers", Unit::MiB, vec![slow - at_rest])
             .goal(Goal::Below(16.0)),
         Line::new("log, 16 slow readers and creations", Unit::MiB, vec![log])
@@ -71,7 +71,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Reads all orders.
-pub fn listed(program: &Program) -> anyhow::Result<Drained> {
+pub fn read_list(program: &Program) -> anyhow::Result<Drained> {
     let mut connection = Connection::open(&program.url)?;
     connection.send_get("/order")?;
     connection.drain(|| {})
@@ -98,16 +98,16 @@ fn peak_memory<T: Send>(
 }
 
 /// Reads and serialises orders without a server, and returns the orders per second.
-fn scanned(database: &Path) -> anyhow::Result<f64> {
+fn scan(database: &Path) -> anyhow::Result<f64> {
     let db = rusqlite::Connection::open(database)?;
-    let mut scan = db.prepare(
+    let mut statement = db.prepare(
         "SELECT seq, id, status, created_at, updated_at, starts, \
          attention, attention_since, attention_detail, next_attempt_at FROM orders ORDER BY seq",
     )?;
     let began_at = Instant::now();
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut count = 0;
-    let mut rows = scan.query([])?;
+    let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let order = Order {
             seq: row.get(0)?,
@@ -132,7 +132,7 @@ fn scanned(database: &Path) -> anyhow::Result<f64> {
 
 /// Returns the peak memory with slow readers alone, and the peak size of the log while orders are
 /// created during slow reads, both in MiB.
-fn slowly(program: &Program, database: &Path) -> anyhow::Result<(f64, f64)> {
+fn read_slowly(program: &Program, database: &Path) -> anyhow::Result<(f64, f64)> {
     let is_over = AtomicBool::new(false);
     let log = database.with_extension("db-wal");
     let pause = || match is_over.load(Ordering::Relaxed) {

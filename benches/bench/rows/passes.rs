@@ -86,8 +86,8 @@ pub fn starts(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             learn_a_fast_upstream(&database)?;
             let simulator = simulator(scratch.path())?;
             let unlimited = ["--start-rate", "0", "--max-in-flight", "64", "--once"];
-            let (took, _) = once(&database, &simulator.url, &unlimited)?;
-            expect(&database, Status::Created, 0)?;
+            let (took, _) = run_once(&database, &simulator.url, &unlimited)?;
+            ensure_count(&database, Status::Created, 0)?;
             Ok(per_second(took))
         },
         |_| {
@@ -140,8 +140,8 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             let scratch = bench.scratch()?;
             let database = scratch.path().join("orders.db");
             TO_SETTLE.copy(bench, &database)?;
-            let (took, peak) = once(&database, &ended.url, &["--once"])?;
-            expect(&database, Status::Processing, 0)?;
+            let (took, peak) = run_once(&database, &ended.url, &["--once"])?;
+            ensure_count(&database, Status::Processing, 0)?;
             memory.push(peak);
             Ok(took.as_secs_f64())
         },
@@ -149,7 +149,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             let scratch = bench.scratch()?;
             let database = scratch.path().join("orders.db");
             TO_SETTLE.copy(bench, &database)?;
-            let took = list_alone(&ended.url)? + record_alone(&database)?;
+            let took = time_of_list(&ended.url)? + time_of_changes(&database)?;
             Ok(took.as_secs_f64())
         },
     )?;
@@ -179,7 +179,7 @@ pub fn idle_pass(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         2 * ROUNDS,
         |_| Ok(millis(passes.next(RUNNING.orders)?)),
         |_| {
-            let list = list_alone(&running.url)?;
+            let list = time_of_list(&running.url)?;
             let began_at = Instant::now();
             ensure!(ready(store.open_orders())?.len() as u64 == RUNNING.orders);
             Ok(millis(list + began_at.elapsed()))
@@ -237,11 +237,11 @@ pub fn growth(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         ..MILLION
     };
     let scratch = [bench.scratch()?, bench.scratch()?];
-    let among = |template, folder: &tempfile::TempDir| {
+    let passes = |template, folder: &tempfile::TempDir| {
         Passes::new(few_open(bench, template, folder.path())?, Running)
     };
-    let mut many = among(&MILLION, &scratch[0])?;
-    let mut one = among(&thousand, &scratch[1])?;
+    let mut many = passes(&MILLION, &scratch[0])?;
+    let mut one = passes(&thousand, &scratch[1])?;
     let (ours, reference) = alternately(
         GROWTH_ROUNDS,
         |_| Ok(millis(many.next(FEW)?)),
@@ -275,7 +275,7 @@ fn few_names() -> impl Iterator<Item = String> {
     (0..FEW).map(|n| format!("open-{n}"))
 }
 
-/// An upstream whose few processes never end.
+/// An upstream with few processes, which never end.
 struct Running;
 
 impl Upstream for Running {
@@ -300,7 +300,11 @@ impl Upstream for Running {
 
 /// Runs the reconciler's program until it exits, and returns its duration and its peak anonymous
 /// memory, in MiB.
-fn once(database: &Path, upstream: &str, arguments: &[&str]) -> anyhow::Result<(Duration, f64)> {
+fn run_once(
+    database: &Path,
+    upstream: &str,
+    arguments: &[&str],
+) -> anyhow::Result<(Duration, f64)> {
     let began_at = Instant::now();
     let mut program = Program::reconciler(database, upstream, arguments)?;
     let mut peak: f64 = 0.0;
@@ -371,8 +375,8 @@ fn send_all(
         .map(|id| async move { send(id).await })
         .buffer_unordered(at_once);
     let all = reconciler_runtime()?.block_on(async {
-        while let Some(is_as_it_should_be) = answers.next().await {
-            ensure!(is_as_it_should_be, "the upstream gave another answer");
+        while let Some(is_expected) = answers.next().await {
+            ensure!(is_expected, "the upstream gave an unexpected answer");
         }
         Ok(())
     });
@@ -380,7 +384,7 @@ fn send_all(
 }
 
 /// Reads the upstream's list, and returns the duration.
-pub fn list_alone(url: &str) -> anyhow::Result<Duration> {
+pub fn time_of_list(url: &str) -> anyhow::Result<Duration> {
     let upstream = client(url)?;
     let began_at = Instant::now();
     let mut entries = 0u64;
@@ -390,7 +394,7 @@ pub fn list_alone(url: &str) -> anyhow::Result<Duration> {
     Ok(began_at.elapsed())
 }
 
-fn record_alone(database: &Path) -> anyhow::Result<Duration> {
+fn time_of_changes(database: &Path) -> anyhow::Result<Duration> {
     let store = open(database)?;
     let seqs: Vec<i64> = ready(store.open_orders())?
         .orders()
@@ -418,7 +422,7 @@ fn ids_of(names: impl IntoIterator<Item = String>) -> anyhow::Result<Vec<OrderId
     ids.collect()
 }
 
-fn expect(database: &Path, status: Status, orders: u64) -> anyhow::Result<()> {
+fn ensure_count(database: &Path, status: Status, orders: u64) -> anyhow::Result<()> {
     let count = ready(open(database)?.count(status))?;
     ensure!(count == orders, "{count} orders are {status}");
     Ok(())

@@ -14,10 +14,10 @@ use futures_util::TryStreamExt;
 
 pub use self::server::Server;
 use self::server::{PROCESSING, SETTLED};
-use super::create::{MEASURED, WARM};
-use super::list::listed;
-use super::passes::list_alone;
-use super::wait::{creations, followed};
+use super::create::{MEASURED, WARM_UP};
+use super::list::read_list;
+use super::passes::time_of_list;
+use super::wait::{creations, measure_processing};
 use crate::Bench;
 use crate::databases::{CommonStatus, Ids, MILLION, Template};
 use crate::http::Connection;
@@ -35,29 +35,29 @@ const APIS: usize = 3;
 const CHUNK: i64 = 2_000;
 
 /// Number of orders that settle while others are created.
-const BESIDE: Template = Template {
+const SETTLING: Template = Template {
     orders: 100_000,
     reached: CommonStatus::Processing,
     ..MILLION
 };
 
-/// Creations beside them.
+/// Creations meanwhile.
 const LOAD: SustainedLoad = SustainedLoad {
     rate: 1_000,
     during: Duration::from_secs(60),
     connections: 64,
 };
 
-/// Time at which the last of the processes ends that settle beside.
+/// Time at which the last of the processes ends, from the start of the upstream.
 const ENDED_AFTER: Duration = Duration::from_secs(15);
 
 /// Duration of a round of pgbench, which connects within it.
 const REFERENCE: Duration = Duration::from_secs(8);
 
-/// Duration for which statements are counted at rest.
-const AT_REST: Duration = Duration::from_secs(20);
+/// Duration for which statements of idle programs are counted.
+const IDLE: Duration = Duration::from_secs(20);
 
-/// Creates an order and its entry, as an application does that needs no order of its entries.
+/// Creates an order and its entry, like an application that does not need ordered entries.
 const INSERT: &str = "\
     WITH created AS (INSERT INTO order_service.orders (seq, id, status, created_at, updated_at, batch) \
         VALUES (nextval('order_seq'), gen_random_uuid()::text, 'CREATED', 1, 1, 1) RETURNING seq) \
@@ -76,7 +76,7 @@ pub fn create(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     server.make_settled()?;
     let ours = server.copy(SETTLED, "created")?;
     let plain = server.copy(SETTLED, "plain")?;
-    server.number_by_sequence(&plain)?;
+    server.create_sequences(&plain)?;
     let apis = (0..APIS).map(|_| server.api(&ours));
     let apis: Vec<_> = apis.collect::<Result<_, _>>()?;
     let load = |apis: &[Program], during| -> anyhow::Result<f64> {
@@ -104,7 +104,7 @@ pub fn create(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         Ok(loads.iter().map(|load| load.per_second).sum())
     };
     let reference = || Ok(server.pgbench(&plain, INSERT, CONNECTIONS, REFERENCE)?.0);
-    load(&apis, WARM)?;
+    load(&apis, WARM_UP)?;
     let mut lines = Vec::new();
     for (count, goal) in [(1, 1.5), (APIS, 2.0)] {
         let callers = CONNECTIONS * count as u64;
@@ -126,7 +126,7 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     server.make_settled()?;
     let ours = server.copy(SETTLED, "caller")?;
     let plain = server.copy(SETTLED, "caller_plain")?;
-    server.number_by_sequence(&plain)?;
+    server.create_sequences(&plain)?;
     let api = server.api(&ours)?;
     let mut connection = Connection::open(&api.url)?;
     let mut rng = fastrand::Rng::new();
@@ -155,7 +155,7 @@ pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ids = server.ids(PROCESSING);
     let ours = |during| Ok(wrk(&api.url, Script::Get(&ids), during)?.per_second);
     let reference = || Ok(server.pgbench(SETTLED, SELECT, CONNECTIONS, REFERENCE)?.0);
-    ours(WARM)?;
+    ours(WARM_UP)?;
     let (ours, reference) = alternately(ROUNDS, |_| ours(MEASURED), |_| reference())?;
     let what = "GET /order/{id}, 64 callers; pgbench SELECT by key -c 64";
     Ok(vec![
@@ -172,10 +172,10 @@ pub fn list(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let api = server.api(SETTLED)?;
     let (ours, reference) = alternately(
         ROUNDS,
-        |_| Ok(MILLION.orders as f64 / listed(&api)?.whole.as_secs_f64()),
+        |_| Ok(MILLION.orders as f64 / read_list(&api)?.whole.as_secs_f64()),
         |_| {
             let began_at = Instant::now();
-            let rows = server.on_connection(SETTLED, async |client| {
+            let rows = server.with_connection(SETTLED, async |client| {
                 const COPY: &str = "COPY (SELECT seq, id, status, created_at, updated_at, starts, \
                     attention, attention_since, attention_detail, next_attempt_at \
                     FROM order_service.orders ORDER BY seq) TO STDOUT";
@@ -203,7 +203,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     let (ours, upstream) = server.settle_by_list()?;
     let plain = server.copy(PROCESSING, "settled_plain")?;
-    let alone = list_alone(&upstream.url)? + server.settle_alone(&plain)?;
+    let alone = time_of_list(&upstream.url)? + server.settle_by_statements(&plain)?;
     server.ensure_settled(&plain)?;
     let what = "a million settled by a list; bare statements";
     Ok(vec![
@@ -216,7 +216,7 @@ pub fn settle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 /// Measures creations at a constant rate while many orders settle.
 pub fn sustained(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
-    let database = server.fill(BESIDE, "beside")?;
+    let database = server.fill(SETTLING, "settling")?;
     let upstream = Upstream::begin(server.names(database)?, ENDED_AFTER)?;
     let api = server.api(database)?;
     let _reconciler = server.reconciler(database, &upstream.url, &[])?;
@@ -226,14 +226,14 @@ pub fn sustained(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let line = |what: &str, unit, value| Line::new(what, unit, vec![value]);
     Ok(vec![
         line(
-            "1,000 creations/s beside, p50",
+            "1,000 creations/s while orders settle, p50",
             Unit::Millis,
             percentile(&waits, 0.5),
         ),
         line("the same, p99", Unit::Millis, percentile(&waits, 0.99)).goal(Goal::Below(50.0)),
         line("the same, worst", Unit::Millis, percentile(&waits, 1.0)),
         line(
-            "the same, orders settled beside",
+            "the same, orders settled meanwhile",
             Unit::Count,
             server.number(database, settled)?,
         ),
@@ -245,10 +245,10 @@ pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
     let arguments = ["--max-order-process-duration", "1"];
     let simulator = Program::simulator(server.folder.path(), &arguments)?;
-    server.sql("postgres", "CREATE DATABASE followed")?;
-    let api = server.api("followed")?;
-    let _reconciler = server.reconciler("followed", &simulator.url, &[])?;
-    followed(&api, "two programs on PostgreSQL")
+    server.sql("postgres", "CREATE DATABASE processing_time")?;
+    let api = server.api("processing_time")?;
+    let _reconciler = server.reconciler("processing_time", &simulator.url, &[])?;
+    measure_processing(&api, "two programs on PostgreSQL")
 }
 
 /// Measures the bytes of a settled order with its entries, after a vacuum.
@@ -268,20 +268,20 @@ pub fn disk(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// Counts the statements of both programs at rest, as the server's log counts them.
+/// Counts the statements of both idle programs in the server's log.
 pub fn idle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let server = Server::of(bench)?;
-    server.sql("postgres", "CREATE DATABASE rest")?;
-    server.sql("postgres", "ALTER DATABASE rest SET log_statement = 'all'")?;
+    server.sql("postgres", "CREATE DATABASE idle")?;
+    server.sql("postgres", "ALTER DATABASE idle SET log_statement = 'all'")?;
     let simulator = Program::simulator(server.folder.path(), &[])?;
-    let api = server.api("rest")?;
-    let _reconciler = server.reconciler("rest", &simulator.url, &[])?;
+    let api = server.api("idle")?;
+    let _reconciler = server.reconciler("idle", &simulator.url, &[])?;
     Connection::open(&api.url)?.get("/readyz")?;
     std::thread::sleep(Duration::from_secs(3));
-    let before = server.cluster.logged("rest").len();
-    std::thread::sleep(AT_REST);
-    let count = server.cluster.logged("rest").len() - before;
-    let per_second = count as f64 / AT_REST.as_secs_f64();
+    let before = server.cluster.logged("idle").len();
+    std::thread::sleep(IDLE);
+    let count = server.cluster.logged("idle").len() - before;
+    let per_second = count as f64 / IDLE.as_secs_f64();
     let what = "statements of both programs at rest";
     Ok(vec![
         Line::new(what, Unit::PerSecond, vec![per_second]).goal(Goal::Below(2.0)),
@@ -290,7 +290,7 @@ pub fn idle(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 
 impl Server {
     /// Settles all orders by bare statements on one connection, and returns the duration.
-    fn settle_alone(&self, database: &str) -> anyhow::Result<Duration> {
+    fn settle_by_statements(&self, database: &str) -> anyhow::Result<Duration> {
         const SETTLE: &str = "\
             WITH settled AS (UPDATE order_service.orders AS o \
                 SET status = u.outcome, updated_at = updated_at + 1, confirmed_at = NULL, process_seen = false \
@@ -299,7 +299,7 @@ impl Server {
             INSERT INTO order_service.journal (seq, order_seq, at, reason) \
             SELECT $3 + row_number() OVER (), seq, 2, 'succeeded' FROM settled";
         let began_at = Instant::now();
-        self.on_connection(database, async |client| {
+        self.with_connection(database, async |client| {
             let plain = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
                          SET enable_nestloop = off";
             client.batch_execute(plain).await?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::create::{MEASURED, WARM};
+use super::create::{MEASURED, WARM_UP};
 use crate::Bench;
 use crate::databases::{MILLION, Template};
 use crate::http::Connection;
@@ -24,7 +24,7 @@ pub fn get(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let ids = MILLION.ids(bench)?;
     let rate = |script, during| Ok(wrk(&api.url, script, during)?.per_second);
     for script in [Script::Get(&ids), Script::Live] {
-        rate(script, WARM)?;
+        rate(script, WARM_UP)?;
     }
     let (ours, reference) = alternately(
         ROUNDS,
@@ -103,9 +103,9 @@ impl Pages {
     fn time(&mut self, at: usize) -> anyhow::Result<f64> {
         let mut taken = Vec::with_capacity(PAGES);
         for _ in 0..PAGES {
-            let asked_at = Instant::now();
+            let sent_at = Instant::now();
             let answer = self.connection.get(&self.paths[at])?;
-            taken.push(asked_at.elapsed().as_secs_f64() * 1e3);
+            taken.push(sent_at.elapsed().as_secs_f64() * 1e3);
             ensure!(answer.status == 200, "{answer:?}");
         }
         Ok(median(&taken))

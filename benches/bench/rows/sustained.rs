@@ -44,13 +44,13 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let _reconciler = Program::reconciler(&database, &upstream.url, &[])?;
     let is_over = AtomicBool::new(false);
     let (waits, longest_log) = std::thread::scope(|scope| {
-        let beside = scope.spawn(|| beside(&database, scratch.path(), &is_over));
+        let backups = scope.spawn(|| take_backups(&database, scratch.path(), &is_over));
         let waits = LOAD.create(&api.url);
         is_over.store(true, Ordering::Relaxed);
-        let beside = beside
+        let backups = backups
             .join()
-            .unwrap_or_else(|_| anyhow::bail!("it panicked"));
-        anyhow::Ok((waits?, beside?))
+            .unwrap_or_else(|_| anyhow::bail!("a backup panicked"));
+        anyhow::Ok((waits?, backups?))
     })?;
     let acknowledged = waits.len() as u64;
     let found = count(&database)? - template.orders;
@@ -69,7 +69,7 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         line("the same, p99", Unit::Millis, percentile(&waits, 0.99)),
         line("the same, worst", Unit::Millis, percentile(&waits, 1.0)).goal(Goal::Below(250.0)),
         line(
-            "the same, orders settled beside",
+            "the same, orders settled meanwhile",
             Unit::Count,
             settled as f64,
         ),
@@ -78,9 +78,9 @@ pub fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// Takes the backups until `is_over` is set, and returns the peak size of the log, in MiB.
-fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<f64> {
+fn take_backups(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Result<f64> {
     let log = database.with_extension("db-wal");
-    let url = database.to_str().context("an odd path")?;
+    let url = database.to_str().context("the path is not UTF-8")?;
     let mut longest = 0;
     let began_at = Instant::now();
     std::thread::scope(|scope| {
@@ -88,7 +88,7 @@ fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Resul
             let file = folder.join(format!("backup-{}.db", at.as_secs()));
             scope.spawn(move || {
                 std::thread::sleep(at.saturating_sub(began_at.elapsed()));
-                let file = file.to_str().context("an odd path")?;
+                let file = file.to_str().context("the path is not UTF-8")?;
                 order_service(&["backup", file, "--database-url", url])
             })
         });
@@ -99,7 +99,7 @@ fn beside(database: &Path, folder: &Path, is_over: &AtomicBool) -> anyhow::Resul
         for backup in backups {
             backup
                 .join()
-                .unwrap_or_else(|_| anyhow::bail!("it panicked"))?;
+                .unwrap_or_else(|_| anyhow::bail!("a backup panicked"))?;
         }
         Ok(longest as f64 / (1024.0 * 1024.0))
     })

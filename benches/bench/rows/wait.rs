@@ -36,10 +36,11 @@ pub fn caller(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         |_| flushes(scratch.path(), FLUSHED),
     )?;
     let line = |word: &str, share: f64, goal: f64| {
-        let of = |rounds: &[Vec<f64>]| rounds.iter().map(|all| percentile(all, share)).collect();
+        let of_rounds =
+            |rounds: &[Vec<f64>]| rounds.iter().map(|all| percentile(all, share)).collect();
         let what = format!("one caller creates, {word}; fdatasync");
-        Line::new(what, Unit::Millis, of(&ours))
-            .against(of(&reference))
+        Line::new(what, Unit::Millis, of_rounds(&ours))
+            .against(of_rounds(&reference))
             .goal(Goal::RatioAtMost(goal))
     };
     Ok(vec![line("p50", 0.5, 2.0), line("p99", 0.99, 6.0)])
@@ -51,16 +52,16 @@ pub fn creations(connection: &mut Connection, rng: &mut fastrand::Rng) -> anyhow
     let began_at = Instant::now();
     while began_at.elapsed() < MEASURED {
         let id = format!("{:032x}", rng.u128(..));
-        let asked_at = Instant::now();
+        let sent_at = Instant::now();
         connection.create(&id)?;
-        taken.push(asked_at.elapsed().as_secs_f64() * 1e3);
+        taken.push(sent_at.elapsed().as_secs_f64() * 1e3);
     }
     taken.sort_by(f64::total_cmp);
     Ok(taken)
 }
 
 /// Number of orders that are polled until they are PROCESSING.
-const FOLLOWED: usize = 200;
+const ORDERS: usize = 200;
 
 /// Maximum pause between two orders, in milliseconds: long enough for the programs to become idle.
 const REST_MAX_MS: u64 = 240;
@@ -69,26 +70,26 @@ const REST_MAX_MS: u64 = 240;
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Timeout for an order to become PROCESSING.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn processing(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let scratch = bench.scratch()?;
     let simulator = Program::simulator(scratch.path(), &["--max-order-process-duration", "1"])?;
     let one = Program::serve(&scratch.path().join("one.db"), &simulator.url)?;
-    let mut lines = followed(&one, "one program")?;
+    let mut lines = measure_processing(&one, "one program")?;
     drop(one);
     let database = scratch.path().join("two.db");
     let api = Program::api(&database)?;
     let _reconciler = Program::reconciler(&database, &simulator.url, &[])?;
-    lines.extend(followed(&api, "two programs")?);
+    lines.extend(measure_processing(&api, "two programs")?);
     Ok(lines)
 }
 
 /// Measures the time until single orders are PROCESSING.
-pub fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
+pub fn measure_processing(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
     let mut connection = Connection::open(&api.url)?;
     let mut taken = Vec::new();
-    for number in 0..FOLLOWED {
+    for number in 0..ORDERS {
         std::thread::sleep(Duration::from_millis(fastrand::u64(60..REST_MAX_MS)));
         let id = format!("{programs} {number}").replace(' ', "-");
         taken.push(until_processing(&mut connection, &id)?);
@@ -105,16 +106,16 @@ pub fn followed(api: &Program, programs: &str) -> anyhow::Result<Vec<Line>> {
 /// Returns the time from the creation request to the first response with PROCESSING, in
 /// milliseconds.
 fn until_processing(connection: &mut Connection, id: &str) -> anyhow::Result<f64> {
-    let asked_at = Instant::now();
+    let sent_at = Instant::now();
     connection.create(id)?;
     loop {
         let answer = connection.get(&format!("/order/{id}"))?;
         let body = String::from_utf8_lossy(&answer.body);
         if !body.contains("\"CREATED\"") {
             ensure!(answer.status == 200, "{answer:?}");
-            return Ok(asked_at.elapsed().as_secs_f64() * 1e3);
+            return Ok(sent_at.elapsed().as_secs_f64() * 1e3);
         }
-        ensure!(asked_at.elapsed() < PATIENCE, "{id} was not started");
+        ensure!(sent_at.elapsed() < TIMEOUT, "{id} was not started");
         std::thread::sleep(POLL_INTERVAL);
     }
 }

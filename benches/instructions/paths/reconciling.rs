@@ -23,7 +23,7 @@ pub(super) const LIST: u64 = 1_000;
 const CHUNK: usize = 16 * 1024;
 
 /// Number of decisions per iteration: each order with each observation, repeated.
-pub(super) const CHOICES: u64 = (PHASES * INTENTS * OBSERVATIONS * ROUNDS) as u64;
+pub(super) const DECISIONS: u64 = (PHASES * INTENTS * OBSERVATIONS * ROUNDS) as u64;
 const PHASES: usize = 3;
 const INTENTS: usize = 2;
 const OBSERVATIONS: usize = 5;
@@ -51,11 +51,11 @@ pub(super) fn decode(_iterations: usize) -> Iteration {
     let mut on_entry = |entry: Entry<'_>| {
         black_box(entry);
     };
-    Box::new(move || assert_eq!(decoded(&list, &mut on_entry), LIST))
+    Box::new(move || assert_eq!(decode_list(&list, &mut on_entry), LIST))
 }
 
 /// Emits the entries of a list, and returns their number.
-fn decoded(list: &[u8], on_entry: &mut impl FnMut(Entry<'_>)) -> u64 {
+fn decode_list(list: &[u8], on_entry: &mut impl FnMut(Entry<'_>)) -> u64 {
     let mut decoder = ListDecoder::new();
     for chunk in list.chunks(CHUNK) {
         decoder.push(chunk, on_entry).expect("it is well-formed");
@@ -157,7 +157,7 @@ pub(super) fn pass(_iterations: usize) -> Iteration {
         ..Settings::default()
     };
     let clock = ManualClock::new(NOW);
-    let upstream = Listed(list(OPEN as usize, "RUNNING"));
+    let upstream = StaticList(list(OPEN as usize, "RUNNING"));
     let store = env.store.clone();
     let reconciler = Reconciler::new(store, lead, upstream, clock.clone(), settings);
     let reconciler = env.wait_for(reconciler);
@@ -166,7 +166,7 @@ pub(super) fn pass(_iterations: usize) -> Iteration {
     Box::new(move || {
         clock.set(clock.now().after(PASS_INTERVAL));
         let report = env.wait_for(reconciler.pass(&stop));
-        let report = report.expect("nothing stands in its way");
+        let report = report.expect("no request fails");
         let nothing_new = Report {
             observed: OPEN as usize,
             ..Report::default()
@@ -208,9 +208,9 @@ fn batches(orders: usize, steps: &[Transition]) -> impl Iterator<Item = Vec<Orde
 }
 
 /// An upstream that answers with this list, and supports no other request.
-struct Listed(Vec<u8>);
+struct StaticList(Vec<u8>);
 
-impl Upstream for Listed {
+impl Upstream for StaticList {
     async fn start(&self, _id: &OrderId) -> Result<(), StartError> {
         panic!("nothing is to be started")
     }
@@ -220,6 +220,6 @@ impl Upstream for Listed {
     }
 
     async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
-        Ok(decoded(&self.0, &mut on_entry))
+        Ok(decode_list(&self.0, &mut on_entry))
     }
 }

@@ -66,7 +66,7 @@ pub enum Fault {
     Crash,
     /// The answer takes long to arrive, a list up to a minute.
     Slow,
-    /// The answer is not the upstream's own, and the request may have reached it or not.
+    /// The answer is that of another service; the request may have reached the upstream or not.
     Foreign,
     /// The answer is from a state up to one request timeout old.
     Lagging,
@@ -138,7 +138,7 @@ pub struct FaultRates {
 /// Faults of writes.
 pub struct RandomWriteFaults {
     pub draws: Arc<Draws>,
-    pub is_dead: Arc<AtomicBool>,
+    pub has_crashed: Arc<AtomicBool>,
     /// Chance of a crash, and of a write that fails or whose outcome is lost, in thousandths.
     pub crash: AtomicU64,
     pub fault: AtomicU64,
@@ -147,10 +147,10 @@ pub struct RandomWriteFaults {
 
 impl RandomWriteFaults {
     /// Returns write faults with chances of zero.
-    pub fn calm(env: &Environment) -> Arc<Self> {
+    pub fn none(env: &Environment) -> Arc<Self> {
         Arc::new(Self {
             draws: env.draws.clone(),
-            is_dead: env.is_dead.clone(),
+            has_crashed: env.has_crashed.clone(),
             crash: 0.into(),
             fault: 0.into(),
             writes: 0.into(),
@@ -162,7 +162,7 @@ impl WriteFaults for RandomWriteFaults {
     fn next(&self) -> WriteFate {
         self.writes.fetch_add(1, Ordering::Relaxed);
         if self.draws.permille(self.crash.load(Ordering::Relaxed)) {
-            self.is_dead.store(true, Ordering::Relaxed);
+            self.has_crashed.store(true, Ordering::Relaxed);
             return match self.draws.below(2) {
                 0 => WriteFate::CrashBefore,
                 _ => WriteFate::CrashAfter,

@@ -22,13 +22,13 @@ fn failure(detail: &str, certain: bool) -> Failure {
 impl Upstream for Handle {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         let env = &self.0;
-        env.crash_point().await;
+        env.reach_crash_point().await;
         env.oracle
             .borrow_mut()
             .on_start_sent(id.as_str(), env.time());
         let fault = env.draw_fault();
         env.log(|| format!("start {id} ({fault:?})"));
-        let silent = |answer| StartError::Ambiguous {
+        let ambiguous = |answer| StartError::Ambiguous {
             answer,
             failure: failure("no answer", false),
         };
@@ -51,7 +51,7 @@ impl Upstream for Handle {
             Fault::Unreachable => Err(StartError::Unavailable(failure("no connection", true))),
             Fault::Lost => {
                 env.sleep(env.request_timeout).await;
-                Err(silent(None))
+                Err(ambiguous(None))
             }
             Fault::Late => {
                 env.sleep(env.request_timeout).await;
@@ -59,14 +59,14 @@ impl Upstream for Handle {
                 let delay = i64::try_from(env.draws.below(timeout)).unwrap();
                 let arrival = (env.time().0 + delay, id.as_str().to_owned());
                 env.late.borrow_mut().push(arrival);
-                Err(silent(None))
+                Err(ambiguous(None))
             }
             Fault::Error => {
                 // From a gateway, before or after it forwarded the start.
                 if env.draws.below(2) == 0 && env.take_effect(id.as_str(), Arrival::InTime) {
                     env.oracle.borrow_mut().on_accepted_in_doubt(id.as_str());
                 }
-                Err(silent(Some(503)))
+                Err(ambiguous(Some(503)))
             }
             Fault::Refused => Err(StartError::Refused {
                 answer: 400,
@@ -87,14 +87,14 @@ impl Upstream for Handle {
                     Access::LookUp
                 };
                 match fault {
-                    _ if !env.survives(access) => Err(silent(None)),
+                    _ if !env.survives(access) => Err(ambiguous(None)),
                     Fault::AnswerLost => {
                         env.sleep(env.request_timeout).await;
-                        Err(silent(None))
+                        Err(ambiguous(None))
                     }
                     Fault::Crash => {
                         env.end_incarnation();
-                        Err(silent(None))
+                        Err(ambiguous(None))
                     }
                     _ => {
                         env.delay(fault, env.request_timeout).await;
@@ -111,7 +111,7 @@ impl Upstream for Handle {
                 }
             }
         };
-        env.crash_point().await;
+        env.reach_crash_point().await;
         env.log(|| format!("start {id} answered {result:?}"));
         env.oracle
             .borrow_mut()
@@ -121,7 +121,7 @@ impl Upstream for Handle {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         let env = &self.0;
-        env.crash_point().await;
+        env.reach_crash_point().await;
         let began_at = env.time();
         let fault = env.draw_fault();
         env.travel().await;
@@ -157,7 +157,7 @@ impl Upstream for Handle {
             }
         };
         env.travel().await;
-        env.crash_point().await;
+        env.reach_crash_point().await;
         env.log(|| format!("look-up {id} ({fault:?}) answered {result:?}"));
         if let Ok(observed) = &result {
             let mut oracle = env.oracle.borrow_mut();
@@ -168,7 +168,7 @@ impl Upstream for Handle {
 
     async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         let env = &self.0;
-        env.crash_point().await;
+        env.reach_crash_point().await;
         let began_at = env.time();
         let fault = env.draw_fault();
         env.travel().await;
@@ -238,7 +238,7 @@ impl Upstream for Handle {
         }
         env.delay(fault, Duration::from_secs(60)).await;
         env.travel().await;
-        env.crash_point().await;
+        env.reach_crash_point().await;
         env.log(|| format!("list ({fault:?}) of {}", processes.len()));
         env.oracle
             .borrow_mut()

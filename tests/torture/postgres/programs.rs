@@ -1,4 +1,4 @@
-//! The programs of the torture on PostgreSQL: each is killed, stopped or cut off from the servers at times.
+//! The programs of the torture on PostgreSQL: each is killed, stopped or cut off from the servers at random times.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::{Injected, Servers};
-use crate::chaos::{LEADS, free_ports};
+use crate::chaos::{BECAME_LEADER, free_ports};
 use crate::cluster::Cluster;
 use crate::environment::{Client, Program, TestEnvironment};
 use crate::proxy::{Fault, Proxy};
@@ -33,7 +33,7 @@ pub struct Programs<'w> {
     /// A proxy in front of each server, for each program but the simulator.
     proxies: Vec<Vec<Proxy>>,
     programs: Vec<Option<Program>>,
-    /// Times at which a fault of each program ends.
+    /// Time at which the fault of each program ends.
     undo_at: [Option<Instant>; 5],
     pub injected: Injected,
 }
@@ -64,15 +64,15 @@ impl<'w> Programs<'w> {
             runtime,
         };
         for which in 0..NAMES.len() {
-            let program = programs.started(which);
+            let program = programs.start_program(which);
             programs.programs.push(Some(program));
         }
         programs.wait_until_ready();
         programs
     }
 
-    /// Waits until both APIs can create orders and a reconciler leads, and starts programs again that met
-    /// no server in time.
+    /// Waits until both APIs can create orders and a reconciler leads. Restarts programs that have exited
+    /// because no server answered in time.
     fn wait_until_ready(&mut self) {
         let began_at = Instant::now();
         for url in self.api_urls() {
@@ -107,7 +107,7 @@ impl<'w> Programs<'w> {
     }
 
     /// Starts a program, at the address that it had before.
-    fn started(&mut self, which: usize) -> Program {
+    fn start_program(&mut self, which: usize) -> Program {
         let listen = |port: usize| format!("127.0.0.1:{}", self.ports[port]);
         let simulator = self.simulator_url();
         if which == SIMULATOR {
@@ -174,7 +174,7 @@ impl<'w> Programs<'w> {
 
     fn inject(&mut self, now: Instant) {
         let which = self.rng.usize(1..NAMES.len());
-        let lasts = Duration::from_millis(self.rng.u64(200..8_000));
+        let duration = Duration::from_millis(self.rng.u64(200..8_000));
         if self.undo_at[which].is_some() {
             return;
         }
@@ -191,7 +191,7 @@ impl<'w> Programs<'w> {
                 if let Some(program) = &self.programs[which] {
                     program.signal("STOP");
                 }
-                self.undo_at[which] = Some(now + lasts);
+                self.undo_at[which] = Some(now + duration);
             }
             6..9 => {
                 self.injected.add("programs cut off");
@@ -202,7 +202,7 @@ impl<'w> Programs<'w> {
                 for proxy in &self.proxies[which - 1] {
                     proxy.set(fault);
                 }
-                self.undo_at[which] = Some(now + lasts);
+                self.undo_at[which] = Some(now + duration);
             }
             _ => {
                 let presets = ["flaky", "calm", "crashing", "outage"];
@@ -213,16 +213,18 @@ impl<'w> Programs<'w> {
         }
     }
 
-    /// Returns the reconciler that has become leader last, as its log says.
+    /// Returns the reconciler that is leader, by the logs.
     fn leader(&self) -> Option<usize> {
         RECONCILERS.into_iter().find(|which| {
             let program = self.programs[*which].as_ref();
             program.is_some_and(|program| {
                 let log = program.logged();
                 let last = log.lines().rev().find(|line| {
-                    line.contains(LEADS) || line.contains("gave up") || line.contains("standing by")
+                    line.contains(BECAME_LEADER)
+                        || line.contains("gave up")
+                        || line.contains("standing by")
                 });
-                last.is_some_and(|line| line.contains(LEADS))
+                last.is_some_and(|line| line.contains(BECAME_LEADER))
             })
         })
     }
@@ -241,8 +243,8 @@ impl<'w> Programs<'w> {
         }
     }
 
-    /// Starts programs that were killed, and those that have ended by themselves because no server could
-    /// be reached as they were started.
+    /// Restarts programs that were killed, and those that have exited because no server could be reached
+    /// when they started.
     fn start_ended(&mut self) {
         for which in 0..NAMES.len() {
             let has_ended = match &mut self.programs[which] {
@@ -251,7 +253,7 @@ impl<'w> Programs<'w> {
             };
             if has_ended {
                 self.programs[which] = None;
-                self.programs[which] = Some(self.started(which));
+                self.programs[which] = Some(self.start_program(which));
             }
         }
     }
@@ -262,7 +264,7 @@ impl<'w> Programs<'w> {
         for (which, name) in NAMES.iter().enumerate().rev() {
             let code = self.programs[which].take().and_then(Program::stop);
             if code != Some(0) {
-                failures.push(format!("{name} ended with {code:?} at last"));
+                failures.push(format!("{name} ended with {code:?} at the end"));
             }
         }
         failures

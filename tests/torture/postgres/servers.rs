@@ -1,4 +1,5 @@
-//! The servers of the torture on PostgreSQL: primaries are killed and followed, standbys killed and stopped.
+//! The servers of the torture on PostgreSQL: primaries are killed and replaced, standbys killed and
+//! stopped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ pub struct Servers {
     pub promotions: Vec<Duration>,
     /// Durations from the end of a primary until it accepts writes again.
     pub restarts: Vec<Duration>,
-    pub most_open: u64,
+    pub max_open: u64,
 }
 
 impl Servers {
@@ -40,9 +41,9 @@ impl Servers {
         let names = format!("ANY 1 ({})", SERVERS.join(", "));
         for server in &all {
             server.set("synchronous_standby_names", &names);
-            // A standby that was killed finds there what it has missed.
+            // A restarted standby reads from there the log that it lacks.
             server.set("wal_keep_size", "512");
-            // Commits wait for a standby, which would look for the primary again after 5 s.
+            // Commits wait for a standby, which by default would reconnect to the primary after 5 s.
             server.set("wal_retrieve_retry_interval", "100");
         }
         let servers = Self {
@@ -52,7 +53,7 @@ impl Servers {
             injected: Injected::default(),
             promotions: Vec::new(),
             restarts: Vec::new(),
-            most_open: 0,
+            max_open: 0,
         };
         servers.wait_for_standbys(2);
         servers
@@ -116,7 +117,7 @@ impl Servers {
             false => self.all[former].kill(),
         }
         let standbys = self.standbys();
-        // From now on it can give them nothing, and so acknowledge nothing.
+        // From now on the former primary cannot replicate, so it cannot acknowledge a commit.
         for standby in standbys {
             self.all[standby].leave();
         }
@@ -205,7 +206,7 @@ impl Servers {
                 false => self.promote(false),
             }
             let open = self.open();
-            self.most_open = self.most_open.max(open);
+            self.max_open = self.max_open.max(open);
             if number % 10 == 0 {
                 println!("  {number} of {}: {open} orders are open", 2 * count);
             }
@@ -218,7 +219,7 @@ impl Servers {
         let mut report_at = Duration::from_secs(60);
         while began_at.elapsed() < duration {
             let open = self.open();
-            self.most_open = self.most_open.max(open);
+            self.max_open = self.max_open.max(open);
             let rate = self.rng.u64(20..400);
             load.set_rate(if open > OPEN_MAX { 0 } else { rate });
             std::thread::sleep(Duration::from_millis(self.rng.u64(500..5_000)));

@@ -78,7 +78,7 @@ impl Server {
         }
         let took = began_at.elapsed();
         self.ensure_settled(SETTLED)?;
-        // Otherwise autovacuum would come in the middle of another row.
+        // Otherwise autovacuum would run during another row.
         self.sql(SETTLED, "VACUUM ANALYZE")?;
         let _ = self.settled.set(());
         Ok((took, upstream))
@@ -183,7 +183,11 @@ impl Server {
         let mut times = Vec::new();
         for log in fs::read_dir(logs.path())? {
             for line in fs::read_to_string(log?.path())?.lines() {
-                let micros: f64 = line.split(' ').nth(2).context("an odd log")?.parse()?;
+                let micros: f64 = line
+                    .split(' ')
+                    .nth(2)
+                    .context("a line of the log has no time")?
+                    .parse()?;
                 times.push(micros / 1e3);
             }
         }
@@ -191,8 +195,8 @@ impl Server {
         Ok((rate.parse()?, times))
     }
 
-    /// Prepares a database for [`INSERT`], which numbers far above all orders.
-    pub fn number_by_sequence(&self, database: &str) -> anyhow::Result<()> {
+    /// Creates the sequences of `INSERT`, which start far above the numbers of all orders.
+    pub fn create_sequences(&self, database: &str) -> anyhow::Result<()> {
         for sequence in ["order_seq", "entry_seq"] {
             self.sql(
                 database,
@@ -202,8 +206,8 @@ impl Server {
         Ok(())
     }
 
-    /// Runs work on a connection of this process.
-    pub fn on_connection<T>(
+    /// Runs `work` on a connection of this process.
+    pub fn with_connection<T>(
         &self,
         database: &str,
         work: impl AsyncFnOnce(&tokio_postgres::Client) -> anyhow::Result<T>,
