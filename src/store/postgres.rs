@@ -140,7 +140,7 @@ impl Engine {
             let connector = connector.clone();
             async move { prepare(&connector, must_exist).await }
         })
-        .unwrap_or(Err(Error::Silent))
+        .unwrap_or(Err(Error::TimedOut))
         .map_err(|error| error.into_open_error(connector.address()))?;
         if !must_exist && !connector.is_replicated() {
             log::warn!(
@@ -160,7 +160,7 @@ impl Engine {
                 runtime.spawn(writer.run(waiting));
                 queue
             }
-            Mode::Synchronous(gate) => {
+            Mode::Synchronous(faults) => {
                 let (writes, mut waiting) = mpsc::unbounded_channel();
                 runtime.spawn(async move {
                     while let Some((write, done)) = waiting.recv().await {
@@ -170,7 +170,7 @@ impl Engine {
                         let _ = done.send(());
                     }
                 });
-                Queue::synchronous(state, gate, move |write| {
+                Queue::synchronous(state, faults, move |write| {
                     let (done, wait) = std::sync::mpsc::channel();
                     let _ = writes.send((write, done));
                     let _ = wait.recv();
@@ -222,7 +222,7 @@ impl Engine {
         let taken = self.inner.on_runtime(async move {
             tokio::time::timeout(READ_TIMEOUT, inner.standby.try_take(&inner.connector))
                 .await
-                .unwrap_or(Err(Error::Silent))
+                .unwrap_or(Err(Error::TimedOut))
         });
         Ok(taken.await?)
     }
@@ -290,7 +290,7 @@ impl Engine {
     }
 
     pub async fn outdated(&self) -> OpenError {
-        self.inner.connector.newer().await
+        self.inner.connector.outdated().await
     }
 }
 

@@ -38,10 +38,10 @@ pub(super) struct Pending {
 
 impl Pending {
     /// Returns a write without changes, whose reply is discarded.
-    pub fn nothing() -> Self {
+    pub fn check_files() -> Self {
         let (reply, _) = Reply::new();
         Self {
-            write: Write::Nothing { reply },
+            write: Write::CheckFiles { reply },
             claimed: Arc::default(),
         }
     }

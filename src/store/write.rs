@@ -53,8 +53,8 @@ pub(super) enum Write {
     },
     /// Checks that orders can be written, by writing a row.
     Probe { now: Timestamp, reply: Reply<()> },
-    /// Changes nothing, but has the writer run its checks and checkpoints as at any commit.
-    Nothing { reply: Reply<()> },
+    /// Changes nothing. The writer checks its files and checkpoints the log, as at any commit.
+    CheckFiles { reply: Reply<()> },
     /// Runs SQL statements, for tests.
     #[cfg(test)]
     Sql { sql: String, reply: Reply<()> },
@@ -82,7 +82,7 @@ impl Write {
             Self::Heartbeat { reply, .. }
             | Self::ClampTimes { reply, .. }
             | Self::Probe { reply, .. }
-            | Self::Nothing { reply } => reply.finish(result),
+            | Self::CheckFiles { reply } => reply.finish(result),
             #[cfg(test)]
             Self::Sql { reply, .. } => reply.finish(result),
         }

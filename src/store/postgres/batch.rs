@@ -111,7 +111,7 @@ impl Batch {
         found: Option<usize>,
     ) -> Result<(), Failure> {
         if session.take_unreplicated() {
-            return Err(Error::Silent.into());
+            return Err(Error::TimedOut.into());
         }
         self.is_in_doubt = false;
         if let Some(found) = found {
@@ -122,7 +122,7 @@ impl Batch {
                 Write::Heartbeat { reply, .. }
                 | Write::ClampTimes { reply, .. }
                 | Write::Probe { reply, .. }
-                | Write::Nothing { reply } => reply.keep(()),
+                | Write::CheckFiles { reply } => reply.keep(()),
                 #[cfg(test)]
                 Write::Sql { reply, .. } => reply.keep(()),
                 Write::Create { .. }
@@ -219,6 +219,6 @@ fn is_remembered(write: &Write) -> bool {
         | Write::Heartbeat { .. }
         | Write::ClampTimes { .. }
         | Write::Probe { .. }
-        | Write::Nothing { .. } => false,
+        | Write::CheckFiles { .. } => false,
     }
 }

@@ -53,7 +53,7 @@ pub(super) struct Connector {
     checked_at: AtomicU64,
     is_replicated: AtomicBool,
     /// Cancelled once a later version of the program has changed the schema.
-    newer: CancellationToken,
+    is_outdated: CancellationToken,
     reconnects: AtomicU64,
     pub own_entries: OwnEntries,
 }
@@ -80,7 +80,7 @@ impl Connector {
             clock: DatabaseClock::of_server(),
             checked_at: AtomicU64::new(0),
             is_replicated: AtomicBool::new(false),
-            newer: CancellationToken::new(),
+            is_outdated: CancellationToken::new(),
             reconnects: AtomicU64::new(0),
             own_entries: OwnEntries::default(),
         })
@@ -102,8 +102,8 @@ impl Connector {
     }
 
     /// Waits until a later version of the program has changed the schema.
-    pub async fn newer(&self) -> OpenError {
-        self.newer.cancelled().await;
+    pub async fn outdated(&self) -> OpenError {
+        self.is_outdated.cancelled().await;
         OpenError::new(&self.address, ServerError::Newer)
     }
 
@@ -125,7 +125,7 @@ impl Connector {
         self.checked_at.store(now, Ordering::Relaxed);
         self.clock.measure(row.try_get(0)?, asked_at);
         if row.try_get::<_, i32>(1)? > FORMAT {
-            self.newer.cancel();
+            self.is_outdated.cancel();
         }
         let is_replicated = row.try_get(2)?;
         if self.is_replicated.swap(is_replicated, Ordering::Relaxed) != is_replicated {
@@ -223,7 +223,7 @@ impl Connector {
             .map(|config| self.connect_to(config, notified.clone()))
             .collect();
         let mut found: Option<Session> = None;
-        let mut failure = Error::Silent;
+        let mut failure = Error::TimedOut;
         loop {
             let next = attempts.next();
             let next = match found {
@@ -321,7 +321,7 @@ impl Connector {
         let row = session.query_one(SERVER_STATE, &[]).await?;
         let format: i32 = row.try_get(1)?;
         if format > FORMAT {
-            self.newer.cancel();
+            self.is_outdated.cancel();
             return Err(ServerError::Newer.into());
         }
         let sql = "SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \

@@ -14,7 +14,7 @@ pub(in crate::store) enum Error {
     Postgres(#[from] tokio_postgres::Error),
     /// There was no answer in time. The connection is not used again.
     #[error("the server gave no answer in time")]
-    Silent,
+    TimedOut,
     /// The database cannot be used as it is.
     #[error(transparent)]
     Open(#[from] ServerError),
@@ -38,7 +38,7 @@ impl Error {
     /// shuts down or has become a standby, or another transaction was in the way.
     pub fn is_transient(&self) -> bool {
         let error = match self {
-            Self::Silent => return true,
+            Self::TimedOut => return true,
             Self::Postgres(error) => error,
             Self::Open(error) => return matches!(error, ServerError::Unreachable(_)),
             Self::Value(_) => return false,

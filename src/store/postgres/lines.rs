@@ -74,7 +74,7 @@ impl LineSession {
         let (runtime, stop) = start_thread(&connector)?;
         let address = connector.address().to_owned();
         let opened = on_thread(&runtime, open(connector));
-        let session = opened.unwrap_or(Err(Error::Silent));
+        let session = opened.unwrap_or(Err(Error::TimedOut));
         let session = session.map_err(|error| error.into_open_error(&address))?;
         Ok(Self {
             address,

@@ -1,5 +1,5 @@
-//! Notifications of commits by other processes. Where they do not arrive at all, as a test at the beginning
-//! of each session shows, polls are as frequent as on SQLite.
+//! Notifications of commits by other processes. If none arrive, as a test at the beginning of each session
+//! shows, polls are as frequent as on SQLite.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -13,11 +13,11 @@ use super::session::Session;
 /// Interval between two checks of the session, and for receivers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Interval between two wake-ups where notifications do not arrive.
-const DEAF_WAKE_INTERVAL: Duration = Duration::from_millis(25);
+/// Interval between two wake-ups if notifications do not arrive.
+const UNNOTIFIED_WAKE_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Time within which a session hears its own notification, once that is committed.
-const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// Timeout of a session's own notification, once that is committed.
+const NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Receivers of notifications, and the task that wakes them.
 #[derive(Default)]
@@ -49,7 +49,7 @@ impl Listener {
     async fn run(self: Arc<Self>, connector: Arc<Connector>) {
         let notified = Arc::new(Notify::new());
         let mut session: Option<Session> = None;
-        let (mut is_deaf, mut is_due) = (false, false);
+        let (mut is_unnotified, mut is_due) = (false, false);
         loop {
             if session.as_ref().is_none_or(Session::is_closed) {
                 let is_first = session.is_none();
@@ -58,7 +58,7 @@ impl Listener {
                     if !is_first {
                         connector.on_reconnect();
                     }
-                    is_deaf = !hears(session, &notified).await;
+                    is_unnotified = !receives_notifications(session, &notified).await;
                 }
                 // A commit before the session listened is found by this wake-up.
                 is_due = true;
@@ -66,12 +66,12 @@ impl Listener {
             if !self.wake_all(is_due) {
                 return;
             }
-            let interval = match is_deaf {
-                true => DEAF_WAKE_INTERVAL,
+            let interval = match is_unnotified {
+                true => UNNOTIFIED_WAKE_INTERVAL,
                 false => CHECK_INTERVAL,
             };
-            let heard = tokio::time::timeout(interval, notified.notified()).await;
-            is_due = is_deaf || heard.is_ok();
+            let woken = tokio::time::timeout(interval, notified.notified()).await;
+            is_due = is_unnotified || woken.is_ok();
         }
     }
 
@@ -92,23 +92,23 @@ impl Listener {
     }
 }
 
-/// Makes a session listen, and returns whether it hears a notification of its own. One whose commit is
-/// not answered in time, as while a standby is missing, says nothing about those of others.
-async fn hears(session: &Session, notified: &Notify) -> bool {
-    let is_silent = async {
+/// Makes a session listen, and returns whether it receives a notification of its own. If the commit is not
+/// answered in time, for example because a standby is missing, the test is inconclusive and returns true.
+async fn receives_notifications(session: &Session, notified: &Notify) -> bool {
+    let is_missing = async {
         session.execute("LISTEN order_service").await?;
         session.execute("NOTIFY order_service").await?;
-        let heard = tokio::time::timeout(HEARD_WITHIN, notified.notified()).await;
-        Ok::<_, Error>(heard.is_err())
+        let received = tokio::time::timeout(NOTIFICATION_TIMEOUT, notified.notified()).await;
+        Ok::<_, Error>(received.is_err())
     };
-    let is_silent = tokio::time::timeout(2 * HEARD_WITHIN, is_silent).await;
-    // A connection that has ended says nothing about the server.
-    let is_heard = !matches!(is_silent, Ok(Ok(true))) || session.is_closed();
-    if !is_heard {
+    let is_missing = tokio::time::timeout(2 * NOTIFICATION_TIMEOUT, is_missing).await;
+    // Nor does a connection that has ended prove anything about the server.
+    let is_received = !matches!(is_missing, Ok(Ok(true))) || session.is_closed();
+    if !is_received {
         log::warn!(
             "notifications of the server do not arrive: looking for changes every \
-             {DEAF_WAKE_INTERVAL:?}"
+             {UNNOTIFIED_WAKE_INTERVAL:?}"
         );
     }
-    is_heard
+    is_received
 }

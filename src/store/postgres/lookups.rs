@@ -48,7 +48,7 @@ impl Engine {
             true => on_thread(&self.inner.runtime, found).ok().flatten(),
             false => found.await,
         };
-        found.unwrap_or_else(|| Err(Error::Silent.into()))
+        found.unwrap_or_else(|| Err(Error::TimedOut.into()))
     }
 }
 

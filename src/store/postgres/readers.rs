@@ -70,7 +70,7 @@ impl Inner {
         } else {
             self.runtime.spawn(work);
         }
-        async { result.await.unwrap_or(Err(Error::Silent)) }
+        async { result.await.unwrap_or(Err(Error::TimedOut)) }
     }
 
     /// Runs a query within a time limit, and again if the connection was lost: on the shared connection
@@ -96,7 +96,7 @@ impl Inner {
                 }
             };
             let result = tokio::time::timeout_at(until, attempt).await;
-            match result.unwrap_or(Err(Error::Silent)) {
+            match result.unwrap_or(Err(Error::TimedOut)) {
                 Err(error) if error.is_transient() && Instant::now() < repeat_until => {
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
@@ -114,7 +114,7 @@ impl Inner {
     ) -> Result<T, Error> {
         let session = self.reader(index).await?;
         let result = tokio::time::timeout_at(until, query(&session)).await;
-        let result = result.unwrap_or(Err(Error::Silent));
+        let result = result.unwrap_or(Err(Error::TimedOut));
         if result.as_ref().is_err_and(Error::is_transient) {
             // Others would meet the same on it.
             session.give_up();

@@ -211,7 +211,7 @@ impl Session {
         for step in &mut sent {
             step.as_mut().await;
             let answer = step.as_mut().take_output();
-            answers.push(answer.unwrap_or(Err(Error::Silent))?);
+            answers.push(answer.unwrap_or(Err(Error::TimedOut))?);
         }
         Ok(answers)
     }

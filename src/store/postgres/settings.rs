@@ -1,4 +1,4 @@
-//! Settings: those of each session, and those of a server that durability rests on.
+//! Settings of each session, and the settings of a server that durability depends on.
 
 use super::error::Error;
 use super::open_error::ServerError;
@@ -11,7 +11,7 @@ const VERSION_MIN: i32 = 150_000;
 /// database: each table is read through an index, and what is joined with the values of a statement
 /// is hashed. The server gives up on a client that has vanished after some seconds, not after hours,
 /// and on one that has left a transaction open.
-const OF_SESSION: &str = "\
+const SESSION_SETTINGS: &str = "\
     SET search_path = order_service; SET client_min_messages = warning; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; \
     SET enable_nestloop = off; SET enable_bitmapscan = off; \
@@ -20,7 +20,7 @@ const OF_SESSION: &str = "\
     SET tcp_user_timeout = 4000";
 
 /// Settings that durability rests on, the values that each may have, and the one to recommend.
-const OF_SERVER: [(&str, &[&str], &str); 4] = [
+const SERVER_SETTINGS: [(&str, &[&str], &str); 4] = [
     ("server_encoding", &["UTF8"], "UTF8"),
     ("fsync", &["on"], "on"),
     ("full_page_writes", &["on"], "on"),
@@ -38,14 +38,14 @@ pub(super) async fn apply(session: &Session) -> Result<(), Error> {
         current_setting('server_version'), \
         set_config('synchronous_commit', current_setting('synchronous_commit'), false), \
         ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) AS name)";
-    session.execute(OF_SESSION).await?;
-    let names = OF_SERVER.map(|(setting, _, _)| setting);
+    session.execute(SESSION_SETTINGS).await?;
+    let names = SERVER_SETTINGS.map(|(setting, _, _)| setting);
     let row = session.query_one(SQL, &[&&names[..]]).await?;
     if row.try_get::<_, i32>(0)? < VERSION_MIN {
         return Err(ServerError::Version(row.try_get(1)?).into());
     }
     let found: Vec<String> = row.try_get(3)?;
-    for ((setting, allowed, wanted), found) in OF_SERVER.into_iter().zip(found) {
+    for ((setting, allowed, wanted), found) in SERVER_SETTINGS.into_iter().zip(found) {
         if !allowed.contains(&&*found) {
             return Err(ServerError::Setting {
                 setting,

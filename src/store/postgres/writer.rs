@@ -134,7 +134,7 @@ impl Writer {
         while !batch.writes.is_empty() {
             let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
             let attempt = tokio::time::timeout_at(until, self.attempt(&mut batch)).await;
-            let error = match attempt.unwrap_or(Err(Failure::Error(Error::Silent))) {
+            let error = match attempt.unwrap_or(Err(Failure::Error(Error::TimedOut))) {
                 Ok(()) => {
                     if batch.is_remembered() {
                         self.remembered = vec![batch.number];

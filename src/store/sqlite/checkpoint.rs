@@ -58,7 +58,7 @@ const STATE: &str = "PRAGMA wal_checkpoint(NOOP)";
 /// Decides when a checkpoint runs, and on which thread.
 pub(super) struct Checkpointer {
     /// Set if the writer shall truncate the log file after the next write, however small it is.
-    empties_next: Arc<AtomicBool>,
+    empty_requested: Arc<AtomicBool>,
     background: Option<SyncSender<()>>,
     /// Locked by the background thread while it copies. No other connection can checkpoint then,
     /// and the writer waits for it rather than let the log grow.
@@ -77,7 +77,7 @@ impl Checkpointer {
     pub fn new(db: &Connection) -> rusqlite::Result<Self> {
         db.pragma_update(None, "journal_size_limit", LOG_BYTES_MAX)?;
         Ok(Self {
-            empties_next: Arc::default(),
+            empty_requested: Arc::default(),
             background: None,
             copying: Arc::default(),
             frames: 0,
@@ -87,8 +87,8 @@ impl Checkpointer {
     }
 
     /// Returns the flag that has the log file truncated after the next write.
-    pub fn empties_next(&self) -> Arc<AtomicBool> {
-        self.empties_next.clone()
+    pub fn empty_requested(&self) -> Arc<AtomicBool> {
+        self.empty_requested.clone()
     }
 
     /// Starts the background thread, which also calls `on_interval` each second. It ends when this value
@@ -120,7 +120,7 @@ impl Checkpointer {
         let end_from = BACKGROUND_FROM.max(self.blocked_at + RETRY_AFTER);
         let copy_from = BACKGROUND_FROM.max(self.requested_at.max(self.blocked_at) + LEFT_MAX);
         let is_little_left = log.frames - log.copied <= LEFT_MAX;
-        if self.empties_next.swap(false, Ordering::AcqRel) {
+        if self.empty_requested.swap(false, Ordering::AcqRel) {
             self.end(db, EMPTY);
         } else if log.frames >= self.blocked_at + FRAMES_MAX
             || log.frames >= end_from && is_little_left

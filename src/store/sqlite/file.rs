@@ -105,7 +105,7 @@ impl fmt::Display for Identity {
 
 /// Reasons why the files of a database must not be written.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unsafe {
+pub(super) enum FilesChanged {
     /// The path of one of the files no longer leads to the file that was opened.
     #[error("{} is no longer the file that was opened; put it back, or restart the program", .0.display())]
     Moved(PathBuf),
@@ -132,14 +132,14 @@ impl OpenedFile {
     }
 
     /// Checks that the paths lead to the opened files, and that the database has no second name.
-    pub fn check(&self) -> Result<(), Unsafe> {
+    pub fn check(&self) -> Result<(), FilesChanged> {
         for (path, identity) in &self.opened {
-            let file = fs::metadata(path).map_err(|_| Unsafe::Moved(path.clone()))?;
+            let file = fs::metadata(path).map_err(|_| FilesChanged::Moved(path.clone()))?;
             if Identity::from(&file) != *identity {
-                return Err(Unsafe::Moved(path.clone()));
+                return Err(FilesChanged::Moved(path.clone()));
             }
             if *path == self.path && file.nlink() > 1 {
-                return Err(Unsafe::Linked(path.clone()));
+                return Err(FilesChanged::Linked(path.clone()));
             }
         }
         Ok(())
@@ -152,8 +152,8 @@ impl OpenedFile {
     pub fn may_be_checkpointed(&self) -> bool {
         let [_, log, index] = &self.opened;
         match (PathState::at(log), PathState::at(index)) {
-            (PathState::Another { is_empty }, PathState::Ours) => is_empty,
-            (PathState::Another { .. }, _) | (_, PathState::Another { .. }) => false,
+            (PathState::Replaced { is_empty }, PathState::Unchanged) => is_empty,
+            (PathState::Replaced { .. }, _) | (_, PathState::Replaced { .. }) => false,
             _ => true,
         }
     }
@@ -165,20 +165,20 @@ impl OpenedFile {
 
 /// Result of looking up the path of a file that was opened.
 enum PathState {
-    Ours,
-    Nothing,
-    Another { is_empty: bool },
+    Unchanged,
+    Missing,
+    Replaced { is_empty: bool },
 }
 
 impl PathState {
     fn at((path, identity): &(PathBuf, Identity)) -> Self {
         match fs::metadata(path) {
-            Ok(file) if Identity::from(&file) == *identity => Self::Ours,
-            Ok(file) => Self::Another {
+            Ok(file) if Identity::from(&file) == *identity => Self::Unchanged,
+            Ok(file) => Self::Replaced {
                 is_empty: file.len() == 0,
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Nothing,
-            Err(_) => Self::Another { is_empty: false },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Missing,
+            Err(_) => Self::Replaced { is_empty: false },
         }
     }
 }

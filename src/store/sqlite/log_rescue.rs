@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::checkpoint::Checkpointer;
-use super::file::{OpenedFile, Unsafe};
+use super::file::{FilesChanged, OpenedFile};
 
 /// The open files of a database, whose log is rescued once if their paths lead elsewhere.
 pub(super) struct LogRescue {
@@ -27,9 +27,9 @@ impl LogRescue {
         &mut self,
         db: &Connection,
         checkpointer: &mut Checkpointer,
-    ) -> Result<(), Unsafe> {
+    ) -> Result<(), FilesChanged> {
         let checked = self.file.check();
-        if let Err(Unsafe::Moved(path)) = &checked {
+        if let Err(FilesChanged::Moved(path)) = &checked {
             if !self.is_rescued && self.file.may_be_checkpointed() {
                 self.is_rescued = checkpointer.rescue(db);
                 log::warn!(

@@ -90,7 +90,7 @@ pub(super) fn prepare(
         return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
     file::must_have_one_name(&path)?;
-    must_be_ours(&path)?;
+    refuse_other_files(&path)?;
     // The change to WAL mode does not wait for other connections.
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
@@ -297,8 +297,8 @@ pub(super) fn must_exist(path: &Path) -> Result<PathBuf, OpenError> {
     }
 }
 
-/// Opens a file without making another one beside it, and returns its format.
-fn glance(path: &Path) -> Result<(Connection, i64), BoxError> {
+/// Opens a database for reading without creating its other files, and returns its format.
+fn open_without_creating_files(path: &Path) -> Result<(Connection, i64), BoxError> {
     // Without a log the file is complete, and SQLite needs no other one to read it.
     let is_complete = !with_suffix(path, "-wal").exists();
     let name = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
@@ -311,7 +311,7 @@ fn glance(path: &Path) -> Result<(Connection, i64), BoxError> {
 
 /// Returns whether a file has orders that may be used.
 pub(in crate::store) fn holds_orders(path: &Path) -> bool {
-    let found = absolute(path).map(|path| glance(&path));
+    let found = absolute(path).map(|path| open_without_creating_files(&path));
     match found {
         Ok(Ok((_, FORMAT_FIRST..FORMAT_WITH_RELOCATION))) => true,
         Ok(Ok((db, FORMAT_WITH_RELOCATION..))) => {
@@ -321,16 +321,16 @@ pub(in crate::store) fn holds_orders(path: &Path) -> bool {
     }
 }
 
-/// Refuses a file that is not a database of this program, before any file is made beside it.
-fn must_be_ours(path: &Path) -> Result<(), OpenError> {
+/// Refuses a file that is not a database of this program, before any other file is created for it.
+fn refuse_other_files(path: &Path) -> Result<(), OpenError> {
     let is_another = |error: &BoxError| {
         let of_sqlite = error.downcast_ref::<rusqlite::Error>();
         let code = of_sqlite.and_then(rusqlite::Error::sqlite_error_code);
         error.is::<OpenReason>() || code == Some(ErrorCode::NotADatabase)
     };
-    match glance(path) {
+    match open_without_creating_files(path) {
         Err(error) if is_another(&error) => Err(file_error(path, error)),
-        // It is absent, or another program is at work on it.
+        // It is absent, or another program is using it.
         _ => Ok(()),
     }
 }
@@ -367,7 +367,7 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
     if !path.is_file() {
         return Err(OpenError::new(path.display(), FileError::NotAFile));
     }
-    must_be_ours(&path)?;
+    refuse_other_files(&path)?;
     let opened = || -> Result<_, BoxError> {
         let db = Connection::open_with_flags(&path, READ_ONLY)?;
         let format = format(&db)?;

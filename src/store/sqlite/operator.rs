@@ -20,7 +20,7 @@ pub(super) fn resolve(
         .query_row(params![id.as_str(), now.0], |row| row.get(0))
         .optional()?;
     let Some(seq) = changed else {
-        return nothing_done(db, id);
+        return reason_for_no_change(db, id);
     };
     if resolution == Resolution::Fail {
         journal(db, seq, EventReason::FailedByOperator, now)?;
@@ -28,7 +28,7 @@ pub(super) fn resolve(
     Ok(OperatorResult::Done)
 }
 
-fn nothing_done(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
+fn reason_for_no_change(db: &Connection, id: &OrderId) -> rusqlite::Result<OperatorResult> {
     let found = db
         .prepare_cached("SELECT status, attention FROM orders WHERE id = ?1")?
         .query_row([id.as_str()], |row| unresolved_of(row))

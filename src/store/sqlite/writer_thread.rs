@@ -21,13 +21,13 @@ use crate::store::{OpenError, StoreError};
 /// The write queue, and the request to empty the write-ahead log at the next commit.
 pub(super) struct Writer {
     pub queue: Queue,
-    empties_next: Arc<AtomicBool>,
+    empty_requested: Arc<AtomicBool>,
 }
 
 impl Writer {
     pub fn start(db: Connection, file: OpenedFile, mode: Mode) -> Result<Self, OpenError> {
         let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
-        let empties_next = checkpointer.empties_next();
+        let empty_requested = checkpointer.empty_requested();
         let clock = DatabaseClock::default();
         let state = WriterState::new(clock, "another program holds the write lock");
         let mut committer = Committer {
@@ -54,7 +54,7 @@ impl Writer {
                     if opened.check().is_err()
                         && let Some(sender) = weak_sender.upgrade()
                     {
-                        let _ = sender.try_send(Pending::nothing());
+                        let _ = sender.try_send(Pending::check_files());
                     }
                 })?;
                 std::thread::Builder::new()
@@ -70,13 +70,13 @@ impl Writer {
         };
         Ok(Self {
             queue,
-            empties_next,
+            empty_requested,
         })
     }
 
     /// Checkpoints the write-ahead log and truncates it, as far as readers allow.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        self.empties_next.store(true, Ordering::Release);
-        self.queue.write(|reply| Write::Nothing { reply }).await
+        self.empty_requested.store(true, Ordering::Release);
+        self.queue.write(|reply| Write::CheckFiles { reply }).await
     }
 }
