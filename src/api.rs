@@ -128,7 +128,7 @@ impl Api {
             http_metrics: HttpMetrics::default(),
             change_feed: Arc::new(ChangeFeed::new(&store)),
             list_store: store.for_long_reads(),
-            connections: ConnectionStats::within(server::raise_file_limit()),
+            connections: ConnectionStats::for_open_files(server::raise_file_limit()),
             order_store: store.for_short_reads(),
             draining,
             site,

@@ -108,7 +108,7 @@ pub async fn serve<S, B>(
             tokio::select! {
                 () = stopping.closed() => {}
                 // Does not wait for connections that have not sent a complete request head.
-                () = in_flight.none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
+                () = in_flight.wait_until_none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
                 () = tokio::time::sleep(DRAIN_TIMEOUT) => {
                     log::warn!("drain timed out; open requests are cut off timeout={DRAIN_TIMEOUT:?}");
                 }

@@ -48,7 +48,7 @@ impl Upstream {
         runtime.spawn(server::serve(
             listener,
             service,
-            ConnectionStats::within(usize::MAX),
+            ConnectionStats::for_open_files(usize::MAX),
             stop,
             others,
         ));

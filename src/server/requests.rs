@@ -22,7 +22,7 @@ impl RequestTracker {
         if self
             .idle_entry
             .as_ref()
-            .is_some_and(|idle_entry| !idle_entry.end())
+            .is_some_and(|idle_entry| !idle_entry.leave())
         {
             return None;
         }
@@ -39,25 +39,25 @@ pub(super) struct IdleQueue(Arc<Mutex<IdleConnections>>);
 #[derive(Default)]
 struct IdleConnections {
     /// Tokens that end the connections, by a number that grows with time.
-    since: BTreeMap<u64, CancellationToken>,
-    last: u64,
+    by_number: BTreeMap<u64, CancellationToken>,
+    last_number: u64,
 }
 
 impl IdleQueue {
     /// Adds a new connection, which is idle until its first request.
     pub fn enter(&self, end: CancellationToken) -> Arc<IdleEntry> {
         let idle_entry = IdleEntry {
-            since: AtomicU64::new(0),
-            idle: self.clone(),
+            number: AtomicU64::new(0),
+            queue: self.clone(),
             connection: end,
         };
-        idle_entry.begin();
+        idle_entry.enter();
         Arc::new(idle_entry)
     }
 
     /// Evicts the connection that has been idle longest. Returns false if none is idle.
     pub fn evict_longest(&self) -> bool {
-        let longest = self.lock().since.pop_first();
+        let longest = self.lock().by_number.pop_first();
         if let Some((_, end)) = &longest {
             end.cancel();
         }
@@ -72,31 +72,32 @@ impl IdleQueue {
 /// A connection's entry in [`IdleQueue`], removed on drop.
 pub(super) struct IdleEntry {
     /// Number in the queue; 0 while a request is in flight.
-    since: AtomicU64,
-    idle: IdleQueue,
+    number: AtomicU64,
+    queue: IdleQueue,
     connection: CancellationToken,
 }
 
 impl IdleEntry {
-    fn begin(&self) {
-        let mut idle = self.idle.lock();
-        idle.last += 1;
-        let since = idle.last;
-        idle.since.insert(since, self.connection.clone());
-        self.since.store(since, Ordering::Relaxed);
+    /// Enters the queue at its end.
+    fn enter(&self) {
+        let mut queue = self.queue.lock();
+        queue.last_number += 1;
+        let number = queue.last_number;
+        queue.by_number.insert(number, self.connection.clone());
+        self.number.store(number, Ordering::Relaxed);
     }
 
     /// Leaves the queue. Returns false if the connection was evicted.
-    fn end(&self) -> bool {
-        let mut idle = self.idle.lock();
-        let since = self.since.swap(0, Ordering::Relaxed);
-        since == 0 || idle.since.remove(&since).is_some()
+    fn leave(&self) -> bool {
+        let mut queue = self.queue.lock();
+        let number = self.number.swap(0, Ordering::Relaxed);
+        number == 0 || queue.by_number.remove(&number).is_some()
     }
 }
 
 impl Drop for IdleEntry {
     fn drop(&mut self) {
-        self.end();
+        self.leave();
     }
 }
 
@@ -107,7 +108,7 @@ pub(super) struct InFlight(Arc<InFlightCount>);
 #[derive(Default)]
 struct InFlightCount {
     count: AtomicUsize,
-    none: Notify,
+    reached_zero: Notify,
 }
 
 impl InFlight {
@@ -124,14 +125,14 @@ impl InFlight {
     }
 
     /// Waits until no request is in flight.
-    pub async fn none(&self) {
+    pub async fn wait_until_none(&self) {
         loop {
             // Created before the count is read, so that no notification is missed.
-            let none = self.0.none.notified();
+            let reached_zero = self.0.reached_zero.notified();
             if self.count() == 0 {
                 return;
             }
-            none.await;
+            reached_zero.await;
         }
     }
 }
@@ -145,10 +146,10 @@ pub(super) struct RequestGuard {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         if let Some(idle_entry) = &self.idle_entry {
-            idle_entry.begin();
+            idle_entry.enter();
         }
         if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.in_flight.none.notify_waiters();
+            self.in_flight.reached_zero.notify_waiters();
         }
     }
 }

@@ -57,7 +57,7 @@ pub struct LongAnswer {
 
 impl ConnectionStats {
     /// Returns free slots, as many as fit in this limit of open files.
-    pub fn within(files: usize) -> Self {
+    pub fn for_open_files(files: usize) -> Self {
         let for_connections = files.saturating_sub(OTHER_FILES);
         let served_max = (for_connections / (SERVED_PER_OVERFLOW + 1) * SERVED_PER_OVERFLOW)
             .clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
@@ -260,7 +260,7 @@ mod tests {
             (2_560, 2_048, 256),
             (usize::MAX, 2_048, 256),
         ] {
-            let stats = ConnectionStats::within(files);
+            let stats = ConnectionStats::for_open_files(files);
             assert_eq!(stats.served(), (0, served), "{files}");
             assert_eq!(stats.overflow(), (0, overflow), "{files}");
             let long = std::iter::from_fn(|| stats.long_answer());
