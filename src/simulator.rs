@@ -117,7 +117,7 @@ impl Simulator {
             restart_after: Duration::ZERO,
         };
         log::info!("started seed={seed} max_duration_secs={max_duration_secs}");
-        state.begin_life(SystemClock.now());
+        state.begin_incarnation(SystemClock.now());
         Ok(Self(Mutex::new(state)))
     }
 
@@ -135,8 +135,8 @@ impl Simulator {
     }
 
     /// Restarts after a crash, without any process.
-    fn begin_life(&self) {
-        self.lock().begin_life(SystemClock.now());
+    fn begin_incarnation(&self) {
+        self.lock().begin_incarnation(SystemClock.now());
     }
 
     /// Ends the incarnation if its time has come, for times without any request.
@@ -193,7 +193,7 @@ impl Simulator {
 }
 
 impl State {
-    fn begin_life(&mut self, now: Timestamp) {
+    fn begin_incarnation(&mut self, now: Timestamp) {
         self.incarnation = CancellationToken::new();
         let effect = Effect::BeganIncarnation {
             seed: self.seed,

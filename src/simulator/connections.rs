@@ -75,7 +75,7 @@ pub(super) async fn serve(
         .local_addr()
         .context("cannot read the simulator's address")?;
     loop {
-        serve_a_life(&listener, &simulator, &stop).await;
+        serve_incarnation(&listener, &simulator, &stop).await;
         if stop.is_cancelled() {
             return Ok(());
         }
@@ -84,7 +84,7 @@ pub(super) async fn serve(
             () = stop.cancelled() => return Ok(()),
             again = listen_again(address, simulator.restart_after()) => listener = again,
         }
-        simulator.begin_life();
+        simulator.begin_incarnation();
         log::warn!("restarted processes=0");
     }
 }
@@ -117,7 +117,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
 
 /// Serves until the incarnation ends, which resets every connection, or until `stop`, which lets requests in
 /// flight finish.
-async fn serve_a_life(
+async fn serve_incarnation(
     listener: &TcpListener,
     simulator: &Arc<Simulator>,
     stop: &CancellationToken,

@@ -404,7 +404,7 @@ fn it_crashes_as_the_real_one_does() {
     }
     assert_eq!(ask(&simulator, &Request::List), None);
     let torn = simulator.incarnation();
-    simulator.begin_life();
+    simulator.begin_incarnation();
     assert!(simulator.answer(&torn, &Request::List).is_none());
     assert_eq!(ask(&simulator, &Request::List).unwrap().body, b"[]");
 }
