@@ -100,7 +100,7 @@ fn orders(metrics: &mut Exposition, cached: &CachedStats) {
     });
     metrics.add(&table::ORDERS_NEEDING_ATTENTION, by_reason);
     let oldest = cached.snapshot.oldest_open.as_ref();
-    metrics.moment(&table::OLDEST_OPEN_ORDER, oldest.map(|of| of.created_at));
+    metrics.timestamp(&table::OLDEST_OPEN_ORDER, oldest.map(|of| of.created_at));
     let created = journal.entries_with(EventReason::Created);
     metrics.add(&table::ORDERS_CREATED, count(created));
     let pruned = [Status::Fulfilled, Status::Failed].map(|of| {
@@ -154,13 +154,13 @@ fn database(
 fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_overdue: bool) {
     let counters = &heartbeat.metrics;
     metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_overdue)));
-    metrics.moment(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
+    metrics.timestamp(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
     metrics.add(
         &table::RECONCILER_LEADERSHIPS,
         count(counters.leaderships()),
     );
-    metrics.moment(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
-    metrics.moment(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
+    metrics.timestamp(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
+    metrics.timestamp(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
     let passes = counters.passes();
     let passes = passes.map(|(ended, took)| ([ended], ms(took, &DURATION_BOUNDS_MS)));
     metrics.add(&table::RECONCILER_PASS_DURATION, passes);
@@ -181,7 +181,7 @@ fn upstream(metrics: &mut Exposition, cached: &CachedStats) {
         UpstreamState::Down { since, .. } => (Some(0.0), Some(since)),
     };
     metrics.one(&table::UPSTREAM_UP, is_up);
-    metrics.moment(&table::UPSTREAM_CHANGED, since);
+    metrics.timestamp(&table::UPSTREAM_CHANGED, since);
     let requests = heartbeat.metrics.requests().map(|(kind, result, took)| {
         let labels = [kind.to_string(), result.to_string()];
         (labels, ms(took, &DURATION_BOUNDS_MS))

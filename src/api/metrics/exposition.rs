@@ -88,7 +88,7 @@ impl Exposition {
     }
 
     /// Adds a timestamp, in seconds since 1970, unless it is unknown.
-    pub fn moment(&mut self, metric: &Metric, at: Option<Timestamp>) {
+    pub fn timestamp(&mut self, metric: &Metric, at: Option<Timestamp>) {
         self.one(metric, at.map(|at| at.0 as f64 / 1_000.0));
     }
 
