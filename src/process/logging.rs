@@ -63,7 +63,7 @@ pub fn log_to_stderr(
 ) -> Result<(), InvalidSetting> {
     let filters = std::env::var_os("RUST_LOG").unwrap_or_default();
     let filters = filters.to_string_lossy();
-    let is_for_us = is_for_us(&filters);
+    let is_for_us = sets_own_level(&filters);
     let mut builder = env_logger::Builder::new();
     if !matches!(is_for_us, Ok(true)) {
         builder
@@ -122,14 +122,14 @@ pub fn log_to_stderr(
 
 /// Returns whether `filters` have a level for this program. Names of other programs are allowed: they may
 /// read the same variable.
-fn is_for_us(filters: &str) -> Result<bool, String> {
-    const US: &str = "order_service";
+fn sets_own_level(filters: &str) -> Result<bool, String> {
+    const OWN_NAME: &str = "order_service";
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     let (directives, text) = filters.split_once('/').unwrap_or((filters, ""));
     if text.contains('/') {
         return Err(format!("{filters:?} has more than one \"/\""));
     }
-    let mut is_for_us = false;
+    let mut sets_own_level = false;
     for directive in directives.split(',').map(str::trim) {
         let (name, level) = directive.split_once('=').unwrap_or((directive, ""));
         let level = level.trim();
@@ -139,23 +139,23 @@ fn is_for_us(filters: &str) -> Result<bool, String> {
             ));
         }
         let part = name
-            .strip_prefix(US)
+            .strip_prefix(OWN_NAME)
             .and_then(|rest| rest.strip_prefix("::"));
         let part = part.map(|path| path.split("::").next().unwrap_or(path));
         let is_known = match part {
             Some(part) => LOG_PARTS.contains(&part),
-            None => name == US,
+            None => name == OWN_NAME,
         };
-        // A name like ours is most likely a misspelled one.
+        // A name like this program's is most likely misspelled.
         if name.starts_with("order") && !is_known {
             return Err(format!(
-                "nothing logs as {name:?}; expected {US}, or {US}:: and one of {}",
+                "nothing logs as {name:?}; expected {OWN_NAME}, or {OWN_NAME}:: and one of {}",
                 LOG_PARTS.join(", ")
             ));
         }
-        is_for_us |= is_known || is_level(directive);
+        sets_own_level |= is_known || is_level(directive);
     }
-    Ok(is_for_us)
+    Ok(sets_own_level)
 }
 
 #[derive(Serialize)]
