@@ -42,9 +42,9 @@ pub trait Clock: 'static {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
-/// Maximum time between two readings of the uptime by a sleeper: timers stand still while the machine
-/// is suspended.
-const NAP_MAX: Duration = Duration::from_secs(1);
+/// Maximum time between two readings of the uptime during a sleep: timers stop while the machine is
+/// suspended.
+const UPTIME_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
@@ -66,7 +66,7 @@ impl Clock for SystemClock {
             if left.is_zero() {
                 return;
             }
-            tokio::time::sleep(left.min(NAP_MAX)).await;
+            tokio::time::sleep(left.min(UPTIME_CHECK_INTERVAL)).await;
         }
     }
 }
