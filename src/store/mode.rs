@@ -38,6 +38,26 @@ pub enum WriteFate {
     CrashAfter,
 }
 
+impl WriteFate {
+    /// Executes a write with this fate, and returns its answer.
+    pub(super) async fn apply<T>(
+        self,
+        execute: impl FnOnce(),
+        mut answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match self {
+            Self::CrashBefore => return std::future::pending().await,
+            Self::Refused => return Err(StoreError::unwritable("refused by an injected fault")),
+            Self::Open | Self::AckLost | Self::CrashAfter => execute(),
+        }
+        match self {
+            Self::CrashAfter => std::future::pending().await,
+            Self::AckLost => Err(StoreError::OutcomeUnknown),
+            _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
+        }
+    }
+}
+
 /// Executes every write.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoFaults;
@@ -45,42 +65,5 @@ pub struct NoFaults;
 impl WriteFaults for NoFaults {
     fn next(&self) -> WriteFate {
         WriteFate::Open
-    }
-}
-
-/// Executes writes immediately, while the caller's thread waits.
-pub(super) struct Synchronous<W> {
-    execute: Box<dyn Fn(W) + Send + Sync>,
-    faults: Arc<dyn WriteFaults>,
-}
-
-impl<W> Synchronous<W> {
-    pub fn new(execute: impl Fn(W) + Send + Sync + 'static, faults: Arc<dyn WriteFaults>) -> Self {
-        Self {
-            execute: Box::new(execute),
-            faults,
-        }
-    }
-
-    /// Lets a write meet its fate, and returns its answer.
-    pub async fn execute<T>(
-        &self,
-        write: W,
-        mut answer: oneshot::Receiver<Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let fate = self.faults.next();
-        match fate {
-            WriteFate::CrashBefore => return std::future::pending().await,
-            WriteFate::Refused => {
-                return Err(StoreError::unwritable("refused by an injected fault"));
-            }
-            WriteFate::Open | WriteFate::AckLost | WriteFate::CrashAfter => {}
-        }
-        (self.execute)(write);
-        match fate {
-            WriteFate::CrashAfter => std::future::pending().await,
-            WriteFate::AckLost => Err(StoreError::OutcomeUnknown),
-            _ => answer.try_recv().unwrap_or(Err(StoreError::OutcomeUnknown)),
-        }
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::StoreError;
-use super::mode::{Synchronous, WriteFaults};
+use super::mode::WriteFaults;
 use super::write::{Reply, Write};
 use super::writer_state::WriterState;
 use super::writer_stats::WriterStats;
@@ -65,11 +65,15 @@ impl Pending {
     }
 }
 
-/// Where writes are executed.
+/// The executor of writes.
 enum Executor {
+    /// The writer behind this queue.
     Queue(mpsc::Sender<Pending>),
-    Synchronous(Synchronous<Pending>),
+    /// This function, subject to faults.
+    Synchronous(Execute, Arc<dyn WriteFaults>),
 }
+
+type Execute = Box<dyn Fn(Pending) + Send + Sync>;
 
 /// The write queue of a process.
 pub(super) struct Queue {
@@ -95,7 +99,7 @@ impl Queue {
         execute: impl Fn(Pending) + Send + Sync + 'static,
     ) -> Self {
         Self {
-            executor: Executor::Synchronous(Synchronous::new(execute, faults)),
+            executor: Executor::Synchronous(Box::new(execute), faults),
             state,
         }
     }
@@ -109,7 +113,7 @@ impl Queue {
     pub fn stats(&self) -> WriterStats {
         let waiting = match &self.executor {
             Executor::Queue(queue) => queue.max_capacity() - queue.capacity(),
-            Executor::Synchronous(_) => 0,
+            Executor::Synchronous(..) => 0,
         };
         self.state.counters.snapshot(waiting, QUEUE_MAX)
     }
@@ -133,7 +137,9 @@ impl Queue {
         let commits = self.commits();
         let queue = match &self.executor {
             Executor::Queue(queue) => queue,
-            Executor::Synchronous(caller) => return caller.execute(pending, answer).await,
+            Executor::Synchronous(execute, faults) => {
+                return faults.next().apply(|| execute(pending), answer).await;
+            }
         };
         queue
             .try_send(pending)
