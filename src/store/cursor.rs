@@ -5,7 +5,7 @@
 //! so a gap does not show whether the reader saw the pruned records. And a restored backup assigns
 //! the same numbers again, to other orders. So a cursor also carries the number of entries that had
 //! been pruned when it was issued, and the history in which it was issued: a database begins a new
-//! history whenever it is opened in a different file (`store/sqlite/histories.rs`).
+//! history whenever it is opened in a different file (`store/sqlite/open.rs`).
 
 use std::fmt;
 use std::str::FromStr;

@@ -6,7 +6,7 @@
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
 //! their own. `readers` repeats reads on new connections, and `rows` makes them. `connect` opens
-//! sessions and checks their server, with `tls`, `settings`, `schema` and `history`. `lead` elects the
+//! sessions and checks their server, with `settings`, `schema` and `history`. `lead` elects the
 //! leader, and `listen` receives the commits of other processes.
 
 mod address;
@@ -29,7 +29,6 @@ mod rows;
 mod schema;
 mod session;
 mod settings;
-mod tls;
 mod writer;
 
 use std::sync::Arc;

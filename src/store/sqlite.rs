@@ -12,7 +12,6 @@ mod checkpoint;
 mod commits;
 mod copy;
 mod file;
-mod histories;
 mod journal;
 mod lead;
 mod lines;

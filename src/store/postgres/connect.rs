@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::Notify;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
@@ -19,9 +23,9 @@ use super::open_error::ServerError;
 use super::schema::{FORMAT, FORMAT_WITH_RELOCATION, migrate};
 use super::session::Session;
 use super::settings;
-use super::tls::tls;
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::OpenError;
+use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
@@ -346,4 +350,26 @@ impl Connector {
             (Some(found), Purpose::Use) => Err(ServerError::Relocated(found).into()),
         }
     }
+}
+
+/// Returns the TLS of connections, which verifies servers by the certificates of the system or of a file;
+/// `None` if the address turns it off.
+fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, BoxError> {
+    if url.config.get_ssl_mode() == SslMode::Disable {
+        return Ok(None);
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?;
+    let config = match &url.root_certificates {
+        None => builder.with_platform_verifier()?.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in CertificateDer::pem_file_iter(path)? {
+                roots.add(certificate?)?;
+            }
+            builder.with_root_certificates(roots).with_no_client_auth()
+        }
+    };
+    Ok(Some(MakeRustlsConnect::new(config)))
 }

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
+};
 
 use super::file::{
     self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file, with_suffix,
 };
-use super::histories::begin_history;
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::lines::BoxError;
 use crate::store::relocation::Relocation;
@@ -285,6 +286,27 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         .error_handler(Box::new(r2d2::NopErrorHandler))
         .build(manager)
         .map_err(|error| file.error(error))
+}
+
+/// Begins a new history if `file` differs from that of the last (`store/cursor.rs`).
+fn begin_history(db: &Connection, file: &str) -> rusqlite::Result<()> {
+    let begun = db
+        .query_row(
+            "INSERT INTO histories (file, newest_order, newest_entry, pruned) \
+             SELECT ?1, (SELECT coalesce(max(seq), 0) FROM orders), \
+                    (SELECT coalesce(max(seq), 0) FROM journal), entries FROM pruned \
+             WHERE ?1 IS NOT (SELECT file FROM histories ORDER BY number DESC LIMIT 1) \
+             RETURNING id, newest_entry",
+            [file],
+            |row| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?)),
+        )
+        .optional()?;
+    if let Some((id, entry @ 1..)) = begun {
+        log::warn!(
+            "the database is in another file than before: began history={id} after entry={entry}"
+        );
+    }
+    Ok(())
 }
 
 /// Returns the absolute path of an existing database.
