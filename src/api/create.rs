@@ -13,7 +13,7 @@ use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json};
 use crate::clock::Clock;
-use crate::store::Creation;
+use crate::store::{Creation, OrderView};
 
 impl Api {
     /// `POST /order`: creates an order, and optionally waits until it is settled.
@@ -37,10 +37,16 @@ impl Api {
         // request does not wait, and the response has no `Preference-Applied`.
         let mut answer = match Wait::of(headers) {
             None => response(StatusCode::CREATED, &created, None, clock),
-            Some(wait) => match self.settled_within(&created.id, wait).await {
-                Ok(Some(found)) => after_wait(StatusCode::CREATED, &found, wait, clock),
-                Ok(None) | Err(_) => response(StatusCode::CREATED, &created, None, clock),
-            },
+            Some(wait) => {
+                let found = OrderView {
+                    order: created.clone(),
+                    next_poll_at: None,
+                };
+                match self.settled_within(found, wait).await {
+                    Ok(found) => after_wait(StatusCode::CREATED, &found, wait, clock),
+                    Err(_) => response(StatusCode::CREATED, &created, None, clock),
+                }
+            }
         };
         answer
             .headers_mut()

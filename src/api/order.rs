@@ -1,7 +1,7 @@
 //! Single orders: read, explain, and wait until settled. They are created in `api/create.rs`.
 //!
-//! A waiting request holds a connection and a slot for long answers. It reads the order when it is
-//! woken, when its wait is over, or at shutdown, whichever comes first.
+//! A waiting request holds a connection and a slot for long answers. Once it is registered, it reads the
+//! order. It reads it again when it is woken, when its wait is over, or at shutdown, whichever comes first.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::request::{self, Wait};
 use super::{Api, json, json_answer};
 use crate::clock::Clock;
 use crate::explain::Explanation;
-use crate::order::{Order, OrderId, Status, Timestamp};
+use crate::order::{Order, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::store::OrderView;
 
@@ -35,20 +35,15 @@ impl Api {
         request::no_parameters(query)?;
         let id = request::id_in_path(segment)?;
         let clock = &self.store.clock();
-        let Some(wait) = Wait::of(headers) else {
-            let found = self.order_store.find(&id).await.map_err(store_problem)?;
-            let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-            return Ok(response(
-                StatusCode::OK,
-                &found.order,
-                found.next_poll_at,
-                clock,
-            ));
-        };
-        match self.settled_within(&id, wait).await? {
-            Some(found) => Ok(after_wait(StatusCode::OK, &found, wait, clock)),
-            None => Err(Problem::no_such_order(id.as_str())),
-        }
+        let found = self.order_store.find(&id).await.map_err(store_problem)?;
+        let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
+        Ok(match Wait::of(headers) {
+            None => response(StatusCode::OK, &found.order, found.next_poll_at, clock),
+            Some(wait) => {
+                let found = self.settled_within(found, wait).await?;
+                after_wait(StatusCode::OK, &found, wait, clock)
+            }
+        })
     }
 
     /// `GET /order/{id}/explain`: the order and its journal, as of one moment.
@@ -66,37 +61,35 @@ impl Api {
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
     pub(super) async fn settled_within(
         &self,
-        id: &OrderId,
+        found: OrderView,
         wait: Wait,
-    ) -> Result<Option<OrderView>, Problem> {
+    ) -> Result<OrderView, Problem> {
         let until = Instant::now() + wait.duration();
-        let mut slot = None;
-        let mut waiter = loop {
-            // The cursor first: the order that is read after it is at least as new.
-            let store = self.change_feed.reads();
-            let newest_event = store.newest_event().await.map_err(store_problem)?;
-            let Some(found) = store.find(id).await.map_err(store_problem)? else {
-                return Ok(None);
-            };
-            let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
-            if found.order.status.is_settled() || is_over {
-                return Ok(Some(found));
-            }
-            if slot.is_none() {
-                let free = self.connections.long_answer();
-                slot = Some(free.ok_or_else(Problem::too_many_waiting)?);
-            }
-            if let Some(waiter) = self.change_feed.wait_for(found.order.seq, newest_event) {
-                break waiter;
-            }
+        let is_over = wait.duration().is_zero() || self.draining.is_cancelled();
+        if found.order.status.is_settled() || is_over {
+            return Ok(found);
+        }
+        let slot = self.connections.long_answer();
+        let _slot = slot.ok_or_else(Problem::too_many_waiting)?;
+        let Order { id, seq, .. } = found.order;
+        let store = self.change_feed.reads();
+        let find = async || {
+            let found = store.find(&id).await.map_err(store_problem)?;
+            found.ok_or_else(|| Problem::no_such_order(id.as_str()))
         };
+        let newest_event = store.newest_event().await.map_err(store_problem)?;
+        let mut waiter = self.change_feed.wait_for(seq, newest_event);
+        // The order may have been settled before the waiter was registered.
+        let found = find().await?;
+        if found.order.status.is_settled() {
+            return Ok(found);
+        }
         tokio::select! {
             () = waiter.settled() => {}
             () = self.draining.cancelled() => {}
             () = tokio::time::sleep_until(until) => {}
         }
-        let found = self.change_feed.reads().find(id).await;
-        found.map_err(store_problem)
+        find().await
     }
 }
 
@@ -168,9 +161,54 @@ fn retry_after(order: &Order, next_poll_at: Option<Timestamp>, clock: &impl Cloc
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::future::join_all;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::clock::ManualClock;
-    use crate::order::{Attention, Reason, ResolvedBy};
+    use crate::order::{Attention, OrderId, Reason, ResolvedBy};
+    use crate::site::Site;
+    use crate::store::{Cursor, DatabaseUrl, Mode, Store};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_wait_ends_in_time_while_events_are_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::from(folder.path().join("orders.db"));
+        let store = Store::open(&url, Mode::Threaded).unwrap();
+        let site = Site::new(Ipv4Addr::LOCALHOST.into(), &[]);
+        let api = Api::new(store.clone(), site, CancellationToken::new());
+        let create = move |n: u64| {
+            let (store, id) = (store.clone(), OrderId::new(format!("a{n}")).unwrap());
+            async move { store.create(id, Timestamp(1)).await.unwrap() }
+        };
+        join_all((0..1_000).map(&create)).await;
+        let mut stream = api.change_feed.subscribe(Cursor::default());
+        // The reads of waiting requests queue for longer than the time between two events.
+        for _ in 0..100 {
+            let reads = api.change_feed.reads().clone();
+            tokio::spawn(async move {
+                while reads.events(None, Cursor::default(), 1_000).await.is_ok() {}
+            });
+        }
+        tokio::spawn(async move {
+            for n in 1_000.. {
+                create(n).await;
+            }
+        });
+        while stream.latest().last.seq <= 1_000 {
+            stream.changed().await;
+        }
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("prefer"),
+            HeaderValue::from_static("wait=1"),
+        )]);
+        let answer = api.get("a0", "", &headers);
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
+        let answer = answer.expect("the wait ends").unwrap();
+        assert_eq!(answer.headers()[PREFERENCE_APPLIED], "wait=1");
+    }
 
     #[test]
     fn retry_after_is_the_time_of_the_next_poll_of_an_open_order() {
