@@ -273,20 +273,23 @@ impl Api {
     }
 }
 
-/// Returns a JSON response that must not be cached, because state changes at any time. The body
-/// ends with a newline, so that a shell's prompt starts on its own line.
+/// Returns a JSON response. The body ends with a newline, so that a shell's prompt starts on its own line.
 pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
     body.push(b'\n');
     let mut response = body.into_response();
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
+/// Returns the response to a request. Only files may be cached: state changes at any time, errors
+/// included.
 fn response(result: Result<Response, Problem>) -> Response {
-    result.unwrap_or_else(Problem::reply)
+    let mut response = result.unwrap_or_else(Problem::reply);
+    let cached = response.headers_mut().entry(CACHE_CONTROL);
+    cached.or_insert(HeaderValue::from_static("no-store"));
+    response
 }
 
 /// Extracts the raw query string, empty if there is none.

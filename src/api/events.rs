@@ -13,7 +13,7 @@ use futures_util::Stream;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use warp::Reply;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
+use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::Response;
 
@@ -147,7 +147,6 @@ fn stream_answer(
     let mut response = warp::reply::stream(chunks).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Keep nginx and compatible proxies from buffering events.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response

@@ -9,7 +9,7 @@ mod exposition;
 mod table;
 
 use warp::Reply;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
 use self::exposition::{Exposition, MEDIA_TYPE, UNLABELLED, Value};
@@ -54,9 +54,9 @@ impl Api {
         database(&mut metrics, is_writable, info, &self.store.writer_stats());
         self.http(&mut metrics);
         let mut response = metrics.text.into_response();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         Ok(response)
     }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use warp::Reply;
 use warp::http::StatusCode;
-use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LINK, VARY};
+use warp::http::header::{CONTENT_TYPE, HeaderValue, LINK, VARY};
 use warp::reply::Response;
 
 use super::json::{ORDER_BYTES, write_order};
@@ -71,7 +71,6 @@ pub(super) async fn reply(
             Form::Lines => "application/x-ndjson",
         }),
     );
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(VARY, HeaderValue::from_static("accept"));
     if let Some(link) = link {
         headers.insert(LINK, link);

@@ -29,6 +29,7 @@ impl Answer {
 pub fn assert_problem(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/problem+json");
+    assert_eq!(answer.header("cache-control"), "no-store");
     let problem = answer.json();
     assert_eq!(problem["status"], status, "{answer:?}");
     for member in ["type", "title", "detail"] {
