@@ -3,7 +3,8 @@
 //! A stream takes new events from the change feed, which reads them once for all streams. A stream
 //! that is behind reads pages from the database, each only after its client has taken the previous
 //! one. It ends when the client disconnects, at shutdown, or when events that it has not sent were
-//! pruned. In the last case the client reconnects with the id of its last event, and gets an error.
+//! pruned, or lost with the primary that had them. In the last two cases the client reconnects with the
+//! id of its last event, and gets an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,13 +93,17 @@ impl Api {
     ) -> Result<Response, Problem> {
         let newest = self.change_feed.reads().newest_event().await;
         let newest = newest.map_err(store_problem)?;
-        if let After::Event(position) = after {
-            // Fail now: once the stream has begun, the status can no longer change.
-            let order = order.as_ref();
-            let read = self.change_feed.reads().events(order, position, 0).await;
-            let path = |after| format!("/event?{}", next_page(after, None, order));
-            read.map_err(|error| reading_problem(error, path))?;
-        }
+        let (after, beginning) = match after {
+            After::Event(position) => {
+                // Fail now: once the stream has begun, the status can no longer change.
+                let order = order.as_ref();
+                let read = self.change_feed.reads().events(order, position, 0).await;
+                let path = |after| format!("/event?{}", next_page(after, None, order));
+                let (_, here) = read.map_err(|error| reading_problem(error, path))?;
+                (here, None)
+            }
+            After::Latest => (newest, Some(beginning(newest))),
+        };
         if method == Method::HEAD {
             return Ok(stream_answer(futures_util::stream::empty()));
         }
@@ -108,10 +113,6 @@ impl Api {
         let mut comments = tokio::time::interval(COMMENT_INTERVAL);
         comments.reset();
         comments.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (after, beginning) = match after {
-            After::Event(position) => (position, None),
-            After::Latest => (newest, Some(beginning(newest))),
-        };
         let stream = EventStream {
             change_feed: self.change_feed.clone(),
             subscription,
@@ -214,9 +215,10 @@ impl EventStream {
         }
         while !self.has_failed && !self.draining.is_cancelled() {
             let latest = self.subscription.latest();
-            if self.after.seq < latest.last.seq {
-                let text = if self.after.seq < latest.after {
-                    self.read_page(latest.last.seq).await?
+            let is_related = self.after.has_history_of(latest.last);
+            if !is_related || self.after.seq < latest.last.seq {
+                let text = if !is_related || self.after.seq < latest.after {
+                    self.read_page(latest.last).await?
                 } else {
                     let after = std::mem::replace(&mut self.after, latest.last).seq;
                     latest.text(after, self.order.as_ref(), |events| {
@@ -226,7 +228,6 @@ impl EventStream {
                 if !text.is_empty() {
                     return Ok(Some(text));
                 }
-                continue;
             }
             drop(latest);
             tokio::select! {
@@ -239,16 +240,90 @@ impl EventStream {
         Ok(None)
     }
 
-    /// Reads a page from the database, which contains all events up to `known`.
-    async fn read_page(&mut self, known: i64) -> Result<Bytes, StoreError> {
+    /// Reads a page from the database, which contains all events up to `known` if it is of the same
+    /// history.
+    async fn read_page(&mut self, known: Cursor) -> Result<Bytes, StoreError> {
         let (order, after) = (self.order.as_ref(), self.after);
         let read = self.change_feed.reads().events(order, after, STREAM_PAGE);
         let (events, mut next) = read.await?;
-        if events.len() < STREAM_PAGE {
+        if events.len() < STREAM_PAGE && next.has_history_of(known) {
             // The order has no other events up to `known`.
-            next = next.at(next.seq.max(known));
+            next = next.at(next.seq.max(known.seq));
         }
         self.after = next;
         Ok(stream_format(events.iter(), next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::Timestamp;
+    use crate::store::{DatabaseUrl, Mode, Store};
+
+    /// The position of a reader of a primary that was lost with the newest of its events.
+    const LOST: &str = "9-0-7";
+
+    /// A database with two events.
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        store: Store,
+        newest: Cursor,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let url = DatabaseUrl::from(folder.path().join("orders.db"));
+            let store = Store::open(&url, Mode::Threaded).unwrap();
+            for id in ["a1", "a2"] {
+                create(&store, id).await;
+            }
+            Self {
+                _folder: folder,
+                newest: store.newest_event().await.unwrap(),
+                store,
+            }
+        }
+
+        /// Returns a stream that resumes at `after`, of a feed that has published up to `published`.
+        fn stream(&self, after: Cursor, published: Cursor) -> EventStream {
+            let change_feed = Arc::new(ChangeFeed::new(&self.store));
+            let mut comments = tokio::time::interval(COMMENT_INTERVAL);
+            comments.reset();
+            EventStream {
+                subscription: change_feed.subscribe(published),
+                change_feed,
+                beginning: None,
+                after,
+                order: None,
+                comments,
+                draining: CancellationToken::new(),
+                has_failed: false,
+            }
+        }
+    }
+
+    async fn create(store: &Store, id: &str) {
+        let id = OrderId::new(id).unwrap();
+        store.create(id, Timestamp(1)).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_beyond_the_newest_event_of_a_new_history_ends() {
+        let fixture = Fixture::new().await;
+        let mut stream = fixture.stream(LOST.parse().unwrap(), fixture.newest);
+        let next = tokio::time::timeout(Duration::from_secs(5), stream.next()).await;
+        assert!(matches!(next, Ok(Err(StoreError::Gone(_)))), "{next:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_of_a_new_history_skips_no_event_before_the_feed_follows() {
+        let fixture = Fixture::new().await;
+        let mut stream = fixture.stream(fixture.newest, LOST.parse().unwrap());
+        let next = tokio::time::timeout(Duration::from_secs(5), stream.next());
+        let (next, ()) = tokio::join!(next, create(&fixture.store, "a3"));
+        let text = next.expect("the event is sent").unwrap().unwrap();
+        assert!(text.starts_with(b"id: 3-"), "{text:?}");
     }
 }

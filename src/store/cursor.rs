@@ -34,6 +34,12 @@ impl Cursor {
         Self { seq, origin: None }
     }
 
+    /// Returns whether both cursors were issued in the same history, so that their numbers compare.
+    pub fn has_history_of(self, other: Self) -> bool {
+        let history = |cursor: Self| cursor.origin.map(|origin| origin.history);
+        history(self) == history(other)
+    }
+
     /// Returns a cursor at another number, read in the same snapshot as this one.
     pub fn at(self, seq: i64) -> Self {
         Self { seq, ..self }
