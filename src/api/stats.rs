@@ -27,14 +27,12 @@ impl Api {
     /// `GET /stats`.
     pub(super) async fn stats(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
-        // First, so that the cached statistics are not locked during the check.
-        let database = self.health.database().await;
-        let cached = self
-            .stats_cache
-            .read(&self.store)
-            .await
-            .map_err(store_problem)?;
-        let stats = Stats::new(&cached, database, self.store.info().await);
+        let (database, cached, info) = tokio::join!(
+            self.health.database(),
+            self.stats_cache.read(&self.store),
+            self.store.info(),
+        );
+        let stats = Stats::new(&cached.map_err(store_problem)?, database, info);
         let body =
             serde_json::to_vec(&stats).expect("strings and numbers can be written to memory");
         Ok(json_answer(StatusCode::OK, body))
@@ -150,7 +148,7 @@ struct Pace {
 
 impl Stats {
     fn new(cached: &CachedStats, database: Check, info: DatabaseInfo) -> Self {
-        let (now, journal) = (cached.now, &*cached.journal);
+        let (now, journal) = (cached.now, &cached.journal);
         let heartbeat = &cached.snapshot.heartbeat;
         let orders = Status::ALL.map(|status| (status, cached.orders(status)));
         let attention = Reason::ALL.map(|reason| {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::Mutex;
 
 use crate::clock::Clock;
 use crate::journal_stats::JournalStats;
@@ -24,10 +24,10 @@ pub(super) struct StatsCache {
     journal: Arc<Mutex<JournalStats>>,
 }
 
-/// All statistics as of one moment. Holds the lock on the cache until dropped.
+/// All statistics as of one moment.
 pub(super) struct CachedStats {
     pub now: Timestamp,
-    pub journal: OwnedMutexGuard<JournalStats>,
+    pub journal: JournalStats,
     pub snapshot: StatsSnapshot,
 }
 
@@ -51,9 +51,10 @@ impl StatsCache {
             let snapshot = store.update_stats(&mut journal, clock.now()).await?;
             let now = clock.now();
             journal.drop_old_minutes(now);
+            // A copy, so that a slow caller holds no lock.
             Ok(CachedStats {
                 now,
-                journal,
+                journal: journal.clone(),
                 snapshot,
             })
         };
@@ -86,5 +87,23 @@ impl CachedStats {
         }
         let with_reason: u64 = stored.map(|(_, _, count)| count).sum();
         count + self.journal.open().saturating_sub(with_reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{DatabaseUrl, Mode};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn statistics_in_use_delay_no_other_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::from(folder.path().join("orders.db"));
+        let store = Store::open(&url, Mode::Threaded).unwrap();
+        let cache = StatsCache::default();
+        let in_use = cache.read(&store).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(5), cache.read(&store));
+        assert!(read.await.is_ok());
+        drop(in_use);
     }
 }
