@@ -142,7 +142,7 @@ pub struct Stop {
 const ABANDON_AFTER: Duration = Duration::from_secs(20);
 
 /// Returns a stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal exits
-/// immediately.
+/// immediately, unless it comes from the terminal: a shell repeats the one of the kernel.
 pub fn stop_on_signals() -> anyhow::Result<Stop> {
     let listen = |kind| signal(kind).context("listening to signals failed");
     let mut signals = vec![
@@ -156,7 +156,9 @@ pub fn stop_on_signals() -> anyhow::Result<Stop> {
     let stopped = stop.clone();
     tokio::spawn(async move {
         any(&mut signals).await;
-        log::info!(target: LOG, "shutting down; a second signal exits immediately");
+        log::info!(target: LOG, "shutting down; a second SIGTERM or Ctrl-C exits immediately");
+        // SIGTERM and Ctrl-C.
+        signals.truncate(2);
         stopped.requested.cancel();
         tokio::select! {
             () = tokio::time::sleep(ABANDON_AFTER) => {

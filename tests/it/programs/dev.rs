@@ -123,10 +123,10 @@ async fn dev_leaves_nothing_behind_however_it_is_ended() {
     assert_eq!(created.status, 201, "{created:?}");
     let (_start, _) = silent.accept().unwrap();
     program.signal("TERM");
-    program.logs("a second signal");
+    program.logs("a second SIGTERM or Ctrl-C");
     assert_eq!(program.ended(), None);
     assert!(is_left());
-    program.signal("HUP");
+    program.signal("INT");
     assert_eq!(program.wait().code(), Some(1), "{}", program.logged());
     assert!(!is_left(), "after a second signal");
 }

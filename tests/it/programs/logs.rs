@@ -42,7 +42,7 @@ async fn a_log_in_json_is_one_object_a_line() {
     client.create(&service.url, "a2").await;
     service.logs("the upstream is down");
     service.signal("TERM");
-    service.logs("a second signal");
+    service.logs("a second SIGTERM or Ctrl-C");
     let log = service.logged();
     assert!(log.lines().count() >= 4, "{log}");
     let mut counts = 0;
