@@ -160,7 +160,9 @@ impl HttpUpstream {
                 StatusCode::TOO_MANY_REQUESTS => Cause::TooManyRequests,
                 StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
                 // Other requests would get the same answer.
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::NoAccess,
+                StatusCode::UNAUTHORIZED
+                | StatusCode::FORBIDDEN
+                | StatusCode::PROXY_AUTHENTICATION_REQUIRED => Cause::NoAccess,
                 status if status.is_redirection() => Cause::NoAccess,
                 _ => Cause::Unusable,
             },
@@ -173,6 +175,9 @@ impl HttpUpstream {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 " (is ORDER_PROCESS_TOKEN right?)".to_owned()
+            }
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                " (are the user name and password in HTTP_PROXY right?)".to_owned()
             }
             // The service has this path, and answers 200 about an unknown order.
             StatusCode::NOT_FOUND => format!(" (is this the right URL? {})", self.url),

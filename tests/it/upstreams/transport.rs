@@ -144,6 +144,22 @@ async fn a_proxy_is_used_for_other_hosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_refuses_access_is_named_at_once() {
+    let proxy = Scripted::new(|_, _| answer(407, "who?")).await;
+    let orders = Orders::created(&["a1"]).await;
+    let variables = [
+        ("HTTP_PROXY", &*proxy.url),
+        ("ORDER_PROCESS_URL", "http://upstream.invalid"),
+    ];
+    let reconciler = orders
+        .env
+        .start_with("order-reconciler", &[], &variables, false);
+    reconciler.logs("the upstream is down");
+    assert_eq!(proxy.asked().len(), 1, "{}", reconciler.logged());
+    reconciler.logs("are the user name and password in HTTP_PROXY right?");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_takes_no_connection_has_taken_no_start() {
     // The kernel drops what is beyond a full backlog, as a network does for a host that is off.
     let socket = TcpSocket::new_v4().unwrap();
