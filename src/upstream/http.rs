@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use anyhow::Context;
+use hyper_util::client::proxy::matcher::Matcher;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
@@ -89,7 +90,7 @@ impl HttpUpstream {
         if url.is_loopback() {
             builder = builder.no_proxy();
         }
-        if url.0.scheme() == "http" {
+        if !uses_tls(url) {
             // Root certificates are not needed, and may be missing.
             builder = builder.tls_certs_only([]);
         }
@@ -296,6 +297,15 @@ impl Upstream for HttpUpstream {
         self.check_age(age)?;
         Ok(entries)
     }
+}
+
+/// Returns whether requests to this URL use TLS, be it only to their proxy.
+fn uses_tls(url: &UpstreamUrl) -> bool {
+    // The client finds its proxy in the same way.
+    let proxy = || Matcher::from_system().intercept(&url.0.as_str().parse().ok()?);
+    url.0.scheme() == "https"
+        || !url.is_loopback()
+            && proxy().is_some_and(|proxy| proxy.uri().scheme_str() == Some("https"))
 }
 
 /// Returns the observation in the body of a 200 answer to a look-up of `id`.

@@ -160,6 +160,31 @@ async fn a_proxy_that_refuses_access_is_named_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_with_tls_is_verified_by_the_roots_also_for_an_upstream_without() {
+    let orders = Orders::created(&["a1"]).await;
+    // Without roots, a client that needs them cannot be made.
+    let (roots, proxy) = (("SSL_CERT_FILE", "/dev/null"), "https://proxy.invalid");
+    for (proxies, code) in [
+        (vec![("HTTP_PROXY", proxy)], 1),
+        (
+            vec![("HTTP_PROXY", proxy), ("NO_PROXY", "upstream.invalid")],
+            4,
+        ),
+        (vec![("HTTP_PROXY", "http://proxy.invalid")], 4),
+        (vec![], 4),
+    ] {
+        let url = ("ORDER_PROCESS_URL", "http://upstream.invalid");
+        let variables = [&proxies[..], &[url, roots]].concat();
+        let ran = orders
+            .env
+            .start_with("order-reconciler", &["--once"], &variables, false);
+        let (exit, log) = ended(ran).await;
+        assert_eq!(exit, Some(code), "{proxies:?}: {log}");
+        assert_eq!(log.contains("root certificates"), code == 1, "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_takes_no_connection_has_taken_no_start() {
     // The kernel drops what is beyond a full backlog, as a network does for a host that is off.
     let socket = TcpSocket::new_v4().unwrap();
