@@ -27,7 +27,7 @@ pub trait WriteFaults: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteFate {
     /// It is executed.
-    Open,
+    Executed,
     /// It fails as on a full disk; nothing is written.
     Refused,
     /// It is executed, and its caller gets [`StoreError::OutcomeUnknown`].
@@ -48,7 +48,7 @@ impl WriteFate {
         match self {
             Self::CrashBefore => return std::future::pending().await,
             Self::Refused => return Err(StoreError::unwritable("refused by an injected fault")),
-            Self::Open | Self::AckLost | Self::CrashAfter => execute(),
+            Self::Executed | Self::AckLost | Self::CrashAfter => execute(),
         }
         match self {
             Self::CrashAfter => std::future::pending().await,
@@ -64,6 +64,6 @@ pub struct NoFaults;
 
 impl WriteFaults for NoFaults {
     fn next(&self) -> WriteFate {
-        WriteFate::Open
+        WriteFate::Executed
     }
 }

@@ -283,7 +283,7 @@ impl WriteFaults for Disk {
     fn next(&self) -> WriteFate {
         match self.is_full.load(Ordering::Relaxed) {
             true => WriteFate::Refused,
-            false => WriteFate::Open,
+            false => WriteFate::Executed,
         }
     }
 }

@@ -122,7 +122,7 @@ struct Counter(AtomicUsize);
 impl WriteFaults for Counter {
     fn next(&self) -> WriteFate {
         self.0.fetch_add(1, Ordering::Relaxed);
-        WriteFate::Open
+        WriteFate::Executed
     }
 }
 

@@ -174,6 +174,6 @@ impl WriteFaults for RandomWriteFaults {
                 _ => WriteFate::AckLost,
             };
         }
-        WriteFate::Open
+        WriteFate::Executed
     }
 }
