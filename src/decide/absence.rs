@@ -65,3 +65,82 @@ impl OpenOrder {
             && !self.is_visible_at(observation.began_at, policy)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, POLICY, check, choose, intent, order, processing};
+    use super::super::{Action, Occasion, Phase};
+    use super::*;
+
+    #[test]
+    fn an_absence_counts_one_request_timeout_after_the_start_timed_out() {
+        let early = order(Phase::Created, intent(Some(NOW.0 - 4_999), None));
+        check(&early, Observed::Absent, Action::Wait);
+        let in_time = order(Phase::Created, intent(Some(NOW.0 - 5_000), None));
+        check(&in_time, Observed::Absent, Action::Start);
+    }
+
+    #[test]
+    fn a_start_without_a_recorded_timeout_timed_out_before_this_run() {
+        let unknown = order(Phase::Created, intent(None, None));
+        for (run_began_at, expected) in [
+            (NOW.0 - 5_000, Action::Start),
+            (NOW.0 - 4_999, Action::Wait),
+        ] {
+            let policy = Policy {
+                run_began_at: Timestamp(run_began_at),
+                ..POLICY
+            };
+            let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Poll);
+            assert_eq!(decided, expected);
+        }
+    }
+
+    #[test]
+    fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed() {
+        let absent = Observation {
+            observed: Observed::Absent,
+            began_at: NOW,
+        };
+        // Whether it is missing, and whether it is so too soon.
+        let check = |confirmed_at, run_began_at, expected: (bool, bool)| {
+            let phase = Phase::Processing {
+                confirmed_at: Timestamp(confirmed_at),
+                missed_at: None,
+            };
+            let order = order(phase, None);
+            let policy = Policy {
+                run_began_at: Timestamp(run_began_at),
+                ..POLICY
+            };
+            let is_missing = order.is_missing_in(&absent, &policy);
+            let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
+            assert_eq!((is_missing, is_too_soon), expected);
+            for occasion in [Occasion::Poll, Occasion::UpstreamRestart, Occasion::Dequeue] {
+                let decided = choose(&order, Observed::Absent, &policy, occasion);
+                assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
+            }
+            let running = Observation {
+                observed: Observed::Running,
+                ..absent
+            };
+            assert!(!order.is_missing_in(&running, &policy));
+            assert!(!order.is_missing_too_soon_in(&running, &policy));
+        };
+        check(NOW.0 - 5_000, 0, (true, false));
+        check(NOW.0 - 4_999, 0, (false, true));
+        check(NOW.0, 0, (false, true));
+        check(NOW.0 + 1, 0, (false, false));
+        // A process that an earlier run has confirmed may have been confirmed just before this run.
+        check(0, NOW.0 - 5_000, (true, false));
+        check(0, NOW.0 - 4_999, (false, true));
+        // Neither with an intent nor for a new order is a process known to exist.
+        for order in [
+            order(processing(None), intent(None, None)),
+            order(Phase::Created, None),
+        ] {
+            assert!(!order.is_missing_in(&absent, &POLICY));
+            assert!(!order.is_missing_too_soon_in(&absent, &POLICY));
+        }
+    }
+}

@@ -124,3 +124,48 @@ impl OpenOrder {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{NOW, intent, order, processing};
+    use super::*;
+
+    #[test]
+    fn an_order_waits_for_its_start_among_new_tried_or_forgotten_ones() {
+        let new = order(Phase::Created, None);
+        assert_eq!(new.start_class(), StartClass::New);
+        let mut refused = new;
+        refused.attempts = 1;
+        assert_eq!(refused.start_class(), StartClass::Retry);
+        let unanswered = order(Phase::Created, intent(Some(0), None));
+        assert_eq!(unanswered.start_class(), StartClass::Retry);
+        for intent in [None, intent(Some(0), None)] {
+            assert_eq!(
+                order(processing(None), intent).start_class(),
+                StartClass::Forgotten
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_process_is_flagged_at_once_and_only_where_there_was_one() {
+        let mut in_backoff = order(processing(None), None);
+        in_backoff.attempts = 3;
+        in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
+        let mut missing = in_backoff;
+        missing.mark_missing(NOW);
+        let expected = OpenOrder {
+            phase: processing(Some(NOW.0)),
+            attempts: 0,
+            next_attempt_at: None,
+            attention: Some(Reason::ProcessLost),
+            ..in_backoff
+        };
+        assert_eq!(missing, expected);
+        assert!(missing.is_missed() && !in_backoff.is_missed());
+        let created = order(Phase::Created, intent(Some(0), None));
+        let mut unchanged = created;
+        unchanged.mark_missing(NOW);
+        assert_eq!(unchanged, created);
+    }
+}

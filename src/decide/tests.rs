@@ -1,23 +1,22 @@
-//! The table, cell by cell, and the moments from which on an absence or an outcome counts.
+//! The table, cell by cell.
 
 use std::time::Duration;
 
 use super::*;
-use crate::pace::StartClass;
 
-const POLICY: Policy = Policy {
+pub(super) const POLICY: Policy = Policy {
     request_timeout: Duration::from_millis(5_000),
     max_starts: 5,
     lost_process: LostProcess::Restart,
     run_began_at: Timestamp(0),
 };
-const NOW: Timestamp = Timestamp(1_000_000);
+pub(super) const NOW: Timestamp = Timestamp(1_000_000);
 const CONTEXT: PassContext = PassContext {
     now: NOW,
     forgot_at: None,
 };
 
-fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
+pub(super) fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
     OpenOrder {
         seq: 1,
         phase,
@@ -31,7 +30,7 @@ fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
     }
 }
 
-fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
+pub(super) fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
     Some(Intent {
         written_at: Timestamp(NOW.0 - 10_000),
         given_up_at: given_up_at.map(Timestamp),
@@ -39,7 +38,7 @@ fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
     })
 }
 
-fn processing(missed_at: Option<i64>) -> Phase {
+pub(super) fn processing(missed_at: Option<i64>) -> Phase {
     Phase::Processing {
         confirmed_at: Timestamp(NOW.0 - 5_000),
         missed_at: missed_at.map(Timestamp),
@@ -51,7 +50,7 @@ fn unrecognised() -> Observed {
 }
 
 /// Returns the action after an observation whose request was sent now, or after none.
-fn choose(
+pub(super) fn choose(
     order: &OpenOrder,
     observed: impl Into<Option<Observed>>,
     policy: &Policy,
@@ -64,10 +63,19 @@ fn choose(
     decide(order, occasion, observation.as_ref(), policy, CONTEXT)
 }
 
-fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
+pub(super) fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
+    check_on(Occasion::Poll, order, observed, expected);
+}
+
+fn check_on(
+    occasion: Occasion,
+    order: &OpenOrder,
+    observed: impl Into<Option<Observed>>,
+    expected: Action,
+) {
     let observed = observed.into();
-    let action = choose(order, observed.clone(), &POLICY, Occasion::Poll);
-    assert_eq!(action, expected, "{order:?} {observed:?}");
+    let action = choose(order, observed.clone(), &POLICY, occasion);
+    assert_eq!(action, expected, "{order:?} {observed:?} {occasion:?}");
 }
 
 #[test]
@@ -120,104 +128,22 @@ fn every_phase_has_its_action_for_every_observation() {
 }
 
 #[test]
-fn an_absence_counts_one_request_timeout_after_the_start_timed_out() {
-    let early = order(Phase::Created, intent(Some(NOW.0 - 4_999), None));
-    check(&early, Observed::Absent, Action::Wait);
-    let in_time = order(Phase::Created, intent(Some(NOW.0 - 5_000), None));
-    check(&in_time, Observed::Absent, Action::Start);
-}
-
-#[test]
-fn a_start_without_a_recorded_timeout_timed_out_before_this_run() {
-    let unknown = order(Phase::Created, intent(None, None));
-    for (run_began_at, expected) in [
-        (NOW.0 - 5_000, Action::Start),
-        (NOW.0 - 4_999, Action::Wait),
-    ] {
-        let policy = Policy {
-            run_began_at: Timestamp(run_began_at),
-            ..POLICY
-        };
-        let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Poll);
-        assert_eq!(decided, expected);
-    }
-}
-
-#[test]
-fn an_absence_counts_one_request_timeout_after_the_process_was_confirmed() {
-    let absent = Observation {
-        observed: Observed::Absent,
-        began_at: NOW,
-    };
-    // Whether it is missing, and whether it is so too soon.
-    let check = |confirmed_at, run_began_at, expected: (bool, bool)| {
-        let phase = Phase::Processing {
-            confirmed_at: Timestamp(confirmed_at),
-            missed_at: None,
-        };
-        let order = order(phase, None);
-        let policy = Policy {
-            run_began_at: Timestamp(run_began_at),
-            ..POLICY
-        };
-        let is_missing = order.is_missing_in(&absent, &policy);
-        let is_too_soon = order.is_missing_too_soon_in(&absent, &policy);
-        assert_eq!((is_missing, is_too_soon), expected);
-        for occasion in [Occasion::Poll, Occasion::UpstreamRestart, Occasion::Dequeue] {
-            let decided = choose(&order, Observed::Absent, &policy, occasion);
-            assert_eq!(decided != Action::Wait, is_missing, "{occasion:?}");
-        }
-        let running = Observation {
-            observed: Observed::Running,
-            ..absent
-        };
-        assert!(!order.is_missing_in(&running, &policy));
-        assert!(!order.is_missing_too_soon_in(&running, &policy));
-    };
-    check(NOW.0 - 5_000, 0, (true, false));
-    check(NOW.0 - 4_999, 0, (false, true));
-    check(NOW.0, 0, (false, true));
-    check(NOW.0 + 1, 0, (false, false));
-    // A process that an earlier run has confirmed may have been confirmed just before this run.
-    check(0, NOW.0 - 5_000, (true, false));
-    check(0, NOW.0 - 4_999, (false, true));
-    // Neither with an intent nor for a new order is a process known to exist.
-    for order in [
-        order(processing(None), intent(None, None)),
-        order(Phase::Created, None),
-    ] {
-        assert!(!order.is_missing_in(&absent, &POLICY));
-        assert!(!order.is_missing_too_soon_in(&absent, &POLICY));
-    }
-}
-
-#[test]
 fn a_process_is_lost_after_two_absences_or_one_when_the_upstream_was_restarted() {
     let once = order(processing(None), None);
-    assert_eq!(
-        choose(&once, Observed::Absent, &POLICY, Occasion::Poll),
-        Action::MarkMissing
-    );
-    assert_eq!(
-        choose(&once, Observed::Absent, &POLICY, Occasion::UpstreamRestart),
-        Action::Start
+    check(&once, Observed::Absent, Action::MarkMissing);
+    check_on(
+        Occasion::UpstreamRestart,
+        &once,
+        Observed::Absent,
+        Action::Start,
     );
     // The same observation twice is one absence.
     let same = order(processing(Some(NOW.0)), None);
-    assert_eq!(
-        choose(&same, Observed::Absent, &POLICY, Occasion::Poll),
-        Action::Wait
-    );
+    check(&same, Observed::Absent, Action::Wait);
     // At the head of the queue it has already been decided about.
-    assert_eq!(
-        choose(&same, Observed::Absent, &POLICY, Occasion::Dequeue),
-        Action::Start
-    );
+    check_on(Occasion::Dequeue, &same, Observed::Absent, Action::Start);
     let twice = order(processing(Some(NOW.0 - 1)), None);
-    assert_eq!(
-        choose(&twice, Observed::Absent, &POLICY, Occasion::Poll),
-        Action::Start
-    );
+    check(&twice, Observed::Absent, Action::Start);
 }
 
 #[test]
@@ -232,21 +158,14 @@ fn the_policy_decides_about_a_lost_process_unless_an_operator_has() {
             lost_process,
             ..POLICY
         };
+        let decided =
+            |order: &OpenOrder, observed| choose(order, observed, &policy, Occasion::Poll);
         lost.restart_requested = false;
-        assert_eq!(
-            choose(&lost, Observed::Absent, &policy, Occasion::Poll),
-            action
-        );
+        assert_eq!(decided(&lost, Observed::Absent), action);
         lost.restart_requested = true;
-        assert_eq!(
-            choose(&lost, Observed::Absent, &policy, Occasion::Poll),
-            Action::Start
-        );
+        assert_eq!(decided(&lost, Observed::Absent), Action::Start);
         // Only a forgotten one: a running process is not restarted.
-        assert_eq!(
-            choose(&lost, Observed::Running, &policy, Occasion::Poll),
-            Action::ClearAttention
-        );
+        assert_eq!(decided(&lost, Observed::Running), Action::ClearAttention);
     }
 }
 
@@ -469,43 +388,4 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
 fn the_words_of_the_policies_are_those_of_settings_and_database() {
     let words = LostProcess::ALL.map(LostProcess::as_str);
     assert_eq!(words, ["restart", "hold", "fail"]);
-}
-
-#[test]
-fn an_order_waits_for_its_start_among_new_tried_or_forgotten_ones() {
-    let new = order(Phase::Created, None);
-    assert_eq!(new.start_class(), StartClass::New);
-    let mut refused = new;
-    refused.attempts = 1;
-    assert_eq!(refused.start_class(), StartClass::Retry);
-    let unanswered = order(Phase::Created, intent(Some(0), None));
-    assert_eq!(unanswered.start_class(), StartClass::Retry);
-    for intent in [None, intent(Some(0), None)] {
-        assert_eq!(
-            order(processing(None), intent).start_class(),
-            StartClass::Forgotten
-        );
-    }
-}
-
-#[test]
-fn a_missing_process_is_flagged_at_once_and_only_where_there_was_one() {
-    let mut in_backoff = order(processing(None), None);
-    in_backoff.attempts = 3;
-    in_backoff.next_attempt_at = Some(Timestamp(NOW.0 + 1));
-    let mut missing = in_backoff;
-    missing.mark_missing(NOW);
-    let expected = OpenOrder {
-        phase: processing(Some(NOW.0)),
-        attempts: 0,
-        next_attempt_at: None,
-        attention: Some(Reason::ProcessLost),
-        ..in_backoff
-    };
-    assert_eq!(missing, expected);
-    assert!(missing.is_missed() && !in_backoff.is_missed());
-    let created = order(Phase::Created, intent(Some(0), None));
-    let mut unchanged = created;
-    unchanged.mark_missing(NOW);
-    assert_eq!(unchanged, created);
 }
