@@ -70,10 +70,8 @@ enum Executor {
     /// The writer behind this queue.
     Queue(mpsc::Sender<Pending>),
     /// This function, subject to faults.
-    Synchronous(Execute, Arc<dyn WriteFaults>),
+    Synchronous(Box<dyn Fn(Pending) + Send + Sync>, Arc<dyn WriteFaults>),
 }
-
-type Execute = Box<dyn Fn(Pending) + Send + Sync>;
 
 /// The write queue of a process.
 pub(super) struct Queue {
@@ -85,11 +83,8 @@ impl Queue {
     /// Returns a queue, its sender, and the receiver for the writer.
     pub fn new(state: WriterState) -> (Self, mpsc::Sender<Pending>, mpsc::Receiver<Pending>) {
         let (sender, waiting) = mpsc::channel(QUEUE_MAX);
-        let queue = Self {
-            executor: Executor::Queue(sender.clone()),
-            state,
-        };
-        (queue, sender, waiting)
+        let executor = Executor::Queue(sender.clone());
+        (Self { executor, state }, sender, waiting)
     }
 
     /// Returns a queue that executes each write immediately, while the caller's thread waits.
@@ -98,10 +93,8 @@ impl Queue {
         faults: Arc<dyn WriteFaults>,
         execute: impl Fn(Pending) + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            executor: Executor::Synchronous(Box::new(execute), faults),
-            state,
-        }
+        let executor = Executor::Synchronous(Box::new(execute), faults);
+        Self { executor, state }
     }
 
     /// Returns a receiver that changes at each commit from now on.
@@ -150,8 +143,7 @@ impl Queue {
         if !claimed.swap(true, Ordering::AcqRel) {
             // Withdrawn before execution began: it will never be executed. If others were committed
             // meanwhile, the queue was long, and nothing blocks it.
-            let is_blocked = !commits.has_changed().unwrap_or(false);
-            if is_blocked {
+            if !commits.has_changed().unwrap_or(false) {
                 self.state.report_stuck();
             }
             return Err(StoreError::unwritable("the write could not begin in time"));
