@@ -78,10 +78,9 @@ impl Committer {
 
     /// Rolls the transaction back. SQLite has already done so after some failures.
     fn roll_back(&self) -> rusqlite::Result<()> {
-        if self.db.is_autocommit() {
-            Ok(())
-        } else {
-            self.db.execute_batch("ROLLBACK")
+        match self.db.is_autocommit() {
+            true => Ok(()),
+            false => self.db.execute_batch("ROLLBACK"),
         }
     }
 
@@ -98,11 +97,8 @@ impl Committer {
                         return Err(error.into());
                     }
                     log::error!("a write was refused by the database: {error}");
-                    let failure = Failure::from(error);
-                    batch
-                        .remove(index)
-                        .write
-                        .finish(Err(failure.to_store_error()));
+                    let refused = batch.remove(index).write;
+                    refused.finish(Err(Failure::from(error).to_store_error()));
                     self.db.execute_batch("BEGIN IMMEDIATE")?;
                     index = 0;
                 }
@@ -123,10 +119,10 @@ impl Committer {
             Err(failure) => self.state.report_failure(failure.cause.to_string()),
         }
         for pending in batch {
-            pending.write.finish(match &result {
-                Ok(()) => Ok(()),
-                Err(failure) => Err(failure.to_store_error()),
-            });
+            let result = result.as_ref().copied();
+            pending
+                .write
+                .finish(result.map_err(Failure::to_store_error));
         }
     }
 }
