@@ -1,10 +1,12 @@
 //! An HTTP/1.1 server for a tower service, in which no client can delay another one or the shutdown.
 //!
 //! Owns connections and their limits, and nothing else: `api` and `simulator` supply the services. Limits
-//! are in `server/slots.rs`, requests in flight in `server/requests.rs`.
+//! are in `server/slots.rs`, requests in flight in `server/requests.rs`, and the end of a request once
+//! its answer is written in `server/unwritten.rs`.
 
 mod requests;
 mod slots;
+mod unwritten;
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -32,6 +34,7 @@ use tower_service::Service;
 use self::requests::{InFlight, RequestTracker};
 pub use self::slots::{CONNECTIONS_MAX, ConnectionStats, LongAnswer, raise_file_limit};
 use self::slots::{Slot, Slots};
+use self::unwritten::{FlushedStream, Unwritten};
 
 /// Maximum time for a client to send the head of a request. It is also the idle limit of a kept-alive
 /// connection, and therefore longer than most clients keep one in their pool.
@@ -49,7 +52,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Maximum time for requests in flight to finish at shutdown.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Time for the last answers to be sent once all requests are answered.
+/// Time for connections to end once all answers are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An exceptional state of a connection or its request, stored in the extensions of the request so that
@@ -150,6 +153,11 @@ async fn serve_connection<S, B>(
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let mut stream = Box::pin(stream);
     let is_regular = tracker.state.is_none();
+    let unwritten = Unwritten::default();
+    let flushed = FlushedStream {
+        stream: TokioIo::new(stream.as_mut()),
+        unwritten: unwritten.clone(),
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
         let begun = tracker.begin();
         if let Some(state) = normalize_host(&mut request).or(tracker.state) {
@@ -160,6 +168,7 @@ async fn serve_connection<S, B>(
             *request.uri_mut() = Uri::from_static("/");
         }
         let answer = begun.is_some().then(|| service.clone().call(request));
+        let unwritten = unwritten.clone();
         async move {
             let Some(answer) = answer else {
                 // The connection was evicted, and is about to be dropped.
@@ -167,14 +176,15 @@ async fn serve_connection<S, B>(
             };
             let mut answer = answer.await?;
             let long = answer.extensions_mut().remove::<LongAnswer>();
-            // The closure is dropped with the body, which ends the request.
-            let written = |body: B| {
+            let kept = unwritten.keep((begun, long));
+            // The closure is dropped with the body.
+            let keeping = |body: B| {
                 body.map_err(move |error| {
-                    let _ = (&begun, &long);
+                    let _ = &kept;
                     error
                 })
             };
-            Ok::<_, Infallible>(answer.map(written))
+            Ok::<_, Infallible>(answer.map(keeping))
         }
     });
     let mut connection = pin!(
@@ -187,7 +197,7 @@ async fn serve_connection<S, B>(
             })
             .max_buf_size(HEAD_BYTES_MAX)
             .keep_alive(is_regular)
-            .serve_connection(TokioIo::new(stream.as_mut()), service)
+            .serve_connection(flushed, service)
     );
     let served = async {
         if let Some(stopped) = &mut stopped {
@@ -202,8 +212,13 @@ async fn serve_connection<S, B>(
     if let Some(Err(error)) = &ended {
         log::debug!("connection: {error}");
     }
-    if ended.is_some_and(|ended| !ended.is_err_and(|error| cuts_answer(&error))) {
-        // The answer was complete: unsent data is still sent.
+    let is_complete = match ended {
+        Some(ended) => !ended.is_err_and(|error| cuts_answer(&error)),
+        // An evicted connection was idle, unless it was in the overflow.
+        None => is_regular,
+    };
+    if is_complete {
+        // Unsent data is still sent.
         let _ = set_socket_linger(stream.get_ref(), None);
     }
 }
@@ -232,4 +247,106 @@ fn normalize_host<B>(request: &mut Request<B>) -> Option<ConnectionState> {
         request.headers_mut().insert(HOST, host);
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+    use warp::{Filter, Reply};
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Serves answers of `length` bytes in one part, each with a permit.
+    async fn serving(length: usize) -> (ConnectionStats, SocketAddr) {
+        let stats = ConnectionStats::for_open_files(0);
+        let permits = stats.clone();
+        let service = warp::service(warp::any().map(move || {
+            let mut answer = vec![b'x'; length].into_response();
+            let permit = permits.long_answer().unwrap();
+            answer.extensions_mut().insert(permit);
+            answer
+        }));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, service, stats.clone(), stop, ready(())));
+        (stats, address)
+    }
+
+    fn free_permits(stats: &ConnectionStats) -> usize {
+        std::iter::from_fn(|| stats.long_answer())
+            .collect::<Vec<_>>()
+            .len()
+    }
+
+    /// Reads `length` bytes after the head of an answer, of which the first byte was read.
+    async fn read_answer(client: &mut TcpStream, length: usize) {
+        let mut head = vec![b'H'];
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let mut body = vec![0; length];
+        client.read_exact(&mut body).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_ends_once_its_answer_is_written() {
+        // More than the buffers of a socket hold.
+        let length = 32 << 20;
+        let (stats, address) = serving(length).await;
+        let permits = free_permits(&stats);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
+        client.read_u8().await.unwrap();
+        assert_eq!((stats.requests(), free_permits(&stats)), (1, permits - 1));
+        // It is not idle, so the slots are not enough for it and the new connections.
+        let (_, slots) = stats.served();
+        let mut others = Vec::new();
+        for _ in 0..slots {
+            let mut other = TcpStream::connect(address).await.unwrap();
+            other.write_all(b"GET").await.unwrap();
+            others.push(other);
+        }
+        let evicted = others[0].read(&mut [0]).await;
+        assert!(!evicted.is_ok_and(|length| length > 0));
+        read_answer(&mut client, length).await;
+        while stats.requests() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(free_permits(&stats), permits);
+    }
+
+    #[tokio::test]
+    async fn an_evicted_connection_delivers_the_answer_that_its_client_has_not_read() {
+        // More than the client's buffer holds, and less than that of the server's socket.
+        let length = 16 << 10;
+        let (stats, address) = serving(length).await;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = socket.connect(address).await.unwrap();
+        client.write_all(REQUEST).await.unwrap();
+        client.read_u8().await.unwrap();
+        while stats.requests() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let (_, slots) = stats.served();
+        let mut others = Vec::new();
+        for _ in 0..=slots {
+            let mut other = TcpStream::connect(address).await.unwrap();
+            other.write_all(REQUEST).await.unwrap();
+            other.read_u8().await.unwrap();
+            others.push(other);
+        }
+        read_answer(&mut client, length).await;
+        assert_eq!(
+            client.read_u8().await.unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
 }

@@ -48,6 +48,7 @@ impl IdleQueue {
     pub fn enter(&self, end: CancellationToken) -> Arc<IdleEntry> {
         let idle_entry = IdleEntry {
             number: AtomicU64::new(0),
+            requests: AtomicUsize::new(0),
             queue: self.clone(),
             connection: end,
         };
@@ -73,6 +74,8 @@ impl IdleQueue {
 pub(super) struct IdleEntry {
     /// Number in the queue; 0 while a request is in flight.
     number: AtomicU64,
+    /// Number of requests in flight. A client may send the next one before it has read an answer.
+    requests: AtomicUsize,
     queue: IdleQueue,
     connection: CancellationToken,
 }
@@ -114,6 +117,9 @@ struct InFlightCount {
 impl InFlight {
     fn begin(&self, idle_entry: Option<Arc<IdleEntry>>) -> RequestGuard {
         self.0.count.fetch_add(1, Ordering::AcqRel);
+        if let Some(idle_entry) = &idle_entry {
+            idle_entry.requests.fetch_add(1, Ordering::Relaxed);
+        }
         RequestGuard {
             in_flight: self.0.clone(),
             idle_entry,
@@ -145,11 +151,35 @@ pub(super) struct RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        if let Some(idle_entry) = &self.idle_entry {
+        if let Some(idle_entry) = &self.idle_entry
+            && idle_entry.requests.fetch_sub(1, Ordering::Relaxed) == 1
+        {
             idle_entry.enter();
         }
         if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.in_flight.reached_zero.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_idle_once_all_of_its_requests_have_ended() {
+        let queue = IdleQueue::default();
+        let tracker = RequestTracker {
+            state: None,
+            in_flight: InFlight::default(),
+            idle_entry: Some(queue.enter(CancellationToken::new())),
+        };
+        let [first, second] = [tracker.begin(), tracker.begin()];
+        drop(first);
+        assert!(!queue.evict_longest());
+        drop(second);
+        assert!(queue.evict_longest());
+        assert!(tracker.begin().is_none());
+        assert!(!queue.evict_longest());
     }
 }
