@@ -60,13 +60,14 @@ fn systemd_accepts_the_units_and_finds_them_hardened() {
 }
 
 #[test]
-fn the_units_wait_for_a_drain_and_do_not_restart_after_wrong_settings() {
+fn the_units_wait_for_a_drain_and_restart_unless_settings_are_wrong() {
     for (name, _) in UNITS {
         let unit = unit(name);
         for line in [
             "User=order-service",
             "Environment=DATABASE_URL=sqlite:/var/lib/order-service/orders.db",
             "TimeoutStopSec=30",
+            "StartLimitIntervalSec=0",
             "Restart=always",
             "RestartPreventExitStatus=2",
         ] {
