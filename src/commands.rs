@@ -235,7 +235,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let end = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
     store.checkpoint().await;
     pruning.is_done = true;
-    pruning.free_bytes = store.free_bytes().await?;
+    pruning.free_bytes = store.free_bytes();
     process::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),

@@ -42,7 +42,8 @@ pub struct Pruning {
     pub removed: PruneCounts,
     /// True if they were removed, false for a dry run.
     pub is_done: bool,
-    /// Free bytes in the file, which SQLite reuses; `None` for a dry run, and where there is no file.
+    /// Free bytes in the file, which SQLite reuses; `None` for a dry run, and as
+    /// [`Store::free_bytes`] returns it.
     pub free_bytes: Option<u64>,
 }
 

@@ -271,12 +271,13 @@ impl Store {
         Ok(Some((self.queue().write(write).await?, last)))
     }
 
-    /// Returns the bytes in the database file that are free for new rows; `None` where there is no file.
-    pub async fn free_bytes(&self) -> Result<Option<u64>, StoreError> {
+    /// Returns the bytes in the database file that are free for new rows; `None` where there is no file, or
+    /// if it cannot be read.
+    pub fn free_bytes(&self) -> Option<u64> {
         match &self.engine {
-            Engine::Sqlite(engine) => engine.free_bytes().map(Some),
+            Engine::Sqlite(engine) => engine.free_bytes().ok(),
             #[cfg(feature = "postgres")]
-            Engine::Postgres(_) => Ok(None),
+            Engine::Postgres(_) => None,
         }
     }
 

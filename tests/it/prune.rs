@@ -439,7 +439,18 @@ async fn a_check_finds_missing_records_that_were_not_pruned() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[test]
+fn a_prune_can_report_although_the_database_cannot_be_read() {
+    let env = TestEnvironment::new();
+    let store = env.store();
+    for suffix in ["", "-wal", "-shm"] {
+        let file = env.path(&format!("orders.db{suffix}"));
+        std::fs::write(file, [b'x'; 100_000]).unwrap();
+    }
+    assert_eq!(store.free_bytes(), None);
+}
+
+#[tokio::test]
 async fn a_backup_of_a_pruned_database_is_sound() {
     let env = TestEnvironment::new();
     old_and_new(&env).await;
