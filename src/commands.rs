@@ -9,7 +9,7 @@ use anyhow::bail;
 use futures_util::TryStreamExt;
 
 use crate::account;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::Clock;
 use crate::config::{
     self, AccountArgs, BackupArgs, CopyArgs, ExistingDatabaseArgs, ExplainArgs, FailArgs,
     PruneArgs, RestartArgs,
@@ -123,7 +123,7 @@ pub fn check(args: &ExistingDatabaseArgs) -> anyhow::Result<Exit> {
 /// `explain`: prints the response of `GET /order/{id}/explain` as text.
 pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
     let database = ReadOnlyDatabase::open(&args.database.database_url)?;
-    let now = SystemClock.now();
+    let now = database.now()?;
     if let Some(details) = database.details(&args.id, now)? {
         let invocation = Invocation::here(process::program_name(), database.address());
         process::print(details.explain(now, &invocation));
@@ -210,22 +210,24 @@ pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
 /// # Errors
 /// The database cannot be used, or pruning was interrupted. The counts so far are printed all the same.
 pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
-    let settled_before = prune::ago(args.settled_before, SystemClock.now());
-    let mut pruning = Pruning {
-        settled_before,
+    let pruning = |now| Pruning {
+        settled_before: prune::ago(args.settled_before, now),
         removed: PruneCounts::default(),
-        is_done: false,
+        is_done: !args.dry_run,
         free_bytes: None,
     };
     if args.dry_run {
         // Read-only: not even the schema is migrated.
         let database = ReadOnlyDatabase::open(&args.database.database_url)?;
-        pruning.removed = database.prunable(settled_before)?;
+        let mut pruning = pruning(database.now()?);
+        pruning.removed = database.prunable(pruning.settled_before)?;
         process::print(pruning);
         return Ok(Exit::Done);
     }
     let stop = process::stop_on_signals()?;
     let store = Store::open_existing(&args.database.database_url)?;
+    let mut pruning = pruning(store.clock().now());
+    let settled_before = pruning.settled_before;
     let on_batch = |removed: &PruneCounts| {
         let orders = removed.orders();
         let noun = if orders == 1 { "order" } else { "orders" };
@@ -234,7 +236,6 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     let removed = &mut pruning.removed;
     let end = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
     store.checkpoint().await;
-    pruning.is_done = true;
     pruning.free_bytes = store.free_bytes();
     process::print(pruning);
     match end {

@@ -7,6 +7,7 @@ use super::lines::{BoxError, Lines};
 use super::postgres::LineSession;
 use super::sqlite::ReadOnlyFile;
 use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError};
+use crate::clock::{Clock, SystemClock};
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::OrderDetails;
 
@@ -56,6 +57,15 @@ impl ReadOnlyDatabase {
     /// Returns the number of orders and entries that settled before a time and would be pruned.
     pub fn prunable(&self, settled_before: Timestamp) -> Result<PruneCounts, StoreError> {
         self.read(|lines| check::prunable(lines, settled_before))
+    }
+
+    /// Returns the time by the clock by which orders are dated; see [`Store::clock`](super::Store::clock).
+    pub fn now(&self) -> Result<Timestamp, StoreError> {
+        match &self.0 {
+            Engine::Sqlite(_) => Ok(SystemClock.now()),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => self.read(check::server_time),
+        }
     }
 
     fn read<T>(

@@ -13,9 +13,9 @@ use order_service::store::{
     AttentionUpdate, Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
 };
 
-use super::postgres::open;
-use super::{all, create};
-use crate::cluster::{Cluster, free_port, unprivileged};
+use super::postgres::{fresh_in, open};
+use super::{Fresh, all, create};
+use crate::cluster::{Cluster, cluster, free_port, unprivileged};
 use crate::proxy::{Fault, Proxy};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,4 +238,33 @@ async fn orders_are_dated_by_the_clock_of_the_server() {
          FROM order_service.orders",
     );
     assert_eq!(there, "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_go_by_the_clock_of_the_server() {
+    let Some(library) = faketime() else {
+        assert!(std::env::var_os("CI").is_none(), "apt-get install faketime");
+        println!("skipped: there is no libfaketime");
+        return;
+    };
+    let database = cluster().database();
+    let Fresh { store, env, .. } = fresh_in(&database);
+    create(&store, "a1", store.clock().now().0).await;
+    let url = cluster().url(&database);
+    let variables = [
+        ("LD_PRELOAD", library.to_str().unwrap()),
+        ("FAKETIME", "@2100-06-01 00:00:00"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    for command in [
+        &["explain", "a1"][..],
+        &["prune", "--settled-before", "1d", "--dry-run"],
+        &["prune", "--settled-before", "1d"],
+    ] {
+        let arguments = [command, &["--database-url", &url]].concat();
+        let ran = env
+            .run_with("order-service", &arguments, &variables)
+            .assert_code(0);
+        assert!(!ran.stdout.contains("2100"), "{ran:?}");
+    }
 }
