@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::journal_stats::JournalStats;
 use crate::order::{Reason, ResolvedBy, Status, Timestamp};
 use crate::pace::UpstreamState;
-use crate::store::{StatsSnapshot, Store, StoreError};
+use crate::store::{Cursor, StatsSnapshot, Store, StoreError};
 
 /// Time limit for the statistics: less than the 10 s after which Prometheus gives up a scrape. The first
 /// request after a start reads the whole journal.
@@ -21,7 +21,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(8);
 /// The cached statistics, shared by all requests.
 #[derive(Default)]
 pub(super) struct StatsCache {
-    journal: Arc<Mutex<JournalStats>>,
+    /// A cursor of the history whose events are counted, and their statistics.
+    journal: Arc<Mutex<(Cursor, JournalStats)>>,
 }
 
 /// All statistics as of one moment.
@@ -44,11 +45,17 @@ impl StatsCache {
     }
 
     async fn update(&self, store: &Store) -> Result<CachedStats, StoreError> {
-        let mut journal = self.journal.clone().lock_owned().await;
+        let mut cached = self.journal.clone().lock_owned().await;
         let store = store.for_long_reads();
         let read = async move {
             let clock = store.clock();
-            let snapshot = store.update_stats(&mut journal, clock.now()).await?;
+            let (counted, journal) = &mut *cached;
+            let newest = store.newest_event().await?;
+            if !newest.has_history_of(*counted) {
+                // The numbers of events that a promoted standby lacks are used again.
+                (*counted, *journal) = (newest, JournalStats::default());
+            }
+            let snapshot = store.update_stats(journal, clock.now()).await?;
             let now = clock.now();
             journal.drop_old_minutes(now);
             // A copy, so that a slow caller holds no lock.
@@ -93,7 +100,27 @@ impl CachedStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::order::{EventReason, OrderId};
     use crate::store::{DatabaseUrl, Mode};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn statistics_of_a_lost_history_are_read_again() {
+        let cache = StatsCache::default();
+        let mut created = Vec::new();
+        // Like a promoted standby, the second database has fewer events than were counted.
+        for count in [3, 2] {
+            let folder = tempfile::tempdir().unwrap();
+            let url = DatabaseUrl::from(folder.path().join("orders.db"));
+            let store = Store::open(&url, Mode::Threaded).unwrap();
+            for n in 0..count {
+                let id = OrderId::new(format!("a{n}")).unwrap();
+                store.create(id, Timestamp(1)).await.unwrap();
+            }
+            let cached = cache.read(&store).await.unwrap();
+            created.push(cached.journal.entries_with(EventReason::Created));
+        }
+        assert_eq!(created, [3, 2]);
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn statistics_in_use_delay_no_other_request() {
