@@ -28,29 +28,27 @@ impl Api {
         let body = request::read_body(headers, body).await?;
         let id = request::new_order(&body)?;
         let clock = &self.store.clock();
-        let created = match self.store.create(id, clock.now()).await {
+        let order = match self.store.create(id, clock.now()).await {
             Ok(Creation::Created(order)) => order,
             Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
             Err(error) => return Err(store_problem(error)),
         };
+        let location = json::location(&order.id);
+        let next_poll_at = None;
+        let created = OrderView {
+            order,
+            next_poll_at,
+        };
         // The order exists, so the response is 201 even if waiting fails. Without a free slot the
         // request does not wait, and the response has no `Preference-Applied`.
         let mut answer = match Wait::of(headers) {
-            None => response(StatusCode::CREATED, &created, None, clock),
-            Some(wait) => {
-                let found = OrderView {
-                    order: created.clone(),
-                    next_poll_at: None,
-                };
-                match self.settled_within(found, wait).await {
-                    Ok(found) => after_wait(StatusCode::CREATED, &found, wait, clock),
-                    Err(_) => response(StatusCode::CREATED, &created, None, clock),
-                }
-            }
+            None => response(StatusCode::CREATED, &created, clock),
+            Some(wait) => match self.settled_within(created.clone(), wait).await {
+                Ok(found) => after_wait(StatusCode::CREATED, &found, wait, clock),
+                Err(_) => response(StatusCode::CREATED, &created, clock),
+            },
         };
-        answer
-            .headers_mut()
-            .insert(LOCATION, json::location(&created.id));
+        answer.headers_mut().insert(LOCATION, location);
         Ok(answer)
     }
 }

@@ -38,7 +38,7 @@ impl Api {
         let found = self.order_store.find(&id).await.map_err(store_problem)?;
         let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         Ok(match Wait::of(headers) {
-            None => response(StatusCode::OK, &found.order, found.next_poll_at, clock),
+            None => response(StatusCode::OK, &found, clock),
             Some(wait) => {
                 let found = self.settled_within(found, wait).await?;
                 after_wait(StatusCode::OK, &found, wait, clock)
@@ -115,7 +115,7 @@ pub(super) fn after_wait(
     wait: Wait,
     clock: &impl Clock,
 ) -> Response {
-    let mut response = response(status, &found.order, found.next_poll_at, clock);
+    let mut response = response(status, found, clock);
     response
         .headers_mut()
         .insert(PREFERENCE_APPLIED, wait.applied());
@@ -123,14 +123,9 @@ pub(super) fn after_wait(
 }
 
 /// Returns the response for a single order.
-pub(super) fn response(
-    status: StatusCode,
-    order: &Order,
-    next_poll_at: Option<Timestamp>,
-    clock: &impl Clock,
-) -> Response {
-    let mut response = json_answer(status, json::order(order));
-    if let Some(seconds) = retry_after(order, next_poll_at, clock) {
+pub(super) fn response(status: StatusCode, found: &OrderView, clock: &impl Clock) -> Response {
+    let mut response = json_answer(status, json::order(&found.order));
+    if let Some(seconds) = retry_after(&found.order, found.next_poll_at, clock) {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
