@@ -54,9 +54,9 @@ pub(super) use prunable;
 macro_rules! startable {
     ($max_starts:literal, $now:literal) => {
         concat!(
-            "intent_at IS NULL AND (starts < ",
+            "intent_at IS NULL AND (starts < CAST(",
             $max_starts,
-            " OR released_at IS NOT NULL) AND (next_attempt_at IS NULL OR next_attempt_at <= ",
+            " AS bigint) OR released_at IS NOT NULL) AND (next_attempt_at IS NULL OR next_attempt_at <= ",
             $now,
             ")"
         )

@@ -99,6 +99,7 @@ on_every_engine! {
     an_intent_is_replaced_only_by_a_change_that_names_it,
     a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect,
     the_schema_refuses_impossible_rows,
+    a_maximum_of_starts_may_exceed_what_a_row_can_hold,
 }
 
 async fn create(store: &Store, id: &str, at: i64) -> i64 {
@@ -339,4 +340,18 @@ async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leaders
     let recorded = second.record(lead, adopt(), Timestamp(3)).await.unwrap();
     assert_eq!(recorded.changed, 1, "the deposed leader changed nothing");
     assert_eq!(lead.loss(), None);
+}
+
+async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(fresh: Factory) {
+    let Fresh { store, .. } = &fresh();
+    create(store, "a1", 1).await;
+    execute(store.address(), "UPDATE orders SET starts = 2147483647");
+    for (max_starts, may_start) in [(2_147_483_647, false), (u32::MAX, true)] {
+        let has_work = store.has_work(Timestamp(2), max_starts).await;
+        assert_eq!(has_work.unwrap(), may_start);
+        let found = store
+            .startable(Timestamp(2), max_starts, false, 0, 10)
+            .await;
+        assert_eq!(found.unwrap().len(), usize::from(may_start));
+    }
 }

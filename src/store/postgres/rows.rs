@@ -52,9 +52,7 @@ impl ToSql for Value<'_> {
     fn to_sql(&self, of: &Type, out: &mut BytesMut) -> Result<IsNull, BoxError> {
         match (self, of) {
             (Self::Null, _) => Ok(IsNull::Yes),
-            (Self::Integer(number), &Type::INT4) => {
-                i32::try_from(*number).unwrap_or(i32::MAX).to_sql(of, out)
-            }
+            // The server refuses these eight bytes as a value of another type than bigint.
             (Self::Integer(number), _) => number.to_sql(of, out),
             (Self::Text(text), _) => text.to_sql(of, out),
             (Self::Boolean(flag), _) => flag.to_sql(of, out),
