@@ -5,15 +5,16 @@
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
-//! their own. `readers` repeats reads on new connections, and `rows` makes them. `connect` opens
-//! sessions and checks their server, with `settings`, `schema` and `history`. `lead` elects the
-//! leader, and `listen` receives the commits of other processes.
+//! their own. `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes
+//! them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
+//! `lead` elects the leader, and `listen` receives the commits of other processes.
 
 mod address;
 mod batch;
 mod changes;
 mod connect;
 mod copy;
+mod dialect;
 mod error;
 mod heartbeat;
 mod history;

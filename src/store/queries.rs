@@ -2,7 +2,7 @@
 //! statements are made in one snapshot.
 //!
 //! The texts are in SQLite's dialect and name the index that its planner has to use; PostgreSQL is sent them
-//! without (`postgres/rows.rs`). `status || ''` keeps PostgreSQL off the index of statuses, which
+//! without (`postgres/dialect.rs`). `status || ''` keeps PostgreSQL off the index of statuses, which
 //! without statistics is chosen although it would read every order of a status.
 
 use futures_util::future::try_join;

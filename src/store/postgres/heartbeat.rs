@@ -1,7 +1,6 @@
 //! Writes of the heartbeat.
 
 use super::error::Error;
-use super::rows::in_dialect;
 use super::session::{Steps, Value};
 use crate::store::queue::Pending;
 use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
@@ -22,7 +21,7 @@ pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<()
             let values = heartbeat_values(heartbeat).map_err(Error::value)?;
             let values = values.into_iter().map(|value| -> Value { Box::new(value) });
             let epoch: Value = Box::new(*epoch);
-            let sql = format!("{} {OF_EPOCH}", in_dialect(WRITE_HEARTBEAT));
+            let sql = format!("{} {OF_EPOCH}", WRITE_HEARTBEAT);
             steps.add(sql, values.chain([epoch]).collect());
         }
     }

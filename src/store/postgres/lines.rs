@@ -7,8 +7,8 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::connect::{Connector, Purpose};
+use super::dialect::without_indexes;
 use super::error::Error;
-use super::rows::without_indexes;
 use super::session::Session;
 use super::{PostgresUrl, on_thread, start_thread};
 use crate::messages::with_causes;

@@ -1,7 +1,6 @@
 //! Orders that a batch prunes, and the totals that are kept of them.
 
 use super::error::Error;
-use super::rows::in_dialect;
 use super::session::{Session, Steps};
 use crate::journal_stats::JournalStats;
 use crate::order::Status;
@@ -102,7 +101,7 @@ impl PruneBatch {
             vec![Box::new(self.seqs.clone())],
         );
         let values = values.into_iter().map(|value| Box::new(value) as _);
-        steps.add(in_dialect(ADD_TO_PRUNED), values.collect());
+        steps.add(ADD_TO_PRUNED, values.collect());
         Ok(())
     }
 

@@ -7,7 +7,6 @@ use tokio_postgres::Row;
 
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::error::Error;
-use super::rows::in_dialect;
 use super::session::{Steps, Value};
 use crate::order::EventReason;
 use crate::pace::BACKOFF_MAX;
@@ -62,7 +61,7 @@ impl RowWork {
                     let latest = now.after(BACKOFF_MAX).0;
                     let values: Vec<Value> =
                         vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
-                    let sql = in_dialect(CLAMP_TIMES).replace("seq = $1", "seq = ANY ($1)");
+                    let sql = CLAMP_TIMES.replace("seq = ?1", "seq = ANY (?1)");
                     steps.add(sql, values);
                 }
                 #[cfg(test)]

@@ -19,9 +19,8 @@ impl Database for Session {
         values: &[Value<'_>],
         read: impl FnMut(&Row) -> Result<T, Error> + Send,
     ) -> Result<Vec<T>, Error> {
-        let sql = in_dialect(sql);
         let values: Vec<_> = values.iter().map(|value| value as _).collect();
-        let rows = self.query(&sql, &values).await?;
+        let rows = self.query(sql, &values).await?;
         rows.iter().map(read).collect()
     }
 
@@ -31,21 +30,6 @@ impl Database for Session {
         let selects = selects.join(&format!("{first}) UNION ALL ("));
         format!("SELECT * FROM (({selects}{first})) AS merged{first}")
     }
-}
-
-/// Returns a statement as PostgreSQL understands it.
-pub(super) fn in_dialect(sql: &str) -> String {
-    without_indexes(sql).replace('?', "$")
-}
-
-/// Returns a query without the names of indexes that SQLite has to use.
-pub(super) fn without_indexes(sql: &str) -> String {
-    let mut parts = sql.split(" INDEXED BY ");
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |sql, part| {
-        let name = part.find(|c: char| c != '_' && !c.is_alphanumeric());
-        sql + &part[name.unwrap_or(part.len())..]
-    })
 }
 
 impl ToSql for Value<'_> {

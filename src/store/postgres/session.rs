@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use tokio_postgres::{AsyncMessage, Client, Connection, Row, Statement};
 
+use super::dialect::in_dialect;
 use super::error::Error;
 
 /// Locks of a transaction or of a session: "OrdS" and a number.
@@ -134,8 +135,8 @@ impl Session {
         let _ = self.client.batch_execute(sql).now_or_never();
     }
 
-    /// Runs a prepared statement. It is sent when the future is polled first, so that those which are
-    /// polled together share a round trip.
+    /// Runs a prepared statement, in either dialect. It is sent when the future is polled first, so that those
+    /// which are polled together share a round trip.
     pub async fn query(
         &self,
         sql: &str,
@@ -221,13 +222,13 @@ impl Session {
         Ok(self.client.query(statement, &values).await?)
     }
 
-    /// Returns a prepared statement, which is prepared at its first use.
+    /// Returns a prepared statement, which is translated and prepared at its first use.
     async fn statement(&self, sql: &str) -> Result<Statement, Error> {
         let kept = self.statements().get(sql).cloned();
         if let Some(statement) = kept {
             return Ok(statement);
         }
-        let statement = self.client.prepare(sql).await?;
+        let statement = self.client.prepare(&in_dialect(sql)).await?;
         self.statements().insert(sql.to_owned(), statement.clone());
         Ok(statement)
     }
