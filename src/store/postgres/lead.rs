@@ -28,19 +28,20 @@ impl fmt::Debug for LeaderLock {
     }
 }
 
-/// The session on which a standby tries to take the lock.
+/// The session on which a standby tries to take the lock, and whether there was one before.
 #[derive(Default)]
-pub(super) struct Standby(Mutex<Option<Session>>);
+pub(super) struct Standby(Mutex<(Option<Session>, bool)>);
 
 impl Standby {
     /// Takes the lock, if no one else has it.
     pub async fn try_take(&self, connector: &Arc<Connector>) -> Result<Option<LeaderLock>, Error> {
-        let mut kept = self.0.lock().await;
-        let session = match kept.take() {
-            Some(session) if !session.is_closed() => session,
-            Some(_) => connector.next_session().await?,
+        let (kept, is_next) = &mut *self.0.lock().await;
+        let session = match kept.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None if *is_next => connector.next_session().await?,
             None => connector.session().await?,
         };
+        *is_next = true;
         if connector.is_check_due() {
             let asked_at = SystemClock.uptime();
             connector.on_server_state(&session.query_one(SERVER_STATE, &[]).await?, asked_at)?;

@@ -136,6 +136,32 @@ async fn a_nul_in_a_text_fails_only_its_own_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_lost_connection_counts_as_one_reconnect_however_often_that_fails() {
+    let primary = Cluster::own(&[]);
+    let proxy = Proxy::start(primary.port()).await;
+    let store = open(&[proxy.port]);
+    let _new_orders = store.new_orders().await.unwrap();
+    let listening = "SELECT 1 FROM pg_stat_activity WHERE query = 'NOTIFY order_service'";
+    primary.wait_for(listening);
+    let lead = store.try_lead().await.unwrap().unwrap();
+    // Reads alternate between two connections.
+    for _ in 0..2 {
+        assert_eq!(store.info().await.reconnects, Some(0));
+    }
+    proxy.set(Fault::Down);
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    assert!(lead.loss().is_some());
+    assert!(store.try_lead().await.is_err());
+    proxy.set(Fault::Open);
+    primary.wait_for(listening);
+    while store.try_lead().await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Of the listener, the leader, the writer, and one reader.
+    assert_eq!(store.info().await.reconnects, Some(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_of_orders_are_sent_with_their_commit() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
