@@ -54,6 +54,7 @@
 //! | `programs::health::the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answers` | the command waits 5 s for an answer |
 //! | `faults::a_process_that_is_stopped_while_it_writes_stops_only_writes_until_it_continues_or_dies` | a write waits 5 s for the lock |
 //! | `faults::a_write_lock_that_is_never_released_stops_only_writes_and_refused_ones_have_no_effect` | the same |
+//! | `store::postgres::a_migration_has_no_time_limit_and_other_programs_wait_for_it` | the migration takes 10 s |
 //! | `store::failover::changes_that_reach_the_server_after_their_repetition_have_no_effect` | a statement waits 4 s for its answer |
 //! | `upstreams::an_upstream_that_is_down_gets_one_request_per_pass_however_many_orders_wait` | one upstream lets every request run into its timeout |
 //! | `waiting::at_the_end_of_the_wait_the_current_order_is_returned` | a response is delayed by the requested seconds |

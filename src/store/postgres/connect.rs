@@ -22,7 +22,7 @@ use super::history::OwnEntries;
 use super::open_error::ServerError;
 use super::schema::{FORMAT, FORMAT_WITH_RELOCATION, migrate};
 use super::session::Session;
-use super::settings;
+use super::settings::{self, NO_TIMEOUTS};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::OpenError;
 use crate::store::lines::BoxError;
@@ -171,26 +171,26 @@ impl Connector {
 
     /// Opens the first session: checks the server, and creates the schema unless it `must_exist`.
     pub async fn prepare(&self, must_exist: bool) -> Result<Session, Error> {
+        let session = self.within_limit(self.connect_with_locks()).await?;
+        let mark = match &self.purpose {
+            Purpose::Copy(mark) => mark.as_deref(),
+            Purpose::Use => None,
+        };
+        let is_new = migrate(&session, must_exist, mark).await?;
         self.within_limit(async {
-            let session = self.connect(None).await?;
-            self.check_locks(&session).await?;
-            let mark = match &self.purpose {
-                Purpose::Copy(mark) => mark.as_deref(),
-                Purpose::Use => None,
-            };
-            let is_new = migrate(&session, must_exist, mark).await?;
             if !self.check_identity(&session).await? {
                 self.own_entries.enter_history(&session).await?;
             }
-            match (is_new, &self.purpose) {
-                // Nobody may have meant to begin with an empty one.
-                (true, Purpose::Use) => log::warn!("created the database {}", self.address),
-                (true, Purpose::Copy(_)) => log::info!("created the database {}", self.address),
-                (false, _) => log::info!("using the database {}", self.address),
-            }
-            Ok(session)
+            Ok(())
         })
-        .await
+        .await?;
+        match (is_new, &self.purpose) {
+            // Nobody may have meant to begin with an empty one.
+            (true, Purpose::Use) => log::warn!("created the database {}", self.address),
+            (true, Purpose::Copy(_)) => log::info!("created the database {}", self.address),
+            (false, _) => log::info!("using the database {}", self.address),
+        }
+        Ok(session)
     }
 
     /// Opens a session that only reads, on a database that must be there. Nothing is migrated.
@@ -204,6 +204,7 @@ impl Connector {
             self.check_identity(&session).await?;
             let reads = "SET default_transaction_read_only = on";
             session.execute(reads).await?;
+            session.execute(NO_TIMEOUTS).await?;
             Ok(session)
         })
         .await
@@ -291,13 +292,14 @@ impl Connector {
         Ok(())
     }
 
-    /// Checks that a lock of one session keeps another one out, and that a connection stays with its
-    /// session while another one is in a transaction.
-    async fn check_locks(&self, session: &Session) -> Result<(), Error> {
+    /// Connects, and checks that a lock of one session keeps another one out, and that a connection stays
+    /// with its session while another one is in a transaction.
+    async fn connect_with_locks(&self) -> Result<Session, Error> {
         const LOCK: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
+        let session = self.connect(None).await?;
         let other = self.connect(None).await?;
         // Of two servers that can be written, one is a former primary.
-        self.check_timeline(session).await?;
+        self.check_timeline(&session).await?;
         let key = fastrand::i64(..);
         let first = session.query_one(LOCK, &[&key]).await?;
         // A pooler lends it the session that was used last.
@@ -315,7 +317,7 @@ impl Connector {
         session
             .query_one("SELECT pg_advisory_unlock($1)", &[&key])
             .await?;
-        Ok(())
+        Ok(session)
     }
 
     /// Checks that a session is on the database of the first one, as a standby that was promoted is,

@@ -10,14 +10,20 @@ const VERSION_MIN: i32 = 150_000;
 /// Settings of each session. Plans must not depend on statistics, which are missing in a new
 /// database: each table is read through an index, and what is joined with the values of a statement
 /// is hashed. The server gives up on a client that has vanished after some seconds, not after hours,
-/// and on one that has left a transaction open.
+/// and on one that has left a transaction open, but not on one that is idle, as the leader's is.
 const SESSION_SETTINGS: &str = "\
     SET search_path = order_service; SET client_min_messages = warning; \
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; \
     SET enable_nestloop = off; SET enable_bitmapscan = off; \
     SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '8s'; \
+    SET idle_session_timeout = 0; \
     SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; \
     SET tcp_user_timeout = 4000";
+
+/// Lifts the server's time limits of statements and transactions, for work that takes long.
+pub(super) const NO_TIMEOUTS: &str = "\
+    SELECT set_config(name, '0', false) FROM pg_settings \
+    WHERE name IN ('statement_timeout', 'transaction_timeout')";
 
 /// Settings that durability rests on, the values that each may have, and the one to recommend.
 const SERVER_SETTINGS: [(&str, &[&str], &str); 4] = [

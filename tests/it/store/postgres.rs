@@ -75,6 +75,41 @@ fn a_database_of_the_first_version_gets_the_storage_parameters_of_this_one() {
     assert!(set.contains("orders_pkey fillfactor=45"), "{set}");
 }
 
+/// Makes a database of the first format, whose migration to the second creates a function.
+fn database_of_the_first_format() -> String {
+    let database = cluster().database();
+    let first = include_str!("../../../sql/postgres/001_schema.sql");
+    cluster().run(&database, first);
+    let rows = "INSERT INTO order_service.meta VALUES (1, 'order-service', 1, 1); \
+                INSERT INTO order_service.histories VALUES (1, 1, 'another server', 0, 0, 0)";
+    cluster().run(&database, rows);
+    database
+}
+
+#[test]
+#[ignore = "slow; scripts/test all"]
+fn a_migration_has_no_time_limit_and_other_programs_wait_for_it() {
+    let database = database_of_the_first_format();
+    let slow = format!(
+        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_sleep(10); END $$; \
+         CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('CREATE FUNCTION') \
+             EXECUTE FUNCTION slow(); \
+         ALTER DATABASE {database} SET statement_timeout = '2s'"
+    );
+    cluster().run(&database, &slow);
+    let (env, url) = (TestEnvironment::new(), cluster().url(&database));
+    let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &url];
+    let one = env.start("order-service", &arguments, false);
+    one.logs("migrating the database, which may take minutes format=2");
+    let other = env.start("order-service", &arguments, false);
+    other.logs("waiting for another program that migrates the database");
+    for program in [one, other] {
+        program.logs("using the database");
+        assert_eq!(program.stop(), Some(0));
+    }
+}
+
 #[tokio::test]
 async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads() {
     let database = cluster().database();
