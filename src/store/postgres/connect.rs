@@ -254,9 +254,11 @@ impl Connector {
         config: &Config,
         notified: Option<Arc<Notify>>,
     ) -> Result<Session, Error> {
-        let unreachable = |error: tokio_postgres::Error| match error.source() {
-            Some(cause) if cause.to_string() == "password missing" => ServerError::NoPassword,
-            _ => ServerError::Unreachable(Box::new(error)),
+        let unreachable = |error: tokio_postgres::Error| match (error.source(), error.code()) {
+            (Some(cause), _) if cause.to_string() == "password missing" => ServerError::NoPassword,
+            // Class 28: the user or the password is wrong, or the server's pg_hba.conf allows neither.
+            (_, Some(code)) if code.code().starts_with("28") => ServerError::Refused(error.into()),
+            _ => ServerError::Unreachable(error.into()),
         };
         let session = match &self.tls {
             None => {

@@ -9,6 +9,9 @@ pub(in crate::store) enum ServerError {
     /// No server that can be written accepts a connection. The source is the last failure.
     #[error("cannot be connected to")]
     Unreachable(#[source] BoxError),
+    /// Trying again would only repeat a failed login.
+    #[error("refuses the login; check the user and the password")]
+    Refused(#[source] BoxError),
     #[error("asks for a password; set PGPASSWORD, or name a file in PGPASSFILE that has it")]
     NoPassword,
     #[error("TLS cannot be set up; check sslrootcert")]

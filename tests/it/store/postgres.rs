@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use order_service::order::OrderId;
@@ -84,6 +84,25 @@ fn database_of_the_first_format() -> String {
                 INSERT INTO order_service.histories VALUES (1, 1, 'another server', 0, 0, 0)";
     cluster().run(&database, rows);
     database
+}
+
+#[test]
+fn a_login_that_is_refused_is_not_tried_again() {
+    let env = TestEnvironment::new();
+    let url = cluster().url("postgres").replace("tests@", "nobody@");
+    let begun = Instant::now();
+    let ran = env.run("order-reconciler", &["--database-url", &url]);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(
+        ran.stderr.contains("role \"nobody\" does not exist"),
+        "{ran:?}"
+    );
+    // A server that cannot be reached is tried for 5 s.
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
