@@ -1,7 +1,7 @@
 //! Backup: a complete copy of the database in one file, taken while the programs run.
 //!
 //! A file gets its final name only once it is complete, checked and flushed, so every backup that
-//! exists is valid. The copying of pages is in `store/sqlite/read_only.rs`, that of rows in
+//! exists is valid. A killed backup leaves a partial one, which the next into the same folder removes. The copying of pages is in `store/sqlite/read_only.rs`, that of rows in
 //! `store/copy.rs`.
 
 use std::ffi::OsString;
@@ -12,6 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
+
+/// End of the name of a partial backup.
+const PART: &str = ".order-service.part";
 
 #[cfg(feature = "postgres")]
 use super::copy::{TransferError, copy_into_file};
@@ -160,6 +163,7 @@ struct Target {
     folder: PathBuf,
     name: OsString,
     replace: bool,
+    _lock: Option<File>,
 }
 
 impl Target {
@@ -176,6 +180,7 @@ impl Target {
             return Err(write_error(to, io::ErrorKind::IsADirectory.into()));
         };
         let target = Self {
+            _lock: remove_abandoned(&folder),
             folder,
             name: name.to_owned(),
             replace,
@@ -208,7 +213,7 @@ impl Target {
     fn part(&self, database: Option<&Path>) -> Result<Part, BackupError> {
         let made = tempfile::Builder::new()
             .prefix(&self.name)
-            .suffix(".part")
+            .suffix(PART)
             .tempfile_in(&self.folder)
             .and_then(|file| {
                 if let Some(database) = database {
@@ -239,6 +244,26 @@ impl Target {
             .and_then(|folder| folder.sync_all())
             .map_err(|error| write_error(&self.folder, error))
     }
+}
+
+/// Removes the partial backups in a folder unless another backup is being made there, which has the
+/// folder locked. Returns a lock that says so of this one. A partial backup itself cannot be locked:
+/// over NFS that would lock out SQLite.
+fn remove_abandoned(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
+    if lock.try_lock().is_ok() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            let path = entry.path();
+            if path.to_string_lossy().ends_with(PART) {
+                log::info!("removing the partial backup {}", path.display());
+                // What cannot be removed hinders nothing.
+                let _ = fs::remove_file(&path);
+                drop(Logs(path));
+            }
+        }
+    }
+    lock.try_lock_shared().ok()?;
+    Some(lock)
 }
 
 /// A partial backup. Removed on drop.

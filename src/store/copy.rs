@@ -250,7 +250,7 @@ pub(super) fn copy_into_file(
     from: &DatabaseUrl,
     file: &std::path::Path,
 ) -> Result<(), TransferError> {
-    let mut from = open_source(from)?;
+    let mut from = open_to_read(from)?;
     let mut to = sqlite::CopySide::new_file(file)?;
     let mut progress = |_| {};
     let mut copy = Copy::new(&mut *from, &mut to, None, &mut progress);

@@ -162,6 +162,24 @@ async fn a_failed_backup_prints_its_reason_in_one_line_and_leaves_no_file() {
     assert_eq!(files(&env), before);
 }
 
+#[tokio::test]
+async fn what_a_killed_backup_has_left_is_removed_by_the_next_unless_another_runs() {
+    let env = TestEnvironment::new();
+    fill(&env.store(), &["a1".into()], 1).await;
+    let part = env.path("other.db1b2c3d.order-service.part");
+    let journal = env.path("other.db1b2c3d.order-service.part-journal");
+    for path in [&part, &journal] {
+        fs::write(path, "half").unwrap();
+    }
+    let folder = fs::File::open(env.path(".")).unwrap();
+    folder.lock_shared().unwrap();
+    run(&env, &["backup", "one.db"]).assert_code(0);
+    assert!(part.exists() && journal.exists(), "another backup runs");
+    folder.unlock().unwrap();
+    run(&env, &["backup", "two.db"]).assert_code(0);
+    assert!(!part.exists() && !journal.exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_a_restored_backup_does_not_know_are_adopted() {
     let env = TestEnvironment::new();

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -87,6 +88,16 @@ fn database_of_the_first_format() -> String {
 }
 
 #[test]
+fn a_backup_does_not_migrate_the_database() {
+    let database = database_of_the_first_format();
+    let (env, url) = (TestEnvironment::new(), cluster().url(&database));
+    let arguments = ["backup", "one.db", "--database-url", &url];
+    env.run("order-service", &arguments).assert_code(0);
+    let format = cluster().run(&database, "SELECT format FROM order_service.meta");
+    assert_eq!(format, "1");
+}
+
+#[test]
 fn a_login_that_is_refused_is_not_tried_again() {
     let env = TestEnvironment::new();
     let url = cluster().url("postgres").replace("tests@", "nobody@");
@@ -103,6 +114,41 @@ fn a_login_that_is_refused_is_not_tried_again() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[test]
+fn the_part_of_a_killed_backup_is_removed_by_the_next() {
+    let database = cluster().database();
+    let Fresh { store, env, .. } = fresh_in(&database);
+    drop(store);
+    let url = cluster().url(&database);
+    let parts = || {
+        let files = std::fs::read_dir(env.path(".")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".part")).count()
+    };
+    let arguments = |name| ["backup", name, "--database-url", &url];
+    let lock = "BEGIN; LOCK TABLE order_service.orders; SELECT pg_sleep(60)";
+    let mut holder = cluster().client("psql", &database);
+    let holder = holder
+        .args(["-c", lock])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut holder = holder.spawn().unwrap();
+    let killed = env.start("order-service", &arguments("one.db"), false);
+    while parts() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed.kill();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    cluster().run(&database, end);
+    assert_eq!(parts(), 1);
+    env.run("order-service", &arguments("two.db"))
+        .assert_code(0);
+    assert_eq!(parts(), 0);
 }
 
 #[test]
