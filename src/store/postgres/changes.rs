@@ -75,17 +75,14 @@ fn statement(update: Update, changes: &[BatchChange<'_>], all_apply: bool) -> (S
             *text = text.replace(&placeholder, &format!("u.{name}"));
         }
     }
-    let sql = format!(
+    let mut sql = format!(
         "UPDATE orders AS o SET {set} FROM unnest({arrays}) AS u ({names}) \
          WHERE o.seq = ANY($1) AND o.seq = u.seq AND {condition} RETURNING o.seq"
     );
-    let sql = match all_apply {
-        true => format!(
-            "WITH changed AS ({sql}) \
-             SELECT 1 / (count(*) = cardinality($1))::integer FROM changed"
-        ),
-        false => sql,
-    };
+    if all_apply {
+        let all = "SELECT 1 / (count(*) = cardinality($1))::integer FROM changed";
+        sql = format!("WITH changed AS ({sql}) {all}");
+    }
     (sql, values)
 }
 

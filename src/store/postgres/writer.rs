@@ -174,9 +174,8 @@ impl Writer {
         let session = self.session().await?;
         let row = session.query_one(PRESENT, &[&writer]).await?;
         let present: i64 = row.try_get(0)?;
-        let remembered: Option<i64> = row.try_get(1)?;
         // A server that was promoted may lack the last ones.
-        self.remembered.extend(remembered);
+        self.remembered.extend(row.try_get::<_, Option<i64>>(1)?);
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
             .partition(|pending| pending.write.epoch().is_some_and(|epoch| epoch != present));
