@@ -101,13 +101,18 @@ impl Dev {
 }
 
 impl Api {
-    /// Returns an API on a database, served as `site`. Once `draining` is cancelled, it reports
+    /// Returns an API on a database, served as `site` on these connections. Once `draining` is cancelled, it reports
     /// that it is not ready, and requests stop waiting for changes.
     ///
     /// # Panics
     /// Outside of the tokio runtime that is to serve it.
-    pub fn new(store: Store, site: Site, draining: CancellationToken) -> Arc<Self> {
-        Self::with(store, site, draining, Dev::Off)
+    pub fn new(
+        store: Store,
+        site: Site,
+        connections: ConnectionStats,
+        draining: CancellationToken,
+    ) -> Arc<Self> {
+        Self::with(store, site, connections, draining, Dev::Off)
     }
 
     /// Like [`Api::new`], for `order-service dev`: the dashboard creates orders, and breaks and
@@ -115,20 +120,27 @@ impl Api {
     pub(crate) fn for_dev(
         store: Store,
         site: Site,
+        connections: ConnectionStats,
         draining: CancellationToken,
         handler: Option<Handler>,
     ) -> Arc<Self> {
-        Self::with(store, site, draining, Dev::On(handler))
+        Self::with(store, site, connections, draining, Dev::On(handler))
     }
 
-    fn with(store: Store, site: Site, draining: CancellationToken, dev: Dev) -> Arc<Self> {
+    fn with(
+        store: Store,
+        site: Site,
+        connections: ConnectionStats,
+        draining: CancellationToken,
+        dev: Dev,
+    ) -> Arc<Self> {
         Arc::new(Self {
             health: Health::new(store.clone(), draining.clone()),
             stats_cache: StatsCache::default(),
             http_metrics: HttpMetrics::default(),
             change_feed: Arc::new(ChangeFeed::new(&store)),
             list_store: store.for_long_reads(),
-            connections: ConnectionStats::for_open_files(server::raise_file_limit()),
+            connections,
             order_store: store.for_short_reads(),
             draining,
             site,

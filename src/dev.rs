@@ -20,7 +20,7 @@ use crate::commands::client;
 use crate::config::DevArgs;
 use crate::process::{self, Exit};
 use crate::reconciler::ReconcilerThread;
-use crate::server;
+use crate::server::{self, ConnectionStats};
 use crate::service;
 use crate::simulator::faults::{Faults, Outage};
 use crate::simulator::record::read_record;
@@ -90,7 +90,10 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         Box::new(move |method, path| handle(&simulator, method, path))
     });
     let site = args.listen.site();
-    let api = Api::for_dev(store.clone(), site, stop.requested.clone(), handler);
+    // The simulator has the other end of each connection.
+    let connections = ConnectionStats::beside(2 * args.reconcile.connections());
+    let draining = stop.requested.clone();
+    let api = Api::for_dev(store.clone(), site, connections, draining, handler);
     let exit = service::run(listener, api, store.clone(), reconciler, &stop).await?;
     if let Some(simulator) = &simulator {
         repair(simulator).await;

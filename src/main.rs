@@ -8,6 +8,7 @@ use order_service::commands::{self, client};
 use order_service::config::{self, ApiArgs, ServeArgs, ServiceCommand, SimulatorArgs};
 use order_service::process::{self, Exit, InvalidSetting, LOG_DEFAULT, LineStyle};
 use order_service::reconciler::ReconcilerThread;
+use order_service::server::{CONNECTIONS_MAX, ConnectionStats};
 use order_service::simulator::Simulator;
 use order_service::store::{Mode, Store};
 use order_service::{dev, health, server, service, simulator};
@@ -62,7 +63,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     log::info!(target: "order_service::upstream", "upstream configured url={url}");
     print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
+    let connections = ConnectionStats::beside(args.reconcile.connections());
+    let (site, draining) = (args.listen.site(), stop.requested.clone());
+    let api = Api::new(store.clone(), site, connections, draining);
     let served = service::run(listener, api, store.clone(), reconciler, &stop);
     service::unless_outdated(&store, &stop, served).await
 }
@@ -72,7 +75,8 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let listener = server::listen(args.listen.listen, "--listen").await?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;
     print_address(&listener)?;
-    let api = Api::new(store.clone(), args.listen.site(), stop.requested.clone());
+    let (site, draining) = (args.listen.site(), stop.requested.clone());
+    let api = Api::new(store.clone(), site, ConnectionStats::beside(0), draining);
     let served = async {
         process::drain(&stop, async {
             let others = std::future::ready(());
@@ -97,7 +101,7 @@ async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {
         faults: args.faults.faults(),
     };
     let simulator = Arc::new(Simulator::new(&options)?);
-    server::raise_file_limit();
+    process::raise_file_limit(CONNECTIONS_MAX);
     print_address(&listener)?;
     if let Some(control) = &control {
         process::print(format_args!(

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,9 @@ pub enum Exit {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidSetting(pub String);
+
+/// Open files of a program beside its connections: those of the database, above all.
+const OTHER_FILES: usize = 256;
 
 /// Time limit for shutting down after a stop signal. It covers [`ABANDON_AFTER`] and the last writes.
 const STOP_TIMEOUT: Duration = Duration::from_secs(24);
@@ -96,6 +100,34 @@ pub fn program_name() -> String {
         Ok(path) if is_path => path.to_string_lossy().into_owned(),
         _ => typed.to_string_lossy().into_owned(),
     }
+}
+
+/// Raises the limit of open files to what this many connections need, as far as possible without
+/// privileges. Returns the number of connections that it allows.
+pub fn raise_file_limit(connections: usize) -> usize {
+    let wanted = (connections + OTHER_FILES) as u64;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // `None` means unlimited.
+    let mut limit = current.unwrap_or(u64::MAX);
+    let raised = limit.max(maximum.unwrap_or(u64::MAX).min(wanted));
+    if raised > limit {
+        let current = Some(raised);
+        match setrlimit(Resource::Nofile, Rlimit { current, maximum }) {
+            Ok(()) => limit = raised,
+            Err(error) => {
+                log::warn!(target: LOG, "cannot raise the limit of open files: {error}");
+            }
+        }
+    }
+    if limit < wanted {
+        log::warn!(
+            target: LOG,
+            "limit of open files is low limit={limit} wanted={wanted} connections={connections}"
+        );
+    }
+    usize::try_from(limit)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(OTHER_FILES)
 }
 
 /// Prints to standard output. If that is closed or full, the work continues.

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use self::requests::{InFlight, RequestTracker};
-pub use self::slots::{CONNECTIONS_MAX, ConnectionStats, LongAnswer, raise_file_limit};
+pub use self::slots::{CONNECTIONS_MAX, ConnectionStats, LongAnswer};
 use self::slots::{Slot, Slots};
 use self::unwritten::{FlushedStream, Unwritten};
 
@@ -264,7 +264,7 @@ mod tests {
 
     /// Serves answers of `length` bytes in one part, each with a permit.
     async fn serving(length: usize) -> (ConnectionStats, SocketAddr) {
-        let stats = ConnectionStats::for_open_files(0);
+        let stats = ConnectionStats::within(0);
         let permits = stats.clone();
         let service = warp::service(warp::any().map(move || {
             let mut answer = vec![b'x'; length].into_response();

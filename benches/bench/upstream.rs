@@ -48,7 +48,7 @@ impl Upstream {
         runtime.spawn(server::serve(
             listener,
             service,
-            ConnectionStats::for_open_files(usize::MAX),
+            ConnectionStats::within(usize::MAX),
             stop,
             others,
         ));

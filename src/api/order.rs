@@ -164,6 +164,7 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::order::{Attention, OrderId, Reason, ResolvedBy};
+    use crate::server::ConnectionStats;
     use crate::site::Site;
     use crate::store::{Cursor, DatabaseUrl, Mode, Store};
 
@@ -173,7 +174,8 @@ mod tests {
         let url = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&url, Mode::Threaded).unwrap();
         let site = Site::new(Ipv4Addr::LOCALHOST.into(), &[]);
-        let api = Api::new(store.clone(), site, CancellationToken::new());
+        let connections = ConnectionStats::within(usize::MAX);
+        let api = Api::new(store.clone(), site, connections, CancellationToken::new());
         let create = move |n: u64| {
             let (store, id) = (store.clone(), OrderId::new(format!("a{n}")).unwrap());
             async move { store.create(id, Timestamp(1)).await.unwrap() }

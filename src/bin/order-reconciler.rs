@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 
 async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
+    process::raise_file_limit(args.reconcile.connections());
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let store = Store::open(&args.database.database_url, Mode::Threaded)?;

@@ -150,6 +150,12 @@ pub struct ReconcileArgs {
 }
 
 impl ReconcileArgs {
+    /// Returns the maximum number of connections to the order process service: those of starts and those
+    /// of other requests are kept apart.
+    pub fn connections(&self) -> usize {
+        2 * self.max_in_flight
+    }
+
     /// Returns the settings of the reconciler.
     pub fn settings(&self) -> Settings {
         Settings {

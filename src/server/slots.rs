@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::ConnectionState;
 use super::requests::{IdleQueue, InFlight, RequestTracker};
+use crate::process;
 
 /// Maximum number of connections served at once, if the limit of open files allows it. Each takes about
 /// 10 KiB.
@@ -23,9 +23,6 @@ const CONNECTIONS_MIN: usize = 64;
 /// Number of slots for each one in the overflow, whose connection is answered once, quickly, and then
 /// closed.
 const SERVED_PER_OVERFLOW: usize = 8;
-
-/// Open files reserved for other uses than connections: the database, and requests to the upstream.
-const OTHER_FILES: usize = 256;
 
 /// Maximum share of the slots that [long answers](LongAnswer) may take, in percent: the others are
 /// reserved for requests that are answered at once.
@@ -56,10 +53,16 @@ pub struct LongAnswer {
 }
 
 impl ConnectionStats {
-    /// Returns free slots, as many as fit in this limit of open files.
-    pub fn for_open_files(files: usize) -> Self {
-        let for_connections = files.saturating_sub(OTHER_FILES);
-        let served_max = (for_connections / (SERVED_PER_OVERFLOW + 1) * SERVED_PER_OVERFLOW)
+    /// Returns free slots, as many as fit in the limit of open files, which is raised, beside this many
+    /// connections that others open.
+    pub fn beside(others: usize) -> Self {
+        let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_OVERFLOW + others;
+        Self::within(process::raise_file_limit(wanted).saturating_sub(others))
+    }
+
+    /// Returns free slots for this many connections, those in the overflow included.
+    pub fn within(connections: usize) -> Self {
+        let served_max = (connections / (SERVED_PER_OVERFLOW + 1) * SERVED_PER_OVERFLOW)
             .clamp(CONNECTIONS_MIN, CONNECTIONS_MAX);
         let overflow_max = served_max / SERVED_PER_OVERFLOW;
         Self {
@@ -216,53 +219,21 @@ impl Slots {
     }
 }
 
-/// Raises the limit of open files to what all connections need, as far as possible without privileges.
-/// Returns the limit.
-pub fn raise_file_limit() -> usize {
-    let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_OVERFLOW + OTHER_FILES;
-    let limit = getrlimit(Resource::Nofile);
-    // `None` means unlimited.
-    let (now, max) = (
-        limit.current.unwrap_or(u64::MAX),
-        limit.maximum.unwrap_or(u64::MAX),
-    );
-    let raised = now.max(max.min(wanted as u64));
-    let mut limit_now = now;
-    if raised > now {
-        let limit = Rlimit {
-            current: Some(raised),
-            maximum: limit.maximum,
-        };
-        match setrlimit(Resource::Nofile, limit) {
-            Ok(()) => limit_now = raised,
-            Err(error) => log::warn!("cannot raise the limit of open files: {error}"),
-        }
-    }
-    if limit_now < wanted as u64 {
-        log::warn!(
-            "limit of open files is low limit={limit_now} wanted={wanted} \
-             connections={CONNECTIONS_MAX}"
-        );
-    }
-    usize::try_from(limit_now).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_as_many_as_the_limit_of_open_files_allows() {
-        for (files, served, overflow) in [
+    fn slots_are_as_many_as_fit() {
+        for (connections, served, overflow) in [
             (0, 64, 8),
-            (256, 64, 8),
-            (1_024, 680, 85),
-            (2_560, 2_048, 256),
+            (768, 680, 85),
+            (2_304, 2_048, 256),
             (usize::MAX, 2_048, 256),
         ] {
-            let stats = ConnectionStats::for_open_files(files);
-            assert_eq!(stats.served(), (0, served), "{files}");
-            assert_eq!(stats.overflow(), (0, overflow), "{files}");
+            let stats = ConnectionStats::within(connections);
+            assert_eq!(stats.served(), (0, served), "{connections}");
+            assert_eq!(stats.overflow(), (0, overflow), "{connections}");
             let long = std::iter::from_fn(|| stats.long_answer());
             assert_eq!(long.collect::<Vec<_>>().len(), served / 4 * 3);
         }

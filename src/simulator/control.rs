@@ -46,14 +46,7 @@ pub(super) async fn serve(
             .local_addr()
             .map_or(LOOPBACK, |address| address.ip());
         let service = warp::service(routes(simulator, Site::new(address, &[])));
-        server::serve(
-            listener,
-            service,
-            ConnectionStats::for_open_files(0),
-            stop,
-            others,
-        )
-        .await;
+        server::serve(listener, service, ConnectionStats::within(0), stop, others).await;
     }
 }
 

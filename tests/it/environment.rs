@@ -172,24 +172,22 @@ impl TestEnvironment {
 
     /// Starts the API on a free port, with this limit of open files.
     pub fn api_with_files(&self, files: u32) -> Program {
-        let database = self.database_url();
-        let arguments = [
-            "api",
-            "--listen",
-            "127.0.0.1:0",
-            "--database-url",
-            &database,
-        ];
-        let whole = self.command("order-service", &arguments);
+        let arguments = ["api", "--listen", "127.0.0.1:0"];
+        self.start_after(&format!("ulimit -n {files}"), "order-service", &arguments)
+    }
+
+    /// Starts a program in a shell after this command.
+    pub fn start_after(&self, before: &str, name: &str, arguments: &[&str]) -> Program {
+        let whole = self.command(name, arguments);
         let mut limited = Command::new("sh");
         limited
-            .args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")])
+            .args(["-c", &format!("{before} && exec \"$0\" \"$@\"")])
             .arg(whole.get_program())
             .args(whole.get_args())
             .env_clear()
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
-        self.spawn("order-service", limited, true)
+        self.spawn(name, limited, arguments.contains(&"--listen"))
     }
 
     /// Starts a program; if it `listens`, waits until it prints its address.

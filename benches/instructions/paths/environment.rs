@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use order_service::api::Api;
 use order_service::order::{OrderId, Timestamp};
+use order_service::server::ConnectionStats;
 use order_service::site::Site;
 use order_service::store::{DatabaseUrl, Leadership, Mode, NoFaults, OrderChange, Store};
 use tempfile::TempDir;
@@ -55,7 +56,13 @@ impl Environment {
     pub fn api(&self) -> Arc<Api> {
         let _entered = self.runtime.enter();
         let site = Site::new(Ipv4Addr::LOCALHOST.into(), &[]);
-        Api::new(self.store.clone(), site, CancellationToken::new())
+        let connections = ConnectionStats::within(0);
+        Api::new(
+            self.store.clone(),
+            site,
+            connections,
+            CancellationToken::new(),
+        )
     }
 
     /// Runs a future to completion on the runtime.

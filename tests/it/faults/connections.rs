@@ -146,3 +146,26 @@ async fn while_a_request_is_in_flight_on_each_connection_others_get_503() {
     assert_eq!(Client::new().create(&api.url, "a3").await.status, 201);
     assert_eq!(done.rest(), "", "closed because it was idle");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_leave_files_to_requests_in_flight() {
+    let env = TestEnvironment::new();
+    let reconcile = ["--order-process-url", "http://127.0.0.1:9"];
+    let reconcile = [&reconcile[..], &["--max-in-flight", "300"]].concat();
+    let arguments = [&["serve", "--listen", "127.0.0.1:0"], &reconcile[..]].concat();
+    let service = env.start_after("ulimit -n 1000", "order-service", &arguments);
+    let metrics = Client::new().get(format!("{}/metrics", service.url)).await;
+    // Besides 256 other files and two for each request in flight, 144 are left.
+    let max = "order_service_http_connections_max{place=\"served\"} 128.0\n";
+    assert!(metrics.body.contains(max), "{metrics:?}");
+    drop(service);
+    // Without connections of its own, the reconciler raises the limit as far as it needs.
+    let reconciler = env.start_after("ulimit -S -n 64", "order-reconciler", &reconcile);
+    reconciler.logs("became leader");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", reconciler.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let soft = files.and_then(|line| line.split_whitespace().nth(3));
+    assert_eq!(soft, Some("856"), "{limits}");
+}
