@@ -1,15 +1,19 @@
 //! The account: the database compared with the upstream's present list, and with the simulator's record
 //! where there is one.
 //!
-//! It only reads, and may be taken while programs run. Orders are compared one by one as the list
+//! It only reads, and may be taken while programs run. Orders are compared, some at a time, as the list
 //! streams in; memory grows by some bytes for each PROCESSING order.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use tokio::sync::mpsc;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::decide::LostProcess;
@@ -19,10 +23,16 @@ use crate::process::Exit;
 use crate::simulator::model::Effect;
 use crate::simulator::record::Entry;
 use crate::store::{Cursor, Filter, OrderView, Store, StoreError};
-use crate::upstream::{Entry as ListEntry, Upstream};
+use crate::upstream::{Cause, Entry as ListEntry, Failure, Upstream};
 
 /// Number of orders read at once.
 const PAGE: usize = 1_000;
+
+/// Number of listed orders that are read at once. On PostgreSQL they share two statements.
+const READS: usize = 512;
+
+/// Time limit of the list. As for the reconciler, a list that took longer would be out of date.
+pub const LIST_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The counts of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,11 +124,12 @@ impl fmt::Display for Account {
     }
 }
 
-/// Takes the account. Without an answer of the upstream, `lost` and `held` are `None`. `policy` is that of
-/// the reconciler.
+/// Takes the account. Without an answer of the upstream, or with one that takes longer than `list_timeout`,
+/// `lost` and `held` are `None`. `policy` is that of the reconciler.
 pub async fn take(
     store: &Store,
     upstream: &impl Upstream,
+    list_timeout: Duration,
     policy: LostProcess,
     record: Option<&[Entry]>,
 ) -> Result<Account, StoreError> {
@@ -144,21 +155,25 @@ pub async fn take(
     let settled = account.settled - account.pruned;
     let mut compared = 0;
     let began_at = store.clock().now();
-    // The channel holds about one chunk of the list, because orders are compared as it streams in.
-    let (sender, mut entries) = mpsc::unbounded_channel();
-    let list = async {
-        let sender = sender;
-        let on_entry = |entry: ListEntry<'_>| {
-            if let Ok(id) = OrderId::new(&*entry.order_id) {
-                // The receiver lives until the sender is dropped.
-                let _ = sender.send((id, Observed::of_status(&entry.status)));
-            }
-        };
-        Ok(upstream.list(on_entry).await)
+    let batch = RefCell::new(Vec::new());
+    let on_entry = |entry: ListEntry<'_>| {
+        if let Ok(id) = OrderId::new(&*entry.order_id) {
+            let observed = Observed::of_status(&entry.status);
+            batch.borrow_mut().push((id, observed));
+        }
     };
-    let compare = async {
-        while let Some((id, observed)) = entries.recv().await {
-            let Some(OrderView { order, .. }) = store.find(&id).await? else {
+    let mut list = pin!(timeout(list_timeout, upstream.list(on_entry)));
+    let listed = loop {
+        // The list waits while its last entries are compared, so that no more of them are in memory.
+        let ended = poll_fn(|cx| match list.as_mut().poll(cx) {
+            Poll::Pending if !batch.borrow().is_empty() => Poll::Ready(None),
+            ended => ended.map(Some),
+        });
+        let ended = ended.await;
+        let find = async |(id, observed)| Ok::<_, StoreError>((store.find(&id).await?, observed));
+        let mut found = pin!(stream::iter(batch.take()).map(find).buffered(READS));
+        while let Some((view, observed)) = found.try_next().await? {
+            let Some(OrderView { order, .. }) = view else {
                 continue;
             };
             unlisted.remove(&order.seq);
@@ -174,9 +189,12 @@ pub async fn take(
                 }
             }
         }
-        Ok::<_, StoreError>(())
+        if let Some(ended) = ended {
+            break ended;
+        }
     };
-    let (listed, ()) = tokio::try_join!(list, compare)?;
+    let cut_off = |_| Failure::new("the list took too long and was cut off", Cause::Unusable);
+    let listed = listed.map_err(cut_off).flatten();
     if let Err(failure) = listed {
         log::warn!("the upstream gave no list reason={:?}", failure.detail);
         account.unknown += unlisted.len() as u64 + settled.saturating_sub(compared);

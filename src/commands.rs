@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use futures_util::TryStreamExt;
 
-use crate::account;
+use crate::account::{self, LIST_TIMEOUT};
 use crate::clock::Clock;
 use crate::config::{
     self, AccountArgs, BackupArgs, CopyArgs, ExistingDatabaseArgs, ExplainArgs, FailArgs,
@@ -148,7 +148,14 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
     let store = Store::open_existing(&args.database.database_url)?;
     let record = args.record.as_deref().map(read_record).transpose()?;
-    let account = account::take(&store, &upstream, args.lost_process, record.as_deref()).await?;
+    let account = account::take(
+        &store,
+        &upstream,
+        LIST_TIMEOUT,
+        args.lost_process,
+        record.as_deref(),
+    )
+    .await?;
     let exit = account.exit();
     process::print(account);
     Ok(exit)

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
-use crate::account;
+use crate::account::{self, LIST_TIMEOUT};
 use crate::api::{self, Api, Handler, Problem};
 use crate::commands::client;
 use crate::config::DevArgs;
@@ -99,7 +99,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         repair(simulator).await;
     }
     let record = simulator.map(|_| read_record(&record)).transpose()?;
-    let account = account::take(&store, &upstream, policy, record.as_deref()).await?;
+    let account = account::take(&store, &upstream, LIST_TIMEOUT, policy, record.as_deref()).await?;
     process::print(format_args!("\n{account}"));
     simulator_stop.cancel();
     Ok(match exit {

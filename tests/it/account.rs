@@ -1,18 +1,21 @@
-//! The account of `dev`: its counts, and the exit code that follows from it.
+//! The account: its counts, and the exit code that follows from it.
 
-use order_service::account::{self, Account};
+use std::time::Duration;
+
+use order_service::account::{self, Account, LIST_TIMEOUT};
 use order_service::decide::LostProcess::{self, Hold, Restart};
 use order_service::order::{Observed, OrderId, Outcome, Reason, Timestamp};
 use order_service::process::Exit;
 use order_service::store::{AttentionUpdate, Store, Transition};
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use crate::environment::{TestEnvironment, create, ready, record};
+use crate::environment::{PATIENCE, TestEnvironment, create, ready, record};
 
 /// An upstream that serves only its list, which may break off at the end.
 struct Lists {
     processes: Vec<(&'static str, &'static str)>,
     is_whole: bool,
+    is_endless: bool,
 }
 
 impl Upstream for Lists {
@@ -30,6 +33,11 @@ impl Upstream for Lists {
                 order_id: (*order_id).into(),
                 status: (*status).into(),
             });
+            // Entries come in several chunks.
+            tokio::task::yield_now().await;
+        }
+        if self.is_endless {
+            std::future::pending::<()>().await;
         }
         match self.is_whole {
             true => Ok(self.processes.len() as u64),
@@ -65,8 +73,10 @@ async fn taken(
     let upstream = Lists {
         processes,
         is_whole,
+        is_endless: false,
     };
-    let account = account::take(store, &upstream, policy, None).await.unwrap();
+    let account = account::take(store, &upstream, LIST_TIMEOUT, policy, None);
+    let account = account.await.unwrap();
     assert_eq!((account.acknowledged, account.open), (5, 3));
     assert_eq!(account.settled, 2);
     let exit = account.exit();
@@ -152,4 +162,22 @@ async fn orders_that_the_upstream_did_not_report_are_unknown() {
     let (account, exit) = taken(&store, Restart, &[("good", "FAILED")], false).await;
     assert_eq!((account.disagreeing, account.unknown), (1, 3));
     assert_eq!(exit, Exit::Unclean);
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_end_is_cut_off() {
+    let env = TestEnvironment::in_memory();
+    let store = env.store();
+    orders(&store).await;
+    let upstream = Lists {
+        processes: vec![("good", "FAILED")],
+        is_whole: true,
+        is_endless: true,
+    };
+    let account = account::take(&store, &upstream, Duration::from_millis(50), Restart, None);
+    let account = tokio::time::timeout(PATIENCE, account).await;
+    let account = account.expect("it ends").unwrap();
+    // What came before counts.
+    assert_eq!((account.disagreeing, account.lost), (1, None));
+    assert_eq!(account.unknown, 3);
 }
