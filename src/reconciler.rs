@@ -75,7 +75,9 @@ pub struct Reconciler<U, C> {
     queue: StartQueue,
     /// The requests in flight for orders that are being started.
     in_flight: StartRequests,
-    /// Set while passes follow each other; a single pass waits for every answer.
+    /// Set if each order that is due is tried once: passes wait for all answers.
+    is_once: bool,
+    /// Set while [`run`] makes passes.
     new_orders: Option<NewOrders>,
     /// Moment of the last log line about waiting orders.
     wait_logged_at: Option<Timestamp>,
@@ -114,6 +116,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             list: None,
             queue: StartQueue::default(),
             in_flight: StartRequests::default(),
+            is_once: false,
             new_orders: None,
             wait_logged_at: None,
             probe: Probe::default(),
@@ -128,6 +131,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 hook: None,
             }),
         })
+    }
+
+    /// Returns whether there are requests in flight for orders that are being started. The next pass, which
+    /// waits for their answers, is then due at once.
+    pub fn has_starts_in_flight(&self) -> bool {
+        !self.in_flight.is_empty()
     }
 
     /// Calls `hook` at each decision, and whenever an order enters a stage of being started.

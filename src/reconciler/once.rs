@@ -15,6 +15,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
+    reconciler.is_once = true;
     let Context {
         store,
         clock,

@@ -32,7 +32,7 @@ pub async fn run<U: Upstream, C: Clock>(
                 if logged.take().is_some() {
                     log::info!("passes succeed again");
                 }
-                if report.has_more || !reconciler.in_flight.is_empty() {
+                if report.has_more || reconciler.has_starts_in_flight() {
                     continue;
                 }
             }
@@ -58,8 +58,8 @@ pub async fn run<U: Upstream, C: Clock>(
     if let Some(loss) = reconciler.context.lead.loss() {
         log::error!("gave up leadership: {loss}");
     } else {
-        if !reconciler.in_flight.is_empty()
-            && let Err(error) = reconciler.start_due(stop).await
+        if reconciler.has_starts_in_flight()
+            && let Err(error) = reconciler.start_due(false, stop).await
         {
             log::error!("recording the last answers failed: {error:#}");
         }
@@ -124,9 +124,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.write_heartbeat_if_due().await?;
             self.queue.begin_pass(has_work);
         }
-        if is_usable || !self.in_flight.is_empty() {
-            report += self.start_due(stop).await?;
-            report.has_more &= is_usable;
+        if is_usable || self.has_starts_in_flight() {
+            report += self.start_due(is_usable, stop).await?;
         }
         let results = self.pace.take_results();
         let is_unanswered = results.failure && !results.answer;

@@ -31,10 +31,10 @@ use super::heartbeat::HeartbeatWriter;
 use super::list::ListRead;
 use super::pace_log::on_result;
 use super::poll_due::reached;
-use super::start_attempt::{Answer, Conclusion, Request};
+use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
-use super::start_requests::StartRequests;
+use super::start_requests::{Answer, Request, StartRequests};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::{Occasion, is_in_doubt};
@@ -50,11 +50,14 @@ pub(super) struct StartPipeline<'a, U, C> {
     stop: &'a Stop,
     pace: &'a mut Pace,
     heartbeat: &'a mut HeartbeatWriter,
+    is_usable: bool,
     report: Report,
     /// Read meanwhile. When it has ended, the next pass is due, which decides about its orders.
     list: &'a mut Option<ListRead>,
     is_list_read: bool,
-    /// Watched for while nothing is to be dequeued; `None` if the pass has to wait for all answers.
+    /// Set if the pass has to wait for all answers.
+    is_once: bool,
+    /// Watched for while nothing is to be dequeued.
     new_orders: &'a mut Option<NewOrders>,
     are_orders_new: bool,
     /// Moment at which the next pass is due. Nothing is dequeued from then on.
@@ -69,8 +72,13 @@ pub(super) struct StartPipeline<'a, U, C> {
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Starts what is due until the next pass is due, the upstream goes down, or nothing is left.
-    pub(super) async fn start_due(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+    /// Starts what is due until the next pass is due, the upstream goes down, or nothing is left. If the
+    /// upstream cannot be used, only takes the answers to what is in flight, until it can.
+    pub(super) async fn start_due(
+        &mut self,
+        is_usable: bool,
+        stop: &Stop,
+    ) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         self.recover_rate(now);
         let until = self.starts_until(now);
@@ -79,9 +87,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             stop,
             pace: &mut self.pace,
             heartbeat: &mut self.heartbeat,
+            is_usable,
             report: Report::default(),
             list: &mut self.list,
             is_list_read: false,
+            is_once: self.is_once,
             new_orders: &mut self.new_orders,
             are_orders_new: false,
             until,
@@ -107,7 +117,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 break;
             }
             let needs_orders = is_idle && self.queue.is_empty() && self.may_send();
-            let until = Some(self.until).filter(|at| *at > self.now());
+            let is_waiting = dequeue_at.is_none() && self.now() < self.until;
             tokio::select! {
                 biased;
                 Some((order, request, answer)) = self.in_flight.next() => {
@@ -118,11 +128,13 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     self.is_list_read = true;
                 }
                 () = NewOrders::next_of(self.new_orders), if needs_orders => self.are_orders_new = true,
-                () = reached(&self.context.clock, dequeue_at.or(until)) => {}
+                () = reached(&self.context.clock, dequeue_at) => {}
+                () = self.context.clock.deadline(self.until), if is_waiting => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
         let has_more = self.is_list_read || self.are_orders_new || !self.queue.is_empty();
+        let has_more = has_more && (self.is_usable || self.may_send());
         self.report.has_more = has_more && !self.stop.requested.is_cancelled();
         self.error.map_or(Ok(self.report), Err)
     }
@@ -146,10 +158,11 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn next_dequeue_at(&mut self) -> Option<Timestamp> {
         let now = self.now();
         let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
-        if self.error.is_none() {
+        if self.is_usable && self.error.is_none() {
             self.error = self.queue.fill(store, now, max_starts).await.err();
         }
-        let may_dequeue = self.error.is_none() && !self.is_list_read && now < self.until;
+        let may_dequeue =
+            self.is_usable && self.error.is_none() && !self.is_list_read && now < self.until;
         let has_order = may_dequeue && !self.queue.is_empty();
         let starting = self.starting();
         if !has_order || !self.may_send() || !self.pace.may_stage(now, starting) {
@@ -259,9 +272,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     /// Returns whether the pass may end although there are requests in flight: the next pass has something
     /// to do, and a slot for it.
     fn may_leave(&self) -> bool {
+        let is_usable_again = !self.is_usable && self.may_send();
         let is_next_due = self.is_list_read || self.are_orders_new || self.now() >= self.until;
-        self.new_orders.is_some()
-            && (is_next_due || self.error.is_some())
+        !self.is_once
+            && (is_next_due || is_usable_again || self.error.is_some())
             && self.ready.is_empty()
             && self.in_flight.len() < self.context.settings.max_in_flight
             && !self.stop.requested.is_cancelled()

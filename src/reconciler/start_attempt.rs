@@ -5,44 +5,13 @@
 
 use super::context::Context;
 use super::effects;
+use super::start_requests::{Answer, Request};
 use crate::clock::Clock;
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::order::{Observed, Timestamp};
 use crate::process::Stop;
 use crate::store::{StartCandidate, Transition};
 use crate::upstream::{Cause, Failure, StartError, Upstream};
-
-/// A request to the upstream for one order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    /// A look-up.
-    LookUp,
-    /// A start, whose intent is on disk.
-    Start,
-}
-
-/// The upstream's answer to a request.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// The answer to a look-up.
-    Observed(Observation),
-    /// The failure of a look-up.
-    NotObserved(Failure),
-    /// The start was accepted, or a look-up has found the process.
-    Accepted { is_observed: bool },
-    /// The start had no effect: it cannot have reached the upstream, or was answered 429.
-    NotSent(Failure),
-    /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
-    Ambiguous {
-        answer: Option<u16>,
-        failure: Failure,
-    },
-    /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.
-    Refused {
-        detail: String,
-        observation: Observation,
-    },
-}
 
 /// The consequences of dequeuing an order, or of an answer.
 #[derive(Debug, Default)]

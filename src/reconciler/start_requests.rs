@@ -1,4 +1,4 @@
-//! The requests in flight for orders that are being started.
+//! The requests in flight for orders that are being started, and their answers.
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -8,12 +8,44 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::context::Context;
-use super::start_attempt::{Answer, Request};
 use crate::clock::Clock;
+use crate::decide::Observation;
 use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::{OpenOrders, StartCandidate};
-use crate::upstream::Upstream;
+use crate::upstream::{Failure, Upstream};
+
+/// A request to the upstream for one order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// A look-up.
+    LookUp,
+    /// A start, whose intent is on disk.
+    Start,
+}
+
+/// The upstream's answer to a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The answer to a look-up.
+    Observed(Observation),
+    /// The failure of a look-up.
+    NotObserved(Failure),
+    /// The start was accepted, or a look-up has found the process.
+    Accepted { is_observed: bool },
+    /// The start had no effect: it cannot have reached the upstream, or was answered 429.
+    NotSent(Failure),
+    /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
+    Ambiguous {
+        answer: Option<u16>,
+        failure: Failure,
+    },
+    /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.
+    Refused {
+        detail: String,
+        observation: Observation,
+    },
+}
 
 /// An order, the request that was sent for it, and the answer.
 type Answered = (StartCandidate, Call, Answer);

@@ -145,9 +145,12 @@ struct Passes<'a> {
 }
 
 impl Passes<'_> {
-    /// Runs a pass, and moves to the next moment of the schedule.
+    /// Runs a pass, and others until no start is in flight. Moves to the next moment of the schedule.
     async fn pass(&mut self) {
         self.reconciler.pass(&Stop::default()).await.unwrap();
+        while self.reconciler.has_starts_in_flight() {
+            self.reconciler.pass(&Stop::default()).await.unwrap();
+        }
         let next = self.settings.schedule.next_after(self.clock.now());
         self.clock.sleep_until(next).await;
     }

@@ -170,11 +170,6 @@ impl Environment {
         })
     }
 
-    /// Removes the timers of a crashed program.
-    pub fn forget_timers(&self) {
-        self.timers.borrow_mut().clear();
-    }
-
     /// Crashes the upstream, which forgets every process.
     pub fn end_incarnation(&self) {
         self.log(|| "the upstream crashes".to_owned());

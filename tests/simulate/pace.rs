@@ -329,7 +329,8 @@ impl PaceRun {
             if self.created == case.orders && self.open() == 0 {
                 return self.env.time();
             }
-            if !report.unwrap().unwrap().has_more {
+            let has_more = report.unwrap().unwrap().has_more;
+            if !has_more && !self.reconciler.has_starts_in_flight() {
                 self.wait_for_pass();
             }
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, TryStreamExt};
 use order_service::clock::{Clock, SteadyClock};
 use order_service::decide::LostProcess;
-use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status, Timestamp};
+use order_service::order::{Order, OrderId, Reason, ResolvedBy, Status};
 use order_service::process::Stop;
 use order_service::reconciler::{Occurrences, Reconciler, Settings, Trace};
 use order_service::store::{
@@ -241,7 +241,7 @@ impl Run {
                 self.resolve_held_order();
             }
             reconciler = self.pass(reconciler);
-            self.wait_for_pass(reconciler.next_poll_at());
+            self.wait_for_pass(&reconciler);
         }
     }
 
@@ -254,7 +254,7 @@ impl Run {
             if self.is_settled() {
                 break;
             }
-            self.wait_for_pass(reconciler.next_poll_at());
+            self.wait_for_pass(&reconciler);
         }
         self.env.oracle.borrow_mut().check_end();
         let restarts = ready(self.store.heartbeat())
@@ -287,8 +287,11 @@ impl Run {
 
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
     /// go on however the clock is set.
-    fn wait_for_pass(&mut self, poll_at: Option<Timestamp>) {
-        let env = &self.env;
+    fn wait_for_pass(&mut self, reconciler: &Reconciler<Handle, Handle>) {
+        if reconciler.has_starts_in_flight() {
+            return;
+        }
+        let (env, poll_at) = (&self.env, reconciler.next_poll_at());
         let waiting_since = env.time();
         let share = 10 * env.fault_rates.borrow().step;
         let is_poll_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
@@ -318,7 +321,6 @@ impl Run {
                 Some(Err(error)) => self.env.log(|| format!("no lead: {error}")),
                 None => self.env.log(|| "the program crashes".to_owned()),
             }
-            self.env.forget_timers();
         }
     }
 
@@ -402,7 +404,6 @@ impl Run {
             Some(Ok(Creation::Exists(order))) => panic!("{order:?} exists"),
             Some(Err(_)) | None => {}
         }
-        self.env.forget_timers();
         self.env.oracle.borrow_mut().check();
     }
 

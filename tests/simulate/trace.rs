@@ -129,10 +129,10 @@ impl Stages {
         }
     }
 
-    /// Checks after a pass that no start is in progress.
+    /// Checks after a pass that no start but those in flight is in progress.
     pub fn check_no_start_in_progress(&self) {
         for (seq, stage) in &self.stages {
-            let is_idle = matches!(stage, Stage::Due | Stage::Done | Stage::WritingResult);
+            let is_idle = !matches!(stage, Stage::WritingIntent | Stage::Ready);
             assert!(is_idle, "order {seq} is left in {stage:?}");
         }
     }
