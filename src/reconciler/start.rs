@@ -64,7 +64,7 @@ pub(super) struct StartPipeline<'a, U, C> {
     until: Timestamp,
     queue: &'a mut StartQueue,
     commits: StartCommits<'a>,
-    /// Requests that wait for a slot, with the uptime by which each has to leave.
+    /// Requests that wait for a slot, with the uptime by which each has to be sent.
     ready: VecDeque<(Request, StartCandidate, Duration)>,
     in_flight: &'a mut StartRequests,
     /// The first error. Nothing is dequeued after it.
@@ -113,7 +113,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.commits.begin(self.context);
             let dequeue_at = self.next_dequeue_at().await;
             let is_idle = self.commits.is_idle() && dequeue_at.is_none();
-            if is_idle && (self.in_flight.is_empty() || self.may_leave()) {
+            if is_idle && (self.in_flight.is_empty() || self.may_end()) {
                 break;
             }
             let needs_orders = is_idle && self.queue.is_empty() && self.may_send();
@@ -179,9 +179,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             return self.return_ready();
         }
         while self.pace.may_send(self.now(), self.in_flight.len())
-            && let Some((request, order, leave_by)) = self.ready.pop_front()
+            && let Some((request, order, send_by)) = self.ready.pop_front()
         {
-            if self.context.clock.uptime() >= leave_by {
+            if self.context.clock.uptime() >= send_by {
                 self.write_result(&order, vec![Transition::Withdrawn]);
                 continue;
             }
@@ -260,7 +260,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         for order in committed.intents {
             self.context.enter(Stage::Ready, &order);
             self.ready
-                .push_back((Request::Start, order, committed.leave_by));
+                .push_back((Request::Start, order, committed.send_by));
         }
     }
 
@@ -271,7 +271,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     /// Returns whether the pass may end although there are requests in flight: the next pass has something
     /// to do, and a slot for it.
-    fn may_leave(&self) -> bool {
+    fn may_end(&self) -> bool {
         let is_usable_again = !self.is_usable && self.may_send();
         let is_next_due = self.is_list_read || self.are_orders_new || self.now() >= self.until;
         !self.is_once

@@ -14,10 +14,10 @@ use crate::store::{OrderChange, Recorded, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
 /// Part of a request timeout, from the beginning of the commit of its intent, within which a start has to
-/// leave: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
+/// be sent: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
 /// reconciler may lead, which takes a process that it does not find one request timeout after the
-/// intent for one that will never be; the other half is for the way.
-const LEAVE_WITHIN: u32 = 2;
+/// intent for one that will never be; the other half is for connecting and for the way.
+const SEND_WITHIN: u32 = 2;
 
 /// Changes that are being written, or wait for it.
 #[derive(Default)]
@@ -32,8 +32,8 @@ pub(super) struct StartCommits<'a> {
 
 struct Commit<'a> {
     intents: Vec<StartCandidate>,
-    /// Uptime by which its starts have to leave.
-    leave_by: Duration,
+    /// Uptime by which its starts have to be sent.
+    send_by: Duration,
     done: LocalBoxFuture<'a, anyhow::Result<(Recorded, Report)>>,
 }
 
@@ -41,8 +41,8 @@ struct Commit<'a> {
 pub(super) struct Committed {
     /// Orders whose intents are written.
     pub intents: Vec<StartCandidate>,
-    /// Uptime by which their starts have to leave.
-    pub leave_by: Duration,
+    /// Uptime by which their starts have to be sent.
+    pub send_by: Duration,
     /// Orders whose intents are not written: they have moved on meanwhile, or the commit failed.
     pub dropped: Vec<StartCandidate>,
     /// The counts of what was written.
@@ -72,14 +72,14 @@ impl<'a> StartCommits<'a> {
         }
         let changes = std::mem::take(&mut self.changes);
         let intents = std::mem::take(&mut self.intents);
-        let leave_by = context.clock.uptime() + context.settings.request_timeout / LEAVE_WITHIN;
+        let send_by = context.clock.uptime() + context.settings.request_timeout / SEND_WITHIN;
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
             recorded.context("recording starts or their results failed")
         });
         self.commit = Some(Commit {
             intents,
-            leave_by,
+            send_by,
             done,
         });
     }
@@ -90,8 +90,8 @@ impl<'a> StartCommits<'a> {
             Some(commit) => (&mut commit.done).await,
             None => std::future::pending().await,
         };
-        let (intents, leave_by) = match self.commit.take() {
-            Some(commit) => (commit.intents, commit.leave_by),
+        let (intents, send_by) = match self.commit.take() {
+            Some(commit) => (commit.intents, commit.send_by),
             None => Default::default(),
         };
         match result {
@@ -101,7 +101,7 @@ impl<'a> StartCommits<'a> {
                 let (intents, dropped) = intents.into_iter().partition(is_written);
                 Committed {
                     intents,
-                    leave_by,
+                    send_by,
                     dropped,
                     report,
                     error: None,
@@ -109,7 +109,7 @@ impl<'a> StartCommits<'a> {
             }
             Err(error) => Committed {
                 intents: Vec::new(),
-                leave_by,
+                send_by,
                 dropped: intents,
                 report: Report::default(),
                 error: Some(error),

@@ -24,6 +24,7 @@ mod observations;
 mod scripted;
 mod starts;
 mod transport;
+mod unanswered;
 
 /// The client's timeout: long enough for an answer on a busy machine, since a request that misses it
 /// changes what a test observes.

@@ -1,7 +1,6 @@
 //! Starts: their requests, the meaning of answers, and repetition.
 
 use super::*;
-use crate::environment::ready;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_has_exactly_the_accepted_body_and_no_callback() {
@@ -237,7 +236,7 @@ async fn a_restart_keeps_backoffs() {
 
 /// Checks the requests about an order whose first start failed: no second start before a look-up that
 /// could have seen the first.
-fn assert_looked_up_before_the_second_start(asked: &[ReceivedRequest]) {
+pub(super) fn assert_looked_up_before_the_second_start(asked: &[ReceivedRequest]) {
     assert!(asked[0].is_start(), "{asked:?}");
     let second = asked.iter().skip(1).position(ReceivedRequest::is_start);
     let before = &asked[1..=second.unwrap_or(asked.len() - 1)];
@@ -383,136 +382,4 @@ async fn retry_after_is_honoured_within_a_pass() {
         .await;
     let wait = asked[1].at.since(asked[0].at);
     assert!(wait >= Duration::from_secs(3), "{wait:?}: {asked:#?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_was_accepted_but_never_answered_is_looked_up_and_not_repeated() {
-    let cases = [
-        Reply::Silence,
-        Reply::HangUp,
-        Reply::Bytes("HTTP/1.1 2".into()),
-        Reply::Bytes("nonsense\r\n\r\n".into()),
-    ];
-    side_by_side(cases, |reply| async move {
-        let shown = format!("{reply:?}");
-        let upstream = Scripted::answering(reply, answer(200, process("a1", "SUCCEEDED"))).await;
-        let orders = Orders::created(&["a1"]).await;
-        let mut reconciler = orders.reconciler(&upstream).await;
-        let order = reconciler.until_status("a1", Status::Fulfilled).await;
-        assert_eq!(upstream.starts(), 1, "{shown}");
-        assert_eq!(order.starts, 1, "{shown}: it was ours");
-        assert_eq!(order.attention, None, "a settled order has none");
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_after_giving_up() {
-    let cases = [
-        Reply::Silence,
-        Reply::HangUp,
-        Reply::Later(
-            Duration::from_millis(290),
-            Box::new(Reply::Bytes("HTTP/1.1".into())),
-        ),
-    ];
-    side_by_side(cases, |reply| async move {
-        let upstream = Scripted::new(move |asked, before| {
-            let starts = before.iter().filter(|asked| asked.is_start()).count();
-            match (asked.is_start(), starts) {
-                (true, 0) => reply.clone(),
-                (true, _) => answer(200, ""),
-                (false, 1) => answer(200, "{}"),
-                (false, _) => answer(200, process("a1", "RUNNING")),
-            }
-        })
-        .await;
-        let orders = Orders::created(&["a1"]).await;
-        let mut reconciler = orders.reconciler(&upstream).await;
-        let order = reconciler.until_status("a1", Status::Processing).await;
-        assert_eq!(order.starts, 2, "the first may have taken effect");
-        let asked = upstream.asked_about("a1");
-        assert_looked_up_before_the_second_start(&asked);
-        assert_eq!(upstream.starts(), 2);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
-    let upstream = Scripted::new(|asked, before| match asked.order_id().as_deref() {
-        Some("silent") => Reply::Silence,
-        Some(id) if !asked.is_start() => {
-            let is_over = before
-                .iter()
-                .any(|asked| asked.order_id().as_deref() == Some("new"));
-            answer(
-                200,
-                process(id, if is_over { "SUCCEEDED" } else { "RUNNING" }),
-            )
-        }
-        _ => answer(200, ""),
-    })
-    .await;
-    let orders = Orders::processing(&["old"]).await;
-    orders.create("silent").await;
-    let arguments = ["--request-timeout", "2m"];
-    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
-    until_asked(&upstream, |asked| {
-        asked.iter().any(ReceivedRequest::is_start)
-    })
-    .await;
-    orders.create("new").await;
-    for id in ["new", "old"] {
-        until(
-            async || orders.order(id).status,
-            |status| *status == Status::Fulfilled,
-        )
-        .await;
-    }
-    let asked = upstream.asked_about("silent");
-    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
-    reconciler.kill();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start() {
-    let upstream = Scripted::answering(Reply::Silence, answer(200, process("a1", "RUNNING"))).await;
-    let orders = Orders::created(&["a1"]).await;
-    let arguments = ["--request-timeout", "30s"];
-    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
-    until_asked(&upstream, |asked| asked.len() == 1).await;
-    reconciler.kill();
-    let mut reconciler = orders.reconciler(&upstream).await;
-    reconciler.until_status("a1", Status::Processing).await;
-    assert_eq!(upstream.starts(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_records_the_start_in_flight_and_does_not_send_the_next() {
-    // Only one is in flight. Without a ceiling the intent of the next is already committed.
-    side_by_side([("50", 1), ("0", 2)], |(rate, intents)| async move {
-        let in_a_second = Duration::from_millis(1_000);
-        let upstream =
-            Scripted::new(move |_, _| Reply::Later(in_a_second, Box::new(answer(200, "")))).await;
-        let orders = Orders::created(&["a1", "a2", "a3"]).await;
-        let arguments = ["--max-in-flight", "1", "--start-rate", rate];
-        let reconciler = orders.env.reconciler(&upstream.url, &arguments);
-        until_asked(&upstream, |asked| asked.len() == 1).await;
-        assert_eq!(ready(orders.store.open_orders()).unwrap().len(), intents);
-        reconciler.signal("TERM");
-        assert_eq!(ended(reconciler).await.0, Some(0));
-        assert_eq!(orders.order("a1").status, Status::Processing);
-        for id in ["a2", "a3"] {
-            let order = orders.order(id);
-            assert_eq!((order.status, order.starts), (Status::Created, 0));
-        }
-        assert_eq!(
-            ready(orders.store.open_orders()).unwrap().len(),
-            1,
-            "no intent is left"
-        );
-        assert_eq!(upstream.asked().len(), 1, "no further request is sent");
-    })
-    .await;
 }
