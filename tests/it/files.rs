@@ -117,6 +117,25 @@ async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removed_log_that_a_long_read_keeps_from_the_database_is_logged_once() {
+    let (env, api, client) = with_api();
+    create(&client, &api, 'a', 1).await;
+    let reader = Connection::open(env.database()).unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM orders")
+        .unwrap();
+    create(&client, &api, 'b', 1).await;
+    fs::remove_file(env.path("orders.db-wal")).unwrap();
+    for _ in 0..5 {
+        check_refused(&client, &api).await;
+    }
+    let log = api.logged();
+    assert_eq!(log.matches("completely=false").count(), 1, "{log}");
+    reader.execute_batch("COMMIT").unwrap();
+    api.logs("checkpointed completely=true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_moved_away_is_complete_without_its_log_and_works_again_when_moved_back()
 {
     let (env, api, client) = with_api();

@@ -8,15 +8,15 @@ use super::file::{FilesChanged, OpenedFile};
 /// The open files of a database, whose log is rescued once if their paths lead elsewhere.
 pub(super) struct LogRescue {
     file: OpenedFile,
-    /// True once the log's contents are in the database, after a file was moved or replaced.
-    is_rescued: bool,
+    /// True if the log's contents are in the database; `None` unless a file was moved or replaced.
+    is_rescued: Option<bool>,
 }
 
 impl LogRescue {
     pub fn new(file: OpenedFile) -> Self {
         Self {
             file,
-            is_rescued: false,
+            is_rescued: None,
         }
     }
 
@@ -30,16 +30,18 @@ impl LogRescue {
     ) -> Result<(), FilesChanged> {
         let checked = self.file.check();
         if let Err(FilesChanged::Moved(path)) = &checked {
-            if !self.is_rescued && self.file.may_be_checkpointed() {
-                self.is_rescued = checkpointer.rescue(db);
-                log::warn!(
-                    "{} was moved: the write-ahead log was checkpointed completely={}",
-                    path.display(),
-                    self.is_rescued
-                );
+            if self.is_rescued != Some(true) && self.file.may_be_checkpointed() {
+                let is_rescued = checkpointer.rescue(db);
+                // A long read blocks it, and each write tries again.
+                if self.is_rescued.replace(is_rescued) != Some(is_rescued) {
+                    log::warn!(
+                        "{} was moved: the write-ahead log was checkpointed completely={is_rescued}",
+                        path.display()
+                    );
+                }
             }
         } else {
-            self.is_rescued = false;
+            self.is_rescued = None;
         }
         checked
     }
