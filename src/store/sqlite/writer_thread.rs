@@ -29,7 +29,10 @@ impl Writer {
         let checkpointer = Checkpointer::new(&db).map_err(|error| file.error(error))?;
         let empty_requested = checkpointer.empty_requested();
         let clock = DatabaseClock::default();
-        let state = WriterState::new(clock, "another program holds the write lock");
+        let state = WriterState::new(
+            clock,
+            "another program holds the write lock, or the disk does not answer",
+        );
         let mut committer = Committer {
             lock: WriteLock::open(&file.path)?,
             db,
