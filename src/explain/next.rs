@@ -38,6 +38,17 @@ impl OrderDetails {
                 }
             }];
         }
+        let pause = self.resting_until(now).map(|at| {
+            format!(
+                "The upstream has asked for a pause: nothing is started or polled for {}.",
+                span(at.since(now))
+            )
+        });
+        pause.into_iter().chain(self.steps(open, now)).collect()
+    }
+
+    /// Returns sentences about the next events of an open order, with a reconciler that runs.
+    fn steps(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if self.is_upstream_down() {
             return vec![
                 format!(
@@ -84,16 +95,9 @@ impl OrderDetails {
                 future(at, now)
             ));
         }
-        let resting_until = self.reconciler.learned.resting_until;
-        if let Some(at) = resting_until.filter(|at| *at > now) {
-            lines.push(format!(
-                "The upstream has asked for a pause: nothing is started or polled for {}.",
-                span(at.since(now))
-            ));
-        }
         let rate = self.reconciler.learned.rate.as_ref();
         lines.push(match (self.ahead, rate.map(StartRate::rate)) {
-            (0, _) if lines.is_empty() => format!(
+            (0, _) if lines.is_empty() && self.resting_until(now).is_none() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
             ),
@@ -168,18 +172,25 @@ impl OrderDetails {
 
     /// Returns the moment of an order's next look-up, as part of a sentence.
     fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
-        match due_at(open, now) {
+        match due_at(open, now).max(self.resting_until(now)) {
             Some(at) => format!(" {}", future(at, now)),
             None => format!(" in the next pass{}", self.pass_time(now)),
         }
     }
 
-    /// Returns the moment of the next pass, as part of a sentence; empty if it is due.
+    /// Returns the moment of the next pass that may send requests, as part of a sentence; empty if it is
+    /// due.
     fn pass_time(&self, now: Timestamp) -> String {
-        match self.reconciler.next_pass_at {
+        match self.reconciler.next_pass_at.max(self.resting_until(now)) {
             Some(at) if at > now => format!(", {}", future(at, now)),
             _ => String::new(),
         }
+    }
+
+    /// Returns the end of the pause that the upstream has asked for, if it is not over.
+    fn resting_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let resting_until = self.reconciler.learned.resting_until;
+        resting_until.filter(|at| *at > now)
     }
 }
 

@@ -169,6 +169,36 @@ fn a_time_is_written_as_an_age_and_as_a_timestamp() {
 }
 
 #[test]
+fn a_requested_pause_delays_whatever_comes_next() {
+    let pause = "The upstream has asked for a pause: nothing is started or polled for 5 min.";
+    let later = "(2026-11-22T10:05:00.000Z)";
+    let pause_until = Timestamp(NOW.0 + 300_000);
+    let resting = |mut case: OrderDetails| {
+        case.reconciler.learned.resting_until = Some(pause_until);
+        case.reconciler.next_poll_at = Some(pause_until);
+        case
+    };
+    check(
+        &resting(created()),
+        &[pause, "No other order is ahead of it."],
+    );
+    check(&resting(processing()), &[pause, later]);
+    for reason in [Reason::UnknownStatus, Reason::ProcessLost] {
+        for attempts in [0, 1] {
+            let mut case = resting(troubled(processing(), reason, "?", attempts));
+            case.order.attention.as_mut().unwrap().by = ResolvedBy::Itself;
+            check(&case, &[pause, later]);
+        }
+    }
+    let mut case = resting(processing());
+    case.reconciler.upstream = UpstreamState::Down {
+        since: ago(9),
+        detail: "answered 503".to_owned(),
+    };
+    check(&case, &[pause, "probed in the next pass, in 5 min", later]);
+}
+
+#[test]
 fn a_settled_order_has_a_complete_timeline() {
     let mut case = processing();
     case.order.status = Status::Fulfilled;

@@ -53,8 +53,9 @@ impl HeartbeatWriter {
         pace: &Pace,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
+        let resting_until = pace.breaker().resting_until(now);
         let has_changed = self.state.upstream != *pace.breaker().state()
-            || self.state.learned.resting_until != pace.breaker().resting_until(now);
+            || self.state.learned.resting_until != resting_until;
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
@@ -64,7 +65,8 @@ impl HeartbeatWriter {
             self.state.metrics = context.upstream.metrics().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
-            self.state.next_poll_at = Some(next_pass_at.max(pace.next_poll_at()));
+            let may_poll_at = next_pass_at.max(pace.next_poll_at());
+            self.state.next_poll_at = resting_until.max(Some(may_poll_at));
             let (store, state) = (&context.store, self.state.clone());
             store.write_heartbeat(&context.lead, state).await?;
             self.written_at = Some(now);

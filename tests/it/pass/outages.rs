@@ -13,6 +13,12 @@ fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
     harness.upstream.start_fault.set(Fault::Rest(30));
     pass(&mut reconciler);
     assert_eq!(harness.upstream.take_requests(), ["start a1"]);
+    let next_poll_at = harness.heartbeat().next_poll_at.unwrap();
+    assert_eq!(
+        next_poll_at.since(harness.clock.now()),
+        Duration::from_secs(30),
+        "clients are told to wait as long"
+    );
     harness.upstream.start_fault.set(Fault::Answered);
     for _ in 0..29 {
         harness.forward(1_000);
