@@ -6,20 +6,30 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempPath;
-
-/// End of the name of a partial backup.
-const PART: &str = ".order-service.part";
 
 #[cfg(feature = "postgres")]
 use super::copy::{TransferError, copy_into_file};
 use super::sqlite::{ReadOnlyFile, lock_files, log_files};
 use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase, StoreError};
+
+/// End of the name of a partial backup.
+const PART: &str = ".order-service.part";
+
+/// Interval between two attempts to lock the folder of a backup.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Number of such attempts: another backup has the lock for itself only while it removes files. The
+/// wait is bounded, because a script may run the whole backup under a lock of the folder, as with
+/// `flock(1)`.
+const LOCK_TRIES: u32 = 20;
 
 /// A completed backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,8 +272,14 @@ fn remove_abandoned(folder: &Path) -> Option<File> {
             }
         }
     }
-    lock.try_lock_shared().ok()?;
-    Some(lock)
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock_shared() {
+            Ok(()) => return Some(lock),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_RETRY_INTERVAL),
+            Err(TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 /// A partial backup. Removed on drop.
@@ -319,5 +335,23 @@ fn write_error(path: &Path, source: io::Error) -> BackupError {
     BackupError::Write {
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_waits_while_another_removes_partial_backups() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = File::open(folder.path()).unwrap();
+        other.lock().unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| remove_abandoned(folder.path()));
+            thread::sleep(2 * LOCK_RETRY_INTERVAL);
+            other.lock_shared().unwrap();
+            assert!(waiting.join().unwrap().is_some(), "it has the lock");
+        });
     }
 }
