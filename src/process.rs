@@ -173,8 +173,8 @@ pub struct Stop {
 /// Time for which answers to starts are waited for after the stop signal.
 const ABANDON_AFTER: Duration = Duration::from_secs(20);
 
-/// Returns a stop that follows SIGTERM, Ctrl-C and a terminal that closes. A second signal exits
-/// immediately, unless it comes from the terminal: a shell repeats the one of the kernel.
+/// Returns a stop that follows SIGTERM, Ctrl-C and a terminal that closes (SIGHUP). A second signal exits
+/// immediately, unless it is SIGHUP: a shell repeats the one of the kernel.
 pub fn stop_on_signals() -> anyhow::Result<Stop> {
     let listen = |kind| signal(kind).context("listening to signals failed");
     let mut signals = vec![

@@ -74,7 +74,7 @@ pub struct Reconciler<U, C> {
     list: Option<ListRead>,
     queue: StartQueue,
     /// The requests in flight for orders that are being started.
-    in_flight: StartRequests,
+    in_flight: Rc<StartRequests>,
     /// Set if each order that is due is tried once: passes wait for all answers.
     is_once: bool,
     /// Set while [`run`] makes passes.
@@ -115,7 +115,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             polled_at: None,
             list: None,
             queue: StartQueue::default(),
-            in_flight: StartRequests::default(),
+            in_flight: Rc::default(),
             is_once: false,
             new_orders: None,
             wait_logged_at: None,
@@ -133,8 +133,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         })
     }
 
-    /// Returns whether there are requests in flight for orders that are being started. The next pass, which
-    /// waits for their answers, is then due at once.
+    /// Returns whether there are requests in flight for orders that are being started. Unless it failed, the
+    /// next pass is then due at once and waits for their answers.
     pub fn has_starts_in_flight(&self) -> bool {
         !self.in_flight.is_empty()
     }

@@ -331,7 +331,7 @@ impl ListSnapshot {
                 .targets()
                 .get(at)
                 .is_some_and(|other| other.seq == order.seq);
-            if let Some(observation) = self.unrecognised.remove(&at).filter(|_| is_same) {
+            if is_same && let Some(observation) = self.unrecognised.remove(&at) {
                 unrecognised.insert(index, observation);
             }
             statuses.push(match is_same {

@@ -1,6 +1,8 @@
 //! The pass, and the loop that makes passes. A pass observes, decides, settles, and then starts what is due
 //! until the next poll is due.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 
 use super::list::ListRead;
@@ -11,6 +13,9 @@ use crate::process::Stop;
 use crate::reconciler_metrics::PassOutcome;
 use crate::store::NewOrders;
 use crate::upstream::Upstream;
+
+/// Pause after a failed pass while starts are in flight.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Makes passes on the schedule, and at once when any process has created an order, until `stop` or
 /// until the lead is lost.
@@ -25,6 +30,7 @@ pub async fn run<U: Upstream, C: Clock>(
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let new_orders = reconciler.context.store.new_orders().await;
     reconciler.new_orders = Some(new_orders.context("subscribing to new orders failed")?);
+    let in_flight = reconciler.in_flight.clone();
     let mut logged = None;
     while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
@@ -45,21 +51,30 @@ pub async fn run<U: Upstream, C: Clock>(
                 }
             }
         }
-        let poll_at = reconciler.next_poll_at();
-        tokio::select! {
-            () = stop.requested.cancelled() => {}
-            () = ticks.next(&reconciler.context.clock) => {}
-            () = NewOrders::next_of(&mut reconciler.new_orders) => {}
-            () = reached(&reconciler.context.clock, poll_at) => {}
-            () = ListRead::read_to_end(&mut reconciler.list) => {}
-        }
+        let next_at = match reconciler.has_starts_in_flight() {
+            // The pass has failed, and answers are to be recorded.
+            true => Some(reconciler.context.clock.now().after(RETRY_INTERVAL)),
+            false => reconciler.next_poll_at(),
+        };
+        let waited = async {
+            tokio::select! {
+                () = stop.requested.cancelled() => {}
+                () = ticks.next(&reconciler.context.clock) => {}
+                () = NewOrders::next_of(&mut reconciler.new_orders) => {}
+                () = reached(&reconciler.context.clock, next_at) => {}
+                () = ListRead::read_to_end(&mut reconciler.list) => {}
+            }
+        };
+        in_flight.while_driven(waited).await;
     }
     ticks.shut_down().await;
     if let Some(loss) = reconciler.context.lead.loss() {
         log::error!("gave up leadership: {loss}");
     } else {
         if reconciler.has_starts_in_flight()
-            && let Err(error) = reconciler.start_due(false, stop).await
+            && let Err(error) = in_flight
+                .while_driven(reconciler.start_due(false, stop))
+                .await
         {
             log::error!("recording the last answers failed: {error:#}");
         }
@@ -71,11 +86,16 @@ pub async fn run<U: Upstream, C: Clock>(
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Makes one pass.
+    /// Makes one pass, and drives the requests in flight meanwhile.
     ///
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass repeats the work.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        let in_flight = self.in_flight.clone();
+        in_flight.while_driven(self.make_pass(stop)).await
+    }
+
+    async fn make_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         self.resync_clock();
         let began_at = self.context.clock.now();
         let result = self.run_pass(stop).await;
@@ -93,8 +113,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.polled_at = None;
         }
         let report = result?;
-        if report.is_eventful() {
-            report.log();
+        report.log();
+        if report.is_eventful() && !self.has_starts_in_flight() {
             self.heartbeat.set_due();
         }
         if report.has_more {

@@ -86,8 +86,12 @@ impl Report {
         self.events().iter().any(|(_, count)| *count > 0)
     }
 
-    /// Logs a line with the counts that are not 0. As JSON, the line has all of them as members.
+    /// Logs a line with the counts that are not 0, if anything happened. As JSON, the line has all of them
+    /// as members.
     pub(super) fn log(&self) {
+        if !self.is_eventful() {
+            return;
+        }
         log::info!(
             target: "order_service::pass",
             observed = self.observed, started = self.started, adopted = self.adopted,

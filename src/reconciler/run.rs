@@ -28,6 +28,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
     /// stored moments that lie ahead are moved back.
     pub(super) async fn begin_run(&mut self) -> anyhow::Result<()> {
+        self.list = None;
         let now = self.context.clock.now();
         let (store, lead) = (&self.context.store, &self.context.lead);
         let set_right = store.clamp_times(lead, now).await;
@@ -39,7 +40,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .forgot_at
             .set(self.pace.incarnations().forgot_at());
         self.polled_at = None;
-        self.list = None;
         self.queue.clear();
         self.probe.set_due();
         self.has_begun = true;

@@ -18,8 +18,8 @@
 //!
 //! The intent of a start is committed before the start is sent, and its result after the answer. Many
 //! orders share a commit, and none waits for another's answer while a slot is free. Once the next pass is
-//! due, none is dequeued. A request without an answer does not hold up the next pass: it stays in flight
-//! over as many passes as it takes. An order leaves the pipeline when nothing more is to be written about
+//! due, none is dequeued. While a slot is free, a request without an answer does not hold up the next pass:
+//! it stays in flight over as many passes as it takes. An order leaves the pipeline when nothing more is to be written about
 //! it, or when it has moved on meanwhile.
 
 use std::collections::VecDeque;
@@ -66,7 +66,7 @@ pub(super) struct StartPipeline<'a, U, C> {
     commits: StartCommits<'a>,
     /// Requests that wait for a slot, with the uptime by which each has to be sent.
     ready: VecDeque<(Request, StartCandidate, Duration)>,
-    in_flight: &'a mut StartRequests,
+    in_flight: &'a StartRequests,
     /// The first error. Nothing is dequeued after it.
     error: Option<anyhow::Error>,
 }
@@ -98,7 +98,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             queue: &mut self.queue,
             commits: StartCommits::default(),
             ready: VecDeque::new(),
-            in_flight: &mut self.in_flight,
+            in_flight: &self.in_flight,
             error: None,
         };
         pipeline.run().await
@@ -120,7 +120,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
             tokio::select! {
                 biased;
-                Some((order, request, answer)) = self.in_flight.next() => {
+                (order, request, answer) = self.in_flight.next() => {
                     self.on_answered(order, request, answer).await;
                 }
                 committed = self.commits.next() => self.on_committed(committed),
@@ -134,8 +134,8 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             }
         }
         let has_more = self.is_list_read || self.are_orders_new || !self.queue.is_empty();
-        let has_more = has_more && (self.is_usable || self.may_send());
-        self.report.has_more = has_more && !self.stop.requested.is_cancelled();
+        let is_stopped = self.stop.requested.is_cancelled();
+        self.report.has_more = has_more && !is_stopped && (self.is_usable || self.may_send());
         self.error.map_or(Ok(self.report), Err)
     }
 

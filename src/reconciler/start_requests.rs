@@ -1,7 +1,11 @@
 //! The requests in flight for orders that are being started, and their answers.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll};
 
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
@@ -51,59 +55,94 @@ pub(super) enum Answer {
 type Answered = (StartCandidate, Call, Answer);
 
 /// The requests in flight for orders that are being started, over as many passes as they take. Until the
-/// answer to its request has been taken out, nothing else is decided about an order. Dropping them gives
-/// the answers up.
+/// answer to its request was taken, nothing else is decided about an order. Dropping them gives the answers up.
 #[derive(Default)]
 pub(super) struct StartRequests {
-    requests: FuturesUnordered<LocalBoxFuture<'static, Answered>>,
-    seqs: HashSet<i64>,
+    requests: RefCell<FuturesUnordered<LocalBoxFuture<'static, Answered>>>,
+    /// The answers that were not taken yet.
+    answered: RefCell<VecDeque<Answered>>,
+    /// The orders of both.
+    seqs: RefCell<HashSet<i64>>,
 }
 
 impl StartRequests {
     /// Sends a request.
     pub fn send<U: Upstream, C: Clock>(
-        &mut self,
+        &self,
         context: Rc<Context<U, C>>,
         request: Request,
         order: StartCandidate,
         stop: Stop,
     ) {
-        self.seqs.insert(order.order.seq);
+        self.seqs.borrow_mut().insert(order.order.seq);
         let call = Call {
             is_start: request == Request::Start,
             sent_at: context.clock.now(),
         };
-        self.requests.push(Box::pin(async move {
+        self.requests.borrow_mut().push(Box::pin(async move {
             let answer = context.send(request, &order, &stop).await;
             (order, call, answer)
         }));
     }
 
-    /// Waits for the next answer. Returns `None` at once if there is no request.
-    pub async fn next(&mut self) -> Option<Answered> {
-        let answered = self.requests.next().await?;
-        self.seqs.remove(&answered.0.order.seq);
-        Some(answered)
+    /// Waits for `work`, and drives the requests meanwhile: whatever is waited for, they are sent at once,
+    /// and their timeouts are their own.
+    pub async fn while_driven<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            self.drive(cx);
+            loop {
+                let done = work.as_mut().poll(cx);
+                let is_any_answered = self.drive(cx);
+                if done.is_ready() || !is_any_answered {
+                    return done;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Drives the requests. Returns whether any was answered.
+    fn drive(&self, cx: &mut TaskContext<'_>) -> bool {
+        let mut is_any_answered = false;
+        while let Poll::Ready(Some(answered)) = self.requests.borrow_mut().poll_next_unpin(cx) {
+            self.answered.borrow_mut().push_back(answered);
+            is_any_answered = true;
+        }
+        is_any_answered
+    }
+
+    /// Drives the requests to the next answer.
+    pub async fn next(&self) -> Answered {
+        let next = poll_fn(|cx| {
+            self.drive(cx);
+            let answered = self.answered.borrow_mut().pop_front();
+            answered.map_or(Poll::Pending, Poll::Ready)
+        });
+        let answered = next.await;
+        self.seqs.borrow_mut().remove(&answered.0.order.seq);
+        answered
     }
 
     /// Returns those of these orders for which there is none.
     pub fn others(&self, orders: OpenOrders) -> OpenOrders {
-        if self.is_empty() {
+        let seqs = self.seqs.borrow();
+        if seqs.is_empty() {
             return orders;
         }
         let targets = orders.targets().iter().enumerate();
-        let others = targets.filter(|(_, order)| !self.seqs.contains(&order.seq));
+        let others = targets.filter(|(_, order)| !seqs.contains(&order.seq));
         let others: Vec<usize> = others.map(|(index, _)| index).collect();
         orders.chosen(&others)
     }
 
-    /// Returns their number.
+    /// Returns the number of those whose answer was not taken.
     pub fn len(&self) -> usize {
-        self.requests.len()
+        self.seqs.borrow().len()
     }
 
     /// Returns whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.len() == 0
     }
 }

@@ -95,6 +95,26 @@ async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_while_a_look_up_has_none_is_taken_all_the_same() {
+    // Within a second of the start, a look-up begins that has no answer until after the start's timeout.
+    let upstream = Scripted::new(|asked, before| match asked.is_start() {
+        true => Reply::Later(Duration::from_millis(1_200), Box::new(answer(200, ""))),
+        false if before.iter().any(ReceivedRequest::is_start) => Reply::Silence,
+        false => answer(200, process("old", "RUNNING")),
+    })
+    .await;
+    let orders = Orders::processing(&["old"]).await;
+    let arguments = ["--request-timeout", "1500ms"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| !asked.is_empty()).await;
+    orders.create("new").await;
+    let is_decided = |order: &Order| order.status != Status::Created || order.attention.is_some();
+    let new = until(async || orders.order("new"), is_decided).await;
+    assert_eq!((new.status, new.starts), (Status::Processing, 1), "{new:?}");
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_intent_and_answer_is_not_answered_with_a_second_start() {
     let upstream = Scripted::answering(Reply::Silence, answer(200, process("a1", "RUNNING"))).await;
     let orders = Orders::created(&["a1"]).await;
