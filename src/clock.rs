@@ -133,37 +133,61 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A clock that only goes forward, except when it is resynchronised with another one.
+/// A clock that goes forward with the uptime, except when it is resynchronised with another one.
 #[derive(Debug)]
 pub struct SteadyClock<C> {
     clock: C,
-    /// Time of day and uptime of the last synchronisation.
+    /// Time of day and uptime of the last synchronisation. The time of day follows the drift since then.
     synced: Cell<(Timestamp, Duration)>,
+    /// Uptime until which the drift was followed.
+    followed_until: Cell<Duration>,
 }
 
-/// Minimum difference from the other clock that counts as a step: far more than reading both takes. A
-/// smaller one is ignored. It cannot grow, because slewing the clock slews the uptime too.
+/// Minimum difference from the other clock that counts as a step: far more than reading both takes.
 const STEP_MIN: Duration = Duration::from_millis(200);
+
+/// Minimum difference from the other clock that is followed as drift: more than reading both takes. This
+/// machine's clock does not drift, because slewing it slews the uptime too; a database server's does.
+const DRIFT_MIN: Duration = Duration::from_millis(10);
 
 impl<C: Clock> SteadyClock<C> {
     /// Returns a clock that starts at the present time of `clock`.
     pub fn new(clock: C) -> Self {
-        let synced = Cell::new((clock.now(), clock.uptime()));
-        Self { clock, synced }
+        let uptime = clock.uptime();
+        Self {
+            synced: Cell::new((clock.now(), uptime)),
+            followed_until: Cell::new(uptime),
+            clock,
+        }
     }
 
     /// Returns whether the other clock was set back or forward since the last synchronisation.
     pub fn is_stepped(&self) -> bool {
-        self.clock.now().0.abs_diff(self.now().0) >= STEP_MIN.as_millis() as u64
+        self.difference().unsigned_abs() >= STEP_MIN.as_millis() as u64
     }
 
-    /// Synchronises with the other clock if that one was stepped. Returns whether it was.
+    /// Synchronises with the other clock if that one was stepped. Returns whether it was. Otherwise
+    /// follows its drift, by 1 ms a second at most, so that waits stay as long as they are.
     pub fn resync(&self) -> bool {
+        let (difference, uptime) = (self.difference(), self.clock.uptime());
+        let seconds = uptime.saturating_sub(self.followed_until.get()).as_secs() as i64;
         let is_stepped = self.is_stepped();
         if is_stepped {
-            self.synced.set((self.clock.now(), self.clock.uptime()));
+            self.synced.set((self.clock.now(), uptime));
+        } else if seconds > 0 {
+            self.followed_until.set(uptime);
+            if difference.unsigned_abs() >= DRIFT_MIN.as_millis() as u64 {
+                let (now, synced_at) = self.synced.get();
+                let now = Timestamp(now.0 + difference.clamp(-seconds, seconds));
+                self.synced.set((now, synced_at));
+            }
         }
         is_stepped
+    }
+
+    /// Returns the milliseconds by which the other clock is ahead.
+    fn difference(&self) -> i64 {
+        self.clock.now().0.saturating_sub(self.now().0)
     }
 
     /// Returns the time of day of the other clock.
@@ -267,6 +291,28 @@ mod tests {
         step(100);
         assert!(steady.resync());
         assert_eq!(steady.now(), other.now());
+    }
+
+    #[test]
+    fn a_steady_clock_follows_a_clock_that_drifts() {
+        for per_minute in [-30, 30] {
+            let other = ManualClock::new(Timestamp(100_000));
+            let steady = SteadyClock::new(other.clone());
+            for _ in 0..1_000 {
+                other.step(Timestamp(other.now().0 + per_minute));
+                for _ in 0..600 {
+                    let before = steady.now();
+                    other.set(other.now().after(Duration::from_millis(100)));
+                    assert!(!steady.resync(), "{per_minute}");
+                    let passed = steady.now().0 - before.0;
+                    assert!((99..=101).contains(&passed), "{passed}");
+                }
+            }
+            assert!(steady.now().0.abs_diff(other.now().0) < 30, "{per_minute}");
+            // A step is no drift.
+            other.step(Timestamp(other.now().0 + 100 * per_minute));
+            assert!(steady.resync(), "{per_minute}");
+        }
     }
 
     #[test]
