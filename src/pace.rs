@@ -72,6 +72,26 @@ pub struct LearnedLimits {
     pub durations: Durations,
     /// End of the pause that the upstream has asked for.
     pub resting_until: Option<Timestamp>,
+    /// Number of processes that were known to run; a later run counts them itself.
+    pub in_flight: u64,
+}
+
+impl LearnedLimits {
+    /// Returns the largest number of processes in flight, if as many are.
+    pub fn full_window(&self) -> Option<u64> {
+        self.incarnations.full_window(self.in_flight)
+    }
+
+    /// Returns the time in which this many orders are started at the present rate; `None` while that is not
+    /// known, and while the window is full.
+    pub fn wait(&self, orders: u64) -> Option<Duration> {
+        let rate = self
+            .rate
+            .as_ref()
+            .filter(|_| self.full_window().is_none())?;
+        let wait = Duration::try_from_secs_f64(orders as f64 / rate.rate());
+        Some(wait.unwrap_or(Duration::MAX))
+    }
 }
 
 /// A limit of the starts.
@@ -171,6 +191,7 @@ impl Pace {
             rate: Some(self.rate.clone()),
             incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),
+            in_flight: self.in_flight,
         }
     }
 
@@ -186,8 +207,7 @@ impl Pace {
 
     /// Returns what limits the starts, if something does.
     pub fn limit(&self) -> Option<StartLimit<'_>> {
-        let window = self.incarnations.window();
-        if let Some(window) = window.filter(|window| self.in_flight >= *window) {
+        if let Some(window) = self.incarnations.full_window(self.in_flight) {
             return Some(StartLimit::Window(window));
         }
         match self.rate.reduction_cause() {
@@ -223,10 +243,7 @@ impl Pace {
     /// full.
     pub fn next_start_at(&self, now: Timestamp, starting: usize) -> Option<Timestamp> {
         let in_flight = self.in_flight + starting as u64;
-        let is_full = self
-            .incarnations
-            .window()
-            .is_some_and(|window| in_flight >= window);
+        let is_full = self.incarnations.full_window(in_flight).is_some();
         (!is_full).then(|| self.gcra.next_at(now))
     }
 

@@ -140,7 +140,7 @@ struct Pace {
     in_flight: u64,
     /// Maximum number of orders in flight.
     window: Option<u64>,
-    /// Time to start all CREATED orders at this rate, in seconds.
+    /// Time to start all CREATED orders at this rate, in seconds. Null while the window is full.
     wait_seconds: Option<f64>,
     /// End of the pause that the upstream requested with `Retry-After`.
     resting_until: Option<Rfc3339>,
@@ -258,8 +258,8 @@ fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> Reconciler {
 fn pace(learned: &LearnedLimits, cached: &CachedStats) -> Pace {
     let rate = learned.rate.as_ref();
     let limited = rate.filter(|rate| rate.is_limited());
-    let waiting = cached.orders(Status::Created) as f64;
-    let wait_seconds = limited.map(|rate| (waiting / rate.rate()).ceil());
+    let wait = learned.wait(cached.orders(Status::Created));
+    let wait_seconds = limited.and(wait).map(|wait| wait.as_secs_f64().ceil());
     Pace {
         starts_per_second: limited.map(|rate| (rate.rate() * 1e3).round() / 1e3),
         ceiling: rate.and_then(|rate| rate.ceiling()),

@@ -2,13 +2,11 @@
 //!
 //! Pure, like all of `explain`.
 
-use std::time::Duration;
-
 use crate::decide::{LostProcess, OpenOrder, Phase};
-use crate::messages::{clean, future, past, reduction_cause, span};
+use crate::messages::{clean, future, past, reduction_cause, span, start_limit};
 use crate::order::{Reason, ResolvedBy, Rfc3339, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
-use crate::pace::StartRate;
+use crate::pace::StartLimit;
 
 impl OrderDetails {
     /// Returns sentences about the next events.
@@ -95,33 +93,40 @@ impl OrderDetails {
                 future(at, now)
             ));
         }
-        let rate = self.reconciler.learned.rate.as_ref();
-        lines.push(match (self.ahead, rate.map(StartRate::rate)) {
+        let learned = &self.reconciler.learned;
+        let full_window = learned.full_window();
+        if let Some(window) = full_window {
+            lines.push(format!(
+                "No order is started until a process has ended: {}.",
+                start_limit(StartLimit::Window(window))
+            ));
+        }
+        let rate = learned.rate.as_ref();
+        lines.push(match (self.ahead, learned.wait(self.ahead).zip(rate)) {
             (0, _) if lines.is_empty() && self.resting_until(now).is_none() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
             ),
             (0, _) => "No other order is ahead of it.".to_owned(),
+            (ahead, _) if full_window.is_some() => format!("{} ahead of it.", orders_are(ahead)),
             (ahead, None) => format!(
                 "{} ahead of it. The start rate is not known yet.",
                 orders_are(ahead)
             ),
-            (ahead, Some(pace)) => {
-                let wait =
-                    Duration::try_from_secs_f64(ahead as f64 / pace).unwrap_or(Duration::MAX);
+            (ahead, Some((wait, rate))) => {
                 let about = if ahead < COUNTED_AHEAD_MAX {
                     "about"
                 } else {
                     "more than"
                 };
-                let cause = rate.and_then(StartRate::reduction_cause);
-                let reason = cause.map_or_else(String::new, |cause| {
+                let reason = rate.reduction_cause().map_or_else(String::new, |cause| {
                     format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
                 });
                 format!(
-                    "{} ahead of it. At the present rate of {pace:.1} starts/s it is started in \
-                     {about} {}.{reason}",
+                    "{} ahead of it. At the present rate of {:.1} starts/s it is started in {about} \
+                     {}.{reason}",
                     orders_are(ahead),
+                    rate.rate(),
                     span(wait)
                 )
             }

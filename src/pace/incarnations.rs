@@ -115,6 +115,11 @@ impl Incarnations {
         Some(((length / WINDOW_SHARE) as u64).max(WINDOW_MIN))
     }
 
+    /// Returns the window if this many processes in flight fill it.
+    pub fn full_window(&self, in_flight: u64) -> Option<u64> {
+        self.window().filter(|window| in_flight >= *window)
+    }
+
     /// Counts a process that this service has started.
     pub fn on_start_accepted(&mut self) {
         if let Some(processes) = &mut self.processes {

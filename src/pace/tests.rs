@@ -109,6 +109,7 @@ fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_r
     limiter.on_start_accepted(0, now);
     assert_eq!(limiter.next_start_at(now, 0), None);
     assert_eq!(limiter.limit(), Some(StartLimit::Window(window)));
+    assert_eq!(limiter.learned(now).full_window(), Some(window));
     limiter.set_in_flight(window - 1);
     assert_eq!(limiter.next_start_at(now, 0), Some(now));
 }
@@ -291,7 +292,9 @@ fn limits_stored_by_an_earlier_version_are_read() {
     assert_eq!(learned.durations.mean(), Some(Duration::from_secs(10)));
     let as_json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     let written = serde_json::to_string(&learned).unwrap();
-    assert_eq!(as_json(&written), as_json(stored));
+    let mut expected = as_json(stored);
+    expected["in_flight"] = 0.into();
+    assert_eq!(as_json(&written), expected);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::Reconciler;
 use crate::clock::Clock;
 use crate::messages::{span, start_limit};
 use crate::order::{Status, Timestamp};
-use crate::pace::{Call, Pace};
+use crate::pace::{Call, LearnedLimits, Pace};
 use crate::upstream::{Failure, Upstream};
 
 /// Least wait of orders that is logged.
@@ -71,14 +71,53 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let reason = start_limit(limit);
         self.wait_logged_at = Some(now);
         let waiting = self.context.store.count(Status::Created).await?;
-        let rate = self.pace.rate().rate();
-        let wait = Duration::try_from_secs_f64(waiting as f64 / rate).unwrap_or(Duration::MAX);
-        if wait >= WAIT_LOGGED {
-            let wait = span(wait);
-            log::info!(
-                "orders wait waiting={waiting} rate={rate:.1} about={wait:?} reason={reason:?}"
-            );
+        if let Some(line) = wait_line(waiting, &self.pace.learned(now), &reason) {
+            log::info!("{line}");
         }
         Ok(())
+    }
+}
+
+/// Returns the line about orders that wait; `None` if they wait only shortly. While the window is full,
+/// nobody knows for how long.
+fn wait_line(waiting: u64, learned: &LearnedLimits, reason: &str) -> Option<String> {
+    let time = match (learned.full_window(), &learned.rate) {
+        (None, Some(rate)) => {
+            let wait = learned.wait(waiting).filter(|wait| *wait >= WAIT_LOGGED)?;
+            format!(" rate={:.1} about={:?}", rate.rate(), span(wait))
+        }
+        _ => String::new(),
+    };
+    (waiting > 0).then(|| format!("orders wait waiting={waiting}{time} reason={reason:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pace::{Incarnations, StartRate};
+
+    #[test]
+    fn orders_that_wait_for_processes_to_end_are_logged_whatever_the_rate() {
+        let now = Timestamp(0);
+        let mut incarnations = Incarnations::default();
+        for _ in 0..30 {
+            incarnations.on_list_complete(1, now);
+            incarnations.on_restart(0, now);
+        }
+        let mut learned = LearnedLimits {
+            rate: Some(StartRate::new(500.0, now)),
+            incarnations,
+            in_flight: 15,
+            ..LearnedLimits::default()
+        };
+        let line = |waiting, learned: &_| wait_line(waiting, learned, "a reason");
+        assert_eq!(line(4_000, &learned), None);
+        let timed = "orders wait waiting=6000 rate=500.0 about=\"12 s\" reason=\"a reason\"";
+        assert_eq!(line(6_000, &learned).as_deref(), Some(timed));
+        learned.in_flight = 16;
+        let full = "orders wait waiting=4000 reason=\"a reason\"";
+        assert_eq!(line(4_000, &learned).as_deref(), Some(full));
+        assert_eq!(learned.wait(4_000), None, "in `/stats`");
+        assert_eq!(line(0, &learned), None);
     }
 }
