@@ -1,7 +1,7 @@
 //! The reconciler: observes open orders, decides, settles, and starts what is due.
 //!
 //! `run` loops over passes; a `pass` calls `observe` and then `start`. `decide` chooses what to do about an
-//! order, and `pace` how fast; here the decisions take effect. A pass assumes nothing about the one
+//! order, and `pace` how fast; here the decisions take effect. A program assumes nothing about the one
 //! before it, which may have been killed at any point. The reconciler and the API share the database
 //! alone.
 
