@@ -109,8 +109,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if result.is_err() {
             // It may be unrecorded that a start was given up.
             self.context.run_began_at.set(self.context.clock.now());
-            // The next pass is the schedule's, and polls.
-            self.polled_at = None;
+            // The next pass is the schedule's, and polls, unless it is made for the starts in flight.
+            self.polled_at = self.polled_at.filter(|_| self.has_starts_in_flight());
         }
         let report = result?;
         report.log();

@@ -16,7 +16,7 @@ const SESSION_SETTINGS: &str = "\
     SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; \
     SET enable_nestloop = off; SET enable_bitmapscan = off; \
     SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '8s'; \
-    SET idle_session_timeout = 0; \
+    SET idle_session_timeout = 0; SET default_transaction_isolation = 'read committed'; \
     SET tcp_keepalives_idle = 2; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3; \
     SET tcp_user_timeout = 4000";
 

@@ -144,10 +144,14 @@ impl Writer {
                     self.finish(batch.writes);
                     return;
                 }
-                Err(Failure::Conflict) => match self.refuse_deposed(&mut batch).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                },
+                Err(Failure::Conflict) => {
+                    let until = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
+                    let refused = tokio::time::timeout_at(until, self.refuse_deposed(&mut batch));
+                    match refused.await.unwrap_or(Err(Error::TimedOut)) {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
+                }
                 Err(Failure::Error(error)) => error,
             };
             // Also if only its transaction is to blame: the next one has a session of its own.

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use order_service::order::OrderId;
-use order_service::store::{DatabaseUrl, Mode, Store};
+use order_service::order::{OrderId, Timestamp};
+use order_service::store::{Creation, DatabaseUrl, Mode, Store};
 
 use super::{Fresh, assert_deposed, create};
 use crate::cluster::cluster;
@@ -265,6 +265,26 @@ async fn terminated_sessions_delay_requests_and_fail_none() {
         assert!(cluster().psql(&database, end).status.success());
         assert_eq!(create(&store, &format!("a{number}"), number).await, number);
         assert_eq!(store.newest_event().await.unwrap().seq, number);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_programs_create_orders_whatever_the_isolation_by_default() {
+    let database = cluster().database();
+    let isolation = "default_transaction_isolation = 'repeatable read'";
+    cluster().run(
+        &database,
+        &format!("ALTER DATABASE {database} SET {isolation}"),
+    );
+    let stores = [fresh_in(&database).store, fresh_in(&database).store];
+    for round in 0..30 {
+        let creations = stores.iter().enumerate().map(|(number, store)| {
+            let id = OrderId::new(format!("a{round}-{number}")).unwrap();
+            store.create(id, Timestamp(1))
+        });
+        for creation in join_all(creations).await {
+            assert!(matches!(creation, Ok(Creation::Created(_))), "{creation:?}");
+        }
     }
 }
 
