@@ -19,6 +19,7 @@ pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadershi
                 return Ok(Some(lead));
             }
             Ok(None) => {
+                logged = None;
                 if !std::mem::replace(&mut is_standby_logged, true) {
                     log::info!("standing by leader=other");
                 }

@@ -19,8 +19,8 @@
 //! The intent of a start is committed before the start is sent, and its result after the answer. Many
 //! orders share a commit, and none waits for another's answer while a slot is free. Once the next pass is
 //! due, none is dequeued. While a slot is free, a request without an answer does not hold up the next pass:
-//! it stays in flight over as many passes as it takes. An order leaves the pipeline when nothing more is to be written about
-//! it, or when it has moved on meanwhile.
+//! it stays in flight over as many passes as it takes. An order leaves the pipeline when nothing more is
+//! to be written about it, or when it has moved on meanwhile.
 
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -49,7 +49,7 @@ impl<U: Upstream, C: Clock> Context<U, C> {
         };
         match self.upstream.start(&self.clock, id, given_up).await {
             Ok(()) => Answer::Accepted { is_observed: false },
-            Err(StartError::Unavailable(failure)) => Answer::NotSent(failure),
+            Err(StartError::Unavailable(failure)) => Answer::WithoutEffect(failure),
             Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
             Err(StartError::Unconfirmed(failure)) => match self.look_up(candidate).await {
                 Ok(observation) if observation.observed != Observed::Absent => {
@@ -106,7 +106,7 @@ impl<U, C> Context<U, C> {
                 conclusion.steps.push(Transition::Restarted { is_observed });
             }
             Answer::NotObserved(failure) => conclusion.failure = Some(failure),
-            Answer::NotSent(failure) => {
+            Answer::WithoutEffect(failure) => {
                 conclusion.steps.push(Transition::Withdrawn);
                 conclusion.failure = Some(failure);
             }

@@ -38,7 +38,7 @@ pub(super) enum Answer {
     /// The start was accepted, or a look-up has found the process.
     Accepted { is_observed: bool },
     /// The start had no effect: it cannot have reached the upstream, or was answered 429.
-    NotSent(Failure),
+    WithoutEffect(Failure),
     /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
     Ambiguous {
         answer: Option<u16>,
