@@ -106,6 +106,8 @@ async fn api_and_reconciler_both_stop_writing_without_the_log_and_start_nothing_
     let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let (api, reconciler) = (env.api(&[]), env.reconciler(&simulator.url, &[]));
     let created = create(&client, &api, 'a', 40).await;
+    // It has opened the log.
+    reconciler.logs("became leader");
     fs::remove_file(env.path("orders.db-wal")).unwrap();
     check_refused(&client, &api).await;
     reconciler.logs("the database cannot be written");
