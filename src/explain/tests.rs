@@ -1,5 +1,7 @@
 //! The sentences for each condition of an order.
 
+mod limits;
+
 use std::time::Duration;
 
 use super::*;
@@ -166,60 +168,6 @@ fn a_time_is_written_as_an_age_and_as_a_timestamp() {
     ] {
         assert_eq!(span(Duration::from_millis(length)), words);
     }
-}
-
-#[test]
-fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
-    let mut case = created();
-    let learned = &mut case.reconciler.learned;
-    for _ in 0..30 {
-        learned.incarnations.on_list_complete(1, ago(60));
-        learned.incarnations.on_restart(0, ago(60));
-    }
-    learned.in_flight = 16;
-    let why =
-        "No order is started until a process has ended: at most 16 processes run at once, because";
-    for (ahead, position) in [
-        (0, "No other order is ahead"),
-        (500, "500 orders are ahead"),
-    ] {
-        case.ahead = ahead;
-        check(&case, &[why, &format!("{position} of it.")]);
-        let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
-        assert!(!text.contains("rate of"), "{text}");
-    }
-    case.reconciler.learned.in_flight = 15;
-    check(&case, &["it is started in about 40 s."]);
-}
-
-#[test]
-fn a_requested_pause_delays_whatever_comes_next() {
-    let pause = "The upstream has asked for a pause: nothing is started or polled for 5 min.";
-    let later = "(2026-11-22T10:05:00.000Z)";
-    let pause_until = Timestamp(NOW.0 + 300_000);
-    let resting = |mut case: OrderDetails| {
-        case.reconciler.learned.resting_until = Some(pause_until);
-        case.reconciler.next_poll_at = Some(pause_until);
-        case
-    };
-    check(
-        &resting(created()),
-        &[pause, "No other order is ahead of it."],
-    );
-    check(&resting(processing()), &[pause, later]);
-    for reason in [Reason::UnknownStatus, Reason::ProcessLost] {
-        for attempts in [0, 1] {
-            let mut case = resting(troubled(processing(), reason, "?", attempts));
-            case.order.attention.as_mut().unwrap().by = ResolvedBy::Itself;
-            check(&case, &[pause, later]);
-        }
-    }
-    let mut case = resting(processing());
-    case.reconciler.upstream = UpstreamState::Down {
-        since: ago(9),
-        detail: "answered 503".to_owned(),
-    };
-    check(&case, &[pause, "probed in the next pass, in 5 min", later]);
 }
 
 #[test]

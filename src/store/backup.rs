@@ -1,8 +1,8 @@
 //! Backup: a complete copy of the database in one file, taken while the programs run.
 //!
 //! A file gets its final name only once it is complete, checked and flushed, so every backup that
-//! exists is valid. A killed backup leaves a partial one, which the next into the same folder removes. The copying of pages is in `store/sqlite/read_only.rs`, that of rows in
-//! `store/copy.rs`.
+//! exists is valid. A killed backup leaves a partial one, which the next into the same folder removes.
+//! The copying of pages is in `store/sqlite/read_only.rs`, that of rows in `store/copy.rs`.
 
 use std::ffi::OsString;
 use std::fmt;

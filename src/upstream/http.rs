@@ -50,7 +50,8 @@ pub struct HttpUpstream {
 
 impl HttpUpstream {
     /// Creates a client of the service at `url`. `request_timeout` limits each request, and for the list
-    /// the time between two chunks; connecting may take three quarters of it. `token` is sent as a bearer token (RFC 6750, section 2.1).
+    /// the time between two chunks; connecting may take three quarters of it. `token` is sent as a bearer
+    /// token (RFC 6750, section 2.1).
     ///
     /// # Errors
     /// The token is not a valid header value, or the system's root certificates cannot be used.

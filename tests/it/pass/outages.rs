@@ -17,7 +17,7 @@ fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
     assert_eq!(
         next_poll_at.since(harness.clock.now()),
         Duration::from_secs(30),
-        "clients are told to wait as long"
+        "`Retry-After` is as long as the pause"
     );
     harness.upstream.start_fault.set(Fault::Answered);
     for _ in 0..29 {

@@ -100,7 +100,7 @@ fn every_method_of_the_store_is_compared() {
     }
 }
 
-/// The same orders on each engine, each opened by two programs.
+/// A database of each engine with the same orders, each opened by two programs.
 pub struct Twin<'a> {
     seed: u64,
     random: fastrand::Rng,
