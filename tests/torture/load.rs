@@ -149,6 +149,12 @@ async fn create(shared: &Shared, id: &str, rng: &mut fastrand::Rng) {
 }
 
 impl Answers {
+    /// Returns the number of orders of this existence.
+    pub fn count(&self, existence: Existence) -> usize {
+        let found = self.existence.values();
+        found.filter(|found| **found == existence).count()
+    }
+
     pub fn summary(&self) -> String {
         format!(
             "201 {}, 409 {}, nothing done {}, no connection {}, unknown {}; {} reads",

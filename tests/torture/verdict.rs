@@ -145,17 +145,13 @@ pub fn verdict_on_postgres(
     {
         failures.add("gaps among the numbers", format!("{numbers:?}"));
     }
-    let count = |existence| {
-        answers
-            .existence
-            .values()
-            .filter(|found| **found == existence)
-            .count()
-    };
     let longest = |durations: &[Duration]| durations.iter().max().copied().unwrap_or_default();
     println!();
     for (name, what) in [
-        ("acknowledged", count(Existence::Acknowledged).to_string()),
+        (
+            "acknowledged",
+            answers.count(Existence::Acknowledged).to_string(),
+        ),
         ("lost", lost.to_string()),
         ("doubled", failures.count(TWICE).to_string()),
         (
@@ -184,8 +180,8 @@ pub fn verdict_on_postgres(
             format!(
                 "{}; {} possibly created, {} not created; {} open at most; numbers {numbers:?}",
                 orders.len(),
-                count(Existence::Possible),
-                count(Existence::Excluded),
+                answers.count(Existence::Possible),
+                answers.count(Existence::Excluded),
                 servers.max_open
             ),
         ),
@@ -299,13 +295,6 @@ fn print_summary(
     seed: u64,
     took: Duration,
 ) {
-    let count = |existence| {
-        answers
-            .existence
-            .values()
-            .filter(|found| **found == existence)
-            .count()
-    };
     let injected = &chaos.injected;
     let by_program = |counts: &[u64; 4]| {
         let one = |(name, count): (&&str, &u64)| format!("{name} {count}");
@@ -324,9 +313,9 @@ fn print_summary(
             format!(
                 "{}; {} acknowledged, {} possibly created, {} not created; {} open at most",
                 orders.len(),
-                count(Existence::Acknowledged),
-                count(Existence::Possible),
-                count(Existence::Excluded),
+                answers.count(Existence::Acknowledged),
+                answers.count(Existence::Possible),
+                answers.count(Existence::Excluded),
                 chaos.max_open
             ),
         ),
