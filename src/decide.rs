@@ -32,7 +32,7 @@ pub struct PassContext {
     /// The current moment.
     pub now: Timestamp,
     /// Moment at which the upstream was last found to have forgotten a process.
-    pub forgot_at: Option<Timestamp>,
+    pub process_forgotten_at: Option<Timestamp>,
 }
 
 /// The action for an order.
@@ -128,7 +128,7 @@ pub fn decide(
         }
 
         // A start that was sent after an earlier process was forgotten has had no effect.
-        (Processing { .. }, Some(_), Observed::Absent) => on_lost(order, policy, context),
+        (Processing { .. }, Some(_), Observed::Absent) => on_process_lost(order, policy, context),
         // So soon after the process was confirmed, an answer may not show it yet.
         (Processing { .. }, None, Observed::Absent)
             if !order.is_missing_in(observation, policy) =>
@@ -138,10 +138,10 @@ pub fn decide(
         // One absence may be a transient error; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier absence has put the order into the queue.
-            _ if occasion == Occasion::Dequeue => on_lost(order, policy, context),
+            _ if occasion == Occasion::Dequeue => on_process_lost(order, policy, context),
             None if occasion == Occasion::Poll => Action::MarkMissing,
             Some(missed_at) if missed_at >= observation.began_at => Action::Wait,
-            _ => on_lost(order, policy, context),
+            _ => on_process_lost(order, policy, context),
         },
     }
 }
@@ -182,7 +182,7 @@ fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
 }
 
 /// Returns the action for an order whose process was forgotten, by the policy.
-fn on_lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
+fn on_process_lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
     match policy.lost_process {
         _ if order.restart_requested => start(order, policy, context),
         LostProcess::Restart => start(order, policy, context),

@@ -44,18 +44,18 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
 const MISSING_MIN: usize = 10;
 
 /// A restart of the upstream is suspected if more than one in this many known processes are missing.
-const MISSING_SHARE: usize = 3;
+const MISSING_DIVISOR: usize = 3;
 
 /// Largest cost of polls that a rate limit of the upstream counts: a twentieth of the longest pause
 /// between two polls. However low the limit, orders in doubt have to be polled.
-const LIMITED_COST_MAX: Duration = Duration::from_millis(500);
+const RATE_LIMITED_POLL_COST_MAX: Duration = Duration::from_millis(500);
 
 /// Time in which an intent is written, about: as many orders as start in it are staged ahead.
 const INTENT_WRITE_TIME: Duration = Duration::from_millis(2);
 
 /// A process that runs for this many times as long as any that ended lately is stuck. It does not
 /// occupy a place in the window for ever.
-const STUCK_AFTER: u32 = 2;
+const STUCK_FACTOR: u32 = 2;
 
 /// The limits of the upstream that were learned, kept for a later run.
 ///
@@ -163,7 +163,7 @@ impl Pace {
             breaker: CircuitBreaker::new(upstream, learned.resting_until, now),
             gcra: Gcra::new(rate.rate()),
             rate,
-            incarnations: learned.incarnations.no_later_than(now),
+            incarnations: learned.incarnations.clamp_times(now),
             durations: learned.durations,
             polling: Polling::new(now),
             list_timeout: ListTimeout::default(),
@@ -310,14 +310,14 @@ impl Pace {
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
         let is_refused = matches!(failure.cause, Cause::TooManyRequests | Cause::Overload);
         let is_overload = is_refused || failure.cause == Cause::Timeout;
-        let is_slower = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
+        let is_reduced = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
         self.apply_rate();
         if !call.is_start && is_refused {
             self.polling.on_refused(now);
             self.are_polls_limited = true;
         }
         let is_down = self.breaker.on_failed(call.is_start, now, failure);
-        (is_slower, is_down)
+        (is_reduced, is_down)
     }
 
     /// Returns the results of the requests since the last call.
@@ -398,7 +398,7 @@ impl Pace {
         let Some(running_since) = order.running_since else {
             return;
         };
-        let Some(known_at) = self.polling.last_known(order.seq, running_since) else {
+        let Some(known_at) = self.polling.last_known_running_at(order.seq, running_since) else {
             return;
         };
         let (from, to) = (known_at.since(running_since), began_at.since(running_since));
@@ -452,7 +452,7 @@ impl Pace {
         let of_limit = self
             .request_cost()
             .mul_f64(requests as f64)
-            .min(LIMITED_COST_MAX);
+            .min(RATE_LIMITED_POLL_COST_MAX);
         let cost = cost.max(of_limit);
         self.polling.on_polled(began_at, cost, &self.durations);
     }
@@ -468,8 +468,8 @@ impl Pace {
     }
 
     /// Returns the age from which on a process that still runs is stuck.
-    pub fn stuck_after(&self) -> Duration {
-        self.durations.longest() * STUCK_AFTER
+    pub fn stuck_threshold(&self) -> Duration {
+        self.durations.longest() * STUCK_FACTOR
     }
 }
 
@@ -488,7 +488,7 @@ pub fn backoff(id: &str, attempts: u32) -> Duration {
 /// Returns whether the upstream must have been restarted, given the number of known processes and how many
 /// of them are missing at once.
 pub fn is_restart(missing: usize, known: usize) -> bool {
-    missing > MISSING_MIN && missing * MISSING_SHARE > known
+    missing > MISSING_MIN && missing * MISSING_DIVISOR > known
 }
 
 #[cfg(test)]

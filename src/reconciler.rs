@@ -107,7 +107,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             now,
         );
         let metrics = state.metrics.clone();
-        let forgot_at = pace.incarnations().forgot_at();
+        let process_forgotten_at = pace.incarnations().process_forgotten_at();
         Ok(Self {
             has_begun: false,
             pace,
@@ -127,7 +127,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 clock: SteadyClock::new(clock),
                 settings,
                 run_began_at: Cell::new(now),
-                forgot_at: Cell::new(forgot_at),
+                process_forgotten_at: Cell::new(process_forgotten_at),
                 hook: None,
             }),
         })

@@ -98,7 +98,9 @@ impl OpenOrder {
     /// allowed.
     pub fn is_intent_cleared(&self, policy: &Policy, context: PassContext) -> bool {
         self.intent.is_some_and(|intent| {
-            let is_current = context.forgot_at.is_none_or(|at| at < intent.written_at);
+            let is_current = context
+                .process_forgotten_at
+                .is_none_or(|at| at < intent.written_at);
             let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
             is_answered && is_current && policy.max_starts > 1
         })

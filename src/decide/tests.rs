@@ -13,7 +13,7 @@ pub(super) const POLICY: Policy = Policy {
 pub(super) const NOW: Timestamp = Timestamp(1_000_000);
 const CONTEXT: PassContext = PassContext {
     now: NOW,
-    forgot_at: None,
+    process_forgotten_at: None,
 };
 
 pub(super) fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
@@ -352,7 +352,7 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
         observed: Observed::Absent,
         began_at: NOW,
     };
-    let decided = |answer, max_starts, forgot_at: Option<i64>| {
+    let decided = |answer, max_starts, process_forgotten_at: Option<i64>| {
         let mut order = order(Phase::Created, intent(Some(0), answer));
         order.starts = max_starts - u32::from(!order.is_intent_counted());
         let policy = Policy {
@@ -360,7 +360,7 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
             ..POLICY
         };
         let context = PassContext {
-            forgot_at: forgot_at.map(Timestamp),
+            process_forgotten_at: process_forgotten_at.map(Timestamp),
             ..CONTEXT
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
@@ -369,12 +369,15 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {
-        for forgot_at in [None, Some(written_at - 1)] {
-            assert_eq!(decided(Some(answer), 5, forgot_at), Action::Start);
+        for process_forgotten_at in [None, Some(written_at - 1)] {
+            assert_eq!(
+                decided(Some(answer), 5, process_forgotten_at),
+                Action::Start
+            );
         }
         // After a clock was set back, two events of one moment may have been in any order.
-        for forgot_at in [written_at, written_at + 1] {
-            assert_eq!(decided(Some(answer), 5, Some(forgot_at)), held);
+        for process_forgotten_at in [written_at, written_at + 1] {
+            assert_eq!(decided(Some(answer), 5, Some(process_forgotten_at)), held);
         }
         assert_eq!(decided(Some(answer), 1, None), held);
     }

@@ -14,7 +14,7 @@ const FAILURES_TO_DOWN: u32 = 3;
 
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
-const PAUSE_MAX: Duration = Duration::from_secs(300);
+const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// The availability of the upstream: usable answers or none, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,8 +37,8 @@ pub enum UpstreamState {
 }
 
 impl UpstreamState {
-    /// Returns the same state, since `now` at the latest, for a clock that was set back.
-    fn no_later_than(mut self, now: Timestamp) -> Self {
+    /// Returns the state, since `now` at the latest, for a clock that was set back.
+    fn clamp_times(mut self, now: Timestamp) -> Self {
         if let Self::Up { since } | Self::Down { since, .. } = &mut self {
             *since = now.min(*since);
         }
@@ -64,9 +64,9 @@ pub struct CircuitBreaker {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestResults {
     /// Set if a request had a usable answer.
-    pub answer: bool,
+    pub has_answer: bool,
     /// Set if a request failed.
-    pub failure: bool,
+    pub has_failure: bool,
 }
 
 impl CircuitBreaker {
@@ -74,11 +74,11 @@ impl CircuitBreaker {
     /// pause that the upstream had asked for.
     pub fn new(state: UpstreamState, resting_until: Option<Timestamp>, now: Timestamp) -> Self {
         Self {
-            state: state.no_later_than(now),
+            state: state.clamp_times(now),
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
-            resting_until: resting_until.map(|at| at.min(now.after(PAUSE_MAX))),
+            resting_until: resting_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -117,7 +117,7 @@ impl CircuitBreaker {
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, now: Timestamp) -> bool {
         self.are_polls_answered = true;
-        self.results.answer = true;
+        self.results.has_answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
         if matches!(self.state, UpstreamState::Up { .. }) {
@@ -130,11 +130,11 @@ impl CircuitBreaker {
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
     /// it was not before, or was down already when an earlier run ended.
     pub fn on_failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
-        self.results.failure = true;
+        self.results.has_failure = true;
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         if let Some(wait) = failure.retry_after {
-            self.resting_until = Some(now.after(wait.min(PAUSE_MAX)));
+            self.resting_until = Some(now.after(wait.min(REQUESTED_PAUSE_MAX)));
         }
         if !is_start {
             self.are_polls_answered =
@@ -142,12 +142,12 @@ impl CircuitBreaker {
         }
         // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
         // the rate. The answer of a cache does not show that it is not.
-        let is_there = match failure.cause {
+        let is_reachable = match failure.cause {
             Cause::NoAccess | Cause::Timeout => false,
             Cause::TooManyRequests | Cause::Stale => true,
             Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
         };
-        if is_there {
+        if is_reachable {
             return false;
         }
         self.failures_in_a_row += 1;

@@ -23,7 +23,7 @@ const LATEST_WEIGHT: f64 = 0.4;
 /// in `L/W` is lost, and the throughput that is left is in proportion to `W (1 - W/L)`. It is highest at
 /// `W = L/2`, where every other start is lost, and one order in 32 five times in a row, when it would be
 /// held. A third still has nine tenths of that throughput, and loses one start in three.
-const WINDOW_SHARE: f64 = 3.0;
+const WINDOW_DIVISOR: f64 = 3.0;
 
 /// Smallest window, in processes. With fewer than may be missing without a restart being suspected, the
 /// end of an incarnation would not be noticed.
@@ -39,7 +39,8 @@ pub struct Incarnations {
     /// Moment at which the current incarnation was found to have begun, or was first observed.
     began_at: Option<Timestamp>,
     /// Moment at which a process was last found to have been forgotten, alone or with others.
-    forgot_at: Option<Timestamp>,
+    #[serde(rename = "forgot_at")]
+    process_forgotten_at: Option<Timestamp>,
     /// Number of incarnations that were observed to end.
     #[serde(rename = "ended")]
     restarts: u64,
@@ -58,8 +59,8 @@ impl Incarnations {
 
     /// Returns the same incarnations with no moment after `now`, for a clock that was set back.
     #[must_use]
-    pub(super) fn no_later_than(mut self, now: Timestamp) -> Self {
-        for past in [&mut self.began_at, &mut self.forgot_at] {
+    pub(super) fn clamp_times(mut self, now: Timestamp) -> Self {
+        for past in [&mut self.began_at, &mut self.process_forgotten_at] {
             *past = past.map(|at| at.min(now));
         }
         self
@@ -83,8 +84,8 @@ impl Incarnations {
 
     /// Returns the moment at which the upstream was last found to have forgotten a process, in a restart
     /// or otherwise.
-    pub fn forgot_at(&self) -> Option<Timestamp> {
-        self.forgot_at.max(self.restarted_at())
+    pub fn process_forgotten_at(&self) -> Option<Timestamp> {
+        self.process_forgotten_at.max(self.restarted_at())
     }
 
     /// Returns the estimated length of an incarnation, in processes and in time; `None` while none was
@@ -112,7 +113,7 @@ impl Incarnations {
     /// end.
     pub fn window(&self) -> Option<u64> {
         let length = self.expected_processes()?;
-        Some(((length / WINDOW_SHARE) as u64).max(WINDOW_MIN))
+        Some(((length / WINDOW_DIVISOR) as u64).max(WINDOW_MIN))
     }
 
     /// Returns the window if this many processes in flight fill it.
@@ -135,7 +136,7 @@ impl Incarnations {
 
     /// Records that the upstream was found to have forgotten a process.
     pub fn on_process_forgotten(&mut self, now: Timestamp) {
-        self.forgot_at = Some(now);
+        self.process_forgotten_at = Some(now);
     }
 
     /// Records that the upstream was found to have been restarted and has `processes` in its new
@@ -270,22 +271,22 @@ mod tests {
     fn a_process_that_was_forgotten_alone_ends_no_incarnation_and_is_remembered() {
         let mut incarnations = Incarnations::default();
         incarnations.on_list_complete(3, Timestamp(1_000));
-        assert_eq!(incarnations.forgot_at(), None);
+        assert_eq!(incarnations.process_forgotten_at(), None);
         incarnations.on_process_forgotten(Timestamp(2_000));
-        assert_eq!(incarnations.forgot_at(), Some(Timestamp(2_000)));
+        assert_eq!(incarnations.process_forgotten_at(), Some(Timestamp(2_000)));
         assert_eq!(
             (incarnations.restarts(), incarnations.restarted_at()),
             (0, None)
         );
         assert_eq!(incarnations.began_at(), Some(Timestamp(1_000)));
-        let earlier = incarnations.clone().no_later_than(Timestamp(1_500));
-        assert_eq!(earlier.forgot_at(), Some(Timestamp(1_500)));
+        let earlier = incarnations.clone().clamp_times(Timestamp(1_500));
+        assert_eq!(earlier.process_forgotten_at(), Some(Timestamp(1_500)));
         incarnations.on_restart(0, Timestamp(3_000));
-        assert_eq!(incarnations.forgot_at(), Some(Timestamp(3_000)));
+        assert_eq!(incarnations.process_forgotten_at(), Some(Timestamp(3_000)));
         // An earlier version stored no `forgot_at`.
         let mut stored = serde_json::to_value(&incarnations).unwrap();
         stored.as_object_mut().unwrap().remove("forgot_at").unwrap();
         let incarnations: Incarnations = serde_json::from_value(stored).unwrap();
-        assert_eq!(incarnations.forgot_at(), Some(Timestamp(3_000)));
+        assert_eq!(incarnations.process_forgotten_at(), Some(Timestamp(3_000)));
     }
 }

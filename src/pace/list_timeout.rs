@@ -23,8 +23,8 @@ pub struct ListTimeout {
 impl ListTimeout {
     /// Returns the timeout of a list of about so many entries; `None` if their number is not known.
     pub fn next(&self, entries: Option<u64>) -> Duration {
-        let expected = self.last.map_or(Duration::ZERO, |(of_last, took)| {
-            let growth = entries.unwrap_or(of_last).max(1) as f64 / of_last.max(1) as f64;
+        let expected = self.last.map_or(Duration::ZERO, |(last_entries, took)| {
+            let growth = entries.unwrap_or(last_entries).max(1) as f64 / last_entries.max(1) as f64;
             let seconds = took.as_secs_f64() * growth * f64::from(SLOWDOWN_MAX);
             Duration::try_from_secs_f64(seconds).unwrap_or(TIMEOUT_MAX)
         });

@@ -24,18 +24,19 @@ const LOOK_UPS_DEFAULT: usize = 20;
 /// Polls take one part in this many of the upstream's time as long as that delays no outcome by much.
 /// A process that ends while a list is read can crash the upstream, so more lists shorten an
 /// incarnation; with far fewer, outcomes are observed late.
-const GENTLE_SHARE: u32 = 4_000;
+const POLL_BUDGET_DIVISOR: u32 = 4_000;
 
-/// Polls take at most one part in this many of the upstream's time where [`GENTLE_SHARE`] would delay
-/// outcomes.
-const LARGEST_SHARE: u32 = 20;
+/// Polls take at most one part in this many of the upstream's time where [`POLL_BUDGET_DIVISOR`]
+/// would delay outcomes.
+const POLL_BUDGET_MAX_DIVISOR: u32 = 20;
 
 /// An outcome is observed late by at most one part in this many of the mean duration of a process, if
-/// [`LARGEST_SHARE`] allows.
-const DELAY_SHARE: u32 = 5;
+/// [`POLL_BUDGET_MAX_DIVISOR`] allows.
+const DELAY_DIVISOR: u32 = 5;
 
-/// Longest pause between two polls that the budget leads to, unless [`LARGEST_SHARE`] demands more.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Longest pause between two polls that the budget leads to, unless [`POLL_BUDGET_MAX_DIVISOR`]
+/// demands more.
+const POLL_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Unit of the duration of a process, in milliseconds.
 const PERIOD_MS: i64 = 1_000;
@@ -45,16 +46,16 @@ const PERIOD_MS: i64 = 1_000;
 /// collide with it, and look-ups of orders that were started together would collide with each other.
 const JITTER_MS: (i64, i64) = (15, 20);
 
-/// Largest number of processes that are looked up each at its own moment. With more, one is due at
-/// almost any time, and polls follow the schedule.
-const OWN_MOMENTS_MAX: usize = 32;
+/// Largest number of processes that are looked up each on a schedule of its own. With more, one is due
+/// at almost any time, and polls follow the common schedule.
+const INDIVIDUAL_SCHEDULES_MAX: usize = 32;
 
-/// Number of outcomes after which those observed so far count half.
-const ENDED_MAX: f64 = 1_000.0;
+/// Number of outcomes at which those observed so far are made to count half.
+const SAMPLES_MAX: f64 = 1_000.0;
 
 /// Each outcome shortens the longest duration by one part in this many, unless it confirms it: a process
 /// that ran for long in a former configuration does not count for ever.
-const LONGEST_FADES: u32 = 1_000;
+const LONGEST_DECAY_DIVISOR: u32 = 1_000;
 
 /// Longest duration of a process while none was observed to end: the service's default limit of ten
 /// minutes, and a tenth more.
@@ -122,11 +123,11 @@ impl Durations {
     /// Counts a process that has ended at this age.
     pub fn on_ended(&mut self, age: Duration) {
         self.ended += 1.0;
-        if self.ended >= ENDED_MAX {
+        if self.ended >= SAMPLES_MAX {
             self.ended /= 2.0;
             self.observed_seconds /= 2.0;
         }
-        self.longest = age.max(self.longest - self.longest / LONGEST_FADES);
+        self.longest = age.max(self.longest - self.longest / LONGEST_DECAY_DIVISOR);
     }
 
     /// Returns the mean duration; `None` while no process was observed to end.
@@ -137,7 +138,7 @@ impl Durations {
     /// Returns the mean duration, or what it would be if a first process ended now.
     fn mean_if_one_ended(&self) -> Duration {
         let seconds = self.observed_seconds / self.ended.max(1.0);
-        Duration::try_from_secs_f64(seconds).unwrap_or(PAUSE_MAX)
+        Duration::try_from_secs_f64(seconds).unwrap_or(POLL_PAUSE_MAX)
     }
 
     /// Returns the longest duration that was observed lately.
@@ -205,7 +206,7 @@ impl Polling {
         if !self.is_refused(now) {
             let pause = BACKOFF_BASE * 2_u32.pow(self.refusals.min(6));
             self.refusals += 1;
-            self.refused_until = Some(now.after(pause.min(PAUSE_MAX)));
+            self.refused_until = Some(now.after(pause.min(POLL_PAUSE_MAX)));
         }
     }
 
@@ -221,7 +222,7 @@ impl Polling {
 
     /// Returns the last moment at which the process was known to run; `None` if it was neither polled
     /// nor confirmed since `began_at`.
-    pub fn last_known(&self, seq: i64, running_since: Timestamp) -> Option<Timestamp> {
+    pub fn last_known_running_at(&self, seq: i64, running_since: Timestamp) -> Option<Timestamp> {
         let polled_at = self.all_polled_at.max(self.looked_up_at.get(&seq).copied());
         let confirmed_at = (running_since > self.began_at).then_some(running_since);
         polled_at.max(confirmed_at)
@@ -243,15 +244,15 @@ impl Polling {
                 .retain(|seq, _| targets.binary_search_by_key(seq, |order| order.seq).is_ok());
         }
         let look_ups_max = look_ups_max(entries, request_cost);
-        let have_own_moments = is_frequent && targets.len() <= OWN_MOMENTS_MAX;
+        let have_individual_schedules = is_frequent && targets.len() <= INDIVIDUAL_SCHEDULES_MAX;
         let (mut due, mut next) = (Vec::new(), None::<Timestamp>);
         for (index, order) in targets.iter().enumerate() {
             let known_at = order.running_since.and_then(|since| {
-                let known_at = self.last_known(order.seq, since)?;
+                let known_at = self.last_known_running_at(order.seq, since)?;
                 Some((since, known_at))
             });
             let mut at = known_at.map(|(since, known_at)| due_at(order.seq, since, known_at));
-            if !have_own_moments || at.is_none_or(|at| at <= now) {
+            if !have_individual_schedules || at.is_none_or(|at| at <= now) {
                 due.push(index);
                 at = order
                     .running_since
@@ -263,7 +264,7 @@ impl Polling {
                 break;
             }
         }
-        self.due_at = next.filter(|_| have_own_moments);
+        self.due_at = next.filter(|_| have_individual_schedules);
         match due.len() > look_ups_max {
             true => PollPlan::List,
             false => PollPlan::LookUps(due),
@@ -272,8 +273,11 @@ impl Polling {
 
     /// Schedules the next poll after one at `now` that has cost the upstream `cost`.
     pub fn on_polled(&mut self, now: Timestamp, cost: Duration, durations: &Durations) {
-        let gentle = (cost * GENTLE_SHARE).min(durations.mean_if_one_ended() / DELAY_SHARE);
-        let pause = gentle.min(PAUSE_MAX).max(cost * LARGEST_SHARE);
+        let preferred =
+            (cost * POLL_BUDGET_DIVISOR).min(durations.mean_if_one_ended() / DELAY_DIVISOR);
+        let pause = preferred
+            .min(POLL_PAUSE_MAX)
+            .max(cost * POLL_BUDGET_MAX_DIVISOR);
         self.next_at = now.after(pause);
     }
 

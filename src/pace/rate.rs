@@ -18,7 +18,7 @@ const JITTER_MAX_MS: f64 = 20.0;
 const RATE_LIMITED_JITTER: f64 = 0.05;
 
 /// The golden ratio less one. Its multiples, modulo 1, are spread more evenly than random numbers.
-const GOLDEN: f64 = 0.618_033_988_749_894_9;
+const GOLDEN_RATIO_CONJUGATE: f64 = 0.618_033_988_749_894_9;
 
 /// A rate limiter for starts: the generic cell rate algorithm (ITU-T I.371) with one start as the
 /// cell, and with jitter.
@@ -76,7 +76,7 @@ impl Gcra {
         } else {
             self.next_at_ms
         };
-        let position = (self.jitter_position + GOLDEN).fract();
+        let position = (self.jitter_position + GOLDEN_RATIO_CONJUGATE).fract();
         let jitter = self.jitter_ms * (position - self.jitter_position);
         self.next_at_ms = from + self.interval_ms + jitter;
         self.jitter_position = position;
@@ -91,7 +91,7 @@ impl Gcra {
 const RATE_INITIAL: f64 = 500.0;
 
 /// Time for which a rate is used before a poll that finds the upstream alive doubles it.
-const STEP: Duration = Duration::from_secs(1);
+const DOUBLING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lowest rate that refusals lead to, in starts per second.
 const RATE_MIN: f64 = 0.5;
@@ -103,8 +103,8 @@ const RATE_MAX: f64 = 50_000.0;
 /// 4.6). The limit is where the rate was refused, so a little less is enough.
 const REFUSAL_REDUCTION: f64 = 0.1;
 
-/// Like [`REFUSAL_REDUCTION`], for a refusal within [`STEP`] after the last reduction: the limit is far
-/// below the rate.
+/// Like [`REFUSAL_REDUCTION`], for a refusal within [`DOUBLING_INTERVAL`] after the last reduction: the
+/// limit is far below the rate.
 const REPEATED_REFUSAL_REDUCTION: f64 = 0.5;
 
 /// Time after a refusal until the rate is back where it was refused, at a rate of one start per second
@@ -133,12 +133,12 @@ pub struct StartRate {
     ceiling: Option<f64>,
     #[serde(rename = "cut")]
     reduction: Option<Reduction>,
-    /// Beginning of the current step.
+    /// Beginning of the current doubling interval.
     #[serde(rename = "step_at")]
-    step_began_at: Timestamp,
+    interval_began_at: Timestamp,
     /// Number of starts since then.
     #[serde(rename = "sent")]
-    starts_in_step: u32,
+    starts_in_interval: u32,
 }
 
 /// A reduction of the start rate, and the curve along which the rate rises again.
@@ -150,8 +150,9 @@ struct Reduction {
     healthy_for: Duration,
     /// Rate at the inflection of the curve, in starts per second.
     plateau: f64,
-    /// Time after the reduction at which the curve has its inflection.
-    plateau_after: Duration,
+    /// Time from the reduction to the inflection of the curve.
+    #[serde(rename = "plateau_after")]
+    time_to_plateau: Duration,
     /// Time after the inflection in which the rate grows by `growth` times the plateau.
     #[serde(rename = "unit")]
     time_scale: Duration,
@@ -178,8 +179,8 @@ impl StartRate {
             rate: RATE_INITIAL,
             ceiling: (ceiling > 0.0).then_some(ceiling),
             reduction: None,
-            step_began_at: now,
-            starts_in_step: 0,
+            interval_began_at: now,
+            starts_in_interval: 0,
         }
     }
 
@@ -196,8 +197,8 @@ impl StartRate {
     #[must_use]
     pub fn with_ceiling(mut self, ceiling: f64, now: Timestamp) -> Self {
         self.ceiling = (ceiling > 0.0).then_some(ceiling);
-        self.step_began_at = now;
-        self.starts_in_step = 0;
+        self.interval_began_at = now;
+        self.starts_in_interval = 0;
         if let Some(reduction) = &mut self.reduction {
             reduction.at = reduction.at.min(now);
         }
@@ -210,7 +211,7 @@ impl StartRate {
         let Some(reduction) = &self.reduction else {
             return unreduced;
         };
-        let since = reduction.healthy_for.as_secs_f64() - reduction.plateau_after.as_secs_f64();
+        let since = reduction.healthy_for.as_secs_f64() - reduction.time_to_plateau.as_secs_f64();
         let cubed = (since / reduction.time_scale.as_secs_f64()).powi(3);
         let rate = reduction.plateau * (1.0 + reduction.growth * cubed);
         rate.clamp(RATE_MIN.min(unreduced), unreduced)
@@ -250,7 +251,7 @@ impl StartRate {
 
     /// Counts a start that is admitted.
     pub fn on_admitted(&mut self) {
-        self.starts_in_step = self.starts_in_step.saturating_add(1);
+        self.starts_in_interval = self.starts_in_interval.saturating_add(1);
     }
 
     /// Raises a rate that was reduced by refusals by the time that has passed. Returns whether a
@@ -267,7 +268,7 @@ impl StartRate {
             return false;
         }
         self.reduction = None;
-        (self.step_began_at, self.starts_in_step) = (now, 0);
+        (self.interval_began_at, self.starts_in_interval) = (now, 0);
         true
     }
 
@@ -278,16 +279,17 @@ impl StartRate {
             reduction.healthy_for = reduction.healthy_for.max(began_at.since(reduction.at));
             return;
         }
-        let step = began_at.since(self.step_began_at);
-        if step < STEP {
+        let used_for = began_at.since(self.interval_began_at);
+        if used_for < DOUBLING_INTERVAL {
             return;
         }
         // A rate that was not used does not show that the upstream takes it.
-        let is_used = f64::from(self.starts_in_step) >= self.rate * step.as_secs_f64() / 2.0;
+        let is_used =
+            f64::from(self.starts_in_interval) >= self.rate * used_for.as_secs_f64() / 2.0;
         if is_used && self.ceiling.is_none_or(|ceiling| self.rate < ceiling) {
             self.rate = (self.rate * 2.0).min(RATE_MAX);
         }
-        (self.step_began_at, self.starts_in_step) = (began_at, 0);
+        (self.interval_began_at, self.starts_in_interval) = (began_at, 0);
     }
 
     /// Reduces the rate after a request that was sent at `sent_at` and was refused because of the rate,
@@ -303,7 +305,7 @@ impl StartRate {
         }
         let plateau = self.rate();
         let is_lowest = plateau <= RATE_MIN.min(self.unreduced());
-        let is_repeated = |last: &Reduction| now.since(last.at) < STEP;
+        let is_repeated = |last: &Reduction| now.since(last.at) < DOUBLING_INTERVAL;
         let growth = match self.reduction.as_ref().is_some_and(is_repeated) {
             true => REPEATED_REFUSAL_REDUCTION,
             false => REFUSAL_REDUCTION,
@@ -314,7 +316,7 @@ impl StartRate {
             at: now,
             healthy_for: Duration::ZERO,
             plateau,
-            plateau_after: recovery,
+            time_to_plateau: recovery,
             time_scale: recovery,
             growth,
             is_restart: false,
@@ -333,7 +335,7 @@ impl StartRate {
             at: now,
             healthy_for: Duration::ZERO,
             plateau,
-            plateau_after: Duration::ZERO,
+            time_to_plateau: Duration::ZERO,
             time_scale: RESTART_RECOVERY,
             growth: 1.0,
             is_restart: true,

@@ -226,7 +226,10 @@ fn the_results_of_requests_are_returned_once() {
     let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
     let (answer, failure) = (true, true);
     limiter.on_answered(start(Timestamp(0)), Timestamp(1));
-    let results = |answer, failure| RequestResults { answer, failure };
+    let results = |has_answer, has_failure| RequestResults {
+        has_answer,
+        has_failure,
+    };
     assert_eq!(limiter.take_results(), results(answer, false));
     let unusable = Failure::new("answered 500", Cause::Unusable);
     limiter.on_failed(start(Timestamp(0)), Timestamp(2), &unusable);
@@ -251,7 +254,7 @@ fn durations_are_learned_from_polls_and_with_them_which_processes_are_stuck() {
         running_since: Some(Timestamp(1_000)),
     };
     let durations = |limiter: &Pace| limiter.learned(Timestamp(0)).durations;
-    assert_eq!(limiter.stuck_after(), Duration::from_secs(1_320));
+    assert_eq!(limiter.stuck_threshold(), Duration::from_secs(1_320));
     let before = durations(&limiter);
     limiter.on_observed(&order, &Observed::Absent, Timestamp(5_000));
     assert_eq!(durations(&limiter), before);
@@ -260,7 +263,7 @@ fn durations_are_learned_from_polls_and_with_them_which_processes_are_stuck() {
     limiter.on_looked_up(1, Timestamp(5_000));
     limiter.on_observed(&order, &Observed::Failed, Timestamp(7_000));
     assert_eq!(durations(&limiter).mean(), Some(Duration::from_secs(6)));
-    assert_eq!(limiter.stuck_after(), Duration::from_secs(12));
+    assert_eq!(limiter.stuck_threshold(), Duration::from_secs(12));
     // A process from before this run may have ended at any time before.
     let old = PollTarget {
         seq: 2,

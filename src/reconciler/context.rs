@@ -42,7 +42,7 @@ pub(super) struct Context<U, C> {
     /// Beginning of this run: a start of the program, a step of the clock or a failed pass.
     pub run_began_at: Cell<Timestamp>,
     /// Moment at which the upstream was last found to have forgotten a process.
-    pub forgot_at: Cell<Option<Timestamp>>,
+    pub process_forgotten_at: Cell<Option<Timestamp>>,
     pub hook: Option<Box<Hook>>,
 }
 
@@ -72,7 +72,7 @@ impl<U, C> Context<U, C> {
     fn pass_context(&self, now: Timestamp) -> PassContext {
         PassContext {
             now,
-            forgot_at: self.forgot_at.get(),
+            process_forgotten_at: self.process_forgotten_at.get(),
         }
     }
 

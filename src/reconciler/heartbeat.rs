@@ -34,7 +34,7 @@ impl HeartbeatWriter {
     }
 
     /// Moves moments that lie ahead back to `now`, because the clock was set back.
-    pub fn set_no_later_than(&mut self, now: Timestamp) {
+    pub fn clamp_times(&mut self, now: Timestamp) {
         let ReconcilerState {
             leader_since,
             last_pass_at,

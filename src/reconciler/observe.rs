@@ -157,7 +157,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         began_at: Timestamp,
     ) -> anyhow::Result<(u64, Report)> {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
-        let stuck_after = self.pace.stuck_after();
+        let stuck_threshold = self.pace.stuck_threshold();
         let mut running = 0;
         let mut changes = undetermined(observations, now);
         let mut report = Report::default();
@@ -170,7 +170,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .zip(observations.orders.orders());
         for (index, (target, mut order)) in orders.enumerate() {
             let observation = observations.observation(index);
-            let is_running = still_runs(&order, observation, &policy, stuck_after, began_at);
+            let is_running = still_runs(&order, observation, &policy, stuck_threshold, began_at);
             running += u64::from(is_running);
             if let Some(observation) = observation {
                 self.pace

@@ -25,8 +25,8 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
         return;
     };
     let paused_until = pace.breaker().resting_until(now);
-    let (is_slower, is_down) = pace.on_failed(call, now, failure);
-    if is_slower {
+    let (is_reduced, is_down) = pace.on_failed(call, now, failure);
+    if is_reduced {
         let (rate, detail) = (pace.rate().rate(), &failure.detail);
         log::info!("start rate reduced rate={rate:.1} reason={detail:?}");
     }

@@ -148,7 +148,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             report += self.start_due(is_usable, stop).await?;
         }
         let results = self.pace.take_results();
-        let is_unanswered = results.failure && !results.answer;
+        let is_unanswered = results.has_failure && !results.has_answer;
         report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
     }

@@ -33,12 +33,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (store, lead) = (&self.context.store, &self.context.lead);
         let set_right = store.clamp_times(lead, now).await;
         set_right.context("moving back the moments of open orders failed")?;
-        self.heartbeat.set_no_later_than(now);
+        self.heartbeat.clamp_times(now);
         self.heartbeat.set_due();
         self.pace = self.pace.for_next_run(now);
         self.context
-            .forgot_at
-            .set(self.pace.incarnations().forgot_at());
+            .process_forgotten_at
+            .set(self.pace.incarnations().process_forgotten_at());
         self.polled_at = None;
         self.queue.clear();
         self.probe.set_due();

@@ -12,10 +12,10 @@ use crate::upstream::Upstream;
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns the number of these orders for which [`is_running`] is true.
     pub(super) fn count_running(&self, orders: &OpenOrders, now: Timestamp) -> u64 {
-        let stuck_after = self.pace.stuck_after();
+        let stuck_threshold = self.pace.stuck_threshold();
         let running = orders
             .orders()
-            .filter(|order| is_running(order, stuck_after, now));
+            .filter(|order| is_running(order, stuck_threshold, now));
         running.count() as u64
     }
 }
@@ -26,20 +26,20 @@ pub(super) fn still_runs(
     order: &OpenOrder,
     observation: Option<&Observation>,
     policy: &Policy,
-    stuck_after: Duration,
+    stuck_threshold: Duration,
     now: Timestamp,
 ) -> bool {
-    is_running(order, stuck_after, now)
+    is_running(order, stuck_threshold, now)
         && !observation.is_some_and(|observation| is_over(order, observation, policy))
 }
 
 /// Returns whether the order has a process that runs, as far as is known, and is not stuck.
-fn is_running(order: &OpenOrder, stuck_after: Duration, now: Timestamp) -> bool {
+fn is_running(order: &OpenOrder, stuck_threshold: Duration, now: Timestamp) -> bool {
     match order.phase {
         Phase::Processing {
             confirmed_at,
             missed_at: None,
-        } => now.since(confirmed_at) <= stuck_after,
+        } => now.since(confirmed_at) <= stuck_threshold,
         _ => false,
     }
 }

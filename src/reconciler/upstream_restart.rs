@@ -17,13 +17,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         began_at: Timestamp,
     ) -> Occasion {
         // One process is enough: answers from before belong to an earlier incarnation.
-        let forgot_at = self.pace.incarnations().forgot_at();
-        if observations.is_any_forgotten(forgot_at, &self.context.policy()) {
+        let process_forgotten_at = self.pace.incarnations().process_forgotten_at();
+        if observations.is_any_forgotten(process_forgotten_at, &self.context.policy()) {
             self.pace.on_process_forgotten(self.context.clock.now());
         }
         let is_restart = self.detect_restart(observations, began_at);
-        let forgot_at = self.pace.incarnations().forgot_at();
-        self.context.forgot_at.set(forgot_at);
+        let process_forgotten_at = self.pace.incarnations().process_forgotten_at();
+        self.context.process_forgotten_at.set(process_forgotten_at);
         match is_restart {
             true => Occasion::UpstreamRestart,
             false => Occasion::Poll,

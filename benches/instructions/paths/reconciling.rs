@@ -85,7 +85,7 @@ pub(super) fn decide_all(_iterations: usize) -> Iteration {
                         &POLICY,
                         PassContext {
                             now: NOW,
-                            forgot_at: None,
+                            process_forgotten_at: None,
                         },
                     ));
                 }

@@ -78,7 +78,7 @@ fn an_order_is_looked_up_just_after_each_whole_second_of_its_process() {
 #[test]
 fn many_orders_are_polled_together() {
     let mut polling = Polling::new(s(0));
-    let targets = running(vec![0; OWN_MOMENTS_MAX + 1]);
+    let targets = running(vec![0; INDIVIDUAL_SCHEDULES_MAX + 1]);
     polling.on_all_polled(s(1));
     let planned = polling.plan(&targets, Some(100), Duration::ZERO, true, s(1));
     assert_eq!((planned, polling.due_at()), (PollPlan::List, None));
@@ -114,7 +114,7 @@ fn orders_not_polled_in_this_run_are_due_and_those_confirmed_in_it_are_not() {
         PollPlan::LookUps(vec![9])
     );
     polling.reset(s(103));
-    assert_eq!(polling.last_known(3, s(90)), None);
+    assert_eq!(polling.last_known_running_at(3, s(90)), None);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn durations_are_estimated_while_most_processes_still_run() {
 fn the_mean_duration_of_equal_processes_stays_theirs_however_many_end() {
     let mut durations = Durations::default();
     let ten_seconds = Duration::from_secs(10);
-    for ended in 1..=2 * ENDED_MAX as u32 {
+    for ended in 1..=2 * SAMPLES_MAX as u32 {
         durations.on_observed(ten_seconds);
         durations.on_ended(ten_seconds);
         assert_eq!(durations.mean(), Some(ten_seconds), "{ended}");

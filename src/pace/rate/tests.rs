@@ -91,12 +91,12 @@ fn a_rate_that_is_not_used_is_not_doubled() {
         rate.on_admitted();
     }
     rate.on_seen_alive(Timestamp(100_500));
-    assert_eq!(rate.rate(), 500.0, "a step lasts a second");
+    assert_eq!(rate.rate(), 500.0, "an interval lasts a second");
     rate.on_seen_alive(Timestamp(101_000));
     assert_eq!(rate.rate(), 1_000.0);
     rate.on_seen_alive(Timestamp(102_000));
     assert_eq!(rate.rate(), 1_000.0);
-    // Half of the rate is enough, over the whole of a longer step.
+    // Half of the rate is enough, over the whole of a longer interval.
     for (starts, doubled) in [(1_999, 1_000.0), (2_000, 2_000.0)] {
         let mut rate = rate.clone();
         for _ in 0..starts {
