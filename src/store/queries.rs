@@ -29,7 +29,7 @@ use crate::reconciler_state::ReconcilerState;
 pub(super) const READ_MAX: usize = 10_000;
 
 /// Number of orders corrected in one transaction.
-const BATCH_MAX: i64 = 2_000;
+const CORRECTIONS_PER_TRANSACTION_MAX: i64 = 2_000;
 
 /// Kinds of reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +158,8 @@ pub(super) async fn with_times_ahead<D: Database>(
               OR next_attempt_at > ?4) \
          ORDER BY seq LIMIT ?5";
     let latest = now.after(BACKOFF_MAX).0;
-    let [after, now, latest, limit] = [after, now.0, latest, BATCH_MAX].map(Integer);
+    let [after, now, latest, limit] =
+        [after, now.0, latest, CORRECTIONS_PER_TRANSACTION_MAX].map(Integer);
     let status = Value::from(status.as_str());
     numbers(db, SQL, &[status, after, now, latest, limit]).await
 }

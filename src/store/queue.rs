@@ -21,7 +21,7 @@ use super::writer_stats::WriterStats;
 pub(super) const QUEUE_MAX: usize = 4096;
 
 /// Maximum number of writes in a commit. More gains nothing and delays the first of them.
-const BATCH_MAX: usize = 256;
+const WRITES_PER_COMMIT_MAX: usize = 256;
 
 /// Maximum wait of a write in the queue, after which it is withdrawn.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ impl Pending {
     /// were not withdrawn.
     pub fn with_queued(self, waiting: &mut mpsc::Receiver<Self>) -> Vec<Self> {
         let mut writes = vec![self];
-        while writes.len() < BATCH_MAX
+        while writes.len() < WRITES_PER_COMMIT_MAX
             && let Ok(next) = waiting.try_recv()
         {
             writes.push(next);

@@ -41,9 +41,9 @@ pub(super) const ORDER_VIEWS: &str = concat!(
     ", batch FROM orders CROSS JOIN heartbeat WHERE orders.id = ANY ($1)"
 );
 
-/// Remembers a batch. Fails, with a division by zero, unless the one before is among these: an attempt
-/// that a stalled connection delivers after its repetition has no effect.
-pub(super) const REMEMBER: &str = "\
+/// Sets the last batch of a writer. Fails, with a division by zero, unless the one before is among
+/// these: an attempt that a stalled connection delivers after its repetition has no effect.
+pub(super) const SET_LAST_BATCH: &str = "\
     INSERT INTO writers (id, batch) VALUES ($1, $2) \
     ON CONFLICT (id) DO UPDATE SET \
         batch = excluded.batch / (writers.batch = ANY ($3))::integer, used_at = now()";
@@ -64,8 +64,8 @@ pub(super) struct Batch {
 
 /// The failure of a transaction.
 pub(super) enum Failure {
-    /// An epoch has ended, a change has no effect although all were to have one, or another batch is
-    /// remembered than expected. The transaction was rolled back.
+    /// An epoch has ended, a change has no effect although all were to have one, or another batch than
+    /// expected is the writer's last. The transaction was rolled back.
     Conflict,
     /// The server or the connection failed.
     Error(Error),
@@ -88,9 +88,9 @@ impl Batch {
     }
 
     /// Returns true if `writers` shows whether the batch was committed.
-    pub fn is_remembered(&self) -> bool {
+    pub fn sets_last_batch(&self) -> bool {
         let mut writes = self.writes.iter();
-        writes.any(|pending| is_remembered(&pending.write))
+        writes.any(|pending| sets_last_batch(&pending.write))
     }
 
     /// Completes a batch that an earlier attempt has committed: only the replies to creations are
@@ -208,7 +208,7 @@ pub(super) fn entry_values(entries: &[NewEntry]) -> Vec<Value> {
 
 /// Returns true if `writers` shows whether a write was committed. Creations are shown by the orders
 /// themselves, and repeating the others is harmless.
-fn is_remembered(write: &Write) -> bool {
+fn sets_last_batch(write: &Write) -> bool {
     match write {
         Write::Record { .. } | Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. } => {
             true

@@ -96,7 +96,7 @@ pub(super) async fn migrate(
             .await?;
     }
     session.execute(STORAGE).await?;
-    // Their processes have ended, or remember anew with their next write.
+    // Their processes have ended, or set their last batch anew with their next write.
     session
         .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")
         .await?;

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-use super::batch::{Batch, COMMIT, EMIT, Failure, REMEMBER, entry_values};
+use super::batch::{Batch, COMMIT, EMIT, Failure, SET_LAST_BATCH, entry_values};
 use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
 use super::heartbeat::add_heartbeats;
@@ -66,9 +66,9 @@ const APPEND: &str = "\
 const PROBE: &str = "INSERT INTO write_probe (id, at) VALUES (1, $1) \
                      ON CONFLICT (id) DO UPDATE SET at = excluded.at";
 
-const REMEMBERED: &str = "SELECT batch FROM writers WHERE id = $1";
+const LAST_BATCH: &str = "SELECT batch FROM writers WHERE id = $1";
 
-/// The present epoch, and the batch that is remembered.
+/// The present epoch, and the last batch of a writer.
 const PRESENT: &str = "SELECT epoch, (SELECT batch FROM writers WHERE writers.id = $1) \
                        FROM heartbeat WHERE id = 1";
 
@@ -81,7 +81,7 @@ pub(super) struct Writer {
     id: i64,
     /// Batches of which the row may have the number: the last that was committed, and later ones whose outcome
     /// is unknown.
-    remembered: Vec<i64>,
+    possible_last_batches: Vec<i64>,
 }
 
 impl Writer {
@@ -91,7 +91,7 @@ impl Writer {
             session: Some(session),
             state,
             id: fastrand::i64(..),
-            remembered: Vec::new(),
+            possible_last_batches: Vec::new(),
         }
     }
 
@@ -136,8 +136,8 @@ impl Writer {
             let attempt = tokio::time::timeout_at(until, self.attempt(&mut batch)).await;
             let error = match attempt.unwrap_or(Err(Failure::Error(Error::TimedOut))) {
                 Ok(()) => {
-                    if batch.is_remembered() {
-                        self.remembered = vec![batch.number];
+                    if batch.sets_last_batch() {
+                        self.possible_last_batches = vec![batch.number];
                     }
                     let count = batch.writes.len();
                     self.state.counters.on_committed(count, wanted_at.elapsed());
@@ -179,7 +179,8 @@ impl Writer {
         let row = session.query_one(PRESENT, &[&writer]).await?;
         let present: i64 = row.try_get(0)?;
         // A server that was promoted may lack the last ones.
-        self.remembered.extend(row.try_get::<_, Option<i64>>(1)?);
+        self.possible_last_batches
+            .extend(row.try_get::<_, Option<i64>>(1)?);
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
             .partition(|pending| pending.write.epoch().is_some_and(|epoch| epoch != present));
@@ -202,12 +203,12 @@ impl Writer {
 
     /// Executes all writes of a batch in one transaction.
     async fn attempt(&mut self, batch: &mut Batch) -> Result<(), Failure> {
-        let (writer, before) = (self.id, self.remembered.clone());
+        let (writer, before) = (self.id, self.possible_last_batches.clone());
         let (connector, counters) = (self.connector.clone(), self.state.counters.clone());
         let session = self.session().await?;
         session.take_unreplicated();
         let is_repeated = batch.is_in_doubt;
-        let remembers = batch.is_remembered();
+        let sets_last_batch = batch.sets_last_batch();
         // At rest, a heartbeat is all that is written.
         let is_heartbeat = |pending: &Pending| matches!(pending.write, Write::Heartbeat { .. });
         let is_transaction = is_repeated || !batch.writes.iter().all(is_heartbeat);
@@ -219,13 +220,13 @@ impl Writer {
         if is_repeated {
             // Its predecessor may be about to commit.
             steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]);
-            let at = steps.add(REMEMBERED, vec![Box::new(writer)]);
+            let at = steps.add(LAST_BATCH, vec![Box::new(writer)]);
             let answers = session.pipeline(&steps).await?;
             steps = Steps::default();
             is_locked = true;
-            let remembered = answers[at].first().map(|row| row.try_get::<_, i64>(0));
-            let remembered = remembered.transpose().map_err(Error::from)?;
-            if remembers && remembered == Some(batch.number) {
+            let last_batch = answers[at].first().map(|row| row.try_get::<_, i64>(0));
+            let last_batch = last_batch.transpose().map_err(Error::from)?;
+            if sets_last_batch && last_batch == Some(batch.number) {
                 return batch.confirm(session).await;
             }
         }
@@ -263,14 +264,17 @@ impl Writer {
                 steps.add(PROBE, vec![Box::new(now.0)]);
             }
         }
-        if remembers {
+        if sets_last_batch {
             let number = Box::new(batch.number);
-            steps.add(REMEMBER, vec![Box::new(writer), number, Box::new(before)]);
+            steps.add(
+                SET_LAST_BATCH,
+                vec![Box::new(writer), number, Box::new(before)],
+            );
         }
         if is_repeated || found.is_some() {
             steps.add(EMIT, vec![]);
         }
-        if remembers || found.is_some() {
+        if sets_last_batch || found.is_some() {
             steps.add("NOTIFY order_service", vec![]);
         }
         if is_transaction {
@@ -318,7 +322,7 @@ impl Writer {
     /// Completes the replies to writes that failed or whose outcome is unknown.
     fn fail(&mut self, batch: Batch, error: Error) {
         if batch.is_in_doubt {
-            self.remembered.push(batch.number);
+            self.possible_last_batches.push(batch.number);
         }
         let cause = with_causes(&error);
         match error.is_own_fault() {
