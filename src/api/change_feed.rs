@@ -24,7 +24,7 @@ const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 const PAUSE_PER_STREAM: Duration = Duration::from_micros(50);
 
 /// Maximum number of events per batch. With the longest ids a batch takes 300 KB, once per process.
-const BATCH_MAX: usize = 500;
+const EVENTS_PER_BATCH_MAX: usize = 500;
 
 /// Wakes requests and streams that wait for changes to orders.
 pub(super) struct ChangeFeed(Arc<Shared>);
@@ -203,7 +203,7 @@ impl Shared {
             match self.read_batch(&mut changes, published).await {
                 Ok((events, last)) => {
                     is_failing = false;
-                    let may_be_more = events.len() == BATCH_MAX;
+                    let may_be_more = events.len() == EVENTS_PER_BATCH_MAX;
                     if !events.is_empty() {
                         self.publish(Batch::new(published, events, last));
                         let streams = self.latest.receiver_count() as f64;
@@ -233,7 +233,9 @@ impl Shared {
         if changes.is_none() {
             *changes = Some(self.store.changes()?);
         }
-        self.store.events(None, published, BATCH_MAX).await
+        self.store
+            .events(None, published, EVENTS_PER_BATCH_MAX)
+            .await
     }
 
     /// Returns the cursor after the last published event. If nothing waits for more, marks polling
