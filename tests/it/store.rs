@@ -29,20 +29,20 @@ use rusqlite::Connection;
 use crate::environment::{TestEnvironment, lead};
 
 /// A new database, opened by two processes.
-pub struct Fresh {
+pub struct TestDatabase {
     pub store: Store,
     pub other: Store,
     pub env: TestEnvironment,
 }
 
 /// Creates a database on one of the engines.
-type Factory = fn() -> Fresh;
+type Factory = fn() -> TestDatabase;
 
 /// All engines.
 const ENGINES: &[Factory] = &[
-    sqlite::fresh,
+    sqlite::new_database,
     #[cfg(feature = "postgres")]
-    postgres::fresh,
+    postgres::new_database,
 ];
 
 /// Runs statements in the database at an address.
@@ -76,7 +76,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::$test(super::sqlite::fresh).await;
+                    super::$test(super::sqlite::new_database).await;
                 }
             )*
         }
@@ -85,7 +85,7 @@ macro_rules! on_every_engine {
             $(
                 #[tokio::test]
                 async fn $test() {
-                    super::$test(super::postgres::fresh).await;
+                    super::$test(super::postgres::new_database).await;
                 }
             )*
         }
@@ -136,8 +136,8 @@ async fn journal(store: &Store) -> Vec<String> {
     lines.collect()
 }
 
-async fn a_stream_of_pages_ends_with_the_newest_order_of_its_first_page(fresh: Factory) {
-    let Fresh { store, other, .. } = &fresh();
+async fn a_stream_of_pages_ends_with_the_newest_order_of_its_first_page(new_database: Factory) {
+    let TestDatabase { store, other, .. } = &new_database();
     for n in 1..=4 {
         create(store, &format!("a{n}"), n).await;
     }
@@ -150,8 +150,8 @@ async fn a_stream_of_pages_ends_with_the_newest_order_of_its_first_page(fresh: F
     assert_eq!(seqs, [(vec![2, 3], 3), (vec![4], 4)]);
 }
 
-async fn the_journal_holds_every_change_of_a_status_and_nothing_else(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn the_journal_holds_every_change_of_a_status_and_nothing_else(new_database: Factory) {
+    let TestDatabase { store, .. } = &new_database();
     let a1 = create(store, "a1", 1).await;
     let a2 = create(store, "a2", 2).await;
     let intended = Transition::Intended { previous: None };
@@ -181,8 +181,8 @@ async fn the_journal_holds_every_change_of_a_status_and_nothing_else(fresh: Fact
     assert_eq!(journal(store).await, expected);
 }
 
-async fn a_settled_order_never_changes_again(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn a_settled_order_never_changes_again(new_database: Factory) {
+    let TestDatabase { store, .. } = &new_database();
     let seq = create(store, "a1", 1).await;
     record(
         store,
@@ -208,8 +208,8 @@ async fn a_settled_order_never_changes_again(fresh: Factory) {
     assert_eq!(journal(store).await, entries);
 }
 
-async fn an_intent_is_replaced_only_by_a_change_that_names_it(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn an_intent_is_replaced_only_by_a_change_that_names_it(new_database: Factory) {
+    let TestDatabase { store, .. } = &new_database();
     let seq = create(store, "a1", 1).await;
     let intend = |previous: Option<i64>| {
         vec![Transition::Intended {
@@ -227,8 +227,10 @@ async fn an_intent_is_replaced_only_by_a_change_that_names_it(fresh: Factory) {
     );
 }
 
-async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(
+    new_database: Factory,
+) {
+    let TestDatabase { store, .. } = &new_database();
     let seq = create(store, "a1", 1).await;
     let at = Timestamp(5);
     let given_up = |answer, is_counted| Transition::GivenUp {
@@ -271,8 +273,8 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(
     }
 }
 
-async fn the_schema_refuses_impossible_rows(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn the_schema_refuses_impossible_rows(new_database: Factory) {
+    let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 10).await;
     execute(store.address(), "UPDATE orders SET starts = 0");
     let changes = [
@@ -307,12 +309,12 @@ async fn the_schema_refuses_impossible_rows(fresh: Factory) {
 /// Only SQLite's lock can be removed without its holder noticing.
 #[tokio::test]
 async fn a_deposed_leader_records_nothing() {
-    let fresh = sqlite::fresh();
-    let (first, second) = (&fresh.store, &fresh.other);
+    let database = sqlite::new_database();
+    let (first, second) = (&database.store, &database.other);
     let seq = create(first, "a1", 1).await;
     let deposed = first.try_lead().await.unwrap().unwrap();
     assert!(second.try_lead().await.unwrap().is_none());
-    fresh.break_lock();
+    database.break_lock();
     // Until there is another lock, it still leads.
     assert_eq!(deposed.loss(), None);
     let lead = second.try_lead().await.unwrap().unwrap();
@@ -342,8 +344,8 @@ async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leaders
     assert_eq!(lead.loss(), None);
 }
 
-async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(fresh: Factory) {
-    let Fresh { store, .. } = &fresh();
+async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(new_database: Factory) {
+    let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 1).await;
     execute(store.address(), "UPDATE orders SET starts = 2147483647");
     for (max_starts, may_start) in [(2_147_483_647, false), (u32::MAX, true)] {

@@ -4,7 +4,7 @@
 use order_service::order::Outcome;
 use order_service::store::Transition;
 
-use super::{ENGINES, Factory, Fresh, create, execute, record, rows};
+use super::{ENGINES, Factory, TestDatabase, create, execute, record, rows};
 use crate::environment::{Ran, TestEnvironment};
 
 /// A database with an order in each status, one of them written by a clock that was set back. No program
@@ -15,8 +15,8 @@ struct OneOfEach {
 }
 
 impl OneOfEach {
-    async fn new(fresh: Factory) -> Self {
-        let Fresh { store, env, .. } = fresh();
+    async fn new(new_database: Factory) -> Self {
+        let TestDatabase { store, env, .. } = new_database();
         for (id, created_at, steps) in [
             ("c", 10, vec![]),
             ("p", 20, vec![(21, Transition::Adopted)]),
@@ -54,8 +54,8 @@ impl OneOfEach {
 
 #[tokio::test]
 async fn a_sound_database_is_ok_with_its_counts() {
-    for fresh in ENGINES {
-        let database = OneOfEach::new(*fresh).await;
+    for new_database in ENGINES {
+        let database = OneOfEach::new(*new_database).await;
         let ran = database.run(&["check"]).assert_code(0);
         let ok = format!("ok: {}\n", database.address);
         assert!(ran.stdout.starts_with(&ok), "{ran:?}");
@@ -67,8 +67,8 @@ async fn a_sound_database_is_ok_with_its_counts() {
 
 #[tokio::test]
 async fn a_dry_run_reports_the_orders_to_prune_and_changes_nothing() {
-    for fresh in ENGINES {
-        let database = OneOfEach::new(*fresh).await;
+    for new_database in ENGINES {
+        let database = OneOfEach::new(*new_database).await;
         let ran = database
             .run(&["prune", "--settled-before", "1d", "--dry-run"])
             .assert_code(0);
@@ -126,8 +126,8 @@ DROP INDEX orders_with_attention -> the index orders_with_attention is missing
 
 /// Damages a database, and checks that one line reports it. `unconstrain` first removes the constraints
 /// that would reject the damage.
-async fn assert_found(fresh: Factory, unconstrain: &str, damage: &str, expected: &str) {
-    let database = OneOfEach::new(fresh).await;
+async fn assert_found(new_database: Factory, unconstrain: &str, damage: &str, expected: &str) {
+    let database = OneOfEach::new(new_database).await;
     execute(&database.address, &format!("{unconstrain}{damage}"));
     let ran = database.run(&["check"]);
     assert_eq!(ran.code, Some(1), "{damage}: {ran:?}");
@@ -144,7 +144,7 @@ DROP INDEX journal_by_order; CREATE INDEX journal_by_order ON journal (order_seq
 CREATE TRIGGER t AFTER INSERT ON orders BEGIN DELETE FROM orders; END -> trigger t is not ours
 ";
     for (damage, expected) in rows(DAMAGES).chain(rows(SQLITE_DAMAGES)) {
-        assert_found(super::sqlite::fresh, UNCONSTRAIN, damage, expected).await;
+        assert_found(super::sqlite::new_database, UNCONSTRAIN, damage, expected).await;
     }
 }
 
@@ -160,6 +160,6 @@ async fn each_damage_of_a_servers_database_is_found_and_reported_in_one_line() {
 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; CREATE TRIGGER t AFTER INSERT ON orders EXECUTE FUNCTION f() -> the trigger t is not ours
 ";
     for (damage, expected) in rows(DAMAGES).chain(rows(POSTGRES_DAMAGES)) {
-        assert_found(super::postgres::fresh, UNCONSTRAIN, damage, expected).await;
+        assert_found(super::postgres::new_database, UNCONSTRAIN, damage, expected).await;
     }
 }

@@ -15,7 +15,7 @@ use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{AttentionFilter, Cursor, Filter, Store};
 use serde_json::Value;
 
-use super::twin::Twin;
+use super::twin::EnginePair;
 use super::{postgres, sqlite};
 use crate::cluster::cluster;
 use crate::environment::lead;
@@ -37,13 +37,13 @@ async fn every_statement_has_one_plan_that_indexes_serve() {
     let database = cluster().database();
     let log = format!("ALTER DATABASE {database} SET log_statement = 'all'");
     assert!(cluster().psql(&database, &log).status.success());
-    let (on_sqlite, on_postgres) = (sqlite::fresh(), postgres::fresh_in(&database));
-    let mut twin = Twin::new(1, &on_sqlite, &on_postgres, &database).await;
+    let (on_sqlite, on_postgres) = (sqlite::new_database(), postgres::new_database_in(&database));
+    let mut engines = EnginePair::new(1, &on_sqlite, &on_postgres, &database).await;
     for _ in 0..STEPS {
-        twin.step().await;
+        engines.step().await;
     }
-    twin.compare_all().await;
-    drop(twin);
+    engines.compare_all().await;
+    drop(engines);
     let (store, since) = (&on_postgres.store, Timestamp(1));
     let lead = lead(store).await;
     let detail = "no answer".to_owned();

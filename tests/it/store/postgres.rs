@@ -9,20 +9,20 @@ use futures_util::future::join_all;
 use order_service::order::{OrderId, Timestamp};
 use order_service::store::{Creation, DatabaseUrl, Mode, Store};
 
-use super::{Fresh, assert_deposed, create};
+use super::{TestDatabase, assert_deposed, create};
 use crate::cluster::cluster;
 use crate::environment::TestEnvironment;
 
 /// Creates an empty database.
-pub fn fresh() -> Fresh {
-    fresh_in(&cluster().database())
+pub fn new_database() -> TestDatabase {
+    new_database_in(&cluster().database())
 }
 
 /// Opens an empty database.
-pub fn fresh_in(database: &str) -> Fresh {
+pub fn new_database_in(database: &str) -> TestDatabase {
     let url = cluster().database_url(database);
     let open = || Store::open(&url, Mode::Threaded).unwrap();
-    Fresh {
+    TestDatabase {
         store: open(),
         other: open(),
         env: TestEnvironment::new(),
@@ -66,12 +66,12 @@ fn a_database_of_the_first_version_gets_the_storage_parameters_of_this_one() {
                    FROM pg_class WHERE relname IN ('orders', 'orders_pkey', 'journal_by_order')";
         cluster().run(&database, sql)
     };
-    fresh_in(&database);
+    new_database_in(&database);
     let set = fill();
     let first = "ALTER TABLE order_service.orders SET (fillfactor = 85); \
                  ALTER INDEX order_service.orders_pkey RESET (fillfactor)";
     cluster().run(&database, first);
-    fresh_in(&database);
+    new_database_in(&database);
     assert_eq!(fill(), set);
     assert!(set.contains("orders_pkey fillfactor=45"), "{set}");
 }
@@ -119,7 +119,7 @@ fn a_login_that_is_refused_is_not_tried_again() {
 #[test]
 fn the_part_of_a_killed_backup_is_removed_by_the_next() {
     let database = cluster().database();
-    let Fresh { store, env, .. } = fresh_in(&database);
+    let TestDatabase { store, env, .. } = new_database_in(&database);
     drop(store);
     let url = cluster().url(&database);
     let parts = || {
@@ -178,7 +178,7 @@ fn a_migration_has_no_time_limit_and_other_programs_wait_for_it() {
 #[tokio::test]
 async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads() {
     let database = cluster().database();
-    let Fresh { store, other, .. } = fresh_in(&database);
+    let TestDatabase { store, other, .. } = new_database_in(&database);
     let seq = create(&store, "a1", 1).await;
     let deposed = store.try_lead().await.unwrap().unwrap();
     assert!(other.try_lead().await.unwrap().is_none());
@@ -194,7 +194,7 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
 
 #[tokio::test]
 async fn another_process_is_notified_of_a_new_order_at_once() {
-    let Fresh { store, other, .. } = fresh();
+    let TestDatabase { store, other, .. } = new_database();
     let mut new_orders = other.new_orders().await.unwrap();
     create(&store, "a1", 1).await;
     let notified = tokio::time::timeout(Duration::from_secs(10), new_orders.next()).await;
@@ -206,7 +206,7 @@ async fn queued_lookups_share_a_statement_and_each_returns_its_order() {
     let database = cluster().database();
     let log_all = format!("ALTER DATABASE {database} SET log_statement = 'all'");
     cluster().run(&database, &log_all);
-    let Fresh { store, .. } = fresh_in(&database);
+    let TestDatabase { store, .. } = new_database_in(&database);
     for number in 1..=5 {
         create(&store, &format!("a{number}"), number).await;
     }
@@ -228,7 +228,7 @@ async fn queued_lookups_share_a_statement_and_each_returns_its_order() {
 #[tokio::test]
 async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     let database = cluster().database();
-    let Fresh { store, env, .. } = fresh_in(&database);
+    let TestDatabase { store, env, .. } = new_database_in(&database);
     let url = cluster().url(&database);
     assert_eq!(store.address(), url);
     let explain = |id: &str| {
@@ -258,7 +258,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
 #[tokio::test]
 async fn terminated_sessions_delay_requests_and_fail_none() {
     let database = cluster().database();
-    let Fresh { store, .. } = fresh_in(&database);
+    let TestDatabase { store, .. } = new_database_in(&database);
     for number in 1..=20 {
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
@@ -276,7 +276,10 @@ async fn concurrent_programs_create_orders_whatever_the_isolation_by_default() {
         &database,
         &format!("ALTER DATABASE {database} SET {isolation}"),
     );
-    let stores = [fresh_in(&database).store, fresh_in(&database).store];
+    let stores = [
+        new_database_in(&database).store,
+        new_database_in(&database).store,
+    ];
     for round in 0..30 {
         let creations = stores.iter().enumerate().map(|(number, store)| {
             let id = OrderId::new(format!("a{round}-{number}")).unwrap();

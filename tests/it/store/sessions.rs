@@ -13,8 +13,8 @@ use order_service::store::{
     AttentionUpdate, Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
 };
 
-use super::postgres::{fresh_in, open};
-use super::{Fresh, all, create};
+use super::postgres::{new_database_in, open};
+use super::{TestDatabase, all, create};
 use crate::cluster::{Cluster, cluster, free_port, unprivileged};
 use crate::proxy::{Fault, Proxy};
 
@@ -274,7 +274,7 @@ async fn commands_go_by_the_clock_of_the_server() {
         return;
     };
     let database = cluster().database();
-    let Fresh { store, env, .. } = fresh_in(&database);
+    let TestDatabase { store, env, .. } = new_database_in(&database);
     create(&store, "a1", store.clock().now().0).await;
     let url = cluster().url(&database);
     let variables = [

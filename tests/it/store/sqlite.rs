@@ -2,24 +2,24 @@
 
 use order_service::store::{DatabaseUrl, Mode, Store};
 
-use super::{Fresh, create, try_execute};
+use super::{TestDatabase, create, try_execute};
 use crate::environment::{TestEnvironment, ready};
 
 /// Creates an empty database in a new folder.
-pub fn fresh() -> Fresh {
-    fresh_in(TestEnvironment::new())
+pub fn new_database() -> TestDatabase {
+    new_database_in(TestEnvironment::new())
 }
 
 /// Creates an empty database in this folder.
-pub fn fresh_in(env: TestEnvironment) -> Fresh {
-    Fresh {
+pub fn new_database_in(env: TestEnvironment) -> TestDatabase {
+    TestDatabase {
         store: env.store(),
         other: env.store(),
         env,
     }
 }
 
-impl Fresh {
+impl TestDatabase {
     /// Removes the leader's lock without its knowledge, so that another reconciler can become leader.
     pub fn break_lock(&self) {
         std::fs::remove_file(self.env.path("orders.db-leader")).unwrap();
@@ -28,7 +28,7 @@ impl Fresh {
 
 #[tokio::test]
 async fn the_schema_refuses_values_of_other_types_and_entries_of_no_order() {
-    let Fresh { store, .. } = &fresh();
+    let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 10).await;
     for sql in [
         "UPDATE orders SET status = 'PROCESSING', confirmed_at = 1, process_seen = 2",

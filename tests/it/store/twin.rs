@@ -14,7 +14,7 @@ use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Status, Timestamp};
 use order_service::store::{Cursor, Leadership, Resolution, Store, StoreError};
 
-use super::{Fresh, all, postgres, sqlite};
+use super::{TestDatabase, all, postgres, sqlite};
 use crate::cluster::{EMPTY, cluster};
 use crate::environment::{TestEnvironment, lead};
 
@@ -35,7 +35,7 @@ fn both_engines_give_equal_answers_to_random_histories() {
     let next = AtomicU64::new(first);
     let run = || {
         let database = cluster().database();
-        let on_postgres = postgres::fresh_in(&database);
+        let on_postgres = postgres::new_database_in(&database);
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().build().unwrap();
         loop {
@@ -46,12 +46,12 @@ fn both_engines_give_equal_answers_to_random_histories() {
             // A new database takes longer than a history.
             cluster().run(&database, EMPTY);
             runtime.block_on(async {
-                let on_sqlite = sqlite::fresh_in(TestEnvironment::in_memory());
-                let mut twin = Twin::new(seed, &on_sqlite, &on_postgres, &database).await;
+                let on_sqlite = sqlite::new_database_in(TestEnvironment::in_memory());
+                let mut engines = EnginePair::new(seed, &on_sqlite, &on_postgres, &database).await;
                 for _ in 0..STEPS {
-                    twin.step().await;
+                    engines.step().await;
                 }
-                twin.compare_all().await;
+                engines.compare_all().await;
             });
         }
     };
@@ -101,10 +101,10 @@ fn every_method_of_the_store_is_compared() {
 }
 
 /// A database of each engine with the same orders, each opened by two programs.
-pub struct Twin<'a> {
+pub struct EnginePair<'a> {
     seed: u64,
     random: fastrand::Rng,
-    on_sqlite: &'a Fresh,
+    on_sqlite: &'a TestDatabase,
     database: &'a str,
     /// The stores of both programs, by engine.
     programs: [[&'a Store; 2]; 2],
@@ -122,7 +122,7 @@ pub struct Twin<'a> {
 
 /// Compares the answers of both engines to one call.
 macro_rules! compare {
-    ($twin:ident, |$index:ident| $call:expr) => {{
+    ($engines:ident, |$index:ident| $call:expr) => {{
         let mut answers = Vec::new();
         for $index in 0..2 {
             answers.push(shown($call.await));
@@ -131,7 +131,7 @@ macro_rules! compare {
             answers[0],
             answers[1],
             "seed {}: {}",
-            $twin.seed,
+            $engines.seed,
             stringify!($call)
         );
     }};
@@ -165,14 +165,14 @@ fn resumed<T: Debug>(answer: Result<(Vec<T>, Cursor), StoreError>) -> (String, C
     )
 }
 
-impl<'a> Twin<'a> {
+impl<'a> EnginePair<'a> {
     pub async fn new(
         seed: u64,
-        on_sqlite: &'a Fresh,
-        on_postgres: &'a Fresh,
+        on_sqlite: &'a TestDatabase,
+        on_postgres: &'a TestDatabase,
         database: &'a str,
     ) -> Self {
-        let programs = [on_sqlite, on_postgres].map(|fresh| [&fresh.store, &fresh.other]);
+        let programs = [on_sqlite, on_postgres].map(|database| [&database.store, &database.other]);
         let stores = programs.map(|programs| programs[0]);
         Self {
             seed,

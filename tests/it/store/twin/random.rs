@@ -6,9 +6,9 @@ use order_service::pace::UpstreamState;
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{AttentionFilter, AttentionUpdate, Filter, OrderChange, Transition};
 
-use super::Twin;
+use super::EnginePair;
 
-impl Twin<'_> {
+impl EnginePair<'_> {
     pub(super) fn id(&mut self) -> OrderId {
         // Both compare bytes.
         let names = ["a", "B", "é", "日", "a b", "'\\\\%_$1"];
