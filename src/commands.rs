@@ -34,6 +34,9 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Longest silence of the upstream during an account.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Error of a prune that a signal has ended.
+const PRUNING_INTERRUPTED: &str = "pruning interrupted; run it again to remove the rest";
+
 /// Number of orders read at once.
 const PAGE: usize = 1_000;
 
@@ -61,10 +64,8 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 /// `copy`: moves all orders into another database, undoes that, or compares two databases.
 pub async fn copy(args: CopyArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
-    let work = tokio::task::spawn_blocking(move || copy_now(&args));
-    let done = tokio::select! {
-        done = work => done?,
-        () = stop.requested.cancelled() => bail!("copy interrupted; run it again to go on"),
+    let Some(done) = process::unless_stopped(&stop, move || copy_now(&args)).await? else {
+        bail!("copy interrupted; run it again to go on");
     };
     done.map_err(|error| match error {
         TransferError::Open(error) => error.into(),
@@ -232,7 +233,11 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let stop = process::stop_on_signals()?;
-    let store = Store::open_existing(&args.database.database_url)?;
+    let open = move || Store::open_existing(&args.database.database_url);
+    let Some(store) = process::unless_stopped(&stop, open).await? else {
+        bail!(PRUNING_INTERRUPTED);
+    };
+    let store = store?;
     let mut pruning = pruning(store.clock().now());
     let settled_before = pruning.settled_before;
     let on_batch = |removed: &PruneCounts| {
@@ -247,9 +252,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     process::print(pruning);
     match end {
         End::Done => Ok(Exit::Done),
-        End::BrokenOff => {
-            bail!("pruning interrupted; run it again to remove the rest")
-        }
+        End::BrokenOff => bail!(PRUNING_INTERRUPTED),
         End::Failed(error) => Err(error.into()),
     }
 }

@@ -10,7 +10,6 @@ use order_service::process::{self, Exit, InvalidSetting, LOG_DEFAULT, LineStyle}
 use order_service::reconciler::ReconcilerThread;
 use order_service::server::{CONNECTIONS_MAX, ConnectionStats};
 use order_service::simulator::Simulator;
-use order_service::store::{Mode, Store};
 use order_service::{dev, health, server, service, simulator};
 use tokio::net::TcpListener;
 
@@ -58,7 +57,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
-    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    let Some(store) = service::open(&args.database.database_url, &stop).await? else {
+        return Ok(Exit::Done);
+    };
     let url = &args.upstream.order_process_url;
     log::info!(target: "order_service::upstream", "upstream configured url={url}");
     print_address(&listener)?;
@@ -73,7 +74,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
-    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    let Some(store) = service::open(&args.database.database_url, &stop).await? else {
+        return Ok(Exit::Done);
+    };
     print_address(&listener)?;
     let (site, draining) = (args.listen.site(), stop.requested.clone());
     let api = Api::new(store.clone(), site, ConnectionStats::beside(0), draining);

@@ -206,6 +206,18 @@ pub fn stop_on_signals() -> anyhow::Result<Stop> {
     Ok(stop)
 }
 
+/// Does work that blocks, on a thread of its own. Returns `None` if the program shuts down before the work
+/// is done; the end of the process then ends it.
+pub async fn unless_stopped<T: Send + 'static>(
+    stop: &Stop,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<Option<T>> {
+    tokio::select! {
+        done = tokio::task::spawn_blocking(work) => Ok(Some(done?)),
+        () = stop.requested.cancelled() => Ok(None),
+    }
+}
+
 /// Waits for any of these signals.
 async fn any(signals: &mut [Signal]) {
     let received = signals.iter_mut().map(|signal| Box::pin(signal.recv()));

@@ -1,4 +1,5 @@
-//! The API and the reconciler in one process, for `serve` and `dev`.
+//! The beginning and the end of the programs, and the API and the reconciler in one process, for `serve`
+//! and `dev`.
 
 use std::sync::Arc;
 
@@ -6,9 +7,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::process::{Exit, Stop, drain};
+use crate::process::{Exit, Stop, drain, unless_stopped};
 use crate::reconciler::ReconcilerThread;
-use crate::store::Store;
+use crate::store::{DatabaseUrl, Mode, Store};
+
+/// Opens the database, which takes as long as its migration does, by this program or by another. Returns
+/// `None` if the program shuts down before.
+pub async fn open(url: &DatabaseUrl, stop: &Stop) -> anyhow::Result<Option<Store>> {
+    let url = url.clone();
+    let opened = unless_stopped(stop, move || Store::open(&url, Mode::Threaded)).await?;
+    Ok(opened.transpose()?)
+}
 
 /// Runs a program until it ends by itself, or until it is too old for the database: then it shuts down.
 ///

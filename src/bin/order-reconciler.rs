@@ -6,7 +6,7 @@ use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
 use order_service::reconciler::{ReconcilerThread, Settings};
-use order_service::store::{LeadError, Mode, Store};
+use order_service::store::{LeadError, Store};
 use order_service::upstream::HttpUpstream;
 use order_service::{health, service};
 
@@ -34,7 +34,9 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     process::raise_file_limit(args.reconcile.connections());
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
-    let store = Store::open(&args.database.database_url, Mode::Threaded)?;
+    let Some(store) = service::open(&args.database.database_url, &stop).await? else {
+        return Ok(Exit::Done);
+    };
     let url = &args.upstream.order_process_url;
     log::info!(target: "order_service::upstream", "upstream configured url={url}");
     if args.once {

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -116,6 +116,54 @@ fn a_login_that_is_refused_is_not_tried_again() {
     );
 }
 
+/// Takes a lock in a transaction that lasts a minute, and returns its client once it has the lock.
+fn hold(database: &str, lock: &str) -> Child {
+    let sql = format!("BEGIN; {lock}; SELECT pg_sleep(60)");
+    let mut holder = cluster().client("psql", database);
+    let holder = holder
+        .args(["-c", &sql])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let holder = holder.spawn().unwrap();
+    let sleeping = "SELECT count(*) FROM pg_stat_activity \
+                    WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    while cluster().run(database, sleeping) == "0" {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    holder
+}
+
+/// Ends the transaction of [`hold`], which has not ended by itself.
+fn release(database: &str, mut holder: Child) {
+    assert_eq!(holder.try_wait().unwrap(), None);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    cluster().run(database, end);
+}
+
+#[test]
+fn the_first_signal_ends_a_program_that_waits_for_a_migration() {
+    let database = cluster().database();
+    let schema_lock = "SELECT pg_advisory_xact_lock(x'4f72645300000003'::bigint)";
+    let holder = hold(&database, schema_lock);
+    let (env, url) = (TestEnvironment::new(), cluster().url(&database));
+    let database_url = ["--database-url", &url];
+    let listen = ["--listen", "127.0.0.1:0"];
+    let start = |program, arguments: &[&[&str]]| env.start(program, &arguments.concat(), false);
+    let programs = [
+        start("order-service", &[&listen, &database_url]),
+        start("order-service", &[&["api"], &listen, &database_url]),
+        start("order-reconciler", &[&database_url]),
+    ];
+    for program in programs {
+        program.logs("waiting for another program that migrates the database");
+        assert_eq!(program.stop(), Some(0));
+    }
+    release(&database, holder);
+}
+
 #[test]
 fn the_part_of_a_killed_backup_is_removed_by_the_next() {
     let database = cluster().database();
@@ -128,23 +176,13 @@ fn the_part_of_a_killed_backup_is_removed_by_the_next() {
         names.filter(|name| name.ends_with(".part")).count()
     };
     let arguments = |name| ["backup", name, "--database-url", &url];
-    let lock = "BEGIN; LOCK TABLE order_service.orders; SELECT pg_sleep(60)";
-    let mut holder = cluster().client("psql", &database);
-    let holder = holder
-        .args(["-c", lock])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut holder = holder.spawn().unwrap();
+    let holder = hold(&database, "LOCK TABLE order_service.orders");
     let killed = env.start("order-service", &arguments("one.db"), false);
     while parts() == 0 {
         std::thread::sleep(Duration::from_millis(5));
     }
     killed.kill();
-    holder.kill().unwrap();
-    holder.wait().unwrap();
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-               WHERE datname = current_database() AND wait_event = 'PgSleep'";
-    cluster().run(&database, end);
+    release(&database, holder);
     assert_eq!(parts(), 1);
     env.run("order-service", &arguments("two.db"))
         .assert_code(0);
