@@ -177,6 +177,7 @@ impl Engine {
                 })
             }
         };
+        runtime.spawn(connector.clone().watch_for_promotions());
         let (lookups, waiting) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             connector,

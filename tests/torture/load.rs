@@ -43,6 +43,8 @@ pub struct Answers {
     unreachable: u64,
     unknown: u64,
     pub reads: u64,
+    /// Reads that a former primary answered, where orders that it has never received are unknown.
+    pub stale_reads: u64,
     /// The longest wait for the answer to a creation.
     pub longest: Duration,
 }
@@ -61,6 +63,8 @@ struct Shared {
     answers: Mutex<Answers>,
     /// Creations per second of all clients together; 0 for none.
     rate: AtomicU64,
+    /// Number of times that a former primary has begun or ceased to answer: odd while one answers.
+    former_primary_changes: AtomicU64,
     is_over: AtomicBool,
 }
 
@@ -77,6 +81,7 @@ impl Load {
             client: Client::new(),
             answers: Mutex::default(),
             rate: AtomicU64::new(100),
+            former_primary_changes: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
         });
         let callers = (0..callers)
@@ -87,6 +92,13 @@ impl Load {
 
     pub fn set_rate(&self, per_second: u64) {
         self.shared.rate.store(per_second, Ordering::Relaxed);
+    }
+
+    /// Reports that a former primary answers again, or has ended.
+    #[cfg(feature = "postgres")]
+    pub fn on_former_primary(&self) {
+        let changes = &self.shared.former_primary_changes;
+        changes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Ends the load, and returns the answers.
@@ -232,7 +244,8 @@ async fn post(shared: &Shared, api: &str, id: &str) -> CreateOutcome {
     }
 }
 
-/// Reads an acknowledged order: it must exist, and if it is settled, its status must not change.
+/// Reads an acknowledged order: it must exist, unless a former primary answers, and if it is settled, its
+/// status must not change.
 async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
     let id = {
         let answers = shared.answers.lock().unwrap();
@@ -243,6 +256,7 @@ async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
         answers.acknowledged[at].clone()
     };
     let url = format!("{}/order/{id}", api(shared, rng));
+    let changes = shared.former_primary_changes.load(Ordering::Relaxed);
     let request = shared.client.request("GET", url).timeout(TIMEOUT);
     let Ok(response) = request.send().await else {
         return;
@@ -267,6 +281,11 @@ async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
             }
         }
         503 => {}
+        404 if changes % 2 == 1
+            || changes != shared.former_primary_changes.load(Ordering::Relaxed) =>
+        {
+            answers.stale_reads += 1;
+        }
         _ => answers
             .wrong
             .push(format!("acknowledged {id} is answered {status}: {body}")),

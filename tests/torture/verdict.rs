@@ -160,6 +160,10 @@ pub fn verdict_on_postgres(
         ),
         ("longest wait", format!("{:.2?}", answers.longest)),
         (
+            "stale reads",
+            format!("{} of {} reads", answers.stale_reads, answers.reads),
+        ),
+        (
             "promotions",
             format!(
                 "{}, {:.2?} at most",

@@ -34,6 +34,10 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which other hosts are waited for once one can be written.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Interval between two searches for a newer primary. Until the next, a former primary that still runs may
+/// answer reads.
+const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Purpose that a database is opened for.
 pub(super) enum Purpose {
     /// To use its orders.
@@ -169,6 +173,15 @@ impl Connector {
         .await
     }
 
+    /// Searches the hosts for a newer primary again and again: its timeline closes the sessions on a former
+    /// one, which may answer as before. A single host has no other.
+    pub async fn watch_for_promotions(self: Arc<Self>) {
+        while self.url.servers().len() > 1 {
+            tokio::time::sleep(PRIMARY_CHECK_INTERVAL).await;
+            let _ = self.within_limit(self.connect(None)).await;
+        }
+    }
+
     /// Opens the first session: checks the server, and creates the schema unless it `must_exist`.
     pub async fn prepare(&self, must_exist: bool) -> Result<Session, Error> {
         let session = self.within_limit(self.connect_with_locks()).await?;
@@ -284,6 +297,9 @@ impl Connector {
         let found: i32 = session.value(TIMELINE, &[]).await?;
         let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
         session.set_timeline(found, &self.timeline);
+        if newest > 0 && found > newest {
+            log::info!("found a newer primary timeline={found}");
+        }
         if found < newest {
             let why = format!(
                 "the server is a former primary: it is on timeline {found}, and timeline {newest} \

@@ -325,6 +325,27 @@ async fn a_server_that_hangs_delays_nothing_once_another_accepts_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_former_primary_that_still_answers_is_left_soon() {
+    let primary = Cluster::own(&[]);
+    let standby = primary.standby("second");
+    primary.replicate_to("second");
+    let reader = open(&[primary.port(), standby.port()]);
+    assert!(orders(&reader).await.is_empty());
+    standby.leave();
+    standby.promote();
+    // It has not heard of the former primary.
+    let writer = open(&[standby.port()]);
+    create(&writer, "a1", 1).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let id = OrderId::new("a1").unwrap();
+    while reader.find(&id).await.unwrap().is_none() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(orders(&reader).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_asynchronous_standby_reuses_numbers_and_readers_are_refused() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");

@@ -109,7 +109,7 @@ impl Servers {
     }
 
     /// Ends the primary, or stops it for a while, and promotes the standby that has received most.
-    fn promote(&mut self, is_stopped: bool) {
+    fn promote(&mut self, is_stopped: bool, load: &Load) {
         let former = self.primary;
         let began_at = Instant::now();
         match is_stopped {
@@ -132,9 +132,11 @@ impl Servers {
         self.all[other].follow(&self.all[next]);
         if is_stopped {
             self.injected.add("primaries stopped and replaced");
+            load.on_former_primary();
             self.all[former].resume();
             std::thread::sleep(Duration::from_millis(self.rng.u64(200..3_000)));
             self.all[former].kill();
+            load.on_former_primary();
         } else {
             self.injected.add("primaries killed and replaced");
         }
@@ -147,11 +149,11 @@ impl Servers {
         self.wait_for_standbys(2);
     }
 
-    fn inject(&mut self) {
+    fn inject(&mut self, load: &Load) {
         match self.rng.u32(..10) {
             0..3 => self.kill_primary(),
-            3..5 => self.promote(false),
-            5 => self.promote(true),
+            3..5 => self.promote(false, load),
+            5 => self.promote(true, load),
             6..8 => {
                 self.injected.add("standbys killed");
                 let which = self.standbys()[self.rng.usize(..2)];
@@ -203,7 +205,7 @@ impl Servers {
             std::thread::sleep(Duration::from_millis(self.rng.u64(300..1_500)));
             match number <= count {
                 true => self.kill_primary(),
-                false => self.promote(false),
+                false => self.promote(false, load),
             }
             let open = self.open();
             self.max_open = self.max_open.max(open);
@@ -223,7 +225,7 @@ impl Servers {
             let rate = self.rng.u64(20..400);
             load.set_rate(if open > OPEN_MAX { 0 } else { rate });
             std::thread::sleep(Duration::from_millis(self.rng.u64(500..5_000)));
-            self.inject();
+            self.inject(load);
             if began_at.elapsed() >= report_at {
                 let minutes = began_at.elapsed().as_secs() / 60;
                 println!("  minute {minutes}: {open} orders are open");
