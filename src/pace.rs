@@ -72,7 +72,7 @@ pub struct LearnedLimits {
     pub durations: Durations,
     /// End of the pause that the upstream has asked for.
     pub resting_until: Option<Timestamp>,
-    /// Number of processes that were known to run; a later run counts them itself.
+    /// Number of processes in flight, with the orders that are being started; a later run counts its own.
     pub in_flight: u64,
 }
 
@@ -180,18 +180,24 @@ impl Pace {
         let upstream = self.breaker.state().clone();
         Self {
             list_timeout: self.list_timeout.clone(),
-            ..Self::new(ceiling, self.max_requests, self.learned(now), upstream, now)
+            ..Self::new(
+                ceiling,
+                self.max_requests,
+                self.learned(now, 0),
+                upstream,
+                now,
+            )
         }
     }
 
-    /// Returns what was learned, for a later run.
-    pub fn learned(&self, now: Timestamp) -> LearnedLimits {
+    /// Returns what was learned, for a later run. `starting` is the number of orders that are being started.
+    pub fn learned(&self, now: Timestamp, starting: usize) -> LearnedLimits {
         LearnedLimits {
             resting_until: self.breaker.resting_until(now),
             rate: Some(self.rate.clone()),
             incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),
-            in_flight: self.in_flight,
+            in_flight: self.in_flight + starting as u64,
         }
     }
 
@@ -205,9 +211,10 @@ impl Pace {
         &self.rate
     }
 
-    /// Returns what limits the starts, if something does.
-    pub fn limit(&self) -> Option<StartLimit<'_>> {
-        if let Some(window) = self.incarnations.full_window(self.in_flight) {
+    /// Returns what limits the starts beside `starting` that are being started, if something does.
+    pub fn limit(&self, starting: usize) -> Option<StartLimit<'_>> {
+        let in_flight = self.in_flight + starting as u64;
+        if let Some(window) = self.incarnations.full_window(in_flight) {
             return Some(StartLimit::Window(window));
         }
         match self.rate.reduction_cause() {
@@ -242,8 +249,7 @@ impl Pace {
     /// Returns the moment at which the next start may be sent, `now` or later; `None` while the window is
     /// full.
     pub fn next_start_at(&self, now: Timestamp, starting: usize) -> Option<Timestamp> {
-        let in_flight = self.in_flight + starting as u64;
-        let is_full = self.incarnations.full_window(in_flight).is_some();
+        let is_full = matches!(self.limit(starting), Some(StartLimit::Window(_)));
         (!is_full).then(|| self.gcra.next_at(now))
     }
 
@@ -411,8 +417,7 @@ impl Pace {
         }
     }
 
-    /// Restores the durations that were learned before a poll that could not be recorded. They will be
-    /// learned again.
+    /// Restores the durations from before a poll that could not be recorded. They will be learned again.
     pub fn restore_durations(&mut self, before: Durations) {
         self.durations = before;
     }

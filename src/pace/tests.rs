@@ -41,7 +41,7 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
     assert!((44.0..46.0).contains(&limiter.rate().rate()));
     assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
     // Another run keeps to the pause too, but not for ever.
-    let mut learned = limiter.learned(now);
+    let mut learned = limiter.learned(now, 0);
     assert_eq!(learned.resting_until, Some(Timestamp(3_000)));
     assert!(!pace(50.0, learned.clone(), now).may_send(Timestamp(2_999), 0));
     learned.resting_until = Some(Timestamp(i64::MAX));
@@ -92,24 +92,28 @@ fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_r
     limiter.on_list_complete(100, now, now);
     assert_eq!(limiter.incarnations().processes(), Some(100));
     limiter.on_restart(0, now);
-    let mut limiter = pace(50.0, limiter.learned(now), now);
+    let mut limiter = pace(50.0, limiter.learned(now, 0), now);
     assert_eq!(
         (limiter.rate().rate(), limiter.incarnations().restarts()),
         (1.25, 1)
     );
     assert_eq!(limiter.incarnations().processes(), Some(0));
     let reduction = StartLimit::Reduction(ReductionCause::Restart);
-    assert_eq!(limiter.limit(), Some(reduction));
+    assert_eq!(limiter.limit(0), Some(reduction));
     let window = limiter.incarnations().window().unwrap();
     for seq in 1..window {
         limiter.on_start_accepted(seq as i64, now);
     }
     assert_eq!(limiter.next_start_at(now, 0), Some(now));
     assert_eq!(limiter.next_start_at(now, 1), None);
+    assert_eq!(limiter.limit(0), Some(reduction));
+    assert_eq!(limiter.learned(now, 0).full_window(), None);
+    assert_eq!(limiter.limit(1), Some(StartLimit::Window(window)));
+    assert_eq!(limiter.learned(now, 1).full_window(), Some(window));
     limiter.on_start_accepted(0, now);
     assert_eq!(limiter.next_start_at(now, 0), None);
-    assert_eq!(limiter.limit(), Some(StartLimit::Window(window)));
-    assert_eq!(limiter.learned(now).full_window(), Some(window));
+    assert_eq!(limiter.limit(0), Some(StartLimit::Window(window)));
+    assert_eq!(limiter.learned(now, 0).full_window(), Some(window));
     limiter.set_in_flight(window - 1);
     assert_eq!(limiter.next_start_at(now, 0), Some(now));
 }
@@ -168,7 +172,7 @@ fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
             refused * 10 < accepted,
             "{limit}: {refused} beside {accepted}"
         );
-        let limited_by = limiter.limit();
+        let limited_by = limiter.limit(0);
         assert!(
             matches!(
                 limited_by,
@@ -182,7 +186,7 @@ fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
 #[test]
 fn accepted_starts_raise_the_rate() {
     let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
-    assert_eq!((limiter.rate().rate(), limiter.limit()), (500.0, None));
+    assert_eq!((limiter.rate().rate(), limiter.limit(0)), (500.0, None));
     let [accepted, _] = drive(&mut limiter, 3, 1e6);
     // At most one start per millisecond is possible here.
     assert!((2_000..3_000).contains(&accepted), "{accepted}");
@@ -190,7 +194,7 @@ fn accepted_starts_raise_the_rate() {
     let mut under_a_ceiling = pace(50.0, LearnedLimits::default(), Timestamp(0));
     let [accepted, _] = drive(&mut under_a_ceiling, 100, 1e6);
     assert!((4_950..5_010).contains(&accepted), "{accepted}");
-    assert_eq!(under_a_ceiling.limit(), Some(StartLimit::Ceiling));
+    assert_eq!(under_a_ceiling.limit(0), Some(StartLimit::Ceiling));
 }
 
 #[test]
@@ -253,7 +257,7 @@ fn durations_are_learned_from_polls_and_with_them_which_processes_are_stuck() {
         seq: 1,
         running_since: Some(Timestamp(1_000)),
     };
-    let durations = |limiter: &Pace| limiter.learned(Timestamp(0)).durations;
+    let durations = |limiter: &Pace| limiter.learned(Timestamp(0), 0).durations;
     assert_eq!(limiter.stuck_threshold(), Duration::from_secs(1_320));
     let before = durations(&limiter);
     limiter.on_observed(&order, &Observed::Absent, Timestamp(5_000));

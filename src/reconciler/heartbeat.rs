@@ -46,11 +46,13 @@ impl HeartbeatWriter {
         }
     }
 
-    /// Writes a heartbeat if the upstream's availability has changed, or if the last one is old.
+    /// Writes a heartbeat if the upstream's availability has changed, or if the last one is old. `starting`
+    /// is the number of orders that are being started.
     pub async fn write_if_due<U, C: Clock>(
         &mut self,
         context: &Context<U, C>,
         pace: &Pace,
+        starting: usize,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
         let resting_until = pace.breaker().resting_until(now);
@@ -61,7 +63,7 @@ impl HeartbeatWriter {
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
         if has_changed || is_old {
             self.state.upstream = pace.breaker().state().clone();
-            self.state.learned = pace.learned(now);
+            self.state.learned = pace.learned(now, starting);
             self.state.metrics = context.upstream.metrics().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
@@ -87,6 +89,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     pub(super) async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
-        self.heartbeat.write_if_due(&self.context, &self.pace).await
+        let starting = self.in_flight.len();
+        let heartbeat = &mut self.heartbeat;
+        heartbeat
+            .write_if_due(&self.context, &self.pace, starting)
+            .await
     }
 }

@@ -62,18 +62,20 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
-        let Some(limit) = self.pace.limit() else {
+        let starting = self.in_flight.len();
+        let Some(limit) = self.pace.limit(starting) else {
             return Ok(());
         };
         if self.wait_logged_at.is_some_and(is_soon) {
             return Ok(());
         }
         let reason = start_limit(limit);
-        self.wait_logged_at = Some(now);
         let waiting = self.context.store.count(Status::Created).await?;
-        if let Some(line) = wait_line(waiting, &self.pace.learned(now), &reason) {
+        let learned = self.pace.learned(now, starting);
+        if let Some(line) = wait_line(waiting, &learned, &reason) {
             log::info!("{line}");
         }
+        self.wait_logged_at = Some(now);
         Ok(())
     }
 }

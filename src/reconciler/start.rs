@@ -218,8 +218,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         on_result(self.pace, request, now, conclusion.failure.as_ref());
         self.advance(order, conclusion);
         // A long pass must not look like none, and readers see the upstream's state at once.
-        let written = self.heartbeat.write_if_due(self.context, self.pace).await;
-        if let Err(error) = written {
+        let starting = self.starting();
+        let (heartbeat, context) = (&mut self.heartbeat, self.context);
+        if let Err(error) = heartbeat.write_if_due(context, self.pace, starting).await {
             self.error.get_or_insert(error);
         }
     }

@@ -95,6 +95,27 @@ async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orders_that_are_being_started_count_as_processes_in_flight() {
+    let upstream = Scripted::new(|asked, _| match asked.order_id().as_deref() {
+        Some("silent") => Reply::Silence,
+        Some(id) if !asked.is_start() => answer(200, process(id, "RUNNING")),
+        _ => answer(200, ""),
+    })
+    .await;
+    let orders = Orders::created(&["silent"]).await;
+    let arguments = ["--request-timeout", "2m"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| !asked.is_empty()).await;
+    orders.create("new").await;
+    until(
+        async || orders.store.heartbeat().await.unwrap().learned.in_flight,
+        |in_flight| *in_flight == 2,
+    )
+    .await;
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_comes_while_a_look_up_has_none_is_taken_all_the_same() {
     // Within a second of the start, a look-up begins that has no answer until after the start's timeout.
     let upstream = Scripted::new(|asked, before| match asked.is_start() {
