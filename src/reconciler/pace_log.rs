@@ -74,8 +74,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let learned = self.pace.learned(now, starting);
         if let Some(line) = wait_line(waiting, &learned, &reason) {
             log::info!("{line}");
+            self.wait_logged_at = Some(now);
         }
-        self.wait_logged_at = Some(now);
         Ok(())
     }
 }

@@ -364,6 +364,32 @@ async fn retry_after_is_honoured_although_another_request_in_flight_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn orders_that_come_to_wait_for_long_are_logged_although_others_have_waited_shortly() {
+    let upstream = Scripted::new(|asked, _| match asked.order_id() {
+        Some(id) if !asked.is_start() => answer(200, process(&id, "RUNNING")),
+        _ => answer(200, ""),
+    })
+    .await;
+    let create = async |orders: &Orders, group, count| {
+        for n in 0..count {
+            orders.create(&format!("{group}{n}")).await;
+        }
+    };
+    let orders = Orders::created(&[] as &[&str]).await;
+    create(&orders, "a", 20).await;
+    let arguments = ["--start-rate", "5"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    // Two passes have ended with orders left.
+    until_asked(&upstream, |asked| {
+        asked.iter().filter(|asked| asked.is_start()).count() >= 12
+    })
+    .await;
+    create(&orders, "b", 80).await;
+    reconciler.logs("orders wait");
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn retry_after_is_honoured_within_a_pass() {
     let upstream = Scripted::new(|asked, before| match (asked.is_start(), before.len()) {
         (true, 0) => Reply::Answer(500, "Retry-After: 3\r\n", "later".into()),
