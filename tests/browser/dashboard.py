@@ -183,6 +183,11 @@ STATISTICS = [
         "2,000 orders wait to be started, about 40 s at 50 starts/s.",
     ),
     (
+        {"pace.wait_seconds": None, "pace.window": 1600, "pace.in_flight": 1600, "orders.CREATED": 2000},
+        "Everything runs",
+        "No order is started until a process has ended: at most 1,600 processes run at once, because the upstream forgets them when it crashes.",
+    ),
+    (
         {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "no route to it", "orders.CREATED": 37},
         "The upstream does not answer",
         "The upstream has not answered for 40 s: no route to it. 37 orders wait, the oldest for 2 min.",

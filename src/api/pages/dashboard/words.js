@@ -104,7 +104,7 @@ function upstream(stats, moment) {
     return { level: "bad", words: [`The upstream ${silence} for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
   }
   const words = [`It has answered for ${lasting(since, moment)}. `];
-  const { starts_per_second: pace, reason, wait_seconds: wait, resting_until: rest } = stats.pace;
+  const { starts_per_second: pace, reason, in_flight: inFlight, window, wait_seconds: wait, resting_until: rest } = stats.pace;
   if (life.expected_seconds !== null) {
     words.push(`It restarts about every ${wholeSpan(life.expected_seconds)}; `);
     words.push(`${restarted(stats.restarts.last_hour)} in the last hour. `);
@@ -115,6 +115,10 @@ function upstream(stats, moment) {
     words.push(`It has requested a pause (Retry-After): no starts and no polls for ${wholeSpan(-secondsSince(rest, moment))}. `);
   }
   if (pace !== null && reason) words.push(`The start rate is reduced to ${rate(pace)}/s: ${sentence(reason)} `);
+  // While the window is full, no wait is estimated.
+  if (wait === null && window !== null && inFlight >= window && stats.orders.CREATED) {
+    words.push(`No order is started until a process has ended: at most ${number(window)} processes run at once, because the upstream forgets them when it crashes. `);
+  }
   if (pace !== null && wait > LONG_WAIT_SECONDS) {
     words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} at ${rate(pace)} starts/s.`);
   }
