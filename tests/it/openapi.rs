@@ -63,6 +63,10 @@ impl Document {
         };
         assert!(response.is_object(), "{what} is not in the document");
         let response = self.resolve(response);
+        if answer.header("cache-control") == "no-store" {
+            let described = &response["headers"]["Cache-Control"];
+            assert!(described.is_object(), "{what} without Cache-Control");
+        }
         for (name, header) in response["headers"].as_object().into_iter().flatten() {
             let header = self.resolve(header);
             if header["required"] == true {
