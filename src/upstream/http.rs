@@ -10,7 +10,7 @@ use anyhow::Context;
 use hyper_util::client::proxy::matcher::Matcher;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
 };
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
@@ -20,7 +20,8 @@ use super::url::UpstreamUrl;
 use super::{Cause, Failure, StartError, Upstream};
 use crate::order::{Observed, OrderId};
 
-/// Maximum length of an answer to a look-up or a start, in bytes. The rest is not read.
+/// Maximum length of an answer to a look-up or a start, in bytes. The rest is not read, and a longer
+/// answer is not used.
 const ANSWER_MAX: usize = 64 * 1024;
 
 /// Share of the request timeout within which a connection has to be made. Connecting times out before the
@@ -134,14 +135,15 @@ impl HttpUpstream {
         }
     }
 
-    /// Checks that an answer of this `Age` may prove absence. One older than the request timeout comes from
-    /// a cache and may lack newer processes.
-    fn check_age(&self, age: Option<Duration>) -> Result<(), Failure> {
-        match age.filter(|age| *age > self.request_timeout) {
+    /// Checks that an answer with these headers may prove absence. One whose `Age` (RFC 9111, section 5.1) is
+    /// above the request timeout, or no number, comes from a cache and may lack newer processes.
+    fn check_age(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let is_old = |age: &&HeaderValue| seconds(age).is_none_or(|age| age > self.request_timeout);
+        match headers.get_all(AGE).iter().find(is_old) {
             Some(age) => Err(Failure::new(
                 format!(
-                    "the answer is {} s old and comes from a cache; exempt {} from caching",
-                    age.as_secs(),
+                    "the answer comes from a cache (Age: {}); exempt {} from caching",
+                    excerpt(age.as_bytes()),
                     self.url
                 ),
                 Cause::Stale,
@@ -210,14 +212,14 @@ impl Upstream for HttpUpstream {
             }
         };
         let status = response.status();
-        let retry_after = seconds(&response, RETRY_AFTER);
-        let body = read_at_most(response, ANSWER_MAX).await;
+        let retry_after = retry_after(&response);
+        let (body, end) = read_body(response).await;
         if status.is_success() {
             // The upstream's own answer has no body.
-            let detail = match body {
-                Ok(body) if body.is_empty() => return Ok(()),
-                Ok(body) => summary(status, &body),
-                Err(error) => format!("{status}, and broke off: {}", root_cause(&error)),
+            let detail = match end {
+                Ok(()) if body.is_empty() => return Ok(()),
+                Ok(()) => summary(status, &body),
+                Err(failure) => format!("{}; {}", summary(status, &body), failure.detail),
             };
             let detail = format!("the start was answered {detail}, and no process is found");
             return Err(StartError::Unconfirmed(Failure::new(
@@ -225,7 +227,6 @@ impl Upstream for HttpUpstream {
                 Cause::Unusable,
             )));
         }
-        let body = body.unwrap_or_default();
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Err(StartError::Unavailable(self.failure(
                 status,
@@ -251,20 +252,18 @@ impl Upstream for HttpUpstream {
     }
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
-        let no_answer = |error| no_answer(&error);
-        let timeout = Some(self.request_timeout);
         let response = self
-            .get(self.url_of(id), timeout)
+            .get(self.url_of(id), Some(self.request_timeout))
             .await
-            .map_err(no_answer)?;
-        let (status, retry_after) = (response.status(), seconds(&response, RETRY_AFTER));
-        let age = seconds(&response, AGE);
-        let body = read_at_most(response, ANSWER_MAX)
-            .await
-            .map_err(no_answer)?;
+            .map_err(|error| no_answer(&error))?;
+        let status = response.status();
+        let retry_after = retry_after(&response);
+        let fresh = self.check_age(response.headers());
+        let (body, end) = read_body(response).await;
         if status != StatusCode::OK {
             return Err(self.failure(status, &body, retry_after));
         }
+        end?;
         let observed = observed_of(id, &body).map_err(|what| {
             Failure::new(
                 format!("a look-up was answered with {what}"),
@@ -272,7 +271,7 @@ impl Upstream for HttpUpstream {
             )
         })?;
         if observed == Observed::Absent {
-            self.check_age(age)?;
+            fresh?;
         }
         Ok(observed)
     }
@@ -282,11 +281,11 @@ impl Upstream for HttpUpstream {
         let mut response = response.map_err(|error| no_answer(&error))?;
         let status = response.status();
         if status != StatusCode::OK {
-            let retry_after = seconds(&response, RETRY_AFTER);
-            let body = read_at_most(response, ANSWER_MAX).await.unwrap_or_default();
+            let retry_after = retry_after(&response);
+            let (body, _) = read_body(response).await;
             return Err(self.failure(status, &body, retry_after));
         }
-        let age = seconds(&response, AGE);
+        let fresh = self.check_age(response.headers());
         let mut decoder = ListDecoder::new();
         let broken = |error: ListError| {
             Failure::new(format!("the list cannot be used: {error}"), Cause::Unusable)
@@ -295,7 +294,7 @@ impl Upstream for HttpUpstream {
             decoder.push(&chunk, &mut on_entry).map_err(broken)?;
         }
         let entries = decoder.finish().map_err(broken)?;
-        self.check_age(age)?;
+        fresh?;
         Ok(entries)
     }
 }
@@ -382,25 +381,37 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// Returns the seconds in a header: `Retry-After` (RFC 9110, section 10.2.3), whose date form is ignored in
-/// favour of the backoff, or `Age` (RFC 9111, section 5.1).
-fn seconds(response: &Response, header: HeaderName) -> Option<Duration> {
-    let seconds = response.headers().get(header)?.to_str().ok()?;
-    Some(Duration::from_secs(seconds.trim().parse().ok()?))
+/// Returns the wait that an answer asks for (RFC 9110, section 10.2.3). A date is ignored in favour of the
+/// backoff.
+fn retry_after(response: &Response) -> Option<Duration> {
+    seconds(response.headers().get(RETRY_AFTER)?)
 }
 
-/// Reads the body up to `max` bytes. A longer one is cut off, and then is not valid JSON.
-async fn read_at_most(mut response: Response, max: usize) -> Result<Vec<u8>, reqwest::Error> {
+/// Returns the number of seconds in a header. One that is too large is the greatest (RFC 9111, section
+/// 1.2.2).
+fn seconds(value: &HeaderValue) -> Option<Duration> {
+    let digits = value.to_str().ok()?.trim();
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| Duration::from_secs(digits.parse().unwrap_or(u32::MAX).into()))
+}
+
+/// Reads the body up to [`ANSWER_MAX`] bytes. Returns them, and the failure if they are not all of it.
+async fn read_body(mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        let room = max - body.len();
+    loop {
+        let chunk = match response.chunk().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return (body, Ok(())),
+            Err(error) => return (body, Err(no_answer(&error))),
+        };
+        let room = ANSWER_MAX - body.len();
         if chunk.len() > room {
             body.extend_from_slice(&chunk[..room]);
-            break;
+            let detail = format!("the answer is longer than {ANSWER_MAX} bytes");
+            return (body, Err(Failure::new(detail, Cause::Unusable)));
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body)
 }
 
 fn summary(status: StatusCode, body: &[u8]) -> String {

@@ -6,7 +6,8 @@ use std::time::Instant;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
+async fn an_answer_to_a_look_up_that_is_incomplete_or_about_another_order_is_unusable() {
+    let long = " ".repeat(70_000);
     let cases = [
         answer(200, process("a2", "SUCCEEDED")),
         answer(200, process("A1", "SUCCEEDED")),
@@ -29,11 +30,17 @@ async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
         Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{}".into()),
         Reply::Bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n".into()),
         Reply::Bytes("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{\"order_id\":\"a1\"".into()),
+        // Longer than an answer may be: JSON as far as it is read, and then not.
+        answer(200, format!("{{}}{long}")),
+        answer(200, format!("{}{long}x", process("a1", "SUCCEEDED"))),
+        Reply::Bytes(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n{{}}{long}"
+        )),
         Reply::Silence,
         Reply::HangUp,
     ];
     side_by_side(cases, |reply| async move {
-        let shown = format!("{reply:?}");
+        let shown: String = format!("{reply:?}").chars().take(100).collect();
         let upstream = Scripted::always(reply).await;
         let orders = Orders::processing(&["a1"]).await;
         let mut reconciler = orders.reconciler(&upstream).await;
@@ -53,7 +60,21 @@ async fn an_answer_to_a_look_up_about_another_order_is_unusable() {
 async fn an_absence_counts_only_if_no_cache_has_kept_it_for_longer_than_reads_may_lag() {
     let cases = [
         ("Age: 0\r\n", Reason::ProcessLost, ""),
-        ("Age: 60\r\n", Reason::UpstreamUnreachable, "60 s old"),
+        (
+            "Age: 60\r\n",
+            Reason::UpstreamUnreachable,
+            "a cache (Age: 60)",
+        ),
+        (
+            "Age: 99999999999999999999\r\n",
+            Reason::UpstreamUnreachable,
+            "a cache (Age: 99999999999999999999)",
+        ),
+        (
+            "Age: 0\r\nAge: soon\r\n",
+            Reason::UpstreamUnreachable,
+            "a cache (Age: soon)",
+        ),
     ];
     side_by_side(cases, |(age, reason, hint)| async move {
         let upstream = Scripted::new(move |_, _| Reply::Answer(200, age, "{}".into())).await;
@@ -118,6 +139,18 @@ async fn only_an_empty_object_is_an_absence_and_flags_the_loss() {
         assert_eq!(upstream.starts(), 0, "it is held");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_long_is_described_with_the_limit() {
+    let body = format!("{{}}{}", " ".repeat(70_000));
+    let upstream = Scripted::new(move |_, _| answer(200, body.clone())).await;
+    let orders = Orders::processing(&["a1"]).await;
+    let mut reconciler = orders.reconciler(&upstream).await;
+    let unreachable = Reason::UpstreamUnreachable;
+    let order = reconciler.until_attention("a1", unreachable).await;
+    let detail = order.attention.unwrap().detail;
+    assert!(detail.contains("longer than 65536 bytes"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

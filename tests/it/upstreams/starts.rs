@@ -309,13 +309,23 @@ async fn a_rate_limited_start_has_no_effect_and_flags_no_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retry_after_is_honoured() {
-    let cases = [429, 500, 503]
-        .into_iter()
-        .flat_map(|status| [(status, true), (status, false)]);
-    side_by_side(cases, |(status, is_start)| async move {
+    let cases = [429, 500, 503].into_iter().flat_map(|status| {
+        let later = Reply::Answer(status, "Retry-After: 3\r\n", "later".into());
+        let cut =
+            format!("HTTP/1.1 {status} X\r\nRetry-After: 3\r\nContent-Length: 9\r\n\r\nlater");
+        let cut = Reply::Bytes(cut);
+        [
+            (later.clone(), true),
+            (later, false),
+            (cut.clone(), true),
+            (cut, false),
+        ]
+    });
+    side_by_side(cases, |(reply, is_start)| async move {
+        let shown = format!("{reply:?}");
         let upstream = Scripted::new(move |asked, before| {
             if before.is_empty() {
-                Reply::Answer(status, "Retry-After: 3\r\n", "later".into())
+                reply.clone()
             } else if asked.is_start() {
                 answer(200, "")
             } else if before.iter().filter(|a| a.is_start()).count() > 1 || !is_start {
@@ -331,7 +341,7 @@ async fn retry_after_is_honoured() {
             .until_asked(&upstream, |asked| asked.len() >= 2)
             .await;
         let wait = asked[1].at.since(asked[0].at);
-        assert!(wait >= Duration::from_secs(3), "{status}: {wait:?}");
+        assert!(wait >= Duration::from_secs(3), "{shown}: {wait:?}");
         let order = reconciler
             .until_all(|all| all[0].attention.is_none())
             .await
