@@ -167,14 +167,23 @@ impl<C: Clock> SteadyClock<C> {
     }
 
     /// Synchronises with the other clock if that one was stepped. Returns whether it was. Otherwise
-    /// follows its drift, by 1 ms a second at most, so that waits stay as long as they are.
+    /// follows its drift.
     pub fn resync(&self) -> bool {
-        let (difference, uptime) = (self.difference(), self.clock.uptime());
-        let seconds = uptime.saturating_sub(self.followed_until.get()).as_secs() as i64;
         let is_stepped = self.is_stepped();
         if is_stepped {
-            self.synced.set((self.clock.now(), uptime));
-        } else if seconds > 0 {
+            self.synced.set((self.clock.now(), self.clock.uptime()));
+        } else {
+            self.follow_drift();
+        }
+        is_stepped
+    }
+
+    /// Follows the drift of the other clock, by 1 ms a second at most, so that waits stay as long as they
+    /// are.
+    pub fn follow_drift(&self) {
+        let (difference, uptime) = (self.difference(), self.clock.uptime());
+        let seconds = uptime.saturating_sub(self.followed_until.get()).as_secs() as i64;
+        if seconds > 0 {
             self.followed_until.set(uptime);
             if difference.unsigned_abs() >= DRIFT_MIN.as_millis() as u64 {
                 let (now, synced_at) = self.synced.get();
@@ -182,7 +191,6 @@ impl<C: Clock> SteadyClock<C> {
                 self.synced.set((now, synced_at));
             }
         }
-        is_stepped
     }
 
     /// Returns the milliseconds by which the other clock is ahead.

@@ -144,6 +144,8 @@ impl Occurrences {
             self.last = clock.time_of_day();
             return true;
         }
+        // Over a long wait, drift would add up to a step.
+        clock.follow_drift();
         let now = clock.now();
         // A pass that a new order caused may have resynced the clock.
         self.last = self.last.min(now);
@@ -249,6 +251,28 @@ mod tests {
             occurrences.is_due(&clock);
             other.set(occurrences.schedule.next_after(other.now()));
             assert!(occurrences.is_due(&clock), "{schedule} {by}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_drifts_between_two_occurrences_is_not_one_that_was_set() {
+        for per_minute in [-30, 30] {
+            let other = ManualClock::new(Timestamp(1_800_000_000_000));
+            let clock = SteadyClock::new(other.clone());
+            let mut occurrences = Occurrences::new("0 0 */6 * * *".parse().unwrap(), other.now());
+            let next = occurrences.schedule.next_after(other.now());
+            for second in 1.. {
+                other.set(other.now().after(occurrences.wait(&clock)));
+                if second % 60 == 0 {
+                    other.step(Timestamp(other.now().0 + per_minute));
+                }
+                if occurrences.is_due(&clock) {
+                    break;
+                }
+            }
+            assert!(!clock.resync(), "{per_minute}");
+            let late = clock.now().0 - next.0;
+            assert!((0..1_000).contains(&late), "{per_minute}: {late}");
         }
     }
 
