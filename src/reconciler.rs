@@ -59,7 +59,7 @@ use crate::store::{Leadership, NewOrders, StartCandidate, Store, StoreError};
 use crate::upstream::Upstream;
 
 /// Default ceiling of the start rate, in starts per second, where a forgotten process needs an operator.
-const GUARDED_RATE: f64 = 50.0;
+const CEILING_WITHOUT_RESTARTS: f64 = 50.0;
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
@@ -185,8 +185,12 @@ impl Settings {
     /// a forgotten process needs an operator, because a crash loses the more processes the faster
     /// they were started.
     pub fn ceiling(&self) -> f64 {
-        let is_guarded = self.lost_process != LostProcess::Restart || self.max_starts == 1;
-        let default = if is_guarded { GUARDED_RATE } else { 0.0 };
+        let needs_operator = self.lost_process != LostProcess::Restart || self.max_starts == 1;
+        let default = if needs_operator {
+            CEILING_WITHOUT_RESTARTS
+        } else {
+            0.0
+        };
         self.start_rate.unwrap_or(default)
     }
 }

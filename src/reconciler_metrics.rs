@@ -107,8 +107,8 @@ impl ReconcilerMetrics {
     }
 
     /// Counts a pass.
-    pub fn on_pass(&mut self, ended: PassOutcome, took: Duration) {
-        let passes = self.passes.entry(ended).or_default();
+    pub fn on_pass(&mut self, outcome: PassOutcome, took: Duration) {
+        let passes = self.passes.entry(outcome).or_default();
         passes.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
@@ -132,7 +132,9 @@ impl ReconcilerMetrics {
 
     /// Returns the durations of passes by outcome, in milliseconds.
     pub fn passes(&self) -> impl Iterator<Item = (PassOutcome, &Histogram)> {
-        self.passes.iter().map(|(ended, passes)| (*ended, passes))
+        self.passes
+            .iter()
+            .map(|(outcome, passes)| (*outcome, passes))
     }
 
     /// Returns the durations of requests to the upstream by kind and class of answer, in milliseconds.

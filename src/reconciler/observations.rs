@@ -107,7 +107,7 @@ impl Observations {
     }
 
     /// Returns whether a look-up has seen a process.
-    pub fn sees_any(&self) -> bool {
+    pub fn is_any_process_observed(&self) -> bool {
         let mut seen = self.looked_up.values();
         seen.any(|of| !matches!(of.observed, Observed::Absent | Observed::Unrecognised(_)))
     }

@@ -23,7 +23,7 @@ use crate::upstream::Upstream;
 
 /// Number of changes in one transaction. It takes some ten milliseconds, during which the writes of
 /// other processes wait.
-const BATCH_MAX: usize = 2_000;
+const CHANGES_PER_TRANSACTION_MAX: usize = 2_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Polls the open orders that are due, and records the changes. Queues those that are to be
@@ -147,8 +147,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Decides about each order and records the changes, [`BATCH_MAX`] at a time. Reports the durations
-    /// of processes to the pace. Returns the number of processes that run and are not stuck, by the
+    /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time.
+    /// Reports the durations of processes to the pace. Returns the number of processes that run and are not stuck, by the
     /// durations known before.
     async fn decide_all(
         &mut self,
@@ -194,7 +194,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 let id = observations.orders.ids().order_id(index);
                 restarts.push(StartCandidate { id, order });
             }
-            if changes.len() >= BATCH_MAX {
+            if changes.len() >= CHANGES_PER_TRANSACTION_MAX {
                 report += self.record(std::mem::take(&mut changes), now).await?;
             }
         }

@@ -10,10 +10,10 @@ use crate::pace::{Call, LearnedLimits, Pace};
 use crate::upstream::{Failure, Upstream};
 
 /// Least wait of orders that is logged.
-const WAIT_LOGGED: Duration = Duration::from_secs(10);
+const LOGGED_WAIT_MIN: Duration = Duration::from_secs(10);
 
 /// Least interval between two such lines.
-const WAIT_LOGGED_EVERY: Duration = Duration::from_secs(60);
+const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reports the result of a request to the pace, and logs what that changes. `failure` is the reason why there
 /// was no usable answer.
@@ -61,7 +61,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Logs the limit of the start rate, if it makes orders that are due wait for long.
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
-        let is_soon = |at| now.since(at) < WAIT_LOGGED_EVERY;
+        let is_soon = |at| now.since(at) < WAIT_LOG_INTERVAL;
         let starting = self.in_flight.len();
         let Some(limit) = self.pace.limit(starting) else {
             return Ok(());
@@ -85,7 +85,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 fn wait_line(waiting: u64, learned: &LearnedLimits, reason: &str) -> Option<String> {
     let time = match (learned.full_window(), &learned.rate) {
         (None, Some(rate)) => {
-            let wait = learned.wait(waiting).filter(|wait| *wait >= WAIT_LOGGED)?;
+            let wait = learned
+                .wait(waiting)
+                .filter(|wait| *wait >= LOGGED_WAIT_MIN)?;
             format!(" rate={:.1} about={:?}", rate.rate(), span(wait))
         }
         _ => String::new(),

@@ -31,8 +31,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.list = None;
         let now = self.context.clock.now();
         let (store, lead) = (&self.context.store, &self.context.lead);
-        let set_right = store.clamp_times(lead, now).await;
-        set_right.context("moving back the moments of open orders failed")?;
+        let clamped = store.clamp_times(lead, now).await;
+        clamped.context("moving back the moments of open orders failed")?;
         self.heartbeat.clamp_times(now);
         self.heartbeat.set_due();
         self.pace = self.pace.for_next_run(now);

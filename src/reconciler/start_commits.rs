@@ -17,7 +17,7 @@ use crate::upstream::Upstream;
 /// be sent: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
 /// reconciler may lead, which takes a process that it does not find one request timeout after the
 /// intent for one that will never be; the other half is for connecting and for the way.
-const SEND_WITHIN: u32 = 2;
+const SEND_DEADLINE_DIVISOR: u32 = 2;
 
 /// Changes that are being written, or wait for it.
 #[derive(Default)]
@@ -72,7 +72,8 @@ impl<'a> StartCommits<'a> {
         }
         let changes = std::mem::take(&mut self.changes);
         let intents = std::mem::take(&mut self.intents);
-        let send_by = context.clock.uptime() + context.settings.request_timeout / SEND_WITHIN;
+        let send_by =
+            context.clock.uptime() + context.settings.request_timeout / SEND_DEADLINE_DIVISOR;
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
             recorded.context("recording starts or their results failed")

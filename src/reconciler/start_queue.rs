@@ -24,7 +24,7 @@ pub(super) struct StartQueue {
     unanswered: VecDeque<StartCandidate>,
     /// Orders whose earlier start was refused.
     refused: ReadAhead,
-    turns: RoundRobin,
+    round_robin: RoundRobin,
 }
 
 /// A queue that is read from the store as it is needed.
@@ -38,9 +38,9 @@ struct ReadAhead {
 impl StartQueue {
     /// Removes all orders. The round-robin goes on.
     pub fn clear(&mut self) {
-        let turns = self.turns;
+        let round_robin = self.round_robin;
         *self = Self {
-            turns,
+            round_robin,
             ..Self::default()
         };
     }
@@ -92,14 +92,14 @@ impl StartQueue {
 
     /// Removes the next order and returns it.
     pub fn pop(&mut self) -> Option<StartCandidate> {
-        let mut turns = self.turns;
-        let queue = turns.next(|queue| match queue {
+        let mut round_robin = self.round_robin;
+        let class = round_robin.next(|class| match class {
             StartClass::Forgotten => !self.forgotten.is_empty(),
             StartClass::New => !self.new.orders.is_empty(),
             StartClass::Retry => !self.unanswered.is_empty() || !self.refused.orders.is_empty(),
         })?;
-        self.turns = turns;
-        match queue {
+        self.round_robin = round_robin;
+        match class {
             StartClass::Forgotten => self.forgotten.pop_front(),
             StartClass::New => self.new.orders.pop_front(),
             StartClass::Retry => {

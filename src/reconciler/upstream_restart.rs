@@ -42,7 +42,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if !observations.missing(restarted_at, &policy).is_restart() {
             if let Some(entries) = observations.entries {
                 self.pace.on_list_complete(entries, began_at, now);
-            } else if observations.sees_any() {
+            } else if observations.is_any_process_observed() {
                 self.pace.on_seen_alive(began_at);
             }
             return total.is_restart();
