@@ -147,9 +147,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time.
-    /// Reports the durations of processes to the pace. Returns the number of processes that run and are not stuck, by the
-    /// durations known before.
+    /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time. Reports
+    /// the durations of processes to the pace. Returns the number of processes that run and are not stuck,
+    /// by the durations known before.
     async fn decide_all(
         &mut self,
         observations: &Observations,
