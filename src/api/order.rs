@@ -143,8 +143,9 @@ fn retry_after(order: &Order, next_poll_at: Option<Timestamp>, clock: &impl Cloc
     let own = order.attention.as_ref().map(|a| a.next_attempt_at);
     let at = match (order.status, own) {
         (status, _) if status.is_settled() => return None,
-        // An order that waits for its start does not depend on the schedule: it is started as soon
-        // as the start rate allows.
+        // An order that waits for its start does not depend on the schedule: it is started as soon as the
+        // pace allows. That may be later, such as after a pause that the upstream has asked for, but an
+        // early read costs the upstream nothing.
         (Status::Created, None) => None,
         // An order is polled only during a pass, whatever its own delay.
         (_, own) => next_poll_at.max(own.flatten()),
