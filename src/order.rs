@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 pub use self::event::{Event, EventReason};
 pub use self::rfc3339::Rfc3339;
@@ -28,33 +28,24 @@ pub const ID_MAX_CHARS: usize = 128;
 pub struct OrderId(Box<str>);
 
 /// Reason why a text cannot be the id of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// It is empty.
+    #[error("is empty; it takes 1 to {ID_MAX_CHARS} characters")]
     Empty,
     /// It has more than [`ID_MAX_CHARS`] characters.
+    #[error("is longer than {ID_MAX_CHARS} characters")]
     TooLong,
     /// It has a control character (Unicode category Cc).
+    #[error("has a control character; any other character will do")]
     Control,
     /// It begins or ends with white space (Unicode property White_Space).
+    #[error("begins or ends with white space")]
     Space,
     /// It is `.` or `..`, which clients and proxies remove from a path.
+    #[error("is \".\" or \"..\", which cannot stand in a path")]
     Dots,
 }
-
-impl fmt::Display for IdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => write!(f, "is empty; it takes 1 to {ID_MAX_CHARS} characters"),
-            Self::TooLong => write!(f, "is longer than {ID_MAX_CHARS} characters"),
-            Self::Control => f.write_str("has a control character; any other character will do"),
-            Self::Space => f.write_str("begins or ends with white space"),
-            Self::Dots => f.write_str("is \".\" or \"..\", which cannot stand in a path"),
-        }
-    }
-}
-
-impl std::error::Error for IdError {}
 
 impl OrderId {
     /// Checks a text and returns it as an id.
@@ -133,6 +124,8 @@ fn millis(delay: Duration) -> i64 {
 
 words! {
     /// The statuses of an order, in the sequence in which it reaches them.
+    #[derive(Serialize)]
+    #[serde(rename_all = "UPPERCASE")]
     pub enum Status {
         /// Accepted; no process is known to exist.
         Created = "CREATED",
@@ -153,38 +146,15 @@ impl Status {
 }
 
 /// A text that is not a status.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown status {0:?}; expected CREATED, PROCESSING, FULFILLED or FAILED")]
 pub struct UnknownStatus(pub String);
-
-impl fmt::Display for UnknownStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "unknown status {:?}; expected CREATED, PROCESSING, FULFILLED or FAILED",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for UnknownStatus {}
 
 impl FromStr for Status {
     type Err = UnknownStatus;
 
     fn from_str(text: &str) -> Result<Self, UnknownStatus> {
         Self::from_word(text).ok_or_else(|| UnknownStatus(text.to_owned()))
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Serialize for Status {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
     }
 }
 

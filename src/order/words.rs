@@ -30,6 +30,12 @@ macro_rules! words {
                 Self::ALL.into_iter().find(|value| value.as_str() == word)
             }
         }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
     };
 }
 pub(crate) use words;

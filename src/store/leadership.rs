@@ -6,7 +6,6 @@
 //! transaction. So a deposed leader cannot commit anything, even if it does not know that it was
 //! deposed.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -62,28 +61,17 @@ impl Leadership {
 }
 
 /// Involuntary end of a leadership.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Loss {
     /// Another reconciler has become leader.
+    #[error("another reconciler has taken the lead")]
     Deposed,
     /// A different file is at the lock's path, which another reconciler may have locked.
+    #[error("{} is not the file that was locked", .0.display())]
     LockReplaced(PathBuf),
     /// The connection that held the lock has ended.
+    #[error("the connection that held the lock has ended")]
     ConnectionLost,
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Deposed => write!(f, "another reconciler has taken the lead"),
-            Self::LockReplaced(path) => {
-                write!(f, "{} is not the file that was locked", path.display())
-            }
-            Self::ConnectionLost => {
-                write!(f, "the connection that held the lock has ended")
-            }
-        }
-    }
 }
 
 /// Failures to take leadership, other than that another process leads.
