@@ -76,10 +76,8 @@ impl Api {
         events.truncate(limit);
         let mut response = json_answer(StatusCode::OK, array(&events));
         response.extensions_mut().insert(slot);
-        if !is_last
-            && let Some(last) = events.last()
-            && let Some(link) = next_link(&path(next.at(last.seq)))
-        {
+        if let Some(last) = events.last().filter(|_| !is_last) {
+            let link = next_link(&path(next.at(last.seq)));
             response.headers_mut().insert(LINK, link);
         }
         Ok(response)

@@ -152,7 +152,7 @@ pub(super) fn location(id: &OrderId) -> HeaderValue {
     let mut path = String::with_capacity(ORDERS.len() + id.len());
     path.push_str(ORDERS);
     path.extend(utf8_percent_encode(id, PATH_ESCAPES));
-    HeaderValue::try_from(path).unwrap_or_else(|_| HeaderValue::from_static("/order"))
+    HeaderValue::try_from(path).expect("an escaped id is ASCII")
 }
 
 #[cfg(test)]

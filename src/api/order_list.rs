@@ -44,9 +44,8 @@ pub(super) async fn reply(
     };
     let mut response = if let Some(limit) = query.limit {
         orders.truncate(limit);
-        if let Some(last) = orders.last().filter(|_| !is_last) {
-            link = next_link(&path(next.at(last.seq)));
-        }
+        let last = orders.last().filter(|_| !is_last);
+        link = last.map(|last| (LINK, next_link(&path(next.at(last.seq)))));
         writer.write(&orders, true).into_response()
     } else if is_last {
         writer.write(&orders, true).into_response()
@@ -72,9 +71,7 @@ pub(super) async fn reply(
         }),
     );
     headers.insert(VARY, HeaderValue::from_static("accept"));
-    if let Some(link) = link {
-        headers.insert(LINK, link);
-    }
+    headers.extend(link);
     Ok(response)
 }
 

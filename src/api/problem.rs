@@ -291,15 +291,15 @@ pub(super) fn log_failed_read(to: &str, error: &StoreError) {
 /// page after another cursor.
 pub(super) fn reading_problem(error: StoreError, next: impl FnOnce(Cursor) -> String) -> Problem {
     match error {
-        StoreError::Gone(gone) => match next_link(&next(gone.left)) {
-            Some(link) => Problem::removed(gone).with_header(LINK, link),
-            None => Problem::removed(gone),
-        },
+        StoreError::Gone(gone) => {
+            let link = next_link(&next(gone.left));
+            Problem::removed(gone).with_header(LINK, link)
+        }
         other => store_problem(other),
     }
 }
 
 /// Returns a `Link` header to the next page.
-pub(super) fn next_link(path: &str) -> Option<HeaderValue> {
-    HeaderValue::try_from(format!("<{path}>; rel=\"next\"")).ok()
+pub(super) fn next_link(path: &str) -> HeaderValue {
+    HeaderValue::try_from(format!("<{path}>; rel=\"next\"")).expect("a path is ASCII")
 }

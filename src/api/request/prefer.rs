@@ -41,8 +41,7 @@ impl Wait {
 
     /// Returns the value of `Preference-Applied` (RFC 7240, section 3).
     pub fn applied(self) -> HeaderValue {
-        HeaderValue::try_from(format!("wait={}", self.seconds))
-            .unwrap_or_else(|_| HeaderValue::from_static("wait"))
+        HeaderValue::try_from(format!("wait={}", self.seconds)).expect("a number is ASCII")
     }
 }
 

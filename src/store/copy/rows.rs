@@ -84,7 +84,6 @@ impl<'a> Difference<'a> {
         let (mut wanted, mut found) = (rows_of(wanted).peekable(), rows_of(found).peekable());
         loop {
             match (wanted.peek().copied(), found.peek().copied()) {
-                (None, None) => return Self { missing, extra },
                 (Some(one), Some(other)) if one == other => {
                     wanted.next();
                     found.next();
@@ -97,7 +96,7 @@ impl<'a> Difference<'a> {
                     extra.push(other);
                     found.next();
                 }
-                (Some(_), None) => {}
+                (_, None) => return Self { missing, extra },
             }
         }
     }
