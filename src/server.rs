@@ -29,9 +29,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use self::requests::{InFlight, RequestTracker};
+use self::requests::RequestTracker;
 pub use self::slots::{CONNECTIONS_MAX, ConnectionStats, LongAnswer};
 use self::slots::{Slot, Slots};
 use self::unwritten::{FlushedStream, Unwritten};
@@ -106,12 +107,13 @@ pub async fn serve<S, B>(
     }
     drop(stopped);
     stopping.send_replace(());
+    in_flight.close();
     let drained = async {
         tokio::join!(others, async {
             tokio::select! {
                 () = stopping.closed() => {}
                 // Does not wait for connections that have not sent a complete request head.
-                () = in_flight.wait_until_none() => tokio::time::sleep(FLUSH_TIMEOUT).await,
+                () = in_flight.wait() => tokio::time::sleep(FLUSH_TIMEOUT).await,
                 () = tokio::time::sleep(DRAIN_TIMEOUT) => {
                     log::warn!("drain timed out; open requests are cut off timeout={DRAIN_TIMEOUT:?}");
                 }
@@ -124,7 +126,7 @@ pub async fn serve<S, B>(
             biased;
             () = &mut drained => return,
             (stream, slot) = slots.accept(&listener) => {
-                let tracker = slot.tracker(Some(ConnectionState::Draining), &InFlight::default());
+                let tracker = slot.tracker(Some(ConnectionState::Draining), &TaskTracker::new());
                 tokio::spawn(serve_connection(stream, slot, tracker, None, service.clone()));
             }
         }

@@ -4,29 +4,33 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::ConnectionState;
 
 /// The state of a connection that its requests share.
 pub(super) struct RequestTracker {
     pub state: Option<ConnectionState>,
-    pub in_flight: InFlight,
+    /// The requests whose answers are not written yet.
+    pub in_flight: TaskTracker,
     pub idle_entry: Option<Arc<IdleEntry>>,
 }
 
 impl RequestTracker {
     /// Begins a request. Returns `None` if the connection was evicted.
     pub fn begin(&self) -> Option<RequestGuard> {
-        if self
-            .idle_entry
-            .as_ref()
-            .is_some_and(|idle_entry| !idle_entry.leave())
-        {
-            return None;
+        if let Some(idle_entry) = &self.idle_entry {
+            if !idle_entry.leave() {
+                return None;
+            }
+            idle_entry.requests.fetch_add(1, Ordering::Relaxed);
         }
-        Some(self.in_flight.begin(self.idle_entry.clone()))
+        Some(RequestGuard {
+            _in_flight: self.in_flight.token(),
+            idle_entry: self.idle_entry.clone(),
+        })
     }
 }
 
@@ -104,48 +108,9 @@ impl Drop for IdleEntry {
     }
 }
 
-/// A counter of the requests whose answers are not written yet.
-#[derive(Clone, Default)]
-pub(super) struct InFlight(Arc<InFlightCount>);
-
-#[derive(Default)]
-struct InFlightCount {
-    count: AtomicUsize,
-    reached_zero: Notify,
-}
-
-impl InFlight {
-    fn begin(&self, idle_entry: Option<Arc<IdleEntry>>) -> RequestGuard {
-        self.0.count.fetch_add(1, Ordering::AcqRel);
-        if let Some(idle_entry) = &idle_entry {
-            idle_entry.requests.fetch_add(1, Ordering::Relaxed);
-        }
-        RequestGuard {
-            in_flight: self.0.clone(),
-            idle_entry,
-        }
-    }
-
-    pub fn count(&self) -> usize {
-        self.0.count.load(Ordering::Acquire)
-    }
-
-    /// Waits until no request is in flight.
-    pub async fn wait_until_none(&self) {
-        loop {
-            // Created before the count is read, so that no notification is missed.
-            let reached_zero = self.0.reached_zero.notified();
-            if self.count() == 0 {
-                return;
-            }
-            reached_zero.await;
-        }
-    }
-}
-
 /// A guard of a request in flight, which ends on drop.
 pub(super) struct RequestGuard {
-    in_flight: Arc<InFlightCount>,
+    _in_flight: TaskTrackerToken,
     idle_entry: Option<Arc<IdleEntry>>,
 }
 
@@ -155,9 +120,6 @@ impl Drop for RequestGuard {
             && idle_entry.requests.fetch_sub(1, Ordering::Relaxed) == 1
         {
             idle_entry.enter();
-        }
-        if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.in_flight.reached_zero.notify_waiters();
         }
     }
 }
@@ -171,7 +133,7 @@ mod tests {
         let queue = IdleQueue::default();
         let tracker = RequestTracker {
             state: None,
-            in_flight: InFlight::default(),
+            in_flight: TaskTracker::new(),
             idle_entry: Some(queue.enter(CancellationToken::new())),
         };
         let [first, second] = [tracker.begin(), tracker.begin()];

@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
 use super::ConnectionState;
-use super::requests::{IdleQueue, InFlight, RequestTracker};
+use super::requests::{IdleQueue, RequestTracker};
 use crate::process;
 
 /// Maximum number of connections served at once, if the limit of open files allows it. Each takes about
@@ -42,7 +43,7 @@ pub struct ConnectionStats {
     normal: Arc<Semaphore>,
     overflow: Arc<Semaphore>,
     long: Arc<Semaphore>,
-    pub(super) in_flight: InFlight,
+    pub(super) in_flight: TaskTracker,
 }
 
 /// A permit for an answer that may take long: a held request, a stream, or a long list. A permit in the
@@ -71,7 +72,7 @@ impl ConnectionStats {
             normal: Arc::new(Semaphore::new(served_max)),
             overflow: Arc::new(Semaphore::new(overflow_max)),
             long: Arc::new(Semaphore::new(served_max * LONG_PERCENT / 100)),
-            in_flight: InFlight::default(),
+            in_flight: TaskTracker::new(),
         }
     }
 
@@ -104,7 +105,7 @@ impl ConnectionStats {
 
     /// Returns the number of requests whose answers are not written yet.
     pub fn requests(&self) -> usize {
-        self.in_flight.count()
+        self.in_flight.len()
     }
 }
 
@@ -145,7 +146,11 @@ impl Slot {
     }
 
     /// Returns the tracker of this connection's requests.
-    pub fn tracker(&self, state: Option<ConnectionState>, in_flight: &InFlight) -> RequestTracker {
+    pub fn tracker(
+        &self,
+        state: Option<ConnectionState>,
+        in_flight: &TaskTracker,
+    ) -> RequestTracker {
         let end = self.end.token();
         RequestTracker {
             state,
