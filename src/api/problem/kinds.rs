@@ -33,7 +33,7 @@ macro_rules! kinds {
 kinds! {
     INVALID_BODY "invalid-body" 400
     "The body is not a JSON object with an id"
-    "The body of the request is not JSON, is not an object, or has a member twice; or its `id` is \
+    "The body of the request is not JSON, is not an object, or has `id` twice; or its `id` is \
      missing, is not a string, or is not a valid id. Nothing was done. The member `member` names the \
      invalid part."
     "Send an object with the member `id`: a string of 1 to 128 characters, none of them a control \

@@ -1,15 +1,11 @@
 //! The body of a new order: reading within limits, and parsing.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
-use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use warp::http::HeaderMap;
 use warp::http::header::CONTENT_LENGTH;
@@ -63,15 +59,15 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
         Some('{') => {}
         Some(_) => return Err(refused("not a JSON object")),
     }
-    let members: Members =
-        serde_json::from_str(text).map_err(|error| refused(&format!("not valid JSON: {error}")))?;
-    if let Some(name) = members.duplicate {
-        let detail = format!("duplicate member {name:?}");
-        return Err(Problem::member(&name, detail));
-    }
     let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
-    let Some(id) = members.id else {
-        return Err(wrong("is missing; send an object such as {\"id\":\"a1\"}"));
+    let order: NewOrder<'_> = serde_json::from_str(text).map_err(|error| match error.is_data() {
+        true => wrong("is there twice; send it once"),
+        false => refused(&format!("not valid JSON: {error}")),
+    })?;
+    let Some(id) = order.id else {
+        return Err(wrong(
+            "is missing or null; send an object such as {\"id\":\"a1\"}",
+        ));
     };
     if !id.get().starts_with('"') {
         return Err(wrong("must be a string"));
@@ -80,50 +76,11 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
     OrderId::new(id).map_err(|error| wrong(&error.to_string()))
 }
 
-/// The members of the body's object that are used.
-#[derive(Default)]
-struct Members<'a> {
-    id: Option<&'a RawValue>,
-    /// The first duplicate member.
-    duplicate: Option<String>,
-}
-
-/// Name of a member, copied only if it contains an escape.
+/// The member of the body's object that is used; a second one of its name is an error.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Members::default();
-                let mut others = HashSet::new();
-                while let Some(Name(name)) = map.next_key()? {
-                    if name == "id" && members.id.is_none() {
-                        members.id = Some(map.next_value()?);
-                        continue;
-                    }
-                    map.next_value::<IgnoredAny>()?;
-                    if name == "id" || others.contains(&name) {
-                        members.duplicate.get_or_insert(name.into_owned());
-                    } else {
-                        others.insert(name);
-                    }
-                }
-                Ok(members)
-            }
-        }
-
-        deserializer.deserialize_map(Object)
-    }
+struct NewOrder<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
 }
 
 #[cfg(test)]
@@ -134,7 +91,7 @@ mod tests {
     fn a_body_is_an_object_with_an_id_and_anything_else_beside_it() {
         for body in [
             r#"{"id":"a1"}"#,
-            r#" {"more":[{"id":1}],"id":"a1","x":null} "#,
+            r#" {"more":[{"id":1}],"id":"a1","x":null,"x":1} "#,
             r#"{"\u0069d":"a1"}"#,
         ] {
             assert_eq!(new_order(body.as_bytes()).unwrap().as_str(), "a1");
@@ -161,7 +118,6 @@ mod tests {
             r#"{"id":["a1"]}"#,
             r#"{"id":""}"#,
             r#"{"id":"a1","id":"a1"}"#,
-            r#"{"id":"a1","x":1,"x":1}"#,
             r#"{"id":"a1"}{}"#,
             r#"{"id":"a1",}"#,
             r#"{"id":" a1"}"#,
