@@ -25,7 +25,7 @@ pub use self::groups::{
     DatabaseArgs, ExistingDatabaseArgs, FaultArgs, ListenArgs, LogArgs, ReconcileArgs,
     UpstreamArgs, order_process_token,
 };
-use self::values::{parse_address, parse_age, parse_seconds, parse_seed};
+use self::values::{parse_address, parse_age, whole};
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::Settings;
@@ -170,11 +170,11 @@ pub struct DevArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "10",
-        value_parser = parse_seconds
+        value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
     /// Seed of the simulator's randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = whole(0..=u64::MAX))]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub faults: FaultArgs,
@@ -207,11 +207,11 @@ pub struct SimulatorArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "600",
-        value_parser = parse_seconds
+        value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
     /// Seed of the randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = parse_seed)]
+    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = whole(0..=u64::MAX))]
     pub seed: Option<u64>,
     /// File to append a JSON line to for each request and its effect [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]

@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use super::values::{
-    parse_address, parse_host, parse_in_flight, parse_rate, parse_starts, parse_timeout,
-};
+use super::values::{IN_FLIGHT_MAX, parse_address, parse_host, parse_rate, parse_timeout, whole};
 use crate::decide::LostProcess;
 use crate::process::LogFormat;
 use crate::reconciler::{Schedule, Settings};
@@ -116,7 +114,7 @@ pub struct ReconcileArgs {
         env = "MAX_IN_FLIGHT",
         value_name = "REQUESTS",
         default_value_t = Settings::default().max_in_flight,
-        value_parser = parse_in_flight
+        value_parser = whole(1..=IN_FLIGHT_MAX)
     )]
     pub max_in_flight: usize,
     /// Timeout of a start or a look-up; for a list the longest silence, with 10 min in all. Three
@@ -144,7 +142,7 @@ pub struct ReconcileArgs {
         env = "MAX_STARTS",
         value_name = "STARTS",
         default_value_t = Settings::default().max_starts,
-        value_parser = parse_starts
+        value_parser = whole(1..=u32::MAX)
     )]
     pub max_starts: u32,
 }

@@ -16,7 +16,7 @@ use crate::site::is_host;
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// Maximum of `--max-in-flight`, above any reasonable number of concurrent requests.
-const IN_FLIGHT_MAX: usize = 1_024;
+pub(super) const IN_FLIGHT_MAX: usize = 1_024;
 
 pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -33,36 +33,16 @@ pub(super) fn parse_host(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn parse_in_flight(text: &str) -> Result<usize, String> {
-    parse_whole(text, 1..=IN_FLIGHT_MAX)
-}
-
-pub(super) fn parse_starts(text: &str) -> Result<u32, String> {
-    parse_whole(text, 1..=u32::MAX)
-}
-
-pub(super) fn parse_seconds(text: &str) -> Result<u32, String> {
-    parse_whole(text, 0..=u32::MAX)
-}
-
-pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
-    parse_whole(text, 0..=u64::MAX)
-}
-
-fn parse_whole<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
+/// Returns a parser of whole numbers in a range.
+pub(super) fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
 where
-    T: FromStr + PartialOrd + Display,
+    T: FromStr + PartialOrd + Display + Clone,
 {
-    text.parse()
-        .ok()
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| {
-            format!(
-                "write a whole number from {} to {}",
-                range.start(),
-                range.end()
-            )
-        })
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        let (least, most) = (range.start(), range.end());
+        number.ok_or_else(|| format!("write a whole number from {least} to {most}"))
+    }
 }
 
 pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
