@@ -4,10 +4,28 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use crate::order::{Attention, Event, EventReason, Order, OrderId, Rfc3339, Status};
+use crate::order::{Attention, Event, Order, OrderId, Rfc3339, Status};
 
 /// Approximate size of an order as JSON, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
+
+/// Returns an object that is serialised with these members, in this order.
+macro_rules! object {
+    ($($member:ident: $value:expr,)*) => {{
+        #[allow(non_camel_case_types, reason = "the type of a member has its name")]
+        let object = {
+            #[derive(serde::Serialize)]
+            struct Object<$($member),*> {
+                $($member: $member,)*
+            }
+            Object {
+                $($member: $value,)*
+            }
+        };
+        object
+    }};
+}
+pub(super) use object;
 
 /// An order as JSON.
 #[derive(Serialize)]
@@ -108,19 +126,9 @@ fn is_plain(text: &str) -> bool {
 /// Approximate size of an event as JSON, in bytes.
 pub(super) const EVENT_BYTES: usize = 140;
 
-#[derive(Serialize)]
-struct EventJson<'a> {
-    seq: i64,
-    order_id: &'a OrderId,
-    from: Option<Status>,
-    to: Status,
-    at: Rfc3339,
-    reason: EventReason,
-}
-
 /// Appends an event, on one line.
 pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
-    let event = EventJson {
+    let event = object! {
         seq: event.seq,
         order_id: &event.order_id,
         from: event.from,
@@ -161,7 +169,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::order::{Reason, ResolvedBy, Timestamp};
+    use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
 
     fn parsed(body: &[u8]) -> serde_json::Value {
         serde_json::from_slice(body).expect("it is JSON")
