@@ -94,7 +94,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let connections = ConnectionStats::beside(2 * args.reconcile.connections());
     let draining = stop.requested.clone();
     let api = Api::for_dev(store.clone(), site, connections, draining, handler);
-    let exit = service::run(listener, api, store.clone(), reconciler, &stop).await?;
+    let exit = service::run(Some((listener, api)), Some(reconciler), &store, &stop).await?;
     if let Some(simulator) = &simulator {
         repair(simulator).await;
     }

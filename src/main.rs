@@ -67,8 +67,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let connections = ConnectionStats::beside(args.reconcile.connections());
     let (site, draining) = (args.listen.site(), stop.requested.clone());
     let api = Api::new(store.clone(), site, connections, draining);
-    let served = service::run(listener, api, store.clone(), reconciler, &stop);
-    service::unless_outdated(&store, &stop, served).await
+    service::run(Some((listener, api)), Some(reconciler), &store, &stop).await
 }
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
@@ -80,16 +79,7 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     print_address(&listener)?;
     let (site, draining) = (args.listen.site(), stop.requested.clone());
     let api = Api::new(store.clone(), site, ConnectionStats::beside(0), draining);
-    let served = async {
-        process::drain(&stop, async {
-            let others = std::future::ready(());
-            api.serve(listener, stop.requested.clone(), others).await;
-            store.checkpoint().await;
-        })
-        .await;
-        Ok(Exit::Done)
-    };
-    service::unless_outdated(&store, &stop, served).await
+    service::run(Some((listener, api)), None, &store, &stop).await
 }
 
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {

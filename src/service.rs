@@ -19,53 +19,49 @@ pub async fn open(url: &DatabaseUrl, stop: &Stop) -> anyhow::Result<Option<Store
     Ok(opened.transpose()?)
 }
 
-/// Runs a program until it ends by itself, or until it is too old for the database: then it shuts down.
+/// Runs the API, the reconciler or both until they have shut down. If this program becomes too old for the
+/// database, it shuts down.
 ///
 /// # Errors
-/// The errors of the program; if it is too old, only that.
-pub async fn unless_outdated(
+/// The reconciler failed, or the program is too old: then only that.
+pub async fn run(
+    api: Option<(TcpListener, Arc<Api>)>,
+    reconciler: Option<ReconcilerThread>,
     store: &Store,
     stop: &Stop,
-    program: impl Future<Output = anyhow::Result<Exit>>,
 ) -> anyhow::Result<Exit> {
-    let mut program = std::pin::pin!(program);
-    let outdated = tokio::select! {
-        biased;
-        outdated = store.outdated() => outdated,
-        exit = &mut program => return exit,
-    };
-    stop.requested.cancel();
-    // An error of the program follows from that.
-    let _ = program.await;
-    Err(outdated.into())
-}
-
-/// Serves the API beside the reconciler until both have shut down.
-///
-/// # Errors
-/// The reconciler failed.
-pub async fn run(
-    listener: TcpListener,
-    api: Arc<Api>,
-    store: Store,
-    mut reconciler: ReconcilerThread,
-    stop: &Stop,
-) -> anyhow::Result<Exit> {
-    let mut outcome = Ok(Exit::Done);
+    let mut outcome = Ok(());
     let ended = CancellationToken::new();
     let reconciled = async {
-        if let Err(error) = reconciler.ended().await {
-            outcome = Err(error);
+        if let Some(mut reconciler) = reconciler {
+            outcome = reconciler.ended().await;
+        }
+        if outcome.is_err() {
             stop.requested.cancel();
         }
         ended.cancel();
     };
-    // Until the reconciler has ended, `/healthz` says why the program still runs.
-    let served = api.serve(listener, stop.requested.clone(), ended.cancelled());
-    drain(stop, async {
+    let served = async {
+        if let Some((listener, api)) = api {
+            // Until the reconciler has ended, `/healthz` says why the program still runs.
+            let others = ended.cancelled();
+            api.serve(listener, stop.requested.clone(), others).await;
+        }
+    };
+    let mut program = Box::pin(drain(stop, async {
         tokio::join!(served, reconciled);
         store.checkpoint().await;
-    })
-    .await;
-    outcome
+    }));
+    tokio::select! {
+        biased;
+        outdated = store.outdated() => {
+            stop.requested.cancel();
+            // An error of the program follows from that.
+            program.await;
+            return Err(outdated.into());
+        }
+        () = &mut program => {}
+    }
+    drop(program);
+    outcome.map(|()| Exit::Done)
 }

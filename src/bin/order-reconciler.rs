@@ -42,17 +42,8 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }
-    let mut thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    let reconciled = async {
-        let mut outcome = Ok(());
-        process::drain(&stop, async {
-            outcome = thread.ended().await;
-            store.checkpoint().await;
-        })
-        .await;
-        outcome.map(|()| Exit::Done)
-    };
-    service::unless_outdated(&store, &stop, reconciled).await
+    let thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
+    service::run(None, Some(thread), &store, &stop).await
 }
 
 async fn once(
