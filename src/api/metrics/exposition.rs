@@ -43,7 +43,7 @@ impl Exposition {
         let name = format!("{PREFIX}{}", metric.name);
         let mut samples = samples.into_iter().peekable();
         if samples.peek().is_some() {
-            let (help, kind) = (metric.help, metric.kind.as_str());
+            let (help, kind) = (metric.help, metric.kind);
             self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"));
         }
         for (values, value) in samples {

@@ -12,41 +12,24 @@ pub(super) const PREFIX: &str = "order_service_";
 pub(super) struct Metric {
     /// The name without [`PREFIX`].
     pub name: &'static str,
-    pub kind: Kind,
+    /// Type, as Prometheus names it.
+    pub kind: &'static str,
     pub labels: &'static [&'static str],
     pub help: &'static str,
     /// Condition of an alert, and advice. `None` for metrics that only give context.
     alert: Option<(&'static str, &'static str)>,
 }
 
-/// Type of a metric.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    Counter,
-    Gauge,
-    Histogram,
-}
-
-impl Kind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
 /// Defines a constant for each metric, and [`ALL`] in the order of the page.
 macro_rules! metrics {
     ($(
-        $constant:ident $kind:ident $name:literal [$($label:literal),*]
+        $constant:ident $kind:literal $name:literal [$($label:literal),*]
         $help:literal
         $(=> $condition:literal $advice:literal)?
     )*) => {
         $(pub(super) const $constant: Metric = Metric {
             name: $name,
-            kind: Kind::$kind,
+            kind: $kind,
             labels: &[$($label),*],
             help: $help,
             alert: alert!($($condition, $advice)?),
@@ -66,16 +49,16 @@ macro_rules! alert {
 }
 
 metrics! {
-    BUILD_INFO Gauge "build_info" ["version"]
+    BUILD_INFO "gauge" "build_info" ["version"]
     "Version of the program."
 
-    ORDERS Gauge "orders" ["status"]
+    ORDERS "gauge" "orders" ["status"]
     "Orders by status."
     => "`CREATED` keeps rising, or `PROCESSING` stays at `processes_in_flight_max`"
     "If `CREATED` rises, orders are created faster than started: raise `--start-rate` if the upstream accepts \
      more. If `PROCESSING` stays at its limit, frequent restarts of the upstream limit the processes in flight."
 
-    ORDERS_NEEDING_ATTENTION Gauge "orders_needing_attention" ["reason", "by"]
+    ORDERS_NEEDING_ATTENTION "gauge" "orders_needing_attention" ["reason", "by"]
     "Open orders that need attention, by reason and by the party that resolves it: an `operator`, or the \
      order `itself`."
     => "`by=\"operator\"` above 0"
@@ -83,171 +66,171 @@ metrics! {
      `GET /order/{id}/explain`, then its advice. Its commands, `order-service restart` and `fail`, \
      are for a shell where the service runs."
 
-    OLDEST_OPEN_ORDER Gauge "oldest_open_order_timestamp_seconds" []
+    OLDEST_OPEN_ORDER "gauge" "oldest_open_order_timestamp_seconds" []
     "Creation time of the oldest order that is not settled; absent if there is none."
     => "much older than the times in `order_time_to_settle_seconds`"
     "`/stats` names the order; `GET /order/{id}/explain` says why it waits."
 
-    ORDERS_CREATED Counter "orders_created_total" []
+    ORDERS_CREATED "counter" "orders_created_total" []
     "Orders created."
 
-    ORDERS_PRUNED Counter "orders_pruned_total" ["status"]
+    ORDERS_PRUNED "counter" "orders_pruned_total" ["status"]
     "Settled orders removed by prune, by status."
 
-    ORDER_TRANSITIONS Counter "order_transitions_total" ["reason"]
+    ORDER_TRANSITIONS "counter" "order_transitions_total" ["reason"]
     "Changes of orders after their creation, by the journal's reason."
     => "`failed` rises against `succeeded`"
     "The processes fail: see the order process service."
 
-    ORDER_TIME_TO_SETTLE Histogram "order_time_to_settle_seconds" []
+    ORDER_TIME_TO_SETTLE "histogram" "order_time_to_settle_seconds" []
     "Time from the creation of an order until it settled."
 
-    RECONCILER_OVERDUE Gauge "reconciler_overdue" []
+    RECONCILER_OVERDUE "gauge" "reconciler_overdue" []
     "1 if the next pass is more than a minute late, else 0."
     => "1"
     "No reconciler runs, or it is stuck: see whether `order-reconciler` runs, and its log."
 
-    RECONCILER_LEADER_SINCE Gauge "reconciler_leader_since_timestamp_seconds" []
+    RECONCILER_LEADER_SINCE "gauge" "reconciler_leader_since_timestamp_seconds" []
     "Time at which the current leader took over."
 
-    RECONCILER_LEADERSHIPS Counter "reconciler_leaderships_total" []
+    RECONCILER_LEADERSHIPS "counter" "reconciler_leaderships_total" []
     "Number of times that a reconciler became leader."
     => "keeps rising"
     "The reconciler crashes or is restarted: see its log."
 
-    RECONCILER_LAST_PASS Gauge "reconciler_last_pass_timestamp_seconds" []
+    RECONCILER_LAST_PASS "gauge" "reconciler_last_pass_timestamp_seconds" []
     "Time at which the last pass ended."
     => "older than the interval of `--schedule` and a minute"
     "As for `reconciler_overdue`."
 
-    RECONCILER_LAST_SEEN Gauge "reconciler_last_seen_timestamp_seconds" []
+    RECONCILER_LAST_SEEN "gauge" "reconciler_last_seen_timestamp_seconds" []
     "Time of the last complete observation of the open orders that were due."
     => "older than the longest process, while orders are PROCESSING"
     "Polls fail: see `upstream_request_duration_seconds` by result, and the orders' `attention`."
 
-    RECONCILER_PASS_DURATION Histogram "reconciler_pass_duration_seconds" ["result"]
+    RECONCILER_PASS_DURATION "histogram" "reconciler_pass_duration_seconds" ["result"]
     "Duration of passes, by result."
     => "`result=\"failed\"` rises"
     "The database cannot be used: see the log of the reconciler, the disk, `database_writable`."
 
-    STARTS Counter "starts_total" []
+    STARTS "counter" "starts_total" []
     "Starts of processes that were sent."
 
-    REPEATED_STARTS Counter "repeated_starts_total" []
+    REPEATED_STARTS "counter" "repeated_starts_total" []
     "Starts sent for orders with an earlier start that may have taken effect."
     => "rises as fast as `starts_total`"
     "Work is repeated: see `upstream_request_duration_seconds`, `upstream_lives_ended_total`, and \
      `--lost-process`."
 
-    UPSTREAM_UP Gauge "upstream_up" []
+    UPSTREAM_UP "gauge" "upstream_up" []
     "1 if the upstream answers, 0 if it does not; absent before the first request."
     => "0"
     "Orders wait, and proceed by themselves. `/stats` has the time and the error: check the \
      upstream, the network, the proxy, the token."
 
-    UPSTREAM_CHANGED Gauge "upstream_changed_timestamp_seconds" []
+    UPSTREAM_CHANGED "gauge" "upstream_changed_timestamp_seconds" []
     "Time of the last change of upstream_up."
 
-    UPSTREAM_REQUEST_DURATION Histogram "upstream_request_duration_seconds" ["kind", "result"]
+    UPSTREAM_REQUEST_DURATION "histogram" "upstream_request_duration_seconds" ["kind", "result"]
     "Duration of requests to the upstream, by kind and result."
     => "many with the `result` `overload`, `ambiguous` or `unusable`"
     "The upstream cannot keep up: lower `--start-rate` and `--max-in-flight`, or raise \
      `--request-timeout`. Orders with `refused` starts have `attention`."
 
-    UPSTREAM_LIVES_ENDED Counter "upstream_lives_ended_total" []
+    UPSTREAM_LIVES_ENDED "counter" "upstream_lives_ended_total" []
     "Restarts of the upstream that were observed."
     => "rises"
     "The upstream restarts and loses its processes. Compare `upstream_life_processes` with \
      `upstream_life_expected_processes`, and see why it restarts."
 
-    UPSTREAM_LIFE_PROCESSES Gauge "upstream_life_processes" []
+    UPSTREAM_LIFE_PROCESSES "gauge" "upstream_life_processes" []
     "Processes since the last restart of the upstream."
 
-    UPSTREAM_LIFE_EXPECTED_PROCESSES Gauge "upstream_life_expected_processes" []
+    UPSTREAM_LIFE_EXPECTED_PROCESSES "gauge" "upstream_life_expected_processes" []
     "Expected number of processes between two restarts of the upstream; assumed while the expected time \
      is absent."
 
-    UPSTREAM_LIFE_EXPECTED_SECONDS Gauge "upstream_life_expected_seconds" []
+    UPSTREAM_LIFE_EXPECTED_SECONDS "gauge" "upstream_life_expected_seconds" []
     "Expected time between two restarts of the upstream; absent until an incarnation was \
      observed from its start to its end."
 
-    UPSTREAM_PROCESS_DURATION_MEAN Gauge "upstream_process_duration_mean_seconds" []
+    UPSTREAM_PROCESS_DURATION_MEAN "gauge" "upstream_process_duration_mean_seconds" []
     "Mean duration of a process, as learned."
 
-    PACE_STARTS_PER_SECOND Gauge "pace_starts_per_second" []
+    PACE_STARTS_PER_SECOND "gauge" "pace_starts_per_second" []
     "Current start rate; absent if it is not limited."
     => "far below `pace_ceiling_starts_per_second` for long"
     "Overload or restarts reduce it: `/stats` has the reason. It recovers by itself."
 
-    PACE_CEILING Gauge "pace_ceiling_starts_per_second" []
+    PACE_CEILING "gauge" "pace_ceiling_starts_per_second" []
     "Ceiling of the start rate; absent if there is none."
 
-    PROCESSES_IN_FLIGHT_MAX Gauge "processes_in_flight_max" []
+    PROCESSES_IN_FLIGHT_MAX "gauge" "processes_in_flight_max" []
     "Limit of processes in flight; absent while there is none."
 
-    DATABASE_WRITABLE Gauge "database_writable" []
+    DATABASE_WRITABLE "gauge" "database_writable" []
     "1 if orders can be written, else 0."
     => "0"
     "Creations are answered with 503: see the log, the disk, its permissions."
 
-    DATABASE_BYTES Gauge "database_bytes" []
+    DATABASE_BYTES "gauge" "database_bytes" []
     "Size of the database file, or of all tables and indexes on a PostgreSQL server."
     => "near the size of the disk"
     "Make room, or remove old orders with `order-service prune`."
 
-    DATABASE_WAL_BYTES Gauge "database_wal_bytes" []
+    DATABASE_WAL_BYTES "gauge" "database_wal_bytes" []
     "Size of the write-ahead log beside it; absent on a PostgreSQL server."
     => "above 100 MB for long"
     "End the program that reads the file for very long."
 
-    DATABASE_RECONNECTS Counter "database_reconnects_total" []
+    DATABASE_RECONNECTS "counter" "database_reconnects_total" []
     "Connections to a PostgreSQL server that were made in the place of one that was lost or given up."
     => "rises again and again"
     "The server ends, hangs or changes its role, or the network between fails: see the logs of both."
 
-    WRITE_BATCH_DURATION Histogram "write_batch_duration_seconds" []
+    WRITE_BATCH_DURATION "histogram" "write_batch_duration_seconds" []
     "Time from waiting for the write lock until a batch of writes is on disk."
 
-    WRITE_TURN_WAIT Histogram "write_turn_wait_seconds" []
+    WRITE_TURN_WAIT "histogram" "write_turn_wait_seconds" []
     "Time that a batch of writes has waited for the numbering lock of a PostgreSQL database, which one \
      process holds at a time."
 
-    WRITE_BATCH_WRITES Histogram "write_batch_writes" []
+    WRITE_BATCH_WRITES "histogram" "write_batch_writes" []
     "Writes that share a batch."
 
-    WRITE_QUEUE_LENGTH Gauge "write_queue_length" []
+    WRITE_QUEUE_LENGTH "gauge" "write_queue_length" []
     "Writes that are queued."
     => "near `write_queue_capacity`"
     "Orders are created faster than the disk takes them: `writes_refused_total` counts the refused. See \
      `write_batch_duration_seconds` and `write_batch_writes`."
 
-    WRITE_QUEUE_CAPACITY Gauge "write_queue_capacity" []
+    WRITE_QUEUE_CAPACITY "gauge" "write_queue_capacity" []
     "Maximum number of queued writes; more are refused."
 
-    WRITES_REFUSED Counter "writes_refused_total" ["reason"]
+    WRITES_REFUSED "counter" "writes_refused_total" ["reason"]
     "Writes that were not carried out or whose outcome is unknown, by reason."
 
-    HTTP_REQUEST_DURATION Histogram "http_request_duration_seconds" ["route", "method", "status"]
+    HTTP_REQUEST_DURATION "histogram" "http_request_duration_seconds" ["route", "method", "status"]
     "Time until the response to a request began, by route, method and status."
     => "`status` 5xx, or slow"
     "For 503 see the database. `route` is the template of the path, or `other` for unknown paths."
 
-    HTTP_REQUESTS_WAITING Gauge "http_requests_waiting" []
+    HTTP_REQUESTS_WAITING "gauge" "http_requests_waiting" []
     "Requests that wait until an order is settled."
 
-    HTTP_STREAMS Gauge "http_streams" []
+    HTTP_STREAMS "gauge" "http_streams" []
     "Open streams of events."
 
-    HTTP_CONNECTIONS Gauge "http_connections" ["place"]
+    HTTP_CONNECTIONS "gauge" "http_connections" ["place"]
     "Open connections: `served`, or in the overflow (`crowd`), which get one response and are closed."
     => "any in the `crowd`"
     "A request is in flight on each served connection, since idle ones are evicted: clients read slowly, wait or \
      stream. `http_connections_max` follows from the limit of open files."
 
-    HTTP_CONNECTIONS_MAX Gauge "http_connections_max" ["place"]
+    HTTP_CONNECTIONS_MAX "gauge" "http_connections_max" ["place"]
     "Maximum number of open connections."
 
-    HTTP_REQUESTS_IN_FLIGHT Gauge "http_requests_in_flight" []
+    HTTP_REQUESTS_IN_FLIGHT "gauge" "http_requests_in_flight" []
     "Requests whose responses are not written yet, this one included."
 }
 
@@ -269,7 +252,7 @@ pub(in crate::api) fn page() -> String {
 ",
             name = metric.name,
             help = pages::prose(metric.help),
-            kind = metric.kind.as_str(),
+            kind = metric.kind,
         );
         if let Some((condition, advice)) = metric.alert {
             let _ = write!(
