@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::reconciler_state::LeaderState;
-use crate::store::{DatabaseUrl, read_heartbeat};
+use crate::store::{DatabaseUrl, ReadOnlyDatabase};
 
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,10 +70,15 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
 /// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
-    let (mut state, mut now) = read_heartbeat(database).await?;
+    let database = ReadOnlyDatabase::open(database)?;
+    let read = || {
+        let state = database.heartbeat().with_context(|| database.address())?;
+        anyhow::Ok((state, database.now()?))
+    };
+    let (mut state, mut now) = read()?;
     if state.leader_status(now).status == LeaderState::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
-        (state, now) = read_heartbeat(database).await?;
+        (state, now) = read()?;
     }
     let last = state.last_pass();
     match state.leader_status(now).problem {

@@ -64,7 +64,6 @@ pub use self::open_orders::OpenOrders;
 use self::queries::Read;
 use self::queue::Queue;
 pub use self::read_only::ReadOnlyDatabase;
-pub use self::reconciling::read_heartbeat;
 pub use self::relocation::Relocation;
 use self::sqlite::{LeaderLock, Reads};
 pub use self::subscriptions::{Changes, NewOrders};

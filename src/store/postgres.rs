@@ -57,9 +57,7 @@ use super::queue::Queue;
 use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
 use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
-use crate::clock::{Clock, DatabaseClock};
-use crate::order::Timestamp;
-use crate::reconciler_state::ReconcilerState;
+use crate::clock::DatabaseClock;
 
 /// Number of connections that reads of one statement share, besides those of lookups.
 const SHARED_READERS: usize = 2;
@@ -339,18 +337,4 @@ fn on_thread<T: Send + 'static>(
         let _ = done.send(work.await);
     });
     result.recv()
-}
-
-/// Reads the heartbeat of an existing database, without migrating it.
-pub(super) async fn read_heartbeat(
-    url: &PostgresUrl,
-) -> Result<(ReconcilerState, Timestamp), OpenError> {
-    let connector = Connector::new(url, Purpose::Use)?;
-    let read = async {
-        let session = connector.session().await?;
-        let heartbeat = queries::heartbeat(&session).await?;
-        Ok((heartbeat, connector.clock().now()))
-    };
-    read.await
-        .map_err(|error: Error| error.into_open_error(connector.address()))
 }

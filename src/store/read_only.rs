@@ -10,6 +10,7 @@ use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, Store
 use crate::clock::{Clock, SystemClock};
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
 
 /// A database, opened read-only.
 pub struct ReadOnlyDatabase(Engine);
@@ -78,6 +79,15 @@ impl ReadOnlyDatabase {
             Engine::Postgres(session) => query(session),
         };
         read.map_err(StoreError::Unreadable)
+    }
+
+    /// Like [`Store::heartbeat`](super::Store::heartbeat).
+    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        match &self.0 {
+            Engine::Sqlite(file) => file.heartbeat(),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(session) => session.heartbeat(),
+        }
     }
 
     /// Like [`Store::details`](super::Store::details).

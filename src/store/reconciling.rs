@@ -1,15 +1,12 @@
 //! The store as the reconciler uses it: leadership, the orders that it works on, and the record of what it did.
 
 use super::leadership::Lock;
-#[cfg(feature = "postgres")]
-use super::postgres;
 use super::queries::{self, Read};
 use super::write::Write;
 use super::{
-    DatabaseUrl, Engine, LeadError, Leadership, NewOrders, OpenError, OpenOrders, OrderChange,
-    Recorded, StartCandidate, Store, StoreError, read, sqlite,
+    Engine, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded, StartCandidate,
+    Store, StoreError, read, sqlite,
 };
-use crate::clock::{Clock, SystemClock};
 use crate::order::{Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
@@ -145,15 +142,5 @@ impl Store {
     /// Returns the sequence number of the newest order; 0 if there is none.
     pub(super) async fn newest_seq(&self) -> Result<i64, StoreError> {
         read!(self, Statement, newest_seq())
-    }
-}
-
-/// Returns the last heartbeat of the reconciler on a database, without creating or migrating it, and the
-/// present time by the clock of the database.
-pub async fn read_heartbeat(url: &DatabaseUrl) -> Result<(ReconcilerState, Timestamp), OpenError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => Ok((sqlite::read_heartbeat(path)?, SystemClock.now())),
-        #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => postgres::read_heartbeat(url).await,
     }
 }

@@ -54,7 +54,6 @@ use super::queue::Queue;
 use super::rows::order_view_of;
 use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
 use crate::order::OrderId;
-use crate::reconciler_state::ReconcilerState;
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -204,10 +203,4 @@ impl Engine {
             })
         })
     }
-}
-
-/// See [`read_heartbeat`](super::read_heartbeat).
-pub(super) fn read_heartbeat(path: &Path) -> Result<ReconcilerState, OpenError> {
-    let (db, path) = open::for_reading(path)?;
-    result(queries::heartbeat(&db)).map_err(|error| file::file_error(&path, error))
 }

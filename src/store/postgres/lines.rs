@@ -14,6 +14,7 @@ use super::{PostgresUrl, on_thread, start_thread};
 use crate::messages::with_causes;
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
 use crate::store::{Finding, OpenError, StoreError, queries};
@@ -109,6 +110,12 @@ impl LineSession {
         };
         check.rule(self, "schema", SCHEMA, SCHEMA_FINDINGS);
         check.everything(self);
+    }
+
+    /// See [`Store::heartbeat`](crate::store::Store::heartbeat).
+    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        let read = self.run(|session| async move { queries::heartbeat(&*session).await });
+        read.map_err(StoreError::Unreadable)
     }
 
     /// See [`Store::details`](crate::store::Store::details).

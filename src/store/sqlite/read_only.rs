@@ -11,6 +11,7 @@ use super::row_mapping::result;
 use super::{check, open};
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::OrderDetails;
+use crate::reconciler_state::ReconcilerState;
 use crate::store::lines::{BoxError, Lines};
 use crate::store::{Finding, OpenError, StoreError, queries};
 
@@ -43,6 +44,11 @@ impl ReadOnlyFile {
     /// Runs all checks.
     pub fn check(&self, on_finding: &mut dyn FnMut(Finding)) {
         check::check(&self.db, on_finding);
+    }
+
+    /// Like [`Store::heartbeat`](crate::store::Store::heartbeat).
+    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
+        Ok(result(queries::heartbeat(&self.db))?)
     }
 
     /// Like [`Store::details`](crate::store::Store::details).

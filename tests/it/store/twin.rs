@@ -63,11 +63,7 @@ fn both_engines_give_equal_answers_to_random_histories() {
 }
 
 /// Methods of the store whose answers are not compared, each with the reason.
-const NOT_COMPARED: [(&str, &str); 6] = [
-    (
-        "read_heartbeat",
-        "like `heartbeat`, without opening the database",
-    ),
+const NOT_COMPARED: [(&str, &str); 5] = [
     ("info", "describes the engine"),
     (
         "outdated",
