@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::order::{IdError, OrderId};
+use crate::order::OrderId;
 
 /// Many texts in one allocation, each identified by its index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,19 @@ impl StringArena {
         self.ends.is_empty()
     }
 
+    /// Returns a copy of the id at an index.
+    ///
+    /// # Panics
+    /// The index is out of bounds, or the text is no valid id.
+    pub fn order_id(&self, index: usize) -> OrderId {
+        OrderId::new(self.get(index)).expect("only valid ids are added")
+    }
+
+    /// Builds an index of the texts.
+    pub fn index(&self) -> IdIndex<'_> {
+        IdIndex::new(self)
+    }
+
     /// Returns the range of a text in `all`.
     fn range(&self, index: usize) -> Range<usize> {
         let begin = match index {
@@ -57,60 +70,17 @@ impl StringArena {
         begin..self.ends[index]
     }
 
-    fn get(&self, index: usize) -> &str {
+    /// Returns the text at an index, as it was added.
+    ///
+    /// # Panics
+    /// The index is out of bounds.
+    pub fn get(&self, index: usize) -> &str {
         &self.all[self.range(index)]
     }
 
     /// Like `get`, without a check for the boundaries of characters.
     fn bytes(&self, index: usize) -> &[u8] {
         &self.all.as_bytes()[self.range(index)]
-    }
-}
-
-/// Valid ids in one allocation, each identified by its index.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdArena(StringArena);
-
-impl IdArena {
-    /// Checks a text and adds it as the last id.
-    ///
-    /// # Errors
-    /// The first rule that the text breaks.
-    pub fn push(&mut self, text: &str) -> Result<(), IdError> {
-        OrderId::check(text)?;
-        self.0.push(text);
-        Ok(())
-    }
-
-    /// Returns the number of ids.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Returns whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Returns the id at an index, as it was given.
-    ///
-    /// # Panics
-    /// The index is out of bounds.
-    pub fn get(&self, index: usize) -> &str {
-        self.0.get(index)
-    }
-
-    /// Returns a copy of the id at an index.
-    ///
-    /// # Panics
-    /// The index is out of bounds.
-    pub fn order_id(&self, index: usize) -> OrderId {
-        OrderId::new(self.get(index)).expect("it was checked when it was added")
-    }
-
-    /// Builds an index of the ids.
-    pub fn index(&self) -> IdIndex<'_> {
-        IdIndex::new(&self.0)
     }
 }
 
@@ -180,10 +150,10 @@ mod tests {
 
     #[test]
     fn each_id_is_found_at_its_index_and_no_other_is() {
-        let mut ids = IdArena::default();
+        let mut ids = StringArena::default();
         assert_eq!(ids.index().find("a0"), None);
         for n in 0..1_000 {
-            ids.push(&format!("a{n}")).unwrap();
+            ids.push(&format!("a{n}"));
         }
         let by_id = ids.index();
         for index in 0..ids.len() {
@@ -205,10 +175,10 @@ mod tests {
 
     #[test]
     fn ids_whose_hashes_share_a_prefix_are_distinct() {
-        let (mut ids, mut wanted) = (IdArena::default(), StringArena::default());
+        let (mut ids, mut wanted) = (StringArena::default(), StringArena::default());
         // So many that some hundreds first meet another one.
         for n in 0..10_000 {
-            ids.push(&format!("a{n}")).unwrap();
+            ids.push(&format!("a{n}"));
             wanted.push(&format!("a{n}"));
             wanted.push(&format!("b{n}"));
         }
@@ -216,12 +186,5 @@ mod tests {
         ids.index()
             .lookup_batch(&wanted, |at, index| found.push((at, index)));
         assert!(found.into_iter().eq((0..10_000).map(|n| (2 * n, n))));
-    }
-
-    #[test]
-    fn an_invalid_id_is_not_added() {
-        let mut ids = IdArena::default();
-        assert_eq!(ids.push(" a"), Err(IdError::Space));
-        assert!(ids.is_empty());
     }
 }

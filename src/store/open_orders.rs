@@ -5,15 +5,15 @@
 //! whole.
 
 use crate::decide::{OpenOrder, Phase};
-use crate::id_arena::IdArena;
-use crate::order::{IdError, Timestamp};
+use crate::id_arena::StringArena;
+use crate::order::{IdError, OrderId, Timestamp};
 use crate::pace::PollTarget;
 
 /// Orders that are PROCESSING, or CREATED with a start of unknown outcome, addressed by index,
 /// oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOrders {
-    ids: IdArena,
+    ids: StringArena,
     targets: Vec<PollTarget>,
     notes: Vec<Notes>,
     /// Orders with more state than the compact form has room for, with their indexes.
@@ -43,8 +43,8 @@ impl OpenOrders {
         &self.targets
     }
 
-    /// Returns the ids, in order.
-    pub fn ids(&self) -> &IdArena {
+    /// Returns the ids, which are valid, in order.
+    pub fn ids(&self) -> &StringArena {
         &self.ids
     }
 
@@ -76,15 +76,16 @@ impl OpenOrders {
     pub fn chosen(&self, indexes: &[usize]) -> Self {
         let mut chosen = Self::default();
         for &index in indexes {
-            // Cannot fail: every id comes from an arena.
-            let _ = chosen.push(self.ids.get(index), self.order(index));
+            chosen.ids.push(self.ids.get(index));
+            chosen.push_order(self.order(index));
         }
         chosen
     }
 
     /// Appends the next order.
     pub(super) fn push(&mut self, id: &str, order: OpenOrder) -> Result<(), IdError> {
-        self.ids.push(id)?;
+        OrderId::check(id)?;
+        self.ids.push(id);
         self.push_order(order);
         Ok(())
     }
@@ -212,6 +213,7 @@ mod tests {
         for order in orders {
             list.push(&format!("a{}", order.seq), order).unwrap();
         }
+        assert_eq!(list.push(" a", runs(10)), Err(IdError::Space));
         assert!(list.orders().eq(orders));
         assert_eq!(list.others.len(), 6);
         let chosen = list.chosen(&[0, 4, 8]);
