@@ -41,7 +41,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use self::address::{PostgresUrl, PostgresUrlError};
-use self::connect::{Connector, Purpose};
+use self::connect::Connector;
 use self::error::Error;
 pub(super) use self::lead::LeaderLock;
 use self::lead::Standby;
@@ -54,6 +54,7 @@ use self::writer::Writer;
 use super::mode::Mode;
 use super::queries::{self, Read};
 use super::queue::Queue;
+use super::relocation::Purpose;
 use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
 use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
@@ -77,7 +78,10 @@ const LONG_READ_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time limit of attempts to reach the server while a program starts.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause before another attempt to connect.
+/// Time limit for an attempt on one connection, which is given up with it: its server may hang for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Pause before another attempt to connect, to read or to run a transaction.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Query for the first open orders after `$1`.

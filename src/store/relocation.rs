@@ -22,6 +22,14 @@ words! {
     }
 }
 
+/// Purpose that a database is opened for.
+pub(super) enum Purpose {
+    /// To use its orders.
+    Use,
+    /// To copy them, whether or not they have moved. The statements mark a database that is created.
+    Copy(Option<String>),
+}
+
 /// Completes a sentence that begins with the address of the database.
 impl fmt::Display for Relocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

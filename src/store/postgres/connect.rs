@@ -26,7 +26,7 @@ use super::settings::{self, NO_TIMEOUTS};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::OpenError;
 use crate::store::lines::BoxError;
-use crate::store::relocation::Relocation;
+use crate::store::relocation::{Purpose, Relocation};
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,14 +37,6 @@ const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 /// Interval between two searches for a newer primary. Until the next, a former primary that still runs may
 /// answer reads.
 const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Purpose that a database is opened for.
-pub(super) enum Purpose {
-    /// To use its orders.
-    Use,
-    /// To copy them, whether or not they have moved. The statements mark a database that is created.
-    Copy(Option<String>),
-}
 
 /// The way to new sessions on one database.
 pub(super) struct Connector {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
-use super::connect::{Connector, Purpose};
+use super::connect::Connector;
 use super::error::Error;
 use super::history::ORIGIN;
 use super::lines::LineSession;
@@ -15,7 +15,7 @@ use super::{PostgresUrl, prepare};
 use crate::store::OpenError;
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
-use crate::store::relocation::Relocation;
+use crate::store::relocation::{Purpose, Relocation};
 
 /// Settings of a session that copies: a transaction may wait for the other database.
 const SETTINGS: &str = "SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '60s'";

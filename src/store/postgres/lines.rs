@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::connect::{Connector, Purpose};
+use super::connect::Connector;
 use super::dialect::without_indexes;
 use super::error::Error;
 use super::session::Session;
@@ -17,6 +17,7 @@ use crate::order_details::OrderDetails;
 use crate::reconciler_state::ReconcilerState;
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
+use crate::store::relocation::Purpose;
 use crate::store::{Finding, OpenError, StoreError, queries};
 
 /// Number of bytes that are handed on at once.

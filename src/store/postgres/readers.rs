@@ -13,13 +13,11 @@ use super::error::Error;
 use super::lookups::LOOKUP_READERS;
 use super::session::Session;
 use super::{
-    Engine, Inner, LONG_READ_TIMEOUT, READ_TIMEOUT, RETRY_INTERVAL, SHARED_READERS, on_thread,
+    ATTEMPT_TIMEOUT, Engine, Inner, LONG_READ_TIMEOUT, READ_TIMEOUT, RETRY_INTERVAL,
+    SHARED_READERS, on_thread,
 };
 use crate::store::StoreError;
 use crate::store::queries::Read;
-
-/// Time limit for a read on one connection, which is given up with it: its server may hang for ever.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Engine {
     /// Runs a query: one of a single statement on a connection that other reads share.

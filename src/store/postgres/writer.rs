@@ -25,6 +25,7 @@ use super::heartbeat::add_heartbeats;
 use super::prune::PruneBatch;
 use super::row_work::RowWork;
 use super::session::{NUMBERING_LOCK, Session, Steps};
+use super::{ATTEMPT_TIMEOUT, RETRY_INTERVAL};
 use crate::clock::{Clock, SystemClock};
 use crate::messages::with_causes;
 use crate::store::StoreError;
@@ -34,12 +35,6 @@ use crate::store::writer_state::WriterState;
 
 /// Time limit of a batch that has begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
-
-/// Time limit for an attempt on one connection, which is given up with it: its server may hang for ever.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Pause before another attempt to connect, or to run a transaction.
-const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 const BEGIN: &str = "BEGIN";
 

@@ -2,20 +2,16 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::{Connection, params_from_iter};
 
 use super::file::{OpenedFile, QUEUE_LOCK, WRITE_LOCK, file_error, lock_file};
 use super::lead::LeaderLock;
-use super::open::{self, Purpose};
+use super::open::{self, BUSY_TIMEOUT};
 use crate::store::OpenError;
 use crate::store::copy::{Access, HISTORIES, Side, Table};
 use crate::store::lines::{BoxError, Lines, fields};
-use crate::store::relocation::Relocation;
-
-/// Maximum wait for programs that lock the file without taking our locks.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::store::relocation::{Purpose, Relocation};
 
 /// Page cache, in KiB: what a range of orders touches.
 const CACHE_KIB: i64 = 64 * 1024;
@@ -73,7 +69,7 @@ impl CopySide {
     /// Opens a file to copy into; a new one is marked from its first moment on.
     pub fn open_target(path: &Path, incomplete: &Relocation) -> Result<Self, OpenError> {
         let mark = relocate(Some(incomplete));
-        let side = Self::prepared(path, Purpose::Copy(Some(&mark)))?;
+        let side = Self::prepared(path, Purpose::Copy(Some(mark)))?;
         let set = side.db.pragma_update(None, "wal_autocheckpoint", LOG_PAGES);
         set.map_err(|error| file_error(&side.path, error))?;
         Ok(side)
@@ -92,7 +88,7 @@ impl CopySide {
         Ok(Self::new(db, path.to_owned(), None))
     }
 
-    fn prepared(path: &Path, purpose: Purpose<'_>) -> Result<Self, OpenError> {
+    fn prepared(path: &Path, purpose: Purpose) -> Result<Self, OpenError> {
         let (opened, db) = open::prepare(path, purpose)?;
         // Rows arrive in another order than that of their references.
         db.pragma_update(None, "foreign_keys", false)

@@ -21,7 +21,7 @@ use super::file::{
 };
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::lines::BoxError;
-use crate::store::relocation::Relocation;
+use crate::store::relocation::{Purpose, Relocation};
 use crate::store::{OpenError, OpenReason};
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
@@ -58,8 +58,8 @@ const READER_CACHE_KIB: i64 = 1024;
 /// not much more.
 const READ_ONLY_CACHE_KIB: i64 = 16 * 1024;
 
-/// Maximum wait of a reader for programs that lock the file without taking our locks.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum wait for programs that lock the file without taking our locks.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Capacity of a connection's prepared-statement cache: more than the number of distinct
 /// statements.
@@ -69,21 +69,12 @@ const STATEMENTS_KEPT: usize = 64;
 const READ_ONLY: OpenFlags =
     OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
-/// What a file is opened for.
-#[derive(Clone, Copy)]
-pub(super) enum Purpose<'a> {
-    /// To use its orders.
-    Use,
-    /// To copy them, whether or not they have moved. The statements mark a file that is created.
-    Copy(Option<&'a str>),
-}
-
 /// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
 /// different one than before. Returns the writing connection. Safe to call in several processes at
 /// once.
 pub(super) fn prepare(
     path: &Path,
-    purpose: Purpose<'_>,
+    purpose: Purpose,
 ) -> Result<(OpenedFile, Connection), OpenError> {
     let path = absolute(path)?;
     // A path that is still a symbolic link after resolution is dangling.
@@ -102,7 +93,7 @@ pub(super) fn prepare(
     let is_new = file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
-    let db = migrate(&path, database, purpose).map_err(|error| file_error(&path, error))?;
+    let db = migrate(&path, database, &purpose).map_err(|error| file_error(&path, error))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
     match (is_new, purpose) {
@@ -149,7 +140,7 @@ pub(super) fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockE
     }
 }
 
-fn migrate(path: &Path, file: Identity, purpose: Purpose<'_>) -> Result<Connection, BoxError> {
+fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection, BoxError> {
     let mut db = Connection::open_with_flags(path, existing())?;
     // The format is checked before anything in the file is changed.
     let format = format(&db)?;

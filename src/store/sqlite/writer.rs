@@ -3,7 +3,7 @@
 //! A change of an order and its journal entry, if it has one, are in the same transaction. The UPDATEs are
 //! in `store/update.rs`, the thread is in `writer_thread.rs`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rusqlite::types::Null;
 use rusqlite::{Connection, ToSql, params};
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::journal::journal;
 use super::log_rescue::LogRescue;
+use super::open::BUSY_TIMEOUT;
 use super::row_mapping::result;
 use super::write_error::{Failure, is_its_own_fault};
 use super::write_lock::WriteLock;
@@ -22,9 +23,6 @@ use crate::store::queue::Pending;
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
 use crate::store::{Creation, OrderChange, Recorded, StoreError, Transition};
-
-/// Maximum wait for programs that write without taking our locks.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The writing connection and its lock.
 pub(super) struct Committer {
