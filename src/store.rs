@@ -373,17 +373,6 @@ impl Store {
         Self { engine }
     }
 
-    /// Returns a handle whose subscriptions report this process' commits alone.
-    #[cfg(test)]
-    pub(crate) fn without_polls(&self) -> Self {
-        let engine = match &self.engine {
-            Engine::Sqlite(engine) => Engine::Sqlite(engine.without_polls()),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => Engine::Postgres(engine.without_polls()),
-        };
-        Self { engine }
-    }
-
     /// Returns the clock by which orders are dated.
     pub fn clock(&self) -> DatabaseClock {
         match &self.engine {
@@ -418,11 +407,5 @@ impl Store {
             #[cfg(feature = "postgres")]
             Engine::Postgres(engine) => engine.queue(),
         }
-    }
-
-    /// Runs SQL statements as one write of the queue.
-    #[cfg(test)]
-    async fn execute(&self, sql: String) -> Result<(), StoreError> {
-        self.queue().write(|reply| Write::Sql { sql, reply }).await
     }
 }

@@ -304,16 +304,6 @@ mod tests {
             }
         }
 
-        /// Creates and settles orders in the feed's own process, and does not poll for other
-        /// processes.
-        fn in_one_process() -> Self {
-            let fixture = Self::new();
-            Self {
-                feed: ChangeFeed::new(&fixture.other.without_polls()),
-                ..fixture
-            }
-        }
-
         async fn create(&self, id: &str) -> i64 {
             let id = OrderId::new(id).unwrap();
             match self.other.create(id, Timestamp(1)).await.unwrap() {
@@ -374,22 +364,6 @@ mod tests {
         assert!(other_waiter.woken.try_recv().is_err());
         fixture.settle(other).await;
         other_waiter.settled().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn in_one_process_waiters_are_woken_without_a_poll() {
-        let fixture = Fixture::in_one_process();
-        let mut subscription = fixture.feed.subscribe(Cursor::default());
-        for n in 0..20 {
-            let seq = fixture.create(&format!("a{n}")).await;
-            let newest = fixture.other.newest_event().await.unwrap();
-            let mut waiter = fixture.wait(seq, newest);
-            fixture.settle(seq).await;
-            waiter.settled().await;
-            while subscription.latest().last.seq < newest.seq + 2 {
-                subscription.changed().await;
-            }
-        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -103,8 +103,6 @@ const SIZE: &str = "SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint
 #[derive(Clone)]
 pub(super) struct Engine {
     inner: Arc<Inner>,
-    #[cfg(test)]
-    is_polling_off: bool,
 }
 
 struct Inner {
@@ -196,19 +194,7 @@ impl Engine {
             _stop: stop,
         });
         inner.answer_lookups(waiting);
-        Ok(Self {
-            inner,
-            #[cfg(test)]
-            is_polling_off: false,
-        })
-    }
-
-    #[cfg(test)]
-    pub fn without_polls(&self) -> Self {
-        Self {
-            is_polling_off: true,
-            ..self.clone()
-        }
+        Ok(Self { inner })
     }
 
     /// Returns the address, without a password.
@@ -271,11 +257,6 @@ impl Engine {
     /// Subscribes to the commits of this process and of others.
     pub fn changes(&self) -> Changes {
         let own = self.queue().commits();
-        #[cfg(test)]
-        if self.is_polling_off {
-            let others = Arc::default();
-            return Changes { own, others };
-        }
         let inner = &self.inner;
         let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
         Changes { own, others }

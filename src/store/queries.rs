@@ -463,7 +463,8 @@ mod tests {
              SELECT seq, seq, 0, 'created' FROM orders; \
              UPDATE pruned SET entries = 1, last_entry_seq = {count}"
         );
-        store.execute(fill).await.unwrap();
+        let db = rusqlite::Connection::open(store.address()).unwrap();
+        db.execute_batch(&fill).unwrap();
         let mut history = JournalStats::default();
         for _ in 0..2 {
             let counted = store.update_stats(&mut history, Timestamp(1));

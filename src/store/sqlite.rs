@@ -72,8 +72,6 @@ impl From<r2d2::Error> for StoreError {
 pub(super) struct Engine {
     inner: Arc<Inner>,
     reads: Reads,
-    #[cfg(test)]
-    is_polling_off: bool,
 }
 
 struct Inner {
@@ -100,8 +98,6 @@ impl Engine {
         Ok(Self {
             inner: Arc::new(inner),
             reads: Reads::Unlimited,
-            #[cfg(test)]
-            is_polling_off: false,
         })
     }
 
@@ -122,14 +118,6 @@ impl Engine {
     /// Waits until a read may be made on a runtime's worker thread. It is held until the read ends.
     pub async fn permit(&self) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
         self.reads.permit().await
-    }
-
-    #[cfg(test)]
-    pub fn without_polls(&self) -> Self {
-        Self {
-            is_polling_off: true,
-            ..self.clone()
-        }
     }
 
     pub fn address(&self) -> &str {

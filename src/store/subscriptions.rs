@@ -82,13 +82,20 @@ mod tests {
         store.create(id, Timestamp(1)).await.unwrap();
     }
 
+    /// Returns a subscription to the commits of this process alone.
+    fn unpolled(store: &Store) -> Changes {
+        Changes {
+            own: store.queue().commits(),
+            others: Arc::default(),
+        }
+    }
+
     #[tokio::test]
     async fn a_receiver_is_woken_after_some_time_also_if_no_commit_was_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let store = Store::open(&path, Mode::Threaded).unwrap();
-        let mut changes = store.without_polls().changes().unwrap();
-        changes.next().await;
+        unpolled(&store).next().await;
     }
 
     #[tokio::test]
@@ -97,7 +104,10 @@ mod tests {
         let path = DatabaseUrl::from(folder.path().join("orders.db"));
         let [store, other] = [(), ()].map(|()| Store::open(&path, Mode::Threaded).unwrap());
         create(&store, "before").await;
-        let mut new_orders = store.without_polls().new_orders().await.unwrap();
+        let mut new_orders = NewOrders {
+            changes: unpolled(&store),
+            ..store.new_orders().await.unwrap()
+        };
         let mut polled = store.new_orders().await.unwrap();
         assert!(new_orders.next().now_or_never().is_none());
         create(&store, "a1").await;

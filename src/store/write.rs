@@ -55,9 +55,6 @@ pub(super) enum Write {
     Probe { now: Timestamp, reply: Reply<()> },
     /// Changes nothing. The writer checks its files and checkpoints the log, as at any commit.
     CheckFiles { reply: Reply<()> },
-    /// Runs SQL statements, for tests.
-    #[cfg(test)]
-    Sql { sql: String, reply: Reply<()> },
 }
 
 impl Write {
@@ -83,8 +80,6 @@ impl Write {
             | Self::ClampTimes { reply, .. }
             | Self::Probe { reply, .. }
             | Self::CheckFiles { reply } => reply.finish(result),
-            #[cfg(test)]
-            Self::Sql { reply, .. } => reply.finish(result),
         }
     }
 }

@@ -123,8 +123,6 @@ impl Batch {
                 | Write::ClampTimes { reply, .. }
                 | Write::Probe { reply, .. }
                 | Write::CheckFiles { reply } => reply.keep(()),
-                #[cfg(test)]
-                Write::Sql { reply, .. } => reply.keep(()),
                 Write::Create { .. }
                 | Write::Resolve { .. }
                 | Write::Lead { .. }
@@ -213,8 +211,6 @@ fn sets_last_batch(write: &Write) -> bool {
         Write::Record { .. } | Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. } => {
             true
         }
-        #[cfg(test)]
-        Write::Sql { .. } => true,
         Write::Create { .. }
         | Write::Heartbeat { .. }
         | Write::ClampTimes { .. }

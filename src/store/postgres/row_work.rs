@@ -64,10 +64,6 @@ impl RowWork {
                     let sql = CLAMP_TIMES.replace("seq = ?1", "seq = ANY (?1)");
                     steps.add(sql, values);
                 }
-                #[cfg(test)]
-                Write::Sql { sql, .. } => {
-                    steps.add(sql.clone(), vec![]);
-                }
                 _ => {}
             }
         }

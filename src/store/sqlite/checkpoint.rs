@@ -214,19 +214,23 @@ mod tests {
     use std::sync::Barrier;
 
     use super::*;
+    use crate::order::Timestamp;
     use crate::store::{DatabaseUrl, Mode, Store};
 
     /// Minimum number of pages that one test commit adds to the log.
     const WRITTEN: i64 = 256;
 
     /// Writes, and returns the number of frames in the log afterwards.
-    async fn write(store: &Store, reader: &Connection) -> i64 {
+    async fn write(store: &Store, observer: &Connection) -> i64 {
         let bytes = WRITTEN * 4096;
-        let sql = format!(
-            "CREATE TABLE IF NOT EXISTS much (what BLOB); INSERT INTO much VALUES (zeroblob({bytes}))"
+        let enlarge = format!(
+            "CREATE TABLE IF NOT EXISTS much (what BLOB); \
+             CREATE TRIGGER IF NOT EXISTS enlarge AFTER INSERT ON write_probe \
+             BEGIN INSERT INTO much VALUES (zeroblob({bytes})); END"
         );
-        store.execute(sql).await.unwrap();
-        Log::after(reader, STATE).unwrap().frames
+        observer.execute_batch(&enlarge).unwrap();
+        store.probe(Timestamp(1)).await.unwrap();
+        Log::after(observer, STATE).unwrap().frames
     }
 
     /// Writes until the log restarts, and returns the greatest number of frames before that.

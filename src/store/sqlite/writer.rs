@@ -164,8 +164,6 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
         } => reply.keep(prune::prune(db, seqs, *settled_before, *now)?),
         Write::Probe { now, reply } => reply.keep(probe(db, *now)?),
         Write::CheckFiles { reply } => reply.keep(()),
-        #[cfg(test)]
-        Write::Sql { sql, reply } => reply.keep(db.execute_batch(sql)?),
     }
     Ok(())
 }

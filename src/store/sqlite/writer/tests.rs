@@ -75,14 +75,13 @@ async fn a_program_that_ends_leaves_everything_in_the_file_itself() {
 #[tokio::test]
 async fn one_bad_row_does_not_fail_the_others_of_its_batch() {
     let bench = Bench::new();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON orders WHEN NEW.id = 'bad' \
+                  BEGIN SELECT RAISE(ABORT, 'a bad row'); END";
+    let db = Connection::open(bench.store.address()).unwrap();
+    db.execute_batch(refuse).unwrap();
     bench.other.lock().unwrap();
     let good = bench.create("a1");
-    let store = bench.store.clone();
-    let bad = tokio::spawn(async move {
-        let insert = "INSERT INTO orders (id, status, created_at, updated_at) \
-                      VALUES ('bad', 'LOST', 0, 0)";
-        store.execute(insert.to_owned()).await
-    });
+    let bad = bench.create("bad");
     let twice = [bench.create("a2"), bench.create("a2")];
     tokio::time::sleep(Duration::from_millis(50)).await;
     bench.other.unlock().unwrap();
