@@ -31,8 +31,7 @@ use crate::upstream::UpstreamUrl;
 /// Default log levels: the transitions of each order instead of reports of passes, and nothing that the
 /// banner repeats.
 pub const LOG_DEFAULT: &str = "order_service=info,order_service::orders=debug,\
-                               order_service::pass=warn,order_service::store=error,\
-                               rustls_platform_verifier=off";
+                               order_service::pass=warn,order_service::store=error";
 
 /// Runs everything until a signal, and prints the account.
 pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {

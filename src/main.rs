@@ -14,7 +14,7 @@ use order_service::{dev, health, server, service, simulator};
 use tokio::net::TcpListener;
 
 /// Default log levels of the commands that print a result of their own.
-const OPERATOR_LOG_DEFAULT: &str = "order_service=warn,rustls_platform_verifier=off";
+const OPERATOR_LOG_DEFAULT: &str = "order_service=warn";
 
 fn main() -> ExitCode {
     let config::OrderService { log, command } = config::order_service();

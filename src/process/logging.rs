@@ -31,9 +31,8 @@ pub enum LineStyle {
     Plain,
 }
 
-/// Default levels. The certificate verifier's own lines are off: its errors are returned to the caller, which
-/// logs them.
-pub const LOG_DEFAULT: &str = "order_service=info,rustls_platform_verifier=off";
+/// Default levels.
+pub const LOG_DEFAULT: &str = "order_service=info";
 
 /// The parts of the program that log, each with the target `order_service::PART`.
 pub const LOG_PARTS: [&str; 12] = [
@@ -52,7 +51,7 @@ pub const LOG_PARTS: [&str; 12] = [
 ];
 
 /// Sets up the log on standard error, at the levels of `RUST_LOG`, or of `default` if that sets none for this
-/// program.
+/// program. Warnings are logged unless a level for them is set.
 ///
 /// # Errors
 /// `RUST_LOG` is invalid. The levels are then those of `default`.
@@ -65,10 +64,11 @@ pub fn log_to_stderr(
     let filters = filters.to_string_lossy();
     let is_for_us = sets_own_level(&filters);
     let mut builder = env_logger::Builder::new();
+    builder.filter_level(LevelFilter::Warn);
+    // Its errors are returned to the caller, which logs them.
+    builder.filter_module("rustls_platform_verifier", LevelFilter::Off);
     if !matches!(is_for_us, Ok(true)) {
-        builder
-            .filter_level(LevelFilter::Warn)
-            .parse_filters(default);
+        builder.parse_filters(default);
     }
     if is_for_us.is_ok() {
         builder.parse_filters(&filters);
@@ -124,38 +124,31 @@ pub fn log_to_stderr(
 /// read the same variable.
 fn sets_own_level(filters: &str) -> Result<bool, String> {
     const OWN_NAME: &str = "order_service";
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
-    let (directives, text) = filters.split_once('/').unwrap_or((filters, ""));
-    if text.contains('/') {
-        return Err(format!("{filters:?} has more than one \"/\""));
+    let expected =
+        "expected off, error, warn, info, debug or trace, or TARGET=LEVEL, and one \"/\" at most";
+    let parsed = env_filter::Builder::new().try_parse(filters).map(drop);
+    parsed.map_err(|error| format!("{error}; {expected}"))?;
+    let directives = filters.split('/').next().unwrap_or_default().split(',');
+    let mut names =
+        directives.map(|directive| directive.split('=').next().unwrap_or(directive).trim());
+    let is_own = |name: &str| match name.strip_prefix(OWN_NAME) {
+        Some("") => true,
+        Some(part) => LOG_PARTS
+            .iter()
+            .any(|known| part.split("::").nth(1) == Some(known)),
+        None => false,
+    };
+    // A name like this program's is most likely misspelled.
+    if let Some(name) = names
+        .clone()
+        .find(|name| name.starts_with("order") && !is_own(name))
+    {
+        return Err(format!(
+            "nothing logs as {name:?}; expected {OWN_NAME}, or {OWN_NAME}:: and one of {}",
+            LOG_PARTS.join(", ")
+        ));
     }
-    let mut sets_own_level = false;
-    for directive in directives.split(',').map(str::trim) {
-        let (name, level) = directive.split_once('=').unwrap_or((directive, ""));
-        let level = level.trim();
-        if !level.is_empty() && !is_level(level) {
-            return Err(format!(
-                "unknown level {level:?}; expected off, error, warn, info, debug or trace"
-            ));
-        }
-        let part = name
-            .strip_prefix(OWN_NAME)
-            .and_then(|rest| rest.strip_prefix("::"));
-        let part = part.map(|path| path.split("::").next().unwrap_or(path));
-        let is_known = match part {
-            Some(part) => LOG_PARTS.contains(&part),
-            None => name == OWN_NAME,
-        };
-        // A name like this program's is most likely misspelled.
-        if name.starts_with("order") && !is_known {
-            return Err(format!(
-                "nothing logs as {name:?}; expected {OWN_NAME}, or {OWN_NAME}:: and one of {}",
-                LOG_PARTS.join(", ")
-            ));
-        }
-        sets_own_level |= is_known || is_level(directive);
-    }
-    Ok(sets_own_level)
+    Ok(names.any(|name| is_own(name) || name.parse::<LevelFilter>().is_ok()))
 }
 
 #[derive(Serialize)]

@@ -60,10 +60,11 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
         Some(_) => return Err(refused("not a JSON object")),
     }
     let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));
-    let order: NewOrder<'_> = serde_json::from_str(text).map_err(|error| match error.is_data() {
-        true => wrong("is there twice; send it once"),
-        false => refused(&format!("not valid JSON: {error}")),
-    })?;
+    let order: NewOrder<'_> =
+        serde_json::from_str(text).map_err(|error| match error.is_data() {
+            true => wrong("is there twice; send it once"),
+            false => refused(&format!("not valid JSON: {error}")),
+        })?;
     let Some(id) = order.id else {
         return Err(wrong(
             "is missing or null; send an object such as {\"id\":\"a1\"}",
