@@ -5,12 +5,12 @@
 //! from the journal (`journal_stats`).
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::histogram::Histogram;
+use crate::order::words;
 use crate::upstream::{Cause, Failure};
 
 /// Bounds of the durations of requests to the upstream and of passes, in milliseconds: from a service on
@@ -19,46 +19,52 @@ pub const DURATION_BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 120_000, 600_000,
 ];
 
-/// The kind of a request to the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UpstreamRequest {
-    /// A start.
-    Start,
-    /// A look-up of one process.
-    LookUp,
-    /// The list of all processes.
-    List,
+words! {
+    /// The kind of a request to the upstream.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum UpstreamRequest {
+        /// A start.
+        Start = "start",
+        /// A look-up of one process.
+        LookUp = "look_up",
+        /// The list of all processes.
+        List = "list",
+    }
 }
 
-/// The class of the answer to a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AnswerClass {
-    /// A usable answer: the start was accepted, or the poll succeeded.
-    Ok,
-    /// The start was refused.
-    Refused,
-    /// The upstream is overloaded: 429, 503, or no answer in time.
-    Overload,
-    /// The upstream cannot be reached, or denies access.
-    Unavailable,
-    /// The start may have taken effect or not.
-    Ambiguous,
-    /// The answer to the poll cannot be used.
-    Unusable,
+words! {
+    /// The class of the answer to a request.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum AnswerClass {
+        /// A usable answer: the start was accepted, or the poll succeeded.
+        Ok = "ok",
+        /// The start was refused.
+        Refused = "refused",
+        /// The upstream is overloaded: 429, 503, or no answer in time.
+        Overload = "overload",
+        /// The upstream cannot be reached, or denies access.
+        Unavailable = "unavailable",
+        /// The start may have taken effect or not.
+        Ambiguous = "ambiguous",
+        /// The answer to the poll cannot be used.
+        Unusable = "unusable",
+    }
 }
 
-/// The outcome of a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PassOutcome {
-    /// Everything that was due was done.
-    Ok,
-    /// The upstream gave no usable answer.
-    Unreachable,
-    /// The database could not be read or written.
-    Failed,
+words! {
+    /// The outcome of a pass.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum PassOutcome {
+        /// Everything that was due was done.
+        Ok = "ok",
+        /// The upstream gave no usable answer.
+        Unreachable = "unreachable",
+        /// The database could not be read or written.
+        Failed = "failed",
+    }
 }
 
 impl AnswerClass {
@@ -77,27 +83,19 @@ impl AnswerClass {
     }
 }
 
-/// Displays words as in JSON, for the labels of metrics.
-macro_rules! display {
-    ($($word:ty),*) => {
-        $(impl fmt::Display for $word {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.serialize(f)
-            }
-        })*
-    };
-}
-display!(UpstreamRequest, AnswerClass, PassOutcome);
-
 /// The counters of all reconcilers on a database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReconcilerMetrics {
-    leaderships: u64,
-    passes: BTreeMap<PassOutcome, Histogram>,
+    /// Number of times that a reconciler became leader.
+    pub leaderships: u64,
+    /// Durations of passes by outcome, in milliseconds.
+    pub passes: BTreeMap<PassOutcome, Histogram>,
     requests: BTreeMap<UpstreamRequest, BTreeMap<AnswerClass, Histogram>>,
-    starts: u64,
-    repeated_starts: u64,
+    /// Number of starts sent.
+    pub starts: u64,
+    /// Number of starts sent for an order of which an earlier one may have taken effect.
+    pub repeated_starts: u64,
 }
 
 impl ReconcilerMetrics {
@@ -125,34 +123,12 @@ impl ReconcilerMetrics {
         self.repeated_starts += u64::from(is_repeated);
     }
 
-    /// Returns how often a reconciler became leader.
-    pub fn leaderships(&self) -> u64 {
-        self.leaderships
-    }
-
-    /// Returns the durations of passes by outcome, in milliseconds.
-    pub fn passes(&self) -> impl Iterator<Item = (PassOutcome, &Histogram)> {
-        self.passes
-            .iter()
-            .map(|(outcome, passes)| (*outcome, passes))
-    }
-
     /// Returns the durations of requests to the upstream by kind and class of answer, in milliseconds.
     pub fn requests(&self) -> impl Iterator<Item = (UpstreamRequest, AnswerClass, &Histogram)> {
         self.requests.iter().flat_map(|(request, answers)| {
             let answers = answers.iter();
             answers.map(|(answer, requests)| (*request, *answer, requests))
         })
-    }
-
-    /// Returns the number of starts sent.
-    pub fn starts_sent(&self) -> u64 {
-        self.starts
-    }
-
-    /// Returns the number of starts sent for an order of which an earlier one may have taken effect.
-    pub fn repeated_starts_sent(&self) -> u64 {
-        self.repeated_starts
     }
 }
 
@@ -177,7 +153,7 @@ mod tests {
         again.on_request(UpstreamRequest::LookUp, AnswerClass::Ok, Duration::ZERO);
         again.on_request(UpstreamRequest::Start, AnswerClass::Refused, Duration::ZERO);
         again.on_start_sent(true);
-        assert_eq!((again.starts_sent(), again.repeated_starts_sent()), (2, 1));
+        assert_eq!((again.starts, again.repeated_starts), (2, 1));
         let requests = again.requests();
         let counts: Vec<_> = requests
             .map(|(request, answer, took)| (request, answer, took.len()))
@@ -192,7 +168,7 @@ mod tests {
     #[test]
     fn unknown_counters_of_another_version_are_ignored() {
         let metrics: ReconcilerMetrics = serde_json::from_str(r#"{"starts":3,"naps":7}"#).unwrap();
-        assert_eq!(metrics.starts_sent(), 3);
+        assert_eq!(metrics.starts, 3);
         assert_eq!(
             serde_json::from_str::<ReconcilerMetrics>("{}").unwrap(),
             ReconcilerMetrics::default()

@@ -155,20 +155,14 @@ fn reconciler(metrics: &mut Exposition, heartbeat: &ReconcilerState, is_overdue:
     let counters = &heartbeat.metrics;
     metrics.one(&table::RECONCILER_OVERDUE, Some(f64::from(is_overdue)));
     metrics.timestamp(&table::RECONCILER_LEADER_SINCE, heartbeat.leader_since);
-    metrics.add(
-        &table::RECONCILER_LEADERSHIPS,
-        count(counters.leaderships()),
-    );
+    metrics.add(&table::RECONCILER_LEADERSHIPS, count(counters.leaderships));
     metrics.timestamp(&table::RECONCILER_LAST_PASS, heartbeat.last_pass_at);
     metrics.timestamp(&table::RECONCILER_LAST_SEEN, heartbeat.last_observed_at);
-    let passes = counters.passes();
+    let passes = counters.passes.iter();
     let passes = passes.map(|(ended, took)| ([ended], ms(took, &DURATION_BOUNDS_MS)));
     metrics.add(&table::RECONCILER_PASS_DURATION, passes);
-    metrics.add(&table::STARTS, count(counters.starts_sent()));
-    metrics.add(
-        &table::REPEATED_STARTS,
-        count(counters.repeated_starts_sent()),
-    );
+    metrics.add(&table::STARTS, count(counters.starts));
+    metrics.add(&table::REPEATED_STARTS, count(counters.repeated_starts));
 }
 
 /// Adds the upstream's metrics, as the reconciler reports them.
