@@ -26,15 +26,6 @@ pub enum Occasion {
     Refusal,
 }
 
-/// The moment of a decision, and what is the same for all orders of a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PassContext {
-    /// The current moment.
-    pub now: Timestamp,
-    /// Moment at which the upstream was last found to have forgotten a process.
-    pub process_forgotten_at: Option<Timestamp>,
-}
-
 /// The action for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -69,16 +60,16 @@ pub fn decide(
     occasion: Occasion,
     observation: Option<&Observation>,
     policy: &Policy,
-    context: PassContext,
+    now: Timestamp,
 ) -> Action {
     use Phase::{Created, Processing};
     let Some(observation) = observation else {
         return match (order.phase, order.intent, occasion) {
             // Without an intent there is no start of ours that may have taken effect, so nothing needs to
             // be observed first: the upstream refuses a second process.
-            (Created, None, _) => start(order, policy, context),
+            (Created, None, _) => start(order, policy, now),
             // The observation that put it into the queue has shown that its earlier start had no effect.
-            (Created, Some(_), Occasion::Dequeue) => start(order, policy, context),
+            (Created, Some(_), Occasion::Dequeue) => start(order, policy, now),
             // Its process may be there again meanwhile.
             (Processing { .. }, _, Occasion::Dequeue) => Action::LookUp,
             _ => Action::Wait,
@@ -112,7 +103,7 @@ pub fn decide(
         (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
             Action::Flag(Reason::StartRefused)
         }
-        (Created, _, Observed::Absent) => start(order, policy, context),
+        (Created, _, Observed::Absent) => start(order, policy, now),
 
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
@@ -124,11 +115,11 @@ pub fn decide(
             }
         }
         (Processing { .. }, None, Observed::Unrecognised(_)) => {
-            flag(order, Reason::UnknownStatus, context.now)
+            flag(order, Reason::UnknownStatus, now)
         }
 
         // A start that was sent after an earlier process was forgotten has had no effect.
-        (Processing { .. }, Some(_), Observed::Absent) => on_process_lost(order, policy, context),
+        (Processing { .. }, Some(_), Observed::Absent) => on_process_lost(order, policy, now),
         // So soon after the process was confirmed, an answer may not show it yet.
         (Processing { .. }, None, Observed::Absent)
             if !order.is_missing_in(observation, policy) =>
@@ -138,10 +129,10 @@ pub fn decide(
         // One absence may be a transient error; two in two passes are not, nor one among many.
         (Processing { missed_at, .. }, None, Observed::Absent) => match missed_at {
             // An earlier absence has put the order into the queue.
-            _ if occasion == Occasion::Dequeue => on_process_lost(order, policy, context),
+            _ if occasion == Occasion::Dequeue => on_process_lost(order, policy, now),
             None if occasion == Occasion::Poll => Action::MarkMissing,
             Some(missed_at) if missed_at >= observation.began_at => Action::Wait,
-            _ => on_process_lost(order, policy, context),
+            _ => on_process_lost(order, policy, now),
         },
     }
 }
@@ -169,12 +160,12 @@ fn on_outcome(
 
 /// Returns the action for an order without a process: to start it, unless it was started as often as is
 /// allowed, or its backoff lasts.
-fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
-    let cleared = u32::from(order.is_intent_cleared(policy, context));
+fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
+    let cleared = u32::from(order.is_intent_cleared(policy));
     let starts = order.starts.saturating_sub(cleared);
     if starts >= policy.max_starts && !order.restart_requested {
-        flag(order, Reason::MaxStarts, context.now)
-    } else if order.is_due(context.now) {
+        flag(order, Reason::MaxStarts, now)
+    } else if order.is_due(now) {
         Action::Start
     } else {
         Action::Wait
@@ -182,12 +173,12 @@ fn start(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
 }
 
 /// Returns the action for an order whose process was forgotten, by the policy.
-fn on_process_lost(order: &OpenOrder, policy: &Policy, context: PassContext) -> Action {
+fn on_process_lost(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
     match policy.lost_process {
-        _ if order.restart_requested => start(order, policy, context),
-        LostProcess::Restart => start(order, policy, context),
+        _ if order.restart_requested => start(order, policy, now),
+        LostProcess::Restart => start(order, policy, now),
         LostProcess::Fail if order.is_observed => Action::Fail,
-        LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, context.now),
+        LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, now),
     }
 }
 

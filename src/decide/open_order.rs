@@ -1,6 +1,6 @@
 //! An open order, as far as decisions depend on it, and an observation of its process.
 
-use super::{PassContext, Policy};
+use super::Policy;
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::StartClass;
 
@@ -96,9 +96,9 @@ impl OpenOrder {
     /// after a server error. An intent without an answer remains counted, and so does one of an earlier
     /// incarnation of the upstream, which the absence does not concern, and any if only one start is
     /// allowed.
-    pub fn is_intent_cleared(&self, policy: &Policy, context: PassContext) -> bool {
+    pub fn is_intent_cleared(&self, policy: &Policy) -> bool {
         self.intent.is_some_and(|intent| {
-            let is_current = context
+            let is_current = policy
                 .process_forgotten_at
                 .is_none_or(|at| at < intent.written_at);
             let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);

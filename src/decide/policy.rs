@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::order::{Timestamp, words};
 
-/// The settings that a decision depends on.
+/// The settings that a decision depends on, and what else is the same for all orders of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Timeout of a request to the upstream.
@@ -16,6 +16,8 @@ pub struct Policy {
     /// Beginning of this run: the program was started, the clock was set, or a pass failed. A request of
     /// an earlier run may have been sent, and given up, just before.
     pub run_began_at: Timestamp,
+    /// Moment at which the upstream was last found to have forgotten a process.
+    pub process_forgotten_at: Option<Timestamp>,
 }
 
 words! {

@@ -9,12 +9,9 @@ pub(super) const POLICY: Policy = Policy {
     max_starts: 5,
     lost_process: LostProcess::Restart,
     run_began_at: Timestamp(0),
-};
-pub(super) const NOW: Timestamp = Timestamp(1_000_000);
-const CONTEXT: PassContext = PassContext {
-    now: NOW,
     process_forgotten_at: None,
 };
+pub(super) const NOW: Timestamp = Timestamp(1_000_000);
 
 pub(super) fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
     OpenOrder {
@@ -60,7 +57,7 @@ pub(super) fn choose(
         observed,
         began_at: NOW,
     });
-    decide(order, occasion, observation.as_ref(), policy, CONTEXT)
+    decide(order, occasion, observation.as_ref(), policy, NOW)
 }
 
 pub(super) fn check(order: &OpenOrder, observed: impl Into<Option<Observed>>, expected: Action) {
@@ -283,7 +280,7 @@ fn after_a_refusal_the_observation_decides() {
 
 #[test]
 fn at_the_head_of_the_queue_an_order_is_started_unless_it_had_a_process() {
-    let at_head = |order: &OpenOrder| decide(order, Occasion::Dequeue, None, &POLICY, CONTEXT);
+    let at_head = |order: &OpenOrder| decide(order, Occasion::Dequeue, None, &POLICY, NOW);
     let expired = intent(Some(NOW.0 - 5_000), None);
     assert_eq!(at_head(&order(Phase::Created, None)), Action::Start);
     assert_eq!(at_head(&order(Phase::Created, expired)), Action::Start);
@@ -357,15 +354,12 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
         order.starts = max_starts - u32::from(!order.is_intent_counted());
         let policy = Policy {
             max_starts,
-            ..POLICY
-        };
-        let context = PassContext {
             process_forgotten_at: process_forgotten_at.map(Timestamp),
-            ..CONTEXT
+            ..POLICY
         };
         let is_counted = answer.is_none_or(|answer| answer >= 500);
         assert_eq!(order.is_intent_counted(), is_counted);
-        decide(&order, Occasion::Poll, Some(&observation), &policy, context)
+        decide(&order, Occasion::Poll, Some(&observation), &policy, NOW)
     };
     let held = Action::Flag(Reason::MaxStarts);
     for answer in [500, 502, 503, 504, 520, 599] {

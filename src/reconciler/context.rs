@@ -7,7 +7,7 @@ use super::effects::Decision;
 use super::metered::MeteredUpstream;
 use super::{Report, Settings, Trace, order_log};
 use crate::clock::SteadyClock;
-use crate::decide::{Observation, Occasion, OpenOrder, PassContext, Policy, decide};
+use crate::decide::{Observation, Occasion, OpenOrder, Policy, decide};
 use crate::order::Timestamp;
 use crate::store::{Leadership, OrderChange, Recorded, StartCandidate, Store, StoreError};
 
@@ -55,25 +55,18 @@ impl<U, C> Context<U, C> {
         observation: Option<&'a Observation>,
         now: Timestamp,
     ) -> Decision<'a> {
-        let (policy, at) = (self.policy(), self.pass_context(now));
+        let policy = self.policy();
         let decision = Decision {
             order,
             occasion,
             observation,
-            action: decide(order, occasion, observation, &policy, at),
-            is_intent_cleared: order.is_intent_cleared(&policy, at),
+            action: decide(order, occasion, observation, &policy, now),
+            is_intent_cleared: order.is_intent_cleared(&policy),
         };
         if let Some(hook) = &self.hook {
             hook(Trace::Decided(&decision));
         }
         decision
-    }
-
-    fn pass_context(&self, now: Timestamp) -> PassContext {
-        PassContext {
-            now,
-            process_forgotten_at: self.process_forgotten_at.get(),
-        }
     }
 
     /// Records changes in one transaction, counts them, and logs those that took effect.
@@ -108,6 +101,7 @@ impl<U, C> Context<U, C> {
             max_starts: self.settings.max_starts,
             lost_process: self.settings.lost_process,
             run_began_at: self.run_began_at.get(),
+            process_forgotten_at: self.process_forgotten_at.get(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use order_service::clock::{Clock, ManualClock};
 use order_service::decide::{
-    Intent, LostProcess, Observation, Occasion, OpenOrder, PassContext, Phase, Policy, decide,
+    Intent, LostProcess, Observation, Occasion, OpenOrder, Phase, Policy, decide,
 };
 use order_service::order::{Observed, OrderId, Outcome, Timestamp};
 use order_service::process::Stop;
@@ -41,6 +41,7 @@ const POLICY: Policy = Policy {
     max_starts: 5,
     lost_process: LostProcess::Restart,
     run_began_at: Timestamp(0),
+    process_forgotten_at: None,
 };
 
 /// Time between passes, long enough that every order is due in each.
@@ -83,10 +84,7 @@ pub(super) fn decide_all(_iterations: usize) -> Iteration {
                         Occasion::Poll,
                         Some(black_box(observation)),
                         &POLICY,
-                        PassContext {
-                            now: NOW,
-                            process_forgotten_at: None,
-                        },
+                        NOW,
                     ));
                 }
             }
