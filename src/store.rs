@@ -81,6 +81,18 @@ pub struct Store {
     engine: Engine,
 }
 
+/// Calls the method of this name of an engine.
+macro_rules! call {
+    ($self:ident.$engine:tt.$method:ident($($argument:expr),*) $($await:tt)*) => {
+        match &$self.$engine {
+            Engine::Sqlite(engine) => engine.$method($($argument),*) $($await)*,
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(engine) => engine.$method($($argument),*) $($await)*,
+        }
+    };
+}
+use call;
+
 /// Calls the method of this name of a store's engine. Reads of SQLite are ready at once, or as soon as
 /// one may be made on a runtime's worker thread.
 macro_rules! read {
@@ -144,11 +156,7 @@ impl Store {
     /// Returns the address of the database: the absolute path of its file, or a URL without a
     /// password.
     pub fn address(&self) -> &str {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.address(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.address(),
-        }
+        call!(self.engine.address())
     }
 
     /// Creates an order, and returns once it is on disk.
@@ -287,11 +295,7 @@ impl Store {
 
     /// Returns a description of the database.
     pub async fn info(&self) -> DatabaseInfo {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.info(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.info().await,
-        }
+        call!(self.engine.info().await)
     }
 
     /// Checks that orders can be written, by writing a row.
@@ -304,12 +308,7 @@ impl Store {
     /// Checkpoints the write-ahead log into the database file, for a program that is shutting down.
     /// If that fails, the next program that opens the file does it.
     pub async fn checkpoint(&self) {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.checkpoint().await,
-            // What is committed is on the server.
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(_) => {}
-        }
+        call!(self.engine.checkpoint().await);
     }
 
     /// Returns a cursor at the newest event.
@@ -334,11 +333,7 @@ impl Store {
 
     /// Subscribes to changes of orders from now on, by this or any other process.
     pub fn changes(&self) -> Result<Changes, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.changes(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => Ok(engine.changes()),
-        }
+        call!(self.engine.changes())
     }
 
     /// Returns a handle on the same orders for reads that take microseconds, made on a runtime's worker
@@ -375,37 +370,21 @@ impl Store {
 
     /// Returns the clock by which orders are dated.
     pub fn clock(&self) -> DatabaseClock {
-        match &self.engine {
-            Engine::Sqlite(_) => DatabaseClock::default(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.clock(),
-        }
+        call!(self.engine.clock())
     }
 
     /// Returns what a commit has reached once it is acknowledged.
     pub fn durability(&self) -> Durability {
-        match &self.engine {
-            Engine::Sqlite(_) => Durability::Disk,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.durability(),
-        }
+        call!(self.engine.durability())
     }
 
     /// Waits until this program is too old for the database, because a later version has migrated it
     /// meanwhile. A file is not migrated while a program has it open.
     pub async fn outdated(&self) -> OpenError {
-        match &self.engine {
-            Engine::Sqlite(_) => std::future::pending().await,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.outdated().await,
-        }
+        call!(self.engine.outdated().await)
     }
 
     fn queue(&self) -> &Queue {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.queue(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.queue(),
-        }
+        call!(self.engine.queue())
     }
 }

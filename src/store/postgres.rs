@@ -255,11 +255,11 @@ impl Engine {
     }
 
     /// Subscribes to the commits of this process and of others.
-    pub fn changes(&self) -> Changes {
+    pub fn changes(&self) -> Result<Changes, StoreError> {
         let own = self.queue().commits();
         let inner = &self.inner;
         let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
-        Changes { own, others }
+        Ok(Changes { own, others })
     }
 
     pub fn clock(&self) -> DatabaseClock {
@@ -272,6 +272,9 @@ impl Engine {
             false => Durability::Disk,
         }
     }
+
+    /// Does nothing: what is committed is on the server.
+    pub async fn checkpoint(&self) {}
 
     pub async fn outdated(&self) -> OpenError {
         self.inner.connector.outdated().await

@@ -6,7 +6,7 @@ use super::lines::{BoxError, Lines};
 #[cfg(feature = "postgres")]
 use super::postgres::LineSession;
 use super::sqlite::ReadOnlyFile;
-use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError};
+use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError, call};
 use crate::clock::{Clock, SystemClock};
 use crate::order::{OrderId, Timestamp};
 use crate::order_details::OrderDetails;
@@ -43,11 +43,7 @@ impl ReadOnlyDatabase {
     /// Checks the invariants of the database, and reports violations through `on_finding`. Each check is one
     /// statement, and so one snapshot.
     pub fn check(&self, mut on_finding: impl FnMut(Finding)) {
-        match &self.0 {
-            Engine::Sqlite(file) => file.check(&mut on_finding),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.check(&mut on_finding),
-        }
+        call!(self.0.check(&mut on_finding));
     }
 
     /// Returns the number of orders and entries, from one snapshot.
@@ -83,11 +79,7 @@ impl ReadOnlyDatabase {
 
     /// Like [`Store::heartbeat`](super::Store::heartbeat).
     pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        match &self.0 {
-            Engine::Sqlite(file) => file.heartbeat(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.heartbeat(),
-        }
+        call!(self.0.heartbeat())
     }
 
     /// Like [`Store::details`](super::Store::details).
@@ -96,21 +88,13 @@ impl ReadOnlyDatabase {
         id: &OrderId,
         now: Timestamp,
     ) -> Result<Option<OrderDetails>, StoreError> {
-        match &self.0 {
-            Engine::Sqlite(file) => file.details(id, now),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.details(id, now),
-        }
+        call!(self.0.details(id, now))
     }
 
     /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
     /// its neighbours in sort order that share the first half of it.
     pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        let candidates = match &self.0 {
-            Engine::Sqlite(file) => file.neighbours(id)?,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(session) => session.neighbours(id)?,
-        };
+        let candidates = call!(self.0.neighbours(id))?;
         let id = id.as_str();
         let begins = id.chars().count().div_ceil(2);
         let begins: String = id.chars().take(begins).collect();

@@ -74,7 +74,7 @@ impl Store {
         let changes = match &self.engine {
             Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
             #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.changes(),
+            Engine::Postgres(engine) => engine.changes()?,
         };
         Ok(NewOrders {
             changes,

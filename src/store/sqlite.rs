@@ -53,6 +53,7 @@ use super::queue::Queue;
 use super::relocation::Purpose;
 use super::rows::order_view_of;
 use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
+use crate::clock::DatabaseClock;
 use crate::order::OrderId;
 
 impl From<rusqlite::Error> for StoreError {
@@ -156,12 +157,12 @@ impl Engine {
     }
 
     /// Returns a description of the database; the size of a missing file is 0.
-    pub fn info(&self) -> DatabaseInfo {
+    pub async fn info(&self) -> DatabaseInfo {
         let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
         let path = &self.inner.path;
         DatabaseInfo {
             engine: "sqlite",
-            durability: Durability::Disk,
+            durability: self.durability(),
             bytes: bytes(path),
             log_bytes: Some(bytes(&file::with_suffix(path, "-wal"))),
             reconnects: None,
@@ -175,6 +176,19 @@ impl Engine {
         if let Err(error) = self.inner.writer.checkpoint().await {
             log::debug!("the write-ahead log was not checkpointed: {error}");
         }
+    }
+
+    pub fn clock(&self) -> DatabaseClock {
+        DatabaseClock::default()
+    }
+
+    pub fn durability(&self) -> Durability {
+        Durability::Disk
+    }
+
+    /// Never returns: a file is not migrated while a program has it open.
+    pub async fn outdated(&self) -> OpenError {
+        std::future::pending().await
     }
 
     /// Runs a query, in one read transaction if it has several statements.
