@@ -228,9 +228,11 @@ async fn each_processing(store: &Store, mut on_order: impl FnMut(Order)) -> Resu
     Ok(())
 }
 
-/// Returns whether a PROCESSING order with this attention waits for an operator. A refused restart is retried.
+/// Returns whether a PROCESSING order with this attention waits for an operator. For other reasons than these
+/// it is tried again.
 fn is_held(attention: &Attention) -> bool {
-    attention.by == ResolvedBy::Operator && attention.reason != Reason::StartRefused
+    let is_waiting = matches!(attention.reason, Reason::ProcessLost | Reason::MaxStarts);
+    attention.by == ResolvedBy::Operator && is_waiting
 }
 
 fn disagrees(status: Status, observed: &Observed) -> bool {

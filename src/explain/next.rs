@@ -73,7 +73,7 @@ impl OrderDetails {
                 self.after_loss(open, now)
             }
             (Phase::Processing { .. }, None, Some(_)) => vec![format!(
-                "It is polled again{}, without an operator.",
+                "It is polled again{}.",
                 self.attempt_time(open, now)
             )],
             (Phase::Processing { .. }, None, None) => vec![format!(

@@ -305,7 +305,11 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             "unknown process status \"PAUSED\"",
             1,
         ),
-        &["PAUSED", "RUNNING, SUCCEEDED and FAILED"],
+        &[
+            "PAUSED",
+            "RUNNING, SUCCEEDED and FAILED",
+            "It is polled again in 40 s (2026-11-22T10:00:40.000Z).",
+        ],
     );
     let held = troubled(processing(), ProcessLost, "forgotten", 1);
     check(

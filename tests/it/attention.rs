@@ -209,6 +209,11 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
     let refusals = |count| vec![flagged(Reason::StartRefused); count];
     order(&store, "four", refusals(4)).await;
     order(&store, "five", refusals(5)).await;
+    for (id, count) in [("odd-four", 4), ("odd-five", 5)] {
+        let mut steps = vec![flagged(Reason::UnknownStatus); count];
+        steps.insert(0, Transition::Adopted);
+        order(&store, id, steps).await;
+    }
     order(&store, "worn", vec![flagged(Reason::MaxStarts)]).await;
     let missed = || Transition::Missed { began_at: SINCE };
     order(&store, "missed", vec![Transition::Adopted, missed()]).await;
@@ -232,6 +237,8 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
         for (id, expected) in [
             ("four", "itself"),
             ("five", "operator"),
+            ("odd-four", "itself"),
+            ("odd-five", "operator"),
             ("worn", "operator"),
             ("missed", "itself"),
             ("missed-late", "itself"),
@@ -240,11 +247,11 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
             let found = by(&client, &api.url, id).await;
             assert_eq!(found, expected, "{id}, {policy:?}");
         }
-        assert_eq!(assert_filter_agrees(&client, &api.url).await, 6);
+        assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
         let stats = client.get(format!("{}/stats", api.url)).await.json();
         assert_eq!(stats["reconciler"]["policy"], policy.as_str());
-        let operator = 2 + u64::from(held == "operator");
-        let expected = json!({"operator": operator, "itself": 6 - operator});
+        let operator = 3 + u64::from(held == "operator");
+        let expected = json!({"operator": operator, "itself": 8 - operator});
         assert_eq!(stats["attention_by"], expected);
         let metrics = client.get(format!("{}/metrics", api.url)).await.body;
         let sample = format!(
@@ -261,6 +268,10 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
     for id in ["held", "worn", "five"] {
         assert_eq!(by(&client, &api.url, id).await, "itself", "{id}");
     }
+    // A restart that is refused as often needs an operator again.
+    let five = refusals(5).into_iter().map(|step| (2, step));
+    record(&store, five, SINCE).await;
+    assert_eq!(by(&client, &api.url, "five").await, "operator");
 }
 
 #[tokio::test(flavor = "multi_thread")]

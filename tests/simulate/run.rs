@@ -278,7 +278,8 @@ impl Run {
         let is_held = |order: &Order| {
             let attention = order.attention.as_ref();
             attention.is_some_and(|of| {
-                of.by == ResolvedBy::Operator && of.reason != Reason::StartRefused
+                of.by == ResolvedBy::Operator
+                    && matches!(of.reason, Reason::ProcessLost | Reason::MaxStarts)
             })
         };
         let pages = self.store.pages(open, Cursor::default(), 1_000);
