@@ -8,7 +8,7 @@ use warp::http::header::LOCATION;
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::order::{after_wait, response};
+use super::order::response;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json};
@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::store::{Creation, OrderView};
 
 impl Api {
-    /// `POST /order`: creates an order, and optionally waits until it is settled.
+    /// `POST /order`: creates an order, and optionally waits until it is settled, new or not.
     pub(super) async fn create<B: Buf>(
         &self,
         query: &str,
@@ -28,26 +28,22 @@ impl Api {
         let body = request::read_body(headers, body).await?;
         let id = request::new_order(&body)?;
         let clock = &self.store.clock();
-        let order = match self.store.create(id, clock.now()).await {
-            Ok(Creation::Created(order)) => order,
-            Ok(Creation::Exists(order)) => return Err(Problem::order_exists(order)),
-            Err(error) => return Err(store_problem(error)),
+        let created = self.store.create(id, clock.now()).await;
+        let (status, found) = match created.map_err(store_problem)? {
+            Creation::Created(order) => (StatusCode::CREATED, OrderView::new(order)),
+            Creation::Exists(order) => (StatusCode::CONFLICT, self.current(order).await),
         };
-        let location = json::location(&order.id);
-        let next_poll_at = None;
-        let created = OrderView {
-            order,
-            next_poll_at,
-        };
-        // The order exists, so the response is 201 even if waiting fails. Without a free slot the
+        // The order exists, so the status is the same even if waiting fails. Without a free slot the
         // request does not wait, and the response has no `Preference-Applied`.
-        let mut answer = match Wait::of(headers) {
-            None => response(StatusCode::CREATED, &created, clock),
-            Some(wait) => match self.settled_within(created.clone(), wait).await {
-                Ok(found) => after_wait(StatusCode::CREATED, &found, wait, clock),
-                Err(_) => response(StatusCode::CREATED, &created, clock),
-            },
+        let wait = Wait::of(headers);
+        let waited = match wait {
+            Some(wait) => self.settled_within(found.clone(), wait).await.ok(),
+            None => None,
         };
+        let wait = wait.filter(|_| waited.is_some());
+        let found = waited.unwrap_or(found);
+        let mut answer = response(status, &found, wait, clock);
+        let location = json::location(&found.order.id);
         answer.headers_mut().insert(LOCATION, location);
         Ok(answer)
     }

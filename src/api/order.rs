@@ -37,13 +37,12 @@ impl Api {
         let clock = &self.store.clock();
         let found = self.order_store.find(&id).await.map_err(store_problem)?;
         let found = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
-        Ok(match Wait::of(headers) {
-            None => response(StatusCode::OK, &found, clock),
-            Some(wait) => {
-                let found = self.settled_within(found, wait).await?;
-                after_wait(StatusCode::OK, &found, wait, clock)
-            }
-        })
+        let wait = Wait::of(headers);
+        let found = match wait {
+            None => found,
+            Some(wait) => self.settled_within(found, wait).await?,
+        };
+        Ok(response(StatusCode::OK, &found, wait, clock))
     }
 
     /// `GET /order/{id}/explain`: the order and its journal, as of one moment.
@@ -56,6 +55,13 @@ impl Api {
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         let explanation = details.explain(now, &self.invocation);
         Ok(json_answer(StatusCode::OK, to_json(&details, explanation)))
+    }
+
+    /// Returns an order as it is now, with the time of its next poll; as it was if it cannot be read.
+    pub(super) async fn current(&self, order: Order) -> OrderView {
+        let found = self.order_store.find(&order.id).await;
+        let found = found.ok().flatten();
+        found.unwrap_or_else(|| OrderView::new(order))
     }
 
     /// Returns the order once it is settled, once `wait` is over, or at shutdown.
@@ -108,27 +114,24 @@ fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     serde_json::to_vec(&body).expect("strings can be written to memory")
 }
 
-/// Returns the response for an order that a request has waited for.
-pub(super) fn after_wait(
+/// Returns the response for a single order; with the status 409, the problem that it exists. `wait` is the
+/// preference that was applied.
+pub(super) fn response(
     status: StatusCode,
     found: &OrderView,
-    wait: Wait,
+    wait: Option<Wait>,
     clock: &impl Clock,
 ) -> Response {
-    let mut response = response(status, found, clock);
-    response
-        .headers_mut()
-        .insert(PREFERENCE_APPLIED, wait.applied());
-    response
-}
-
-/// Returns the response for a single order.
-pub(super) fn response(status: StatusCode, found: &OrderView, clock: &impl Clock) -> Response {
-    let mut response = json_answer(status, json::order(&found.order));
+    let mut response = match status {
+        StatusCode::CONFLICT => Problem::order_exists(found.order.clone()).reply(),
+        _ => json_answer(status, json::order(&found.order)),
+    };
+    let headers = response.headers_mut();
     if let Some(seconds) = retry_after(&found.order, found.next_poll_at, clock) {
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Some(wait) = wait {
+        headers.insert(PREFERENCE_APPLIED, wait.applied());
     }
     response
 }

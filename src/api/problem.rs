@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER,
+    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, RETRY_AFTER,
 };
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
 
 use self::kinds::Kind;
 pub(super) use self::kinds::page;
-use super::json::{self, OrderJson, location};
+use super::json::{self, OrderJson};
 use crate::messages::with_causes;
 use crate::order::Order;
 use crate::site::ForeignRequest;
@@ -99,8 +99,7 @@ impl Problem {
             "the order {:?} exists and was not changed; it is in the member \"order\"",
             order.id.as_str()
         );
-        let location = location(&order.id);
-        let mut problem = Self::new(&kinds::ORDER_EXISTS, detail).with_header(LOCATION, location);
+        let mut problem = Self::new(&kinds::ORDER_EXISTS, detail);
         problem.order = Some(Box::new(order));
         problem
     }

@@ -42,8 +42,18 @@ pub enum Creation {
 pub struct OrderView {
     /// The order.
     pub order: Order,
-    /// Earliest time of the reconciler's next poll; `None` before its first one.
+    /// Earliest time of the reconciler's next poll; `None` before its first one, or if it was not read.
     pub next_poll_at: Option<Timestamp>,
+}
+
+impl OrderView {
+    /// Returns a view of an order of which the time of the next poll is not known.
+    pub fn new(order: Order) -> Self {
+        Self {
+            order,
+            next_poll_at: None,
+        }
+    }
 }
 
 /// An order that may be started or restarted.

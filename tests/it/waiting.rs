@@ -91,6 +91,46 @@ async fn a_creation_that_waits_is_answered_with_the_settled_order() {
     assert_agree(&env, &orders);
     let again = create_and_wait(&client, &api, "a0", "wait=50").await;
     assert_problem(&again, 409);
+    assert_eq!(again.json()["order"], answers[0].json());
+    assert_eq!(again.header("preference-applied"), "wait=50");
+    assert_eq!(again.header("retry-after"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_creation_waits_for_the_order_that_exists() {
+    let (env, api, client) = with_api();
+    let store = env.store();
+    client.create(&api.url, "a1").await;
+    let now = SystemClock.now();
+    record(&store, [(1, Transition::Adopted)], now).await;
+    // A client that repeats a creation is told when to ask, as by a read.
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
+    heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
+    heartbeat.next_poll_at = heartbeat.next_pass_at;
+    write_heartbeat(&store, heartbeat).await;
+    let again = client.create(&api.url, "a1").await;
+    assert_problem(&again, 409);
+    let seconds: u64 = again.header("retry-after").parse().unwrap();
+    assert!((2..=40).contains(&seconds), "{seconds}");
+    assert_eq!(again.header("preference-applied"), "");
+    let began_at = Instant::now();
+    let again = create_and_wait(&client, &api, "a1", "wait=1").await;
+    assert!(began_at.elapsed() >= Duration::from_secs(1));
+    assert_problem(&again, 409);
+    assert_eq!(again.json()["order"]["status"], "PROCESSING");
+    assert_eq!(again.header("preference-applied"), "wait=1");
+    assert_eq!(again.header("location"), "/order/a1");
+    assert_ne!(again.header("retry-after"), "");
+    let settled = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let step = Transition::Settled(order_service::order::Outcome::Failed);
+        record(&store, [(1, step)], now).await;
+    };
+    let waiter = create_and_wait(&client, &api, "a1", "wait=60");
+    let (again, ()) = tokio::join!(waiter, settled);
+    assert_problem(&again, 409);
+    assert_eq!(again.json()["order"]["status"], "FAILED");
+    assert_eq!(again.header("retry-after"), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
