@@ -113,10 +113,10 @@ impl ReconcilerState {
         }
     }
 
-    /// Returns a clause that says when the last pass ended.
+    /// Returns a clause that says when the last pass ended that was reported.
     pub fn last_pass(&self) -> String {
         match self.last_pass_at {
-            Some(at) => format!("the last pass ended at {}", Rfc3339(at)),
+            Some(at) => format!("the last reported pass ended at {}", Rfc3339(at)),
             None => "no pass has ended on this database yet".to_owned(),
         }
     }

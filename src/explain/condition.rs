@@ -2,7 +2,7 @@
 //!
 //! Pure, like all of `explain`.
 
-use crate::decide::{Intent, OpenOrder, Phase};
+use crate::decide::{Intent, OpenOrder, Phase, is_in_doubt};
 use crate::messages::{clean, lasting, past, span};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Timestamp};
 use crate::order_details::OrderDetails;
@@ -25,7 +25,7 @@ impl OrderDetails {
             false => format!("for {}", span(now.since(*updated_at))),
         };
         let starts = match self.order.starts {
-            0 => "No start was sent for it, as far as is known.".to_owned(),
+            0 => "No start for it has taken effect, as far as is known.".to_owned(),
             1 => "One start was sent for it that took effect, or may have.".to_owned(),
             n => format!("{n} starts were sent for it that took effect, or may have."),
         };
@@ -100,7 +100,11 @@ impl OrderDetails {
         }
         lines.push(match heartbeat.last_pass_at {
             None => "No reconciler has completed a pass on this database yet.".to_owned(),
-            Some(at) => format!("The reconciler's last pass ended {}.", past(at, now)),
+            Some(at) => format!(
+                "The last pass that the reconciler has reported ended {}. Passes without news are \
+                 reported at most every few seconds.",
+                past(at, now)
+            ),
         });
         lines
     }
@@ -193,13 +197,19 @@ fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
              flight, or the reconciler was killed meanwhile. There may be a process."
         ),
         (Some(at), None) => format!(
-            "A start was sent {written}, and no answer had come {}. There may be a process.",
+            "A start was sent {written}, and no usable answer had come {}. There may be a process.",
             past(at, now)
         ),
-        (Some(at), Some(answer)) => format!(
-            "A start was sent {written}, and answered with {answer} {}, which says nothing about \
-             the order. There may be a process.",
-            past(at, now)
-        ),
+        (Some(at), Some(answer)) => {
+            let doubt = match is_in_doubt(Some(answer)) {
+                true => "There may be a process.",
+                false => "A process is not expected, but looked for.",
+            };
+            format!(
+                "A start was sent {written}, and answered with {answer} {}, which says nothing \
+                 about the order. {doubt}",
+                past(at, now)
+            )
+        }
     }
 }
