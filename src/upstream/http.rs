@@ -324,7 +324,10 @@ fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
         return Ok(Observed::Absent);
     }
     if !body.trim_ascii().starts_with(b"{") {
-        return Err(format!("something that is no object: {}", excerpt(body)));
+        return Err(match excerpt(body) {
+            blank if blank.is_empty() => "an empty body".to_owned(),
+            text => format!("something that is no object: {text}"),
+        });
     }
     let process: Process = serde_json::from_slice(body)
         .map_err(|error| format!("an object that is no process ({error}): {}", excerpt(body)))?;
@@ -415,10 +418,9 @@ async fn read_body(mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
 }
 
 fn summary(status: StatusCode, body: &[u8]) -> String {
-    if body.is_empty() {
-        status.as_u16().to_string()
-    } else {
-        format!("{}: {}", status.as_u16(), excerpt(body))
+    match excerpt(body) {
+        blank if blank.is_empty() => status.as_u16().to_string(),
+        text => format!("{}: {text}", status.as_u16()),
     }
 }
 
@@ -472,7 +474,13 @@ mod tests {
             r#"{"order_id":"a1","status":"RUNNING"}{}"#,
             "<html></html>",
         ] {
-            assert!(observed_of(&id, body.as_bytes()).is_err(), "{body}");
+            let what = observed_of(&id, body.as_bytes()).unwrap_err();
+            assert!(!what.ends_with([' ', ':']), "{body}: {what}");
+        }
+        for blank in ["", " \r\n", "\0"] {
+            let what = observed_of(&id, blank.as_bytes()).unwrap_err();
+            assert_eq!(what, "an empty body", "{blank:?}");
+            assert_eq!(summary(StatusCode::OK, blank.as_bytes()), "200");
         }
     }
 
