@@ -9,21 +9,23 @@
 //! - `polling`: which orders to poll, and when. `list_timeout`: how long a list may take.
 //! - `round_robin`: which order is started next.
 //! - `availability`: whether requests may be sent at all.
+//! - `backoff`: how long an order waits after a failure.
 
 mod availability;
+mod backoff;
 mod incarnations;
 mod list_timeout;
 mod polling;
 mod rate;
 mod round_robin;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::availability::{CircuitBreaker, RequestResults, UpstreamState};
-pub use self::incarnations::Incarnations;
+pub use self::backoff::{BACKOFF_MAX, backoff};
+pub use self::incarnations::{Incarnations, is_restart};
 use self::list_timeout::ListTimeout;
 use self::polling::Polling;
 pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cost};
@@ -32,19 +34,6 @@ pub use self::rate::{ReductionCause, StartRate};
 pub use self::round_robin::{RoundRobin, StartClass};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
-
-/// Backoff after a first failure.
-const BACKOFF_BASE: Duration = Duration::from_secs(1);
-
-/// Longest backoff: long enough that an operator sees the order in today's logs, short enough that
-/// an order proceeds soon after the upstream is repaired.
-pub const BACKOFF_MAX: Duration = Duration::from_secs(300);
-
-/// A restart of the upstream is suspected if more processes than this are missing.
-const MISSING_MIN: usize = 10;
-
-/// A restart of the upstream is suspected if more than one in this many known processes are missing.
-const MISSING_DIVISOR: usize = 3;
 
 /// Largest cost of polls that a rate limit of the upstream counts: a twentieth of the longest pause
 /// between two polls. However low the limit, orders in doubt have to be polled.
@@ -476,24 +465,6 @@ impl Pace {
     pub fn stuck_threshold(&self) -> Duration {
         self.durations.longest() * STUCK_FACTOR
     }
-}
-
-/// Returns how long an order waits after its `attempts`th failure in a row: one second, doubled with each
-/// further failure up to [`BACKOFF_MAX`], less a share of up to one half that depends on the id, so
-/// that orders that failed together do not return together ("equal jitter").
-pub fn backoff(id: &str, attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(16);
-    let full = (BACKOFF_BASE * 2u32.pow(doublings)).min(BACKOFF_MAX);
-    let mut hasher = DefaultHasher::new();
-    (id, attempts).hash(&mut hasher);
-    let share = (hasher.finish() % 1_000) as f64 / 1_000.0;
-    full.mul_f64(1.0 - share / 2.0)
-}
-
-/// Returns whether the upstream must have been restarted, given the number of known processes and how many
-/// of them are missing at once.
-pub fn is_restart(missing: usize, known: usize) -> bool {
-    missing > MISSING_MIN && missing * MISSING_DIVISOR > known
 }
 
 #[cfg(test)]

@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::Timestamp;
 
+/// A restart of the upstream is suspected if more processes than this are missing.
+const MISSING_MIN: usize = 10;
+
+/// A restart of the upstream is suspected if more than one in this many known processes are missing.
+const MISSING_DIVISOR: usize = 3;
+
 /// Length of an incarnation before any was observed to end, in processes: half of what the modelled
 /// service lives for when this program drives it (`scripts/simulate pace`: starts by crashes). A first
 /// restart may be a deployment, and must not bring the work nearly to a halt.
@@ -158,6 +164,12 @@ impl Incarnations {
         self.restarts += 1;
         self.began_at = Some(now);
     }
+}
+
+/// Returns whether the upstream must have been restarted, given the number of known processes and how many
+/// of them are missing at once.
+pub fn is_restart(missing: usize, known: usize) -> bool {
+    missing > MISSING_MIN && missing * MISSING_DIVISOR > known
 }
 
 #[cfg(test)]

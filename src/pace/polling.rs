@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::BACKOFF_BASE;
+use super::backoff::BACKOFF_BASE;
 use crate::order::Timestamp;
 
 /// Cost of a look-up to the upstream, measured on the real one.

@@ -2,18 +2,6 @@
 
 use super::*;
 
-#[test]
-fn backoff_doubles_up_to_five_minutes_and_differs_between_orders() {
-    for attempts in 1..40 {
-        let full = Duration::from_secs(1 << (attempts - 1).min(16)).min(BACKOFF_MAX);
-        let wait = backoff("a1", attempts);
-        assert!(wait <= full && wait >= full / 2, "{attempts}: {wait:?}");
-    }
-    let waits: std::collections::HashSet<_> =
-        (0..100).map(|n| backoff(&format!("a{n}"), 5)).collect();
-    assert!(waits.len() > 50);
-}
-
 fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
     Pace::new(ceiling, 8, learned, UpstreamState::Unknown, now)
 }
