@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::order::{Observed, Reason, Rfc3339, Timestamp};
-use crate::pace::{ReductionCause, StartLimit};
+use crate::pace::{ReductionCause, StartLimit, Throttled, Throttling};
 
 /// Detail of an order whose process the upstream has forgotten.
 pub const PROCESS_LOST: &str =
@@ -67,6 +67,18 @@ pub fn reduction_cause(cause: ReductionCause<'_>) -> &str {
         ReductionCause::Restart => "the upstream was restarted",
         ReductionCause::Overload(detail) => detail,
     }
+}
+
+/// Describes which requests an upstream refuses that answers, if it has done so for long.
+pub fn throttling(throttling: Throttling, now: Timestamp) -> Option<String> {
+    let clause = |kind, of: Throttled| {
+        let (count, since) = (of.requests, Rfc3339(of.since));
+        format!("it refuses {kind}: {count} in a row were answered 429, since {since}")
+    };
+    let starts = throttling.starts(now).map(|of| clause("starts", of));
+    let polls = throttling.polls(now).map(|of| clause("polls", of));
+    let clauses: Vec<_> = starts.into_iter().chain(polls).collect();
+    (!clauses.is_empty()).then(|| clauses.join("; "))
 }
 
 /// Describes a limit of the starts.

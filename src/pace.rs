@@ -8,7 +8,7 @@
 //! - `incarnations`: processes in flight.
 //! - `polling`: which orders to poll, and when. `list_timeout`: how long a list may take.
 //! - `round_robin`: which order is started next.
-//! - `availability`: whether requests may be sent at all.
+//! - `availability`: whether requests may be sent at all. `throttling`: which kinds are answered 429.
 //! - `backoff`: how long an order waits after a failure.
 
 mod availability;
@@ -18,6 +18,7 @@ mod list_timeout;
 mod polling;
 mod rate;
 mod round_robin;
+mod throttling;
 
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cos
 use self::rate::Gcra;
 pub use self::rate::{ReductionCause, StartRate};
 pub use self::round_robin::{RoundRobin, StartClass};
+pub use self::throttling::{Throttled, Throttling};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
 
@@ -63,6 +65,8 @@ pub struct LearnedLimits {
     pub resting_until: Option<Timestamp>,
     /// Number of processes in flight, with the orders that are being started; a later run counts its own.
     pub in_flight: u64,
+    /// The requests that are answered 429.
+    pub throttling: Throttling,
 }
 
 impl LearnedLimits {
@@ -72,12 +76,10 @@ impl LearnedLimits {
     }
 
     /// Returns the time in which this many orders are started at the present rate; `None` while that is not
-    /// known, and while the window is full.
-    pub fn wait(&self, orders: u64) -> Option<Duration> {
-        let rate = self
-            .rate
-            .as_ref()
-            .filter(|_| self.full_window().is_none())?;
+    /// known: the window is full, or the upstream accepts no start.
+    pub fn wait(&self, orders: u64, now: Timestamp) -> Option<Duration> {
+        let is_held_up = self.full_window().is_some() || self.throttling.starts(now).is_some();
+        let rate = self.rate.as_ref().filter(|_| !is_held_up)?;
         let wait = Duration::try_from_secs_f64(orders as f64 / rate.rate());
         Some(wait.unwrap_or(Duration::MAX))
     }
@@ -131,6 +133,7 @@ pub struct Pace {
     are_starts_in_doubt: bool,
     /// Set if the rate limit of the upstream counts polls too.
     are_polls_limited: bool,
+    throttling: Throttling,
 }
 
 impl Pace {
@@ -159,6 +162,7 @@ impl Pace {
             in_flight: 0,
             are_starts_in_doubt: false,
             are_polls_limited: false,
+            throttling: learned.throttling.clamp_times(now),
         }
     }
 
@@ -187,6 +191,7 @@ impl Pace {
             incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),
             in_flight: self.in_flight + starting as u64,
+            throttling: self.throttling,
         }
     }
 
@@ -289,6 +294,7 @@ impl Pace {
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
+        self.throttling.on_answered(call.is_start);
         if !call.is_start {
             self.polling.on_answered();
         }
@@ -310,6 +316,9 @@ impl Pace {
         if !call.is_start && is_refused {
             self.polling.on_refused(now);
             self.are_polls_limited = true;
+        }
+        if failure.cause == Cause::TooManyRequests {
+            self.throttling.on_throttled(call.is_start, now);
         }
         let is_down = self.breaker.on_failed(call.is_start, now, failure);
         (is_reduced, is_down)

@@ -14,6 +14,7 @@ use warp::reply::Response;
 
 use super::json_answer;
 use crate::clock::Clock;
+use crate::messages::throttling;
 use crate::order::{Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
@@ -213,7 +214,11 @@ impl Health {
                 None,
                 "it is not known yet whether it answers".to_owned(),
             ),
-            UpstreamState::Up { since } => (OK, Some(*since), "it answers".to_owned()),
+            UpstreamState::Up { since } => {
+                let but = throttling(heartbeat.learned.throttling, self.store.clock().now());
+                let but = but.map_or_else(String::new, |but| format!(", but {but}"));
+                (OK, Some(*since), format!("it answers{but}"))
+            }
             UpstreamState::Down { since, detail } => (FAILING, Some(*since), detail.clone()),
         };
         let upstream = Check {

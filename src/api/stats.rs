@@ -16,7 +16,7 @@ use super::problem::{Problem, store_problem};
 use super::stats_cache::CachedStats;
 use super::{Api, json_answer, request};
 use crate::decide::LostProcess;
-use crate::messages::reduction_cause;
+use crate::messages::{reduction_cause, throttling};
 use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::{LearnedLimits, StartRate, UpstreamState};
@@ -105,7 +105,10 @@ fn seconds(duration: Duration) -> f64 {
 fn upstream(heartbeat: &ReconcilerState, now: Timestamp) -> impl Serialize {
     let (status, since, detail) = match &heartbeat.upstream {
         UpstreamState::Unknown => ("unknown", None, None),
-        UpstreamState::Up { since } => ("up", Some(*since), None),
+        UpstreamState::Up { since } => {
+            let detail = throttling(heartbeat.learned.throttling, now);
+            ("up", Some(*since), detail)
+        }
         UpstreamState::Down { since, detail } => ("down", Some(*since), Some(detail.clone())),
     };
     let incarnations = &heartbeat.learned.incarnations;
@@ -143,7 +146,7 @@ fn reconciler(heartbeat: &ReconcilerState, now: Timestamp) -> impl Serialize {
 fn pace(learned: &LearnedLimits, cached: &CachedStats) -> impl Serialize {
     let rate = learned.rate.as_ref();
     let limited = rate.filter(|rate| rate.is_limited());
-    let wait = learned.wait(cached.orders(Status::Created));
+    let wait = learned.wait(cached.orders(Status::Created), cached.now);
     let wait_seconds = limited.and(wait).map(|wait| wait.as_secs_f64().ceil());
     object! {
         // Null while it is unknown, and if it is unlimited.
@@ -154,7 +157,7 @@ fn pace(learned: &LearnedLimits, cached: &CachedStats) -> impl Serialize {
             .map(|cause| reduction_cause(cause).to_owned()),
         in_flight: cached.orders(Status::Processing),
         window: learned.incarnations.window(),
-        // To start all CREATED orders at this rate. Null while the window is full.
+        // To start all CREATED orders at this rate. Null while the window is full, or no start is accepted.
         wait_seconds: wait_seconds,
         resting_until: learned
             .resting_until

@@ -3,8 +3,8 @@
 //! Pure, like all of `explain`.
 
 use crate::decide::{Intent, OpenOrder, Phase, is_in_doubt};
-use crate::messages::{clean, lasting, past, span};
-use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Timestamp};
+use crate::messages::{clean, lasting, past, span, throttling};
+use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::pace::UpstreamState;
 
@@ -34,9 +34,17 @@ impl OrderDetails {
                 "It took {} from its creation to its end.",
                 span(updated_at.since(*created_at))
             ),
-            None => match self.reconciler.leader_status(now).problem {
-                None => "Nothing is wrong with it.".to_owned(),
-                Some(problem) => format!("Nothing is wrong with the order itself, but {problem}."),
+            None => match (
+                self.reconciler.leader_status(now).problem,
+                self.refused(now),
+            ) {
+                (None, None) => "Nothing is wrong with it.".to_owned(),
+                (Some(problem), _) => {
+                    format!("Nothing is wrong with the order itself, but {problem}.")
+                }
+                (None, Some(kind)) => format!(
+                    "Nothing is wrong with the order itself, but the upstream refuses {kind} (429)."
+                ),
             },
             Some(Attention {
                 reason, by, since, ..
@@ -53,6 +61,15 @@ impl OrderDetails {
         format!("Order {id:?} has been {status} {lasting}. {condition} {starts}")
     }
 
+    /// Returns the kind of request that the order waits for and the upstream refuses.
+    fn refused(&self, now: Timestamp) -> Option<&'static str> {
+        let throttling = &self.reconciler.learned.throttling;
+        match self.order.status {
+            Status::Created => throttling.starts(now).map(|_| "starts"),
+            _ => throttling.polls(now).map(|_| "polls"),
+        }
+    }
+
     /// Returns sentences about the upstream and the reconciler, as they were last observed.
     pub(super) fn observed(&self, now: Timestamp) -> Vec<String> {
         let heartbeat = &self.reconciler;
@@ -61,7 +78,9 @@ impl OrderDetails {
                 "It is not known yet whether the upstream answers.".to_owned()
             }
             UpstreamState::Up { since } => {
-                format!("The upstream has answered {}.", lasting(*since, now))
+                let but = throttling(heartbeat.learned.throttling, now);
+                let but = but.map_or_else(String::new, |but| format!(", but {but}"));
+                format!("The upstream has answered {}{but}.", lasting(*since, now))
             }
             UpstreamState::Down { since, detail } => format!(
                 "The upstream has given no usable answer {}: {}.",

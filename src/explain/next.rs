@@ -101,14 +101,24 @@ impl OrderDetails {
                 start_limit(StartLimit::Window(window))
             ));
         }
+        let is_refused = learned.throttling.starts(now).is_some();
+        if is_refused {
+            lines.push(
+                "The upstream refuses starts (429). They are tried again slowly, and no time \
+                 can be given."
+                    .to_owned(),
+            );
+        }
         let rate = learned.rate.as_ref();
-        lines.push(match (self.ahead, learned.wait(self.ahead).zip(rate)) {
+        lines.push(match (self.ahead, learned.wait(self.ahead, now).zip(rate)) {
             (0, _) if lines.is_empty() && self.resting_until(now).is_none() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
             ),
             (0, _) => "No other order is ahead of it.".to_owned(),
-            (ahead, _) if full_window.is_some() => format!("{} ahead of it.", orders_are(ahead)),
+            (ahead, _) if full_window.is_some() || is_refused => {
+                format!("{} ahead of it.", orders_are(ahead))
+            }
             (ahead, None) => format!(
                 "{} ahead of it. The start rate is not known yet.",
                 orders_are(ahead)

@@ -148,6 +148,13 @@ impl CircuitBreaker {
             Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
         };
         if is_reachable {
+            match &mut self.state {
+                UpstreamState::Unknown if failure.cause == Cause::TooManyRequests => {
+                    self.state = UpstreamState::Up { since: now };
+                }
+                UpstreamState::Down { detail, .. } => detail.clone_from(&failure.detail),
+                _ => {}
+            }
             return false;
         }
         self.failures_in_a_row += 1;
@@ -212,6 +219,11 @@ mod tests {
             assert!(!breaker.on_failed(false, now, &failure(Cause::Stale)));
         }
         assert!(breaker.may_send(Timestamp(20)));
+        let limited = failure(Cause::TooManyRequests);
+        let mut unknown = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        unknown.on_failed(true, Timestamp(2), &limited);
+        let since = Timestamp(2);
+        assert_eq!(*unknown.state(), UpstreamState::Up { since }, "it is there");
         // Where polls fail too, failures of starts count.
         let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         assert!(!failing.on_failed(false, Timestamp(1), &failure(Cause::Overload)));
@@ -231,5 +243,14 @@ mod tests {
         let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail }, None, since);
         assert!(breaker.on_failed(false, Timestamp(2), &failure(Cause::Unusable)));
         assert!(!breaker.on_failed(false, Timestamp(3), &failure(Cause::Unusable)));
+        let limited = Failure::new("answered 429", Cause::TooManyRequests);
+        breaker.on_failed(false, Timestamp(4), &limited);
+        let detail = limited.detail;
+        let expected = UpstreamState::Down { since, detail };
+        assert_eq!(
+            *breaker.state(),
+            expected,
+            "with the detail of its last answer"
+        );
     }
 }

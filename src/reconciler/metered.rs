@@ -49,7 +49,9 @@ impl<U: Upstream> MeteredUpstream<U> {
         let classify = |result: &Result<(), StartError>| match result {
             Ok(()) => AnswerClass::Ok,
             Err(StartError::Refused { .. }) => AnswerClass::Refused,
-            Err(StartError::Unavailable(_)) => AnswerClass::Unavailable,
+            Err(StartError::Unavailable(failure)) => {
+                AnswerClass::of_failure(failure, AnswerClass::Unavailable)
+            }
             Err(StartError::Unconfirmed(_)) => AnswerClass::Ambiguous,
             Err(StartError::Ambiguous { failure, .. }) => {
                 AnswerClass::of_failure(failure, AnswerClass::Ambiguous)

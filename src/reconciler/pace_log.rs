@@ -72,7 +72,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let reason = start_limit(limit);
         let waiting = self.context.store.count(Status::Created).await?;
         let learned = self.pace.learned(now, starting);
-        if let Some(line) = wait_line(waiting, &learned, &reason) {
+        if let Some(line) = wait_line(waiting, &learned, &reason, now) {
             log::info!("{line}");
             self.wait_logged_at = Some(now);
         }
@@ -80,17 +80,18 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 }
 
-/// Returns the line about orders that wait; `None` if they wait only shortly. While the window is full,
-/// nobody knows for how long.
-fn wait_line(waiting: u64, learned: &LearnedLimits, reason: &str) -> Option<String> {
-    let time = match (learned.full_window(), &learned.rate) {
-        (None, Some(rate)) => {
-            let wait = learned
-                .wait(waiting)
-                .filter(|wait| *wait >= LOGGED_WAIT_MIN)?;
-            format!(" rate={:.1} about={:?}", rate.rate(), span(wait))
-        }
-        _ => String::new(),
+/// Returns the line about orders that wait; `None` if they wait only shortly. While the window is full, or
+/// no start is accepted, nobody knows for how long.
+fn wait_line(
+    waiting: u64,
+    learned: &LearnedLimits,
+    reason: &str,
+    now: Timestamp,
+) -> Option<String> {
+    let time = match learned.wait(waiting, now).zip(learned.rate.as_ref()) {
+        Some((wait, _)) if wait < LOGGED_WAIT_MIN => return None,
+        Some((wait, rate)) => format!(" rate={:.1} about={:?}", rate.rate(), span(wait)),
+        None => String::new(),
     };
     (waiting > 0).then(|| format!("orders wait waiting={waiting}{time} reason={reason:?}"))
 }
@@ -114,14 +115,14 @@ mod tests {
             in_flight: 15,
             ..LearnedLimits::default()
         };
-        let line = |waiting, learned: &_| wait_line(waiting, learned, "a reason");
+        let line = |waiting, learned: &_| wait_line(waiting, learned, "a reason", now);
         assert_eq!(line(4_000, &learned), None);
         let timed = "orders wait waiting=6000 rate=500.0 about=\"12 s\" reason=\"a reason\"";
         assert_eq!(line(6_000, &learned).as_deref(), Some(timed));
         learned.in_flight = 16;
         let full = "orders wait waiting=4000 reason=\"a reason\"";
         assert_eq!(line(4_000, &learned).as_deref(), Some(full));
-        assert_eq!(learned.wait(4_000), None, "in `/stats`");
+        assert_eq!(learned.wait(4_000, now), None, "in `/stats`");
         assert_eq!(line(0, &learned), None);
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use order_service::clock::{Clock, SystemClock};
-use order_service::order::{Reason, ResolvedBy, Timestamp};
-use order_service::pace::UpstreamState;
+use order_service::order::{Reason, ResolvedBy, Rfc3339, Timestamp};
+use order_service::pace::{StartRate, UpstreamState};
 use order_service::store::{AttentionUpdate, Transition};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -180,6 +180,47 @@ async fn attention_is_counted_as_in_the_orders() {
         if ["database", "upstream"].contains(&name) {
             assert_eq!(figures[name]["since"], check["since"], "{name}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_answers_every_start_with_429_is_reported_as_refusing_them() {
+    let (env, api, client) = with_api();
+    let store = env.store();
+    client.create(&api.url, "a1").await;
+    let mut heartbeat = ready(store.heartbeat()).unwrap();
+    let now = SystemClock.now().0;
+    let since = Timestamp(now - 60_000);
+    heartbeat.upstream = UpstreamState::Up { since };
+    heartbeat.learned.rate = Some(StartRate::new(2.0, since));
+    for (first_at, is_reported) in [(now - 2_000, false), (now - 45_000, true)] {
+        let stored = json!({"starts": {"since": first_at, "requests": 36}});
+        heartbeat.learned.throttling = serde_json::from_value(stored).unwrap();
+        write_heartbeat(&store, heartbeat.clone()).await;
+        let figures = stats(&client, &api.url).await;
+        let health = client.get(format!("{}/healthz", api.url)).await.json();
+        let checks = health["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == "upstream");
+        let check = check.unwrap();
+        assert_eq!(
+            (&figures["upstream"]["status"], &check["status"]),
+            (&json!("up"), &json!("ok"))
+        );
+        let refuses = format!(
+            "it refuses starts: 36 in a row were answered 429, since {}",
+            Rfc3339(Timestamp(first_at))
+        );
+        let (detail, words, wait) = match is_reported {
+            true => (
+                json!(refuses),
+                format!("it answers, but {refuses}"),
+                Value::Null,
+            ),
+            false => (Value::Null, "it answers".to_owned(), json!(1.0)),
+        };
+        assert_eq!(figures["upstream"]["detail"], detail);
+        assert_eq!(check["detail"], words);
+        assert_eq!(figures["pace"]["wait_seconds"], wait);
     }
 }
 

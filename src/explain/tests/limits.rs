@@ -1,4 +1,4 @@
-//! Explanations of orders that a full window or a requested pause delays.
+//! Explanations of orders that the upstream delays: by a full window, a requested pause, or answers of 429.
 
 use super::*;
 
@@ -54,4 +54,32 @@ fn a_requested_pause_delays_whatever_comes_next() {
         detail: "answered 503".to_owned(),
     };
     check(&case, &[pause, "probed in the next pass, in 5 min", later]);
+}
+
+#[test]
+fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
+    let throttled = |mut case: OrderDetails, kind: &str| {
+        let stored = format!(r#"{{"{kind}":{{"since":{},"requests":36}}}}"#, ago(45).0);
+        case.reconciler.learned.throttling = serde_json::from_str(&stored).unwrap();
+        case
+    };
+    let up =
+        ", but it refuses starts: 36 in a row were answered 429, since 2026-11-22T09:59:15.000Z.";
+    let summary = "Nothing is wrong with the order itself, but the upstream refuses starts (429).";
+    for (ahead, position) in [(0, "No other order is ahead"), (5, "5 orders are ahead")] {
+        let mut case = throttled(created(), "starts");
+        case.ahead = ahead;
+        let position = format!("{position} of it.");
+        check(&case, &[up, summary, "no time can be given", &position]);
+        let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
+        assert!(
+            !text.contains("started in about") && !text.contains("is the next to be"),
+            "{text}"
+        );
+    }
+    let polls = "the upstream refuses polls (429)";
+    check(&throttled(processing(), "polls"), &[polls]);
+    // What the order does not wait for is not about it.
+    let case = throttled(processing(), "starts");
+    check(&case, &[up, "Nothing is wrong with it."]);
 }

@@ -191,6 +191,10 @@ impl Upstream for InMemory {
                     detail: "answered 400".to_owned(),
                 });
             }
+            Fault::Status(429) => {
+                let failure = Failure::new("answered 429", Cause::TooManyRequests);
+                return Err(StartError::Unavailable(failure));
+            }
             Fault::Status(status) => return Err(ambiguous(Some(status))),
             _ => {}
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::environment::ready;
+use order_service::pace::{Throttling, UpstreamState};
 
 #[test]
 fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
@@ -152,6 +153,29 @@ fn each_consecutive_refusal_doubles_the_backoff() {
         assert!(range.contains(&wait), "{full} s: {wait:?}");
         harness.clock.set(next_attempt_at);
     }
+}
+
+#[test]
+fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_them() {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Status(429));
+    let began_at = harness.clock.now();
+    passes(&harness, &mut reconciler, 20);
+    let (now, state) = (harness.clock.now(), harness.heartbeat());
+    assert_eq!(state.upstream, UpstreamState::Up { since: began_at });
+    let refused = state.learned.throttling.starts(now).unwrap();
+    assert!(refused.since == began_at && refused.requests > 5);
+    assert_eq!(state.learned.wait(1, now), None);
+    assert_eq!(harness.reason("a1"), None, "nothing is wrong with it");
+    // The first start that is accepted ends that.
+    harness.upstream.start_fault.set(Fault::Answered);
+    passes(&harness, &mut reconciler, 10);
+    assert_eq!(harness.order("a1").status, Status::Processing);
+    let learned = harness.heartbeat().learned;
+    assert_eq!(learned.throttling, Throttling::default());
+    assert!(learned.wait(1, harness.clock.now()).is_some());
 }
 
 #[test]

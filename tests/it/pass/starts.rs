@@ -182,7 +182,7 @@ fn a_start_believed_to_have_failed_counts_once_its_process_is_found() {
         let harness = Harness::new(100);
         harness.create("a1");
         let mut reconciler = harness.reconciler();
-        harness.upstream.start_fault.set(Fault::Status(429));
+        harness.upstream.start_fault.set(Fault::Status(401));
         pass(&mut reconciler);
         assert_eq!(harness.order("a1").starts, 0);
         harness.upstream.start_fault.set(Fault::Answered);

@@ -74,6 +74,7 @@ export function verdict(stats) {
   if (upstream.status === "down") return { level: "bad", words: "The upstream does not answer" };
   if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} an operator` };
   if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
+  if (upstream.status === "up" && upstream.detail) return { level: "warn", words: "The upstream refuses requests" };
   if (upstream.status === "unknown") return { level: "good", words: "Not known yet whether the upstream answers" };
   // Without a number: a new one would be announced every two seconds.
   return { level: "good", words: itself > 0 ? "Everything runs, some orders are delayed" : "Everything runs" };
@@ -103,7 +104,7 @@ function upstream(stats, moment) {
     const silence = /\banswered\b/.test(detail) ? "has given no usable answer" : "has not answered";
     return { level: "bad", words: [`The upstream ${silence} for ${lasting(since, moment)}: ${sentence(detail)} `, ...waiting(stats, moment)] };
   }
-  const words = [`It has answered for ${lasting(since, moment)}. `];
+  const words = [`It has answered for ${lasting(since, moment)}${detail ? `, but ${sentence(detail)}` : "."} `];
   const { starts_per_second: pace, reason, in_flight: inFlight, window, wait_seconds: wait, resting_until: rest } = stats.pace;
   if (life.expected_seconds !== null) {
     words.push(`It restarts about every ${wholeSpan(life.expected_seconds)}; `);
@@ -122,7 +123,7 @@ function upstream(stats, moment) {
   if (pace !== null && wait > LONG_WAIT_SECONDS) {
     words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} at ${rate(pace)} starts/s.`);
   }
-  const isFailing = stats.attention.upstream_unreachable > 0;
+  const isFailing = detail !== null || stats.attention.upstream_unreachable > 0;
   return { level: isFailing ? "warn" : "good", words };
 }
 
