@@ -162,7 +162,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             );
             self.look_up_instead(&mut observations, stop).await;
         }
-        let contradictions = observations.contradictions().collect();
+        let contradictions: Vec<_> = observations.contradictions().collect();
+        self.on_contradictions(contradictions.len());
         self.look_up_some(&mut observations, contradictions, CONFIRM_MAX, stop)
             .await;
         self.process_observations(observations, began_at, 0, stop)
