@@ -19,11 +19,11 @@ pub async fn open(url: &DatabaseUrl, stop: &Stop) -> anyhow::Result<Option<Store
     Ok(opened.transpose()?)
 }
 
-/// Runs the API, the reconciler or both until they have shut down. If this program becomes too old for the
-/// database, it shuts down.
+/// Runs the API, the reconciler or both until they have shut down. They shut down once the database must not
+/// be used any longer.
 ///
 /// # Errors
-/// The reconciler failed, or the program is too old: then only that.
+/// The reconciler failed, or the database must not be used: then only that.
 pub async fn run(
     api: Option<(TcpListener, Arc<Api>)>,
     reconciler: Option<ReconcilerThread>,
@@ -54,11 +54,11 @@ pub async fn run(
     }));
     tokio::select! {
         biased;
-        outdated = store.outdated() => {
+        reason = store.retired() => {
             stop.requested.cancel();
             // An error of the program follows from that.
             program.await;
-            return Err(outdated.into());
+            return Err(reason.into());
         }
         () = &mut program => {}
     }

@@ -11,8 +11,9 @@
 //! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
 //! (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
 //! backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which reads them as lines
-//! (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in
-//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/lines.rs`), copies (`store/copy.rs`, `store/relocation.rs`), and the end of the use of a database
+//! (`store/retirement.rs`). The engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature
+//! `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -34,6 +35,7 @@ mod queue;
 mod read_only;
 mod reconciling;
 mod relocation;
+mod retirement;
 mod rows;
 mod sqlite;
 mod subscriptions;
@@ -378,10 +380,10 @@ impl Store {
         call!(self.engine.durability())
     }
 
-    /// Waits until this program is too old for the database, because a later version has migrated it
-    /// meanwhile. A file is not migrated while a program has it open.
-    pub async fn outdated(&self) -> OpenError {
-        call!(self.engine.outdated().await)
+    /// Waits until this program must not use the database any longer, because its orders have moved or a
+    /// later version of the program has migrated it. Returns the reason.
+    pub async fn retired(&self) -> OpenError {
+        call!(self.engine.retirement().retired().await)
     }
 
     fn queue(&self) -> &Queue {

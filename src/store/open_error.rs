@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 #[cfg(feature = "postgres")]
 use super::postgres::ServerError;
@@ -9,10 +10,10 @@ use super::relocation::Relocation;
 use super::sqlite::FileError;
 
 /// A database cannot be used: one line with its address, the reason and what to do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenError {
     address: String,
-    reason: OpenReason,
+    reason: Arc<OpenReason>,
 }
 
 /// Reasons why a database cannot be used. Each completes a sentence that begins with its address.
@@ -35,7 +36,7 @@ impl OpenError {
     pub(super) fn new(address: impl fmt::Display, reason: impl Into<OpenReason>) -> Self {
         Self {
             address: address.to_string(),
-            reason: reason.into(),
+            reason: Arc::new(reason.into()),
         }
     }
 }

@@ -55,6 +55,7 @@ use super::mode::Mode;
 use super::queries::{self, Read};
 use super::queue::Queue;
 use super::relocation::Purpose;
+use super::retirement::Retirement;
 use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
 use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
@@ -276,8 +277,8 @@ impl Engine {
     /// Does nothing: what is committed is on the server.
     pub async fn checkpoint(&self) {}
 
-    pub async fn outdated(&self) -> OpenError {
-        self.inner.connector.outdated().await
+    pub fn retirement(&self) -> &Retirement {
+        self.inner.connector.retirement()
     }
 }
 

@@ -23,6 +23,7 @@ mod operator;
 mod permits;
 mod prune;
 mod read_only;
+mod retirement;
 mod row_mapping;
 mod times;
 mod write_error;
@@ -51,6 +52,7 @@ use super::mode::Mode;
 use super::queries::{self, Read};
 use super::queue::Queue;
 use super::relocation::Purpose;
+use super::retirement::Retirement;
 use super::rows::order_view_of;
 use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
 use crate::clock::DatabaseClock;
@@ -133,6 +135,10 @@ impl Engine {
         &self.inner.writer.queue
     }
 
+    pub fn retirement(&self) -> &Retirement {
+        &self.inner.writer.retirement.signal
+    }
+
     /// Like `queries::find`. The most frequent read takes a twentieth fewer instructions without a future
     /// and a list of rows.
     pub fn find(&self, id: &OrderId) -> Result<Option<OrderView>, StoreError> {
@@ -184,11 +190,6 @@ impl Engine {
 
     pub fn durability(&self) -> Durability {
         Durability::Disk
-    }
-
-    /// Never returns: a file is not migrated while a program has it open.
-    pub async fn outdated(&self) -> OpenError {
-        std::future::pending().await
     }
 
     /// Runs a query, in one read transaction if it has several statements.

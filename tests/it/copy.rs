@@ -2,6 +2,7 @@
 
 mod damages;
 mod interrupted;
+mod running;
 
 #[cfg(feature = "postgres")]
 use std::fs;

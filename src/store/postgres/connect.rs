@@ -14,7 +14,6 @@ use tokio::sync::Notify;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_util::sync::CancellationToken;
 
 use super::address::PostgresUrl;
 use super::error::Error;
@@ -27,6 +26,7 @@ use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::store::OpenError;
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
+use crate::store::retirement::Retirement;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,8 +52,7 @@ pub(super) struct Connector {
     /// Uptime in milliseconds at which the server was last checked.
     checked_at: AtomicU64,
     is_replicated: AtomicBool,
-    /// Cancelled once a later version of the program has changed the schema.
-    is_outdated: CancellationToken,
+    retirement: Retirement,
     reconnects: AtomicU64,
     pub own_entries: OwnEntries,
 }
@@ -80,7 +79,7 @@ impl Connector {
             clock: DatabaseClock::of_server(),
             checked_at: AtomicU64::new(0),
             is_replicated: AtomicBool::new(false),
-            is_outdated: CancellationToken::new(),
+            retirement: Retirement::default(),
             reconnects: AtomicU64::new(0),
             own_entries: OwnEntries::default(),
         })
@@ -101,15 +100,27 @@ impl Connector {
         self.is_replicated.load(Ordering::Relaxed)
     }
 
-    /// Waits until a later version of the program has changed the schema.
-    pub async fn outdated(&self) -> OpenError {
-        self.is_outdated.cancelled().await;
-        OpenError::new(&self.address, ServerError::Newer)
+    /// The signal that the database must not be used any longer.
+    pub fn retirement(&self) -> &Retirement {
+        &self.retirement
+    }
+
+    fn retire(&self, reason: ServerError) {
+        let reason = OpenError::new(&self.address, reason);
+        self.retirement.retire(reason);
     }
 
     /// Number of sessions that were opened in the place of another one.
     pub fn reconnects(&self) -> u64 {
         self.reconnects.load(Ordering::Relaxed)
+    }
+
+    /// Checks at most once a second that the database may still be used, on a session that is used anyway.
+    pub async fn check_if_due(&self, session: &Session) -> Result<(), Error> {
+        if self.is_check_due() {
+            self.check_identity(session).await?;
+        }
+        Ok(())
     }
 
     /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
@@ -125,7 +136,7 @@ impl Connector {
         self.checked_at.store(now, Ordering::Relaxed);
         self.clock.measure(row.try_get(0)?, asked_at);
         if row.try_get::<_, i32>(1)? > FORMAT {
-            self.is_outdated.cancel();
+            self.retire(ServerError::Newer);
         }
         let is_replicated = row.try_get(2)?;
         if self.is_replicated.swap(is_replicated, Ordering::Relaxed) != is_replicated {
@@ -337,7 +348,7 @@ impl Connector {
         let row = session.query_one(SERVER_STATE, &[]).await?;
         let format: i32 = row.try_get(1)?;
         if format > FORMAT {
-            self.is_outdated.cancel();
+            self.retire(ServerError::Newer);
             return Err(ServerError::Newer.into());
         }
         let sql = "SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
@@ -359,7 +370,10 @@ impl Connector {
         match (Relocation::new(row), &self.purpose) {
             (None, _) => Ok(false),
             (Some(_), Purpose::Copy(_)) => Ok(true),
-            (Some(found), Purpose::Use) => Err(ServerError::Relocated(found).into()),
+            (Some(found), Purpose::Use) => {
+                self.retire(ServerError::Relocated(found.clone()));
+                Err(ServerError::Relocated(found).into())
+            }
         }
     }
 }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::connect::{Connector, SERVER_STATE};
+use super::connect::Connector;
 use super::error::Error;
 use super::session::{LEADER_LOCK, Session};
-use crate::clock::{Clock, SystemClock};
 
 /// The lock of the reconciler that leads, and the session that holds it.
 pub(in crate::store) struct LeaderLock(Box<Session>);
@@ -42,10 +41,7 @@ impl Standby {
             None => connector.session().await?,
         };
         *is_next = true;
-        if connector.is_check_due() {
-            let asked_at = SystemClock.uptime();
-            connector.on_server_state(&session.query_one(SERVER_STATE, &[]).await?, asked_at)?;
-        }
+        connector.check_if_due(&session).await?;
         if session.try_lock(LEADER_LOCK).await? {
             return Ok(Some(LeaderLock(Box::new(session))));
         }

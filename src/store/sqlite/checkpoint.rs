@@ -39,8 +39,9 @@ const RETRY_AFTER: i64 = 1_000;
 /// Maximum wait of the writer for readers, which are in the middle of a page.
 const READERS_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Interval at which the background thread checks that the files have not moved: a removed log is
-/// then checkpointed before the program may crash, even if nothing is written.
+/// Interval at which the background thread checks that the files have not moved, and that the database
+/// may still be used: a removed log is then checkpointed before the program may crash, and a program
+/// whose orders have moved exits, even if nothing is written.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Copies as many frames as possible without waiting.
@@ -91,12 +92,12 @@ impl Checkpointer {
         self.empty_requested.clone()
     }
 
-    /// Starts the background thread, which also calls `on_interval` each second. It ends when this value
-    /// is dropped.
+    /// Starts the background thread, which also calls `on_interval` each second with its connection. It
+    /// ends when this value is dropped.
     pub fn start_in_background(
         &mut self,
         file: &OpenedFile,
-        on_interval: impl Fn() + Send + 'static,
+        on_interval: impl Fn(&Connection) + Send + 'static,
     ) -> Result<(), OpenError> {
         let db = writing_connection(file)?;
         let (request, requests) = sync_channel(1);
@@ -170,7 +171,7 @@ fn copy_in_background(
     db: &Connection,
     requests: &Receiver<()>,
     copying: &Mutex<()>,
-    on_interval: impl Fn(),
+    on_interval: impl Fn(&Connection),
 ) {
     loop {
         match requests.recv_timeout(FILE_CHECK_INTERVAL) {
@@ -180,7 +181,7 @@ fn copy_in_background(
                     log::debug!("copying the write-ahead log: {error}");
                 }
             }
-            Err(RecvTimeoutError::Timeout) => on_interval(),
+            Err(RecvTimeoutError::Timeout) => on_interval(db),
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }

@@ -326,10 +326,7 @@ fn open_without_creating_files(path: &Path) -> Result<(Connection, i64), BoxErro
 pub(in crate::store) fn holds_orders(path: &Path) -> bool {
     let found = absolute(path).map(|path| open_without_creating_files(&path));
     match found {
-        Ok(Ok((_, FORMAT_FIRST..FORMAT_WITH_RELOCATION))) => true,
-        Ok(Ok((db, FORMAT_WITH_RELOCATION..))) => {
-            Relocation::read(&db).is_ok_and(|to| to.is_none())
-        }
+        Ok(Ok((db, format @ FORMAT_FIRST..))) => must_hold_orders(&db, format).is_ok(),
         _ => false,
     }
 }
@@ -352,14 +349,28 @@ fn refuse_other_files(path: &Path) -> Result<(), OpenError> {
 /// program that uses the file may be older.
 pub(super) fn for_reading(path: &Path) -> Result<(Connection, PathBuf), OpenError> {
     let (db, path, format) = open_for_reading(path)?;
-    if format >= FORMAT_WITH_RELOCATION {
-        let relocation = Relocation::read(&db).map_err(|error| file_error(&path, error))?;
-        if let Some(relocation) = relocation {
-            let reason = OpenReason::Relocated(relocation);
-            return Err(OpenError::new(path.display(), reason));
-        }
-    }
+    must_hold_orders(&db, format).map_err(|error| file_error(&path, error))?;
     Ok((db, path))
+}
+
+/// Checks that the orders of a database of this format have not moved, and are complete.
+fn must_hold_orders(db: &Connection, format: i64) -> Result<(), BoxError> {
+    if format >= FORMAT_WITH_RELOCATION
+        && let Some(relocation) = Relocation::read(db)?
+    {
+        return Err(OpenReason::Relocated(relocation).into());
+    }
+    Ok(())
+}
+
+/// Checks that this program may go on using a database that it has open.
+pub(super) fn must_still_be_usable(db: &Connection, path: &Path) -> Result<(), OpenError> {
+    let checked = format(db).and_then(|format| must_hold_orders(db, format));
+    match checked.map_err(|error| error.downcast::<OpenReason>()) {
+        Err(Ok(reason)) => Err(OpenError::new(path.display(), *reason)),
+        // Errors of SQLite concern the moment.
+        Ok(()) | Err(Err(_)) => Ok(()),
+    }
 }
 
 /// Like [`for_reading`], but whether or not the orders have moved; also returns whether the file is a

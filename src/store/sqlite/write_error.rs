@@ -44,9 +44,12 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     }
 }
 
-/// Returns true if a statement failed by its own content and not by the state of the database.
-pub(super) fn is_its_own_fault(error: &rusqlite::Error) -> bool {
-    !matches!(
+/// Returns the error of a statement that failed by its own content.
+///
+/// # Errors
+/// The statement failed by the state of the database.
+pub(super) fn own_fault(error: rusqlite::Error) -> Result<rusqlite::Error, Failure> {
+    let is_own = !matches!(
         error.sqlite_error_code(),
         Some(
             ErrorCode::DatabaseBusy
@@ -61,5 +64,9 @@ pub(super) fn is_its_own_fault(error: &rusqlite::Error) -> bool {
                 | ErrorCode::PermissionDenied
                 | ErrorCode::FileLockingProtocolFailed
         )
-    )
+    );
+    match is_own {
+        true => Ok(error),
+        false => Err(error.into()),
+    }
 }

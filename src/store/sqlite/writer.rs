@@ -13,8 +13,9 @@ use super::checkpoint::Checkpointer;
 use super::journal::journal;
 use super::log_rescue::LogRescue;
 use super::open::BUSY_TIMEOUT;
+use super::retirement::FileRetirement;
 use super::row_mapping::result;
-use super::write_error::{Failure, is_its_own_fault};
+use super::write_error::{Failure, own_fault};
 use super::write_lock::WriteLock;
 use super::{lead, operator, prune, row_mapping, times};
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
@@ -31,6 +32,7 @@ pub(super) struct Committer {
     pub log_rescue: LogRescue,
     pub checkpointer: Checkpointer,
     pub state: WriterState,
+    pub retirement: FileRetirement,
 }
 
 impl Committer {
@@ -64,6 +66,7 @@ impl Committer {
     fn begin_transaction(&mut self) -> Result<(), Failure> {
         self.log_rescue
             .check_files(&self.db, &mut self.checkpointer)?;
+        self.retirement.must_not_be_retired()?;
         self.db.busy_timeout(BUSY_TIMEOUT)?;
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
@@ -91,9 +94,8 @@ impl Committer {
                 Ok(()) => index += 1,
                 Err(error) => {
                     self.roll_back()?;
-                    if !is_its_own_fault(&error) {
-                        return Err(error.into());
-                    }
+                    let error = own_fault(error)?;
+                    self.retirement.check(&self.db)?;
                     log::error!("a write was refused by the database: {error}");
                     let refused = batch.remove(index).write;
                     refused.finish(Err(Failure::from(error).to_store_error()));
@@ -117,10 +119,8 @@ impl Committer {
             Err(failure) => self.state.report_failure(failure.cause.to_string()),
         }
         for pending in batch {
-            let result = result.as_ref().copied();
-            pending
-                .write
-                .finish(result.map_err(Failure::to_store_error));
+            let result = result.as_ref().copied().map_err(Failure::to_store_error);
+            pending.write.finish(result);
         }
     }
 }

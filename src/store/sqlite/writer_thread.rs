@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::file::OpenedFile;
 use super::log_rescue::LogRescue;
+use super::retirement::FileRetirement;
 use super::write_lock::WriteLock;
 use super::writer::Committer;
 use crate::clock::DatabaseClock;
@@ -21,6 +22,7 @@ use crate::store::{OpenError, StoreError};
 /// The write queue, and the request to empty the write-ahead log at the next commit.
 pub(super) struct Writer {
     pub queue: Queue,
+    pub retirement: FileRetirement,
     empty_requested: Arc<AtomicBool>,
 }
 
@@ -39,7 +41,9 @@ impl Writer {
             log_rescue: LogRescue::new(file.clone()),
             checkpointer,
             state: state.clone(),
+            retirement: FileRetirement::new(file.path.clone()),
         };
+        let retirement = committer.retirement.clone();
         let queue = match mode {
             Mode::Synchronous(faults) => {
                 let committer = Mutex::new(committer);
@@ -52,14 +56,19 @@ impl Writer {
             Mode::Threaded => {
                 let (queue, sender, mut waiting) = Queue::new(state);
                 let (opened, weak_sender) = (file.clone(), sender.downgrade());
-                committer.checkpointer.start_in_background(&file, move || {
-                    // The writer makes the same check at its next commit, and checkpoints the log.
-                    if opened.check().is_err()
-                        && let Some(sender) = weak_sender.upgrade()
-                    {
-                        let _ = sender.try_send(Pending::check_files());
-                    }
-                })?;
+                let usable = retirement.clone();
+                committer
+                    .checkpointer
+                    .start_in_background(&file, move |db| {
+                        // The signal is enough: a later write is refused.
+                        let _ = usable.check(db);
+                        // The writer makes the same check at its next commit, and checkpoints the log.
+                        if opened.check().is_err()
+                            && let Some(sender) = weak_sender.upgrade()
+                        {
+                            let _ = sender.try_send(Pending::check_files());
+                        }
+                    })?;
                 std::thread::Builder::new()
                     .name("writer".to_owned())
                     .spawn(move || {
@@ -73,6 +82,7 @@ impl Writer {
         };
         Ok(Self {
             queue,
+            retirement,
             empty_requested,
         })
     }

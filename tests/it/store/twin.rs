@@ -66,8 +66,8 @@ fn both_engines_give_equal_answers_to_random_histories() {
 const NOT_COMPARED: [(&str, &str); 5] = [
     ("info", "describes the engine"),
     (
-        "outdated",
-        "returns when a later version has migrated the database",
+        "retired",
+        "returns when the database must not be used any longer",
     ),
     ("checkpoint", "has no answer"),
     ("new_orders", "returns when an order is created"),

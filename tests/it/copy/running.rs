@@ -1,0 +1,88 @@
+//! Programs that have a database open when its orders move, or when a later version migrates it.
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use super::*;
+use crate::environment::{Program, until};
+
+/// Starts all programs of a database, of which one reconciler leads and another stands by.
+fn start_all(env: &TestEnvironment, database: &str) -> [Program; 3] {
+    let database = ["--database-url", database];
+    // No upstream: no log line depends on it after the first pass.
+    let upstream = ["--order-process-url", "http://127.0.0.1:9"];
+    let listen = ["--listen", "127.0.0.1:0"];
+    let serve = [&["serve"], &listen[..], &database, &upstream].concat();
+    let serve = env.start("order-service", &serve, true);
+    serve.logs("became leader");
+    let reconciler = env.start("order-reconciler", &[database, upstream].concat(), false);
+    reconciler.logs("standing by");
+    let api = [&["api"], &listen[..], &database].concat();
+    [serve, reconciler, env.start("order-service", &api, true)]
+}
+
+/// Checks that all programs exit with this reason, and that the writer and the reconciler log it once.
+async fn assert_end(programs: [Program; 3], reason: &str) {
+    for program in programs {
+        let log = ended(program).await;
+        let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        assert!(errors.last().unwrap().contains(reason), "{log}");
+        assert!(errors.len() <= 3, "{log}");
+        assert!(!log.contains("can be written again"), "{log}");
+    }
+}
+
+/// Waits until a program has ended with exit code 3. Returns its log.
+async fn ended(program: Program) -> String {
+    const READ: &[u8] = b"GET /order/a1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let program = std::cell::RefCell::new(program);
+    let status = until(
+        async || {
+            let mut program = program.borrow_mut();
+            // On PostgreSQL, an API notices it with the next request.
+            if !program.url.is_empty()
+                && let Ok(mut api) = TcpStream::connect(program.address())
+            {
+                let _ = api.write_all(READ);
+            }
+            program.ended()
+        },
+        Option::is_some,
+    );
+    let code = status.await.unwrap().code();
+    let log = program.borrow().logged();
+    assert_eq!(code, Some(3), "{log}");
+    log
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_programs_exit_once_the_orders_have_moved_there_and_back() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        let programs = start_all(&env, &from);
+        copied(&env, &from, &to);
+        assert_end(programs, &format!("has moved to {to}; ")).await;
+        // One API does not change the copy.
+        let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &to];
+        let api = env.start("order-service", &arguments, true);
+        copy(&env, &["--take-back", &from, &to]).assert_code(0);
+        let log = ended(api).await;
+        assert!(log.contains(&format!("has moved to {from}; ")), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_programs_exit_once_a_later_version_has_migrated_the_database() {
+    for [engine, _] in PAIRS {
+        let env = TestEnvironment::new();
+        let url = new_url(&env, engine);
+        let programs = start_all(&env, &url);
+        let migration = match engine {
+            Engine::Sqlite => "PRAGMA user_version = 99",
+            #[cfg(feature = "postgres")]
+            Engine::Postgres => "UPDATE meta SET format = 99",
+        };
+        execute(&url, migration);
+        assert_end(programs, "version of this program").await;
+    }
+}
