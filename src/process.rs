@@ -122,7 +122,7 @@ pub fn raise_file_limit(connections: usize) -> usize {
     if limit < wanted {
         log::warn!(
             target: LOG,
-            "limit of open files is low limit={limit} wanted={wanted} connections={connections}"
+            "limit of open files is low limit={limit} wanted={wanted}"
         );
     }
     usize::try_from(limit)

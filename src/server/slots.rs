@@ -58,7 +58,14 @@ impl ConnectionStats {
     /// connections that others open.
     pub fn beside(others: usize) -> Self {
         let wanted = CONNECTIONS_MAX + CONNECTIONS_MAX / SERVED_PER_OVERFLOW + others;
-        Self::within(process::raise_file_limit(wanted).saturating_sub(others))
+        let stats = Self::within(process::raise_file_limit(wanted).saturating_sub(others));
+        let max = stats.served_max;
+        if max < CONNECTIONS_MAX {
+            log::warn!(
+                "fewer connections are served at once connections={max} wanted={CONNECTIONS_MAX}"
+            );
+        }
+        stats
     }
 
     /// Returns free slots for this many connections, those in the overflow included.

@@ -76,6 +76,7 @@ async fn the_connection_that_has_been_idle_longest_gives_way() {
     let env = TestEnvironment::new();
     let api = env.api_with_files(FEW_FILES);
     api.logs("limit of open files is low limit=300");
+    api.logs(&format!("connections={PLACES} "));
     let is_live = |wire: &mut Wire| {
         wire.send(LIVE);
         wire.read_until("}\n").starts_with("HTTP/1.1 200")
