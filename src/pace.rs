@@ -382,10 +382,11 @@ impl Pace {
         }
     }
 
-    /// Returns whether one more poll may be sent now, beside `polls` and `starts` in flight.
-    pub fn may_poll(&self, now: Timestamp, polls: usize, starts: usize) -> bool {
+    /// Returns whether one more poll may be sent now, beside `requests` in flight, of which `polls` were sent
+    /// for the same.
+    pub fn may_poll(&self, now: Timestamp, polls: usize, requests: usize) -> bool {
         let is_free = polls == 0 || !self.are_polls_limited;
-        is_free && self.may_send(now, polls + starts) && !self.polling.is_refused(now)
+        is_free && self.may_send(now, requests) && !self.polling.is_refused(now)
     }
 
     /// Returns whether the budget allows a poll now.

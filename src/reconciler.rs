@@ -9,7 +9,9 @@ mod absences;
 mod context;
 mod effects;
 mod heartbeat;
+mod in_flight;
 mod list;
+mod look_ups;
 mod metered;
 mod observations;
 mod observe;
@@ -40,7 +42,7 @@ use self::context::Context;
 pub use self::context::Stage;
 pub use self::effects::Decision;
 use self::heartbeat::HeartbeatWriter;
-use self::list::ListRead;
+use self::in_flight::Requests;
 use self::metered::MeteredUpstream;
 pub use self::once::run_once;
 pub use self::pass::run;
@@ -49,7 +51,6 @@ pub use self::report::Report;
 pub use self::schedule::{Occurrences, Schedule, ScheduleError};
 pub use self::standby::lead;
 use self::start_queue::StartQueue;
-use self::start_requests::StartRequests;
 pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::LostProcess;
@@ -70,11 +71,8 @@ pub struct Reconciler<U, C> {
     heartbeat: HeartbeatWriter,
     /// Beginning of the last poll.
     polled_at: Option<Timestamp>,
-    /// The list request in flight.
-    list: Option<ListRead>,
     queue: StartQueue,
-    /// The requests in flight for orders that are being started.
-    in_flight: Rc<StartRequests>,
+    requests: Rc<Requests>,
     /// Set if each order that is due is tried once: passes wait for all answers.
     is_once: bool,
     /// Set while [`run`] makes passes.
@@ -113,9 +111,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             pace,
             heartbeat: HeartbeatWriter::new(state),
             polled_at: None,
-            list: None,
             queue: StartQueue::default(),
-            in_flight: Rc::default(),
+            requests: Rc::default(),
             is_once: false,
             new_orders: None,
             wait_logged_at: None,
@@ -136,7 +133,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns whether there are requests in flight for orders that are being started. Unless it failed, the
     /// next pass is then due at once and waits for their answers.
     pub fn has_starts_in_flight(&self) -> bool {
-        !self.in_flight.is_empty()
+        !self.requests.starts.is_empty()
     }
 
     /// Calls `hook` at each decision, and whenever an order enters a stage of being started.

@@ -206,7 +206,7 @@ fn polls_that_a_rate_limit_counts_replace_starts() {
     limiter.on_polled(Timestamp(2_000), 1, Duration::ZERO);
     assert!(!limiter.is_poll_due(Timestamp(2_080)) && limiter.is_poll_due(Timestamp(2_100)));
     assert!(limiter.may_poll(Timestamp(2_100), 0, 7), "one at a time");
-    assert!(!limiter.may_poll(Timestamp(2_100), 1, 0));
+    assert!(!limiter.may_poll(Timestamp(2_100), 1, 1));
     // However many they were and however low the limit, there is another poll soon.
     limiter.on_polled(Timestamp(3_000), 1_000, Duration::ZERO);
     assert!(!limiter.is_poll_due(Timestamp(12_999)));

@@ -89,7 +89,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     pub(super) async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
-        let starting = self.in_flight.len();
+        let starting = self.requests.starts.len();
         let heartbeat = &mut self.heartbeat;
         heartbeat
             .write_if_due(&self.context, &self.pace, starting)

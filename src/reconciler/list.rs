@@ -4,146 +4,94 @@
 //! The observations of a list are in `observations.rs`. `observe.rs` polls by look-ups.
 
 use std::rc::Rc;
-use std::time::Duration;
-
-use futures_util::future::LocalBoxFuture;
 
 use super::absences::CONFIRM_MAX;
 use super::context::Context;
-use super::observations::{ListReader, ListSnapshot, Observations};
+use super::in_flight::{HEAD_START, ListAnswer};
+use super::observations::{ListReader, Observations};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::order::Timestamp;
 use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::OpenOrders;
-use crate::upstream::{Entry, Failure, Upstream};
-
-/// Time for which starts wait for a list. Nearly every list is complete by then.
-pub(super) const LIST_HEAD_START: Duration = Duration::from_secs(1);
+use crate::upstream::{Entry, Upstream};
 
 /// Number of orders that are looked up in one pass while no list can be used.
 const INSTEAD_OF_LIST_MAX: usize = 500;
 
-/// A list request in flight, over as many passes as it takes. Dropping it cancels the request.
-pub(super) struct ListRead {
-    request: LocalBoxFuture<'static, ListAnswer>,
-    answer: Option<ListAnswer>,
-}
-
-/// A list that has ended, and its entries until then.
-struct ListAnswer {
-    began_at: Timestamp,
-    /// The orders that were open when the request began.
+/// Reads a list, which is cut off at `until`.
+async fn read<U: Upstream, C: Clock>(
+    context: Rc<Context<U, C>>,
     orders: OpenOrders,
-    snapshot: ListSnapshot,
-    /// Number of entries, if it was complete.
-    result: Result<u64, Failure>,
-}
-
-impl ListRead {
-    /// Requests a list, which is cut off at `until`.
-    fn begin<U: Upstream, C: Clock>(
-        context: Rc<Context<U, C>>,
-        orders: OpenOrders,
-        until: Timestamp,
-    ) -> Self {
-        let request = async move {
-            let began_at = context.clock.now();
-            let mut reader = ListReader::new(&orders, began_at);
-            let on_entry = |entry: Entry<'_>| reader.on_entry(&entry);
-            let list = context.upstream.list(&context.clock, until, on_entry);
-            let result = list.await;
-            let snapshot = reader.end(result.is_ok());
-            ListAnswer {
-                began_at,
-                orders,
-                snapshot,
-                result,
-            }
-        };
-        Self {
-            request: Box::pin(request),
-            answer: None,
-        }
-    }
-
-    /// Takes the answer out of `list` if the list has ended.
-    fn take_answer(list: &mut Option<Self>) -> Option<ListAnswer> {
-        list.take_if(|list| list.answer.is_some())?.answer
-    }
-
-    /// Reads the list, and returns when it has ended. Never returns if there is none.
-    pub async fn read_to_end(list: &mut Option<Self>) {
-        match list {
-            Some(list) if list.answer.is_some() => {}
-            Some(list) => list.answer = Some((&mut list.request).await),
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Waits for `work`, and reads the list meanwhile.
-    pub async fn while_reading<T>(list: &mut Option<Self>, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        tokio::select! {
-            biased;
-            done = &mut work => done,
-            () = Self::read_to_end(list) => work.await,
-        }
+    until: Timestamp,
+) -> ListAnswer {
+    let began_at = context.clock.now();
+    let mut reader = ListReader::new(&orders, began_at);
+    let on_entry = |entry: Entry<'_>| reader.on_entry(&entry);
+    let list = context.upstream.list(&context.clock, until, on_entry);
+    let result = list.await;
+    let snapshot = reader.end(result.is_ok());
+    ListAnswer {
+        began_at,
+        orders,
+        snapshot,
+        result,
     }
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Requests a list and processes it, if it comes soon. While an earlier one is read, looks up some
-    /// orders instead.
-    ///
-    /// A list has a head start of [`LIST_HEAD_START`], so that its observations nearly always come before
-    /// the next starts. A longer list is read while starts are sent and some orders are looked up.
+    /// Requests a list and processes it, if it comes in [`HEAD_START`]. A longer list is read while starts
+    /// are sent. While an earlier one is read, looks up some orders instead.
     pub(super) async fn observe_by_list(
         &mut self,
         orders: OpenOrders,
+        others_running: u64,
         began_at: Timestamp,
         stop: &Stop,
     ) -> anyhow::Result<Report> {
-        if self.list.is_some() {
-            let mut observations = Observations::new(orders);
+        if !self.requests.lists.is_empty() {
+            let mut observations = Observations::new(orders, others_running);
             self.look_up_instead(&mut observations, stop).await;
             return self
-                .process_observations(observations, began_at, 0, stop)
+                .process_observations(observations, began_at, stop)
                 .await;
         }
         let until = began_at.after(self.pace.list_timeout());
         self.pace.on_poll_sent(began_at);
-        self.list = Some(ListRead::begin(self.context.clone(), orders, until));
+        let requests = self.requests.clone();
+        let list = read(self.context.clone(), orders, until);
+        requests.lists.send((), list);
         tokio::select! {
             biased;
-            () = stop.requested.cancelled() => {}
-            () = ListRead::read_to_end(&mut self.list) => {}
-            () = self.context.clock.deadline(began_at.after(LIST_HEAD_START)) => {}
-        }
-        match ListRead::take_answer(&mut self.list) {
-            Some(answer) => self.on_list(answer, stop).await,
-            None => Ok(Report::default()),
+            () = stop.requested.cancelled() => Ok(Report::default()),
+            (_, list) = requests.lists.next(|_| true) => {
+                self.on_list(list, others_running, stop).await
+            }
+            () = self.context.clock.deadline(began_at.after(HEAD_START)) => Ok(Report::default()),
         }
     }
 
     /// Processes the list that was completed since the last pass, if there is one. Reads the open orders
     /// again, because they may have changed since the list began.
     pub(super) async fn take_list(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        let Some(mut answer) = ListRead::take_answer(&mut self.list) else {
+        let Some((_, mut answer)) = self.requests.lists.take(|_| true) else {
             return Ok(Report::default());
         };
-        let orders = self
-            .in_flight
-            .others(self.context.store.open_orders().await?);
+        let (orders, others_running) = self.idle_orders(answer.began_at).await?;
         answer.snapshot = answer.snapshot.for_open_orders(&answer.orders, &orders);
         answer.orders = orders;
-        self.on_list(answer, stop).await
+        self.on_list(answer, others_running, stop).await
     }
 
     /// Processes a list that has ended. If it failed, looks up some orders instead, so that orders
     /// make progress although no list ever works.
-    async fn on_list(&mut self, answer: ListAnswer, stop: &Stop) -> anyhow::Result<Report> {
+    async fn on_list(
+        &mut self,
+        answer: ListAnswer,
+        others_running: u64,
+        stop: &Stop,
+    ) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         let ListAnswer {
             began_at, result, ..
@@ -151,7 +99,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.on_result(Call::poll(began_at), result.as_ref().err());
         let entries = result.as_ref().ok().copied();
         self.pace.on_list_ended(entries, now.since(began_at));
-        let mut observations = Observations::new(answer.orders);
+        let mut observations = Observations::new(answer.orders, others_running);
         observations.add_list(answer.snapshot, entries);
         if let Err(failure) = result
             && !self.pace.breaker().is_down()
@@ -166,7 +114,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.on_contradictions(contradictions.len());
         self.look_up_some(&mut observations, contradictions, CONFIRM_MAX, stop)
             .await;
-        self.process_observations(observations, began_at, 0, stop)
+        self.process_observations(observations, began_at, stop)
             .await
     }
 

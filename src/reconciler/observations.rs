@@ -16,6 +16,8 @@ use crate::upstream::{Entry, Failure};
 /// The polled orders, and the observation of each.
 pub(super) struct Observations {
     pub orders: OpenOrders,
+    /// Number of processes of other orders that run.
+    pub others_running: u64,
     listed: ListSnapshot,
     pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
@@ -34,9 +36,10 @@ pub(super) struct Observations {
 }
 
 impl Observations {
-    pub fn new(orders: OpenOrders) -> Self {
+    pub fn new(orders: OpenOrders, others_running: u64) -> Self {
         Self {
             orders,
+            others_running,
             listed: ListSnapshot::new(0, Timestamp(0)),
             looked_up: HashMap::new(),
             failures: Vec::new(),
@@ -164,6 +167,12 @@ impl Observations {
     /// Adds the answer to a look-up.
     pub fn add_look_up(&mut self, index: usize, observation: Observation) {
         self.looked_up.insert(index, observation);
+    }
+
+    /// Adds the failure of a look-up.
+    pub fn add_failure(&mut self, index: usize, failure: Failure) {
+        self.failures.push((index, failure));
+        self.is_complete = false;
     }
 
     /// Adds a list; `entries` is their number if the list was complete.

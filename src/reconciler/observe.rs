@@ -3,22 +3,20 @@
 //! The answers are stored in `observations.rs`, and `decide` chooses what follows from them. Many orders are
 //! polled by a list, in `list.rs`. The second half, the starts, is in `start.rs`.
 
+use std::collections::HashSet;
+
 use anyhow::Context as _;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 
 use super::absences::{newly_missing, undetermined};
-use super::list::ListRead;
 use super::observations::Observations;
-use super::pace_log::on_result;
 use super::running::still_runs;
 use super::{Reconciler, Report, effects};
 use crate::clock::Clock;
-use crate::decide::{Action, Observation, Occasion};
+use crate::decide::{Action, Occasion};
 use crate::order::Timestamp;
-use crate::pace::{Call, PollPlan};
+use crate::pace::PollPlan;
 use crate::process::Stop;
-use crate::store::{OpenOrders, OrderChange, StartCandidate};
+use crate::store::{OrderChange, StartCandidate};
 use crate::upstream::Upstream;
 
 /// Number of changes in one transaction. It takes some ten milliseconds, during which the writes of
@@ -31,27 +29,24 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn observe(&mut self, has_work: bool, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
-        let mut orders = match has_work {
-            true => self
-                .in_flight
-                .others(self.context.store.open_orders().await?),
-            false => OpenOrders::default(),
+        let (orders, others_running) = match has_work {
+            true => self.idle_orders(began_at).await?,
+            false => Default::default(),
         };
         let is_frequent = self.is_frequent(began_at);
         let indexes = match self.pace.plan(orders.targets(), is_frequent, began_at) {
-            PollPlan::List => return self.observe_by_list(orders, began_at, stop).await,
+            PollPlan::List => {
+                return self
+                    .observe_by_list(orders, others_running, began_at, stop)
+                    .await;
+            }
             PollPlan::LookUps(indexes) => indexes,
         };
-        let mut not_chosen = 0;
-        if indexes.len() < orders.len() {
-            let all = self.count_running(&orders, began_at);
-            orders = orders.chosen(&indexes);
-            not_chosen = all - self.count_running(&orders, began_at);
-        }
-        let mut observations = Observations::new(orders);
+        let (orders, not_chosen) = self.choose(orders, &indexes, began_at);
+        let mut observations = Observations::new(orders, others_running + not_chosen);
         let all = (0..observations.orders.len()).collect();
         self.look_up_each(&mut observations, all, stop).await;
-        self.process_observations(observations, began_at, not_chosen, stop)
+        self.process_observations(observations, began_at, stop)
             .await
     }
 
@@ -61,7 +56,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         &mut self,
         mut observations: Observations,
         began_at: Timestamp,
-        not_chosen: u64,
         stop: &Stop,
     ) -> anyhow::Result<Report> {
         let mut report = Report {
@@ -74,6 +68,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let occasion = self.occasion_of(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
+        // That the upstream is down is stored once, not for each order.
+        if self.pace.breaker().is_down() {
+            observations.failures.clear();
+        }
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
         let durations = self.pace.durations().clone();
         let decided = self.decide_all(&observations, occasion, began_at).await;
@@ -84,7 +82,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.record_poll(&observations, began_at);
         let (running, recorded) = decided?;
         report += recorded;
-        self.pace.set_in_flight(not_chosen + running);
+        self.pace
+            .set_in_flight(observations.others_running + running);
         if report.missed > 0 && occasion == Occasion::Poll {
             self.pace.poll_soon(self.context.clock.now());
         }
@@ -92,59 +91,45 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Looks up those of these orders that are due and were not observed. Ends early if the upstream goes
-    /// down.
+    /// down, or if no answer comes for some time: the look-ups without one stay in flight.
     pub(super) async fn look_up_each(
         &mut self,
         observations: &mut Observations,
         mut waiting: Vec<usize>,
         stop: &Stop,
     ) {
-        let now = self.context.clock.now();
-        let mut failures = Vec::new();
-        waiting.retain(|&at| observations.is_unobserved(at, now));
+        let (now, requests) = (self.context.clock.now(), self.requests.clone());
+        waiting.retain(|&at| {
+            let is_in_flight = requests.contains(observations.orders.targets()[at].seq);
+            !is_in_flight && observations.is_unobserved(at, now)
+        });
         let mut waiting = waiting.into_iter();
-        let context = &self.context;
-        let mut requests = FuturesUnordered::new();
+        let mut sent = HashSet::new();
         loop {
-            let starts = self.in_flight.len();
             while self
                 .pace
-                .may_poll(context.clock.now(), requests.len(), starts)
+                .may_poll(self.context.clock.now(), sent.len(), requests.slots())
                 && !stop.requested.is_cancelled()
                 && let Some(at) = waiting.next()
             {
-                let id = observations.orders.ids().order_id(at);
+                let seq = observations.orders.targets()[at].seq;
+                sent.insert(seq);
                 observations.look_ups += 1;
-                self.pace.on_poll_sent(context.clock.now());
-                requests.push(async move {
-                    let began_at = context.clock.now();
-                    let result = context.upstream.look_up(&context.clock, &id).await;
-                    (at, began_at, result)
-                });
+                self.pace.on_poll_sent(self.context.clock.now());
+                let look_up = self.look_up(observations.orders.ids().order_id(at));
+                requests.look_ups.send(seq, look_up);
             }
-            let answered = ListRead::while_reading(&mut self.list, requests.next()).await;
-            let Some((at, began_at, result)) = answered else {
+            if sent.is_empty() {
+                break;
+            }
+            let is_sent = |seq| sent.contains(&seq);
+            let Some((seq, answer)) = self.next_of(&requests.look_ups, is_sent, stop).await else {
                 break;
             };
-            let failure = result.as_ref().err();
-            on_result(
-                &mut self.pace,
-                Call::poll(began_at),
-                context.clock.now(),
-                failure,
-            );
-            match result {
-                Ok(observed) => observations.add_look_up(at, Observation { observed, began_at }),
-                Err(failure) => failures.push((at, failure)),
-            }
+            sent.remove(&seq);
+            self.on_look_up(observations, seq, answer);
         }
-        if waiting.next().is_some() || !failures.is_empty() {
-            observations.is_complete = false;
-        }
-        // That the upstream is down is stored once, not for each order.
-        if !self.pace.breaker().is_down() {
-            observations.failures.extend(failures);
-        }
+        observations.is_complete &= waiting.next().is_none() && sent.is_empty();
     }
 
     /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time. Reports

@@ -2,7 +2,6 @@
 
 use super::Reconciler;
 use super::context::Context;
-use super::list::ListRead;
 use crate::clock::Clock;
 use crate::decide::OpenOrder;
 use crate::process::Stop;
@@ -46,10 +45,10 @@ pub async fn run_once<U: Upstream, C: Clock>(
         if report.has_more {
             continue;
         }
-        if reconciler.list.is_some() {
+        if !reconciler.requests.lists.is_empty() {
             tokio::select! {
                 () = stop.requested.cancelled() => {}
-                () = ListRead::read_to_end(&mut reconciler.list) => {}
+                _ = reconciler.requests.polled(0) => {}
             }
             continue;
         }

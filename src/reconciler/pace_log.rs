@@ -71,7 +71,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOG_INTERVAL;
-        let starting = self.in_flight.len();
+        let starting = self.requests.starts.len();
         let Some(limit) = self.pace.limit(starting) else {
             return Ok(());
         };

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::list::ListRead;
 use super::poll_due::reached;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
@@ -30,7 +29,7 @@ pub async fn run<U: Upstream, C: Clock>(
     let mut ticks = reconciler.context.settings.schedule.ticks(now).await?;
     let new_orders = reconciler.context.store.new_orders().await;
     reconciler.new_orders = Some(new_orders.context("subscribing to new orders failed")?);
-    let in_flight = reconciler.in_flight.clone();
+    let requests = reconciler.requests.clone();
     let mut logged = None;
     while !stop.requested.is_cancelled() && reconciler.context.lead.loss().is_none() {
         match reconciler.pass(stop).await {
@@ -62,17 +61,17 @@ pub async fn run<U: Upstream, C: Clock>(
                 () = ticks.next(&reconciler.context.clock) => {}
                 () = NewOrders::next_of(&mut reconciler.new_orders) => {}
                 () = reached(&reconciler.context.clock, next_at) => {}
-                () = ListRead::read_to_end(&mut reconciler.list) => {}
+                _ = requests.polled(0) => {}
             }
         };
-        in_flight.while_driven(waited).await;
+        requests.while_driven(waited).await;
     }
     ticks.shut_down().await;
     if let Some(loss) = reconciler.context.lead.loss() {
         log::error!("gave up leadership: {loss}");
     } else {
         if reconciler.has_starts_in_flight()
-            && let Err(error) = in_flight
+            && let Err(error) = requests
                 .while_driven(reconciler.start_due(false, stop))
                 .await
         {
@@ -91,8 +90,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// # Errors
     /// The database cannot be read or written. Nothing is lost: the next pass repeats the work.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        let in_flight = self.in_flight.clone();
-        in_flight.while_driven(self.make_pass(stop)).await
+        let requests = self.requests.clone();
+        requests.while_driven(self.make_pass(stop)).await
     }
 
     async fn make_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
@@ -129,10 +128,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if !self.has_begun {
             self.begin_run().await?;
         }
+        self.take_probes();
         let mut report = self.take_list(stop).await?;
+        report += self.take_look_ups(stop).await?;
         let now = self.context.clock.now();
         let is_resting = self.pace.breaker().resting_until(now).is_some();
-        let is_usable = !is_resting && self.is_usable().await?;
+        let is_usable = !is_resting && self.is_usable(stop).await?;
         if is_usable {
             let is_poll_due = self.is_poll_due();
             // At rest, this is the one read of a scheduled pass.

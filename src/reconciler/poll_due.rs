@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Reconciler;
-use super::list::LIST_HEAD_START;
+use super::in_flight::HEAD_START;
 use super::observations::Observations;
 use crate::clock::Clock;
 use crate::order::Timestamp;
@@ -65,9 +65,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 self.pace.on_looked_up(seq, observation.began_at);
             }
         }
+        if observations.requests() == 0 {
+            return;
+        }
         // A long list is followed by a pause all the same.
         let now = self.context.clock.now();
-        let is_late = now.since(began_at) > LIST_HEAD_START;
+        let is_late = now.since(began_at) > HEAD_START;
         let polled_at = if is_late { now } else { began_at };
         self.pace
             .on_polled(polled_at, observations.requests(), observations.cost());

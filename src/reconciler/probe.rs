@@ -6,9 +6,11 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 
 use super::Reconciler;
+use super::in_flight::LookUpAnswer;
 use crate::clock::Clock;
 use crate::order::{Order, Status, Timestamp};
 use crate::pace::Call;
+use crate::process::Stop;
 use crate::store::{Cursor, Filter, StoreError};
 use crate::upstream::Upstream;
 
@@ -39,7 +41,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns whether the upstream may be used. While it is down, probes it with one look-up a pass, of
     /// another order each time in case one order is the cause, and at most every [`PROBE_INTERVAL`],
     /// however many passes new orders cause.
-    pub(super) async fn is_usable(&mut self) -> anyhow::Result<bool> {
+    pub(super) async fn is_usable(&mut self, stop: &Stop) -> anyhow::Result<bool> {
         if !self.pace.breaker().is_down() {
             return Ok(true);
         }
@@ -63,10 +65,28 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probe.count.is_multiple_of(LIST_EVERY) {
             return Ok(true);
         }
-        let upstream = &self.context.upstream;
-        let result = upstream.look_up(&self.context.clock, &id).await;
-        self.on_result(Call::poll(now), result.as_ref().err());
-        Ok(result.is_ok())
+        let requests = self.requests.clone();
+        let is_free = requests.slots() < self.context.settings.max_in_flight;
+        if !is_free || requests.contains(seq) || requests.probes.contains(seq) {
+            return Ok(false);
+        }
+        requests.probes.send(seq, self.look_up(id));
+        let is_own = |other| other == seq;
+        if let Some((_, answer)) = self.next_of(&requests.probes, is_own, stop).await {
+            self.on_probe(answer);
+        }
+        Ok(!self.pace.breaker().is_down())
+    }
+
+    /// Reports the probes that were answered since the last pass to the pace.
+    pub(super) fn take_probes(&mut self) {
+        while let Some((_, answer)) = self.requests.probes.take(|_| true) {
+            self.on_probe(answer);
+        }
+    }
+
+    fn on_probe(&mut self, (sent_at, result): LookUpAnswer) {
+        self.on_result(Call::poll(sent_at), result.as_ref().err());
     }
 
     /// Returns the oldest open order after sequence number `after`.

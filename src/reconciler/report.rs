@@ -8,7 +8,7 @@ use crate::store::{OrderChange, Transition};
 /// The counts of what a pass did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Orders that were polled.
+    /// Orders that were polled, and those whose answer came after their poll.
     pub observed: usize,
     /// Processes started.
     pub started: usize,

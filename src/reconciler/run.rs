@@ -28,7 +28,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
     /// stored moments that lie ahead are moved back.
     pub(super) async fn begin_run(&mut self) -> anyhow::Result<()> {
-        self.list = None;
+        self.requests.clear_polls();
         let now = self.context.clock.now();
         let (store, lead) = (&self.context.store, &self.context.lead);
         let clamped = store.clamp_times(lead, now).await;

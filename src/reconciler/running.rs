@@ -6,12 +6,41 @@ use super::Reconciler;
 use crate::clock::Clock;
 use crate::decide::{Observation, OpenOrder, Phase, Policy};
 use crate::order::{Observed, Timestamp};
-use crate::store::OpenOrders;
+use crate::store::{OpenOrders, StoreError};
 use crate::upstream::Upstream;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Returns the open orders without a request in flight, and the number of processes of the others that
+    /// run.
+    pub(super) async fn idle_orders(
+        &self,
+        now: Timestamp,
+    ) -> Result<(OpenOrders, u64), StoreError> {
+        let orders = self.context.store.open_orders().await?;
+        let targets = orders.targets().iter().enumerate();
+        let idle = targets.filter(|(_, order)| !self.requests.contains(order.seq));
+        let idle: Vec<usize> = idle.map(|(index, _)| index).collect();
+        Ok(self.choose(orders, &idle, now))
+    }
+
+    /// Returns the orders at these indexes, which are ascending, and the number of processes of the others
+    /// that run.
+    pub(super) fn choose(
+        &self,
+        orders: OpenOrders,
+        indexes: &[usize],
+        now: Timestamp,
+    ) -> (OpenOrders, u64) {
+        if indexes.len() == orders.len() {
+            return (orders, 0);
+        }
+        let chosen = orders.chosen(indexes);
+        let others_running = self.count_running(&orders, now) - self.count_running(&chosen, now);
+        (chosen, others_running)
+    }
+
     /// Returns the number of these orders for which [`is_running`] is true.
-    pub(super) fn count_running(&self, orders: &OpenOrders, now: Timestamp) -> u64 {
+    fn count_running(&self, orders: &OpenOrders, now: Timestamp) -> u64 {
         let stuck_threshold = self.pace.stuck_threshold();
         let running = orders
             .orders()

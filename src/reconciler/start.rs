@@ -28,18 +28,18 @@ use std::time::Duration;
 
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
-use super::list::ListRead;
+use super::in_flight::Requests;
 use super::pace_log::on_result;
 use super::poll_due::reached;
 use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
-use super::start_requests::{Answer, Request, StartRequests};
+use super::start_requests::{Answer, Request};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::{Occasion, is_in_doubt};
 use crate::order::Timestamp;
-use crate::pace::{self, Pace};
+use crate::pace::{Call, Pace};
 use crate::process::Stop;
 use crate::store::{NewOrders, StartCandidate, Transition};
 use crate::upstream::Upstream;
@@ -52,9 +52,9 @@ pub(super) struct StartPipeline<'a, U, C> {
     heartbeat: &'a mut HeartbeatWriter,
     is_usable: bool,
     report: Report,
-    /// Read meanwhile. When it has ended, the next pass is due, which decides about its orders.
-    list: &'a mut Option<ListRead>,
-    is_list_read: bool,
+    /// Number of answers to polls that have come meanwhile. With the first, the next pass is due, which
+    /// decides about their orders.
+    polled: usize,
     /// Set if the pass has to wait for all answers.
     is_once: bool,
     /// Watched for while nothing is to be dequeued.
@@ -66,7 +66,7 @@ pub(super) struct StartPipeline<'a, U, C> {
     commits: StartCommits<'a>,
     /// Requests that wait for a slot, with the uptime by which each has to be sent.
     ready: VecDeque<(Request, StartCandidate, Duration)>,
-    in_flight: &'a StartRequests,
+    requests: &'a Requests,
     /// The first error. Nothing is dequeued after it.
     error: Option<anyhow::Error>,
 }
@@ -89,8 +89,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             heartbeat: &mut self.heartbeat,
             is_usable,
             report: Report::default(),
-            list: &mut self.list,
-            is_list_read: false,
+            polled: 0,
             is_once: self.is_once,
             new_orders: &mut self.new_orders,
             are_orders_new: false,
@@ -98,7 +97,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             queue: &mut self.queue,
             commits: StartCommits::default(),
             ready: VecDeque::new(),
-            in_flight: &self.in_flight,
+            requests: &self.requests,
             error: None,
         };
         pipeline.run().await
@@ -113,27 +112,28 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.commits.begin(self.context);
             let dequeue_at = self.next_dequeue_at().await;
             let is_idle = self.commits.is_idle() && dequeue_at.is_none();
-            if is_idle && (self.in_flight.is_empty() || self.may_end()) {
+            if is_idle
+                && self.ready.is_empty()
+                && (self.requests.starts.is_empty() || self.may_end())
+            {
                 break;
             }
             let needs_orders = is_idle && self.queue.is_empty() && self.may_send();
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
             tokio::select! {
                 biased;
-                (order, request, answer) = self.in_flight.next() => {
+                (_, (order, request, answer)) = self.requests.starts.next(|_| true) => {
                     self.on_answered(order, request, answer).await;
                 }
                 committed = self.commits.next() => self.on_committed(committed),
-                () = ListRead::read_to_end(self.list), if !self.is_list_read => {
-                    self.is_list_read = true;
-                }
+                polled = self.requests.polled(self.polled) => self.polled = polled,
                 () = NewOrders::next_of(self.new_orders), if needs_orders => self.are_orders_new = true,
                 () = reached(&self.context.clock, dequeue_at) => {}
                 () = self.context.clock.deadline(self.until), if is_waiting => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
-        let has_more = self.is_list_read || self.are_orders_new || !self.queue.is_empty();
+        let has_more = self.polled > 0 || self.are_orders_new || !self.queue.is_empty();
         let is_stopped = self.stop.requested.is_cancelled();
         self.report.has_more = has_more && !is_stopped && (self.is_usable || self.may_send());
         self.error.map_or(Ok(self.report), Err)
@@ -145,6 +145,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             && at <= self.now()
             && let Some(order) = self.queue.pop()
         {
+            if self.requests.look_ups.contains(order.order.seq) {
+                // The answer decides anew.
+                continue;
+            }
             let now = self.now();
             self.pace.on_dequeued(now);
             let conclusion = self
@@ -162,7 +166,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.error = self.queue.fill(store, now, max_starts).await.err();
         }
         let may_dequeue =
-            self.is_usable && self.error.is_none() && !self.is_list_read && now < self.until;
+            self.is_usable && self.error.is_none() && self.polled == 0 && now < self.until;
         let has_order = may_dequeue && !self.queue.is_empty();
         let starting = self.starting();
         if !has_order || !self.may_send() || !self.pace.may_stage(now, starting) {
@@ -178,7 +182,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         if !self.may_send() {
             return self.return_ready();
         }
-        while self.pace.may_send(self.now(), self.in_flight.len())
+        while self.pace.may_send(self.now(), self.requests.slots())
             && let Some((request, order, send_by)) = self.ready.pop_front()
         {
             if self.context.clock.uptime() >= send_by {
@@ -186,8 +190,15 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 continue;
             }
             self.context.enter(Stage::InFlight, &order);
-            self.in_flight
-                .send(self.context.clone(), request, order, self.stop.clone());
+            let (context, stop) = (self.context.clone(), self.stop.clone());
+            let call = Call {
+                is_start: request == Request::Start,
+                sent_at: self.now(),
+            };
+            self.requests.starts.send(order.order.seq, async move {
+                let answer = context.send(request, &order, &stop).await;
+                (order, call, answer)
+            });
         }
     }
 
@@ -203,7 +214,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, request: pace::Call, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, request: Call, answer: Answer) {
         let now = self.now();
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
@@ -267,18 +278,17 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     /// Returns the number of dequeued orders whose start has no answer yet.
     fn starting(&self) -> usize {
-        self.commits.intents() + self.ready.len() + self.in_flight.len()
+        self.commits.intents() + self.ready.len() + self.requests.starts.len()
     }
 
     /// Returns whether the pass may end although there are requests in flight: the next pass has something
     /// to do, and a slot for it.
     fn may_end(&self) -> bool {
         let is_usable_again = !self.is_usable && self.may_send();
-        let is_next_due = self.is_list_read || self.are_orders_new || self.now() >= self.until;
+        let is_next_due = self.polled > 0 || self.are_orders_new || self.now() >= self.until;
         !self.is_once
             && (is_next_due || is_usable_again || self.error.is_some())
-            && self.ready.is_empty()
-            && self.in_flight.len() < self.context.settings.max_in_flight
+            && self.requests.slots() < self.context.settings.max_in_flight
             && !self.stop.requested.is_cancelled()
     }
 

@@ -43,6 +43,12 @@ impl OpenOrders {
         &self.targets
     }
 
+    /// Returns the index of the order with this number, if it is among them.
+    pub fn index_of(&self, seq: i64) -> Option<usize> {
+        let found = self.targets.binary_search_by_key(&seq, |order| order.seq);
+        found.ok()
+    }
+
     /// Returns the ids, which are valid, in order.
     pub fn ids(&self) -> &StringArena {
         &self.ids

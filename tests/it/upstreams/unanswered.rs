@@ -116,6 +116,39 @@ async fn orders_that_are_being_started_count_as_processes_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_without_an_answer_delays_neither_other_orders_nor_polls() {
+    let upstream = Scripted::new(|asked, before| match asked.order_id().as_deref() {
+        Some("silent") => Reply::Silence,
+        Some(id) if !asked.is_start() => {
+            let is_over = before.iter().any(ReceivedRequest::is_start);
+            let status = if is_over { "SUCCEEDED" } else { "RUNNING" };
+            answer(200, process(id, status))
+        }
+        _ => answer(200, ""),
+    })
+    .await;
+    let orders = Orders::processing(&["silent", "old"]).await;
+    let arguments = ["--request-timeout", "2m"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| {
+        let mut ids = asked.iter().map(ReceivedRequest::order_id);
+        ids.any(|id| id.as_deref() == Some("silent"))
+    })
+    .await;
+    orders.create("new").await;
+    for id in ["new", "old"] {
+        until(
+            async || orders.order(id).status,
+            |status| *status == Status::Fulfilled,
+        )
+        .await;
+    }
+    let asked = upstream.asked_about("silent");
+    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_comes_while_a_look_up_has_none_is_taken_all_the_same() {
     // Within a second of the start, a look-up begins that has no answer until after the start's timeout.
     let upstream = Scripted::new(|asked, before| match asked.is_start() {
