@@ -62,6 +62,11 @@ pub struct Environment {
     pub request_timeout: Duration,
     pub faults: RefCell<BTreeMap<String, u64>>,
     pub requests: Cell<u64>,
+    /// Maximum number of starts and look-ups in flight, and their number.
+    pub max_in_flight: Cell<usize>,
+    in_flight: Cell<usize>,
+    /// Number of passes so far.
+    pub passes: Cell<u64>,
     pub incarnations: Cell<u64>,
     pub is_verbose: bool,
 }
@@ -98,6 +103,9 @@ impl Environment {
             request_timeout,
             faults: RefCell::default(),
             requests: Cell::new(0),
+            max_in_flight: Cell::new(usize::MAX),
+            in_flight: Cell::new(0),
+            passes: Cell::new(0),
             incarnations: Cell::new(0),
             is_verbose,
         })
@@ -119,6 +127,29 @@ impl Environment {
         self.move_to(at);
         waker.wake();
         Some(())
+    }
+
+    /// Wakes the timers that are due.
+    pub fn wake_due(&self) {
+        while let Some(timer) = self.timers.borrow_mut().first_entry()
+            && timer.key().0 <= self.now.get()
+        {
+            timer.remove().wake();
+        }
+    }
+
+    /// Begins a start or a look-up, and checks that not too many are in flight.
+    fn begin_request(self: &Rc<Self>) -> InFlight {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let (requests, most) = (self.in_flight.get(), self.max_in_flight.get());
+        assert!(
+            requests <= most,
+            "{requests} requests are in flight; at most {most} may be"
+        );
+        InFlight {
+            env: self.clone(),
+            pass: self.passes.get(),
+        }
     }
 
     /// Advances the time, and delivers late starts.
@@ -327,6 +358,28 @@ impl Environment {
         self.sleep(Duration::from_millis(
             self.draws.below(self.travel_ms.get()),
         ))
+    }
+}
+
+/// A guard of a request in flight, which ends on drop.
+struct InFlight {
+    env: Rc<Environment>,
+    /// The pass that sent it.
+    pass: u64,
+}
+
+impl InFlight {
+    /// Counts a request whose answer came in a later pass.
+    fn on_answered(&self, what: &str) {
+        if self.pass < self.env.passes.get() {
+            self.env.count(format!("{what} over passes"));
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.env.in_flight.set(self.env.in_flight.get() - 1);
     }
 }
 

@@ -37,6 +37,9 @@ const PASSES_TO_SETTLE: u32 = 700;
 /// may go unnoticed.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Maximum difference between the clock of a program and that of its schedule.
+const DRIFT_MAX: Duration = Duration::from_millis(10);
+
 /// The totals of one run, or of many.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -163,6 +166,7 @@ impl Run {
             oracle.policy = policy;
             oracle.max_starts = settings.max_starts;
         }
+        env.max_in_flight.set(settings.max_in_flight);
         env.log(|| format!("{settings:?}, processes below {duration} s"));
         let clock = SteadyClock::new(Handle(env.clone()));
         let occurrences = Occurrences::new(settings.schedule.clone(), clock.now());
@@ -306,6 +310,7 @@ impl Run {
         }
         // Scheduling delay.
         env.move_to(env.time().0 + env.draws.below(200) as i64);
+        env.wake_due();
     }
 
     /// Becomes leader after the program before, if there was one. The program may crash meanwhile.
@@ -350,6 +355,7 @@ impl Run {
     /// Runs a pass. If the program crashes in it, returns the reconciler of a new program.
     fn pass(&mut self, mut reconciler: Reconciler<Handle, Handle>) -> Reconciler<Handle, Handle> {
         self.totals.passes += 1;
+        self.env.passes.set(self.totals.passes);
         RecentFaults::begin_pass();
         // The program's clock ignores the smallest steps.
         self.clock.resync();
@@ -360,14 +366,18 @@ impl Run {
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
         let requests = self.env.requests.get();
+        // The reconciler's clock follows drift at other moments than this one.
         let overdue = reconciler.next_poll_at();
-        let overdue = overdue.filter(|at| *at <= self.clock.now());
+        let overdue = overdue.filter(|at| at.after(DRIFT_MAX) <= self.clock.now());
         let outcome = drive(&self.env, reconciler.pass(&stop));
-        if outcome.is_some() && overdue.is_some() && requests == self.env.requests.get() {
+        // After a failed pass with starts in flight, the loop pauses.
+        let is_paused = matches!(outcome, Some(Err(_))) && reconciler.has_starts_in_flight();
+        let is_overdue = outcome.is_some() && overdue.is_some() && !is_paused;
+        if is_overdue && requests == self.env.requests.get() {
             let is_unchanged = reconciler.next_poll_at() == overdue;
             assert!(
                 !is_unchanged,
-                "passes are made for a poll time that never changes: {overdue:?}"
+                "passes are made for a poll time that never changes: {overdue:?} {outcome:?}"
             );
         }
         match &outcome {

@@ -22,6 +22,7 @@ fn failure(detail: &str, certain: bool) -> Failure {
 impl Upstream for Handle {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         let env = &self.0;
+        let request = env.begin_request();
         env.reach_crash_point().await;
         env.oracle
             .borrow_mut()
@@ -111,6 +112,7 @@ impl Upstream for Handle {
                 }
             }
         };
+        request.on_answered("starts");
         env.reach_crash_point().await;
         env.log(|| format!("start {id} answered {result:?}"));
         env.oracle
@@ -121,6 +123,7 @@ impl Upstream for Handle {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         let env = &self.0;
+        let request = env.begin_request();
         env.reach_crash_point().await;
         let began_at = env.time();
         let fault = env.draw_fault();
@@ -157,6 +160,7 @@ impl Upstream for Handle {
             }
         };
         env.travel().await;
+        request.on_answered("look-ups");
         env.reach_crash_point().await;
         env.log(|| format!("look-up {id} ({fault:?}) answered {result:?}"));
         if let Ok(observed) = &result {
