@@ -147,7 +147,7 @@ pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
 /// `account`: compares the database with the upstream, and prints the counts.
 pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
-    let store = Store::open_existing(&args.database.database_url)?;
+    let store = Store::open_to_read(&args.database.database_url)?;
     let record = args.record.as_deref().map(read_record).transpose()?;
     let account = account::take(
         &store,

@@ -155,6 +155,19 @@ impl Store {
         Ok(Self { engine })
     }
 
+    /// Opens an existing database to read it. A file is neither migrated nor written, nor is anything created
+    /// beside it.
+    pub fn open_to_read(url: &DatabaseUrl) -> Result<Self, OpenError> {
+        match url {
+            DatabaseUrl::Sqlite(path) => {
+                let engine = Engine::Sqlite(sqlite::Engine::open_to_read(path)?);
+                Ok(Self { engine })
+            }
+            #[cfg(feature = "postgres")]
+            DatabaseUrl::Postgres(_) => Self::open_existing(url),
+        }
+    }
+
     /// Returns the address of the database: the absolute path of its file, or a URL without a
     /// password.
     pub fn address(&self) -> &str {

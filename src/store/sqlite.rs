@@ -110,6 +110,23 @@ impl Engine {
         Self::open(path, Mode::Threaded)
     }
 
+    /// Opens an existing database to read it. Nothing is created or migrated, and every write is refused.
+    pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
+        let (db, path) = open::for_reading(path)?;
+        let readers = open::readers_of(&path, open::READ_ONLY)?;
+        drop(db);
+        let inner = Inner {
+            address: path.display().to_string(),
+            writer: Writer::none(path.clone()),
+            path,
+            readers,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            reads: Reads::Unlimited,
+        })
+    }
+
     /// Returns an engine on the same file whose reads are made so.
     pub fn with(&self, reads: Reads) -> Self {
         Self {

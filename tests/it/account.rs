@@ -181,3 +181,29 @@ async fn a_list_that_does_not_end_is_cut_off() {
     assert_eq!((account.disagreeing, account.lost), (1, None));
     assert_eq!(account.unknown, 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_creates_nothing_beside_the_database() {
+    let env = TestEnvironment::new();
+    let store = env.store();
+    create(&store, "a1", Timestamp(1)).await;
+    store.checkpoint().await;
+    let url = env.database_url();
+    let account = || {
+        let upstream = ["--order-process-url", "http://127.0.0.1:9"];
+        let arguments = [&["account", "--database-url", &url], &upstream[..]].concat();
+        // The upstream is absent, so there is no list.
+        let ran = env.run("order-service", &arguments).assert_code(4);
+        assert!(ran.stdout.contains("acknowledged           1"), "{ran:?}");
+    };
+    account();
+    drop(store);
+    for suffix in ["turn", "write"] {
+        let _ = std::fs::remove_file(env.path(&format!("orders.db-{suffix}")));
+    }
+    account();
+    for suffix in ["turn", "write"] {
+        let path = env.path(&format!("orders.db-{suffix}"));
+        assert!(!path.exists(), "{}", path.display());
+    }
+}

@@ -66,7 +66,7 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const STATEMENTS_KEPT: usize = 64;
 
 /// Flags of a connection that only reads.
-const READ_ONLY: OpenFlags =
+pub(super) const READ_ONLY: OpenFlags =
     OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
@@ -260,8 +260,16 @@ pub(super) fn writing_connection(file: &OpenedFile) -> Result<Connection, OpenEr
 /// Opens the pool of reading connections. All are opened now and none is ever replaced, so none can
 /// end up on a different file.
 pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
-    let manager = SqliteConnectionManager::file(&file.path)
-        .with_flags(existing())
+    readers_of(&file.path, existing())
+}
+
+/// Like [`readers`], of the file that is at the path now, with these flags.
+pub(super) fn readers_of(
+    path: &Path,
+    flags: OpenFlags,
+) -> Result<r2d2::Pool<SqliteConnectionManager>, OpenError> {
+    let manager = SqliteConnectionManager::file(path)
+        .with_flags(flags)
         .with_init(|db| {
             db.pragma_update(None, "query_only", true)?;
             keep_in_memory(db, READER_CACHE_KIB)
@@ -276,7 +284,7 @@ pub(super) fn readers(file: &OpenedFile) -> Result<r2d2::Pool<SqliteConnectionMa
         // The pool's error contains the last connection error.
         .error_handler(Box::new(r2d2::NopErrorHandler))
         .build(manager)
-        .map_err(|error| file.error(error))
+        .map_err(|error| file_error(path, error))
 }
 
 /// Begins a new history if `file` differs from that of the last (`store/cursor.rs`).

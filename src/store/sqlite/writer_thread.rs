@@ -1,5 +1,6 @@
 //! The thread of the one writer of a process, and its start. What it does is in `writer.rs`.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,7 @@ use super::retirement::FileRetirement;
 use super::write_lock::WriteLock;
 use super::writer::Committer;
 use crate::clock::DatabaseClock;
-use crate::store::mode::Mode;
+use crate::store::mode::{Mode, NoFaults};
 use crate::store::queue::{Pending, Queue};
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
@@ -85,6 +86,20 @@ impl Writer {
             retirement,
             empty_requested,
         })
+    }
+
+    /// Returns the writer of a file that is only read: it refuses every write.
+    pub fn none(path: PathBuf) -> Self {
+        let state = WriterState::new(DatabaseClock::default(), "the database is only read");
+        let queue = Queue::synchronous(state, Arc::new(NoFaults), |pending| {
+            let refused = StoreError::unwritable("it was opened to be read");
+            pending.write.finish(Err(refused));
+        });
+        Self {
+            queue,
+            retirement: FileRetirement::new(path),
+            empty_requested: Arc::default(),
+        }
     }
 
     /// Checkpoints the write-ahead log and truncates it, as far as readers allow.
