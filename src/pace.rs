@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::availability::{CircuitBreaker, RequestResults, UpstreamState};
+pub use self::availability::{Call, CircuitBreaker, RequestResults, UpstreamState};
 pub use self::backoff::{BACKOFF_MAX, backoff};
 pub use self::contradiction::Contradiction;
 pub use self::incarnations::{Incarnations, is_restart};
@@ -98,25 +98,6 @@ pub enum StartLimit<'a> {
     Reduction(ReductionCause<'a>),
     /// The ceiling of the start rate.
     Ceiling,
-}
-
-/// A request to the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// Set for a start, not for a poll.
-    pub is_start: bool,
-    /// Moment at which it was sent.
-    pub sent_at: Timestamp,
-}
-
-impl Call {
-    /// Creates a poll that was sent at this moment.
-    pub const fn poll(sent_at: Timestamp) -> Self {
-        Self {
-            is_start: false,
-            sent_at,
-        }
-    }
 }
 
 /// The limiter that every request to the upstream passes, and all that it has learned.
@@ -327,7 +308,7 @@ impl Pace {
         if failure.cause == Cause::TooManyRequests {
             self.throttling.on_throttled(call.is_start, now);
         }
-        let is_down = self.breaker.on_failed(call.is_start, now, failure);
+        let is_down = self.breaker.on_failed(call, now, failure);
         (is_reduced, is_down)
     }
 

@@ -75,7 +75,7 @@ impl AnswerClass {
             Cause::TooManyRequests | Cause::Overload | Cause::Timeout
         ) {
             Self::Overload
-        } else if failure.cause == Cause::NoAccess {
+        } else if matches!(failure.cause, Cause::NoConnection | Cause::AccessDenied) {
             Self::Unavailable
         } else {
             otherwise
@@ -180,7 +180,7 @@ mod tests {
         let mut failure = Failure::new("answered 500", Cause::Unusable);
         let of = |failure: &Failure| AnswerClass::of_failure(failure, AnswerClass::Unusable);
         assert_eq!(of(&failure), AnswerClass::Unusable);
-        failure.cause = Cause::NoAccess;
+        failure.cause = Cause::NoConnection;
         assert_eq!(of(&failure), AnswerClass::Unavailable);
         failure.cause = Cause::Overload;
         assert_eq!(of(&failure), AnswerClass::Overload);

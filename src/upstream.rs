@@ -77,8 +77,10 @@ impl Failure {
 /// Kinds of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// No connection, or access denied. Other requests would fail likewise.
-    NoAccess,
+    /// No connection. Other requests would fail likewise.
+    NoConnection,
+    /// 401, 403 or a redirect. A gateway may answer so about some ids only.
+    AccessDenied,
     /// 429.
     TooManyRequests,
     /// 503, which gateways also send instead of 429.

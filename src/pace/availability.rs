@@ -8,13 +8,38 @@ use std::time::Duration;
 use crate::order::Timestamp;
 use crate::upstream::{Cause, Failure};
 
-/// Number of failures in a row after which the upstream counts as down. Requests are about different
-/// orders, so one order that always fails is not enough.
+/// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
+
+/// Least interval from a failure to one about an order that has failed before, for that to count: however
+/// many orders always fail, others are polled and started meanwhile, and any answer ends the row.
+const REPEATED_INTERVAL: Duration = Duration::from_millis(900);
 
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// A request to the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// Set for a start, not for a poll.
+    pub is_start: bool,
+    /// Set if it is about an order whose last request failed too.
+    pub is_repeated: bool,
+    /// Moment at which it was sent.
+    pub sent_at: Timestamp,
+}
+
+impl Call {
+    /// Creates a poll that was sent at this moment.
+    pub const fn poll(sent_at: Timestamp) -> Self {
+        Self {
+            is_start: false,
+            is_repeated: false,
+            sent_at,
+        }
+    }
+}
 
 /// The availability of the upstream: usable answers or none, and since when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +79,8 @@ pub struct CircuitBreaker {
     /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
+    /// Moment of the last failure that counts.
+    counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     resting_until: Option<Timestamp>,
     results: RequestResults,
@@ -78,6 +105,7 @@ impl CircuitBreaker {
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
+            counted_at: None,
             resting_until: resting_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
@@ -129,7 +157,8 @@ impl CircuitBreaker {
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
     /// it was not before, or was down already when an earlier run ended.
-    pub fn on_failed(&mut self, is_start: bool, now: Timestamp, failure: &Failure) -> bool {
+    pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
+        let is_start = call.is_start;
         self.results.has_failure = true;
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
@@ -143,7 +172,7 @@ impl CircuitBreaker {
         // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
         // the rate. The answer of a cache does not show that it is not.
         let is_reachable = match failure.cause {
-            Cause::NoAccess | Cause::Timeout => false,
+            Cause::NoConnection | Cause::AccessDenied | Cause::Timeout => false,
             Cause::TooManyRequests | Cause::Stale => true,
             Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
         };
@@ -157,6 +186,11 @@ impl CircuitBreaker {
             }
             return false;
         }
+        let is_soon = |at| at <= now && now.since(at) < REPEATED_INTERVAL;
+        if call.is_repeated && self.counted_at.is_some_and(is_soon) {
+            return false;
+        }
+        self.counted_at = Some(now);
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
         match &mut self.state {
@@ -164,7 +198,9 @@ impl CircuitBreaker {
                 detail.clone_from(&failure.detail);
                 is_first
             }
-            _ if failure.cause == Cause::NoAccess || self.failures_in_a_row >= FAILURES_TO_DOWN => {
+            _ if failure.cause == Cause::NoConnection
+                || self.failures_in_a_row >= FAILURES_TO_DOWN =>
+            {
                 self.state = UpstreamState::Down {
                     since,
                     detail: failure.detail.clone(),
@@ -184,11 +220,47 @@ mod tests {
         Failure::new("it failed", cause)
     }
 
+    fn start(sent_at: Timestamp) -> Call {
+        Call {
+            is_start: true,
+            ..Call::poll(sent_at)
+        }
+    }
+
+    #[test]
+    fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        let denied = failure(Cause::AccessDenied);
+        let repeated = |now| Call {
+            is_repeated: true,
+            ..Call::poll(now)
+        };
+        for pass in 0..10 {
+            let now = Timestamp(1_000 * pass);
+            assert_eq!(breaker.on_answered(now), pass == 0);
+            for _ in 0..10 {
+                assert!(!breaker.on_failed(repeated(now), now, &denied));
+            }
+        }
+        // Without an answer, each pass counts.
+        for (at, is_down) in [(10_000, false), (10_100, false), (11_000, true)] {
+            let now = Timestamp(at);
+            assert_eq!(breaker.on_failed(repeated(now), now, &denied), is_down);
+        }
+        // A clock that was set back delays nothing.
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        let calls = [9_000, 2_000, 1_000].map(Timestamp);
+        assert_eq!(
+            calls.map(|now| breaker.on_failed(repeated(now), now, &denied)),
+            [false, false, true]
+        );
+    }
+
     #[test]
     fn one_failing_order_is_no_outage() {
         let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         let failed = |breaker: &mut CircuitBreaker, now, cause| {
-            breaker.on_failed(false, Timestamp(now), &failure(cause))
+            breaker.on_failed(Call::poll(Timestamp(now)), Timestamp(now), &failure(cause))
         };
         assert!(breaker.on_answered(Timestamp(1)));
         for now in 2..10 {
@@ -204,7 +276,7 @@ mod tests {
         };
         assert_eq!(*since, Timestamp(11));
         assert!(breaker.on_answered(Timestamp(15)));
-        assert!(failed(&mut breaker, 16, Cause::NoAccess));
+        assert!(failed(&mut breaker, 16, Cause::NoConnection));
     }
 
     #[test]
@@ -213,27 +285,39 @@ mod tests {
         breaker.on_answered(Timestamp(1));
         for now in 2..20 {
             let now = Timestamp(now);
-            assert!(!breaker.on_failed(true, now, &failure(Cause::Unusable)));
-            assert!(!breaker.on_failed(true, now, &failure(Cause::Overload)));
-            assert!(!breaker.on_failed(false, now, &failure(Cause::TooManyRequests)));
-            assert!(!breaker.on_failed(false, now, &failure(Cause::Stale)));
+            assert!(!breaker.on_failed(start(now), now, &failure(Cause::Unusable)));
+            assert!(!breaker.on_failed(start(now), now, &failure(Cause::Overload)));
+            assert!(!breaker.on_failed(Call::poll(now), now, &failure(Cause::TooManyRequests)));
+            assert!(!breaker.on_failed(Call::poll(now), now, &failure(Cause::Stale)));
         }
         assert!(breaker.may_send(Timestamp(20)));
         let limited = failure(Cause::TooManyRequests);
         let mut unknown = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
-        unknown.on_failed(true, Timestamp(2), &limited);
+        unknown.on_failed(start(Timestamp(2)), Timestamp(2), &limited);
         let since = Timestamp(2);
         assert_eq!(*unknown.state(), UpstreamState::Up { since }, "it is there");
         // Where polls fail too, failures of starts count.
         let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
-        assert!(!failing.on_failed(false, Timestamp(1), &failure(Cause::Overload)));
-        assert!(!failing.on_failed(true, Timestamp(2), &failure(Cause::Overload)));
-        assert!(failing.on_failed(true, Timestamp(3), &failure(Cause::Overload)));
+        assert!(!failing.on_failed(
+            Call::poll(Timestamp(1)),
+            Timestamp(1),
+            &failure(Cause::Overload)
+        ));
+        assert!(!failing.on_failed(start(Timestamp(2)), Timestamp(2), &failure(Cause::Overload)));
+        assert!(failing.on_failed(start(Timestamp(3)), Timestamp(3), &failure(Cause::Overload)));
         // One that does not answer starts is down.
         for now in 21..23 {
-            assert!(!breaker.on_failed(true, Timestamp(now), &failure(Cause::Timeout)));
+            assert!(!breaker.on_failed(
+                start(Timestamp(now)),
+                Timestamp(now),
+                &failure(Cause::Timeout)
+            ));
         }
-        assert!(breaker.on_failed(true, Timestamp(23), &failure(Cause::Timeout)));
+        assert!(breaker.on_failed(
+            start(Timestamp(23)),
+            Timestamp(23),
+            &failure(Cause::Timeout)
+        ));
     }
 
     #[test]
@@ -241,10 +325,11 @@ mod tests {
         let detail = "answered 500".to_owned();
         let since = Timestamp(1);
         let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail }, None, since);
-        assert!(breaker.on_failed(false, Timestamp(2), &failure(Cause::Unusable)));
-        assert!(!breaker.on_failed(false, Timestamp(3), &failure(Cause::Unusable)));
+        let poll = |at| Call::poll(Timestamp(at));
+        assert!(breaker.on_failed(poll(2), Timestamp(2), &failure(Cause::Unusable)));
+        assert!(!breaker.on_failed(poll(3), Timestamp(3), &failure(Cause::Unusable)));
         let limited = Failure::new("answered 429", Cause::TooManyRequests);
-        breaker.on_failed(false, Timestamp(4), &limited);
+        breaker.on_failed(poll(4), Timestamp(4), &limited);
         let detail = limited.detail;
         let expected = UpstreamState::Down { since, detail };
         assert_eq!(

@@ -10,12 +10,13 @@ fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
 fn start(sent_at: Timestamp) -> Call {
     Call {
         is_start: true,
+        is_repeated: false,
         sent_at,
     }
 }
 
 fn no_connection() -> Failure {
-    Failure::new("no connection", Cause::NoAccess)
+    Failure::new("no connection", Cause::NoConnection)
 }
 
 #[test]

@@ -47,8 +47,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         seq: i64,
         (began_at, result): LookUpAnswer,
     ) {
-        self.on_result(Call::poll(began_at), result.as_ref().err());
-        if let Some(at) = observations.orders.index_of(seq) {
+        let index = observations.orders.index_of(seq);
+        let call = Call {
+            is_repeated: index.is_some_and(|at| observations.orders.order(at).attempts > 0),
+            ..Call::poll(began_at)
+        };
+        self.on_result(call, result.as_ref().err());
+        if let Some(at) = index {
             match result {
                 Ok(observed) => observations.add_look_up(at, Observation { observed, began_at }),
                 Err(failure) => observations.add_failure(at, failure),

@@ -11,7 +11,7 @@ use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
 use crate::pace;
 use crate::store::OpenOrders;
-use crate::upstream::{Entry, Failure};
+use crate::upstream::{Cause, Entry, Failure};
 
 /// The polled orders, and the observation of each.
 pub(super) struct Observations {
@@ -169,10 +169,12 @@ impl Observations {
         self.looked_up.insert(index, observation);
     }
 
-    /// Adds the failure of a look-up.
+    /// Adds the failure of a look-up. That there is no connection says nothing about the order.
     pub fn add_failure(&mut self, index: usize, failure: Failure) {
-        self.failures.push((index, failure));
         self.is_complete = false;
+        if failure.cause != Cause::NoConnection {
+            self.failures.push((index, failure));
+        }
     }
 
     /// Adds a list; `entries` is their number if the list was complete.

@@ -68,10 +68,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let occasion = self.occasion_of(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
-        // That the upstream is down is stored once, not for each order.
-        if self.pace.breaker().is_down() {
-            observations.failures.clear();
-        }
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
         let durations = self.pace.durations().clone();
         let decided = self.decide_all(&observations, occasion, began_at).await;

@@ -193,6 +193,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             let (context, stop) = (self.context.clone(), self.stop.clone());
             let call = Call {
                 is_start: request == Request::Start,
+                is_repeated: order.order.attempts > 0,
                 sent_at: self.now(),
             };
             self.requests.starts.send(order.order.seq, async move {

@@ -163,11 +163,10 @@ impl HttpUpstream {
             cause: match status {
                 StatusCode::TOO_MANY_REQUESTS => Cause::TooManyRequests,
                 StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
-                // Other requests would get the same answer.
-                StatusCode::UNAUTHORIZED
-                | StatusCode::FORBIDDEN
-                | StatusCode::PROXY_AUTHENTICATION_REQUIRED => Cause::NoAccess,
-                status if status.is_redirection() => Cause::NoAccess,
+                // The proxy is ours, and has made no connection.
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED => Cause::NoConnection,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::AccessDenied,
+                status if status.is_redirection() => Cause::AccessDenied,
                 _ => Cause::Unusable,
             },
             retry_after,
@@ -364,7 +363,7 @@ fn no_answer(error: &reqwest::Error) -> Failure {
             false => root_cause(error),
         };
         let detail = format!("the upstream cannot be reached{at}: {why}");
-        (detail, Cause::NoAccess)
+        (detail, Cause::NoConnection)
     } else if error.is_timeout() {
         let detail = "the upstream did not answer in time".to_owned();
         (detail, Cause::Timeout)

@@ -151,7 +151,7 @@ impl InMemory {
 
 fn failure(detail: &str, certain: bool) -> Failure {
     let cause = match (detail, certain) {
-        (_, true) => Cause::NoAccess,
+        (_, true) => Cause::NoConnection,
         ("no answer", _) => Cause::Timeout,
         _ => Cause::Unusable,
     };

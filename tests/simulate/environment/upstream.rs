@@ -12,7 +12,7 @@ use crate::oracle::Arrival;
 
 fn failure(detail: &str, certain: bool) -> Failure {
     let cause = match (detail, certain) {
-        (_, true) => Cause::NoAccess,
+        (_, true) => Cause::NoConnection,
         ("no answer", _) => Cause::Timeout,
         _ => Cause::Unusable,
     };
