@@ -27,7 +27,8 @@ async fn assert_end(programs: [Program; 3], reason: &str) {
         let log = ended(program).await;
         let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert!(errors.last().unwrap().contains(reason), "{log}");
-        assert!(errors.len() <= 3, "{log}");
+        // The writer of a server logs that a write was refused before it finds the reason.
+        assert!(errors.len() <= 4, "{log}");
         assert!(!log.contains("can be written again"), "{log}");
     }
 }
