@@ -283,6 +283,7 @@ impl Pace {
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.throttling.on_answered(call.is_start);
+        self.rate.on_answered(call);
         if !call.is_start {
             self.polling.on_answered();
         }
@@ -299,7 +300,7 @@ impl Pace {
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
         let is_refused = matches!(failure.cause, Cause::TooManyRequests | Cause::Overload);
         let is_overload = is_refused || failure.cause == Cause::Timeout;
-        let is_reduced = is_overload && self.rate.on_overload(call.sent_at, now, &failure.detail);
+        let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
         if !call.is_start && is_refused {
             self.polling.on_refused(now);

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Call;
 use crate::order::Timestamp;
+use crate::upstream::Failure;
 
 /// Longest delay of a start that the next ones make up for, in milliseconds. Timers are late by a
 /// millisecond or two at every start; without this the rate would stay that much below its ceiling.
@@ -107,6 +109,13 @@ const REFUSAL_REDUCTION: f64 = 0.1;
 /// limit is far below the rate.
 const REPEATED_REFUSAL_REDUCTION: f64 = 0.5;
 
+/// Share of a refusal that each usable answer makes up for: refusals that are rarer have another cause than the
+/// rate, and would be as frequent at any lower one. Not those with `Retry-After`, which names a limit.
+const TOLERATED_SHARE: f64 = 0.05;
+
+/// Largest number of refusals in a row that are made up for.
+const TOLERATED_MAX: f64 = 2.0;
+
 /// Time after a refusal until the rate is back where it was refused, at a rate of one start per second
 /// or more.
 const REFUSAL_RECOVERY: Duration = Duration::from_secs(20);
@@ -139,6 +148,25 @@ pub struct StartRate {
     /// Number of starts since then.
     #[serde(rename = "sent")]
     starts_in_interval: u32,
+    #[serde(skip)]
+    tolerance: Tolerance,
+}
+
+/// Number of refusals that do not reduce the rate, of starts and of polls: a token bucket that usable answers
+/// fill, as in the retry throttling of gRPC (proposal A6).
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Tolerance {
+    starts: f64,
+    polls: f64,
+}
+
+impl Tolerance {
+    fn of(&mut self, call: Call) -> &mut f64 {
+        match call.is_start {
+            true => &mut self.starts,
+            false => &mut self.polls,
+        }
+    }
 }
 
 /// A reduction of the start rate, and the curve along which the rate rises again.
@@ -181,6 +209,7 @@ impl StartRate {
             reduction: None,
             interval_began_at: now,
             starts_in_interval: 0,
+            tolerance: Tolerance::default(),
         }
     }
 
@@ -292,15 +321,26 @@ impl StartRate {
         (self.interval_began_at, self.starts_in_interval) = (began_at, 0);
     }
 
-    /// Reduces the rate after a request that was sent at `sent_at` and was refused because of the rate,
-    /// or timed out. Returns whether it did: a request from before the last reduction does not concern
-    /// the reduced rate, and the lowest rate stays.
-    pub fn on_overload(&mut self, sent_at: Timestamp, now: Timestamp, detail: &str) -> bool {
+    /// Records a usable answer.
+    pub fn on_answered(&mut self, call: Call) {
+        let tolerance = self.tolerance.of(call);
+        *tolerance = (*tolerance + TOLERATED_SHARE).min(TOLERATED_MAX);
+    }
+
+    /// Reduces the rate after a request that was refused because of the rate, or timed out. Returns
+    /// whether it did: a request from before the last reduction does not concern the reduced rate, rare
+    /// refusals are tolerated, and the lowest rate stays.
+    pub fn on_overload(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
         if self
             .reduction
             .as_ref()
-            .is_some_and(|last| sent_at <= last.at)
+            .is_some_and(|last| call.sent_at <= last.at)
         {
+            return false;
+        }
+        let tolerance = self.tolerance.of(call);
+        if failure.retry_after.is_none() && *tolerance >= 1.0 {
+            *tolerance -= 1.0;
             return false;
         }
         let plateau = self.rate();
@@ -320,7 +360,7 @@ impl StartRate {
             time_scale: recovery,
             growth,
             is_restart: false,
-            reason: detail.to_owned(),
+            reason: failure.detail.clone(),
         });
         !is_lowest
     }

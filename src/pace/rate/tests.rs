@@ -1,6 +1,11 @@
 //! The start rate: the intervals between starts, and how it rises, is reduced and returns.
 
 use super::*;
+use crate::upstream::Cause;
+
+fn refusal() -> Failure {
+    Failure::new("answered 503", Cause::Overload)
+}
 
 /// Returns the moments of starts that are sent as soon as allowed, from 0 to `until` ms, with timers
 /// that are late by `late` ms.
@@ -31,6 +36,42 @@ fn starts_keep_to_the_ceiling_and_reach_it_although_timers_are_late() {
             starts.len()
         );
     }
+}
+
+#[test]
+fn rare_refusals_reduce_the_rate_no_more_than_at_another_rate() {
+    let (now, later) = (Timestamp(0), Timestamp(1));
+    let mut rate = StartRate::new(0.0, now);
+    let poll = Call::poll(later);
+    let start = Call {
+        is_start: true,
+        ..poll
+    };
+    for _ in 0..100 {
+        for call in [start, poll] {
+            for _ in 0..24 {
+                rate.on_answered(call);
+            }
+            assert!(!rate.on_overload(call, later, &refusal()));
+        }
+    }
+    // However many answers came before, three refusals in a row are not rare.
+    (0..100).for_each(|_| rate.on_answered(start));
+    let reduces = [start; 3].map(|call| rate.on_overload(call, later, &refusal()));
+    assert_eq!(reduces, [false, false, true]);
+    // Answers to polls show nothing about starts, and a refusal with `Retry-After` names a limit.
+    (0..100).for_each(|_| rate.on_answered(poll));
+    let start = Call {
+        sent_at: Timestamp(2),
+        ..start
+    };
+    assert!(rate.on_overload(start, Timestamp(2), &refusal()));
+    let limit = Failure {
+        retry_after: Some(Duration::from_secs(1)),
+        ..refusal()
+    };
+    let poll = Call::poll(Timestamp(3));
+    assert!(rate.on_overload(poll, Timestamp(3), &limit));
 }
 
 #[test]
@@ -113,7 +154,7 @@ fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_refusals() {
     let mut restarted = free.clone();
     restarted.on_restart(Timestamp(0));
     let mut refused = free.clone();
-    refused.on_overload(Timestamp(1), Timestamp(1), "answered 429");
+    refused.on_overload(Call::poll(Timestamp(1)), Timestamp(1), &refusal());
     for (rate, expected) in [
         (free, (false, false)),
         (StartRate::new(50.0, Timestamp(0)), (true, false)),
@@ -150,11 +191,11 @@ fn after_a_restart_the_rate_rises_as_far_as_polls_have_found_the_upstream_alive(
 fn a_refusal_reduces_the_rate_unless_the_request_was_sent_before_the_last_reduction() {
     let mut rate = StartRate::new(40.0, Timestamp(0));
     let refused = |rate: &mut StartRate, sent_at, now| {
-        rate.on_overload(Timestamp(sent_at), Timestamp(now), "answered 429")
+        rate.on_overload(Call::poll(Timestamp(sent_at)), Timestamp(now), &refusal())
     };
     assert!(refused(&mut rate, 1, 10));
     assert!(!refused(&mut rate, 9, 11) && !refused(&mut rate, 10, 12));
-    let cause = ReductionCause::Overload("answered 429");
+    let cause = ReductionCause::Overload("answered 503");
     assert_eq!((rate.rate(), rate.reduction_cause()), (36.0, Some(cause)));
     // Repeated soon, it shows that the limit is far below. No healthy second in between undoes that.
     let mut later = rate.clone();
@@ -179,7 +220,7 @@ fn a_refusal_reduces_the_rate_unless_the_request_was_sent_before_the_last_reduct
 #[test]
 fn the_rate_soon_returns_to_just_below_the_refused_one_and_stays_there_for_a_while() {
     let mut rate = StartRate::new(40.0, Timestamp(0));
-    rate.on_overload(Timestamp(1), Timestamp(0), "answered 429");
+    rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &refusal());
     let rates = [10, 15, 20, 25].map(|second| {
         let mut rate = rate.clone();
         rate.recover(Timestamp(second * 1_000));
@@ -194,7 +235,7 @@ fn the_rate_soon_returns_to_just_below_the_refused_one_and_stays_there_for_a_whi
 fn a_rate_below_one_per_second_needs_longer_to_return() {
     for (ceiling, seconds) in [(1.0, 20), (0.8, 25)] {
         let mut rate = StartRate::new(ceiling, Timestamp(0));
-        rate.on_overload(Timestamp(1), Timestamp(0), "answered 429");
+        rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &refusal());
         assert!(!rate.recover(Timestamp(seconds * 1_000 - 1_000)));
         assert!(rate.recover(Timestamp(seconds * 1_000)), "{ceiling}");
     }
