@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -57,15 +58,30 @@ pub(super) struct Connector {
     pub own_entries: OwnEntries,
 }
 
-/// The state of the server: its clock, the format of the database, and whether a commit waits for a
-/// standby.
-pub(super) const SERVER_STATE: &str = "\
-    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, format, \
-        current_setting('synchronous_standby_names') <> '' \
-    FROM meta WHERE id = 1";
+macro_rules! server_state {
+    ($more:literal) => {
+        concat!(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, format, \
+                current_setting('synchronous_standby_names') <> ''",
+            $more,
+            " WHERE meta.id = 1"
+        )
+    };
+}
 
-/// Interval between two checks of the state of the server, while there is something to do on it anyway.
+/// The state of the server: its clock, the format of the database, whether a commit waits for a standby,
+/// and where the orders have moved.
+pub(super) const SERVER_STATE: &str =
+    server_state!(", state, address FROM meta LEFT JOIN relocation ON true");
+
+/// Like [`SERVER_STATE`], in a format without relocations.
+const SERVER_STATE_WITHOUT_RELOCATION: &str = server_state!(", NULL::text, NULL::text FROM meta");
+
+/// Interval between two checks of the state of the server, while something is written to it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Like [`CHECK_INTERVAL`], while nothing is written, because it costs a statement then.
+const CHECK_INTERVAL_AT_REST: Duration = Duration::from_secs(5);
 
 impl Connector {
     pub fn new(url: &PostgresUrl, purpose: Purpose) -> Result<Self, OpenError> {
@@ -115,28 +131,36 @@ impl Connector {
         self.reconnects.load(Ordering::Relaxed)
     }
 
-    /// Checks at most once a second that the database may still be used, on a session that is used anyway.
+    /// Checks every few seconds that the database may still be used, on a session that is used anyway.
     pub async fn check_if_due(&self, session: &Session) -> Result<(), Error> {
-        if self.is_check_due() {
-            self.check_identity(session).await?;
+        if self.is_checked_before(CHECK_INTERVAL_AT_REST) {
+            let asked_at = SystemClock.uptime();
+            let row = session.query_one(SERVER_STATE, &[]).await?;
+            self.on_server_state(&row, asked_at)?;
         }
         Ok(())
     }
 
     /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
     pub fn is_check_due(&self) -> bool {
-        let now = SystemClock.uptime().as_millis() as u64;
-        let before = self.checked_at.load(Ordering::Relaxed);
-        now.saturating_sub(before) >= CHECK_INTERVAL.as_millis() as u64
+        self.is_checked_before(CHECK_INTERVAL)
     }
 
-    /// Follows the answer to [`SERVER_STATE`], which was sent after the uptime `asked_at`.
-    pub fn on_server_state(&self, row: &Row, asked_at: Duration) -> Result<(), Error> {
+    fn is_checked_before(&self, interval: Duration) -> bool {
+        let now = SystemClock.uptime().as_millis() as u64;
+        let before = self.checked_at.load(Ordering::Relaxed);
+        now.saturating_sub(before) >= interval.as_millis() as u64
+    }
+
+    /// Follows the answer to [`SERVER_STATE`], which was sent after the uptime `asked_at`. Returns whether
+    /// the orders are in another database.
+    pub fn on_server_state(&self, row: &Row, asked_at: Duration) -> Result<bool, Error> {
         let now = SystemClock.uptime().as_millis() as u64;
         self.checked_at.store(now, Ordering::Relaxed);
         self.clock.measure(row.try_get(0)?, asked_at);
         if row.try_get::<_, i32>(1)? > FORMAT {
             self.retire(ServerError::Newer);
+            return Err(ServerError::Newer.into());
         }
         let is_replicated = row.try_get(2)?;
         if self.is_replicated.swap(is_replicated, Ordering::Relaxed) != is_replicated {
@@ -145,7 +169,18 @@ impl Connector {
                 false => log::warn!("commits wait for no standby any more"),
             }
         }
-        Ok(())
+        let relocation = match row.try_get::<_, Option<&str>>(3)? {
+            Some(state) => Relocation::new(Some((state, row.try_get(4)?))),
+            None => None,
+        };
+        match (relocation, &self.purpose) {
+            (None, _) => Ok(false),
+            (Some(_), Purpose::Copy(_)) => Ok(true),
+            (Some(found), Purpose::Use) => {
+                self.retire(ServerError::Relocated(found.clone()));
+                Err(ServerError::Relocated(found).into())
+            }
+        }
     }
 
     /// Opens a session in the place of one that has ended.
@@ -181,7 +216,11 @@ impl Connector {
     pub async fn watch_for_promotions(self: Arc<Self>) {
         while self.url.servers().len() > 1 {
             tokio::time::sleep(PRIMARY_CHECK_INTERVAL).await;
-            let _ = self.within_limit(self.connect(None)).await;
+            let servers = self.url.servers();
+            // All of them: the newer one may be the farthest.
+            let attempts = servers.iter().map(|config| self.connect_to(config, None));
+            let attempts = join_all(attempts);
+            let _ = tokio::time::timeout(SESSION_TIMEOUT, attempts).await;
         }
     }
 
@@ -244,7 +283,7 @@ impl Connector {
             .map(|config| self.connect_to(config, notified.clone()))
             .collect();
         let mut found: Option<Session> = None;
-        let mut failure = Error::TimedOut;
+        let mut failure = None::<Error>;
         loop {
             let next = attempts.next();
             let next = match found {
@@ -258,8 +297,12 @@ impl Connector {
                     // It is on an older timeline.
                     found = found.filter(|found| !found.is_closed()).or(Some(session));
                 }
-                Some(Err(error)) => failure = error,
-                None => return found.ok_or(failure),
+                // One that may pass: the primary may be the server that cannot be reached.
+                Some(Err(error)) => match &failure {
+                    Some(before) if before.is_transient() => {}
+                    _ => failure = Some(error),
+                },
+                None => return found.ok_or(failure.unwrap_or(Error::TimedOut)),
             }
         }
     }
@@ -295,9 +338,16 @@ impl Connector {
     /// Checks that a server is not a former primary: each promotion begins a timeline with a higher
     /// number.
     async fn check_timeline(&self, session: &Session) -> Result<(), Error> {
-        const TIMELINE: &str =
-            "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer";
-        let found: i32 = session.value(TIMELINE, &[]).await?;
+        const TIMELINE: &str = "\
+            SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer, \
+                (SELECT system_identifier FROM pg_control_system())::text";
+        let row = session.query_one(TIMELINE, &[]).await?;
+        let (found, cluster): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
+        let own = self.identity.get().and_then(|own| own.split(':').next());
+        if own.is_some_and(|own| own != cluster) {
+            // Its timelines are others.
+            return Err(ServerError::Replaced.into());
+        }
         let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
         session.set_timeline(found, &self.timeline);
         if newest > 0 && found > newest {
@@ -344,37 +394,22 @@ impl Connector {
     /// Checks that a session is on the database of the first one, as a standby that was promoted is,
     /// and that its orders may be used. Returns whether they are in another database.
     async fn check_identity(&self, session: &Session) -> Result<bool, Error> {
-        let asked_at = SystemClock.uptime();
-        let row = session.query_one(SERVER_STATE, &[]).await?;
-        let format: i32 = row.try_get(1)?;
-        if format > FORMAT {
-            self.retire(ServerError::Newer);
-            return Err(ServerError::Newer.into());
-        }
-        let sql = "SELECT concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
-                   instance) FROM meta WHERE id = 1";
-        let found: String = session.value(sql, &[]).await?;
+        const IDENTITY: &str = "\
+            SELECT format, concat_ws(':', (SELECT system_identifier FROM pg_control_system()), \
+                instance) \
+            FROM meta WHERE id = 1";
+        let row = session.query_one(IDENTITY, &[]).await?;
+        let (format, found): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
         if *self.identity.get_or_init(|| found.clone()) != found {
             return Err(ServerError::Replaced.into());
         }
-        self.on_server_state(&row, asked_at)?;
-        if format < FORMAT_WITH_RELOCATION {
-            return Ok(false);
-        }
-        let rows = session.query("SELECT state, address FROM relocation", &[]);
-        let rows = rows.await?;
-        let row = match rows.first() {
-            Some(row) => Some((row.try_get(0)?, row.try_get(1)?)),
-            None => None,
+        let state = match format < FORMAT_WITH_RELOCATION {
+            true => SERVER_STATE_WITHOUT_RELOCATION,
+            false => SERVER_STATE,
         };
-        match (Relocation::new(row), &self.purpose) {
-            (None, _) => Ok(false),
-            (Some(_), Purpose::Copy(_)) => Ok(true),
-            (Some(found), Purpose::Use) => {
-                self.retire(ServerError::Relocated(found.clone()));
-                Err(ServerError::Relocated(found).into())
-            }
-        }
+        let asked_at = SystemClock.uptime();
+        let row = session.query_one(state, &[]).await?;
+        self.on_server_state(&row, asked_at)
     }
 }
 

@@ -292,7 +292,8 @@ impl Writer {
                     }
                 }
                 if let Some(row) = first(checked) {
-                    connector.on_server_state(row, sent_at)?;
+                    // Whatever the state is, this batch was committed.
+                    let _ = connector.on_server_state(row, sent_at);
                 }
                 Ok(())
             }
