@@ -155,8 +155,7 @@ impl Store {
         Ok(Self { engine })
     }
 
-    /// Opens an existing database to read it. A file is neither migrated nor written, nor is anything created
-    /// beside it.
+    /// Opens an existing database to read it. A file is not migrated, and its locks are not taken.
     pub fn open_to_read(url: &DatabaseUrl) -> Result<Self, OpenError> {
         match url {
             DatabaseUrl::Sqlite(path) => {
