@@ -129,13 +129,13 @@ fn sets_own_level(filters: &str) -> Result<bool, String> {
     let parsed = env_filter::Builder::new().try_parse(filters).map(drop);
     parsed.map_err(|error| format!("{error}; {expected}"))?;
     let directives = filters.split('/').next().unwrap_or_default().split(',');
-    let mut names =
-        directives.map(|directive| directive.split('=').next().unwrap_or(directive).trim());
+    let mut names = directives.map(|directive| directive.split('=').next().unwrap_or(directive));
     let is_own = |name: &str| match name.strip_prefix(OWN_NAME) {
         Some("") => true,
-        Some(part) => LOG_PARTS
-            .iter()
-            .any(|known| part.split("::").nth(1) == Some(known)),
+        Some(rest) => rest
+            .strip_prefix("::")
+            .and_then(|rest| rest.split("::").next())
+            .is_some_and(|part| LOG_PARTS.contains(&part)),
         None => false,
     };
     // A name like this program's is most likely misspelled.

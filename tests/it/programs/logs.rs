@@ -119,6 +119,8 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
             "nothing logs as \"order-service\"; expected order_service, or",
         ),
         ("order_service::ordres=debug", "and one of account, api"),
+        ("order_services::orders=debug", "expected order_service, or"),
+        ("order_service =info", "nothing logs as \"order_service \""),
         ("order_service::pass=info,", ""),
         ("info/a/b", "(too many '/'s)"),
     ] {
