@@ -17,6 +17,10 @@ const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// checked.
 const PASS_MAX: Duration = Duration::from_secs(60);
 
+/// Least time for starts after a poll, if orders wait: while look-ups take most of a second, the next order may
+/// always be due when a poll ends.
+const STARTS_MIN: Duration = Duration::from_millis(100);
+
 /// Returns when the clock reaches a moment; never if there is none.
 pub(super) async fn reached(clock: &impl Clock, at: Option<Timestamp>) {
     match at {
@@ -48,7 +52,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) fn starts_until(&self, now: Timestamp) -> Timestamp {
         let next_at = self.context.settings.schedule.next_after(now);
         let next_at = next_at.min(now.after(PASS_MAX));
-        self.next_poll_at().map_or(next_at, |at| at.min(next_at))
+        let next_poll_at = self.next_poll_at().map(|at| at.max(now.after(STARTS_MIN)));
+        next_poll_at.map_or(next_at, |at| at.min(next_at))
     }
 
     /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.

@@ -149,6 +149,34 @@ async fn a_look_up_without_an_answer_delays_neither_other_orders_nor_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn slow_look_ups_leave_time_for_starts() {
+    let upstream = Scripted::new(|asked, _| match asked.looked_up() {
+        Some(id) => {
+            let running = answer(200, process(&id, "RUNNING"));
+            Reply::Later(Duration::from_millis(900), Box::new(running))
+        }
+        None => answer(200, ""),
+    })
+    .await;
+    // Their whole seconds are a quarter of a second apart, so that one is due whenever a look-up ends.
+    let orders = Orders::created(&["a1", "a2", "a3", "a4"]).await;
+    let reconciler = orders.env.reconciler(&upstream.url, &["--start-rate", "4"]);
+    until_asked(&upstream, |asked| {
+        asked.iter().filter(|asked| !asked.is_start()).count() > 8
+    })
+    .await;
+    for number in 0..8 {
+        orders.create(&format!("new-{number}")).await;
+        until(
+            async || orders.order(&format!("new-{number}")).status,
+            |status| *status == Status::Processing,
+        )
+        .await;
+    }
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_comes_while_a_look_up_has_none_is_taken_all_the_same() {
     // Within a second of the start, a look-up begins that has no answer until after the start's timeout.
     let upstream = Scripted::new(|asked, before| match asked.is_start() {
