@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use futures_util::FutureExt;
 use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
@@ -60,8 +61,14 @@ async fn once(
         log::warn!(target: "order_service::reconciler", "another reconciler is the leader; nothing was done");
         return Ok(Exit::NotLeading);
     };
-    let mut thread = ReconcilerThread::once(store, lead, upstream, settings, stop.clone())?;
-    if thread.ended().await? {
+    let mut thread = ReconcilerThread::once(store.clone(), lead, upstream, settings, stop.clone())?;
+    let ended = thread.ended().await;
+    if ended.is_err()
+        && let Some(reason) = store.retired().now_or_never()
+    {
+        return Err(reason.into());
+    }
+    if ended? {
         Ok(Exit::Done)
     } else {
         Ok(Exit::Upstream)

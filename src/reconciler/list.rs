@@ -120,8 +120,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     async fn look_up_instead(&mut self, observations: &mut Observations, stop: &Stop) {
         let all = (0..observations.orders.len()).collect();
-        self.look_up_some(observations, all, INSTEAD_OF_LIST_MAX, stop)
-            .await;
+        let limit = match self.is_once {
+            true => usize::MAX,
+            false => INSTEAD_OF_LIST_MAX,
+        };
+        self.look_up_some(observations, all, limit, stop).await;
     }
 
     /// Looks up those of these orders that are due and were not observed, `limit` of them at most.

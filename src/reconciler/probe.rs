@@ -12,7 +12,7 @@ use crate::order::{Order, Status, Timestamp};
 use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::{Cursor, Filter, StoreError};
-use crate::upstream::Upstream;
+use crate::upstream::{Cause, Upstream};
 
 /// Least interval between two probes. A little less than the default schedule's second, so that a tick
 /// that comes early is not lost.
@@ -72,8 +72,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         requests.probes.send(seq, self.look_up(id));
         let is_own = |other| other == seq;
-        if let Some((_, answer)) = self.next_of(&requests.probes, is_own, stop).await {
-            self.on_probe(answer);
+        let answer = self.next_of(&requests.probes, is_own, stop).await;
+        let failure = answer.and_then(|(_, answer)| self.on_probe(answer));
+        if self.is_once && failure.is_some_and(|cause| cause != Cause::NoConnection) {
+            // The order may be the cause, and no later pass probes the next one.
+            self.probe.set_due();
+            return Box::pin(self.is_usable(stop)).await;
         }
         Ok(!self.pace.breaker().is_down())
     }
@@ -85,8 +89,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    fn on_probe(&mut self, (sent_at, result): LookUpAnswer) {
-        self.on_result(Call::poll(sent_at), result.as_ref().err());
+    /// Reports a probe to the pace. Returns the cause of its failure, if it failed.
+    fn on_probe(&mut self, (sent_at, result): LookUpAnswer) -> Option<Cause> {
+        let failure = result.as_ref().err();
+        self.on_result(Call::poll(sent_at), failure);
+        failure.map(|failure| failure.cause)
     }
 
     /// Returns the oldest open order after sequence number `after`.

@@ -257,6 +257,23 @@ async fn once_finds_the_upstream_unusable_when_no_request_got_a_usable_answer() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn once_is_not_held_up_by_an_order_whose_look_ups_fail_after_an_outage() {
+    let orders = Orders::processing(&["failing", "a1", "a2"]).await;
+    let down = Scripted::always(answer(401, "who?")).await;
+    assert!(!orders.once(&down).await);
+    let upstream = Scripted::new(|asked, _| match asked.looked_up() {
+        Some(id) if id != "failing" => answer(200, process(&id, "SUCCEEDED")),
+        _ => answer(403, "not this one"),
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    orders.once(&upstream).await;
+    for id in ["a1", "a2"] {
+        assert_eq!(orders.order(id).status, Status::Fulfilled);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn once_ends_with_4_when_no_request_got_a_usable_answer() {
     let upstream = Scripted::new(|_, _| Reply::HangUp).await;
     let orders = Orders::created(&["a1"]).await;
