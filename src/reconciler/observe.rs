@@ -58,12 +58,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         began_at: Timestamp,
         stop: &Stop,
     ) -> anyhow::Result<Report> {
+        let now = self.context.clock.now();
         let mut report = Report {
             observed: observations.orders.len(),
             ..Report::default()
         };
-        if observations.is_complete {
-            self.heartbeat.state.last_observed_at = Some(began_at);
+        if observations.is_complete && self.requests.look_ups.is_empty() {
+            let last = &mut self.heartbeat.state.last_observed_at;
+            *last = last.filter(|at| *at <= now).max(Some(began_at));
         }
         let occasion = self.occasion_of(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
@@ -99,6 +101,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let is_in_flight = requests.contains(observations.orders.targets()[at].seq);
             !is_in_flight && observations.is_unobserved(at, now)
         });
+        // Those that fail again and again, or have no answer, take no slots from the others.
+        waiting.sort_by_key(|&at| observations.orders.order(at).attempts);
         let mut waiting = waiting.into_iter();
         let mut sent = HashSet::new();
         loop {
