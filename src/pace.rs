@@ -306,8 +306,10 @@ impl Pace {
             self.polling.on_refused(now);
             self.are_polls_limited = true;
         }
-        if failure.cause == Cause::TooManyRequests {
-            self.throttling.on_throttled(call.is_start, now);
+        match failure.cause {
+            Cause::TooManyRequests => self.throttling.on_throttled(call.is_start, now),
+            Cause::NoConnection | Cause::Timeout => {}
+            _ => self.throttling.on_answered(call.is_start),
         }
         let is_down = self.breaker.on_failed(call, now, failure);
         (is_reduced, is_down)

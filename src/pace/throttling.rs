@@ -21,7 +21,7 @@ pub struct Throttling {
     polls: Option<Throttled>,
 }
 
-/// Requests of one kind that were answered 429, with no usable answer between them.
+/// Requests of one kind that were answered 429, with no other answer between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Throttled {
     /// Moment of the first.
@@ -50,7 +50,7 @@ impl Throttling {
         self.of_kind(is_start).get_or_insert(first).requests += 1;
     }
 
-    /// Records a usable answer.
+    /// Records an answer other than 429.
     pub(super) fn on_answered(&mut self, is_start: bool) {
         *self.of_kind(is_start) = None;
     }
