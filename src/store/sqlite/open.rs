@@ -166,11 +166,14 @@ fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection,
 
 /// Returns the format of a file; 0 if the file is empty.
 fn format(db: &Connection) -> Result<i64, BoxError> {
-    let read = |pragma| db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-    let (id, format) = (read("application_id")?, read("user_version")?);
-    let is_empty = db.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| {
-        row.get::<_, bool>(0)
+    // One statement has one snapshot: another process may be creating the file.
+    const FORMAT_OF_FILE: &str = "\
+        SELECT application_id, user_version, (SELECT count(*) = 0 FROM sqlite_schema) \
+        FROM pragma_application_id, pragma_user_version";
+    let found = db.query_row(FORMAT_OF_FILE, [], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get::<_, bool>(2)?))
     })?;
+    let (id, format, is_empty): (i64, i64, bool) = found;
     let refused = match (id, format) {
         (0, 0) if is_empty => return Ok(0),
         (APPLICATION_ID, FORMAT_FIRST..=FORMAT) => return Ok(format),
