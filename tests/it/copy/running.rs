@@ -1,7 +1,8 @@
 //! Programs that have a database open when its orders move, or when a later version migrates it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use super::*;
 use crate::environment::{Program, until};
@@ -40,11 +41,13 @@ async fn ended(program: Program) -> String {
     let status = until(
         async || {
             let mut program = program.borrow_mut();
-            // On PostgreSQL, an API notices it with the next request.
+            // On PostgreSQL, an API notices it with the next request whose answer somebody waits for.
             if !program.url.is_empty()
                 && let Ok(mut api) = TcpStream::connect(program.address())
             {
+                let _ = api.set_read_timeout(Some(Duration::from_secs(2)));
                 let _ = api.write_all(READ);
+                let _ = api.read(&mut [0; 1_024]);
             }
             program.ended()
         },
