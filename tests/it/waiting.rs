@@ -103,7 +103,7 @@ async fn a_repeated_creation_waits_for_the_order_that_exists() {
     client.create(&api.url, "a1").await;
     let now = SystemClock.now();
     record(&store, [(1, Transition::Adopted)], now).await;
-    // A client that repeats a creation is told when to ask, as by a read.
+    // A client that repeats a creation learns when to ask again, as from a read.
     let mut heartbeat = ready(store.heartbeat()).unwrap();
     heartbeat.next_pass_at = Some(now.after(Duration::from_secs(40)));
     heartbeat.next_poll_at = heartbeat.next_pass_at;

@@ -340,53 +340,6 @@ async fn an_unusable_list_is_ignored_and_look_ups_replace_it() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn orders_whose_look_ups_always_fail_delay_no_other() {
-    let replies = [
-        answer(302, ""),
-        answer(403, "not this one"),
-        answer(404, "not found"),
-        answer(500, "error"),
-        Reply::HangUp,
-    ];
-    let cases = replies.map(|reply| [1, 3, 60].map(|failing| (reply.clone(), failing)));
-    side_by_side(cases.into_iter().flatten(), |(reply, failing)| async move {
-        let shown = format!("{failing} orders, {reply:?}");
-        let upstream = Scripted::new(move |asked, before| match asked.order_id() {
-            Some(id) if id.starts_with("new") => {
-                let is_started = before
-                    .iter()
-                    .any(|asked| asked.is_start() && asked.order_id().as_ref() == Some(&id));
-                match (asked.is_start(), is_started) {
-                    (true, _) => answer(200, ""),
-                    (false, true) => answer(200, process(&id, "SUCCEEDED")),
-                    (false, false) => answer(200, "{}"),
-                }
-            }
-            _ => reply.clone(),
-        })
-        .await;
-        let ids: Vec<_> = (0..failing).map(|n| format!("failing-{n}")).collect();
-        let orders = Orders::processing(&ids).await;
-        let mut reconciler = orders.reconciler(&upstream).await;
-        for _ in 0..8 {
-            reconciler.pass().await;
-        }
-        for n in 0..10 {
-            orders.create(&format!("new-{n}")).await;
-        }
-        let is_settled = |order: &&Order| order.status == Status::Fulfilled;
-        let all = reconciler
-            .until_all(|all| all.iter().filter(is_settled).count() == 10)
-            .await;
-        for order in all.iter().filter(|order| !is_settled(order)) {
-            let reason = order.attention.as_ref().map(|attention| attention.reason);
-            assert_eq!(reason, Some(Reason::UpstreamUnreachable), "{shown}");
-        }
-    })
-    .await;
-}
-
 /// Returns a list that takes three seconds, longer than the request timeout, without a silence that long.
 fn long_list() -> Reply {
     let mut pieces = vec!["[".to_owned()];

@@ -1,4 +1,4 @@
-//! Starts without an answer, and those in flight.
+//! Requests without a usable answer, and those in flight.
 
 use super::starts::assert_looked_up_before_the_second_start;
 use super::*;
@@ -57,6 +57,20 @@ async fn an_unanswered_start_is_repeated_only_after_an_absence_seen_a_timeout_af
     .await;
 }
 
+/// Creates the order "new", and checks that it and "old" are settled while "silent" waits for its answer.
+async fn assert_others_settle(orders: &Orders, upstream: &Scripted) {
+    orders.create("new").await;
+    for id in ["new", "old"] {
+        until(
+            async || orders.order(id).status,
+            |status| *status == Status::Fulfilled,
+        )
+        .await;
+    }
+    let asked = upstream.asked_about("silent");
+    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
     let upstream = Scripted::new(|asked, before| match asked.order_id().as_deref() {
@@ -81,16 +95,7 @@ async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
         asked.iter().any(ReceivedRequest::is_start)
     })
     .await;
-    orders.create("new").await;
-    for id in ["new", "old"] {
-        until(
-            async || orders.order(id).status,
-            |status| *status == Status::Fulfilled,
-        )
-        .await;
-    }
-    let asked = upstream.asked_about("silent");
-    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
+    assert_others_settle(&orders, &upstream).await;
     reconciler.kill();
 }
 
@@ -135,17 +140,55 @@ async fn a_look_up_without_an_answer_delays_neither_other_orders_nor_polls() {
         ids.any(|id| id.as_deref() == Some("silent"))
     })
     .await;
-    orders.create("new").await;
-    for id in ["new", "old"] {
-        until(
-            async || orders.order(id).status,
-            |status| *status == Status::Fulfilled,
-        )
-        .await;
-    }
-    let asked = upstream.asked_about("silent");
-    assert_eq!(asked.len(), 1, "nothing is decided about it: {asked:?}");
+    assert_others_settle(&orders, &upstream).await;
     reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_whose_look_ups_always_fail_delay_no_other() {
+    let replies = [
+        answer(302, ""),
+        answer(403, "not this one"),
+        answer(404, "not found"),
+        answer(500, "error"),
+        Reply::HangUp,
+    ];
+    let cases = replies.map(|reply| [1, 3, 60].map(|failing| (reply.clone(), failing)));
+    side_by_side(cases.into_iter().flatten(), |(reply, failing)| async move {
+        let shown = format!("{failing} orders, {reply:?}");
+        let upstream = Scripted::new(move |asked, before| match asked.order_id() {
+            Some(id) if id.starts_with("new") => {
+                let is_started = before
+                    .iter()
+                    .any(|asked| asked.is_start() && asked.order_id().as_ref() == Some(&id));
+                match (asked.is_start(), is_started) {
+                    (true, _) => answer(200, ""),
+                    (false, true) => answer(200, process(&id, "SUCCEEDED")),
+                    (false, false) => answer(200, "{}"),
+                }
+            }
+            _ => reply.clone(),
+        })
+        .await;
+        let ids: Vec<_> = (0..failing).map(|n| format!("failing-{n}")).collect();
+        let orders = Orders::processing(&ids).await;
+        let mut reconciler = orders.reconciler(&upstream).await;
+        for _ in 0..8 {
+            reconciler.pass().await;
+        }
+        for n in 0..10 {
+            orders.create(&format!("new-{n}")).await;
+        }
+        let is_settled = |order: &&Order| order.status == Status::Fulfilled;
+        let all = reconciler
+            .until_all(|all| all.iter().filter(is_settled).count() == 10)
+            .await;
+        for order in all.iter().filter(|order| !is_settled(order)) {
+            let reason = order.attention.as_ref().map(|attention| attention.reason);
+            assert_eq!(reason, Some(Reason::UpstreamUnreachable), "{shown}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
