@@ -226,18 +226,15 @@ impl Upstream for HttpUpstream {
                 Cause::Unusable,
             )));
         }
+        let failure = self.failure(status, &body, retry_after);
         if status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(StartError::Unavailable(self.failure(
-                status,
-                &body,
-                retry_after,
-            )));
+            return Err(StartError::Unavailable(failure));
         }
         if is_about_upstream(status) {
             return Err(StartError::Ambiguous {
                 // A gateway may answer 408 after it has forwarded the request.
                 answer: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
-                failure: self.failure(status, &body, retry_after),
+                failure,
             });
         }
         Err(StartError::Refused {
