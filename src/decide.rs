@@ -106,7 +106,7 @@ pub fn decide(
         (Created, _, Observed::Absent) => start(order, policy, now),
 
         (Processing { .. }, None, Observed::Running) => {
-            if order.attention.is_some() || order.attempts > 0 || order.is_missed() {
+            if order.attention.is_some() || order.attempts > 0 || order.is_marked_missing() {
                 Action::ClearAttention
             } else if policy.lost_process == LostProcess::Fail && !order.is_observed {
                 Action::MarkObserved
@@ -161,8 +161,8 @@ fn on_outcome(
 /// Returns the action for an order without a process: to start it, unless it was started as often as is
 /// allowed, or its backoff lasts.
 fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
-    let cleared = u32::from(order.is_intent_cleared(policy));
-    let starts = order.starts.saturating_sub(cleared);
+    let discounted = u32::from(order.is_intent_discounted(policy));
+    let starts = order.starts.saturating_sub(discounted);
     if starts >= policy.max_starts && !order.restart_requested {
         flag(order, Reason::MaxStarts, now)
     } else if order.is_due(now) {

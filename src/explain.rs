@@ -179,7 +179,12 @@ impl OrderDetails {
     }
 
     fn commands(&self, invocation: &Invocation) -> Vec<Command> {
-        let restart = match self.order.attention.as_ref().map(|of| of.reason) {
+        let restart = match self
+            .order
+            .attention
+            .as_ref()
+            .map(|attention| attention.reason)
+        {
             Some(Reason::StartRefused) => "Tries again in the next pass.",
             Some(Reason::ProcessLost) => "Starts it again, which repeats the work if it was done.",
             Some(Reason::MaxStarts) => "Starts it once more, whatever the limit.",

@@ -69,14 +69,18 @@ pub fn reduction_cause(cause: ReductionCause<'_>) -> &str {
     }
 }
 
-/// Describes which requests an upstream refuses that answers, if it has done so for long.
+/// Describes the requests that the upstream throttles, if it has done so for some time.
 pub fn throttling(throttling: Throttling, now: Timestamp) -> Option<String> {
-    let clause = |kind, of: Throttled| {
-        let (count, since) = (of.requests, Rfc3339(of.since));
+    let clause = |kind, throttled: Throttled| {
+        let (count, since) = (throttled.requests, Rfc3339(throttled.since));
         format!("it refuses {kind}: {count} in a row were answered 429, since {since}")
     };
-    let starts = throttling.starts(now).map(|of| clause("starts", of));
-    let polls = throttling.polls(now).map(|of| clause("polls", of));
+    let starts = throttling
+        .starts(now)
+        .map(|throttled| clause("starts", throttled));
+    let polls = throttling
+        .polls(now)
+        .map(|throttled| clause("polls", throttled));
     let clauses: Vec<_> = starts.into_iter().chain(polls).collect();
     (!clauses.is_empty()).then(|| clauses.join("; "))
 }

@@ -1,11 +1,11 @@
-//! Limits of the requests to the upstream: start rate, processes in flight, polls, backoff. Pure
+//! Limits of the requests to the upstream: start rate, running processes, polls, backoff. Pure
 //! functions of `now` and of what happened before.
 //!
 //! The upstream crashes under load and loses its in-memory state, so every request has a cost. [`Pace`]
 //! is the one limiter that every request passes. `decide` chooses what to do about an order.
 //!
 //! - `rate`: starts per second.
-//! - `incarnations`: processes in flight.
+//! - `incarnations`: processes that run at once.
 //! - `polling`: which orders to poll, and when. `list_timeout`: how long a list may take.
 //! - `round_robin`: which order is started next.
 //! - `availability`: whether requests may be sent at all. `throttling`: which kinds are answered 429.
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use self::availability::{Call, CircuitBreaker, RequestResults, UpstreamState};
 pub use self::backoff::{BACKOFF_MAX, backoff};
 pub use self::contradiction::Contradiction;
-pub use self::incarnations::{Incarnations, is_restart};
+pub use self::incarnations::{Incarnations, is_upstream_restart};
 use self::list_timeout::ListTimeout;
 use self::polling::Polling;
 pub use self::polling::{Durations, PollPlan, PollTarget, list_cost, look_ups_cost};
@@ -39,8 +39,8 @@ pub use self::throttling::{Throttled, Throttling};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure};
 
-/// Largest cost of polls that a rate limit of the upstream counts: a twentieth of the longest pause
-/// between two polls. However low the limit, orders in doubt have to be polled.
+/// Largest cost of polls that a rate limit of the upstream counts: it makes a pause of 10 s. However low the
+/// limit, orders in doubt have to be polled.
 const RATE_LIMITED_POLL_COST_MAX: Duration = Duration::from_millis(500);
 
 /// Time in which an intent is written, about: as many orders as start in it are staged ahead.
@@ -64,9 +64,11 @@ pub struct LearnedLimits {
     /// Durations of processes.
     pub durations: Durations,
     /// End of the pause that the upstream has asked for.
-    pub resting_until: Option<Timestamp>,
-    /// Number of processes in flight, with the orders that are being started; a later run counts its own.
-    pub in_flight: u64,
+    #[serde(rename = "resting_until")]
+    pub paused_until: Option<Timestamp>,
+    /// Number of processes that run, and of orders that are being started; a later run counts its own.
+    #[serde(rename = "in_flight")]
+    pub running: u64,
     /// The requests that are answered 429.
     pub throttling: Throttling,
     /// The last list, if it contradicted itself.
@@ -74,16 +76,16 @@ pub struct LearnedLimits {
 }
 
 impl LearnedLimits {
-    /// Returns the largest number of processes in flight, if as many are.
+    /// Returns the window, if it is full.
     pub fn full_window(&self) -> Option<u64> {
-        self.incarnations.full_window(self.in_flight)
+        self.incarnations.full_window(self.running)
     }
 
     /// Returns the time in which this many orders are started at the present rate; `None` while that is not
     /// known: the window is full, or the upstream accepts no start.
     pub fn wait(&self, orders: u64, now: Timestamp) -> Option<Duration> {
-        let is_held_up = self.full_window().is_some() || self.throttling.starts(now).is_some();
-        let rate = self.rate.as_ref().filter(|_| !is_held_up)?;
+        let is_blocked = self.full_window().is_some() || self.throttling.starts(now).is_some();
+        let rate = self.rate.as_ref().filter(|_| !is_blocked)?;
         let wait = Duration::try_from_secs_f64(orders as f64 / rate.rate());
         Some(wait.unwrap_or(Duration::MAX))
     }
@@ -113,7 +115,7 @@ pub struct Pace {
     polling: Polling,
     list_timeout: ListTimeout,
     /// Number of processes that are known to run.
-    in_flight: u64,
+    running: u64,
     /// Set if the last start had no answer, or a server error.
     are_starts_in_doubt: bool,
     /// Set if the rate limit of the upstream counts polls too.
@@ -138,14 +140,14 @@ impl Pace {
         };
         Self {
             max_requests,
-            breaker: CircuitBreaker::new(upstream, learned.resting_until, now),
+            breaker: CircuitBreaker::new(upstream, learned.paused_until, now),
             gcra: Gcra::new(rate.rate()),
             rate,
             incarnations: learned.incarnations.clamp_times(now),
             durations: learned.durations,
             polling: Polling::new(now),
             list_timeout: ListTimeout::default(),
-            in_flight: 0,
+            running: 0,
             are_starts_in_doubt: false,
             are_polls_limited: false,
             throttling: learned.throttling.clamp_times(now),
@@ -173,11 +175,11 @@ impl Pace {
     /// Returns what was learned, for a later run. `starting` is the number of orders that are being started.
     pub fn learned(&self, now: Timestamp, starting: usize) -> LearnedLimits {
         LearnedLimits {
-            resting_until: self.breaker.resting_until(now),
+            paused_until: self.breaker.paused_until(now),
             rate: Some(self.rate.clone()),
             incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),
-            in_flight: self.in_flight + starting as u64,
+            running: self.running + starting as u64,
             throttling: self.throttling,
             contradiction: self.contradiction,
         }
@@ -195,8 +197,8 @@ impl Pace {
 
     /// Returns what limits the starts beside `starting` that are being started, if something does.
     pub fn limit(&self, starting: usize) -> Option<StartLimit<'_>> {
-        let in_flight = self.in_flight + starting as u64;
-        if let Some(window) = self.incarnations.full_window(in_flight) {
+        let running = self.running + starting as u64;
+        if let Some(window) = self.incarnations.full_window(running) {
             return Some(StartLimit::Window(window));
         }
         match self.rate.reduction_cause() {
@@ -249,11 +251,11 @@ impl Pace {
         }
     }
 
-    /// Records a start that was accepted: one more process is in flight.
+    /// Records a start that was accepted: one more process runs.
     pub fn on_start_accepted(&mut self, seq: i64, now: Timestamp) {
         self.polling.on_started(seq, now);
         self.are_starts_in_doubt = false;
-        self.in_flight += 1;
+        self.running += 1;
         self.incarnations.on_start_accepted();
     }
 
@@ -298,16 +300,19 @@ impl Pace {
     /// Records a request without a usable answer. Returns whether that reduces the rate, and whether the
     /// upstream counts as down from now on.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
-        let is_refused = matches!(failure.cause, Cause::TooManyRequests | Cause::Overload);
-        let is_overload = is_refused || failure.cause == Cause::Timeout;
+        let is_throttled = matches!(
+            failure.cause,
+            Cause::TooManyRequests | Cause::ServiceUnavailable
+        );
+        let is_overload = is_throttled || failure.cause == Cause::Timeout;
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        if !call.is_start && is_refused {
-            self.polling.on_refused(now);
+        if !call.is_start && is_throttled {
+            self.polling.on_throttled(now);
             self.are_polls_limited = true;
         }
         match failure.cause {
-            Cause::TooManyRequests => self.throttling.on_throttled(call.is_start, now),
+            Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start, now),
             Cause::NoConnection | Cause::Timeout => {}
             _ => self.throttling.on_answered(call.is_start),
         }
@@ -346,7 +351,7 @@ impl Pace {
     }
 
     /// Records how many orders a list had twice with different statuses. Returns whether to report it: the
-    /// last list had none so.
+    /// list before had no contradiction.
     pub fn on_contradictions(&mut self, orders: usize, now: Timestamp) -> bool {
         let before = std::mem::replace(&mut self.contradiction, Contradiction::of(orders, now));
         before.is_none() && self.contradiction.is_some()
@@ -366,11 +371,11 @@ impl Pace {
         }
     }
 
-    /// Returns whether one more poll may be sent now, beside `requests` in flight, of which `polls` were sent
-    /// for the same.
-    pub fn may_poll(&self, now: Timestamp, polls: usize, requests: usize) -> bool {
-        let is_free = polls == 0 || !self.are_polls_limited;
-        is_free && self.may_send(now, requests) && !self.polling.is_refused(now)
+    /// Returns whether one more look-up of a poll may be sent now, beside `requests` in flight, `look_ups` of
+    /// them for this poll.
+    pub fn may_poll(&self, now: Timestamp, look_ups: usize, requests: usize) -> bool {
+        let is_free = look_ups == 0 || !self.are_polls_limited;
+        is_free && self.may_send(now, requests) && !self.polling.is_throttled(now)
     }
 
     /// Returns whether the budget allows a poll now.
@@ -384,16 +389,22 @@ impl Pace {
         let due_at = self.polling.due_at().filter(|_| !self.breaker.is_down())?;
         let may_poll_at = self
             .breaker
-            .resting_until(now)
+            .paused_until(now)
             .max(Some(self.polling.next_at()));
         may_poll_at.max(Some(due_at))
     }
 
-    /// Plans a poll. `targets` are in the order of `seq`. `is_frequent` says that the schedule is frequent
-    /// enough for each of a few orders to wait for its own moment.
-    pub fn plan(&mut self, targets: &[PollTarget], is_frequent: bool, now: Timestamp) -> PollPlan {
+    /// Plans a poll. `targets` are in the order of `seq`. `is_schedule_frequent` says that each of a few
+    /// orders may wait for its own poll time.
+    pub fn plan(
+        &mut self,
+        targets: &[PollTarget],
+        is_schedule_frequent: bool,
+        now: Timestamp,
+    ) -> PollPlan {
         let (entries, cost) = (self.incarnations.processes(), self.request_cost());
-        self.polling.plan(targets, entries, cost, is_frequent, now)
+        self.polling
+            .plan(targets, entries, cost, is_schedule_frequent, now)
     }
 
     /// Learns durations from a poll that began at `began_at` and has observed this order.
@@ -460,8 +471,8 @@ impl Pace {
     }
 
     /// Sets the number of processes that are known to run and are not stuck.
-    pub fn set_in_flight(&mut self, in_flight: u64) {
-        self.in_flight = in_flight;
+    pub fn set_running(&mut self, running: u64) {
+        self.running = running;
     }
 
     /// Makes all orders due for a poll as soon as possible, because something is not as expected.

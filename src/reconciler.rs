@@ -1,11 +1,12 @@
 //! The reconciler: observes open orders, decides, settles, and starts what is due.
 //!
 //! `run` loops over passes; a `pass` calls `observe` and then `start`. `decide` chooses what to do about an
-//! order, and `pace` how fast; here the decisions take effect. A program assumes nothing about the one
-//! before it, which may have been killed at any point. The reconciler and the API share the database
-//! alone.
+//! order, and `pace` how fast; here the decisions take effect. A program does not assume that its
+//! predecessor ended cleanly: it may have been killed at any point. The reconciler and the API share the
+//! database alone.
 
 mod absences;
+mod begin_run;
 mod context;
 mod effects;
 mod heartbeat;
@@ -22,7 +23,6 @@ mod pass;
 mod poll_due;
 mod probe;
 mod report;
-mod run;
 mod running;
 mod schedule;
 mod standby;
@@ -59,14 +59,14 @@ use crate::pace::Pace;
 use crate::store::{Leadership, NewOrders, StartCandidate, Store, StoreError};
 use crate::upstream::Upstream;
 
-/// Default ceiling of the start rate, in starts per second, where a forgotten process needs an operator.
-const CEILING_WITHOUT_RESTARTS: f64 = 50.0;
+/// Default ceiling of the start rate, in starts per second, where a forgotten process is not started again.
+const CEILING_IF_NOT_RESTARTED: f64 = 50.0;
 
 /// Carries orders through the order process service, one pass at a time.
 pub struct Reconciler<U, C> {
     context: Rc<Context<U, C>>,
-    /// Set once this run has begun. A step of the clock ends a run.
-    has_begun: bool,
+    /// Set once this run has begun. A run lasts until the program ends or the clock is set.
+    has_run_begun: bool,
     pace: Pace,
     heartbeat: HeartbeatWriter,
     /// Beginning of the last poll.
@@ -107,7 +107,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let metrics = state.metrics.clone();
         let process_forgotten_at = pace.incarnations().process_forgotten_at();
         Ok(Self {
-            has_begun: false,
+            has_run_begun: false,
             pace,
             heartbeat: HeartbeatWriter::new(state),
             polled_at: None,
@@ -123,7 +123,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 upstream: MeteredUpstream::new(upstream, metrics),
                 clock: SteadyClock::new(clock),
                 settings,
-                run_began_at: Cell::new(now),
+                unrecorded_until: Cell::new(now),
                 process_forgotten_at: Cell::new(process_forgotten_at),
                 hook: None,
             }),
@@ -133,7 +133,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns whether there are requests in flight for orders that are being started. Unless it failed, the
     /// next pass is then due at once and waits for their answers.
     pub fn has_starts_in_flight(&self) -> bool {
-        !self.requests.starts.is_empty()
+        !self.requests.for_starts.is_empty()
     }
 
     /// Calls `hook` at each decision, and whenever an order enters a stage of being started.
@@ -179,14 +179,13 @@ impl Default for Settings {
 
 impl Settings {
     /// Returns the ceiling of the start rate, in starts per second; 0 for none. The default has one where
-    /// a forgotten process needs an operator, because a crash loses the more processes the faster
+    /// a forgotten process is not started again, because a crash loses the more processes the faster
     /// they were started.
     pub fn ceiling(&self) -> f64 {
-        let needs_operator = self.lost_process != LostProcess::Restart || self.max_starts == 1;
-        let default = if needs_operator {
-            CEILING_WITHOUT_RESTARTS
-        } else {
-            0.0
+        let is_restarted = self.lost_process == LostProcess::Restart && self.max_starts > 1;
+        let default = match is_restarted {
+            true => 0.0,
+            false => CEILING_IF_NOT_RESTARTED,
         };
         self.start_rate.unwrap_or(default)
     }

@@ -72,7 +72,7 @@ impl AnswerClass {
     pub fn of_failure(failure: &Failure, otherwise: Self) -> Self {
         if matches!(
             failure.cause,
-            Cause::TooManyRequests | Cause::Overload | Cause::Timeout
+            Cause::TooManyRequests | Cause::ServiceUnavailable | Cause::Timeout
         ) {
             Self::Overload
         } else if matches!(failure.cause, Cause::NoConnection | Cause::AccessDenied) {
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(of(&failure), AnswerClass::Unusable);
         failure.cause = Cause::NoConnection;
         assert_eq!(of(&failure), AnswerClass::Unavailable);
-        failure.cause = Cause::Overload;
+        failure.cause = Cause::ServiceUnavailable;
         assert_eq!(of(&failure), AnswerClass::Overload);
     }
 }

@@ -36,7 +36,7 @@ pub enum StartError {
     /// The start may have taken effect. The order must be looked up before it is started again.
     Ambiguous {
         /// The HTTP status of the answer, if there was one.
-        answer: Option<u16>,
+        answer_status: Option<u16>,
         /// Reason why there is no usable answer.
         failure: Failure,
     },
@@ -46,7 +46,7 @@ pub enum StartError {
     /// The upstream refused the start of this order. A process may exist.
     Refused {
         /// The HTTP status of the answer.
-        answer: u16,
+        answer_status: u16,
         /// A description for people.
         detail: String,
     },
@@ -81,10 +81,10 @@ pub enum Cause {
     NoConnection,
     /// 401, 403 or a redirect. A gateway may answer so about some ids only.
     AccessDenied,
-    /// 429.
+    /// 429: the request was throttled.
     TooManyRequests,
-    /// 503, which gateways also send instead of 429.
-    Overload,
+    /// 503: throttled too, because gateways send it instead of 429.
+    ServiceUnavailable,
     /// No answer in time.
     Timeout,
     /// A cached answer that is too old to prove that a process does not exist.

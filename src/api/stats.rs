@@ -160,7 +160,7 @@ fn pace(learned: &LearnedLimits, cached: &CachedStats) -> impl Serialize {
         // To start all CREATED orders at this rate. Null while the window is full, or no start is accepted.
         wait_seconds: wait_seconds,
         resting_until: learned
-            .resting_until
+            .paused_until
             .filter(|at| *at > cached.now)
             .map(Rfc3339),
     }

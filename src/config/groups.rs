@@ -99,7 +99,7 @@ pub struct ReconcileArgs {
     )]
     pub schedule: Schedule,
     /// Maximum number of starts per second; decimals are allowed, 0 means no ceiling. Default: none, but
-    /// 50 where a forgotten process needs an operator
+    /// 50 where a forgotten process is not started again
     #[arg(
         long,
         env = "START_RATE",

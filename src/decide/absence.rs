@@ -5,17 +5,17 @@ use crate::order::{Observed, Timestamp};
 
 impl Policy {
     /// Returns the moment from which on answers show everything up to `at`: one request timeout later,
-    /// because reads may lag by that much. Clocks of different runs cannot be compared, so an
-    /// earlier moment counts from the beginning of this run.
+    /// because reads may lag by that much. A moment before `unrecorded_until` counts as that, also because
+    /// clocks of different runs cannot be compared.
     pub(super) fn visible_from(&self, at: Timestamp) -> Timestamp {
-        at.max(self.run_began_at).after(self.request_timeout)
+        at.max(self.unrecorded_until).after(self.request_timeout)
     }
 }
 
 impl Intent {
     /// Returns whether an absence in the answer to a request sent at `began_at` shows that this start had
     /// no effect: one request timeout after it was given up it has either arrived or never will. If
-    /// the moment was not written down, it was before this run began.
+    /// the moment was not written down, it was before `unrecorded_until`.
     pub(super) fn has_expired(&self, began_at: Timestamp, policy: &Policy) -> bool {
         let given_up_at = self.given_up_at.unwrap_or(self.written_at);
         began_at >= policy.visible_from(given_up_at)
@@ -81,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn a_start_without_a_recorded_timeout_timed_out_before_this_run() {
+    fn a_start_without_a_recorded_timeout_timed_out_when_the_run_began_at_the_latest() {
         let unknown = order(Phase::Created, intent(None, None));
-        for (run_began_at, expected) in [
+        for (unrecorded_until, expected) in [
             (NOW.0 - 5_000, Action::Start),
             (NOW.0 - 4_999, Action::Wait),
         ] {
             let policy = Policy {
-                run_began_at: Timestamp(run_began_at),
+                unrecorded_until: Timestamp(unrecorded_until),
                 ..POLICY
             };
             let decided = choose(&unknown, Observed::Absent, &policy, Occasion::Poll);
@@ -103,14 +103,14 @@ mod tests {
             began_at: NOW,
         };
         // Whether it is missing, and whether it is so too soon.
-        let check = |confirmed_at, run_began_at, expected: (bool, bool)| {
+        let check = |confirmed_at, unrecorded_until, expected: (bool, bool)| {
             let phase = Phase::Processing {
                 confirmed_at: Timestamp(confirmed_at),
                 missed_at: None,
             };
             let order = order(phase, None);
             let policy = Policy {
-                run_began_at: Timestamp(run_began_at),
+                unrecorded_until: Timestamp(unrecorded_until),
                 ..POLICY
             };
             let is_missing = order.is_missing_in(&absent, &policy);
@@ -131,7 +131,7 @@ mod tests {
         check(NOW.0 - 4_999, 0, (false, true));
         check(NOW.0, 0, (false, true));
         check(NOW.0 + 1, 0, (false, false));
-        // A process that an earlier run has confirmed may have been confirmed just before this run.
+        // A process that was confirmed before that moment may have been confirmed just before.
         check(0, NOW.0 - 5_000, (true, false));
         check(0, NOW.0 - 4_999, (false, true));
         // Neither with an intent nor for a new order is a process known to exist.

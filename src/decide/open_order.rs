@@ -53,8 +53,8 @@ pub struct Intent {
     /// Moment at which its answer was given up; `None` if the program crashed before that, or could not
     /// write it down.
     pub given_up_at: Option<Timestamp>,
-    /// HTTP status of the answer, if there was one. It was then an error that does not concern the order.
-    pub answer: Option<u16>,
+    /// HTTP status of the answer, if there was one.
+    pub answer_status: Option<u16>,
 }
 
 /// The observation of an order's process in one answer.
@@ -68,8 +68,8 @@ pub struct Observation {
 
 /// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error
 /// may come from a gateway that had passed the start on.
-pub fn is_in_doubt(answer: Option<u16>) -> bool {
-    answer.is_none_or(|answer| answer >= 500)
+pub fn is_in_doubt(answer_status: Option<u16>) -> bool {
+    answer_status.is_none_or(|status| status >= 500)
 }
 
 impl OpenOrder {
@@ -89,19 +89,21 @@ impl OpenOrder {
 
     /// Returns whether `starts` includes the current intent.
     pub fn is_intent_counted(&self) -> bool {
-        self.intent.is_some_and(|intent| is_in_doubt(intent.answer))
+        self.intent
+            .is_some_and(|intent| is_in_doubt(intent.answer_status))
     }
 
     /// Returns whether an absence, late enough, excludes the current intent from `starts`. That is so
     /// after a server error. An intent without an answer remains counted, and so does one of an earlier
     /// incarnation of the upstream, which the absence does not concern, and any if only one start is
     /// allowed.
-    pub fn is_intent_cleared(&self, policy: &Policy) -> bool {
+    pub fn is_intent_discounted(&self, policy: &Policy) -> bool {
         self.intent.is_some_and(|intent| {
             let is_current = policy
                 .process_forgotten_at
                 .is_none_or(|at| at < intent.written_at);
-            let is_answered = intent.answer.is_some() && is_in_doubt(intent.answer);
+            let status = intent.answer_status;
+            let is_answered = status.is_some() && is_in_doubt(status);
             is_answered && is_current && policy.max_starts > 1
         })
     }
@@ -116,7 +118,7 @@ impl OpenOrder {
     }
 
     /// Returns whether its process is marked as missing.
-    pub fn is_missed(&self) -> bool {
+    pub fn is_marked_missing(&self) -> bool {
         matches!(
             self.phase,
             Phase::Processing {
@@ -133,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_waits_for_its_start_among_new_tried_or_forgotten_ones() {
+    fn an_order_waits_for_its_start_among_new_failed_or_forgotten_ones() {
         let new = order(Phase::Created, None);
         assert_eq!(new.start_class(), StartClass::New);
         let mut refused = new;
@@ -164,7 +166,7 @@ mod tests {
             ..in_backoff
         };
         assert_eq!(missing, expected);
-        assert!(missing.is_missed() && !in_backoff.is_missed());
+        assert!(missing.is_marked_missing() && !in_backoff.is_marked_missing());
         let created = order(Phase::Created, intent(Some(0), None));
         let mut unchanged = created;
         unchanged.mark_missing(NOW);

@@ -13,9 +13,9 @@ pub struct Policy {
     pub max_starts: u32,
     /// Policy for an order whose process was forgotten.
     pub lost_process: LostProcess,
-    /// Beginning of this run: the program was started, the clock was set, or a pass failed. A request of
-    /// an earlier run may have been sent, and given up, just before.
-    pub run_began_at: Timestamp,
+    /// Moment until which a start may have been answered or given up without a record: the program was
+    /// started, the clock was set, or a pass failed. Earlier moments count as this one.
+    pub unrecorded_until: Timestamp,
     /// Moment at which the upstream was last found to have forgotten a process.
     pub process_forgotten_at: Option<Timestamp>,
 }

@@ -8,7 +8,7 @@ pub(super) const POLICY: Policy = Policy {
     request_timeout: Duration::from_millis(5_000),
     max_starts: 5,
     lost_process: LostProcess::Restart,
-    run_began_at: Timestamp(0),
+    unrecorded_until: Timestamp(0),
     process_forgotten_at: None,
 };
 pub(super) const NOW: Timestamp = Timestamp(1_000_000);
@@ -27,11 +27,11 @@ pub(super) fn order(phase: Phase, intent: Option<Intent>) -> OpenOrder {
     }
 }
 
-pub(super) fn intent(given_up_at: Option<i64>, answer: Option<u16>) -> Option<Intent> {
+pub(super) fn intent(given_up_at: Option<i64>, answer_status: Option<u16>) -> Option<Intent> {
     Some(Intent {
         written_at: Timestamp(NOW.0 - 10_000),
         given_up_at: given_up_at.map(Timestamp),
-        answer,
+        answer_status,
     })
 }
 
@@ -315,20 +315,20 @@ fn an_observation_older_than_the_absence_restores_no_process() {
 
 #[test]
 fn a_process_observed_soon_after_a_second_start_may_be_the_first_one() {
-    for (written_at, run_began_at, is_second) in [
+    for (written_at, unrecorded_until, is_second) in [
         (NOW.0 - 5_000, 0, true),
         (NOW.0 - 4_999, 0, false),
         (0, NOW.0 - 5_000, true),
         (0, NOW.0 - 4_999, false),
     ] {
         let policy = Policy {
-            run_began_at: Timestamp(run_began_at),
+            unrecorded_until: Timestamp(unrecorded_until),
             ..POLICY
         };
         let intent = Intent {
             written_at: Timestamp(written_at),
             given_up_at: None,
-            answer: None,
+            answer_status: None,
         };
         let order = order(processing(Some(1)), Some(intent));
         let decided = |observed| choose(&order, observed, &policy, Occasion::Poll);

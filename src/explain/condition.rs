@@ -36,7 +36,7 @@ impl OrderDetails {
             ),
             None => match (
                 self.reconciler.leader_status(now).problem,
-                self.refused(now),
+                self.throttled(now),
             ) {
                 (None, None) => "Nothing is wrong with it.".to_owned(),
                 (Some(problem), _) => {
@@ -61,8 +61,8 @@ impl OrderDetails {
         format!("Order {id:?} has been {status} {lasting}. {condition} {starts}")
     }
 
-    /// Returns the kind of request that the order waits for and the upstream refuses.
-    fn refused(&self, now: Timestamp) -> Option<&'static str> {
+    /// Returns the kind of request that the order waits for and the upstream throttles.
+    fn throttled(&self, now: Timestamp) -> Option<&'static str> {
         let throttling = &self.reconciler.learned.throttling;
         match self.order.status {
             Status::Created => throttling.starts(now).map(|_| "starts"),
@@ -163,7 +163,10 @@ impl OrderDetails {
         }
         // A held order is only polled, which is not an attempt.
         let is_held = matches!(
-            self.order.attention.as_ref().map(|of| of.reason),
+            self.order
+                .attention
+                .as_ref()
+                .map(|attention| attention.reason),
             Some(Reason::ProcessLost | Reason::MaxStarts)
         );
         if open.attempts > 0 && !is_held {
@@ -221,7 +224,7 @@ impl OrderDetails {
 /// Returns sentences about a start without an outcome.
 fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
     let written = past(intent.written_at, now);
-    match (intent.given_up_at, intent.answer) {
+    match (intent.given_up_at, intent.answer_status) {
         (None, _) => format!(
             "A start was about to be sent {written}, and its outcome is not recorded: it is in \
              flight, or the reconciler was killed meanwhile. There may be a process."
@@ -230,13 +233,13 @@ fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
             "A start was sent {written}, and no usable answer had come {}. There may be a process.",
             past(at, now)
         ),
-        (Some(at), Some(answer)) => {
-            let doubt = match is_in_doubt(Some(answer)) {
+        (Some(at), Some(status)) => {
+            let doubt = match is_in_doubt(Some(status)) {
                 true => "There may be a process.",
                 false => "A process is not expected, but looked for.",
             };
             format!(
-                "A start was sent {written}, and answered with {answer} {}, which says nothing \
+                "A start was sent {written}, and answered with {status} {}, which says nothing \
                  about the order. {doubt}",
                 past(at, now)
             )

@@ -36,7 +36,7 @@ impl OrderDetails {
                 }
             }];
         }
-        let pause = self.resting_until(now).map(|at| {
+        let pause = self.paused_until(now).map(|at| {
             format!(
                 "The upstream has asked for a pause: nothing is started or polled for {}.",
                 span(at.since(now))
@@ -58,7 +58,11 @@ impl OrderDetails {
                     .to_owned(),
             ];
         }
-        let reason = self.order.attention.as_ref().map(|a| a.reason);
+        let reason = self
+            .order
+            .attention
+            .as_ref()
+            .map(|attention| attention.reason);
         match (open.phase, open.intent, reason) {
             (_, Some(_), _) => vec![format!(
                 "Its process is looked up{}. If there is one, it is adopted. It is started again only \
@@ -101,8 +105,8 @@ impl OrderDetails {
                 start_limit(StartLimit::Window(window))
             ));
         }
-        let is_refused = learned.throttling.starts(now).is_some();
-        if is_refused {
+        let is_throttled = learned.throttling.starts(now).is_some();
+        if is_throttled {
             lines.push(
                 "The upstream refuses starts (429). They are tried again slowly, and no time \
                  can be given."
@@ -111,12 +115,12 @@ impl OrderDetails {
         }
         let rate = learned.rate.as_ref();
         lines.push(match (self.ahead, learned.wait(self.ahead, now).zip(rate)) {
-            (0, _) if lines.is_empty() && self.resting_until(now).is_none() => format!(
+            (0, _) if lines.is_empty() && self.paused_until(now).is_none() => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
             ),
             (0, _) => "No other order is ahead of it.".to_owned(),
-            (ahead, _) if full_window.is_some() || is_refused => {
+            (ahead, _) if full_window.is_some() || is_throttled => {
                 format!("{} ahead of it.", orders_are(ahead))
             }
             (ahead, None) => format!(
@@ -154,7 +158,7 @@ impl OrderDetails {
             return lines;
         }
         let attention = self.order.attention.as_ref();
-        if attention.is_some_and(|of| of.by == ResolvedBy::Operator) {
+        if attention.is_some_and(|attention| attention.by == ResolvedBy::Operator) {
             return vec![
                 "Nothing happens until an operator decides. If its process is seen again, it goes on \
                  by itself."
@@ -187,7 +191,7 @@ impl OrderDetails {
 
     /// Returns the moment of an order's next look-up, as part of a sentence.
     fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
-        match due_at(open, now).max(self.resting_until(now)) {
+        match due_at(open, now).max(self.paused_until(now)) {
             Some(at) => format!(" {}", future(at, now)),
             None => format!(" in the next pass{}", self.pass_time(now)),
         }
@@ -196,16 +200,16 @@ impl OrderDetails {
     /// Returns the moment of the next pass that may send requests, as part of a sentence; empty if it is
     /// due.
     fn pass_time(&self, now: Timestamp) -> String {
-        match self.reconciler.next_pass_at.max(self.resting_until(now)) {
+        match self.reconciler.next_pass_at.max(self.paused_until(now)) {
             Some(at) if at > now => format!(", {}", future(at, now)),
             _ => String::new(),
         }
     }
 
     /// Returns the end of the pause that the upstream has asked for, if it is not over.
-    fn resting_until(&self, now: Timestamp) -> Option<Timestamp> {
-        let resting_until = self.reconciler.learned.resting_until;
-        resting_until.filter(|at| *at > now)
+    fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let paused_until = self.reconciler.learned.paused_until;
+        paused_until.filter(|at| *at > now)
     }
 }
 

@@ -196,7 +196,7 @@ fn a_settled_order_has_a_complete_timeline() {
 
 #[test]
 fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
-    for (given_up_at, answer, says) in [
+    for (given_up_at, answer_status, says) in [
         (None, None, "its outcome is not recorded"),
         (
             Some(ago(4)),
@@ -218,7 +218,7 @@ fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
         open(&mut case).intent = Some(Intent {
             written_at: ago(9),
             given_up_at,
-            answer,
+            answer_status,
         });
         check(&case, &[says, "is started again only when"]);
     }
@@ -230,7 +230,7 @@ fn a_start_answered_with_an_error_does_not_contradict_the_polls() {
     open(&mut case).intent = Some(Intent {
         written_at: ago(4),
         given_up_at: Some(ago(3)),
-        answer: Some(501),
+        answer_status: Some(501),
     });
     let says = [
         "All processes that were due to be observed were last observed 2.0 s ago",

@@ -11,8 +11,8 @@ use crate::upstream::{Cause, Failure};
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
 
-/// Least interval from a failure to one about an order that has failed before, for that to count: however
-/// many orders always fail, others are polled and started meanwhile, and any answer ends the row.
+/// A repeated failure of an order counts only this long after the last failure that counted: however many
+/// orders always fail, others are polled and started meanwhile, and any answer ends the row.
 const REPEATED_INTERVAL: Duration = Duration::from_millis(900);
 
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
@@ -82,7 +82,7 @@ pub struct CircuitBreaker {
     /// Moment of the last failure that counts.
     counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
-    resting_until: Option<Timestamp>,
+    paused_until: Option<Timestamp>,
     results: RequestResults,
     last_failure: Option<String>,
 }
@@ -99,14 +99,14 @@ pub struct RequestResults {
 impl CircuitBreaker {
     /// Creates a circuit breaker that resumes from the state of an earlier run, and from the end of the
     /// pause that the upstream had asked for.
-    pub fn new(state: UpstreamState, resting_until: Option<Timestamp>, now: Timestamp) -> Self {
+    pub fn new(state: UpstreamState, paused_until: Option<Timestamp>, now: Timestamp) -> Self {
         Self {
             state: state.clamp_times(now),
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
             counted_at: None,
-            resting_until: resting_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
+            paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -133,13 +133,13 @@ impl CircuitBreaker {
     }
 
     /// Returns the end of the pause that the upstream has asked for, if it lies ahead.
-    pub fn resting_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.resting_until.filter(|at| *at > now)
+    pub fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.paused_until.filter(|at| *at > now)
     }
 
     /// Returns whether requests may be sent at `now`.
     pub fn may_send(&self, now: Timestamp) -> bool {
-        !self.is_down() && self.resting_until(now).is_none()
+        !self.is_down() && self.paused_until(now).is_none()
     }
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
@@ -163,7 +163,7 @@ impl CircuitBreaker {
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         if let Some(wait) = failure.retry_after {
-            self.resting_until = Some(now.after(wait.min(REQUESTED_PAUSE_MAX)));
+            self.paused_until = Some(now.after(wait.min(REQUESTED_PAUSE_MAX)));
         }
         if !is_start {
             self.are_polls_answered =
@@ -174,7 +174,7 @@ impl CircuitBreaker {
         let is_reachable = match failure.cause {
             Cause::NoConnection | Cause::AccessDenied | Cause::Timeout => false,
             Cause::TooManyRequests | Cause::Stale => true,
-            Cause::Overload | Cause::Unusable => is_start && self.are_polls_answered,
+            Cause::ServiceUnavailable | Cause::Unusable => is_start && self.are_polls_answered,
         };
         if is_reachable {
             match &mut self.state {
@@ -280,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_refuses_starts_asks_for_fewer_requests_or_is_cached_is_not_down() {
+    fn an_upstream_that_answers_starts_with_errors_throttles_or_is_cached_is_not_down() {
         let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         breaker.on_answered(Timestamp(1));
         for now in 2..20 {
             let now = Timestamp(now);
             assert!(!breaker.on_failed(start(now), now, &failure(Cause::Unusable)));
-            assert!(!breaker.on_failed(start(now), now, &failure(Cause::Overload)));
+            assert!(!breaker.on_failed(start(now), now, &failure(Cause::ServiceUnavailable)));
             assert!(!breaker.on_failed(Call::poll(now), now, &failure(Cause::TooManyRequests)));
             assert!(!breaker.on_failed(Call::poll(now), now, &failure(Cause::Stale)));
         }
@@ -301,10 +301,18 @@ mod tests {
         assert!(!failing.on_failed(
             Call::poll(Timestamp(1)),
             Timestamp(1),
-            &failure(Cause::Overload)
+            &failure(Cause::ServiceUnavailable)
         ));
-        assert!(!failing.on_failed(start(Timestamp(2)), Timestamp(2), &failure(Cause::Overload)));
-        assert!(failing.on_failed(start(Timestamp(3)), Timestamp(3), &failure(Cause::Overload)));
+        assert!(!failing.on_failed(
+            start(Timestamp(2)),
+            Timestamp(2),
+            &failure(Cause::ServiceUnavailable)
+        ));
+        assert!(failing.on_failed(
+            start(Timestamp(3)),
+            Timestamp(3),
+            &failure(Cause::ServiceUnavailable)
+        ));
         // One that does not answer starts is down.
         for now in 21..23 {
             assert!(!breaker.on_failed(

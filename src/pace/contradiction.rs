@@ -10,12 +10,12 @@ use crate::order::Timestamp;
 pub struct Contradiction {
     /// Moment at which the list had ended.
     pub at: Timestamp,
-    /// Number of open orders that it had so.
+    /// Number of open orders that it had twice.
     pub orders: u64,
 }
 
 impl Contradiction {
-    /// Returns the contradiction of a list that had so many orders twice; `None` if it had none so.
+    /// Returns the contradiction of a list that had so many orders twice; `None` if it had none.
     pub(super) fn of(orders: usize, at: Timestamp) -> Option<Self> {
         let orders = orders as u64;
         (orders > 0).then_some(Self { at, orders })

@@ -1,4 +1,4 @@
-//! Restarts of the upstream, and the limit of processes in flight that follows from them.
+//! Restarts of the upstream, and the limit of running processes that follows from them: the window.
 //!
 //! An incarnation of the upstream lasts from one restart to the next. Its length is measured in
 //! processes more than in seconds, because work is what crashes the upstream.
@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::Timestamp;
 
-/// A restart of the upstream is suspected if more processes than this are missing.
+/// A restart of the upstream is suspected if more processes than this are missing, and more than one in
+/// [`MISSING_DIVISOR`].
 const MISSING_MIN: usize = 10;
 
-/// A restart of the upstream is suspected if more than one in this many known processes are missing.
+/// A restart of the upstream is suspected if more than one in this many known processes are missing, and more
+/// than [`MISSING_MIN`].
 const MISSING_DIVISOR: usize = 3;
 
 /// Length of an incarnation before any was observed to end, in processes: half of what the modelled
@@ -25,14 +27,13 @@ const LATEST_WEIGHT: f64 = 0.4;
 
 /// The window is one part in this many of an incarnation.
 ///
-/// A crash loses all processes in flight. With `W` in flight and incarnations of `L` processes, one start
+/// A crash loses all processes that run. With `W` of them and incarnations of `L` processes, one start
 /// in `L/W` is lost, and the throughput that is left is in proportion to `W (1 - W/L)`. It is highest at
 /// `W = L/2`, where every other start is lost, and one order in 32 five times in a row, when it would be
 /// held. A third still has nine tenths of that throughput, and loses one start in three.
 const WINDOW_DIVISOR: f64 = 3.0;
 
-/// Smallest window, in processes. With fewer than may be missing without a restart being suspected, the
-/// end of an incarnation would not be noticed.
+/// Smallest window, in processes. With one of [`MISSING_MIN`] or fewer, an incarnation could end unnoticed.
 const WINDOW_MIN: u64 = 16;
 
 /// The incarnations of the upstream, as far as this service has observed them.
@@ -115,16 +116,15 @@ impl Incarnations {
         (self.restarts > 0).then(|| self.mean_processes.max(so_far))
     }
 
-    /// Returns the number of processes that may be in flight; `None` while no incarnation was observed to
-    /// end.
+    /// Returns the number of processes that may run at once; `None` while no incarnation was observed to end.
     pub fn window(&self) -> Option<u64> {
         let length = self.expected_processes()?;
         Some(((length / WINDOW_DIVISOR) as u64).max(WINDOW_MIN))
     }
 
-    /// Returns the window if this many processes in flight fill it.
-    pub fn full_window(&self, in_flight: u64) -> Option<u64> {
-        self.window().filter(|window| in_flight >= *window)
+    /// Returns the window if this many processes fill it.
+    pub fn full_window(&self, running: u64) -> Option<u64> {
+        self.window().filter(|window| running >= *window)
     }
 
     /// Counts a process that this service has started.
@@ -168,7 +168,7 @@ impl Incarnations {
 
 /// Returns whether the upstream must have been restarted, given the number of known processes and how many
 /// of them are missing at once.
-pub fn is_restart(missing: usize, known: usize) -> bool {
+pub fn is_upstream_restart(missing: usize, known: usize) -> bool {
     missing > MISSING_MIN && missing * MISSING_DIVISOR > known
 }
 
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_restart_nothing_limits_the_processes_in_flight() {
+    fn before_the_first_restart_nothing_limits_the_processes_that_run() {
         let mut incarnations = Incarnations::default();
         assert_eq!(incarnations.window(), None);
         incarnations.on_list_complete(1_000_000, Timestamp(0));

@@ -41,9 +41,9 @@ const POLL_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Unit of the duration of a process, in milliseconds.
 const PERIOD_MS: i64 = 1_000;
 
-/// Delay of a look-up after a whole second of the process, in milliseconds: at least the first number,
-/// and less than the second more, by order. In the very millisecond of the completion a look-up could
-/// collide with it, and look-ups of orders that were started together would collide with each other.
+/// Delay of a look-up after a whole second of the process, in milliseconds: 15, plus 0 to 19 by order. In the
+/// very millisecond of the completion a look-up could collide with it, and look-ups of orders that were
+/// started together would collide with each other.
 const JITTER_MS: (i64, i64) = (15, 20);
 
 /// Largest number of processes that are looked up each on a schedule of its own. With more, one is due
@@ -164,10 +164,10 @@ pub struct Polling {
     all_polled_at: Option<Timestamp>,
     /// Last look-up of each order since then.
     looked_up_at: HashMap<i64, Timestamp>,
-    /// Number of polls in a row that were refused because of their rate.
-    refusals: u32,
-    /// Earliest moment of a poll after those.
-    refused_until: Option<Timestamp>,
+    /// Number of polls in a row that were throttled, each after the pause for the one before.
+    throttled_polls: u32,
+    /// End of the pause for the last of them.
+    throttled_until: Option<Timestamp>,
 }
 
 impl Polling {
@@ -179,14 +179,15 @@ impl Polling {
             due_at: None,
             all_polled_at: None,
             looked_up_at: HashMap::new(),
-            refusals: 0,
-            refused_until: None,
+            throttled_polls: 0,
+            throttled_until: None,
         }
     }
 
     /// Returns the earliest moment of the next poll.
     pub fn next_at(&self) -> Timestamp {
-        self.next_at.max(self.refused_until.unwrap_or(self.next_at))
+        self.next_at
+            .max(self.throttled_until.unwrap_or(self.next_at))
     }
 
     /// Returns the moment at which the next of a few orders is due, within the budget.
@@ -196,28 +197,27 @@ impl Polling {
 
     /// Schedules the first poll of an order whose process was started at `now`.
     pub fn on_started(&mut self, seq: i64, now: Timestamp) {
-        let due_at = due_at(seq, now, now);
+        let due_at = look_up_due_at(seq, now, now);
         self.due_at = Some(self.due_at.map_or(due_at, |at| at.min(due_at)));
     }
 
-    /// Pauses polls after one was refused because of its rate: for one second, and for twice as long
-    /// after each further refusal.
-    pub fn on_refused(&mut self, now: Timestamp) {
-        if !self.is_refused(now) {
-            let pause = BACKOFF_BASE * 2_u32.pow(self.refusals.min(6));
-            self.refusals += 1;
-            self.refused_until = Some(now.after(pause.min(POLL_PAUSE_MAX)));
+    /// Pauses polls after one was throttled: for one second, and for twice as long after each further one.
+    pub fn on_throttled(&mut self, now: Timestamp) {
+        if !self.is_throttled(now) {
+            let pause = BACKOFF_BASE * 2_u32.pow(self.throttled_polls.min(6));
+            self.throttled_polls += 1;
+            self.throttled_until = Some(now.after(pause.min(POLL_PAUSE_MAX)));
         }
     }
 
     /// Ends the pause: a poll was answered.
     pub fn on_answered(&mut self) {
-        (self.refusals, self.refused_until) = (0, None);
+        (self.throttled_polls, self.throttled_until) = (0, None);
     }
 
-    /// Returns whether polls are paused after a refusal.
-    pub fn is_refused(&self, now: Timestamp) -> bool {
-        self.refused_until.is_some_and(|at| at > now)
+    /// Returns whether polls are paused because one was throttled.
+    pub fn is_throttled(&self, now: Timestamp) -> bool {
+        self.throttled_until.is_some_and(|at| at > now)
     }
 
     /// Returns the last moment at which the process was known to run; `None` if it was neither polled
@@ -229,14 +229,14 @@ impl Polling {
     }
 
     /// Plans a poll at `now`. `targets` are in the order of `seq`; `entries` is the length of the list, if
-    /// it is known; each request costs the upstream at least `request_cost`. `is_frequent` says that the
-    /// schedule is frequent enough for each of a few orders to wait for its own moment.
+    /// it is known; each request costs the upstream at least `request_cost`. `is_schedule_frequent` says
+    /// that each of a few orders may wait for its own poll time.
     pub fn plan(
         &mut self,
         targets: &[PollTarget],
         entries: Option<u64>,
         request_cost: Duration,
-        is_frequent: bool,
+        is_schedule_frequent: bool,
         now: Timestamp,
     ) -> PollPlan {
         if self.looked_up_at.len() > targets.len() {
@@ -244,19 +244,21 @@ impl Polling {
                 .retain(|seq, _| targets.binary_search_by_key(seq, |order| order.seq).is_ok());
         }
         let look_ups_max = look_ups_max(entries, request_cost);
-        let have_individual_schedules = is_frequent && targets.len() <= INDIVIDUAL_SCHEDULES_MAX;
+        let have_individual_schedules =
+            is_schedule_frequent && targets.len() <= INDIVIDUAL_SCHEDULES_MAX;
         let (mut due, mut next) = (Vec::new(), None::<Timestamp>);
         for (index, order) in targets.iter().enumerate() {
             let known_at = order.running_since.and_then(|since| {
                 let known_at = self.last_known_running_at(order.seq, since)?;
                 Some((since, known_at))
             });
-            let mut at = known_at.map(|(since, known_at)| due_at(order.seq, since, known_at));
+            let mut at =
+                known_at.map(|(since, known_at)| look_up_due_at(order.seq, since, known_at));
             if !have_individual_schedules || at.is_none_or(|at| at <= now) {
                 due.push(index);
                 at = order
                     .running_since
-                    .map(|since| due_at(order.seq, since, now));
+                    .map(|since| look_up_due_at(order.seq, since, now));
             }
             next = [next, at].into_iter().flatten().min();
             // One more than can be looked up is enough to know.
@@ -292,12 +294,12 @@ impl Polling {
         self.looked_up_at.insert(seq, now);
     }
 
-    /// Makes all orders due, because nothing is known of their processes any more. A pause after a
-    /// refusal stays.
+    /// Makes all orders due, because nothing is known of their processes any more. A pause for a throttled
+    /// poll stays.
     pub fn reset(&mut self, now: Timestamp) {
         *self = Self {
-            refusals: self.refusals,
-            refused_until: self.refused_until,
+            throttled_polls: self.throttled_polls,
+            throttled_until: self.throttled_until,
             ..Self::new(now)
         };
     }
@@ -305,7 +307,7 @@ impl Polling {
 
 /// Returns the moment at which a process that is known to have run at `known_at` is to be looked up next:
 /// just after it has run for one more whole second.
-fn due_at(seq: i64, running_since: Timestamp, known_at: Timestamp) -> Timestamp {
+fn look_up_due_at(seq: i64, running_since: Timestamp, known_at: Timestamp) -> Timestamp {
     let (least, spread) = JITTER_MS;
     let jitter = least + seq.rem_euclid(spread);
     let whole = (known_at.0 - running_since.0).max(0) / PERIOD_MS + 1;

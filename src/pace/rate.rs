@@ -16,7 +16,7 @@ const CATCH_UP_MAX_MS: f64 = 10.0;
 const JITTER_MAX_MS: f64 = 20.0;
 
 /// Largest jitter of a start while the upstream limits the rate, as a share of the interval: with
-/// unequal gaps, starts would be refused.
+/// unequal gaps, starts would be throttled.
 const RATE_LIMITED_JITTER: f64 = 0.05;
 
 /// The golden ratio less one. Its multiples, modulo 1, are spread more evenly than random numbers.
@@ -95,30 +95,31 @@ const RATE_INITIAL: f64 = 500.0;
 /// Time for which a rate is used before a poll that finds the upstream alive doubles it.
 const DOUBLING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lowest rate that refusals lead to, in starts per second.
+/// Lowest rate that overload leads to, in starts per second.
 const RATE_MIN: f64 = 0.5;
 
 /// Highest rate, in starts per second: more than were ever sent.
 const RATE_MAX: f64 = 50_000.0;
 
-/// Share of the rate by which a refusal reduces it (the complement of CUBIC's beta, RFC 9438, section
-/// 4.6). The limit is where the rate was refused, so a little less is enough.
-const REFUSAL_REDUCTION: f64 = 0.1;
+/// Share of the rate by which overload reduces it: a request that was throttled or timed out (the complement
+/// of CUBIC's beta, RFC 9438, section 4.6). The limit is where the rate was too high, so a little less is
+/// enough.
+const OVERLOAD_REDUCTION: f64 = 0.1;
 
-/// Like [`REFUSAL_REDUCTION`], for a refusal within [`DOUBLING_INTERVAL`] after the last reduction: the
+/// Like [`OVERLOAD_REDUCTION`], for overload within [`DOUBLING_INTERVAL`] after the last reduction: the
 /// limit is far below the rate.
-const REPEATED_REFUSAL_REDUCTION: f64 = 0.5;
+const REPEATED_OVERLOAD_REDUCTION: f64 = 0.5;
 
-/// Share of a refusal that each usable answer makes up for: refusals that are rarer have another cause than the
+/// Share of one overloaded request that each usable answer makes up for: rarer ones have another cause than the
 /// rate, and would be as frequent at any lower one. Not those with `Retry-After`, which names a limit.
 const TOLERATED_SHARE: f64 = 0.05;
 
-/// Largest number of refusals in a row that are made up for.
+/// Largest number of overloaded requests in a row that are made up for.
 const TOLERATED_MAX: f64 = 2.0;
 
-/// Time after a refusal until the rate is back where it was refused, at a rate of one start per second
-/// or more.
-const REFUSAL_RECOVERY: Duration = Duration::from_secs(20);
+/// Time after overload until the rate is back where it was too high, at a rate of one start per second or
+/// more.
+const OVERLOAD_RECOVERY: Duration = Duration::from_secs(20);
 
 /// Start rate after a restart of the upstream, as a share of [`RATE_INITIAL`] or of the ceiling. It is
 /// so low that the orders that a restarted service has forgotten do not crash it again, and that
@@ -128,10 +129,10 @@ const RESTART_SHARE: f64 = 0.025;
 /// Time after a restart of the upstream until the rate has doubled.
 const RESTART_RECOVERY: Duration = Duration::from_secs(10);
 
-/// The start rate. It doubles while starts are accepted and polls find the upstream alive; refusals
+/// The start rate. It doubles while starts are accepted and polls find the upstream alive; overload
 /// and restarts of the upstream reduce it. A reduced rate rises along a cubic function of the time
 /// since (CUBIC, RFC 9438, section 4.2, with starts per second for a window): quickly to just below
-/// where it was refused, slowly around that, and ever faster beyond.
+/// where it was too high, slowly around that, and ever faster beyond.
 ///
 /// It is stored with the heartbeat: serialised names are those of earlier versions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,8 +153,8 @@ pub struct StartRate {
     tolerance: Tolerance,
 }
 
-/// Number of refusals that do not reduce the rate, of starts and of polls: a token bucket that usable answers
-/// fill, as in the retry throttling of gRPC (proposal A6).
+/// Number of overloaded requests that do not reduce the rate, of starts and of polls: a token bucket that
+/// usable answers fill, as in the retry throttling of gRPC (proposal A6).
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Tolerance {
     starts: f64,
@@ -185,8 +186,9 @@ struct Reduction {
     #[serde(rename = "unit")]
     time_scale: Duration,
     growth: f64,
-    is_restart: bool,
-    /// Detail of the refusal or of the timeout; empty after a restart.
+    #[serde(rename = "is_restart")]
+    is_upstream_restart: bool,
+    /// Detail of the answer or of the timeout; empty after a restart.
     reason: String,
 }
 
@@ -195,8 +197,7 @@ struct Reduction {
 pub enum ReductionCause<'a> {
     /// The upstream was restarted.
     Restart,
-    /// The upstream refused a request because of the rate, or did not answer it in time; with the
-    /// detail of that failure.
+    /// The upstream throttled a request, or did not answer it in time; with the detail of that failure.
     Overload(&'a str),
 }
 
@@ -213,7 +214,7 @@ impl StartRate {
         }
     }
 
-    /// Returns a rate that no refusal has reduced yet.
+    /// Returns a rate that no overload has reduced yet.
     #[cfg(test)]
     pub fn doubled_to(rate: f64, now: Timestamp) -> Self {
         Self {
@@ -259,18 +260,17 @@ impl StartRate {
     /// Returns the cause of the current reduction.
     pub fn reduction_cause(&self) -> Option<ReductionCause<'_>> {
         let reduction = self.reduction.as_ref()?;
-        Some(match reduction.is_restart {
+        Some(match reduction.is_upstream_restart {
             true => ReductionCause::Restart,
             false => ReductionCause::Overload(&reduction.reason),
         })
     }
 
-    /// Returns whether the rate is reduced because the upstream refused starts, not because it was
-    /// restarted.
+    /// Returns whether the rate is reduced because of overload, not because the upstream was restarted.
     pub fn is_rate_limited(&self) -> bool {
         self.reduction
             .as_ref()
-            .is_some_and(|reduction| !reduction.is_restart)
+            .is_some_and(|reduction| !reduction.is_upstream_restart)
     }
 
     /// Returns whether a reduction or a ceiling limits the rate.
@@ -283,14 +283,14 @@ impl StartRate {
         self.starts_in_interval = self.starts_in_interval.saturating_add(1);
     }
 
-    /// Raises a rate that was reduced by refusals by the time that has passed. Returns whether a
-    /// reduction is over.
+    /// Raises a rate that overload has reduced by the time that has passed. Returns whether a reduction is
+    /// over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
         let unreduced = self.unreduced();
         let Some(reduction) = &mut self.reduction else {
             return false;
         };
-        if !reduction.is_restart {
+        if !reduction.is_upstream_restart {
             reduction.healthy_for = now.since(reduction.at);
         }
         if self.rate() < unreduced {
@@ -327,9 +327,9 @@ impl StartRate {
         *tolerance = (*tolerance + TOLERATED_SHARE).min(TOLERATED_MAX);
     }
 
-    /// Reduces the rate after a request that was refused because of the rate, or timed out. Returns
-    /// whether it did: a request from before the last reduction does not concern the reduced rate, rare
-    /// refusals are tolerated, and the lowest rate stays.
+    /// Reduces the rate after a request that was throttled or timed out. Returns whether it did: a request
+    /// from before the last reduction does not concern the reduced rate, rare ones are tolerated, and
+    /// the lowest rate stays.
     pub fn on_overload(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
         if self
             .reduction
@@ -347,11 +347,11 @@ impl StartRate {
         let is_lowest = plateau <= RATE_MIN.min(self.unreduced());
         let is_repeated = |last: &Reduction| now.since(last.at) < DOUBLING_INTERVAL;
         let growth = match self.reduction.as_ref().is_some_and(is_repeated) {
-            true => REPEATED_REFUSAL_REDUCTION,
-            false => REFUSAL_REDUCTION,
+            true => REPEATED_OVERLOAD_REDUCTION,
+            false => OVERLOAD_REDUCTION,
         };
         // A slow rate needs longer to show that it is accepted.
-        let recovery = REFUSAL_RECOVERY.mul_f64((1.0 / plateau).max(1.0));
+        let recovery = OVERLOAD_RECOVERY.mul_f64((1.0 / plateau).max(1.0));
         self.reduction = Some(Reduction {
             at: now,
             healthy_for: Duration::ZERO,
@@ -359,7 +359,7 @@ impl StartRate {
             time_to_plateau: recovery,
             time_scale: recovery,
             growth,
-            is_restart: false,
+            is_upstream_restart: false,
             reason: failure.detail.clone(),
         });
         !is_lowest
@@ -378,7 +378,7 @@ impl StartRate {
             time_to_plateau: Duration::ZERO,
             time_scale: RESTART_RECOVERY,
             growth: 1.0,
-            is_restart: true,
+            is_upstream_restart: true,
             reason: String::new(),
         });
     }

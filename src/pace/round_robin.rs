@@ -8,7 +8,7 @@ pub enum StartClass {
     Forgotten,
     /// Orders without a failed attempt.
     New,
-    /// Orders whose last start was refused, or had no answer and no effect.
+    /// Orders whose last start was refused, or was given up and had no effect.
     Retry,
 }
 

@@ -24,16 +24,16 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
     let now = Timestamp(1_000);
     let mut limiter = pace(50.0, LearnedLimits::default(), now);
     assert!(limiter.may_send(now, 7) && !limiter.may_send(now, 8));
-    let mut failure = Failure::new("answered 503", Cause::Overload);
+    let mut failure = Failure::new("answered 503", Cause::ServiceUnavailable);
     failure.retry_after = Some(Duration::from_secs(2));
     assert_eq!(limiter.on_failed(start(now), now, &failure), (true, false));
     assert!((44.0..46.0).contains(&limiter.rate().rate()));
     assert!(!limiter.may_send(now, 0) && limiter.may_send(Timestamp(3_000), 0));
     // Another run keeps to the pause too, but not for ever.
     let mut learned = limiter.learned(now, 0);
-    assert_eq!(learned.resting_until, Some(Timestamp(3_000)));
+    assert_eq!(learned.paused_until, Some(Timestamp(3_000)));
     assert!(!pace(50.0, learned.clone(), now).may_send(Timestamp(2_999), 0));
-    learned.resting_until = Some(Timestamp(i64::MAX));
+    learned.paused_until = Some(Timestamp(i64::MAX));
     assert!(pace(50.0, learned, now).may_send(now.after(BACKOFF_MAX), 0));
     let call = start(Timestamp(1_500));
     assert_eq!(
@@ -103,7 +103,7 @@ fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_r
     assert_eq!(limiter.next_start_at(now, 0), None);
     assert_eq!(limiter.limit(0), Some(StartLimit::Window(window)));
     assert_eq!(limiter.learned(now, 0).full_window(), Some(window));
-    limiter.set_in_flight(window - 1);
+    limiter.set_running(window - 1);
     assert_eq!(limiter.next_start_at(now, 0), Some(now));
 }
 
@@ -120,12 +120,12 @@ fn an_upstream_that_answers_again_is_polled_at_once() {
 }
 
 /// Sends starts as they are due for so many seconds to an upstream that accepts `limit` of them per
-/// second and refuses the others, and polls it each second. Returns how many were accepted and
-/// refused.
+/// second and throttles the others, and polls it each second. Returns how many were accepted and
+/// throttled.
 fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
     let mut counts = [0; 2];
     let mut tokens = 1.0_f64;
-    let refusal = Failure::new("the upstream answered 429", Cause::Overload);
+    let throttled = Failure::new("the upstream answered 429", Cause::ServiceUnavailable);
     for now in (0..seconds * 1_000).map(Timestamp) {
         tokens = (tokens + limit / 1e3).min(1.0);
         if now.0 % 1_000 == 0 {
@@ -139,7 +139,7 @@ fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
             match is_taken {
                 true => tokens -= 1.0,
                 false => {
-                    limiter.on_failed(start(now), now, &refusal);
+                    limiter.on_failed(start(now), now, &throttled);
                 }
             }
         }
@@ -151,15 +151,15 @@ fn drive(limiter: &mut Pace, seconds: i64, limit: f64) -> [u32; 2] {
 fn an_upstream_that_limits_starts_is_driven_at_its_limit() {
     for limit in [2.0, 5.0, 40.0] {
         let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
-        let [accepted, refused] = drive(&mut limiter, 300, limit);
+        let [accepted, throttled] = drive(&mut limiter, 300, limit);
         let possible = limit * 300.0;
         assert!(
             f64::from(accepted) > 0.9 * possible,
             "{limit}: {accepted} of {possible}"
         );
         assert!(
-            refused * 10 < accepted,
-            "{limit}: {refused} beside {accepted}"
+            throttled * 10 < accepted,
+            "{limit}: {throttled} beside {accepted}"
         );
         let limited_by = limiter.limit(0);
         assert!(
@@ -189,8 +189,8 @@ fn accepted_starts_raise_the_rate() {
 #[test]
 fn polls_that_a_rate_limit_counts_replace_starts() {
     let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
-    let refusal = Failure::new("the upstream answered 429", Cause::Overload);
-    limiter.on_failed(start(Timestamp(10)), Timestamp(20), &refusal);
+    let throttled = Failure::new("the upstream answered 429", Cause::ServiceUnavailable);
+    limiter.on_failed(start(Timestamp(10)), Timestamp(20), &throttled);
     limiter.on_dequeued(Timestamp(30));
     let due = limiter.next_start_at(Timestamp(30), 0);
     limiter.on_poll_sent(Timestamp(30));
@@ -200,7 +200,7 @@ fn polls_that_a_rate_limit_counts_replace_starts() {
         "polls are not counted"
     );
     assert!(limiter.may_poll(Timestamp(30), 0, 0));
-    limiter.on_failed(Call::poll(Timestamp(31)), Timestamp(32), &refusal);
+    limiter.on_failed(Call::poll(Timestamp(31)), Timestamp(32), &throttled);
     assert!(!limiter.may_poll(Timestamp(32), 0, 0) && limiter.may_send(Timestamp(32), 0));
     limiter.on_poll_sent(Timestamp(2_000));
     assert!(limiter.next_start_at(Timestamp(2_000), 0) > due);
@@ -297,7 +297,7 @@ fn limits_stored_by_an_earlier_version_are_read() {
 
 #[test]
 fn a_restart_is_suspected_when_more_than_ten_and_more_than_a_third_are_missing() {
-    assert!(!is_restart(10, 10) && is_restart(11, 11));
-    assert!(is_restart(11, 32) && !is_restart(11, 33));
-    assert!(!is_restart(0, 0));
+    assert!(!is_upstream_restart(10, 10) && is_upstream_restart(11, 11));
+    assert!(is_upstream_restart(11, 32) && !is_upstream_restart(11, 33));
+    assert!(!is_upstream_restart(0, 0));
 }

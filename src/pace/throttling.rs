@@ -1,7 +1,8 @@
-//! Throttling: the requests that the upstream answers 429, by kind.
+//! Throttling that lasts: the requests that the upstream answers 429, by kind.
 //!
 //! An upstream that does so is there, but orders do not proceed: with a quota used up, for hours. A rate
-//! limit refuses a start now and then, which the start rate follows.
+//! limit throttles a start now and then, which the start rate follows. Requests that are answered 503 are
+//! reported otherwise: their order gets attention, or the upstream counts as down.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::order::Timestamp;
 
 /// Time without another answer after which requests that are answered 429 are reported: five starts at the
-/// lowest rate, and more than a rate limit refuses now and then.
+/// lowest rate, and more than a rate limit throttles now and then.
 const REPORTED_AFTER: Duration = Duration::from_secs(10);
 
 /// The requests that were answered 429, since one of their kind was answered otherwise.
@@ -33,16 +34,16 @@ pub struct Throttled {
 impl Throttling {
     /// Returns the starts that are answered 429, if that lasts.
     pub fn starts(&self, now: Timestamp) -> Option<Throttled> {
-        self.starts.filter(|of| of.lasts(now))
+        self.starts.filter(|throttled| throttled.lasts(now))
     }
 
     /// Returns the polls that are answered 429, if that lasts.
     pub fn polls(&self, now: Timestamp) -> Option<Throttled> {
-        self.polls.filter(|of| of.lasts(now))
+        self.polls.filter(|throttled| throttled.lasts(now))
     }
 
     /// Records a request that was answered 429.
-    pub(super) fn on_throttled(&mut self, is_start: bool, now: Timestamp) {
+    pub(super) fn on_too_many_requests(&mut self, is_start: bool, now: Timestamp) {
         let first = Throttled {
             since: now,
             requests: 0,
@@ -85,9 +86,9 @@ mod tests {
     #[test]
     fn requests_of_a_kind_count_as_throttled_until_one_is_answered() {
         let mut throttling = Throttling::default();
-        throttling.on_throttled(true, Timestamp(1_000));
+        throttling.on_too_many_requests(true, Timestamp(1_000));
         assert_eq!(throttling.starts(Timestamp(10_999)), None);
-        throttling.on_throttled(true, Timestamp(9_000));
+        throttling.on_too_many_requests(true, Timestamp(9_000));
         throttling.on_answered(false);
         let expected = Throttled {
             since: Timestamp(1_000),
@@ -99,7 +100,7 @@ mod tests {
         assert!(again.starts(Timestamp(10_500)).is_some());
         throttling.on_answered(true);
         assert_eq!(throttling, Throttling::default());
-        throttling.on_throttled(false, Timestamp(0));
+        throttling.on_too_many_requests(false, Timestamp(0));
         assert!(throttling.polls(Timestamp(11_000)).is_some());
     }
 }

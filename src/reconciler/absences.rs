@@ -11,7 +11,7 @@ use crate::upstream::Upstream;
 
 /// Number of orders that a list lacks or contradicts and that are looked up in one pass, before anything
 /// is done about them. The others follow in later passes.
-pub(super) const CONFIRM_MAX: usize = 2_000;
+pub(super) const CONFIRMING_LOOK_UPS_MAX: usize = 2_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Looks up the orders that the list lacks and that would be failed or flagged for it. Those that are
@@ -29,7 +29,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             matches!(decision.action, Action::Fail | Action::Flag(_))
         });
         let indexes = unconfirmed.iter().map(|(index, _)| *index).collect();
-        self.look_up_some(observations, indexes, CONFIRM_MAX, stop)
+        self.look_up_some(observations, indexes, CONFIRMING_LOOK_UPS_MAX, stop)
             .await;
         observations.unconfirmed = unconfirmed;
         observations
@@ -38,15 +38,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 }
 
-/// Returns the decision to mark the process as missing, if `decision` leaves the order without one. It
-/// is marked once, so that the next poll does not count it towards another restart.
+/// Returns the decision to mark the process as missing, if `decision` finds no process. It is marked once,
+/// so that the next poll does not count it towards another restart of the upstream.
 pub(super) fn newly_missing<'a>(decision: &Decision<'a>, policy: &Policy) -> Option<Decision<'a>> {
-    let is_news = matches!(decision.action, Action::Start | Action::Flag(_))
-        && !decision.order.is_missed()
+    let is_new = matches!(decision.action, Action::Start | Action::Flag(_))
+        && !decision.order.is_marked_missing()
         && decision
             .observation
             .is_some_and(|observation| decision.order.is_missing_in(observation, policy));
-    is_news.then_some(Decision {
+    is_new.then_some(Decision {
         action: Action::MarkMissing,
         ..*decision
     })
@@ -69,7 +69,7 @@ pub(super) fn undetermined(observations: &Observations, now: Timestamp) -> Vec<O
     let mut changes: Vec<OrderChange> = failed.collect();
     for (index, began_at) in &observations.unconfirmed {
         let order = observations.orders.order(*index);
-        if !order.is_missed() {
+        if !order.is_marked_missing() {
             let (seq, began_at) = (order.seq, *began_at);
             let step = Transition::Missed { began_at };
             changes.push(OrderChange { seq, step });

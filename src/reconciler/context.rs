@@ -1,5 +1,5 @@
-//! The context of a pass: everything that the reconciler acts on, the call of `decide`, and the record of
-//! what follows.
+//! The context that all passes share: everything that the reconciler acts on, the call of `decide`, and the
+//! record of what follows.
 
 use std::cell::Cell;
 
@@ -39,8 +39,8 @@ pub(super) struct Context<U, C> {
     /// Corrected between passes only.
     pub clock: SteadyClock<C>,
     pub settings: Settings,
-    /// Beginning of this run: a start of the program, a step of the clock or a failed pass.
-    pub run_began_at: Cell<Timestamp>,
+    /// See [`Policy::unrecorded_until`].
+    pub unrecorded_until: Cell<Timestamp>,
     /// Moment at which the upstream was last found to have forgotten a process.
     pub process_forgotten_at: Cell<Option<Timestamp>>,
     pub hook: Option<Box<Hook>>,
@@ -61,7 +61,7 @@ impl<U, C> Context<U, C> {
             occasion,
             observation,
             action: decide(order, occasion, observation, &policy, now),
-            is_intent_cleared: order.is_intent_cleared(&policy),
+            is_intent_discounted: order.is_intent_discounted(&policy),
         };
         if let Some(hook) = &self.hook {
             hook(Trace::Decided(&decision));
@@ -100,7 +100,7 @@ impl<U, C> Context<U, C> {
             request_timeout: self.settings.request_timeout,
             max_starts: self.settings.max_starts,
             lost_process: self.settings.lost_process,
-            run_began_at: self.run_began_at.get(),
+            unrecorded_until: self.unrecorded_until.get(),
             process_forgotten_at: self.process_forgotten_at.get(),
         }
     }

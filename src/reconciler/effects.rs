@@ -22,7 +22,7 @@ pub struct Decision<'a> {
     /// The action to take.
     pub action: Action,
     /// Set if the order's intended start does not count any more, because no process was found.
-    pub is_intent_cleared: bool,
+    pub is_intent_discounted: bool,
 }
 
 /// Adds the transitions that follow from a decision. `refusal` is the upstream's answer when it refused the
@@ -53,11 +53,11 @@ pub(super) fn apply(
             steps.push(Transition::Missed { began_at });
         }
         Action::Fail => {
-            steps.extend(intent_cleared(decision));
+            steps.extend(intent_discounted(decision));
             steps.push(Transition::FailedByPolicy);
         }
         Action::Flag(reason) => {
-            steps.extend(intent_cleared(decision));
+            steps.extend(intent_discounted(decision));
             let observed = observation.map(|observation| &observation.observed);
             let detail = attention_detail(reason, order.starts, observed, refusal);
             steps.push(Transition::Flagged(attention(
@@ -83,11 +83,11 @@ fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
 }
 
 /// Returns the transition that takes the intended start off the count, if the decision does so.
-pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
-    let cleared = decision.order.intent;
-    let cleared = cleared.filter(|_| decision.is_intent_cleared)?;
+pub(super) fn intent_discounted(decision: &Decision<'_>) -> Option<Transition> {
+    let discounted = decision.order.intent;
+    let discounted = discounted.filter(|_| decision.is_intent_discounted)?;
     Some(Transition::Counted {
-        written_at: cleared.written_at,
+        written_at: discounted.written_at,
         is_counted: false,
     })
 }
@@ -96,7 +96,7 @@ pub(super) fn intent_cleared(decision: &Decision<'_>) -> Option<Transition> {
 /// absence would show that the start had no effect.
 pub(super) fn given_up(
     candidate: &StartCandidate,
-    answer: Option<u16>,
+    answer_status: Option<u16>,
     failure: &Failure,
     request_timeout: Duration,
     now: Timestamp,
@@ -108,13 +108,13 @@ pub(super) fn given_up(
     let counts_from = now.after(request_timeout);
     attention.next_attempt_at = attention.next_attempt_at.max(counts_from);
     Transition::GivenUp {
-        answer,
-        is_counted: is_in_doubt(answer),
+        answer_status,
+        is_counted: is_in_doubt(answer_status),
         attention,
     }
 }
 
-/// Returns an attention of this order, with the moment of its next attempt by the backoff.
+/// Returns the attention for this order, with the moment of its next attempt by the backoff.
 pub(super) fn attention(
     order: &OpenOrder,
     id: &str,

@@ -55,9 +55,9 @@ impl HeartbeatWriter {
         starting: usize,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
-        let resting_until = pace.breaker().resting_until(now);
+        let paused_until = pace.breaker().paused_until(now);
         let has_changed = self.state.upstream != *pace.breaker().state()
-            || self.state.learned.resting_until != resting_until;
+            || self.state.learned.paused_until != paused_until;
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
@@ -68,7 +68,7 @@ impl HeartbeatWriter {
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
             let may_poll_at = next_pass_at.max(pace.next_poll_at());
-            self.state.next_poll_at = resting_until.max(Some(may_poll_at));
+            self.state.next_poll_at = paused_until.max(Some(may_poll_at));
             let (store, state) = (&context.store, self.state.clone());
             store.write_heartbeat(&context.lead, state).await?;
             self.written_at = Some(now);
@@ -89,7 +89,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     pub(super) async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
-        let starting = self.requests.starts.len();
+        let starting = self.requests.for_starts.len();
         let heartbeat = &mut self.heartbeat;
         heartbeat
             .write_if_due(&self.context, &self.pace, starting)

@@ -22,8 +22,8 @@ use crate::store::OpenOrders;
 use crate::upstream::Failure;
 
 /// Time for which a poll waits for the next answer. Nearly every answer has come by then, and is
-/// processed before the next starts.
-pub(super) const HEAD_START: Duration = Duration::from_secs(1);
+/// processed before starts follow.
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// The answer to a look-up, and the moment at which it was sent.
 pub(super) type LookUpAnswer = (Timestamp, Result<Observed, Failure>);
@@ -41,8 +41,8 @@ pub(super) struct ListAnswer {
 /// The requests in flight.
 #[derive(Default)]
 pub(super) struct Requests {
-    /// Those for orders that are being started, by sequence number.
-    pub starts: InFlight<i64, StartAnswer>,
+    /// The starts and look-ups for orders that are being started, by sequence number.
+    pub for_starts: InFlight<i64, StartAnswer>,
     /// The look-ups of polls, by sequence number.
     pub look_ups: InFlight<i64, LookUpAnswer>,
     /// The look-ups that probe the upstream. They decide nothing about their orders.
@@ -54,7 +54,7 @@ pub(super) struct Requests {
 impl Requests {
     /// Waits for `work`, and drives the requests meanwhile: whatever is waited for, they are sent at once,
     /// and their timeouts are their own.
-    pub async fn while_driven<T>(&self, work: impl Future<Output = T>) -> T {
+    pub async fn drive_while<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         poll_fn(|cx| {
             self.drive(cx);
@@ -72,7 +72,7 @@ impl Requests {
     /// Drives the requests. Returns whether any was answered.
     fn drive(&self, cx: &mut TaskContext<'_>) -> bool {
         // All of them, so without short circuit.
-        self.starts.drive(cx)
+        self.for_starts.drive(cx)
             | self.look_ups.drive(cx)
             | self.probes.drive(cx)
             | self.lists.drive(cx)
@@ -80,7 +80,7 @@ impl Requests {
 
     /// Drives the requests until more than `seen` answers to lists, look-ups and probes wait to be taken,
     /// and returns their number.
-    pub async fn polled(&self, seen: usize) -> usize {
+    pub async fn poll_answered(&self, seen: usize) -> usize {
         poll_fn(|cx| {
             self.drive(cx);
             let look_ups = self.look_ups.answered() + self.probes.answered();
@@ -102,12 +102,12 @@ impl Requests {
 
     /// Returns whether this order has a start or a look-up in flight.
     pub fn contains(&self, seq: i64) -> bool {
-        self.starts.contains(seq) || self.look_ups.contains(seq)
+        self.for_starts.contains(seq) || self.look_ups.contains(seq)
     }
 
     /// Returns the number of slots in use. A list takes none, because it may take minutes.
-    pub fn slots(&self) -> usize {
-        self.starts.unanswered() + self.look_ups.unanswered() + self.probes.unanswered()
+    pub fn slots_in_use(&self) -> usize {
+        self.for_starts.unanswered() + self.look_ups.unanswered() + self.probes.unanswered()
     }
 }
 

@@ -1,13 +1,13 @@
 //! The list of all processes, read in the background: it may take minutes, and no start and no look-up
 //! waits for it.
 //!
-//! The observations of a list are in `observations.rs`. `observe.rs` polls by look-ups.
+//! The observations of a list are in `observations.rs`. `look_ups.rs` has the other kind of poll.
 
 use std::rc::Rc;
 
-use super::absences::CONFIRM_MAX;
+use super::absences::CONFIRMING_LOOK_UPS_MAX;
 use super::context::Context;
-use super::in_flight::{HEAD_START, ListAnswer};
+use super::in_flight::{ANSWER_WAIT, ListAnswer};
 use super::observations::{ListReader, Observations};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
@@ -18,7 +18,7 @@ use crate::store::OpenOrders;
 use crate::upstream::{Entry, Upstream};
 
 /// Number of orders that are looked up in one pass while no list can be used.
-const INSTEAD_OF_LIST_MAX: usize = 500;
+const LOOK_UPS_INSTEAD_OF_LIST_MAX: usize = 500;
 
 /// Reads a list, which is cut off at `until`.
 async fn read<U: Upstream, C: Clock>(
@@ -41,7 +41,7 @@ async fn read<U: Upstream, C: Clock>(
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Requests a list and processes it, if it comes in [`HEAD_START`]. A longer list is read while starts
+    /// Requests a list and processes it, if it comes in [`ANSWER_WAIT`]. A longer list is read while starts
     /// are sent. While an earlier one is read, looks up some orders instead.
     pub(super) async fn observe_by_list(
         &mut self,
@@ -68,7 +68,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             (_, list) = requests.lists.next(|_| true) => {
                 self.on_list(list, others_running, stop).await
             }
-            () = self.context.clock.deadline(began_at.after(HEAD_START)) => Ok(Report::default()),
+            () = self.context.clock.deadline(began_at.after(ANSWER_WAIT)) => Ok(Report::default()),
         }
     }
 
@@ -112,8 +112,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let contradictions: Vec<_> = observations.contradictions().collect();
         self.on_contradictions(contradictions.len());
-        self.look_up_some(&mut observations, contradictions, CONFIRM_MAX, stop)
-            .await;
+        self.look_up_some(
+            &mut observations,
+            contradictions,
+            CONFIRMING_LOOK_UPS_MAX,
+            stop,
+        )
+        .await;
         self.process_observations(observations, began_at, stop)
             .await
     }
@@ -122,28 +127,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let all = (0..observations.orders.len()).collect();
         let limit = match self.is_once {
             true => usize::MAX,
-            false => INSTEAD_OF_LIST_MAX,
+            false => LOOK_UPS_INSTEAD_OF_LIST_MAX,
         };
         self.look_up_some(observations, all, limit, stop).await;
-    }
-
-    /// Looks up those of these orders that are due and were not observed, `limit` of them at most.
-    pub(super) async fn look_up_some(
-        &mut self,
-        observations: &mut Observations,
-        mut waiting: Vec<usize>,
-        limit: usize,
-        stop: &Stop,
-    ) {
-        let now = self.context.clock.now();
-        waiting.retain(|&at| observations.is_unobserved(at, now));
-        // Beyond the limit, begin at another order each time, so that none is left out for ever.
-        if waiting.len() > limit {
-            let from = now.0.unsigned_abs() as usize % waiting.len();
-            waiting.rotate_left(from);
-            waiting.truncate(limit);
-            observations.is_complete = false;
-        }
-        self.look_up_each(observations, waiting, stop).await;
     }
 }

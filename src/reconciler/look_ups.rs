@@ -1,6 +1,10 @@
-//! Look-ups, and their answers after the poll that sent them has ended.
+//! Look-ups: those that a poll sends, and their answers, also after the poll has ended.
+//!
+//! `observe.rs` decides which orders to look up, and what follows.
 
-use super::in_flight::{HEAD_START, InFlight, LookUpAnswer};
+use std::collections::HashSet;
+
+use super::in_flight::{ANSWER_WAIT, InFlight, LookUpAnswer};
 use super::observations::Observations;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
@@ -21,21 +25,87 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Waits for the answer to one of these look-ups. Returns `None` if none comes in [`HEAD_START`], unless
-    /// each order is tried once, or if the program shuts down.
-    pub(super) async fn next_of(
+    /// Looks up those of these orders that are due and were not observed, `limit` of them at most.
+    pub(super) async fn look_up_some(
+        &mut self,
+        observations: &mut Observations,
+        mut waiting: Vec<usize>,
+        limit: usize,
+        stop: &Stop,
+    ) {
+        let now = self.context.clock.now();
+        waiting.retain(|&index| observations.is_unobserved(index, now));
+        // Beyond the limit, begin at another order each time, so that none is left out for ever.
+        if waiting.len() > limit {
+            let from = now.0.unsigned_abs() as usize % waiting.len();
+            waiting.rotate_left(from);
+            waiting.truncate(limit);
+            observations.is_complete = false;
+        }
+        self.look_up_each(observations, waiting, stop).await;
+    }
+
+    /// Looks up those of these orders that are due and were not observed. Ends early if the upstream goes
+    /// down, or if no answer comes for some time: the look-ups without one stay in flight.
+    pub(super) async fn look_up_each(
+        &mut self,
+        observations: &mut Observations,
+        mut waiting: Vec<usize>,
+        stop: &Stop,
+    ) {
+        let (now, requests) = (self.context.clock.now(), self.requests.clone());
+        waiting.retain(|&index| {
+            let is_in_flight = requests.contains(observations.orders.targets()[index].seq);
+            !is_in_flight && observations.is_unobserved(index, now)
+        });
+        // Those that fail again and again, or have no answer, come last.
+        waiting.sort_by_key(|&index| observations.orders.order(index).attempts);
+        let mut waiting = waiting.into_iter();
+        let mut sent = HashSet::new();
+        loop {
+            while self.pace.may_poll(
+                self.context.clock.now(),
+                sent.len(),
+                requests.slots_in_use(),
+            ) && !stop.requested.is_cancelled()
+                && let Some(index) = waiting.next()
+            {
+                let seq = observations.orders.targets()[index].seq;
+                sent.insert(seq);
+                observations.look_ups += 1;
+                self.pace.on_poll_sent(self.context.clock.now());
+                let look_up = self.look_up(observations.orders.ids().order_id(index));
+                requests.look_ups.send(seq, look_up);
+            }
+            if sent.is_empty() {
+                break;
+            }
+            let is_sent = |seq| sent.contains(&seq);
+            let answer = self.next_answer(&requests.look_ups, is_sent, stop).await;
+            let Some((seq, answer)) = answer else {
+                break;
+            };
+            sent.remove(&seq);
+            self.on_look_up(observations, seq, answer);
+        }
+        observations.is_complete &= waiting.next().is_none() && sent.is_empty();
+    }
+
+    /// Waits for the answer to one of these look-ups. Returns `None` if none comes in [`ANSWER_WAIT`], unless
+    /// `is_once`, or if the program shuts down.
+    pub(super) async fn next_answer(
         &self,
         look_ups: &InFlight<i64, LookUpAnswer>,
         is_wanted: impl Fn(i64) -> bool,
         stop: &Stop,
     ) -> Option<(i64, LookUpAnswer)> {
         let clock = &self.context.clock;
-        let head_start = clock.deadline(clock.now().after(HEAD_START));
+        let timeout = clock.deadline(clock.now().after(ANSWER_WAIT));
         tokio::select! {
             biased;
             answer = look_ups.next(is_wanted) => Some(answer),
             () = stop.requested.cancelled() => None,
-            () = head_start, if !self.is_once => None,
+            () = timeout, if !self.is_once => None,
         }
     }
 
@@ -48,15 +118,18 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         (began_at, result): LookUpAnswer,
     ) {
         let index = observations.orders.index_of(seq);
+        let is_repeated = |index| observations.orders.order(index).attempts > 0;
         let call = Call {
-            is_repeated: index.is_some_and(|at| observations.orders.order(at).attempts > 0),
+            is_repeated: index.is_some_and(is_repeated),
             ..Call::poll(began_at)
         };
         self.on_result(call, result.as_ref().err());
-        if let Some(at) = index {
+        if let Some(index) = index {
             match result {
-                Ok(observed) => observations.add_look_up(at, Observation { observed, began_at }),
-                Err(failure) => observations.add_failure(at, failure),
+                Ok(observed) => {
+                    observations.add_look_up(index, Observation { observed, began_at });
+                }
+                Err(failure) => observations.add_failure(index, failure),
             }
         }
     }
@@ -73,7 +146,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let indexes = answers.iter().filter_map(|(seq, _)| orders.index_of(*seq));
         let mut indexes: Vec<usize> = indexes.collect();
         indexes.sort_unstable();
-        let (orders, others_running) = self.choose(orders, &indexes, began_at);
+        let (orders, others_running) = self.split(orders, &indexes, began_at);
         let mut observations = Observations::new(orders, others_running);
         observations.is_complete = self.requests.look_ups.is_empty();
         for (seq, answer) in answers {

@@ -22,7 +22,7 @@ pub(super) struct Observations {
     pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
     pub failures: Vec<(usize, Failure)>,
-    /// Set if every order was observed.
+    /// Cleared if a list was not complete, or an order that was due was not observed.
     pub is_complete: bool,
     /// Set if a list was read, completely or not.
     pub is_listed: bool,
@@ -91,7 +91,7 @@ impl Observations {
         // With so few absent processes, no number of known ones would make it a restart.
         let observations = self.looked_up.values();
         let absent = observations.filter(|observation| observation.observed == Observed::Absent);
-        if !pace::is_restart(self.unlisted().count() + absent.count(), 0) {
+        if !pace::is_upstream_restart(self.unlisted().count() + absent.count(), 0) {
             return missing;
         }
         for (index, order) in self.orders.orders().enumerate() {
@@ -101,7 +101,7 @@ impl Observations {
                 continue;
             };
             let is_counted = order.is_visible_at(observation.began_at, policy)
-                && !order.is_missed()
+                && !order.is_marked_missing()
                 && since.is_none_or(|at| confirmed_at > at);
             missing.known += usize::from(is_counted);
             missing.missing += usize::from(is_counted && observation.observed == Observed::Absent);
@@ -109,23 +109,25 @@ impl Observations {
         missing
     }
 
-    /// Returns whether a look-up has seen a process.
+    /// Returns whether a look-up has seen a process with a known status.
     pub fn is_any_process_observed(&self) -> bool {
-        let mut seen = self.looked_up.values();
-        seen.any(|of| !matches!(of.observed, Observed::Absent | Observed::Unrecognised(_)))
+        self.looked_up.values().any(|observation| {
+            let observed = &observation.observed;
+            !matches!(observed, Observed::Absent | Observed::Unrecognised(_))
+        })
     }
 
     /// Returns whether any process that was confirmed after `since` is newly missing.
     pub fn is_any_forgotten(&self, since: Option<Timestamp>, policy: &Policy) -> bool {
         self.is_any(|order, observation| {
-            let is_newly = match order.phase {
+            let is_new = match order.phase {
                 Phase::Processing {
                     confirmed_at,
                     missed_at: None,
                 } => since.is_none_or(|at| confirmed_at > at),
                 _ => false,
             };
-            is_newly && order.is_missing_in(observation, policy)
+            is_new && order.is_missing_in(observation, policy)
         })
     }
 
@@ -210,8 +212,8 @@ pub(super) struct Missing {
 
 impl Missing {
     /// Returns whether that many missing processes mean a restart of the upstream.
-    pub fn is_restart(self) -> bool {
-        pace::is_restart(self.missing, self.known)
+    pub fn is_upstream_restart(self) -> bool {
+        pace::is_upstream_restart(self.missing, self.known)
     }
 }
 
@@ -227,7 +229,7 @@ pub(super) struct ListReader<'a> {
 }
 
 /// Number of entries that are found at once. Their data fit the processor's first-level cache.
-const BATCH: usize = 128;
+const BATCH_ENTRIES: usize = 128;
 
 impl<'a> ListReader<'a> {
     /// Creates a reader of a list that was requested at `began_at`.
@@ -237,7 +239,7 @@ impl<'a> ListReader<'a> {
             index: None,
             listed: ListSnapshot::new(orders.len(), began_at),
             ids: StringArena::default(),
-            statuses: Vec::with_capacity(BATCH),
+            statuses: Vec::with_capacity(BATCH_ENTRIES),
         }
     }
 
@@ -260,7 +262,7 @@ impl<'a> ListReader<'a> {
     fn buffer(&mut self, id: &str, status: ListedStatus) {
         self.ids.push(id);
         self.statuses.push(status);
-        if self.statuses.len() == BATCH {
+        if self.statuses.len() == BATCH_ENTRIES {
             self.flush();
         }
     }
@@ -281,8 +283,8 @@ impl<'a> ListReader<'a> {
     /// Finds the orders of the buffered entries, and returns the index.
     fn flush(&mut self) -> &IdIndex<'a> {
         let index = self.index.get_or_insert_with(|| self.orders.ids().index());
-        index.lookup_batch(&self.ids, |at, index| {
-            self.listed.set(index, self.statuses[at]);
+        index.lookup_batch(&self.ids, |entry, index| {
+            self.listed.set(index, self.statuses[entry]);
         });
         self.ids.clear();
         self.statuses.clear();
@@ -332,21 +334,21 @@ impl ListSnapshot {
     /// Reindexes the snapshot from the orders that were open `before` to those that are open `now`. An
     /// order that was not open before has no status.
     pub fn for_open_orders(mut self, before: &OpenOrders, now: &OpenOrders) -> Self {
-        let mut at = 0;
+        let mut before_index = 0;
         let mut statuses = Vec::with_capacity(now.len());
         let mut unrecognised = HashMap::new();
         for (index, order) in now.targets().iter().enumerate() {
-            let earlier = &before.targets()[at..];
-            at += earlier.partition_point(|other| other.seq < order.seq);
+            let earlier = &before.targets()[before_index..];
+            before_index += earlier.partition_point(|other| other.seq < order.seq);
             let is_same = before
                 .targets()
-                .get(at)
+                .get(before_index)
                 .is_some_and(|other| other.seq == order.seq);
-            if is_same && let Some(observation) = self.unrecognised.remove(&at) {
+            if is_same && let Some(observation) = self.unrecognised.remove(&before_index) {
                 unrecognised.insert(index, observation);
             }
             statuses.push(match is_same {
-                true => self.statuses[at],
+                true => self.statuses[before_index],
                 false => ListedStatus::Unknown,
             });
         }

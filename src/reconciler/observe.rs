@@ -1,9 +1,8 @@
 //! The first half of a pass: polls the processes of open orders, decides, and records.
 //!
-//! The answers are stored in `observations.rs`, and `decide` chooses what follows from them. Many orders are
-//! polled by a list, in `list.rs`. The second half, the starts, is in `start.rs`.
-
-use std::collections::HashSet;
+//! Orders are looked up in `look_ups.rs`, or many polled by a list in `list.rs`. The answers are stored in
+//! `observations.rs`, and `decide` chooses what follows from them. The second half, the starts, is in
+//! `start.rs`.
 
 use anyhow::Context as _;
 
@@ -24,8 +23,8 @@ use crate::upstream::Upstream;
 const CHANGES_PER_TRANSACTION_MAX: usize = 2_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Polls the open orders that are due, and records the changes. Queues those that are to be
-    /// restarted. Without work there are none, and nothing is read.
+    /// Polls the open orders that are due, and records the changes. Queues those that are to be started
+    /// again. Without work, nothing is read.
     pub(super) async fn observe(&mut self, has_work: bool, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
@@ -33,8 +32,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             true => self.idle_orders(began_at).await?,
             false => Default::default(),
         };
-        let is_frequent = self.is_frequent(began_at);
-        let indexes = match self.pace.plan(orders.targets(), is_frequent, began_at) {
+        let is_schedule_frequent = self.is_schedule_frequent(began_at);
+        let pace = &mut self.pace;
+        let indexes = match pace.plan(orders.targets(), is_schedule_frequent, began_at) {
             PollPlan::List => {
                 return self
                     .observe_by_list(orders, others_running, began_at, stop)
@@ -42,7 +42,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             }
             PollPlan::LookUps(indexes) => indexes,
         };
-        let (orders, not_chosen) = self.choose(orders, &indexes, began_at);
+        let (orders, not_chosen) = self.split(orders, &indexes, began_at);
         let mut observations = Observations::new(orders, others_running + not_chosen);
         let all = (0..observations.orders.len()).collect();
         self.look_up_each(&mut observations, all, stop).await;
@@ -67,7 +67,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let last = &mut self.heartbeat.state.last_observed_at;
             *last = last.filter(|at| *at <= now).max(Some(began_at));
         }
-        let occasion = self.occasion_of(&observations, began_at);
+        let occasion = self.detect_occasion(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
@@ -80,56 +80,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.record_poll(&observations, began_at);
         let (running, recorded) = decided?;
         report += recorded;
-        self.pace
-            .set_in_flight(observations.others_running + running);
+        self.pace.set_running(observations.others_running + running);
         if report.missed > 0 && occasion == Occasion::Poll {
             self.pace.poll_soon(self.context.clock.now());
         }
         Ok(report)
-    }
-
-    /// Looks up those of these orders that are due and were not observed. Ends early if the upstream goes
-    /// down, or if no answer comes for some time: the look-ups without one stay in flight.
-    pub(super) async fn look_up_each(
-        &mut self,
-        observations: &mut Observations,
-        mut waiting: Vec<usize>,
-        stop: &Stop,
-    ) {
-        let (now, requests) = (self.context.clock.now(), self.requests.clone());
-        waiting.retain(|&at| {
-            let is_in_flight = requests.contains(observations.orders.targets()[at].seq);
-            !is_in_flight && observations.is_unobserved(at, now)
-        });
-        // Those that fail again and again, or have no answer, take no slots from the others.
-        waiting.sort_by_key(|&at| observations.orders.order(at).attempts);
-        let mut waiting = waiting.into_iter();
-        let mut sent = HashSet::new();
-        loop {
-            while self
-                .pace
-                .may_poll(self.context.clock.now(), sent.len(), requests.slots())
-                && !stop.requested.is_cancelled()
-                && let Some(at) = waiting.next()
-            {
-                let seq = observations.orders.targets()[at].seq;
-                sent.insert(seq);
-                observations.look_ups += 1;
-                self.pace.on_poll_sent(self.context.clock.now());
-                let look_up = self.look_up(observations.orders.ids().order_id(at));
-                requests.look_ups.send(seq, look_up);
-            }
-            if sent.is_empty() {
-                break;
-            }
-            let is_sent = |seq| sent.contains(&seq);
-            let Some((seq, answer)) = self.next_of(&requests.look_ups, is_sent, stop).await else {
-                break;
-            };
-            sent.remove(&seq);
-            self.on_look_up(observations, seq, answer);
-        }
-        observations.is_complete &= waiting.next().is_none() && sent.is_empty();
     }
 
     /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time. Reports
@@ -147,7 +102,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut changes = undetermined(observations, now);
         let mut report = Report::default();
         let mut steps = Vec::new();
-        let mut restarts = Vec::new();
+        let mut to_restart = Vec::new();
         let orders = observations
             .orders
             .targets()
@@ -177,14 +132,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                     order.mark_missing(observation.began_at);
                 }
                 let id = observations.orders.ids().order_id(index);
-                restarts.push(StartCandidate { id, order });
+                to_restart.push(StartCandidate { id, order });
             }
             if changes.len() >= CHANGES_PER_TRANSACTION_MAX {
                 report += self.record(std::mem::take(&mut changes), now).await?;
             }
         }
         report += self.record(changes, now).await?;
-        self.queue.update(observations.orders.targets(), restarts);
+        self.queue.update(observations.orders.targets(), to_restart);
         Ok((running, report))
     }
 

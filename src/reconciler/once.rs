@@ -22,8 +22,8 @@ pub async fn run_once<U: Upstream, C: Clock>(
         ..
     } = &*reconciler.context;
     let due_by = clock.now().after(settings.request_timeout);
-    let is_unknown = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
-    if store.open_orders().await?.orders().any(is_unknown) {
+    let has_unknown_outcome = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
+    if store.open_orders().await?.orders().any(has_unknown_outcome) {
         let why = "a start of an earlier run has no outcome";
         reconciler.wait(why, stop).await;
     }
@@ -48,7 +48,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
         if !reconciler.requests.lists.is_empty() {
             tokio::select! {
                 () = stop.requested.cancelled() => {}
-                _ = reconciler.requests.polled(0) => {}
+                _ = reconciler.requests.poll_answered(0) => {}
             }
             continue;
         }

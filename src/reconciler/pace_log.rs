@@ -24,7 +24,7 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
         }
         return;
     };
-    let paused_until = pace.breaker().resting_until(now);
+    let paused_until = pace.breaker().paused_until(now);
     let (is_reduced, is_down) = pace.on_failed(call, now, failure);
     if is_reduced {
         let (rate, detail) = (pace.rate().rate(), &failure.detail);
@@ -32,7 +32,7 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
     }
     if let Some(at) = pace
         .breaker()
-        .resting_until(now)
+        .paused_until(now)
         .filter(|at| Some(*at) > paused_until)
     {
         let (wait, detail) = (span(at.since(now)), &failure.detail);
@@ -51,8 +51,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         on_result(&mut self.pace, call, now, failure);
     }
 
-    /// Records how many orders a list names twice with different statuses, and logs it if the last one named
-    /// none so.
+    /// Records how many orders a list names twice with different statuses, and logs it if the list before had
+    /// no contradiction.
     pub(super) fn on_contradictions(&mut self, orders: usize) {
         let now = self.context.clock.now();
         if self.pace.on_contradictions(orders, now) {
@@ -71,7 +71,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < WAIT_LOG_INTERVAL;
-        let starting = self.requests.starts.len();
+        let starting = self.requests.for_starts.len();
         let Some(limit) = self.pace.limit(starting) else {
             return Ok(());
         };
@@ -121,14 +121,14 @@ mod tests {
         let mut learned = LearnedLimits {
             rate: Some(StartRate::new(500.0, now)),
             incarnations,
-            in_flight: 15,
+            running: 15,
             ..LearnedLimits::default()
         };
         let line = |waiting, learned: &_| wait_line(waiting, learned, "a reason", now);
         assert_eq!(line(4_000, &learned), None);
         let timed = "orders wait waiting=6000 rate=500.0 about=\"12 s\" reason=\"a reason\"";
         assert_eq!(line(6_000, &learned).as_deref(), Some(timed));
-        learned.in_flight = 16;
+        learned.running = 16;
         let full = "orders wait waiting=4000 reason=\"a reason\"";
         assert_eq!(line(4_000, &learned).as_deref(), Some(full));
         assert_eq!(learned.wait(4_000, now), None, "in `/stats`");

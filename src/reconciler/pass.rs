@@ -1,5 +1,5 @@
-//! The pass, and the loop that makes passes. A pass observes, decides, settles, and then starts what is due
-//! until the next poll is due.
+//! The pass, and `run`, the loop that makes passes. A pass observes, decides, settles, and then starts what is
+//! due until the next poll is due.
 
 use std::time::Duration;
 
@@ -61,10 +61,10 @@ pub async fn run<U: Upstream, C: Clock>(
                 () = ticks.next(&reconciler.context.clock) => {}
                 () = NewOrders::next_of(&mut reconciler.new_orders) => {}
                 () = reached(&reconciler.context.clock, next_at) => {}
-                _ = requests.polled(0) => {}
+                _ = requests.poll_answered(0) => {}
             }
         };
-        requests.while_driven(waited).await;
+        requests.drive_while(waited).await;
     }
     ticks.shut_down().await;
     if let Some(loss) = reconciler.context.lead.loss() {
@@ -72,7 +72,7 @@ pub async fn run<U: Upstream, C: Clock>(
     } else {
         if reconciler.has_starts_in_flight()
             && let Err(error) = requests
-                .while_driven(reconciler.start_due(false, stop))
+                .drive_while(reconciler.start_due(false, stop))
                 .await
         {
             log::error!("recording the last answers failed: {error:#}");
@@ -91,13 +91,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// The database cannot be read or written. Nothing is lost: the next pass repeats the work.
     pub async fn pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         let requests = self.requests.clone();
-        requests.while_driven(self.make_pass(stop)).await
+        requests.drive_while(self.pass_and_report(stop)).await
     }
 
-    async fn make_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+    /// Makes the pass; then counts it, logs its report and writes the heartbeat.
+    async fn pass_and_report(&mut self, stop: &Stop) -> anyhow::Result<Report> {
         self.resync_clock();
         let began_at = self.context.clock.now();
-        let result = self.run_pass(stop).await;
+        let result = self.observe_and_start(stop).await;
         let outcome = match &result {
             Ok(report) if report.unreachable => PassOutcome::Unreachable,
             Ok(_) => PassOutcome::Ok,
@@ -107,7 +108,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.context.upstream.metrics().on_pass(outcome, took);
         if result.is_err() {
             // It may be unrecorded that a start was given up.
-            self.context.run_began_at.set(self.context.clock.now());
+            self.context.unrecorded_until.set(self.context.clock.now());
             // The next pass is the schedule's, and polls, unless it is made for the starts in flight.
             self.polled_at = self.polled_at.filter(|_| self.has_starts_in_flight());
         }
@@ -124,19 +125,20 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
-    async fn run_pass(&mut self, stop: &Stop) -> anyhow::Result<Report> {
-        if !self.has_begun {
+    /// Takes late answers, polls what is due, and starts what is due.
+    async fn observe_and_start(&mut self, stop: &Stop) -> anyhow::Result<Report> {
+        if !self.has_run_begun {
             self.begin_run().await?;
         }
         self.take_probes();
         let mut report = self.take_list(stop).await?;
         report += self.take_look_ups(stop).await?;
         let now = self.context.clock.now();
-        let is_resting = self.pace.breaker().resting_until(now).is_some();
-        let is_usable = !is_resting && self.is_usable(stop).await?;
+        let is_paused = self.pace.breaker().paused_until(now).is_some();
+        let is_usable = !is_paused && self.probe_if_down(stop).await?;
         if is_usable {
             let is_poll_due = self.is_poll_due();
-            // At rest, this is the one read of a scheduled pass.
+            // Without work, this is the one read of a scheduled pass.
             let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
             let has_work = !is_poll_due || store.has_work(now, max_starts).await?;
             if is_poll_due {
@@ -150,7 +152,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let results = self.pace.take_results();
         let is_unanswered = results.has_failure && !results.has_answer;
-        report.unreachable = is_resting || is_unanswered || self.pace.breaker().is_down();
+        report.unreachable = is_paused || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
     }
 }

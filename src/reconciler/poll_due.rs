@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Reconciler;
-use super::in_flight::HEAD_START;
+use super::in_flight::ANSWER_WAIT;
 use super::observations::Observations;
 use crate::clock::Clock;
 use crate::order::Timestamp;
@@ -15,11 +15,11 @@ const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and leadership is
 /// checked.
-const PASS_MAX: Duration = Duration::from_secs(60);
+const PASS_DURATION_MAX: Duration = Duration::from_secs(60);
 
 /// Least time for starts after a poll, if orders wait: while look-ups take most of a second, the next order may
 /// always be due when a poll ends.
-const STARTS_MIN: Duration = Duration::from_millis(100);
+const STARTING_TIME_MIN: Duration = Duration::from_millis(100);
 
 /// Returns when the clock reaches a moment; never if there is none.
 pub(super) async fn reached(clock: &impl Clock, at: Option<Timestamp>) {
@@ -43,7 +43,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Returns when an order may be polled before the schedule's next occurrence, if one is to be.
     pub fn next_poll_at(&self) -> Option<Timestamp> {
-        let polled_at = self.polled_at.filter(|at| self.is_frequent(*at))?;
+        let polled_at = self.polled_at.filter(|at| self.is_schedule_frequent(*at))?;
         self.pace
             .order_due_at(self.context.clock.now().max(polled_at))
     }
@@ -51,13 +51,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns until when a pass starts orders: until the next is due.
     pub(super) fn starts_until(&self, now: Timestamp) -> Timestamp {
         let next_at = self.context.settings.schedule.next_after(now);
-        let next_at = next_at.min(now.after(PASS_MAX));
-        let next_poll_at = self.next_poll_at().map(|at| at.max(now.after(STARTS_MIN)));
+        let next_at = next_at.min(now.after(PASS_DURATION_MAX));
+        let next_poll_at = self
+            .next_poll_at()
+            .map(|at| at.max(now.after(STARTING_TIME_MIN)));
         next_poll_at.map_or(next_at, |at| at.min(next_at))
     }
 
     /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.
-    pub(super) fn is_frequent(&self, now: Timestamp) -> bool {
+    pub(super) fn is_schedule_frequent(&self, now: Timestamp) -> bool {
         self.context.settings.schedule.next_after(now).since(now) <= FREQUENT_INTERVAL_MAX
     }
 
@@ -75,7 +77,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         // A long list is followed by a pause all the same.
         let now = self.context.clock.now();
-        let is_late = now.since(began_at) > HEAD_START;
+        let is_late = now.since(began_at) > ANSWER_WAIT;
         let polled_at = if is_late { now } else { began_at };
         self.pace
             .on_polled(polled_at, observations.requests(), observations.cost());

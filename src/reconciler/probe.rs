@@ -18,7 +18,7 @@ use crate::upstream::{Cause, Upstream};
 /// that comes early is not lost.
 const PROBE_INTERVAL: Duration = Duration::from_millis(900);
 
-/// Number of probes of which one is a list, if that is due: perhaps look-ups alone fail.
+/// One in this many probes is a list, if the next poll is one: perhaps look-ups alone fail.
 const LIST_EVERY: u32 = 8;
 
 /// The state of probing.
@@ -38,10 +38,10 @@ impl Probe {
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Returns whether the upstream may be used. While it is down, probes it with one look-up a pass, of
-    /// another order each time in case one order is the cause, and at most every [`PROBE_INTERVAL`],
-    /// however many passes new orders cause.
-    pub(super) async fn is_usable(&mut self, stop: &Stop) -> anyhow::Result<bool> {
+    /// Probes the upstream while it is down: with one look-up a pass, of another order each time in case one
+    /// order is the cause, and at most every [`PROBE_INTERVAL`], however many passes new orders cause.
+    /// Returns whether the upstream may be used.
+    pub(super) async fn probe_if_down(&mut self, stop: &Stop) -> anyhow::Result<bool> {
         if !self.pace.breaker().is_down() {
             return Ok(true);
         }
@@ -66,18 +66,18 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             return Ok(true);
         }
         let requests = self.requests.clone();
-        let is_free = requests.slots() < self.context.settings.max_in_flight;
+        let is_free = requests.slots_in_use() < self.context.settings.max_in_flight;
         if !is_free || requests.contains(seq) || requests.probes.contains(seq) {
             return Ok(false);
         }
         requests.probes.send(seq, self.look_up(id));
         let is_own = |other| other == seq;
-        let answer = self.next_of(&requests.probes, is_own, stop).await;
+        let answer = self.next_answer(&requests.probes, is_own, stop).await;
         let failure = answer.and_then(|(_, answer)| self.on_probe(answer));
         if self.is_once && failure.is_some_and(|cause| cause != Cause::NoConnection) {
             // The order may be the cause, and no later pass probes the next one.
             self.probe.set_due();
-            return Box::pin(self.is_usable(stop)).await;
+            return Box::pin(self.probe_if_down(stop)).await;
         }
         Ok(!self.pace.breaker().is_down())
     }

@@ -22,15 +22,15 @@ pub struct Report {
     pub failed_by_policy: usize,
     /// Orders that reached FULFILLED or FAILED by the end of their process.
     pub settled: usize,
-    /// Starts that the upstream refused.
+    /// Refused starts that left no process.
     pub refused: usize,
     /// Requests about starts without a usable answer.
     pub unanswered: usize,
     /// Orders that were newly found to need attention, or still do.
     pub flagged: usize,
-    /// Orders that had moved on before their changes were recorded.
+    /// Orders whose changes had no effect, because they had moved on.
     pub conflicts: usize,
-    /// Set if orders could have been started with more time.
+    /// Set if the next pass is due at once.
     pub has_more: bool,
     /// Set if a process was absent too soon after its confirmation for that to count.
     pub is_absence_early: bool,

@@ -20,12 +20,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let targets = orders.targets().iter().enumerate();
         let idle = targets.filter(|(_, order)| !self.requests.contains(order.seq));
         let idle: Vec<usize> = idle.map(|(index, _)| index).collect();
-        Ok(self.choose(orders, &idle, now))
+        Ok(self.split(orders, &idle, now))
     }
 
-    /// Returns the orders at these indexes, which are ascending, and the number of processes of the others
-    /// that run.
-    pub(super) fn choose(
+    /// Splits orders: returns those at these indexes, which are ascending, and the number of processes of the
+    /// others that run.
+    pub(super) fn split(
         &self,
         orders: OpenOrders,
         indexes: &[usize],

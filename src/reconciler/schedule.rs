@@ -39,7 +39,7 @@ pub struct ScheduleError {
     cause: String,
 }
 
-/// The next occurrence of a schedule that has none.
+/// Stands for no next occurrence.
 const FAR_FUTURE: Timestamp = Timestamp(i64::MAX);
 
 impl FromStr for Schedule {

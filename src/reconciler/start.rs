@@ -54,10 +54,10 @@ pub(super) struct StartPipeline<'a, U, C> {
     report: Report,
     /// Number of answers to polls that have come meanwhile. With the first, the next pass is due, which
     /// decides about their orders.
-    polled: usize,
+    poll_answers: usize,
     /// Set if the pass has to wait for all answers.
     is_once: bool,
-    /// Watched for while nothing is to be dequeued.
+    /// New orders, watched for while nothing is to be dequeued.
     new_orders: &'a mut Option<NewOrders>,
     are_orders_new: bool,
     /// Moment at which the next pass is due. Nothing is dequeued from then on.
@@ -89,7 +89,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             heartbeat: &mut self.heartbeat,
             is_usable,
             report: Report::default(),
-            polled: 0,
+            poll_answers: 0,
             is_once: self.is_once,
             new_orders: &mut self.new_orders,
             are_orders_new: false,
@@ -114,7 +114,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             let is_idle = self.commits.is_idle() && dequeue_at.is_none();
             if is_idle
                 && self.ready.is_empty()
-                && (self.requests.starts.is_empty() || self.may_end())
+                && (self.requests.for_starts.is_empty() || self.may_end())
             {
                 break;
             }
@@ -122,18 +122,18 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
             tokio::select! {
                 biased;
-                (_, (order, request, answer)) = self.requests.starts.next(|_| true) => {
-                    self.on_answered(order, request, answer).await;
+                (_, (order, call, answer)) = self.requests.for_starts.next(|_| true) => {
+                    self.on_answered(order, call, answer).await;
                 }
                 committed = self.commits.next() => self.on_committed(committed),
-                polled = self.requests.polled(self.polled) => self.polled = polled,
+                count = self.requests.poll_answered(self.poll_answers) => self.poll_answers = count,
                 () = NewOrders::next_of(self.new_orders), if needs_orders => self.are_orders_new = true,
                 () = reached(&self.context.clock, dequeue_at) => {}
                 () = self.context.clock.deadline(self.until), if is_waiting => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
-        let has_more = self.polled > 0 || self.are_orders_new || !self.queue.is_empty();
+        let has_more = self.poll_answers > 0 || self.are_orders_new || !self.queue.is_empty();
         let is_stopped = self.stop.requested.is_cancelled();
         self.report.has_more = has_more && !is_stopped && (self.is_usable || self.may_send());
         self.error.map_or(Ok(self.report), Err)
@@ -166,7 +166,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.error = self.queue.fill(store, now, max_starts).await.err();
         }
         let may_dequeue =
-            self.is_usable && self.error.is_none() && self.polled == 0 && now < self.until;
+            self.is_usable && self.error.is_none() && self.poll_answers == 0 && now < self.until;
         let has_order = may_dequeue && !self.queue.is_empty();
         let starting = self.starting();
         if !has_order || !self.may_send() || !self.pace.may_stage(now, starting) {
@@ -177,12 +177,13 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         Some(at.min(self.until))
     }
 
-    /// Sends what is ready as far as there are request slots, or returns it if nothing may be sent.
+    /// Sends what is ready as far as there are request slots. If nothing may be sent, puts it back or withdraws
+    /// it.
     fn send(&mut self) {
         if !self.may_send() {
-            return self.return_ready();
+            return self.put_back_or_withdraw();
         }
-        while self.pace.may_send(self.now(), self.requests.slots())
+        while self.pace.may_send(self.now(), self.requests.slots_in_use())
             && let Some((request, order, send_by)) = self.ready.pop_front()
         {
             if self.context.clock.uptime() >= send_by {
@@ -196,14 +197,15 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 is_repeated: order.order.attempts > 0,
                 sent_at: self.now(),
             };
-            self.requests.starts.send(order.order.seq, async move {
+            self.requests.for_starts.send(order.order.seq, async move {
                 let answer = context.send(request, &order, &stop).await;
                 (order, call, answer)
             });
         }
     }
 
-    fn return_ready(&mut self) {
+    /// Puts back the orders whose look-up is ready, and withdraws the intents of those whose start is.
+    fn put_back_or_withdraw(&mut self) {
         while let Some((request, order, _)) = self.ready.pop_back() {
             match request {
                 Request::LookUp => {
@@ -215,19 +217,19 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, request: Call, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, call: Call, answer: Answer) {
         let now = self.now();
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
             Answer::Refused { .. } => self.pace.on_start_refused(),
-            Answer::Ambiguous { answer, .. } if is_in_doubt(*answer) => {
+            Answer::Ambiguous { answer_status, .. } if is_in_doubt(*answer_status) => {
                 self.pace.on_start_in_doubt();
             }
             _ => {}
         }
         let conclusion = self.context.on_answer(&order, answer, now);
         self.report.unanswered += usize::from(conclusion.failure.is_some());
-        on_result(self.pace, request, now, conclusion.failure.as_ref());
+        on_result(self.pace, call, now, conclusion.failure.as_ref());
         self.advance(order, conclusion);
         // A long pass must not look like none, and readers see the upstream's state at once.
         let starting = self.starting();
@@ -279,17 +281,17 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
 
     /// Returns the number of dequeued orders whose start has no answer yet.
     fn starting(&self) -> usize {
-        self.commits.intents() + self.ready.len() + self.requests.starts.len()
+        self.commits.intents() + self.ready.len() + self.requests.for_starts.len()
     }
 
     /// Returns whether the pass may end although there are requests in flight: the next pass has something
     /// to do, and a slot for it.
     fn may_end(&self) -> bool {
         let is_usable_again = !self.is_usable && self.may_send();
-        let is_next_due = self.polled > 0 || self.are_orders_new || self.now() >= self.until;
+        let is_next_due = self.poll_answers > 0 || self.are_orders_new || self.now() >= self.until;
         !self.is_once
             && (is_next_due || is_usable_again || self.error.is_some())
-            && self.requests.slots() < self.context.settings.max_in_flight
+            && self.requests.slots_in_use() < self.context.settings.max_in_flight
             && !self.stop.requested.is_cancelled()
     }
 

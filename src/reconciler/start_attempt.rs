@@ -1,7 +1,7 @@
 //! One attempt to start an order: the requests to the upstream, and the handling of their answers.
 //!
 //! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what follows from a look-up
-//! and from a refusal; each other answer has one consequence, which `on_answer` has.
+//! and from a refusal; each other answer has one consequence, which `on_answer` chooses.
 
 use super::context::Context;
 use super::effects;
@@ -43,30 +43,39 @@ impl<U: Upstream, C: Clock> Context<U, C> {
         let given_up = async {
             stop.abandon.cancelled().await;
             StartError::Ambiguous {
-                answer: None,
+                answer_status: None,
                 failure: Failure::new("the program ended before the answer came", Cause::Unusable),
             }
         };
         match self.upstream.start(&self.clock, id, given_up).await {
             Ok(()) => Answer::Accepted { is_observed: false },
             Err(StartError::Unavailable(failure)) => Answer::WithoutEffect(failure),
-            Err(StartError::Ambiguous { answer, failure }) => Answer::Ambiguous { answer, failure },
+            Err(StartError::Ambiguous {
+                answer_status,
+                failure,
+            }) => Answer::Ambiguous {
+                answer_status,
+                failure,
+            },
             Err(StartError::Unconfirmed(failure)) => match self.look_up(candidate).await {
                 Ok(observation) if observation.observed != Observed::Absent => {
                     Answer::Accepted { is_observed: true }
                 }
                 _ => Answer::Ambiguous {
-                    answer: None,
+                    answer_status: None,
                     failure,
                 },
             },
-            Err(StartError::Refused { answer, detail }) => match self.look_up(candidate).await {
+            Err(StartError::Refused {
+                answer_status,
+                detail,
+            }) => match self.look_up(candidate).await {
                 Ok(observation) => Answer::Refused {
                     detail,
                     observation,
                 },
                 Err(failure) => Answer::Ambiguous {
-                    answer: Some(answer),
+                    answer_status: Some(answer_status),
                     failure,
                 },
             },
@@ -110,9 +119,12 @@ impl<U, C> Context<U, C> {
                 conclusion.steps.push(Transition::Withdrawn);
                 conclusion.failure = Some(failure);
             }
-            Answer::Ambiguous { answer, failure } => {
+            Answer::Ambiguous {
+                answer_status,
+                failure,
+            } => {
                 let timeout = self.settings.request_timeout;
-                let step = effects::given_up(candidate, answer, &failure, timeout, now);
+                let step = effects::given_up(candidate, answer_status, &failure, timeout, now);
                 conclusion.steps.push(step);
                 conclusion.failure = Some(failure);
             }
@@ -159,7 +171,7 @@ impl<U, C> Context<U, C> {
         effects::apply(&decision, id, refusal, now, &mut steps);
         let next = match decision.action {
             Action::Start => {
-                steps.extend(effects::intent_cleared(&decision));
+                steps.extend(effects::intent_discounted(&decision));
                 let previous = candidate.order.intent.map(|intent| intent.written_at);
                 steps.push(Transition::Intended { previous });
                 Some(Request::Start)

@@ -13,10 +13,10 @@ use crate::clock::Clock;
 use crate::store::{OrderChange, Recorded, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
-/// Part of a request timeout, from the beginning of the commit of its intent, within which a start has to
-/// be sent: the half. A later one is withdrawn. The program may have been suspended meanwhile, and another
-/// reconciler may lead, which takes a process that it does not find one request timeout after the
-/// intent for one that will never be; the other half is for connecting and for the way.
+/// A start has to be sent within half a request timeout from the beginning of the commit of its intent. A
+/// later one is withdrawn, because the program may have been suspended meanwhile, and a new leader already
+/// counts its absence one request timeout after the intent. The other half is for connecting and for the
+/// way.
 const SEND_DEADLINE_DIVISOR: u32 = 2;
 
 /// Changes that are being written, or wait for it.
@@ -125,7 +125,10 @@ impl<'a> StartCommits<'a> {
 
     /// Returns the number of orders whose intents are not written yet.
     pub fn intents(&self) -> usize {
-        let committing = self.commit.as_ref().map_or(0, |of| of.intents.len());
+        let committing = self
+            .commit
+            .as_ref()
+            .map_or(0, |commit| commit.intents.len());
         self.intents.len() + committing
     }
 }

@@ -18,10 +18,10 @@ const READ_AHEAD: usize = 1_000;
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
     forgotten: VecDeque<StartCandidate>,
-    /// Orders without a failed attempt: a start that was not sent, or was answered 429, is none.
+    /// Orders without a failed attempt. A start that was not sent, or was answered 429, does not count as one.
     new: ReadAhead,
-    /// Orders whose earlier start got no answer and has come to nothing.
-    unanswered: VecDeque<StartCandidate>,
+    /// Orders whose start was given up, and had no effect.
+    given_up: VecDeque<StartCandidate>,
     /// Orders whose earlier start was refused.
     refused: ReadAhead,
     round_robin: RoundRobin,
@@ -55,19 +55,19 @@ impl StartQueue {
         }
     }
 
-    /// Replaces the polled orders by `restarts`, those of them that are to be restarted. The others keep
-    /// their positions.
-    pub fn update(&mut self, polled: &[PollTarget], restarts: Vec<StartCandidate>) {
+    /// Replaces the polled orders by those of them that are to be started again. The others keep their
+    /// positions.
+    pub fn update(&mut self, polled: &[PollTarget], to_restart: Vec<StartCandidate>) {
         let is_kept = |kept: &StartCandidate| {
             let found = polled.binary_search_by_key(&kept.order.seq, |order| order.seq);
             found.is_err()
         };
-        let (forgotten, unanswered): (Vec<_>, Vec<_>) = restarts
+        let (forgotten, given_up): (Vec<_>, Vec<_>) = to_restart
             .into_iter()
             .partition(|next| next.order.start_class() == StartClass::Forgotten);
         for (queue, added) in [
             (&mut self.forgotten, forgotten),
-            (&mut self.unanswered, unanswered),
+            (&mut self.given_up, given_up),
         ] {
             queue.retain(is_kept);
             queue.extend(added);
@@ -82,8 +82,8 @@ impl StartQueue {
         now: Timestamp,
         max_starts: u32,
     ) -> anyhow::Result<()> {
-        for (queue, is_tried) in [(&mut self.new, false), (&mut self.refused, true)] {
-            let read = |after| store.startable(now, max_starts, is_tried, after, READ_AHEAD);
+        for (queue, has_failed) in [(&mut self.new, false), (&mut self.refused, true)] {
+            let read = |after| store.startable(now, max_starts, has_failed, after, READ_AHEAD);
             let filled = queue.fill(read).await;
             filled.context("reading the orders that are due failed")?;
         }
@@ -96,7 +96,7 @@ impl StartQueue {
         let class = round_robin.next(|class| match class {
             StartClass::Forgotten => !self.forgotten.is_empty(),
             StartClass::New => !self.new.orders.is_empty(),
-            StartClass::Retry => !self.unanswered.is_empty() || !self.refused.orders.is_empty(),
+            StartClass::Retry => !self.given_up.is_empty() || !self.refused.orders.is_empty(),
         })?;
         self.round_robin = round_robin;
         match class {
@@ -106,8 +106,8 @@ impl StartQueue {
                 let seq = |orders: &VecDeque<StartCandidate>| {
                     orders.front().map_or(i64::MAX, |next| next.order.seq)
                 };
-                match seq(&self.unanswered) < seq(&self.refused.orders) {
-                    true => self.unanswered.pop_front(),
+                match seq(&self.given_up) < seq(&self.refused.orders) {
+                    true => self.given_up.pop_front(),
                     false => self.refused.orders.pop_front(),
                 }
             }
@@ -123,7 +123,7 @@ impl StartQueue {
     pub fn is_empty(&self) -> bool {
         self.forgotten.is_empty()
             && self.new.orders.is_empty()
-            && self.unanswered.is_empty()
+            && self.given_up.is_empty()
             && self.refused.orders.is_empty()
     }
 }

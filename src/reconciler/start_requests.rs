@@ -25,9 +25,9 @@ pub(super) enum Answer {
     Accepted { is_observed: bool },
     /// The start had no effect: it cannot have reached the upstream, or was answered 429.
     WithoutEffect(Failure),
-    /// The start may have taken effect. `answer` is the HTTP status of the answer, if there was one.
+    /// The start may have taken effect. `answer_status` is the HTTP status of the answer, if there was one.
     Ambiguous {
-        answer: Option<u16>,
+        answer_status: Option<u16>,
         failure: Failure,
     },
     /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.

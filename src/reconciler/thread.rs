@@ -10,12 +10,11 @@ use crate::process::Stop;
 use crate::store::{Leadership, Store};
 use crate::upstream::HttpUpstream;
 
-/// Pause before this process tries to lead again, after it could not read where the last leader was.
+/// Pause before this process tries to lead again, after it could not read the last heartbeat.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A handle to the reconciler's thread. A pass blocks the thread while it reads the database, so nothing
-/// else runs on it. Its requests do: handing each to another thread would take as long as the request
-/// itself.
+/// A handle to the reconciler's thread. A pass blocks the thread while it reads the database, so only its own
+/// requests run beside it: handing each to another thread would take as long as the request itself.
 pub struct ReconcilerThread<T = ()>(oneshot::Receiver<anyhow::Result<T>>);
 
 impl ReconcilerThread {

@@ -11,7 +11,7 @@ use crate::upstream::Upstream;
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns the occasion of the decisions about a poll, and reports to the pace what the upstream has
     /// forgotten.
-    pub(super) fn occasion_of(
+    pub(super) fn detect_occasion(
         &mut self,
         observations: &Observations,
         began_at: Timestamp,
@@ -21,10 +21,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if observations.is_any_forgotten(process_forgotten_at, &self.context.policy()) {
             self.pace.on_process_forgotten(self.context.clock.now());
         }
-        let is_restart = self.detect_restart(observations, began_at);
+        let is_upstream_restart = self.detect_restart(observations, began_at);
         let process_forgotten_at = self.pace.incarnations().process_forgotten_at();
         self.context.process_forgotten_at.set(process_forgotten_at);
-        match is_restart {
+        match is_upstream_restart {
             true => Occasion::UpstreamRestart,
             false => Occasion::Poll,
         }
@@ -39,13 +39,16 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         // one: its absence does not mean a second restart.
         let restarted_at = incarnations.restarted_at();
         let total = observations.missing(None, &policy);
-        if !observations.missing(restarted_at, &policy).is_restart() {
+        if !observations
+            .missing(restarted_at, &policy)
+            .is_upstream_restart()
+        {
             if let Some(entries) = observations.entries {
                 self.pace.on_list_complete(entries, began_at, now);
             } else if observations.is_any_process_observed() {
                 self.pace.on_seen_alive(began_at);
             }
-            return total.is_restart();
+            return total.is_upstream_restart();
         }
         let before = match (incarnations.processes(), incarnations.began_at()) {
             (Some(processes), Some(at)) => {

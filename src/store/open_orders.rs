@@ -60,7 +60,7 @@ impl OpenOrders {
     /// If the index is out of bounds.
     pub fn order(&self, index: usize) -> OpenOrder {
         match self.others.binary_search_by_key(&index, |other| other.0) {
-            Ok(at) => self.others[at].1,
+            Ok(position) => self.others[position].1,
             Err(_) => plain(self.targets[index], self.notes[index]),
         }
     }
@@ -186,7 +186,7 @@ mod tests {
         let intent = Some(Intent {
             written_at: Timestamp(5),
             given_up_at: None,
-            answer: None,
+            answer_status: None,
         });
         let orders = [
             runs(1),

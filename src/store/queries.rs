@@ -123,7 +123,7 @@ pub(super) async fn startable<D: Database>(
     db: &D,
     now: Timestamp,
     max_starts: u32,
-    is_tried: bool,
+    has_failed: bool,
     after: i64,
     limit: usize,
 ) -> Result<Vec<StartCandidate>, D::Error> {
@@ -140,7 +140,7 @@ pub(super) async fn startable<D: Database>(
         Integer(max_starts.into()),
         Integer(now.0),
         limit.into(),
-        Boolean(is_tried),
+        Boolean(has_failed),
     ];
     db.rows(SQL, &values, |row| start_candidate_of(row)).await
 }

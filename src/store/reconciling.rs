@@ -99,19 +99,20 @@ impl Store {
 
     /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
     /// a start of unknown outcome and may be started now, oldest first: those with a failed attempt if
-    /// `is_tried`, otherwise those without. A start that was not sent, or was answered 429, is none.
+    /// `has_failed`, otherwise those without. A start that was not sent, or was answered 429, does not count as
+    /// one.
     pub async fn startable(
         &self,
         now: Timestamp,
         max_starts: u32,
-        is_tried: bool,
+        has_failed: bool,
         after: i64,
         limit: usize,
     ) -> Result<Vec<StartCandidate>, StoreError> {
         read!(
             self,
             Statement,
-            startable(now, max_starts, is_tried, after, limit)
+            startable(now, max_starts, has_failed, after, limit)
         )
     }
 

@@ -313,7 +313,7 @@ pub(super) fn open_order_of<R: Columns>(row: &R) -> Result<OpenOrder, R::Error> 
         Some(written_at) => Some(Intent {
             written_at,
             given_up_at: row.time(5)?,
-            answer: match row.integer(6)? {
+            answer_status: match row.integer(6)? {
                 None => None,
                 Some(_) => Some(row.count(6)?),
             },

@@ -40,12 +40,12 @@ pub enum Transition {
         /// True if a poll has observed the new process.
         is_observed: bool,
     },
-    /// The intended start had no effect: it cannot have reached the upstream, or was refused.
+    /// The intended start had no effect: it cannot have reached the upstream, or was refused or throttled (429).
     Withdrawn,
     /// The answer to the intended start did not come in time, or was an error.
     GivenUp {
         /// HTTP status of the answer, if there was one.
-        answer: Option<u16>,
+        answer_status: Option<u16>,
         /// True if the start still counts.
         is_counted: bool,
         /// Attention to show, and time of the next attempt.

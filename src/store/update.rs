@@ -113,7 +113,7 @@ impl Transition {
                 => "intent_at IS NOT NULL AND given_up_at IS NULL"
             ),
             Self::GivenUp { .. } => update!(
-                "given_up_at = :at, start_answer = :answer, starts = starts + :difference",
+                "given_up_at = :at, start_answer = :answer_status, starts = starts + :difference",
                 with_attempt!(), with_attention!()
                 => "intent_at IS NOT NULL AND given_up_at IS NULL"
             ),
@@ -145,7 +145,7 @@ impl Transition {
             at: now.0,
             moment: None,
             difference: 0,
-            answer: None,
+            answer_status: None,
             is_observed: true,
             word: "",
             detail: "",
@@ -167,9 +167,11 @@ impl Transition {
             Self::Adopted => values.word = Status::Processing.as_str(),
             Self::Restarted { is_observed } => values.is_observed = *is_observed,
             Self::GivenUp {
-                answer, is_counted, ..
+                answer_status,
+                is_counted,
+                ..
             } => {
-                values.answer = answer.map(i32::from);
+                values.answer_status = answer_status.map(i32::from);
                 values.difference = if *is_counted { 0 } else { -1 };
             }
             Self::Settled(outcome) => values.word = outcome.status().as_str(),
@@ -215,7 +217,7 @@ pub(super) struct Values<'a> {
     /// Difference that it makes to the number of starts.
     pub difference: i32,
     /// HTTP status of the answer to the start.
-    pub answer: Option<i32>,
+    pub answer_status: Option<i32>,
     /// Set if a poll has observed the process.
     pub is_observed: bool,
     /// Name of the new status, or of the reason for attention.

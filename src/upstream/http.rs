@@ -1,7 +1,7 @@
 //! The HTTP client of the order process service. The only file that knows its wire format, apart from
 //! the list in `upstream/list.rs`.
 //!
-//! Only complete answers count.
+//! Absence needs a complete answer; of a list that breaks off, the entries hold.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -162,7 +162,7 @@ impl HttpUpstream {
             ),
             cause: match status {
                 StatusCode::TOO_MANY_REQUESTS => Cause::TooManyRequests,
-                StatusCode::SERVICE_UNAVAILABLE => Cause::Overload,
+                StatusCode::SERVICE_UNAVAILABLE => Cause::ServiceUnavailable,
                 // The proxy is ours, and has made no connection.
                 StatusCode::PROXY_AUTHENTICATION_REQUIRED => Cause::NoConnection,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Cause::AccessDenied,
@@ -205,7 +205,7 @@ impl Upstream for HttpUpstream {
             }
             Err(error) => {
                 return Err(StartError::Ambiguous {
-                    answer: None,
+                    answer_status: None,
                     failure: no_answer(&error),
                 });
             }
@@ -233,12 +233,12 @@ impl Upstream for HttpUpstream {
         if is_about_upstream(status) {
             return Err(StartError::Ambiguous {
                 // A gateway may answer 408 after it has forwarded the request.
-                answer: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
+                answer_status: (status != StatusCode::REQUEST_TIMEOUT).then(|| status.as_u16()),
                 failure,
             });
         }
         Err(StartError::Refused {
-            answer: status.as_u16(),
+            answer_status: status.as_u16(),
             detail: format!(
                 "the start was answered {}{}",
                 summary(status, &body),

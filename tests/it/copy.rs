@@ -94,7 +94,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
             24 => vec![
                 Transition::Intended { previous: None },
                 Transition::GivenUp {
-                    answer: Some(503),
+                    answer_status: Some(503),
                     is_counted: true,
                     attention: attention(Reason::UpstreamUnreachable),
                 },

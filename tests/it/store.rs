@@ -233,8 +233,8 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(
     let TestDatabase { store, .. } = &new_database();
     let seq = create(store, "a1", 1).await;
     let at = Timestamp(5);
-    let given_up = |answer, is_counted| Transition::GivenUp {
-        answer,
+    let given_up = |answer_status, is_counted| Transition::GivenUp {
+        answer_status,
         is_counted,
         attention: AttentionUpdate {
             reason: Reason::UpstreamUnreachable,

@@ -19,8 +19,8 @@ const ORDERS: &str = "SELECT id, status, starts, attention FROM orders";
 
 /// The committed rows of a database.
 pub trait Database {
-    /// Returns the orders that may be started now, either those that were tried before or the others.
-    fn due(&self, now: Timestamp, is_tried: bool, max_starts: u32) -> Vec<i64>;
+    /// Returns the orders that may be started now, either those with a failed attempt or the others.
+    fn due(&self, now: Timestamp, has_failed: bool, max_starts: u32) -> Vec<i64>;
 
     /// Returns the time of an order's intent.
     fn intent_at(&self, id: &str) -> Option<i64>;
@@ -33,9 +33,9 @@ pub trait Database {
 }
 
 impl Database for Connection {
-    fn due(&self, now: Timestamp, is_tried: bool, max_starts: u32) -> Vec<i64> {
+    fn due(&self, now: Timestamp, has_failed: bool, max_starts: u32) -> Vec<i64> {
         let mut query = self.prepare_cached(DUE).unwrap();
-        let seqs = query.query_map((is_tried, now.0, max_starts), |row| row.get(0));
+        let seqs = query.query_map((has_failed, now.0, max_starts), |row| row.get(0));
         seqs.unwrap().collect::<Result<_, _>>().unwrap()
     }
 
@@ -130,9 +130,9 @@ pub mod postgres {
     }
 
     impl Database for Server {
-        fn due(&self, now: Timestamp, is_tried: bool, max_starts: u32) -> Vec<i64> {
+        fn due(&self, now: Timestamp, has_failed: bool, max_starts: u32) -> Vec<i64> {
             let max_starts = i32::try_from(max_starts).unwrap();
-            let rows = self.query(DUE, &[&is_tried, &now.0, &max_starts]);
+            let rows = self.query(DUE, &[&has_failed, &now.0, &max_starts]);
             rows.iter().map(|row| row.get(0)).collect()
         }
 

@@ -48,7 +48,7 @@ pub struct Environment {
     /// Times at which the upstream is killed, the next one last.
     pub kills: RefCell<Vec<Timestamp>>,
     pub limit: RefCell<Option<Limit>>,
-    /// Times of the starts that the limit admitted, and of those that it refused.
+    /// Times of the starts that the limit admitted, and of those that it throttled.
     pub admitted: RefCell<[Vec<Timestamp>; 2]>,
     /// Estimated time that all polls took of the upstream.
     pub polls_cost: Cell<Duration>,
@@ -190,7 +190,7 @@ impl Environment {
         let status = limit.status;
         let cause = match status {
             429 => Cause::TooManyRequests,
-            _ => Cause::Overload,
+            _ => Cause::ServiceUnavailable,
         };
         admitted.map_err(|retry_after| {
             let failure = Failure {

@@ -30,7 +30,7 @@ pub enum Polling {
 pub struct FixedRateClient {
     /// Start rate; 0 for as fast as possible.
     pub starts_per_second: f64,
-    /// Maximum number of processes in flight.
+    /// Maximum number of processes that run at once.
     pub window: usize,
     pub polling: Polling,
 }

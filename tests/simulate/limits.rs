@@ -11,7 +11,7 @@ use crate::environment::Draws;
 pub enum Kind {
     /// A token bucket: `rate` tokens a second, `burst` at most.
     TokenBucket { rate: f64, burst: f64 },
-    /// A fixed window: at most `limit` requests each. A refusal has the time until the next window.
+    /// A fixed window: at most `limit` requests each. Throttled ones are answered with the time until the next window.
     FixedWindow { limit: u32, window: Duration },
 }
 
@@ -21,7 +21,7 @@ pub struct Limit {
     kind: Kind,
     /// Set if polls are limited too.
     pub counts_polls: bool,
-    /// HTTP status of a refusal.
+    /// HTTP status of the answer to a throttled request.
     pub status: u16,
     /// Number of tokens left, or of requests in this window.
     level: f64,
@@ -63,7 +63,7 @@ impl Limit {
         }
     }
 
-    /// Admits a request, or refuses it with its `Retry-After`.
+    /// Admits a request, or throttles it and returns its `Retry-After`.
     pub fn admit(&mut self, now: Timestamp) -> Result<(), Option<Duration>> {
         match self.kind {
             Kind::TokenBucket { rate, burst } => {

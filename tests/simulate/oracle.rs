@@ -129,9 +129,9 @@ impl Oracle {
         self.orders.values().map(|order| order.accepted).collect()
     }
 
-    /// Returns the orders that may be started now, either those that were tried before or the others.
-    pub fn due(&self, now: Timestamp, is_tried: bool) -> BTreeSet<i64> {
-        let due = self.db().due(now, is_tried, self.max_starts);
+    /// Returns the orders that may be started now, either those with a failed attempt or the others.
+    pub fn due(&self, now: Timestamp, has_failed: bool) -> BTreeSet<i64> {
+        let due = self.db().due(now, has_failed, self.max_starts);
         due.into_iter().collect()
     }
 

@@ -130,8 +130,8 @@ struct Figures {
     crashes: f64,
     /// Mean time from the creation of an order to its end.
     order_seconds: f64,
-    /// Share of the starts that the limit refused.
-    refused: f64,
+    /// Share of the starts that the limit throttled.
+    throttled: f64,
     /// Share of the starts admitted by the limit that was used.
     used: f64,
     /// Share of the upstream's time that polls took.
@@ -141,8 +141,8 @@ struct Figures {
 /// Prints the cases whose names begin with `name`, each run with this many seeds.
 pub fn compare(name: &str, seeds: u64) {
     println!(
-        "{:<17} {:>15} {:>15} {:>8} {:>7} {:>7} {:>8} {:>6} {:>8}",
-        "", "settled", "starts/order", "> 5*", "crashes", "order", "refused", "used", "polls"
+        "{:<17} {:>15} {:>15} {:>8} {:>7} {:>7} {:>9} {:>6} {:>8}",
+        "", "settled", "starts/order", "> 5*", "crashes", "order", "throttled", "used", "polls"
     );
     for case in cases().iter().filter(|case| case.name.starts_with(name)) {
         let runs: Vec<Figures> = (0..seeds).map(|seed| reconcile(case, seed)).collect();
@@ -168,11 +168,11 @@ fn print(name: &str, runs: &[Figures]) {
         (of(|run| run.seconds), of(|run| run.starts_per_order));
     println!(
         "{name:<17} {seconds:>7.1} ± {seconds_error:>4.1} s {starts:>7.3} ± {starts_error:.3} \
-         {:>8.1} {:>7.2} {:>5.1} s {:>7.1}% {:>5.0}% {:>7.3}%",
+         {:>8.1} {:>7.2} {:>5.1} s {:>8.1}% {:>5.0}% {:>7.3}%",
         of(|run| run.over_max_starts).0,
         of(|run| run.crashes).0,
         of(|run| run.order_seconds).0,
-        100.0 * of(|run| run.refused).0,
+        100.0 * of(|run| run.throttled).0,
         100.0 * of(|run| run.used).0,
         100.0 * of(|run| run.polls).0,
     );
@@ -212,7 +212,7 @@ pub fn keeps_to_limits() -> bool {
             ..case.clone()
         };
         let figures = reconcile(&case, 1);
-        let keeps = figures.refused < 0.1 && figures.used > 0.9;
+        let keeps = figures.throttled < 0.1 && figures.used > 0.9;
         if !keeps {
             println!(
                 "the pace does not keep to a limit: {}: {figures:?}",
@@ -234,13 +234,13 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
     let took = settled_at.since(began_at).as_secs_f64();
     let starts = run.env.oracle.borrow().starts();
     let warm_at = began_at.after(WARM_UP);
-    let [accepted, refused] = &*run.env.admitted.borrow();
+    let [accepted, throttled] = &*run.env.admitted.borrow();
     let last = accepted.last().copied().unwrap_or(warm_at);
     let late = |all: &[Timestamp]| {
         let late = all.iter().filter(|at| (warm_at..=last).contains(at));
         late.count() as f64
     };
-    let (accepted, refused) = (late(accepted), late(refused));
+    let (accepted, throttled) = (late(accepted), late(throttled));
     let limit = case.limit.as_ref().map_or(0.0, Limit::rate);
     let possible = limit * last.since(warm_at).as_secs_f64();
     Figures {
@@ -249,7 +249,7 @@ fn reconcile(case: &Case, seed: u64) -> Figures {
         over_max_starts: starts.iter().filter(|starts| **starts > STARTS_MAX).count() as f64,
         crashes: run.env.incarnations.get() as f64,
         order_seconds: run.order_seconds(),
-        refused: refused / (accepted + refused).max(1.0),
+        throttled: throttled / (accepted + throttled).max(1.0),
         used: accepted / possible.max(1.0),
         polls: run.env.polls_cost.get().as_secs_f64() / took,
     }

@@ -281,9 +281,9 @@ impl Run {
         };
         let is_held = |order: &Order| {
             let attention = order.attention.as_ref();
-            attention.is_some_and(|of| {
-                of.by == ResolvedBy::Operator
-                    && matches!(of.reason, Reason::ProcessLost | Reason::MaxStarts)
+            attention.is_some_and(|attention| {
+                attention.by == ResolvedBy::Operator
+                    && matches!(attention.reason, Reason::ProcessLost | Reason::MaxStarts)
             })
         };
         let pages = self.store.pages(open, Cursor::default(), 1_000);
@@ -361,7 +361,7 @@ impl Run {
         self.clock.resync();
         let waiting = {
             let oracle = self.env.oracle.borrow();
-            [false, true].map(|is_tried| oracle.due(self.clock.now(), is_tried))
+            [false, true].map(|has_failed| oracle.due(self.clock.now(), has_failed))
         };
         self.stages.borrow_mut().begin(waiting);
         let stop = Stop::default();
@@ -425,7 +425,7 @@ impl Run {
             attention: Some(AttentionFilter::Any),
         };
         let is_lost = |order: &Order| {
-            let reason = order.attention.as_ref().map(|of| of.reason);
+            let reason = order.attention.as_ref().map(|attention| attention.reason);
             matches!(reason, Some(Reason::ProcessLost | Reason::MaxStarts))
         };
         let pages = self.store.pages(processing, Cursor::default(), 1_000);

@@ -40,7 +40,7 @@ const POLICY: Policy = Policy {
     request_timeout: Duration::from_secs(5),
     max_starts: 5,
     lost_process: LostProcess::Restart,
-    run_began_at: Timestamp(0),
+    unrecorded_until: Timestamp(0),
     process_forgotten_at: None,
 };
 
@@ -98,7 +98,7 @@ fn orders() -> Vec<OpenOrder> {
     let intent = Intent {
         written_at: confirmed_at,
         given_up_at: None,
-        answer: None,
+        answer_status: None,
     };
     let phases: [Phase; PHASES] = [
         Phase::Created,

@@ -12,7 +12,7 @@ fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
         learned.incarnations.on_list_complete(1, ago(60));
         learned.incarnations.on_restart(0, ago(60));
     }
-    learned.in_flight = 16;
+    learned.running = 16;
     let why =
         "No order is started until a process has ended: at most 16 processes run at once, because";
     for (ahead, position) in [
@@ -24,7 +24,7 @@ fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
         let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
         assert!(!text.contains("rate of"), "{text}");
     }
-    case.reconciler.learned.in_flight = 15;
+    case.reconciler.learned.running = 15;
     check(&case, &["it is started in about 40 s."]);
 }
 
@@ -33,24 +33,24 @@ fn a_requested_pause_delays_whatever_comes_next() {
     let pause = "The upstream has asked for a pause: nothing is started or polled for 5 min.";
     let later = "(2026-11-22T10:05:00.000Z)";
     let pause_until = Timestamp(NOW.0 + 300_000);
-    let resting = |mut case: OrderDetails| {
-        case.reconciler.learned.resting_until = Some(pause_until);
+    let paused = |mut case: OrderDetails| {
+        case.reconciler.learned.paused_until = Some(pause_until);
         case.reconciler.next_poll_at = Some(pause_until);
         case
     };
     check(
-        &resting(created()),
+        &paused(created()),
         &[pause, "No other order is ahead of it."],
     );
-    check(&resting(processing()), &[pause, later]);
+    check(&paused(processing()), &[pause, later]);
     for reason in [Reason::UnknownStatus, Reason::ProcessLost] {
         for attempts in [0, 1] {
-            let mut case = resting(troubled(processing(), reason, "?", attempts));
+            let mut case = paused(troubled(processing(), reason, "?", attempts));
             case.order.attention.as_mut().unwrap().by = ResolvedBy::Itself;
             check(&case, &[pause, later]);
         }
     }
-    let mut case = resting(processing());
+    let mut case = paused(processing());
     case.reconciler.upstream = UpstreamState::Down {
         since: ago(9),
         detail: "answered 503".to_owned(),

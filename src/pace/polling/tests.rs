@@ -135,26 +135,26 @@ fn the_pause_after_a_poll_is_in_proportion_to_its_cost() {
 }
 
 #[test]
-fn polls_that_are_refused_are_made_ever_more_rarely_until_one_is_answered() {
+fn polls_that_are_throttled_are_made_ever_more_rarely_until_one_is_answered() {
     let mut polling = Polling::new(s(0));
     let mut now = s(0);
     for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-        polling.on_refused(now);
-        polling.on_refused(now);
+        polling.on_throttled(now);
+        polling.on_throttled(now);
         let until = now.after(Duration::from_secs(seconds));
         assert_eq!(polling.next_at(), until);
-        assert!(polling.is_refused(Timestamp(until.0 - 1)) && !polling.is_refused(until));
+        assert!(polling.is_throttled(Timestamp(until.0 - 1)) && !polling.is_throttled(until));
         now = until;
     }
     polling.on_answered();
-    assert!(!polling.is_refused(s(0)));
-    polling.on_refused(now);
+    assert!(!polling.is_throttled(s(0)));
+    polling.on_throttled(now);
     assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
     // The pause holds even if all orders become due.
     polling.reset(now);
     assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
     let until = polling.next_at();
-    polling.on_refused(until);
+    polling.on_throttled(until);
     assert_eq!(polling.next_at(), until.after(Duration::from_secs(2)));
 }
 

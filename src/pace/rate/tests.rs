@@ -3,8 +3,8 @@
 use super::*;
 use crate::upstream::Cause;
 
-fn refusal() -> Failure {
-    Failure::new("answered 503", Cause::Overload)
+fn overload() -> Failure {
+    Failure::new("answered 503", Cause::ServiceUnavailable)
 }
 
 /// Returns the moments of starts that are sent as soon as allowed, from 0 to `until` ms, with timers
@@ -39,7 +39,7 @@ fn starts_keep_to_the_ceiling_and_reach_it_although_timers_are_late() {
 }
 
 #[test]
-fn rare_refusals_reduce_the_rate_no_more_than_at_another_rate() {
+fn rare_overload_reduces_the_rate_no_more_than_at_another_rate() {
     let (now, later) = (Timestamp(0), Timestamp(1));
     let mut rate = StartRate::new(0.0, now);
     let poll = Call::poll(later);
@@ -52,23 +52,23 @@ fn rare_refusals_reduce_the_rate_no_more_than_at_another_rate() {
             for _ in 0..24 {
                 rate.on_answered(call);
             }
-            assert!(!rate.on_overload(call, later, &refusal()));
+            assert!(!rate.on_overload(call, later, &overload()));
         }
     }
-    // However many answers came before, three refusals in a row are not rare.
+    // However many answers came before, three in a row are not rare.
     (0..100).for_each(|_| rate.on_answered(start));
-    let reduces = [start; 3].map(|call| rate.on_overload(call, later, &refusal()));
+    let reduces = [start; 3].map(|call| rate.on_overload(call, later, &overload()));
     assert_eq!(reduces, [false, false, true]);
-    // Answers to polls show nothing about starts, and a refusal with `Retry-After` names a limit.
+    // Answers to polls show nothing about starts, and an answer with `Retry-After` names a limit.
     (0..100).for_each(|_| rate.on_answered(poll));
     let start = Call {
         sent_at: Timestamp(2),
         ..start
     };
-    assert!(rate.on_overload(start, Timestamp(2), &refusal()));
+    assert!(rate.on_overload(start, Timestamp(2), &overload()));
     let limit = Failure {
         retry_after: Some(Duration::from_secs(1)),
-        ..refusal()
+        ..overload()
     };
     let poll = Call::poll(Timestamp(3));
     assert!(rate.on_overload(poll, Timestamp(3), &limit));
@@ -149,17 +149,17 @@ fn a_rate_that_is_not_used_is_not_doubled() {
 }
 
 #[test]
-fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_refusals() {
+fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_overload() {
     let free = StartRate::new(0.0, Timestamp(0));
     let mut restarted = free.clone();
     restarted.on_restart(Timestamp(0));
-    let mut refused = free.clone();
-    refused.on_overload(Call::poll(Timestamp(1)), Timestamp(1), &refusal());
+    let mut overloaded = free.clone();
+    overloaded.on_overload(Call::poll(Timestamp(1)), Timestamp(1), &overload());
     for (rate, expected) in [
         (free, (false, false)),
         (StartRate::new(50.0, Timestamp(0)), (true, false)),
         (restarted, (true, false)),
-        (refused, (true, true)),
+        (overloaded, (true, true)),
     ] {
         let limited = (rate.is_limited(), rate.is_rate_limited());
         assert_eq!(limited, expected, "{rate:?}");
@@ -188,39 +188,39 @@ fn after_a_restart_the_rate_rises_as_far_as_polls_have_found_the_upstream_alive(
 }
 
 #[test]
-fn a_refusal_reduces_the_rate_unless_the_request_was_sent_before_the_last_reduction() {
+fn overload_reduces_the_rate_unless_the_request_was_sent_before_the_last_reduction() {
     let mut rate = StartRate::new(40.0, Timestamp(0));
-    let refused = |rate: &mut StartRate, sent_at, now| {
-        rate.on_overload(Call::poll(Timestamp(sent_at)), Timestamp(now), &refusal())
+    let overloaded = |rate: &mut StartRate, sent_at, now| {
+        rate.on_overload(Call::poll(Timestamp(sent_at)), Timestamp(now), &overload())
     };
-    assert!(refused(&mut rate, 1, 10));
-    assert!(!refused(&mut rate, 9, 11) && !refused(&mut rate, 10, 12));
+    assert!(overloaded(&mut rate, 1, 10));
+    assert!(!overloaded(&mut rate, 9, 11) && !overloaded(&mut rate, 10, 12));
     let cause = ReductionCause::Overload("answered 503");
     assert_eq!((rate.rate(), rate.reduction_cause()), (36.0, Some(cause)));
     // Repeated soon, it shows that the limit is far below. No healthy second in between undoes that.
     let mut later = rate.clone();
-    assert!(refused(&mut later, 11, 1_010));
+    assert!(overloaded(&mut later, 11, 1_010));
     assert_eq!(later.rate(), 36.0 * 0.9, "a second after the last one");
-    assert!(refused(&mut rate, 11, 20));
+    assert!(overloaded(&mut rate, 11, 20));
     assert_eq!(rate.rate(), 18.0);
     for now in 1..400 {
         let (sent_at, now) = (now * 1_000, now * 1_000 + 1);
         rate.recover(Timestamp(sent_at));
         let before = rate.rate();
-        let is_reduced = refused(&mut rate, sent_at, now);
+        let is_reduced = overloaded(&mut rate, sent_at, now);
         assert_eq!(is_reduced, before > RATE_MIN, "{before}");
         assert!(rate.rate() < before || before == RATE_MIN, "{before}");
     }
     assert_eq!(rate.rate(), RATE_MIN);
-    // When the refusals end the rate comes back, ever faster.
+    // When the overload ends the rate comes back, ever faster.
     assert_eq!(after_healthy(&mut rate, Timestamp(400_000), 1_200), 40.0);
     assert_eq!(rate.reduction_cause(), None);
 }
 
 #[test]
-fn the_rate_soon_returns_to_just_below_the_refused_one_and_stays_there_for_a_while() {
+fn the_rate_soon_returns_to_just_below_the_one_that_was_too_high_and_stays_there_for_a_while() {
     let mut rate = StartRate::new(40.0, Timestamp(0));
-    rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &refusal());
+    rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &overload());
     let rates = [10, 15, 20, 25].map(|second| {
         let mut rate = rate.clone();
         rate.recover(Timestamp(second * 1_000));
@@ -235,7 +235,7 @@ fn the_rate_soon_returns_to_just_below_the_refused_one_and_stays_there_for_a_whi
 fn a_rate_below_one_per_second_needs_longer_to_return() {
     for (ceiling, seconds) in [(1.0, 20), (0.8, 25)] {
         let mut rate = StartRate::new(ceiling, Timestamp(0));
-        rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &refusal());
+        rate.on_overload(Call::poll(Timestamp(1)), Timestamp(0), &overload());
         assert!(!rate.recover(Timestamp(seconds * 1_000 - 1_000)));
         assert!(rate.recover(Timestamp(seconds * 1_000)), "{ceiling}");
     }

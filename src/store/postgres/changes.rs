@@ -34,42 +34,48 @@ pub(super) struct NewEntry {
 type Column = (&'static str, &'static str, fn(&[Values<'_>]) -> Value);
 
 const COLUMNS: [Column; 8] = [
-    ("at", "bigint", |of| array(of, |of| of.at)),
-    ("moment", "bigint", |of| array(of, |of| of.moment)),
-    ("difference", "integer", |of| array(of, |of| of.difference)),
-    ("answer", "integer", |of| array(of, |of| of.answer)),
-    ("is_observed", "boolean", |of| {
-        array(of, |of| of.is_observed)
+    ("at", "bigint", |all| array(all, |values| values.at)),
+    ("moment", "bigint", |all| array(all, |values| values.moment)),
+    ("difference", "integer", |all| {
+        array(all, |values| values.difference)
     }),
-    ("word", "text", |of| array(of, |of| of.word)),
-    ("detail", "text", |of| array(of, |of| of.detail.to_owned())),
-    ("next", "bigint", |of| array(of, |of| of.next)),
+    ("answer_status", "integer", |all| {
+        array(all, |values| values.answer_status)
+    }),
+    ("is_observed", "boolean", |all| {
+        array(all, |values| values.is_observed)
+    }),
+    ("word", "text", |all| array(all, |values| values.word)),
+    ("detail", "text", |all| {
+        array(all, |values| values.detail.to_owned())
+    }),
+    ("next", "bigint", |all| array(all, |values| values.next)),
 ];
 
-fn array<'a, T>(of: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> Value
+fn array<'a, T>(all: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> Value
 where
     Vec<T>: ToSql + Sync + Send + 'static,
 {
-    Box::new(of.iter().map(value).collect::<Vec<T>>())
+    Box::new(all.iter().map(value).collect::<Vec<T>>())
 }
 
 /// Returns a statement that runs an UPDATE for these changes, and its values: the sequence numbers, and an
 /// array for each of the others that the UPDATE names. The condition on `seq` is repeated because the
 /// index needs it. If `all_apply`, the statement fails, with a division by zero, unless all took effect.
 fn statement(update: Update, changes: &[BatchChange<'_>], all_apply: bool) -> (String, Vec<Value>) {
-    let seqs: Vec<i64> = changes.iter().map(|of| of.change.seq).collect();
-    let values = changes.iter().map(|of| of.change.step.values(of.now));
+    let seqs: Vec<i64> = changes.iter().map(|each| each.change.seq).collect();
+    let values = changes.iter().map(|each| each.change.step.values(each.now));
     let values_of_all: Vec<_> = values.collect();
     let (mut arrays, mut names) = ("$1::bigint[]".to_owned(), "seq".to_owned());
     let mut values: Vec<Value> = vec![Box::new(seqs)];
     let (mut set, mut condition) = (update.set.to_owned(), update.condition.to_owned());
-    for (name, of, array) in COLUMNS {
+    for (name, sql_type, array) in COLUMNS {
         let placeholder = format!(":{name}");
         if !set.contains(&placeholder) && !condition.contains(&placeholder) {
             continue;
         }
         values.push(array(&values_of_all));
-        arrays.push_str(&format!(", ${}::{of}[]", values.len()));
+        arrays.push_str(&format!(", ${}::{sql_type}[]", values.len()));
         names.push_str(&format!(", {name}"));
         for text in [&mut set, &mut condition] {
             *text = text.replace(&placeholder, &format!("u.{name}"));
@@ -112,11 +118,11 @@ impl Plan {
             indexes.sort_by_key(|index| changes[*index].change.seq);
             let of_kind: Vec<_> = indexes.iter().map(|index| changes[*index]).collect();
             let (sql, values) = statement(update, &of_kind, all_apply);
-            let at = steps.add(sql, values);
+            let step = steps.add(sql, values);
             let by_seq = indexes
                 .iter()
                 .map(|index| (changes[*index].change.seq, *index));
-            statements.push((at, by_seq.collect()));
+            statements.push((step, by_seq.collect()));
         }
         Self { statements }
     }
@@ -124,8 +130,8 @@ impl Plan {
     /// Returns which changes took effect, by their index in the batch.
     pub fn took_effect(&self, answers: &[Vec<Row>], count: usize) -> Result<Vec<bool>, Error> {
         let mut took_effect = vec![false; count];
-        for (at, by_seq) in &self.statements {
-            for row in &answers[*at] {
+        for (step, by_seq) in &self.statements {
+            for row in &answers[*step] {
                 if let Some(index) = by_seq.get(&row.try_get(0)?) {
                     took_effect[*index] = true;
                 }

@@ -220,7 +220,7 @@ fn change(db: &Connection, seq: i64, step: &Transition, now: Timestamp) -> rusql
             Some(":at") => &values.at,
             Some(":moment") => &values.moment,
             Some(":difference") => &values.difference,
-            Some(":answer") => &values.answer,
+            Some(":answer_status") => &values.answer_status,
             Some(":is_observed") => &values.is_observed,
             Some(":word") => &values.word,
             Some(":detail") => &values.detail,

@@ -44,7 +44,7 @@ pub(super) enum Fault {
     /// The request takes effect, and its answer is not the upstream's own.
     Foreign,
     /// The request has no effect, and the answer has `Retry-After` in seconds.
-    Rest(u64),
+    Pause(u64),
 }
 
 /// The simulator's model, and the faults of requests to it.
@@ -161,8 +161,8 @@ fn failure(detail: &str, certain: bool) -> Failure {
 impl Upstream for InMemory {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         self.request(format!("start {id}"));
-        let ambiguous = |answer| StartError::Ambiguous {
-            answer,
+        let ambiguous = |answer_status| StartError::Ambiguous {
+            answer_status,
             failure: failure("no answer", false),
         };
         let is_refused = |prefix| id.as_str().starts_with(prefix);
@@ -175,19 +175,19 @@ impl Upstream for InMemory {
                 return Err(StartError::Unavailable(failure("connection refused", true)));
             }
             Fault::Lost => return Err(ambiguous(None)),
-            Fault::Rest(seconds) => {
+            Fault::Pause(seconds) => {
                 let failure = Failure {
                     retry_after: Some(Duration::from_secs(seconds)),
                     ..failure("answered 503", false)
                 };
                 return Err(StartError::Ambiguous {
-                    answer: Some(503),
+                    answer_status: Some(503),
                     failure,
                 });
             }
             Fault::Status(400) => {
                 return Err(StartError::Refused {
-                    answer: 400,
+                    answer_status: 400,
                     detail: "answered 400".to_owned(),
                 });
             }
@@ -212,7 +212,7 @@ impl Upstream for InMemory {
             (Fault::Foreign, _) => Err(StartError::Unconfirmed(failure("<html>", false))),
             (_, true) => Ok(()),
             (_, false) => Err(StartError::Refused {
-                answer: 400,
+                answer_status: 400,
                 detail: "exists".to_owned(),
             }),
         }

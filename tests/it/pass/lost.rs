@@ -172,7 +172,7 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
     while ready(harness.store.open_orders())
         .unwrap()
         .orders()
-        .any(|order| order.intent.is_some() || order.is_missed())
+        .any(|order| order.intent.is_some() || order.is_marked_missing())
     {
         harness.forward(1_000);
         restarted += pass(&mut reconciler).restarted;

@@ -11,7 +11,7 @@ fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
         harness.create(id);
     }
     let mut reconciler = harness.reconciler();
-    harness.upstream.start_fault.set(Fault::Rest(30));
+    harness.upstream.start_fault.set(Fault::Pause(30));
     pass(&mut reconciler);
     assert_eq!(harness.upstream.take_requests(), ["start a1"]);
     let next_poll_at = harness.heartbeat().next_poll_at.unwrap();
@@ -165,8 +165,8 @@ fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_the
     passes(&harness, &mut reconciler, 20);
     let (now, state) = (harness.clock.now(), harness.heartbeat());
     assert_eq!(state.upstream, UpstreamState::Up { since: began_at });
-    let refused = state.learned.throttling.starts(now).unwrap();
-    assert!(refused.since == began_at && refused.requests > 5);
+    let throttled = state.learned.throttling.starts(now).unwrap();
+    assert!(throttled.since == began_at && throttled.requests > 5);
     assert_eq!(state.learned.wait(1, now), None);
     assert_eq!(harness.reason("a1"), None, "nothing is wrong with it");
     // The first start that is accepted ends that.
@@ -215,7 +215,10 @@ fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
         harness.upstream.start_fault.set(Fault::Status(status));
         passes(&harness, &mut reconciler, 60);
         let order = harness.order("a1");
-        assert_eq!(order.attention.map(|of| of.reason), Some(Reason::MaxStarts));
+        assert_eq!(
+            order.attention.map(|attention| attention.reason),
+            Some(Reason::MaxStarts)
+        );
         assert_eq!((order.status, order.starts), (Status::Created, 1));
         assert_eq!(harness.upstream.starts_of("a1"), 1);
     }

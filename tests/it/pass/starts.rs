@@ -229,7 +229,10 @@ fn a_look_up_that_finds_a_process_lets_the_start_rate_return_after_a_restart() {
     let mut reconciler = harness.reconciler();
     passes(&harness, &mut reconciler, 20);
     let requests = harness.upstream.take_requests();
-    assert!(requests.iter().all(|of| of != "list"), "{requests:?}");
+    assert!(
+        requests.iter().all(|request| request != "list"),
+        "{requests:?}"
+    );
     let rate = harness.heartbeat().learned.rate.unwrap().rate();
     assert!(rate > 2.0 * reduced, "{rate} after {reduced}");
 }

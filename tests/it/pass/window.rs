@@ -1,4 +1,4 @@
-//! The limit of processes in flight after short incarnations of the upstream.
+//! The window: the limit of running processes after short incarnations of the upstream.
 
 use order_service::pace::{Durations, Incarnations};
 

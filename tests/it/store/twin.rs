@@ -195,14 +195,14 @@ impl<'a> EnginePair<'a> {
         let id = self.id();
         let stores = self.stores;
         match self.random.u8(0..33) {
-            0..=7 => compare!(self, |at| stores[at].create(id.clone(), now)),
+            0..=7 => compare!(self, |engine| stores[engine].create(id.clone(), now)),
             8..=19 => {
                 let changes: Vec<_> = (0..self.random.usize(0..8))
                     .map(|_| self.change())
                     .collect();
                 let (stores, leads) = (self.leading(), &self.leads);
-                compare!(self, |at| stores[at].record(
-                    &leads[at],
+                compare!(self, |engine| stores[engine].record(
+                    &leads[engine],
                     changes.clone(),
                     now
                 ));
@@ -212,26 +212,32 @@ impl<'a> EnginePair<'a> {
                     true => Resolution::Restart,
                     false => Resolution::Fail,
                 };
-                compare!(self, |at| stores[at].resolve(id.clone(), resolution, now));
+                compare!(self, |engine| stores[engine].resolve(
+                    id.clone(),
+                    resolution,
+                    now
+                ));
             }
             24..=25 => {
                 let before = Timestamp(self.now - self.random.i64(0..2_000));
                 let limit = self.random.usize(1..4);
                 let after = self.random.i64(0..4);
-                compare!(self, |at| stores[at].prune(before, after, limit, now));
+                compare!(self, |engine| stores[engine]
+                    .prune(before, after, limit, now));
             }
             26..=27 => {
                 let heartbeat = self.heartbeat();
                 let (leading, leads) = (self.leading(), &self.leads);
-                compare!(self, |at| leading[at]
-                    .write_heartbeat(&leads[at], heartbeat.clone()));
-                compare!(self, |at| stores[at].heartbeat());
+                compare!(self, |engine| leading[engine]
+                    .write_heartbeat(&leads[engine], heartbeat.clone()));
+                compare!(self, |engine| stores[engine].heartbeat());
             }
             28..=29 => {
                 let (stores, leads) = (self.leading(), &self.leads);
-                compare!(self, |at| stores[at].clamp_times(&leads[at], now));
+                compare!(self, |engine| stores[engine]
+                    .clamp_times(&leads[engine], now));
             }
-            30..=31 => compare!(self, |at| stores[at].probe(now)),
+            30..=31 => compare!(self, |engine| stores[engine].probe(now)),
             _ => self.elect().await,
         }
         self.read(&id).await;
@@ -246,7 +252,7 @@ impl<'a> EnginePair<'a> {
     /// or loses its lock. Then the other one records nothing.
     async fn elect(&mut self) {
         let follower = self.programs.map(|programs| programs[1 - self.leader]);
-        compare!(self, |at| try_to_lead(follower[at]));
+        compare!(self, |engine| try_to_lead(follower[engine]));
         match self.random.u8(0..6) {
             0 => {
                 self.on_sqlite.break_lock();
@@ -254,8 +260,8 @@ impl<'a> EnginePair<'a> {
                 let deposed = self.leading();
                 let leads = self.follow(follower).await;
                 let (changes, now) = (vec![self.change()], Timestamp(self.now));
-                compare!(self, |at| deposed[at].record(
-                    &leads[at],
+                compare!(self, |engine| deposed[engine].record(
+                    &leads[engine],
                     changes.clone(),
                     now
                 ));
@@ -282,46 +288,46 @@ impl<'a> EnginePair<'a> {
         let stores = self.stores;
         let (after, limit) = (self.random.i64(0..20), self.random.usize(1..12));
         match self.random.u8(0..12) {
-            0 => compare!(self, |at| stores[at].find(id)),
-            1 => compare!(self, |at| stores[at].details(id, now)),
+            0 => compare!(self, |engine| stores[engine].find(id)),
+            1 => compare!(self, |engine| stores[engine].details(id, now)),
             2 => {
                 for status in Status::ALL {
-                    compare!(self, |at| stores[at].count(status));
+                    compare!(self, |engine| stores[engine].count(status));
                 }
             }
             3..=4 => {
                 let filter = self.filter();
-                compare!(self, |at| async {
+                compare!(self, |engine| async {
                     let after = Cursor::bare(after);
-                    let pages = stores[at].pages(filter.clone(), after, limit);
+                    let pages = stores[engine].pages(filter.clone(), after, limit);
                     pages.map_ok(page).try_collect::<Vec<_>>().await
                 });
             }
             5 => {
-                let is_tried = self.random.bool();
+                let has_failed = self.random.bool();
                 let max_starts = self.random.u32(0..5);
-                compare!(self, |at| stores[at]
-                    .startable(now, max_starts, is_tried, after, limit));
-                compare!(self, |at| async move {
-                    let has_work = stores[at].has_work(now, max_starts).await?;
-                    let mut is_any = !stores[at].open_orders().await?.is_empty();
-                    for is_tried in [false, true] {
-                        let due = stores[at].startable(now, max_starts, is_tried, 0, 1);
+                compare!(self, |engine| stores[engine]
+                    .startable(now, max_starts, has_failed, after, limit));
+                compare!(self, |engine| async move {
+                    let has_work = stores[engine].has_work(now, max_starts).await?;
+                    let mut is_any = !stores[engine].open_orders().await?.is_empty();
+                    for has_failed in [false, true] {
+                        let due = stores[engine].startable(now, max_starts, has_failed, 0, 1);
                         is_any |= !due.await?.is_empty();
                     }
                     assert_eq!(has_work, is_any);
                     Ok(has_work)
                 });
             }
-            6 => compare!(self, |at| async move {
-                let open = stores[at].open_orders().await?;
+            6 => compare!(self, |engine| async move {
+                let open = stores[engine].open_orders().await?;
                 let ids: Vec<_> = (0..open.len())
                     .map(|index| open.ids().get(index).to_owned())
                     .collect();
                 Ok((ids, open.orders().collect::<Vec<_>>()))
             }),
-            7 => compare!(self, |at| async move {
-                let events = stores[at].events(Some(id), Cursor::default(), limit);
+            7 => compare!(self, |engine| async move {
+                let events = stores[engine].events(Some(id), Cursor::default(), limit);
                 events.await.map(page)
             }),
             8 => {
@@ -332,8 +338,8 @@ impl<'a> EnginePair<'a> {
                     answers.push(answer);
                 }
                 assert_eq!(answers[0], answers[1], "seed {}: events", self.seed);
-                compare!(self, |at| async move {
-                    Ok(stores[at].newest_event().await?.seq)
+                compare!(self, |engine| async move {
+                    Ok(stores[engine].newest_event().await?.seq)
                 });
             }
             9 => {
@@ -355,8 +361,8 @@ impl<'a> EnginePair<'a> {
                         .parse()
                         .unwrap(),
                 };
-                compare!(self, |at| async move {
-                    Ok::<_, StoreError>(resumed(stores[at].events(None, cursor, limit).await).0)
+                compare!(self, |engine| async move {
+                    Ok::<_, StoreError>(resumed(stores[engine].events(None, cursor, limit).await).0)
                 });
             }
             _ => {
@@ -374,17 +380,17 @@ impl<'a> EnginePair<'a> {
     pub async fn compare_all(&mut self) {
         let stores = self.stores;
         let now = Timestamp(self.now);
-        compare!(self, |at| async { Ok(all(stores[at]).await) });
-        compare!(self, |at| async move {
-            let events = stores[at].events(None, Cursor::default(), 10_000);
+        compare!(self, |engine| async { Ok(all(stores[engine]).await) });
+        compare!(self, |engine| async move {
+            let events = stores[engine].events(None, Cursor::default(), 10_000);
             events.await.map(page)
         });
         for order in all(stores[0]).await.into_iter().take(4) {
-            compare!(self, |at| stores[at].details(&order.id, now));
+            compare!(self, |engine| stores[engine].details(&order.id, now));
         }
-        compare!(self, |at| async move {
+        compare!(self, |engine| async move {
             let mut stats = JournalStats::default();
-            let answer = stores[at].update_stats(&mut stats, now).await?;
+            let answer = stores[engine].update_stats(&mut stats, now).await?;
             Ok((answer, stats))
         });
     }

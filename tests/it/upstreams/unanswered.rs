@@ -100,7 +100,7 @@ async fn a_start_without_an_answer_delays_neither_other_orders_nor_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn orders_that_are_being_started_count_as_processes_in_flight() {
+async fn orders_that_are_being_started_count_as_processes_that_run() {
     let upstream = Scripted::new(|asked, _| match asked.order_id().as_deref() {
         Some("silent") => Reply::Silence,
         Some(id) if !asked.is_start() => answer(200, process(id, "RUNNING")),
@@ -113,8 +113,8 @@ async fn orders_that_are_being_started_count_as_processes_in_flight() {
     until_asked(&upstream, |asked| !asked.is_empty()).await;
     orders.create("new").await;
     until(
-        async || orders.store.heartbeat().await.unwrap().learned.in_flight,
-        |in_flight| *in_flight == 2,
+        async || orders.store.heartbeat().await.unwrap().learned.running,
+        |running| *running == 2,
     )
     .await;
     reconciler.kill();

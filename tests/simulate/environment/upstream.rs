@@ -29,8 +29,8 @@ impl Upstream for Handle {
             .on_start_sent(id.as_str(), env.time());
         let fault = env.draw_fault();
         env.log(|| format!("start {id} ({fault:?})"));
-        let ambiguous = |answer| StartError::Ambiguous {
-            answer,
+        let ambiguous = |answer_status| StartError::Ambiguous {
+            answer_status,
             failure: failure("no answer", false),
         };
         env.travel().await;
@@ -44,7 +44,7 @@ impl Upstream for Handle {
                 Err(match status {
                     429 => StartError::Unavailable(failure),
                     _ => StartError::Ambiguous {
-                        answer: Some(status),
+                        answer_status: Some(status),
                         failure,
                     },
                 })
@@ -70,7 +70,7 @@ impl Upstream for Handle {
                 Err(ambiguous(Some(503)))
             }
             Fault::Refused => Err(StartError::Refused {
-                answer: 400,
+                answer_status: 400,
                 detail: "answered 400".to_owned(),
             }),
             Fault::Foreign => {
@@ -104,7 +104,7 @@ impl Upstream for Handle {
                             Ok(())
                         } else {
                             Err(StartError::Refused {
-                                answer: 400,
+                                answer_status: 400,
                                 detail: "exists".to_owned(),
                             })
                         }

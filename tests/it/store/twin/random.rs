@@ -58,7 +58,7 @@ impl EnginePair<'_> {
             8 => Transition::Restarted { is_observed },
             9 => Transition::Withdrawn,
             10 => Transition::GivenUp {
-                answer: is_observed.then_some(503),
+                answer_status: is_observed.then_some(503),
                 is_counted,
                 attention: self.attention(),
             },

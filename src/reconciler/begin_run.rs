@@ -1,5 +1,5 @@
-//! The beginning of a run, after the program has started or the clock was set. The loop that makes passes is
-//! in `pass.rs`.
+//! The beginning of a run, after the program has started or the clock was set. `run`, the loop that makes
+//! passes, is in `pass.rs`.
 
 use anyhow::Context as _;
 
@@ -20,8 +20,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             };
             let by = span(by);
             log::warn!("the clock was set {direction} by={by:?}; continuing as after a restart");
-            self.has_begun = false;
-            self.context.run_began_at.set(now);
+            self.has_run_begun = false;
+            self.context.unrecorded_until.set(now);
         }
     }
 
@@ -42,7 +42,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.polled_at = None;
         self.queue.clear();
         self.probe.set_due();
-        self.has_begun = true;
+        self.has_run_begun = true;
         Ok(())
     }
 }
