@@ -239,8 +239,7 @@ fn start_without_outcome(intent: Intent, now: Timestamp) -> String {
                 false => "A process is not expected, but looked for.",
             };
             format!(
-                "A start was sent {written}, and answered with {status} {}, which says nothing \
-                 about the order. {doubt}",
+                "A start was sent {written}, and answered with {status} {}. {doubt}",
                 past(at, now)
             )
         }

@@ -206,12 +206,17 @@ fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
         (
             Some(ago(4)),
             Some(503),
-            "about the order. There may be a process.",
+            "answered with 503 4.0 s ago (2026-11-22T09:59:56.000Z). There may be a process.",
         ),
         (
             Some(ago(4)),
             Some(302),
-            "about the order. A process is not expected",
+            "answered with 302 4.0 s ago (2026-11-22T09:59:56.000Z). A process is not expected",
+        ),
+        (
+            Some(ago(4)),
+            Some(422),
+            "answered with 422 4.0 s ago (2026-11-22T09:59:56.000Z). A process is not expected",
         ),
     ] {
         let mut case = created();
