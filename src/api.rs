@@ -1,6 +1,6 @@
-//! The HTTP API: routes, and handlers that are plain functions.
+//! The HTTP API: the dispatch of requests to handlers, which are plain functions.
 //!
-//! It records intent and reports state; it never calls the order process service. Routes are in
+//! It records intent and reports state; it never calls the order process service. The table of routes is in
 //! `api/routes.rs`, request parsing in `api/request.rs`. Orders are created in `api/create.rs` and read
 //! in `api/order.rs`, lists in `api/order_list.rs`, events in `api/events.rs`, the notification of
 //! changes in `api/change_feed.rs`. The JSON of orders and events is in `api/json.rs`, errors are in

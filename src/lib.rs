@@ -1,5 +1,5 @@
-//! An order service: a small HTTP API writes orders into SQLite, and a reconciler carries each of
-//! them through an order process service by polling alone.
+//! An order service: a small HTTP API writes orders into SQLite or PostgreSQL, and a reconciler carries
+//! each of them through an order process service, without callbacks.
 //!
 //! ```text
 //!   callers                                            behind NAT, outbound only
@@ -47,7 +47,7 @@
 //!   serves orders. They share the database alone, so each can run without the other.
 //! - A pass takes upstream, store and clock from outside, and runs on one thread. The clock only goes
 //!   forward in it; if the system's clock was set, the next pass begins as after a restart.
-//! - Only complete answers of the upstream are believed.
+//! - Absence needs a complete answer of the upstream; of a list that breaks off, the entries hold.
 //! - No start is sent before its intent is on disk; one that may have reached the upstream is not repeated
 //!   before the order was observed.
 

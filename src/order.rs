@@ -177,10 +177,10 @@ impl Outcome {
     }
 }
 
-/// An observation of an order's process in a complete answer of the order process service.
+/// An observation of an order's process in an answer of the order process service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Observed {
-    /// There is no process. A failed request is never this: without a complete answer there is no `Observed`.
+    /// There is no process. Only a complete answer shows that; a failed request never does.
     Absent,
     /// The process runs.
     Running,

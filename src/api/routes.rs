@@ -1,11 +1,12 @@
 //! The table of routes: every path of the API with its methods. The header `Allow`, `HEAD`, 405
-//! responses and the metrics' label `route` are derived from it.
+//! responses and the metrics' label `route` are derived from it. `Api::handle()` in `api.rs` calls the
+//! handlers.
 
 use warp::http::Method;
 
 use super::pages::{HTML, JSON, Page, SCRIPT, STYLE};
 
-/// A path with its methods and handler.
+/// A path with its methods and endpoint.
 #[derive(Debug)]
 pub(super) struct Route {
     /// The path. A word in braces matches one segment.
@@ -15,7 +16,7 @@ pub(super) struct Route {
     pub endpoint: Endpoint,
 }
 
-/// Handlers of routes.
+/// The endpoints of routes, each with a handler in a file of `api`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Orders,
