@@ -204,8 +204,8 @@ pub async fn take(
     each_processing(store, |order| {
         if unlisted.get(&order.seq) == Some(&order.starts) {
             lost += 1;
-            let is_held =
-                policy == LostProcess::Hold || order.attention.is_some_and(|of| is_held(&of));
+            let is_held = policy == LostProcess::Hold
+                || order.attention.is_some_and(|attention| is_held(&attention));
             held += u64::from(is_held);
         }
     })

@@ -111,7 +111,8 @@ impl DatabaseClock {
 
 impl Clock for DatabaseClock {
     fn now(&self) -> Timestamp {
-        let offset_us = self.offset_us.as_ref().map(|of| of.load(Ordering::Relaxed));
+        let offset_us = self.offset_us.as_ref();
+        let offset_us = offset_us.map(|offset| offset.load(Ordering::Relaxed));
         match offset_us.filter(|offset| *offset != UNMEASURED) {
             Some(offset_us) => {
                 Timestamp(micros(SystemClock.uptime()).saturating_add(offset_us) / 1_000)

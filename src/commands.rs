@@ -190,7 +190,7 @@ async fn lost(store: &Store) -> Result<Vec<OrderId>, StoreError> {
         attention: Some(AttentionFilter::Any),
     };
     let is_lost = |order: &Order| {
-        let reason = order.attention.as_ref().map(|of| of.reason);
+        let reason = order.attention.as_ref().map(|attention| attention.reason);
         matches!(reason, Some(Reason::ProcessLost | Reason::MaxStarts))
     };
     let mut lost = Vec::new();

@@ -122,10 +122,13 @@ impl<'a> IdIndex<'a> {
     /// index here. Faster than one lookup at a time: each step is made for all of them before the next,
     /// so that memory is fetched for many at once.
     pub fn lookup_batch(&self, wanted: &StringArena, mut on_found: impl FnMut(usize, usize)) {
-        let hashes = (0..wanted.len()).map(|at| self.hasher.hash_one(wanted.bytes(at)));
+        let hashes =
+            (0..wanted.len()).map(|wanted_index| self.hasher.hash_one(wanted.bytes(wanted_index)));
         let hashes: Vec<u64> = hashes.collect();
         // The first id with the same beginning of the hash is nearly always the one.
-        let likely = |(at, hash)| Some((at, *self.indexes.find(hash, |_| true)? as usize));
+        let likely = |(wanted_index, hash)| {
+            Some((wanted_index, *self.indexes.find(hash, |_| true)? as usize))
+        };
         let likely: Vec<_> = hashes.into_iter().enumerate().filter_map(likely).collect();
         let ranges = likely.iter().map(|(_, index)| self.ids.range(*index));
         let ranges: Vec<Range<usize>> = ranges.collect();
@@ -134,11 +137,11 @@ impl<'a> IdIndex<'a> {
         for range in &ranges {
             black_box((all[range.start], all[range.end - 1]));
         }
-        for ((at, index), range) in likely.into_iter().zip(ranges) {
-            let id = wanted.bytes(at);
+        for ((wanted_index, index), range) in likely.into_iter().zip(ranges) {
+            let id = wanted.bytes(wanted_index);
             let is_it = all[range] == *id;
             if let Some(index) = is_it.then_some(index).or_else(|| self.index_of(id)) {
-                on_found(at, index);
+                on_found(wanted_index, index);
             }
         }
     }
@@ -169,7 +172,9 @@ mod tests {
             wanted.push(text);
         }
         let mut found = Vec::new();
-        by_id.lookup_batch(&wanted, |at, index| found.push((at, index)));
+        by_id.lookup_batch(&wanted, |wanted_index, index| {
+            found.push((wanted_index, index))
+        });
         assert_eq!(found, [(0, 7), (3, 999), (5, 0), (7, 7)]);
     }
 
@@ -183,8 +188,9 @@ mod tests {
             wanted.push(&format!("b{n}"));
         }
         let mut found = Vec::new();
-        ids.index()
-            .lookup_batch(&wanted, |at, index| found.push((at, index)));
+        ids.index().lookup_batch(&wanted, |wanted_index, index| {
+            found.push((wanted_index, index))
+        });
         assert!(found.into_iter().eq((0..10_000).map(|n| (2 * n, n))));
     }
 }

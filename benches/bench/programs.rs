@@ -133,8 +133,8 @@ impl Program {
         // The name of the program, which comes first, may contain any character.
         let (_, fields) = stat.rsplit_once(')').context("/proc has no such field")?;
         let fields: Vec<&str> = fields.split_whitespace().collect();
-        let ticks = |at: usize| -> anyhow::Result<f64> {
-            Ok(fields.get(at).context("a field is missing")?.parse()?)
+        let ticks = |index: usize| -> anyhow::Result<f64> {
+            Ok(fields.get(index).context("a field is missing")?.parse()?)
         };
         Ok((ticks(11)? + ticks(12)?) / TICKS)
     }

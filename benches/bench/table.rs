@@ -195,8 +195,8 @@ pub fn number(value: f64) -> String {
     }
     let digits = format!("{:.0}", value.abs());
     let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -215,12 +215,12 @@ pub fn print(lines: &[Line]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..6).map(|column| width(column).unwrap_or(0)).collect();
     let mut table = String::new();
-    for (at, row) in rows.iter().enumerate() {
+    for (index, row) in rows.iter().enumerate() {
         for (cell, width) in row.iter().zip(&widths) {
             let _ = write!(table, "| {cell:<width$} ");
         }
         table.push_str("|\n");
-        if at == 0 {
+        if index == 0 {
             for width in &widths {
                 let _ = write!(table, "|{}", "-".repeat(width + 2));
             }

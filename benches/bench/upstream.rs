@@ -108,7 +108,7 @@ impl Processes {
     fn look_up(&self, id: &str) -> Response {
         let mut body = String::new();
         match self.indices.get(id) {
-            Some(at) => write_process(&mut body, id, self.running().contains(at)),
+            Some(index) => write_process(&mut body, id, self.running().contains(index)),
             None => body.push_str("{}"),
         }
         body.into_response()

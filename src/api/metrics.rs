@@ -90,7 +90,7 @@ impl Api {
 /// Adds the metrics of the journal, and of orders that need attention.
 fn orders(metrics: &mut Exposition, cached: &CachedStats) {
     let journal = &cached.journal;
-    let by_status = Status::ALL.map(|of| each((of.as_str(), cached.orders(of) as f64)));
+    let by_status = Status::ALL.map(|status| each((status.as_str(), cached.orders(status) as f64)));
     metrics.add(&table::ORDERS, by_status);
     let by_reason = Reason::ALL.into_iter().flat_map(|reason| {
         ResolvedBy::ALL.map(|by| {
@@ -100,18 +100,26 @@ fn orders(metrics: &mut Exposition, cached: &CachedStats) {
     });
     metrics.add(&table::ORDERS_NEEDING_ATTENTION, by_reason);
     let oldest = cached.snapshot.oldest_open.as_ref();
-    metrics.timestamp(&table::OLDEST_OPEN_ORDER, oldest.map(|of| of.created_at));
+    metrics.timestamp(
+        &table::OLDEST_OPEN_ORDER,
+        oldest.map(|order| order.created_at),
+    );
     let created = journal.entries_with(EventReason::Created);
     metrics.add(&table::ORDERS_CREATED, count(created));
-    let pruned = [Status::Fulfilled, Status::Failed].map(|of| {
-        let removed = cached.snapshot.pruned.in_status(of);
-        ([of.as_str()], Value::Count(removed))
+    let pruned = [Status::Fulfilled, Status::Failed].map(|status| {
+        let removed = cached.snapshot.pruned.in_status(status);
+        ([status.as_str()], Value::Count(removed))
     });
     metrics.add(&table::ORDERS_PRUNED, pruned);
     let transitions = EventReason::ALL
         .into_iter()
         .filter(|reason| *reason != EventReason::Created)
-        .map(|of| ([of.as_str()], Value::Count(journal.entries_with(of))));
+        .map(|reason| {
+            (
+                [reason.as_str()],
+                Value::Count(journal.entries_with(reason)),
+            )
+        });
     metrics.add(&table::ORDER_TRANSITIONS, transitions);
     let within = ms(journal.settled_within(), &SETTLE_TIME_BOUNDS_MS);
     metrics.add(&table::ORDER_TIME_TO_SETTLE, [(UNLABELLED, within)]);

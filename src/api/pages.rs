@@ -118,10 +118,13 @@ pub(super) fn document(title: &str, main: &str) -> String {
 /// Converts a text to HTML, with code between backticks.
 pub(super) fn prose(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    let parts = text.split('`').enumerate().map(|(at, part)| match at % 2 {
-        0 => part.to_owned(),
-        _ => format!("<code>{part}</code>"),
-    });
+    let parts = text
+        .split('`')
+        .enumerate()
+        .map(|(index, part)| match index % 2 {
+            0 => part.to_owned(),
+            _ => format!("<code>{part}</code>"),
+        });
     parts.collect()
 }
 

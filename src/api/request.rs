@@ -36,8 +36,8 @@ const ATTENTION: [(&str, AttentionFilter); 4] = [
 /// Parses the id in a path segment. A plus sign is literal, not a space.
 pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
     let bytes = segment.as_bytes();
-    for (at, _) in segment.match_indices('%') {
-        let escape = bytes.get(at + 1..at + 3);
+    for (index, _) in segment.match_indices('%') {
+        let escape = bytes.get(index + 1..index + 3);
         if !escape.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
             return Err(Problem::path(
                 "a % must be followed by two hexadecimal digits; a % itself is written %25",

@@ -85,7 +85,7 @@ impl CachedStats {
         let stored = self.snapshot.attention.iter();
         let count = stored
             .clone()
-            .filter(|(of, of_by, _)| (*of, *of_by) == (reason, by))
+            .filter(|(other, other_by, _)| (*other, *other_by) == (reason, by))
             .map(|(_, _, count)| count)
             .sum();
         let is_down = matches!(self.snapshot.heartbeat.upstream, UpstreamState::Down { .. });

@@ -19,15 +19,15 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     contradiction: impl FnOnce(&ArgMatches) -> Option<String>,
 ) -> T {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    let at = first_after_globals(&arguments);
-    let first = arguments.get(at).map(|first| first.to_string_lossy());
+    let index = first_after_globals(&arguments);
+    let first = arguments.get(index).map(|first| first.to_string_lossy());
     if let Some(command) = default_command(first.as_deref()) {
-        arguments.insert(at, command.into());
+        arguments.insert(index, command.into());
     }
     let command = adapt(T::command());
     let matches = command.clone().try_get_matches_from(&arguments);
     let is_help = matches.as_ref().is_err_and(|error| !error.use_stderr());
-    if !is_help && let Some(what) = control_character(&command, &arguments, at) {
+    if !is_help && let Some(what) = control_character(&command, &arguments, index) {
         command.clone().error(ErrorKind::InvalidValue, what).exit();
     }
     matches
@@ -51,7 +51,7 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
                 let tip = ContextValue::StyledStrs(vec![tip.into()]);
                 error.insert(ContextKind::Suggested, tip);
             }
-            let variable = variable_behind(&error, &command, &arguments, at);
+            let variable = variable_behind(&error, &command, &arguments, index);
             // If standard error is closed, the exit code remains.
             let _ = error.print();
             if let Some(variable) = variable {
@@ -125,15 +125,15 @@ pub(super) fn simulator_without_simulator(matches: &ArgMatches) -> Option<String
 /// Returns the index of the first argument after the global flags.
 fn first_after_globals(arguments: &[OsString]) -> usize {
     const LOG_FORMAT: &str = "--log-format";
-    let mut at = 1.min(arguments.len());
-    while let Some(argument) = arguments.get(at).and_then(|argument| argument.to_str()) {
-        at += match argument.strip_prefix(LOG_FORMAT) {
-            Some("") if at + 1 < arguments.len() => 2,
+    let mut index = 1.min(arguments.len());
+    while let Some(argument) = arguments.get(index).and_then(|argument| argument.to_str()) {
+        index += match argument.strip_prefix(LOG_FORMAT) {
+            Some("") if index + 1 < arguments.len() => 2,
             Some(rest) if rest.starts_with('=') => 1,
             _ => break,
         };
     }
-    at
+    index
 }
 
 /// Returns the variable that a wrong value came from, if any. The command is at the index `at`.
@@ -141,7 +141,7 @@ fn variable_behind(
     error: &clap::Error,
     command: &Command,
     arguments: &[OsString],
-    at: usize,
+    index: usize,
 ) -> Option<String> {
     let ContextValue::String(named) = error.get(ContextKind::InvalidArg)? else {
         return None;
@@ -150,7 +150,7 @@ fn variable_behind(
     let is_given = arguments
         .iter()
         .any(|argument| argument.to_string_lossy().starts_with(flag));
-    let subcommand = command.find_subcommand(arguments.get(at)?)?;
+    let subcommand = command.find_subcommand(arguments.get(index)?)?;
     let argument = command
         .get_arguments()
         .chain(subcommand.get_arguments())
@@ -162,7 +162,7 @@ fn variable_behind(
 /// Returns the error of a control character in a setting of the command at the index `at`. A file of
 /// variables with line ends of Windows leaves a carriage return at the end of each value, which would
 /// end up in the name of a file, and is invisible in a message that repeats the value.
-fn control_character(command: &Command, arguments: &[OsString], at: usize) -> Option<String> {
+fn control_character(command: &Command, arguments: &[OsString], index: usize) -> Option<String> {
     let describe = |setting: &str, value: &str| {
         let wrong = value.chars().find(|found| found.is_control())?;
         let name = match wrong {
@@ -187,7 +187,7 @@ fn control_character(command: &Command, arguments: &[OsString], at: usize) -> Op
     });
     flags.or_else(|| {
         let of_command = arguments
-            .get(at)
+            .get(index)
             .and_then(|name| command.find_subcommand(name));
         let settings = of_command.into_iter().flat_map(Command::get_arguments);
         let mut variables = command

@@ -171,10 +171,10 @@ impl Histories {
                 false => Ok(here),
             };
         };
-        let Some(at) = self.0.iter().position(|h| h.id == origin.history) else {
+        let Some(index) = self.0.iter().position(|h| h.id == origin.history) else {
             return gone(GoneReason::UnknownHistory, Cursor::default());
         };
-        let next = self.0.get(at + 1);
+        let next = self.0.get(index + 1);
         let (newest, pruned) = match next {
             None => (now.newest, now.pruned),
             Some(next) => (next.newest[now.sequence as usize], next.pruned),
@@ -274,10 +274,10 @@ mod tests {
         }
 
         /// Removes an entry, unless it is the newest, which is never pruned.
-        fn prune(&mut self, at: usize) -> bool {
-            let is_there = at + 1 < self.entries.len();
+        fn prune(&mut self, index: usize) -> bool {
+            let is_there = index + 1 < self.entries.len();
             if is_there {
-                let (seq, _) = self.entries.remove(at);
+                let (seq, _) = self.entries.remove(index);
                 self.now.pruned += 1;
                 self.now.last_pruned = self.now.last_pruned.max(seq);
             }
@@ -329,10 +329,10 @@ mod tests {
             let mut backup = database.clone();
             let mut reader = Reader::begin(Cursor::default(), &database);
             let mut has_reason = false;
-            for (step, (kind, at)) in (1..).zip(steps) {
+            for (step, (kind, index)) in (1..).zip(steps) {
                 match kind {
                     0..=2 => database.append(step),
-                    3..=4 => has_reason |= database.prune(at),
+                    3..=4 => has_reason |= database.prune(index),
                     5 => backup = database.clone(),
                     6 => {
                         database = backup.clone();

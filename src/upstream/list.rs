@@ -128,12 +128,12 @@ impl ListDecoder {
                 self.expects = Expects::CommaOrEnd;
                 rest = after;
             }
-            let Some(at) = rest.iter().position(|byte| !is_space(*byte)) else {
+            let Some(index) = rest.iter().position(|byte| !is_space(*byte)) else {
                 return Ok(());
             };
-            let byte = rest[at];
+            let byte = rest[index];
             // The brace that opens an entry is its first byte.
-            rest = &rest[at + usize::from(byte != b'{')..];
+            rest = &rest[index + usize::from(byte != b'{')..];
             self.expects = self.between_entries(byte)?;
             if self.expects == Expects::RestOfEntry
                 && let Some((entry, after)) = plain_entry(rest)
@@ -177,7 +177,7 @@ impl ListDecoder {
 
     /// Returns the index after the brace that closes the present entry.
     fn end_of_entry(&mut self, bytes: &[u8]) -> Option<usize> {
-        for (at, byte) in bytes.iter().enumerate() {
+        for (index, byte) in bytes.iter().enumerate() {
             if self.in_string {
                 match byte {
                     _ if self.escaped => self.escaped = false,
@@ -193,7 +193,7 @@ impl ListDecoder {
                 b'}' | b']' => {
                     self.nesting -= 1;
                     if self.nesting == 0 {
-                        return Some(at + 1);
+                        return Some(index + 1);
                     }
                 }
                 _ => {}
@@ -355,8 +355,8 @@ mod tests {
         proptest::collection::vec(entry, 0..6).prop_map(|entries| {
             let mut body = b"[".to_vec();
             let mut decoded = Vec::new();
-            for (at, (id, status, form)) in entries.into_iter().enumerate() {
-                if at > 0 {
+            for (index, (id, status, form)) in entries.into_iter().enumerate() {
+                if index > 0 {
                     body.extend_from_slice(if form == 0 { b"," } else { b" ,\n\t" });
                 }
                 let entry = match form {
@@ -407,9 +407,9 @@ mod tests {
             spoilt in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..3),
             size in 1..40usize,
         ) {
-            for (at, byte) in spoilt {
-                let at = at.index(body.len());
-                body[at] = byte;
+            for (index, byte) in spoilt {
+                let length = body.len();
+                body[index.index(length)] = byte;
             }
             let (said, result) = decode(&body, size);
             prop_assert_eq!(result.ok().map(|_| said), oracle(&body));

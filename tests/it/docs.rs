@@ -47,14 +47,14 @@ fn section<'t>(page: &'t str, heading: &str) -> &'t str {
 /// Returns the cells of all table rows in a text, without heads and rules.
 fn rows(text: &str) -> Vec<Vec<&str>> {
     let lines: Vec<_> = text.lines().collect();
-    let is_body = |at: &usize| {
-        let next = lines.get(at + 1).copied().unwrap_or_default();
-        lines[*at].starts_with("| ") && !next.starts_with("|---")
+    let is_body = |index: &usize| {
+        let next = lines.get(index + 1).copied().unwrap_or_default();
+        lines[*index].starts_with("| ") && !next.starts_with("|---")
     };
     let bodies = (0..lines.len()).filter(is_body);
     bodies
-        .map(|at| {
-            lines[at]
+        .map(|index| {
+            lines[index]
                 .trim_matches('|')
                 .split(" | ")
                 .map(str::trim)

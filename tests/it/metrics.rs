@@ -163,7 +163,7 @@ async fn the_metrics_of_a_run_agree_with_what_happened() {
     let page = client.get(format!("{}/docs/metrics", service.url)).await;
     let sections = page.body.split("<section id=\"").skip(1);
     let described: BTreeSet<_> = sections
-        .filter_map(|of| Some(of.split_once('"')?.0))
+        .filter_map(|section| Some(section.split_once('"')?.0))
         .collect();
     let declared = text.lines().filter_map(|line| {
         let (name, _) = line

@@ -93,7 +93,7 @@ impl Wire {
 /// Returns the status of each response in the bytes of a connection.
 pub fn statuses(text: &str) -> Vec<u16> {
     text.match_indices("HTTP/1.")
-        .map(|(at, _)| text[at + 9..at + 12].parse().expect("a status"))
+        .map(|(index, _)| text[index + 9..index + 12].parse().expect("a status"))
         .collect()
 }
 

@@ -252,8 +252,8 @@ async fn read(shared: &Shared, rng: &mut fastrand::Rng) {
         let Some(last) = answers.acknowledged.len().checked_sub(1) else {
             return;
         };
-        let at = if rng.bool() { last } else { rng.usize(..=last) };
-        answers.acknowledged[at].clone()
+        let index = if rng.bool() { last } else { rng.usize(..=last) };
+        answers.acknowledged[index].clone()
     };
     let url = format!("{}/order/{id}", api(shared, rng));
     let changes = shared.former_primary_changes.load(Ordering::Relaxed);

@@ -51,8 +51,8 @@ pub fn page(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     };
     let mut few = Pages::begin(bench, few)?;
     let mut lines = Vec::new();
-    for (at, word) in ["first", "middle", "last"].iter().enumerate() {
-        let (ours, reference) = alternately(ROUNDS, |_| many.time(at), |_| few.time(at))?;
+    for (index, word) in ["first", "middle", "last"].iter().enumerate() {
+        let (ours, reference) = alternately(ROUNDS, |_| many.time(index), |_| few.time(index))?;
         let what = format!("{word} page of FAILED, of a million; of ten thousand");
         lines.push(
             Line::new(what, Unit::Millis, ours)
@@ -87,8 +87,8 @@ impl Pages {
         }
         // The last page may have fewer than a hundred orders.
         paths.pop();
-        let path = |at: usize| -> anyhow::Result<String> {
-            let path = paths.get(at).context("there are too few pages")?;
+        let path = |index: usize| -> anyhow::Result<String> {
+            let path = paths.get(index).context("there are too few pages")?;
             Ok(path.replace("limit=1000", "limit=100"))
         };
         Ok(Self {
@@ -100,11 +100,11 @@ impl Pages {
     }
 
     /// Returns the median time of many reads of one page, in milliseconds.
-    fn time(&mut self, at: usize) -> anyhow::Result<f64> {
+    fn time(&mut self, page: usize) -> anyhow::Result<f64> {
         let mut taken = Vec::with_capacity(PAGES);
         for _ in 0..PAGES {
             let sent_at = Instant::now();
-            let answer = self.connection.get(&self.paths[at])?;
+            let answer = self.connection.get(&self.paths[page])?;
             taken.push(sent_at.elapsed().as_secs_f64() * 1e3);
             ensure!(answer.status == 200, "{answer:?}");
         }

@@ -49,7 +49,7 @@ impl Exposition {
         for (values, value) in samples {
             let labels = metric.labels.iter().zip(values);
             let labels: Vec<_> = labels
-                .map(|(of, value)| format!("{of}=\"{value}\""))
+                .map(|(name, value)| format!("{name}=\"{value}\""))
                 .collect();
             let written = match labels.join(",") {
                 labels if labels.is_empty() => labels,

@@ -60,8 +60,8 @@ impl OwnEntries {
             return;
         };
         // The next one after that in which this process has written, unless that was lost too.
-        let at = histories.iter().position(|(id, _)| *id == before);
-        let next = at.and_then(|at| histories.get(at + 1));
+        let index = histories.iter().position(|(id, _)| *id == before);
+        let next = index.and_then(|index| histories.get(index + 1));
         let newest_entry = next.map_or(*newest_entry, |(_, newest_entry)| *newest_entry);
         let lost = written.newest - newest_entry;
         written.newest = written.newest.min(newest_entry);

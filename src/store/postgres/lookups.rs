@@ -78,7 +78,8 @@ async fn answer(
             return;
         };
         lookups.retain(|lookup| !lookup.reply.is_closed());
-        let ids: Arc<Vec<String>> = Arc::new(lookups.iter().map(|of| of.id.to_string()).collect());
+        let ids = lookups.iter().map(|lookup| lookup.id.to_string());
+        let ids: Arc<Vec<String>> = Arc::new(ids.collect());
         let found = inner.repeat(READ_TIMEOUT, Some(index), move |session| {
             let ids = ids.clone();
             Box::pin(async move { session.query(ORDER_VIEWS, &[&*ids]).await })

@@ -89,7 +89,7 @@ impl RowWork {
         let mut took_effect = &took_effect[..];
         let mut entries = Vec::new();
         for (index, pending) in writes.iter_mut().enumerate() {
-            let answer = self.single.get(&index).map(|at| (&answers[*at], *at));
+            let answer = self.single.get(&index).map(|step| (&answers[*step], *step));
             match (&mut pending.write, answer) {
                 (
                     Write::Record {
@@ -111,10 +111,10 @@ impl RowWork {
                         reply,
                         ..
                     },
-                    Some((changed, at)),
+                    Some((changed, step)),
                 ) => {
                     let Some(row) = changed.first() else {
-                        let found = answers[at + 1].first().map(unresolved_of);
+                        let found = answers[step + 1].first().map(unresolved_of);
                         reply.keep(found.transpose()?.unwrap_or(OperatorResult::Missing));
                         continue;
                     };

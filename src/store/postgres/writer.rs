@@ -215,11 +215,11 @@ impl Writer {
         if is_repeated {
             // Its predecessor may be about to commit.
             steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]);
-            let at = steps.add(LAST_BATCH, vec![Box::new(writer)]);
+            let step = steps.add(LAST_BATCH, vec![Box::new(writer)]);
             let answers = session.pipeline(&steps).await?;
             steps = Steps::default();
             is_locked = true;
-            let last_batch = answers[at].first().map(|row| row.try_get::<_, i64>(0));
+            let last_batch = answers[step].first().map(|row| row.try_get::<_, i64>(0));
             let last_batch = last_batch.transpose().map_err(Error::from)?;
             if sets_last_batch && last_batch == Some(batch.number) {
                 return batch.confirm(session).await;
@@ -281,12 +281,12 @@ impl Writer {
         match session.pipeline(&steps).await {
             Ok(answers) => {
                 batch.complete(session, &answers, found)?;
-                let first = |at: Option<usize>| at.and_then(|at| answers[at].first());
+                let first = |step: Option<usize>| step.and_then(|step| answers[step].first());
                 if let Some(row) = first(lock) {
                     counters.on_locked(row.try_get(0).map_err(Error::from)?);
                 }
-                for at in appended {
-                    if let Some(row) = first(Some(at)) {
+                for step in appended {
+                    if let Some(row) = first(Some(step)) {
                         let newest: Option<i64> = row.try_get(0).map_err(Error::from)?;
                         connector.own_entries.on_written(newest.unwrap_or(0));
                     }

@@ -317,7 +317,11 @@ fn a_control_character_in_a_setting_is_named_and_the_setting_too() {
             .map(|(_, variable, _)| (*variable, "\r"))
             .collect();
         run(&env, &command, &["--help"], &wrong).assert_code(0);
-        variables.extend(settings.into_iter().map(|of| (command.clone(), of)));
+        variables.extend(
+            settings
+                .into_iter()
+                .map(|setting| (command.clone(), setting)),
+        );
     }
     for (command, (flag, variable, default)) in variables {
         let value = format!("{}\r", default.trim_matches('"'));
