@@ -96,10 +96,6 @@ pub(super) async fn migrate(
             .await?;
     }
     session.execute(STORAGE).await?;
-    // Their processes have ended, or set their last batch anew with their next write.
-    session
-        .execute("DELETE FROM writers WHERE used_at < now() - interval '1 day'")
-        .await?;
     session.execute("COMMIT").await?;
     Ok(format == 0)
 }

@@ -399,6 +399,20 @@ async fn a_commit_that_no_standby_confirms_is_answered_within_a_time_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn programs_start_while_no_standby_confirms_commits() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    let _lead = store.try_lead().await.unwrap().unwrap();
+    let age = "UPDATE order_service.writers SET used_at = now() - interval '2 days' RETURNING 1";
+    assert_eq!(primary.run("postgres", age), "1");
+    primary.set("synchronous_standby_names", "nobody");
+    let port = primary.port();
+    let opened = tokio::task::spawn_blocking(move || open(&[port]));
+    let opened = tokio::time::timeout(Duration::from_secs(10), opened).await;
+    assert!(opened.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_has_the_cause() {
     let env = TestEnvironment::new();
     let client = Client::new();
