@@ -101,7 +101,10 @@ async fn begin_history(session: &Session) -> Result<(), Error> {
     }
     let origin: String = row.try_get(0)?;
     let id = i64::from(fastrand::u32(..));
-    session.execute("BEGIN").await?;
+    // A server that is promoted may have no standby yet, and reads need none. If the row is lost with the
+    // server, its history is as well: cursors in it are refused.
+    let begin = "BEGIN; SET LOCAL synchronous_commit = local";
+    session.execute(begin).await?;
     session.lock(NUMBERING_LOCK).await?;
     let begun = session.query(BEGIN, &[&id, &origin]).await?;
     session.execute("COMMIT").await?;

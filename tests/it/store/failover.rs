@@ -413,6 +413,20 @@ async fn programs_start_while_no_standby_confirms_commits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reads_of_a_promoted_server_do_not_wait_for_its_standbys() {
+    let primary = Cluster::own(&[]);
+    let standby = primary.standby("second");
+    primary.replicate_to("second");
+    let store = open(&[primary.port(), standby.port()]);
+    create(&store, "a1", 1).await;
+    standby.set("synchronous_standby_names", "nobody");
+    primary.kill();
+    standby.promote();
+    let found = store.find(&OrderId::new("a1").unwrap()).await;
+    assert!(matches!(found, Ok(Some(_))), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_answer_in_time_while_a_server_is_down_and_the_log_has_the_cause() {
     let env = TestEnvironment::new();
     let client = Client::new();
