@@ -44,8 +44,11 @@ impl Error {
             Self::Value(_) => return false,
         };
         match error.code() {
-            // Not the server's answer, but the lack of one.
-            None => true,
+            // Not the server's answer, but the lack of one. An answer that cannot be decoded stays as it is.
+            None => {
+                let cause = std::error::Error::source(error);
+                error.is_closed() || cause.is_some_and(|cause| cause.is::<std::io::Error>())
+            }
             Some(code) => {
                 code.code().starts_with("08")
                     || [

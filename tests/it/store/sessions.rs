@@ -93,6 +93,19 @@ async fn an_aborted_transaction_is_not_reported_as_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_cannot_be_decoded_is_an_error_at_once() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    let change = "ALTER TABLE order_service.heartbeat ALTER leader_since TYPE text";
+    primary.run("postgres", change);
+    let begun = Instant::now();
+    let read = store.heartbeat().await;
+    assert!(matches!(read, Err(StoreError::Unreadable(_))), "{read:?}");
+    // A read is repeated for 10 s if its connection was lost.
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn concurrent_callers_share_a_commit() {
     let primary = Cluster::own(&[]);
     let store = open(&[primary.port()]);
