@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use futures_util::FutureExt;
 use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
@@ -62,15 +61,14 @@ async fn once(
         return Ok(Exit::NotLeading);
     };
     let mut thread = ReconcilerThread::once(store.clone(), lead, upstream, settings, stop.clone())?;
-    let ended = thread.ended().await;
-    if ended.is_err()
-        && let Some(reason) = store.retired().now_or_never()
-    {
-        return Err(reason.into());
-    }
-    if ended? {
-        Ok(Exit::Done)
-    } else {
-        Ok(Exit::Upstream)
+    tokio::select! {
+        biased;
+        reason = store.retired() => {
+            stop.requested.cancel();
+            // An error of the run follows from that.
+            let _ = thread.ended().await;
+            Err(reason.into())
+        }
+        is_usable = thread.ended() => Ok(if is_usable? { Exit::Done } else { Exit::Upstream }),
     }
 }

@@ -80,9 +80,6 @@ const SERVER_STATE_WITHOUT_RELOCATION: &str = server_state!(", NULL::text, NULL:
 /// Interval between two checks of the state of the server, while something is written to it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Like [`CHECK_INTERVAL`], while nothing is written, because it costs a statement then.
-const CHECK_INTERVAL_AT_REST: Duration = Duration::from_secs(5);
-
 impl Connector {
     pub fn new(url: &PostgresUrl, purpose: Purpose) -> Result<Self, OpenError> {
         Ok(Self {
@@ -131,25 +128,11 @@ impl Connector {
         self.reconnects.load(Ordering::Relaxed)
     }
 
-    /// Checks every few seconds that the database may still be used, on a session that is used anyway.
-    pub async fn check_if_due(&self, session: &Session) -> Result<(), Error> {
-        if self.is_checked_before(CHECK_INTERVAL_AT_REST) {
-            let asked_at = SystemClock.uptime();
-            let row = session.query_one(SERVER_STATE, &[]).await?;
-            self.on_server_state(&row, asked_at)?;
-        }
-        Ok(())
-    }
-
     /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
     pub fn is_check_due(&self) -> bool {
-        self.is_checked_before(CHECK_INTERVAL)
-    }
-
-    fn is_checked_before(&self, interval: Duration) -> bool {
         let now = SystemClock.uptime().as_millis() as u64;
         let before = self.checked_at.load(Ordering::Relaxed);
-        now.saturating_sub(before) >= interval.as_millis() as u64
+        now.saturating_sub(before) >= CHECK_INTERVAL.as_millis() as u64
     }
 
     /// Follows the answer to [`SERVER_STATE`], which was sent after the uptime `asked_at`. Returns whether

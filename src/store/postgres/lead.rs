@@ -41,7 +41,6 @@ impl Standby {
             None => connector.session().await?,
         };
         *is_next = true;
-        connector.check_if_due(&session).await?;
         if session.try_lock(LEADER_LOCK).await? {
             return Ok(Some(LeaderLock(Box::new(session))));
         }

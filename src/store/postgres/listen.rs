@@ -61,10 +61,6 @@ impl Listener {
                 }
                 // A commit before the session listened is found by this wake-up.
                 is_due = true;
-            } else if let Some(session) = &session
-                && let Err(error) = connector.check_if_due(session).await
-            {
-                log::debug!("the database cannot be checked: {error}");
             }
             if !self.wake_all(is_due) {
                 return;

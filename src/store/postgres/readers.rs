@@ -111,11 +111,7 @@ impl Inner {
         query: &impl Query<T>,
     ) -> Result<T, Error> {
         let session = self.reader(index).await?;
-        let checked = async {
-            self.connector.check_if_due(&session).await?;
-            query(&session).await
-        };
-        let result = tokio::time::timeout_at(until, checked).await;
+        let result = tokio::time::timeout_at(until, query(&session)).await;
         let result = result.unwrap_or(Err(Error::TimedOut));
         if result.as_ref().is_err_and(Error::is_transient) {
             // Others would meet the same on it.
@@ -146,7 +142,6 @@ impl Inner {
             Some(_) => self.connector.next_session().await?,
             None => self.connector.session().await?,
         };
-        self.connector.check_if_due(&session).await?;
         let begin = session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
         // The first statements are sent with it: `join` polls in this order.
         let (begun, result) = join(begin, query(&session)).await;

@@ -36,6 +36,10 @@ use crate::store::writer_state::WriterState;
 /// Time limit of a batch that has begun, repetitions included. Its callers wait a little longer.
 const BATCH_TIMEOUT: Duration = Duration::from_millis(9_500);
 
+/// Interval between two checks of the state of the server while nothing is written, because each costs a
+/// statement then.
+const CHECK_INTERVAL_AT_REST: Duration = Duration::from_secs(5);
+
 const BEGIN: &str = "BEGIN";
 
 /// A statement of its own, so that the next one sees all earlier commits. Returns the time that it took,
@@ -90,10 +94,30 @@ impl Writer {
         }
     }
 
-    /// Executes all writes until the queue is dropped.
+    /// Executes all writes until the queue is dropped, and checks the server while there are none.
     pub async fn run(mut self, mut waiting: mpsc::Receiver<Pending>) {
-        while let Some(first) = waiting.recv().await {
-            self.commit(first, &mut waiting).await;
+        loop {
+            match tokio::time::timeout(CHECK_INTERVAL_AT_REST, waiting.recv()).await {
+                Ok(Some(first)) => self.commit(first, &mut waiting).await,
+                Ok(None) => return,
+                Err(_) => self.check().await,
+            }
+        }
+    }
+
+    /// Checks that the database may still be used, which writes do otherwise.
+    async fn check(&mut self) {
+        let connector = self.connector.clone();
+        let check = async {
+            let session = self.session().await?;
+            let asked_at = SystemClock.uptime();
+            let row = session.query_one(SERVER_STATE, &[]).await?;
+            connector.on_server_state(&row, asked_at)
+        };
+        let checked = tokio::time::timeout(ATTEMPT_TIMEOUT, check).await;
+        if let Err(error) = checked.unwrap_or(Err(Error::TimedOut)) {
+            log::debug!("the database cannot be checked: {error}");
+            self.session = None;
         }
     }
 

@@ -1,11 +1,11 @@
 //! Programs that have a database open when its orders move, or when a later version migrates it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use order_service::clock::Clock;
 
 use super::*;
-use crate::environment::{Program, until};
+use crate::environment::Program;
 
 /// Starts all programs of a database, of which one reconciler leads and another stands by.
 fn start_all(env: &TestEnvironment, database: &str) -> [Program; 3] {
@@ -23,9 +23,9 @@ fn start_all(env: &TestEnvironment, database: &str) -> [Program; 3] {
 }
 
 /// Checks that all programs exit with this reason, and that the writer and the reconciler log it once.
-async fn assert_end(programs: [Program; 3], reason: &str) {
+fn assert_end(programs: [Program; 3], reason: &str) {
     for program in programs {
-        let log = ended(program).await;
+        let log = ended(program);
         let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert!(errors.last().unwrap().contains(reason), "{log}");
         // The writer of a server logs that a write was refused before it finds the reason.
@@ -35,26 +35,9 @@ async fn assert_end(programs: [Program; 3], reason: &str) {
 }
 
 /// Waits until a program has ended with exit code 3. Returns its log.
-async fn ended(program: Program) -> String {
-    const READ: &[u8] = b"GET /order/a1 HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let program = std::cell::RefCell::new(program);
-    let status = until(
-        async || {
-            let mut program = program.borrow_mut();
-            // On PostgreSQL, an API notices it with the next request whose answer somebody waits for.
-            if !program.url.is_empty()
-                && let Ok(mut api) = TcpStream::connect(program.address())
-            {
-                let _ = api.set_read_timeout(Some(Duration::from_secs(2)));
-                let _ = api.write_all(READ);
-                let _ = api.read(&mut [0; 1_024]);
-            }
-            program.ended()
-        },
-        Option::is_some,
-    );
-    let code = status.await.unwrap().code();
-    let log = program.borrow().logged();
+fn ended(mut program: Program) -> String {
+    let code = program.wait().code();
+    let log = program.logged();
     assert_eq!(code, Some(3), "{log}");
     log
 }
@@ -65,12 +48,12 @@ async fn running_programs_exit_once_the_orders_have_moved_there_and_back() {
         let (env, [from, to]) = filled(engines).await;
         let programs = start_all(&env, &from);
         copied(&env, &from, &to);
-        assert_end(programs, &format!("has moved to {to}; ")).await;
+        assert_end(programs, &format!("has moved to {to}; "));
         // One API does not change the copy.
         let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &to];
         let api = env.start("order-service", &arguments, true);
         copy(&env, &["--take-back", &from, &to]).assert_code(0);
-        let log = ended(api).await;
+        let log = ended(api);
         assert!(log.contains(&format!("has moved to {from}; ")), "{log}");
     }
 }
@@ -87,6 +70,32 @@ async fn running_programs_exit_once_a_later_version_has_migrated_the_database() 
             Engine::Postgres => "UPDATE meta SET format = 99",
         };
         execute(&url, migration);
-        assert_end(programs, "version of this program").await;
+        assert_end(programs, "version of this program");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_run_exits_once_the_orders_have_moved() {
+    for engines in PAIRS {
+        let env = TestEnvironment::new();
+        let [from, to] = engines.map(|engine| new_url(&env, engine));
+        let store = open(&from);
+        let now = store.clock().now();
+        let seq = create(&store, "a1", now).await;
+        let step = Transition::Intended { previous: None };
+        let lead = lead(&store).await;
+        let changes = vec![OrderChange { seq, step }];
+        store.record(&lead, changes, now).await.unwrap();
+        drop((lead, store));
+        let arguments = ["--once", "--database-url", &from];
+        let settings = ["--request-timeout", "60s", "--order-process-url"];
+        let arguments = [&arguments[..], &settings, &["http://127.0.0.1:9"]].concat();
+        let run = env.start("order-reconciler", &arguments, false);
+        run.logs("waiting for=60s");
+        copied(&env, &from, &to);
+        let begun = Instant::now();
+        let log = ended(run);
+        assert!(log.contains(&format!("has moved to {to}; ")), "{log}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{log}");
     }
 }
