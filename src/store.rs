@@ -155,16 +155,14 @@ impl Store {
         Ok(Self { engine })
     }
 
-    /// Opens an existing database to read it. A file is not migrated, and its locks are not taken.
+    /// Opens an existing database to read it. It is not migrated, and the locks of a file are not taken.
     pub fn open_to_read(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        match url {
-            DatabaseUrl::Sqlite(path) => {
-                let engine = Engine::Sqlite(sqlite::Engine::open_to_read(path)?);
-                Ok(Self { engine })
-            }
+        let engine = match url {
+            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open_to_read(path)?),
             #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(_) => Self::open_existing(url),
-        }
+            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open_to_read(url)?),
+        };
+        Ok(Self { engine })
     }
 
     /// Returns the address of the database: the absolute path of its file, or a URL without a

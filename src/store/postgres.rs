@@ -134,15 +134,24 @@ impl Engine {
         Self::open_with(url, Mode::Threaded, true)
     }
 
+    /// Opens an existing database to read it. Nothing is created or migrated, and every write is refused.
+    pub fn open_to_read(url: &PostgresUrl) -> Result<Self, OpenError> {
+        let connector = Connector::new(url, Purpose::Read)?;
+        let (thread, session) = start(connector, |connector| async move {
+            connector.session_for_reading().await
+        })?;
+        let clock = thread.connector.clock().clone();
+        // Without a receiver, it refuses every write.
+        let (queue, ..) = Queue::new(WriterState::new(clock, "the database is only read"));
+        Ok(Self::new(thread, queue, false, vec![session]))
+    }
+
     fn open_with(url: &PostgresUrl, mode: Mode, must_exist: bool) -> Result<Self, OpenError> {
-        let connector = Arc::new(Connector::new(url, Purpose::Use)?);
-        let (runtime, stop) = start_thread(&connector)?;
-        let session = on_thread(&runtime, {
-            let connector = connector.clone();
-            async move { prepare(&connector, must_exist).await }
-        })
-        .unwrap_or(Err(Error::TimedOut))
-        .map_err(|error| error.into_open_error(connector.address()))?;
+        let connector = Connector::new(url, Purpose::Use)?;
+        let (thread, session) = start(connector, move |connector| async move {
+            prepare(&connector, must_exist).await
+        })?;
+        let (connector, runtime) = (&thread.connector, &thread.runtime);
         if !must_exist && !connector.is_replicated() {
             log::warn!(
                 "what is acknowledged is on the disk of one server alone: its \
@@ -178,6 +187,15 @@ impl Engine {
                 })
             }
         };
+        Ok(Self::new(thread, queue, is_synchronous, Vec::new()))
+    }
+
+    fn new(thread: Thread, queue: Queue, is_synchronous: bool, idle: Vec<Session>) -> Self {
+        let Thread {
+            connector,
+            runtime,
+            stop,
+        } = thread;
         runtime.spawn(connector.clone().watch_for_promotions());
         let (lookups, waiting) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
@@ -189,13 +207,13 @@ impl Engine {
             next_reader: AtomicUsize::new(0),
             lookups,
             snapshots: Semaphore::new(SNAPSHOT_READERS),
-            idle_snapshots: std::sync::Mutex::default(),
+            idle_snapshots: std::sync::Mutex::new(idle),
             standby: Standby::default(),
             listener: Arc::default(),
             _stop: stop,
         });
         inner.answer_lookups(waiting);
-        Ok(Self { inner })
+        Self { inner }
     }
 
     /// Returns the address, without a password.
@@ -295,8 +313,22 @@ async fn prepare(connector: &Connector, must_exist: bool) -> Result<Session, Err
     }
 }
 
-/// Starts the thread that drives all connections until the sender is dropped.
-fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), OpenError> {
+/// The thread that drives all connections, and the way to more of them.
+struct Thread {
+    connector: Arc<Connector>,
+    runtime: Handle,
+    /// Ends the thread when it is dropped.
+    stop: oneshot::Sender<()>,
+}
+
+/// Starts the thread that drives all connections, and opens the first session on it.
+fn start<F>(
+    connector: Connector,
+    open: impl FnOnce(Arc<Connector>) -> F,
+) -> Result<(Thread, Session), OpenError>
+where
+    F: Future<Output = Result<Session, Error>> + Send + 'static,
+{
     let other = |error: std::io::Error| {
         OpenError::new(connector.address(), ServerError::Other(Box::new(error)))
     };
@@ -313,7 +345,15 @@ fn start_thread(connector: &Connector) -> Result<(Handle, oneshot::Sender<()>), 
             let _ = runtime.block_on(stopped);
         })
         .map_err(other)?;
-    Ok((handle, stop))
+    let connector = Arc::new(connector);
+    let opened = on_thread(&handle, open(connector.clone())).unwrap_or(Err(Error::TimedOut));
+    let session = opened.map_err(|error| error.into_open_error(connector.address()))?;
+    let thread = Thread {
+        connector,
+        runtime: handle,
+        stop,
+    };
+    Ok((thread, session))
 }
 
 /// Runs work on the thread that drives the connections, and blocks the calling thread until it ends.

@@ -26,6 +26,9 @@ words! {
 pub(super) enum Purpose {
     /// To use its orders.
     Use,
+    /// To read its orders. Nothing is created, migrated or written.
+    #[cfg(feature = "postgres")]
+    Read,
     /// To copy them, whether or not they have moved. The statements mark a database that is created.
     Copy(Option<String>),
 }

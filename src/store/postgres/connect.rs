@@ -159,7 +159,7 @@ impl Connector {
         match (relocation, &self.purpose) {
             (None, _) => Ok(false),
             (Some(_), Purpose::Copy(_)) => Ok(true),
-            (Some(found), Purpose::Use) => {
+            (Some(found), Purpose::Use | Purpose::Read) => {
                 self.retire(ServerError::Relocated(found.clone()));
                 Err(ServerError::Relocated(found).into())
             }
@@ -185,6 +185,9 @@ impl Connector {
 
     /// Like [`Connector::session`]; notifications of the database wake `notified`.
     pub async fn session_with(&self, notified: Option<Arc<Notify>>) -> Result<Session, Error> {
+        if let Purpose::Read = self.purpose {
+            return self.session_for_reading().await;
+        }
         self.within_limit(async {
             let session = self.connect(notified).await?;
             self.check_identity(&session).await?;
@@ -212,7 +215,7 @@ impl Connector {
         let session = self.within_limit(self.connect_with_locks()).await?;
         let mark = match &self.purpose {
             Purpose::Copy(mark) => mark.as_deref(),
-            Purpose::Use => None,
+            Purpose::Use | Purpose::Read => None,
         };
         let is_new = migrate(&session, must_exist, mark).await?;
         self.within_limit(async {
@@ -225,7 +228,7 @@ impl Connector {
         match (is_new, &self.purpose) {
             // Nobody may have meant to begin with an empty one.
             (true, Purpose::Use) => log::warn!("created the database {}", self.address),
-            (true, Purpose::Copy(_)) => log::info!("created the database {}", self.address),
+            (true, _) => log::info!("created the database {}", self.address),
             (false, _) => log::info!("using the database {}", self.address),
         }
         Ok(session)

@@ -3,14 +3,11 @@
 
 use std::sync::{Arc, mpsc};
 
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
-
 use super::connect::Connector;
 use super::dialect::without_indexes;
 use super::error::Error;
 use super::session::Session;
-use super::{PostgresUrl, on_thread, start_thread};
+use super::{PostgresUrl, Thread, on_thread, start};
 use crate::messages::with_causes;
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::order_details::OrderDetails;
@@ -47,17 +44,14 @@ const UNREADABLE: &str = "repeat the check; if that fails as well, the server's 
 
 /// A connection whose rows are read as lines, and the thread that drives it.
 pub(in crate::store) struct LineSession {
-    address: String,
-    runtime: Handle,
+    thread: Thread,
     session: Arc<Session>,
-    /// Ends the thread when it is dropped.
-    _stop: oneshot::Sender<()>,
 }
 
 impl LineSession {
     /// Opens a session that only reads, on a database that must be there.
     pub fn open(url: &PostgresUrl) -> Result<Self, OpenError> {
-        Self::connect(Connector::new(url, Purpose::Use)?, |connector| async move {
+        Self::connect(Connector::new(url, Purpose::Read)?, |connector| async move {
             let session = connector.session_for_reading().await?;
             session.execute(PLANS).await?;
             Ok(session)
@@ -72,23 +66,16 @@ impl LineSession {
     where
         F: Future<Output = Result<Session, Error>> + Send + 'static,
     {
-        let connector = Arc::new(connector);
-        let (runtime, stop) = start_thread(&connector)?;
-        let address = connector.address().to_owned();
-        let opened = on_thread(&runtime, open(connector));
-        let session = opened.unwrap_or(Err(Error::TimedOut));
-        let session = session.map_err(|error| error.into_open_error(&address))?;
+        let (thread, session) = start(connector, open)?;
         Ok(Self {
-            address,
-            runtime,
+            thread,
             session: Arc::new(session),
-            _stop: stop,
         })
     }
 
     /// Returns the address of the database, without a password.
     pub fn address(&self) -> &str {
-        &self.address
+        self.thread.connector.address()
     }
 
     /// Runs work on the thread, and blocks the calling one until it ends.
@@ -99,7 +86,7 @@ impl LineSession {
     where
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let done = on_thread(&self.runtime, work(self.session.clone()));
+        let done = on_thread(&self.thread.runtime, work(self.session.clone()));
         Ok(done?.map_err(|error| with_causes(&error))?)
     }
 
@@ -149,7 +136,7 @@ impl Lines for LineSession {
         let sql = format!("COPY ({}) TO STDOUT", in_dialect(sql));
         let (chunks, received) = mpsc::sync_channel(CHUNKS_WAITING);
         let session = self.session.clone();
-        self.runtime.spawn(async move {
+        self.thread.runtime.spawn(async move {
             let mut chunk = Vec::with_capacity(CHUNK);
             let read = session.copy_out(&sql, |bytes| {
                 chunk.extend_from_slice(bytes);

@@ -99,7 +99,7 @@ pub(super) fn prepare(
     match (is_new, purpose) {
         // Nobody may have meant to begin with an empty one.
         (true, Purpose::Use) => log::warn!("created the database {}", path.display()),
-        (true, Purpose::Copy(_)) => log::info!("created the database {}", path.display()),
+        (true, _) => log::info!("created the database {}", path.display()),
         (false, _) => log::info!("using the database {}", path.display()),
     }
     Ok((file, db))

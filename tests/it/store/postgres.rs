@@ -88,13 +88,22 @@ fn database_of_the_first_format() -> String {
 }
 
 #[test]
-fn a_backup_does_not_migrate_the_database() {
+fn commands_that_only_read_leave_the_database_as_it_is() {
     let database = database_of_the_first_format();
     let (env, url) = (TestEnvironment::new(), cluster().url(&database));
-    let arguments = ["backup", "one.db", "--database-url", &url];
-    env.run("order-service", &arguments).assert_code(0);
-    let format = cluster().run(&database, "SELECT format FROM order_service.meta");
-    assert_eq!(format, "1");
+    for (arguments, code) in [
+        (&["backup", "one.db"][..], 0),
+        (&["check"], 0),
+        (&["explain", "a1"], 1),
+        // There is no upstream.
+        (&["account", "--order-process-url", "http://127.0.0.1:9"], 4),
+    ] {
+        let arguments = [arguments, &["--database-url", &url]].concat();
+        env.run("order-service", &arguments).assert_code(code);
+        let sql = "SELECT format, (SELECT count(*) FROM order_service.histories) \
+                   FROM order_service.meta";
+        assert_eq!(cluster().run(&database, sql), "1|1", "{arguments:?}");
+    }
 }
 
 #[test]
