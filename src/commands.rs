@@ -122,20 +122,17 @@ pub fn check(args: &ExistingDatabaseArgs) -> anyhow::Result<Exit> {
 }
 
 /// `explain`: prints the response of `GET /order/{id}/explain` as text.
-pub fn explain(args: &ExplainArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database.database_url)?;
-    let now = database.now()?;
-    if let Some(details) = database.details(&args.id, now)? {
-        let invocation = Invocation::here(process::program_name(), database.address());
+pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
+    let store = Store::open_to_read(&args.database.database_url)?;
+    let now = store.clock().now();
+    if let Some(details) = store.details(&args.id, now).await? {
+        let invocation = Invocation::here(process::program_name(), store.address());
         process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }
     let id = args.id.as_str();
-    let similar: Vec<_> = database
-        .similar_ids(&args.id)?
-        .iter()
-        .map(|id| format!("{id:?}"))
-        .collect();
+    let similar = store.similar_ids(&args.id).await?;
+    let similar: Vec<_> = similar.iter().map(|id| format!("{id:?}")).collect();
     let hint = match similar[..] {
         [] => "ids are compared exactly, including case".to_owned(),
         _ => format!("similar ids: {}", similar.join(", ")),
@@ -227,7 +224,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     if args.dry_run {
         // Read-only: not even the schema is migrated.
         let database = ReadOnlyDatabase::open(&args.database.database_url)?;
-        let mut pruning = pruning(database.now()?);
+        let mut pruning = pruning(database.now());
         pruning.removed = database.prunable(pruning.settled_before)?;
         process::print(pruning);
         return Ok(Exit::Done);

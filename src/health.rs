@@ -14,8 +14,9 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::clock::Clock;
 use crate::reconciler_state::LeaderState;
-use crate::store::{DatabaseUrl, ReadOnlyDatabase};
+use crate::store::{DatabaseUrl, Store};
 
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,15 +71,16 @@ fn reachable(ip: IpAddr) -> IpAddr {
 /// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
 /// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
-    let database = ReadOnlyDatabase::open(database)?;
-    let read = || {
-        let state = database.heartbeat().with_context(|| database.address())?;
-        anyhow::Ok((state, database.now()?))
+    let store = Store::open_to_read(database)?;
+    let read = async || {
+        let state = store.heartbeat().await;
+        let state = state.with_context(|| store.address().to_owned())?;
+        anyhow::Ok((state, store.clock().now()))
     };
-    let (mut state, mut now) = read()?;
+    let (mut state, mut now) = read().await?;
     if state.leader_status(now).status == LeaderState::Overdue {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
-        (state, now) = read()?;
+        (state, now) = read().await?;
     }
     let last = state.last_pass();
     match state.leader_status(now).problem {
@@ -90,10 +92,10 @@ pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{Clock, SystemClock};
+    use crate::clock::SystemClock;
     use crate::order::Timestamp;
     use crate::reconciler_state::ReconcilerState;
-    use crate::store::{Mode, Store};
+    use crate::store::Mode;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_reconciler_that_notices_a_step_of_the_clock_is_healthy() {

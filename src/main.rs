@@ -39,7 +39,7 @@ fn main() -> ExitCode {
             ServiceCommand::Backup(args) => commands::backup(args).await,
             ServiceCommand::Copy(args) => commands::copy(args).await,
             ServiceCommand::Check(args) => commands::check(&args),
-            ServiceCommand::Explain(args) => commands::explain(&args),
+            ServiceCommand::Explain(args) => commands::explain(args).await,
             ServiceCommand::Prune(args) => commands::prune(args).await,
             ServiceCommand::Health(args) => {
                 if args.listen.port() == 0 {

@@ -194,6 +194,24 @@ impl Store {
         read!(self, Snapshot, details(id.clone(), now))
     }
 
+    /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
+    /// its neighbours in sort order that share the first half of it.
+    pub async fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
+        let wanted = id.clone();
+        let candidates = read!(self, Scan, neighbours(wanted.clone()))?;
+        let id = id.as_str();
+        let begins = id.chars().count().div_ceil(2);
+        let begins: String = id.chars().take(begins).collect();
+        let mut similar: Vec<String> = Vec::new();
+        for other in candidates {
+            let is_alike = other.starts_with(&begins) || other.eq_ignore_ascii_case(id);
+            if is_alike && !similar.contains(&other) {
+                similar.push(other);
+            }
+        }
+        Ok(similar)
+    }
+
     /// A stream of the orders after a cursor that match the filter, oldest first, in pages of
     /// `size`, each with the cursor to resume from. Each page is a snapshot of its own: the database
     /// may change between two pages. Orders newer than the first page are left out.

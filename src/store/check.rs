@@ -194,13 +194,6 @@ fn prune_counts(numbers: &[u64]) -> PruneCounts {
     }
 }
 
-/// Reads the time of a PostgreSQL server.
-#[cfg(feature = "postgres")]
-pub(super) fn server_time(db: &dyn Lines) -> Result<Timestamp, BoxError> {
-    let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-    Ok(Timestamp(i64::try_from(numbers(db, sql)?[0])?))
-}
-
 /// Reads one row of numbers.
 fn numbers(db: &dyn Lines, sql: &str) -> Result<Vec<u64>, BoxError> {
     let mut numbers = None;

@@ -1,5 +1,5 @@
-//! Read-only access to a database, for the operator's commands: nothing is created, migrated or written, and
-//! programs may use the database meanwhile.
+//! Read-only access to the rows of a database, for the operator's commands: nothing is created, migrated or
+//! written, and programs may use the database meanwhile.
 
 use super::check;
 use super::lines::{BoxError, Lines};
@@ -8,9 +8,7 @@ use super::postgres::LineSession;
 use super::sqlite::ReadOnlyFile;
 use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, PruneCounts, StoreError, call};
 use crate::clock::{Clock, SystemClock};
-use crate::order::{OrderId, Timestamp};
-use crate::order_details::OrderDetails;
-use crate::reconciler_state::ReconcilerState;
+use crate::order::Timestamp;
 
 /// A database, opened read-only.
 pub struct ReadOnlyDatabase(Engine);
@@ -57,11 +55,11 @@ impl ReadOnlyDatabase {
     }
 
     /// Returns the time by the clock by which orders are dated; see [`Store::clock`](super::Store::clock).
-    pub fn now(&self) -> Result<Timestamp, StoreError> {
+    pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Engine::Sqlite(_) => Ok(SystemClock.now()),
+            Engine::Sqlite(_) => SystemClock.now(),
             #[cfg(feature = "postgres")]
-            Engine::Postgres(_) => self.read(check::server_time),
+            Engine::Postgres(session) => session.now(),
         }
     }
 
@@ -75,36 +73,5 @@ impl ReadOnlyDatabase {
             Engine::Postgres(session) => query(session),
         };
         read.map_err(StoreError::Unreadable)
-    }
-
-    /// Like [`Store::heartbeat`](super::Store::heartbeat).
-    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        call!(self.0.heartbeat())
-    }
-
-    /// Like [`Store::details`](super::Store::details).
-    pub fn details(
-        &self,
-        id: &OrderId,
-        now: Timestamp,
-    ) -> Result<Option<OrderDetails>, StoreError> {
-        call!(self.0.details(id, now))
-    }
-
-    /// Returns existing ids similar to one that does not exist: ids that differ in case only, and
-    /// its neighbours in sort order that share the first half of it.
-    pub fn similar_ids(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        let candidates = call!(self.0.neighbours(id))?;
-        let id = id.as_str();
-        let begins = id.chars().count().div_ceil(2);
-        let begins: String = id.chars().take(begins).collect();
-        let mut similar: Vec<String> = Vec::new();
-        for other in candidates {
-            let is_alike = other.starts_with(&begins) || other.eq_ignore_ascii_case(id);
-            if is_alike && !similar.contains(&other) {
-                similar.push(other);
-            }
-        }
-        Ok(similar)
     }
 }

@@ -8,14 +8,13 @@ use super::dialect::without_indexes;
 use super::error::Error;
 use super::session::Session;
 use super::{PostgresUrl, Thread, on_thread, start};
+use crate::clock::Clock;
 use crate::messages::with_causes;
-use crate::order::{EventReason, OrderId, Timestamp};
-use crate::order_details::OrderDetails;
-use crate::reconciler_state::ReconcilerState;
+use crate::order::{EventReason, Timestamp};
 use crate::store::check::{Check, SCHEMA};
 use crate::store::lines::{BoxError, Lines};
 use crate::store::relocation::Purpose;
-use crate::store::{Finding, OpenError, StoreError, queries};
+use crate::store::{Finding, OpenError};
 
 /// Number of bytes that are handed on at once.
 const CHUNK: usize = 64 * 1024;
@@ -51,11 +50,14 @@ pub(in crate::store) struct LineSession {
 impl LineSession {
     /// Opens a session that only reads, on a database that must be there.
     pub fn open(url: &PostgresUrl) -> Result<Self, OpenError> {
-        Self::connect(Connector::new(url, Purpose::Read)?, |connector| async move {
-            let session = connector.session_for_reading().await?;
-            session.execute(PLANS).await?;
-            Ok(session)
-        })
+        Self::connect(
+            Connector::new(url, Purpose::Read)?,
+            |connector| async move {
+                let session = connector.session_for_reading().await?;
+                session.execute(PLANS).await?;
+                Ok(session)
+            },
+        )
     }
 
     /// Starts a thread, and opens the session on it.
@@ -78,6 +80,11 @@ impl LineSession {
         self.thread.connector.address()
     }
 
+    /// Returns the time by the clock of the server.
+    pub fn now(&self) -> Timestamp {
+        self.thread.connector.clock().now()
+    }
+
     /// Runs work on the thread, and blocks the calling one until it ends.
     pub(super) fn run<T: Send + 'static, F>(
         &self,
@@ -98,36 +105,6 @@ impl LineSession {
         };
         check.rule(self, "schema", SCHEMA, SCHEMA_FINDINGS);
         check.everything(self);
-    }
-
-    /// See [`Store::heartbeat`](crate::store::Store::heartbeat).
-    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        let read = self.run(|session| async move { queries::heartbeat(&*session).await });
-        read.map_err(StoreError::Unreadable)
-    }
-
-    /// See [`Store::details`](crate::store::Store::details).
-    pub fn details(
-        &self,
-        id: &OrderId,
-        now: Timestamp,
-    ) -> Result<Option<OrderDetails>, StoreError> {
-        let id = id.clone();
-        let found = self.run(|session| async move {
-            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
-            session.execute(begin).await?;
-            let found = queries::details(&*session, id, now).await?;
-            session.execute("COMMIT").await?;
-            Ok(found)
-        });
-        found.map_err(StoreError::Unreadable)
-    }
-
-    /// Returns ids that differ from one in case only, and its neighbours in sort order.
-    pub fn neighbours(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        let id = id.clone();
-        let found = self.run(|session| async move { queries::neighbours(&*session, id).await });
-        found.map_err(StoreError::Unreadable)
     }
 }
 

@@ -7,13 +7,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 
-use super::row_mapping::result;
 use super::{check, open};
-use crate::order::{OrderId, Timestamp};
-use crate::order_details::OrderDetails;
-use crate::reconciler_state::ReconcilerState;
 use crate::store::lines::{BoxError, Lines};
-use crate::store::{Finding, OpenError, StoreError, queries};
+use crate::store::{Finding, OpenError};
 
 /// Pages copied between flushes: 8 MiB, which a disk writes in some milliseconds.
 const COPIED_AT_ONCE: i32 = 2_048;
@@ -44,26 +40,6 @@ impl ReadOnlyFile {
     /// Runs all checks.
     pub fn check(&self, on_finding: &mut dyn FnMut(Finding)) {
         check::check(&self.db, on_finding);
-    }
-
-    /// Like [`Store::heartbeat`](crate::store::Store::heartbeat).
-    pub fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
-        Ok(result(queries::heartbeat(&self.db))?)
-    }
-
-    /// Like [`Store::details`](crate::store::Store::details).
-    pub fn details(
-        &self,
-        id: &OrderId,
-        now: Timestamp,
-    ) -> Result<Option<OrderDetails>, StoreError> {
-        let db = self.db.unchecked_transaction()?;
-        Ok(result(queries::details(&*db, id.clone(), now))?)
-    }
-
-    /// Returns ids that differ from one in case only, and its neighbours in sort order.
-    pub fn neighbours(&self, id: &OrderId) -> Result<Vec<String>, StoreError> {
-        Ok(result(queries::neighbours(&self.db, id.clone()))?)
     }
 
     /// Copies a snapshot of the whole database into the file at `to`, which then needs no other

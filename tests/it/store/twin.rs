@@ -289,7 +289,10 @@ impl<'a> EnginePair<'a> {
         let (after, limit) = (self.random.i64(0..20), self.random.usize(1..12));
         match self.random.u8(0..12) {
             0 => compare!(self, |engine| stores[engine].find(id)),
-            1 => compare!(self, |engine| stores[engine].details(id, now)),
+            1 => {
+                compare!(self, |engine| stores[engine].details(id, now));
+                compare!(self, |engine| stores[engine].similar_ids(id));
+            }
             2 => {
                 for status in Status::ALL {
                     compare!(self, |engine| stores[engine].count(status));
