@@ -62,15 +62,16 @@ macro_rules! server_state {
     ($more:literal) => {
         concat!(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, format, \
-                current_setting('synchronous_standby_names') <> ''",
+                current_setting('synchronous_standby_names') <> '' \
+                    AND current_setting('synchronous_commit') <> 'remote_write'",
             $more,
             " WHERE meta.id = 1"
         )
     };
 }
 
-/// The state of the server: its clock, the format of the database, whether a commit waits for a standby,
-/// and where the orders have moved.
+/// The state of the server: its clock, the format of the database, whether a commit waits until a standby
+/// has flushed it, and where the orders have moved.
 pub(super) const SERVER_STATE: &str =
     server_state!(", state, address FROM meta LEFT JOIN relocation ON true");
 

@@ -163,6 +163,20 @@ async fn a_cancelled_wait_for_the_standby_is_not_reported_as_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_a_standby_has_not_flushed_is_not_called_replicated() {
+    for (setting, durability) in [
+        ("on", Durability::Replicated),
+        ("remote_apply", Durability::Replicated),
+        ("remote_write", Durability::Disk),
+    ] {
+        let primary = Cluster::own(&[&format!("synchronous_commit={setting}")]);
+        let _standby = primary.standby("second");
+        primary.replicate_to("second");
+        assert_eq!(open(&[primary.port()]).durability(), durability);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_only_the_primary_has_is_not_reported_as_existing() {
     let primary = Cluster::own(&[]);
     let standby = primary.standby("second");
