@@ -29,7 +29,9 @@ const PORT: u16 = 5432;
 pub struct PostgresUrl {
     /// As it was given, without the password.
     text: String,
-    pub(super) config: Config,
+    /// The configuration of a connection to each host: one for all would have a host that accepts
+    /// connections and says nothing hold up the others for ever.
+    servers: Vec<Config>,
     /// The file with the certificates of the authorities, if TLS does not use those of the system.
     pub(super) root_certificates: Option<PathBuf>,
     has_password: bool,
@@ -59,6 +61,12 @@ pub enum PostgresUrlError {
     /// Sessions that cannot write are of no use.
     #[error("target_session_attrs can only be read-write, which is the default")]
     SessionAttributes,
+    /// TLS depends on the hosts, so a parameter must name no others.
+    #[error(
+        "name each host before the database: postgres://USER@HOST:PORT,HOST:PORT/DATABASE; \
+         hostaddr, or host beside these, is refused"
+    )]
+    Hosts,
 }
 
 impl PostgresUrl {
@@ -68,52 +76,27 @@ impl PostgresUrl {
     }
 
     /// Returns the configuration of a connection to each host, with the password from the environment
-    /// unless the URL has one. One configuration for all hosts would have a host that accepts
-    /// connections and says nothing hold up the others for ever.
+    /// unless the URL has one.
     pub(super) fn servers(&self) -> Vec<Config> {
-        let password = self.config.get_password().map(<[u8]>::to_vec).or_else(|| {
+        let mut servers = self.servers.clone();
+        if !self.has_password {
             let variable = std::env::var_os("PGPASSWORD").filter(|text| !text.is_empty());
             let variable = variable.map(|text| text.as_encoded_bytes().to_vec());
-            variable.or_else(|| self.password_of_file().map(String::into_bytes))
-        });
-        let of_host = |(index, (host, port)): (usize, (String, u16))| {
-            let mut config = Config::new();
-            // A path is that of a socket's folder.
-            config.host(host).port(port);
-            if let Some(address) = self.config.get_hostaddrs().get(index) {
-                config.hostaddr(*address);
+            let password = variable.or_else(|| self.password_of_file().map(String::into_bytes));
+            if let Some(password) = password {
+                for config in &mut servers {
+                    config.password(&password);
+                }
             }
-            if let Some(user) = self.config.get_user() {
-                config.user(user);
-            }
-            if let Some(password) = &password {
-                config.password(password);
-            }
-            if let Some(database) = self.config.get_dbname() {
-                config.dbname(database);
-            }
-            if let Some(options) = self.config.get_options() {
-                config.options(options);
-            }
-            if let Some(name) = self.config.get_application_name() {
-                config.application_name(name);
-            }
-            if let Some(timeout) = self.config.get_connect_timeout() {
-                config.connect_timeout(*timeout);
-            }
-            config
-                .ssl_mode(self.config.get_ssl_mode())
-                .ssl_negotiation(self.config.get_ssl_negotiation())
-                .channel_binding(self.config.get_channel_binding())
-                .target_session_attrs(TargetSessionAttrs::ReadWrite)
-                .tcp_user_timeout(USER_TIMEOUT)
-                .keepalives(true)
-                .keepalives_idle(KEEPALIVES_IDLE)
-                .keepalives_interval(KEEPALIVES_INTERVAL)
-                .keepalives_retries(KEEPALIVES_RETRIES);
-            config
-        };
-        self.hosts().enumerate().map(of_host).collect()
+        }
+        servers
+    }
+
+    /// Returns whether connections use TLS.
+    pub(super) fn uses_tls(&self) -> bool {
+        self.servers
+            .iter()
+            .any(|config| config.get_ssl_mode() != SslMode::Disable)
     }
 
     /// The password of the first matching line of PGPASSFILE or of `~/.pgpass`. Of several hosts, the
@@ -122,28 +105,17 @@ impl PostgresUrl {
         let given = std::env::var_os("PGPASSFILE").map(PathBuf::from);
         let path = given.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pgpass")));
         let text = fs::read_to_string(path?).ok()?;
-        let user = self.config.get_user().unwrap_or_default();
-        let database = self.config.get_dbname().unwrap_or_default();
-        self.hosts().find_map(|(host, port)| {
-            let wanted = [&host, &port.to_string(), user, database];
+        self.servers.iter().find_map(|config| {
+            let host = match config.get_hosts().first()? {
+                Host::Tcp(name) => name.clone(),
+                // That of a socket's folder.
+                Host::Unix(path) => path.display().to_string(),
+            };
+            let port = config.get_ports().first().unwrap_or(&PORT).to_string();
+            let user = config.get_user().unwrap_or_default();
+            let wanted = [&host, &port, user, config.get_dbname()?];
             text.lines().find_map(|line| password_of_line(line, wanted))
         })
-    }
-
-    fn hosts(&self) -> impl Iterator<Item = (String, u16)> {
-        let ports = self.config.get_ports();
-        self.config
-            .get_hosts()
-            .iter()
-            .enumerate()
-            .map(move |(index, host)| {
-                let name = match host {
-                    Host::Tcp(name) => name.clone(),
-                    Host::Unix(path) => path.display().to_string(),
-                };
-                let port = ports.get(index).or(ports.first()).copied();
-                (name, port.unwrap_or(PORT))
-            })
     }
 }
 
@@ -202,36 +174,61 @@ impl FromStr for PostgresUrl {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             PostgresUrlError::Syntax(cause.unwrap_or_else(|| error.to_string()))
         };
-        let mut config: Config = plain.parse().map_err(syntax)?;
-        if config.get_dbname().is_none_or(str::is_empty) {
-            return Err(PostgresUrlError::NoDatabase);
+        let (before, hosts, after) = around_hosts(&plain);
+        let of_host = |host| format!("{before}{host}{after}").parse::<Config>();
+        let servers = hosts.split(',').map(of_host).collect::<Result<Vec<_>, _>>();
+        let mut servers = servers.map_err(syntax)?;
+        for config in &servers {
+            if config.get_dbname().is_none_or(str::is_empty) {
+                return Err(PostgresUrlError::NoDatabase);
+            }
+            if config.get_hosts().len() != 1 || !config.get_hostaddrs().is_empty() {
+                return Err(PostgresUrlError::Hosts);
+            }
         }
-        if config.get_hosts().is_empty() {
-            return Err(PostgresUrlError::Syntax("it names no host".to_owned()));
-        }
-        let is_here = config.get_hosts().iter().all(is_on_this_machine);
-        config.ssl_mode(match mode.as_deref() {
-            None if is_here => SslMode::Disable,
+        let is_here = |config: &Config| config.get_hosts().iter().all(is_on_this_machine);
+        let mode = match mode.as_deref() {
+            None if servers.iter().all(is_here) => SslMode::Disable,
             None | Some("verify-full" | "require") => SslMode::Require,
             Some("disable") => SslMode::Disable,
             Some(mode @ ("allow" | "prefer" | "verify-ca")) => {
                 return Err(PostgresUrlError::Unverified(mode.to_owned()));
             }
             Some(mode) => return Err(PostgresUrlError::UnknownMode(mode.to_owned())),
-        });
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("order-service");
+        };
+        for config in &mut servers {
+            config
+                .ssl_mode(mode)
+                .target_session_attrs(TargetSessionAttrs::ReadWrite)
+                .tcp_user_timeout(USER_TIMEOUT)
+                .keepalives(true)
+                .keepalives_idle(KEEPALIVES_IDLE)
+                .keepalives_interval(KEEPALIVES_INTERVAL)
+                .keepalives_retries(KEEPALIVES_RETRIES);
+            if config.get_connect_timeout().is_none() {
+                config.connect_timeout(CONNECT_TIMEOUT);
+            }
+            if config.get_application_name().is_none() {
+                config.application_name("order-service");
+            }
         }
         Ok(Self {
             text: without_password(base, query),
-            has_password: config.get_password().is_some(),
-            config,
+            has_password: servers.iter().any(|config| config.get_password().is_some()),
+            servers,
             root_certificates,
         })
     }
+}
+
+/// Splits an address around its hosts, where `tokio_postgres` does.
+fn around_hosts(url: &str) -> (&str, &str, &str) {
+    let begin = url.find("://").map_or(0, |at| at + 3);
+    let begin = url[begin..].find('@').map_or(begin, |at| begin + at + 1);
+    let end = url[begin..]
+        .find(['/', '?'])
+        .map_or(url.len(), |at| begin + at);
+    (&url[..begin], &url[begin..end], &url[end..])
 }
 
 /// Returns whether what is sent to a host never leaves this machine.
@@ -324,13 +321,17 @@ mod tests {
             ("postgres://me@db/o", SslMode::Require),
             ("postgres://me@localhost,db/o", SslMode::Require),
             ("postgres://me@db/o?sslmode=disable", SslMode::Disable),
+            ("postgres:///o?host=/run/postgresql", SslMode::Disable),
+            ("postgres:///o?host=db&port=1", SslMode::Require),
             (
                 "postgres://me@localhost/o?sslmode=verify-full",
                 SslMode::Require,
             ),
         ] {
             let url: PostgresUrl = text.parse().unwrap();
-            assert_eq!(url.config.get_ssl_mode(), mode, "{text}");
+            for config in url.servers() {
+                assert_eq!(config.get_ssl_mode(), mode, "{text}");
+            }
         }
         for text in [
             "postgres://me@db/o?sslmode=prefer",
@@ -339,6 +340,10 @@ mod tests {
             "postgres://me@db",
             "postgres://me@db/",
             "postgres:///o",
+            "postgres://me@localhost/o?hostaddr=10.0.0.5",
+            "postgres://me@localhost/o?hostadd%72=10.0.0.5",
+            "postgres://me@localhost/o?host=db",
+            "postgres:///o?host=localhost&host=db",
         ] {
             assert!(text.parse::<PostgresUrl>().is_err(), "{text}");
         }

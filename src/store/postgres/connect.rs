@@ -12,7 +12,6 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::Notify;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -403,7 +402,7 @@ impl Connector {
 /// Returns the TLS of connections, which verifies servers by the certificates of the system or of a file;
 /// `None` if the address turns it off.
 fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, BoxError> {
-    if url.config.get_ssl_mode() == SslMode::Disable {
+    if !url.uses_tls() {
         return Ok(None);
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
