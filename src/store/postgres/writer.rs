@@ -200,9 +200,13 @@ impl Writer {
         // A server that was promoted may lack the last ones.
         self.possible_last_batches
             .extend(row.try_get::<_, Option<i64>>(1)?);
+        let mut writes = batch.writes.iter();
+        // It ends the present epoch, too.
+        let is_led = writes.any(|pending| matches!(pending.write, Write::Lead { .. }));
+        let has_ended = |epoch| is_led || epoch != present;
         let (refused, left): (Vec<_>, _) = std::mem::take(&mut batch.writes)
             .into_iter()
-            .partition(|pending| pending.write.epoch().is_some_and(|epoch| epoch != present));
+            .partition(|pending| pending.write.epoch().is_some_and(has_ended));
         batch.writes = left;
         batch.has_conflicts = true;
         for pending in refused {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use order_service::order::{OrderId, Timestamp};
-use order_service::store::{Creation, DatabaseUrl, Mode, Store};
+use order_service::store::{
+    Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
+};
 
 use super::{TestDatabase, assert_deposed, create};
 use crate::cluster::cluster;
@@ -237,6 +239,42 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert_deposed([&store, &other], [&deposed, &lead], seq).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_the_last_epoch_is_refused_beside_the_begin_of_the_next() {
+    let database = cluster().database();
+    let TestDatabase { store, .. } = new_database_in(&database);
+    let seq = create(&store, "a1", 1).await;
+    let deposed = store.try_lead().await.unwrap().unwrap();
+    // The writes that wait for this creation share a transaction.
+    let holder = hold(
+        &database,
+        "SELECT pg_advisory_xact_lock(x'4f72645300000001'::bigint)",
+    );
+    let short = || tokio::time::sleep(Duration::from_millis(300));
+    let creation = tokio::spawn({
+        let store = store.clone();
+        async move { create(&store, "a2", 2).await }
+    });
+    short().await;
+    break_lock(&database);
+    short().await;
+    let lead = tokio::spawn({
+        let store = store.clone();
+        async move { store.try_lead().await }
+    });
+    let step = Transition::Intended { previous: None };
+    let changes = vec![OrderChange { seq, step }];
+    let recorded = tokio::spawn(async move { store.record(&deposed, changes, Timestamp(3)).await });
+    short().await;
+    release(&database, holder);
+    let begun = Instant::now();
+    assert_eq!(creation.await.unwrap(), 2);
+    let recorded = recorded.await.unwrap();
+    assert!(matches!(recorded, Err(StoreError::Deposed)), "{recorded:?}");
+    assert!(lead.await.unwrap().unwrap().is_some());
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
