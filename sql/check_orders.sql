@@ -16,6 +16,8 @@ SELECT id, what FROM (
         WHEN given_up_at IS NOT NULL AND intent_at IS NULL
           OR start_answer IS NOT NULL AND given_up_at IS NULL
             THEN 'it has the end of a start without its beginning'
+        WHEN attempts > 0 AND attention IS NULL
+            THEN 'it has failed attempts and no attention'
         WHEN updated_at < created_at
             THEN 'it was updated before it was created'
         END AS what

@@ -74,8 +74,8 @@ pub(super) fn waits_for_start(class: StartClass) -> &'static str {
         }
         StartClass::New => "status = 'CREATED' AND intent_at IS NULL AND attempts = 0",
         StartClass::Retry => {
-            "status = 'CREATED' AND intent_at IS NULL AND attempts > 0 \
-             AND (attention IS DISTINCT FROM 'max_starts' OR released_at IS NOT NULL)"
+            "attention IS NOT NULL AND status || '' = 'CREATED' AND intent_at IS NULL \
+             AND attempts > 0 AND (attention <> 'max_starts' OR released_at IS NOT NULL)"
         }
     }
 }

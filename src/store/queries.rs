@@ -9,7 +9,7 @@ use futures_util::future::try_join;
 
 use super::cursor::{Extent, Gone, Histories, Sequence};
 use super::filter::{PageRows, prunable, startable, waits_for_start};
-use super::rows::Value::{Boolean, Integer};
+use super::rows::Value::Integer;
 use super::rows::{
     Columns, Database, ENTRY, EVENT, HEARTBEAT, HISTORIES, OUTAGE, PRUNED, Value, entry_of,
     event_of, extent_of, extent_query, heartbeat_of, history_of, needs_operator,
@@ -127,22 +127,31 @@ pub(super) async fn startable<D: Database>(
     after: i64,
     limit: usize,
 ) -> Result<Vec<StartCandidate>, D::Error> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        open_order_columns!(),
-        " FROM orders INDEXED BY orders_by_status \
-         WHERE status = 'CREATED' AND seq > ?1 AND (attempts > 0) = ?5 AND ",
-        startable!("?2", "?3"),
-        " ORDER BY seq LIMIT ?4"
+    let source = match has_failed {
+        // Each has attention. By the index of statuses, every order without an attempt would be read.
+        true => {
+            "orders_with_attention \
+             WHERE attention IS NOT NULL AND status || '' = 'CREATED' AND attempts > 0"
+        }
+        false => "orders_by_status WHERE status = 'CREATED' AND attempts = 0",
+    };
+    let sql = format!(
+        concat!(
+            "SELECT ",
+            open_order_columns!(),
+            " FROM orders INDEXED BY {} AND seq > ?1 AND ",
+            startable!("?2", "?3"),
+            " ORDER BY seq LIMIT ?4"
+        ),
+        source
     );
     let values = [
         Integer(after),
         Integer(max_starts.into()),
         Integer(now.0),
         limit.into(),
-        Boolean(has_failed),
     ];
-    db.rows(SQL, &values, |row| start_candidate_of(row)).await
+    db.rows(&sql, &values, |row| start_candidate_of(row)).await
 }
 
 /// Returns the sequence numbers of the first orders after `after` with an impossible time.
@@ -414,8 +423,8 @@ async fn ahead<D: Database>(db: &D, order: &OpenOrder, now: Timestamp) -> Result
     for class in StartClass::ALL {
         let before = if class == own { order.seq } else { i64::MAX };
         let index = match class {
-            StartClass::Forgotten => "orders_with_attention",
-            StartClass::New | StartClass::Retry => "orders_by_status",
+            StartClass::Forgotten | StartClass::Retry => "orders_with_attention",
+            StartClass::New => "orders_by_status",
         };
         let due = waits_for_start(class);
         let sql = format!(

@@ -97,7 +97,6 @@ pub(super) enum Value<'a> {
     Null,
     Integer(i64),
     Text(Cow<'a, str>),
-    Boolean(bool),
 }
 
 impl<'a> From<&'a str> for Value<'a> {

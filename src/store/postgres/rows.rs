@@ -39,7 +39,6 @@ impl ToSql for Value<'_> {
             // The server refuses these eight bytes as a value of another type than bigint.
             (Self::Integer(number), _) => number.to_sql(of, out),
             (Self::Text(text), _) => text.to_sql(of, out),
-            (Self::Boolean(flag), _) => flag.to_sql(of, out),
         }
     }
 

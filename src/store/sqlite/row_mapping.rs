@@ -45,7 +45,6 @@ impl ToSql for Value<'_> {
             Self::Null => Null.into(),
             Self::Integer(number) => (*number).into(),
             Self::Text(text) => (**text).into(),
-            Self::Boolean(flag) => (*flag).into(),
         })
     }
 }

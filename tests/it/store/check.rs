@@ -113,6 +113,7 @@ INSERT INTO journal (seq, order_seq, at, reason) VALUES (10, 3, 99, 'failed') ->
 INSERT INTO journal (seq, order_seq, at, reason) VALUES (10, 2, 22, 'restarted') -> order "p": it has 0 starts, and its journal has 1
 UPDATE orders SET attention = 'process_lost' WHERE id = 'p' -> order "p": its attention
 UPDATE orders SET attempts = 1 WHERE id = 'f' -> order "f": it is settled and has notes
+UPDATE orders SET attempts = 1 WHERE id = 'c' -> order "c": it has failed attempts and no attention
 UPDATE orders SET process_seen = true WHERE id = 'f' -> order "f": it is settled and has notes
 UPDATE orders SET process_seen = true WHERE id = 'c' -> order "c": it has notes of a process that it never had
 UPDATE orders SET id = ' c' WHERE id = 'c' -> order " c": its id begins or ends with white space
