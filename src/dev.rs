@@ -25,6 +25,7 @@ use crate::service;
 use crate::simulator::faults::{Faults, Outage};
 use crate::simulator::record::read_record;
 use crate::simulator::{self, Simulator};
+use crate::site::Site;
 use crate::store::{DatabaseUrl, Mode, Store};
 use crate::upstream::UpstreamUrl;
 
@@ -88,7 +89,9 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let handler = simulator.clone().map(|simulator| -> Handler {
         Box::new(move |method, path| handle(&simulator, method, path))
     });
-    let site = args.listen.site();
+    // Checks `Host` wherever it listens: a container listens on every address, and its port may be published
+    // on loopback.
+    let site = Site::new(Ipv4Addr::LOCALHOST.into(), &args.listen.allowed_hosts);
     // The simulator has the other end of each connection.
     let connections = ConnectionStats::beside(2 * args.reconcile.connections());
     let draining = stop.requested.clone();

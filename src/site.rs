@@ -2,7 +2,7 @@
 //!
 //! A page whose name is made to resolve to this machine (DNS rebinding) is the same site to a browser,
 //! and only `Host` shows its name. So a program that listens on loopback, which seems out of reach,
-//! accepts known names only. Pure: `api` and `simulator` turn a refusal into an answer.
+//! accepts known names only, and so does `dev`. Pure: `api` and `simulator` turn a refusal into an answer.
 
 use std::net::{IpAddr, Ipv6Addr};
 

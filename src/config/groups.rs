@@ -55,7 +55,7 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
     /// Name that requests may have as their Host, besides IP addresses and localhost; may be repeated, or
-    /// separated by commas. Without any, all are allowed unless it listens on loopback [default: none]
+    /// separated by commas. Without any, all are allowed, except on loopback and by `dev` [default: none]
     #[arg(
         long = "allowed-host",
         env = "ALLOWED_HOSTS",

@@ -140,6 +140,44 @@ async fn on_another_address_any_name_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dev_serves_known_names_only_wherever_it_listens() {
+    let env = TestEnvironment::new();
+    let client = Client::new();
+    for flags in [&[][..], &["--allowed-host", "orders.example"]] {
+        let arguments = [&["dev", "--listen", "0.0.0.0:0"], flags].concat();
+        let mut dev = env.start_with("order-service", &arguments, &[], false);
+        let banner = dev.stdout_until("Ctrl-C");
+        let mut names = banner.lines().map(str::trim);
+        let url = names.find_map(|line| line.strip_prefix("API")).unwrap();
+        let url = url.trim();
+        for path in ["/order", "/dev/simulator"] {
+            for host in ["localhost", "192.0.2.7:8080"] {
+                let read = get(&client, format!("{url}{path}"), host).await;
+                assert_eq!(read.status, 200, "{host}");
+            }
+            let refused = get(&client, format!("{url}{path}"), "rebound.example").await;
+            assert_problem(&refused, 421);
+        }
+        let rebound = [
+            ("host", "rebound.example"),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        let refused = post(
+            &client,
+            &format!("{url}/dev/simulator/down"),
+            "a1",
+            &rebound,
+        )
+        .await;
+        assert_problem(&refused, 421);
+        let allowed = get(&client, format!("{url}/order"), "orders.example").await;
+        let status = if flags.is_empty() { 421 } else { 200 };
+        assert_eq!(allowed.status, status, "{flags:?}");
+        assert_eq!(dev.stop(), Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_breaks_no_simulator() {
     let env = TestEnvironment::new();
     let mut simulator = env.simulator(&["--control", "127.0.0.1:0"]);
