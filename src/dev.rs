@@ -96,7 +96,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let connections = ConnectionStats::beside(2 * args.reconcile.connections());
     let draining = stop.requested.clone();
     let api = Api::for_dev(store.clone(), site, connections, draining, handler);
-    let exit = service::run(Some((listener, api)), Some(reconciler), &store, &stop).await?;
+    service::run(Some((listener, api)), Some(reconciler), &store, &stop).await?;
     if let Some(simulator) = &simulator {
         repair(simulator).await;
     }
@@ -104,10 +104,7 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     let account = account::take(&store, &upstream, LIST_TIMEOUT, policy, record.as_deref()).await?;
     process::print(format_args!("\n{account}"));
     simulator_stop.cancel();
-    Ok(match exit {
-        Exit::Done => account.exit(),
-        exit => exit,
-    })
+    Ok(account.exit())
 }
 
 /// Time limit for the simulator to restart after a crash, which takes a second.

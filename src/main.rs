@@ -67,7 +67,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let connections = ConnectionStats::beside(args.reconcile.connections());
     let (site, draining) = (args.listen.site(), stop.requested.clone());
     let api = Api::new(store.clone(), site, connections, draining);
-    service::run(Some((listener, api)), Some(reconciler), &store, &stop).await
+    service::run(Some((listener, api)), Some(reconciler), &store, &stop).await?;
+    Ok(Exit::Done)
 }
 
 async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
@@ -79,7 +80,8 @@ async fn api(args: ApiArgs) -> anyhow::Result<Exit> {
     print_address(&listener)?;
     let (site, draining) = (args.listen.site(), stop.requested.clone());
     let api = Api::new(store.clone(), site, ConnectionStats::beside(0), draining);
-    service::run(Some((listener, api)), None, &store, &stop).await
+    service::run(Some((listener, api)), None, &store, &stop).await?;
+    Ok(Exit::Done)
 }
 
 async fn simulator(args: SimulatorArgs) -> anyhow::Result<Exit> {

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::process::{Exit, Stop, drain, unless_stopped};
+use crate::process::{Stop, drain, unless_stopped};
 use crate::reconciler::ReconcilerThread;
 use crate::store::{DatabaseUrl, Mode, Store};
 
@@ -29,7 +29,7 @@ pub async fn run(
     reconciler: Option<ReconcilerThread>,
     store: &Store,
     stop: &Stop,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<()> {
     let mut outcome = Ok(());
     let ended = CancellationToken::new();
     let reconciled = async {
@@ -63,5 +63,5 @@ pub async fn run(
         () = &mut program => {}
     }
     drop(program);
-    outcome.map(|()| Exit::Done)
+    outcome
 }

@@ -43,7 +43,8 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
         return once(store, upstream, settings, &stop).await;
     }
     let thread = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
-    service::run(None, Some(thread), &store, &stop).await
+    service::run(None, Some(thread), &store, &stop).await?;
+    Ok(Exit::Done)
 }
 
 async fn once(
