@@ -3,7 +3,7 @@
 //! All data are temporary. The dashboard has buttons that set the simulator's faults; their handler is
 //! here, because the API must not import the simulator.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::account::{self, LIST_TIMEOUT};
 use crate::api::{self, Api, Handler, Problem};
 use crate::commands::client;
 use crate::config::DevArgs;
+use crate::health::reachable;
 use crate::process::{self, Exit};
 use crate::reconciler::ReconcilerThread;
 use crate::server::{self, ConnectionStats};
@@ -122,15 +123,10 @@ async fn repair(simulator: &Simulator) {
     let _ = tokio::time::timeout(REPAIR_TIMEOUT, runs_again).await;
 }
 
-/// Returns the URL of a listener for a client on this machine. A listener on every address is reached at
-/// the loopback address.
+/// Returns the URL of a listener for a client on this machine.
 fn url_at(listener: &TcpListener) -> anyhow::Result<String> {
     let mut address = listener.local_addr()?;
-    address.set_ip(match address.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    });
+    address.set_ip(reachable(address.ip()));
     Ok(format!("http://{address}"))
 }
 

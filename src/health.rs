@@ -59,8 +59,9 @@ async fn ask(address: SocketAddr) -> anyhow::Result<String> {
     Ok(body)
 }
 
-/// Returns an address at which this machine reaches a program that listens on `ip`.
-fn reachable(ip: IpAddr) -> IpAddr {
+/// Returns an address at which this machine reaches a program that listens on `ip`: loopback if that is
+/// every address.
+pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
