@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use order_service::commands::client;
 use order_service::config::{self, ReconcilerArgs, ReconcilerCommand};
 use order_service::process::{self, Exit, LOG_DEFAULT, LineStyle, Stop};
@@ -9,6 +10,9 @@ use order_service::reconciler::{ReconcilerThread, Settings};
 use order_service::store::{LeadError, Store};
 use order_service::upstream::HttpUpstream;
 use order_service::{health, service};
+
+/// Error of `--once` that a signal has ended.
+const ONCE_INTERRUPTED: &str = "interrupted; run --once again for the other orders";
 
 fn main() -> ExitCode {
     let config::OrderReconciler { log, command } = config::order_reconciler();
@@ -35,6 +39,9 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
     let settings = args.reconcile.settings();
     let upstream = client(&args.upstream.order_process_url, settings.request_timeout)?;
     let Some(store) = service::open(&args.database.database_url, &stop).await? else {
+        if args.once {
+            bail!(ONCE_INTERRUPTED);
+        }
         return Ok(Exit::Done);
     };
     let url = &args.upstream.order_process_url;
@@ -70,6 +77,10 @@ async fn once(
             let _ = thread.ended().await;
             Err(reason.into())
         }
-        is_usable = thread.ended() => Ok(if is_usable? { Exit::Done } else { Exit::Upstream }),
+        is_usable = thread.ended() => match is_usable? {
+            true if stop.requested.is_cancelled() => bail!(ONCE_INTERRUPTED),
+            true => Ok(Exit::Done),
+            false => Ok(Exit::Upstream),
+        },
     }
 }

@@ -283,6 +283,20 @@ async fn once_ends_with_4_when_no_request_got_a_usable_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn once_that_is_stopped_ends_with_1_unless_it_has_tried_all_orders() {
+    let upstream = Scripted::always(answer(200, "")).await;
+    let orders = Orders::created(&["a1", "a2", "a3"]).await;
+    let arguments = ["--once", "--start-rate", "0.1"];
+    let program = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| !asked.is_empty()).await;
+    program.signal("TERM");
+    let (code, log) = ended(program).await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("interrupted; run --once again"), "{log}");
+    assert!(upstream.starts() < 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow; scripts/test all"]
 async fn an_upstream_that_is_down_gets_one_request_per_pass_however_many_orders_wait() {
     let cases = [
