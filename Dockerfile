@@ -30,6 +30,7 @@ COPY --from=build /out/ /usr/local/bin/
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
+# The address of the API, which a simulator alone takes as its own. That of the simulator is for `dev`.
 ENV DATABASE_URL=sqlite:/data/orders.db \
     LISTEN_ADDR=0.0.0.0:8080 \
     SIMULATOR_LISTEN_ADDR=0.0.0.0:8000
@@ -37,8 +38,8 @@ EXPOSE 8080
 
 # SIGTERM lets requests and starts in flight finish: give it 30 s (`docker stop -t 30`).
 STOPSIGNAL SIGTERM
-# It asks the API: a reconciler alone needs `--health-cmd 'order-reconciler health'`. Podman keeps a health
-# check with `podman build --format docker` alone.
+# It asks the API: a reconciler alone needs `--health-cmd 'order-reconciler health'`, a simulator alone
+# `--no-healthcheck`. Podman keeps a health check with `podman build --format docker` alone.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=10s --retries=3 \
     CMD ["order-service", "health"]
 ENTRYPOINT ["order-service"]

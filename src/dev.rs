@@ -264,7 +264,7 @@ fn choices() -> impl Iterator<Item = Choice> {
     let presets = Faults::PRESETS.into_iter().filter_map(|name| {
         let effect = match name {
             "calm" => "nothing goes wrong",
-            "flaky" => "one request in four or five fails",
+            "flaky" => "one request in four to seven fails",
             "crashing" => {
                 "it crashes 2 s after its first start, then after 20 s, alternating, and forgets all"
             }

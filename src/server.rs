@@ -1,4 +1,5 @@
-//! An HTTP/1.1 server for a tower service, in which no client can delay another one or the shutdown.
+//! An HTTP/1.1 server for a tower service, in which a slow connection delays neither another one nor the
+//! shutdown. A client with enough of them can take all slots.
 //!
 //! Owns connections and their limits, and nothing else: `api` and `simulator` supply the services. Limits
 //! are in `server/slots.rs`, requests in flight in `server/requests.rs`, and the end of a request once

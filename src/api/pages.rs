@@ -136,7 +136,7 @@ pub(super) fn reply(content_type: &'static str, body: impl Reply) -> Response {
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
-        // Pages change with the program's version; revalidation costs almost nothing.
+        // Pages change with the program's version, so each load fetches their files again.
         (CACHE_CONTROL, "no-cache"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

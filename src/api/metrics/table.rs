@@ -211,7 +211,8 @@ metrics! {
     "Writes that were not carried out or whose outcome is unknown, by reason."
 
     HTTP_REQUEST_DURATION "histogram" "http_request_duration_seconds" ["route", "method", "status"]
-    "Time until the response to a request began, by route, method and status."
+    "Time until the response to a request began, by route, method and status, including \
+     waits that `Prefer` asked for."
     => "`status` 5xx, or slow"
     "For 503 see the database. `route` is the template of the path, or `other` for unknown paths."
 

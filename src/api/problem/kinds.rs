@@ -235,8 +235,8 @@ pub(in crate::api) fn page() -> String {
     }
     let main = format!(
         "<h1>Problems</h1>
-<p>Every error of this service is a problem (RFC 9457): a JSON object whose <code>type</code> links to a
-section of this page. The member <code>detail</code> describes the single request; programs should use
+<p>Every error of a well-formed request is a problem (RFC 9457): a JSON object whose <code>type</code> links
+to a section of this page. The member <code>detail</code> describes the single request; programs should use
 <code>type</code> and <code>status</code> alone. <a href=\"/docs\">All requests and responses</a>,
 <a href=\"/\">dashboard</a></p>
 <nav aria-label=\"Problems\">
