@@ -71,6 +71,7 @@ fn stats(cached: &CachedStats, database: Check, info: DatabaseInfo) -> impl Seri
             status: order.status,
             created_at: Rfc3339(order.created_at),
         }),
+        newest_event: journal.last_seq(),
         per_minute: per_minute.collect::<Vec<_>>(),
         time_to_settle: object! {
             orders: times.len(),

@@ -354,10 +354,17 @@ def changes_appear_without_a_slot_for_a_stream(program, page):
         if status.endswith(b"503"):
             refused += 1
             time.sleep(0.2)
+    # The numbers of events do not follow from the counts of orders after a prune.
+    prune = [program.path, "prune", "--settled-before", "1s", "--database-url", program.database]
+    subprocess.run(prune, check=True, capture_output=True)
+    newest = program.ask("/stats")["newest_event"]
+    page.requests()
     page.open()
     page.until("it is reported", lambda: "Too many streams are open" in page.text(".list"))
     program.create("late")
     page.until("the order appears", lambda: status_of(page, "late") in SETTLED)
+    polls = [int(found[1]) for url in page.requests() if (found := re.search(r"/event\?after=(\d+)&limit=1000", url))]
+    assert polls and all(after >= newest for after in polls), (newest, polls)
     for stream in streams:
         stream.close()
 

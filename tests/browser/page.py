@@ -36,12 +36,14 @@ class Program:
         self.process = subprocess.Popen(
             [self.path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=self.folder
         )
-        self.url = None
+        self.url = self.database = None
         for line in self.process.stdout:
             if found := re.match(r"\s*API\s+(http\S+)", line):
                 self.url = found[1]
+            if found := re.match(r"\s*data\s+(\S+),", line):
+                self.database = found[1]
                 break
-        assert self.url, "the program did not print its address"
+        assert self.url and self.database, "the program did not print its address and its database"
 
     def ask(self, path, body=None):
         data = None if body is None else json.dumps(body).encode()

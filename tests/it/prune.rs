@@ -241,6 +241,7 @@ async fn totals_survive_a_prune_and_a_restart() {
             |status| after[&format!("order_service_orders_pruned_total{{status=\"{status}\"}}")];
         assert_eq!(gone("FULFILLED") + gone("FAILED"), 332.0);
         assert_eq!(stats["restarts"]["total"], 1);
+        assert_eq!(stats["newest_event"], stats_before["newest_event"]);
         for member in ["per_minute", "time_to_settle"] {
             let settled = |stats: &Value| {
                 let minutes = stats["per_minute"].as_array().unwrap().iter();

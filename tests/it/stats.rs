@@ -50,6 +50,7 @@ async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
     // The first read is of an empty journal; later ones continue from there.
     let empty = stats(&client, &service.url).await;
     assert_eq!(empty["oldest_open"], Value::Null);
+    assert_eq!(empty["newest_event"], 0);
     let none = json!({"orders": 0, "p50_seconds": null, "p95_seconds": null});
     assert_eq!(empty["time_to_settle"], none);
     for id in ids(200) {
@@ -97,6 +98,10 @@ async fn the_statistics_of_a_run_agree_with_counts_by_the_database() {
         "{times}"
     );
 
+    let newest = db.query_row("SELECT max(seq) FROM journal", [], |row| {
+        row.get::<_, i64>(0)
+    });
+    assert_eq!(figures["newest_event"], newest.unwrap());
     assert_eq!(figures["restarts"], json!({"last_hour": 0, "total": 0}));
     assert_eq!(figures["database"]["status"], "ok");
     assert!(figures["database"]["bytes"].as_u64().unwrap() > 0);

@@ -114,7 +114,7 @@ class Feed {
   }
 
   async #poll(mode, signal) {
-    let last = await newest(signal);
+    let { newest_event: last } = await ask("/stats", { signal });
     this.#emit({ begin: last });
     this.#setMode(mode);
     for (let polls = 0; polls < POLLS; polls += 1) {
@@ -127,21 +127,6 @@ class Feed {
       }
     }
   }
-}
-
-// Returns the number of the newest event without a stream, from the counts: a CREATED order has one
-// event, a PROCESSING one two, a settled one three, and each repeated start one more. Then reads the
-// journal to its end.
-async function newest(signal) {
-  const { orders, restarts } = await ask("/stats", { signal });
-  const { CREATED, PROCESSING, FULFILLED, FAILED } = orders;
-  let last = CREATED + 2 * PROCESSING + 3 * (FULFILLED + FAILED) + restarts.total;
-  for (let more = true; more;) {
-    const { items, next } = await askPage(`/event?after=${last}&limit=1000`, { signal });
-    last = items.at(-1)?.seq ?? last;
-    more = next !== null;
-  }
-  return last;
 }
 
 function pause(ms, signal) {
