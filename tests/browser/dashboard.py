@@ -89,6 +89,10 @@ def an_order_shows_its_journal_and_a_command_that_works(program, page):
     ran = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert page.text("#order-title bdi") in ran.stdout and "FULFILLED" in ran.stdout
     page.check_everywhere("order")
+    # A later test looks for complaints of the browser.
+    page.run("navigator.clipboard.writeText = () => Promise.reject(new Error('denied'))")
+    page.click(".command button")
+    assert page.text(".command button") == "Copy"
 
 
 def a_link_leads_to_the_same_order_in_the_same_list_and_back_leads_back(program, page):
@@ -336,6 +340,44 @@ def the_page_of_the_api_begins_with_creating_an_order(program, page):
     assert not [link for link in links if link.endswith((".js", ".css"))], links
 
 
+def a_failed_creation_ends_all_that_were_to_follow(program, page):
+    page.open()
+    page.run(
+        "const send = fetch; let posts = 0;"
+        "window.fetch = (path, options) =>"
+        " options?.method === 'POST' && (posts += 1) === 2 ? Promise.reject(new TypeError()) : send(path, options)"
+    )
+    before = page.until("they are counted", lambda: count(page, "All") != "–" and int(count(page, "All")))
+    page.click(".dev button", "^100 orders$")
+    page.until("it is reported", lambda: "then creation failed" in page.text(".dev"))
+    created = int(re.search(r"Created (\d+) orders?;", page.text(".dev"))[1])
+    assert created < 10, created
+    time.sleep(1)
+    orders = program.ask("/stats")["orders"]
+    assert sum(orders.values()) == before + created, (orders, before, created)
+
+
+def failed_reads_of_lists_are_repeated(program, page):
+    def block(*patterns):
+        page.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": patterns})
+
+    page.until("no event is to come", lambda: count(page, "Open") == "0")
+    block("*/order?limit=*")
+    page.open("/?list=all")
+    page.until("it is reported", lambda: "cannot be read: the program does not answer" in page.text(".list"))
+    # By then the stream has begun, which is a reason to read it too.
+    time.sleep(2.5)
+    block()
+    page.until("it is read again", lambda: len(page.rows()) == 50)
+    block("*/event?after=*&limit=*")
+    page.open()
+    page.until("it is reported", lambda: "cannot be read: the program does not answer" in page.text(".list"))
+    program.create("meanwhile")
+    page.until("it is marked", lambda: len(page.rows()) == 1 and "Not up to date: the program" in page.text(".list"))
+    block()
+    page.until("it is read again", lambda: len(page.rows()) == 30 and "Not up to date" not in page.text(".list"))
+
+
 def changes_appear_without_a_slot_for_a_stream(program, page):
     page.browser.get("about:blank")
     address = urllib.parse.urlsplit(program.url)
@@ -475,6 +517,8 @@ TESTS = [
     # Before tests in which requests fail on purpose.
     every_request_goes_to_the_origin_and_the_browser_logs_no_error,
     an_invalid_address_is_reported_with_valid_values,
+    a_failed_creation_ends_all_that_were_to_follow,
+    failed_reads_of_lists_are_repeated,
     changes_appear_without_a_slot_for_a_stream,
     changes_appear_behind_a_proxy_that_withholds_streams,
     a_silent_program_is_reported_and_outdated_parts_are_marked,

@@ -27,18 +27,20 @@ function Create({ say }) {
     const run = Date.now().toString(36).slice(-5);
     const ids = Array.from({ length: count }, (_, at) => (count === 1 ? `try-${run}` : `try-${run}-${at + 1}`));
     let created = 0;
-    try {
-      const some = async () => {
-        for (let id = ids.pop(); id !== undefined; id = ids.pop()) {
+    let failure = null;
+    const some = async () => {
+      for (let id = ids.pop(); id !== undefined && !failure; id = ids.pop()) {
+        try {
           await post("/order", { id });
           created += 1;
+        } catch (error) {
+          failure ??= error;
         }
-      };
-      await Promise.all(Array.from({ length: AT_ONCE }, some));
-      say(count === 1 ? `Created the order try-${run}.` : `Created ${created} orders.`);
-    } catch (error) {
-      say(`Created ${counted(created, "order")}; then creation failed: ${error.message}.`);
-    }
+      }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, some));
+    if (failure) say(`Created ${counted(created, "order")}; then creation failed: ${failure.message}.`);
+    else say(count === 1 ? `Created the order try-${run}.` : `Created ${created} orders.`);
     setBusy(false);
   };
   return html`<div class="row"><span class="what" id="create-label">Create</span>

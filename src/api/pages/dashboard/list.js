@@ -87,7 +87,8 @@ function Latest({ view, known, mode }) {
       }
       show();
     };
-    // The program may have been restarted with another database, so earlier data is dropped.
+    // The program may have been restarted with another database, so earlier data is dropped. A failed read
+    // is repeated from the newest event by then.
     const begin = async (seq) => {
       const since = [];
       meanwhile = since;
@@ -99,14 +100,17 @@ function Latest({ view, known, mode }) {
         last = new Map();
         take([...items, ...since]);
       } catch (error) {
+        if (meanwhile !== since) return;
         setError(error.message);
+        // The feed of a hidden page begins again when it is shown.
+        setTimeout(() => meanwhile === since && !document.hidden && begin(since.at(-1)?.seq ?? seq), PAUSE_MS);
       }
     };
     const ignore = feed.listen(({ begin: seq, events }) => {
       if (seq !== undefined) begin(seq);
       if (events) take(events);
     });
-    return () => (ignore(), clearTimeout(frame));
+    return () => (ignore(), clearTimeout(frame), (meanwhile = null));
   }, []);
   const hold = (isHeld) => setHeld(isHeld ? (before) => before ?? rows.map(({ order_id: id }) => id) : null);
   if (error && !rows) return html`<p class="bad">The latest changes cannot be read: ${error}.</p>`;
@@ -116,7 +120,7 @@ function Latest({ view, known, mode }) {
   const kept = held ? held.filter((id) => byId.has(id)) : [...byId.keys()];
   const newer = rows.length - kept.length;
   return html`
-    <p class="note">Each order with its last change, newest first. <${Mode} of=${mode} />${newer > 0 && html` <b>${counted(newer, "order")} more</b>, shown when you leave the list.`}</p>
+    <p class="note">Each order with its last change, newest first. <${Mode} of=${mode} />${error && html` <b class="bad">Not up to date: ${error}.</b>`}${newer > 0 && html` <b>${counted(newer, "order")} more</b>, shown when you leave the list.`}</p>
     <${Table} columns=${["Order", "Status", "Changed"]} label="Latest changes" hold=${hold}>
       ${kept.map((id) => {
         const event = byId.get(id);
@@ -138,9 +142,14 @@ function useNeedy({ stats }) {
   useEffect(() => {
     if (!count) return setNeedy(NONE);
     const gone = new AbortController();
-    askPage(`/order?attention=true&limit=${NEEDY_READ}`, { signal: gone.signal })
-      .then(({ items }) => setNeedy(new Map(items.map((order) => [order.id, order.attention]))))
-      .catch(() => {});
+    const read = () => {
+      if (gone.signal.aborted) return;
+      askPage(`/order?attention=true&limit=${NEEDY_READ}`, { signal: gone.signal })
+        .then(({ items }) => setNeedy(new Map(items.map((order) => [order.id, order.attention]))))
+        .catch(again);
+    };
+    const again = () => setTimeout(document.hidden ? again : read, PAUSE_MS);
+    read();
     return () => gone.abort();
   }, [attention]);
   return needy;
@@ -180,9 +189,11 @@ function Page({ view, known, mode }) {
       } catch (error) {
         if (gone.signal.aborted) return;
         setPage((before) => ({ ...before, error: error.message }));
+        // A filter that is refused stays refused.
+        isOld ||= error.status === null || error.status >= 500;
       }
       isReading = false;
-      timer = setTimeout(() => ((timer = null), isOld && read()), PAUSE_MS);
+      timer = setTimeout(() => ((timer = null), isOld && !document.hidden && read()), PAUSE_MS);
     };
     again.current = () => (isReading || timer ? (isOld = true) : read());
     read();

@@ -130,10 +130,13 @@ function reading(explained) {
 // A command with a button that copies it, which browsers allow only on this machine and over HTTPS.
 function Command({ effect, command: line }) {
   const [isCopied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(line);
-    setCopied(true);
-    setTimeout(() => setCopied(false), 2000);
+  const copy = () => {
+    const copied = () => {
+      setCopied(true);
+      setTimeout(() => setCopied(false), 2000);
+    };
+    // The user may deny it. The button then stays as it is.
+    navigator.clipboard.writeText(line).then(copied, () => {});
   };
   return html`<div class="command">
     <p>${effect}</p>
