@@ -146,12 +146,12 @@ def a_broken_upstream_is_described_until_it_is_repaired(program, page):
     page.check_everywhere("well")
     page.click(".dev button", "^down$")
     page.click(".dev button", "^10 orders$")
-    page.until("it is reported", lambda: page.text("#verdict") == "The upstream does not answer")
+    page.until("it is reported", lambda: page.text("#verdict") == "The upstream is down")
     page.until(
         "the sentence says how many wait",
         lambda: "The upstream has" in page.text(".signs") and "10 orders wait, the oldest for" in page.text(".signs"),
     )
-    assert page.browser.title.startswith("The upstream does not answer")
+    assert page.browser.title.startswith("The upstream is down")
     page.until("they are marked", lambda: [note for _, _, note in page.rows()].count("no answer") == 10)
     page.until("they need no operator", lambda: "10 orders proceed by themselves. No answer: 10." in page.text(".counts"))
     assert count(page, "Need an operator") == "0"
@@ -198,18 +198,24 @@ STATISTICS = [
     ),
     (
         {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "no route to it", "orders.CREATED": 37},
-        "The upstream does not answer",
+        "The upstream is down",
         "The upstream has not answered for 40 s: no route to it. 37 orders wait, the oldest for 2 min.",
     ),
     (
         {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "it answered 503"},
-        "The upstream does not answer",
+        "The upstream is down",
         "The upstream has given no usable answer for 40 s: it answered 503. No order waits for it.",
     ),
     (
-        {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80},
+        {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80, "reconciler.detail": "the reconciler was killed, or is stuck"},
         "The reconciler has stopped",
-        "The last pass ended 3 min ago, and the next was due 80 s ago.",
+        "The last pass ended 3 min ago. The reconciler was killed, or is stuck. Orders do not proceed until it runs again.",
+    ),
+    # Both passes are ahead of the clock.
+    (
+        {"reconciler.status": "overdue", "reconciler.last_pass_at": 3600, "reconciler.next_pass_at": 3601, "reconciler.detail": "the clock was set back"},
+        "The reconciler has stopped",
+        "It has answered for 3 min. The clock was set back. Orders do not proceed until it runs again.",
     ),
     (
         {"reconciler.status": "none", "reconciler.since": None, "reconciler.detail": "no reconciler has led on this database yet"},

@@ -70,7 +70,7 @@ function Simulator({ say }) {
   return html`<div class="row"><span class="what" id="break-label">Upstream</span>
     <div class="buttons" role="group" aria-labelledby="break-label">
       ${state.choices.map((choice) => html`<button type="button" key=${choice} aria-pressed=${state.now === choice}
-        aria-describedby="break-now" onClick=${() => change(choice, `The upstream is ${choice} from now on.`)}>${choice}</button>`)}
+        aria-describedby="break-now" onClick=${() => change(choice, `Faults: ${choice}.`)}>${choice}</button>`)}
       <button type="button" onClick=${() => change("crash", "The upstream has crashed and lost all processes.")}>crash now</button>
     </div>
     <p class="faint" id="break-now">${state.effect ?? "other faults, set at its control address"}${state.is_alive ? "" : "; it has crashed and is down"}</p>

@@ -71,7 +71,7 @@ export function verdict(stats) {
   if (database.status !== "ok") return { level: "bad", words: "Orders cannot be written" };
   if (reconciler.status === "none") return { level: "bad", words: "No reconciler runs" };
   if (reconciler.status === "overdue") return { level: "bad", words: "The reconciler has stopped" };
-  if (upstream.status === "down") return { level: "bad", words: "The upstream does not answer" };
+  if (upstream.status === "down") return { level: "bad", words: "The upstream is down" };
   if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} an operator` };
   if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
   if (upstream.status === "up" && upstream.detail) return { level: "warn", words: "The upstream refuses requests" };
@@ -158,8 +158,9 @@ function reconciler(stats, moment) {
   const leads = since ? `It has led for ${lasting(since, moment)}` : "It leads";
   const lastly = last ? `The last pass ended ${ago(last, moment)}` : "No pass has ended yet";
   if (status === "overdue") {
-    const late = next ? `, and the next was due ${ago(next, moment)}` : "";
-    return { level: "bad", words: [`${lastly}${late}. Orders do not proceed until it runs again.`] };
+    // After the clock was set back, the last pass is ahead of it.
+    const past = last && secondsSince(last, moment) < 0 ? "" : `${lastly}. `;
+    return { level: "bad", words: [`${past}${sentence(capital(detail))} Orders do not proceed until it runs again.`] };
   }
   const words = [];
   // The heartbeat is written every few seconds: with a shorter interval, both times are outdated.
