@@ -32,7 +32,7 @@ use crate::reconciler::Settings;
 use crate::store::DatabaseUrl;
 use crate::upstream::UpstreamUrl;
 
-/// Orders over HTTP, kept in SQLite or PostgreSQL, each carried through an order process service by polling.
+/// Orders over HTTP, kept in SQLite (or PostgreSQL, if built with it), each carried through an order process service by polling.
 ///
 /// Without a command it does the same as `order-service serve`, and takes its flags.
 #[derive(Debug, Parser)]
@@ -292,7 +292,8 @@ pub struct BackupArgs {
 /// `order-service copy`.
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// The database to copy: sqlite:FILE, or postgres://USER@HOST:PORT/DATABASE
+    /// The database to copy: sqlite:FILE, or, in builds with PostgreSQL,
+    /// postgres://USER@HOST:PORT/DATABASE
     #[arg(value_name = "FROM")]
     pub from: DatabaseUrl,
     /// The database to copy into

@@ -84,7 +84,7 @@ fn password_in_flag(matches: &ArgMatches) -> Option<String> {
     };
     Some(format!(
         "{name} may hold no password, because other users of the machine can read it; set \
-         DATABASE_URL, PGPASSWORD or PGPASSFILE instead"
+         PGPASSWORD or PGPASSFILE instead"
     ))
 }
 

@@ -17,7 +17,7 @@ use crate::upstream::UpstreamUrl;
 /// The database of programs that create it if absent.
 #[derive(Debug, Args)]
 pub struct DatabaseArgs {
-    /// Database, created if it is not there: sqlite:FILE or a path, or
+    /// Database, created if it is not there: sqlite:FILE or a path, or, in builds with PostgreSQL,
     /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,
@@ -31,7 +31,7 @@ pub struct DatabaseArgs {
 /// The database of commands that do not create it.
 #[derive(Debug, Args)]
 pub struct ExistingDatabaseArgs {
-    /// Database, and it has to be there: sqlite:FILE or a path, or
+    /// Database, and it has to be there: sqlite:FILE or a path, or, in builds with PostgreSQL,
     /// postgres://USER@HOST:PORT/DATABASE
     #[arg(
         long,

@@ -39,8 +39,8 @@ pub enum DatabaseUrlError {
     Memory,
     /// The URL has an unknown scheme.
     #[error(
-        "{0:?} is not a database this program can use; write sqlite:FILE or a path, or \
-         postgres://USER@HOST:PORT/DATABASE"
+        "{0:?} is not a database this program can use; write sqlite:FILE or a path, or, in builds with \
+         PostgreSQL, postgres://USER@HOST:PORT/DATABASE"
     )]
     Scheme(String),
     /// The URL has parameters.

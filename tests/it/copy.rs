@@ -248,6 +248,8 @@ fn a_password_in_an_argument_is_refused_and_not_repeated() {
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         if cfg!(feature = "postgres") {
             assert!(ran.stderr.contains("may hold no password"), "{ran:?}");
+            // A copy reads no other address than its arguments.
+            assert!(!ran.stderr.contains("DATABASE_URL"), "{ran:?}");
         }
     }
 }

@@ -96,6 +96,25 @@ fn the_help_of_every_command_that_asks_the_upstream_names_the_token_and_the_log_
 }
 
 #[test]
+fn the_help_promises_postgresql_only_in_builds_with_it() {
+    let env = TestEnvironment::new();
+    let mut arguments: Vec<_> = commands().into_iter().map(|(command, _)| command).collect();
+    arguments.push(vec!["order-service", "copy"]);
+    let mut checked = 0;
+    for command in arguments {
+        let help = run(&env, &command, &["--help"], &[]).stdout;
+        let words: Vec<_> = help.split_whitespace().collect();
+        let help = words.join(" ");
+        for (promise, _) in help.match_indices("postgres://") {
+            let condition = "in builds with PostgreSQL, ";
+            assert!(help[..promise].ends_with(condition), "{command:?}: {help}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "{checked} promises were found");
+}
+
+#[test]
 fn the_help_shows_no_value_of_the_environment() {
     let env = TestEnvironment::new();
     for (command, settings) in commands() {
