@@ -138,10 +138,19 @@ fn sets_own_level(filters: &str) -> Result<bool, String> {
             .is_some_and(|part| LOG_PARTS.contains(&part)),
         None => false,
     };
-    // A name like this program's is most likely misspelled.
+    // A name like that of this project's programs is most likely misspelled.
+    let is_like_own = |name: &str| {
+        let own = [
+            OWN_NAME,
+            "order-service",
+            "order_reconciler",
+            "order-reconciler",
+        ];
+        own.iter().any(|own| name.starts_with(own))
+    };
     if let Some(name) = names
         .clone()
-        .find(|name| name.starts_with("order") && !is_own(name))
+        .find(|name| is_like_own(name) && !is_own(name))
     {
         return Err(format!(
             "nothing logs as {name:?}; expected {OWN_NAME}, or {OWN_NAME}:: and one of {}",

@@ -120,6 +120,10 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
         ),
         ("order_service::ordres=debug", "and one of account, api"),
         ("order_services::orders=debug", "expected order_service, or"),
+        (
+            "order_reconciler=debug",
+            "nothing logs as \"order_reconciler\"",
+        ),
         ("order_service =info", "nothing logs as \"order_service \""),
         ("order_service::pass=info,", ""),
         ("info/a/b", "(too many '/'s)"),
@@ -139,7 +143,7 @@ fn a_mistake_in_rust_log_is_refused_or_warned_about_with_what_would_be_right() {
         }
     }
     // Targets of other crates are not checked, and silence nothing.
-    for levels in ["debgu", "hyper=info"] {
+    for levels in ["debgu", "hyper=info", "order_gateway=info"] {
         let database = format!("{levels}.db");
         let arguments = ["--once", "--database-url", &database];
         let ran = env
