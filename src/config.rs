@@ -148,8 +148,8 @@ pub struct ServeArgs {
 pub struct DevArgs {
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// URL of an order process service to use instead of the simulator, whose flags are then rejected;
-    /// ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
+    /// URL of an order process service to use instead of the simulator, whose flags and SIMULATOR_PRESET
+    /// are then rejected; ORDER_PROCESS_TOKEN, if set, is sent as a bearer token
     #[arg(long, env = "ORDER_PROCESS_URL", value_name = "URL")]
     pub order_process_url: Option<UpstreamUrl>,
     #[command(flatten)]

@@ -117,7 +117,7 @@ pub struct ReconcileArgs {
         value_parser = whole(1..=IN_FLIGHT_MAX)
     )]
     pub max_in_flight: usize,
-    /// Timeout of a start or a look-up; for a list the longest silence, with 10 min in all. Three
+    /// Timeout of a start or a look-up; for a list the longest silence, with 30 s to 10 min in all. Three
     /// quarters of it are for a connection. A number with a unit (ms, s, m), from 1ms to 10m
     #[arg(
         long,
